@@ -1,0 +1,1 @@
+"""Training: batches, steps, schedules and checkpoints; needs no simulator."""

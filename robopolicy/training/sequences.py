@@ -1,0 +1,298 @@
+"""Episodes <-> the sequences a recurrent policy is trained on.
+
+Two ways of cutting, each with its inverse:
+
+- Truncated back-propagation through time: episodes (E, S, ...) -> chunks of T steps (C, T, E, ...), each with the
+  state at its first step, (layers, E, H). `split_episodes`, `join_episodes`, `start_states`, `unroll_truncated`.
+- Recurrent mini-batches: a time-major rollout (T, E, ...) with resets on the way -> one trajectory per episode,
+  padded to the longest, with a mask and the saved state of its first step. `Trajectories`, `SequenceStorage`.
+
+A cell's state is a tuple of tensors (layers, E, H), a pair for LSTM, or a single tensor for GRU, as `torch.nn` has it.
+Steps are a tensor or a TensorDict; for the latter the leading axes named here are its batch size.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from tensordict import TensorDict
+from torch import Tensor
+
+Steps: TypeAlias = Tensor | TensorDict
+CellState: TypeAlias = Tensor | tuple[Tensor, ...]
+
+
+def split_episodes(
+    episodes: Steps, steps: int, remainder: Literal["drop", "pad"] = "pad"
+) -> tuple[Steps, Bool[Tensor, "chunks steps episodes"]]:
+    """Chunks (C, steps, E, ...) of episodes (E, S, ...), in order and time-major, and which of their steps are real.
+
+    A remainder of S / steps is dropped (1000 steps in chunks of 128: 7 chunks, 104 steps lost), or padded with zeros.
+
+    Raises:
+        ValueError: `steps` is below 1, or dropping the remainder leaves no chunk.
+    """
+    if steps < 1:
+        raise ValueError(f"chunks of {steps} steps; expected 1 or more")
+    count, length = episodes.shape[0], episodes.shape[1]
+    if remainder == "drop" and length < steps:
+        raise ValueError(
+            f"episodes of {length} steps hold no chunk of {steps}; pad the remainder or shorten the chunks"
+        )
+    chunks = length // steps if remainder == "drop" else -(-length // steps)
+    device = episodes.device or torch.device("cpu")
+    time = torch.arange(chunks * steps, device=device)
+    valid = (time < length).view(chunks, steps, 1).expand(-1, -1, count)
+    index = time.clamp(max=length - 1).view(chunks, steps)
+
+    def cut(rows: Tensor) -> Tensor:
+        """(E, S, ...) -> (C, steps, E, ...)."""
+        picked = rows.movedim(0, 1)[index]
+        return picked.masked_fill(~_like(valid, picked), 0)
+
+    return _each(cut, episodes, (chunks, steps, count)), valid
+
+
+def join_episodes(chunks: Steps, length: int) -> Steps:
+    """The inverse of `split_episodes`: chunks (C, T, E, ...) -> episodes (E, min(length, C * T), ...)."""
+    number, steps, count = chunks.shape[:3]
+    kept = min(length, number * steps)
+    return _each(lambda rows: rows.flatten(0, 1)[:kept].movedim(0, 1), chunks, (count, kept))
+
+
+def start_states(recorded: CellState, steps: int, chunks: int) -> list[CellState]:
+    """The state at the first step of each chunk, (layers, E, H), from the states recorded before every step.
+
+    Args:
+        recorded: each tensor (S, layers, E, H).
+        steps: T, the steps of one chunk.
+        chunks: C, how many there are.
+    """
+    return [map_state(lambda saved, first=chunk * steps: saved[first].detach(), recorded) for chunk in range(chunks)]
+
+
+def unroll_truncated(
+    chunks: Steps, unroll: Callable[[Any, Any], tuple[Any, Any]], state: Any, detach: Callable[[Any], Any] | None = None
+) -> Iterator[Any]:
+    """Run `unroll(frames (T, E, ...), state) -> (output, state)` over chunks (C, T, E, ...), gradients cut in between.
+
+    Yields each chunk's output, ready for a loss and `backward()`; with one chunk this is the full pass.
+    `detach` takes a state out of the graph; without one, the state is a `CellState`.
+    """
+    detach = detach or detach_state
+    for frames in chunks:
+        output, state = unroll(frames, state)
+        yield output
+        state = detach(state)
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: CellState) -> CellState:
+    """Apply a function to a cell's state, an LSTM's pair or a GRU's single tensor."""
+    return function(state) if isinstance(state, Tensor) else tuple(function(part) for part in state)
+
+
+def detach_state(state: CellState) -> CellState:
+    """The same numbers, out of the graph."""
+    return map_state(Tensor.detach, state)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Where the episodes of a rollout begin and end: T steps of E environments hold J trajectories.
+
+    A trajectory begins at step 0 and after every step that was done; they are numbered by environment, then time.
+    """
+
+    done: Bool[Tensor, "time environments"]
+    """True where an episode ended on that step."""
+
+    @cached_property
+    def starts(self) -> Bool[Tensor, "time environments"]:
+        """True where a trajectory begins."""
+        starts = torch.ones_like(self.done)
+        starts[1:] = self.done[:-1]
+        return starts
+
+    @cached_property
+    def number(self) -> Int[Tensor, "time environments"]:
+        """Which trajectory each step belongs to."""
+        return (self.starts.t().flatten().cumsum(0) - 1).view(self.done.shape[1], -1).t()
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, "trajectories"]:
+        """Steps of each trajectory."""
+        return torch.bincount(self.number.flatten())
+
+    @cached_property
+    def valid(self) -> Bool[Tensor, "steps trajectories"]:
+        """True where a padded step is real; as many steps as the longest trajectory has."""
+        longest = int(self.lengths.max())
+        return torch.arange(longest, device=self.done.device).unsqueeze(1) < self.lengths
+
+    def split(self, rollout: Steps) -> Steps:
+        """A rollout (T, E, ...) -> its trajectories (S, J, ...), padded with zeros to the longest."""
+        padded, total = tuple(self.valid.shape), len(self.done)
+        first = self.lengths.cumsum(0) - self.lengths
+        index = (first + torch.arange(padded[0], device=first.device).unsqueeze(1)).clamp(max=self.done.numel() - 1)
+
+        def cut(rows: Tensor) -> Tensor:
+            picked = rows[index % total, index // total]
+            return picked.masked_fill(~_like(self.valid, picked), 0)
+
+        return _each(cut, rollout, padded)
+
+    def join(self, trajectories: Steps) -> Steps:
+        """The inverse of `split`: (S, J, ...) -> (T, E, ...); gradients pass."""
+        first = self.lengths.cumsum(0) - self.lengths
+        steps = (
+            torch.arange(self.done.numel(), device=first.device).view(self.done.shape[1], -1).t() - first[self.number]
+        )
+        return _each(lambda rows: rows[steps, self.number], trajectories, tuple(self.done.shape))
+
+    def first(self, recorded: CellState) -> CellState:
+        """States (T, layers, E, H) before each step -> those of the trajectories' first steps, (layers, J, H)."""
+        return map_state(
+            lambda saved: saved.permute(2, 0, 1, 3)[self.starts.t()].transpose(0, 1).contiguous().detach(), recorded
+        )
+
+
+@dataclass(frozen=True)
+class RecurrentMiniBatch:
+    """The trajectories of a group of environments, and the same steps as they lie in the rollout."""
+
+    trajectories: TensorDict
+    """[S, J]: padded trajectories, time-major."""
+    valid: Bool[Tensor, "steps trajectories"]
+    """True where a step of `trajectories` is real."""
+    state: CellState | None
+    """(layers, J, H): each trajectory's state at its first step; None where none was recorded."""
+    steps: TensorDict
+    """[T, e]: the group's rollout, which joined outputs meet."""
+    layout: Trajectories
+    """`layout.join(outputs)` brings (S, J, ...) back to (T, e, ...)."""
+
+
+class SequenceStorage:
+    """A rollout of E environments in one TensorDict of batch size [T, E], filled a step at a time.
+
+    A step needs `terminated` and `truncated` (E,) bool beside whatever else it holds: an episode ends on either, but
+    only `terminated` means that nothing comes after (`bootstrap`).
+    """
+
+    def __init__(self, steps: int, environments: int, device: str | torch.device = "cpu") -> None:
+        self._data = TensorDict({}, batch_size=[steps, environments], device=torch.device(device))
+        self._filled = 0
+        self._single_state = False
+
+    def __len__(self) -> int:
+        return self._filled
+
+    def append(self, step: TensorDict, state: CellState | None = None) -> None:
+        """Add what happened in one step [E], and the cell's state (layers, E, H) before it.
+
+        Raises:
+            OverflowError: all T steps are filled; `clear()` first.
+            KeyError: `terminated` or `truncated` is missing.
+        """
+        if self._filled == self._data.shape[0]:
+            raise OverflowError(f"the storage holds {self._filled} steps already; clear() it before the next rollout")
+        missing = {"terminated", "truncated"} - set(step.keys())
+        if missing:
+            raise KeyError(
+                f"a step needs {' and '.join(sorted(missing))}; it has: {', '.join(sorted(map(str, step.keys())))}"
+            )
+        row = step.clone()
+        if state is not None:
+            self._single_state = isinstance(state, Tensor)
+            parts = (state,) if isinstance(state, Tensor) else state
+            row["state"] = TensorDict(
+                {str(i): part.detach().transpose(0, 1) for i, part in enumerate(parts)}, batch_size=row.batch_size
+            )
+        if self._filled == 0:
+            self._data.update(
+                row.apply(lambda rows: rows.new_zeros(self._data.shape[0], *rows.shape), batch_size=self._data.shape)
+            )
+        self._data[self._filled] = row
+        self._filled += 1
+
+    def clear(self) -> None:
+        """Begin again at step 0."""
+        self._filled = 0
+
+    @property
+    def steps(self) -> TensorDict:
+        """[T, E]: what was appended so far, states excluded."""
+        return self._data[: self._filled].exclude("state")
+
+    @property
+    def states(self) -> CellState | None:
+        """(T, layers, E, H): the states before each step; None where none was recorded."""
+        if "state" not in self._data.keys():  # noqa: SIM118 (a TensorDict iterates over its first axis)
+            return None
+        recorded = self._data["state"][: self._filled]
+        parts = tuple(recorded[name].transpose(1, 2) for name in sorted(recorded.keys()))
+        return parts[0] if self._single_state else parts
+
+    @property
+    def done(self) -> Bool[Tensor, "time environments"]:
+        """True where an episode ended."""
+        return self.steps["terminated"] | self.steps["truncated"]
+
+    @property
+    def bootstrap(self) -> Bool[Tensor, "time environments"]:
+        """True where a value of the next state would count: everywhere but after a real end."""
+        return ~self.steps["terminated"]
+
+    def mini_batches(self, groups: int, generator: torch.Generator | None = None) -> Iterator[RecurrentMiniBatch]:
+        """The rollout in `groups` mini-batches of whole environments; shuffled where a generator is given.
+
+        Raises:
+            ValueError: there are more groups than environments.
+        """
+        environments = self._data.shape[1]
+        if not 1 <= groups <= environments:
+            raise ValueError(f"{groups} mini-batches of {environments} environments; expected 1 .. {environments}")
+        order = torch.arange(environments) if generator is None else torch.randperm(environments, generator=generator)
+        steps, states, done = self.steps, self.states, self.done
+        for group in order.to(done.device).tensor_split(groups):
+            layout = Trajectories(done[:, group])
+            picked = None if states is None else map_state(lambda saved, group=group: saved[:, :, group], states)
+            rows = steps[:, group]
+            start = None if picked is None else layout.first(picked)
+            yield RecurrentMiniBatch(layout.split(rows), layout.valid, start, rows, layout)
+
+
+class EpisodeStatistics:
+    """Return, length and success of every episode that ends, over E environments."""
+
+    def __init__(self, environments: int) -> None:
+        self._returns = torch.zeros(environments)
+        self._lengths = torch.zeros(environments, dtype=torch.int64)
+
+    def add(
+        self,
+        reward: Float[Tensor, "environments"],
+        done: Bool[Tensor, "environments"],
+        success: Bool[Tensor, "environments"],
+    ) -> dict[str, Shaped[Tensor, "ended"]]:
+        """Count one step; gives `return`, `length` and `success` of the episodes that ended on it."""
+        self._returns += reward
+        self._lengths += 1
+        ended = {"return": self._returns[done], "length": self._lengths[done], "success": success[done]}
+        self._returns[done] = 0
+        self._lengths[done] = 0
+        return ended
+
+
+def _each(function: Callable[[Tensor], Tensor], steps: Steps, leading: tuple[int, ...]) -> Steps:
+    if isinstance(steps, Tensor):
+        return function(steps)
+    applied = {name: _each(function, steps[name], leading) for name in steps.keys()}  # noqa: SIM118
+    return TensorDict(applied, batch_size=leading, device=steps.device)
+
+
+def _like(mask: Tensor, rows: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *(1,) * (rows.ndim - mask.ndim))
