@@ -1,0 +1,63 @@
+"""The command line: `robopolicy VERB ...`. Each verb's module wires the parts together and holds no logic of theirs."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "collect": ("robopolicy.cli.collect", "demonstrations of a task by the scripted expert -> HDF5"),
+    "check": ("robopolicy.cli.files", "what is inside demo files, and what is wrong with them"),
+    "convert": ("robopolicy.cli.files", "between demo formats, or a RoboVLMs checkpoint -> a run folder"),
+    "encode": ("robopolicy.cli.files", "run a frozen vision-language backbone over a demo file once"),
+    "train": ("robopolicy.cli.train", "demos -> a policy in a run folder"),
+    "eval": ("robopolicy.cli.evaluate", "a policy's success rate in closed loop, with its interval"),
+    "report": ("robopolicy.cli.evaluate", "compare runs in one HTML page"),
+    "view": ("robopolicy.cli.evaluate", "play a recorded episode or demo"),
+    "export": ("robopolicy.cli.deploy", "a policy as ONNX or torch graph with explicit state"),
+    "serve": ("robopolicy.cli.deploy", "a policy behind openpi's websocket protocol"),
+    "run": ("robopolicy.cli.deploy", "a policy on a robot, in real time, within limits"),
+}
+"""Verb -> the module whose function of the same name runs it, and one line of help."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; gives the exit code: 0 fine, 1 a file has problems, 2 the user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"robopolicy {version('robopolicy')}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        return _refuse(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
+    run = getattr(importlib.import_module(VERBS[verb][0]), verb if verb != "eval" else "evaluate")
+    try:
+        return run(rest)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        if os.environ.get("ROBOPOLICY_TRACEBACK"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        return _refuse(f"{verb}: {' '.join(str(message).split())}")
+
+
+def _refuse(message: str) -> int:
+    print(f"robopolicy: {message}", file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<9}{line}" for verb, (_, line) in VERBS.items())
+    return (
+        "usage: robopolicy VERB ... | --version | --help\n\n"
+        f"{verbs}\n\n"
+        "`robopolicy VERB --help` tells a verb's options; each takes --config FILE.yaml and dotted overrides.\n"
+        "ROBOPOLICY_TRACEBACK=1 shows where an error came from."
+    )

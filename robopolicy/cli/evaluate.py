@@ -1,0 +1,151 @@
+"""`robopolicy eval`, `report` and `view`: how good a policy is in closed loop, and how it looks."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.config import ConfigError, ExecutionConfig
+
+if TYPE_CHECKING:
+    from robopolicy.sim.evaluation import Evaluation
+    from robopolicy.sim.rollout import Episode
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Measure a policy in closed loop; gives the exit code."""
+    parser = verb_parser("eval", "Run a policy on unseen seeds of a simulator task and report its success rate.")
+    parser.add_argument("policy", type=str, help="run folder, or an exported folder")
+    parser.add_argument("--task", type=str | None, default=None, help="task of the simulator; default: the demos' own")
+    parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
+    parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once")
+    parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
+    parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")
+    parser.add_argument("--videos", type=int, default=0, help="successes and failures each to show in the report")
+    parser.add_argument("--against", type=str | None, default=None, help="JSON of another evaluation, for a paired test")
+    for field in fields(ExecutionConfig):
+        parser.add_argument(f"--execution.{field.name}", type=field.type | None, default=None, help="as trained if not given")
+    options = parse(parser, arguments)
+    if options.episodes < 1:
+        raise ConfigError(f"--episodes is {options.episodes}; expected 1 or more")
+
+    from robopolicy.model.checkpoint import load_policy, read_provenance
+
+    policy = load_policy(options.policy, device=options.device)
+    provenance = read_provenance(options.policy)
+    task = options.task or provenance.get("task")
+    if task is None:
+        raise ConfigError("which task? The policy's demos don't say; give --task")
+    given = {field.name: options.execution[field.name] for field in fields(ExecutionConfig)}
+    execution = ExecutionConfig(**{**vars(policy.config.execution), **{k: v for k, v in given.items() if v is not None}})
+    seeds = range(options.seed, options.seed + options.episodes)
+    trained_on = provenance.get("demo_seeds", ()) if provenance.get("task") in (task, None) else ()
+    episodes: list[Episode] = []
+    result = evaluate_policy(
+        policy,
+        task,
+        seeds,
+        execution,
+        num_envs=options.num_envs,
+        trained_on=trained_on,
+        provenance={"policy": str(options.policy), "execution": vars(execution), "training": provenance},
+        film=options.videos > 0,
+        sink=episodes,
+    )
+    print_evaluation(result)
+    if options.against:
+        _print_paired(result, Path(options.against))
+    if options.json:
+        write_json(Path(options.json), result.to_dict())
+    if options.report:
+        from robopolicy.report import write_evaluation_report
+
+        page = write_evaluation_report(Path(options.report), result.to_dict(), episodes, videos=options.videos)
+        print(f"report    {page}")
+    elif options.json:
+        print(f"result    {options.json}")
+    return 0
+
+
+def evaluate_policy(
+    policy: Any,
+    task: str,
+    seeds: Sequence[int],
+    execution: ExecutionConfig,
+    *,
+    num_envs: int = 64,
+    trained_on: Sequence[int] = (),
+    provenance: dict[str, Any] | None = None,
+    film: bool = False,
+    sink: "list[Episode] | None" = None,
+) -> "Evaluation":
+    """Closed-loop evaluation in worlds that show what the policy looks at.
+
+    Args:
+        policy: what `robopolicy.load_policy` gives.
+        task: Task of the simulator.
+        seeds: One episode each.
+        execution: Which action of which chunk is executed when.
+        num_envs: Worlds at once, at most.
+        trained_on: Seeds of the policy's demos; an overlap is refused.
+        provenance: Kept in the result.
+        film: Record the episodes with the front camera, also for policies that see no picture.
+        sink: Where to append episodes as they end.
+    """
+    from robopolicy.sim.env import RobotVectorEnv
+    from robopolicy.sim.evaluation import evaluate as closed_loop
+    from robopolicy.sim.evaluation import refuse_seen_seeds
+
+    refuse_seen_seeds(seeds, trained_on)
+    cameras = tuple(policy.cameras) or (("front",) if film else ())
+    env = RobotVectorEnv(task, min(num_envs, len(seeds)), cameras=cameras, image_size=policy.image_size or 64)
+    try:
+        return closed_loop(policy, env, seeds, execution, provenance=provenance, record=film, sink=sink)
+    finally:
+        env.close()
+
+
+def print_evaluation(result: "Evaluation") -> None:
+    """The result in a few lines, with units."""
+    low, high = (round(100 * bound) for bound in result.interval)
+    print(
+        f"success   {result.successes} / {result.episodes} = {100 * result.success_rate:.0f} %  "
+        f"(95 % interval {low}-{high} %)   mean length {result.mean_steps:.0f} steps of {result.control_dt} s"
+    )
+    for instruction, (solved, tried) in result.per_instruction.items():
+        print(f"          {solved:4d} / {tried:<4d} {instruction}")
+    for name, value in result.figures.items():
+        print(f"{name:<10}{value:.2f} on average")
+    if result.failed_seeds:
+        print(f"failed    seeds {', '.join(map(str, result.failed_seeds[:20]))}{' ...' if len(result.failed_seeds) > 20 else ''}")
+    rate = result.env_steps / result.wall_s
+    print(f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; {rate:.0f} env steps/s")
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2))
+    partial.replace(path)
+
+
+def _print_paired(result: "Evaluation", other: Path) -> None:
+    from robopolicy.sim.evaluation import paired_test
+
+    try:
+        outcomes = json.loads(other.read_text())["outcomes"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ConfigError(f"{other}: no evaluation written by robopolicy eval --json ({error})") from error
+    test = paired_test(
+        {outcome["seed"]: outcome["success"] for outcome in result.outcomes},
+        {outcome["seed"]: outcome["success"] for outcome in outcomes},
+    )
+    print(
+        f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {other.name} {test['only_second']}, "
+        f"p = {test['p_value']:.3f} (McNemar, exact)"
+    )

@@ -1,0 +1,32 @@
+"""What the verbs share of argument parsing: dashed flags, `--config`, dotted overrides, one line for a mistake."""
+
+from argparse import ArgumentError
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+
+from robopolicy.config import ConfigError, collect_lists
+
+
+def verb_parser(verb: str, description: str) -> ArgumentParser:
+    """A parser for one verb, with `--config FILE.yaml` whose values come before those of the command line."""
+    parser = ArgumentParser(prog=f"robopolicy {verb}", description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with values for any of these options")
+    return parser
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """The parsed options, dataclasses made.
+
+    Raises:
+        ConfigError: an unknown option, a missing one, or a value of the wrong type.
+    """
+    try:
+        return parser.instantiate(parser.parse_args(collect_lists(arguments)))
+    except (ArgumentError, TypeError) as error:
+        raise ConfigError(f"{' '.join(str(error).split())}; see {parser.prog} --help") from error
+
+
+def experiment_overrides(**values: object) -> list[str]:
+    """Dotted overrides for those values that the command line gave."""
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]

@@ -1,0 +1,53 @@
+"""`robopolicy train`: demos -> a policy in a run folder, evaluated in closed loop on the way where asked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.config import ConfigError, ExperimentConfig
+
+SELECTION_SEED = 5_000_000
+"""First seed of the episodes that choose a checkpoint; far from those of demos and of reported evaluations."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train a policy; gives the exit code."""
+    parser = verb_parser("train", "Train a policy head on demonstrations. Every field of the config is an option.")
+    parser.add_argument("--run-dir", type=str, required=True, help="folder for the policy, its logs and its resume file")
+    parser.add_argument("--seed", type=int | None, default=None, help="short for --training.seed")
+    parser.add_argument("--max-steps", type=int | None, default=None, help="short for --training.max_steps")
+    parser.add_argument("--eval-every", type=int | None, default=None, help="short for --training.eval_every")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that --run-dir holds")
+    parser.add_class_arguments(ExperimentConfig, None)
+    options = parse(parser, arguments)
+    config = ExperimentConfig(**{name: options[name] for name in ExperimentConfig.__dataclass_fields__})
+    short = {"seed": options.seed, "max_steps": options.max_steps, "eval_every": options.eval_every}
+    given = {name: value for name, value in short.items() if value is not None}
+    config = replace(config, training=replace(config.training, **given))
+    if not config.data.files:
+        raise ConfigError("no demo file; name one or more with --data.files FILE ...")
+    missing = [name for name in config.data.files if "://" not in name and not Path(name).exists()]
+    if missing:
+        raise ConfigError(f"{missing[0]}: no such demo file (--data.files)")
+
+    from robopolicy.training.train import train as run_training
+
+    folder = run_training(config, Path(options.run_dir), evaluate=_closed_loop(config), resume=options.resume)
+    print(f"policy    {folder}")
+    return 0
+
+
+def _closed_loop(config: ExperimentConfig) -> Callable[..., float] | None:
+    if config.training.eval_every is None:
+        return None
+    if config.task is None:
+        raise ConfigError("--eval-every needs the simulator's task; give --task, such as --task lift")
+
+    from robopolicy.cli.evaluate import evaluate_policy
+
+    def success_rate(policy: object) -> float:
+        seeds = range(SELECTION_SEED, SELECTION_SEED + config.training.eval_episodes)
+        return evaluate_policy(policy, str(config.task), seeds, config.execution).success_rate
+
+    return success_rate

@@ -1,0 +1,352 @@
+"""What an experiment is, as frozen dataclasses: one declaration is the YAML schema, the `--help` text and the type check.
+
+`read_config` reads a YAML file and dotted overrides; a key that no dataclass has is refused, and contradictions are
+refused in the words of the command line. Modules take plain arguments; only `policy.py`, `train.py` and `cli.py` see
+these objects.
+"""
+
+import json
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Normalization: TypeAlias = Literal["min-max", "mean-std", "quantile", "none"]
+Strategy: TypeAlias = Literal["receding", "ensemble", "freeze"]
+
+
+LIST_OPTIONS = (
+    "--data.files",
+    "--data.file_weights",
+    "--data.obs_keys",
+    "--data.cameras",
+    "--data.target_keys",
+    "--data.arm",
+    "--data.gripper",
+    "--head.head_widths",
+    "--loss.arm_weights",
+    "--optimizer.betas",
+)
+"""Options that take several values after one another."""
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be used; the message is one line in the words of the command line."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which demonstrations, which of their keys, and how batches are drawn from them."""
+
+    files: tuple[str, ...] = ()
+    """Demo files in the robomimic layout, or any format that `robopolicy check` opens."""
+    file_weights: tuple[float, ...] = ()
+    """How often each file is drawn from, relative to the others; empty: by its number of steps."""
+    train_demos: int | None = None
+    """Use only the first this many training demos of each file."""
+    train_filter: str = "train"
+    """Filter key (`mask/<name>`) of the training demos, where the file has it."""
+    valid_filter: str = "valid"
+    """Filter key (`mask/<name>`) of the validation demos, where the file has it."""
+    valid_fraction: float = 0.1
+    """Share of demos held out for validation where the file has no masks."""
+    obs_keys: tuple[str, ...] | None = None
+    """Low-dimensional observation keys the policy sees; null: every 1-D key."""
+    cameras: tuple[str, ...] = ()
+    """Image observation keys the policy sees."""
+    target_keys: tuple[str, ...] = ()
+    """Keys that loss terms may use in training but the policy never sees, such as `target_pos`."""
+    batch_size: int = 64
+    """Segments (or windows) a batch."""
+    segment: int | None = None
+    """Frames of one sampled segment, from which all its windows are cut; null: one window."""
+    frame_stride: int = 1
+    """Control steps between two frames of a window: what a slow backbone, or a client that executes chunks, will show."""
+    placement: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where the demos are held while training; auto chooses by size and says so."""
+    num_workers: int = 0
+    """Reader processes, for `placement: disk` only."""
+    arm: tuple[int, ...] | None = None
+    """Arm columns of the action rows; null: from the file, or by the default rule."""
+    gripper: tuple[int, ...] | None = None
+    """Binary gripper columns of the action rows; null: from the file, or by the default rule."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"--data.batch_size is {self.batch_size}; expected 1 or more")
+        _require(self.frame_stride >= 1, f"--data.frame_stride is {self.frame_stride}; expected 1 or more")
+        _require(0.0 <= self.valid_fraction < 1.0, f"--data.valid_fraction is {self.valid_fraction}; expected 0 <= f < 1")
+        _require(
+            not self.file_weights or len(self.file_weights) == len(self.files),
+            f"--data.file_weights has {len(self.file_weights)} entries for {len(self.files)} --data.files; give one each",
+        )
+
+
+@dataclass(frozen=True)
+class NormalizationConfig:
+    """How observations are scaled; arm actions always go to [-1, 1] by the training split's min and max."""
+
+    obs: Normalization = "mean-std"
+    """min-max, mean-std, quantile (1-99 %) or none, per dimension, from the training split only."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes to training batches, made on the device."""
+
+    shift_px: int = 0
+    """Largest shift of the pictures [pixels], the same for all frames of a segment."""
+    crop: float = 1.0
+    """Side of a random crop as a share of the picture's side, scaled back; 1 is off."""
+    brightness: float = 0.0
+    """Largest relative change of brightness."""
+    contrast: float = 0.0
+    """Largest relative change of contrast."""
+    saturation: float = 0.0
+    """Largest relative change of saturation."""
+    obs_noise: float = 0.0
+    """Standard deviation of noise added to normalized low-dimensional observations."""
+    obs_dropout: float = 0.0
+    """Probability that a segment's low-dimensional observations are hidden (set to their mean)."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Observation -> tokens."""
+
+    kind: Literal["keys", "pixels", "precomputed", "transformers"] = "keys"
+    """keys (low-dim), pixels (small trainable network), precomputed (tokens in the file), transformers (a VLM)."""
+    width: int = 128
+    """D, the width of one token."""
+    hidden: int = 128
+    """Width inside the encoder's own layers."""
+    instruction: bool = True
+    """Show the policy the instruction, where demos carry one; False is the untold baseline."""
+    text_model: str | None = None
+    """null: a small learned vocabulary; `minilm`: sentence embeddings (extra `text`)."""
+    model: str | None = None
+    """For `transformers`: a local folder or a model name."""
+    lora_rank: int = 0
+    """For `transformers`: fine-tune with LoRA of this rank; 0 keeps the backbone frozen."""
+    template: str = "{instruction}"
+    """For `transformers`: how an instruction is put to the backbone."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The policy head: pooling, memory, action head."""
+
+    window: int = 8
+    """W, frames of memory."""
+    chunk: int = 8
+    """K, actions predicted per frame."""
+    cell: Literal["lstm", "gru", "transformer", "none"] = "lstm"
+    """The memory's cell."""
+    history: Literal["window", "carry", "none"] = "window"
+    """The last W frames exactly, one state for the whole episode, or the present frame only."""
+    layers: int = 2
+    """Layers of the memory."""
+    hidden: int = 256
+    """H, width of the memory."""
+    dropout: float = 0.0
+    """Dropout between the memory's layers."""
+    pooling: Literal["max", "mean", "attention", "resampler", "none"] = "max"
+    """Tokens of one frame -> one vector."""
+    latent: int = 1
+    """Vectors that pooling keeps per frame."""
+    head: Literal["regression", "gmm", "discrete"] = "regression"
+    """The action head."""
+    head_widths: tuple[int, ...] = (256, 128)
+    """Hidden widths of the action head's perceptrons."""
+    modes: int = 5
+    """Mixture components, for `head: gmm`."""
+
+    def __post_init__(self) -> None:
+        _require(self.window >= 1, f"--head.window is {self.window}; expected 1 or more")
+        _require(self.chunk >= 1, f"--head.chunk is {self.chunk}; expected 1 or more")
+        _require(
+            not (self.cell == "transformer" and self.history == "carry"),
+            "--head.cell transformer with --head.history carry: a transformer has no state to carry; use window, lstm or gru",
+        )
+        _require(
+            not (self.cell == "none" and self.history == "carry"),
+            "--head.cell none with --head.history carry: there is no memory to carry; use --head.history none",
+        )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The weighted sum of named terms that is minimized."""
+
+    terms: Mapping[str, float] = field(default_factory=lambda: {"arm": 1.0, "gripper": 0.01})
+    """Weight of each named term; a term that no part of the model provides is an error."""
+    huber_delta: float = 1.0
+    """Where the arm's loss turns from square to linear, in normalized action units."""
+    arm_weights: tuple[float, ...] = ()
+    """Weight of each arm dimension; empty: all 1."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, warm-up and cosine, as RoboVLMs trains its heads."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    encoder_lr_scale: float = 1.0
+    """Learning rate of the encoder relative to the rest."""
+    min_lr_scale: float = 0.01
+    """The cosine ends at lr * min_lr_scale."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decays."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    ema: bool = True
+    """Evaluate with an exponential moving average of the weights, decay min(0.999, (1 + n) / (10 + n))."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how often checked, and at which precision."""
+
+    max_steps: int = 2000
+    """Optimizer steps."""
+    max_minutes: float | None = None
+    """Stop after this long even if steps remain; the schedule follows the clock."""
+    valid_every: int = 200
+    """Steps between two passes over the validation demos."""
+    checkpoint_every: int = 200
+    """Steps between two resume files."""
+    eval_every: int | None = None
+    """Steps between two closed-loop evaluations; null: none."""
+    eval_episodes: int = 50
+    """Episodes of each such evaluation, on seeds apart from those reported."""
+    select: Literal["valid_loss", "success", "last"] = "valid_loss"
+    """Which checkpoint becomes the run's policy."""
+    tbptt: int | None = None
+    """For `history: carry`: steps of one truncated-BPTT chunk; null: whole episodes."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 on GPUs, float32 on the CPU."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """Which action of which chunk is executed when."""
+
+    strategy: Strategy = "receding"
+    """receding (a new chunk every replan_every steps), ensemble (ACT's weights), freeze (keep the latency's prefix)."""
+    replan_every: int = 1
+    """Actions executed before the next chunk is used."""
+    ensemble_decay: float = 0.01
+    """m of ACT's weights exp(-m i), i = 0 the oldest chunk."""
+    gripper_hysteresis: float = 0.0
+    """Logit beyond which the gripper changes its mind; 0 switches at 0."""
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment, as a file in `configs/` writes it."""
+
+    task: str | None = None
+    """Simulator task used for closed-loop evaluation while training (`--eval-every`)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        segment = self.data.segment
+        _require(
+            segment is None or segment >= self.head.window,
+            f"--data.segment {segment} is shorter than --head.window {self.head.window}; windows are cut from segments",
+        )
+
+
+def read_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """An experiment from a YAML file and dotted overrides such as `["--head.window", "16"]`.
+
+    Raises:
+        ConfigError: the file is missing or no mapping, a key is unknown, or a value has the wrong type.
+    """
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"{path}: no such config file")
+    parser = experiment_parser()
+    return _parsed(
+        lambda: parser.parse_args(
+            collect_lists(overrides), namespace=parser.parse_path(str(path)) if path is not None else None
+        ),
+        source=str(path or "command line"),
+    )
+
+
+def experiment_parser() -> ArgumentParser:
+    """The parser whose options are the fields of `ExperimentConfig`; it also prints their `--help`."""
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(ExperimentConfig, None)
+    return parser
+
+
+def collect_lists(arguments: Sequence[str]) -> list[str]:
+    """Turn `--data.files a b` into the one value a list option takes, so that one file is as good as several."""
+    collected: list[str] = []
+    place = 0
+    while place < len(arguments):
+        option = arguments[place]
+        place += 1
+        values = []
+        while option in LIST_OPTIONS and place < len(arguments) and not arguments[place].startswith("--"):
+            values.append(arguments[place])
+            place += 1
+        already_list = len(values) == 1 and values[0].startswith("[")
+        collected += [option, *values] if not values or already_list else [option, json.dumps(values)]
+    return collected
+
+
+def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """Plain dictionaries and lists, as YAML and JSON write them; `config_from_dict` reads it back."""
+    return _plain(asdict(config))
+
+
+def config_from_dict(values: Mapping[str, Any], source: str = "config") -> ExperimentConfig:
+    """The inverse of `config_to_dict`, with the same checks as `read_config`."""
+    parser = experiment_parser()
+    return _parsed(lambda: parser.parse_object(dict(values)), source=source)
+
+
+def _parsed(parse: Callable[[], Namespace], source: str) -> ExperimentConfig:
+    try:
+        values = experiment_parser().instantiate(parse())
+        return ExperimentConfig(**{name: getattr(values, name) for name in ExperimentConfig.__dataclass_fields__})
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)

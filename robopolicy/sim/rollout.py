@@ -1,0 +1,187 @@
+"""Closed-loop episodes, many worlds at once: the one loop behind collect, eval and online imitation.
+
+Every seed given is run to its episode's own end. A world that finishes takes the next seed at once, and nothing stops
+at the first n finished episodes, which would favour the short ones.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from robopolicy.config import ExecutionConfig
+from robopolicy.control.executor import ChunkExecutor
+from robopolicy.control.stream import PolicyStream
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.types import Demo, Observation
+
+
+class Actor(Protocol):
+    """Decides the actions of all worlds at every control step."""
+
+    def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
+        """Forget the past of the worlds where `done` (N,) is True: an episode of `seeds` (N,) begins there."""
+        ...
+
+    def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The label and the action to execute, each (N, 7) in [-1, 1]; the same where nothing is added."""
+        ...
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode."""
+
+    seed: int
+    instruction: str
+    success: bool
+    steps: int
+    info: Mapping[str, float] = field(default_factory=dict)
+    """Task figures at the end, such as `solved` for a chain."""
+    demo: Demo | None = None
+    """The episode's record, where the rollout keeps records."""
+
+
+@dataclass
+class Timing:
+    """Wall time spent in the two halves of a rollout [s], and the steps made."""
+
+    inference_s: float = 0.0
+    physics_s: float = 0.0
+    env_steps: int = 0
+
+
+class PolicyActor:
+    """A policy behind the stream and executor that also run on a robot.
+
+    Args:
+        policy: what `robopolicy.load_policy` gives, or an exported policy.
+        num_envs: N, the worlds of the rollout.
+        control_dt: Seconds of one control step.
+        execution: Which action of which chunk is executed when.
+    """
+
+    def __init__(self, policy: Any, num_envs: int, control_dt: float, execution: ExecutionConfig) -> None:
+        self.stream = PolicyStream(policy, batch=num_envs)
+        self.executor = ChunkExecutor.from_config(execution, policy.action_spec, policy.chunk, control_dt, num_envs)
+        self.control_dt = control_dt
+        self.step = 0
+
+    def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
+        """Forget the past of the worlds where a new episode begins."""
+        mask = torch.from_numpy(np.asarray(done))
+        self.stream.reset(mask)
+        self.executor.reset(mask)
+
+    def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Feed every frame to the memory, and pick the present action from the chunks."""
+        now_s = self.step * self.control_dt
+        self.step += 1
+        with torch.inference_mode():
+            chunk = self.stream(Observation(obs, instruction=tuple(instructions), stamp_s=now_s))
+            self.executor.add(chunk, now_s)
+            action = self.executor.action(now_s).cpu().numpy()
+        return action, action
+
+
+def run_episodes(
+    env: RobotVectorEnv,
+    actor: Actor,
+    seeds: Sequence[int],
+    *,
+    record: bool = False,
+    timing: Timing | None = None,
+) -> Iterator[Episode]:
+    """Run one episode per seed, as many at once as `env` has worlds, and give each when it ends.
+
+    Args:
+        env: Worlds with autoreset disabled; no more of them than seeds.
+        actor: Decides the actions.
+        seeds: One episode each; an episode depends on its seed alone.
+        record: Keep each episode's observations, states and actions as a `Demo`.
+        timing: Where to add up the time of inference and physics.
+    """
+    timing = timing if timing is not None else Timing()
+    waiting = deque(int(seed) for seed in seeds)
+    worlds = env.num_envs
+    if worlds > len(waiting):
+        raise ValueError(f"{worlds} worlds for {len(waiting)} episodes; make no more worlds than there are seeds")
+    current = np.array([waiting.popleft() for _ in range(worlds)])
+    obs, info = env.reset(seed=current.tolist())
+    actor.reset(np.ones(worlds, dtype=bool), current.tolist())
+    recorders = [_Record() for _ in range(worlds)]
+    running = np.ones(worlds, dtype=bool)
+    steps = np.zeros(worlds, dtype=int)
+    while running.any():
+        instructions = list(info["instruction"])
+        states = env.states() if record else None
+        began = time.perf_counter()
+        label, action = actor.act(obs, instructions)
+        acted = time.perf_counter()
+        next_obs, reward, terminated, truncated, next_info = env.step(action)
+        timing.physics_s += time.perf_counter() - acted
+        timing.inference_s += acted - began
+        timing.env_steps += int(running.sum())
+        steps += running
+        ended = (terminated | truncated) & running
+        if states is not None:
+            for world in np.flatnonzero(running):
+                recorders[world].add(obs, states, label, action, reward, ended, world)
+        for world in np.flatnonzero(ended):
+            seed, instruction = int(current[world]), instructions[world]
+            success = bool(next_info["success"][world])
+            demo = recorders[world].to_demo(seed, instruction) if record else None
+            figures = {key: float(next_info[key][world]) for key in env.episode_figures}
+            yield Episode(seed, instruction, success, int(steps[world]), figures, demo)
+        obs, info = next_obs, next_info
+        refill = _refill(ended, current, waiting, running)
+        if refill.any():
+            obs, info = env.reset(seed=current.tolist(), options={"reset_mask": refill})
+            actor.reset(refill, current.tolist())
+            steps[refill] = 0
+            for world in np.flatnonzero(refill):
+                recorders[world] = _Record()
+
+
+def _refill(ended: np.ndarray, current: np.ndarray, waiting: deque[int], running: np.ndarray) -> np.ndarray:
+    """Give each ended world the next waiting seed, or stop it where none waits; True where a new episode begins."""
+    refill = np.zeros_like(ended)
+    for world in np.flatnonzero(ended):
+        if waiting:
+            current[world] = waiting.popleft()
+            refill[world] = True
+        else:
+            running[world] = False
+    return refill
+
+
+class _Record:
+    """What one world went through since its episode began."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, np.ndarray]] = []
+
+    def add(
+        self,
+        obs: Mapping[str, np.ndarray],
+        states: np.ndarray,
+        label: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        ended: np.ndarray,
+        world: int,
+    ) -> None:
+        row = {f"obs/{key}": np.array(value[world]) for key, value in obs.items()}
+        row |= {"states": np.array(states[world]), "actions": np.array(label[world])}
+        row |= {"executed_actions": np.array(action[world]), "rewards": np.float32(reward[world])}
+        row |= {"dones": np.bool_(ended[world])}
+        self.rows.append(row)
+
+    def to_demo(self, seed: int, instruction: str) -> Demo:
+        arrays = {key: np.stack([row[key] for row in self.rows]) for key in self.rows[0]}
+        obs = {key.removeprefix("obs/"): arrays.pop(key) for key in list(arrays) if key.startswith("obs/")}
+        return Demo(name="demo_0", obs=obs, instruction=instruction, seed=seed, **arrays)

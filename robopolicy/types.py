@@ -1,0 +1,273 @@
+"""The values that travel between the parts of robopolicy, checked at birth.
+
+Legend of axes, used in every shape annotation of the package:
+
+    batch    B   samples, environments or agents; `*B` stands for any number of leading axes
+    window   W   frames in one window             segment  S   frames in one sampled segment (S >= W)
+    tokens   N   tokens of one frame              width    D   width of one token
+    pooled   P   width of one pooled frame        hidden   H   width of the memory
+    chunk    K   actions predicted per frame      arm A, gripper G   action dimensions
+    time     T   steps of one demo                layers   L   layers of the memory
+
+Nothing here imports torch: the client and the exported runtime use these values on robots that have none.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any
+"""A NumPy array or a torch tensor, where a value travels through both worlds."""
+
+ActionKind: TypeAlias = Literal["delta", "absolute", "unknown"]
+ActionSpace: TypeAlias = Literal["ee", "joint_position", "joint_velocity", "unknown"]
+
+
+class DemoFormatError(ValueError):
+    """A demo file can't be used as it is; the message names the file, the demo and the key."""
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What each column of a demo's action rows is.
+
+    Inside the package, targets are ordered arm first, gripper last; `split` takes a row of the demos apart, and
+    `order` puts one together again. Counts are short for the first columns: `ActionSpec(arm=6, gripper=1)` is columns
+    0-5 and column 6. Index lists describe interleaved layouts, such as ALOHA's 6 + 1 + 6 + 1.
+
+    Raises:
+        ValueError: a column is named twice, or a column below the highest one is not named at all.
+    """
+
+    arm: int | Sequence[int] = 6
+    """Columns learned by regression: a count or indices. A continuous gripper is one of them."""
+    gripper: int | Sequence[int] = 1
+    """Columns with exactly two values, learned as a binary choice: a count or indices. May be 0."""
+    constant: Mapping[int, float] = field(default_factory=dict)
+    """Columns that never change, and their value; given back, not learned."""
+    gripper_values: Sequence[tuple[float, float]] = ()
+    """For each gripper column, the values in the demos' units that stand for label 0 and label 1; default (-1, 1)."""
+    continuous_gripper: Sequence[int] = ()
+    """Those arm columns that move a gripper."""
+    kind: ActionKind = "unknown"
+    """Whether arm columns are added to the present pose (`delta`) or are the pose itself (`absolute`)."""
+    space: ActionSpace = "unknown"
+    """What the arm columns move: the end effector, or the joints by position or velocity."""
+    units: Sequence[str] = ()
+    """Unit of each arm column, where known; empty otherwise."""
+    rate_hz: float | None = None
+    """Actions per second, where known."""
+
+    def __post_init__(self) -> None:
+        arm = _columns(self.arm, start=0)
+        taken = len(arm) if isinstance(self.arm, int) else max((*arm, -1)) + 1
+        gripper = _columns(self.gripper, start=taken)
+        constant = {int(column): float(value) for column, value in self.constant.items()}
+        values = tuple((float(low), float(high)) for low, high in self.gripper_values) or ((-1.0, 1.0),) * len(gripper)
+        named = [*arm, *gripper, *constant]
+        if sorted(named) != list(range(len(named))):
+            raise ValueError(
+                f"action columns {sorted(named)} are not each of 0 .. {len(named) - 1} once; "
+                f"name every column of the demos' actions in exactly one of arm {list(arm)}, gripper {list(gripper)}, "
+                f"constant {list(constant)}"
+            )
+        if len(values) != len(gripper):
+            raise ValueError(f"{len(values)} pairs of gripper_values for {len(gripper)} gripper columns; give one pair each")
+        if any(low == high for low, high in values):
+            raise ValueError(f"gripper_values {values} hold a pair of equal values; a binary gripper has two")
+        if not set(self.continuous_gripper) <= set(arm):
+            raise ValueError(f"continuous_gripper {list(self.continuous_gripper)} must be among the arm columns {list(arm)}")
+        if self.units and len(self.units) != len(arm):
+            raise ValueError(f"{len(self.units)} units for {len(arm)} arm columns; give one each, or none")
+        if self.rate_hz is not None and not self.rate_hz > 0:
+            raise ValueError(f"rate_hz is {self.rate_hz}; expected a positive number of actions per second")
+        for name, value in {
+            "arm": arm,
+            "gripper": gripper,
+            "constant": constant,
+            "gripper_values": values,
+            "continuous_gripper": tuple(int(column) for column in self.continuous_gripper),
+            "units": tuple(self.units),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def arm_columns(self) -> tuple[int, ...]:
+        """Indices of the arm columns in a demo's action row."""
+        return tuple(self.arm)  # type: ignore[arg-type]
+
+    @property
+    def gripper_columns(self) -> tuple[int, ...]:
+        """Indices of the binary gripper columns in a demo's action row."""
+        return tuple(self.gripper)  # type: ignore[arg-type]
+
+    @property
+    def arm_width(self) -> int:
+        """A, the number of arm columns."""
+        return len(self.arm_columns)
+
+    @property
+    def gripper_width(self) -> int:
+        """G, the number of binary gripper columns."""
+        return len(self.gripper_columns)
+
+    @property
+    def width(self) -> int:
+        """Columns of one action row in the demos' own layout, constants included."""
+        return self.arm_width + self.gripper_width + len(self.constant)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Where each column of a demo's row stands in (arm, gripper, constant) order: `joined[..., order]` is the row."""
+        internal = [*self.arm_columns, *self.gripper_columns, *self.constant]
+        return tuple(int(place) for place in np.argsort(internal))
+
+    def split(self, rows: Array) -> tuple[Array, Array]:
+        """Arm (..., A) and gripper (..., G) columns of action rows (..., width), in the rows' own units."""
+        if rows.shape[-1] != self.width:
+            raise ValueError(f"action rows have {rows.shape[-1]} columns; this ActionSpec describes {self.width}")
+        return rows[..., list(self.arm_columns)], rows[..., list(self.gripper_columns)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_dict` reads it back."""
+        return {
+            "arm": list(self.arm_columns),
+            "gripper": list(self.gripper_columns),
+            "constant": {str(column): value for column, value in self.constant.items()},
+            "gripper_values": [list(pair) for pair in self.gripper_values],
+            "continuous_gripper": list(self.continuous_gripper),
+            "kind": self.kind,
+            "space": self.space,
+            "units": list(self.units),
+            "rate_hz": self.rate_hz,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ActionSpec":
+        """The inverse of `to_dict`."""
+        known = dict(values)
+        known["constant"] = {int(column): value for column, value in known.get("constant", {}).items()}
+        known["gripper_values"] = tuple((low, high) for low, high in known.get("gripper_values", ()))
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demonstration: T steps of observations and the actions taken on them.
+
+    Raises:
+        DemoFormatError: arrays differ in length, or the demo has no step.
+    """
+
+    name: str
+    """`demo_<i>`, as in the file."""
+    obs: Mapping[str, np.ndarray]
+    """Per key (T, ...): low-dimensional keys float, images uint8 (T, height, width, 3), right way up."""
+    actions: np.ndarray
+    """(T, width): the label at each step, columns as the ActionSpec says."""
+    instruction: str | None = None
+    """What the demonstrator was told, where the demo carries it."""
+    executed_actions: np.ndarray | None = None
+    """(T, width): what was really sent to the robot where noise was added to the label; replays the demo."""
+    rewards: np.ndarray | None = None
+    """(T,): the reward of the state after the step."""
+    dones: np.ndarray | None = None
+    """(T,): True where the episode ended after the step."""
+    states: np.ndarray | None = None
+    """(T, n): full simulator state before each action, where recorded."""
+    tokens: np.ndarray | None = None
+    """(T, N, D) tokens encoded ahead of time, where recorded."""
+    seed: int | None = None
+    """Seed of the episode in the simulator, where it came from one."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the file says of this demo."""
+
+    def __post_init__(self) -> None:
+        steps = len(self.actions)
+        if steps == 0:
+            raise DemoFormatError(f"{self.name}: no action in it; a demo needs at least one step")
+        optional = {
+            "executed_actions": self.executed_actions,
+            "rewards": self.rewards,
+            "dones": self.dones,
+            "states": self.states,
+            "tokens": self.tokens,
+        }
+        arrays = {f"obs/{key}": value for key, value in self.obs.items()}
+        arrays |= {key: value for key, value in optional.items() if value is not None}
+        for key, value in arrays.items():
+            if len(value) != steps:
+                raise DemoFormatError(f"{self.name}: {steps} actions but {len(value)} rows in {key}; every step needs both")
+
+    def __len__(self) -> int:
+        """T, the number of steps."""
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Segments of S frames drawn from the demos: what the data loader gives and the policy is trained on.
+
+    With S = W a segment is one window; a longer segment holds S - W + 1 windows, which share its encoded frames.
+    """
+
+    obs: Mapping[str, Array]
+    """Per key (B, S, ...): images uint8, low-dimensional keys float32, in the demos' own units; also target keys."""
+    instruction_id: Array
+    """(B,) int64: which of `instructions` each segment was demonstrated for; -1 where the demo carries none."""
+    instructions: tuple[str, ...]
+    """All instructions of the data set."""
+    target: Array
+    """(B, S, K, A+G): the K actions from each frame on, arm normalized to [-1, 1], then gripper labels in {0, 1}."""
+    action_valid: Array
+    """(B, S, K): True where the target is an action of the demo, False beyond its end."""
+    frame_valid: Array
+    """(B, S): True where the frame is one of the demo, False beyond its end."""
+    episode_start: Array | None = None
+    """(B,): True where the segment begins its episode; for truncated BPTT."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The K actions predicted at each frame, decoded: what every action head gives, whatever it learns inside."""
+
+    arm: Array
+    """(*B, W, K, A), or (*B, K, A) from a single step; in [-1, 1]."""
+    gripper_logit: Array
+    """(*B, W, K, G), or (*B, K, G); closed (label 1) where positive."""
+    raw: Mapping[str, Array] = field(default_factory=dict)
+    """What the action head's own loss needs (mixture parameters, bin logits); empty for `regression`."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a robot saw at one instant, ready for a policy."""
+
+    obs: Mapping[str, Array]
+    """Per key (*B, ...): images uint8 (*B, height, width, 3), low-dimensional keys float, in the demos' own units."""
+    instruction: str | Sequence[str] | None = None
+    """One instruction for all, or one for each episode of the batch."""
+    stamp_s: float = 0.0
+    """When it was taken, on the control loop's clock [s]."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is sent to a robot's joints and gripper at one instant."""
+
+    joint_position_rad: np.ndarray
+    """(joints,) target angles [rad]."""
+    gripper_opening_m: float
+    """Distance between the fingers [m]."""
+    stamp_s: float
+    """When it is meant to hold, on the control loop's clock [s]."""
+
+
+def _columns(columns: int | Sequence[int], start: int) -> tuple[int, ...]:
+    if isinstance(columns, int):
+        if columns < 0:
+            raise ValueError(f"{columns} action columns; a count is 0 or more")
+        return tuple(range(start, start + columns))
+    return tuple(int(column) for column in columns)
