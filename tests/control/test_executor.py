@@ -1,0 +1,231 @@
+"""Chunk execution: time alignment, strategies, staleness, gripper."""
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robopolicy.control.executor import ChunkExecutor, StaleChunkError
+from robopolicy.types import ActionSpec
+
+CONTROL_DT = 0.05
+SPEC = ActionSpec(arm=2, gripper=1, kind="delta")
+
+
+def chunks(steps: int, batch: tuple[int, ...], chunk: int, width: int, seed: int = 0) -> torch.Tensor:
+    """One chunk per step: (steps, *batch, chunk, width) in float64."""
+    return torch.randn(steps, *batch, chunk, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@dataclass
+class PlainEpisode:
+    """One episode, one float per action, by dictionaries: what the executor must equal."""
+
+    chunk: int
+    strategy: str
+    replan_every: int
+    decay: float
+    frozen: int
+    taken: list[tuple[int, int, list[float]]] = field(default_factory=list)
+    plan: dict[int, float] = field(default_factory=dict)
+
+    def add(self, actions: list[float], observed: int, now: int) -> None:
+        """Take the chunk if one is due."""
+        if now in self.covered() and now - self.taken[-1][1] < self.replan_every:
+            return
+        if not all(math.isfinite(action) for action in actions):
+            return
+        new = {observed + k: action for k, action in enumerate(actions) if observed + k >= now} or {now: actions[-1]}
+        late = min(now - observed, self.chunk - 1)
+        self.taken.append((observed, now, actions))
+        if self.strategy == "receding":
+            self.plan = new
+        if self.strategy == "freeze":
+            old = {step: action for step, action in self.plan.items() if step >= now}
+            merged = dict(old)
+            frozen = max(self.frozen, late)
+            end = late + len(old)
+            for step, action in new.items():
+                place = step - now + late
+                if step not in old:
+                    keep = 0.0
+                elif place < frozen:
+                    keep = 1.0
+                else:
+                    ramp = (end - place) / (end - frozen + 1)
+                    keep = ramp * (math.exp(ramp) - 1) / (math.e - 1)
+                merged[step] = keep * old.get(step, 0.0) + (1 - keep) * action
+            self.plan = merged
+        if self.strategy == "ensemble":
+            self.plan = {step: self.ensemble(step) for step in {*self.plan, *new}}
+
+    def ensemble(self, step: int) -> float:
+        """ACT's offline sum over the chunks taken that cover a step, oldest first."""
+        covering = []
+        for observed, now, actions in self.taken:
+            late = max(0, now - observed)
+            if late >= self.chunk:
+                covering += [actions[-1]] if step == now else []
+            elif now <= step < observed + self.chunk:
+                covering.append(actions[step - observed])
+        weights = [math.exp(-self.decay * i) for i in range(len(covering))]
+        return sum(w * a for w, a in zip(weights, covering, strict=True)) / sum(weights)
+
+    def covered(self) -> set[int]:
+        """Steps that have an action."""
+        return set(self.plan)
+
+    def action(self, step: int) -> float:
+        """Zero is rest."""
+        return self.plan.get(step, 0.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    strategy=st.sampled_from(["receding", "ensemble", "freeze"]),
+    chunk=st.integers(3, 7),
+    replan_every=st.integers(1, 3),
+    frozen=st.integers(0, 2),
+    latency=st.integers(0, 8),
+    drops=st.sets(st.integers(0, 19)),
+    nans=st.sets(st.integers(0, 19), max_size=4),
+    resets=st.dictionaries(st.integers(1, 19), st.integers(0, 2), max_size=4),
+    seed=st.integers(0, 1000),
+)
+def test_batched_execution_equals_one_plain_episode_at_a_time(
+    strategy, chunk, replan_every, frozen, latency, drops, nans, resets, seed
+):
+    """A batch whose episodes leak into each other, or whose ring is off by one after drops, delays, NaN and resets."""
+    replan_every = min(replan_every, chunk - frozen) or 1
+    frozen = min(frozen, chunk - replan_every)
+    executor = ChunkExecutor(
+        chunk,
+        CONTROL_DT,
+        strategy=strategy,
+        replan_every=replan_every,
+        ensemble_decay=0.3,
+        latency_s=frozen * CONTROL_DT,
+    )
+    offered = chunks(20, (3,), chunk, 1, seed)
+    for step in nans:
+        offered[step, step % 3, chunk // 2] = torch.nan
+    plain = [PlainEpisode(chunk, strategy, replan_every, 0.3, frozen) for _ in range(3)]
+    started = False
+    for step in range(20):
+        if step in resets:
+            plain[resets[step]] = PlainEpisode(chunk, strategy, replan_every, 0.3, frozen)
+            executor.reset(torch.arange(3) == resets[step])
+        if step >= latency and step not in drops:
+            started = True
+            executor.add(offered[step - latency], (step - latency) * CONTROL_DT, now_s=step * CONTROL_DT)
+            for episode, actions in zip(plain, offered[step - latency], strict=True):
+                episode.add(actions[:, 0].tolist(), step - latency, step)
+        if started:
+            expected = torch.tensor([[episode.action(step)] for episode in plain], dtype=torch.float64)
+            torch.testing.assert_close(executor.action(step * CONTROL_DT), expected, rtol=1e-12, atol=1e-12)
+            assert executor.held.tolist() == [step not in episode.covered() for episode in plain]
+
+
+def test_ensemble_equals_the_offline_sum_even_where_an_action_is_exactly_zero():
+    """ACT took "not equal 0" as the sign of a valid entry, so a true zero fell out of its average."""
+    chunk, steps = 5, 12
+    offered = chunks(steps, (), chunk, 3)
+    offered[3] = 0.0
+    offered[7, 2] = 0.0
+    executor = ChunkExecutor(chunk, CONTROL_DT, strategy="ensemble", ensemble_decay=0.01)
+    for step in range(steps):
+        executor.add(offered[step], step * CONTROL_DT)
+        covering = torch.stack([offered[s, step - s] for s in range(max(0, step - chunk + 1), step + 1)])
+        weights = torch.exp(-0.01 * torch.arange(len(covering), dtype=torch.float64))
+        expected = (weights[:, None] * covering).sum(0) / weights.sum()
+        torch.testing.assert_close(executor.action(step * CONTROL_DT), expected, rtol=0, atol=2e-15)
+
+
+def test_actions_are_picked_by_time_although_ticks_jitter_and_are_skipped():
+    """Counting calls instead of time plays the chunk in slow motion whenever a tick is lost."""
+    executor = ChunkExecutor(6, CONTROL_DT)
+    executor.add(torch.arange(6.0)[:, None], t_obs_s=100.0)
+    picked = [executor.action(100.0 + t).item() for t in (0.001, 0.049, 0.052, 0.19, 0.21)]
+    assert picked == [0.0, 1.0, 1.0, 4.0, 4.0]
+
+
+def test_a_chunk_that_is_late_as_a_whole_gives_its_last_action_to_the_next_step():
+    """Dropping every late action would leave a slow policy without any motion at all."""
+    executor = ChunkExecutor(3, CONTROL_DT)
+    executor.add(torch.tensor([[1.0], [2.0], [3.0]]), t_obs_s=0.0, now_s=10 * CONTROL_DT)
+    assert executor.action(10 * CONTROL_DT).item() == 3.0
+    assert executor.action(11 * CONTROL_DT).item() == 0.0
+    assert executor.held.item()
+
+
+def test_a_chunk_beyond_its_age_is_refused():
+    """A hung policy whose last chunk is replayed for ever."""
+    executor = ChunkExecutor(10, CONTROL_DT, max_chunk_age_s=0.2)
+    with pytest.raises(StaleChunkError, match="no chunk"):
+        executor.action(0.0)
+    executor.add(torch.ones(10, 1), t_obs_s=0.0)
+    assert executor.action(0.2).item() == 1.0
+    with pytest.raises(StaleChunkError, match=r"0\.250 s old; at most 0\.2 s"):
+        executor.action(0.25)
+
+
+def test_the_gripper_changes_its_mind_only_beyond_the_hysteresis():
+    """A logit that flickers around zero opens and closes the fingers twenty times a second."""
+    executor = ChunkExecutor(1, CONTROL_DT, action_spec=SPEC, gripper_hysteresis=0.5)
+    logits = [-0.1, 0.4, 0.6, -0.4, 0.1, -0.6, 0.3]
+    grips = []
+    for step, logit in enumerate(logits):
+        executor.add(torch.zeros(1, 3), step * CONTROL_DT, gripper_logit=torch.tensor([[logit]]))
+        grips.append(executor.action(step * CONTROL_DT)[2].item())
+    assert grips == [-1, -1, 1, 1, 1, -1, -1]
+
+
+def test_the_gripper_keeps_to_its_two_values_under_every_strategy():
+    """An average of open and closed is no gripper action: it must be decided before it is sent."""
+    spec = ActionSpec(arm=[1], gripper=[0], gripper_values=((0.0, 255.0),))
+    for strategy in ("receding", "ensemble", "freeze"):
+        executor = ChunkExecutor(4, CONTROL_DT, action_spec=spec, strategy=strategy)
+        for step in range(12):
+            actions = torch.full((5, 4, 2), 255.0 if step % 3 else 0.0)
+            executor.add(actions, step * CONTROL_DT)
+            assert set(executor.action(step * CONTROL_DT)[:, 0].tolist()) <= {0.0, 255.0}
+
+
+def test_a_held_episode_rests_with_its_gripper_as_it_was():
+    """A hold that opens the gripper drops the object; one that repeats a delta keeps the arm moving."""
+    delta = ChunkExecutor(1, CONTROL_DT, action_spec=SPEC)
+    absolute = ChunkExecutor(1, CONTROL_DT, action_spec=ActionSpec(arm=2, gripper=1, kind="absolute"))
+    for executor, rest in ((delta, [0.0, 0.0, 1.0]), (absolute, [0.3, 0.4, 1.0])):
+        executor.add(torch.tensor([[0.3, 0.4, 1.0]]), 0.0)
+        executor.action(0.0)
+        torch.testing.assert_close(executor.action(CONTROL_DT), torch.tensor(rest))
+
+
+def test_a_reset_of_one_episode_leaves_the_others_bit_equal():
+    """Replanning everyone when one episode ends makes a result depend on its neighbours."""
+    offered = chunks(10, (2,), 6, 3)
+    alone, together = (ChunkExecutor(6, CONTROL_DT, action_spec=SPEC, replan_every=3) for _ in range(2))
+    for step in range(10):
+        if step == 4:
+            together.reset(torch.tensor([True, False]))
+        alone.add(offered[step, 1:], step * CONTROL_DT)
+        together.add(offered[step], step * CONTROL_DT)
+        assert torch.equal(alone.action(step * CONTROL_DT)[0], together.action(step * CONTROL_DT)[1])
+
+
+def test_contradictions_are_refused_in_words():
+    """A plan that always runs out, a chunk of another policy, time running backwards: silent nonsense otherwise."""
+    with pytest.raises(ValueError, match=r"replan_every 5 with 4 steps of latency .* use 1 \.\. 4"):
+        ChunkExecutor(8, CONTROL_DT, replan_every=5, latency_s=0.2)
+    executor = ChunkExecutor(4, CONTROL_DT, action_spec=SPEC)
+    with pytest.raises(ValueError, match="chunk of 5 x 3; this executor takes 4 actions x 3 columns"):
+        executor.add(torch.zeros(5, 3), 0.0)
+    executor.add(torch.zeros(4, 3), 0.0)
+    executor.action(CONTROL_DT)
+    with pytest.raises(ValueError, match="time runs backwards"):
+        executor.action(0.0)
+    with pytest.raises(ValueError, match=r"call reset\(\) to change the batch"):
+        executor.add(torch.zeros(2, 4, 3), CONTROL_DT)
