@@ -1,0 +1,1 @@
+"""Demonstrations: files read and written, windows found in them, batches gathered from them."""
