@@ -79,7 +79,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"--data.batch_size is {self.batch_size}; expected 1 or more")
         _require(self.frame_stride >= 1, f"--data.frame_stride is {self.frame_stride}; expected 1 or more")
-        _require(0.0 <= self.valid_fraction < 1.0, f"--data.valid_fraction is {self.valid_fraction}; expected 0 <= f < 1")
+        _require(
+            0.0 <= self.valid_fraction < 1.0, f"--data.valid_fraction is {self.valid_fraction}; expected 0 <= f < 1"
+        )
         _require(
             not self.file_weights or len(self.file_weights) == len(self.files),
             f"--data.file_weights has {len(self.file_weights)} entries for {len(self.files)} --data.files; give one each",

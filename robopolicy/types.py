@@ -74,11 +74,15 @@ class ActionSpec:
                 f"constant {list(constant)}"
             )
         if len(values) != len(gripper):
-            raise ValueError(f"{len(values)} pairs of gripper_values for {len(gripper)} gripper columns; give one pair each")
+            raise ValueError(
+                f"{len(values)} pairs of gripper_values for {len(gripper)} gripper columns; give one pair each"
+            )
         if any(low == high for low, high in values):
             raise ValueError(f"gripper_values {values} hold a pair of equal values; a binary gripper has two")
         if not set(self.continuous_gripper) <= set(arm):
-            raise ValueError(f"continuous_gripper {list(self.continuous_gripper)} must be among the arm columns {list(arm)}")
+            raise ValueError(
+                f"continuous_gripper {list(self.continuous_gripper)} must be among the arm columns {list(arm)}"
+            )
         if self.units and len(self.units) != len(arm):
             raise ValueError(f"{len(self.units)} units for {len(arm)} arm columns; give one each, or none")
         if self.rate_hz is not None and not self.rate_hz > 0:
@@ -199,7 +203,9 @@ class Demo:
         arrays |= {key: value for key, value in optional.items() if value is not None}
         for key, value in arrays.items():
             if len(value) != steps:
-                raise DemoFormatError(f"{self.name}: {steps} actions but {len(value)} rows in {key}; every step needs both")
+                raise DemoFormatError(
+                    f"{self.name}: {steps} actions but {len(value)} rows in {key}; every step needs both"
+                )
 
     def __len__(self) -> int:
         """T, the number of steps."""

@@ -12,6 +12,7 @@ from robopolicy.config import ConfigError, ExecutionConfig
 if TYPE_CHECKING:
     from robopolicy.sim.evaluation import Evaluation
     from robopolicy.sim.rollout import Episode
+    from robopolicy.types import Demo
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -26,9 +27,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
     parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")
     parser.add_argument("--videos", type=int, default=0, help="successes and failures each to show in the report")
-    parser.add_argument("--against", type=str | None, default=None, help="JSON of another evaluation, for a paired test")
+    parser.add_argument(
+        "--against", type=str | None, default=None, help="JSON of another evaluation, for a paired test"
+    )
     for field in fields(ExecutionConfig):
-        parser.add_argument(f"--execution.{field.name}", type=field.type | None, default=None, help="as trained if not given")
+        parser.add_argument(
+            f"--execution.{field.name}", type=field.type | None, default=None, help="as trained if not given"
+        )
     options = parse(parser, arguments)
     if options.episodes < 1:
         raise ConfigError(f"--episodes is {options.episodes}; expected 1 or more")
@@ -41,7 +46,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     if task is None:
         raise ConfigError("which task? The policy's demos don't say; give --task")
     given = {field.name: options.execution[field.name] for field in fields(ExecutionConfig)}
-    execution = ExecutionConfig(**{**vars(policy.config.execution), **{k: v for k, v in given.items() if v is not None}})
+    execution = ExecutionConfig(
+        **{**vars(policy.config.execution), **{k: v for k, v in given.items() if v is not None}}
+    )
     seeds = range(options.seed, options.seed + options.episodes)
     trained_on = provenance.get("demo_seeds", ()) if provenance.get("task") in (task, None) else ()
     episodes: list[Episode] = []
@@ -121,9 +128,12 @@ def print_evaluation(result: "Evaluation") -> None:
     for name, value in result.figures.items():
         print(f"{name:<10}{value:.2f} on average")
     if result.failed_seeds:
-        print(f"failed    seeds {', '.join(map(str, result.failed_seeds[:20]))}{' ...' if len(result.failed_seeds) > 20 else ''}")
+        shown = ", ".join(map(str, result.failed_seeds[:20]))
+        print(f"failed    seeds {shown}{' ...' if len(result.failed_seeds) > 20 else ''}")
     rate = result.env_steps / result.wall_s
-    print(f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; {rate:.0f} env steps/s")
+    print(
+        f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; {rate:.0f} env steps/s"
+    )
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -149,3 +159,47 @@ def _print_paired(result: "Evaluation", other: Path) -> None:
         f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {other.name} {test['only_second']}, "
         f"p = {test['p_value']:.3f} (McNemar, exact)"
     )
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Compare runs in one page; gives the exit code."""
+    parser = verb_parser(
+        "report", "Compare runs: losses and every evaluation found in their folders, in one HTML page."
+    )
+    parser.add_argument("runs", type=str, nargs="+", help="run folders")
+    parser.add_argument("--out", type=str, default="report.html", help="page to write")
+    options = parse(parser, arguments)
+    from robopolicy.report import write_comparison
+
+    print(f"report    {write_comparison([Path(run) for run in options.runs], Path(options.out))}")
+    return 0
+
+
+def view(arguments: Sequence[str]) -> int:
+    """Turn a demo or a recorded episode into a video; gives the exit code."""
+    parser = verb_parser("view", "Play a demo: write its pictures as mp4 or GIF, or log it to rerun (extra `view`).")
+    parser.add_argument("file", type=str, help="demo file, or a recorded run")
+    parser.add_argument("--demo", type=str | None, default=None, help="name of the demo; default: the first")
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="video to write, .mp4 or .gif; default: beside the file"
+    )
+    parser.add_argument("--rerun", action="store_true", help="open in the rerun viewer instead")
+    options = parse(parser, arguments)
+    from robopolicy.report import demo_pictures, show_in_rerun, write_video
+
+    demo = _read_demo(Path(options.file), options.demo)
+    if options.rerun:
+        show_in_rerun(demo)
+        return 0
+    out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.mp4")
+    print(f"video     {write_video(demo_pictures(demo), out)}")
+    return 0
+
+
+def _read_demo(path: Path, name: str | None) -> "Demo":
+    from robopolicy.demos.formats import open_demos
+
+    with open_demos(path) as demos:
+        if name is not None and name not in demos.names:
+            raise ConfigError(f"{path}: no demo {name!r}; it has {demos.names[0]} .. {demos.names[-1]}")
+        return demos.read(name or demos.names[0])

@@ -14,7 +14,9 @@ SELECTION_SEED = 5_000_000
 def train(arguments: Sequence[str]) -> int:
     """Train a policy; gives the exit code."""
     parser = verb_parser("train", "Train a policy head on demonstrations. Every field of the config is an option.")
-    parser.add_argument("--run-dir", type=str, required=True, help="folder for the policy, its logs and its resume file")
+    parser.add_argument(
+        "--run-dir", type=str, required=True, help="folder for the policy, its logs and its resume file"
+    )
     parser.add_argument("--seed", type=int | None, default=None, help="short for --training.seed")
     parser.add_argument("--max-steps", type=int | None, default=None, help="short for --training.max_steps")
     parser.add_argument("--eval-every", type=int | None, default=None, help="short for --training.eval_every")

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
+
 from robopolicy.sim.rollout import Episode, run_episodes
 
 NOISE_STREAM = 1

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from robopolicy.config import ExecutionConfig
 from robopolicy.sim.env import RobotVectorEnv
+
+from robopolicy.config import ExecutionConfig
 from robopolicy.sim.rollout import Episode, PolicyActor, Timing, run_episodes
 
 
@@ -150,7 +151,9 @@ def summarize(
 def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a success rate; 95 % by default (Wilson 1927)."""
     if not 0 <= successes <= episodes or episodes == 0:
-        raise ValueError(f"{successes} successes of {episodes} episodes; expected 0 <= successes <= episodes, episodes > 0")
+        raise ValueError(
+            f"{successes} successes of {episodes} episodes; expected 0 <= successes <= episodes, episodes > 0"
+        )
     rate, spread = successes / episodes, z * z / episodes
     centre = (rate + spread / 2) / (1 + spread)
     half = z * math.sqrt(rate * (1 - rate) / episodes + spread / (4 * episodes)) / (1 + spread)

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from robopolicy.control.stream import PolicyStream
+from robopolicy.sim.env import RobotVectorEnv
 
 from robopolicy.config import ExecutionConfig
 from robopolicy.control.executor import ChunkExecutor
-from robopolicy.control.stream import PolicyStream
-from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.types import Demo, Observation
 
 

@@ -1,0 +1,70 @@
+"""Properties of configuration: one declaration, unknown keys refused, contradictions in the command line's words."""
+
+from pathlib import Path
+
+import pytest
+
+from robopolicy.config import ConfigError, ExperimentConfig, config_from_dict, config_to_dict, read_config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    """A flag that a YAML value silently beats would waste a day of training."""
+    path = write(tmp_path / "a.yaml", "head: {window: 16, chunk: 4}\n")
+    config = read_config(path, ["--head.chunk", "5"])
+    assert (config.head.window, config.head.chunk, config.head.layers) == (16, 5, 2)
+
+
+def test_one_file_is_as_good_as_a_list():
+    """`--data.files a.hdf5` must not be read as a list of characters, nor need brackets."""
+    assert read_config(None, ["--data.files", "a.hdf5"]).data.files == ("a.hdf5",)
+    assert read_config(None, ["--data.files", "a.hdf5", "b.hdf5", "--head.window", "3"]).data.files == (
+        "a.hdf5",
+        "b.hdf5",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("head: {windw: 3}\n", "windw"),
+        ("hed: {window: 3}\n", "hed"),
+        ("head: {window: many}\n", "head.window"),
+        ("head: {cell: transformer, history: carry}\n", "--head.history carry"),
+        ("data: {segment: 3}\n", "--data.segment 3 is shorter"),
+        ("data: {files: [a], file_weights: [1.0, 2.0]}\n", "--data.file_weights"),
+    ],
+)
+def test_a_bad_config_is_refused_in_one_line_that_names_the_file(tmp_path, text, message):
+    """A typo that nobody is told of trains something else than was meant."""
+    path = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(ConfigError) as refused:
+        read_config(path)
+    assert message in str(refused.value)
+    assert "bad.yaml" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    """The default config must not stand in for a file that isn't there."""
+    with pytest.raises(ConfigError, match="no such config file"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_a_config_survives_its_dictionary():
+    """The resolved config saved with a run must be the one that ran."""
+    config = read_config(None, ["--loss.terms", "{arm: 1.0, where: 0.5}", "--data.cameras", "front", "wrist"])
+    assert config_from_dict(config_to_dict(config)) == config
+    assert config_from_dict(config_to_dict(ExperimentConfig())) == ExperimentConfig()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_read(path):
+    """A shipped config with a renamed key is the first thing a new user meets."""
+    assert isinstance(read_config(path), ExperimentConfig)
