@@ -6,13 +6,14 @@ temporal ensemble, ACT (Zhao et al. 2023); frozen prefix and soft blend, real-ti
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from robopolicy.config import Strategy
+from robopolicy.config import ExecutionConfig, Strategy
 from robopolicy.types import ActionSpec
 
 
@@ -23,9 +24,8 @@ class StaleChunkError(RuntimeError):
 class ChunkExecutor:
     """Holds the plan of each episode: the actions of the control steps from now on.
 
-    One executor serves any leading axes `*B` (none for a robot), which all share one clock; the first chunk after a
-    full `reset()` sets them. Episodes never influence each other: each takes a chunk when its own plan needs one.
-    The plan lives in this object, is shifted by time and forgotten by `reset`.
+    One executor serves any leading axes `*B` (none for a robot), which share one clock. Episodes never influence each
+    other: each takes a chunk when its own plan needs one. `reset` forgets.
 
     On a device, no call waits for it unless `max_chunk_age_s` is given.
     """
@@ -35,6 +35,7 @@ class ChunkExecutor:
         chunk: int,
         control_dt: float,
         *,
+        batch: int | Sequence[int] = (),
         action_spec: ActionSpec | None = None,
         strategy: Strategy = "receding",
         replan_every: int = 1,
@@ -48,6 +49,7 @@ class ChunkExecutor:
         Args:
             chunk: K, actions in one chunk.
             control_dt: time between two actions [s].
+            batch: the leading axes B: none for one robot, a number of worlds, or a shape.
             action_spec: names the binary gripper columns and says whether an arm at rest means zero (`delta`) or the
                 last action again (`absolute`); None: no gripper column, zero is rest.
             strategy: `receding` follows the newest chunk taken; `ensemble` averages all chunks that cover a step, with
@@ -70,6 +72,7 @@ class ChunkExecutor:
             raise ValueError("gripper_hysteresis, ensemble_decay and latency_s must not be negative")
         if strategy not in ("receding", "ensemble", "freeze"):
             raise ValueError(f"unknown strategy {strategy!r}; there are receding, ensemble, freeze")
+        self.batch = (batch,) if isinstance(batch, int) else tuple(batch)
         spec = action_spec or ActionSpec(arm=0, gripper=0)
         self.chunk, self.control_dt, self.strategy = chunk, control_dt, strategy
         self.replan_every, self.ensemble_decay = replan_every, ensemble_decay
@@ -80,12 +83,39 @@ class ChunkExecutor:
         self._gripper = list(spec.gripper_columns)
         self.reset()
 
+    @classmethod
+    def from_config(
+        cls,
+        config: ExecutionConfig,
+        action_spec: ActionSpec,
+        chunk: int,
+        control_dt: float,
+        batch: int | Sequence[int] = (),
+        *,
+        max_chunk_age_s: float | None = None,
+        latency_s: float = 0.0,
+    ) -> "ChunkExecutor":
+        """The executor that an experiment asks for."""
+        return cls(
+            chunk,
+            control_dt,
+            batch=batch,
+            action_spec=action_spec,
+            strategy=config.strategy,
+            replan_every=config.replan_every,
+            ensemble_decay=config.ensemble_decay,
+            gripper_hysteresis=config.gripper_hysteresis,
+            max_chunk_age_s=max_chunk_age_s,
+            latency_s=latency_s,
+        )
+
     def reset(self, done: Bool[Tensor, "*B"] | None = None) -> None:
         """Forget the plans of the episodes in `done` (*B), or everything, batch shape and time grid included."""
         if done is None:
             self._origin_s: float | None = None
             self._head = 0  # the grid step that plan[..., 0, :] belongs to
-            self.held = torch.tensor(True)
+            self.held = torch.ones(self.batch, dtype=torch.bool)
+            self.refused = torch.zeros(self.batch, dtype=torch.long)
             return
         if self._origin_s is None:
             return
@@ -96,9 +126,9 @@ class ChunkExecutor:
         self._observed_s = self._observed_s.masked_fill(done, -math.inf)
 
     def needs_chunk(self, t_s: float) -> Bool[Tensor, "*B"]:
-        """Which episodes would take a chunk added at time t_s [s]; a scalar True before the first chunk."""
+        """Which episodes would take a chunk added at time t_s [s]."""
         if self._origin_s is None:
-            return torch.tensor(True)
+            return torch.ones(self.batch, dtype=torch.bool)
         step = self._step(t_s)
         ahead = step - self._head
         due = step - self._taken >= self.replan_every
@@ -221,7 +251,7 @@ class ChunkExecutor:
             self._head = step
 
     def _allocate(self, actions: Tensor, t_obs_s: float) -> None:
-        batch, width = actions.shape[:-2], actions.shape[-1]
+        batch, width = self.batch, actions.shape[-1]
         self._origin_s = t_obs_s
         self._plan = torch.zeros_like(actions)
         self._count = torch.zeros(*batch, self.chunk, dtype=torch.long, device=actions.device)
@@ -234,19 +264,15 @@ class ChunkExecutor:
             self._rest[column] = value
         self._stays[list(self._spec.continuous_gripper)] = True
         self._last = self._rest.expand(*batch, width)
-        self.refused = torch.zeros(batch, dtype=torch.long, device=actions.device)
-        self.held = torch.ones(batch, dtype=torch.bool, device=actions.device)
+        self.refused, self.held = self.refused.to(actions.device), self.held.to(actions.device)
 
     def _check(self, actions: Tensor, gripper_logit: Tensor | None) -> None:
-        chunk, width = actions.shape[-2:]
-        if chunk != self.chunk or (self._action_spec is not None and width != self._action_spec.width):
-            expected = self._action_spec.width if self._action_spec else "any"
+        width = self._action_spec.width if self._action_spec else actions.shape[-1]
+        expected = (*self.batch, self.chunk, width)
+        if actions.shape != expected:
             raise ValueError(
-                f"chunk of {chunk} x {width}; this executor takes {self.chunk} actions x {expected} columns"
+                f"chunk of shape {tuple(actions.shape)}; this executor takes (*batch, K, width) = {expected}"
             )
-        if self._origin_s is not None and actions.shape != self._plan.shape:
-            found, known = tuple(actions.shape), tuple(self._plan.shape)
-            raise ValueError(f"chunks of shape {found} after {known}; call reset() to change the batch")
         if gripper_logit is None and self._gripper and self.gripper_hysteresis >= 1:
             raise ValueError(
                 f"gripper_hysteresis {self.gripper_hysteresis} is in logits, and without gripper_logit the score is -1 "
