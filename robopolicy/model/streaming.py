@@ -1,0 +1,150 @@
+"""The memory of running episodes, as a value that the caller holds.
+
+With `history="window"` the answer at tick t is that of the cell run from zero over the last min(t+1, W) frames. The
+state keeps W staggered rows per episode, row k having seen the last k+1 frames. A tick shifts the rows by one, puts
+a zero state in row 0 and advances all rows in one batched step on the newest frame; the answer is the row of
+the episode's age. Rows that reach back beyond the episode's start are never read, so a reset is `age = 0`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+History: TypeAlias = Literal["window", "carry", "none"]
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryState:
+    """What a memory knows of each running episode; `*B` are the batch's axes.
+
+    Every method gives a new state and leaves this one as it was.
+    """
+
+    history: History
+    """How `tensors` are to be read."""
+    age: Int[Tensor, "*batch"]
+    """(*B) frames seen since the episode began, counted up to W."""
+    tensors: tuple[Tensor, ...]
+    """window: hidden (and LSTM's cell) state (layers, *B, W, H), or the transformer's last frames (1, *B, W, P);
+    carry: (layers, *B, H); none: empty."""
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """*B, the shape of the batch of episodes."""
+        return tuple(self.age.shape)
+
+    def reset(self, done: Bool[Tensor, "*batch"]) -> "MemoryState":
+        """Forget the episodes where `done` (*B) is True; the others go on bit by bit as they were."""
+        if done.shape != self.age.shape:
+            raise ValueError(
+                f"done has shape {tuple(done.shape)}; this state holds episodes of shape {self.batch_shape}"
+            )
+        age = self.age.masked_fill(done, 0)
+        if self.history != "carry":
+            return replace(self, age=age)
+        return replace(self, age=age, tensors=tuple(t.masked_fill(done[..., None], 0.0) for t in self.tensors))
+
+    def detach(self) -> "MemoryState":
+        """The same numbers, cut off from the graph that made them."""
+        return replace(self, tensors=tuple(t.detach() for t in self.tensors))
+
+    def clone(self) -> "MemoryState":
+        """A copy in memory of its own."""
+        return replace(self, age=self.age.clone(), tensors=tuple(t.clone() for t in self.tensors))
+
+    def to(self, *args: Any, **kwargs: Any) -> "MemoryState":
+        """Move to a device or cast to a floating dtype, as `Tensor.to`; ages stay integers."""
+        tensors = tuple(t.to(*args, **kwargs) for t in self.tensors)
+        device = torch.empty(0, device=self.age.device).to(*args, **kwargs).device
+        return replace(self, age=self.age.to(device), tensors=tensors)
+
+    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> "MemoryState":
+        """The episodes at `index` along the batch's first axis."""
+        return replace(self, age=self.age[index], tensors=tuple(t[:, index] for t in self.tensors))
+
+    def split(self, sizes: int | list[int]) -> tuple["MemoryState", ...]:
+        """Parts along the batch's first axis, as `torch.split`; `concat` undoes it."""
+        ages = self.age.split(sizes)
+        parts = [t.split(sizes, dim=1) for t in self.tensors]
+        return tuple(replace(self, age=age, tensors=tuple(part[i] for part in parts)) for i, age in enumerate(ages))
+
+    @staticmethod
+    def concat(states: Sequence["MemoryState"]) -> "MemoryState":
+        """One state out of several, end to end along the batch's first axis."""
+        return _join(torch.cat, states)
+
+    @staticmethod
+    def stack(states: Sequence["MemoryState"]) -> "MemoryState":
+        """One state out of several of equal shape, along a new first batch axis."""
+        return _join(torch.stack, states)
+
+    def state_dict(self) -> dict[str, Shaped[Tensor, "..."]]:
+        """Named tensors, as safetensors and `torch.save` take them; `load` reads them back."""
+        return {f"{self.history}.age": self.age} | {f"{self.history}.{i}": t for i, t in enumerate(self.tensors)}
+
+    @classmethod
+    def load(cls, saved: Mapping[str, Tensor]) -> "MemoryState":
+        """The inverse of `state_dict`."""
+        history = next(iter(saved)).partition(".")[0]
+        tensors = tuple(saved[f"{history}.{i}"] for i in range(len(saved) - 1))
+        return cls(history, saved[f"{history}.age"], tensors)  # type: ignore[arg-type]
+
+
+def shift_in_zero(rows: Tensor) -> Tensor:
+    """Rows (..., W, H) moved on by one: the oldest falls out, row 0 is zero."""
+    return torch.cat([torch.zeros_like(rows[..., :1, :]), rows[..., :-1, :]], dim=-2)
+
+
+def row_of_age(rows: Tensor, age: Tensor) -> Tensor:
+    """Of rows (*B, W, H), the one (*B, H) that has seen exactly the last `age` (*B) frames, 1 <= age <= W."""
+    return torch.take_along_dim(rows, (age - 1)[..., None, None], dim=-2).squeeze(-2)
+
+
+def unroll_steps(memory: "Steps", pooled: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+    """Frames (*B, T, P) taken one by one: hidden vectors (*B, T, H), and the state after them."""
+    hidden = []
+    for frame in pooled.unbind(dim=-2):
+        latest, state = memory.step(frame, state)
+        hidden.append(latest)
+    return torch.stack(hidden, dim=-2), state
+
+
+def require_window(memory: "Steps", pooled: Tensor) -> None:
+    """Refuse more frames than a windowed memory holds."""
+    if memory.history == "window" and pooled.shape[-2] > memory.window:
+        raise ValueError(
+            f"{pooled.shape[-2]} frames in a window of {memory.window}; "
+            "cut windows from the pooled frames, or go through them with unroll"
+        )
+
+
+def require_batch(frame: Tensor, state: MemoryState) -> None:
+    """Refuse frames that are not one for each episode of the state."""
+    if frame.shape[:-1] != state.age.shape:
+        raise ValueError(
+            f"frames of a batch {tuple(frame.shape[:-1])} meet a state of {state.batch_shape} episodes; "
+            "give initial_state the batch's shape"
+        )
+
+
+class Steps(Protocol):
+    """The part of a memory that the functions above need."""
+
+    history: History
+    window: int
+
+    def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """One frame (*B, P) of running episodes -> hidden (*B, H), and the state after it."""
+        ...
+
+
+def _join(join: Any, states: Sequence[MemoryState]) -> MemoryState:
+    first = states[0]
+    tensors = zip(*(state.tensors for state in states), strict=True)
+    return replace(
+        first, age=join([state.age for state in states], 0), tensors=tuple(join(list(parts), 1) for parts in tensors)
+    )
