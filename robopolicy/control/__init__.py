@@ -1,1 +1,1 @@
-"""What runs on a robot computer: no h5py, no Lightning, no simulator."""
+"""What runs on a robot computer: kinematics, streaming, chunk execution, limits, the control loop, the server."""

@@ -1,0 +1,191 @@
+"""Batched kinematics of a serial arm from its DH table: pose, Jacobian, damped least squares.
+
+Every function takes NumPy arrays or torch tensors with any leading axes and answers in kind, so that one code runs in
+the CPU simulator, on the GPU and on the robot. A rotation is a matrix (*B, 3, 3); a twist is (*B, 6): linear [m], then
+rotation vector [rad], both in the base frame.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from robopolicy.types import Array
+
+DAMPING = 0.05
+"""Damping of the least squares, of the size end-effector control uses in practice."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A serial arm of revolute joints by modified (Craig) DH parameters, with a tool fixed to its flange."""
+
+    dh: tuple[tuple[float, float, float], ...]
+    """Per joint: a [m], d [m], alpha [rad]."""
+    flange_m: float
+    """Distance from the last joint's frame to the flange, along its z axis [m]."""
+    tool_position_m: tuple[float, float, float]
+    """Tool frame's origin in the flange's frame [m]."""
+    tool_rotation: tuple[tuple[float, float, float], ...]
+    """Tool frame's rotation matrix in the flange's frame."""
+    lower_rad: tuple[float, ...]
+    """Lower joint limits [rad]."""
+    upper_rad: tuple[float, ...]
+    """Upper joint limits [rad]."""
+
+    @cached_property
+    def affine(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Three (joints, 4, 4) arrays of which each joint's transform is the first + cos q * second + sin q * third."""
+        constant, cosine, sine = np.zeros((3, len(self.dh), 4, 4))
+        for joint, (a, d, alpha) in enumerate(self.dh):
+            ca, sa = np.cos(alpha), np.sin(alpha)
+            constant[joint] = [[0, 0, 0, a], [0, 0, -sa, -d * sa], [0, 0, ca, d * ca], [0, 0, 0, 1]]
+            cosine[joint, :3, :2] = [[1, 0], [0, ca], [0, sa]]
+            sine[joint, :3, :2] = [[0, -1], [ca, 0], [sa, 0]]
+        return constant, cosine, sine
+
+    @cached_property
+    def tool(self) -> np.ndarray:
+        """Transform (4, 4) from the last joint's frame to the tool."""
+        tool = np.eye(4)
+        tool[:3, :3] = self.tool_rotation
+        tool[:3, 3] = np.asarray(self.tool_position_m) + [0.0, 0.0, self.flange_m]
+        return tool
+
+
+_HALF = np.pi / 2
+_DIAGONAL = float(np.sqrt(0.5))
+
+PANDA = Arm(
+    dh=(
+        (0.0, 0.333, 0.0),
+        (0.0, 0.0, -_HALF),
+        (0.0, 0.316, _HALF),
+        (0.0825, 0.0, _HALF),
+        (-0.0825, 0.384, -_HALF),
+        (0.0, 0.0, _HALF),
+        (0.088, 0.0, _HALF),
+    ),
+    flange_m=0.107,
+    tool_position_m=(0.0, 0.0, 0.1034),
+    tool_rotation=(
+        (_DIAGONAL, -_DIAGONAL, 0.0),
+        (-_DIAGONAL, -_DIAGONAL, 0.0),
+        (0.0, 0.0, -1.0),
+    ),
+    lower_rad=(-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973),
+    upper_rad=(2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973),
+)
+"""Franka's Panda with its hand (Franka Control Interface documentation). The tool frame lies between the fingertips and
+is turned so that it is the base frame's own orientation when the hand points straight down: x forward, z up."""
+
+
+def pose_and_jacobian(
+    arm: Arm, qpos: Float[Array, "*B joints"]
+) -> tuple[Float[Array, "*B 3"], Float[Array, "*B 3 3"], Float[Array, "*B 6 joints"]]:
+    """Position [m] and rotation of the tool in the base frame, and the geometric Jacobian at its origin.
+
+    Row order of the Jacobian is that of a twist: linear, then angular.
+    """
+    xp, constant, cosine, sine, tool = _constants(arm, qpos)
+    transforms = constant + xp.cos(qpos)[..., None, None] * cosine + xp.sin(qpos)[..., None, None] * sine
+    frame = transforms[..., 0, :, :]
+    frames = [frame]
+    for joint in range(1, len(arm.dh)):
+        frame = frame @ transforms[..., joint, :, :]
+        frames.append(frame)
+    end = frame @ tool
+    stacked = xp.stack(frames, -1)  # (*B, 4, 4, joints)
+    axes = stacked[..., :3, 2, :]
+    arms = end[..., :3, 3, None] - stacked[..., :3, 3, :]
+    linear = axes[..., _NEXT, :] * arms[..., _LAST, :] - axes[..., _LAST, :] * arms[..., _NEXT, :]
+    return end[..., :3, 3], end[..., :3, :3], xp.concatenate([linear, axes], -2)
+
+
+_NEXT, _LAST = [1, 2, 0], [2, 0, 1]
+
+
+def damped_least_squares(
+    jacobian: Float[Array, "*B 6 joints"],
+    twist: Float[Array, "*B 6"],
+    damping: float = DAMPING,
+    posture: Float[Array, "*B joints"] | None = None,
+) -> Float[Array, "*B joints"]:
+    """Joint displacement [rad] that moves the tool by `twist`: J^T (J J^T + damping^2 I)^-1 twist (Wampler 1986).
+
+    `posture` is a joint displacement wished for besides [rad]; only its part that leaves the tool at rest is added.
+    """
+    xp = _namespace(jacobian)
+    transposed = jacobian.mT
+    gram = jacobian @ transposed + damping**2 * _eye(jacobian)
+    wanted = twist[..., None] if posture is None else twist[..., None] - jacobian @ posture[..., None]
+    step = (transposed @ xp.linalg.solve(gram, wanted))[..., 0]
+    return step if posture is None else step + posture
+
+
+def rotation_vector(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 3"]:
+    """The rotation's axis times its angle in [0, pi] [rad]."""
+    xp = _namespace(rotation)
+    quaternion = matrix_to_quaternion(rotation)
+    vector = quaternion[..., 1:]
+    sine = xp.sqrt((vector * vector).sum(-1))[..., None]
+    angle = 2 * xp.arctan2(sine, quaternion[..., :1])
+    small = sine < 1e-9
+    return vector * xp.where(small, 2 * xp.ones_like(sine), angle / (sine + small * 1.0))
+
+
+def matrix_to_quaternion(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 4"]:
+    """The unit quaternion w x y z with w >= 0, read off its largest component, so that half turns stay exact."""
+    xp = _namespace(rotation)
+    (r00, r01, r02), (r10, r11, r12), (r20, r21, r22) = (
+        [rotation[..., row, column] for column in range(3)] for row in range(3)
+    )
+    # Each row is 4 * q * q_k for one component q_k; the row with the largest diagonal loses nothing to cancellation.
+    rows = [
+        [1 + r00 + r11 + r22, r21 - r12, r02 - r20, r10 - r01],
+        [r21 - r12, 1 + r00 - r11 - r22, r10 + r01, r02 + r20],
+        [r02 - r20, r10 + r01, 1 - r00 + r11 - r22, r21 + r12],
+        [r10 - r01, r02 + r20, r21 + r12, 1 - r00 - r11 + r22],
+    ]
+    stacked = xp.stack([xp.stack(row, -1) for row in rows], -2)
+    diagonal = xp.stack([row[place] for place, row in enumerate(rows)], -1)
+    largest = xp.argmax(diagonal, -1)
+    best = xp.stack([largest == row for row in range(4)], -1)[..., None]
+    quaternion = (best * stacked).sum(-2)
+    norm = xp.sqrt((quaternion * quaternion).sum(-1))[..., None]
+    return quaternion / norm * xp.where(quaternion[..., :1] < 0, -1.0, 1.0)
+
+
+def rotation_from_vector(vector: Float[Array, "*B 3"]) -> Float[Array, "*B 3 3"]:
+    """The rotation matrix of a rotation vector [rad], by Rodrigues' formula."""
+    xp = _namespace(vector)
+    angle = xp.sqrt((vector * vector).sum(-1))[..., None, None]
+    x, y, z = vector[..., 0], vector[..., 1], vector[..., 2]
+    zero = x * 0
+    skew = xp.stack([xp.stack(row, -1) for row in ([zero, -z, y], [z, zero, -x], [-y, x, zero])], -2)
+    safe = angle + (angle < 1e-9) * 1.0
+    first = xp.where(angle < 1e-9, xp.ones_like(angle), xp.sin(safe) / safe)
+    second = xp.where(angle < 1e-9, xp.ones_like(angle) / 2, (1 - xp.cos(safe)) / (safe * safe))
+    return _eye(skew) + first * skew + second * (skew @ skew)
+
+
+def _namespace(array: Array) -> ModuleType:
+    return np if isinstance(array, np.ndarray) else torch
+
+
+_EYES = {size: np.eye(size) for size in (3, 6)}
+
+
+def _eye(array: Array) -> Array:
+    size = array.shape[-2]
+    return _EYES[size] if isinstance(array, np.ndarray) else torch.eye(size, dtype=array.dtype, device=array.device)
+
+
+def _constants(arm: Arm, qpos: Array) -> tuple[ModuleType, Array, Array, Array, Array]:
+    if isinstance(qpos, np.ndarray):
+        return np, *arm.affine, arm.tool
+    constants = (torch.as_tensor(value, dtype=qpos.dtype, device=qpos.device) for value in (*arm.affine, arm.tool))
+    return torch, *constants

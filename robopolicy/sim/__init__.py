@@ -1,0 +1,1 @@
+"""Our MuJoCo simulator: scene, physics, tasks, renderer, environments, scripted experts."""

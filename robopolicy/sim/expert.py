@@ -1,0 +1,92 @@
+"""Scripted demonstrators, batched: the right action from the present state of every world, and nothing else.
+
+An expert keeps no memory, so it can label any state that a policy got itself into (DAgger) and finds back after a
+disturbance (DART): a missed grasp, a dropped cube, a wrong height.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from robopolicy.control.kinematics import rotation_vector
+from robopolicy.sim.env import POSITION_SCALE_M, ROTATION_SCALE_RAD, RobotVectorEnv
+from robopolicy.sim.tasks import State
+from robopolicy.types import Array
+
+OPEN, CLOSED = -1.0, 1.0
+HOVER_M = 0.07
+"""Height of the fingertips above a cube's centre while they are not yet over it [m]."""
+
+
+LIFTED_M = 0.1
+"""Height to which a cube is raised [m]."""
+
+
+def expert_actions(env: RobotVectorEnv) -> Float[np.ndarray, "worlds 7"]:
+    """The scripted expert's action (N, 7) for the present state of every world."""
+    state = env.state
+    goal, closed = EXPERTS[env.task.name](state)
+    return towards(state, goal, closed)
+
+
+def towards(state: State, goal: Float[Array, "worlds 3"], closed: Bool[Array, " worlds"]) -> Float[Array, "worlds 7"]:
+    """Action that moves the fingertips towards `goal` [m], keeps the hand pointing down, and sets the gripper."""
+    action = np.empty((len(goal), 7), np.float32)
+    action[:, :3] = np.clip((goal - state.ee_position) / POSITION_SCALE_M, -1, 1)
+    action[:, 3:6] = np.clip(rotation_vector(state.ee_rotation.mT) / ROTATION_SCALE_RAD, -1, 1)
+    action[:, 6] = np.where(closed, CLOSED, OPEN)
+    return action
+
+
+def reach(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+    """Come down on the named cube from above with closed fingers."""
+    goal = above(state, state.chosen(0), resting_m=0.02)
+    return goal, state.step >= 0
+
+
+def lift(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+    """Grasp the named cube and raise it straight up."""
+    cube = state.chosen(0)
+    held = holding(state, cube)
+    goal = np.where(held[:, None], at_height(state, LIFTED_M), above(state, cube))
+    return goal, held | around(state, cube)
+
+
+def at_height(state: State, height_m: float) -> Float[Array, "worlds 3"]:
+    """The point straight above or below the fingertips at this height [m]."""
+    goal = state.ee_position.copy()
+    goal[:, 2] = height_m
+    return goal
+
+
+def lateral(state: State, cube: Float[Array, "worlds 3"]) -> Float[Array, " worlds"]:
+    """Horizontal distance from the fingertips to a cube's centre [m]."""
+    offset = cube[:, :2] - state.ee_position[:, :2]
+    return (offset * offset).sum(-1) ** 0.5
+
+
+def above(state: State, cube: Float[Array, "worlds 3"], resting_m: float = 0.0) -> Float[Array, "worlds 3"]:
+    """Where to go next to come down over a cube: high while off to the side, lower the better the alignment."""
+    side = np.clip((lateral(state, cube) - 0.012) / 0.03, 0.0, 1.0)
+    goal = cube.copy()
+    goal[:, 2] += resting_m + (HOVER_M - resting_m) * side
+    return goal
+
+
+def around(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " worlds"]:
+    """The open fingers are on both sides of a cube: time to close."""
+    offset = abs(state.ee_position - cube)
+    near = (offset[:, 0] < 0.016) & (offset[:, 1] < 0.016) & (offset[:, 2] < 0.016)
+    return near & (state.opening > BLOCKED_M[0])
+
+
+def holding(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " worlds"]:
+    """The fingers are closed on a cube."""
+    near = (abs(state.ee_position - cube) < 0.022).all(-1)
+    return near & (state.opening > BLOCKED_M[0]) & (state.opening < BLOCKED_M[1])
+
+
+BLOCKED_M = (0.034, 0.05)
+"""Distances between fingers that a cube keeps from closing [m]; less than the first means there is none."""
+
+
+EXPERTS = {"reach": reach, "lift": lift}

@@ -1,0 +1,15 @@
+"""The simulator's tasks, by name."""
+
+from robopolicy.sim.tasks.base import Setup, State, Task
+from robopolicy.sim.tasks.cubes import Lift, Reach
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Reach, Lift)}
+
+__all__ = ["TASKS", "Setup", "State", "Task", "make_task"]
+
+
+def make_task(name: str, **options: int) -> Task:
+    """The task called `name`; options are the keyword arguments of its class."""
+    if name not in TASKS:
+        raise ValueError(f"no task {name!r} in the simulator; it has: {', '.join(TASKS)}")
+    return TASKS[name](**options)

@@ -1,0 +1,116 @@
+"""What a task is: where things lie at the start, what is asked, when it is done."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from robopolicy.sim.scene import Scene
+from robopolicy.types import Array
+
+TABLE_X = (0.35, 0.65)
+TABLE_Y = (-0.2, 0.2)
+"""Objects are placed with their centres in this area of the table [m]: 30 x 40 cm."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The start of one episode, drawn from its seed alone."""
+
+    instructions: tuple[str, ...]
+    """What is asked: one sentence, or several in a row for a chain."""
+    goals: Int[np.ndarray, "stages parts"]
+    """The same in numbers that the task understands, such as (cube, plate)."""
+    qpos: Float[np.ndarray, " nq"]
+    mocap_pos: Float[np.ndarray, "nmocap 3"]
+
+
+@dataclass(frozen=True)
+class State:
+    """The present of all N worlds, as tasks and experts see it. Arrays are NumPy or torch alike."""
+
+    worlds: Int[Array, " worlds"]
+    """0 .. N-1, to pick one object per world: `positions[worlds, goal]`."""
+    qpos: Float[Array, "worlds nq"]
+    qvel: Float[Array, "worlds nv"]
+    mocap_pos: Float[Array, "worlds nmocap 3"]
+    objects: Float[Array, "worlds objects 7"]
+    """Pose of each free object: position [m], quaternion w x y z."""
+    object_speed: Float[Array, "worlds objects"]
+    """Linear speed of each free object [m/s]."""
+    ee_position: Float[Array, "worlds 3"]
+    """Point between the fingertips [m]."""
+    ee_rotation: Float[Array, "worlds 3 3"]
+    opening: Float[Array, " worlds"]
+    """Distance between the fingers [m]."""
+    goal: Int[Array, "worlds parts"]
+    """What is asked at present."""
+    step: Int[Array, " worlds"]
+    """Control steps since the episode began."""
+
+    @property
+    def positions(self) -> Float[Array, "worlds objects 3"]:
+        """Positions of the free objects [m]."""
+        return self.objects[..., :3]
+
+    def chosen(self, part: int) -> Float[Array, "worlds 3"]:
+        """Position of the free object that column `part` of the goal names [m]."""
+        return self.positions[self.worlds, self.goal[:, part]]
+
+
+class Task:
+    """One task; subclasses say what differs. All checks are batched over worlds."""
+
+    name: str
+    parts: tuple[str, ...]
+    """MJCF files of the scene besides the arm."""
+    max_episode_steps: int
+    hold_steps: int = 1
+    """Control steps in a row for which `reached` must hold."""
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
+        """Draw the start of one episode."""
+        raise NotImplementedError
+
+    def reached(self, state: State) -> Bool[Array, " worlds"]:
+        """Where the goal's condition holds at present."""
+        raise NotImplementedError
+
+    def failed(self, state: State) -> Bool[Array, " worlds"]:
+        """Where the episode is lost for good."""
+        return state.step < 0
+
+    def target(self, state: State) -> Float[Array, "worlds 3"]:
+        """Position of the named object [m]: privileged, for loss terms only."""
+        return state.chosen(0)
+
+    def required_hold(self, state: State) -> Int[Array, " worlds"] | int:
+        """Control steps in a row for which `reached` must hold."""
+        return self.hold_steps
+
+    def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
+        """Low-dimensional keys: per free object position [m], quaternion, and position relative to the gripper [m]."""
+        relative = state.positions - state.ee_position[:, None]
+        return {
+            name: _float32_row(state.objects[:, place], relative[:, place]) for place, name in enumerate(scene.objects)
+        }
+
+
+def _float32_row(pose: Array, relative: Array) -> Array:
+    row = np.empty((len(pose), 10), np.float32)
+    row[:, :7] = pose
+    row[:, 7:] = relative
+    return row
+
+
+def place_apart(
+    rng: np.random.Generator, count: int, gap_m: float, taken: Float[np.ndarray, "placed 2"] | None = None
+) -> Float[np.ndarray, "count 2"]:
+    """Points on the table at least `gap_m` from each other and from those `taken`, uniform by rejection [m]."""
+    low, high = np.array([TABLE_X, TABLE_Y]).T
+    fixed = np.zeros((0, 2)) if taken is None else taken
+    while True:
+        points = np.concatenate([fixed, rng.uniform(low, high, (count, 2))])
+        distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + gap_m * np.eye(len(points))
+        if (distances[len(fixed) :] >= gap_m).all():
+            return points[len(fixed) :]
