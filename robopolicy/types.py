@@ -158,6 +158,26 @@ class ActionSpec:
 
 
 @dataclass(frozen=True)
+class ArraySpec:
+    """Shape and type of one observation key, without batch or time: what a policy expects and a server announces."""
+
+    shape: tuple[int, ...]
+    """Such as (7,), or (64, 64, 3) for a picture."""
+    dtype: str = "float32"
+    """NumPy's name; a picture is `uint8` and has three axes, everything else is cast to float32."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the key is a camera: uint8 (height, width, 3)."""
+        return self.dtype == "uint8" and len(self.shape) == 3
+
+    @property
+    def width(self) -> int:
+        """Numbers in one entry."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
 class Demo:
     """One demonstration: T steps of observations and the actions taken on them.
 

@@ -1,0 +1,43 @@
+"""robopolicy: from demonstrations to a robot, around a policy head with windowed memory.
+
+The names below are resolved when they are first used, so that importing `robopolicy.client` on a robot needs no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ActionSpec": "robopolicy.types",
+    "ArraySpec": "robopolicy.types",
+    "Batch": "robopolicy.types",
+    "Chunk": "robopolicy.types",
+    "Command": "robopolicy.types",
+    "Demo": "robopolicy.types",
+    "DemoFormatError": "robopolicy.types",
+    "Observation": "robopolicy.types",
+    "ConfigError": "robopolicy.config",
+    "ExperimentConfig": "robopolicy.config",
+    "read_config": "robopolicy.config",
+    "DemoFile": "robopolicy.demos.hdf5",
+    "DemoWriter": "robopolicy.demos.hdf5",
+    "PolicyHead": "robopolicy.model.policy_head",
+    "action_loss": "robopolicy.model.losses",
+    "ChunkPolicy": "robopolicy.model.policy",
+    "load_policy": "robopolicy.model.checkpoint",
+    "save_policy": "robopolicy.model.checkpoint",
+    "read_provenance": "robopolicy.model.checkpoint",
+    "train": "robopolicy.training.train",
+}
+"""Where each public name lives."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"robopolicy has no {name!r}. It has: {', '.join(_HOME)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,55 @@
+"""Observation -> tokens: keys | pixels | precomputed | transformers, one contract."""
+
+from collections.abc import Mapping
+
+from robopolicy.config import EncoderConfig
+from robopolicy.model.encoders.base import Encoding, TokenEncoder
+from robopolicy.model.encoders.keys import KeysEncoder
+from robopolicy.model.encoders.pixels import PixelsEncoder
+from robopolicy.model.encoders.precomputed import PrecomputedEncoder
+from robopolicy.types import ArraySpec
+
+TOKENS_KEY = "tokens"
+"""The observation key of tokens encoded ahead of time, (N, D)."""
+
+__all__ = ["TOKENS_KEY", "Encoding", "TokenEncoder", "make_encoder"]
+
+
+def make_encoder(
+    config: EncoderConfig,
+    obs: Mapping[str, ArraySpec],
+    text_tokens: int,
+    targets: Mapping[str, ArraySpec] | None = None,
+) -> TokenEncoder:
+    """The encoder that `config.kind` names.
+
+    Args:
+        config: kind and widths.
+        obs: what the policy sees, by key.
+        text_tokens: tokens of one instruction, each `config.width` wide; 0 for a policy that is told nothing.
+        targets: keys that loss terms may use in training but the policy never sees.
+
+    Raises:
+        ValueError: the kind needs an observation that isn't there.
+    """
+    widths = {key: spec.width for key, spec in obs.items() if not spec.is_image and key != TOKENS_KEY}
+    cameras = {key: (spec.shape[0], spec.shape[1]) for key, spec in obs.items() if spec.is_image}
+    text_width = config.width if text_tokens else None
+    if config.kind == "keys":
+        return KeysEncoder(widths, config.width, config.hidden, text_width, text_tokens)
+    if config.kind == "pixels":
+        where = {key: spec.width for key, spec in (targets or {}).items()}
+        return PixelsEncoder(cameras, widths, config.width, config.hidden, text_width, text_tokens, where)
+    if config.kind == "precomputed":
+        if TOKENS_KEY not in obs:
+            raise ValueError(
+                f"encoder precomputed needs the key {TOKENS_KEY!r} in the demos, which have: {', '.join(obs)}; "
+                "write it with `robopolicy encode`"
+            )
+        count, token_width = obs[TOKENS_KEY].shape
+        return PrecomputedEncoder(
+            TOKENS_KEY, count, token_width, widths, config.width, config.hidden, text_width, text_tokens
+        )
+    from robopolicy.model.encoders.transformers import TransformersEncoder
+
+    return TransformersEncoder.from_config(config, obs, text_tokens)

@@ -1,0 +1,41 @@
+"""Tokens that a backbone wrote into the demo file ahead of time."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from robopolicy.model.encoders.base import Encoding, TokenEncoder, append_text, perceptron, told
+from robopolicy.model.text import TextTokens
+
+
+class PrecomputedEncoder(TokenEncoder):
+    """A linear map of the file's tokens to our width, one token for proprioception, then the instruction's tokens."""
+
+    def __init__(
+        self,
+        key: str,
+        tokens: int,
+        tokens_width: int,
+        key_widths: Mapping[str, int],
+        width: int,
+        hidden: int,
+        text_width: int | None,
+        text_tokens: int,
+    ) -> None:
+        """Args: the tokens' key, their N and D, d of each low-dimensional key, then as for `KeysEncoder`."""
+        super().__init__()
+        self.key, self.keys = key, tuple(key_widths)
+        self.token_width = width
+        self.token_count = tokens + bool(key_widths) + text_tokens
+        self.project = nn.Linear(tokens_width, width)
+        inputs = sum(key_widths.values()) + (text_width or 0)
+        self.proprio = perceptron(inputs, hidden, width) if key_widths else None
+
+    def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
+        """See `TokenEncoder`."""
+        tokens = self.project(obs[self.key].to(self.project.weight.dtype))
+        if self.proprio is not None:
+            values = torch.cat([obs[key] for key in self.keys], dim=-1)
+            tokens = torch.cat([tokens, self.proprio(told(values, text))[..., None, :]], dim=-2)
+        return Encoding(*append_text(tokens, text), predictions={})

@@ -1,0 +1,179 @@
+"""What is minimized: masked action losses, and the weighted sum of named terms.
+
+Every mean here is a sum over valid entries divided by their number, so that padding neither counts nor leaks: an empty
+mask gives 0, and whatever stands at an invalid place (NaN included) reaches neither the value nor the gradient.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robopolicy.types import Batch, Chunk
+
+DEFAULT_WEIGHTS: Mapping[str, float] = {
+    "arm": 1.0,
+    "gripper": 0.01,
+    "forward": 0.0,
+    "caption": 0.05,
+    "cotraining": 0.1,
+}
+"""RoboVLMs' weights of its terms; a term that isn't here has no customary weight."""
+
+
+@dataclass(frozen=True)
+class TermInputs:
+    """What the providers of loss terms may look at: one training batch on its way through the policy."""
+
+    batch: Batch
+    """The batch as the loader gave it, in the demos' own units."""
+    targets: Mapping[str, Tensor]
+    """Normalized target keys (B, S, d): what the demos know and the policy doesn't see."""
+    predictions: Mapping[str, Tensor]
+    """What the encoder predicted beside its tokens, (B, S, ...)."""
+    pooled: Tensor
+    """(B, S, P) pooled frames."""
+    hidden: Tensor
+    """(B, V, W, H) memory outputs of the V windows, or (B, 1, S, H) of one unrolled segment."""
+
+
+@runtime_checkable
+class TermProvider(Protocol):
+    """A part of the model that contributes named loss terms."""
+
+    term_names: Sequence[str]
+    """The terms it can give."""
+
+    def terms(self, inputs: TermInputs) -> dict[str, Tensor]:
+        """Each of `term_names` as a scalar."""
+        ...
+
+
+def action_loss(
+    chunk: Chunk,
+    target: Float[Tensor, "*batch chunk action"],
+    action_valid: Bool[Tensor, "*mask"] | None,
+    gripper_weight: float = 0.01,
+    huber_delta: float = 1.0,
+    arm_weights: Sequence[float] = (),
+) -> dict[str, Tensor]:
+    """Masked Huber on the arm plus weighted masked cross-entropy on the gripper, as RoboVLMs trains its head.
+
+    Args:
+        chunk: prediction, arm (*B, W, K, A) and gripper logits (*B, W, K, G).
+        target: arm in [-1, 1], then gripper labels in {0, 1}; ignored where invalid, even if NaN.
+        action_valid: (*B, W, K), or (*B, W) for whole frames; None: all valid.
+        gripper_weight: weight of the gripper's term in `loss`.
+        huber_delta: where the arm's loss turns from square to linear.
+        arm_weights: weight of each arm dimension; empty: all 1.
+
+    Returns:
+        loss, loss_arm, loss_gripper, gripper_accuracy: scalars; those without a valid entry are 0.
+    """
+    arm_target, label, valid = split_target(chunk, target, action_valid)
+    arm = torch.where(valid, chunk.arm.float(), 0.0)
+    huber = functional.huber_loss(arm, arm_target, reduction="none", delta=huber_delta)
+    if arm_weights:
+        huber = huber * huber.new_tensor(arm_weights)
+    loss_arm = masked_mean(huber, valid)
+    loss_gripper, accuracy = gripper_terms(chunk, label, valid)
+    return {
+        "loss": loss_arm + gripper_weight * loss_gripper,
+        "loss_arm": loss_arm,
+        "loss_gripper": loss_gripper,
+        "gripper_accuracy": accuracy,
+    }
+
+
+def split_target(chunk: Chunk, target: Tensor, action_valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Arm target, gripper label, both 0 where invalid, and the mask (*B, W, K, 1) that says where."""
+    arm_width, gripper_width = chunk.arm.shape[-1], chunk.gripper_logit.shape[-1]
+    if target.shape != (*chunk.arm.shape[:-1], arm_width + gripper_width):
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; expected {(*chunk.arm.shape[:-1], arm_width + gripper_width)}, "
+            f"the chunk's with {arm_width} arm and {gripper_width} gripper columns"
+        )
+    valid = _expand_mask(action_valid, chunk.arm)
+    safe = torch.where(valid, target.float(), 0.0)
+    return safe[..., :arm_width], safe[..., arm_width:], valid
+
+
+def gripper_terms(chunk: Chunk, label: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy and accuracy of the gripper over its valid entries."""
+    logit = torch.where(valid, chunk.gripper_logit.float(), 0.0)
+    entropy = functional.binary_cross_entropy_with_logits(logit, label, reduction="none")
+    correct = (logit.detach() > 0) == (label > 0.5)
+    return masked_mean(entropy, valid), masked_mean(correct.float(), valid)
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of `values` over the entries where `valid` (broadcast against them) holds; 0 if there is none.
+
+    Nothing waits for the device.
+    """
+    count = valid.expand_as(values).sum().clamp(min=1)
+    return torch.where(valid, values, 0.0).sum() / count
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum of the named terms, each times its weight.
+
+    Raises:
+        ValueError: a weight names a term that isn't there, or nothing is weighted.
+    """
+    require_terms(weights, terms)
+    if not weights:
+        raise ValueError(f"no loss term has a weight; weight one or more of: {', '.join(sorted(terms))}")
+    return torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+
+
+def require_terms(wanted: Iterable[str], available: Iterable[str]) -> None:
+    """Refuse weights of terms that no part of the model provides, and list those that there are."""
+    known = sorted(available)
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise ValueError(
+            f"loss term {', '.join(map(repr, missing))} is provided by no part of this model. "
+            f"Available: {', '.join(known)}; drop it from --loss.terms or add what provides it"
+        )
+
+
+class ForwardPrediction(nn.Module):
+    """The term `forward`: the memory predicts the next pooled frame, so that it keeps what matters later."""
+
+    term_names = ("forward",)
+
+    def __init__(self, hidden: int, pooled: int) -> None:
+        super().__init__()
+        self.predict = nn.Linear(hidden, pooled)
+
+    def terms(self, inputs: TermInputs) -> dict[str, Tensor]:
+        """Mean squared error of the next frame's pooled vector, itself not moved, over the real next frames."""
+        span = inputs.hidden.shape[2]
+        predicted = self.predict(inputs.hidden[:, :, :-1])
+        following = cut_windows(inputs.pooled.detach(), span)[:, :, 1:]
+        valid = cut_windows(torch.as_tensor(inputs.batch.frame_valid, device=predicted.device), span)[:, :, 1:, None]
+        error = torch.where(valid, predicted.float() - following.float(), 0.0).square()
+        return {"forward": masked_mean(error, valid)}
+
+
+def cut_windows(frames: Tensor, window: int) -> Tensor:
+    """Views (B, V, W, ...) of all V = S - W + 1 windows in segments (B, S, ...); nothing is copied."""
+    return frames.unfold(1, window, 1).movedim(-1, 2)
+
+
+def _expand_mask(action_valid: Tensor | None, arm: Tensor) -> Tensor:
+    if action_valid is None:
+        return torch.ones((*arm.shape[:-1], 1), dtype=torch.bool, device=arm.device)
+    if action_valid.shape == arm.shape[:-1]:
+        return action_valid[..., None]
+    if action_valid.shape == arm.shape[:-2]:
+        return action_valid[..., None, None].expand(*arm.shape[:-1], 1)
+    raise ValueError(
+        f"action_valid has shape {tuple(action_valid.shape)}; expected {tuple(arm.shape[:-1])} for actions "
+        f"or {tuple(arm.shape[:-2])} for whole frames"
+    )
