@@ -52,7 +52,7 @@ class Arm:
         """Transform (4, 4) from the last joint's frame to the tool."""
         tool = np.eye(4)
         tool[:3, :3] = self.tool_rotation
-        tool[:3, 3] = np.asarray(self.tool_position_m) + [0.0, 0.0, self.flange_m]
+        tool[:3, 3] = np.add(self.tool_position_m, (0.0, 0.0, self.flange_m))
         return tool
 
 
