@@ -12,8 +12,9 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Optional
 
 import msgpack
 import numpy as np
@@ -134,7 +135,7 @@ class PolicyClient:
         self._uri = address if port is None else f"{address}:{port}"
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
         self._timeout_s, self._connect_timeout_s = timeout_s, connect_timeout_s
-        self._options: Dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "compression": None,
             "max_size": max_reply_bytes,
             "open_timeout": timeout_s,
@@ -145,11 +146,11 @@ class PolicyClient:
         self._stack = ExitStack()
         self._connection: Optional[ClientConnection] = None
         self._reset_next = False
-        self.metadata: Dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         self.reconnects = -1
         self._connected()
 
-    def infer(self, obs: Mapping[str, Any]) -> Dict[str, Any]:
+    def infer(self, obs: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one observation: `actions` (K, width) in the demos' units, and timings [ms].
 
         A connection found lost is opened again and the observation sent once more; the policy's memory then begins with
@@ -257,7 +258,7 @@ class ChunkBroker:
             )
         self._client, self._replan_every = client, replan_every
         self._tells = ACTIONS_PER_CALL_KEY in client.metadata.get("optional", {})
-        self._actions: List[np.ndarray] = []
+        self._actions: list[np.ndarray] = []
 
     def infer(self, obs: Mapping[str, Any]) -> np.ndarray:
         """The action (width,) for this moment; `obs` is sent only when a new chunk is needed."""
@@ -292,7 +293,7 @@ def _tag(value: Any) -> Any:
     return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
 
 
-def _untag(value: Dict[Any, Any]) -> Any:
+def _untag(value: dict[Any, Any]) -> Any:
     if b"__ndarray__" in value:
         return _array(value.get(b"data"), _dtype(value.get(b"dtype")), value.get(b"shape"))
     if b"__npgeneric__" in value:

@@ -1,0 +1,141 @@
+"""From a client's observation names to the policy's: YAML, with presets for robots and simulators in use.
+
+    name: aloha
+    instruction: [prompt]                     # the client's key; the first that came is taken
+    keys:
+      qpos: {from: state}                     # the policy's key: where the client has it
+      top: {from: images/cam_high, layout: chw}
+      gripper_states: {from: state, columns: [6, 8]}
+
+A policy's key that the mapping doesn't name is taken under its own name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import yaml
+from jaxtyping import Float, UInt8
+
+Layout = Literal["hwc", "chw"]
+Flip = Literal["none", "vertical", "turn"]
+Fit = Literal["pad", "stretch"]
+
+PRESETS = Path(__file__).parent / "mappings"
+
+
+@dataclass(frozen=True)
+class KeySource:
+    """Where a client has what the policy knows under one key."""
+
+    names: tuple[str, ...]
+    """The client's names; the first that came is taken."""
+    columns: tuple[int, int] | None = None
+    """First and last + 1 of the numbers to take, where the client has more in one array."""
+    layout: Layout = "hwc"
+    """Order of a picture's axes: height, width, colour, or colour first."""
+    flip: Flip = "none"
+    """vertical: the client's pictures are upside down; turn: turned by half a circle."""
+    fit: Fit = "pad"
+    """Pictures of another shape: keep the aspect and pad with black, as openpi's client does, or stretch."""
+
+
+@dataclass(frozen=True)
+class KeyMapping:
+    """The names one kind of client uses."""
+
+    name: str = "native"
+    instruction: tuple[str, ...] = ("prompt", "instruction")
+    """The client's names of the instruction; the first that came is taken."""
+    keys: Mapping[str, KeySource] = field(default_factory=dict)
+    """By the policy's keys."""
+
+    @classmethod
+    def read(cls, source: str | Path) -> "KeyMapping":
+        """A preset by name, or a YAML file.
+
+        Raises:
+            ValueError: there is no such preset or file, or it holds something unknown.
+        """
+        path = Path(source)
+        if path.suffix not in (".yaml", ".yml"):
+            path = PRESETS / f"{source}.yaml"
+        if not path.is_file():
+            raise ValueError(f"no mapping '{source}'; there are {', '.join(presets())}, or give a .yaml file")
+        return _parsed(yaml.safe_load(path.read_text()), path.name)
+
+
+def presets() -> list[str]:
+    """Names of the mappings that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def place_picture(
+    picture: UInt8[np.ndarray, "height width colour"], height: int, width: int, source: KeySource
+) -> UInt8[np.ndarray, "new_height new_width colour"]:
+    """The picture right way up and in the policy's size."""
+    if source.flip != "none":
+        picture = picture[::-1] if source.flip == "vertical" else picture[::-1, ::-1]
+    if picture.shape[:2] == (height, width):
+        return np.ascontiguousarray(picture)
+    if source.fit == "stretch":
+        return resize(picture, height, width)
+    shrink = max(picture.shape[0] / height, picture.shape[1] / width)
+    inner = resize(picture, max(1, int(picture.shape[0] / shrink)), max(1, int(picture.shape[1] / shrink)))
+    placed = np.zeros((height, width, picture.shape[2]), np.uint8)
+    top, left = (height - inner.shape[0]) // 2, (width - inner.shape[1]) // 2
+    placed[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return placed
+
+
+def resize(
+    picture: UInt8[np.ndarray, "height width colour"], height: int, width: int
+) -> UInt8[np.ndarray, "new_height new_width colour"]:
+    """Bilinear, with the filter widened to the area of a new pixel where the picture shrinks, as Pillow does it."""
+    rows, columns = _weights(picture.shape[0], height), _weights(picture.shape[1], width)
+    shrunk = rows @ picture.reshape(picture.shape[0], -1).astype(np.float32)
+    resized = columns @ shrunk.reshape(height, *picture.shape[1:])
+    return np.floor(resized.clip(0, 255) + 0.5).astype(np.uint8)
+
+
+@lru_cache(maxsize=16)
+def _weights(source: int, target: int) -> Float[np.ndarray, "target source"]:
+    scale = source / target
+    centres = (np.arange(target) + 0.5) * scale
+    distance = np.abs(np.arange(source) + 0.5 - centres[:, None]) / max(scale, 1.0)
+    weights = np.clip(1.0 - distance, 0.0, None)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _parsed(values: Any, file: str) -> KeyMapping:
+    if not isinstance(values, dict) or not set(values) <= {"name", "instruction", "keys"}:
+        raise ValueError(f"{file}: expected a map of name, instruction and keys")
+    keys = {key: _source(entry, f"{file}, key '{key}'") for key, entry in (values.get("keys") or {}).items()}
+    instruction = _names(values.get("instruction", list(KeyMapping.instruction)), f"{file}, instruction")
+    return KeyMapping(str(values.get("name", Path(file).stem)), instruction, keys)
+
+
+def _source(entry: Any, where: str) -> KeySource:
+    options = {"from", "columns", "layout", "flip", "fit"}
+    if not isinstance(entry, dict) or "from" not in entry or not set(entry) <= options:
+        raise ValueError(f"{where}: expected `from` and any of {', '.join(sorted(options - {'from'}))}")
+    for option, allowed in (("layout", get_args(Layout)), ("flip", get_args(Flip)), ("fit", get_args(Fit))):
+        if option in entry and entry[option] not in allowed:
+            raise ValueError(f"{where}: {option} is {entry[option]!r}; expected one of {', '.join(allowed)}")
+    columns = entry.get("columns")
+    if columns is not None:
+        if not isinstance(columns, list) or len(columns) != 2 or not 0 <= columns[0] < columns[1]:
+            raise ValueError(f"{where}: columns is {columns}; expected [first, last + 1]")
+        columns = (int(columns[0]), int(columns[1]))
+    chosen = {option: entry[option] for option in ("layout", "flip", "fit") if option in entry}
+    return KeySource(_names(entry["from"], where), columns, **chosen)
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{where}: expected a name or a list of names of the client's keys")
+    return tuple(names)

@@ -1,0 +1,156 @@
+"""What a server tells its clients, and the check of what a client sent against what the policy expects.
+
+The wire format itself, openpi's msgpack arrays, is `robopolicy.client.pack` and `unpack`.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError
+from robopolicy.control.mapping import KeyMapping, KeySource, place_picture
+from robopolicy.control.spec import PolicySpec
+from robopolicy.types import ArraySpec
+
+MAX_PICTURE_SIDE = 4096
+"""Pixels; what a client may send along either side of a picture."""
+
+
+class ObservationReader:
+    """Turns a client's message into the policy's observation, or says what is wrong with it."""
+
+    def __init__(self, spec: PolicySpec, mapping: KeyMapping) -> None:
+        self.spec, self.mapping = spec, mapping
+        self._sources = {key: mapping.keys.get(key, KeySource(names=(key,))) for key in spec.observation}
+        known = {name for key, source in self._sources.items() for name in (*source.names, key)}
+        self._known = known | {RESET_KEY, ACTIONS_PER_CALL_KEY, *mapping.instruction}
+
+    def metadata(self) -> dict[str, Any]:
+        """What the server tells a client first: the keys it should send, under the client's own names."""
+        observation: dict[str, Any] = {}
+        for key, source in self._sources.items():
+            wanted = self.spec.observation[key]
+            shape = list(wanted.shape)
+            if source.columns is not None:
+                earlier = observation.get(source.names[0], {"shape": [0]})
+                shape = [max(source.columns[1], *earlier["shape"])]
+            if source.layout == "chw":
+                shape = [shape[2], *shape[:2]]
+            observation[source.names[0]] = {"shape": shape, "dtype": wanted.dtype}
+        if self.spec.instruction:
+            observation[self.mapping.instruction[0]] = {"shape": [], "dtype": "str"}
+        told = self.spec.to_dict()
+        return {
+            "observation": observation,
+            "optional": {
+                RESET_KEY: {"shape": [], "dtype": "bool"},
+                ACTIONS_PER_CALL_KEY: {"shape": [], "dtype": "int"},
+            },
+            "action_spec": told["action"],
+            **{name: told[name] for name in ("chunk", "window", "history", "frame_stride", "control_dt", "provenance")},
+            "control_rate_hz": 1.0 / self.spec.control_dt if self.spec.control_dt else self.spec.action.rate_hz,
+            "mapping": self.mapping.name,
+            "robopolicy_version": _version(),
+        }
+
+    def read(self, message: Any) -> dict[str, Any]:
+        """The policy's observation, without batch axes: arrays as `spec.observation` says, and `instruction` (str).
+
+        Pictures of another size are resized, floats cast to float32, unknown keys left out (`unused` names them).
+
+        Raises:
+            ProtocolError: a key is missing, or has the wrong type or shape, or a value is NaN or infinite.
+        """
+        sent = flatten(message)
+        observation: dict[str, Any] = {}
+        for key, source in self._sources.items():
+            name = next((name for name in (*source.names, key) if name in sent), None)
+            if name is None:
+                raise ProtocolError(self._missing(source.names[0], sent))
+            taken = source if name in source.names else KeySource(names=(key,))
+            observation[key] = _fitting(sent[name], self.spec.observation[key], taken, _shown(name))
+        if self.spec.instruction:
+            observation["instruction"] = self._instruction(sent)
+        return observation
+
+    def unused(self, message: Any) -> list[str]:
+        """Keys of a message that the policy doesn't look at, fit for a log."""
+        return sorted(_shown(key) for key in flatten(message) if key not in self._known)
+
+    def _instruction(self, sent: Mapping[str, Any]) -> str:
+        name = next((name for name in self.mapping.instruction if name in sent), None)
+        if name is None:
+            raise ProtocolError(self._missing(self.mapping.instruction[0], sent))
+        if not isinstance(sent[name], str):
+            raise ProtocolError(f"'{name}' is a {type(sent[name]).__name__}; expected the instruction as text")
+        return sent[name]
+
+    def _missing(self, name: str, sent: Mapping[str, Any]) -> str:
+        expected = ", ".join(source.names[0] for source in self._sources.values())
+        prompt = f", {self.mapping.instruction[0]}" if self.spec.instruction else ""
+        came = ", ".join(_shown(key) for key in list(sent)[:20]) or "nothing"
+        return f"observation lacks '{name}'. Expected: {expected}{prompt}. Came: {came}"
+
+
+def flatten(message: Any) -> dict[str, Any]:
+    """A message's values by name; those of a map inside it as `outer/inner`, as ALOHA sends its `images`."""
+    if not isinstance(message, dict):
+        raise ProtocolError(f"an observation is a map of names to values; a {type(message).__name__} came")
+    flat: dict[str, Any] = {}
+    for key, value in message.items():
+        if not isinstance(key, str):
+            raise ProtocolError("an observation's names are text; other keys came")
+        if isinstance(value, dict):
+            flat.update({f"{key}/{inner}": item for inner, item in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.ndarray:
+    if isinstance(value, (bool, int, float)) and wanted.shape == (1,):
+        value = np.asarray([value])
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise ProtocolError(f"'{name}' is a {type(value).__name__}; expected an array of {wanted.shape}")
+    array = np.asarray(value)
+    if wanted.is_image:
+        return _picture(array, wanted, source, name)
+    if array.shape == () and wanted.shape == (1,):
+        array = array.reshape(1)
+    if source.columns is not None:
+        low, high = source.columns
+        if array.ndim != 1 or len(array) < high:
+            raise ProtocolError(f"'{name}' has shape {array.shape}; expected at least {high} numbers")
+        array = array[low:high]
+    if array.shape != wanted.shape:
+        raise ProtocolError(f"'{name}' has shape {array.shape}; expected {wanted.shape}")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ProtocolError(f"'{name}' holds NaN or infinite values; expected finite numbers")
+    return array
+
+
+def _picture(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str) -> np.ndarray:
+    if array.dtype != np.uint8:
+        raise ProtocolError(f"'{name}' is {array.dtype}; expected a picture of uint8, 0 to 255")
+    if source.layout == "chw" and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[2] != wanted.shape[2] or not min(array.shape) > 0:
+        raise ProtocolError(f"'{name}' has shape {array.shape}; expected a picture such as {wanted.shape}")
+    if max(array.shape) > MAX_PICTURE_SIDE:
+        raise ProtocolError(f"'{name}' has shape {array.shape}; expected sides of at most {MAX_PICTURE_SIDE} pixels")
+    return place_picture(array, wanted.shape[0], wanted.shape[1], source)
+
+
+def _shown(name: Any) -> str:
+    return ascii(name)[1:-1][:40] if isinstance(name, str) else f"<{type(name).__name__}>"
+
+
+def _version() -> str:
+    try:
+        return version("robopolicy")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,298 @@
+"""A policy behind openpi's websocket protocol, for robots and simulators near and far.
+
+The server speaks first, with the metadata; then every binary message is an observation and is answered with actions. A
+connection is an episode's memory. Whatever a stranger sends, the answer is a short text frame and a closed connection:
+no traceback, no path, bounded memory, and the others are served on. See `client.unpack` for what a message may hold.
+"""
+
+import asyncio
+import hmac
+import http
+import ipaddress
+import logging
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as serve_websockets
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.http11 import Request, Response
+
+from robopolicy.client import ProtocolError, pack
+from robopolicy.control.batching import InferenceThread, ServedPolicy
+from robopolicy.control.connection import ConnectionGuard
+from robopolicy.control.mapping import KeyMapping
+from robopolicy.control.metrics import Metrics
+from robopolicy.control.protocol import ObservationReader
+from robopolicy.control.session import Session
+from robopolicy.control.spec import PolicySpec
+
+logger = logging.getLogger("robopolicy.serve")
+
+PICTURE_BYTES = 8 * 2**20
+"""Room in one message for each camera: a 1920 x 1080 picture fits."""
+OTHER_BYTES = 2**20
+"""Room in one message for all the rest."""
+SPARE_CONNECTIONS = 16
+"""TCP connections beyond `max_connections`, for health checks and handshakes under way."""
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What a client may take from the server."""
+
+    max_connections: int = 128
+    """Clients at once; more are told 503."""
+    max_batch: int = 64
+    """Observations in one forward pass."""
+    max_message_bytes: int | None = None
+    """Size of one message; None: 1 MiB, and 8 MiB more per camera."""
+    handshake_timeout_s: float = 10.0
+    """From the TCP connection to the end of the websocket's handshake [s]."""
+    message_timeout_s: float = 10.0
+    """From the first to the last fragment of a message [s]."""
+    keepalive_s: float = 20.0
+    """Between two pings, and for their answer [s]; a client stuck inside a frame can't answer."""
+    drain_timeout_s: float = 5.0
+    """For answers under way when the server is told to stop [s]."""
+
+
+def serve(
+    policy: ServedPolicy,
+    spec: PolicySpec,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    tls_cert: str | Path | None = None,
+    tls_key: str | Path | None = None,
+    mapping: str | Path = "native",
+    limits: ServerLimits | None = None,
+    on_ready: Callable[[str, int], None] | None = None,
+) -> None:
+    """Serve a policy until SIGTERM or Ctrl-C, then answer what is under way and close.
+
+    Args:
+        policy: what `load_policy` or `runtime.load` gives.
+        spec: what it expects.
+        host: address to listen on; beyond this machine only with a key.
+        port: 0 takes a free one.
+        api_key: clients must send `Authorization: Api-Key <key>`.
+        tls_cert: certificate chain (PEM), for wss.
+        tls_key: its private key (PEM).
+        mapping: preset or YAML file that maps the clients' names to the policy's.
+        limits: what clients may take.
+        on_ready: called with address and port once the policy is warm and the server listens.
+
+    Raises:
+        ValueError: a public address without a key, an unknown mapping, a certificate that can't be read.
+    """
+    tls = _tls_context(tls_cert, tls_key)
+    reader = ObservationReader(spec, KeyMapping.read(mapping))
+    server = PolicyServer(policy, reader, host=host, port=port, api_key=api_key, tls=tls, limits=limits)
+    asyncio.run(server.run(on_ready))
+
+
+def open_policy(folder: str | Path, device: str = "cpu") -> tuple[ServedPolicy, PolicySpec]:
+    """A policy to serve, and what it expects: from a run folder, or from an exported one, which needs no torch."""
+    if (Path(folder) / "manifest.json").is_file():
+        from robopolicy.control import runtime
+
+        exported = runtime.load(folder)
+        return exported, exported.spec
+    from robopolicy.model.checkpoint import load_policy, read_provenance
+
+    policy = load_policy(folder, device)
+    return policy, PolicySpec.of(policy, read_provenance(folder))
+
+
+def read_api_key(path: str | Path) -> str:
+    """The key in a file's first line.
+
+    Raises:
+        ValueError: the file has none, or one shorter than 16 characters.
+    """
+    lines = Path(path).read_text().splitlines()
+    key = lines[0].strip() if lines else ""
+    if len(key) < 16 or not key.isascii():
+        raise ValueError(f"{path}: the first line has {len(key)} characters; expected a key of 16 or more, ASCII")
+    return key
+
+
+class PolicyServer:
+    """The server itself; `serve` runs it, tests hold on to it."""
+
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        reader: ObservationReader,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        api_key: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        limits: ServerLimits | None = None,
+    ) -> None:
+        if api_key is None and not _loopback(host):
+            raise ValueError(f"--host {host} is open to the network; give --api-key-file, or listen on 127.0.0.1")
+        self.host, self.port, self.limits = host, port, limits or ServerLimits()
+        self.metrics = Metrics()
+        self._reader, self._tls, self._api_key = reader, tls, api_key
+        self._inference = InferenceThread(policy, reader.spec, self.metrics, self.limits.max_batch)
+        self._metadata = pack(reader.metadata())
+        self._busy: set[ServerConnection] = set()
+        self._draining = False
+
+    async def run(self, on_ready: Callable[[str, int], None] | None = None) -> None:
+        """Warm up, listen, and serve until `stop` or a signal."""
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        await self._loop.run_in_executor(None, self._inference.start)
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(name, self._stop.set)
+        limits = self.limits
+        guard = ConnectionGuard(limits.max_connections + SPARE_CONNECTIONS, limits.message_timeout_s)
+        try:
+            async with serve_websockets(
+                self._converse,
+                self.host,
+                self.port,
+                ssl=self._tls,
+                origins=[None],  # browsers name their page's origin; a page must not reach a server on loopback
+                compression=None,
+                process_request=self._admit,
+                server_header=None,
+                open_timeout=limits.handshake_timeout_s,
+                ping_interval=limits.keepalive_s,
+                ping_timeout=limits.keepalive_s,
+                close_timeout=2.0,
+                max_size=limits.max_message_bytes or _message_bytes(self._reader.spec),
+                max_queue=1,
+                logger=_library_logger(),
+                create_connection=cast(type[ServerConnection], guard),
+            ) as websockets:
+                self.port = websockets.sockets[0].getsockname()[1]
+                logger.info("serving on %s:%d", self.host, self.port)
+                if on_ready is not None:
+                    on_ready(self.host, self.port)
+                await self._stop.wait()
+                await self._drain(websockets)
+        finally:
+            self._inference.stop()
+
+    def stop(self) -> None:
+        """Answer what is under way, close, and end `run`; callable from any thread."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _converse(self, connection: ServerConnection) -> None:
+        address = connection.remote_address
+        session = Session(self._reader, self.metrics, name=f"{address[0]}:{address[1]}" if address else "client")
+        self.metrics.count("connections_total")
+        self.metrics.change("connections", 1)
+        try:
+            await connection.send(self._metadata)
+            while not self._draining:
+                data = await connection.recv()
+                received_s = time.monotonic()
+                self._busy.add(connection)
+                await connection.send(await self._reply(session, data))
+                self._busy.discard(connection)
+                session.prev_total_ms = (time.monotonic() - received_s) * 1e3
+                self.metrics.observe("request_seconds", session.prev_total_ms / 1e3)
+            await connection.close(CloseCode.GOING_AWAY, "the server stops")
+        except ConnectionClosed:
+            pass
+        except ProtocolError as error:
+            self.metrics.count("errors_total")
+            logger.warning("%s: %s", session.name, error)
+            await self._refuse(connection, str(error))
+        finally:
+            self._busy.discard(connection)
+            self.metrics.change("connections", -1)
+
+    async def _reply(self, session: Session, data: str | bytes) -> bytes:
+        self.metrics.count("requests_total")
+        if isinstance(data, str):
+            raise ProtocolError("a text message came; expected a binary one, a msgpack map of the observation")
+        return await self._inference.answer(session, data)
+
+    async def _refuse(self, connection: ServerConnection, reason: str) -> None:
+        try:
+            await connection.send(reason[:500])
+            await connection.close(CloseCode.INTERNAL_ERROR, "see the text message before")
+        except ConnectionClosed:
+            pass
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        path = request.path.partition("?")[0]
+        if path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if not self._key_fits(request):
+            self.metrics.count("unauthorized_total")
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED, "Authorization: Api-Key <key> is missing or wrong\n"
+            )
+        if path == "/metrics":
+            return connection.respond(http.HTTPStatus.OK, self.metrics.text())
+        if self._draining or self.metrics.value("connections") >= self.limits.max_connections:
+            self.metrics.count("turned_away_total")
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "no room for another client\n")
+        return None
+
+    def _key_fits(self, request: Request) -> bool:
+        if self._api_key is None:
+            return True
+        sent = request.headers.get_all("Authorization")
+        wanted = f"Api-Key {self._api_key}".encode()
+        return len(sent) == 1 and hmac.compare_digest(sent[0].encode("utf-8", "surrogateescape"), wanted)
+
+    async def _drain(self, websockets: Any) -> None:
+        self._draining = True
+        idle = [connection for connection in websockets.connections if connection not in self._busy]
+        await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server stops") for connection in idle))
+        deadline_s = time.monotonic() + self.limits.drain_timeout_s
+        while self._busy and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.01)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        found = socket.getaddrinfo(host, None) if host else []
+    except socket.gaierror as error:
+        raise ValueError(f"--host {host}: {error.strerror}; give an address of this machine") from None
+    return bool(found) and all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
+
+
+def _tls_context(cert: str | Path | None, key: str | Path | None) -> ssl.SSLContext | None:
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise ValueError("--tls-cert and --tls-key belong together; give both")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(
+            f"--tls-cert {cert}, --tls-key {key}: {error}; expected PEM files that belong together"
+        ) from None
+    return context
+
+
+def _message_bytes(spec: PolicySpec) -> int:
+    return OTHER_BYTES + PICTURE_BYTES * sum(wanted.is_image for wanted in spec.observation.values())
+
+
+def _library_logger() -> logging.Logger:
+    """The websocket library's own log, without the noise that strangers make."""
+    library = logging.getLogger("robopolicy.serve.websockets")
+    library.setLevel(logging.CRITICAL)
+    return library

@@ -1,0 +1,105 @@
+"""A policy whose answers tell what it saw, and a server of it in a thread: shared by the tests of client and server."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robopolicy.control.mapping import KeyMapping
+from robopolicy.control.protocol import ObservationReader
+from robopolicy.control.server import PolicyServer
+from robopolicy.control.spec import PolicySpec
+from robopolicy.types import ActionSpec, ArraySpec
+
+SPEC = PolicySpec(
+    observation={"qpos": ArraySpec((3,)), "front": ArraySpec((8, 8, 3), "uint8")},
+    action=ActionSpec(arm=5, gripper=0),
+    chunk=4,
+    window=3,
+    instruction=True,
+    control_dt=0.05,
+    provenance={"task": "lift"},
+)
+LOW_DIM_SPEC = PolicySpec(
+    observation={"qpos": ArraySpec((3,))}, action=ActionSpec(arm=5, gripper=0), chunk=4, window=3, control_dt=0.05
+)
+
+
+@dataclass(frozen=True)
+class FakeState:
+    """Frames seen by each episode, and the sum of what they held."""
+
+    seen: np.ndarray
+
+    @staticmethod
+    def concat(states: Sequence["FakeState"]) -> "FakeState":
+        """End to end."""
+        return FakeState(np.concatenate([state.seen for state in states]))
+
+    def split(self, sizes: int) -> list["FakeState"]:
+        """Parts."""
+        return [FakeState(self.seen[i : i + sizes]) for i in range(0, len(self.seen), sizes)]
+
+
+class FakePolicy:
+    """Answers (frames seen, sum of qpos over them, length of the instruction, mean of the picture, k)."""
+
+    def __init__(self, chunk: int = 4) -> None:
+        self.chunk = chunk
+        self.batches: list[int] = []
+        self.hold = threading.Event()
+        self.hold.set()
+
+    def initial_state(self, batch: int) -> FakeState:
+        """Nothing seen."""
+        return FakeState(np.zeros((batch, 2)))
+
+    def act(self, observation: Mapping[str, Any], state: FakeState) -> tuple[np.ndarray, FakeState]:
+        """One frame joins what was seen; qpos of 666 makes it fail."""
+        assert self.hold.wait(10)
+        qpos = observation["qpos"]
+        if (qpos == 666).any():
+            raise RuntimeError("secret path /home/operator/policy.py")
+        self.batches.append(len(qpos))
+        seen = state.seen + np.stack([np.ones(len(qpos)), qpos.sum(axis=1)], axis=1)
+        told = [len(text) for text in observation.get("instruction", [""] * len(qpos))]
+        pictures = observation.get("front", np.zeros((len(qpos), 1)))
+        means = pictures.reshape(len(qpos), -1).mean(axis=1)
+        rows = np.column_stack([seen, told, means, np.zeros(len(qpos))])
+        actions = np.repeat(rows[:, None], self.chunk, axis=1)
+        actions[..., 4] = np.arange(self.chunk)
+        return actions, FakeState(seen)
+
+
+def observation(number: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """What `SPEC` expects."""
+    return {
+        "qpos": np.full(3, number),
+        "front": np.full((8, 8, 3), 7, np.uint8),
+        "prompt": "lift",
+        **changes,
+    }
+
+
+@contextmanager
+def running_server(
+    policy: Any = None, spec: PolicySpec = SPEC, mapping: str | Path | KeyMapping = "native", **options: Any
+) -> Iterator[PolicyServer]:
+    """A server in a thread of its own, on a free port of this machine."""
+    mapping = mapping if isinstance(mapping, KeyMapping) else KeyMapping.read(mapping)
+    server = PolicyServer(policy or FakePolicy(), ObservationReader(spec, mapping), **{"port": 0, **options})
+    ready = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(server.run(lambda *_: ready.set())))
+    thread.start()
+    try:
+        assert ready.wait(10), "the server did not come up"
+        yield server
+    finally:
+        server.stop()
+        thread.join(10)
+        assert not thread.is_alive(), "the server did not stop"
