@@ -1,0 +1,153 @@
+"""ACT / ALOHA episodes: one HDF5 file each, alone or in a folder (github.com/tonyzhaozh/act, `record_episodes.py`).
+
+`action` (T, 14) holds absolute joint targets, twice 6 joints [rad] and a gripper; `observations/qpos`, `qvel` and
+`observations/images/<camera>`, which is uint8 (T, height, width, 3), or JPEG bytes padded to one length. Mobile ALOHA
+adds `base_action` (T, 2) and `observations/effort`.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from robopolicy.demos.formats.base import DemoReader, Omissions, ReaderBase, is_image, wanted_keys
+from robopolicy.demos.formats.video import decode_picture
+from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
+from robopolicy.demos.probe import open_hdf5
+from robopolicy.types import ActionSpec, Demo, DemoFormatError
+
+RATE_HZ = 50.0
+"""ALOHA's control rate (`DT = 0.02` in its `constants.py`); the files don't say."""
+ACTIONS = ("action", "base_action")
+EPISODE = re.compile(r"episode_(\d+)\.(hdf5|h5)")
+
+
+class ActFormat:
+    """ACT / ALOHA episodes."""
+
+    name = "act"
+
+    def recognises(self, path: Path) -> bool:
+        """A file with `action` and `observations/qpos` at its root, or a folder of `episode_<i>.hdf5`."""
+        if path.is_dir():
+            return bool(_episodes(path))
+        with open_hdf5(path) as file:
+            return "action" in file and "observations" in file
+
+    def open(self, path: Path) -> "ActReader":
+        """A reader of the folder's episodes, or of the one file."""
+        return ActReader(path)
+
+    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
+        """One `episode_<i>.hdf5` for each demo; every demo needs the observation `qpos`."""
+        omissions = Omissions("an ACT episode", len(names))
+        target.mkdir()
+        for index, name in enumerate(names):
+            _write_episode(source.read(name), target / f"episode_{index}.hdf5", omissions)
+        notes = omissions.lines()
+        if source.filter_keys:
+            notes.append(f"an ACT folder has no place for the filter keys {', '.join(source.filter_keys)}: left out")
+        return notes
+
+
+class ActReader(ReaderBase):
+    """Reads the episodes of a folder, or one episode file; each is opened anew when it is read."""
+
+    format_name = "act"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._files = _episodes(path) if path.is_dir() else {f"demo_{_number(path) or 0}": path}
+        self.names = tuple(self._files)
+        with open_hdf5(next(iter(self._files.values()))) as file:
+            self.attributes = attributes_of(file, path.name)
+            datasets = datasets_below(file, path.name)
+            width = sum(datasets[key].shape[-1] for key in ACTIONS if key in datasets)
+            compressed = [key for key, dataset in datasets.items() if "/images/" in key and dataset.ndim == 2]
+        self.action_spec = aloha_action_spec(width)
+        self.notes = (f"control rate taken as ALOHA's {RATE_HZ:g} Hz; the files don't say",)
+        if compressed:
+            self.notes += (
+                f"{', '.join(key.rpartition('/')[2] for key in compressed)}: JPEG pictures decoded, taken as RGB",
+            )
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """One episode; `keys` limits which observations are read."""
+        if name not in self._files:
+            raise KeyError(f"{self.path.name} has no {name}. It has: {', '.join(self.names)}")
+        path = self._files[name]
+        with open_hdf5(path) as file, damage_named(path.name):
+            datasets = datasets_below(file, path.name)
+            actions = [datasets[key][()] for key in ACTIONS if key in datasets]
+            if not actions:
+                raise DemoFormatError(f"{path.name}: no action; an ACT episode has action and observations/qpos")
+            found = {
+                key.removeprefix("observations/").removeprefix("images/"): dataset
+                for key, dataset in datasets.items()
+                if key.startswith("observations/")
+            }
+            wanted = wanted_keys(found, keys, path.name)
+            obs = {key: _values(found[key], path.name) for key in wanted}
+            attributes = attributes_of(file, path.name)
+        instruction = attributes.pop("instruction", None)
+        return Demo(
+            name=name, obs=obs, actions=np.concatenate(actions, axis=-1), instruction=instruction, attributes=attributes
+        )
+
+
+def aloha_action_spec(width: int) -> ActionSpec:
+    """Absolute joint targets; with 7 columns an arm, the last of each is a continuous gripper (0 closed, 1 open)."""
+    bimanual = width in (14, 16)
+    grippers = (6, 13) if bimanual else (6,) if width == 7 else ()
+    units = tuple("normalized" if column in grippers else "rad" for column in range(width)) if grippers else ()
+    if width == 16:
+        units = (*units[:14], "m/s", "rad/s")
+    return ActionSpec(
+        arm=width,
+        gripper=0,
+        continuous_gripper=grippers,
+        kind="absolute",
+        space="joint_position",
+        units=units,
+        rate_hz=RATE_HZ,
+    )
+
+
+def _episodes(folder: Path) -> dict[str, Path]:
+    found = {number: path for path in folder.iterdir() if (number := _number(path)) is not None}
+    return {f"demo_{number}": found[number] for number in sorted(found)}
+
+
+def _number(path: Path) -> int | None:
+    match = EPISODE.fullmatch(path.name)
+    return int(match.group(1)) if match else None
+
+
+def _values(dataset: h5py.Dataset, where: str) -> np.ndarray:
+    """One observation; pictures that are JPEG bytes (T, length) are decoded, the padding behind each is no harm."""
+    if "/images/" not in str(dataset.name) or dataset.ndim == 4:
+        return dataset[()]
+    return np.stack([decode_picture(row.tobytes(), f"{where}: {dataset.name}") for row in dataset[()]])
+
+
+def _write_episode(demo: Demo, path: Path, omissions: Omissions) -> None:
+    if "qpos" not in demo.obs:
+        raise DemoFormatError(
+            f"{demo.name}: an ACT episode needs the observation qpos; this demo has: {', '.join(sorted(demo.obs))}"
+        )
+    omissions.add_fields(demo, "executed_actions", "rewards", "dones", "states", "tokens", "seed")
+    omissions.add(*(f"the attribute {key}" for key in demo.attributes if key not in ("sim", "compress")))
+    with h5py.File(path, "w") as file:
+        file.attrs["sim"] = bool(demo.attributes.get("sim", False))
+        if demo.instruction is not None:
+            file.attrs["instruction"] = demo.instruction
+        file["action"] = demo.actions
+        for key, values in demo.obs.items():
+            if is_image(values):
+                file.create_dataset(
+                    f"observations/images/{key}", data=values, chunks=(1, *values.shape[1:]), compression="gzip"
+                )
+            else:
+                file[f"observations/{key}"] = values

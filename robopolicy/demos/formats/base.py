@@ -1,0 +1,180 @@
+"""What every demo format offers: a reader of `Demo` values and, for some, a writer."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from robopolicy.demos.actions import infer_action_spec
+from robopolicy.types import ActionSpec, Demo, DemoFormatError
+
+
+class DemoReader(Protocol):
+    """One open set of demonstrations, whatever its format; a context manager."""
+
+    path: Path
+    """The file or folder."""
+    format_name: str
+    """Which format it was recognised as."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the demos, `demo_<i>`, by number."""
+        ...
+
+    @property
+    def filter_keys(self) -> Mapping[str, Sequence[str]]:
+        """Named subsets such as `train` and `valid`; empty where the format has none."""
+        ...
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What the format says of the whole set."""
+        ...
+
+    @property
+    def action_spec(self) -> ActionSpec | None:
+        """What the action columns are, as far as the format says; None: by the default rule."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was done to the data on the way in, and what was left out; each one line."""
+        ...
+
+    @property
+    def action_facts(self) -> Mapping[str, Any]:
+        """Where `action_spec` is None: what the format says all the same, as fields of ActionSpec (kind, rate_hz, ...)."""
+        ...
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """One demo; `keys` limits which observations are read."""
+        ...
+
+    def clock(self, name: str) -> np.ndarray | None:
+        """(T,) time of each step [s], where the format records it."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class DemoFormat(Protocol):
+    """A way to store demonstrations that can be read."""
+
+    name: str
+    """What `check` prints."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the file or folder is of this format, by its content; `path` exists and is safe to open."""
+        ...
+
+    def open(self, path: Path) -> DemoReader:
+        """A reader of it.
+
+        Raises:
+            DemoFormatError: it is of this format, but can't be used.
+        """
+        ...
+
+
+class WritableFormat(Protocol):
+    """A way to store demonstrations that they can be converted to."""
+
+    @property
+    def name(self) -> str:
+        """What `convert --format` takes."""
+        ...
+
+    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
+        """Write these demos of `source` to `target`, which doesn't exist yet; gives what was changed or left out."""
+        ...
+
+
+class ReaderBase:
+    """What readers share: a path, defaults for what most formats lack, and the context manager."""
+
+    format_name: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notes: tuple[str, ...] = ()
+        self.filter_keys: Mapping[str, Sequence[str]] = {}
+        self.attributes: Mapping[str, Any] = {}
+        self.action_spec: ActionSpec | None = None
+        self.action_facts: Mapping[str, Any] = {}
+
+    def clock(self, name: str) -> np.ndarray | None:
+        """None: no time is recorded."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Omissions:
+    """Counts what a format can't hold, demo by demo, so that it is said once."""
+
+    def __init__(self, format_name: str, demos: int) -> None:
+        self._format_name = format_name
+        self._demos = demos
+        self._found: Counter[str] = Counter()
+
+    def add(self, *what: str) -> None:
+        """Something of one demo that is left out."""
+        self._found.update(what)
+
+    def add_fields(self, demo: Demo, *fields: str) -> None:
+        """Those of the demo's optional fields that it carries."""
+        self.add(*(field for field in fields if getattr(demo, field) is not None))
+
+    def lines(self) -> list[str]:
+        """One line for each kind of thing left out."""
+        return [
+            f"{self._format_name} has no place for {what}: left out of {count} of {self._demos} demos"
+            for what, count in sorted(self._found.items())
+        ]
+
+
+def action_spec_of(reader: DemoReader) -> ActionSpec:
+    """What the format says of the action columns, completed by the default rule over all its demos."""
+    if reader.action_spec is not None:
+        return reader.action_spec
+    inferred = infer_action_spec(reader.read(name, keys=()).actions for name in reader.names)
+    facts = dict(reader.action_facts)
+    grippers = set(facts.pop("continuous_gripper", ())) & set(inferred.arm_columns)
+    return replace(inferred, continuous_gripper=tuple(sorted(grippers)), **facts)
+
+
+def wanted_keys(available: Iterable[str], keys: Sequence[str] | None, where: str) -> list[str]:
+    """The observations to read: all, or those asked for.
+
+    Raises:
+        DemoFormatError: one that was asked for isn't there; those present are listed.
+    """
+    available = list(available)
+    if missing := [key for key in keys or () if key not in available]:
+        raise DemoFormatError(
+            f"{where}: no {', '.join(missing)} among the observations; it has: {', '.join(available)}"
+        )
+    return available if keys is None else list(keys)
+
+
+def is_image(values: np.ndarray) -> bool:
+    """Whether an observation is a sequence of colour pictures, uint8 (T, height, width, 3)."""
+    return values.dtype == np.uint8 and values.ndim == 4 and values.shape[-1] == 3

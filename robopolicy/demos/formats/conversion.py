@@ -1,0 +1,47 @@
+"""Demos of any format, written in another."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from robopolicy.demos.formats.registry import open_demos, writable_format
+
+
+def convert(
+    source: str | Path, target: str | Path, format: str | None = None, names: Sequence[str] | None = None
+) -> list[str]:
+    """Write the demos at `source` to `target`; gives, one line each, what was changed and what was left out.
+
+    The target appears under its name only when it is complete.
+
+    Args:
+        source: a file or folder of any known format.
+        target: doesn't exist yet.
+        format: the name of one of `registry.WRITERS`; None: robomimic, the native file.
+        names: only these demos, in this order.
+
+    Raises:
+        FileExistsError: something is at `target` already.
+        DemoFormatError: the source can't be read, or the target's format can't be written or can't hold it.
+    """
+    target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another name, or remove it first")
+    writer = writable_format(format)
+    unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open_demos(source) as reader:
+        try:
+            lost = writer.write(reader, unfinished, tuple(reader.names) if names is None else tuple(names))
+            unfinished.rename(target)
+        finally:
+            _remove(unfinished)
+        return [*reader.notes, *lost]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

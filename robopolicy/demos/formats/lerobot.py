@@ -1,0 +1,190 @@
+"""LeRobot data sets, v2.1 and v3.0 (github.com/huggingface/lerobot): parquet tables, and pictures as video or PNG.
+
+v2.1 keeps one parquet and one mp4 per episode, v3.0 many episodes in each. `meta/info.json` describes the columns. Our own
+writer adds `meta/robopolicy.json`, which LeRobot ignores, for what its tables can't say (`SIDECAR`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robopolicy.demos.formats.base import ReaderBase, wanted_keys
+from robopolicy.demos.formats.lerobot_tables import Episodes, column_values, open_episodes
+from robopolicy.demos.formats.video import decode_picture, read_video
+from robopolicy.types import ActionSpec, Demo, DemoFormatError
+
+SIDECAR = "meta/robopolicy.json"
+"""Keys: names, obs_columns (key -> start, stop, dtype, shape within observation.state), dtypes, action_spec, filter_keys,
+env_args, seeds."""
+STATE = "observation.state"
+STEP_COLUMNS = {
+    "executed_actions": "executed_action",
+    "states": "simulator_state",
+    "rewards": "next.reward",
+    "dones": "next.done",
+}
+"""Column of each optional field of a Demo."""
+BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index", "action")
+
+
+class LeRobotFormat:
+    """LeRobot data sets."""
+
+    name = "lerobot"
+
+    def recognises(self, path: Path) -> bool:
+        """A folder with `meta/info.json`."""
+        return (path / "meta" / "info.json").is_file()
+
+    def open(self, path: Path) -> "LeRobotReader":
+        """A reader of the data set."""
+        return LeRobotReader(path)
+
+
+class LeRobotReader(ReaderBase):
+    """Reads one LeRobot data set, episode by episode."""
+
+    format_name = "lerobot"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        info = read_json(path / "meta" / "info.json")
+        if not {"codebase_version", "fps", "features"} <= set(info):
+            raise DemoFormatError(
+                f"{path.name}/meta/info.json: no codebase_version, fps or features; expected a LeRobot data set"
+            )
+        self._rate_hz = float(info["fps"])
+        self._features: dict[str, Any] = info["features"]
+        if "action" not in self._features:
+            raise DemoFormatError(f"{path.name}: no feature action; it has: {', '.join(self._features)}")
+        self._episodes: Episodes = open_episodes(path, info)
+        sidecar = path / SIDECAR
+        self._own: dict[str, Any] = read_json(sidecar) if sidecar.is_file() else {}
+        names = self._own.get("names") or [f"demo_{index}" for index in self._episodes.lengths]
+        self._index = dict(zip(names, self._episodes.lengths, strict=True))
+        self.names = tuple(self._index)
+        self._keys = _observation_keys(self._features, self._own.get("obs_columns", {}))
+        self.filter_keys = self._own.get("filter_keys") or _splits(info.get("splits") or {}, self._index)
+        self.attributes = {
+            key: info[key] for key in ("codebase_version", "fps", "robot_type") if info.get(key) is not None
+        }
+        if "env_args" in self._own:
+            self.attributes = {**self.attributes, "env_args": self._own["env_args"]}
+        spec = self._own.get("action_spec")
+        self.action_spec = ActionSpec.from_dict(spec) if spec else None
+        self.action_facts = {"rate_hz": self._rate_hz, **_named_columns(self._features["action"])}
+        used = {*BOOKKEEPING, *STEP_COLUMNS.values(), *self._keys.values()}
+        if left_out := sorted(set(self._features) - used):
+            self.notes = (f"columns left out: {', '.join(left_out)}",)
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """One episode; `keys` limits which observations are read, so that no other video is decoded."""
+        if name not in self._index:
+            raise KeyError(f"{self.path.name} has no {name}. It has: {', '.join(self.names)}")
+        index, where = self._index[name], f"{self.path.name}, {name}"
+        wanted = wanted_keys(self._keys, keys, where)
+        features = {self._keys[key] for key in wanted}
+        stored = {feature for feature in features if self._features[feature]["dtype"] != "video"}
+        optional = {field: column for field, column in STEP_COLUMNS.items() if column in self._features}
+        table = self._episodes.table(index, {"action", "task_index", *stored, *optional.values()})
+        arrays: dict[str, Any] = {
+            field: self._typed(field, _flat(column_values(table, column, where), field))
+            for field, column in optional.items()
+        }
+        return Demo(
+            name=name,
+            obs={key: self._values(key, index, table, where) for key in wanted},
+            actions=self._typed("actions", column_values(table, "action", where)),
+            instruction=self._episodes.instruction(index, table),
+            seed=self._own.get("seeds", {}).get(name),
+            **arrays,
+        )
+
+    def clock(self, name: str) -> np.ndarray | None:
+        """(T,) `timestamp` of each step [s]."""
+        if "timestamp" not in self._features:
+            return None
+        table = self._episodes.table(self._index[name], {"timestamp"})
+        return column_values(table, "timestamp", self.path.name)[:, 0]
+
+    def _values(self, key: str, index: int, table: Any, where: str) -> np.ndarray:
+        feature = self._keys[key]
+        kind = self._features[feature]["dtype"]
+        if kind == "video":
+            path, start_s = self._episodes.video(index, feature)
+            return read_video(path, start_s, self._episodes.lengths[index], self._rate_hz)
+        if kind == "image":
+            pictures = table.column(feature).to_pylist()
+            return np.stack([decode_picture(picture["bytes"], f"{where}: {key}") for picture in pictures])
+        values = column_values(table, feature, where)
+        part = self._own.get("obs_columns", {}).get(key)
+        if part is None:
+            return values
+        return values[:, part["start"] : part["stop"]].astype(part["dtype"]).reshape(len(values), *part["shape"])
+
+    def _typed(self, field: str, values: np.ndarray) -> np.ndarray:
+        return values.astype(self._own.get("dtypes", {}).get(field, values.dtype), copy=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        DemoFormatError: it is no JSON, or no object.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DemoFormatError(f"{path.name}: can't be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DemoFormatError(f"{path.name}: holds a {type(found).__name__}; expected an object")
+    return found
+
+
+def _observation_keys(features: Mapping[str, Any], obs_columns: Mapping[str, Any]) -> dict[str, str]:
+    """Our key -> LeRobot's feature: `observation.images.top` is `top`, unless two would share a name."""
+    observed = [
+        name
+        for name, feature in features.items()
+        if name.startswith("observation.") and feature["dtype"] not in ("string", "language")
+    ]
+    keys = {name: name.removeprefix("observation.").removeprefix("images.") for name in observed}
+    taken = list(keys.values())
+    keys = {name: key if taken.count(key) == 1 else name.removeprefix("observation.") for name, key in keys.items()}
+    found = {key: name for name, key in keys.items() if not (obs_columns and name == STATE)}
+    return found | dict.fromkeys(obs_columns, STATE)
+
+
+def _named_columns(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """What the names of the action's columns say."""
+    names = feature.get("names")
+    while isinstance(names, Mapping):
+        names = next(iter(names.values()), None)
+    if not isinstance(names, list) or len(names) != feature["shape"][0]:
+        return {}
+    facts: dict[str, Any] = {
+        "continuous_gripper": [i for i, name in enumerate(names) if "gripper" in str(name).lower()]
+    }
+    if all(str(name).endswith(".pos") for name in names):
+        facts |= {"kind": "absolute", "space": "joint_position"}
+    return facts
+
+
+def _splits(splits: Mapping[str, str], index: Mapping[str, int]) -> dict[str, list[str]]:
+    """`{"train": "0:90", "val": "90:100"}` as filter keys; a single split is no split."""
+    if len(splits) < 2:
+        return {}
+    found = {}
+    for key, text in splits.items():
+        first, last = (int(number) for number in str(text).split(":"))
+        found["valid" if key in ("val", "validation") else key] = [
+            name for name, i in index.items() if first <= i < last
+        ]
+    return found
+
+
+def _flat(values: np.ndarray, field: str) -> np.ndarray:
+    return values[:, 0] if field in ("rewards", "dones") else values

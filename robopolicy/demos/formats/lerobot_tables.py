@@ -1,0 +1,182 @@
+"""Where a LeRobot data set keeps each episode: the tables and video files of v2.1 and of v3.0."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from robopolicy.types import DemoFormatError
+
+
+class Episodes(Protocol):
+    """The episodes of one data set, by LeRobot's episode index."""
+
+    @property
+    def lengths(self) -> Mapping[int, int]:
+        """Steps of each episode, in order."""
+        ...
+
+    def table(self, index: int, columns: Iterable[str]) -> Any:
+        """The episode's rows of these columns, a pyarrow table; absent columns are left out."""
+        ...
+
+    def video(self, index: int, key: str) -> tuple[Path, float]:
+        """The file that holds the episode's pictures, and when they begin in it [s]."""
+        ...
+
+    def instruction(self, index: int, table: Any) -> str | None:
+        """What the episode's first step was told."""
+        ...
+
+
+def open_episodes(root: Path, info: Mapping[str, Any]) -> Episodes:
+    """The layout that `codebase_version` names.
+
+    Raises:
+        DemoFormatError: it is neither v2 nor v3.
+    """
+    version = str(info["codebase_version"])
+    if version.startswith("v3."):
+        return _EpisodesV3(root, info)
+    if version.startswith("v2."):
+        return _EpisodesV2(root, info)
+    raise DemoFormatError(
+        f"{root.name}: LeRobot codebase_version {version}; expected v2.1 or v3.0, convert it with lerobot"
+    )
+
+
+class _Layout:
+    """What both versions share."""
+
+    def __init__(self, root: Path, info: Mapping[str, Any], tasks: Mapping[int, str]) -> None:
+        self._root = root
+        self._info = info
+        self._tasks = tasks
+        self._cached: tuple[Any, Any] = (None, None)
+
+    def instruction(self, index: int, table: Any) -> str | None:
+        if "task_index" not in table.column_names:
+            return None
+        return self._tasks.get(int(table.column("task_index")[0].as_py())) or None
+
+    def _read(self, path: Path, columns: Iterable[str]) -> Any:
+        """The columns of a parquet file; the last one read is kept, since v3.0 puts many episodes into one."""
+        wanted = sorted(columns)
+        if self._cached[0] != (path, wanted):
+            self._cached = ((path, wanted), read_parquet(path, wanted))
+        return self._cached[1]
+
+    def _inside(self, template: str, **values: Any) -> Path:
+        """The path that a template of `info.json` makes; it must not lead out of the data set."""
+        try:
+            path = (self._root / self._info[template].format(**values)).resolve()
+        except (KeyError, IndexError, ValueError) as error:
+            raise DemoFormatError(f"{self._root.name}/meta/info.json: {template} can't be used ({error!r})") from error
+        if not path.is_relative_to(self._root.resolve()):
+            raise DemoFormatError(f"{self._root.name}: {template} leads out of the data set; refused")
+        return path
+
+
+class _EpisodesV2(_Layout):
+    def __init__(self, root: Path, info: Mapping[str, Any]) -> None:
+        tasks = {int(row["task_index"]): str(row["task"]) for row in _json_lines(root / "meta" / "tasks.jsonl")}
+        super().__init__(root, info, tasks)
+        rows = _json_lines(root / "meta" / "episodes.jsonl")
+        self.lengths = {int(row["episode_index"]): int(row["length"]) for row in rows}
+
+    def table(self, index: int, columns: Iterable[str]) -> Any:
+        return self._read(self._inside("data_path", **self._place(index)), columns)
+
+    def video(self, index: int, key: str) -> tuple[Path, float]:
+        return self._inside("video_path", video_key=key, **self._place(index)), 0.0
+
+    def _place(self, index: int) -> dict[str, int]:
+        return {"episode_chunk": index // int(self._info.get("chunks_size", 1000)), "episode_index": index}
+
+
+class _EpisodesV3(_Layout):
+    def __init__(self, root: Path, info: Mapping[str, Any]) -> None:
+        super().__init__(root, info, _tasks_v3(root / "meta" / "tasks.parquet"))
+        files = sorted((root / "meta" / "episodes").rglob("*.parquet"))
+        if not files:
+            raise DemoFormatError(
+                f"{root.name}: no meta/episodes/*/*.parquet; a v3.0 data set lists its episodes there"
+            )
+        rows = [row for file in files for row in read_parquet(file, except_prefix="stats/").to_pylist()]
+        self._rows = {int(row["episode_index"]): row for row in rows}
+        self.lengths = {index: int(self._rows[index]["length"]) for index in sorted(self._rows)}
+
+    def table(self, index: int, columns: Iterable[str]) -> Any:
+        row = self._rows[index]
+        path = self._inside("data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        table = self._read(path, {*columns, "episode_index"})
+        rows = np.flatnonzero(table.column("episode_index").to_numpy() == index)
+        return table.slice(rows[0], len(rows)) if len(rows) else table.slice(0, 0)
+
+    def video(self, index: int, key: str) -> tuple[Path, float]:
+        row, prefix = self._rows[index], f"videos/{key}/"
+        path = self._inside(
+            "video_path", video_key=key, chunk_index=row[f"{prefix}chunk_index"], file_index=row[f"{prefix}file_index"]
+        )
+        return path, float(row[f"{prefix}from_timestamp"])
+
+
+def read_parquet(path: Path, columns: Iterable[str] | None = None, except_prefix: str | None = None) -> Any:
+    """A parquet file as a pyarrow table; of the columns named, those that are there.
+
+    Raises:
+        DemoFormatError: pyarrow isn't installed, or the file is missing or damaged.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise DemoFormatError(
+            "LeRobot data sets need pyarrow; install it with: pip install 'robopolicy[formats]'"
+        ) from error
+    try:
+        there = pq.read_schema(path).names
+        wanted = [name for name in there if columns is None or name in set(columns)]
+        if except_prefix is not None:
+            wanted = [name for name in wanted if not name.startswith(except_prefix)]
+        return pq.read_table(path, columns=wanted)
+    except (OSError, pa.ArrowException) as error:
+        raise DemoFormatError(f"{path.name}: can't be read as parquet ({' '.join(str(error).split())})") from error
+
+
+def column_values(table: Any, column: str, where: str) -> np.ndarray:
+    """A numeric column as (T, ...); a column of single numbers is (T, 1).
+
+    Raises:
+        DemoFormatError: it is missing, ragged, or has gaps.
+    """
+    if column not in table.column_names:
+        raise DemoFormatError(f"{where}: no column {column}; it has: {', '.join(table.column_names)}")
+    chunks = table.column(column).combine_chunks()
+    if chunks.null_count:
+        raise DemoFormatError(f"{where}: {column} has {chunks.null_count} missing values; every step needs one")
+    rows = len(chunks)
+    while hasattr(chunks, "flatten") and hasattr(chunks.type, "value_type"):
+        chunks = chunks.flatten()
+    values = chunks.to_numpy(zero_copy_only=False)
+    if values.dtype.kind not in "biuf" or (rows and len(values) % rows):
+        raise DemoFormatError(f"{where}: {column} has type {table.column(column).type}, or rows of unequal length")
+    return values.reshape(rows, -1)
+
+
+def _tasks_v3(path: Path) -> dict[int, str]:
+    """Task texts by index; the text's column is `task`, or an unnamed index of pandas."""
+    table = read_parquet(path)
+    text = next((name for name in table.column_names if name != "task_index"), None)
+    if text is None or "task_index" not in table.column_names:
+        raise DemoFormatError(f"{path.name}: columns {', '.join(table.column_names)}; expected task_index and a text")
+    return {int(row["task_index"]): str(row[text]) for row in table.to_pylist()}
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DemoFormatError(f"{path.name}: can't be read as lines of JSON ({error})") from error

@@ -1,0 +1,133 @@
+"""Minari datasets: `data/main_data.hdf5` with a group `episode_<i>` each (minari.farama.org, Dataset Standards).
+
+`observations` has T + 1 rows, an array or nested groups; `actions`, `rewards`, `terminations` and `truncations` have T.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from robopolicy.demos.formats.base import ReaderBase, wanted_keys
+from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, datasets_below, group_in, keys_of
+from robopolicy.demos.probe import open_hdf5
+from robopolicy.types import Demo, DemoFormatError
+
+EPISODE = re.compile(r"episode_(\d+)")
+
+
+class MinariFormat:
+    """Minari datasets, by their folder or their `main_data.hdf5`."""
+
+    name = "minari"
+
+    def recognises(self, path: Path) -> bool:
+        """A folder that holds `main_data.hdf5`, or an HDF5 file with `episode_<i>/observations` at its root."""
+        if path.is_dir():
+            return _main_file(path) is not None
+        with open_hdf5(path) as file:
+            first = next((key for key in keys_of(file, path.name) if EPISODE.fullmatch(key)), None)
+            return first is not None and "observations" in group_in(file, first, path.name)
+
+    def open(self, path: Path) -> "MinariReader":
+        """A reader of the data set."""
+        return MinariReader(path)
+
+
+class MinariReader(ReaderBase):
+    """Reads one Minari data set; the last of the T + 1 observations, on which no action was taken, is left out."""
+
+    format_name = "minari"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        main = (_main_file(path) if path.is_dir() else None) or path
+        self._where = main.name if path == main else f"{path.name}/{main.name}"
+        self._file = open_hdf5(main)
+        episodes = sorted(
+            int(match.group(1)) for key in keys_of(self._file, self._where) if (match := EPISODE.fullmatch(key))
+        )
+        self.names = tuple(f"demo_{number}" for number in episodes)
+        self.attributes = attributes_of(self._file, self._where) | _metadata(main.with_name("metadata.json"))
+        env = _json(self.attributes.get("env_spec"))
+        if isinstance(env, Mapping) and "id" in env:
+            env_args = {"env_name": env["id"], "type": 2, "env_kwargs": env.get("kwargs", {})}
+            self.attributes = {**self.attributes, "env_args": env_args}
+        self.notes = ("the last observation of each episode, on which no action was taken, is left out",)
+        if any("infos" in group_in(self._file, f"episode_{number}", self._where) for number in episodes[:1]):
+            self.notes += ("infos are left out",)
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """One episode; nested observation keys are joined by `_`, `keys` limits which are read."""
+        if name not in self.names:
+            raise KeyError(f"{self.path.name} has no {name}. It has: {', '.join(self.names)}")
+        where = f"{self._where}, {name}"
+        episode = group_in(self._file, name.replace("demo", "episode"), where)
+        with damage_named(where):
+            actions = dataset_in(episode, "actions", where)[()]
+            if actions.ndim != 2:
+                raise DemoFormatError(
+                    f"{where}: actions have shape {actions.shape}; expected (steps, width), no discrete ones"
+                )
+            optional = {
+                key: dataset_in(episode, key, where)[()]
+                for key in ("rewards", "terminations", "truncations")
+                if key in episode
+            }
+            found = _observations(episode, where, rows=len(actions) + 1)
+            obs = {key: found[key][:-1] for key in wanted_keys(found, keys, where)}
+        ends = [optional[key] for key in ("terminations", "truncations") if key in optional]
+        attributes = attributes_of(episode, where)
+        seed = attributes.pop("seed", None)
+        return Demo(
+            name=name,
+            obs=obs,
+            actions=actions,
+            rewards=optional.get("rewards"),
+            dones=np.logical_or.reduce(ends) if ends else None,
+            seed=seed if isinstance(seed, int) else None,
+            attributes={key: value for key, value in attributes.items() if key not in ("id", "total_steps")},
+        )
+
+    def close(self) -> None:
+        """Close the HDF5 file."""
+        self._file.close()
+
+
+def _observations(episode: h5py.Group, where: str, rows: int) -> dict[str, h5py.Dataset]:
+    """The observation datasets, each of T + 1 rows, with an axis of width."""
+    if isinstance(episode["observations"], h5py.Dataset):
+        found = {"observation": dataset_in(episode, "observations", where)}
+    else:
+        inner = datasets_below(group_in(episode, "observations", where), where)
+        found = {key.replace("/", "_"): dataset for key, dataset in inner.items()}
+    for key, dataset in found.items():
+        if len(dataset) != rows:
+            raise DemoFormatError(
+                f"{where}: {rows - 1} actions but {len(dataset)} rows in observations/{key}; expected {rows}"
+            )
+    return found
+
+
+def _main_file(folder: Path) -> Path | None:
+    found = (folder / name for name in ("data/main_data.hdf5", "main_data.hdf5"))
+    return next((path for path in found if path.is_file()), None)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What newer versions keep beside the HDF5 file."""
+    if not path.is_file():
+        return {}
+    found = _json(path.read_text())
+    return found if isinstance(found, dict) else {}
+
+
+def _json(text: Any) -> Any:
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except json.JSONDecodeError:
+        return None

@@ -1,0 +1,140 @@
+"""The robomimic v1 layout, which is our native one: robomimic, MimicGen, RoboCasa, and robosuite's files with observations."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from robopolicy.demos.formats.base import DemoReader, ReaderBase, action_spec_of
+from robopolicy.demos.guarded import group_in
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
+from robopolicy.demos.packing import STEP_ARRAYS
+from robopolicy.demos.probe import open_hdf5
+from robopolicy.types import Demo, DemoFormatError
+
+DESCRIPTIONS = ("env_args", "action_spec", "total")
+"""File attributes that the writer makes itself."""
+
+
+class RobomimicFormat:
+    """The native layout."""
+
+    name = "robomimic"
+
+    def recognises(self, path: Path) -> bool:
+        """An HDF5 file with a group `data`."""
+        if path.is_dir():
+            return False
+        with open_hdf5(path) as file:
+            return "data" in file
+
+    def open(self, path: Path) -> "RobomimicReader":
+        """A reader of the file."""
+        return RobomimicReader(path)
+
+    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
+        """The native file; it holds everything that a Demo carries."""
+        plain = {key: value for key, value in source.attributes.items() if isinstance(value, (str, int, float))}
+        attributes = {key: value for key, value in plain.items() if key not in DESCRIPTIONS}
+        env_args = source.attributes.get("env_args") or {}
+        spec = source.action_spec
+        if spec is None and source.action_facts != robosuite_action_facts(env_args):
+            spec = action_spec_of(source)
+        with DemoWriter(target, env_args=env_args, action_spec=spec, attributes=attributes) as writer:
+            for name in names:
+                writer.write(source.read(name))
+            for key, members in source.filter_keys.items():
+                writer.write_filter_key(key, [name for name in members if name in set(names)])
+        left_out = sorted(set(source.attributes) - set(plain) - set(DESCRIPTIONS))
+        return [f"attributes of the whole set that are no text or number are left out: {', '.join(left_out)}"] * bool(
+            left_out
+        )
+
+
+class RobomimicReader(ReaderBase):
+    """A native file; `robopolicy.demos.hdf5.DemoFile` does the reading."""
+
+    format_name = "robomimic"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with open_hdf5(path) as file:
+            self._file = DemoFile(path)
+            self.names = tuple(self._file.names)
+            first = group_in(group_in(file, "data", path.name), self.names[0], path.name)
+            unread = sorted(set(first) - {"actions", "obs", *STEP_ARRAYS})
+        if unread:
+            self.notes = (f"of each demo, {', '.join(unread)} is not read",)
+        self.filter_keys = self._file.filter_keys
+        self.attributes = self._file.attributes
+        self.action_spec = self._file.action_spec
+        self.action_facts = robosuite_action_facts(self.attributes.get("env_args") or {})
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """One demo; its instruction is looked for in `ep_meta` too, where RoboCasa keeps it."""
+        demo = self._file.read(name, keys)
+        if demo.instruction is None and (language := _language(demo.attributes.get("ep_meta"))):
+            return replace(demo, instruction=language)
+        return demo
+
+    def close(self) -> None:
+        """Close the HDF5 file."""
+        self._file.close()
+
+
+class RobosuiteRawFormat:
+    """robosuite's `demo.hdf5`, which holds no observations: recognised, and refused."""
+
+    name = "robosuite-raw"
+
+    def recognises(self, path: Path) -> bool:
+        """An HDF5 file whose first demo has states and no observations."""
+        if path.is_dir():
+            return False
+        with open_hdf5(path) as file:
+            if "data" not in file:
+                return False
+            demos = group_in(file, "data", path.name)
+            first = group_in(demos, next(map(str, demos)), path.name) if len(demos) else demos
+            return "states" in first and "obs" not in first
+
+    def open(self, path: Path) -> DemoReader:
+        """Never.
+
+        Raises:
+            DemoFormatError: always; it says what to do.
+        """
+        raise DemoFormatError(
+            f"{path.name}: robosuite's raw layout, states and actions without observations; nothing to train on. "
+            "Render it first with robosuite's own simulator (robomimic: dataset_states_to_obs.py)"
+        )
+
+
+def robosuite_action_facts(env_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Kind, space and rate of the actions, as far as the environment's controller says (robosuite 1.4 and 1.5)."""
+    settings = env_args.get("env_kwargs") or {}
+    facts: dict[str, Any] = {}
+    rate_hz = settings.get("control_freq")
+    if isinstance(rate_hz, (int, float)) and rate_hz > 0:
+        facts["rate_hz"] = float(rate_hz)
+    controller = settings.get("controller_configs") or {}
+    controller = controller[0] if isinstance(controller, list) and controller else controller
+    if not isinstance(controller, Mapping):
+        return facts
+    controller = (controller.get("body_parts") or {}).get("right", controller)
+    kind = str(controller.get("type", ""))
+    spaces = {"OSC": "ee", "IK": "ee", "JOINT_POSITION": "joint_position", "JOINT_VELOCITY": "joint_velocity"}
+    space = next((space for prefix, space in spaces.items() if kind.startswith(prefix)), None)
+    if space is None:
+        return facts
+    delta = controller.get("input_type", "delta" if controller.get("control_delta", True) else "absolute") == "delta"
+    return {**facts, "space": space, "kind": "delta" if delta and space != "joint_velocity" else "absolute"}
+
+
+def _language(ep_meta: Any) -> str | None:
+    try:
+        found = json.loads(ep_meta).get("lang") if isinstance(ep_meta, str) else None
+    except (ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) and found else None

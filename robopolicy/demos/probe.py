@@ -1,0 +1,202 @@
+"""Opens an HDF5 file of unknown origin in a child process first; a file that kills, stalls or misleads it is refused.
+
+The HDF5 library can crash or loop on a damaged file, and a hostile one can read other files (external storage, external
+links, virtual datasets) or declare terabytes in kilobytes. A helper process, started once, forks a child for each file;
+the child walks every group, attribute and chunk index and reads the data. Its death or silence is the file's refusal, and
+the caller lives on. The verdict is remembered until the file changes.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import h5py
+import numpy as np
+from h5py import h5o  # type: ignore[attr-defined]
+
+from robopolicy.demos.guarded import GREATEST_RATIO, SMALL_BYTES, open_checked
+from robopolicy.types import DemoFormatError
+
+TIME_LIMIT_S = 30.0
+"""How long the examination of one file may take [s]."""
+READ_BYTES = 64 * 2**20
+"""Data read in full during the examination [bytes]; beyond it, the first and the last row of each dataset."""
+MEMORY_BYTES = 16 * 2**30
+"""Address space of the examining child [bytes]."""
+
+
+class UnsafeFileError(DemoFormatError):
+    """An HDF5 file that is damaged, or that points outside itself."""
+
+
+def open_hdf5(path: Path | str) -> h5py.File:
+    """The file, open for reading, after `examine` found nothing against it."""
+    examine(path)
+    return open_checked(path)
+
+
+def examine(path: Path | str, time_limit_s: float = TIME_LIMIT_S) -> None:
+    """Walk the whole file in a child process.
+
+    Raises:
+        UnsafeFileError: it isn't there, isn't HDF5, is damaged, points outside itself, or the child died or stalled on it.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UnsafeFileError(f"{path}: {error.strerror.lower() if error.strerror else error}") from None
+    key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
+    if key not in _verdicts:
+        _verdicts[key] = _examiner.ask(path, time_limit_s)
+    if _verdicts[key] is not None:
+        raise UnsafeFileError(_verdicts[key])
+
+
+class _Examiner:
+    """The helper process, started on first use; a process that was forked from this one starts its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0
+
+    def ask(self, path: Path, time_limit_s: float) -> str | None:
+        """What speaks against the file, or None."""
+        request = json.dumps([str(path.resolve()), time_limit_s])
+        with self._lock:
+            requests, replies = self._streams()
+            requests.write(request + "\n")
+            requests.flush()
+            reply = replies.readline()
+        if not reply:
+            self.close()
+            raise UnsafeFileError(f"{path}: the process that examines files has ended; call again to start another")
+        return json.loads(reply)
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and self._owner == os.getpid():
+            process.communicate()
+
+    def _streams(self) -> tuple[IO[str], IO[str]]:
+        if self._process is None or self._owner != os.getpid():
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", "from robopolicy.demos.probe import serve; serve()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+            self._owner = os.getpid()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        return self._process.stdin, self._process.stdout
+
+
+_verdicts: dict[tuple[str, int, int], str | None] = {}
+_examiner = _Examiner()
+atexit.register(_examiner.close)
+
+
+def serve(requests: IO[str] = sys.stdin, replies: IO[str] = sys.stdout) -> None:
+    """The helper's loop: one JSON line `[path, seconds]` in, one JSON line (what speaks against it, or null) out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in requests:
+        path, time_limit_s = json.loads(line)
+        print(json.dumps(_in_child(path, time_limit_s)), file=replies, flush=True)
+
+
+def _in_child(path: str, time_limit_s: float) -> str | None:
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receiver)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        os.write(sender, json.dumps(fault(path)).encode())
+        os._exit(0)
+    os.close(sender)
+    try:
+        answered, _, _ = select.select([receiver], [], [], time_limit_s)
+        answer = os.read(receiver, 65536) if answered else b""
+    finally:
+        os.close(receiver)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    if answer:
+        return json.loads(answer)
+    if answered:
+        return (
+            f"{Path(path).name}: the HDF5 library crashed on it (signal {os.WTERMSIG(status)}); damaged, copy it again"
+        )
+    return f"{Path(path).name}: opening it took more than {time_limit_s:g} s; damaged, or made to stall its reader"
+
+
+def fault(path: str) -> str | None:
+    """What speaks against the file, or None; run in a process that may die of it."""
+    try:
+        with open_checked(path) as file:
+            budget = READ_BYTES
+            for name, item in _objects(file):
+                for attribute in item.attrs:
+                    item.attrs[attribute]
+                if isinstance(item, h5py.Dataset):
+                    budget = _read_dataset(name, item, budget)
+    except UnsafeFileError as error:
+        return f"{Path(path).name}: {error}"
+    except DemoFormatError as error:
+        return str(error)
+    except Exception as error:  # whatever h5py makes of damaged bytes
+        return f"{Path(path).name}: damaged ({' '.join(str(error).split())[:300]})"
+    return None
+
+
+def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
+    """Every object once, however the links run."""
+    seen = set()
+    waiting: list[tuple[str, h5py.Group]] = [("", file)]
+    while waiting:
+        prefix, group = waiting.pop()
+        yield prefix or "/", group
+        for key in map(str, group):
+            name = f"{prefix}/{key}" if prefix else key
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                raise UnsafeFileError(f"{name} is a link to elsewhere; refused, since it may read any file here")
+            item = group[key]
+            address = h5o.get_info(item.id).addr
+            if address in seen:
+                continue
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                waiting.append((name, item))
+            elif isinstance(item, h5py.Dataset):
+                yield name, item
+
+
+def _read_dataset(name: str, dataset: h5py.Dataset, budget: int) -> int:
+    """Read it, or its first and last row where the budget is spent; gives what is left of the budget [bytes]."""
+    if dataset.external or dataset.is_virtual:
+        raise UnsafeFileError(f"{name} is stored in another file; refused, since it may read any file here")
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes > SMALL_BYTES and dataset.nbytes > GREATEST_RATIO * stored:
+        raise UnsafeFileError(f"{name} declares {dataset.nbytes} bytes but holds {stored}; refused")
+    if dataset.chunks:
+        dataset.id.chunk_iter(lambda _: None)
+    if dataset.ndim == 0 or dataset.nbytes <= budget:
+        np.asarray(dataset[()])
+        return budget - dataset.nbytes
+    for row in (0, -1):
+        np.asarray(dataset[row])
+    return budget
