@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from robopolicy.control.kinematics import rotation_vector
 from robopolicy.sim.env import POSITION_SCALE_M, ROTATION_SCALE_RAD, RobotVectorEnv
 from robopolicy.sim.tasks import State
+from robopolicy.sim.tasks.cubes import RELEASED_M, plate_spot, stack_spot
 from robopolicy.types import Array
 
 OPEN, CLOSED = -1.0, 1.0
@@ -17,6 +18,12 @@ HOVER_M = 0.07
 """Height of the fingertips above a cube's centre while they are not yet over it [m]."""
 
 
+CARRY_M = 0.07
+"""Height above its spot at which a cube is carried over others [m]."""
+SET_DOWN_M = 0.006
+"""Height above its spot at which a cube is let go [m]."""
+RETREAT_M = 0.15
+"""Height to which the empty hand rises in the end [m]."""
 LIFTED_M = 0.1
 """Height to which a cube is raised [m]."""
 
@@ -49,6 +56,35 @@ def lift(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]
     held = holding(state, cube)
     goal = np.where(held[:, None], at_height(state, LIFTED_M), above(state, cube))
     return goal, held | around(state, cube)
+
+
+def place(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+    """Carry the named cube to the named plate."""
+    return put_at(state, plate_spot(state, state.goal[:, 1]), tolerance_m=0.02)
+
+
+def stack(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+    """Carry the named cube onto the named other cube."""
+    return put_at(state, stack_spot(state, state.goal[:, 1]), tolerance_m=0.012)
+
+
+def put_at(
+    state: State, spot: Float[Array, "worlds 3"], tolerance_m: float
+) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+    """Grasp the named cube, carry it over the others, set its centre down at `spot` [m], let go and rise."""
+    cube = state.chosen(0)
+    held = holding(state, cube)
+    offset = spot - cube
+    sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
+    there = (sideways < tolerance_m) & (abs(offset[:, 2]) < SET_DOWN_M)
+    free_height = spot[:, 2] + CARRY_M * np.clip((sideways - 0.008) / 0.04, 0.0, 1.0)
+    raised = np.clip((cube[:, 2] - free_height + CARRY_M) / CARRY_M, 0.0, 1.0)
+    goal = state.ee_position.copy()
+    goal[:, :2] += offset[:, :2] * raised[:, None]
+    goal[:, 2] += free_height - cube[:, 2]
+    goal = np.where(held[:, None], goal, above(state, cube))
+    released = np.where((state.opening > RELEASED_M)[:, None], at_height(state, RETREAT_M), state.ee_position)
+    return np.where(there[:, None], released, goal), (held | around(state, cube)) & ~there
 
 
 def at_height(state: State, height_m: float) -> Float[Array, "worlds 3"]:
@@ -89,4 +125,4 @@ BLOCKED_M = (0.034, 0.05)
 """Distances between fingers that a cube keeps from closing [m]; less than the first means there is none."""
 
 
-EXPERTS = {"reach": reach, "lift": lift}
+EXPERTS = {"reach": reach, "lift": lift, "place": place, "stack": stack}

@@ -1,9 +1,9 @@
 """The simulator's tasks, by name."""
 
 from robopolicy.sim.tasks.base import Setup, State, Task
-from robopolicy.sim.tasks.cubes import Lift, Reach
+from robopolicy.sim.tasks.cubes import Lift, Place, Reach, Stack
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Reach, Lift)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Reach, Lift, Place, Stack)}
 
 __all__ = ["TASKS", "Setup", "State", "Task", "make_task"]
 

@@ -1,5 +1,6 @@
 """What a task is: where things lie at the start, what is asked, when it is done."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,13 +105,17 @@ def _float32_row(pose: Array, relative: Array) -> Array:
 
 
 def place_apart(
-    rng: np.random.Generator, count: int, gap_m: float, taken: Float[np.ndarray, "placed 2"] | None = None
+    rng: np.random.Generator, count: int, gap_m: float, taken: Sequence[Float[np.ndarray, " 2"]] = ()
 ) -> Float[np.ndarray, "count 2"]:
-    """Points on the table at least `gap_m` from each other and from those `taken`, uniform by rejection [m]."""
+    """Points on the table at least `gap_m` from each other and from those `taken`, each uniform by rejection [m]."""
     low, high = np.array([TABLE_X, TABLE_Y]).T
-    fixed = np.zeros((0, 2)) if taken is None else taken
-    while True:
-        points = np.concatenate([fixed, rng.uniform(low, high, (count, 2))])
-        distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + gap_m * np.eye(len(points))
-        if (distances[len(fixed) :] >= gap_m).all():
-            return points[len(fixed) :]
+    points = list(taken)
+    tries = 0
+    while len(points) < len(taken) + count:
+        point = rng.uniform(low, high)
+        if all(np.hypot(*(point - other)) >= gap_m for other in points):
+            points.append(point)
+        tries += 1
+        if tries % 100 == 0:  # no room is left: begin again
+            points = list(taken)
+    return np.array(points[len(taken) :])

@@ -1,17 +1,26 @@
-"""Tasks with three coloured 4 cm cubes: reach and lift the named one."""
+"""Tasks with three coloured 4 cm cubes: reach, lift, place or stack the named one."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from robopolicy.sim.scene import ARM_JOINTS, Scene
 from robopolicy.sim.tasks.base import Setup, State, Task, place_apart
 from robopolicy.types import Array
 
 COLORS = ("red", "green", "blue")
+PLATES = ("yellow", "purple")
 HALF_M = 0.02
 """Half a cube's side [m]."""
+PLATE_TOP_M = 0.006
+"""Height of a plate's upper side above the table [m]."""
+RELEASED_M = 0.055
+"""Distance between the fingers from which on they hold no cube [m]."""
+REST_M_S = 0.05
+"""A cube slower than this is at rest [m/s]."""
 GAP_M = 0.1
 """Least distance between the centres of two cubes at the start: room for an open finger [m]."""
+PLATE_GAP_M = 0.12
+"""Least distance between the centres of plates, and of a plate and a cube, at the start [m]."""
 YAW_RAD = 0.3
 """Largest turn of a cube about the vertical at the start [rad]."""
 JOINT_NOISE_RAD = 0.02
@@ -90,3 +99,96 @@ class Lift(Reach):
     def failed(self, state: State) -> Bool[Array, " worlds"]:
         """Another cube is raised."""
         return ((height_above_table(state) >= self.raise_m) & is_other(state)).any(-1)
+
+
+class Place(Task):
+    """Put the named cube on the named plate, within 3 cm of its centre, and let go."""
+
+    name = "place"
+    parts = ("cubes", "plates")
+    max_episode_steps = 120
+    hold_steps = 3
+    tolerance_m = 0.03
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
+        """Three cubes and two plates, none on another."""
+        cube, plate = int(rng.integers(len(COLORS))), int(rng.integers(len(PLATES)))
+        plates, cubes = placed_plates_and_cubes(rng)
+        mocap_pos = scene.home_mocap.copy()
+        mocap_pos[: len(PLATES), :2] = plates
+        instruction = f"put the {COLORS[cube]} cube on the {PLATES[plate]} plate"
+        return Setup((instruction,), np.array([[cube, plate]]), placed_cubes(scene, rng, cubes), mocap_pos)
+
+    def spot(self, state: State) -> Float[Array, "worlds 3"]:
+        """Where the centre of the named cube should come to rest [m]."""
+        return plate_spot(state, state.goal[:, 1])
+
+    def reached(self, state: State) -> Bool[Array, " worlds"]:
+        """The named cube rests at its spot, and the gripper is open."""
+        return rests_at(state, self.spot(state), self.tolerance_m)
+
+    def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
+        """Cubes as in every task; per plate its position and its position relative to the gripper [m]."""
+        return super().observe(state, scene) | observed_plates(state)
+
+
+class Stack(Place):
+    """Put the named cube on the named other cube, let go, and it stays."""
+
+    name = "stack"
+    parts = ("cubes",)
+    hold_steps = 5
+    tolerance_m = 0.025
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
+        """Three cubes; two different ones are named."""
+        cube, base = (int(each) for each in rng.permutation(len(COLORS))[:2])
+        qpos = placed_cubes(scene, rng, place_apart(rng, 3, PLATE_GAP_M))
+        instruction = f"stack the {COLORS[cube]} cube on the {COLORS[base]} cube"
+        return Setup((instruction,), np.array([[cube, base]]), qpos, scene.home_mocap)
+
+    def spot(self, state: State) -> Float[Array, "worlds 3"]:
+        """Right on top of the named other cube [m]."""
+        return stack_spot(state, state.goal[:, 1])
+
+    def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
+        """Cubes as in every task."""
+        return Task.observe(self, state, scene)
+
+
+def placed_plates_and_cubes(
+    rng: np.random.Generator,
+) -> tuple[Float[np.ndarray, "plates 2"], Float[np.ndarray, "cubes 2"]]:
+    """Points for the plates and the cubes, with room for an open hand around each [m]."""
+    points = place_apart(rng, len(PLATES) + len(COLORS), PLATE_GAP_M)
+    return points[: len(PLATES)], points[len(PLATES) :]
+
+
+def plate_spot(state: State, plate: Int[Array, " worlds"]) -> Float[Array, "worlds 3"]:
+    """Where the centre of a cube lies that is on the middle of a plate [m]."""
+    spot = state.mocap_pos[state.worlds, plate] * 1.0
+    spot[:, 2] = PLATE_TOP_M + HALF_M
+    return spot
+
+
+def stack_spot(state: State, base: Int[Array, " worlds"]) -> Float[Array, "worlds 3"]:
+    """Where the centre of a cube lies that is right on top of another [m]."""
+    spot = state.positions[state.worlds, base] * 1.0
+    spot[:, 2] += 2 * HALF_M
+    return spot
+
+
+def rests_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> Bool[Array, " worlds"]:
+    """The named cube is within the tolerance of `spot` sideways and 1 cm in height, at rest, and let go."""
+    offset = state.chosen(0) - spot
+    sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
+    there = (sideways < tolerance_m) & (abs(offset[:, 2]) < 0.01)
+    speed = state.object_speed[state.worlds, state.goal[:, 0]]
+    return there & (speed < REST_M_S) & (state.opening > RELEASED_M)
+
+
+def observed_plates(state: State) -> dict[str, Float[Array, "worlds 6"]]:
+    """Per plate its position and its position relative to the gripper [m]."""
+    plates = state.mocap_pos[:, : len(PLATES)]
+    rows = np.concatenate([plates, plates - state.ee_position[:, None]], -1).astype(np.float32)
+    return {f"plate_{color}": rows[:, place] for place, color in enumerate(PLATES)}
