@@ -217,22 +217,31 @@ class DemoWriter:
         """The demos in the file, by number."""
         return _by_number(self._data.keys(), self.path.name)
 
-    def write(self, demo: Demo) -> None:
-        """Add a demo under its own name; it is on disk when this returns.
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of those demos in the file that came from a simulator."""
+        return [int(demo.attrs["seed"]) for demo in self._data.values() if "seed" in demo.attrs]
+
+    def write(self, demo: Demo) -> str:
+        """Add a demo under its own name, or the next free number where that is taken; gives the name.
+
+        The demo is on disk when this returns.
 
         Raises:
-            DemoFormatError: the name is no `demo_<i>` or is taken, or an array can't be stored.
+            DemoFormatError: the name is no `demo_<i>`.
         """
-        _demo_number(demo.name, self.path.name)
+        number = _demo_number(demo.name, self.path.name)
         if demo.name in self._data:
-            raise DemoFormatError(f"{self.path.name}: {demo.name} is already in the file; give the demo another number")
+            number = _demo_number(self.names[-1], self.path.name) + 1
+        name = f"demo_{number}"
         try:
-            write_demo(self._data.create_group(demo.name), demo)
+            write_demo(self._data.create_group(name), demo)
             self._data.attrs["total"] = int(self._data.attrs.get("total", 0)) + len(demo)
         except BaseException:
-            del self._data[demo.name]
+            del self._data[name]
             raise
         self._commit()
+        return name
 
     def write_filter_key(self, key: str, names: Iterable[str]) -> None:
         """Set `mask/<key>` to these demos.

@@ -1,0 +1,194 @@
+"""The wide rows of demos (pictures, tokens), gathered from memory or read from the disk as they are needed."""
+
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, cast
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from robopolicy.demos.guarded import damage_named
+from robopolicy.types import DemoFormatError
+
+
+class Frames(Protocol):
+    """One key's rows of all demos, one after another."""
+
+    shape: tuple[int, ...]
+    """Of one row."""
+    dtype: torch.dtype
+    """Of its values."""
+
+    def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
+        """(B, S, *shape): the rows asked for; each segment's rows ascend within one demo."""
+        ...
+
+
+class MemoryFrames:
+    """Rows in one tensor on the model's device, or in host memory."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.shape, self.dtype = tuple(values.shape[1:]), values.dtype
+
+    def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
+        """See `Frames`."""
+        picked = self.values.index_select(0, rows.reshape(-1).to(self.values.device))
+        return picked.view(*rows.shape, *self.shape)
+
+
+class DiskFrames:
+    """Rows that stay in their demo files; threads read and unpack those of a batch.
+
+    Nothing is mapped or kept, so that resident memory stays that of a few batches however large the files are. Rows that
+    lie in one piece are read straight into the batch; chunks packed by gzip are read and unpacked by us, which lets go
+    of Python's lock; whatever else HDF5 offers goes through HDF5, one thread at a time.
+    """
+
+    def __init__(self, readers: Sequence["RowReader"], threads: int) -> None:
+        self._readers = list(readers)
+        self._starts = np.concatenate([[0], np.cumsum([reader.length for reader in readers])])
+        self.shape = readers[0].shape
+        self.dtype = torch_type(readers[0].dtype)
+        self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="demo-reader")
+
+    def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
+        """See `Frames`; the result is in host memory."""
+        wanted = rows.cpu().numpy()
+        batch = torch.empty((*rows.shape, *self.shape), dtype=self.dtype)
+        demos = np.searchsorted(self._starts, wanted[:, 0], side="right") - 1
+        local = wanted - self._starts[demos][:, None]
+        # One task per thread and not per segment: handing over a task costs as much as reading a few frames.
+        shares = np.array_split(np.arange(len(wanted)), self._pool._max_workers)
+        into = batch.numpy()
+
+        def fill(share: np.ndarray) -> None:
+            for segment in share:
+                self._readers[demos[segment]].read(local[segment], into[segment])
+
+        list(self._pool.map(fill, shares))
+        return batch
+
+
+class RowReader(Protocol):
+    """Rows of one dataset, read into an array that is given."""
+
+    length: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, rows: np.ndarray, into: np.ndarray) -> None:
+        """Fill `into` (n, *shape) with these ascending rows."""
+        ...
+
+
+def torch_type(dtype: np.dtype) -> torch.dtype:
+    """Torch's name of a NumPy type, whatever its byte order."""
+    return torch.from_numpy(np.empty(0, dtype=dtype.newbyteorder("="))).dtype
+
+
+class Descriptor:
+    """A file opened for reading as long as someone reads it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+def row_reader(dataset: h5py.Dataset, file: Descriptor, where: str) -> RowReader:
+    """The fastest reader for how a dataset is stored.
+
+    Args:
+        dataset: one row per step.
+        file: the file that it is in.
+        where: begins the message about what is damaged.
+    """
+    with damage_named(where):
+        native = dataset.dtype.isnative and dataset.dtype.kind in "biuf"
+        if native and dataset.chunks is None and dataset.id.get_offset() is not None:
+            return ContiguousReader(dataset, file, where)
+        whole_rows = dataset.chunks is not None and dataset.chunks[1:] == dataset.shape[1:]
+        gzip_only = dataset.compression == "gzip" and not dataset.shuffle and not dataset.fletcher32
+        if native and whole_rows and gzip_only and dataset.scaleoffset is None:
+            return GzipReader(dataset, file, where)
+        return LibraryReader(dataset, where)
+
+
+class ContiguousReader:
+    """Rows that lie in one piece in the file, read without HDF5."""
+
+    def __init__(self, dataset: h5py.Dataset, file: Descriptor, where: str) -> None:
+        self.length, self.shape, self.dtype = len(dataset), dataset.shape[1:], dataset.dtype
+        self._file, self._where = file, where
+        self._offset = dataset.id.get_offset()
+        self._row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def read(self, rows: np.ndarray, into: np.ndarray) -> None:
+        """See `RowReader`."""
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        for run in np.split(np.arange(len(rows)), breaks):
+            target = into[run[0] : run[-1] + 1].data.cast("B")
+            place = self._offset + int(rows[run[0]]) * self._row_bytes
+            if os.preadv(self._file.number, [target], place) != len(target):
+                raise DemoFormatError(f"{self._where}: the file ends before row {rows[run[-1]]}; it is cut short")
+
+
+class GzipReader:
+    """Rows in chunks of whole rows, packed by gzip alone, read and unpacked without HDF5."""
+
+    def __init__(self, dataset: h5py.Dataset, file: Descriptor, where: str) -> None:
+        self.length, self.shape, self.dtype = len(dataset), dataset.shape[1:], dataset.dtype
+        self._file, self._where = file, where
+        self._frames = cast(tuple[int, ...], dataset.chunks)[0]
+        self._chunk_bytes = self._frames * int(np.prod(self.shape)) * self.dtype.itemsize
+        self._chunks: dict[int, tuple[int, int, int]] = {}
+        self._blank = np.full((self._frames, *self.shape), dataset.fillvalue, dtype=self.dtype)
+
+        def note(chunk: h5py.h5d.StoreInfo) -> None:
+            place = (chunk.byte_offset, chunk.size, chunk.filter_mask)
+            self._chunks[chunk.chunk_offset[0] // self._frames] = place
+
+        dataset.id.chunk_iter(note)
+
+    def read(self, rows: np.ndarray, into: np.ndarray) -> None:
+        """See `RowReader`."""
+        chunks = rows // self._frames
+        for chunk in np.unique(chunks):
+            mine = chunks == chunk
+            into[mine] = self._unpacked(int(chunk))[rows[mine] - chunk * self._frames]
+
+    def _unpacked(self, chunk: int) -> np.ndarray:
+        if chunk not in self._chunks:
+            return self._blank
+        offset, size, filter_mask = self._chunks[chunk]
+        packed = os.pread(self._file.number, size, offset)
+        try:
+            # The length is capped: a chunk that unpacks to more than it may is damaged or hostile.
+            raw = packed if filter_mask else zlib.decompressobj().decompress(packed, self._chunk_bytes + 1)
+        except zlib.error as error:
+            raise DemoFormatError(f"{self._where}: chunk {chunk} is damaged ({error})") from error
+        if len(raw) != self._chunk_bytes:
+            raise DemoFormatError(f"{self._where}: chunk {chunk} holds {len(raw)} bytes; expected {self._chunk_bytes}")
+        return np.frombuffer(raw, dtype=self.dtype).reshape(self._frames, *self.shape)
+
+
+class LibraryReader:
+    """Rows read through HDF5, which serves one thread at a time."""
+
+    def __init__(self, dataset: h5py.Dataset, where: str) -> None:
+        self.length, self.shape, self.dtype = len(dataset), dataset.shape[1:], dataset.dtype.newbyteorder("=")
+        self._dataset, self._where = dataset, where
+
+    def read(self, rows: np.ndarray, into: np.ndarray) -> None:
+        """See `RowReader`."""
+        first = int(rows[0])
+        with damage_named(self._where):
+            into[:] = self._dataset[first : int(rows[-1]) + 1][rows - first]

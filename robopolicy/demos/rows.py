@@ -1,0 +1,257 @@
+"""Demos read into flat arrays: the rows of all of them one after another, with the length of each."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import torch
+
+from robopolicy.demos.frames import Descriptor, DiskFrames, Frames, MemoryFrames, RowReader, row_reader, torch_type
+from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.types import Demo, DemoFormatError
+
+LOG = logging.getLogger(__name__)
+
+Placement: TypeAlias = Literal["auto", "device", "host", "disk"]
+
+TOKENS_KEY = "tokens"
+"""The key under which a batch shows tokens that were encoded ahead of time."""
+Picked: TypeAlias = Sequence[tuple["DemoSource", str]]
+"""Demos to read: where from, and under which name."""
+Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
+"""Shape and type of one row of a key."""
+WIDE_ROW_BYTES = 2048
+"""Rows of this size or more (pictures, tokens) may stay on the disk; narrower ones are always held in memory."""
+MEMORY_SHARE = 0.5
+"""Share of the free memory that demos may take when the placement is chosen."""
+
+
+class DemoSource(Protocol):
+    """What demos are read from: any reader that `open_demos` gives, or a `DemoFile`."""
+
+    path: Path
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the demos, `demo_<i>`, by number."""
+        ...
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """One demo; `keys` limits which observations are read."""
+        ...
+
+
+@dataclass(frozen=True)
+class DemoRows:
+    """The rows of a set of demos: demo d has the rows offsets[d] .. offsets[d + 1] - 1 of every array."""
+
+    lengths: np.ndarray
+    """(demos,) int64: steps of each."""
+    actions: np.ndarray
+    """(rows, width) float32, as in the files."""
+    narrow: Mapping[str, np.ndarray]
+    """Low-dimensional keys (rows, ...) float32."""
+    wide: Mapping[str, Frames]
+    """Pictures uint8, and tokens."""
+    instruction_id: np.ndarray
+    """(demos,) int64: place in `instructions`, -1 where a demo carries none."""
+    instructions: tuple[str, ...]
+    """All instructions of the set, sorted."""
+    source_id: np.ndarray
+    """(demos,) int64: which of the sources each demo came from."""
+    seeds: tuple[int, ...]
+    """Seeds of those demos that came from a simulator."""
+    placement: Literal["device", "host", "disk"]
+    """Where the wide keys are."""
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(demos + 1,) int64: first row of each demo; the last entry is the number of rows."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @property
+    def steps(self) -> int:
+        """Rows of all demos."""
+        return int(self.lengths.sum())
+
+
+def load_rows(
+    sources: Sequence[tuple[DemoSource, Sequence[str]]],
+    keys: Sequence[str],
+    *,
+    placement: Placement = "auto",
+    device: torch.device | str = "cpu",
+    threads: int = 2,
+) -> DemoRows:
+    """The demos named, read source by source; memory holds the arrays and one demo besides.
+
+    Args:
+        sources: each with the names of the demos to take from it.
+        keys: observation keys; `tokens` stands for tokens encoded ahead of time.
+        placement: where wide keys are put; `auto` takes the first of device, host and disk where they fit, and logs it.
+        device: the model's.
+        threads: that read, where the placement is the disk.
+
+    Raises:
+        DemoFormatError: no demos, a key is missing, or shapes differ between demos.
+    """
+    picked = [(source, name) for source, names in sources for name in names]
+    if not picked:
+        raise DemoFormatError("no demo in this split; name files that hold some, or other filter keys")
+    wide = _wide_rows(picked[0], keys)
+    narrow = [key for key in keys if key not in wide]
+    demos = [_narrow(source.read(name, narrow)) for source, name in picked]
+    lengths = np.array([len(demo.actions) for demo in demos], dtype=np.int64)
+    told = tuple(sorted({demo.instruction for demo in demos if demo.instruction is not None}))
+    frame_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in wide.values())
+    chosen = choose_placement(placement, int(lengths.sum()) * frame_bytes, torch.device(device))
+    if chosen == "disk":
+        frames = _open_wide(picked, lengths, wide, threads)
+    else:
+        frames = _load_wide(picked, lengths, wide, torch.device(device if chosen == "device" else "cpu"))
+    return DemoRows(
+        lengths=lengths,
+        actions=_stacked([demo.actions for demo in demos], picked, "actions"),
+        narrow={key: _stacked([demo.obs[key] for demo in demos], picked, f"obs/{key}") for key in narrow},
+        wide=frames,
+        instruction_id=np.array([told.index(demo.instruction) if demo.instruction else -1 for demo in demos]),
+        instructions=told,
+        source_id=np.repeat(np.arange(len(sources)), [len(names) for _, names in sources]),
+        seeds=tuple(demo.seed for demo in demos if demo.seed is not None),
+        placement=chosen,
+    )
+
+
+def choose_placement(placement: Placement, wide_bytes: int, device: torch.device) -> Literal["device", "host", "disk"]:
+    """Where pictures and tokens of so many bytes go; the choice and its reason are logged."""
+    if placement != "auto":
+        return placement
+    host = _free_host_bytes()
+    on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
+    if wide_bytes <= MEMORY_SHARE * on_device:
+        chosen: Literal["device", "host", "disk"] = "device"
+    else:
+        chosen = "host" if wide_bytes <= MEMORY_SHARE * host else "disk"
+    LOG.info(
+        "%.3g GB of pictures and tokens, %.3g GB free on %s, %.3g GB on the host: placement %s",
+        *(wide_bytes / 1e9, on_device / 1e9, device, host / 1e9, chosen),
+    )
+    return chosen
+
+
+def _wide_rows(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, Row]:
+    """The wide ones of the keys, with what one row of each is, from the first demo."""
+    source, name = first
+    demo = source.read(name, [key for key in keys if key != TOKENS_KEY])
+    wide = {}
+    for key in keys:
+        values = _values(demo, key, _where(source, name))
+        picture = values.dtype == np.uint8 and values.ndim == 4
+        if key == TOKENS_KEY or picture or values[0].nbytes >= WIDE_ROW_BYTES:
+            wide[key] = (values.shape[1:], values.dtype)
+    return wide
+
+
+def _narrow(demo: Demo) -> Demo:
+    """What stays of a demo in memory: actions, low-dimensional observations (T, d, ...), instruction and seed."""
+    obs = {
+        key: np.asarray(values, dtype=np.float32).reshape(len(demo), *(values.shape[1:] or (1,)))
+        for key, values in demo.obs.items()
+    }
+    return Demo(demo.name, obs, np.asarray(demo.actions, dtype=np.float32), demo.instruction, seed=demo.seed)
+
+
+def _load_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], device: torch.device) -> dict[str, Frames]:
+    """Each key in one tensor, filled demo by demo; pinned where a GPU will fetch from it."""
+    if not wide:
+        return {}
+    pinned = device.type == "cpu" and torch.cuda.is_available()
+    loaded = {
+        key: torch.empty((int(lengths.sum()), *shape), dtype=torch_type(dtype), device=device, pin_memory=pinned)
+        for key, (shape, dtype) in wide.items()
+    }
+    row = 0
+    for (source, name), length in zip(picked, lengths.tolist(), strict=True):
+        where = _where(source, name)
+        demo = source.read(name, [key for key in wide if key != TOKENS_KEY])
+        for key, (shape, dtype) in wide.items():
+            values = _values(demo, key, where)
+            _require_rows(values.shape, values.dtype, (shape, dtype), where, key)
+            loaded[key][row : row + length] = torch.from_numpy(values)
+        row += length
+    return {key: MemoryFrames(values) for key, values in loaded.items()}
+
+
+def _open_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], threads: int) -> dict[str, Frames]:
+    """Each key read from the files as it is needed."""
+    files: dict[int, tuple[DemoFile, Descriptor]] = {}
+    readers: dict[str, list[RowReader]] = {key: [] for key in wide}
+    for source, name in picked:
+        if id(source) not in files:
+            files[id(source)] = _native(source)
+        file, descriptor = files[id(source)]
+        datasets, where = file.datasets(name), _where(source, name)
+        for key, row in wide.items():
+            path = key if key == TOKENS_KEY else f"obs/{key}"
+            if path not in datasets:
+                raise DemoFormatError(f"{where}: no {path}; it has: {', '.join(datasets)}")
+            _require_rows(datasets[path].shape, datasets[path].dtype, row, where, key)
+            readers[key].append(row_reader(datasets[path], descriptor, f"{where}: {path}"))
+    return {key: DiskFrames(found, threads) for key, found in readers.items()}
+
+
+def _native(source: DemoSource) -> tuple[DemoFile, Descriptor]:
+    if not isinstance(source, DemoFile) and getattr(source, "format_name", None) != "robomimic":
+        raise DemoFormatError(
+            f"{source.path.name}: only the native layout is read from the disk while training; "
+            "`robopolicy convert` makes such a file, or set --data.placement host"
+        )
+    return (source if isinstance(source, DemoFile) else DemoFile(source.path)), Descriptor(source.path)
+
+
+def _values(demo: Demo, key: str, where: str) -> np.ndarray:
+    if key != TOKENS_KEY:
+        return demo.obs[key]
+    if demo.tokens is None:
+        raise DemoFormatError(f"{where}: no tokens; `robopolicy encode` writes them into the file")
+    return demo.tokens
+
+
+def _require_rows(shape: tuple[int, ...], dtype: np.dtype, row: Row, where: str, key: str) -> None:
+    if shape[1:] != row[0] or dtype != row[1]:
+        raise DemoFormatError(
+            f"{where}: {key} has rows of {dtype} {shape[1:]} but the first demo has {row[1]} {row[0]}; all need the same"
+        )
+
+
+def _stacked(arrays: Sequence[np.ndarray], picked: Picked, key: str) -> np.ndarray:
+    first = arrays[0].shape[1:]
+    for array, (source, name) in zip(arrays, picked, strict=True):
+        if array.shape[1:] != first:
+            raise DemoFormatError(
+                f"{_where(source, name)}: {key} has rows of {array.shape[1:]} but the first demo has {first}; "
+                "all need the same"
+            )
+    return np.concatenate(arrays)
+
+
+def _where(source: DemoSource, name: str) -> str:
+    return f"{source.path.name}, {name}"
+
+
+def _free_host_bytes() -> int:
+    """Memory that can be taken without swapping: the machine's, or what this container may still use if that is less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with suppress(OSError, ValueError):  # without a limit the file says "max"
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free

@@ -1,0 +1,134 @@
+"""The demos as flat arrays on the model's device; batches of segments gathered there, without per-sample Python."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from robopolicy.demos.rows import DemoRows
+from robopolicy.demos.windows import frame_offsets
+from robopolicy.types import Batch
+
+
+class DemoStore:
+    """Gathers segments of S frames, the K actions from each frame on, and their masks.
+
+    Low-dimensional rows of all keys stand side by side, so that the frames of a segment are one block of memory: a batch
+    is one `index_select` over overlapping blocks. Each demo is followed there by copies of its last row, into which
+    segments that start near the end run. Pictures and tokens are not copied: rows beyond the end are read as the last one.
+
+    Args:
+        rows: the demos.
+        segment: S, frames of a segment.
+        chunk: K, actions from each frame on.
+        stride: control steps between two frames.
+        action_transform: action rows (rows, width) -> targets (rows, A+G); None leaves them as they are.
+        device: where batches are made.
+    """
+
+    def __init__(
+        self,
+        rows: DemoRows,
+        *,
+        segment: int,
+        chunk: int,
+        stride: int = 1,
+        action_transform: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.rows, self.segment, self.chunk, self.stride = rows, segment, chunk, stride
+        self.device = torch.device(device)
+        self._offsets = torch.from_numpy(frame_offsets(segment, chunk, stride)).to(self.device)
+        self._columns: dict[str, tuple[slice, tuple[int, ...]]] = {}
+        self._frame_span = (segment - 1) * stride + 1
+        self._action_span = self._frame_span + chunk - 1
+        padded = _padded_rows(rows.lengths, self._action_span - 1)
+        targets = torch.from_numpy(rows.actions)
+        targets = targets if action_transform is None else action_transform(targets)
+        self._target_width = targets.shape[-1]
+        self._targets = _blocks(targets[padded].to(self.device, torch.float32), self._action_span)
+        self._narrow = _blocks(torch.from_numpy(self._side_by_side()[padded]).to(self.device), self._frame_span)
+        self._lookup = self._start_table().to(self.device)
+
+    def __len__(self) -> int:
+        """Number of segments: one starts at every row."""
+        return self.rows.steps
+
+    @property
+    def gathers_on_device(self) -> bool:
+        """Whether a batch is made without the disk or a copy from the host."""
+        return self.rows.placement == "device" or not self.rows.wide
+
+    def gather(self, starts: Int[Tensor, " batch"], episode_start: Tensor | None = None) -> Batch:
+        """The segments that start at these rows; -1 gives one without a valid frame."""
+        starts = starts.to(self.device)
+        place, remaining, instruction = self._lookup.index_select(1, starts % (len(self) + 1)).unbind(0)
+        count, width = len(starts), self._target_width
+        action_valid = self._offsets < remaining.view(-1, 1, 1)
+        actions = self._targets.index_select(0, place)
+        # Action k of frame s stands in row s * stride + k of the block.
+        sizes, strides = (
+            (count, self.segment, self.chunk, width),
+            (actions.shape[1], self.stride * width, width, 1),
+        )
+        return Batch(
+            obs=self._observations(starts, place, remaining),
+            instruction_id=instruction,
+            instructions=self.rows.instructions,
+            target=actions.as_strided(sizes, strides).contiguous(),
+            action_valid=action_valid,
+            frame_valid=action_valid[:, :, 0],
+            episode_start=episode_start,
+        )
+
+    def _observations(self, starts: Tensor, place: Tensor, remaining: Tensor) -> dict[str, Tensor]:
+        frames = self._narrow.index_select(0, place).view(len(starts), self._frame_span, -1)[:, :: self.stride]
+        obs = {}
+        for key, (columns, shape) in self._columns.items():
+            values = frames[..., columns]
+            obs[key] = values if len(shape) == 1 else values.unflatten(-1, shape)
+        if self.rows.wide:
+            ahead = torch.minimum(self._offsets[:, 0], (remaining.view(-1, 1) - 1).clamp(min=0))
+            rows = starts.clamp(min=0).view(-1, 1) + ahead
+            for key, wide in self.rows.wide.items():
+                obs[key] = wide.gather(rows).to(self.device, non_blocking=True)
+        return obs
+
+    def _side_by_side(self) -> np.ndarray:
+        """(rows, all low-dimensional widths); remembers which columns are whose."""
+        flat = [np.zeros((self.rows.steps, 0), dtype=np.float32)]
+        column = 0
+        for key, values in self.rows.narrow.items():
+            flat.append(values.reshape(len(values), -1))
+            self._columns[key] = (slice(column, column + flat[-1].shape[1]), values.shape[1:])
+            column += flat[-1].shape[1]
+        return np.concatenate(flat, axis=1)
+
+    def _start_table(self) -> Tensor:
+        """(3, rows + 1): for each start its row among the padded ones, the steps left, the instruction; last: nothing."""
+        demos = np.repeat(np.arange(len(self.rows.lengths)), self.rows.lengths)
+        row = np.arange(self.rows.steps)
+        table = np.zeros((3, self.rows.steps + 1), dtype=np.int64)
+        table[0, :-1] = row + demos * (self._action_span - 1)
+        table[1, :-1] = self.rows.offsets[demos + 1] - row
+        table[2, :-1] = self.rows.instruction_id[demos]
+        table[2, -1] = -1
+        return torch.from_numpy(table)
+
+
+def _padded_rows(lengths: np.ndarray, padding: int) -> np.ndarray:
+    """Rows of all demos, each followed by `padding` repetitions of its last."""
+    ends = np.cumsum(lengths)
+    row = np.concatenate([[0], np.cumsum(lengths + padding)])[:-1]
+    demos = np.repeat(np.arange(len(lengths)), lengths + padding)
+    local = np.arange(len(demos)) - row[demos]
+    return np.minimum(local + (ends - lengths)[demos], ends[demos] - 1)
+
+
+def _blocks(rows: Tensor, span: int) -> Tensor:
+    """(rows - span + 1, span * width): every run of `span` rows as one row, without a copy."""
+    rows = rows.contiguous()
+    count, width = rows.shape
+    return rows.as_strided((count - span + 1, span * width), (width, 1))

@@ -1,0 +1,254 @@
+"""Demo files -> what a policy is built from and trained on: action spec, shapes, statistics, batches."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import distributed
+
+from robopolicy.config import ConfigError, ExperimentConfig
+from robopolicy.demos.formats import DemoReader, open_demos
+from robopolicy.demos.rows import DemoRows, load_rows
+from robopolicy.demos.store import DemoStore
+from robopolicy.model.normalization import ActionNormalizer, Statistics
+from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
+from robopolicy.training.selection import choose_action_spec, choose_keys, split_names
+from robopolicy.types import ActionSpec, ArraySpec, Batch
+
+LOG = logging.getLogger(__name__)
+
+FINGERPRINT_BYTES = 2**20
+"""A file's fingerprint is that of its size, its first and its last MiB: the same in a second for a terabyte."""
+
+
+class DemoDataModule(LightningDataModule):
+    """The demos of an experiment: split by demo, statistics of the training split only, batches on the model's device.
+
+    Args:
+        config: the experiment.
+        device: where batches are made; default this process's GPU where there is one, else the CPU.
+
+    Raises (in `setup`):
+        ConfigError: files, keys, filters or columns that the config names don't fit.
+        DemoFormatError: a file can't be used.
+    """
+
+    action_spec: ActionSpec
+    """The columns of the demos' action rows: from the config, the files, or the default rule."""
+    obs: dict[str, ArraySpec]
+    """Every key the policy sees, with the shape and type of one frame."""
+    targets: dict[str, ArraySpec]
+    """Keys that loss terms may use in training but the policy never sees."""
+    obs_statistics: dict[str, Statistics]
+    """Of each low-dimensional key and target, from the training split."""
+    action_statistics: Statistics
+    """Of the action rows, from the training split."""
+    instructions: tuple[str, ...]
+    """Those of the training split."""
+
+    def __init__(self, config: ExperimentConfig, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.experiment = config
+        self.device = torch.device(device) if device is not None else _own_device()
+        self._readers: list[DemoReader] = []
+        self._train: DemoRows | None = None
+        self._valid: DemoRows | None = None
+        self._stores: dict[str, DemoStore] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the files and read what stays in memory; a second call does nothing."""
+        if self._train is not None:
+            return
+        data = self.experiment.data
+        if not data.files:
+            raise ConfigError("no demos to train on; give --data.files FILE ...")
+        self._readers = [open_demos(path) for path in data.files]
+        splits = [split_names(reader, data) for reader in self._readers]
+        keys, targets = choose_keys(self._readers[0], splits[0][0][0], self.experiment)
+        wanted = (*keys, *targets)
+        self._train = train = self._load([train for train, _ in splits], wanted)
+        held_out = [valid for _, valid in splits]
+        self._valid = self._load(held_out, wanted) if any(held_out) else None
+        self.action_spec = choose_action_spec(self._readers, train, data)
+        specs = {key: _spec(train, key) for key in wanted}
+        self.obs, self.targets = {key: specs[key] for key in keys}, {key: specs[key] for key in targets}
+        self.obs_statistics = {key: Statistics.of(rows) for key, rows in train.narrow.items()}
+        self.action_statistics = Statistics.of(train.actions)
+        self.instructions = train.instructions
+        LOG.info("%s", self.summary())
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled segments, or whole demos in lanes for `--head.history carry`."""
+        data, seed = self.experiment.data, self.experiment.training.seed
+        rank, processes = _process()
+        if data.batch_size % processes:
+            raise ConfigError(
+                f"--data.batch_size {data.batch_size} can't be shared by {processes} processes; use a multiple"
+            )
+        store = self._store("train")
+        if self.experiment.head.history == "carry":
+            order = Carried(store.rows, data.batch_size, store.segment, data.frame_stride, seed)
+        else:
+            order = Shuffled(store.rows, data.batch_size, seed, data.file_weights)
+        return BatchLoader(store, order, rank, processes)
+
+    def val_dataloader(self) -> BatchLoader | list[Batch]:
+        """The held-out segments in order, the same each time; empty where no demo is held out."""
+        if self._valid is None:
+            return []
+        store, size = self._store("valid"), self.experiment.data.batch_size
+        if self.experiment.head.history == "carry":
+            order = Carried(store.rows, size, store.segment, self.experiment.data.frame_stride)
+        else:
+            order = InOrder(store.rows, size)
+        return BatchLoader(store, order, *_process())
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The batch as it is: the store gathers on the model's device."""
+        return batch
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Close the files; Lightning calls it after training."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in self._readers:
+            reader.close()
+
+    def summary(self) -> str:
+        """What will be trained on, a few lines for the start of the log."""
+        train, valid, spec = self._rows(), self._valid, self.action_spec
+        held_out = f"{len(valid.lengths)} demos, {valid.steps} steps held out" if valid else "none held out"
+        lines = [
+            f"demos     {len(train.lengths)} demos, {train.steps} steps; {held_out}; wide keys on {train.placement}",
+            f"sees      {', '.join(f'{key} {_size(shape)}' for key, shape in self.obs.items())}",
+            f"told      {_several(self.instructions) or 'no instruction'}",
+            f"actions   {describe_actions(spec)}",
+        ]
+        if self.targets:
+            lines.insert(2, f"targets   {', '.join(self.targets)} (loss terms only)")
+        return "\n".join(lines)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """JSON-ready facts for the policy's folder: files, seeds, task, control_dt, renderer, versions."""
+        about = self._readers[0].attributes
+        env_name = str((about.get("env_args") or {}).get("env_name", ""))
+        task = self.experiment.task or (env_name.removeprefix("robopolicy/") if "robopolicy/" in env_name else None)
+        rate_hz = self.action_spec.rate_hz
+        return {
+            "files": [{"name": reader.path.name, **fingerprint(reader.path)} for reader in self._readers],
+            "demo_seeds": sorted({*self._rows().seeds, *(self._valid.seeds if self._valid else ())}),
+            "train_demos": len(self._rows().lengths),
+            "valid_demos": len(self._valid.lengths) if self._valid else 0,
+            "task": task,
+            "control_dt": None if rate_hz is None else 1 / rate_hz,
+            "renderer": about.get("renderer"),
+            "versions": {name: version(name) for name in ("torch", "numpy", "h5py")},
+        }
+
+    def _load(self, names: Sequence[Sequence[str]], keys: Sequence[str]) -> DemoRows:
+        data = self.experiment.data
+        threads = data.num_workers or min(4, os.cpu_count() or 1)
+        sources = list(zip(self._readers, names, strict=True))
+        return load_rows(sources, keys, placement=data.placement, device=self.device, threads=threads)
+
+    def _rows(self) -> DemoRows:
+        if self._train is None:
+            raise RuntimeError("the demos are not read yet; call setup() first")
+        return self._train
+
+    def _store(self, split: str) -> DemoStore:
+        """The split's store; made once, so that the training's positions in it last."""
+        if split not in self._stores:
+            rows = self._valid if split == "valid" and self._valid is not None else self._rows()
+            head, data = self.experiment.head, self.experiment.data
+            normalizer = ActionNormalizer(self.action_spec, self.action_statistics)
+            self._stores[split] = DemoStore(
+                rows,
+                segment=self._segment(rows),
+                chunk=head.chunk,
+                stride=data.frame_stride,
+                action_transform=normalizer.to_target,
+                device=self.device,
+            )
+        return self._stores[split]
+
+    def _segment(self, rows: DemoRows) -> int:
+        if self.experiment.head.history == "carry":
+            longest = -(-int(rows.lengths.max()) // self.experiment.data.frame_stride)
+            return self.experiment.training.tbptt or longest
+        return self.experiment.data.segment or self.experiment.head.window
+
+
+def describe_actions(spec: ActionSpec) -> str:
+    """An action spec in words, one line."""
+    parts = [f"arm {_columns(spec.arm_columns)}"]
+    if spec.continuous_gripper:
+        parts[0] += f" (gripper {_columns(spec.continuous_gripper)} continuous)"
+    for column, (low, high) in zip(spec.gripper_columns, spec.gripper_values, strict=True):
+        parts.append(f"binary gripper {column} ({low:g} or {high:g})")
+    parts += [f"constant {column} = {value:g}" for column, value in spec.constant.items()]
+    parts += [f"{spec.space} {spec.kind}"] if spec.space != "unknown" or spec.kind != "unknown" else []
+    parts += [f"{spec.rate_hz:g} Hz"] if spec.rate_hz else []
+    return "; ".join(parts)
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size [bytes] and a hash of a file, or of a folder's file names and sizes."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        sizes = {str(item.relative_to(path)): item.stat().st_size for item in sorted(path.rglob("*")) if item.is_file()}
+        digest.update(repr(sizes).encode())
+        return {"bytes": sum(sizes.values()), "sha256_of_names": digest.hexdigest()}
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest.update(file.read(FINGERPRINT_BYTES))
+        file.seek(max(0, size - FINGERPRINT_BYTES))
+        digest.update(file.read())
+    return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
+
+
+def _own_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _process() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _spec(rows: DemoRows, key: str) -> ArraySpec:
+    if key in rows.narrow:
+        return ArraySpec(tuple(rows.narrow[key].shape[1:]), "float32")
+    wide = rows.wide[key]
+    return ArraySpec(tuple(wide.shape), str(wide.dtype).removeprefix("torch."))
+
+
+def _size(spec: ArraySpec) -> str:
+    return "x".join(map(str, spec.shape))
+
+
+def _several(instructions: Sequence[str]) -> str:
+    more = f" and {len(instructions) - 3} more" if len(instructions) > 3 else ""
+    return ", ".join(f"'{instruction}'" for instruction in instructions[:3]) + more
+
+
+def _columns(columns: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for column in columns:
+        if runs and column == runs[-1][-1] + 1:
+            runs[-1].append(column)
+        else:
+            runs.append([column])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "none"

@@ -1,0 +1,219 @@
+"""In which order segments are drawn, and a loader that gives them as batches and can be stopped and resumed anywhere."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robopolicy.demos.rows import DemoRows
+from robopolicy.demos.store import DemoStore
+from robopolicy.demos.windows import lanes
+from robopolicy.types import Batch
+
+PREFETCHED = 2
+"""Batches made ahead of the model where making one takes the disk or a copy."""
+
+
+class Order(Protocol):
+    """Which segments form the batches of an epoch; a function of the epoch's number alone."""
+
+    @property
+    def length(self) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def epoch(self, number: int) -> tuple[Tensor, Tensor | None]:
+        """(batches, batch) int64: where each segment starts, -1 for none; and for carried memory whether it begins a demo."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Every step of every demo starts one segment an epoch, in random order; the remainder of a batch is left out."""
+
+    rows: DemoRows
+    batch_size: int
+    seed: int
+    source_weights: Sequence[float] = ()
+    """How often each source is drawn from, whatever its size; then segments are drawn with replacement."""
+
+    @property
+    def length(self) -> int:
+        """See `Order`."""
+        return max(1, self.rows.steps // self.batch_size)
+
+    def epoch(self, number: int) -> tuple[Tensor, None]:
+        """See `Order`."""
+        generator = torch.Generator().manual_seed((self.seed << 32) + number)
+        count = self.length * self.batch_size
+        if self.source_weights:
+            starts = self._weighted(count, generator)
+        else:
+            rounds = -(-count // self.rows.steps)  # more than one where the demos hold less than a batch
+            starts = torch.cat([torch.randperm(self.rows.steps, generator=generator) for _ in range(rounds)])[:count]
+        return starts.view(self.length, self.batch_size), None
+
+    def _weighted(self, count: int, generator: torch.Generator) -> Tensor:
+        source_of_row = torch.from_numpy(np.repeat(self.rows.source_id, self.rows.lengths))
+        rows = [torch.nonzero(source_of_row == source).flatten() for source in range(len(self.source_weights))]
+        weights = torch.tensor(
+            [weight if len(mine) else 0.0 for weight, mine in zip(self.source_weights, rows, strict=True)]
+        )
+        sources = torch.multinomial(weights, count, replacement=True, generator=generator)
+        starts = torch.empty(count, dtype=torch.int64)
+        for source, mine in enumerate(rows):
+            drawn = sources == source
+            if len(mine):
+                starts[drawn] = mine[torch.randint(len(mine), (int(drawn.sum()),), generator=generator)]
+        return starts
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Segments at every step, or at evenly spaced ones where that are too many: the same each epoch; for validation."""
+
+    rows: DemoRows
+    batch_size: int
+    limit: int = 4096
+    """Most segments of an epoch."""
+
+    @property
+    def length(self) -> int:
+        """See `Order`."""
+        return -(-min(self.rows.steps, self.limit) // self.batch_size)
+
+    def epoch(self, number: int) -> tuple[Tensor, None]:
+        """See `Order`; the last batch is filled up with -1."""
+        count = min(self.rows.steps, self.limit)
+        starts = torch.full((self.length * self.batch_size,), -1)
+        starts[:count] = torch.arange(count) * self.rows.steps // count
+        return starts.view(self.length, self.batch_size), None
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Whole demos from their first step on, each in a lane of its own, segment after segment: truncated BPTT."""
+
+    rows: DemoRows
+    batch_size: int
+    segment: int
+    stride: int = 1
+    seed: int | None = None
+    """Of the order of the demos; None keeps that of the files."""
+
+    @property
+    def length(self) -> int:
+        """See `Order`; of the first epoch, from which others may differ by a few batches."""
+        return len(self.epoch(0)[0])
+
+    def epoch(self, number: int) -> tuple[Tensor, Tensor]:
+        """See `Order`."""
+        demos = np.arange(len(self.rows.lengths))
+        if self.seed is not None:
+            demos = np.random.default_rng([self.seed, number]).permutation(demos)
+        starts, begins = lanes(self.rows.lengths, demos.tolist(), self.batch_size, self.segment, self.stride)
+        return torch.from_numpy(starts), torch.from_numpy(begins)
+
+
+class BatchLoader:
+    """Batches of one process, epoch after epoch: `for batch in loader` is one epoch, or what is left of it.
+
+    The order depends on seed and epoch alone, so it is the same for any number of reader threads, and each process of
+    several takes its own share of every batch: together they see exactly what one process would.
+
+    Args:
+        store: gathers the segments.
+        order: of the segments.
+        rank: number of this process.
+        processes: how many share each batch.
+    """
+
+    def __init__(self, store: DemoStore, order: Order, rank: int = 0, processes: int = 1) -> None:
+        self.store, self.order = store, order
+        self._rank, self._processes = rank, processes
+        self._epoch = self._position = 0
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self.order.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        starts, begins = self._share(self._epoch)
+        if self._position >= len(starts):
+            self._next_epoch()
+            starts, begins = self._share(self._epoch)
+        places = range(self._position, len(starts))
+
+        def made(place: int) -> Batch:
+            return self.store.gather(starts[place], None if begins is None else begins[place])
+
+        batches = map(made, places) if self.store.gathers_on_device else prefetched(made, places)
+        for batch in batches:
+            self._position += 1
+            yield batch
+        self._next_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which batches were given so far, and out of what."""
+        return {"epoch": self._epoch, "position": self._position, "steps": len(self.store), "length": len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind those batches.
+
+        Raises:
+            ValueError: the state is of other demos or another batch size.
+        """
+        now = self.state_dict()
+        if (state_dict["steps"], state_dict["length"]) != (now["steps"], now["length"]):
+            raise ValueError(
+                f"the run was saved with {state_dict['length']} batches of {state_dict['steps']} steps an epoch, these "
+                f"demos and batch size give {now['length']} of {now['steps']}; resume with the same"
+            )
+        self._epoch, self._position = state_dict["epoch"], state_dict["position"]
+
+    def _next_epoch(self) -> None:
+        self._epoch, self._position = self._epoch + 1, 0
+
+    def _share(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        starts, begins = self.order.epoch(epoch)
+        size = starts.shape[1] // self._processes
+        mine = slice(self._rank * size, (self._rank + 1) * size)
+        device = self.store.device
+        return starts[:, mine].to(device), None if begins is None else begins[:, mine].to(device)
+
+
+def prefetched(make: Callable[[int], Batch], places: Sequence[int]) -> Iterator[Batch]:
+    """`make(place)` for each place, made ahead in a thread; an exception there is raised here."""
+    made: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=PREFETCHED)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return made.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for place in places:
+                if stopped.is_set():
+                    return
+                put(make(place))
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=work, name="batch-prefetch", daemon=True).start()
+    try:
+        while (item := made.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()

@@ -1,0 +1,147 @@
+"""What of the demo files is used: which demos train and which are held out, which keys, which action columns."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from robopolicy.config import ConfigError, DataConfig, ExperimentConfig
+from robopolicy.demos.actions import infer_action_spec
+from robopolicy.demos.formats import DemoReader
+from robopolicy.demos.rows import TOKENS_KEY, DemoRows
+from robopolicy.types import ActionSpec, DemoFormatError
+
+SPLIT_SEED = 0
+"""Seed of the split where a file has no masks: the same demos are held out whatever the training's seed."""
+
+
+def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[str]]:
+    """Names of the training and of the held-out demos of one file.
+
+    The file's filter keys are honoured; without them a share of the demos, at least one of two, is held out.
+
+    Raises:
+        ConfigError: a filter key was asked for that isn't there, or both splits hold the same demo.
+    """
+    masks, where, standard = reader.filter_keys, reader.path.name, DataConfig()
+    for option, key, usual in (
+        ("train_filter", data.train_filter, standard.train_filter),
+        ("valid_filter", data.valid_filter, standard.valid_filter),
+    ):
+        if key not in masks and key != usual:
+            raise ConfigError(f"--data.{option} {key}: {where} has no such filter key; it has: {_listed(masks)}")
+    train = list(masks.get(data.train_filter, reader.names))
+    if data.valid_filter in masks:
+        valid = list(masks[data.valid_filter])
+        if data.train_filter not in masks:
+            train = [name for name in train if name not in set(valid)]
+        if shared := sorted(set(train) & set(valid)):
+            raise ConfigError(
+                f"{where}: {shared[0]} is both in {data.train_filter} and in {data.valid_filter}; use others"
+            )
+    else:
+        train, valid = _held_out(train, data.valid_fraction)
+    train = train[: data.train_demos]
+    if not train:
+        raise ConfigError(
+            f"{where}: no training demo; it has {len(reader.names)} demos and the filter keys {_listed(masks)}"
+        )
+    return train, valid
+
+
+def choose_keys(reader: DemoReader, name: str, config: ExperimentConfig) -> tuple[list[str], list[str]]:
+    """The observation keys that the policy sees, and those for loss terms only, judged by one demo.
+
+    Raises:
+        DemoFormatError: a key or camera that the config names isn't there; those present are listed.
+    """
+    data, demo = config.data, reader.read(name)
+    cameras = [key for key, values in demo.obs.items() if values.ndim == 4 and values.dtype == np.uint8]
+    vectors = [key for key, values in demo.obs.items() if values.ndim <= 2]
+    for key in data.cameras:
+        if key not in cameras:
+            raise DemoFormatError(f"{reader.path.name}, {name}: no camera '{key}'; it has: {_listed(cameras)}")
+    for key in (*(data.obs_keys or ()), *data.target_keys):
+        if key not in demo.obs:
+            raise DemoFormatError(f"{reader.path.name}, {name}: no key '{key}'; it has: {_listed(demo.obs)}")
+    keys = list(data.obs_keys) if data.obs_keys is not None else [key for key in vectors if key not in data.target_keys]
+    tokens = [TOKENS_KEY] if config.encoder.kind == "precomputed" else []
+    if not (keys or data.cameras or tokens):
+        raise ConfigError(f"the policy would see nothing; {reader.path.name} has: {_listed(demo.obs)}")
+    return [*keys, *data.cameras, *tokens], list(data.target_keys)
+
+
+def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: DataConfig) -> ActionSpec:
+    """What the action columns are: as the config says, else as the files say, else by the default rule.
+
+    Raises:
+        DemoFormatError: the files contradict each other, or their own rows.
+        ConfigError: the config names columns that are not there, or a gripper without exactly two values.
+    """
+    told = {reader.path.name: reader.action_spec for reader in readers if reader.action_spec is not None}
+    spec = _agreed(told) if told else None
+    if spec is None or data.arm is not None or data.gripper is not None:
+        inferred = infer_action_spec([rows.actions])
+        facts = {key: value for reader in readers for key, value in reader.action_facts.items()}
+        if spec is not None:
+            facts |= {"kind": spec.kind, "space": spec.space, "rate_hz": spec.rate_hz}
+        spec = _overridden(inferred, rows.actions, data)
+        grippers = set(facts.pop("continuous_gripper", ())) & set(spec.arm_columns)
+        spec = replace(spec, continuous_gripper=tuple(sorted(grippers)), **facts)
+    if spec.width != rows.actions.shape[1]:
+        raise DemoFormatError(
+            f"{', '.join(told) or 'the demos'}: actions have {rows.actions.shape[1]} columns but the action spec {spec.width}"
+        )
+    return spec
+
+
+def _overridden(inferred: ActionSpec, actions: np.ndarray, data: DataConfig) -> ActionSpec:
+    """The inferred spec with the columns that the config names put where it says."""
+    if data.arm is None and data.gripper is None:
+        return inferred
+    width = actions.shape[1]
+    named = {*(data.arm or ()), *(data.gripper or ())}
+    if outside := sorted(column for column in named if not 0 <= column < width):
+        raise ConfigError(
+            f"--data.arm or --data.gripper names column {outside[0]}; actions have columns 0 .. {width - 1}"
+        )
+    gripper = data.gripper if data.gripper is not None else [c for c in inferred.gripper_columns if c not in named]
+    constant = {column: value for column, value in inferred.constant.items() if column not in named}
+    rest = [column for column in range(width) if column not in gripper and column not in constant]
+    arm = list(data.arm) if data.arm is not None else rest
+    if missing := sorted(set(rest) - set(arm)):
+        raise ConfigError(f"--data.arm leaves out column {missing[0]}, which changes; name it in arm or gripper")
+    pairs = []
+    for column in gripper:
+        values = np.unique(actions[:, column])
+        if len(values) != 2:
+            raise ConfigError(
+                f"--data.gripper {column}: that column has {len(values)} values; a binary gripper has two"
+            )
+        pairs.append((float(values[0]), float(values[1])))
+    return ActionSpec(arm=arm, gripper=list(gripper), constant=constant, gripper_values=pairs)
+
+
+def _agreed(told: dict[str, ActionSpec]) -> ActionSpec:
+    (first, spec), *others = told.items()
+    for name, other in others:
+        if other != spec:
+            raise DemoFormatError(
+                f"{name} and {first} describe their actions differently; convert one to match, or train apart"
+            )
+    return spec
+
+
+def _held_out(names: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    if fraction == 0 or len(names) < 2:
+        return names, []
+    count = min(len(names) - 1, max(1, round(fraction * len(names))))
+    chosen = set(np.random.default_rng(SPLIT_SEED).permutation(len(names))[:count].tolist())
+    return (
+        [name for place, name in enumerate(names) if place not in chosen],
+        [name for place, name in enumerate(names) if place in chosen],
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
