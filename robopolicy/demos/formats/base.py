@@ -151,11 +151,16 @@ class Omissions:
         ]
 
 
-def action_spec_of(reader: DemoReader) -> ActionSpec:
-    """What the format says of the action columns, completed by the default rule over all its demos."""
+def action_spec_of(reader: DemoReader, actions: Iterable[np.ndarray] | None = None) -> ActionSpec:
+    """What the format says of the action columns, completed by the default rule over all its demos.
+
+    Args:
+        reader: the demos.
+        actions: (T, width) of each demo, where they have been read already.
+    """
     if reader.action_spec is not None:
         return reader.action_spec
-    inferred = infer_action_spec(reader.read(name, keys=()).actions for name in reader.names)
+    inferred = infer_action_spec(actions or (reader.read(name, keys=()).actions for name in reader.names))
     facts = dict(reader.action_facts)
     grippers = set(facts.pop("continuous_gripper", ())) & set(inferred.arm_columns)
     return replace(inferred, continuous_gripper=tuple(sorted(grippers)), **facts)

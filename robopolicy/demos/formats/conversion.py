@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from robopolicy.demos.formats.registry import open_demos, writable_format
 
 
@@ -38,6 +40,21 @@ def convert(
         finally:
             _remove(unfinished)
         return [*reader.notes, *lost]
+
+
+def run_convert(
+    source: str | Path, target: str | Path, format: str | None = None, console: Console | None = None
+) -> int:
+    """Convert, and print what was changed and left out; gives the exit code.
+
+    Raises:
+        FileExistsError, DemoFormatError: as `convert`.
+    """
+    console = console or Console(soft_wrap=True)
+    for note in convert(source, target, format):
+        console.print(f"note      {note}", markup=False, highlight=False)
+    console.print(f"written   {target}", markup=False, highlight=False)
+    return 0
 
 
 def _remove(path: Path) -> None:

@@ -1,0 +1,226 @@
+"""What is inside a set of demos, and what is wrong with it: the verb `check`."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from robopolicy.demos.check_page import write_page
+from robopolicy.demos.check_text import print_report
+from robopolicy.demos.findings import (
+    Finding,
+    KeySummary,
+    action_findings,
+    demo_notes,
+    demo_problems,
+    holds_last_action,
+    set_findings,
+)
+from robopolicy.demos.formats import DemoReader, action_spec_of, convert, open_demos
+from robopolicy.demos.formats.base import is_image
+from robopolicy.types import ActionSpec, DemoFormatError
+
+SHEET_DEMOS, SHEET_FRAMES = 6, 6
+"""Demos on the contact sheet, and pictures of each."""
+
+
+@dataclass
+class FileReport:
+    """Everything `check` says of one file or folder."""
+
+    path: Path
+    format_name: str
+    disk_bytes: int
+    names: list[str]
+    rate_hz: float | None = None
+    environment: str | None = None
+    filter_keys: dict[str, list[str]] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Steps of each readable demo."""
+    keys: dict[str, KeySummary] = field(default_factory=dict)
+    """`actions` and every observation key."""
+    instructions: Counter[str | None] = field(default_factory=Counter)
+    action_spec: ActionSpec | None = None
+    """None where no demo is readable, or their actions differ in width."""
+    actions: dict[str, np.ndarray] = field(default_factory=dict)
+    """(T, width) of each readable demo."""
+    sheet: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    """Per camera, one row of pictures (frames, height, width, 3) for each of a few demos."""
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Finding]:
+        """What makes the exit code 1."""
+        return [finding for finding in self.findings if finding.severity == "problem"]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """What is worth knowing."""
+        return [finding for finding in self.findings if finding.severity == "note"]
+
+    @property
+    def good(self) -> list[str]:
+        """Demos without a problem of their own."""
+        unfit = {finding.demo for finding in self.problems}
+        return [name for name in self.names if name not in unfit]
+
+
+def run_check(
+    files: Sequence[str | Path],
+    html: str | Path | None = None,
+    salvage_to: str | Path | None = None,
+    console: Console | None = None,
+) -> int:
+    """Print what is inside each file and what is wrong with it; gives the exit code.
+
+    Args:
+        files: files or folders of demos of any known format.
+        html: write a page with action histograms and contact sheets there.
+        salvage_to: write the demos without problems there, as a native file; for one source file.
+        console: where to print.
+
+    Returns:
+        0: nothing is wrong; 1: problems were found; 2: a file can't be opened as demos.
+    """
+    console = console or Console(soft_wrap=True)
+    if salvage_to is not None and len(files) != 1:
+        raise DemoFormatError(f"--salvage takes the good demos of one file; {len(files)} were given")
+    reports, refused = [], []
+    for path in files:
+        try:
+            reports.append(check_file(path, progress=_progress_bar if console.is_terminal else iter))
+        except DemoFormatError as error:
+            refused.append(str(error))
+    compare_files(reports)
+    for report in reports:
+        print_report(report, console)
+    for line in refused:
+        console.print(line, markup=False, highlight=False)
+    if salvage_to is not None and reports:
+        for note in salvage(reports[0], salvage_to):
+            console.print(note, markup=False, highlight=False)
+        console.print(f"salvaged  {salvage_to}: {len(reports[0].good)} of {len(reports[0].names)} demos", markup=False)
+    if html is not None:
+        write_page(reports, Path(html))
+        console.print(f"page      {html}", markup=False)
+    if refused:
+        return 2
+    return 1 if any(report.problems for report in reports) else 0
+
+
+def check_files(paths: Sequence[str | Path]) -> list[FileReport]:
+    """Report on each, and on what doesn't fit together among them."""
+    reports = [check_file(path) for path in paths]
+    compare_files(reports)
+    return reports
+
+
+def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[str]] = iter) -> FileReport:
+    """Read a file or folder of demos whole, and report.
+
+    Args:
+        path: demos of any known format.
+        progress: wraps the names that are gone through; for a progress bar.
+
+    Raises:
+        DemoFormatError: it can't be opened as demos at all.
+    """
+    path = Path(path)
+    with open_demos(path) as reader:
+        report = FileReport(path, reader.format_name, _disk_bytes(path), list(reader.names))
+        report.rate_hz = reader.action_spec.rate_hz if reader.action_spec else reader.action_facts.get("rate_hz")
+        report.filter_keys = {key: list(names) for key, names in reader.filter_keys.items()}
+        report.environment = (reader.attributes.get("env_args") or {}).get("env_name") or None
+        report.findings = [Finding("note", text) for text in reader.notes]
+        seen: dict[bytes, str] = {}
+        for name in progress(report.names):
+            _add_demo(report, reader, name, seen)
+        if len({rows.shape[1] for rows in report.actions.values()}) == 1:
+            report.action_spec = action_spec_of(reader, report.actions.values())
+    report.findings += set_findings(report.keys, len(report.lengths), report.instructions, report.filter_keys)
+    if report.action_spec is not None:
+        report.findings += action_findings(report.actions, report.action_spec)
+    return report
+
+
+def compare_files(reports: Sequence[FileReport]) -> None:
+    """Add a note to each file that can't be trained on together with the first."""
+    for other in reports[1:]:
+        first, mine, theirs = reports[0].path.name, reports[0].action_spec, other.action_spec
+        if mine is None or theirs is None:
+            continue
+        if mine.width != theirs.width:
+            text = f"actions have {theirs.width} columns, those of {first} {mine.width}; not to be trained on together"
+            other.findings.append(Finding("note", text))
+        if mine.rate_hz and theirs.rate_hz and mine.rate_hz != theirs.rate_hz:
+            text = f"unequal clocks: {theirs.rate_hz:g} Hz here, {mine.rate_hz:g} Hz in {first}"
+            other.findings.append(Finding("note", text))
+
+
+def salvage(report: FileReport, target: str | Path) -> list[str]:
+    """Write the good demos as a native file; gives the conversion's notes.
+
+    Raises:
+        DemoFormatError: none is good.
+        FileExistsError: something is at `target` already.
+    """
+    if not report.good:
+        raise DemoFormatError(f"{report.path.name}: none of its {len(report.names)} demos is without a problem")
+    return convert(report.path, target, names=report.good)
+
+
+def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[bytes, str]) -> None:
+    try:
+        demo = reader.read(name)
+        clock = reader.clock(name)
+    except DemoFormatError as error:
+        text = str(error).removeprefix(report.path.name).removeprefix(f", {name}").lstrip(":, ")
+        report.findings.append(Finding("problem", text, name))
+        return
+    report.lengths[name] = len(demo)
+    report.instructions[demo.instruction] += 1
+    report.actions[name] = demo.actions
+    problems = list(demo_problems(demo, clock, report.rate_hz))
+    for key, values in {"actions": demo.actions, **demo.obs}.items():
+        problems += _add_key(report.keys, key, values)
+    twin = seen.setdefault(_fingerprint(demo.actions, *(demo.obs[key] for key in sorted(demo.obs))), name)
+    if twin != name:
+        problems.append(f"the same actions and observations as {twin}")
+    notes = [*demo_notes(demo), *(f"obs/{key} holds the action before" for key in holds_last_action(demo))]
+    report.findings += [Finding("problem", text, name) for text in problems]
+    report.findings += [Finding("note", text, name) for text in notes]
+    for key, values in demo.obs.items():
+        if is_image(values) and len(report.sheet.setdefault(key, [])) < SHEET_DEMOS:
+            report.sheet[key].append(values[np.linspace(0, len(values) - 1, SHEET_FRAMES).round().astype(int)])
+
+
+def _add_key(keys: dict[str, KeySummary], key: str, values: np.ndarray) -> list[str]:
+    """Widen the key's summary; gives the problem if this demo's values don't fit it."""
+    if values.dtype.kind not in "biuf" or not values.size:
+        return [f"{key} has type {values.dtype} and shape {values.shape}; expected numbers"]
+    known = keys.setdefault(key, KeySummary.of(values))
+    if known.shape != values.shape[1:]:
+        return [f"{key} has shape {values.shape[1:]} a step; in the demos before it is {known.shape}"]
+    known.add(values)
+    return []
+
+
+def _fingerprint(*arrays: np.ndarray) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).data.cast("B"))
+    return digest.digest()
+
+
+def _disk_bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _progress_bar(names: Sequence[str]) -> Iterable[str]:
+    return track(names, description="reading", transient=True)

@@ -1,0 +1,165 @@
+"""Judgements on demos: what is wrong with one, and what is odd about a set of them."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from robopolicy.demos.formats.base import is_image
+from robopolicy.types import ActionSpec, Demo
+
+CLOCK = re.compile(r"(.*_)?(time|timestamp|stamp)(_s)?")
+"""Observation keys that are times, by name."""
+JITTER = 0.5
+"""A step whose duration is off the usual one by more than this share of it is irregular."""
+DRIFT = 0.05
+"""Two clocks whose steps differ by more than this share disagree."""
+REPEATS = 0.5
+"""Share of steps that repeat the one before, beyond which it is noted."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found."""
+
+    severity: Literal["problem", "note"]
+    """A problem makes the exit code 1 and the demo unfit; a note is worth knowing."""
+    text: str
+    demo: str | None = None
+    """The demo it was found in; None: the whole file."""
+
+
+@dataclass
+class KeySummary:
+    """One observation key, or `actions`, over all demos."""
+
+    shape: tuple[int, ...]
+    """Of one step."""
+    dtype: str
+    low: np.ndarray
+    """Smallest value per dimension of the last axis; over all of them for pictures."""
+    high: np.ndarray
+    demos: int = 0
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "KeySummary":
+        """An empty summary for steps like these (T, ...)."""
+        width = 1 if is_image(values) or values.ndim == 1 else values.shape[-1]
+        return cls(values.shape[1:], str(values.dtype), np.full(width, np.inf), np.full(width, -np.inf))
+
+    def add(self, values: np.ndarray) -> None:
+        """Widen the range by these steps (T, ...)."""
+        rows = values.reshape(-1, self.low.size)
+        self.low = np.minimum(self.low, rows.min(0))
+        self.high = np.maximum(self.high, rows.max(0))
+        self.demos += 1
+
+    @property
+    def constant(self) -> list[int]:
+        """Dimensions that never change."""
+        return np.flatnonzero(self.low == self.high).tolist()
+
+
+def demo_problems(demo: Demo, clock: np.ndarray | None, rate_hz: float | None) -> Iterator[str]:
+    """What makes one demo unfit: values that are not finite, times that are irregular or disagree."""
+    arrays = {"actions": demo.actions, **{f"obs/{key}": values for key, values in demo.obs.items()}}
+    for key, values in arrays.items():
+        if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
+            step = int(np.argwhere(~finite)[0][0])
+            yield f"{key}: {int((~finite).sum())} values are not finite (NaN or infinite), the first at step {step}"
+    clocks = {key: values.reshape(len(demo), -1)[:, 0] for key, values in demo.obs.items() if CLOCK.fullmatch(key)}
+    if clock is not None:
+        clocks["timestamp"] = clock
+    yield from _clock_problems(clocks, rate_hz)
+
+
+def demo_notes(demo: Demo) -> Iterator[str]:
+    """What is worth knowing of one demo: cameras slower than the control."""
+    for key, values in demo.obs.items():
+        if is_image(values) and len(values) > 1:
+            share = float((values[1:] == values[:-1]).all(axis=(1, 2, 3)).mean())
+            if share >= REPEATS:
+                yield f"{key}: {share:.0%} of the pictures repeat the one before; the camera is slower, or stands still"
+
+
+def set_findings(
+    keys: Mapping[str, KeySummary],
+    demos: int,
+    instructions: Mapping[str | None, int],
+    masks: Mapping[str, Sequence[str]],
+) -> Iterator[Finding]:
+    """What all `demos` readable demos show together: keys that some lack, constant dimensions, overlapping masks."""
+    for key, known in keys.items():
+        if known.demos < demos:
+            yield Finding("problem", f"{key} is in {known.demos} of {demos} readable demos")
+        if known.constant and known.shape:
+            dimensions = ", ".join(map(str, known.constant))
+            yield Finding("note", f"{key}: constant over all demos in dimension {dimensions}")
+    told = sum(count for text, count in instructions.items() if text)
+    if 0 < told < demos:
+        yield Finding("note", f"{demos - told} of {demos} demos carry no instruction")
+    shared = sorted(set(masks.get("train", ())) & set(masks.get("valid", ())))
+    if shared:
+        yield Finding("problem", f"{len(shared)} demos are in mask/train and in mask/valid: {', '.join(shared[:3])}")
+
+
+def action_findings(actions: Mapping[str, np.ndarray], spec: ActionSpec) -> Iterator[Finding]:
+    """What the actions (T, width) of each demo show: grippers that stay still, repetition, range."""
+    for column in (*spec.gripper_columns, *spec.continuous_gripper):
+        still = [name for name, rows in actions.items() if np.ptp(rows[:, column]) == 0]
+        if 0 < len(still) <= len(actions) / 2:
+            text = f"the gripper (action {column}) never moves; in most demos it does"
+            yield from (Finding("problem", text, name) for name in still)
+        elif still:
+            yield Finding("note", f"the gripper (action {column}) never moves in {len(still)} of {len(actions)} demos")
+    arms = [spec.split(rows)[0] for rows in actions.values()]
+    low, high = min(rows.min(initial=0) for rows in arms), max(rows.max(initial=0) for rows in arms)
+    if spec.kind != "absolute" and (low < -1 or high > 1):
+        yield Finding("note", f"arm actions reach from {low:.4g} to {high:.4g}, beyond [-1, 1]")
+    repeated = [(rows[1:] == rows[:-1]).all(1) for rows in arms if rows.shape[1]]
+    if repeated and (share := np.concatenate(repeated)).size and share.mean() >= REPEATS:
+        text = f"{share.mean():.0%} of the arm's actions merely repeat the one before; a policy may learn to copy"
+        yield Finding("note", text)
+
+
+def copied_share(actions: Sequence[np.ndarray], spec: ActionSpec) -> float | None:
+    """How much of the arm's motion the last action tells: 1 - |a[t] - a[t-1]|^2 / |a[t] - mean|^2; None: no arm.
+
+    Near 1, a policy that sees its last action can do well in training by copying it (the copycat problem).
+    """
+    arms = [spec.split(rows)[0].astype(np.float64) for rows in actions if len(rows) > 1]
+    if not arms or not spec.arm_width:
+        return None
+    now, before = np.concatenate([rows[1:] for rows in arms]), np.concatenate([rows[:-1] for rows in arms])
+    spread = ((now - now.mean(0)) ** 2).sum()
+    return float(1 - ((now - before) ** 2).sum() / spread) if spread > 0 else 1.0
+
+
+def holds_last_action(demo: Demo) -> Iterator[str]:
+    """Observations of which a column is exactly the action before: with them, copying is easy."""
+    before = [column for column in demo.actions[:-1].T if np.ptp(column) > 0] if len(demo) > 2 else []
+    for key, values in demo.obs.items():
+        if values.ndim == 2 and any(np.array_equal(seen, acted) for seen in values[1:].T for acted in before):
+            yield key
+
+
+def _clock_problems(clocks: Mapping[str, np.ndarray], rate_hz: float | None) -> Iterator[str]:
+    usual = {"the control rate": 1 / rate_hz} if rate_hz else {}
+    for key, times in clocks.items():
+        durations = np.diff(times.astype(np.float64))
+        if not len(durations) or not np.isfinite(durations).all():
+            continue
+        if durations.min() <= 0:
+            yield f"{key} goes back, or stands still, at step {int(durations.argmin()) + 1}"
+            continue
+        usual[key] = float(np.median(durations))
+        off = np.abs(durations / usual[key] - 1)
+        if off.max() > JITTER:
+            step = int(off.argmax())
+            yield f"{key} is irregular: step {step} lasts {durations[step]:.4g} s, the usual one {usual[key]:.4g} s"
+    for one, other in combinations(usual, 2):
+        if abs(usual[one] / usual[other] - 1) > DRIFT:
+            yield f"unequal clocks: a step lasts {usual[one]:.4g} s by {one}, {usual[other]:.4g} s by {other}"
