@@ -20,7 +20,7 @@ HOVER_M = 0.07
 
 CARRY_M = 0.07
 """Height above its spot at which a cube is carried over others [m]."""
-SET_DOWN_M = 0.006
+SET_DOWN_M = 0.012
 """Height above its spot at which a cube is let go [m]."""
 RETREAT_M = 0.15
 """Height to which the empty hand rises in the end [m]."""
@@ -60,12 +60,12 @@ def lift(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]
 
 def place(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
     """Carry the named cube to the named plate."""
-    return put_at(state, plate_spot(state, state.goal[:, 1]), tolerance_m=0.02)
+    return put_at(state, plate_spot(state, state.goal[:, 1]), tolerance_m=0.024)
 
 
 def stack(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
     """Carry the named cube onto the named other cube."""
-    return put_at(state, stack_spot(state, state.goal[:, 1]), tolerance_m=0.012)
+    return put_at(state, stack_spot(state, state.goal[:, 1]), tolerance_m=0.015)
 
 
 def put_at(
@@ -117,11 +117,11 @@ def around(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " worlds
 
 def holding(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " worlds"]:
     """The fingers are closed on a cube."""
-    near = (abs(state.ee_position - cube) < 0.022).all(-1)
+    near = (abs(state.ee_position - cube) < 0.03).all(-1)
     return near & (state.opening > BLOCKED_M[0]) & (state.opening < BLOCKED_M[1])
 
 
-BLOCKED_M = (0.034, 0.05)
+BLOCKED_M = (0.034, 0.062)
 """Distances between fingers that a cube keeps from closing [m]; less than the first means there is none."""
 
 

@@ -13,7 +13,7 @@ HALF_M = 0.02
 """Half a cube's side [m]."""
 PLATE_TOP_M = 0.006
 """Height of a plate's upper side above the table [m]."""
-RELEASED_M = 0.055
+RELEASED_M = 0.065
 """Distance between the fingers from which on they hold no cube [m]."""
 REST_M_S = 0.05
 """A cube slower than this is at rest [m/s]."""
@@ -106,7 +106,7 @@ class Place(Task):
 
     name = "place"
     parts = ("cubes", "plates")
-    max_episode_steps = 120
+    max_episode_steps = 150
     hold_steps = 3
     tolerance_m = 0.03
 
