@@ -1,0 +1,310 @@
+"""What happens beside the steps: validation, selection, checkpoints, exact resume, timing, the progress bar."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import distributed
+
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.streaming import MemoryState
+from robopolicy.training.module import PolicyTraining
+from robopolicy.types import Batch
+
+RESUME_FILE = "resume.ckpt"
+METRICS_FILE = "metrics.json"
+LOG_EVERY = 25
+"""Optimizer steps between two rows of the training log."""
+
+
+class TrainingDivergedError(ValueError):
+    """The loss is NaN or infinite; what was kept before is untouched."""
+
+
+class StepTimer(Callback):
+    """How long steps take, and how much of that the batches were waited for; validation and the like are left out.
+
+    The wait runs from the end of one step to the start of the next: the loader, the transfer and Lightning's loop.
+    Put it last among the callbacks.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.data_s = 0.0
+        self.step_s = 0.0
+        self._ended: float | None = None
+        self._started = 0.0
+
+    @property
+    def data_fraction(self) -> float:
+        """Share of the time in which batches were waited for."""
+        return self.data_s / max(self.data_s + self.step_s, 1e-9)
+
+    @property
+    def step_ms(self) -> float:
+        """Time of a batch [ms], waiting included."""
+        return 1e3 * (self.data_s + self.step_s) / max(self.steps, 1)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """The batch is there."""
+        self._started = time.perf_counter()
+        if self._ended is not None:
+            self.data_s += self._started - self._ended
+
+    def before_extras(self) -> None:
+        """The step is done; what follows is not counted."""
+        if self._ended is not None:  # the first step of a run compiles and allocates
+            self.step_s += time.perf_counter() - self._started
+            self.steps += 1
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Everything beside the step is done too."""
+        self._ended = time.perf_counter()
+
+
+class RandomState(Callback):
+    """Saves torch's random state of every process, and restores it before the first step of a resumed run.
+
+    Lightning saves the loader's state and the loops', but not this; without it dropout and augmentation would differ.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._loaded: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators' states, one entry per process."""
+        state = {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        return {"processes": gathered(state)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until the first step, since starting up draws random numbers."""
+        self._loaded = state_dict["processes"]
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Each process draws numbers of its own."""
+        torch.manual_seed(self.seed + trainer.global_rank)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Restore."""
+        if self._loaded is None:
+            return
+        if len(self._loaded) != trainer.world_size:
+            raise ValueError(
+                f"the run was saved by {len(self._loaded)} processes, this is {trainer.world_size}; use as many"
+            )
+        state, self._loaded = self._loaded[trainer.global_rank], None
+        torch.set_rng_state(state["cpu"].cpu())
+        if torch.cuda.is_available() and state["cuda"]:
+            torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+
+
+class RunKeeper(Callback):
+    """Measures the policy on the way, keeps the best one in the run folder, and saves what a resume needs.
+
+    After each optimizer step, in this order: log, validate, evaluate in closed loop, keep, save, stop. Lightning's own
+    validation would come after the checkpoint, and a resumed run would skip it.
+
+    Args:
+        run_dir: folder of the run.
+        timer: measures steps.
+        save: writes a policy and the run's provenance into the run folder.
+        valid_batches: gives the held-out batches.
+        evaluate: closed loop, policy -> success rate; every `eval_every` steps.
+        select: which policy the run keeps: `valid_loss`, `success` or `last`.
+        valid_every: steps between two validations.
+        checkpoint_every: steps between two resume files.
+        eval_every: steps between two closed-loop evaluations.
+        facts: what else `metrics.json` says of the run.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        timer: StepTimer,
+        save: Callable[[ChunkPolicy], None],
+        valid_batches: Callable[[], Iterable[Batch]],
+        *,
+        select: str,
+        valid_every: int,
+        checkpoint_every: int,
+        evaluate: Callable[[ChunkPolicy], float] | None = None,
+        eval_every: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.run_dir, self.timer, self.save, self.valid_batches = run_dir, timer, save, valid_batches
+        self.select, self.evaluate = select, evaluate
+        self.valid_every, self.checkpoint_every, self.eval_every = valid_every, checkpoint_every, eval_every
+        self.facts = dict(facts or {})
+        self.history: dict[str, list[dict[str, float]]] = {"train": [], "valid": [], "success": []}
+        self.best: dict[str, float] | None = None
+        self.stop_requested = False
+        self.finished = False
+        self._elapsed_s = 0.0
+        self._seen = 0
+        self._carried: list[dict[str, torch.Tensor] | None] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run so far."""
+        return {"history": self.history, "best": self.best, "elapsed_s": self._elapsed_s, "carried": self._carried}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.history, self.best = state_dict["history"], state_dict["best"]
+        self._elapsed_s, self._carried = state_dict["elapsed_s"], state_dict["carried"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: PolicyTraining) -> None:
+        """The clock goes on where it stood, and so do carried states."""
+        self._seen = trainer.global_step
+        pl_module.schedule.start(self._elapsed_s)
+        if self._carried is not None and (mine := self._carried[trainer.global_rank]) is not None:
+            pl_module.carried = MemoryState.load({name: part.to(pl_module.device) for name, part in mine.items()})
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: PolicyTraining, *_: Any) -> None:
+        """All that is due after this step."""
+        step = trainer.global_step
+        if step == self._seen:  # accumulating
+            return
+        self.timer.before_extras()
+        self._seen = step
+        done = pl_module.progress() >= 1
+        stopping = bool(pl_module.from_first(float(self.stop_requested)))
+        save_due = done or stopping or step % self.checkpoint_every == 0
+        valid_due = not stopping and (done or step % self.valid_every == 0)
+        eval_due = not stopping and self.eval_every is not None and (done or step % self.eval_every == 0)
+        if step % LOG_EVERY == 0 or save_due or valid_due or eval_due:
+            self._log_training(trainer, pl_module, step)
+        with torch.random.fork_rng(range(torch.cuda.device_count())):  # measuring more often changes no training
+            if valid_due:
+                self._validate(trainer, pl_module, step)
+            if eval_due:
+                self._evaluate(trainer, pl_module, step)
+        if self.select == "last" and save_due:
+            self._keep(trainer, pl_module, {"step": step})
+        self.finished = done and not stopping
+        if save_due:
+            self._save_resume(trainer, pl_module)
+        trainer.should_stop = trainer.should_stop or done or stopping
+
+    def _log_training(self, trainer: Trainer, module: PolicyTraining, step: int) -> None:
+        terms = module.tally.take()
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingDivergedError(
+                f"{', '.join(bad)} became {terms[bad[0]]} before step {step}; lower --optimizer.lr, or look for extreme "
+                f"values with `robopolicy check`. The policy kept in {self.run_dir} is from before"
+            )
+        if terms:
+            self._record(trainer, "train", {"step": step, **terms})
+
+    def _validate(self, trainer: Trainer, module: PolicyTraining, step: int) -> None:
+        with trainer.precision_plugin.val_step_context():
+            terms = module.validate(self.valid_batches())
+        if not terms:
+            return
+        self._record(trainer, "valid", {"step": step, **terms})
+        if self.select == "valid_loss" and (self.best is None or terms["loss"] < self.best["loss"]):
+            self._keep(trainer, module, {"step": step, "loss": terms["loss"]})
+
+    def _evaluate(self, trainer: Trainer, module: PolicyTraining, step: int) -> None:
+        rate = -1.0
+        if trainer.is_global_zero and self.evaluate is not None:
+            was_training = module.evaluated.training
+            with torch.no_grad():
+                rate = float(self.evaluate(module.evaluated.eval()))
+            module.evaluated.train(was_training)
+        rate = module.from_first(rate)
+        self._record(trainer, "success", {"step": step, "rate": rate})
+        if self.select == "success" and (self.best is None or rate >= self.best["rate"]):
+            self._keep(trainer, module, {"step": step, "rate": rate})
+
+    def _record(self, trainer: Trainer, kind: str, row: dict[str, float]) -> None:
+        self.history[kind].append(row)
+        for logger in trainer.loggers:
+            named = {f"{kind}/{name}": value for name, value in row.items() if name != "step"}
+            logger.log_metrics(named, step=int(row["step"]))
+
+    def _keep(self, trainer: Trainer, module: PolicyTraining, best: dict[str, float]) -> None:
+        self.best = best
+        if trainer.is_global_zero:
+            self.save(module.evaluated)
+
+    def _save_resume(self, trainer: Trainer, module: PolicyTraining) -> None:
+        """Write the resume file beside its place and move it there, so that a kill leaves the old or the new one."""
+        self._elapsed_s = module.schedule.elapsed_s
+        self._carried = gathered(None if module.carried is None else module.carried.state_dict())
+        partial = self.run_dir / f"{RESUME_FILE}.partial"
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, self.run_dir / RESUME_FILE)
+            self.write_metrics(trainer)
+
+    def write_metrics(self, trainer: Trainer) -> None:
+        """Write `metrics.json`: facts of the run, losses, and times."""
+        metrics = {
+            **self.facts,
+            "steps": trainer.global_step,
+            "finished": self.finished,
+            "wall_s": round(self._elapsed_s, 2),
+            "step_ms": round(self.timer.step_ms, 3),
+            "data_fraction": round(self.timer.data_fraction, 5),
+            "best": self.best,
+            **self.history,
+        }
+        partial = self.run_dir / f"{METRICS_FILE}.partial"
+        partial.write_text(json.dumps(metrics, indent=1) + "\n")
+        os.replace(partial, self.run_dir / METRICS_FILE)
+
+
+class ConsoleProgress(Callback):
+    """A rich progress bar, refreshed every `LOG_EVERY` steps; for a terminal."""
+
+    def __init__(self, keeper: RunKeeper, max_steps: int) -> None:
+        self.keeper = keeper
+        self.max_steps = max_steps
+        self._bar = Progress(
+            TextColumn("train {task.completed}/{task.total}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            refresh_per_second=2,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: PolicyTraining) -> None:
+        """Show the bar."""
+        self._task = self._bar.add_task("train", total=self.max_steps, completed=trainer.global_step, figures="")
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Move the bar now and then."""
+        if trainer.global_step % LOG_EVERY and not trainer.should_stop:
+            return
+        last = {kind: rows[-1] for kind, rows in self.keeper.history.items() if rows}
+        figures = [f"{kind} {last[kind].get('loss', last[kind].get('rate')):.4g}" for kind in last]
+        timer = self.keeper.timer
+        figures.append(f"{timer.step_ms:.1f} ms/step, {100 * timer.data_fraction:.1f} % data")
+        self._bar.update(self._task, completed=trainer.global_step, figures="  ".join(figures))
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Leave the terminal as it was, whatever ended the run."""
+        self._bar.stop()
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every process, in their order."""
+    if not distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,271 @@
+"""`train`: demos and a config in, a run folder with a policy out.
+
+The run folder is the policy's folder (`save_policy`), with `resume.ckpt`, `metrics.json` and `tensorboard/` beside it.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
+
+from robopolicy.config import ConfigError, ExperimentConfig, config_to_dict
+from robopolicy.model.checkpoint import CONFIG, DESCRIPTION, save_policy
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.text import Vocabulary
+from robopolicy.training.augmentation import Augmentation
+from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, ConsoleProgress, RandomState, RunKeeper, StepTimer
+from robopolicy.training.datamodule import DemoDataModule
+from robopolicy.training.module import PolicyTraining, Schedule
+
+LOG = logging.getLogger(__name__)
+
+FREE_TO_CHANGE = (
+    "task",
+    "execution.",
+    "data.placement",
+    "data.num_workers",
+    *(f"training.{name}" for name in ("max_", "valid_every", "checkpoint_every", "eval_", "select")),
+)
+"""What a resumed run may be given anew; everything else is part of what it was."""
+
+LIGHTNING_ADVICE = (
+    "You passed in a `val_dataloader` but have no `validation_step`",  # RunKeeper validates
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
+)
+"""Beginnings of warnings about what is so on purpose, or not ours to change."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Stopped by Ctrl-C or SIGTERM, with a resume file in place; the message says how to go on."""
+
+
+def train(
+    config: ExperimentConfig,
+    run_dir: str | Path,
+    evaluate: Callable[[ChunkPolicy], float] | None = None,
+    resume: bool = False,
+    callbacks: tuple[Callback, ...] = (),
+) -> Path:
+    """Train a policy on demonstrations; gives the run folder, which `load_policy` reads.
+
+    Args:
+        config: the experiment.
+        run_dir: where policy, logs and resume file go; must not hold a run yet, unless it is resumed.
+        evaluate: closed loop, policy -> success rate, called every `training.eval_every` steps.
+        resume: go on with the run in `run_dir`, exactly as if it had not been interrupted.
+        callbacks: further Lightning callbacks, called before the run's own.
+
+    Raises:
+        ConfigError: the run folder is taken, there is nothing to resume, or the config contradicts itself.
+        TrainingDivergedError: the loss is no longer finite.
+        TrainingInterrupted: Ctrl-C or SIGTERM; `resume` goes on from there.
+    """
+    run_dir = Path(run_dir)
+    _check_run(config, run_dir, resume)
+    seed_everything(config.training.seed, verbose=False)
+    data = DemoDataModule(config)
+    data.setup("fit")
+    _check_selection(config, evaluate, held_out=len(data.val_dataloader()) > 0)
+    policy = make_policy(config, data)
+    module = _make_module(config, data, policy)
+    timer = StepTimer()
+    provenance = data.provenance
+    keeper = RunKeeper(
+        run_dir,
+        timer,
+        lambda kept: save_policy(kept, run_dir, provenance),
+        data.val_dataloader,
+        select=config.training.select,
+        valid_every=config.training.valid_every,
+        checkpoint_every=config.training.checkpoint_every,
+        evaluate=evaluate,
+        eval_every=config.training.eval_every,
+        facts={"parameters": sum(parameter.numel() for parameter in policy.parameters()), "provenance": provenance},
+    )
+    bar = [ConsoleProgress(keeper, config.training.max_steps)] if sys.stdout.isatty() else []
+    _write_config(config, run_dir)
+    with _quiet_lightning(), _stop_on_signal(keeper):
+        trainer = make_trainer(config, run_dir, [RandomState(config.training.seed), *callbacks, keeper, *bar, timer])
+        trainer.fit(module, datamodule=data, ckpt_path=run_dir / RESUME_FILE if resume else None, weights_only=True)
+    if keeper.stop_requested and not keeper.finished:
+        raise TrainingInterrupted(f"stopped after step {trainer.global_step}; {run_dir} goes on with --resume")
+    _report(keeper, trainer)
+    return run_dir
+
+
+def make_policy(config: ExperimentConfig, data: DemoDataModule) -> ChunkPolicy:
+    """An untrained policy for these demos, statistics included."""
+    return ChunkPolicy(
+        config,
+        data.action_spec,
+        data.obs,
+        Vocabulary.of(data.instructions) if data.instructions else None,
+        targets=data.targets,
+        obs_statistics=data.obs_statistics,
+        action_statistics=data.action_statistics,
+    )
+
+
+def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callback]) -> Trainer:
+    """Lightning's trainer, without what costs time in every step; one process, or those of torchrun or SLURM."""
+    cuda = torch.cuda.is_available()
+    bf16 = config.training.precision == "bf16" or (config.training.precision == "auto" and cuda)
+    return Trainer(
+        accelerator="gpu" if cuda else "cpu",
+        precision="bf16-mixed" if bf16 else "32-true",
+        max_steps=config.training.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.optimizer.accumulate,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(run_dir, name="", version="tensorboard", default_hp_metric=False),
+        log_every_n_steps=0,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **_processes(cuda),
+    )
+
+
+def _processes(cuda: bool) -> dict[str, Any]:
+    """How many processes there are per node, and nodes, as torchrun or srun tell their children."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        local, world = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
+    elif int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in env:
+        world, nodes = int(env["SLURM_NTASKS"]), int(env["SLURM_STEP_NUM_NODES"])
+        local = world // nodes
+    else:
+        return {"devices": 1}
+    ddp: Strategy = DDPStrategy(
+        process_group_backend="nccl" if cuda else "gloo", broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+    return {"devices": local, "num_nodes": world // local, "strategy": ddp}
+
+
+def _make_module(config: ExperimentConfig, data: DemoDataModule, policy: ChunkPolicy) -> PolicyTraining:
+    training, optimizer = config.training, config.optimizer
+    seen = [key for key, statistics in data.obs_statistics.items() if key in policy.obs]
+    changes = {name: getattr(config.augmentation, name) for name in config.augmentation.__dataclass_fields__}
+    augmentation = Augmentation(
+        cameras=policy.cameras,
+        obs_mean={key: torch.as_tensor(data.obs_statistics[key].mean).float() for key in seen},
+        obs_std={key: torch.as_tensor(data.obs_statistics[key].std).float() for key in seen},
+        **changes,
+    )
+    return PolicyTraining(
+        policy,
+        Schedule(training.max_steps, optimizer.warmup_steps, optimizer.min_lr_scale, training.max_minutes),
+        lr=optimizer.lr,
+        encoder_lr_scale=optimizer.encoder_lr_scale,
+        betas=optimizer.betas,
+        weight_decay=optimizer.weight_decay,
+        clip_norm=optimizer.clip_norm,
+        ema=optimizer.ema,
+        augmentation=augmentation if augmentation.active else None,
+    )
+
+
+def _check_run(config: ExperimentConfig, run_dir: Path, resume: bool) -> None:
+    taken = [name for name in (RESUME_FILE, DESCRIPTION, METRICS_FILE) if (run_dir / name).exists()]
+    if not resume:
+        if taken:
+            raise ConfigError(
+                f"{run_dir} holds a run already ({taken[0]}); go on with --resume, or give another --run-dir"
+            )
+        return
+    if RESUME_FILE not in taken:
+        raise ConfigError(f"{run_dir} holds no {RESUME_FILE}: nothing to go on with; train without --resume")
+    before = _flat(yaml.safe_load((run_dir / CONFIG).read_text()))
+    now = _flat(config_to_dict(config))
+    changed = [key for key in now if before.get(key) != now[key] and not key.startswith(FREE_TO_CHANGE)]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"--{key} is {now[key]} but the run in {run_dir} began with {before.get(key)}; a resumed run keeps it"
+        )
+
+
+def _check_selection(config: ExperimentConfig, evaluate: Callable[[ChunkPolicy], float] | None, held_out: bool) -> None:
+    if config.training.select == "valid_loss" and not held_out:
+        raise ConfigError(
+            "--training.select valid_loss but no demo is held out; use --training.select last, or a larger "
+            "--data.valid_fraction"
+        )
+    if config.training.select == "success" and (evaluate is None or config.training.eval_every is None):
+        raise ConfigError("--training.select success needs closed-loop evaluations; give --eval-every and --task")
+
+
+def _write_config(config: ExperimentConfig, run_dir: Path) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if rank_zero_only.rank == 0:
+        (run_dir / CONFIG).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's advertising and advice about choices made on purpose off the terminal."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in LIGHTNING_ADVICE:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _stop_on_signal(keeper: RunKeeper) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends training after the step, with a resume file; the second one at once."""
+
+    def request(*_: Any) -> None:
+        if keeper.stop_requested:
+            raise KeyboardInterrupt
+        keeper.stop_requested = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(keeper: RunKeeper, trainer: Trainer) -> None:
+    timer = keeper.timer
+    best = "" if keeper.best is None else "   kept " + " ".join(f"{k} {v:.5g}" for k, v in keeper.best.items())
+    LOG.info(
+        "trained   %d steps, %.2f ms per batch, %.2f %% of it waiting for data%s",
+        trainer.global_step,
+        timer.step_ms,
+        100 * timer.data_fraction,
+        best,
+    )
