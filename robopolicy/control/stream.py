@@ -1,11 +1,12 @@
 """A policy as a stream: one observation in per control tick, one chunk of actions out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from robopolicy.types import ActionSpec, Array, Observation
 
 
+@runtime_checkable
 class Policy(Protocol):
     """What the stream drives: a `ChunkPolicy`, or an exported one replayed by onnxruntime."""
 

@@ -1,0 +1,201 @@
+"""The policy beside the control loop: one thread observes and thinks, the other collects what came of it."""
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from robopolicy.control.robot import Robot
+from robopolicy.control.stream import PolicyStream
+from robopolicy.types import Array, Observation
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A chunk, and what it came from."""
+
+    observation: Observation
+    actions: Float[torch.Tensor, "chunk width"]
+    """In the demos' units and columns; action k belongs to the observation's time + k control steps."""
+    latency_s: float
+    """From the request to the chunk [s]."""
+
+
+@runtime_checkable
+class Inference(Protocol):
+    """Where a control loop's chunks come from; no call waits."""
+
+    missed: int
+    """Requests that came while an earlier one was still being worked on, and were dropped."""
+
+    def request(self, t_s: float) -> None:
+        """Observe now, for the control step at t_s [s], and think."""
+        ...
+
+    def thoughts(self) -> list[Thought]:
+        """What has been finished since the last call, oldest first. Raises what the policy or the robot raised."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the past: an episode begins. What is still being thought is dropped."""
+        ...
+
+    def close(self) -> None:
+        """End."""
+        ...
+
+
+class ThreadedInference:
+    """Observes `robot` and asks `stream` in a thread of its own.
+
+    Each requested control step is one frame of the policy's memory. A request that comes before the last one is
+    finished is dropped and counted: the memory then misses that frame.
+
+    Args:
+        robot: what is observed.
+        stream: a `PolicyStream` without batch axes, or anything that is called and reset like one.
+        instruction: what the robot is told to do, where its observation doesn't say.
+    """
+
+    def __init__(self, robot: Robot, stream: "PolicyStream | ServedStream", instruction: str | None = None) -> None:
+        self.robot, self.stream, self.instruction = robot, stream, instruction
+        self.missed = 0
+        self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[tuple[int, Thought | Exception]] = queue.SimpleQueue()
+        self._episode = 0
+        self._busy = threading.Event()
+        self._thread = threading.Thread(target=self._think, name="policy", daemon=True)
+        self._thread.start()
+
+    def request(self, t_s: float) -> None:
+        """Observe and think, unless the thread is still at the last request."""
+        if self._busy.is_set():
+            self.missed += 1
+        else:
+            self._busy.set()
+            self._requests.put(self._episode)
+
+    def thoughts(self) -> list[Thought]:
+        """Chunks finished since the last call, oldest first."""
+        finished = []
+        while not self._finished.empty():
+            episode, result = self._finished.get()
+            if episode != self._episode:
+                continue
+            if isinstance(result, Exception):
+                raise result
+            finished.append(result)
+        return finished
+
+    def reset(self) -> None:
+        """The next observation begins an episode."""
+        self._episode += 1
+
+    def close(self) -> None:
+        """End the thread; one that hangs is left behind."""
+        self._requests.put(None)
+        self._thread.join(timeout=1.0)
+
+    def _think(self) -> None:
+        episode = -1
+        while (requested := self._requests.get()) is not None:
+            began_s = time.perf_counter()
+            try:
+                if requested != episode:
+                    episode = requested
+                    self.stream.reset()
+                observation = self.robot.observe()
+                if self.instruction is not None:
+                    observation = replace(observation, instruction=self.instruction)
+                with torch.inference_mode():
+                    actions = _tensor(self.stream(observation))
+                self._finished.put((episode, Thought(observation, actions, time.perf_counter() - began_s)))
+            except Exception as error:
+                self._finished.put((requested, error))
+            self._busy.clear()
+
+
+class ServedStream:
+    """A policy behind `robopolicy serve`, driven like a `PolicyStream`.
+
+    Args:
+        client: a `robopolicy.client.PolicyClient`; its timeout bounds how long a dead server goes unnoticed.
+        instruction_key: the server's name of the instruction.
+    """
+
+    def __init__(self, client: "PolicyServer", instruction_key: str = "prompt") -> None:
+        self.client, self.instruction_key = client, instruction_key
+
+    def __call__(self, observation: Observation) -> Array:
+        """Actions (K, width) for one observation."""
+        message = dict(observation.obs)
+        if observation.instruction is not None:
+            message[self.instruction_key] = observation.instruction
+        return self.client.infer(message)["actions"]
+
+    def reset(self) -> None:
+        """An episode begins."""
+        self.client.reset()
+
+
+@runtime_checkable
+class PolicyServer(Protocol):
+    """What `ServedStream` needs of a client."""
+
+    def infer(self, obs: dict[str, Array]) -> dict[str, Array]:
+        """One observation in, a map with `actions` out."""
+        ...
+
+    def reset(self) -> None:
+        """An episode begins."""
+        ...
+
+
+class Replay:
+    """A recorded action sequence in place of a policy.
+
+    Args:
+        robot: observed for the record.
+        actions: (T, width), one for each control step from the first request on.
+        chunk: K; the last action is repeated beyond the end.
+    """
+
+    def __init__(self, robot: Robot, actions: Float[np.ndarray, "time width"], chunk: int = 1) -> None:
+        self.robot, self.actions, self.chunk = robot, torch.from_numpy(np.asarray(actions, np.float32)), chunk
+        self.missed = 0
+        self.reset()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every action has been given."""
+        return self._step >= len(self.actions)
+
+    def request(self, t_s: float) -> None:
+        """The next step of the record."""
+        if not self.finished:
+            observation = self.robot.observe()
+            steps = torch.arange(self._step, self._step + self.chunk).clamp(max=len(self.actions) - 1)
+            self._waiting.append(Thought(replace(observation, stamp_s=t_s), self.actions[steps], 0.0))
+            self._step += 1
+
+    def thoughts(self) -> list[Thought]:
+        """The step requested last."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def reset(self) -> None:
+        """Start from the first action."""
+        self._step = 0
+        self._waiting: list[Thought] = []
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def _tensor(actions: Array) -> torch.Tensor:
+    return actions.cpu() if isinstance(actions, torch.Tensor) else torch.from_numpy(np.array(actions))

@@ -1,0 +1,296 @@
+"""The control loop: a policy's actions -> limited commands on a fixed grid, and a controlled stop when anything fails.
+
+The policy observes and thinks in its own thread (`inference`). The caller's thread, here, sends a command every
+`command_dt`, takes whatever chunks have arrived, and never waits for the other one.
+"""
+
+import gc
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.control.executor import ChunkExecutor, StaleChunkError
+from robopolicy.control.inference import Inference, Thought
+from robopolicy.control.limits import joint_targets, limit_targets
+from robopolicy.control.robot import Clock, FixedGrid, Recorder, Robot, RobotError, SystemClock, Tick
+from robopolicy.control.smoothing import JointSmoother
+from robopolicy.control.statistics import LoopStatistics
+from robopolicy.types import ActionSpec, Command
+
+logger = logging.getLogger(__name__)
+
+HOMING_SHARE = 0.1
+"""Share of the robot's velocity, acceleration and jerk used on the way to the home pose."""
+SWITCH_INTERVAL_S = 0.0005
+"""How long the policy's thread may keep the interpreter while a command is due [s]."""
+
+
+class ControlLoop:
+    """Drives one robot by one policy.
+
+    Args:
+        robot: what is driven.
+        inference: where chunks come from.
+        executor: which action of which chunk is executed when; without batch axes.
+        action_spec: what the action's columns are.
+        deadline_s: age of the newest chunk's observation at which the robot is stopped [s].
+        patience_s: how long a control step waits for its own observation's chunk, commands going on, before it acts on
+            an earlier one [s]; None: half a control step.
+        startup_s: how long the first chunk may take [s].
+        recorder: who is told every control step.
+        clock: the time; default: the machine's.
+        dry_run: compute and record, but send nothing.
+
+    Raises:
+        ValueError: the robot's control rate differs from the policy's, or is no whole multiple of its command rate.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        inference: Inference,
+        executor: ChunkExecutor,
+        action_spec: ActionSpec,
+        *,
+        deadline_s: float = 0.25,
+        patience_s: float | None = None,
+        startup_s: float = 10.0,
+        recorder: Recorder | None = None,
+        clock: Clock | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        control_dt = executor.control_dt
+        self._commands_per_step = commands_per_step(robot, control_dt)
+        self.robot, self.inference, self.executor, self.action_spec = robot, inference, executor, action_spec
+        self.deadline_s, self.startup_s = deadline_s, startup_s
+        self.patience_s = control_dt / 2 if patience_s is None else patience_s
+        self.recorder, self.clock, self.dry_run = recorder, clock or SystemClock(), dry_run
+        self.statistics = LoopStatistics(control_dt, robot.command_dt)
+        self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
+        self.smoother.start(robot.qpos())
+        self._opening_m = robot.profile.opening_m
+        self.stopped: str | None = None
+        """Why the robot was stopped; None while armed."""
+        self._begin()
+
+    def rearm(self) -> None:
+        """Make ready to move again after a stop: forget every chunk and the policy's memory.
+
+        Raises:
+            ValueError: a joint is beyond its limits.
+        """
+        measured = self.robot.qpos()
+        if np.abs(measured - self.smoother.state[0]).max() > self.robot.profile.first_jump_rad / 4:
+            self.smoother.start(measured)
+        self.stopped = None
+        self._begin()
+
+    def go_home(self, home_rad: Float[np.ndarray, " joints"] | None = None) -> None:
+        """Move the joints slowly to the profile's home pose, or another."""
+        profile = self.robot.profile
+        slow = JointSmoother(profile, self.robot.command_dt, self.executor.control_dt, share=HOMING_SHARE)
+        slow.start(self.smoother.state[0])
+        if slow.aim(np.asarray(profile.home_rad if home_rad is None else home_rad, np.float64)) == "kept":
+            raise ValueError(
+                f"{profile.name}: the way home breaks a limit; move the robot nearer by its own means first"
+            )
+        grid = FixedGrid(self.clock, self.robot.command_dt)
+        while not slow.at_rest:
+            self._send(slow.step(grid.wait()), grid)
+        self.smoother.start(slow.state[0])
+
+    def run(self, duration_s: float, finished: Callable[[], bool] = lambda: False) -> LoopStatistics:
+        """Drive the robot until the time is over, `finished()` is True, or something fails; it is at rest then.
+
+        After a controlled stop, `stopped` tells the reason and `rearm` must come before the next run. Anything
+        unexpected, Ctrl-C included, brakes the robot, stops it for good, and is raised.
+        """
+        if self.stopped is not None:
+            raise RobotError(f"not armed: {self.stopped}; rearm first")
+        grid = FixedGrid(self.clock, self.robot.command_dt)
+        self._step = -1
+        with _undisturbed():
+            try:
+                self._drive(grid, self.clock.now() + duration_s, finished)
+            except RobotError as error:  # lost, or stopped by itself: nobody is left to be commanded
+                self._stop(str(error), grid)
+            except BaseException:
+                with suppress(RobotError):
+                    self._come_to_rest(grid)
+                self.robot.stop()
+                raise
+        if self.stopped is not None:
+            self.statistics.stop_s.append(grid.t_s - self._stop_began_s)
+        return self.statistics
+
+    def _begin(self) -> None:
+        """Forget what belongs to one run."""
+        self.executor.reset()
+        self.inference.reset()
+        self._arrived: list[Thought] = []
+        self._newest_s: float | None = None
+        self._began_s = self.clock.now()
+        self._to_act = False
+        self._moved = False
+
+    def _drive(self, grid: FixedGrid, ends_s: float, finished: Callable[[], bool]) -> None:
+        """Command after command, until the end or a stop, and on to rest."""
+        while self.stopped is None and self.clock.now() < ends_s and not finished():
+            passed = grid.wait()
+            stood_s = (passed - 1) * grid.period_s
+            if stood_s > self.deadline_s:
+                self.smoother.start(self.robot.qpos())
+                self._stop(f"the control loop itself stood still for {stood_s:.2f} s", grid)
+            self.statistics.overruns += passed - 1
+            self._send(self.smoother.step(passed), grid)
+            if self.stopped is None:
+                self._think(grid)
+        self._come_to_rest(grid)
+
+    def _come_to_rest(self, grid: FixedGrid) -> None:
+        self.smoother.brake()
+        while not self.smoother.at_rest:
+            self._send(self.smoother.step(grid.wait()), grid)
+
+    def _send(self, position: np.ndarray, grid: FixedGrid) -> None:
+        self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)
+        self.statistics.commands += 1
+        if not self.dry_run:
+            self.robot.command(Command(position, self._opening_m, grid.t_s))
+
+    def _think(self, grid: FixedGrid) -> None:
+        """Begin each control step once, take what has been thought, act, and watch that thoughts keep coming."""
+        try:
+            if (step := grid.index // self._commands_per_step) > self._step:
+                self._begin_step(step, grid)
+            thoughts = self.inference.thoughts()
+        except Exception as error:  # whatever a policy, a camera or a network may raise
+            self._stop(f"{type(error).__name__}: {error}", grid)
+            return
+        now_s = self.clock.now()
+        for thought in thoughts:
+            self._newest_s = thought.observation.stamp_s
+            self.statistics.latency_s.append(thought.latency_s)
+            self.statistics.slack_s.append(self._newest_s + self.executor.control_dt - now_s)
+        self._arrived += thoughts
+        if self._to_act and (self._fresh() is not None or not self._due or now_s >= self._step_s + self.patience_s):
+            self._act(grid)
+        since_s, limit_s = (
+            (self._began_s, self.startup_s) if self._newest_s is None else (self._newest_s, self.deadline_s)
+        )
+        if self.stopped is None and now_s - since_s > limit_s:
+            self._stop(f"no fresh chunk within {limit_s:g} s", grid)
+
+    def _begin_step(self, step: int, grid: FixedGrid) -> None:
+        statistics = self.statistics
+        self._step_s = grid.origin_s + step * self.executor.control_dt
+        statistics.deviation_s.append(self.clock.now() - self._step_s)
+        statistics.elapsed_s += (step - self._step) * self.executor.control_dt if self._step >= 0 else 0.0
+        statistics.missed_steps += step - self._step - 1
+        statistics.steps += 1
+        self._step, self._to_act = step, True
+        self._due = bool(self.executor.needs_chunk(self._step_s))
+        missed = self.inference.missed
+        self.inference.request(self._step_s)
+        statistics.missed_frames += self.inference.missed - missed
+
+    def _fresh(self) -> Thought | None:
+        """The chunk of the present control step's own observation, if it is there."""
+        earliest_s = self._step_s - self.executor.control_dt / 2
+        return next((thought for thought in self._arrived if thought.observation.stamp_s >= earliest_s), None)
+
+    def _act(self, grid: FixedGrid) -> None:
+        """Pick the present control step's action and aim for what it asks."""
+        fresh = self._fresh()
+        self._to_act = False
+        refused = int(self.executor.refused)
+        for thought in self._arrived:
+            self.executor.add(thought.actions, thought.observation.stamp_s, now_s=self._step_s)
+        self._arrived = []
+        limited = ["non_finite_chunk"] if int(self.executor.refused) > refused else []
+        try:
+            action = self.executor.action(self._step_s).numpy()
+            held = bool(self.executor.held)
+        except StaleChunkError:
+            action, held = None, True
+        target_rad = self.smoother.state[0]
+        if held or action is None:
+            action = None
+            self.smoother.brake()
+            self.statistics.held += self._newest_s is not None
+        else:
+            self.statistics.late_chunks += fresh is None and self._due
+            target_rad, kinds = self._aim(action, grid)
+            limited += kinds
+        if limited:
+            self.statistics.limited.update(limited)
+            logger.info("%.3f s: limited by %s", self._step_s, ", ".join(limited))
+        if self.recorder is not None:
+            command = Command(target_rad, self._opening_m, self._step_s)
+            seen = None if fresh is None else fresh.observation
+            self.recorder.record(Tick(self._step_s, seen, action, command, tuple(limited)))
+
+    def _aim(self, action: np.ndarray, grid: FixedGrid) -> tuple[np.ndarray, list[str]]:
+        """Head for what an action asks within the limits: the joint targets [rad], and the limits that changed them."""
+        profile, qpos = self.robot.profile, np.asarray(self.robot.qpos(), np.float64)
+        if not np.isfinite(qpos).all():
+            self._stop("the robot reports joint positions that are not finite", grid)
+            return self.smoother.state[0], []
+        asked = joint_targets(profile, self.action_spec, action, qpos, self.executor.control_dt)
+        jump_rad = np.abs(asked.joint_position_rad - qpos).max()
+        if self.action_spec.kind == "absolute" and not self._moved and jump_rad > profile.first_jump_rad:
+            self._stop(
+                f"the first target is {jump_rad:.2f} rad away, at most {profile.first_jump_rad} rad allowed", grid
+            )
+            return self.smoother.state[0], ["first_jump"]
+        self._moved = True
+        targets = limit_targets(profile, asked, qpos, np.float64(self._opening_m))
+        self._opening_m = float(targets.gripper_opening_m)
+        why = self.smoother.aim(targets.joint_position_rad)
+        limited = [kind for kind, changed in targets.limited.items() if changed]
+        return targets.joint_position_rad, limited + ([why] if why else [])
+
+    def _stop(self, reason: str, grid: FixedGrid) -> None:
+        """Begin a controlled stop."""
+        self.smoother.brake()
+        self.stopped, self._stop_began_s = reason, grid.t_s
+        self.statistics.stops.append(reason)
+        logger.warning("stopped: %s", reason)
+
+
+def commands_per_step(robot: Robot, control_dt: float) -> int:
+    """Commands that a robot takes in one control step of the policy.
+
+    Raises:
+        ValueError: the robot is set up for another control rate, or its command rate is no whole multiple of it.
+    """
+    name, wanted_hz = robot.profile.name, 1 / control_dt
+    if abs(robot.control_dt - control_dt) > 1e-6:
+        raise ValueError(
+            f"robot {name} is set up for {1 / robot.control_dt:g} actions/s, the policy was trained for {wanted_hz:g}; "
+            f"set the robot to {wanted_hz:g} Hz, or train at its rate"
+        )
+    count = round(control_dt / robot.command_dt)
+    if count < 1 or abs(count * robot.command_dt - control_dt) > 1e-6:
+        raise ValueError(
+            f"robot {name}: control_dt {control_dt} s is not a whole multiple of command_dt {robot.command_dt} s"
+        )
+    return count
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the interpreter's own pauses short: what is alive is left out of garbage collection, threads switch fast."""
+    interval_s = sys.getswitchinterval()
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval_s)
+        gc.unfreeze()

@@ -1,0 +1,149 @@
+"""What a robot can do and may do, as a YAML file: shipped for the Panda and the FR3, or the user's own."""
+
+from argparse import ArgumentError
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jsonargparse import ArgumentParser
+
+from robopolicy.control.kinematics import PANDA, Arm
+
+PROFILES = Path(__file__).parent / "profiles"
+KINEMATICS = {"panda": PANDA}
+"""Arms whose kinematics are known, by the name a profile uses."""
+_LIMITS = ("position_lower_rad", "position_upper_rad", "velocity_rad_s", "acceleration_rad_s2", "jerk_rad_s3")
+
+
+@dataclass(frozen=True)
+class RobotProfile:
+    """Limits of one robot. A sequence has one number per joint; lengths are those of the tool frame in the base frame.
+
+    Raises:
+        ValueError: a limit is missing, has the wrong length or sign, or a lower one is not below its upper one.
+    """
+
+    name: str
+    joint_names: tuple[str, ...]
+    """As the robot's driver calls them."""
+    position_lower_rad: tuple[float, ...]
+    position_upper_rad: tuple[float, ...]
+    """Ends of each joint, which no command crosses [rad]."""
+    velocity_rad_s: tuple[float, ...]
+    acceleration_rad_s2: tuple[float, ...]
+    jerk_rad_s3: tuple[float, ...]
+    """Largest derivatives of the commands."""
+    home_rad: tuple[float, ...]
+    """Where an episode begins."""
+    soft_margin_rad: float = 0.1
+    """Targets stay this far inside the ends of each joint [rad]."""
+    joint_step_rad: float = 0.2
+    """Largest distance of a target from where the joint is [rad]."""
+    first_jump_rad: float = 0.2
+    """Largest distance of the very first target from where the joint is [rad]; beyond it the start is refused."""
+    opening_m: float = 0.08
+    """Distance between the fingers when the gripper is open [m]."""
+    kinematics: str | None = None
+    """Name of the arm's kinematics; None: joint targets only, and no Cartesian limit."""
+    speed_m_s: float | None = None
+    rotation_speed_rad_s: float | None = None
+    """Largest speed of the tool."""
+    workspace_lower_m: tuple[float, ...] | None = None
+    workspace_upper_m: tuple[float, ...] | None = None
+    """Corners of the box that the tool stays in [m]."""
+    step_m: float = 0.075
+    step_rad: float = 0.15
+    """Largest displacement of the tool that one action asks for."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, float)]
+            self._require(bool(np.isfinite(numbers).all()), f"{field.name} is {value}; expected finite numbers")
+        self._check_joints()
+        self._check_tool()
+
+    def _check_joints(self) -> None:
+        for name in (*_LIMITS, "home_rad"):
+            found = len(getattr(self, name))
+            self._require(found == self.joints, f"{name} has {found} entries for {self.joints} joints; give one each")
+        for name in ("velocity_rad_s", "acceleration_rad_s2", "jerk_rad_s3"):
+            self._require(min(getattr(self, name)) > 0, f"{name} is {getattr(self, name)}; expected positive numbers")
+        lower, upper = (limits.tolist() for limits in self.soft_limits_rad)
+        for joint, low, high, home in zip(self.joint_names, lower, upper, self.home_rad, strict=True):
+            self._require(low < high, f"{joint}: nothing is left between its limits less the soft margin")
+            self._require(low <= home <= high, f"{joint}: home {home} rad is not within {low:.4f} .. {high:.4f} rad")
+
+    def _check_tool(self) -> None:
+        known = ", ".join(KINEMATICS)
+        self._require(
+            self.kinematics is None or self.kinematics in KINEMATICS,
+            f"unknown kinematics {self.kinematics!r}; known: {known}; leave it out where joint limits are enough",
+        )
+        box = (self.workspace_lower_m, self.workspace_upper_m)
+        self._require(
+            self.kinematics is not None or not any((*box, self.speed_m_s, self.rotation_speed_rad_s)),
+            f"limits of the tool's speed or workspace need `kinematics`, one of: {known}",
+        )
+        self._require((box[0] is None) == (box[1] is None), "give both corners of the workspace, or none")
+        if box[0] is not None and box[1] is not None:
+            fits = len(box[0]) == len(box[1]) == 3 and all(np.less(box[0], box[1]))
+            self._require(fits, f"workspace {box[0]} .. {box[1]} is no box; give x y z of its lower and upper corner")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `profile_from_dict` reads them back."""
+        return asdict(self)
+
+    @property
+    def joints(self) -> int:
+        """Number of joints."""
+        return len(self.joint_names)
+
+    @property
+    def arm(self) -> Arm | None:
+        """The kinematics, where known."""
+        return None if self.kinematics is None else KINEMATICS[self.kinematics]
+
+    @property
+    def soft_limits_rad(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends of what a target may be (joints,) each [rad]."""
+        lower = np.asarray(self.position_lower_rad) + self.soft_margin_rad
+        return lower, np.asarray(self.position_upper_rad) - self.soft_margin_rad
+
+    def _require(self, holds: bool, message: str) -> None:
+        if not holds:
+            raise ValueError(f"{self.name}: {message}")
+
+
+def read_profile(source: str | Path) -> RobotProfile:
+    """A shipped profile by name (`panda`, `fr3`), or any YAML file with the fields of `RobotProfile`.
+
+    Raises:
+        ValueError: no such profile, or a field is unknown, missing or wrong.
+    """
+    path = PROFILES / f"{source}.yaml"
+    if not path.is_file():
+        path = Path(source)
+    if not path.is_file():
+        shipped = ", ".join(sorted(known.stem for known in PROFILES.glob("*.yaml")))
+        raise ValueError(f"no robot profile {str(source)!r}; shipped are: {shipped}; or give the path of a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"robot profile {path}: no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise ValueError(f"robot profile {path}: a mapping of fields expected, found {type(values).__name__}")
+    return profile_from_dict(values, f"robot profile {path}")
+
+
+def profile_from_dict(values: Mapping[str, Any], source: str = "robot profile") -> RobotProfile:
+    """A profile from plain values, such as those that a robot over the network tells of itself."""
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(RobotProfile, None)
+    try:
+        return RobotProfile(**vars(parser.instantiate(parser.parse_object(dict(values)))))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,132 @@
+"""What the control loop asks of a robot, of time, and of whoever keeps a record: protocols, and the machine's clock."""
+
+import time
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.control.profile import RobotProfile
+from robopolicy.types import Command, Observation
+
+
+class RobotError(RuntimeError):
+    """The robot can't be reached, or refuses: it was stopped, or has stopped itself."""
+
+
+@runtime_checkable
+class Robot(Protocol):
+    """An arm with a gripper. `observe` is called from the policy's thread, everything else from the control thread."""
+
+    profile: RobotProfile
+    control_dt: float
+    """Time between two actions that it is set up for [s]."""
+    command_dt: float
+    """Time between two commands that it expects [s]."""
+
+    def observe(self) -> Observation:
+        """What it sees now, stamped on the clock of the loop; may take a while (cameras).
+
+        Raises:
+            RobotError: the robot is lost.
+        """
+        ...
+
+    def qpos(self) -> Float[np.ndarray, " joints"]:
+        """Joint positions measured last [rad]; never waits."""
+        ...
+
+    def command(self, command: Command) -> None:
+        """Send one command; never waits.
+
+        Raises:
+            RobotError: after `stop`, or when the robot is lost or has stopped itself.
+        """
+        ...
+
+    def stop(self) -> None:
+        """The end: the robot holds where it is and takes no further command. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """The time that a loop runs by."""
+
+    def now(self) -> float:
+        """Seconds since some fixed moment."""
+        ...
+
+    def sleep_until(self, t_s: float) -> None:
+        """Return at t_s, or at once if it has passed."""
+        ...
+
+
+class SystemClock:
+    """The machine's monotonic clock, which all its processes share."""
+
+    def now(self) -> float:
+        """Seconds since the machine started."""
+        return time.monotonic()
+
+    def sleep_until(self, t_s: float) -> None:
+        """Return at t_s, or at once if it has passed."""
+        if (left := t_s - time.monotonic()) > 0:
+            time.sleep(left)
+
+
+class FixedGrid:
+    """Ticks at origin + n * period, whatever happens in between; ticks that were missed are skipped, never made up for.
+
+    Args:
+        clock: the time.
+        period_s: time between two ticks [s]; the first is one period from now.
+    """
+
+    def __init__(self, clock: Clock, period_s: float) -> None:
+        self.clock, self.period_s = clock, period_s
+        self.origin_s = clock.now() + period_s
+        self.index = -1
+
+    @property
+    def t_s(self) -> float:
+        """Time of the present tick [s]."""
+        return self.origin_s + self.index * self.period_s
+
+    def wait(self) -> int:
+        """Sleep until the next tick and give how many periods it is from the last: 1, or more where some were missed."""
+        self.index += 1
+        self.clock.sleep_until(self.t_s)
+        missed = max(int((self.clock.now() - self.t_s) / self.period_s), 0)
+        self.index += missed
+        return 1 + missed
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What happened in one control step."""
+
+    t_s: float
+    """Its time on the loop's clock [s]."""
+    observation: Observation | None
+    """What the policy saw at it; None where it had not got round to looking."""
+    action: np.ndarray | None
+    """(width,) in the demos' units; None where the robot held."""
+    command: Command
+    """The joint and gripper target that came of it."""
+    limited: tuple[str, ...]
+    """Kinds of limits that changed it."""
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Keeps what happened. Called from the control thread, so `record` must not take long."""
+
+    def record(self, tick: Tick) -> None:
+        """Take one control step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...

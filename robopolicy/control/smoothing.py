@@ -1,0 +1,221 @@
+"""Targets at the policy's rate -> joint positions at the robot's, with bounded velocity, acceleration and jerk.
+
+The trajectories are Ruckig's (Berscheid and Kröger, 2021). What Ruckig 0.19 does not do is done here: it ignores
+`max_position`, and its `position_extrema` leave out the overshoot of a braking start (both seen, both tested), so every
+trajectory is sampled and checked before it is followed, up to the rest in which it ends.
+"""
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.control.kinematics import pose_and_jacobian
+from robopolicy.control.limits import outside_workspace
+from robopolicy.control.profile import RobotProfile
+
+if TYPE_CHECKING:
+    from ruckig import Trajectory
+
+SAMPLE_DT = 0.005
+"""Spacing of the samples at which a trajectory is checked [s]."""
+TOOL_SPEED_SHARE = 0.96
+"""Share of the tool's speed limit allowed at a sample: between two samples it grows by at most 13 m/s2 * 2.5 ms."""
+POSITION_SLACK_RAD = 1e-4
+WORKSPACE_SLACK_M = 5e-4
+"""What a trajectory may do between two samples: acceleration * SAMPLE_DT^2 / 8."""
+STRETCHES = (2.0, 4.0, 8.0)
+"""Durations tried, in control steps, where the tool would be too fast."""
+
+
+class JointSmoother:
+    """Follows targets without ever leaving a motion that is known to end at rest within the limits.
+
+    Each target starts a new trajectory from the present state, which reaches it after one control step (or as soon as
+    the limits allow) and then brakes. Where that breaks a limit of position, workspace or tool speed, slower ones are
+    tried; where all do, the motion under way goes on, to its own end.
+
+    Args:
+        profile: the robot's limits.
+        command_dt: time between two commands [s].
+        control_dt: time between two targets [s].
+        share: share of the velocity, acceleration and jerk limits that is used.
+    """
+
+    def __init__(self, profile: RobotProfile, command_dt: float, control_dt: float, share: float = 1.0) -> None:
+        self.profile, self.command_dt, self.control_dt = profile, command_dt, control_dt
+        self._velocity, self._acceleration, self._jerk = (
+            share * np.asarray(limit)
+            for limit in (profile.velocity_rad_s, profile.acceleration_rad_s2, profile.jerk_rad_s3)
+        )
+        self._lower, self._upper = np.asarray(profile.position_lower_rad), np.asarray(profile.position_upper_rad)
+        self._module = _import_ruckig()
+        self._ruckig = self._module.Ruckig(profile.joints, command_dt)
+        self._input = self._module.InputParameter(profile.joints)
+        self._input.max_velocity = self._velocity.tolist()
+        self._input.max_acceleration = self._acceleration.tolist()
+        self._input.max_jerk = self._jerk.tolist()
+        self.start(np.asarray(profile.home_rad))
+
+    def start(self, qpos: Float[np.ndarray, " joints"]) -> None:
+        """Be at rest at `qpos` [rad].
+
+        Raises:
+            ValueError: a joint is beyond its limit.
+        """
+        wrong = (qpos < self._lower) | (qpos > self._upper) | ~np.isfinite(qpos)
+        if wrong.any():
+            joint = int(np.argmax(wrong))
+            raise ValueError(
+                f"{self.profile.joint_names[joint]} stands at {qpos[joint]:.4f} rad, outside its limits "
+                f"{self._lower[joint]} .. {self._upper[joint]} rad; move the robot by its own means first"
+            )
+        self._rest = np.array(qpos, np.float64)
+        self._motion: _Motion | None = None
+        self._ticks = 0
+        self._target = self._rest
+
+    @property
+    def state(self) -> Float[np.ndarray, "3 joints"]:
+        """Commanded position [rad], velocity [rad/s] and acceleration [rad/s2] of the present tick."""
+        if self._motion is None:
+            return np.stack([self._rest, np.zeros_like(self._rest), np.zeros_like(self._rest)])
+        return self._motion.at(self._ticks * self.command_dt)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the commands have come to a stop."""
+        return self._motion is None
+
+    def step(self, ticks: int = 1) -> Float[np.ndarray, " joints"]:
+        """Go on by `ticks` commands and give the position [rad] of the one arrived at."""
+        self._ticks += ticks
+        if self._motion is not None and self._ticks * self.command_dt >= self._motion.duration_s:
+            self._rest, self._motion = self._motion.at(self._motion.duration_s)[0], None
+        return self.state[0]
+
+    def aim(self, target: Float[np.ndarray, " joints"]) -> str | None:
+        """Head for `target` [rad], which lies within the position limits, from the present state on.
+
+        Gives None if it will be reached one control step from now; else what stands against it: `motion` (velocity,
+        acceleration or jerk: it is reached later), `tool` (tool speed or workspace: it is reached later), `kept` (it
+        can't be reached from here without breaking a limit: the motion under way goes on).
+        """
+        heading = np.clip((target - self._target) / self.control_dt, -0.9 * self._velocity, 0.9 * self._velocity)
+        self._target = np.array(target, np.float64)
+        passing = self._motion_to(target, heading, self.control_dt)
+        if passing is not None and passing.aimed_s <= 1.5 * self.control_dt:
+            return self._follow(passing)
+        stopping = self._motion_to(target, 0 * heading, self.control_dt)
+        for motion in (stopping, passing):
+            if motion is not None:
+                self._follow(motion)
+                return None if motion.aimed_s <= 1.5 * self.control_dt else "motion"
+        for stretch in STRETCHES:
+            motion = self._motion_to(target, 0 * heading, stretch * self.control_dt)
+            if motion is not None:
+                self._follow(motion)
+                return "tool"
+        return "kept"
+
+    def brake(self) -> None:
+        """Come to rest as fast as the limits allow."""
+        motion = _Motion(None, self._trajectory(self.state, None, None, None), self.command_dt)
+        if self._allowed(motion):
+            self._follow(motion)
+        self._target = self.state[0]
+
+    def brake_from(self, state: Float[np.ndarray, "3 joints"]) -> None:
+        """Come to rest from a position, velocity and acceleration that someone else commanded."""
+        braking = self._trajectory(state, None, None, None)
+        self.start(state[0])
+        if braking is not None:
+            self._follow(_Motion(None, braking, self.command_dt))
+
+    def _follow(self, motion: "_Motion") -> None:
+        self._motion, self._ticks = motion, 0
+
+    def _motion_to(self, target: np.ndarray, velocity: np.ndarray, duration_s: float) -> "_Motion | None":
+        """The motion to a target state and from there to rest; None where it would break a limit."""
+        aimed = self._trajectory(self.state, target, velocity, duration_s)
+        if aimed is None:
+            return None
+        ticks = int(np.ceil(aimed.duration / self.command_dt - 1e-9))
+        reached = np.array(aimed.at_time(ticks * self.command_dt))
+        braking = self._trajectory(reached, None, None, None) if velocity.any() else None
+        motion = _Motion(aimed, braking, self.command_dt)
+        return motion if self._allowed(motion) else None
+
+    def _trajectory(
+        self, state: np.ndarray, target: np.ndarray | None, velocity: np.ndarray | None, duration_s: float | None
+    ) -> "Trajectory | None":
+        """Ruckig's trajectory from a state to a target, or to rest where there is none; None where it finds none."""
+        ruckig, put = self._module, self._input
+        put.current_position = state[0].tolist()
+        put.current_velocity = state[1].clip(-self._velocity, self._velocity).tolist()
+        put.current_acceleration = state[2].clip(-self._acceleration, self._acceleration).tolist()
+        put.minimum_duration = duration_s
+        if target is None or velocity is None:
+            put.control_interface = ruckig.ControlInterface.Velocity
+            put.synchronization = ruckig.Synchronization.No
+            put.target_velocity = [0.0] * len(self._rest)
+        else:
+            put.control_interface = ruckig.ControlInterface.Position
+            put.synchronization = ruckig.Synchronization.Time
+            put.target_position, put.target_velocity = target.tolist(), velocity.tolist()
+        trajectory = ruckig.Trajectory(len(self._rest))
+        try:
+            result = self._ruckig.calculate(put, trajectory)
+        except ruckig.RuckigError:
+            return None
+        return trajectory if result in (ruckig.Result.Working, ruckig.Result.Finished) else None
+
+    def _allowed(self, motion: "_Motion") -> bool:
+        """Whether a motion, up to its rest, keeps to the limits of joint position, workspace and tool speed."""
+        samples = np.arange(0.0, motion.duration_s + SAMPLE_DT, SAMPLE_DT)
+        states = np.stack([motion.at(sample) for sample in samples])
+        positions, velocities = states[:, 0], states[:, 1]
+        beyond = np.maximum(self._lower - positions, positions - self._upper)
+        if (beyond > np.maximum(beyond[0], -POSITION_SLACK_RAD)).any():
+            return False
+        profile = self.profile
+        if profile.arm is None:
+            return True
+        if profile.workspace_lower_m is not None:
+            outside = outside_workspace(profile, positions)
+            if (outside > max(outside[0], -WORKSPACE_SLACK_M) + 1e-9).any():
+                return False
+        _, _, jacobian = pose_and_jacobian(profile.arm, positions)
+        twist = (jacobian @ velocities[..., None])[..., 0]
+        return all(
+            limit is None or (np.linalg.norm(part, axis=-1) <= TOOL_SPEED_SHARE * limit).all()
+            for limit, part in ((profile.speed_m_s, twist[:, :3]), (profile.rotation_speed_rad_s, twist[:, 3:]))
+        )
+
+
+class _Motion:
+    """A trajectory to a target, then one to rest; the second begins on a whole command."""
+
+    def __init__(self, aimed: "Trajectory | None", braking: "Trajectory | None", command_dt: float) -> None:
+        self.aimed, self.braking = aimed, braking
+        self.aimed_s = aimed.duration if aimed is not None else 0.0
+        ticks = int(np.ceil(self.aimed_s / command_dt - 1e-9))
+        self.brakes_s = self.aimed_s if braking is None else ticks * command_dt
+        self.duration_s = self.brakes_s + (0.0 if braking is None else braking.duration)
+
+    def at(self, time_s: float) -> Float[np.ndarray, "3 joints"]:
+        """Position, velocity and acceleration; at rest after the end."""
+        time_s = min(time_s, self.duration_s)
+        if self.braking is None or time_s < self.brakes_s:
+            assert self.aimed is not None
+            return np.array(self.aimed.at_time(time_s))
+        return np.array(self.braking.at_time(time_s - self.brakes_s))
+
+
+def _import_ruckig() -> ModuleType:
+    try:
+        import ruckig
+    except ImportError:
+        raise ImportError("jerk-limited motion needs ruckig; install robopolicy[serve]") from None
+    return ruckig

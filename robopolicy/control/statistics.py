@@ -1,0 +1,102 @@
+"""Figures of a control loop, and the table that shows them live."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+
+@dataclass
+class LoopStatistics:
+    """What a control loop counted and measured since it was made. Times in seconds, one entry per control step."""
+
+    control_dt: float
+    command_dt: float
+    steps: int = 0
+    """Control steps begun."""
+    commands: int = 0
+    """Commands sent, or in a dry run computed."""
+    overruns: int = 0
+    """Command ticks that passed unused because the loop was late."""
+    missed_steps: int = 0
+    """Control steps among them."""
+    missed_frames: int = 0
+    """Control steps whose observation the policy could not take, because it was still busy."""
+    held: int = 0
+    """Control steps without a valid action, in which the robot was held."""
+    late_chunks: int = 0
+    """Control steps that acted on an earlier observation's chunk, their own not being there in time."""
+    elapsed_s: float = 0.0
+    """Time from the first control step to the last."""
+    deviation_s: list[float] = field(default_factory=list)
+    """How late each control step began, against the grid."""
+    command_deviation_s: list[float] = field(default_factory=list)
+    """How late each command was sent, against the grid."""
+    latency_s: list[float] = field(default_factory=list)
+    """From each request to its chunk."""
+    slack_s: list[float] = field(default_factory=list)
+    """What each control step had left when its chunk was there; negative when it was late."""
+    limited: Counter[str] = field(default_factory=Counter)
+    """Control steps changed by each kind of limit."""
+    stops: list[str] = field(default_factory=list)
+    """Reason of each controlled stop."""
+    stop_s: list[float] = field(default_factory=list)
+    """From the cause of each controlled stop to rest."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready summary; times as percentiles in milliseconds."""
+        names = ("deviation", "command_deviation", "latency", "slack")
+        counts = ("steps", "commands", "overruns", "missed_steps", "missed_frames", "held", "late_chunks")
+        return {
+            "rate_hz": self.rate_hz,
+            **{name: getattr(self, name) for name in counts},
+            **{f"{name}_ms": percentiles_ms(getattr(self, f"{name}_s")) for name in names},
+            "limited": dict(self.limited),
+            "stops": list(self.stops),
+            "stop_ms": [1e3 * time_s for time_s in self.stop_s],
+        }
+
+    @property
+    def rate_hz(self) -> float:
+        """Control steps per second, as they really came."""
+        return (self.steps - 1) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+
+def percentiles_ms(times_s: Sequence[float]) -> dict[str, float]:
+    """p50, p90, p99 and the extremes of times [s], in milliseconds; empty where there are none."""
+    if not times_s:
+        return {}
+    values = np.percentile(1e3 * np.asarray(times_s), [0, 50, 90, 99, 100])
+    return dict(zip(("min", "p50", "p90", "p99", "max"), map(float, values), strict=True))
+
+
+def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Table:
+    """The present figures as a rich table, to be shown again and again."""
+    figures = statistics.to_dict()
+    table = Table(title=title, title_justify="left")
+    for column in ("", "p50", "p99", "max"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, label in (
+        ("deviation_ms", "step behind the grid [ms]"),
+        ("command_deviation_ms", "command behind the grid [ms]"),
+        ("latency_ms", "latency of the policy [ms]"),
+        ("slack_ms", "slack of the step [ms]"),
+    ):
+        times = figures[name]
+        worst = times.get("min" if name == "slack_ms" else "max")
+        shown = (times.get("p50"), times.get("p99") if name != "slack_ms" else None, worst)
+        table.add_row(label, *("" if value is None else f"{value:.2f}" for value in shown))
+    table.add_section()
+    wanted_hz = 1 / statistics.control_dt
+    table.add_row("rate", f"{statistics.rate_hz:.2f} of {wanted_hz:g} Hz", f"{figures['commands']} commands", "")
+    table.add_row("overruns", f"{figures['overruns']} ticks", f"{figures['missed_steps']} steps", "")
+    table.add_row("policy", f"{figures['missed_frames']} frames missed", f"{figures['late_chunks']} late", "")
+    table.add_row("held", f"{figures['held']} steps", "", "")
+    for kind, count in sorted(figures["limited"].items()):
+        table.add_row(f"limited: {kind}", f"{count}", f"{100 * count / max(statistics.steps, 1):.1f} %", "")
+    for reason in figures["stops"]:
+        table.add_row("stopped", reason, "", "")
+    return table

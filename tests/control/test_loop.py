@@ -1,0 +1,267 @@
+"""The control loop on a clock that obeys: grid, strategies of failure, and what a robot is sent."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+
+from robopolicy.control.executor import ChunkExecutor
+from robopolicy.control.inference import Thought
+from robopolicy.control.loop import ControlLoop
+from robopolicy.control.robot import FixedGrid, RobotError, Tick
+from robopolicy.types import ActionSpec, Observation
+
+EE = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
+JOINTS = ActionSpec(arm=7, gripper=0, kind="absolute", space="joint_position")
+
+
+@dataclass
+class ScriptedInference:
+    """Thinks `latency_s` long, on the fake clock; what it thinks is scripted."""
+
+    robot: object
+    clock: object
+    script: object
+    latency_s: float = 0.0
+    silent_after: int = 10**9
+    missed: int = 0
+    resets: int = 0
+    waiting: list[tuple[float, Thought]] = field(default_factory=list)
+    asked: int = 0
+
+    def request(self, t_s: float) -> None:
+        """Think, unless fallen silent."""
+        self.asked += 1
+        if self.asked <= self.silent_after:
+            observation = self.robot.observe()
+            actions = torch.as_tensor(self.script(self.asked - 1, observation), dtype=torch.float32)
+            self.waiting.append((self.clock.now() + self.latency_s, Thought(observation, actions, self.latency_s)))
+
+    def thoughts(self) -> list[Thought]:
+        """What is due."""
+        due = [thought for ready_s, thought in self.waiting if ready_s <= self.clock.now() + 1e-9]
+        self.waiting = [entry for entry in self.waiting if entry[0] > self.clock.now() + 1e-9]
+        return due
+
+    def reset(self) -> None:
+        """Forget."""
+        self.resets += 1
+        self.waiting = []
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@dataclass
+class ListRecorder:
+    """Keeps ticks."""
+
+    ticks: list[Tick] = field(default_factory=list)
+
+    def record(self, tick: Tick) -> None:
+        """Keep it."""
+        self.ticks.append(tick)
+
+    def close(self) -> None:
+        """Nothing to write."""
+
+
+def make_loop(robot, clock, script, spec=EE, chunk=4, latency_s=0.0, silent_after=10**9, **options) -> ControlLoop:
+    inference = ScriptedInference(robot, clock, script, latency_s, silent_after)
+    executor = ChunkExecutor(chunk, 0.05, action_spec=spec)
+    return ControlLoop(robot, inference, executor, spec, clock=clock, **options)
+
+
+def forward(step: int, observation: Observation) -> Float[np.ndarray, "chunk width"]:
+    """Moves the tool to the front, a little."""
+    return np.tile([0.2, 0, 0, 0, 0, 0, -1.0], (4, 1))
+
+
+def assert_within_limits(robot, tolerance: float = 1e-6) -> None:
+    """Divided differences of all commands, over their own stamps, against the profile."""
+    profile = robot.profile
+    rates = np.stack([command.joint_position_rad for command in robot.commands])
+    stamps = np.array([command.stamp_s for command in robot.commands])
+    assert (rates >= profile.position_lower_rad).all()
+    assert (rates <= profile.position_upper_rad).all()
+    for order, limit in enumerate((profile.velocity_rad_s, profile.acceleration_rad_s2, profile.jerk_rad_s3), start=1):
+        spans = (stamps[order:] - stamps[:-order]) / order
+        rates = np.diff(rates, axis=0) / spans[:, None]
+        assert (np.abs(rates) <= np.asarray(limit) * (1 + tolerance)).all(), f"derivative {order}"
+
+
+def test_ticks_stay_on_the_grid_and_missed_ones_are_counted_not_made_up_for(fake_clock):
+    """Sleeping one period from now ran at 49.3 instead of 50 Hz; making up for lost ticks jerks the arm."""
+    fake_clock.late_s = {3: 0.004, 5: 0.035}
+    grid = FixedGrid(fake_clock, 0.01)
+    passed = [grid.wait() for _ in range(8)]
+    assert passed == [1, 1, 1, 1, 1, 4, 1, 1]
+    np.testing.assert_allclose(grid.t_s, grid.origin_s + 10 * 0.01)
+    assert fake_clock.now() == pytest.approx(grid.t_s)
+
+
+def test_every_step_acts_on_its_own_observation_where_the_policy_is_fast(fake_robot, fake_clock):
+    """Waiting for the next step's beginning would add a whole period of delay that training never saw."""
+    acted = []
+
+    def script(step, observation):
+        return np.tile([0.01 * step, 0, 0, 0, 0, 0, -1], (4, 1))
+
+    loop = make_loop(fake_robot, fake_clock, script, latency_s=0.012, recorder=(recorder := ListRecorder()))
+    statistics = loop.run(1.0)
+    acted = [tick.action[0] for tick in recorder.ticks if tick.action is not None]
+    np.testing.assert_allclose(acted, 0.01 * np.arange(len(acted)), atol=1e-6)
+    assert all(tick.observation is not None for tick in recorder.ticks)
+    assert statistics.late_chunks == 0
+    assert statistics.held == 0
+    assert statistics.steps == 20
+
+
+def test_a_slow_policy_is_executed_by_time_from_its_earlier_chunk(fake_robot, fake_clock):
+    """A loop that waits for a slow policy drops the arm's command rate to the policy's."""
+    script = lambda step, observation: np.arange(4)[:, None] * [0.1, 0, 0, 0, 0, 0, 0] + [0, 0, 0, 0, 0, 0, -1]  # noqa: E731
+    loop = make_loop(fake_robot, fake_clock, script, latency_s=0.045, recorder=(recorder := ListRecorder()))
+    statistics = loop.run(1.0)
+    acted = [tick.action[0] for tick in recorder.ticks if tick.action is not None]
+    np.testing.assert_allclose(acted, 0.1, atol=1e-6)
+    assert statistics.late_chunks == len(acted)
+    assert statistics.commands >= 100
+
+
+def test_commands_obey_the_limits_although_ticks_are_missed_and_the_policy_stutters(fake_robot, fake_clock):
+    """Limits that hold only while the computer keeps up."""
+    rng = np.random.default_rng(0)
+    fake_clock.late_s = {int(sleep): float(rng.uniform(0, 0.04)) for sleep in rng.integers(0, 300, 40)}
+    wild = lambda step, observation: rng.normal(size=(4, 7)) * rng.choice([0.3, 3.0, np.nan, 1e9])  # noqa: E731
+    loop = make_loop(fake_robot, fake_clock, wild, latency_s=0.02, deadline_s=1.0)
+    statistics = loop.run(3.0)
+    assert statistics.overruns > 0
+    assert statistics.limited["non_finite_chunk"] > 0
+    assert statistics.limited["action"] > 0
+    assert_within_limits(fake_robot)
+
+
+@pytest.mark.parametrize("latency_s", [0.0, 0.03])
+def test_without_fresh_chunks_the_robot_is_stopped_within_the_deadline_and_the_limits(
+    fake_robot, fake_clock, latency_s
+):
+    """A policy that hangs while the arm goes on along its last chunk."""
+    loop = make_loop(fake_robot, fake_clock, forward, latency_s=latency_s, silent_after=20, deadline_s=0.2)
+    began_s = fake_clock.now()
+    statistics = loop.run(60.0)
+    assert loop.stopped == "no fresh chunk within 0.2 s"
+    assert statistics.stops == [loop.stopped]
+    assert fake_clock.now() - began_s < 20 * 0.05 + 0.2 + 0.3
+    assert statistics.stop_s[0] < 0.3
+    assert_within_limits(fake_robot)
+    with pytest.raises(RobotError, match="not armed: no fresh chunk"):
+        loop.run(1.0)
+
+
+def test_rearming_is_explicit_and_forgets_the_old_episode(fake_robot, fake_clock):
+    """A robot that starts again by itself when the network comes back."""
+    loop = make_loop(fake_robot, fake_clock, forward, silent_after=5)
+    loop.run(60.0)
+    resets = loop.inference.resets
+    loop.inference.silent_after = 10**9
+    loop.rearm()
+    assert loop.inference.resets == resets + 1
+    loop.run(0.5)
+    assert loop.stopped is None
+    assert_within_limits(fake_robot)
+
+
+def test_an_error_of_the_policy_stops_the_robot_at_once_and_is_told(fake_robot, fake_clock):
+    """Waiting for the watchdog when the failure is already known."""
+
+    def script(step, observation):
+        if step == 7:
+            raise ConnectionError("server gone")
+        return forward(step, observation)
+
+    loop = make_loop(fake_robot, fake_clock, script)
+    loop.run(60.0)
+    assert loop.stopped == "ConnectionError: server gone"
+    assert_within_limits(fake_robot)
+
+
+def test_a_lost_robot_ends_the_run_with_its_reason(fake_robot, fake_clock):
+    """Commands sent into nowhere for the rest of the episode."""
+
+    def script(step, observation):
+        if step == 5:
+            fake_robot.lost = "cable pulled"
+        return forward(step, observation)
+
+    loop = make_loop(fake_robot, fake_clock, script)
+    loop.run(60.0)
+    assert loop.stopped == "cable pulled"
+
+
+def test_a_first_target_far_away_is_refused(fake_robot, fake_clock, panda):
+    """The arm leaps to the first absolute target of a policy that was trained from another pose."""
+    far = np.tile(np.add(panda.home_rad, [1.0, 0, 0, 0, 0, 0, 0]), (4, 1))
+    loop = make_loop(fake_robot, fake_clock, lambda step, observation: far, spec=JOINTS)
+    statistics = loop.run(1.0)
+    assert loop.stopped == "the first target is 1.00 rad away, at most 0.2 rad allowed"
+    assert statistics.limited["first_jump"] == 1
+    assert np.ptp([command.joint_position_rad for command in fake_robot.commands], axis=0).max() == 0.0
+
+
+def test_the_control_loop_standing_still_is_a_stop_of_its_own(fake_robot, fake_clock):
+    """After a suspended process, the plan's later part is sent as one leap."""
+    fake_clock.late_s = {60: 2.0}
+    loop = make_loop(fake_robot, fake_clock, forward)
+    loop.run(60.0)
+    assert loop.stopped == "the control loop itself stood still for 2.00 s"
+    last, before = fake_robot.commands[-1], fake_robot.commands[-2]
+    np.testing.assert_array_equal(last.joint_position_rad, before.joint_position_rad)
+
+
+def test_a_robot_set_up_for_another_rate_is_refused(panda, fake_clock, fake_robot):
+    """A 20 Hz policy on a 15 Hz robot moves at three quarters of the speed, and nobody is told."""
+    fake_robot.control_dt = 1 / 15
+    with pytest.raises(ValueError, match="set up for 15 actions/s, the policy was trained for 20"):
+        make_loop(fake_robot, fake_clock, forward)
+    fake_robot.control_dt, fake_robot.command_dt = 0.05, 0.02
+    with pytest.raises(ValueError, match=r"not a whole multiple of command_dt 0\.02"):
+        make_loop(fake_robot, fake_clock, forward)
+
+
+def test_home_is_reached_slowly(fake_robot, fake_clock, panda):
+    """A home pose taken at full speed from wherever the arm was left."""
+    away = np.add(panda.home_rad, [0.5, 0.1, -0.3, 0.2, 0.4, -0.2, 0.6])
+    fake_robot._qpos = away
+    loop = make_loop(fake_robot, fake_clock, forward)
+    loop.go_home()
+    positions = np.stack([command.joint_position_rad for command in fake_robot.commands])
+    np.testing.assert_allclose(positions[-1], panda.home_rad, atol=1e-9)
+    assert (np.abs(np.diff(positions, axis=0)) <= 0.1 * np.asarray(panda.velocity_rad_s) * 0.01 + 1e-9).all()
+    assert_within_limits(fake_robot)
+
+
+def test_a_dry_run_computes_and_records_but_sends_nothing(fake_robot, fake_clock):
+    """A rehearsal that moves the arm."""
+    loop = make_loop(fake_robot, fake_clock, forward, dry_run=True, recorder=(recorder := ListRecorder()))
+    statistics = loop.run(1.0)
+    assert fake_robot.commands == []
+    assert statistics.commands >= 100
+    assert sum(tick.action is not None for tick in recorder.ticks) == 20
+
+
+def test_an_interrupt_brakes_and_stops_the_robot_before_it_is_raised(fake_robot, fake_clock):
+    """Ctrl-C that leaves the arm with its last velocity."""
+
+    def script(step, observation):
+        if step == 10:
+            raise KeyboardInterrupt
+        return forward(step, observation)
+
+    loop = make_loop(fake_robot, fake_clock, script)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(60.0)
+    assert_within_limits(fake_robot)
+    with pytest.raises(RobotError, match="was stopped"):
+        fake_robot.command(replace(fake_robot.commands[-1]))
