@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import h5py
 import numpy as np
@@ -17,6 +17,7 @@ from robopolicy.demos.guarded import damage_named
 from robopolicy.types import DemoFormatError
 
 
+@runtime_checkable
 class Frames(Protocol):
     """One key's rows of all demos, one after another."""
 
@@ -76,6 +77,7 @@ class DiskFrames:
         return batch
 
 
+@runtime_checkable
 class RowReader(Protocol):
     """Rows of one dataset, read into an array that is given."""
 

@@ -13,11 +13,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from robopolicy.demos.journal import recover
 from robopolicy.types import DemoFormatError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """First bytes of an HDF5 file (HDF5 file format specification, version 0 superblock)."""
-SMALL_BYTES = 256 * 2**20
+SMALL_BYTES = 2**30
 """A dataset up to this size is read whatever it is packed in."""
 GREATEST_RATIO = 1100
 """Deflate packs at most 1032 : 1 (zlib technical notes); a large dataset that claims more is not really there."""
@@ -29,7 +30,7 @@ _BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError
 
 
 def open_checked(path: str | Path) -> h5py.File:
-    """An HDF5 file opened for reading.
+    """An HDF5 file opened for reading; a commit that its writer's death cut short is completed first.
 
     Raises:
         DemoFormatError: there is no such file, it is empty, no HDF5, cut short, or being written.
@@ -37,6 +38,7 @@ def open_checked(path: str | Path) -> h5py.File:
     path = Path(path)
     if not path.is_file():
         raise DemoFormatError(f"{path}: no such file")
+    recover(path)
     size = path.stat().st_size
     if size == 0:
         raise DemoFormatError(f"{path.name}: the file is empty; expected an HDF5 demo file")

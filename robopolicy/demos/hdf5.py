@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
@@ -28,7 +28,7 @@ from robopolicy.demos.guarded import (
     keys_of,
     open_checked,
 )
-from robopolicy.demos.journal import FileInUseError, JournaledFile, recover
+from robopolicy.demos.journal import FileInUseError, JournaledFile
 from robopolicy.demos.packing import STEP_ARRAYS, create_file, write_demo
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
@@ -45,8 +45,6 @@ class DemoFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.is_file():
-            recover(self.path)
         self._file = open_checked(self.path)
         try:
             self._data = group_in(self._file, "data", self.path.name)
@@ -60,7 +58,7 @@ class DemoFile:
             self._file.close()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "DemoFile":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -206,7 +204,7 @@ class DemoWriter:
             self._raw.close()
             raise DemoFormatError(f"{self.path.name}: can't go on with this file ({error})") from error
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "DemoWriter":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -228,7 +226,7 @@ class DemoWriter:
         The demo is on disk when this returns.
 
         Raises:
-            DemoFormatError: the name is no `demo_<i>`.
+            DemoFormatError: the name is no `demo_<i>`, or an array is not finite numbers; the file stays as it was.
         """
         number = _demo_number(demo.name, self.path.name)
         if demo.name in self._data:

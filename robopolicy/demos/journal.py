@@ -13,6 +13,7 @@ import struct
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _RECORD = struct.Struct("<QQ")  # address, length
 _CHECK = struct.Struct("<QI")  # number of bytes, their CRC-32
@@ -29,7 +30,7 @@ def journal_of(path: str | Path) -> Path:
 
 def recover(path: str | Path) -> None:
     """Complete a commit that was cut short, if there is one and no process is at it; the file is whole afterwards."""
-    if not journal_of(path).exists():
+    if not journal_of(path).exists() or not os.access(path, os.W_OK):
         return
     fd = os.open(path, os.O_RDWR)
     try:
@@ -96,8 +97,8 @@ class JournaledFile:
         data = bytearray(size)
         return bytes(data[: self.readinto(memoryview(data))])
 
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill a buffer with the next bytes as they are after all changes."""
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer (h5py gives a view of its own kind) with the next bytes as they are after all changes."""
         start = self._position
         count = os.preadv(self._fd, [buffer], start)
         buffer[count:] = bytes(len(buffer) - count)
@@ -108,7 +109,7 @@ class JournaledFile:
         self._position += count
         return count
 
-    def write(self, buffer: memoryview) -> int:
+    def write(self, buffer: Any) -> int:
         """Write at the present position: straight into the file beyond its committed end, else held back."""
         data, start = bytes(buffer), self._position
         inside = max(0, min(len(data), self._committed - start))

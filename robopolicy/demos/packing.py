@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.types import ActionSpec, Demo
+from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 STEP_ARRAYS = ("executed_actions", "rewards", "dones", "states", "tokens")
 """Datasets with one row per step that a demo may have beside its actions and observations."""
@@ -56,8 +56,16 @@ def write_demo(group: h5py.Group, demo: Demo) -> None:
 
 
 def write_rows(group: h5py.Group, key: str, values: np.ndarray) -> None:
-    """Write an array of one row per step; bool becomes int64, as robomimic stores `dones`."""
+    """Write an array of one row per step; bool becomes int64, as robomimic stores `dones`.
+
+    Raises:
+        DemoFormatError: values that could not be read back: not numbers, or not finite.
+    """
     values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise DemoFormatError(f"{group.name}: {key} has type {values.dtype}; expected numbers")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DemoFormatError(f"{group.name}: {key} holds NaN or infinite values; every value must be finite")
     if values.dtype == bool:
         values = values.astype(np.int64)
     if values.dtype != np.uint8 or values.ndim < 3:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ MEMORY_SHARE = 0.5
 """Share of the free memory that demos may take when the placement is chosen."""
 
 
+@runtime_checkable
 class DemoSource(Protocol):
     """What demos are read from: any reader that `open_demos` gives, or a `DemoFile`."""
 
@@ -144,16 +145,34 @@ def choose_placement(placement: Placement, wide_bytes: int, device: torch.device
     return chosen
 
 
+def row_types(source: DemoSource, name: str) -> dict[str, Row]:
+    """Shape and type of one row of each observation key of a demo, `tokens` included where it has them.
+
+    Of a native file nothing but the description is read, since one demo's pictures may be gigabytes.
+    """
+    if _is_native(source):
+        found = _native(source).datasets(name)
+        return {key.removeprefix("obs/"): (data.shape[1:], data.dtype) for key, data in found.items() if _is_seen(key)}
+    demo = source.read(name)
+    arrays = {**demo.obs, **({} if demo.tokens is None else {TOKENS_KEY: demo.tokens})}
+    return {key: (values.shape[1:], values.dtype) for key, values in arrays.items()}
+
+
+def _is_seen(key: str) -> bool:
+    return key.startswith("obs/") or key == TOKENS_KEY
+
+
 def _wide_rows(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, Row]:
     """The wide ones of the keys, with what one row of each is, from the first demo."""
-    source, name = first
-    demo = source.read(name, [key for key in keys if key != TOKENS_KEY])
-    wide = {}
+    where, rows, wide = _where(*first), row_types(*first), {}
     for key in keys:
-        values = _values(demo, key, _where(source, name))
-        picture = values.dtype == np.uint8 and values.ndim == 4
-        if key == TOKENS_KEY or picture or values[0].nbytes >= WIDE_ROW_BYTES:
-            wide[key] = (values.shape[1:], values.dtype)
+        if key not in rows:
+            what = "no tokens; `robopolicy encode` writes them into the file" if key == TOKENS_KEY else f"no {key}"
+            raise DemoFormatError(f"{where}: {what}; it has: {', '.join(rows)}")
+        shape, dtype = rows[key]
+        picture = dtype == np.uint8 and len(shape) == 3
+        if key == TOKENS_KEY or picture or int(np.prod(shape)) * dtype.itemsize >= WIDE_ROW_BYTES:
+            wide[key] = rows[key]
     return wide
 
 
@@ -192,8 +211,13 @@ def _open_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], thr
     files: dict[int, tuple[DemoFile, Descriptor]] = {}
     readers: dict[str, list[RowReader]] = {key: [] for key in wide}
     for source, name in picked:
+        if not _is_native(source):
+            raise DemoFormatError(
+                f"{source.path.name}: only the native layout is read from the disk while training; "
+                "`robopolicy convert` makes such a file, or set --data.placement host"
+            )
         if id(source) not in files:
-            files[id(source)] = _native(source)
+            files[id(source)] = _native(source), Descriptor(source.path)
         file, descriptor = files[id(source)]
         datasets, where = file.datasets(name), _where(source, name)
         for key, row in wide.items():
@@ -205,13 +229,12 @@ def _open_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], thr
     return {key: DiskFrames(found, threads) for key, found in readers.items()}
 
 
-def _native(source: DemoSource) -> tuple[DemoFile, Descriptor]:
-    if not isinstance(source, DemoFile) and getattr(source, "format_name", None) != "robomimic":
-        raise DemoFormatError(
-            f"{source.path.name}: only the native layout is read from the disk while training; "
-            "`robopolicy convert` makes such a file, or set --data.placement host"
-        )
-    return (source if isinstance(source, DemoFile) else DemoFile(source.path)), Descriptor(source.path)
+def _is_native(source: DemoSource) -> bool:
+    return isinstance(source, DemoFile) or getattr(source, "format_name", None) == "robomimic"
+
+
+def _native(source: DemoSource) -> DemoFile:
+    return source if isinstance(source, DemoFile) else DemoFile(source.path)
 
 
 def _values(demo: Demo, key: str, where: str) -> np.ndarray:

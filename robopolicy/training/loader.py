@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ PREFETCHED = 2
 """Batches made ahead of the model where making one takes the disk or a copy."""
 
 
+@runtime_checkable
 class Order(Protocol):
     """Which segments form the batches of an epoch; a function of the epoch's number alone."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from robopolicy.config import ConfigError, DataConfig, ExperimentConfig
 from robopolicy.demos.actions import infer_action_spec
 from robopolicy.demos.formats import DemoReader
-from robopolicy.demos.rows import TOKENS_KEY, DemoRows
+from robopolicy.demos.rows import TOKENS_KEY, DemoRows, row_types
 from robopolicy.types import ActionSpec, DemoFormatError
 
 SPLIT_SEED = 0
@@ -55,19 +55,19 @@ def choose_keys(reader: DemoReader, name: str, config: ExperimentConfig) -> tupl
     Raises:
         DemoFormatError: a key or camera that the config names isn't there; those present are listed.
     """
-    data, demo = config.data, reader.read(name)
-    cameras = [key for key, values in demo.obs.items() if values.ndim == 4 and values.dtype == np.uint8]
-    vectors = [key for key, values in demo.obs.items() if values.ndim <= 2]
+    data, rows = config.data, row_types(reader, name)
+    cameras = [key for key, (shape, dtype) in rows.items() if len(shape) == 3 and dtype == np.uint8]
+    vectors = [key for key, (shape, _) in rows.items() if len(shape) <= 1]
     for key in data.cameras:
         if key not in cameras:
             raise DemoFormatError(f"{reader.path.name}, {name}: no camera '{key}'; it has: {_listed(cameras)}")
     for key in (*(data.obs_keys or ()), *data.target_keys):
-        if key not in demo.obs:
-            raise DemoFormatError(f"{reader.path.name}, {name}: no key '{key}'; it has: {_listed(demo.obs)}")
+        if key not in rows:
+            raise DemoFormatError(f"{reader.path.name}, {name}: no key '{key}'; it has: {_listed(rows)}")
     keys = list(data.obs_keys) if data.obs_keys is not None else [key for key in vectors if key not in data.target_keys]
     tokens = [TOKENS_KEY] if config.encoder.kind == "precomputed" else []
     if not (keys or data.cameras or tokens):
-        raise ConfigError(f"the policy would see nothing; {reader.path.name} has: {_listed(demo.obs)}")
+        raise ConfigError(f"the policy would see nothing; {reader.path.name} has: {_listed(rows)}")
     return [*keys, *data.cameras, *tokens], list(data.target_keys)
 
 

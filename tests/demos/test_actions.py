@@ -1,0 +1,39 @@
+"""The default rule for action columns."""
+
+import numpy as np
+import pytest
+
+from robopolicy.demos.actions import infer_action_spec
+from robopolicy.types import DemoFormatError
+
+
+def test_columns_with_two_values_are_grippers_and_those_with_one_are_constant():
+    """Learning a dead column by regression, or a binary gripper by Huber, is a field-wide mistake."""
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.normal(size=20), np.full(20, 0.5), np.arange(20) % 2 * 3.0 - 1, rng.normal(size=20)], axis=1)
+    spec = infer_action_spec([rows[:10], rows[10:]])
+    assert spec.arm_columns == (0, 3)
+    assert spec.gripper_columns == (2,)
+    assert spec.gripper_values == ((-1.0, 2.0),)
+    assert spec.constant == {1: 0.5}
+
+
+def test_a_gripper_that_moves_in_one_demo_only_is_still_a_gripper():
+    """Judged by the first demo alone it would be taken for a constant and never close."""
+    still, moved = np.stack([np.arange(4.0), -np.ones(4)], axis=1), np.stack([np.arange(4.0), np.ones(4)], axis=1)
+    assert infer_action_spec([still, moved]).gripper_columns == (1,)
+    assert infer_action_spec([still]).constant == {1: -1.0}
+
+
+def test_a_continuous_gripper_is_an_arm_column():
+    """A gripper effort with many values must not be thresholded."""
+    rows = np.stack([np.linspace(-1, 1, 5), np.array([0.0, 0.1, 0.0, 0.2, 0.1])], axis=1)
+    assert infer_action_spec([rows]).arm_columns == (0, 1)
+
+
+def test_no_demo_or_changing_width_is_refused():
+    """An empty split would otherwise give a policy without actions."""
+    with pytest.raises(DemoFormatError, match="no actions"):
+        infer_action_spec([])
+    with pytest.raises(DemoFormatError, match="3 columns after others of 2"):
+        infer_action_spec([np.zeros((2, 2)), np.zeros((2, 3))])

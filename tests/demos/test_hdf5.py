@@ -1,0 +1,340 @@
+"""DemoFile and DemoWriter: the robomimic layout, exact, safe against a kill, refused in one line where it is broken."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
+from robopolicy.types import ActionSpec, Demo, DemoFormatError
+
+
+def assert_same(demo: Demo, other: Demo) -> None:
+    for name in ("actions", "executed_actions", "rewards", "dones", "states", "tokens"):
+        mine, theirs = getattr(demo, name), getattr(other, name)
+        assert (mine is None) == (theirs is None), name
+        if mine is not None:
+            np.testing.assert_array_equal(mine, theirs)
+    assert demo.obs.keys() == other.obs.keys()
+    for key, values in demo.obs.items():
+        assert values.dtype == other.obs[key].dtype
+        np.testing.assert_array_equal(values, other.obs[key])
+    assert (demo.name, demo.instruction, demo.seed) == (other.name, other.instruction, other.seed)
+    assert dict(demo.attributes) == dict(other.attributes)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    """Training on our own file must see what the simulator gave, field by field, types included."""
+    rng = np.random.default_rng(0)
+    demo = Demo(
+        name="demo_7",
+        obs={
+            "pose": rng.normal(size=(5, 7)),
+            "count": np.arange(5),
+            "arm/left": rng.normal(size=(5, 2)).astype(np.float32),
+            "front": rng.integers(0, 255, (5, 8, 6, 3), dtype=np.uint8),
+        },
+        actions=rng.normal(size=(5, 3)).astype(np.float32),
+        instruction="lift the red cube",
+        executed_actions=rng.normal(size=(5, 3)),
+        rewards=rng.normal(size=5),
+        dones=np.array([False, False, False, False, True]),
+        states=rng.normal(size=(5, 9)),
+        tokens=rng.normal(size=(5, 4, 6)).astype(np.float16),
+        seed=12,
+        attributes={"model_file": "<mujoco/>" * 10_000, "note": 3},
+    )
+    spec = ActionSpec(arm=[0, 2], gripper=[1], rate_hz=20.0)
+    with DemoWriter(tmp_path / "a.hdf5", action_spec=spec, attributes={"renderer": "ray"}) as writer:
+        assert writer.write(demo) == "demo_7"
+    with DemoFile(tmp_path / "a.hdf5") as file:
+        assert_same(demo, file.read("demo_7"))
+        assert file.action_spec == spec
+        assert file.attributes["renderer"] == "ray"
+
+
+def test_the_layout_is_robomimics(tiny_demos):
+    """Robomimic's own loader reads these names and attributes; a file without them is useless to others."""
+    with h5py.File(tiny_demos, "r") as file:
+        data = file["data"]
+        assert data.attrs["total"] == 54
+        assert {"env_name", "type", "env_kwargs"} <= set(json.loads(data.attrs["env_args"]))
+        assert sorted(data) == [f"demo_{i}" for i in range(5)]
+        demo = data["demo_2"]
+        assert demo.attrs["num_samples"] == 15
+        assert demo["actions"].shape == (15, 7)
+        assert demo["dones"].dtype == np.int64
+        assert demo["obs/front"].dtype == np.uint8
+        assert [bytes(name) for name in file["mask/train"]] == [b"demo_0", b"demo_1", b"demo_2", b"demo_3"]
+
+
+def test_pictures_are_packed_such_that_a_window_reads_few_chunks(tmp_path, make_demo):
+    """One chunk per demo would unpack 500 frames for a window of 10; one per frame costs a read each."""
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        writer.write(make_demo(0, steps=50, image_size=16))
+    with h5py.File(tmp_path / "a.hdf5", "r") as file:
+        frames = file["data/demo_0/obs/front"]
+        assert frames.chunks == (8, 16, 16, 3)
+        assert frames.compression == "gzip"
+
+
+def test_demos_are_sorted_by_number(tmp_path, make_demo):
+    """demo_10 before demo_2 would make splits differ from robomimic's."""
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        for number in (10, 2, 0):
+            writer.write(make_demo(number))
+    with DemoFile(tmp_path / "a.hdf5") as file:
+        assert file.names == ["demo_0", "demo_2", "demo_10"]
+
+
+def test_filter_keys_are_read_and_must_name_demos_of_the_file(tmp_path, make_demo):
+    """A mask that names a demo from elsewhere would silently shrink the split."""
+    path = tmp_path / "a.hdf5"
+    with DemoWriter(path) as writer:
+        for number in range(3):
+            writer.write(make_demo(number))
+        writer.write_filter_key("train", ["demo_2", "demo_0"])
+        writer.write_filter_key("train", ["demo_2", "demo_1"])
+        with pytest.raises(DemoFormatError, match="mask/valid would name demo_9"):
+            writer.write_filter_key("valid", ["demo_9"])
+    with DemoFile(path) as file:
+        assert file.filter_keys == {"train": ["demo_1", "demo_2"]}
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_1"]
+    with DemoFile(path) as file, pytest.raises(DemoFormatError, match="mask/train names demo_1"):
+        _ = file.filter_keys
+
+
+def test_an_existing_file_is_never_overwritten(tmp_path, make_demo):
+    """A second collect with the same name would destroy hours of demonstrations."""
+    path = tmp_path / "a.hdf5"
+    with DemoWriter(path) as writer:
+        writer.write(make_demo(0))
+    with pytest.raises(FileExistsError, match="resume"):
+        DemoWriter(path)
+    with DemoWriter(path, resume=True) as writer:
+        assert writer.names == ["demo_0"]
+        assert writer.seeds == [0]
+        assert writer.write(make_demo(0)) == "demo_1", "a name that is taken gets the next number"
+    with DemoFile(path) as file:
+        assert file.attributes["total"] == 20
+
+
+def test_a_demo_that_can_not_be_stored_leaves_the_file_as_it_was(tmp_path, make_demo):
+    """A half-written group would count as a demo when the file is opened again."""
+    path = tmp_path / "a.hdf5"
+    with DemoWriter(path) as writer:
+        writer.write(make_demo(0))
+        with pytest.raises(DemoFormatError, match="x has type object; expected numbers"):
+            writer.write(Demo("demo_1", {"x": np.array([["a"], ["b"]], dtype=object)}, np.zeros((2, 1))))
+        with pytest.raises(DemoFormatError, match="x holds NaN"):
+            writer.write(Demo("demo_1", {"x": np.full((2, 1), np.nan)}, np.zeros((2, 1))))
+        writer.write(make_demo(2))
+    with DemoFile(path) as file:
+        assert file.names == ["demo_0", "demo_2"]
+        assert file.attributes["total"] == 20
+
+
+WRITER = """
+import sys
+import numpy as np
+from robopolicy.demos.hdf5 import DemoWriter
+from robopolicy.types import Demo
+with DemoWriter(sys.argv[1], resume=True) as writer:
+    print("ready", flush=True)
+    while True:
+        number = len(writer.names)
+        frames = np.random.default_rng(number).integers(0, 255, (20, 16, 16, 3), dtype=np.uint8)
+        writer.write(Demo(f"demo_{number}", {"front": frames}, np.full((20, 7), float(number)), f"task {number}", seed=number))
+        print(number, flush=True)
+"""
+
+
+def test_a_writer_killed_at_random_times_loses_no_finished_demo_and_can_go_on(tmp_path):
+    """HDF5 is not crash-safe: a killed collect used to cost the whole file."""
+    path, rng, finished = tmp_path / "killed.hdf5", np.random.default_rng(0), 0
+    for _ in range(5):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.0, 0.25))
+        writer.send_signal(signal.SIGKILL)
+        told = writer.stdout.read().split()
+        writer.stdout.close()
+        assert writer.wait() == -signal.SIGKILL
+        finished = max([finished, *(int(number) + 1 for number in told)])
+        if finished == 0:
+            continue
+        with DemoFile(path) as file:
+            assert len(file) >= finished
+            for number, demo in enumerate(file):
+                assert (demo.name, demo.seed, demo.instruction) == (f"demo_{number}", number, f"task {number}")
+                assert (demo.actions == number).all()
+                expected = np.random.default_rng(number).integers(0, 255, (20, 16, 16, 3), dtype=np.uint8)
+                np.testing.assert_array_equal(demo.obs["front"], expected)
+        finished = max(finished, number + 1)
+    assert finished > 10
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _edit(change: Callable[[h5py.File], None]) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            change(file)
+
+    return apply
+
+
+def _poison(file: h5py.File) -> None:
+    file["data/demo_1/actions"][3, 2] = np.nan
+
+
+def _poison_obs(file: h5py.File) -> None:
+    file["data/demo_1/obs/gripper"][2, 0] = np.inf
+
+
+def _shorten(file: h5py.File) -> None:
+    rows = file["data/demo_1/obs/ee_pose"][:-1]
+    del file["data/demo_1/obs/ee_pose"]
+    file["data/demo_1/obs/ee_pose"] = rows
+
+
+def _lie(file: h5py.File) -> None:
+    file["data/demo_1"].attrs["num_samples"] = 400
+
+
+def _external(file: h5py.File) -> None:
+    del file["data/demo_1/obs/front"]
+    file["data/demo_1/obs/front"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def _external_storage(file: h5py.File) -> None:
+    del file["data/demo_1/obs/gripper"]
+    file.create_dataset("data/demo_1/obs/gripper", (9, 1), "u1", external=[("/etc/passwd", 0, 9)])
+
+
+def _virtual(file: h5py.File) -> None:
+    del file["data/demo_1/obs/gripper"]
+    layout = h5py.VirtualLayout((9, 1), "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", (9, 1))
+    file.create_virtual_dataset("data/demo_1/obs/gripper", layout)
+
+
+def _huge(file: h5py.File) -> None:
+    del file["data/demo_1/obs/front"]
+    file.create_dataset(
+        "data/demo_1/obs/front", (9, 1 << 20, 1 << 16, 3), "u1", chunks=(1, 64, 64, 3), compression="gzip"
+    )
+
+
+def _strings(file: h5py.File) -> None:
+    del file["data/demo_1/obs/gripper"]
+    file["data/demo_1/obs/gripper"] = np.array(["a"] * 9, dtype=object)
+
+
+def _rename(file: h5py.File) -> None:
+    file.move("data/demo_1", "data/take_1")
+
+
+def _ring(file: h5py.File) -> None:
+    file["data/demo_1/obs/again"] = file["data/demo_1/obs"]
+
+
+def _raw(file: h5py.File) -> None:
+    for name in list(file["data"]):
+        del file[f"data/{name}/obs"]
+        file[f"data/{name}/states"] = np.zeros((len(file[f"data/{name}/actions"]), 4))
+
+
+def _no_demos(file: h5py.File) -> None:
+    for name in list(file["data"]):
+        del file["data"][name]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, r"^tiny\.hdf5: cut short at \d+ bytes"),
+        (lambda path: path.write_bytes(b""), r"^tiny\.hdf5: the file is empty"),
+        (lambda path: path.write_bytes(b"PK\x03\x04zip"), r"^tiny\.hdf5: not an HDF5 file"),
+        (lambda path: path.unlink(), r"tiny\.hdf5: no such file$"),
+        (_edit(_poison), r"^tiny\.hdf5, demo_1: actions: nan at step 3"),
+        (_edit(_poison_obs), r"^tiny\.hdf5, demo_1: obs/gripper: inf at step 2"),
+        (_edit(_shorten), r"^tiny\.hdf5, demo_1: 9 actions but 8 rows in obs/ee_pose; every step needs both"),
+        (_edit(_lie), r"^tiny\.hdf5, demo_1: num_samples says 400 steps but there are 9 actions"),
+        (_edit(_external), r"^tiny\.hdf5, demo_1: front is a link to elsewhere"),
+        (_edit(_external_storage), r"^tiny\.hdf5, demo_1: gripper is stored in another file"),
+        (_edit(_virtual), r"^tiny\.hdf5, demo_1: gripper is stored in another file"),
+        (_edit(_huge), r"^tiny\.hdf5, demo_1: front declares \d+ bytes but holds 0"),
+        (_edit(_strings), r"^tiny\.hdf5, demo_1: gripper has type object; expected numbers"),
+        (_edit(_rename), r"^tiny\.hdf5: a demo is named 'take_1'; expected demo_<number>"),
+        (_edit(_ring), r"^tiny\.hdf5, demo_1: groups nested more than 8 deep"),
+        (_edit(_raw), r"^tiny\.hdf5, demo_0: only states and actions, no observations.*simulator"),
+        (_edit(_no_demos), r"^tiny\.hdf5: no demo in it"),
+        (_edit(lambda file: file.move("data", "other")), r"^tiny\.hdf5: no data; it has: mask, other"),
+        (_edit(lambda file: file["data"].attrs.modify("env_args", "{")), r"^tiny\.hdf5: attributes env_args"),
+    ],
+)
+def test_a_broken_or_hostile_file_is_refused_in_one_line(tiny_demos, tmp_path, damage, message):
+    """A traceback from h5py names neither demo nor key; a link could read any file of the machine."""
+    path = tmp_path / "tiny.hdf5"
+    path.write_bytes(tiny_demos.read_bytes())
+    damage(path)
+    with pytest.raises(DemoFormatError, match=message) as caught, DemoFile(path) as file:
+        list(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_observation_lists_those_present(demo_file):
+    """The most common mistake is a camera's name."""
+    with pytest.raises(
+        DemoFormatError, match="no wrist among the observations; it has: cube_red, ee_pose, front, gripper"
+    ):
+        demo_file.read("demo_0", ["wrist"])
+    assert set(demo_file.read("demo_0", ["front"]).obs) == {"front"}
+
+
+def test_damaged_chunks_name_demo_and_key(tiny_demos, tmp_path):
+    """Pictures that don't unpack must not become black ones."""
+    path = tmp_path / "tiny.hdf5"
+    content = bytearray(tiny_demos.read_bytes())
+    with h5py.File(tiny_demos, "r") as file:
+        chunk = file["data/demo_3/obs/front"].id.get_chunk_info(0)
+    content[chunk.byte_offset : chunk.byte_offset + 40] = bytes(40)
+    path.write_bytes(content)
+    with DemoFile(path) as file, pytest.raises(DemoFormatError, match=r"^tiny\.hdf5, demo_3: obs/front: damaged"):
+        file.read("demo_3")
+
+
+def test_a_file_being_written_can_be_looked_at_but_not_written_by_a_second(tmp_path, make_demo):
+    """`check` on a running collect is useful; a second collect into the same file would destroy it."""
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        writer.write(make_demo(0))
+        with DemoFile(tmp_path / "a.hdf5") as file:
+            assert_same(file.read("demo_0"), file.read("demo_0"))
+        with pytest.raises(OSError, match="another process is writing"):
+            DemoWriter(tmp_path / "a.hdf5", resume=True)
+
+
+def test_float64_and_missing_rewards_are_fine(tmp_path):
+    """Files of other tools store float64 and may lack everything that training doesn't need."""
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["data/demo_1/actions"] = np.zeros((4, 2))
+        file["data/demo_1/obs/x"] = np.ones((4, 3))
+    with DemoFile(tmp_path / "a.hdf5") as file:
+        demo = file.read("demo_1")
+        assert demo.obs["x"].dtype == np.float64
+        assert demo.rewards is None
+        assert file.attributes == {"env_args": {}, "action_spec": None}
+        assert file.filter_keys == {}

@@ -1,0 +1,129 @@
+"""Demos read into flat arrays: placements, memory, and sets that don't fit together."""
+
+import logging
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from robopolicy.demos.frames import MemoryFrames
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
+from robopolicy.demos.rows import MEMORY_SHARE, TOKENS_KEY, choose_placement, load_rows
+from robopolicy.types import Demo, DemoFormatError
+
+
+def test_rows_lie_one_demo_after_another(demo_file):
+    """An offset off by one mixes the demos."""
+    rows = load_rows([(demo_file, ["demo_2", "demo_0"])], ("gripper", "front"))
+    assert rows.lengths.tolist() == [15, 12]
+    assert rows.offsets.tolist() == [0, 15, 27]
+    first, second = demo_file.read("demo_2"), demo_file.read("demo_0")
+    np.testing.assert_array_equal(rows.actions, np.concatenate([first.actions, second.actions]))
+    np.testing.assert_array_equal(rows.narrow["gripper"], np.concatenate([first.obs["gripper"], second.obs["gripper"]]))
+    front = rows.wide["front"]
+    assert isinstance(front, MemoryFrames)
+    np.testing.assert_array_equal(front.values[15:].numpy(), second.obs["front"])
+    assert rows.instructions == ("lift the red cube",)
+    assert rows.seeds == (2, 0)
+
+
+def test_several_sources_are_told_apart(tiny_demos):
+    """Sampling weights per file need to know which demo came from where."""
+    with DemoFile(tiny_demos) as one, DemoFile(tiny_demos) as other:
+        rows = load_rows([(one, ["demo_0", "demo_1"]), (other, ["demo_4"])], ("gripper",))
+    assert rows.source_id.tolist() == [0, 0, 1]
+    assert rows.instruction_id.tolist() == [1, 0, 1]
+    assert rows.instructions == ("lift the blue cube", "lift the red cube")
+
+
+def test_the_placement_is_chosen_by_size_and_said(monkeypatch, caplog):
+    """A set larger than memory must not be swapped in, and the user must know where it is."""
+    monkeypatch.setattr("robopolicy.demos.rows._free_host_bytes", lambda: 1000)
+    with caplog.at_level(logging.INFO):
+        assert choose_placement("auto", int(1000 * MEMORY_SHARE), torch.device("cpu")) == "device"
+        assert choose_placement("auto", int(1000 * MEMORY_SHARE) + 1, torch.device("cpu")) == "disk"
+        assert choose_placement("host", 10**15, torch.device("cpu")) == "host"
+    assert "placement disk" in caplog.text
+
+
+def test_tokens_are_read_from_the_file_and_their_absence_says_what_to_do(tmp_path, demo_file):
+    """A precomputed encoder without tokens would fail deep in the model."""
+    tokens = np.random.default_rng(0).normal(size=(6, 3, 4)).astype(np.float16)
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        writer.write(Demo("demo_0", {"x": np.zeros((6, 2))}, np.zeros((6, 1)), tokens=tokens))
+    for placement in ("device", "disk"):
+        with DemoFile(tmp_path / "a.hdf5") as file:
+            wide = load_rows([(file, file.names)], ("x", TOKENS_KEY), placement=placement).wide[TOKENS_KEY]
+            got = wide.gather(torch.arange(6)[:, None])
+        assert got.dtype == torch.float16
+        np.testing.assert_array_equal(got[:, 0].numpy(), tokens)
+    with pytest.raises(DemoFormatError, match=r"tiny.hdf5, demo_0: no tokens; `robopolicy encode`"):
+        load_rows([(demo_file, demo_file.names)], (TOKENS_KEY,))
+
+
+@pytest.mark.parametrize("placement", ["device", "disk"])
+def test_demos_of_different_shapes_are_refused(tmp_path, placement):
+    """Two files with other camera sizes can't be one batch."""
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        for number, (size, width) in enumerate(((8, 2), (9, 2), (8, 3))):
+            frames = np.zeros((4, size, size, 3), dtype=np.uint8)
+            writer.write(Demo(f"demo_{number}", {"front": frames, "x": np.zeros((4, width))}, np.zeros((4, 1))))
+    with DemoFile(tmp_path / "a.hdf5") as file:
+        with pytest.raises(DemoFormatError, match=r"a.hdf5, demo_1: front has rows of uint8 \(9, 9, 3\) but the first"):
+            load_rows([(file, ["demo_0", "demo_1"])], ("front",), placement=placement)
+        with pytest.raises(
+            DemoFormatError, match=r"a.hdf5, demo_2: obs/x has rows of \(3,\) but the first demo has \(2,\)"
+        ):
+            load_rows([(file, ["demo_0", "demo_2"])], ("x",), placement=placement)
+        with pytest.raises(DemoFormatError, match="no demo in this split"):
+            load_rows([(file, [])], ("x",))
+
+
+def test_one_dimensional_keys_become_columns(tmp_path):
+    """Scalar sensors are stored as (T,); everything downstream expects (T, d)."""
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        writer.write(Demo("demo_0", {"x": np.arange(4.0), "m": np.zeros((4, 2, 3))}, np.zeros((4, 1))))
+    with DemoFile(tmp_path / "a.hdf5") as file:
+        rows = load_rows([(file, file.names)], ("x", "m"))
+    assert rows.narrow["x"].shape == (4, 1)
+    assert rows.narrow["m"].shape == (4, 2, 3)
+    assert rows.narrow["x"].dtype == np.float32
+
+
+SPARSE = """
+import resource, sys, torch
+from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.demos.rows import load_rows
+from robopolicy.demos.store import DemoStore
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with DemoFile(sys.argv[1]) as file:
+    rows = load_rows([(file, file.names)], ("x", "front"))
+    store = DemoStore(rows, segment=10, chunk=4)
+    for start in range(0, len(store), len(store) // 20):
+        batch = store.gather(torch.arange(start, start + 4))
+        assert batch.obs["front"].shape == (4, 10, 240, 320, 3)
+print(rows.placement, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_50_gb_set_is_read_in_a_small_part_of_memory(tmp_path):
+    """Memory-mapped or cached pictures would grow until the machine kills the training."""
+    path, frame = tmp_path / "large.hdf5", (240, 320, 3)
+    steps = 4400
+    with h5py.File(path, "w") as file:  # contiguous and allocated, but a hole on the disk
+        for number in range(50):
+            group = file.create_group(f"data/demo_{number}")
+            group["actions"], group["obs/x"] = np.zeros((steps, 2)), np.zeros((steps, 3))
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            space = h5py.h5s.create_simple((steps, *frame))
+            h5py.h5d.create(group["obs"].id, b"front", h5py.h5t.NATIVE_UINT8, space, dcpl=layout)
+    assert path.stat().st_size > 50e9
+    result = subprocess.run([sys.executable, "-c", SPARSE, str(path)], capture_output=True, text=True, check=True)
+    placement, kilobytes = result.stdout.split()
+    assert placement == "disk"
+    assert int(kilobytes) < 300_000
