@@ -1,0 +1,116 @@
+"""Finds vision-language backbones by folder or hub name, and says which one it is."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from robopolicy.model.encoders.backbones import Backbone, ContrastiveBackbone, GenerativeBackbone, Pictures
+
+FINGERPRINT_BYTES = 2**20
+"""Of each weights file, the size and its first and last MiB tell which it is."""
+CONTRASTIVE = ("clip", "siglip")
+GENERATIVE = ("paligemma", "qwen2_5_vl", "smolvlm")
+"""Values of `model_type` in a model's config.json."""
+
+
+def load_backbone(name: str, image_size: tuple[int, int], lora_rank: int = 0) -> Backbone:
+    """The model of a local folder or a hub name.
+
+    Args:
+        name: folder or name, as `from_pretrained` takes it.
+        image_size: height and width of the demos' pictures; only Qwen2.5-VL, which takes any size, looks at it.
+        lora_rank: rank of trainable adapters; 0: frozen.
+
+    Raises:
+        ImportError: `transformers` isn't installed.
+        ValueError: the model isn't there, or of no known kind.
+    """
+    transformers = require_transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        if config.model_type not in CONTRASTIVE + GENERATIVE:
+            known = ", ".join(CONTRASTIVE + GENERATIVE)
+            raise ValueError(f"{name} is a {config.model_type} model; expected one of: {known}")
+        model = transformers.AutoModel.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(
+            f"no model at {name!r}, neither folder nor cached nor downloadable: {_first_line(error)}"
+        ) from error
+    pictures = _pictures(name, config, image_size)
+    model.eval()
+    if config.model_type in CONTRASTIVE:
+        return ContrastiveBackbone(model, pictures, lora_rank)
+    return GenerativeBackbone(model, pictures, lora_rank, _around_picture(name, config))
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a local folder or a hub name; `tokenizer.json` where there is one, which needs no sentencepiece."""
+    transformers = require_transformers()
+    try:
+        return transformers.PreTrainedTokenizerFast.from_pretrained(name)
+    except (OSError, ValueError):
+        return transformers.AutoTokenizer.from_pretrained(name)
+
+
+def backbone_identity(name: str) -> dict[str, Any]:
+    """Which model it is, so that tokens of one are never mistaken for another's: its kind and a hash of its weights."""
+    transformers = require_transformers()
+    config = transformers.AutoConfig.from_pretrained(name)
+    digest = hashlib.sha256()
+    folder = Path(name)
+    if folder.is_dir():
+        for path in sorted(folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {size}".encode() + file.read(FINGERPRINT_BYTES))
+                file.seek(max(0, size - FINGERPRINT_BYTES))
+                digest.update(file.read())
+    else:
+        digest.update(f"{name} {getattr(config, '_commit_hash', None)}".encode())
+    return {"model": folder.name, "kind": config.model_type, "weights": digest.hexdigest()[:16]}
+
+
+def require_transformers() -> Any:
+    """The `transformers` package.
+
+    Raises:
+        ImportError: it isn't installed; the message names the extra.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "the encoder transformers needs the package transformers; pip install 'robopolicy[vlm]'"
+        ) from error
+    return transformers
+
+
+def _pictures(name: str, config: Any, image_size: tuple[int, int]) -> Pictures:
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    settings = json.loads(Path(found).read_text()) if found else {}
+    mean, std = settings.get("image_mean", [0.5] * 3), settings.get("image_std", [0.5] * 3)
+    if config.model_type != "qwen2_5_vl":
+        return Pictures(config.vision_config.image_size, config.vision_config.image_size, mean, std)
+    unit = config.vision_config.patch_size * config.vision_config.spatial_merge_size
+    height, width = (max(1, round(side / unit)) * unit for side in image_size)
+    return Pictures(height, width, mean, std)
+
+
+def _around_picture(name: str, config: Any) -> tuple[list[int], list[int]]:
+    """Token numbers before and after each picture, as the family was trained (its processor in `transformers`)."""
+    if config.model_type == "qwen2_5_vl":
+        return [config.vision_start_token_id], [config.vision_end_token_id]
+    if config.model_type == "smolvlm":
+        tokenizer = load_tokenizer(name)
+        known = tokenizer.get_vocab()
+        fence, whole = (known.get(token) for token in ("<fake_token_around_image>", "<global-img>"))
+        if fence is not None and whole is not None:
+            return [fence, whole], [fence]
+    return [], []
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
