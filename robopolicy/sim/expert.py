@@ -4,26 +4,39 @@ An expert keeps no memory, so it can label any state that a policy got itself in
 disturbance (DART): a missed grasp, a dropped cube, a wrong height.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 from jaxtyping import Bool, Float
 
 from robopolicy.control.kinematics import rotation_vector
 from robopolicy.sim.env import POSITION_SCALE_M, ROTATION_SCALE_RAD, RobotVectorEnv
-from robopolicy.sim.tasks import State
+from robopolicy.sim.tasks import State, Task
 from robopolicy.sim.tasks.cubes import RELEASED_M, plate_spot, stack_spot
+from robopolicy.sim.tasks.recall import HOME_M, LID_HALF_M, Recall
 from robopolicy.types import Array
 
+Intent: TypeAlias = tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]
+"""Where the fingertips should go next [m], and whether the gripper should be closed."""
 OPEN, CLOSED = -1.0, 1.0
+BLOCKED_M = (0.034, 0.062)
+"""Distances between fingers that a cube keeps from closing [m]; less than the first means there is none."""
 HOVER_M = 0.07
-"""Height of the fingertips above a cube's centre while they are not yet over it [m]."""
-
-
+"""Least height of the fingertips above a cube's centre while they are not yet over it [m]."""
 CARRY_M = 0.07
-"""Height above its spot at which a cube is carried over others [m]."""
+"""Least height above its spot at which a cube is carried [m]."""
+CLEAR_M = 0.05
+"""Height of the fingertips above the highest other object's centre while they travel [m]."""
+CARRY_CLEAR_M = 0.07
+"""The same while they carry a cube [m]."""
 SET_DOWN_M = 0.012
 """Height above its spot at which a cube is let go [m]."""
 RETREAT_M = 0.15
 """Height to which the empty hand rises in the end [m]."""
+GRIPPED_HANDLE_M = (0.006, 0.03)
+"""Distances between fingers that a drawer's handle keeps from closing [m]."""
+PULL_M = 0.04
+"""How far ahead of the handle its puller aims [m]."""
 LIFTED_M = 0.1
 """Height to which a cube is raised [m]."""
 
@@ -31,7 +44,7 @@ LIFTED_M = 0.1
 def expert_actions(env: RobotVectorEnv) -> Float[np.ndarray, "worlds 7"]:
     """The scripted expert's action (N, 7) for the present state of every world."""
     state = env.state
-    goal, closed = EXPERTS[env.task.name](state)
+    goal, closed = EXPERTS[env.task.name](env.task, state)
     return towards(state, goal, closed)
 
 
@@ -44,13 +57,13 @@ def towards(state: State, goal: Float[Array, "worlds 3"], closed: Bool[Array, " 
     return action
 
 
-def reach(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+def reach(task: Task, state: State) -> Intent:
     """Come down on the named cube from above with closed fingers."""
     goal = above(state, state.chosen(0), resting_m=0.02)
     return goal, state.step >= 0
 
 
-def lift(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+def lift(task: Task, state: State) -> Intent:
     """Grasp the named cube and raise it straight up."""
     cube = state.chosen(0)
     held = holding(state, cube)
@@ -58,19 +71,17 @@ def lift(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]
     return goal, held | around(state, cube)
 
 
-def place(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+def place(task: Task, state: State) -> Intent:
     """Carry the named cube to the named plate."""
     return put_at(state, plate_spot(state, state.goal[:, 1]), tolerance_m=0.024)
 
 
-def stack(state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+def stack(task: Task, state: State) -> Intent:
     """Carry the named cube onto the named other cube."""
     return put_at(state, stack_spot(state, state.goal[:, 1]), tolerance_m=0.015)
 
 
-def put_at(
-    state: State, spot: Float[Array, "worlds 3"], tolerance_m: float
-) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+def put_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> Intent:
     """Grasp the named cube, carry it over the others, set its centre down at `spot` [m], let go and rise."""
     cube = state.chosen(0)
     held = holding(state, cube)
@@ -121,8 +132,22 @@ def holding(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " world
     return near & (state.opening > BLOCKED_M[0]) & (state.opening < BLOCKED_M[1])
 
 
-BLOCKED_M = (0.034, 0.062)
-"""Distances between fingers that a cube keeps from closing [m]; less than the first means there is none."""
+def drawer(task: Task, state: State) -> Intent:
+    """Come down over the named handle, close the fingers on it, and pull it towards the arm."""
+    handle = task.target(state)
+    offset = abs(state.ee_position - handle)
+    near = (offset[:, 0] < 0.015) & (offset[:, 1] < 0.02) & (offset[:, 2] < 0.016)
+    gripped = near & (state.opening < GRIPPED_HANDLE_M[1]) & (state.opening > GRIPPED_HANDLE_M[0])
+    pulled = handle - [PULL_M, 0.0, 0.0]
+    return np.where(gripped[:, None], pulled, above(state, handle)), near & (state.opening > GRIPPED_HANDLE_M[0])
 
 
-EXPERTS = {"reach": reach, "lift": lift, "place": place, "stack": stack}
+def recall(task: Task, state: State) -> Intent:
+    """Wait at home until the lamp is lit, then come down on the right lid with closed fingers; it knows which."""
+    assert isinstance(task, Recall)
+    lid = state.mocap_pos[state.worlds, task.right_lid(state)] + [0.0, 0.0, LID_HALF_M]
+    goal = above(state, lid)
+    return np.where(task.may_move(state)[:, None], goal, np.array(HOME_M)), state.step >= 0
+
+
+EXPERTS = {"reach": reach, "lift": lift, "place": place, "stack": stack, "drawer": drawer, "recall": recall}

@@ -13,6 +13,9 @@ TABLE_X = (0.35, 0.65)
 TABLE_Y = (-0.2, 0.2)
 """Objects are placed with their centres in this area of the table [m]: 30 x 40 cm."""
 
+FALLEN_M = -0.05
+"""An object below this height fell off the table [m]."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -78,8 +81,12 @@ class Task:
         raise NotImplementedError
 
     def failed(self, state: State) -> Bool[Array, " worlds"]:
-        """Where the episode is lost for good."""
-        return state.step < 0
+        """Where the episode is lost for good: here, where an object fell off the table."""
+        return (state.positions[..., 2] < FALLEN_M).any(-1)
+
+    def arrange(self, state: State, scene: Scene) -> Float[Array, "worlds nmocap 3"] | None:
+        """Where the bodies moved by hand are at present [m]; None where they stay as the episode began."""
+        return None
 
     def target(self, state: State) -> Float[Array, "worlds 3"]:
         """Position of the named object [m]: privileged, for loss terms only."""

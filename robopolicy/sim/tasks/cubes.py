@@ -27,12 +27,18 @@ JOINT_NOISE_RAD = 0.02
 """Largest deviation of each arm joint from home at the start [rad]."""
 
 
+def with_arm_near_home(scene: Scene, rng: np.random.Generator) -> Float[np.ndarray, " nq"]:
+    """`qpos` of the scene's start with every arm joint a little off."""
+    qpos = scene.home_qpos.copy()
+    qpos[:ARM_JOINTS] += rng.uniform(-JOINT_NOISE_RAD, JOINT_NOISE_RAD, ARM_JOINTS)
+    return qpos
+
+
 def placed_cubes(
     scene: Scene, rng: np.random.Generator, points: Float[np.ndarray, "cubes 2"]
 ) -> Float[np.ndarray, " nq"]:
     """`qpos` with the arm near home and the cubes at rest at `points` [m], each turned a little."""
-    qpos = scene.home_qpos.copy()
-    qpos[:ARM_JOINTS] += rng.uniform(-JOINT_NOISE_RAD, JOINT_NOISE_RAD, ARM_JOINTS)
+    qpos = with_arm_near_home(scene, rng)
     poses = qpos[scene.object_slice].reshape(-1, 7)
     half_yaw = rng.uniform(-YAW_RAD, YAW_RAD, len(poses)) / 2
     poses[:, :2] = points
@@ -79,8 +85,9 @@ class Reach(Task):
         return self.distance(state)[state.worlds, state.goal[:, 0]] < self.touch_m
 
     def failed(self, state: State) -> Bool[Array, " worlds"]:
-        """The fingertips touch another cube."""
-        return ((self.distance(state) < self.touch_m) & is_other(state)).any(-1)
+        """The fingertips touch another cube, or one fell off the table."""
+        touched = self.distance(state) < self.touch_m
+        return (touched & is_other(state)).any(-1) | super().failed(state)
 
 
 class Lift(Reach):
@@ -97,8 +104,9 @@ class Lift(Reach):
         return state.chosen(0)[:, 2] >= HALF_M + self.raise_m
 
     def failed(self, state: State) -> Bool[Array, " worlds"]:
-        """Another cube is raised."""
-        return ((height_above_table(state) >= self.raise_m) & is_other(state)).any(-1)
+        """Another cube is raised, or one fell off the table."""
+        raised = height_above_table(state) >= self.raise_m
+        return (raised & is_other(state)).any(-1) | Task.failed(self, state)
 
 
 class Place(Task):

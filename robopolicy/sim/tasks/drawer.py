@@ -1,0 +1,69 @@
+"""An articulated object: a cabinet with two drawers, of which the named one is to be opened."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from robopolicy.sim.scene import Scene
+from robopolicy.sim.tasks.base import Setup, State, Task
+from robopolicy.sim.tasks.cubes import with_arm_near_home
+from robopolicy.types import Array
+
+DRAWERS = ("red", "blue")
+HANDLE_OFFSET_M = ((0.0, -0.09, 0.045), (0.0, 0.09, 0.045))
+"""Middle of each handle, relative to the cabinet, while the drawer is shut [m]."""
+CABINET_X = (0.4, 0.7)
+CABINET_Y = (-0.11, 0.11)
+"""Where the cabinet is put, so that handles lie on 30 x 40 cm [m]."""
+
+
+class Drawer(Task):
+    """Pull the named drawer open by 10 cm; opening the other by 5 cm is a failure."""
+
+    name = "drawer"
+    parts = ("drawers",)
+    max_episode_steps = 100
+    open_m = 0.1
+    wrong_m = 0.05
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
+        """Both drawers shut, the cabinet anywhere on the table."""
+        drawer = int(rng.integers(len(DRAWERS)))
+        mocap_pos = scene.home_mocap.copy()
+        mocap_pos[0, :2] = rng.uniform(CABINET_X[0], CABINET_X[1]), rng.uniform(CABINET_Y[0], CABINET_Y[1])
+        qpos = with_arm_near_home(scene, rng)
+        return Setup((f"open the {DRAWERS[drawer]} drawer",), np.array([[drawer]]), qpos, mocap_pos)
+
+    def reached(self, state: State) -> Bool[Array, " worlds"]:
+        """The named drawer is open."""
+        return self.slides(state)[state.worlds, state.goal[:, 0]] > self.open_m
+
+    def failed(self, state: State) -> Bool[Array, " worlds"]:
+        """The other drawer is open."""
+        return self.slides(state)[state.worlds, 1 - state.goal[:, 0]] > self.wrong_m
+
+    def target(self, state: State) -> Float[Array, "worlds 3"]:
+        """Middle of the named drawer's handle [m]."""
+        return handles(state)[state.worlds, state.goal[:, 0]]
+
+    def slides(self, state: State) -> Float[Array, "worlds drawers"]:
+        """How far each drawer is open [m]."""
+        return slides(state)
+
+    def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
+        """Per drawer: its handle [m], how far it is open [m], its handle relative to the gripper [m]."""
+        handle = handles(state)
+        rows = [handle, slides(state)[..., None], handle - state.ee_position[:, None]]
+        row = np.concatenate(rows, -1).astype(np.float32)
+        return {f"drawer_{color}": row[:, place] for place, color in enumerate(DRAWERS)}
+
+
+def slides(state: State) -> Float[Array, "worlds drawers"]:
+    """How far each drawer is open [m]."""
+    return state.qpos[:, -len(DRAWERS) :]
+
+
+def handles(state: State) -> Float[Array, "worlds drawers 3"]:
+    """Middle of each drawer's handle [m]."""
+    middle = state.mocap_pos[:, :1] + np.array(HANDLE_OFFSET_M)
+    middle[..., 0] -= slides(state)
+    return middle

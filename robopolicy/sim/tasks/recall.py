@@ -1,0 +1,96 @@
+"""A task of memory: the named cube is shown, then hidden under one of three lids that look alike."""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from robopolicy.sim.scene import Scene
+from robopolicy.sim.tasks.base import Setup, State, Task, place_apart
+from robopolicy.sim.tasks.cubes import COLORS, placed_cubes
+from robopolicy.types import Array
+
+LIDS = 3
+LID_HALF_M = 0.032
+LAMP_M = (0.69, 0.0, 0.02)
+"""Where the lamp appears when the arm may move [m]."""
+HOME_M = (0.45, 0.0, 0.22)
+"""Where the fingertips wait [m]."""
+GAP_M = 0.13
+
+
+class Recall(Task):
+    """Touch the lid over the named cube, which was visible before the lids came; move only once the lamp is lit.
+
+    The three cubes are visible for `cue_steps`. Then lids hide them, and for `delay_steps` more the arm must stay
+    within 6 cm of home. What can be seen after that says nothing of which lid is the right one.
+
+    Args:
+        cue_steps: Control steps for which the cubes are visible.
+        delay_steps: Control steps from the lids' coming until the lamp is lit.
+    """
+
+    name = "recall"
+    parts = ("cubes", "lids")
+    touch_m = 0.03
+    still_m = 0.06
+
+    def __init__(self, cue_steps: int = 3, delay_steps: int = 4) -> None:
+        if cue_steps < 1 or delay_steps < 0:
+            raise ValueError(
+                f"cue_steps {cue_steps}, delay_steps {delay_steps}; recall needs >= 1 step of cue, >= 0 of delay"
+            )
+        self.cue_steps = cue_steps
+        self.delay_steps = delay_steps
+        self.max_episode_steps = cue_steps + delay_steps + 40
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
+        """Three cubes under three lids in random order; the goal holds the cube and its lid."""
+        cube = int(rng.integers(len(COLORS)))
+        points = place_apart(rng, LIDS, GAP_M)
+        lid_of_cube = rng.permutation(LIDS)
+        qpos = placed_cubes(scene, rng, points[lid_of_cube])
+        instruction = f"touch the lid over the {COLORS[cube]} cube"
+        return Setup((instruction,), np.array([[cube, *lid_of_cube]]), qpos, scene.home_mocap)
+
+    def arrange(self, state: State, scene: Scene) -> Float[Array, "worlds nmocap 3"]:
+        """Lids over the cubes once the cue is over, the lamp in sight once the arm may move [m]."""
+        mocap_pos = np.repeat(scene.home_mocap[None], len(state.step), axis=0)
+        hidden = (state.step >= self.cue_steps)[:, None]
+        for cube in range(LIDS):
+            lid = state.goal[:, 1 + cube]
+            spot = state.objects[:, cube, :3] * [1.0, 1.0, 0.0] + [0.0, 0.0, LID_HALF_M]
+            mocap_pos[state.worlds, lid] = np.where(hidden, spot, mocap_pos[state.worlds, lid])
+        mocap_pos[:, LIDS] = np.where(self.may_move(state)[:, None], LAMP_M, mocap_pos[:, LIDS])
+        return mocap_pos
+
+    def may_move(self, state: State) -> Bool[Array, " worlds"]:
+        """The lamp is lit."""
+        return state.step >= self.cue_steps + self.delay_steps
+
+    def right_lid(self, state: State) -> Int[Array, " worlds"]:
+        """Index of the lid over the named cube."""
+        return state.goal[state.worlds, 1 + state.goal[:, 0]]
+
+    def touched(self, state: State) -> Bool[Array, "worlds lids"]:
+        """The lids whose top the fingertips touch."""
+        offset = state.mocap_pos[:, :LIDS] + [0.0, 0.0, LID_HALF_M] - state.ee_position[:, None]
+        return (offset * offset).sum(-1) < self.touch_m**2
+
+    def reached(self, state: State) -> Bool[Array, " worlds"]:
+        """The fingertips touch the right lid."""
+        return self.touched(state)[state.worlds, self.right_lid(state)]
+
+    def failed(self, state: State) -> Bool[Array, " worlds"]:
+        """The fingertips touched a wrong lid, or the arm moved too early."""
+        wrong = self.touched(state) & (np.arange(LIDS) != self.right_lid(state)[:, None])
+        offset = state.ee_position - np.array(HOME_M)
+        moved = (offset * offset).sum(-1) > self.still_m**2
+        return wrong.any(-1) | (moved & ~self.may_move(state)) | super().failed(state)
+
+    def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
+        """Cubes while they are visible, lids while they are there (zeros otherwise), and whether the lamp is lit."""
+        visible = (state.step < self.cue_steps)[:, None]
+        cubes = {name: row * visible for name, row in super().observe(state, scene).items()}
+        lids = state.mocap_pos[:, :LIDS]
+        rows = np.concatenate([lids, lids - state.ee_position[:, None]], -1).astype(np.float32)
+        lid_keys = {f"lid_{lid}": rows[:, lid] * ~visible for lid in range(LIDS)}
+        return cubes | lid_keys | {"lamp": self.may_move(state)[:, None].astype(np.float32)}
