@@ -50,27 +50,24 @@ class Shuffled:
 
     def epoch(self, number: int) -> tuple[Tensor, None]:
         """See `Order`."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + number)
+        # NumPy's generator, since torch's on the CPU looks at 32 bits of its seed only.
+        random = np.random.default_rng([self.seed, number])
         count = self.length * self.batch_size
         if self.source_weights:
-            starts = self._weighted(count, generator)
+            starts = self._weighted(count, random)
         else:
             rounds = -(-count // self.rows.steps)  # more than one where the demos hold less than a batch
-            starts = torch.cat([torch.randperm(self.rows.steps, generator=generator) for _ in range(rounds)])[:count]
-        return starts.view(self.length, self.batch_size), None
+            starts = np.concatenate([random.permutation(self.rows.steps) for _ in range(rounds)])[:count]
+        return torch.from_numpy(starts.reshape(self.length, self.batch_size)), None
 
-    def _weighted(self, count: int, generator: torch.Generator) -> Tensor:
-        source_of_row = torch.from_numpy(np.repeat(self.rows.source_id, self.rows.lengths))
-        rows = [torch.nonzero(source_of_row == source).flatten() for source in range(len(self.source_weights))]
-        weights = torch.tensor(
-            [weight if len(mine) else 0.0 for weight, mine in zip(self.source_weights, rows, strict=True)]
-        )
-        sources = torch.multinomial(weights, count, replacement=True, generator=generator)
-        starts = torch.empty(count, dtype=torch.int64)
-        for source, mine in enumerate(rows):
-            drawn = sources == source
-            if len(mine):
-                starts[drawn] = mine[torch.randint(len(mine), (int(drawn.sum()),), generator=generator)]
+    def _weighted(self, count: int, random: np.random.Generator) -> np.ndarray:
+        source_of_row = np.repeat(self.rows.source_id, self.rows.lengths)
+        weights = np.asarray(self.source_weights, dtype=np.float64)
+        sources = random.choice(len(weights), size=count, p=weights / weights.sum())
+        starts = np.empty(count, dtype=np.int64)
+        for source in range(len(weights)):
+            drawn, mine = sources == source, np.flatnonzero(source_of_row == source)
+            starts[drawn] = random.choice(mine, size=int(drawn.sum()))
         return starts
 
 

@@ -1,0 +1,185 @@
+"""DemoDataModule: from files to everything a policy is built from and trained on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robopolicy.config import ConfigError, DataConfig, ExperimentConfig, HeadConfig, TrainingConfig
+from robopolicy.demos.formats import open_demos
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
+from robopolicy.training.datamodule import DemoDataModule, describe_actions, fingerprint
+from robopolicy.training.loader import BatchLoader
+from robopolicy.types import ActionSpec, ArraySpec, Demo, DemoFormatError
+
+
+def experiment(
+    path: Path, head: HeadConfig | None = None, tbptt: int | None = None, **data: object
+) -> ExperimentConfig:
+    return ExperimentConfig(
+        data=DataConfig(files=(str(path),), batch_size=6, **data),
+        head=head or HeadConfig(window=4, chunk=3),
+        training=TrainingConfig(tbptt=tbptt),
+    )
+
+
+def opened(config: ExperimentConfig) -> DemoDataModule:
+    module = DemoDataModule(config, device="cpu")
+    module.setup("fit")
+    return module
+
+
+def test_everything_a_policy_needs_is_there(tiny_demos):
+    """A policy built from other shapes than it is trained on fails in its first step, or worse, does not."""
+    module = opened(experiment(tiny_demos, cameras=("front",), target_keys=("cube_red",)))
+    assert module.action_spec == open_demos(tiny_demos).action_spec
+    assert module.obs == {
+        "ee_pose": ArraySpec((7,)),
+        "gripper": ArraySpec((1,)),
+        "front": ArraySpec((16, 16, 3), "uint8"),
+    }
+    assert module.targets == {"cube_red": ArraySpec((3,))}
+    assert module.instructions == ("lift the blue cube", "lift the red cube")
+    batch = next(iter(module.train_dataloader()))
+    assert batch.obs["front"].shape == (6, 4, 16, 16, 3)
+    assert batch.obs["cube_red"].shape == (6, 4, 3)
+    assert batch.target.shape == (6, 4, 3, 7)
+    assert batch.target.abs().max() <= 1.0
+    assert set(batch.target[..., 6].unique().tolist()) <= {0.0, 1.0}
+    for line in ("4 demos, 43 steps; 1 demos, 11 steps held out", "binary gripper 6 (-1 or 1)", "20 Hz", "cube_red"):
+        assert line in module.summary()
+    module.close()
+
+
+def test_statistics_come_from_the_training_demos_only(tmp_path):
+    """Statistics that include held-out demos leak them, and a held-out outlier would set the scale."""
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        for number, size in enumerate((1.0, 1.0, 100.0)):
+            rows = size * np.stack([np.arange(5.0), np.arange(5.0) ** 2], axis=1)
+            writer.write(Demo(f"demo_{number}", {"x": rows}, rows))
+        writer.write_filter_key("train", ["demo_0", "demo_1"])
+        writer.write_filter_key("valid", ["demo_2"])
+    module = opened(experiment(tmp_path / "a.hdf5"))
+    assert module.action_statistics.high.tolist() == [4.0, 16.0]
+    assert module.obs_statistics["x"].high.tolist() == [4.0, 16.0]
+    assert module.obs_statistics["x"].count == 10
+    assert next(iter(module.val_dataloader())).target.max() > 50
+
+
+def test_validation_shows_every_held_out_step_in_order(tiny_demos):
+    """A validation loss over other windows each time can't pick the best checkpoint."""
+    module = opened(experiment(tiny_demos))
+    with DemoFile(tiny_demos) as file:
+        expected = file.read("demo_4").obs["gripper"]
+    for _ in range(2):
+        batches = list(module.val_dataloader())
+        frames = torch.cat([batch.obs["gripper"][:, 0] for batch in batches])
+        valid = torch.cat([batch.frame_valid[:, 0] for batch in batches])
+        np.testing.assert_array_equal(frames[valid].numpy(), expected)
+
+
+def test_no_held_out_demo_means_no_validation(tmp_path, make_demo):
+    """One demo is a legitimate training set."""
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        writer.write(make_demo(0))
+    module = opened(experiment(tmp_path / "a.hdf5"))
+    assert list(module.val_dataloader()) == []
+    assert "none held out" in module.summary()
+
+
+def test_carried_memory_gets_whole_demos_in_order(tiny_demos):
+    """Truncated BPTT over shuffled windows would carry a state from one demo into another."""
+    carry = HeadConfig(window=4, chunk=3, history="carry")
+    whole = next(iter(opened(experiment(tiny_demos, carry)).train_dataloader()))
+    assert whole.frame_valid.shape == (6, 15), "without tbptt a segment is the longest demo"
+    assert whole.episode_start is not None
+    assert whole.episode_start.all()
+    cut = list(opened(experiment(tiny_demos, carry, tbptt=5)).train_dataloader())
+    assert cut[0].frame_valid.shape == (6, 5)
+    assert len(cut) == 3
+    assert sum(int(batch.frame_valid.sum()) for batch in cut) == 43
+
+
+def test_a_segment_may_be_longer_than_the_window(tiny_demos):
+    """Frames of an expensive encoder are encoded once and used in several windows."""
+    batch = next(iter(opened(experiment(tiny_demos, segment=9)).train_dataloader()))
+    assert batch.target.shape == (6, 9, 3, 7)
+
+
+def test_several_files_are_one_set(tiny_demos, tmp_path, make_demo):
+    """Users collect in batches; each file keeps its own split."""
+    with DemoWriter(tmp_path / "more.hdf5", action_spec=open_demos(tiny_demos).action_spec) as writer:
+        for number in range(20, 22):
+            writer.write(make_demo(number))
+    config = ExperimentConfig(data=DataConfig(files=(str(tiny_demos), str(tmp_path / "more.hdf5")), batch_size=6))
+    module = opened(config)
+    assert module.provenance["train_demos"] == 5
+    assert module.provenance["valid_demos"] == 2
+    assert [file["name"] for file in module.provenance["files"]] == ["tiny.hdf5", "more.hdf5"]
+
+
+def test_provenance_is_json_and_names_seeds_rate_and_files(tiny_demos):
+    """`eval` refuses seeds that were trained on, and a robot must run at the demos' rate."""
+    provenance = opened(experiment(tiny_demos)).provenance
+    assert json.loads(json.dumps(provenance)) == provenance
+    assert provenance["demo_seeds"] == [0, 1, 2, 3, 4], "held-out demos choose the checkpoint, so they count as seen"
+    assert provenance["control_dt"] == 0.05
+    assert provenance["files"][0] == {"name": "tiny.hdf5", **fingerprint(tiny_demos)}
+
+
+def test_a_fingerprint_changes_with_the_content(tmp_path):
+    """Two files of one name must not pass for each other."""
+    path = tmp_path / "a"
+    path.write_bytes(bytes(3 * 2**20))
+    before = fingerprint(path)
+    path.write_bytes(bytes(3 * 2**20 - 1) + b"x")
+    assert fingerprint(path) != before
+    assert fingerprint(tmp_path)["bytes"] == 3 * 2**20
+
+
+def test_mistakes_are_told_before_anything_is_read(tiny_demos, tmp_path):
+    """Each of these used to be a traceback from deep within."""
+    with pytest.raises(ConfigError, match=r"give --data.files"):
+        opened(ExperimentConfig())
+    with pytest.raises(DemoFormatError, match="no camera 'wrist'; it has: front"):
+        opened(experiment(tiny_demos, cameras=("wrist",)))
+    with pytest.raises(DemoFormatError, match="no such file"):
+        opened(experiment(tmp_path / "nothing.hdf5"))
+    with pytest.raises(RuntimeError, match="call setup"):
+        DemoDataModule(ExperimentConfig(), device="cpu").summary()
+
+
+def test_each_process_takes_its_share_of_the_batch(tiny_demos, monkeypatch):
+    """Two processes with the same segments train on half the batch they claim."""
+    module = opened(experiment(tiny_demos))
+    whole = next(iter(module.train_dataloader())).target
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr("robopolicy.training.datamodule._process", lambda rank=rank: (rank, 2))
+        loader = opened(experiment(tiny_demos)).train_dataloader()
+        assert isinstance(loader, BatchLoader)
+        shares.append(next(iter(loader)).target)
+    assert torch.equal(torch.cat(shares), whole)
+    monkeypatch.setattr("robopolicy.training.datamodule._process", lambda: (0, 4))
+    with pytest.raises(ConfigError, match=r"--data.batch_size 6 can't be shared by 4 processes"):
+        module.train_dataloader()
+
+
+def test_actions_are_described_in_words():
+    """The spec is guessed where a file doesn't say, so the user must see what was guessed."""
+    spec = ActionSpec(
+        arm=[0, 1, 2, 7],
+        gripper=[4],
+        constant={3: 0.0, 5: 1.5, 6: 0.0},
+        gripper_values=[(0.0, 0.04)],
+        continuous_gripper=[7],
+        kind="absolute",
+        space="joint_position",
+        rate_hz=50,
+    )
+    assert describe_actions(spec) == (
+        "arm 0-2, 7 (gripper 7 continuous); binary gripper 4 (0 or 0.04); constant 3 = 0; constant 5 = 1.5; "
+        "constant 6 = 0; joint_position absolute; 50 Hz"
+    )
