@@ -273,7 +273,7 @@ class Observation:
 
     obs: Mapping[str, Array]
     """Per key (*B, ...): images uint8 (*B, height, width, 3), low-dimensional keys float, in the demos' own units."""
-    instruction: str | Sequence[str] | None = None
+    instruction: str | Sequence[str | None] | None = None
     """One instruction for all, or one for each episode of the batch."""
     stamp_s: float = 0.0
     """When it was taken, on the control loop's clock [s]."""

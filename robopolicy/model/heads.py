@@ -7,7 +7,7 @@ cross-entropy for `discrete`.
 
 from collections.abc import Sequence
 from math import log, pi
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -189,7 +189,7 @@ HEADS: dict[str, type[RegressionHead] | type[GaussianMixtureHead] | type[Discret
 
 
 def make_action_head(
-    kind: Literal["regression", "gmm", "discrete"],
+    kind: str,
     hidden_width: int,
     action: ActionSpec,
     chunk: int,
@@ -199,7 +199,7 @@ def make_action_head(
     """The action head of this kind.
 
     Args:
-        kind: regression, gmm (option `modes`, `min_std`) or discrete (option `bins`).
+        kind: `regression`, `gmm` (option `modes`, `min_std`) or `discrete` (option `bins`).
         hidden_width: width of the memory's output.
         action: which columns are arm and which gripper.
         chunk: K, actions per hidden vector.

@@ -75,9 +75,9 @@ class RunningStatistics:
             ValueError: a value is NaN or infinite, or the width differs from that of earlier rows.
         """
         rows = np.asarray(rows, dtype=np.float64)
-        rows = rows.reshape(len(rows), -1)
         if len(rows) == 0:
             return
+        rows = rows.reshape(len(rows), -1)
         if not np.isfinite(rows).all():
             raise ValueError(
                 f"{int((~np.isfinite(rows)).sum())} of {rows.size} values are NaN or infinite; remove them first"

@@ -4,13 +4,17 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robopolicy.model.encoders.base import Encoding, TokenEncoder, append_text, perceptron, told
 from robopolicy.model.text import TextTokens
 
 
 class PrecomputedEncoder(TokenEncoder):
-    """A linear map of the file's tokens to our width, one token for proprioception, then the instruction's tokens."""
+    """A perceptron over each of the file's tokens, one token for proprioception, then the instruction's tokens.
+
+    As in `KeysEncoder`, the sentence vector enters the hidden layer, whose ReLU lets it switch tokens off.
+    """
 
     def __init__(
         self,
@@ -28,13 +32,18 @@ class PrecomputedEncoder(TokenEncoder):
         self.key, self.keys = key, tuple(key_widths)
         self.token_width = width
         self.token_count = tokens + bool(key_widths) + text_tokens
-        self.project = nn.Linear(tokens_width, width)
+        self.project = nn.Linear(tokens_width, hidden)
+        self.ask = nn.Linear(text_width, hidden, bias=False) if text_width else None
+        self.out = nn.Linear(hidden, width)
         inputs = sum(key_widths.values()) + (text_width or 0)
         self.proprio = perceptron(inputs, hidden, width) if key_widths else None
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`."""
-        tokens = self.project(obs[self.key].to(self.project.weight.dtype))
+        hidden = self.project(obs[self.key])
+        if self.ask is not None and text is not None:
+            hidden = hidden + self.ask(text.sentence)[..., None, :]
+        tokens = self.out(functional.relu(hidden))
         if self.proprio is not None:
             values = torch.cat([obs[key] for key in self.keys], dim=-1)
             tokens = torch.cat([tokens, self.proprio(told(values, text))[..., None, :]], dim=-2)

@@ -1,0 +1,34 @@
+"""The package's public names: `robopolicy/__init__.py`."""
+
+import subprocess
+import sys
+
+import pytest
+
+import robopolicy
+
+LIGHT = "import sys, robopolicy, robopolicy.types; {use}; print(*(name for name in {heavy} if name in sys.modules))"
+
+
+def imported(use: str, heavy: tuple[str, ...]) -> str:
+    code = LIGHT.format(use=use, heavy=heavy)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_package_and_its_client_import_no_torch():
+    """A robot without torch must be able to import the client."""
+    heavy = ("torch", "lightning", "h5py", "mujoco", "jsonargparse")
+    assert imported("import robopolicy.client", heavy) == ""
+
+
+def test_a_name_is_there_when_it_is_used():
+    """Lazy names that resolve to nothing fail at the user's desk."""
+    for name in ("ActionSpec", "Chunk", "PolicyHead", "action_loss", "load_policy", "save_policy", "ChunkPolicy"):
+        assert getattr(robopolicy, name).__name__ == name
+        assert name in dir(robopolicy)
+
+
+def test_an_unknown_name_is_refused_with_a_list():
+    """A typo must name the choices."""
+    with pytest.raises(AttributeError, match="robopolicy has no 'PolicyHed'. It has: .*PolicyHead"):
+        robopolicy.PolicyHed  # noqa: B018
