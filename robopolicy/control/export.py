@@ -1,0 +1,293 @@
+"""A policy as one graph, ONNX or torch.export, with the memory as explicit inputs and outputs.
+
+Normalization, encoder, pooling, recurrence (staggered window included), action head and un-normalization are inside;
+what remains outside is turning the instruction into word numbers, which `runtime.py` does in NumPy.
+"""
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robopolicy.control import runtime
+from robopolicy.control.runtime import ACTIONS, AGE, FORMAT, MANIFEST, TEXT, ExportError
+from robopolicy.control.spec import PolicySpec
+from robopolicy.model import pooling
+from robopolicy.model.cells import gru_update, lstm_update
+from robopolicy.model.checkpoint import load_policy, read_provenance
+from robopolicy.model.encoders import pixels
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.recurrence import Recurrence, RecurrentMemory
+from robopolicy.model.streaming import MemoryState, shift_in_zero
+from robopolicy.model.text import VocabularyText
+
+logger = logging.getLogger("robopolicy.export")
+
+TOLERANCE = 1e-4
+"""Largest difference to torch that a float32 export may show, relative to each action column's range."""
+EXAMPLE_BATCH = 3
+"""Episodes of the example that is traced; an example of 1 would make the batch axis static."""
+
+
+class GraphPolicy(nn.Module):
+    """One tick of a `ChunkPolicy` with plain tensors in and out, in the order of `names`."""
+
+    def __init__(self, policy: ChunkPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.history = policy.initial_state(1).history
+        self.state_count = len(policy.initial_state(1).tensors)
+        states = [f"state.{i}" for i in range(self.state_count)]
+        self.inputs = [*policy.obs, *([TEXT] if policy.text is not None else []), AGE, *states]
+        self.outputs = [ACTIONS, f"next.{AGE}", *(f"next.{name}" for name in states)]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Actions (B, K, width) in the demos' units, age (B,) and states after this frame."""
+        given = dict(zip(self.inputs, tensors, strict=True))
+        encoding = self.policy.encode({key: given[key] for key in self.policy.obs}, given.get(TEXT))
+        pooled = self.policy.head.pool(encoding.tokens, encoding.token_valid)
+        before = MemoryState(self.history, given[AGE], tensors[len(tensors) - self.state_count :])
+        hidden, after = step_memory(self.policy.head.rnn, pooled, before)
+        rows = self.policy.action_normalizer.to_rows(self.policy.head.action_head(hidden))
+        return rows, after.age, *after.tensors
+
+    def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Inputs of the right shapes and types, with random content."""
+        generator = torch.Generator().manual_seed(seed)
+        values: list[Tensor] = []
+        for spec in self.policy.obs.values():
+            shape = (batch, *spec.shape)
+            picture = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+            values.append(picture if spec.is_image else torch.randn(shape, generator=generator))
+        if self.policy.text is not None:
+            text = self.policy.text.prepare([None] * batch)
+            values.append(torch.randint_like(text, 0, 2, generator=generator))
+        state = self.policy.initial_state(batch)
+        return (*values, state.age, *state.tensors)
+
+
+def step_memory(memory: Recurrence, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+    """What `memory.step` does, without packed weights or anything else that can't be traced.
+
+    Args:
+        memory: of a policy head.
+        frame: (B, P) pooled.
+        state: of B episodes.
+
+    Returns:
+        The hidden vector (B, H) and the state after the frame.
+    """
+    if not isinstance(memory, RecurrentMemory):
+        return memory.step(frame, state)
+    update = lstm_update if memory.cell == "lstm" else gru_update
+    windowed = memory.history == "window"
+    before = state.tensors
+    if windowed:
+        before = tuple(shift_in_zero(rows) for rows in before)
+    elif memory.history == "none":
+        zeros = frame.new_zeros(memory.num_layers, frame.shape[0], memory.hidden_size)
+        before = (zeros,) * memory.state_count
+    inputs = frame[:, None] if windowed else frame
+    layers = []
+    for layer in range(memory.num_layers):
+        weights = (getattr(memory, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        layers.append(update(inputs, tuple(tensor[layer] for tensor in before), *weights))
+        inputs = layers[-1][0]
+    if memory.history == "none":
+        return inputs, state
+    age = (state.age + 1).clamp(max=memory.window)
+    after = tuple(torch.stack(parts) for parts in zip(*layers, strict=True))
+    if windowed:
+        row = (age - 1)[:, None, None].expand(-1, 1, memory.hidden_size)
+        inputs = inputs.gather(1, row).squeeze(1)
+    return inputs, MemoryState(memory.history, age, after)
+
+
+def export_policy(
+    folder: str | Path, out: str | Path, format: Literal["onnx", "torch"] = "onnx", int8: bool = False
+) -> Path:
+    """Export the policy of a run folder into the folder `out`: the graph and `manifest.json`.
+
+    The graph is run against torch before it is kept, for batches of 1, 2 and 5 over twice the window.
+
+    Args:
+        folder: a run folder.
+        out: made if it doesn't exist.
+        format: `onnx`, or `torch` for torch.export.
+        int8: dynamic int8 weights in matrix products; ONNX only. The manifest says what it costs in accuracy.
+
+    Raises:
+        ExportError: the policy can't be exported, or the float32 graph differs from torch by more than 1e-4.
+    """
+    folder, out = Path(folder), Path(out)
+    if int8 and format != "onnx":
+        raise ExportError("--int8 is for --format onnx; torch.export keeps float32")
+    policy = load_policy(folder)
+    _require_exportable(policy)
+    graph = GraphPolicy(policy).eval()
+    out.mkdir(parents=True, exist_ok=True)
+    file = "policy.onnx" if format == "onnx" else "policy.pt2"
+    (out / MANIFEST).unlink(missing_ok=True)
+    if format == "onnx":
+        _write_onnx(graph, out / file)
+        if int8:
+            _quantize(out / file)
+    else:
+        torch.export.save(_program(graph), out / file)
+    manifest = _manifest(graph, PolicySpec.of(policy, read_provenance(folder)), format, file, int8)
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    error = _largest_error(policy, out)
+    logger.info("largest difference to torch: %.2g of an action column's range", error)
+    if not int8 and not error <= TOLERANCE:
+        (out / MANIFEST).unlink()
+        raise ExportError(f"{out}: the graph differs from torch by {error:.2g} of an action's range; nothing exported")
+    (out / MANIFEST).write_text(json.dumps(manifest | {"error_to_torch": error}, indent=1))
+    return out
+
+
+def _program(graph: GraphPolicy) -> torch.export.ExportedProgram:
+    torch._dynamo.reset()  # a second export in one process would reuse the first one's sizes
+    example = graph.example(EXAMPLE_BATCH)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    axes = tuple({1 if name.startswith("state.") else 0: batch} for name in graph.inputs)
+    with torch.no_grad(), _traceable_sizes():
+        return torch.export.export(graph, example, dynamic_shapes=(axes,), strict=False)
+
+
+@contextmanager
+def _traceable_sizes() -> Iterator[None]:
+    """`len(tensor)` is a plain number to Python and would bake the example's batch into the graph; a shape does not."""
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) else len(value)
+
+    modules = (pixels, pooling)
+    for module in modules:
+        vars(module)["len"] = length
+    try:
+        yield
+    finally:
+        for module in modules:
+            del vars(module)["len"]
+
+
+def _write_onnx(graph: GraphPolicy, path: Path) -> None:
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"export to ONNX needs {error.name}, which isn't installed; pip install 'robopolicy[export]'"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        torch.onnx.export(
+            _program(graph),
+            dynamo=True,
+            input_names=graph.inputs,
+            output_names=graph.outputs,
+            external_data=False,
+            verbose=False,
+        ).save(path)
+
+
+def _quantize(path: Path) -> None:
+    """Int8 weights in the graph's matrix products, one scale per column; activations are quantized as they come."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # the exporter's shapes are stale where it has transposed weights
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        plain, prepared = Path(scratch) / "plain.onnx", Path(scratch) / "prepared.onnx"
+        onnx.save(model, plain)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        products = ["MatMul", "Gemm"]
+        quantize_dynamic(prepared, path, products, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def _manifest(graph: GraphPolicy, spec: PolicySpec, format: str, file: str, int8: bool) -> dict[str, Any]:
+    policy = graph.policy
+    example = graph.example(EXAMPLE_BATCH)
+    with torch.no_grad():
+        answer = graph(*example)
+    text = policy.text
+    vocabulary = text.vocabulary if isinstance(text, VocabularyText) else None
+    inputs = _described(graph.inputs, example)
+    return {
+        "format_version": FORMAT,
+        "format": format,
+        "file": file,
+        "int8": int8,
+        "spec": spec.to_dict(),
+        "text": {"words": list(vocabulary.words), "length": vocabulary.length} if vocabulary else None,
+        "units": {ACTIONS: "as the demos' action rows", "age": "frames since the episode began, up to the window"},
+        "inputs": inputs,
+        "outputs": _described(graph.outputs, answer),
+        "state": [entry for entry in inputs if entry["name"].startswith("state.")],
+        "versions": {name: version(name) for name in ("robopolicy", "torch")},
+    }
+
+
+def _described(names: Sequence[str], tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
+    described = []
+    for name, tensor in zip(names, tensors, strict=True):
+        shape: list[Any] = list(tensor.shape)
+        shape[1 if "state." in name else 0] = "batch"
+        described.append({"name": name, "shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")})
+    return described
+
+
+def _require_exportable(policy: ChunkPolicy) -> None:
+    if policy.config.encoder.kind == "transformers":
+        raise ExportError(
+            "encoder transformers: a backbone isn't exported; encode its tokens beside the graph and train on them "
+            "(--encoder.kind precomputed)"
+        )
+    if policy.text is not None and not isinstance(policy.text, VocabularyText):
+        raise ExportError("--encoder.text_model: a sentence model isn't exported; train with the learned vocabulary")
+
+
+def _largest_error(policy: ChunkPolicy, out: Path) -> float:
+    """Largest difference of an action to torch's over episodes longer than the window, in shares of its column's range."""
+    exported = runtime.load(out)
+    words = list(policy.vocabulary.words) if policy.vocabulary else []
+    scale = np.ones(policy.action_spec.width, np.float32)
+    scale[list(policy.action_spec.arm_columns)] = np.maximum(2 * policy.action_normalizer.arm_scale.numpy(), 1e-6)
+    worst = 0.0
+    for batch in (1, 2, 5):
+        state, reference = exported.initial_state(batch), policy.initial_state(batch)
+        for step in range(2 * policy.window + 1):
+            observation = _random_observation(policy, batch, seed=step)
+            observation["instruction"] = [" ".join(words[:3]) if words else None] * batch
+            actions, state = exported.act(observation, state)
+            expected, reference = policy.act(observation, reference)
+            difference = np.abs(actions - expected.numpy()) / scale
+            worst = max(worst, float(difference[..., list(policy.action_spec.arm_columns)].max(initial=0.0)))
+    return worst
+
+
+def _random_observation(policy: ChunkPolicy, batch: int, seed: int) -> dict[str, Any]:
+    """What the demos may have shown: scaled keys around their mean, pictures of noise."""
+    rng = np.random.default_rng(seed)
+    observation: dict[str, Any] = {}
+    for key, spec in policy.obs.items():
+        shape = (batch, *spec.shape)
+        if spec.is_image:
+            observation[key] = rng.integers(0, 256, shape, dtype=np.uint8)
+            continue
+        values = rng.normal(size=(batch, spec.width)).astype(np.float32)
+        if key in policy.scaled_keys:
+            values = policy.normalizer(key).unnormalize(torch.from_numpy(values)).numpy()
+        observation[key] = values.reshape(shape)
+    return observation

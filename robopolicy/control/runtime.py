@@ -1,0 +1,251 @@
+"""Replays an exported policy with onnxruntime and NumPy alone: no torch on the robot.
+
+policy = load("exported/")
+state = policy.initial_state(1)
+actions, state = policy.act({"ee_pose": pose[None], "instruction": "lift the red cube"}, state)
+"""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from robopolicy.control.spec import PolicySpec
+from robopolicy.types import ActionSpec, Array, Observation
+
+logger = logging.getLogger("robopolicy.runtime")
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Version of an exported folder's layout; raised when an older reader could no longer understand it."""
+
+AGE, TEXT, ACTIONS = "age", "instruction", "actions"
+"""Names in the graph beside the observation's keys; states are `state.0`, `state.1`, ... in and `next.<name>` out."""
+
+PAD, UNKNOWN = 0, 1
+"""Word numbers as in `robopolicy.model.text`; the first known word has number 2."""
+
+
+class ExportError(ValueError):
+    """An exported folder that can't be used; the message is one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedState:
+    """The memory of running episodes as the graph takes it; every method gives a new state."""
+
+    batch_shape: tuple[int, ...]
+    """*B, the leading axes of observations and actions; flattened in the arrays below."""
+    age: Int[np.ndarray, "episodes"]
+    """Frames seen by each episode, counted up to W."""
+    tensors: tuple[np.ndarray, ...]
+    """Each (layers, episodes, ...)."""
+    carried: bool = False
+    """Whether a reset must clear the tensors; a window never reads the rows from before its episode."""
+
+    def reset(self, done: Array) -> "ExportedState":
+        """Forget the episodes where `done` (*B) is True."""
+        over = np.asarray(done, dtype=bool)
+        if over.shape != self.batch_shape:
+            raise ValueError(f"done has shape {over.shape}; this state holds episodes of shape {self.batch_shape}")
+        over = over.reshape(-1)
+        tensors = self.tensors
+        if self.carried:
+            tensors = tuple(np.where(over[:, None], np.float32(0), tensor) for tensor in tensors)
+        return replace(self, age=np.where(over, 0, self.age), tensors=tensors)
+
+    @staticmethod
+    def concat(states: Sequence["ExportedState"]) -> "ExportedState":
+        """One state out of several with one batch axis each, end to end."""
+        age = np.concatenate([state.age for state in states])
+        tensors = zip(*(state.tensors for state in states), strict=True)
+        joined = tuple(np.concatenate(parts, axis=1) for parts in tensors)
+        return replace(states[0], batch_shape=age.shape, age=age, tensors=joined)
+
+    def split(self, sizes: int) -> list["ExportedState"]:
+        """Parts of `sizes` episodes along the one batch axis; `concat` undoes it."""
+        parts = [slice(start, start + sizes) for start in range(0, len(self.age), sizes)]
+        return [
+            replace(
+                self,
+                batch_shape=self.age[part].shape,
+                age=self.age[part],
+                tensors=tuple(t[:, part] for t in self.tensors),
+            )
+            for part in parts
+        ]
+
+
+class ExportedPolicy:
+    """An exported policy, with the protocol of `robopolicy.load_policy`'s: `initial_state`, `act`, and what it expects."""
+
+    def __init__(self, manifest: Mapping[str, Any], run: "Graph") -> None:
+        self.spec = PolicySpec.from_dict(manifest["spec"])
+        self.manifest = dict(manifest)
+        self._run = run
+        self._text = manifest["text"]
+        self._prepared: dict[tuple[str | None, ...], np.ndarray] = {}
+        self._numbers = {word: place for place, word in enumerate((self._text or {}).get("words", ()), start=2)}
+        self._reported: set[str] = set()
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """Columns of the actions."""
+        return self.spec.action
+
+    @property
+    def chunk(self) -> int:
+        """K, actions predicted per frame."""
+        return self.spec.chunk
+
+    @property
+    def window(self) -> int:
+        """W, frames of memory."""
+        return self.spec.window
+
+    @property
+    def obs_keys(self) -> tuple[str, ...]:
+        """The low-dimensional keys that the policy sees."""
+        return tuple(key for key, wanted in self.spec.observation.items() if not wanted.is_image)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The picture keys that the policy sees."""
+        return tuple(key for key, wanted in self.spec.observation.items() if wanted.is_image)
+
+    def initial_state(self, batch: int | Sequence[int] = ()) -> ExportedState:
+        """The state of episodes that have seen nothing; `batch` is a count, a shape, or () for one robot without axes."""
+        shape = (batch,) if isinstance(batch, int) else tuple(batch)
+        count = math.prod(shape)
+        tensors = tuple(
+            np.zeros([count if axis == "batch" else axis for axis in tensor["shape"]], np.float32)
+            for tensor in self.manifest["state"]
+        )
+        return ExportedState(shape, np.zeros(count, np.int64), tensors, carried=self.spec.history == "carry")
+
+    def act(
+        self, observation: Observation | Mapping[str, Any], state: ExportedState
+    ) -> tuple[Float[np.ndarray, "*batch chunk width"], ExportedState]:
+        """The next K action rows (*B, K, width) in the demos' units and column order, and the state that has seen them.
+
+        Raises:
+            KeyError: a camera or key is missing.
+            ValueError: a shape or type is not what the policy was trained on.
+        """
+        if isinstance(observation, Observation):
+            observation = {**observation.obs, TEXT: observation.instruction}
+        feed = {key: self._input(key, observation, state.batch_shape) for key in self.spec.observation}
+        if self._text is not None:
+            feed[TEXT] = self._words(observation.get(TEXT), len(state.age), state.batch_shape)
+        feed[AGE] = state.age
+        feed |= {f"state.{i}": tensor for i, tensor in enumerate(state.tensors)}
+        given = self._run(feed)
+        after = tuple(given[f"next.state.{i}"] for i in range(len(state.tensors)))
+        actions = given[ACTIONS].reshape(*state.batch_shape, *given[ACTIONS].shape[1:])
+        return actions, replace(state, age=given[f"next.{AGE}"], tensors=after)
+
+    def _input(self, key: str, observation: Mapping[str, Any], batch: tuple[int, ...]) -> np.ndarray:
+        wanted = self.spec.observation[key]
+        if key not in observation:
+            kind = "camera" if wanted.is_image else "key"
+            raise KeyError(f"{kind} {key!r} is not in this observation. It has: {', '.join(observation)}")
+        array = np.asarray(observation[key])
+        if wanted.is_image and array.dtype != np.uint8:
+            raise ValueError(f"camera {key!r} has type {array.dtype}; expected uint8 pictures, 0 to 255")
+        if array.shape != (*batch, *wanted.shape):
+            raise ValueError(f"observation {key!r} has shape {array.shape}; expected {(*batch, *wanted.shape)}")
+        array = array.reshape(-1, *wanted.shape)
+        return np.ascontiguousarray(array if wanted.is_image else array.astype(np.float32, copy=False))
+
+    def _words(self, told: Any, count: int, batch: tuple[int, ...]) -> Int[np.ndarray, "episodes words"]:
+        """Word numbers (episodes, words), as `Vocabulary.encode` gives them."""
+        entries = (told,) if told is None or isinstance(told, str) else tuple(told)
+        if len(entries) > 1 and (not batch or len(entries) != batch[0]):
+            raise ValueError(f"{len(entries)} instructions for a batch of {batch}; give one, or one per entry")
+        if entries not in self._prepared:
+            self._prepared = {entries: np.stack([self._numbered(entry) for entry in entries])}
+        return np.repeat(self._prepared[entries], count // len(entries), axis=0)
+
+    def _numbered(self, instruction: str | None) -> Int[np.ndarray, "words"]:
+        words = re.findall(r"\w+", (instruction or "").lower())
+        for word in words:
+            if word not in self._numbers and word not in self._reported:
+                self._reported.add(word)
+                logger.warning("instruction word %r not in the training instructions: read as <unk>", word)
+        numbers = np.full(self._text["length"], PAD, np.int64)
+        known = [self._numbers.get(word, UNKNOWN) for word in words[: len(numbers)]]
+        numbers[: len(known)] = known
+        return numbers
+
+
+class Graph:
+    """Named arrays in, named arrays out, by onnxruntime."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "running an exported policy needs onnxruntime, which isn't installed; pip install 'robopolicy[export]'"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One tick."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feed)), strict=True))
+
+
+class TorchGraph(Graph):
+    """The same by a program of torch.export; this one needs torch."""
+
+    def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        import torch
+
+        self._torch = torch
+        self._program = torch.export.load(path).module()
+        self._inputs, self._outputs = list(inputs), list(outputs)
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One tick."""
+        with self._torch.no_grad():
+            given = self._program(*(self._torch.from_numpy(feed[name]) for name in self._inputs))
+        return {name: tensor.numpy() for name, tensor in zip(self._outputs, given, strict=True)}
+
+
+def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
+    """The policy in an exported folder, ready to act.
+
+    Args:
+        folder: what `robopolicy export` wrote.
+        threads: of onnxruntime; None leaves it the choice.
+
+    Raises:
+        ExportError: the folder has no manifest, one of another version, or no graph.
+        ImportError: onnxruntime is missing.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise ExportError(f"{folder}: no {MANIFEST} in it; give a folder that `robopolicy export` wrote")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if manifest.get("format_version") != FORMAT:
+        found = manifest.get("format_version")
+        raise ExportError(f"{folder / MANIFEST}: format version {found}; this robopolicy reads {FORMAT}; export again")
+    graph = folder / Path(manifest["file"]).name
+    if not graph.is_file():
+        raise ExportError(f"{graph}: the graph that {MANIFEST} names is missing; export again")
+    if manifest["format"] == "torch":
+        run: Graph = TorchGraph(graph, *([entry["name"] for entry in manifest[side]] for side in ("inputs", "outputs")))
+    else:
+        run = Graph(graph, threads)
+    return ExportedPolicy(manifest, run)
