@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from robopolicy.control.robot import Robot
+from robopolicy.control.robot import Robot, request_realtime
 from robopolicy.control.stream import PolicyStream
 from robopolicy.types import Array, Observation
+
+POLICY_PRIORITY = 10
+"""Real-time priority of the policy's thread, where asked for."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,19 @@ class ThreadedInference:
         robot: what is observed.
         stream: a `PolicyStream` without batch axes, or anything that is called and reset like one.
         instruction: what the robot is told to do, where its observation doesn't say.
+        realtime: ask for real-time priority, below the control loop's: a thread that is put aside while it holds the
+            interpreter holds up the commands.
     """
 
-    def __init__(self, robot: Robot, stream: "PolicyStream | ServedStream", instruction: str | None = None) -> None:
-        self.robot, self.stream, self.instruction = robot, stream, instruction
+    def __init__(
+        self,
+        robot: Robot,
+        stream: "PolicyStream | ServedStream",
+        instruction: str | None = None,
+        *,
+        realtime: bool = False,
+    ) -> None:
+        self.robot, self.stream, self.instruction, self.realtime = robot, stream, instruction, realtime
         self.missed = 0
         self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[tuple[int, Thought | Exception]] = queue.SimpleQueue()
@@ -103,6 +115,8 @@ class ThreadedInference:
 
     def _think(self) -> None:
         episode = -1
+        if self.realtime:
+            request_realtime(POLICY_PRIORITY)
         while (requested := self._requests.get()) is not None:
             began_s = time.perf_counter()
             try:

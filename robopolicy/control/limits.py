@@ -101,12 +101,10 @@ def limit_targets(
     return Targets(allowed, opening, limited)
 
 
-def outside_workspace(profile: RobotProfile, qpos: Float[Array, "*B joints"]) -> Float[Array, "*B"]:
-    """How far the tool is outside the workspace box at its worst side [m]; negative inside."""
-    assert profile.arm is not None
-    position, _, _ = pose_and_jacobian(profile.arm, qpos)
-    xp = _namespace(qpos)
-    lower, upper = _like(profile.workspace_lower_m, qpos), _like(profile.workspace_upper_m, qpos)
+def outside_workspace(profile: RobotProfile, position: Float[Array, "*B 3"]) -> Float[Array, "*B"]:
+    """How far a point in the base frame [m] is outside the workspace box at its worst side [m]; negative inside."""
+    xp = _namespace(position)
+    lower, upper = _like(profile.workspace_lower_m, position), _like(profile.workspace_upper_m, position)
     return xp.amax(xp.maximum(lower - position, position - upper), -1)
 
 
@@ -114,7 +112,8 @@ def _within_workspace(profile: RobotProfile, qpos: Array, target: Array) -> tupl
     """The largest tried share of the way to `target` (*B, joints) that keeps the tool in the box, and where it isn't 1."""
     xp = _namespace(qpos)
     ways = xp.stack([qpos + share * (target - qpos) for share in WORKSPACE_SHARES])
-    outside = outside_workspace(profile, ways)
+    position, _, _ = pose_and_jacobian(profile.arm, ways)  # type: ignore[arg-type]
+    outside = outside_workspace(profile, position)
     fits = outside <= outside[-1].clip(0.0) + 1e-9
     chosen = ways[-1]
     for place in range(len(WORKSPACE_SHARES) - 2, -1, -1):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.control.inference import Inference, Thought
 from robopolicy.control.limits import joint_targets, limit_targets
-from robopolicy.control.robot import Clock, FixedGrid, Recorder, Robot, RobotError, SystemClock, Tick
+from robopolicy.control.robot import Clock, FixedGrid, Recorder, Robot, RobotError, SystemClock, Tick, request_realtime
 from robopolicy.control.smoothing import JointSmoother
 from robopolicy.control.statistics import LoopStatistics
 from robopolicy.types import ActionSpec, Command
@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 HOMING_SHARE = 0.1
 """Share of the robot's velocity, acceleration and jerk used on the way to the home pose."""
+CONTROL_PRIORITY = 20
+"""Real-time priority of the control thread, where asked for."""
+REST_COMMANDS = 3
+"""Commands repeated at the end of a motion."""
 SWITCH_INTERVAL_S = 0.0005
 """How long the policy's thread may keep the interpreter while a command is due [s]."""
 
@@ -44,6 +48,7 @@ class ControlLoop:
         recorder: who is told every control step.
         clock: the time; default: the machine's.
         dry_run: compute and record, but send nothing.
+        realtime: ask for real-time priority for the calling thread; refused, the loop says so and runs without.
 
     Raises:
         ValueError: the robot's control rate differs from the policy's, or is no whole multiple of its command rate.
@@ -62,6 +67,7 @@ class ControlLoop:
         recorder: Recorder | None = None,
         clock: Clock | None = None,
         dry_run: bool = False,
+        realtime: bool = False,
     ) -> None:
         control_dt = executor.control_dt
         self._commands_per_step = commands_per_step(robot, control_dt)
@@ -73,6 +79,8 @@ class ControlLoop:
         self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
         self.smoother.start(robot.qpos())
         self._opening_m = robot.profile.opening_m
+        if realtime and not request_realtime(CONTROL_PRIORITY):
+            logger.warning("real-time priority was refused; commands may be late when the machine is busy")
         self.stopped: str | None = None
         """Why the robot was stopped; None while armed."""
         self._begin()
@@ -98,9 +106,7 @@ class ControlLoop:
             raise ValueError(
                 f"{profile.name}: the way home breaks a limit; move the robot nearer by its own means first"
             )
-        grid = FixedGrid(self.clock, self.robot.command_dt)
-        while not slow.at_rest:
-            self._send(slow.step(grid.wait()), grid)
+        self._follow_to_rest(slow, FixedGrid(self.clock, self.robot.command_dt))
         self.smoother.start(slow.state[0])
 
     def run(self, duration_s: float, finished: Callable[[], bool] = lambda: False) -> LoopStatistics:
@@ -111,20 +117,21 @@ class ControlLoop:
         """
         if self.stopped is not None:
             raise RobotError(f"not armed: {self.stopped}; rearm first")
-        grid = FixedGrid(self.clock, self.robot.command_dt)
         self._step = -1
         with _undisturbed():
+            grid = FixedGrid(self.clock, self.robot.command_dt)
             try:
                 self._drive(grid, self.clock.now() + duration_s, finished)
             except RobotError as error:  # lost, or stopped by itself: nobody is left to be commanded
                 self._stop(str(error), grid)
             except BaseException:
                 with suppress(RobotError):
-                    self._come_to_rest(grid)
+                    self.smoother.brake()
+                    self._follow_to_rest(self.smoother, grid)
                 self.robot.stop()
                 raise
         if self.stopped is not None:
-            self.statistics.stop_s.append(grid.t_s - self._stop_began_s)
+            self.statistics.stop_s.append(max(self._rested_s - self._stop_began_s, 0.0))
         return self.statistics
 
     def _begin(self) -> None:
@@ -136,6 +143,7 @@ class ControlLoop:
         self._began_s = self.clock.now()
         self._to_act = False
         self._moved = False
+        self._rested_s = self._began_s
 
     def _drive(self, grid: FixedGrid, ends_s: float, finished: Callable[[], bool]) -> None:
         """Command after command, until the end or a stop, and on to rest."""
@@ -149,12 +157,16 @@ class ControlLoop:
             self._send(self.smoother.step(passed), grid)
             if self.stopped is None:
                 self._think(grid)
-        self._come_to_rest(grid)
-
-    def _come_to_rest(self, grid: FixedGrid) -> None:
         self.smoother.brake()
-        while not self.smoother.at_rest:
-            self._send(self.smoother.step(grid.wait()), grid)
+        self._follow_to_rest(self.smoother, grid)
+
+    def _follow_to_rest(self, smoother: JointSmoother, grid: FixedGrid) -> None:
+        """Send a motion to its end, and the end a few times more, so that the robot sees that it is at rest."""
+        while not smoother.at_rest:
+            self._send(smoother.step(grid.wait()), grid)
+        self._rested_s = grid.t_s
+        for _ in range(REST_COMMANDS):
+            self._send(smoother.step(grid.wait()), grid)
 
     def _send(self, position: np.ndarray, grid: FixedGrid) -> None:
         self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)

@@ -1,5 +1,6 @@
 """What the control loop asks of a robot, of time, and of whoever keeps a record: protocols, and the machine's clock."""
 
+import os
 import time
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -74,6 +75,15 @@ class SystemClock:
         """Return at t_s, or at once if it has passed."""
         if (left := t_s - time.monotonic()) > 0:
             time.sleep(left)
+
+
+def request_realtime(priority: int) -> bool:
+    """Ask the operating system to run this thread before all ordinary ones (SCHED_FIFO); False where it refuses."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 class FixedGrid:

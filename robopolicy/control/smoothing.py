@@ -182,11 +182,11 @@ class JointSmoother:
         profile = self.profile
         if profile.arm is None:
             return True
+        tool, _, jacobian = pose_and_jacobian(profile.arm, positions)
         if profile.workspace_lower_m is not None:
-            outside = outside_workspace(profile, positions)
+            outside = outside_workspace(profile, tool)
             if (outside > max(outside[0], -WORKSPACE_SLACK_M) + 1e-9).any():
                 return False
-        _, _, jacobian = pose_and_jacobian(profile.arm, positions)
         twist = (jacobian @ velocities[..., None])[..., 0]
         return all(
             limit is None or (np.linalg.norm(part, axis=-1) <= TOOL_SPEED_SHARE * limit).all()

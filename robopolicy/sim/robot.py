@@ -1,0 +1,282 @@
+"""Our simulated arm as a robot: a process of its own, in real time, that takes commands and can be looked at."""
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.control.guard import CommandGuard
+from robopolicy.control.profile import RobotProfile, read_profile
+from robopolicy.control.robot import FixedGrid, RobotError, SystemClock, request_realtime
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.scene import ARM_JOINTS
+from robopolicy.types import Command, Observation
+
+START_TIMEOUT_S = 180.0
+"""The renderer's kernels may have to be compiled first."""
+SIM_PRIORITY = 30
+"""Real-time priority of the simulator's process, where asked for."""
+SUCCESS, FAILED, STOPPED, STAMP = range(ARM_JOINTS, ARM_JOINTS + 4)
+"""What follows the joint positions in the row that the simulator's process publishes."""
+
+
+class SimRobot:
+    """One world of a task, stepped in real time by a process of its own; a `Robot` for the control loop.
+
+    The process follows the newest command and, like a real arm's controller, comes to rest within its limits when
+    none has come for `deadline_s`.
+
+    Args:
+        task: task of the simulator.
+        seed: seed of the episode.
+        cameras: cameras whose pictures are part of the observation.
+        image_size: side of the pictures [pixels].
+        command_dt: time between two commands, and physics step [s].
+        deadline_s: longest silence of the commands [s].
+        timeout_s: how long the process may stand still before it is reported as lost [s].
+        realtime: ask for real-time priority for the process.
+        task_options: keyword arguments of the task's class.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        seed: int = 0,
+        *,
+        cameras: Sequence[str] = (),
+        image_size: int = 64,
+        command_dt: float = 0.001,
+        deadline_s: float = 0.1,
+        timeout_s: float = 0.25,
+        realtime: bool = False,
+        task_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.profile = read_profile("panda")
+        self.command_dt, self.timeout_s = command_dt, timeout_s
+        context = multiprocessing.get_context("spawn")
+        self._commands, self._state = _SharedRows(context, ARM_JOINTS + 2), _SharedRows(context, ARM_JOINTS + 4)
+        self._pipe, theirs = context.Pipe()
+        options = {"cameras": tuple(cameras), "image_size": image_size, "task_options": task_options}
+        self.process: BaseProcess = context.Process(
+            target=_simulate,
+            args=(
+                theirs,
+                self._commands,
+                self._state,
+                self.profile,
+                task,
+                seed,
+                command_dt,
+                deadline_s,
+                realtime,
+                options,
+            ),
+            name="robopolicy-sim",
+            daemon=True,
+        )
+        self.process.start()
+        theirs.close()
+        self._stopped = False
+        started = self._answer(START_TIMEOUT_S)
+        self.control_dt = started["control_dt"]
+
+    def observe(self) -> Observation:
+        """What the world looks like now, as the task's environment shows it."""
+        asked_s = time.monotonic()
+        self._ask("observe")
+        seen = self._answer(max(self.timeout_s, 1.0))
+        return Observation(seen["obs"], seen["instruction"], asked_s)
+
+    def qpos(self) -> Float[np.ndarray, " joints"]:
+        """Joint positions of the last physics step [rad]."""
+        return np.array(self._state.read()[:ARM_JOINTS])
+
+    @property
+    def success(self) -> bool:
+        """Whether the task is solved."""
+        return bool(self._state.read()[SUCCESS])
+
+    @property
+    def failed(self) -> bool:
+        """Whether the episode is lost for good."""
+        return bool(self._state.read()[FAILED])
+
+    def command(self, command: Command) -> None:
+        """Follow one command."""
+        if self._stopped:
+            raise RobotError("the robot was stopped; it takes no further command")
+        state = self._state.read()
+        if (still_s := time.monotonic() - state[STAMP]) > self.timeout_s:
+            raise RobotError(f"the simulated robot has stood still for {still_s:.2f} s")
+        if state[STOPPED]:
+            raise RobotError("the robot stopped itself: no command came in time, or one that it refuses")
+        self._commands.write([*command.joint_position_rad, command.gripper_opening_m, command.stamp_s])
+
+    def reset(self, seed: int) -> None:
+        """Start another episode; a robot that had stopped is ready again."""
+        self._ask(seed)
+        self._answer(START_TIMEOUT_S)
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Hold, and take no further command."""
+        if not self._stopped:
+            self._stopped = True
+            with suppress(RobotError):
+                self._ask("stop")
+
+    def close(self) -> None:
+        """End the process."""
+        self.stop()
+        with suppress(RobotError):
+            self._ask("close")
+        self.process.join(timeout=2.0)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self._pipe.close()
+
+    def __enter__(self) -> "SimRobot":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, message: str | int) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            raise RobotError("the simulated robot has ended") from None
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
+        try:
+            if not self._pipe.poll(timeout_s):
+                raise RobotError(f"the simulated robot did not answer within {timeout_s:g} s")
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            raise RobotError("the simulated robot has ended") from None
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer
+
+
+class _SharedRows:
+    """The newest row of numbers, from one process to another, without a lock that a frozen process could hold."""
+
+    SLOTS = 8
+
+    def __init__(self, context: Any, width: int) -> None:
+        self._rows, self._written = context.RawArray("d", self.SLOTS * width), context.RawValue("q", 0)
+        self._width = width
+
+    def write(self, row: Sequence[float]) -> None:
+        """Make a row the newest; for one writer."""
+        start = (self._written.value + 1) % self.SLOTS * self._width
+        self._rows[start : start + self._width] = row
+        self._written.value += 1
+
+    @property
+    def written(self) -> int:
+        """How many rows there have been."""
+        return self._written.value
+
+    def read(self) -> list[float]:
+        """The newest row; zeros before the first."""
+        start = self._written.value % self.SLOTS * self._width
+        return self._rows[start : start + self._width]
+
+
+class _RealTimeWorld(RobotVectorEnv):
+    """The task's environment with one world, driven by joint commands instead of actions."""
+
+    def begin(self, seed: int) -> Float[np.ndarray, " joints"]:
+        """Start an episode; gives the joint positions [rad]."""
+        self.reset(seed=seed)
+        self.ctrl = self.physics.batch.bind("ctrl")
+        self._time_steps = 0
+        return self.physics.qpos[0, :ARM_JOINTS].copy()
+
+    def advance(self, position_rad: np.ndarray, opening_m: float, ticks: int) -> None:
+        """Some physics steps under one command; the task is judged once every control step."""
+        self.ctrl[0, :ARM_JOINTS], self.ctrl[0, ARM_JOINTS:] = position_rad, opening_m / 2
+        self.physics.batch.step(nstep=ticks)
+        self._time_steps += ticks
+        if self._time_steps // self.scene.n_substeps > self._steps[0]:
+            self._steps += 1
+            self._observe_state()
+            self.failed = bool(self._judge()[0]) and not self._success[0]
+
+    failed = False
+
+    @property
+    def success(self) -> bool:
+        """Whether the task is solved."""
+        return bool(self._success[0])
+
+    def look(self) -> dict[str, Any]:
+        """The observation of now, without batch axis, and the instruction."""
+        self._observe_state()
+        obs = {key: np.array(rows[0]) for key, rows in self._observation().items()}
+        return {"obs": obs, "instruction": self.instructions[0]}
+
+
+def _simulate(
+    pipe: Connection,
+    commands: _SharedRows,
+    state: _SharedRows,
+    profile: RobotProfile,
+    task: str,
+    seed: int,
+    period_s: float,
+    deadline_s: float,
+    realtime: bool,
+    options: dict[str, Any],
+) -> None:
+    """The simulator's process: physics on a fixed grid, until it is told to close or its owner is gone."""
+    try:
+        world = _RealTimeWorld(task, 1, num_threads=1, physics_dt=period_s, **options)
+        position, opening_m = world.begin(seed), profile.opening_m
+        world.look()
+        pipe.send({"control_dt": world.control_dt})
+    except (ValueError, KeyError, ImportError) as error:
+        pipe.send({"error": str(error)})
+        return
+    if realtime:
+        request_realtime(SIM_PRIORITY)
+    guard = CommandGuard(profile, period_s, position, deadline_s)
+    grid, taken = FixedGrid(SystemClock(), period_s), commands.written
+    while True:
+        ticks = grid.wait()
+        now_s = time.monotonic()
+        if commands.written > taken:
+            taken = commands.written
+            *position, wanted_m, stamp_s = commands.read()
+            with suppress(RobotError):
+                guard.receive(np.array(position), stamp_s, now_s)
+                opening_m = wanted_m
+        world.advance(guard.position(now_s), opening_m, min(ticks, 100))
+        row = [world.success, world.failed, guard.stopped is not None, time.monotonic()]
+        state.write([*world.physics.qpos[0, :ARM_JOINTS], *map(float, row)])
+        try:
+            message = pipe.recv() if pipe.poll() else None
+        except (EOFError, OSError):
+            return
+        if message == "close":
+            return
+        if message == "observe":
+            pipe.send(world.look())
+        elif message == "stop":
+            guard.stop("told to")
+        elif message is not None:
+            position, opening_m = world.begin(message), profile.opening_m
+            guard, taken = CommandGuard(profile, period_s, position, deadline_s), commands.written
+            pipe.send({"control_dt": world.control_dt})
