@@ -22,6 +22,11 @@ class RecurrentCell(nn.RNNBase):
         """Tensors of a state: hidden and cell state of an LSTM, the hidden state of a GRU."""
         return 2 if self.cell == "lstm" else 1
 
+    def layer_weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """weight_ih, weight_hh, bias_ih and bias_hh of one layer."""
+        weight_ih, weight_hh, bias_ih, bias_hh = self._flat_weights[4 * layer : 4 * layer + 4]
+        return weight_ih, weight_hh, bias_ih, bias_hh
+
     def run(self, frames: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All frames (*B, T, P) one after another, from `state` (each (layers, *B, H)) or zero.
 
@@ -51,9 +56,8 @@ class RecurrentCell(nn.RNNBase):
         layers = []
         inputs = frame
         for layer in range(self.num_layers):
-            weights = [getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
             update = lstm_update if self.cell == "lstm" else gru_update
-            layers.append(update(inputs, tuple(t[layer] for t in state), *weights))
+            layers.append(update(inputs, tuple(t[layer] for t in state), *self.layer_weights(layer)))
             inputs = functional.dropout(layers[-1][0], self.dropout, self.training)
         return tuple(torch.stack(parts) for parts in zip(*layers, strict=True))
 

@@ -1,14 +1,15 @@
 """The policy head: vision-language tokens in, chunks of arm and gripper actions out, remembered over a window."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robopolicy.model.heads import make_action_head
+from robopolicy.model.packed import Precision, packable, packed_copy
 from robopolicy.model.pooling import PoolingKind, make_pooling
-from robopolicy.model.recurrence import CellKind, make_recurrence
+from robopolicy.model.recurrence import CellKind, RecurrentMemory, make_recurrence
 from robopolicy.model.streaming import History, MemoryState
 from robopolicy.types import ActionSpec, Chunk
 
@@ -75,6 +76,20 @@ class PolicyHead(nn.Module):
             heads=attention_heads,
         )
         self.action_head = make_action_head(head, latent * hidden, action, chunk, head_widths, **head_options)
+        self.precision = "float32"
+
+    @property
+    def precision(self) -> Precision:
+        """Arithmetic of `step` on the CPU without gradients: `float32` (exact), `bf16` or `int8`."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision {precision!r} is not known; choose {', '.join(get_args(Precision))}")
+        self._precision = cast(Precision, precision)
+        if isinstance(self.rnn, RecurrentMemory):
+            self.rnn.precision = self._precision
 
     def forward(
         self,
@@ -120,7 +135,9 @@ class PolicyHead(nn.Module):
     ) -> tuple[Chunk, MemoryState]:
         """The chunk at the newest frame, arm (*B, K, A) and gripper_logit (*B, K, G), and the state that has seen it."""
         hidden, state = self.rnn.step(self.pool(tokens, token_valid), state)
-        return self.action_head(hidden), state
+        packed = packable(self.action_head)
+        decode = packed_copy(self.action_head, self.precision) if packed else self.action_head
+        return decode(hidden), state
 
     def loss(
         self,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robopolicy.model.cells import RecurrentCell
+from robopolicy.model.packed import Precision, packable, packed_cell
 from robopolicy.model.streaming import (
     History,
     MemoryState,
@@ -115,6 +116,7 @@ class RecurrentMemory(RecurrentCell):
         self.history = history
         self.window = window
         self.output_width = hidden
+        self.precision: Precision = "float32"
 
     def forward(self, pooled: Float[Tensor, "*batch window pooled"]) -> Float[Tensor, "*batch window hidden"]:
         """Every frame of a window, from a zero state; with `history="none"` each frame by itself.
@@ -147,11 +149,15 @@ class RecurrentMemory(RecurrentCell):
         if self.history == "none":
             return self.run(frame.unsqueeze(-2))[0].squeeze(-2), state
         age = (state.age + 1).clamp(max=self.window)
-        if self.history == "carry":
+        staggered = self.history == "window"
+        if packable(self):
+            tensors = packed_cell(self, self.precision).step(frame, state.tensors, staggered)
+        elif staggered:
+            tensors = self.advance(frame[..., None, :], tuple(shift_in_zero(rows) for rows in state.tensors))
+        else:
             tensors = self.advance(frame, state.tensors)
-            return tensors[0][-1], MemoryState(self.history, age, tensors)
-        tensors = self.advance(frame[..., None, :], tuple(shift_in_zero(rows) for rows in state.tensors))
-        return row_of_age(tensors[0][-1], age), MemoryState(self.history, age, tensors)
+        newest = tensors[0][-1]
+        return row_of_age(newest, age) if staggered else newest, MemoryState(self.history, age, tensors)
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
         """Zeros: (layers, *B, W, H) with `window`, (layers, *B, H) with `carry`, nothing with `none`."""
