@@ -132,7 +132,7 @@ class RunKeeper(Callback):
         self,
         run_dir: Path,
         timer: StepTimer,
-        save: Callable[[ChunkPolicy], None],
+        save: Callable[[ChunkPolicy], Any],
         valid_batches: Callable[[], Iterable[Batch]],
         *,
         select: str,
@@ -178,10 +178,10 @@ class RunKeeper(Callback):
         self.timer.before_extras()
         self._seen = step
         done = pl_module.progress() >= 1
-        stopping = bool(pl_module.from_first(float(self.stop_requested)))
+        self.stop_requested = stopping = bool(pl_module.from_first(float(self.stop_requested)))
         save_due = done or stopping or step % self.checkpoint_every == 0
-        valid_due = not stopping and (done or step % self.valid_every == 0)
-        eval_due = not stopping and self.eval_every is not None and (done or step % self.eval_every == 0)
+        valid_due = done or step % self.valid_every == 0
+        eval_due = self.eval_every is not None and (done or step % self.eval_every == 0)
         if step % LOG_EVERY == 0 or save_due or valid_due or eval_due:
             self._log_training(trainer, pl_module, step)
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # measuring more often changes no training
@@ -191,7 +191,7 @@ class RunKeeper(Callback):
                 self._evaluate(trainer, pl_module, step)
         if self.select == "last" and save_due:
             self._keep(trainer, pl_module, {"step": step})
-        self.finished = done and not stopping
+        self.finished = done
         if save_due:
             self._save_resume(trainer, pl_module)
         trainer.should_stop = trainer.should_stop or done or stopping
@@ -248,6 +248,7 @@ class RunKeeper(Callback):
         if trainer.is_global_zero:
             os.replace(partial, self.run_dir / RESUME_FILE)
             self.write_metrics(trainer)
+        trainer.strategy.barrier()
 
     def write_metrics(self, trainer: Trainer) -> None:
         """Write `metrics.json`: facts of the run, losses, and times."""

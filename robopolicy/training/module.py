@@ -116,7 +116,7 @@ class PolicyTraining(LightningModule):
         self.augmentation = augmentation
         self.tally = Tally()
         self.carried: MemoryState | None = None
-        self._trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self._trained: list[Tensor] = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self._averages = [] if self.averaged is None else _matching(policy, self.averaged)
 
     @property
@@ -149,7 +149,7 @@ class PolicyTraining(LightningModule):
         if self._averages:
             decay = min(0.999, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(self._averages, self._trained, 1 - decay)
+                torch._foreach_lerp_(self._averages, self._trained, 1 - decay)  # pyright: ignore
 
     def progress(self) -> float:
         """Share of the training done, 0 .. 1; where the clock decides, that of the first process."""

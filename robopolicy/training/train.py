@@ -18,7 +18,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from robopolicy.config import ConfigError, ExperimentConfig, config_to_dict
@@ -97,7 +97,7 @@ def train(
     )
     bar = [ConsoleProgress(keeper, config.training.max_steps)] if sys.stdout.isatty() else []
     _write_config(config, run_dir)
-    with _quiet_lightning(), _stop_on_signal(keeper):
+    with quiet_lightning(), _stop_on_signal(keeper):
         trainer = make_trainer(config, run_dir, [RandomState(config.training.seed), *callbacks, keeper, *bar, timer])
         trainer.fit(module, datamodule=data, ckpt_path=run_dir / RESUME_FILE if resume else None, weights_only=True)
     if keeper.stop_requested and not keeper.finished:
@@ -152,9 +152,7 @@ def _processes(cuda: bool) -> dict[str, Any]:
         local = world // nodes
     else:
         return {"devices": 1}
-    ddp: Strategy = DDPStrategy(
-        process_group_backend="nccl" if cuda else "gloo", broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    ddp = DDPStrategy(process_group_backend="nccl" if cuda else "gloo", gradient_as_bucket_view=True)
     return {"devices": local, "num_nodes": world // local, "strategy": ddp}
 
 
@@ -214,7 +212,9 @@ def _check_selection(config: ExperimentConfig, evaluate: Callable[[ChunkPolicy],
 def _write_config(config: ExperimentConfig, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank == 0:
-        (run_dir / CONFIG).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+        partial = run_dir / f"{CONFIG}.partial"
+        partial.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+        os.replace(partial, run_dir / CONFIG)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -225,18 +225,19 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's advertising and advice about choices made on purpose off the terminal."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    before = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
+    for logger in before:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             for message in LIGHTNING_ADVICE:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -1,0 +1,212 @@
+"""Training under Lightning is the plain loop one would write by hand, with its schedule, averages and carried states."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from robopolicy.config import DataConfig, EncoderConfig, ExperimentConfig, HeadConfig
+from robopolicy.training import module as module_under_test
+from robopolicy.training.datamodule import DemoDataModule
+from robopolicy.training.module import (
+    PolicyTraining,
+    Schedule,
+    Tally,
+    copy_sharing_frozen,
+    parameter_groups,
+    segment_losses,
+)
+from robopolicy.training.train import make_policy, make_trainer, quiet_lightning
+from robopolicy.types import Batch
+
+
+def experiment(path: Path, history: str = "window", **data: object) -> ExperimentConfig:
+    return ExperimentConfig(
+        data=DataConfig(files=(str(path),), batch_size=6, **data),
+        encoder=EncoderConfig(width=8, hidden=8),
+        head=HeadConfig(window=3, chunk=2, hidden=8, layers=1, head_widths=(8,), history=history),
+    )
+
+
+@pytest.fixture
+def data(tiny_demos: Path) -> DemoDataModule:
+    return opened(experiment(tiny_demos))
+
+
+def opened(config: ExperimentConfig) -> DemoDataModule:
+    torch.manual_seed(0)
+    data = DemoDataModule(config)
+    data.setup()
+    return data
+
+
+def weights(policy: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+
+def fit(module: PolicyTraining, data: DemoDataModule, config: ExperimentConfig, folder: Path) -> None:
+    steps = module.schedule.max_steps
+    with quiet_lightning():
+        make_trainer(replace(config, training=replace(config.training, max_steps=steps)), folder, []).fit(module, data)
+
+
+def test_training_is_the_loop_one_would_write_by_hand(data: DemoDataModule, tmp_path: Path) -> None:
+    """Lightning's hooks hide mistakes well: a skipped clip, a schedule off by one, an average taken before the step."""
+    policy = make_policy(data.experiment, data)
+    by_hand, average = copy.deepcopy(policy), copy.deepcopy(policy)
+    schedule = Schedule(max_steps=9, warmup_steps=3, min_lr_scale=0.1)
+    module = PolicyTraining(policy, schedule, lr=1e-2, encoder_lr_scale=0.5, weight_decay=0.1, clip_norm=0.05)
+    fit(module, data, data.experiment, tmp_path)
+
+    groups = parameter_groups(by_hand, 1e-2, 0.5, 0.1)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    loader, step = opened(data.experiment).train_dataloader(), 0
+    while step < 9:
+        for batch in loader:
+            if step == 9:
+                break
+            optimizer.zero_grad()
+            by_hand.losses(batch)["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 0.05)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * schedule.lr_scale(step, step / 9)
+            optimizer.step()
+            decay = (1 + step) / (10 + step)
+            for mine, theirs in zip(average.parameters(), by_hand.parameters(), strict=True):
+                mine.data.copy_(decay * mine + (1 - decay) * theirs)
+            step += 1
+    torch.testing.assert_close(weights(policy), weights(by_hand), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(module.evaluated), weights(average), rtol=1e-5, atol=1e-6)
+    assert module.evaluated is not policy
+
+
+def test_without_averaging_the_policy_itself_is_evaluated(data: DemoDataModule) -> None:
+    """An average that is off but still evaluated would be the untrained policy."""
+    policy = make_policy(data.experiment, data)
+    assert PolicyTraining(policy, Schedule(1), lr=1e-3, ema=False).evaluated is policy
+
+
+def test_the_schedule_warms_up_and_ends_at_its_lowest_rate() -> None:
+    """A cosine that ends early or late leaves the last steps at a useless rate."""
+    schedule = Schedule(max_steps=100, warmup_steps=10, min_lr_scale=0.01)
+    scales = [schedule.lr_scale(step, schedule.progress(step)) for step in range(101)]
+    assert scales[0] == pytest.approx(0.1)
+    assert scales[9] == pytest.approx(max(scales), rel=0.05)
+    assert scales[10:] == sorted(scales[10:], reverse=True)
+    assert scales[100] == pytest.approx(0.01)
+    assert Schedule(max_steps=10).lr_scale(0, 0.0) == 1.0
+
+
+def test_the_schedule_follows_the_clock_where_time_runs_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is cut off by its time limit at a high rate wastes the whole descent."""
+    now = [1000.0]
+    monkeypatch.setattr(module_under_test.time, "monotonic", lambda: now[0])
+    schedule = Schedule(max_steps=1000, min_lr_scale=0.01, max_minutes=2.0)
+    schedule.start(earlier_s=30.0)
+    assert schedule.progress(100) == pytest.approx(0.25)
+    now[0] += 30.0
+    assert schedule.progress(100) == pytest.approx(0.5)
+    assert schedule.progress(900) == pytest.approx(0.9)
+    now[0] += 300.0
+    assert schedule.progress(100) == 1.0
+    assert schedule.lr_scale(100, 1.0) == pytest.approx(0.01)
+
+
+def test_each_trained_parameter_is_in_one_group_and_only_matrices_decay(data: DemoDataModule) -> None:
+    """Decayed biases and norms shrink what they must not; a parameter in no group never learns."""
+    policy = make_policy(data.experiment, data)
+    frozen = next(policy.head.parameters()).requires_grad_(False)
+    groups = parameter_groups(policy, 1e-3, encoder_lr_scale=0.1, weight_decay=0.05)
+    grouped = {id(member): group for group in groups for member in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(grouped)
+    for name, parameter in policy.named_parameters():
+        if parameter is frozen:
+            assert id(parameter) not in grouped
+            continue
+        group = grouped[id(parameter)]
+        assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0)
+        assert group["peak_lr"] == pytest.approx(1e-4 if name.startswith("encoder.") else 1e-3)
+
+
+def test_the_average_shares_what_is_not_trained(data: DemoDataModule) -> None:
+    """A frozen vision-language backbone held twice would fill the memory for nothing."""
+    policy = make_policy(data.experiment, data)
+    frozen = next(policy.head.parameters()).requires_grad_(False)
+    average = copy_sharing_frozen(policy)
+    assert next(average.head.parameters()) is frozen
+    assert not {id(p) for p in average.parameters()} & {id(p) for p in policy.parameters() if p.requires_grad}
+
+
+def test_means_over_batches_weigh_each_valid_action_alike() -> None:
+    """The mean of batch means favours the actions of sparsely filled batches."""
+    tally = Tally()
+    tally.add({"arm": torch.tensor(1.0)}, torch.tensor(30))
+    tally.add({"arm": torch.tensor(4.0)}, torch.tensor(10))
+    tally.add({"arm": torch.tensor(0.0)}, torch.tensor(0))
+    assert tally.take() == {"arm": pytest.approx(1.75)}
+    assert tally.take() == {}
+
+
+def test_validation_measures_the_average_and_leaves_training_as_it_was(data: DemoDataModule) -> None:
+    """Validation that left the policy in eval mode would switch dropout off for the rest of the run."""
+    policy = make_policy(data.experiment, data)
+    module = PolicyTraining(policy, Schedule(1), lr=1e-3)
+    for parameter in policy.parameters():
+        parameter.data.fill_(float("nan"))
+    policy.train()
+    terms = module.validate(data.val_dataloader())
+    assert all(value == value for value in terms.values())
+    assert {"loss", "loss_arm", "loss_gripper", "gripper_accuracy"} <= set(terms)
+    assert policy.training
+    assert all(parameter.grad is None for parameter in policy.parameters())
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_the_validation_loss_does_not_depend_on_the_batch_size(tiny_demos: Path, size: int) -> None:
+    """A checkpoint chosen by a loss that moves with the batch size is chosen by chance."""
+    data = opened(replace(experiment(tiny_demos), data=DataConfig(files=(str(tiny_demos),), batch_size=size)))
+    torch.manual_seed(0)
+    terms = PolicyTraining(make_policy(data.experiment, data), Schedule(1), lr=1e-3).validate(data.val_dataloader())
+    whole = opened(experiment(tiny_demos))
+    torch.manual_seed(0)
+    expected = PolicyTraining(make_policy(whole.experiment, whole), Schedule(1), lr=1e-3).validate(
+        whole.val_dataloader()
+    )
+    assert terms == pytest.approx(expected, rel=1e-5)
+
+
+def carry_batches(tiny_demos: Path, tbptt: int | None) -> tuple[DemoDataModule, list[Batch]]:
+    config = experiment(tiny_demos, history="carry")
+    data = opened(replace(config, training=replace(config.training, tbptt=tbptt)))
+    return data, list(data.train_dataloader())
+
+
+def test_truncated_training_of_whole_episodes_has_the_gradients_of_the_full_pass(tiny_demos: Path) -> None:
+    """A state left over from other episodes, or a gradient cut inside the chunk, would pass unnoticed."""
+    data, batches = carry_batches(tiny_demos, tbptt=None)
+    policy, batch = make_policy(data.experiment, data), batches[0]
+    left_over = replace(policy.initial_state(6), tensors=tuple(torch.ones(1, 6, 8) for _ in range(2)))
+    terms, _ = segment_losses(policy, batch, left_over)
+    truncated = torch.autograd.grad(terms["loss"], list(policy.parameters()), allow_unused=True)
+    full = torch.autograd.grad(policy.losses(batch)["loss"], list(policy.parameters()), allow_unused=True)
+    for one, other in zip(truncated, full, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+
+
+def test_the_state_goes_on_between_segments_of_an_episode_without_its_gradient(tiny_demos: Path) -> None:
+    """Segments begun from zero forget the episode; a state with its graph keeps every earlier batch in memory."""
+    data, batches = carry_batches(tiny_demos, tbptt=4)
+    _, (full,) = carry_batches(tiny_demos, tbptt=None)
+    policy = make_policy(data.experiment, data)
+    tally, state = Tally(), None
+    for batch in batches:
+        terms, state = segment_losses(policy, batch, state)
+        assert not any(part.requires_grad for part in state.tensors)
+        tally.add(terms, batch.action_valid.sum())
+    assert batches[1].episode_start is not None
+    assert not batches[1].episode_start.all()
+    assert tally.take()["loss_arm"] == pytest.approx(policy.losses(full)["loss_arm"].item(), rel=1e-5)
