@@ -18,7 +18,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import h5py
 import numpy as np
@@ -75,10 +74,12 @@ class _Examiner:
         """What speaks against the file, or None."""
         request = json.dumps([str(path.resolve()), time_limit_s])
         with self._lock:
-            requests, replies = self._streams()
-            requests.write(request + "\n")
-            requests.flush()
-            reply = replies.readline()
+            process = self._running()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(request + "\n")
+            process.stdin.flush()
+            reply = process.stdout.readline()
         if not reply:
             self.close()
             raise UnsafeFileError(f"{path}: the process that examines files has ended; call again to start another")
@@ -89,7 +90,7 @@ class _Examiner:
         if process is not None and self._owner == os.getpid():
             process.communicate()
 
-    def _streams(self) -> tuple[IO[str], IO[str]]:
+    def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._owner != os.getpid():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from robopolicy.demos.probe import serve; serve()"],
@@ -99,9 +100,7 @@ class _Examiner:
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
             self._owner = os.getpid()
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        return self._process.stdin, self._process.stdout
+        return self._process
 
 
 _verdicts: dict[tuple[str, int, int], str | None] = {}
@@ -109,12 +108,12 @@ _examiner = _Examiner()
 atexit.register(_examiner.close)
 
 
-def serve(requests: IO[str] = sys.stdin, replies: IO[str] = sys.stdout) -> None:
-    """The helper's loop: one JSON line `[path, seconds]` in, one JSON line (what speaks against it, or null) out."""
+def serve() -> None:
+    """The helper's loop: a JSON line `[path, seconds]` from stdin, one (what speaks against it, or null) to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for line in requests:
+    for line in sys.stdin:
         path, time_limit_s = json.loads(line)
-        print(json.dumps(_in_child(path, time_limit_s)), file=replies, flush=True)
+        print(json.dumps(_in_child(path, time_limit_s)), flush=True)
 
 
 def _in_child(path: str, time_limit_s: float) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from robopolicy.demos.actions import infer_action_spec
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 
+@runtime_checkable
 class DemoReader(Protocol):
     """One open set of demonstrations, whatever its format; a context manager."""
 
@@ -63,11 +64,12 @@ class DemoReader(Protocol):
         """Let go of the file."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "DemoReader": ...
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
+@runtime_checkable
 class DemoFormat(Protocol):
     """A way to store demonstrations that can be read."""
 
@@ -87,6 +89,7 @@ class DemoFormat(Protocol):
         ...
 
 
+@runtime_checkable
 class WritableFormat(Protocol):
     """A way to store demonstrations that they can be converted to."""
 
@@ -120,7 +123,7 @@ class ReaderBase:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ReaderBase":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from robopolicy.types import DemoFormatError
 
 
+@runtime_checkable
 class Episodes(Protocol):
     """The episodes of one data set, by LeRobot's episode index."""
 

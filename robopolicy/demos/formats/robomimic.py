@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from robopolicy.demos.checksums import ATTRIBUTE, checksums_of, verify
 from robopolicy.demos.formats.base import DemoReader, ReaderBase, action_spec_of
 from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
@@ -43,7 +44,7 @@ class RobomimicFormat:
             spec = action_spec_of(source)
         with DemoWriter(target, env_args=env_args, action_spec=spec, attributes=attributes) as writer:
             for name in names:
-                writer.write(source.read(name))
+                writer.write(_with_checksums(source.read(name)))
             for key, members in source.filter_keys.items():
                 writer.write_filter_key(key, [name for name in members if name in set(names)])
         left_out = sorted(set(source.attributes) - set(plain) - set(DESCRIPTIONS))
@@ -74,6 +75,8 @@ class RobomimicReader(ReaderBase):
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One demo; its instruction is looked for in `ep_meta` too, where RoboCasa keeps it."""
         demo = self._file.read(name, keys)
+        if (expected := demo.attributes.get(ATTRIBUTE)) is not None:
+            verify(demo, _checksums(expected), f"{self.path.name}, {name}")
         if demo.instruction is None and (language := _language(demo.attributes.get("ep_meta"))):
             return replace(demo, instruction=language)
         return demo
@@ -130,6 +133,19 @@ def robosuite_action_facts(env_args: Mapping[str, Any]) -> dict[str, Any]:
         return facts
     delta = controller.get("input_type", "delta" if controller.get("control_delta", True) else "absolute") == "delta"
     return {**facts, "space": space, "kind": "delta" if delta and space != "joint_velocity" else "absolute"}
+
+
+def _with_checksums(demo: Demo) -> Demo:
+    return replace(demo, attributes={**demo.attributes, ATTRIBUTE: json.dumps(checksums_of(demo))})
+
+
+def _checksums(text: Any) -> dict[str, Any]:
+    """The parsed attribute; one that is damaged itself matches nothing."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        found = None
+    return found if isinstance(found, dict) and "actions" in found else {"actions": None}
 
 
 def _language(ep_meta: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -84,7 +84,9 @@ class TransformersEncoder(TokenEncoder):
         self.register_load_state_dict_pre_hook(_keep_frozen)
 
     @classmethod
-    def from_config(cls, config: EncoderConfig, obs: Mapping[str, ArraySpec], text_tokens: int) -> Self:
+    def from_config(
+        cls, config: EncoderConfig, obs: Mapping[str, ArraySpec], text_tokens: int
+    ) -> "TransformersEncoder":
         """The encoder of an experiment; `text_tokens` is its text's `token_count`, or 0 for a policy that is told nothing."""
         if config.model is None:
             raise ValueError("encoder transformers needs a model; give --encoder.model FOLDER_OR_NAME")

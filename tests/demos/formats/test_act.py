@@ -1,0 +1,75 @@
+"""ACT / ALOHA episodes."""
+
+import h5py
+import numpy as np
+import pytest
+
+from robopolicy.demos.formats import convert, open_demos
+from robopolicy.types import DemoFormatError
+from tests.demo_samples import LENGTHS, pictures, write_act
+
+
+def test_a_folder_of_episodes_is_read_by_episode_number(tmp_path):
+    """Sorting by name would put episode_10 before episode_2."""
+    folder = write_act(tmp_path / "act")
+    (folder / "episode_2.hdf5").rename(folder / "episode_10.hdf5")
+    with open_demos(folder) as demos:
+        assert demos.format_name == "act"
+        assert list(demos.names) == ["demo_0", "demo_1", "demo_10"]
+        assert [len(demos.read(name)) for name in demos.names] == list(LENGTHS)
+
+
+def test_one_episode_file_is_read_alone(tmp_path):
+    """A user checks one episode before pointing at the folder."""
+    folder = write_act(tmp_path / "act")
+    with open_demos(folder / "episode_1.hdf5") as demos:
+        demo = demos.read("demo_1")
+    assert set(demo.obs) == {"qpos", "qvel", "top"}
+    np.testing.assert_array_equal(demo.obs["top"], pictures(LENGTHS[1], seed=1))
+
+
+def test_the_action_spec_is_aloha_s(tmp_path):
+    """A continuous gripper taken as binary would be thresholded; joint targets taken as deltas would be added up."""
+    with open_demos(write_act(tmp_path / "act")) as demos:
+        spec = demos.action_spec
+    assert spec.arm_width == 14
+    assert spec.gripper_width == 0
+    assert tuple(spec.continuous_gripper) == (6, 13)
+    assert (spec.kind, spec.space, spec.rate_hz) == ("absolute", "joint_position", 50.0)
+
+
+def test_jpeg_pictures_are_decoded_whatever_their_padding(tmp_path):
+    """Padded JPEG bytes taken as pixels would be noise of the wrong shape."""
+    with open_demos(write_act(tmp_path / "act", compressed=True)) as demos:
+        decoded = demos.read("demo_0").obs["top"]
+        assert any("JPEG" in note for note in demos.notes)
+    true = pictures(LENGTHS[0], seed=0)
+    assert decoded.shape == true.shape
+    assert np.abs(decoded.astype(int) - true).mean() < 6
+
+
+def test_a_jpeg_cut_short_is_refused(tmp_path):
+    """Half a picture is grey below; training on it teaches nothing, silently."""
+    folder = write_act(tmp_path / "act", compressed=True)
+    with h5py.File(folder / "episode_0.hdf5", "r+") as file:
+        file["observations/images/top"][2, 40:] = 0
+    with open_demos(folder) as demos, pytest.raises(DemoFormatError, match=r"episode_0.hdf5.*top.*picture"):
+        demos.read("demo_0")
+
+
+def test_a_mobile_base_s_action_is_two_more_columns(tmp_path):
+    """Mobile ALOHA's base would stand still if its action were dropped."""
+    folder = write_act(tmp_path / "act")
+    for index, steps in enumerate(LENGTHS):
+        with h5py.File(folder / f"episode_{index}.hdf5", "r+") as file:
+            file["base_action"] = np.ones((steps, 2), np.float32)
+    with open_demos(folder) as demos:
+        assert demos.action_spec.width == demos.read("demo_0").actions.shape[1] == 16
+        assert tuple(demos.action_spec.continuous_gripper) == (6, 13)
+
+
+def test_demos_without_qpos_are_refused_as_act_episodes(tiny_demos, tmp_path):
+    """ACT's own loader would fail on a file without qpos, far from here."""
+    with pytest.raises(DemoFormatError, match=r"needs the observation qpos; this demo has: cube_red"):
+        convert(tiny_demos, tmp_path / "act", "act")
+    assert list(tmp_path.iterdir()) == []

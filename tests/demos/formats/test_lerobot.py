@@ -1,0 +1,106 @@
+"""LeRobot data sets as others wrote them."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from robopolicy.demos.formats import action_spec_of, open_demos
+from robopolicy.types import DemoFormatError
+from tests.demo_samples import LENGTHS, pictures, write_lerobot
+
+VIDEO_TOLERANCE = 6.0
+"""Mean absolute difference of a channel value after H.264 at crf 10 and half the colour resolution."""
+
+
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"])
+def test_both_layouts_give_the_same_episodes(tmp_path, version):
+    """v3.0 keeps many episodes in one table and one video; taking the neighbour's rows would go unnoticed."""
+    with open_demos(write_lerobot(tmp_path / "set", version)) as demos:
+        assert demos.format_name == "lerobot"
+        assert list(demos.names) == ["demo_0", "demo_1", "demo_2"]
+        for index, name in enumerate(demos.names):
+            demo, rng = demos.read(name), np.random.default_rng(index)
+            np.testing.assert_array_equal(demo.actions, rng.normal(size=(LENGTHS[index], 5)).astype(np.float32))
+            np.testing.assert_array_equal(demo.obs["state"], rng.normal(size=(LENGTHS[index], 5)).astype(np.float32))
+            assert demo.instruction == ("pick the cube", "wipe the table")[index % 2]
+            expected = pictures(LENGTHS[index], seed=index).astype(int)
+            assert np.abs(demo.obs["top"] - expected).mean() < VIDEO_TOLERANCE
+            bar = demo.obs["top"].astype(int).mean(axis=(2, 3)).argmax(axis=1)
+            assert bar.tolist() == list(range(LENGTHS[index])), "each frame is that of its own step"
+
+
+def test_the_action_spec_is_read_from_names_and_rate(tmp_path):
+    """Joint names that end in .pos are LeRobot's absolute targets; a gripper among them is continuous."""
+    with open_demos(write_lerobot(tmp_path / "set")) as demos:
+        spec = action_spec_of(demos)
+    assert (spec.rate_hz, spec.kind, spec.space, tuple(spec.continuous_gripper)) == (
+        10.0,
+        "absolute",
+        "joint_position",
+        (4,),
+    )
+
+
+def test_only_the_keys_asked_for_are_read(tmp_path):
+    """Decoding a video to read the actions makes the default rule take minutes."""
+    folder = write_lerobot(tmp_path / "set")
+    (folder / "videos/observation.images.top/chunk-000/file-000.mp4").unlink()
+    with open_demos(folder) as demos:
+        assert set(demos.read("demo_0", keys=("state",)).obs) == {"state"}
+        with pytest.raises(DemoFormatError, match=r"file-000.mp4"):
+            demos.read("demo_0")
+        with pytest.raises(DemoFormatError, match=r"no wrist among the observations; it has: state, top"):
+            demos.read("demo_0", keys=("wrist",))
+
+
+def test_a_video_with_too_few_frames_is_refused(tmp_path):
+    """Fewer pictures than steps would shift or repeat the rest."""
+    folder = write_lerobot(tmp_path / "set")
+    episodes = folder / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(episodes).to_pylist()
+    table[2]["videos/observation.images.top/from_timestamp"] += 0.3
+    pq.write_table(pq.read_table(episodes).from_pylist(table), episodes)
+    with (
+        open_demos(folder) as demos,
+        pytest.raises(DemoFormatError, match=r"4 frames from 1.800 s on; the episode has 7"),
+    ):
+        demos.read("demo_2")
+
+
+def test_paths_that_lead_out_of_the_data_set_are_refused(tmp_path):
+    """A stranger's info.json could name any file on this machine."""
+    folder = write_lerobot(tmp_path / "set", "v2.1")
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["data_path"] = "../../secret_{episode_index}.parquet"
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    with open_demos(folder) as demos, pytest.raises(DemoFormatError, match="leads out of the data set; refused"):
+        demos.read("demo_0")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codebase_version": "v1.6"}, "codebase_version v1.6; expected v2.1 or v3.0"),
+        ({"features": {}}, "no feature action"),
+        ({"fps": None}, "no codebase_version, fps or features"),
+    ],
+)
+def test_what_can_t_be_read_is_refused_in_one_line(tmp_path, change, message):
+    """A traceback from inside pyarrow says nothing to the user."""
+    folder = write_lerobot(tmp_path / "set")
+    info = json.loads((folder / "meta/info.json").read_text()) | change
+    (folder / "meta/info.json").write_text(json.dumps({key: value for key, value in info.items() if value is not None}))
+    with pytest.raises(DemoFormatError, match=message):
+        open_demos(folder)
+
+
+def test_splits_become_filter_keys(tmp_path):
+    """Episodes that their maker held out would be trained on."""
+    folder = write_lerobot(tmp_path / "set")
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["splits"] = {"train": "0:2", "val": "2:3"}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    with open_demos(folder) as demos:
+        assert demos.filter_keys == {"train": ["demo_0", "demo_1"], "valid": ["demo_2"]}
