@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from robopolicy.model.checkpoint import load_policy, read_provenance
 from robopolicy.model.encoders import pixels
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.recurrence import Recurrence, RecurrentMemory
-from robopolicy.model.streaming import MemoryState, shift_in_zero
+from robopolicy.model.streaming import History, MemoryState, shift_in_zero
 from robopolicy.model.text import VocabularyText
 
 logger = logging.getLogger("robopolicy.export")
@@ -39,7 +39,9 @@ EXAMPLE_BATCH = 3
 
 
 class GraphPolicy(nn.Module):
-    """One tick of a `ChunkPolicy` with plain tensors in and out, in the order of `names`."""
+    """One tick of a `ChunkPolicy` with plain tensors in and out, in the order of `inputs` and `outputs`."""
+
+    history: History
 
     def __init__(self, policy: ChunkPolicy) -> None:
         super().__init__()
@@ -75,11 +77,11 @@ class GraphPolicy(nn.Module):
         return (*values, state.age, *state.tensors)
 
 
-def step_memory(memory: Recurrence, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+def step_memory(memory: nn.Module, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
     """What `memory.step` does, without packed weights or anything else that can't be traced.
 
     Args:
-        memory: of a policy head.
+        memory: a policy head's `rnn`.
         frame: (B, P) pooled.
         state: of B episodes.
 
@@ -87,7 +89,7 @@ def step_memory(memory: Recurrence, frame: Tensor, state: MemoryState) -> tuple[
         The hidden vector (B, H) and the state after the frame.
     """
     if not isinstance(memory, RecurrentMemory):
-        return memory.step(frame, state)
+        return cast(Recurrence, memory).step(frame, state)
     update = lstm_update if memory.cell == "lstm" else gru_update
     windowed = memory.history == "window"
     before = state.tensors
@@ -190,14 +192,16 @@ def _write_onnx(graph: GraphPolicy, path: Path) -> None:
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        torch.onnx.export(
+        program = torch.onnx.export(
             _program(graph),
             dynamo=True,
             input_names=graph.inputs,
             output_names=graph.outputs,
             external_data=False,
             verbose=False,
-        ).save(path)
+        )
+    assert program is not None
+    program.save(path)
 
 
 def _quantize(path: Path) -> None:

@@ -203,7 +203,8 @@ class Graph:
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One tick."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feed)), strict=True))
+        given = self._session.run(self._outputs, dict(feed))
+        return {name: np.asarray(array) for name, array in zip(self._outputs, given, strict=True)}
 
 
 class TorchGraph(Graph):

@@ -1,0 +1,101 @@
+"""The inference thread: one forward pass for all who wait, and nobody's memory mixed up."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from robopolicy.client import ProtocolError, pack, unpack
+from robopolicy.control.batching import InferenceThread
+from robopolicy.control.mapping import KeyMapping
+from robopolicy.control.metrics import Metrics
+from robopolicy.control.protocol import ObservationReader
+from robopolicy.control.session import Session
+from tests.serving import SPEC, FakePolicy, observation
+
+
+def make(policy: FakePolicy, sessions: int, **options) -> tuple[InferenceThread, list[Session]]:
+    metrics = Metrics()
+    reader = ObservationReader(SPEC, KeyMapping())
+    return InferenceThread(policy, SPEC, metrics, **options), [Session(reader, metrics) for _ in range(sessions)]
+
+
+def ask_all(inference: InferenceThread, asked: list[tuple[Session, dict]], policy: FakePolicy) -> list:
+    """All at once: the policy is held until every request waits."""
+
+    async def run() -> list:
+        policy.hold.clear()
+        tasks = [asyncio.ensure_future(inference.answer(session, pack(message))) for session, message in asked]
+        await asyncio.sleep(0.05)
+        policy.hold.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def test_waiting_clients_share_a_forward_pass_and_keep_their_own_memory():
+    """64 clients at 20 Hz leave no time for 64 passes; a mixed-up memory would move the wrong robot."""
+    policy = FakePolicy()
+    inference, sessions = make(policy, 8)
+    inference.start()
+    policy.batches.clear()
+    for _ in range(2):
+        asked = [(session, observation(number)) for number, session in enumerate(sessions)]
+        replies = ask_all(inference, asked, policy)
+    inference.stop()
+    rows = np.stack([unpack(reply)["actions"][0] for reply in replies])
+    assert rows[:, 0].tolist() == [2] * 8
+    assert rows[:, 1].tolist() == [2 * 3 * number for number in range(8)]
+    assert sum(policy.batches) == 16
+    assert max(policy.batches) >= 7  # the first may have begun alone
+
+
+def test_a_bad_observation_fails_alone():
+    """One client's mistake must not close the others' connections."""
+    policy = FakePolicy()
+    inference, sessions = make(policy, 4)
+    inference.start()
+    messages = [observation(), observation(qpos=np.full(3, np.nan)), observation(666.0), observation()]
+    replies = ask_all(inference, list(zip(sessions, messages, strict=True)), policy)
+    inference.stop()
+    assert [isinstance(reply, ProtocolError) for reply in replies] == [False, True, True, False]
+    assert "NaN" in str(replies[1])
+    assert "secret" not in str(replies[2])
+
+
+def test_a_batch_is_never_larger_than_allowed():
+    """Memory of a forward pass grows with its batch."""
+    policy = FakePolicy()
+    inference, sessions = make(policy, 7, max_batch=3)
+    inference.start()
+    ask_all(inference, [(session, observation()) for session in sessions], policy)
+    inference.stop()
+    assert max(policy.batches) == 3
+
+
+def test_a_policy_that_fails_while_warming_up_fails_the_start():
+    """A server that listens with a broken policy looks healthy until a robot moves."""
+
+    class Broken(FakePolicy):
+        def act(self, observation, state):
+            raise ValueError("weights are missing")
+
+    inference, _ = make(Broken(), 0)
+    with pytest.raises(ValueError, match="weights are missing"):
+        inference.start()
+
+
+def test_actions_that_are_not_finite_are_not_sent():
+    """A clamp on the robot's side would let NaN through."""
+
+    class Diverged(FakePolicy):
+        def act(self, observation, state):
+            actions, state = super().act(observation, state)
+            return actions * np.nan, state
+
+    policy = Diverged()
+    inference, (session,) = make(policy, 1)
+    inference.start()
+    (reply,) = ask_all(inference, [(session, observation())], policy)
+    inference.stop()
+    assert "not finite" in str(reply)

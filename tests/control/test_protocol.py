@@ -1,0 +1,108 @@
+"""What a client sent against what the policy expects."""
+
+import numpy as np
+import pytest
+
+from robopolicy.client import ProtocolError
+from robopolicy.control.mapping import KeyMapping, KeySource
+from robopolicy.control.protocol import MAX_PICTURE_SIDE, ObservationReader, flatten
+from robopolicy.control.spec import PolicySpec
+from robopolicy.types import ActionSpec, ArraySpec
+from tests.serving import LOW_DIM_SPEC, SPEC, observation
+
+READER = ObservationReader(SPEC, KeyMapping())
+
+
+def test_floats_are_cast_and_everything_else_is_left_as_it_came():
+    """Robots send float64 and integers; a policy is float32."""
+    seen = READER.read(observation(qpos=np.array([1, 2, 3]), extra=np.zeros(9)))
+    assert seen["qpos"].dtype == np.float32
+    assert seen["qpos"].tolist() == [1, 2, 3]
+    assert seen["front"].dtype == np.uint8
+    assert seen["instruction"] == "lift"
+    assert set(seen) == {"qpos", "front", "instruction"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"qpos": np.zeros(4)}, r"'qpos' has shape \(4,\); expected \(3,\)"),
+        ({"qpos": np.array([1, np.nan, 0])}, "'qpos' holds NaN or infinite"),
+        ({"qpos": np.array([1, 1e300, 0])}, "'qpos' holds NaN or infinite"),
+        ({"qpos": [1, 2, 3]}, "'qpos' is a list; expected an array"),
+        ({"qpos": "text"}, "'qpos' is a str"),
+        ({"front": np.full((8, 8, 3), np.nan, np.float32)}, "'front' is float32; expected a picture of uint8"),
+        ({"front": np.zeros((8, 8, 4), np.uint8)}, r"'front' has shape \(8, 8, 4\); expected a picture such as"),
+        ({"front": np.zeros((0, 8, 3), np.uint8)}, "expected a picture such as"),
+        ({"front": np.zeros((8, MAX_PICTURE_SIDE + 1, 3), np.uint8)}, "sides of at most"),
+        ({"prompt": 5}, "'prompt' is a int; expected the instruction as text"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name(change, words):
+    """NaN passes a min-max clamp unnoticed, and a shape error inside the policy names nothing."""
+    with pytest.raises(ProtocolError, match=words):
+        READER.read(observation(**change))
+
+
+@pytest.mark.parametrize("key", ["qpos", "front", "prompt"])
+def test_a_missing_key_is_named_with_what_is_expected_and_what_came(key):
+    """The operator compares the two lists."""
+    message = observation()
+    del message[key]
+    came = ", ".join(message)
+    with pytest.raises(ProtocolError, match=f"lacks '{key}'. Expected: qpos, front, prompt. Came: {came}"):
+        READER.read(message)
+
+
+def test_names_from_strangers_are_cut_and_escaped():
+    """Control characters in a log, or a megabyte of name, are an attack on the operator's terminal."""
+    (name,) = READER.unused({**observation(), "\x1b[2J" + "x" * 1000: 1})
+    assert name.startswith("\\x1b[2J")
+    assert len(name) == 40
+
+
+@pytest.mark.parametrize("message", [[1], None, {1: 2}, {b"a": 1}])
+def test_a_message_that_is_no_map_of_names_is_refused(message):
+    """A list where a map is expected would raise AttributeError in the inference thread."""
+    with pytest.raises(ProtocolError):
+        flatten(message)
+
+
+def test_a_single_number_serves_a_key_of_width_one():
+    """A gripper opening is a number to most robots."""
+    spec = PolicySpec({"gripper": ArraySpec((1,))}, ActionSpec(), chunk=1, window=1)
+    reader = ObservationReader(spec, KeyMapping())
+    for value in (0.04, np.float64(0.04), np.array([0.04]), np.array(0.04)):
+        assert reader.read({"gripper": value})["gripper"].shape == (1,)
+
+
+def test_a_mapping_slices_nests_and_transposes():
+    """LIBERO packs position, rotation and gripper into one array; ALOHA nests its pictures, colour first."""
+    spec = PolicySpec(
+        {"ee_pos": ArraySpec((3,)), "gripper_states": ArraySpec((2,)), "top": ArraySpec((4, 4, 3), "uint8")},
+        ActionSpec(),
+        chunk=1,
+        window=1,
+    )
+    sources = {
+        "ee_pos": KeySource(("state",), columns=(0, 3)),
+        "gripper_states": KeySource(("state",), columns=(6, 8)),
+        "top": KeySource(("images/cam_high",), layout="chw"),
+    }
+    reader = ObservationReader(spec, KeyMapping("test", ("prompt",), sources))
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    seen = reader.read({"state": np.arange(8.0), "images": {"cam_high": picture.transpose(2, 0, 1)}})
+    assert seen["ee_pos"].tolist() == [0, 1, 2]
+    assert seen["gripper_states"].tolist() == [6, 7]
+    np.testing.assert_array_equal(seen["top"], picture)
+    told = reader.metadata()["observation"]
+    assert told == {
+        "state": {"shape": [8], "dtype": "float32"},
+        "images/cam_high": {"shape": [3, 4, 4], "dtype": "uint8"},
+    }
+
+
+def test_a_spec_survives_json():
+    """An export's manifest is read back on the robot."""
+    for spec in (SPEC, LOW_DIM_SPEC):
+        assert PolicySpec.from_dict(spec.to_dict()) == spec

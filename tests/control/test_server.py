@@ -1,0 +1,405 @@
+"""The server against clients that are slow, wrong, hostile or many."""
+
+import contextlib
+import http.client
+import os
+import resource
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+
+import msgpack
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from robopolicy.client import PolicyClient, pack, unpack
+from robopolicy.control.mapping import KeyMapping
+from robopolicy.control.protocol import ObservationReader
+from robopolicy.control.server import PolicyServer, ServerLimits, read_api_key, serve
+from tests.serving import LOW_DIM_SPEC, SPEC, FakePolicy, observation, running_server
+
+KEY = "a-key-of-16-chars"
+READER = ObservationReader(SPEC, KeyMapping())
+
+
+def get(port: int, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("GET", path, headers=headers or {})
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
+def open_raw(port: int, **options):
+    """A websocket that has heard the metadata."""
+    connection = connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, close_timeout=1, **options)
+    connection.__enter__()
+    connection.recv(timeout=5)
+    return connection
+
+
+def refusal(port: int, payload: bytes | str) -> str:
+    """What the server says to a message before it closes with 1011."""
+    connection = open_raw(port)
+    connection.send(payload)
+    said = connection.recv(timeout=5)
+    with pytest.raises(ConnectionClosed) as closed:
+        connection.recv(timeout=5)
+    assert closed.value.rcvd.code == 1011
+    return said
+
+
+# -- the protocol ------------------------------------------------------------------------------------------------------
+
+
+def test_health_and_metrics_answer_over_http():
+    """Load balancers and Prometheus ask these."""
+    with running_server() as server, PolicyClient("127.0.0.1", server.port) as client:
+        client.infer(observation())
+        assert get(server.port, "/healthz") == (200, "OK\n")
+        status, page = get(server.port, "/metrics")
+    assert status == 200
+    assert "robopolicy_requests_total 1" in page
+    assert "robopolicy_connections 1" in page
+
+
+def test_an_error_is_a_text_frame_and_a_close_without_a_path():
+    """Openpi's server sends its traceback to the peer."""
+    with running_server() as server:
+        said = refusal(server.port, pack(observation(666.0)))
+        assert said == "internal error; the server's log tells more"
+        assert "text message came" in refusal(server.port, "hello")
+
+
+def test_a_connection_is_an_episode_and_many_run_at_once():
+    """One client's reset or end must not touch another's memory."""
+    with running_server() as server, ExitStack() as stack:
+        clients = [stack.enter_context(PolicyClient("127.0.0.1", server.port)) for _ in range(5)]
+        for _ in range(3):
+            answers = [client.infer(observation(float(number)))["actions"][0] for number, client in enumerate(clients)]
+        assert [answer[0] for answer in answers] == [3] * 5
+        assert [answer[1] for answer in answers] == [9.0 * number for number in range(5)]
+        clients[2].reset()
+        assert clients[2].infer(observation())["actions"][0, 0] == 1
+        assert clients[3].infer(observation())["actions"][0, 0] == 4
+
+
+# -- who may come in ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "::"])
+def test_a_public_address_needs_a_key(host):
+    """A policy server moves a robot; listening to everyone by default has happened."""
+    with pytest.raises(ValueError, match=r"open to the network; give --api-key-file, or listen on 127\.0\.0\.1"):
+        PolicyServer(FakePolicy(), READER, host=host)
+
+
+@pytest.mark.parametrize("header", [None, "", "Api-Key wrong", KEY, f"Bearer {KEY}", f"Api-Key {KEY}x", "Api-Key \xff"])
+def test_a_wrong_key_is_turned_away(header):
+    """Openpi's client sends the key; openpi's server never looks at it."""
+    headers = {} if header is None else {"Authorization": header}
+    with running_server(api_key=KEY) as server:
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            connect(f"ws://127.0.0.1:{server.port}", additional_headers=headers),
+        ):
+            pass
+        assert refused.value.response.status_code == 401
+        assert get(server.port, "/metrics")[0] == 401
+        assert get(server.port, "/healthz")[0] == 200
+        assert get(server.port, "/metrics", {"Authorization": f"Api-Key {KEY}"})[0] == 200
+
+
+def test_a_web_page_is_turned_away():
+    """A page open in the operator's browser can reach servers on loopback; browsers name its origin."""
+    with running_server() as server:
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            connect(f"ws://127.0.0.1:{server.port}", origin="http://evil.example"),
+        ):
+            pass
+        assert refused.value.response.status_code == 403
+
+
+def test_more_clients_than_allowed_are_told_so_and_room_is_given_again():
+    """Each connection holds memory."""
+    with running_server(limits=ServerLimits(max_connections=2)) as server:
+        first, second = open_raw(server.port), open_raw(server.port)
+        with pytest.raises(InvalidStatus) as refused:
+            open_raw(server.port)
+        assert refused.value.response.status_code == 503
+        first.close()
+        with PolicyClient("127.0.0.1", server.port, connect_timeout_s=5.0) as client:
+            assert client.infer(observation())["actions"][0, 0] == 1
+        second.close()
+
+
+def test_key_files_are_read_and_weak_ones_refused(tmp_path):
+    """An empty file as the key would let everyone in."""
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    assert read_api_key(tmp_path / "key") == KEY
+    for weak in ("", "\n", "short\n"):
+        (tmp_path / "key").write_text(weak)
+        with pytest.raises(ValueError, match="expected a key of 16 or more"):
+            read_api_key(tmp_path / "key")
+
+
+def test_wss_serves_with_a_certificate(tmp_path):
+    """Beyond the machine the key would otherwise travel in the clear."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    made += [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
+    try:
+        subprocess.run(made, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed, so there is no certificate to serve with")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    trust = ssl.create_default_context(cafile=str(certificate))
+    with running_server(tls=context) as server:
+        with PolicyClient("127.0.0.1", server.port, tls=trust) as client:
+            assert client.infer(observation())["actions"].shape == (4, 5)
+        with pytest.raises(ConnectionError, match="certificate verify failed"):
+            PolicyClient(f"wss://127.0.0.1:{server.port}", None, connect_timeout_s=0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tls_cert": "a.pem"}, "--tls-cert and --tls-key belong together"),
+        ({"tls_cert": "a.pem", "tls_key": "b.pem"}, "expected PEM files that belong together"),
+        ({"mapping": "nosuch"}, "no mapping 'nosuch'"),
+        ({"host": "no.such.host.invalid"}, "give an address of this machine"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(options, words):
+    """A traceback from inside ssl or socket names no option."""
+    with pytest.raises(ValueError, match=words):
+        serve(FakePolicy(), SPEC, **options)
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_stopping_answers_what_is_under_way():
+    """A robot in motion waits for this answer."""
+    policy, answers = FakePolicy(), []
+    with running_server(policy) as server:
+        idle, client = open_raw(server.port), PolicyClient("127.0.0.1", server.port)
+        client.infer(observation())
+        policy.hold.clear()
+        thread = threading.Thread(target=lambda: answers.append(client.infer(observation())))
+        thread.start()
+        time.sleep(0.1)
+        server.stop()
+        with pytest.raises(ConnectionClosed) as closed:
+            idle.recv(timeout=5)
+        assert closed.value.rcvd.code == 1001
+        policy.hold.set()
+        thread.join(5)
+    assert answers[0]["actions"][0, 0] == 2
+
+
+SERVE = """
+import sys
+from robopolicy.control.server import serve
+from tests.serving import FakePolicy, SPEC
+serve(FakePolicy(), SPEC, port=0, on_ready=lambda host, port: print(port, flush=True))
+"""
+
+
+def test_sigterm_ends_the_process_cleanly():
+    """Service managers stop a server so; a traceback would look like a crash."""
+    process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    port = int(process.stdout.readline())
+    client = PolicyClient("127.0.0.1", port)
+    client.infer(observation())
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=10)
+    client.close()
+    assert process.returncode == 0
+    assert errors == ""
+
+
+# -- attacks -----------------------------------------------------------------------------------------------------------
+
+QUICK = ServerLimits(handshake_timeout_s=0.5, message_timeout_s=0.5, keepalive_s=0.5)
+
+
+def closes_within(sock: socket.socket, seconds: float) -> bool:
+    """Whether the server ends this connection in time."""
+    sock.settimeout(seconds)
+    try:
+        while sock.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def test_a_handshake_that_never_ends_is_dropped():
+    """Slow-loris: a byte now and then holds a connection for ever."""
+    with running_server(limits=QUICK) as server, socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        assert closes_within(sock, 3)
+
+
+def test_a_message_that_never_ends_is_dropped():
+    """Fragments with pongs between them pass a mere keepalive."""
+    with running_server(limits=QUICK) as server:
+        connection = open_raw(server.port)
+        connection.socket.sendall(b"\x02\x81\0\0\0\0x")  # first fragment of a binary message, one byte
+        began = time.monotonic()
+        with pytest.raises(ConnectionClosed):
+            connection.recv(timeout=5)
+        assert 0.3 < time.monotonic() - began < 3
+
+
+def test_a_frame_that_never_ends_is_dropped():
+    """A client inside a frame can't answer the keepalive."""
+    with running_server(limits=QUICK) as server:
+        sock = open_raw(server.port).socket
+        sock.sendall(b"\x82\xff" + (100_000).to_bytes(8, "big") + b"\0\0\0\0" + b"x" * 100)
+        assert closes_within(sock, 5)
+
+
+def test_a_claim_of_a_gigabyte_is_refused_at_its_header():
+    """The memory must not be set aside, nor the bytes waited for."""
+    with running_server() as server:
+        connection = open_raw(server.port)
+        connection.socket.sendall(b"\x82\xff" + (2**30).to_bytes(8, "big") + b"\0\0\0\0")
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(timeout=5)
+        assert closed.value.rcvd.code == 1009
+
+
+def test_a_low_dim_policy_takes_smaller_messages_than_one_with_cameras():
+    """What is not needed is not allowed."""
+    with running_server(spec=LOW_DIM_SPEC) as server:
+        connection = open_raw(server.port)
+        with contextlib.suppress(ConnectionClosed):  # the server may close before all of it is sent
+            connection.send(bytes(2 * 2**20))
+        with pytest.raises(ConnectionClosed):
+            connection.recv(timeout=5)
+
+
+def test_connections_that_say_nothing_are_capped():
+    """Thousands of silent connections would use up the process's file descriptors."""
+    with running_server(limits=ServerLimits(max_connections=4)) as server, ExitStack() as stack:
+        address = ("127.0.0.1", server.port)
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(40)]
+        time.sleep(0.2)
+        dropped = sum(closes_within(sock, 0.01) for sock in silent)
+        assert dropped >= 20
+
+
+def hostile_message(rng: np.random.Generator) -> bytes | str:
+    """One of the frames that servers of this kind have fallen over."""
+    good = pack(observation(float(rng.normal())))
+    array = {b"__ndarray__": True, b"data": bytes(int(rng.integers(0, 64))), b"dtype": "<f4", b"shape": [3]}
+    dtypes = ["|O", "O8", "|V8", "<c8", "<U4", "|S4", "(1000000,)f8", "f4,f4", "<M8[s]", "\0", "", "x" * 1000]
+    shapes = [[-1], [2**63 - 1, 2], [2**40], [0, 2**62], [1] * 40, [True], ["3"], [3.0], None, {}, [[3]]]
+    kinds = [
+        lambda: msgpack.packb(observation_of({**array, b"dtype": str(rng.choice(dtypes))})),
+        lambda: msgpack.packb(observation_of({**array, b"shape": shapes[rng.integers(len(shapes))]})),
+        lambda: msgpack.packb(observation_of(array)),
+        lambda: b"\x91" * int(rng.integers(1, 5000)) + b"\x90",
+        lambda: b"\x81\xa1a" * int(rng.integers(1, 5000)) + b"\x80",
+        lambda: good[: rng.integers(0, len(good))],
+        lambda: flipped(good, rng),
+        lambda: rng.bytes(int(rng.integers(0, 500))),
+        lambda: "text" * int(rng.integers(0, 50)),
+        lambda: b"\xc6\x40\x00\x00\x00",  # 1 GB of bytes, says msgpack
+        lambda: b"\xdd\x3f\xff\xff\xff",  # a billion elements
+        lambda: msgpack.packb([[[]] * 250] * 200),
+        lambda: pack(observation(qpos=np.full(3, [np.nan, np.inf, -np.inf][rng.integers(3)]))),
+        lambda: pack(observation(front=np.full((8, 8, 3), np.nan, np.float32))),
+        lambda: pack(observation(front=np.zeros(tuple(rng.integers(0, 50, 3)), np.uint8))),
+        lambda: pack({"wrong": 1, "keys\x1b[2J" * 10: 2}),
+        lambda: msgpack.packb(observation_of({b"__npgeneric__": True, b"data": 10**18, b"dtype": "|u1"})),
+    ]
+    return kinds[rng.integers(len(kinds))]()
+
+
+def observation_of(qpos: object) -> dict:
+    return {"qpos": qpos, "prompt": "lift"}
+
+
+def flipped(message: bytes, rng: np.random.Generator) -> bytes:
+    changed = bytearray(message)
+    for place in rng.integers(0, len(message), 8):
+        changed[place] ^= int(rng.integers(1, 256))
+    return bytes(changed)
+
+
+def attack(frames: int, seed: int) -> None:
+    """Send hostile frames while a good client is served; nothing may leak, hang, fall over or grow."""
+    rng = np.random.default_rng(seed)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with running_server() as server, PolicyClient("127.0.0.1", server.port) as good:
+        for number in range(frames):
+            connection = open_raw(server.port)
+            try:
+                connection.send(hostile_message(rng))
+                said = connection.recv(timeout=5)
+            except ConnectionClosed:
+                continue
+            finally:
+                connection.close()
+            if isinstance(said, bytes):  # a flipped bit may hit a picture: then it is an observation like any other
+                assert np.isfinite(unpack(said)["actions"]).all()
+                continue
+            assert len(said) <= 500
+            assert not any(leak in said for leak in ("Traceback", ".py", "/home", os.getcwd(), 'File "', "\x1b"))
+            assert "internal error" not in said
+            if number % 25 == 0:
+                assert good.infer(observation())["actions"].shape == (4, 5)
+        assert good.infer(observation())["actions"].shape == (4, 5)
+        assert good.reconnects == 0
+        assert server.metrics.value("internal_errors_total") == 0
+        assert server.metrics.value("errors_total") > frames / 2
+        deadline = time.monotonic() + 5
+        while server.metrics.value("connections") > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.metrics.value("connections") == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 200_000
+
+
+def test_500_hostile_frames():
+    """One unauthenticated frame has crashed servers of this kind."""
+    attack(500, seed=0)
+
+
+@pytest.mark.slow
+def test_10000_hostile_frames():
+    """The same, twenty times over and with other dice."""
+    attack(10_000, seed=1)
