@@ -140,10 +140,8 @@ def write_lerobot(folder: Path, version: str = "v3.0") -> Path:
     """LeRobot as its own tools lay it out: SO-101 joint names, one camera as video, two tasks, 10 frames a second."""
     names = [f"{joint}.pos" for joint in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "gripper")]
     vector = {"dtype": "float32", "shape": [5], "names": names}
-    scalar = {
-        key: {"dtype": "int64", "shape": [1], "names": None}
-        for key in ("frame_index", "episode_index", "index", "task_index")
-    }
+    counts = ("frame_index", "episode_index", "index", "task_index")
+    scalar = {key: {"dtype": "int64", "shape": [1], "names": None} for key in counts}
     features = {
         "action": vector,
         "observation.state": vector,

@@ -92,6 +92,7 @@ class ActReader(ReaderBase):
             obs = {key: _values(found[key], path.name) for key in wanted}
             attributes = attributes_of(file, path.name)
         instruction = attributes.pop("instruction", None)
+        attributes.pop("compress", None)  # of the file, no longer of the pictures
         return Demo(
             name=name, obs=obs, actions=np.concatenate(actions, axis=-1), instruction=instruction, attributes=attributes
         )
@@ -138,7 +139,7 @@ def _write_episode(demo: Demo, path: Path, omissions: Omissions) -> None:
             f"{demo.name}: an ACT episode needs the observation qpos; this demo has: {', '.join(sorted(demo.obs))}"
         )
     omissions.add_fields(demo, "executed_actions", "rewards", "dones", "states", "tokens", "seed")
-    omissions.add(*(f"the attribute {key}" for key in demo.attributes if key not in ("sim", "compress")))
+    omissions.add(*(f"the attribute {key}" for key in demo.attributes if key != "sim"))
     with h5py.File(path, "w") as file:
         file.attrs["sim"] = bool(demo.attributes.get("sim", False))
         if demo.instruction is not None:

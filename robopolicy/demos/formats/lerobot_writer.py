@@ -19,7 +19,7 @@ from robopolicy.demos.formats.lerobot_stats import episode_stats, merge_stats
 from robopolicy.demos.formats.video import encode_png
 from robopolicy.types import Demo, DemoFormatError
 
-DEFAULT_RATE_HZ = 20
+DEFAULT_RATE_HZ = 20.0
 """Written as `fps`, which LeRobot requires, where the demos name no rate; said in the notes."""
 LARGEST_ROW = 4096
 """Numbers per step of one observation that still goes into `observation.state`."""
@@ -79,7 +79,7 @@ class LeRobotWriter:
                 f"the format {self.name}-png keeps pictures without loss"
             )
         if rate_hz is None:
-            notes.append(f"the demos name no control rate; LeRobot requires one, fps is written as {DEFAULT_RATE_HZ}")
+            notes.append(f"the demos name no control rate; LeRobot requires one, fps is written as {DEFAULT_RATE_HZ:g}")
         return notes
 
 

@@ -45,6 +45,8 @@ class LiberoReader(RobomimicReader):
         super().__init__(path)
         self._instruction = _instruction(self.attributes.get("problem_info"))
         self._upright = str(self.attributes.get("macros_image_convention", "opengl")).lower() == "opencv"
+        # robosuite's word for upright pictures, which is what this reader gives and what a copy of it will hold.
+        self.attributes = {**self.attributes, "macros_image_convention": "opencv"}
         self.action_facts = {"rate_hz": RATE_HZ, "kind": "delta", "space": "ee", **self.action_facts}
         self.notes = () if self._instruction else ("problem_info names no language_instruction; the demos carry none",)
         if not self._upright:

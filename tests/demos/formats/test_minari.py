@@ -55,5 +55,5 @@ def test_an_observation_cut_short_is_refused(tmp_path):
     with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
         del file["episode_0/observations/observation"]
         file["episode_0/observations/observation"] = np.zeros((LENGTHS[0], 45))
-    with open_demos(folder) as demos, pytest.raises(DemoFormatError, match="9 actions but 9 rows .* expected 10"):
+    with open_demos(folder) as demos, pytest.raises(DemoFormatError, match=r"9 actions but 9 rows .* expected 10"):
         demos.read("demo_0")

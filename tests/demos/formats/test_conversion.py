@@ -1,0 +1,47 @@
+"""Conversion as a whole: complete or absent, and nothing silent."""
+
+import pytest
+from rich.console import Console
+
+from robopolicy.demos.formats import convert, open_demos, run_convert
+from robopolicy.types import DemoFormatError
+from tests.demo_samples import write_libero, write_robomimic
+
+
+def test_an_existing_target_is_never_overwritten(tiny_demos, tmp_path):
+    """The source given as target would be destroyed."""
+    (tmp_path / "out.hdf5").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"out.hdf5 exists; choose another name"):
+        convert(tiny_demos, tmp_path / "out.hdf5")
+    assert (tmp_path / "out.hdf5").read_text() == "precious"
+
+
+@pytest.mark.parametrize("format", ["robomimic", "lerobot", "lerobot-v2.1-png"])
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, format):
+    """Half a data set under the right name would be trained on."""
+    import h5py
+
+    path = write_robomimic(tmp_path / "lift.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["data/demo_2/actions"][3, 2] = float("nan")
+    with pytest.raises(DemoFormatError, match="demo_2: actions: nan"):
+        convert(path, tmp_path / "out", format)
+    assert [item.name for item in tmp_path.iterdir()] == ["lift.hdf5"]
+
+
+def test_only_the_names_asked_for_are_written_with_their_masks(tiny_demos, tmp_path):
+    """A mask that names a demo which was left out makes the file unreadable."""
+    convert(tiny_demos, tmp_path / "some.hdf5", names=["demo_1", "demo_4"])
+    with open_demos(tmp_path / "some.hdf5") as demos:
+        assert list(demos.names) == ["demo_1", "demo_4"]
+        assert demos.filter_keys == {"train": ["demo_1"], "valid": ["demo_4"]}
+
+
+def test_what_was_done_and_left_out_is_printed(tmp_path):
+    """What a format can't hold is said, not dropped."""
+    console = Console(record=True, width=200)
+    assert run_convert(write_libero(tmp_path / "task.hdf5"), tmp_path / "set", "lerobot", console) == 0
+    text = console.export_text()
+    assert "flipped vertically" in text
+    assert "agentview_rgb: stored as H.264 video" in text
+    assert text.strip().endswith(str(tmp_path / "set"))

@@ -1,0 +1,80 @@
+"""The robomimic layout as others write it, and what refuses robosuite's raw one."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from robopolicy.demos.formats import action_spec_of, convert, open_demos
+from robopolicy.demos.formats.robomimic import robosuite_action_facts
+from robopolicy.types import DemoFormatError
+from tests.demo_samples import write_robomimic, write_robosuite_raw
+
+
+def test_kind_and_rate_come_from_the_controller_columns_from_the_data(tmp_path):
+    """Deltas taken as poses would fling the arm; a wrong rate plays chunks too fast."""
+    with open_demos(write_robomimic(tmp_path / "lift.hdf5")) as demos:
+        spec = action_spec_of(demos)
+        assert any("next_obs" in note for note in demos.notes)
+    assert (spec.kind, spec.space, spec.rate_hz) == ("delta", "ee", 20.0)
+    assert (spec.arm_columns, spec.gripper_columns) == ((0, 1, 2, 3, 4, 5), (6,))
+
+
+@pytest.mark.parametrize(
+    ("controller", "expected"),
+    [
+        ({"type": "OSC_POSE", "control_delta": True}, {"space": "ee", "kind": "delta"}),
+        ({"type": "OSC_POSE", "control_delta": False}, {"space": "ee", "kind": "absolute"}),
+        (
+            {"type": "BASIC", "body_parts": {"right": {"type": "OSC_POSE", "input_type": "absolute"}}},
+            {"space": "ee", "kind": "absolute"},
+        ),
+        ({"type": "JOINT_POSITION"}, {"space": "joint_position", "kind": "delta"}),
+        ([{"type": "JOINT_VELOCITY"}], {"space": "joint_velocity", "kind": "absolute"}),
+        ("nonsense", {}),
+        ({"type": "JOINT_TORQUE"}, {}),
+    ],
+)
+def test_robosuite_s_controllers_are_understood(controller, expected):
+    """Robosuite 1.4 and 1.5 describe the same controller differently; an unknown one says nothing rather than a guess."""
+    assert robosuite_action_facts({"env_kwargs": {"controller_configs": controller}}) == expected
+
+
+def test_robocasa_s_language_is_the_instruction(tmp_path):
+    """RoboCasa keeps the instruction in ep_meta, where a plain robomimic reader never looks."""
+    path = write_robomimic(tmp_path / "kitchen.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["data/demo_1"].attrs["ep_meta"] = json.dumps({"lang": "close the left drawer"})
+    with open_demos(path) as demos:
+        assert demos.read("demo_1").instruction == "close the left drawer"
+        assert demos.read("demo_0").instruction is None
+
+
+def test_robosuite_s_raw_layout_is_refused_in_one_line(tmp_path):
+    """Without observations there is nothing to train on; an empty training set would fail later, elsewhere."""
+    with pytest.raises(DemoFormatError, match=r"demo.hdf5: robosuite's raw layout.*nothing to train on"):
+        open_demos(write_robosuite_raw(tmp_path / "demo.hdf5"))
+
+
+def test_a_converted_copy_trains_on_the_same_numbers(tmp_path):
+    """Validation loss on a copy must be that of the original, bit for bit."""
+    original = write_robomimic(tmp_path / "lift.hdf5")
+    convert(original, tmp_path / "copy.hdf5")
+    with open_demos(original) as one, open_demos(tmp_path / "copy.hdf5") as other:
+        assert other.action_spec is one.action_spec is None
+        assert other.action_facts == one.action_facts
+        for name in one.names:
+            np.testing.assert_array_equal(one.read(name).actions, other.read(name).actions, strict=True)
+
+
+@pytest.mark.parametrize("part", ["actions", "obs/robot0_eef_pos", "states"])
+def test_a_bit_flipped_in_a_copy_is_noticed(tmp_path, part):
+    """HDF5 keeps no checksums of plain arrays: a bad disk would change what is trained on, silently."""
+    convert(write_robomimic(tmp_path / "lift.hdf5"), tmp_path / "copy.hdf5")
+    with h5py.File(tmp_path / "copy.hdf5", "r+") as file:
+        file[f"data/demo_1/{part}"][2] *= -1
+    with open_demos(tmp_path / "copy.hdf5") as demos:
+        demos.read("demo_0")
+        with pytest.raises(DemoFormatError, match=rf"copy.hdf5, demo_1: {part} changed since it was written"):
+            demos.read("demo_1")
