@@ -24,8 +24,11 @@ class RecurrentCell(nn.RNNBase):
 
     def layer_weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """weight_ih, weight_hh, bias_ih and bias_hh of one layer."""
-        weight_ih, weight_hh, bias_ih, bias_hh = self._flat_weights[4 * layer : 4 * layer + 4]
+        weight_ih, weight_hh, bias_ih, bias_hh = self._weights()[4 * layer : 4 * layer + 4]
         return weight_ih, weight_hh, bias_ih, bias_hh
+
+    def _weights(self) -> list[Tensor]:
+        return [weight for weight in self._flat_weights if weight is not None]
 
     def run(self, frames: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All frames (*B, T, P) one after another, from `state` (each (layers, *B, H)) or zero.
@@ -40,7 +43,7 @@ class RecurrentCell(nn.RNNBase):
             state = tuple(frames.new_zeros(shape) for _ in range(self.state_count))
         else:
             state = tuple(t.reshape(self.num_layers, -1, self.hidden_size) for t in state)
-        options = (self._flat_weights, True, self.num_layers, self.dropout, self.training, False, True)
+        options = (self._weights(), True, self.num_layers, self.dropout, self.training, False, True)
         if self.cell == "lstm":
             hidden, *final = torch.lstm(flat, state, *options)
         else:

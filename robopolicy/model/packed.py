@@ -19,7 +19,7 @@ from robopolicy.model.cells import RecurrentCell
 
 Precision: TypeAlias = Literal["float32", "bf16", "int8"]
 
-TILE_ROWS = 512
+TILE_ROWS = 256
 """Rows advanced together: few enough for their gates to stay in the cache, enough for full matrix speed."""
 PACKED_ROWS = 16
 """The row count that oneDNN lays a matrix out for; laid out for a single row it is slower, even for a single row."""
@@ -29,7 +29,8 @@ FLOAT32_SIZE = 1 << 16
 
 def packable(module: nn.Module) -> bool:
     """True where the packed path may stand in for the module: on the CPU, in float32, with no gradient or graph to record."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if torch.is_grad_enabled() or tracing:
         return False
     return torch.backends.mkldnn.is_available() and all(
         weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in module.parameters()

@@ -40,6 +40,8 @@ class PolicyHead(nn.Module):
         head_options: of the action head: `modes` and `min_std` of `gmm`, `bins` of `discrete`.
     """
 
+    _precision: Precision
+
     def __init__(
         self,
         token_width: int,

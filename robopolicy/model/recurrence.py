@@ -113,7 +113,7 @@ class RecurrentMemory(RecurrentCell):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(cell, width, hidden, layers=layers, dropout=dropout)
-        self.history = history
+        self.history: History = history
         self.window = window
         self.output_width = hidden
         self.precision: Precision = "float32"
@@ -161,7 +161,7 @@ class RecurrentMemory(RecurrentCell):
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
         """Zeros: (layers, *B, W, H) with `window`, (layers, *B, H) with `carry`, nothing with `none`."""
-        weight = self.weight_hh_l0
+        weight = next(self.parameters())
         age = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         if self.history == "none":
             return MemoryState(self.history, age, ())
@@ -175,7 +175,7 @@ class FrameMemory(nn.Module):
 
     def __init__(self, history: History, width: int, hidden: int, *, window: int) -> None:
         super().__init__()
-        self.history = history
+        self.history: History = history
         self.window = window
         self.output_width = hidden
         self.mlp = nn.Sequential(nn.Linear(width, max(width // 2, 1)), nn.ReLU(), nn.Linear(max(width // 2, 1), hidden))
@@ -200,4 +200,4 @@ class FrameMemory(nn.Module):
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
         """Nothing but the batch's shape."""
-        return MemoryState("none", torch.zeros(batch, dtype=torch.int64, device=self.mlp[0].weight.device), ())
+        return MemoryState("none", torch.zeros(batch, dtype=torch.int64, device=next(self.parameters()).device), ())

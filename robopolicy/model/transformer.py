@@ -30,7 +30,7 @@ class FrameTransformer(nn.Module):
         super().__init__()
         if heads < 1 or hidden % heads:
             raise ValueError(f"{heads} attention heads do not divide the hidden width {hidden}; choose a divisor")
-        self.history = history
+        self.history: History = history
         self.window = window
         self.width = width
         self.output_width = hidden

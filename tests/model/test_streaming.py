@@ -1,0 +1,157 @@
+"""The state of running episodes as a value: reset, cut, move, save, stack, split, index."""
+
+import io
+
+import pytest
+import torch
+
+from robopolicy.model.recurrence import make_recurrence
+from robopolicy.model.streaming import MemoryState, require_window, row_of_age, shift_in_zero
+
+HISTORIES = [("lstm", "window"), ("lstm", "carry"), ("gru", "window"), ("transformer", "window"), ("none", "none")]
+histories = pytest.mark.parametrize(("cell", "history"), HISTORIES)
+
+
+def running(cell, history, batch=(4,), ticks=3):
+    """A memory, and its state after some frames."""
+    torch.manual_seed(0)
+    memory = make_recurrence(cell, history, 3, 8, layers=2, window=3, heads=2).eval()
+    state = memory.initial_state(batch)
+    with torch.no_grad():
+        for _ in range(ticks):
+            _, state = memory.step(torch.randn(*batch, 3), state)
+    return memory, state
+
+
+def assert_same(mine, theirs):
+    assert mine.history == theirs.history
+    assert torch.equal(mine.age, theirs.age)
+    assert len(mine.tensors) == len(theirs.tensors)
+    assert all(torch.equal(a, b) for a, b in zip(mine.tensors, theirs.tensors, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cell", "history", "shapes"),
+    [
+        ("lstm", "window", [(2, 4, 3, 8)] * 2),
+        ("lstm", "carry", [(2, 4, 8)] * 2),
+        ("gru", "window", [(2, 4, 3, 8)]),
+        ("gru", "carry", [(2, 4, 8)]),
+        ("transformer", "window", [(1, 4, 3, 3)]),
+        ("none", "none", []),
+    ],
+)
+def test_states_have_the_documented_shapes(cell, history, shapes):
+    """Prevents exported graphs and saved states that no longer fit."""
+    memory, state = running(cell, history)
+    assert [tuple(t.shape) for t in state.tensors] == shapes
+    assert [tuple(t.shape) for t in memory.initial_state((4,)).tensors] == shapes
+    assert state.batch_shape == (4,)
+
+
+@histories
+def test_split_and_concat_are_inverse(cell, history):
+    """Prevents a server that hands one client another's memory."""
+    _, state = running(cell, history)
+    assert_same(MemoryState.concat(state.split([1, 3])), state)
+    assert_same(MemoryState.concat(state.split(1)), state)
+
+
+@histories
+def test_stack_and_index_are_inverse(cell, history):
+    """Prevents states of single episodes that change when they are batched."""
+    _, state = running(cell, history)
+    stacked = MemoryState.stack([state, state.reset(torch.ones(4, dtype=torch.bool))])
+    assert stacked.batch_shape == (2, 4)
+    assert_same(stacked[0], state)
+    assert_same(state[[0, 1, 2, 3]], state)
+    assert_same(state[1:3], MemoryState.concat([state[1:2], state[2:3]]))
+
+
+@histories
+def test_a_stacked_state_streams_as_its_parts(cell, history):
+    """Prevents batched serving that answers otherwise than serving one by one."""
+    memory, state = running(cell, history)
+    frame = torch.randn(4, 3)
+    with torch.no_grad():
+        alone = torch.cat([memory.step(frame[i : i + 1], state[i : i + 1])[0] for i in range(4)])
+        together, _ = memory.step(frame, state)
+    assert (alone - together).abs().max() < 1e-6
+
+
+@histories
+def test_save_and_load_are_inverse(cell, history):
+    """Prevents a state that can't go through a file of plain tensors."""
+    _, state = running(cell, history)
+    file = io.BytesIO()
+    torch.save(state.state_dict(), file)
+    file.seek(0)
+    assert_same(MemoryState.load(torch.load(file, weights_only=True)), state)
+
+
+@histories
+def test_moving_casts_tensors_and_keeps_ages_integer(cell, history):
+    """Prevents an age that is rounded in bfloat16, or a state left behind on another device."""
+    _, state = running(cell, history)
+    moved = state.to(torch.float64)
+    assert all(t.dtype == torch.float64 for t in moved.tensors)
+    assert moved.age.dtype == torch.int64
+    assert all(t.device.type == "meta" for t in (*state.to("meta").tensors, state.to("meta").age))
+
+
+def test_detach_cuts_the_graph_and_keeps_the_numbers():
+    """Prevents truncated BPTT that reaches back through all earlier chunks."""
+    memory = make_recurrence("lstm", "carry", 3, 8, layers=2, window=3)
+    _, state = memory.unroll(torch.randn(2, 4, 3), memory.initial_state((2,)))
+    assert all(t.requires_grad for t in state.tensors)
+    cut = state.detach()
+    assert not any(t.requires_grad for t in cut.tensors)
+    assert_same(cut, state)
+
+
+def test_a_clone_has_memory_of_its_own():
+    """Prevents a kept state that changes when buffers are used again."""
+    _, state = running("lstm", "window")
+    copy = state.clone()
+    state.tensors[0].zero_()
+    assert copy.tensors[0].abs().sum() > 0
+
+
+@histories
+def test_reset_forgets_only_the_episodes_that_ended(cell, history):
+    """Prevents one reset for the whole batch."""
+    memory, state = running(cell, history, batch=(2, 2))
+    done = torch.tensor([[False, True], [False, False]])
+    frame = torch.randn(2, 2, 3)
+    with torch.no_grad():
+        after, _ = memory.step(frame, state.reset(done))
+        undisturbed, _ = memory.step(frame, state)
+        fresh, _ = memory.step(frame, memory.initial_state((2, 2)))
+    assert torch.equal(after[~done], undisturbed[~done])
+    assert (after[done] - fresh[done]).abs().max() < 1e-6
+
+
+def test_reset_refuses_flags_of_another_shape():
+    """Prevents a single flag from being broadcast over agents."""
+    _, state = running("lstm", "window", batch=(2, 2))
+    with pytest.raises(ValueError, match=r"done has shape \(1, 2\); this state holds episodes of shape \(2, 2\)"):
+        state.reset(torch.tensor([[True, False]]))
+
+
+def test_rows_shift_by_one_and_start_from_zero():
+    """Prevents a row that has seen one frame more or less than its index says."""
+    rows = torch.arange(1.0, 5.0).reshape(1, 4, 1)
+    assert shift_in_zero(rows).flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_the_row_of_an_age_is_the_one_before_it():
+    """Prevents an off-by-one between age 1 and row 0."""
+    rows = torch.arange(8.0).reshape(2, 4, 1)
+    assert row_of_age(rows, torch.tensor([1, 4])).flatten().tolist() == [0.0, 7.0]
+
+
+def test_more_frames_than_the_window_are_refused():
+    """Prevents training on contexts that the stream will never have."""
+    memory = make_recurrence("lstm", "window", 3, 8, layers=1, window=3)
+    with pytest.raises(ValueError, match="4 frames in a window of 3"):
+        require_window(memory, torch.zeros(1, 4, 3))
