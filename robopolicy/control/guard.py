@@ -1,4 +1,4 @@
-"""The robot's own side of safety: follow commands while they come, come to rest within the limits when they don't."""
+"""The robot's own side of safety: play commands as they were meant, come to rest within the limits when they cease."""
 
 from collections import deque
 
@@ -9,29 +9,49 @@ from robopolicy.control.profile import RobotProfile
 from robopolicy.control.robot import RobotError
 from robopolicy.control.smoothing import JointSmoother
 
+SLOWING = 0.001
+"""Share by which the playback is slowed down while commands come later than they used to; more would jerk the arm."""
+
 
 class CommandGuard:
     """Stands between the commands that arrive and the joints of one robot.
 
-    Silence longer than `deadline_s` in the middle of a motion, a command that is not finite, beyond a joint's limit, or
-    a leap from where the robot has been standing: each ends the commands for good. A new connection is a new guard.
+    Commands are played by their stamps, a little later than they come, and interpolated between two of them: so those
+    that arrive in bursts move the joints as evenly as they were sent. A gap is bridged at constant velocity. A gap
+    longer than `deadline_s`, a command that is not finite or beyond a joint's limit, or a leap from where the robot has
+    been standing ends the commands for good. A new connection is a new guard.
 
     Args:
         profile: the robot's limits.
         period_s: time between two calls of `position` [s].
         qpos: where the joints are [rad].
-        deadline_s: longest silence between two commands [s]; a robot at rest is in no hurry.
+        deadline_s: longest gap in the middle of a motion [s]; a robot at rest is in no hurry.
+        delay_s: how much later than they first come commands are played [s]; None: four periods.
     """
 
     def __init__(
-        self, profile: RobotProfile, period_s: float, qpos: Float[np.ndarray, " joints"], deadline_s: float = 0.1
+        self,
+        profile: RobotProfile,
+        period_s: float,
+        qpos: Float[np.ndarray, " joints"],
+        deadline_s: float = 0.05,
+        delay_s: float | None = None,
     ) -> None:
         self.profile, self.period_s, self.deadline_s = profile, period_s, deadline_s
-        self._smoother = JointSmoother(profile, period_s, period_s)
-        self._received: deque[tuple[float, np.ndarray]] = deque([(0.0, np.asarray(qpos, np.float64))], maxlen=3)
-        self._heard_s: float | None = None
+        self.delay_s = 4 * period_s if delay_s is None else delay_s
+        self.bridged = 0
+        """Calls of `position` that had to bridge a gap."""
         self.stopped: str | None = None
         """Why commands are no longer taken."""
+        self._smoother = JointSmoother(profile, period_s, period_s)
+        self._played = deque([np.asarray(qpos, np.float64)] * 3, maxlen=3)
+        self._waiting: deque[tuple[float, np.ndarray]] = deque()
+        self._behind_s: float | None = None  # now - the stamp being played; None where nothing is
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether a stopped robot has come to rest."""
+        return self.stopped is not None and self._smoother.at_rest
 
     def receive(self, position_rad: Float[np.ndarray, " joints"], stamp_s: float, now_s: float) -> None:
         """Take a command [rad], meant for stamp_s on the sender's clock [s].
@@ -39,50 +59,67 @@ class CommandGuard:
         Raises:
             RobotError: it is refused; `stopped` says why.
         """
-        if self.stopped is None:
-            position_rad = np.asarray(position_rad, np.float64)
-            if (wrong := self._wrong(position_rad)) is not None:
-                self.stop(wrong)
-            else:
-                self._received.append((stamp_s, position_rad))
-                self._heard_s = now_s
+        position_rad = np.asarray(position_rad, np.float64)
+        if self.stopped is None and (wrong := self._wrong(position_rad, stamp_s)) is not None:
+            self.stop(wrong)
         if self.stopped is not None:
             raise RobotError(f"the robot stopped itself: {self.stopped}")
+        if self._behind_s is None:
+            self._behind_s = now_s - stamp_s + self.delay_s
+        self._waiting.append((stamp_s, position_rad))
 
     def stop(self, reason: str) -> None:
         """Come to rest from the motion of the last commands, and take no more."""
         if self.stopped is None:
             self.stopped = reason
-            self._smoother.brake_from(self._motion())
+            before, earlier, now = self._played
+            velocity = (now - earlier) / self.period_s
+            acceleration = (now - 2 * earlier + before) / self.period_s**2
+            self._smoother.brake_from(np.stack([now, velocity, acceleration]))
 
-    def position(self, now_s: float) -> Float[np.ndarray, " joints"]:
-        """Where the joints shall be now [rad]; to be asked every `period_s`."""
-        if self.stopped is None and self._heard_s is not None and now_s - self._heard_s > self.deadline_s:
-            if np.ptp([position for _, position in self._received], axis=0).max() > 0:
-                self.stop(f"no command for {self.deadline_s:g} s")
-            self._heard_s = None
-        return self._received[-1][1] if self.stopped is None else self._smoother.step()
+    def position(self, t_s: float) -> Float[np.ndarray, " joints"]:
+        """Where the joints shall be at t_s [rad]; to be asked every `period_s`."""
+        if self.stopped is None and self._behind_s is not None:
+            self._played.append(self._play(t_s, self._behind_s))
+        return self._played[-1] if self.stopped is None else self._smoother.step()
 
-    def _wrong(self, position_rad: np.ndarray) -> str | None:
+    def _play(self, t_s: float, behind_s: float) -> np.ndarray:
+        waiting, playing_s = self._waiting, t_s - behind_s
+        while len(waiting) > 2 and waiting[1][0] <= playing_s:
+            waiting.popleft()
+        newest_s, newest = waiting[-1]
+        if newest_s - playing_s < self.delay_s / 2:
+            self._behind_s = behind_s + SLOWING * self.period_s
+        if playing_s >= newest_s:
+            return self._bridge(playing_s - newest_s, newest)
+        (from_s, start), (to_s, end) = waiting[0], waiting[1] if len(waiting) > 1 else waiting[0]
+        if playing_s <= from_s:
+            return self._played[-1] if playing_s < from_s else start
+        share = (playing_s - from_s) / (to_s - from_s)
+        return (1 - share) * start + share * end
+
+    def _bridge(self, gap_s: float, newest: np.ndarray) -> np.ndarray:
+        """Go on as in the last two commands; a motion that had ended may rest as long as it likes."""
+        if len(self._waiting) < 2 or not (newest - self._waiting[-2][1]).any():
+            self._waiting.clear()
+            self._behind_s = None
+            return newest
+        (from_s, start), (to_s, _) = self._waiting[-2], self._waiting[-1]
+        self.bridged += 1
+        if gap_s > self.deadline_s:
+            self.stop(f"no command for {self.deadline_s:g} s")
+        return newest + (newest - start) * (gap_s / (to_s - from_s))
+
+    def _wrong(self, position_rad: np.ndarray, stamp_s: float) -> str | None:
         profile = self.profile
-        if position_rad.shape != (profile.joints,) or not np.isfinite(position_rad).all():
-            return f"a command must be {profile.joints} finite joint positions"
+        if position_rad.shape != (profile.joints,) or not np.isfinite(position_rad).all() or not np.isfinite(stamp_s):
+            return f"a command must be {profile.joints} finite joint positions and a finite stamp"
         beyond = np.maximum(profile.position_lower_rad - position_rad, position_rad - profile.position_upper_rad)
         if beyond.max() > 1e-6:
             return f"a command for {profile.joint_names[int(beyond.argmax())]} is beyond its limits"
-        leap = np.abs(position_rad - self._received[-1][1]).max()
-        if self._heard_s is None and leap > profile.first_jump_rad:
+        if self._waiting and stamp_s <= self._waiting[-1][0]:
+            return "stamps of commands must increase"
+        leap = np.abs(position_rad - self._played[-1]).max()
+        if self._behind_s is None and leap > profile.first_jump_rad:
             return f"the first command is {leap:.2f} rad away, at most {profile.first_jump_rad} rad allowed"
         return None
-
-    def _motion(self) -> Float[np.ndarray, "3 joints"]:
-        """Position, velocity and acceleration of the last commands, by divided differences."""
-        position = self._received[-1][1]
-        rest = np.stack([position, 0 * position, 0 * position])
-        if len(self._received) < 3:
-            return rest
-        (t0, p0), (t1, p1), (t2, p2) = self._received
-        if not t0 < t1 < t2:
-            return rest
-        before, after = (p1 - p0) / (t1 - t0), (p2 - p1) / (t2 - t1)
-        return np.stack([p2, after, 2 * (after - before) / (t2 - t0)])

@@ -16,7 +16,17 @@ from jaxtyping import Float
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.control.inference import Inference, Thought
 from robopolicy.control.limits import joint_targets, limit_targets
-from robopolicy.control.robot import Clock, FixedGrid, Recorder, Robot, RobotError, SystemClock, Tick, request_realtime
+from robopolicy.control.robot import (
+    REST_COMMANDS,
+    Clock,
+    FixedGrid,
+    Recorder,
+    Robot,
+    RobotError,
+    SystemClock,
+    Tick,
+    request_realtime,
+)
 from robopolicy.control.smoothing import JointSmoother
 from robopolicy.control.statistics import LoopStatistics
 from robopolicy.types import ActionSpec, Command
@@ -27,8 +37,6 @@ HOMING_SHARE = 0.1
 """Share of the robot's velocity, acceleration and jerk used on the way to the home pose."""
 CONTROL_PRIORITY = 20
 """Real-time priority of the control thread, where asked for."""
-REST_COMMANDS = 3
-"""Commands repeated at the end of a motion."""
 SWITCH_INTERVAL_S = 0.0005
 """How long the policy's thread may keep the interpreter while a command is due [s]."""
 

@@ -11,6 +11,9 @@ from jaxtyping import Float
 from robopolicy.control.profile import RobotProfile
 from robopolicy.types import Command, Observation
 
+REST_COMMANDS = 3
+"""How often the end of a motion is commanded, by which a robot's own watchdog knows it from an interruption."""
+
 
 class RobotError(RuntimeError):
     """The robot can't be reached, or refuses: it was stopped, or has stopped itself."""

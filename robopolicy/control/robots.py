@@ -97,9 +97,16 @@ class WebsocketRobot:
         except ImportError:
             raise ImportError("a robot over the network needs websockets; install robopolicy[serve]") from None
         self.timeout_s = timeout_s
+        self._stack = contextlib.ExitStack()
         try:
-            self._connection = connect(
-                f"ws://{host}:{port}", compression=None, max_size=MAX_MESSAGE_BYTES, close_timeout=0.2, open_timeout=5
+            self._connection = self._stack.enter_context(
+                connect(
+                    f"ws://{host}:{port}",
+                    compression=None,
+                    max_size=MAX_MESSAGE_BYTES,
+                    close_timeout=0.2,
+                    open_timeout=5,
+                )
             )
             hello = unpack(_bytes(self._connection.recv(timeout=5)))
         except (OSError, TimeoutError) as error:
@@ -137,7 +144,13 @@ class WebsocketRobot:
         if (silent_s := time.monotonic() - self._heard_s) > self.timeout_s:
             self._lost = self._lost or f"no word from the robot for {silent_s:.2f} s"
         self._refuse_if_lost()
-        self._send({"qpos": command.joint_position_rad, "opening_m": float(command.gripper_opening_m)})
+        self._send(
+            {
+                "qpos": command.joint_position_rad,
+                "opening_m": float(command.gripper_opening_m),
+                "stamp_s": float(command.stamp_s),
+            }
+        )
 
     def stop(self) -> None:
         """Tell the robot to hold, and leave it."""
@@ -145,7 +158,7 @@ class WebsocketRobot:
             self._stopped = True
             with contextlib.suppress(RobotError):
                 self._send({"stop": True})
-            self._connection.close()
+            self._stack.close()
 
     def __enter__(self) -> "WebsocketRobot":
         return self

@@ -21,6 +21,8 @@ from robopolicy.types import Command, Observation
 
 START_TIMEOUT_S = 180.0
 """The renderer's kernels may have to be compiled first."""
+MAX_CATCH_UP = 100
+"""Physics steps made at once, at most, by a process that was held up; more is time lost."""
 SIM_PRIORITY = 30
 """Real-time priority of the simulator's process, where asked for."""
 SUCCESS, FAILED, STOPPED, STAMP = range(ARM_JOINTS, ARM_JOINTS + 4)
@@ -53,7 +55,7 @@ class SimRobot:
         cameras: Sequence[str] = (),
         image_size: int = 64,
         command_dt: float = 0.001,
-        deadline_s: float = 0.1,
+        deadline_s: float = 0.05,
         timeout_s: float = 0.25,
         realtime: bool = False,
         task_options: dict[str, Any] | None = None,
@@ -170,17 +172,17 @@ class SimRobot:
 
 
 class _SharedRows:
-    """The newest row of numbers, from one process to another, without a lock that a frozen process could hold."""
+    """The latest rows of numbers, from one process to another, without a lock that a frozen process could hold."""
 
-    SLOTS = 8
+    SLOTS = 64
 
     def __init__(self, context: Any, width: int) -> None:
         self._rows, self._written = context.RawArray("d", self.SLOTS * width), context.RawValue("q", 0)
         self._width = width
 
     def write(self, row: Sequence[float]) -> None:
-        """Make a row the newest; for one writer."""
-        start = (self._written.value + 1) % self.SLOTS * self._width
+        """Add a row; for one writer."""
+        start = self._written.value % self.SLOTS * self._width
         self._rows[start : start + self._width] = row
         self._written.value += 1
 
@@ -189,10 +191,14 @@ class _SharedRows:
         """How many rows there have been."""
         return self._written.value
 
-    def read(self) -> list[float]:
-        """The newest row; zeros before the first."""
-        start = self._written.value % self.SLOTS * self._width
+    def read(self, number: int = -1) -> list[float]:
+        """Row `number`, counted from 0, or the newest; the oldest are overwritten."""
+        start = (number if number >= 0 else self._written.value - 1) % self.SLOTS * self._width
         return self._rows[start : start + self._width]
+
+    def unread(self, taken: int) -> range:
+        """Numbers of the rows after the first `taken`, less those that have been, or are about to be, overwritten."""
+        return range(max(taken, self.written - self.SLOTS // 2), self.written)
 
 
 class _RealTimeWorld(RobotVectorEnv):
@@ -229,6 +235,12 @@ class _RealTimeWorld(RobotVectorEnv):
         return {"obs": obs, "instruction": self.instructions[0]}
 
 
+def _figures(world: _RealTimeWorld, stopped: bool) -> list[float]:
+    """The row that tells the robot's owner how it is."""
+    flags = (world.success, world.failed, stopped, time.monotonic())
+    return [*world.physics.qpos[0, :ARM_JOINTS].tolist(), *map(float, flags)]
+
+
 def _simulate(
     pipe: Connection,
     commands: _SharedRows,
@@ -246,6 +258,7 @@ def _simulate(
         world = _RealTimeWorld(task, 1, num_threads=1, physics_dt=period_s, **options)
         position, opening_m = world.begin(seed), profile.opening_m
         world.look()
+        state.write(_figures(world, stopped=False))
         pipe.send({"control_dt": world.control_dt})
     except (ValueError, KeyError, ImportError) as error:
         pipe.send({"error": str(error)})
@@ -256,16 +269,15 @@ def _simulate(
     grid, taken = FixedGrid(SystemClock(), period_s), commands.written
     while True:
         ticks = grid.wait()
-        now_s = time.monotonic()
-        if commands.written > taken:
-            taken = commands.written
-            *position, wanted_m, stamp_s = commands.read()
+        for number in commands.unread(taken):
+            *told, wanted_m, stamp_s = commands.read(number)
+            taken = number + 1
             with suppress(RobotError):
-                guard.receive(np.array(position), stamp_s, now_s)
+                guard.receive(np.array(told), stamp_s, time.monotonic())
                 opening_m = wanted_m
-        world.advance(guard.position(now_s), opening_m, min(ticks, 100))
-        row = [world.success, world.failed, guard.stopped is not None, time.monotonic()]
-        state.write([*world.physics.qpos[0, :ARM_JOINTS], *map(float, row)])
+        position = guard.position(grid.t_s)
+        world.advance(position, opening_m, min(ticks, MAX_CATCH_UP))
+        state.write(_figures(world, guard.stopped is not None))
         try:
             message = pipe.recv() if pipe.poll() else None
         except (EOFError, OSError):
@@ -279,4 +291,5 @@ def _simulate(
         elif message is not None:
             position, opening_m = world.begin(message), profile.opening_m
             guard, taken = CommandGuard(profile, period_s, position, deadline_s), commands.written
+            state.write(_figures(world, stopped=False))
             pipe.send({"control_dt": world.control_dt})

@@ -1,0 +1,176 @@
+"""The robot's end of `WebsocketRobot`: serves any `Robot` to one client at a time over a websocket.
+
+Messages are msgpack maps as `robopolicy.client` packs them. The server speaks first: `profile`, `control_dt`,
+`command_dt`, `qpos`. It then sends `qpos` all the time, `obs` and `instruction` when asked by `observe`, and `error` when
+it has stopped itself. The client sends `qpos`, `opening_m` and `stamp_s` as a command, `observe`, or `stop`.
+"""
+
+import logging
+import queue
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from robopolicy.client import ProtocolError, pack, unpack
+from robopolicy.control.guard import CommandGuard
+from robopolicy.control.robot import REST_COMMANDS, FixedGrid, Robot, RobotError, SystemClock
+from robopolicy.types import Command
+
+logger = logging.getLogger(__name__)
+
+STATE_DT = 0.005
+"""Time between two messages that tell the joint positions [s]."""
+MAX_COMMAND_BYTES = 4096
+"""A longer message of a client closes its connection."""
+
+
+class RobotServer:
+    """Serves `robot` from a thread of its own until `close`.
+
+    Commands are passed on at the robot's own rate through a `CommandGuard`, so a client that dies, hangs or is cut off
+    leaves a robot that comes to rest within its limits. The next connection starts anew.
+
+    Args:
+        robot: what is served.
+        host: address to listen on; anyone who reaches it can move the robot.
+        port: port to listen on; 0 takes a free one, `port` tells which.
+        deadline_s: longest silence of the client in the middle of a motion [s].
+    """
+
+    def __init__(self, robot: Robot, host: str = "127.0.0.1", port: int = 8100, deadline_s: float = 0.05) -> None:
+        try:
+            from websockets.sync.server import serve
+        except ImportError:
+            raise ImportError("serving a robot needs websockets; install robopolicy[serve]") from None
+        self.robot, self.deadline_s = robot, deadline_s
+        self._taken = threading.Lock()
+        self._server = serve(self._attend, host, port, compression=None, max_size=MAX_COMMAND_BYTES)
+        self.port: int = self._server.socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="robot-server", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take no more clients."""
+        self._server.shutdown()
+        self._thread.join(timeout=2.0)
+
+    def __enter__(self) -> "RobotServer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _attend(self, connection: Any) -> None:
+        """One client, from its connection to the robot's rest."""
+        if not self._taken.acquire(blocking=False):
+            connection.close(1013, "another client drives this robot")
+            return
+        try:
+            session = _Session(self.robot, connection, self.deadline_s)
+            session.run()
+            logger.info("client left: %s", session.guard.stopped)
+        finally:
+            self._taken.release()
+
+
+class _Session:
+    """One client driving the robot: a thread for its messages, one for the joints, one for the cameras."""
+
+    def __init__(self, robot: Robot, connection: Any, deadline_s: float) -> None:
+        self.robot, self.connection = robot, connection
+        self.guard = CommandGuard(robot.profile, robot.command_dt, robot.qpos(), deadline_s)
+        self._lock = threading.Lock()  # around the guard
+        self._opening_m = robot.profile.opening_m
+        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: look; False: end
+        self._connected = True
+
+    def run(self) -> None:
+        robot = self.robot
+        hello = {"control_dt": robot.control_dt, "command_dt": robot.command_dt, "qpos": robot.qpos()}
+        self._tell({"profile": robot.profile.to_dict(), **hello})
+        threads = [threading.Thread(target=work, daemon=True) for work in (self._drive, self._look)]
+        for thread in threads:
+            thread.start()
+        reason = "the connection ended"
+        try:
+            for message in self.connection:
+                self._take(unpack(message.encode() if isinstance(message, str) else message))
+        except ProtocolError as error:
+            reason = f"a message that can't be read: {error}"
+        except Exception as error:  # however a connection may end
+            reason = f"the connection ended: {type(error).__name__}"
+        with self._lock:
+            self.guard.stop(reason)
+        self._connected = False
+        self._wishes.put(False)
+        for thread in threads:
+            thread.join()
+
+    def _take(self, message: Any) -> None:
+        if not isinstance(message, dict):
+            raise ProtocolError("a message is a map")
+        if "observe" in message:
+            self._wishes.put(True)
+        if "stop" in message:
+            with self._lock:
+                self.guard.stop("told to")
+        if "qpos" in message:
+            try:
+                position = np.asarray(message["qpos"], np.float64)
+                opening_m, stamp_s = float(message["opening_m"]), float(message["stamp_s"])
+            except (KeyError, TypeError, ValueError):
+                raise ProtocolError("a command has qpos, opening_m and stamp_s") from None
+            with self._lock:
+                if self.guard.stopped is None:
+                    self._command(position, opening_m, stamp_s)
+
+    def _command(self, position: np.ndarray, opening_m: float, stamp_s: float) -> None:
+        try:
+            self.guard.receive(position, stamp_s, time.monotonic())
+        except RobotError:
+            return
+        if np.isfinite(opening_m):
+            self._opening_m = min(max(opening_m, 0.0), self.robot.profile.opening_m)
+
+    def _drive(self) -> None:
+        """The joints, on the robot's own grid, until a client that left has left them at rest."""
+        grid = FixedGrid(SystemClock(), self.robot.command_dt)
+        told_s, told_error = 0.0, False
+        try:
+            rested = 0  # commands sent at rest after the client left, by which the robot knows that it is over
+            while self._connected or rested < REST_COMMANDS:
+                grid.wait()
+                rested += not self._connected and self.guard.at_rest
+                with self._lock:
+                    position, stopped = self.guard.position(grid.t_s), self.guard.stopped
+                self.robot.command(Command(position, self._opening_m, grid.t_s))
+                if grid.t_s - told_s >= STATE_DT:
+                    told_s = grid.t_s
+                    self._tell({"qpos": self.robot.qpos()})
+                if stopped is not None and not told_error:
+                    told_error = True
+                    self._tell({"error": f"the robot stopped itself: {stopped}"})
+        except RobotError as error:
+            self._tell({"error": str(error)})
+            with self._lock:
+                self.guard.stop(str(error))
+            self.connection.close(1011, "the robot is lost")
+
+    def _look(self) -> None:
+        while self._wishes.get():
+            try:
+                seen = self.robot.observe()
+                self._tell({"obs": dict(seen.obs), "instruction": seen.instruction})
+            except RobotError as error:
+                self._tell({"error": str(error)})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        try:
+            self.connection.send(pack(message))
+        except Exception as error:  # a client that has gone is noticed where its messages are read
+            logger.debug("client not told: %s", type(error).__name__)

@@ -1,0 +1,172 @@
+"""A ROS 2 arm through rosbridge's JSON: JointState in, JointTrajectory out; needs no ROS on this machine."""
+
+import base64
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.control.profile import RobotProfile
+from robopolicy.control.robot import RobotError
+from robopolicy.control.robots import proprioception
+from robopolicy.types import Command, Observation
+
+
+class RosbridgeRobot:
+    """An arm with a joint trajectory controller.
+
+    Args:
+        profile: its limits; `joint_names` are those of its JointState.
+        host: where rosbridge runs.
+        port: its port.
+        control_dt: time between two actions [s].
+        command_dt: time between two commands [s]; JSON carries about 100 of them a second.
+        joint_topic: where sensor_msgs/JointState comes from.
+        command_topic: where trajectory_msgs/JointTrajectory goes.
+        finger_joints: joints of the JointState whose sum is the gripper's opening [m].
+        gripper_topic: where the opening [m] goes as std_msgs/Float64; None: there is no gripper.
+        cameras: observation key -> topic of sensor_msgs/Image (rgb8 or bgr8).
+        timeout_s: longest silence of the joints or a camera [s].
+    """
+
+    def __init__(
+        self,
+        profile: RobotProfile,
+        host: str = "127.0.0.1",
+        port: int = 9090,
+        *,
+        control_dt: float = 0.05,
+        command_dt: float = 0.01,
+        joint_topic: str = "/joint_states",
+        command_topic: str = "/joint_trajectory_controller/joint_trajectory",
+        finger_joints: Sequence[str] = (),
+        gripper_topic: str | None = None,
+        cameras: Mapping[str, str] | None = None,
+        timeout_s: float = 0.25,
+    ) -> None:
+        try:
+            import roslibpy
+        except ImportError:
+            raise ImportError("a robot behind rosbridge needs roslibpy; install robopolicy[serve]") from None
+        self.profile, self.control_dt, self.command_dt, self.timeout_s = profile, control_dt, command_dt, timeout_s
+        self._fingers = tuple(finger_joints)
+        self._heard: dict[str, tuple[float, Any]] = {}
+        self._news = threading.Condition()
+        self._opening_m = profile.opening_m
+        self._stopped = False
+        self._lost: str | None = None
+        self._ros = roslibpy.Ros(host=host, port=port)
+        try:
+            self._ros.run(timeout=5)
+        except Exception as error:  # roslibpy raises its own
+            raise RobotError(f"no rosbridge at {host}:{port}: {error}") from None
+        self._commands = roslibpy.Topic(self._ros, command_topic, "trajectory_msgs/JointTrajectory")
+        self._gripper = roslibpy.Topic(self._ros, gripper_topic, "std_msgs/Float64") if gripper_topic else None
+        self._cameras = dict(cameras or {})
+        self._listen(roslibpy.Topic(self._ros, joint_topic, "sensor_msgs/JointState"), "joints", self._joints)
+        for key, topic in self._cameras.items():
+            self._listen(roslibpy.Topic(self._ros, topic, "sensor_msgs/Image"), key, picture)
+        self._wait_for("joints", after_s=0.0, timeout_s=5.0)
+
+    def observe(self) -> Observation:
+        """The newest of each sensor; the stamp is that of the oldest among them."""
+        joints_s, (qpos, opening_m) = self._wait_for("joints", time.monotonic() - self.timeout_s)
+        obs = proprioception(self.profile, qpos, opening_m)
+        stamps = [joints_s]
+        for key in self._cameras:
+            seen_s, obs[key] = self._wait_for(key, time.monotonic() - self.timeout_s)
+            stamps.append(seen_s)
+        return Observation(obs, None, min(stamps))
+
+    def qpos(self) -> Float[np.ndarray, " joints"]:
+        """Joint positions heard last [rad]."""
+        return self._heard["joints"][1][0]
+
+    def command(self, command: Command) -> None:
+        """Send a trajectory of one point, due one command period from now."""
+        if self._stopped:
+            raise RobotError("the robot was stopped; it takes no further command")
+        silent_s = time.monotonic() - self._heard["joints"][0]
+        if self._lost or silent_s > self.timeout_s or not self._ros.is_connected:
+            raise RobotError(self._lost or f"no joint state for {silent_s:.2f} s")
+        self._commands.publish(self._message(command.joint_position_rad[None]))
+        if self._gripper is not None and command.gripper_opening_m != self._opening_m:
+            self._gripper.publish(self._plain({"data": float(command.gripper_opening_m)}))
+        self._opening_m = command.gripper_opening_m
+
+    def stop(self) -> None:
+        """Hold where it is, and leave."""
+        if not self._stopped:
+            self._stopped = True
+            if self._ros.is_connected:
+                self._commands.publish(self._message(self.qpos()[None]))
+            self._ros.close()
+
+    def _message(self, positions: Float[np.ndarray, "points joints"]) -> Any:
+        return self._plain(joint_trajectory(self.profile.joint_names, positions, 1 / self.command_dt))
+
+    def _plain(self, message: dict[str, Any]) -> Any:
+        import roslibpy
+
+        return roslibpy.Message(message)
+
+    def _listen(self, topic: Any, key: str, decode: Any) -> None:
+        """Keep the newest decoded message of a topic, with the time it came."""
+
+        def hear(message: Mapping[str, Any]) -> None:
+            try:
+                value = decode(message)
+            except (KeyError, ValueError, TypeError) as error:
+                self._lost = f"{topic.name}: {error}"
+                value = None
+            with self._news:
+                if value is not None:
+                    self._heard[key] = (time.monotonic(), value)
+                self._news.notify_all()
+
+        topic.subscribe(hear)
+
+    def _wait_for(self, key: str, after_s: float, timeout_s: float | None = None) -> tuple[float, Any]:
+        """The newest value of a topic and when it came, once it is newer than `after_s`."""
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        with self._news:
+            heard = self._news.wait_for(
+                lambda: self._lost is not None or self._heard.get(key, (-1.0, None))[0] >= after_s, limit_s
+            )
+        if self._lost or not heard or key not in self._heard:
+            raise RobotError(self._lost or f"nothing heard of {key} for {limit_s:g} s")
+        return self._heard[key]
+
+    def _joints(self, message: Mapping[str, Any]) -> tuple[np.ndarray, float]:
+        """Joint positions in the profile's order [rad], and the opening [m]."""
+        told = dict(zip(message["name"], message["position"], strict=True))
+        if missing := [name for name in (*self.profile.joint_names, *self._fingers) if name not in told]:
+            raise ValueError(f"JointState lacks {missing[0]!r}; it has: {', '.join(told)}")
+        qpos = np.array([told[name] for name in self.profile.joint_names], np.float64)
+        opening_m = float(sum(told[name] for name in self._fingers)) if self._fingers else self._opening_m
+        return qpos, opening_m
+
+
+def joint_trajectory(
+    joint_names: Sequence[str], positions: Float[np.ndarray, "points joints"], rate_hz: float
+) -> dict[str, Any]:
+    """trajectory_msgs/JointTrajectory: point i [rad] is due (i + 1) / rate_hz after it is received."""
+    points = []
+    for place, position in enumerate(positions):
+        sec, nanosec = divmod(round(1e9 * (place + 1) / rate_hz), 10**9)
+        due = {"sec": sec, "nanosec": nanosec}
+        points.append({"positions": [float(angle) for angle in position], "time_from_start": due})
+    stamp = {"stamp": {"sec": 0, "nanosec": 0}, "frame_id": ""}  # zero: start on arrival
+    return {"header": stamp, "joint_names": list(joint_names), "points": points}
+
+
+def picture(message: Mapping[str, Any]) -> np.ndarray:
+    """The pixels (height, width, 3) uint8 RGB of a sensor_msgs/Image as rosbridge sends it, in base64."""
+    if message["encoding"] not in ("rgb8", "bgr8"):
+        raise ValueError(f"pictures come as {message['encoding']!r}; expected rgb8 or bgr8")
+    rows = np.frombuffer(base64.b64decode(message["data"]), np.uint8).reshape(message["height"], message["step"])
+    pixels = rows[:, : 3 * message["width"]].reshape(message["height"], message["width"], 3)
+    return pixels if message["encoding"] == "rgb8" else np.ascontiguousarray(pixels[..., ::-1])

@@ -1,0 +1,165 @@
+"""Robots over a network: what happens when the other end dies, lies or hangs."""
+
+import contextlib
+import time
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from robopolicy.client import pack, unpack
+from robopolicy.control.robot import RobotError
+from robopolicy.control.robot_server import RobotServer
+from robopolicy.control.robots import FakeRobot, WebsocketRobot
+from robopolicy.control.rosbridge import RosbridgeRobot, joint_trajectory
+from robopolicy.types import Command
+from tests.rosbridge import StubRosbridge
+
+COMMAND_DT = 0.005
+
+
+def wait_until(condition, seconds: float = 3.0) -> None:
+    ends_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends_s, "it did not come to pass"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def arm(panda) -> FakeRobot:
+    return FakeRobot(panda, command_dt=COMMAND_DT)
+
+
+def drive(send, home, seconds: float, speed_rad_s: float = 0.5) -> None:
+    """Send commands that turn the last joint at a constant speed, reached gently."""
+    for step in range(1, round(seconds / COMMAND_DT) + 1):
+        t_s = step * COMMAND_DT
+        turned = speed_rad_s * (t_s - 0.1 * (1 - np.exp(-t_s / 0.1)))
+        send(np.add(home, [0, 0, 0, 0, 0, 0, turned]), t_s)
+        time.sleep(COMMAND_DT)
+
+
+@pytest.mark.parametrize("end", ["drop", "freeze"])
+def test_a_client_that_vanishes_in_motion_leaves_a_robot_that_brakes(arm, panda, end):
+    """A pulled cable, or a client that hangs: the arm goes on with its last velocity, or stops dead."""
+    with (
+        RobotServer(arm, port=0, deadline_s=0.05) as server,
+        connect(f"ws://127.0.0.1:{server.port}", close_timeout=0.1) as client,
+    ):
+        home = unpack(client.recv())["qpos"]
+        drive(lambda q, t: client.send(pack({"qpos": q, "opening_m": 0.08, "stamp_s": t})), home, 0.5)
+        vanished, moving = len(arm.commands), arm.qpos()[6]
+        if end == "drop":
+            client.socket.shutdown(2)
+        time.sleep(0.6)
+        stamps = np.array([command.stamp_s for command in arm.commands[vanished:]])
+        rates = np.stack([command.joint_position_rad for command in arm.commands[vanished:]])
+    assert not np.ptp(rates[-3:], axis=0).any()
+    assert moving <= rates[-1, 6] < moving + 0.2
+    for order, limit in enumerate((panda.velocity_rad_s, panda.acceleration_rad_s2, panda.jerk_rad_s3), start=1):
+        rates = np.diff(rates, axis=0) / ((stamps[order:] - stamps[:-order]) / order)[:, None]
+        assert (np.abs(rates) <= np.multiply(limit, 1.001)).all(), f"derivative {order}"
+
+
+def test_a_robot_that_stopped_itself_says_so_and_a_new_connection_starts_anew(arm):
+    """Commands that vanish without a word after the robot's own watchdog has stopped it."""
+    with RobotServer(arm, port=0, deadline_s=0.05) as server:
+        with WebsocketRobot(port=server.port) as robot:
+            home = robot.qpos()
+            drive(lambda q, t: robot.command(Command(q, 0.08, t)), home, 0.3)
+            time.sleep(0.3)
+            with pytest.raises(RobotError, match=r"stopped itself: no command for 0\.05 s"):
+                robot.command(Command(robot.qpos(), 0.08, 1.0))
+        wait_until(lambda: not server._taken.locked())
+        with WebsocketRobot(port=server.port) as robot:
+            robot.command(Command(robot.qpos(), 0.08, 0.0))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\xc1",
+        pack([1, 2]),
+        pack({"qpos": "x", "opening_m": 0.0, "stamp_s": 0.0}),
+        pack({"qpos": np.zeros(7)}),
+        pack({"qpos": np.full(7, np.nan), "opening_m": 0.0, "stamp_s": 0.0}),
+        pack({"qpos": np.zeros(3), "opening_m": 0.0, "stamp_s": 0.0}),
+        pack({"qpos": np.zeros(7), "opening_m": np.nan, "stamp_s": 0.0}),
+        b"\x00" * 10_000,
+    ],
+    ids=["garbage", "list", "text", "incomplete", "nan", "too-few", "nan-gripper", "too-long"],
+)
+def test_hostile_commands_move_nothing_and_the_next_client_is_served(arm, message):
+    """One broken client that takes the robot's driver down with it."""
+    home = arm.qpos().copy()
+    with RobotServer(arm, port=0) as server:
+        with connect(f"ws://127.0.0.1:{server.port}", close_timeout=0.1) as client:
+            client.recv()
+            client.send(message)
+            time.sleep(0.05)
+        wait_until(lambda: not server._taken.locked())
+        np.testing.assert_array_equal(arm.qpos(), home)
+        with WebsocketRobot(port=server.port) as robot:
+            np.testing.assert_allclose(robot.observe().obs["qpos"], home, atol=1e-6)
+
+
+def test_only_one_client_drives(arm):
+    """Two policies that pull at one arm."""
+    with (
+        RobotServer(arm, port=0) as server,
+        WebsocketRobot(port=server.port),
+        connect(f"ws://127.0.0.1:{server.port}", close_timeout=0.1) as second,
+        pytest.raises(ConnectionClosed, match="another client"),
+    ):
+        second.recv(timeout=2)
+
+
+def test_a_robot_that_is_not_there_or_goes_away_is_one_line(arm):
+    """A traceback out of a thread instead of a reason."""
+    with RobotServer(arm, port=0) as server:
+        port = server.port
+        robot = WebsocketRobot(port=port, timeout_s=0.2)
+    wait_until(lambda: robot._lost is not None)
+    with pytest.raises(RobotError, match="connection"):
+        robot.observe()
+    with contextlib.suppress(RobotError):
+        robot.stop()
+    with pytest.raises(RobotError, match=f"no robot at 127.0.0.1:{port}"):
+        WebsocketRobot(port=port)
+
+
+def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(panda):
+    """JointState comes in any order; a trajectory whose first point is due at once makes the controller jump."""
+    with StubRosbridge(panda) as bridge:
+        robot = RosbridgeRobot(
+            panda,
+            port=bridge.port,
+            finger_joints=("finger_1", "finger_2"),
+            gripper_topic="/gripper",
+            cameras={"front": "/camera"},
+        )
+        seen = robot.observe()
+        np.testing.assert_allclose(seen.obs["qpos"], panda.home_rad, atol=1e-6)
+        np.testing.assert_allclose(seen.obs["gripper"], [0.08], atol=1e-6)
+        np.testing.assert_array_equal(seen.obs["front"], np.tile(np.uint8([30, 20, 10]), (4, 8, 1)))
+        target = np.add(panda.home_rad, 0.01)
+        robot.command(Command(target, 0.02, 0.0))
+        wait_until(lambda: np.allclose(robot.qpos(), target))
+        sent = [m for m in bridge.received if m["op"] == "publish" and "points" in m["msg"]]
+        assert sent[0]["msg"]["joint_names"] == list(panda.joint_names)
+        assert sent[0]["msg"]["points"][0]["time_from_start"] == {"sec": 0, "nanosec": 10_000_000}
+        assert {"data": 0.02} in [m["msg"] for m in bridge.received if m["op"] == "publish"]
+        bridge.silent = True
+        time.sleep(0.4)
+        with pytest.raises(RobotError, match="no joint state for"):
+            robot.command(Command(target, 0.02, 0.0))
+        robot.stop()
+
+
+def test_a_joint_trajectory_counts_its_points_from_one():
+    """time_from_start of zero for the first point is refused by ROS controllers."""
+    message = joint_trajectory(["a", "b"], np.arange(60.0).reshape(30, 2), rate_hz=20.0)
+    due = [p["time_from_start"]["sec"] + 1e-9 * p["time_from_start"]["nanosec"] for p in message["points"]]
+    np.testing.assert_allclose(due, (np.arange(30) + 1) / 20)
+    assert message["points"][1]["positions"] == [2.0, 3.0]
