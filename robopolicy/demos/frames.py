@@ -1,9 +1,12 @@
 """The wide rows of demos (pictures, tokens), gathered from memory or read from the disk as they are needed."""
 
+import math
 import os
+import sys
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
@@ -31,17 +34,52 @@ class Frames(Protocol):
         ...
 
 
+class Recycler:
+    """Host memory for batches, used again as soon as no tensor refers to it.
+
+    A fresh batch of pictures is tens of megabytes, which the C library gives back to the system each time it is freed:
+    faulting its pages in again takes longer than filling it. A tensor made from a NumPy array holds a reference to it
+    for as long as any view of the tensor lives, so the array's count of references says when it is free.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        self._unused = _references([np.empty(0)], 0)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of this shape, its content undefined; pinned where there is a GPU to fetch from it."""
+        if torch.cuda.is_available():  # torch recycles pinned memory by itself
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        size = math.prod(shape) * dtype.itemsize
+        free = [place for place in range(len(self._arrays)) if _references(self._arrays, place) == self._unused]
+        fitting = [place for place in free if self._arrays[place].nbytes == size]
+        if not fitting:  # forget what was kept for batches of another size
+            self._arrays = [array for place, array in enumerate(self._arrays) if place not in free]
+            self._arrays.append(np.empty(size, dtype=np.uint8))
+            fitting = [len(self._arrays) - 1]
+        return torch.from_numpy(self._arrays[fitting[0]]).view(dtype).view(shape)
+
+
+def _references(arrays: list[np.ndarray], place: int) -> int:
+    return sys.getrefcount(arrays[place])
+
+
 class MemoryFrames:
     """Rows in one tensor on the model's device, or in host memory."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
         self.shape, self.dtype = tuple(values.shape[1:]), values.dtype
+        self._recycler = Recycler()
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
-        """See `Frames`."""
-        picked = self.values.index_select(0, rows.reshape(-1).to(self.values.device))
-        return picked.view(*rows.shape, *self.shape)
+        """See `Frames`; the result is where the rows are."""
+        wanted = rows.reshape(-1).to(self.values.device)
+        if self.values.device.type != "cpu":
+            return self.values.index_select(0, wanted).view(*rows.shape, *self.shape)
+        batch = self._recycler.empty((*rows.shape, *self.shape), self.dtype)
+        torch.index_select(self.values, 0, wanted, out=batch.view(-1, *self.shape))
+        return batch
 
 
 class DiskFrames:
@@ -57,12 +95,13 @@ class DiskFrames:
         self._starts = np.concatenate([[0], np.cumsum([reader.length for reader in readers])])
         self.shape = readers[0].shape
         self.dtype = torch_type(readers[0].dtype)
+        self._recycler = Recycler()
         self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="demo-reader")
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
         """See `Frames`; the result is in host memory."""
         wanted = rows.cpu().numpy()
-        batch = torch.empty((*rows.shape, *self.shape), dtype=self.dtype)
+        batch = self._recycler.empty((*rows.shape, *self.shape), self.dtype)
         demos = np.searchsorted(self._starts, wanted[:, 0], side="right") - 1
         local = wanted - self._starts[demos][:, None]
         # One task per thread and not per segment: handing over a task costs as much as reading a few frames.
@@ -136,11 +175,11 @@ class ContiguousReader:
     def read(self, rows: np.ndarray, into: np.ndarray) -> None:
         """See `RowReader`."""
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        for run in np.split(np.arange(len(rows)), breaks):
-            target = into[run[0] : run[-1] + 1].data.cast("B")
-            place = self._offset + int(rows[run[0]]) * self._row_bytes
+        for first, last in pairwise([0, *breaks.tolist(), len(rows)]):
+            target = into[first:last].data.cast("B")
+            place = self._offset + int(rows[first]) * self._row_bytes
             if os.preadv(self._file.number, [target], place) != len(target):
-                raise DemoFormatError(f"{self._where}: the file ends before row {rows[run[-1]]}; it is cut short")
+                raise DemoFormatError(f"{self._where}: the file ends before row {rows[last - 1]}; it is cut short")
 
 
 class GzipReader:
