@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from robopolicy.config import ConfigError, ExperimentConfig, config_to_dict
-from robopolicy.model.checkpoint import CONFIG, DESCRIPTION, save_policy
+from robopolicy.model.checkpoint import CONFIG, DESCRIPTION, load_policy, save_policy
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
 from robopolicy.training.augmentation import Augmentation
@@ -57,6 +57,7 @@ def train(
     run_dir: str | Path,
     evaluate: Callable[[ChunkPolicy], float] | None = None,
     resume: bool = False,
+    start: str | Path | None = None,
     callbacks: tuple[Callback, ...] = (),
 ) -> Path:
     """Train a policy on demonstrations; gives the run folder, which `load_policy` reads.
@@ -66,6 +67,7 @@ def train(
         run_dir: where policy, logs and resume file go; must not hold a run yet, unless it is resumed.
         evaluate: closed loop, policy -> success rate, called every `training.eval_every` steps.
         resume: go on with the run in `run_dir`, exactly as if it had not been interrupted.
+        start: run folder whose weights to begin with; its statistics are not taken, but fit anew on these demos.
         callbacks: further Lightning callbacks, called before the run's own.
 
     Raises:
@@ -80,6 +82,8 @@ def train(
     data.setup("fit")
     _check_selection(config, evaluate, held_out=len(data.val_dataloader()) > 0)
     policy = make_policy(config, data)
+    if start is not None:
+        _begin_with(policy, Path(start))
     module = _make_module(config, data, policy)
     timer = StepTimer()
     provenance = data.provenance
@@ -117,6 +121,16 @@ def make_policy(config: ExperimentConfig, data: DemoDataModule) -> ChunkPolicy:
         obs_statistics=data.obs_statistics,
         action_statistics=data.action_statistics,
     )
+
+
+def _begin_with(policy: ChunkPolicy, folder: Path) -> None:
+    earlier = dict(load_policy(folder).named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in policy.named_parameters()}
+    if shapes != {name: tuple(parameter.shape) for name, parameter in earlier.items()}:
+        raise ConfigError(f"the policy in {folder} has other weights than this config makes; start from one like it")
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            parameter.copy_(earlier[name])
 
 
 def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callback]) -> Trainer:
