@@ -130,7 +130,8 @@ def _summary(result: Mapping[str, Any]) -> str:
         f"<p><span class=big>{100 * result['success_rate']:.0f} %</span> &nbsp; {result['successes']} of "
         f"{result['episodes']} episodes, 95 % interval {100 * low:.0f}-{100 * high:.0f} % (Wilson)</p>"
         f"<p>Mean length {result['mean_steps']:.1f} steps of {result['control_dt']} s. "
-        f"Inference {result['inference_s']:.1f} s, sim {result['physics_s']:.1f} s, {result['env_steps'] / max(result['wall_s'], 1e-9):.0f} env steps/s.</p>"
+        f"Inference {result['inference_s']:.1f} s, sim {result['physics_s']:.1f} s, "
+        f"{result['env_steps'] / max(result['wall_s'], 1e-9):.0f} env steps/s.</p>"
     )
 
 

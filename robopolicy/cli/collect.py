@@ -49,7 +49,7 @@ def collect(arguments: Sequence[str]) -> int:
     from robopolicy.sim.env import RobotVectorEnv
 
     began = time.perf_counter()
-    noise = ActionNoise(options.noise, options.noise_share)
+    noise = ActionNoise(options.noise, options.noise / 5, options.noise_share)
     tried = failed = steps = 0
     env_args = {
         "env_name": f"robopolicy/{options.task}",

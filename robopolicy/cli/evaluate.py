@@ -132,7 +132,8 @@ def print_evaluation(result: "Evaluation") -> None:
         print(f"failed    seeds {shown}{' ...' if len(result.failed_seeds) > 20 else ''}")
     rate = result.env_steps / result.wall_s
     print(
-        f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; {rate:.0f} env steps/s"
+        f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; "
+        f"{rate:.0f} env steps/s"
     )
 
 

@@ -18,7 +18,9 @@ class ActionNoise:
     """Disturbance of the executed action, so that demos show how to come back (DART, Laskey et al. 2017)."""
 
     std: float = 0.3
-    """Standard deviation of the noise on the arm's action, in its units of [-1, 1]; 0 is off."""
+    """Standard deviation of the noise on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
+    rotation_std: float = 0.06
+    """Likewise on its rotation; policies err less there."""
     share: float = 0.7
     """Share of the steps that are disturbed."""
 
@@ -41,14 +43,15 @@ class ExpertActor:
         label = expert_actions(self.env)
         if self.noise.std == 0.0:
             return label, label
-        noise = np.stack([self._draw(rng, label.shape[1] - 1) for rng in self.rngs])
+        noise = np.stack([self._draw(rng) for rng in self.rngs])
         executed = label.copy()
         executed[:, :-1] += noise
         return label, np.clip(executed, -1.0, 1.0)
 
-    def _draw(self, rng: np.random.Generator, width: int) -> np.ndarray:
+    def _draw(self, rng: np.random.Generator) -> np.ndarray:
         disturbed = rng.random() < self.noise.share
-        return disturbed * rng.normal(0.0, self.noise.std, width)
+        stds = [self.noise.std] * 3 + [self.noise.rotation_std] * 3
+        return disturbed * rng.normal(0.0, stds)
 
 
 def collect(env: RobotVectorEnv, seeds: Sequence[int], noise: ActionNoise) -> Iterator[Episode]:

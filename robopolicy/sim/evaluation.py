@@ -98,7 +98,7 @@ def evaluate(
         episodes.append(episode)
         if sink is not None:
             sink.append(episode)
-    return summarize(env.task, episodes, env.control_dt, timing, time.perf_counter() - began, provenance or {})
+    return summarize(env.task.name, episodes, env.control_dt, timing, time.perf_counter() - began, provenance or {})
 
 
 def refuse_seen_seeds(seeds: Sequence[int], trained_on: Sequence[int]) -> None:
