@@ -70,7 +70,7 @@ class DataConfig:
     placement: Literal["auto", "device", "host", "disk"] = "auto"
     """Where the demos are held while training; auto chooses by size and says so."""
     num_workers: int = 0
-    """Reader processes, for `placement: disk` only."""
+    """Reader threads, for `placement: disk` only; 0: as many as cores, at most 4."""
     arm: tuple[int, ...] | None = None
     """Arm columns of the action rows; null: from the file, or by the default rule."""
     gripper: tuple[int, ...] | None = None
