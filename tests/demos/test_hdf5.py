@@ -338,3 +338,13 @@ def test_float64_and_missing_rewards_are_fine(tmp_path):
         assert demo.rewards is None
         assert file.attributes == {"env_args": {}, "action_spec": None}
         assert file.filter_keys == {}
+
+
+def test_the_sample_in_the_repository_opens():
+    """The README's first commands use it."""
+    path = Path(__file__).parents[2] / "data" / "sample.hdf5"
+    assert path.stat().st_size < 200_000
+    with DemoFile(path) as file:
+        assert len(file) == 3
+        assert all(demo.instruction and demo.seed is not None and "front" in demo.obs for demo in file)
+        assert file.action_spec is not None
