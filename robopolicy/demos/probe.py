@@ -8,6 +8,7 @@ the caller lives on. The verdict is remembered until the file changes.
 
 import atexit
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -26,8 +27,8 @@ from h5py import h5o  # type: ignore[attr-defined]
 from robopolicy.demos.guarded import GREATEST_RATIO, SMALL_BYTES, open_checked
 from robopolicy.types import DemoFormatError
 
-TIME_LIMIT_S = 30.0
-"""How long the examination of one file may take [s]."""
+SILENCE_S = 20.0
+"""How long the examination may stay at one object of the file [s]."""
 READ_BYTES = 64 * 2**20
 """Data read in full during the examination [bytes]; beyond it, the first and the last row of each dataset."""
 MEMORY_BYTES = 16 * 2**30
@@ -44,7 +45,7 @@ def open_hdf5(path: Path | str) -> h5py.File:
     return open_checked(path)
 
 
-def examine(path: Path | str, time_limit_s: float = TIME_LIMIT_S) -> None:
+def examine(path: Path | str) -> None:
     """Walk the whole file in a child process.
 
     Raises:
@@ -57,7 +58,7 @@ def examine(path: Path | str, time_limit_s: float = TIME_LIMIT_S) -> None:
         raise UnsafeFileError(f"{path}: {error.strerror.lower() if error.strerror else error}") from None
     key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
     if key not in _verdicts:
-        _verdicts[key] = _examiner.ask(path, time_limit_s)
+        _verdicts[key] = _examiner.ask(path, SILENCE_S)
     if _verdicts[key] is not None:
         raise UnsafeFileError(_verdicts[key])
 
@@ -70,25 +71,36 @@ class _Examiner:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
 
-    def ask(self, path: Path, time_limit_s: float) -> str | None:
-        """What speaks against the file, or None."""
-        request = json.dumps([str(path.resolve()), time_limit_s])
+    def ask(self, path: Path, silence_s: float) -> str | None:
+        """What speaks against the file, or None; a helper that was killed meanwhile is replaced once."""
+        request = json.dumps([str(path.resolve()), silence_s]) + "\n"
         with self._lock:
-            process = self._running()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-            reply = process.stdout.readline()
+            reply = self._exchange(request) or self._exchange(request)
         if not reply:
-            self.close()
-            raise UnsafeFileError(f"{path}: the process that examines files has ended; call again to start another")
+            raise UnsafeFileError(f"{path.name}: could not be examined; the helper process ended twice")
         return json.loads(reply)
 
     def close(self) -> None:
+        """End the helper, if this process started one."""
         process, self._process = self._process, None
         if process is not None and self._owner == os.getpid():
-            process.communicate()
+            with contextlib.suppress(BrokenPipeError):
+                process.communicate()
+
+    def _exchange(self, request: str) -> str:
+        """The helper's reply; empty if it has ended."""
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(request)
+            process.stdin.flush()
+            reply = process.stdout.readline()
+        except BrokenPipeError:
+            reply = ""
+        if not reply:
+            self.close()
+        return reply
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._owner != os.getpid():
@@ -112,43 +124,51 @@ def serve() -> None:
     """The helper's loop: a JSON line `[path, seconds]` from stdin, one (what speaks against it, or null) to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
-        path, time_limit_s = json.loads(line)
-        print(json.dumps(_in_child(path, time_limit_s)), flush=True)
+        path, silence_s = json.loads(line)
+        print(json.dumps(_in_child(path, silence_s)), flush=True)
 
 
-def _in_child(path: str, time_limit_s: float) -> str | None:
+def _in_child(path: str, silence_s: float) -> str | None:
+    """What the child finds against the file; it writes a dot for each object, then its verdict as JSON."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(receiver)
+        faulthandler.disable()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-        os.write(sender, json.dumps(fault(path)).encode())
+        os.write(sender, json.dumps(fault(path, lambda: os.write(sender, b"."))).encode())
         os._exit(0)
     os.close(sender)
+    said, silent = b"", False
     try:
-        answered, _, _ = select.select([receiver], [], [], time_limit_s)
-        answer = os.read(receiver, 65536) if answered else b""
+        while not silent:
+            silent = not select.select([receiver], [], [], silence_s)[0]
+            heard = b"" if silent else os.read(receiver, 65536)
+            if not heard:
+                break
+            said = (said + heard).lstrip(b".")
     finally:
         os.close(receiver)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-    if answer:
-        return json.loads(answer)
-    if answered:
+    if silent:
+        return f"{Path(path).name}: no progress in reading it for {silence_s:g} s; damaged, or made to stall its reader"
+    if not said:
         return (
             f"{Path(path).name}: the HDF5 library crashed on it (signal {os.WTERMSIG(status)}); damaged, copy it again"
         )
-    return f"{Path(path).name}: opening it took more than {time_limit_s:g} s; damaged, or made to stall its reader"
+    return json.loads(said)
 
 
-def fault(path: str) -> str | None:
-    """What speaks against the file, or None; run in a process that may die of it."""
+def fault(path: str, alive: Callable[[], object]) -> str | None:
+    """What speaks against the file, or None; run in a process that may die of it. `alive` is called for each object."""
     try:
         with open_checked(path) as file:
             budget = READ_BYTES
             for name, item in _objects(file):
+                alive()
                 for attribute in item.attrs:
                     item.attrs[attribute]
                 if isinstance(item, h5py.Dataset):

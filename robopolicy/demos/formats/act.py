@@ -15,6 +15,7 @@ import numpy as np
 from robopolicy.demos.formats.base import DemoReader, Omissions, ReaderBase, is_image, wanted_keys
 from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
+from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
@@ -80,7 +81,7 @@ class ActReader(ReaderBase):
         path = self._files[name]
         with open_hdf5(path) as file, damage_named(path.name):
             datasets = datasets_below(file, path.name)
-            actions = [datasets[key][()] for key in ACTIONS if key in datasets]
+            actions = [read_rows(datasets[key], f"{path.name}: {key}") for key in ACTIONS if key in datasets]
             if not actions:
                 raise DemoFormatError(f"{path.name}: no action; an ACT episode has action and observations/qpos")
             found = {
@@ -129,7 +130,7 @@ def _number(path: Path) -> int | None:
 def _values(dataset: h5py.Dataset, where: str) -> np.ndarray:
     """One observation; pictures that are JPEG bytes (T, length) are decoded, the padding behind each is no harm."""
     if "/images/" not in str(dataset.name) or dataset.ndim == 4:
-        return dataset[()]
+        return read_rows(dataset, f"{where}: {dataset.name}")
     return np.stack([decode_picture(row.tobytes(), f"{where}: {dataset.name}") for row in dataset[()]])
 
 

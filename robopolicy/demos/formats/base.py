@@ -53,7 +53,11 @@ class DemoReader(Protocol):
         ...
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """One demo; `keys` limits which observations are read."""
+        """One demo; `keys` limits which observations are read.
+
+        Raises:
+            DemoFormatError: an array is damaged, missing, of another length, or holds a value that is not finite.
+        """
         ...
 
     def clock(self, name: str) -> np.ndarray | None:

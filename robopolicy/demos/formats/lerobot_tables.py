@@ -151,7 +151,7 @@ def column_values(table: Any, column: str, where: str) -> np.ndarray:
     """A numeric column as (T, ...); a column of single numbers is (T, 1).
 
     Raises:
-        DemoFormatError: it is missing, ragged, or has gaps.
+        DemoFormatError: it is missing, ragged, has gaps, or a value is not finite.
     """
     if column not in table.column_names:
         raise DemoFormatError(f"{where}: no column {column}; it has: {', '.join(table.column_names)}")
@@ -164,7 +164,11 @@ def column_values(table: Any, column: str, where: str) -> np.ndarray:
     values = chunks.to_numpy(zero_copy_only=False)
     if values.dtype.kind not in "biuf" or (rows and len(values) % rows):
         raise DemoFormatError(f"{where}: {column} has type {table.column(column).type}, or rows of unequal length")
-    return values.reshape(rows, -1)
+    values = values.reshape(rows, -1)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        step = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise DemoFormatError(f"{where}: {column}: {values[step]} at step {step}; every value must be finite")
+    return values
 
 
 def _tasks_v3(path: Path) -> dict[int, str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from robopolicy.demos.formats.base import ReaderBase, wanted_keys
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, datasets_below, group_in, keys_of
+from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.types import Demo, DemoFormatError
 
@@ -68,7 +69,7 @@ class MinariReader(ReaderBase):
         where = f"{self._where}, {name}"
         episode = group_in(self._file, name.replace("demo", "episode"), where)
         with damage_named(where):
-            actions = dataset_in(episode, "actions", where)[()]
+            actions = read_rows(dataset_in(episode, "actions", where), f"{where}: actions")
             if actions.ndim != 2:
                 raise DemoFormatError(
                     f"{where}: actions have shape {actions.shape}; expected (steps, width), no discrete ones"
@@ -79,7 +80,10 @@ class MinariReader(ReaderBase):
                 if key in episode
             }
             found = _observations(episode, where, rows=len(actions) + 1)
-            obs = {key: found[key][:-1] for key in wanted_keys(found, keys, where)}
+            obs = {
+                key: read_rows(found[key], f"{where}: {key}", slice(0, len(actions)))
+                for key in wanted_keys(found, keys, where)
+            }
         ends = [optional[key] for key in ("terminations", "truncations") if key in optional]
         attributes = attributes_of(episode, where)
         seed = attributes.pop("seed", None)

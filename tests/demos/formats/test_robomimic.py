@@ -21,13 +21,16 @@ def test_kind_and_rate_come_from_the_controller_columns_from_the_data(tmp_path):
     assert (spec.arm_columns, spec.gripper_columns) == ((0, 1, 2, 3, 4, 5), (6,))
 
 
+ABSOLUTE_ARM = {"right": {"type": "OSC_POSE", "input_type": "absolute"}}
+
+
 @pytest.mark.parametrize(
     ("controller", "expected"),
     [
         ({"type": "OSC_POSE", "control_delta": True}, {"space": "ee", "kind": "delta"}),
         ({"type": "OSC_POSE", "control_delta": False}, {"space": "ee", "kind": "absolute"}),
         (
-            {"type": "BASIC", "body_parts": {"right": {"type": "OSC_POSE", "input_type": "absolute"}}},
+            {"type": "BASIC", "body_parts": ABSOLUTE_ARM},
             {"space": "ee", "kind": "absolute"},
         ),
         ({"type": "JOINT_POSITION"}, {"space": "joint_position", "kind": "delta"}),

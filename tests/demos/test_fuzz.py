@@ -1,0 +1,118 @@
+"""Damaged files: whatever bytes change, a file is refused in one line or its demos are what they were; nothing hangs.
+
+Native files that were converted carry checksums: every demo that is given back must equal the one written. Others' files
+have none, so a changed number can't be told from a true one: what is given back must be whole and finite.
+"""
+
+from collections import Counter
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from robopolicy.demos import probe
+from robopolicy.demos.formats import convert, open_demos
+from robopolicy.types import Demo, DemoFormatError
+from tests.demo_samples import write_act, write_minari, write_robomimic
+
+MUTATIONS = ("bits", "noise", "truncate", "zeros", "copy")
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """The file with some bits flipped, a stretch of noise or zeros, its end cut off, or one part copied over another."""
+    changed, size = bytearray(data), len(data)
+    start, other = (int(place) for place in rng.integers(size, size=2))
+    kind = MUTATIONS[rng.integers(len(MUTATIONS))]
+    if kind == "truncate":
+        return bytes(changed[:start])
+    if kind == "bits":
+        for place in rng.integers(size, size=rng.integers(1, 9)):
+            changed[place] ^= 1 << int(rng.integers(8))
+        return bytes(changed)
+    span = min(int(rng.integers(1, 65 if kind == "noise" else 513)), size - max(start, other))
+    source = {"noise": rng.bytes(span), "zeros": bytes(span), "copy": data[other : other + span]}
+    changed[start : start + span] = source[kind]
+    return bytes(changed)
+
+
+def assert_equal(found: Demo, written: Demo) -> None:
+    """Every field as it was written."""
+    for name in (field.name for field in fields(Demo)):
+        one, other = getattr(found, name), getattr(written, name)
+        if name == "obs":
+            assert set(one) == set(other)
+            for key in other:
+                np.testing.assert_array_equal(one[key], other[key], strict=True)
+        elif isinstance(other, np.ndarray):
+            np.testing.assert_array_equal(one, other, strict=True)
+        else:
+            assert one == other
+
+
+def assert_plausible(found: Demo, written: Demo) -> None:
+    """One row of numbers per step, all finite."""
+    for key, values in {"actions": found.actions, **found.obs}.items():
+        assert len(values) == len(found), key
+        assert values.dtype.kind in "biuf", key
+        assert np.isfinite(values).all(), key
+
+
+FAMILIES = {
+    "native": (lambda folder: _native(folder), assert_equal, 0.6),
+    "robomimic": (lambda folder: write_robomimic(folder / "demos.hdf5"), assert_plausible, 0.2),
+    "act": (lambda folder: write_act(folder / "act") / "episode_1.hdf5", assert_plausible, 0.1),
+    "minari": (lambda folder: write_minari(folder / "pen") / "data/main_data.hdf5", assert_plausible, 0.1),
+}
+
+
+def _native(folder):
+    convert(write_robomimic(folder / "source.hdf5"), folder / "native.hdf5")
+    return folder / "native.hdf5"
+
+
+def fuzz(family: str, cases: int, folder) -> Counter:
+    """Open and read so many damaged files; gives how many files and demos were refused, and how many demos were given."""
+    make, judge, _ = FAMILIES[family]
+    original = make(folder)
+    data, rng, outcome = original.read_bytes(), np.random.default_rng(0), Counter()
+    with open_demos(original) as demos:
+        written = {name: demos.read(name) for name in demos.names}
+    path = folder / f"episode_{next(iter(written)).removeprefix('demo_')}.hdf5"
+    for _ in range(cases):
+        path.write_bytes(mutated(data, rng))
+        try:
+            with open_demos(path) as demos:
+                for name in demos.names:
+                    try:
+                        found = demos.read(name)
+                    except DemoFormatError as error:
+                        outcome["demos refused" if "\n" not in str(error) else "messages of several lines"] += 1
+                    else:
+                        judge(found, written[name])
+                        outcome["demos given"] += 1
+        except DemoFormatError as error:
+            outcome["files refused" if "\n" not in str(error) else "messages of several lines"] += 1
+        path.unlink()
+    return outcome
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_damaged_files_are_refused_or_read_as_they_were(family, tmp_path, monkeypatch):
+    """One flipped bit must not end the process, hang it, or become a training target."""
+    monkeypatch.setattr(probe, "SILENCE_S", 0.5)
+    outcome = fuzz(family, round(500 * FAMILIES[family][2]), tmp_path)
+    assert outcome["messages of several lines"] == 0
+    assert outcome["files refused"] > 0, "the mutations reach the file's structure"
+    assert outcome["demos given"] > 0, "and leave some of it readable"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ten_thousand_damaged_files_are_refused_or_read_as_they_were(family, tmp_path, monkeypatch):
+    """As above, for the rarer paths through the library."""
+    monkeypatch.setattr(probe, "SILENCE_S", 1.0)
+    outcome = fuzz(family, round(10_000 * FAMILIES[family][2]), tmp_path)
+    print(family, dict(outcome))
+    assert outcome["messages of several lines"] == 0
+    assert outcome["demos given"] > 0
