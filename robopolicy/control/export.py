@@ -162,7 +162,11 @@ def _program(graph: GraphPolicy) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=4096)
     axes = tuple({1 if name.startswith("state.") else 0: batch} for name in graph.inputs)
     with torch.no_grad(), _traceable_sizes():
-        return torch.export.export(graph, example, dynamic_shapes=(axes,), strict=False)
+        program = torch.export.export(graph, example, dynamic_shapes=(axes,), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    program.example_inputs = None
+    return program
 
 
 @contextmanager

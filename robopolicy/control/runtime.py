@@ -43,8 +43,8 @@ class ExportedState:
 
     batch_shape: tuple[int, ...]
     """*B, the leading axes of observations and actions; flattened in the arrays below."""
-    age: Int[np.ndarray, "episodes"]
-    """Frames seen by each episode, counted up to W."""
+    age: np.ndarray
+    """(episodes,) int64, frames seen by each, counted up to W."""
     tensors: tuple[np.ndarray, ...]
     """Each (layers, episodes, ...)."""
     carried: bool = False

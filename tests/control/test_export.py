@@ -1,0 +1,161 @@
+"""An exported policy gives the same actions as the one in torch, and says what it is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
+from robopolicy.control import runtime
+from robopolicy.control.export import ExportError, export_policy, step_memory
+from robopolicy.model.checkpoint import load_policy, save_policy
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.recurrence import make_recurrence
+from robopolicy.model.text import Vocabulary
+from robopolicy.types import ActionSpec, ArraySpec
+from tests.exporting import CASES, SLOW_CASES, make_policy
+
+
+def exported(out: Path, names: list[str]) -> Path:
+    """All cases by one process, which imports the exporter once."""
+    command = [sys.executable, "-m", "tests.exporting", str(out), *names]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory) -> Path:
+    return exported(tmp_path_factory.mktemp("exports"), list(CASES))
+
+
+@pytest.fixture(scope="module")
+def slow_cases(tmp_path_factory) -> Path:
+    return exported(tmp_path_factory.mktemp("exports"), list(SLOW_CASES))
+
+
+class Plant:
+    """Two robots that move as they are told: errors feed back, as on a real one."""
+
+    def __init__(self, policy) -> None:
+        self.policy, self.state = policy, policy.initial_state(2)
+        self.pose = np.tile(np.linspace(-1, 1, 7, dtype=np.float32), (2, 1))
+        self.gripper = np.full((2, 1), 0.04, np.float32)
+        self.instructions = ["lift the red cube", "lift the blue sphere"]
+
+    def tick(self, step: int, over: np.ndarray) -> np.ndarray:
+        """One control step; episodes in `over` begin anew, with their memory but not their pose."""
+        self.state = self.state.reset(torch.from_numpy(over))
+        observation = {"ee_pose": self.pose, "gripper": self.gripper, "instruction": self.instructions}
+        expected = self.policy.obs if isinstance(self.policy, ChunkPolicy) else self.policy.spec.observation
+        if "front" in expected:
+            shade = np.clip(self.pose[:, :1] * 50 + 128 + np.arange(256), 0, 255).astype(np.uint8)
+            observation["front"] = np.repeat(shade.reshape(2, 16, 16, 1), 3, axis=3)
+        if "tokens" in expected:
+            observation["tokens"] = np.tile(self.pose[:, None, :1], (1, 5, 16)) * np.linspace(
+                -1, 1, 16, dtype=np.float32
+            )
+        actions, self.state = self.policy.act(observation, self.state)
+        actions = np.asarray(actions)
+        rng = np.random.default_rng(step)
+        self.pose = self.pose * 0.95 + rng.normal(size=7).astype(np.float32) * 0.1
+        self.pose[:, :3] += 0.1 * actions[:, 0, [0, 1, 3]]
+        self.gripper = actions[:, 0, 2:3].astype(np.float32)
+        return actions
+
+
+def largest_difference(folder: Path, steps: int = 500) -> float:
+    """Between the run in torch and its export, each in its own closed loop, resets included."""
+    reference, other = Plant(load_policy(folder / "run")), Plant(runtime.load(folder / "exported", threads=1))
+    worst = 0.0
+    for step in range(steps):
+        over = np.array([step % 7 == 3, step % 11 == 5])
+        arm = [0, 1, 3]
+        worst = max(worst, float(np.abs(reference.tick(step, over) - other.tick(step, over))[..., arm].max()))
+    return worst
+
+
+def test_500_closed_loop_steps_equal_torch(cases):
+    """A graph that drifts, forgets a reset or bakes the batch in fails on the robot, not in the lab."""
+    assert largest_difference(cases / "window") < 1e-4
+
+
+def test_a_torch_export_equals_torch(cases):
+    """The other format has its own tracing and its own order of inputs."""
+    assert largest_difference(cases / "torch", steps=50) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SLOW_CASES if name != "int8"])
+def test_every_memory_pooling_and_head_exports(slow_cases, name):
+    """Each has its own operators, and its own way of not being traceable."""
+    assert largest_difference(slow_cases / name) < 1e-4
+
+
+@pytest.mark.slow
+def test_int8_stays_close_and_says_how_close(slow_cases):
+    """Quantization is a trade; the manifest names its price."""
+    manifest = json.loads((slow_cases / "int8" / "exported" / "manifest.json").read_text())
+    assert 0 < manifest["error_to_torch"] < 0.05
+    assert largest_difference(slow_cases / "int8") < 0.25  # units of the actions, whose range is 5
+
+
+def test_the_manifest_tells_names_shapes_rates_and_words(cases):
+    """Whoever writes another runtime has only this."""
+    manifest = json.loads((cases / "window" / "exported" / "manifest.json").read_text())
+    inputs = {entry["name"]: (entry["shape"], entry["dtype"]) for entry in manifest["inputs"]}
+    assert inputs == {
+        "ee_pose": (["batch", 7], "float32"),
+        "gripper": (["batch", 1], "float32"),
+        "instruction": (["batch", 8], "int64"),
+        "age": (["batch"], "int64"),
+        "state.0": ([2, "batch", 3, 16], "float32"),
+        "state.1": ([2, "batch", 3, 16], "float32"),
+    }
+    assert [entry["name"] for entry in manifest["outputs"]] == ["actions", "next.age", "next.state.0", "next.state.1"]
+    assert manifest["text"] == {"words": ["blue", "cube", "lift", "red", "the"], "length": 8}
+    assert manifest["spec"]["control_dt"] == 0.05
+    assert manifest["spec"]["action"]["rate_hz"] == 20.0
+    assert manifest["error_to_torch"] < 1e-4
+
+
+def test_nothing_of_the_training_machine_leaves_with_the_export(cases):
+    """The folder is given to others; an exporter likes to note the source files it traced."""
+    here = str(Path(__file__).parents[2]).encode()
+    for path in [*(cases / "window" / "exported").iterdir(), *(cases / "torch" / "exported").iterdir()]:
+        assert here not in path.read_bytes()
+        assert b"/home/someone" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("history", ["window", "carry", "none"])
+def test_the_exported_step_is_the_memorys_step(cell, history):
+    """The graph restates the memory's step without its packed weights; the two must not part."""
+    torch.manual_seed(0)
+    memory = make_recurrence(cell, history, 5, 8, layers=2, window=3).eval()
+    state = other = memory.initial_state((4,))
+    with torch.no_grad():
+        for step in range(8):
+            frame = torch.randn(4, 5)
+            expected, state = memory.step(frame, state)
+            hidden, other = step_memory(memory, frame, other)
+            torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
+            done = torch.tensor([step == 2, False, step == 4, step == 4])
+            state, other = state.reset(done), other.reset(done)
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(tmp_path):
+    """A stack of tracing errors tells a user nothing."""
+    save_policy(make_policy(), tmp_path / "run", {})
+    with pytest.raises(ExportError, match="--int8 is for --format onnx"):
+        export_policy(tmp_path / "run", tmp_path / "out", format="torch", int8=True)
+    config = ExperimentConfig(encoder=EncoderConfig(text_model="minilm"), head=HeadConfig(window=1, chunk=1))
+    policy = ChunkPolicy(config, ActionSpec(), {"ee_pose": ArraySpec((7,))}, Vocabulary.of(["lift"]))
+    save_policy(policy, tmp_path / "told", {})
+    with pytest.raises(ExportError, match="a sentence model isn't exported"):
+        export_policy(tmp_path / "told", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

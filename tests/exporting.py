@@ -1,0 +1,89 @@
+"""Small random policies, exported in a process of their own: tracing does not bear the type checks of pytest.
+
+python -m tests.exporting OUT CASE ...    writes OUT/CASE/run and OUT/CASE/exported for each case
+
+`tests/control/tiny_export` is the export of the case `tiny`.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
+from robopolicy.control.export import export_policy
+from robopolicy.model.checkpoint import save_policy
+from robopolicy.model.normalization import Statistics
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.text import Vocabulary
+from robopolicy.types import ActionSpec, ArraySpec
+
+SMALL = {"window": 3, "chunk": 2, "layers": 2, "hidden": 16, "head_widths": (8,)}
+INTERLEAVED = ActionSpec(arm=(0, 1, 3), gripper=(2,), constant={4: 0.5}, gripper_values=((0.0, 0.08),), rate_hz=20.0)
+CASES = {
+    "window": ("keys", {}, "onnx", False),
+    "torch": ("keys", {}, "torch", False),
+}
+"""Encoder, head, format, int8."""
+TINY = {"tiny": ("keys", {"layers": 1, "hidden": 8}, "onnx", False)}
+SLOW_CASES = {"int8": ("keys", {}, "onnx", True)} | {
+    f"{kind}-{cell}-{history}-{pooling}-{head}": (
+        kind,
+        {"cell": cell, "history": history, "pooling": pooling, "head": head, "latent": 2 if pooling == "max" else 1},
+        "onnx",
+        False,
+    )
+    for kind, cell, history, pooling, head in (
+        ("pixels", "lstm", "window", "max", "regression"),
+        ("pixels", "lstm", "window", "resampler", "gmm"),
+        ("pixels", "gru", "carry", "attention", "regression"),
+        ("keys", "gru", "window", "mean", "discrete"),
+        ("keys", "lstm", "carry", "attention", "gmm"),
+        ("keys", "lstm", "none", "max", "regression"),
+        ("keys", "transformer", "window", "max", "regression"),
+        ("keys", "transformer", "none", "mean", "regression"),
+        ("keys", "none", "none", "max", "regression"),
+        ("precomputed", "lstm", "window", "max", "regression"),
+    )
+}
+
+
+def make_policy(kind: str = "keys", instruction: bool = True, **head: object) -> ChunkPolicy:
+    """A policy with random weights that act on scales as a real arm's."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    obs = {"ee_pose": ArraySpec((7,)), "gripper": ArraySpec((1,))}
+    if kind == "pixels":
+        obs["front"] = ArraySpec((16, 16, 3), "uint8")
+    if kind == "precomputed":
+        obs = {"tokens": ArraySpec((5, 16))}
+    config = ExperimentConfig(
+        encoder=EncoderConfig(kind=kind, width=16, hidden=16, instruction=instruction),  # type: ignore[arg-type]
+        head=HeadConfig(**{**SMALL, **head}),  # type: ignore[arg-type]
+    )
+    low = {key: spec for key, spec in obs.items() if not spec.is_image and key != "tokens"}
+    return ChunkPolicy(
+        config,
+        INTERLEAVED,
+        obs,
+        Vocabulary.of(["lift the red cube", "lift the blue cube"]),
+        obs_statistics={key: Statistics.of(rng.normal(1, 2, size=(50, *spec.shape))) for key, spec in low.items()},
+        action_statistics=Statistics.of(rng.uniform(-2, 3, size=(50, INTERLEAVED.width))),
+    ).eval()
+
+
+def export_case(out: Path, name: str) -> None:
+    """The run folder and the export of one case."""
+    kind, head, format, int8 = (CASES | SLOW_CASES | TINY)[name]
+    provenance = {"task": "lift", "control_dt": 0.05, "demo_files": ["/home/someone/lift.hdf5"]}
+    save_policy(make_policy(kind, **head), out / name / "run", provenance)
+    export_policy(out / name / "run", out / name / "exported", format, int8)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for case in sys.argv[2:]:
+        export_case(Path(sys.argv[1]), case)
