@@ -146,8 +146,8 @@ class RunKeeper(Callback):
         self.select, self.evaluate = select, evaluate
         self.valid_every, self.checkpoint_every, self.eval_every = valid_every, checkpoint_every, eval_every
         self.facts = dict(facts or {})
-        self.history: dict[str, list[dict[str, float]]] = {"train": [], "valid": [], "success": []}
-        self.best: dict[str, float] | None = None
+        self.history: dict[str, list[dict[str, float | int]]] = {"train": [], "valid": [], "success": []}
+        self.best: dict[str, float | int] | None = None
         self.stop_requested = False
         self.finished = False
         self._elapsed_s = 0.0
@@ -228,13 +228,13 @@ class RunKeeper(Callback):
         if self.select == "success" and (self.best is None or rate >= self.best["rate"]):
             self._keep(trainer, module, {"step": step, "rate": rate})
 
-    def _record(self, trainer: Trainer, kind: str, row: dict[str, float]) -> None:
+    def _record(self, trainer: Trainer, kind: str, row: dict[str, float | int]) -> None:
         self.history[kind].append(row)
         for logger in trainer.loggers:
             named = {f"{kind}/{name}": value for name, value in row.items() if name != "step"}
             logger.log_metrics(named, step=int(row["step"]))
 
-    def _keep(self, trainer: Trainer, module: PolicyTraining, best: dict[str, float]) -> None:
+    def _keep(self, trainer: Trainer, module: PolicyTraining, best: dict[str, float | int]) -> None:
         self.best = best
         if trainer.is_global_zero:
             self.save(module.evaluated)
