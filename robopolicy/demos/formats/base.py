@@ -114,11 +114,16 @@ class ReaderBase:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.names: Sequence[str] = ()
         self.notes: tuple[str, ...] = ()
         self.filter_keys: Mapping[str, Sequence[str]] = {}
         self.attributes: Mapping[str, Any] = {}
         self.action_spec: ActionSpec | None = None
         self.action_facts: Mapping[str, Any] = {}
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """See `DemoReader`."""
+        raise NotImplementedError
 
     def clock(self, name: str) -> np.ndarray | None:
         """None: no time is recorded."""

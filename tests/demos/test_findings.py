@@ -1,0 +1,119 @@
+"""What makes a demo unfit, and what is only worth knowing."""
+
+import numpy as np
+import pytest
+
+from robopolicy.demos.findings import (
+    KeySummary,
+    action_findings,
+    copied_share,
+    demo_notes,
+    demo_problems,
+    holds_last_action,
+    set_findings,
+)
+from robopolicy.types import ActionSpec, Demo
+
+SPEC = ActionSpec(arm=2, gripper=1)
+
+
+def a_demo(obs=None, actions=None):
+    return Demo("demo_0", obs or {}, np.zeros((10, 3)) if actions is None else actions)
+
+
+def test_even_clocks_are_no_problem():
+    """Every file with timestamps would fail otherwise."""
+    times = np.arange(10) / 20
+    assert list(demo_problems(a_demo({"stamp_s": times}), times, rate_hz=20.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (np.r_[0:5, 5.9, 6:10] / 20, "timestamp is irregular: step 5 lasts"),
+        (np.r_[0:5, 3, 6:10] / 20, "timestamp goes back, or stands still, at step 5"),
+        (np.arange(10) / 10, "unequal clocks: a step lasts 0.05 s by the control rate, 0.1 s by timestamp"),
+    ],
+)
+def test_clocks_that_stutter_turn_back_or_disagree_are_problems(times, expected):
+    """A dropped frame or a wrong rate shifts observations against actions."""
+    assert any(expected in text for text in demo_problems(a_demo(), times, rate_hz=20.0))
+
+
+def test_two_sensors_with_different_clocks_are_a_problem():
+    """A camera at half the rate, resampled carelessly, shows half-old pictures."""
+    obs = {"camera_time": np.arange(10) / 10, "joint_time": np.arange(10) / 20}
+    assert any("unequal clocks" in text for text in demo_problems(a_demo(obs), None, None))
+
+
+def test_a_camera_that_stands_still_is_noted():
+    """Frozen pictures teach the policy to ignore them."""
+    frozen = np.zeros((10, 4, 4, 3), np.uint8)
+    moving = np.arange(10, dtype=np.uint8)[:, None, None, None] + frozen
+    assert [text.partition(":")[0] for text in demo_notes(a_demo({"front": frozen, "wrist": moving}))] == ["front"]
+
+
+def test_constant_dimensions_missing_keys_and_shared_masks_are_found():
+    """Each spoils a training run without an error message."""
+    keys = {"pose": KeySummary.of(np.zeros((3, 2))), "extra": KeySummary.of(np.zeros((3, 2)))}
+    for _ in range(4):
+        keys["pose"].add(np.array([[1.0, 5.0], [2.0, 5.0]]))
+    keys["extra"].add(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    masks = {"train": ["demo_0", "demo_1"], "valid": ["demo_1"]}
+    found = {finding.text: finding.severity for finding in set_findings(keys, 4, {"lift": 3, None: 1}, masks)}
+    assert found == {
+        "pose: constant over all demos in dimension 1": "note",
+        "extra is in 1 of 4 readable demos": "problem",
+        "1 of 4 demos carry no instruction": "note",
+        "1 demos are in mask/train and in mask/valid: demo_1": "problem",
+    }
+
+
+def grasp(moves=True):
+    arm = np.random.default_rng(0).uniform(-1, 1, (10, 2))
+    return np.c_[arm, np.where(np.arange(10) < 5, -1, 1) if moves else -np.ones(10)]
+
+
+def test_a_gripper_still_in_one_demo_of_many_is_that_demo_s_problem():
+    """A failed recording among good ones teaches not to grasp."""
+    actions = {"demo_0": grasp(), "demo_1": grasp(moves=False), "demo_2": grasp()}
+    assert [(f.severity, f.demo) for f in action_findings(actions, SPEC)] == [("problem", "demo_1")]
+
+
+def test_a_gripper_that_no_demo_moves_is_only_noted():
+    """Reaching needs no gripper; its demos are not wrong."""
+    actions = {f"demo_{i}": grasp(moves=False) for i in range(3)}
+    assert [f.severity for f in action_findings(actions, SPEC)] == ["note"]
+
+
+def test_repeated_actions_and_actions_beyond_the_bounds_are_noted():
+    """The copycat risk, and expert actions that a clamp would cut."""
+    rows = np.c_[np.repeat([[0.5, 1.5], [0.2, -0.3]], 5, axis=0), np.r_[-np.ones(5), np.ones(5)]]
+    texts = [finding.text for finding in action_findings({"demo_0": rows}, SPEC)]
+    assert any("89% of the arm's actions merely repeat the one before" in text for text in texts)
+    assert any("from -0.3 to 1.5, beyond [-1, 1]" in text for text in texts)
+
+
+def test_absolute_targets_may_exceed_one():
+    """Joint angles beyond 1 rad are no mistake."""
+    rows = np.c_[np.linspace(-2, 2, 10), np.linspace(0, 3, 10), np.r_[-np.ones(5), np.ones(5)]]
+    assert list(action_findings({"demo_0": rows}, ActionSpec(arm=2, gripper=1, kind="absolute"))) == []
+
+
+def test_what_the_last_action_tells_is_all_or_nothing_at_the_extremes():
+    """The figure must mean what it says: 1 for a slow ramp, about 0 or less for noise."""
+    ramp = np.linspace(0, 1, 500)[:, None] * np.ones((1, 3))
+    noise = np.random.default_rng(0).normal(size=(500, 3))
+    assert copied_share([ramp], SPEC) > 0.999
+    assert copied_share([noise], SPEC) < 0
+    assert copied_share([ramp], ActionSpec(arm=[], gripper=[0, 1, 2])) is None
+
+
+def test_an_observation_that_holds_the_last_action_is_found():
+    """With the previous action in view, copying it is the easiest policy."""
+    actions = grasp()
+    obs = {
+        "state": np.c_[np.zeros(10), np.r_[0, actions[:-1, 1]]],
+        "pose": np.random.default_rng(1).normal(size=(10, 3)),
+    }
+    assert list(holds_last_action(a_demo(obs, actions))) == ["state"]
