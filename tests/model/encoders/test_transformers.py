@@ -1,0 +1,187 @@
+"""Vision-language backbones as token encoder, on tiny randomly initialized models saved to disk."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="the extra vlm isn't installed")
+pytest.importorskip("peft", reason="the extra vlm isn't installed")
+
+from robopolicy.config import EncoderConfig
+from robopolicy.model.encoders.loading import CONTRASTIVE, GENERATIVE, backbone_identity, load_backbone
+from robopolicy.model.encoders.transformers import PromptText, TransformersEncoder
+from robopolicy.types import ArraySpec
+from tests.tiny_backbones import save_backbone
+
+OBS = {
+    "front": ArraySpec((20, 24, 3), "uint8"),
+    "wrist": ArraySpec((16, 16, 3), "uint8"),
+    "pose": ArraySpec((3,)),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """No test may look for a model on the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module", params=CONTRASTIVE + GENERATIVE)
+def folder(request, tmp_path_factory):
+    """A tiny model of each kind."""
+    return str(save_backbone(request.param, tmp_path_factory.mktemp("models") / request.param))
+
+
+def an_encoder(folder, lora_rank=0, told=True):
+    torch.manual_seed(0)
+    config = EncoderConfig(kind="transformers", model=folder, width=8, hidden=8, lora_rank=lora_rank)
+    text = PromptText(folder, "what should the robot do to {instruction}?")
+    return TransformersEncoder.from_config(config, OBS, text.token_count if told else 0), text
+
+
+def frames(*lead):
+    torch.manual_seed(1)
+    return {
+        key: torch.randint(0, 256, (*lead, *spec.shape), dtype=torch.uint8) if spec.is_image else torch.randn(*lead, 3)
+        for key, spec in OBS.items()
+    }
+
+
+def prompt(text, *instructions):
+    return text(text.prepare(instructions))
+
+
+def test_tokens_have_the_declared_shape_and_a_mask(folder):
+    """The head is built from the declared count and width before the first frame."""
+    encoder, text = an_encoder(folder)
+    tokens, valid, _ = encoder.eval()(frames(2), prompt(text, "lift the red cube", "lift"))
+    assert tokens.shape == (2, encoder.token_count, encoder.token_width)
+    assert valid.shape == tokens.shape[:-1]
+    assert int(valid[0].sum()) == int(valid[1].sum()) + 3, "three more words are three more real tokens"
+    assert torch.isfinite(tokens).all()
+
+
+def test_leading_axes_do_not_change_the_numbers(folder):
+    """A window of frames must be encoded as its frames one by one, or streaming differs from training."""
+    encoder, text = an_encoder(folder)
+    encoder.eval()
+    words = text.prepare(["lift the cube"])
+    flat = encoder(frames(6), text(words))
+    nested = {key: values.reshape(2, 3, *values.shape[1:]) for key, values in frames(6).items()}
+    windowed = encoder(nested, text(words[:, None]))
+    torch.testing.assert_close(windowed.tokens.flatten(0, 1), flat.tokens, atol=1e-5, rtol=1e-5)
+
+
+def test_instruction_and_pictures_both_change_the_tokens(folder):
+    """A backbone that ignores either is no vision-language model."""
+    encoder, text = an_encoder(folder)
+    encoder.eval()
+    seen = frames(1)
+    base = encoder(seen, prompt(text, "lift the red cube")).tokens
+    other_words = encoder(seen, prompt(text, "lift the blue cube")).tokens
+    other_picture = encoder(seen | {"front": 255 - seen["front"]}, prompt(text, "lift the red cube")).tokens
+    assert (base - other_words).abs().max() > 1e-4
+    assert (base - other_picture).abs().max() > 1e-4
+
+
+def test_padding_of_the_prompt_changes_no_real_token(folder):
+    """Batched with a longer instruction, the same frame must give the same tokens."""
+    encoder, text = an_encoder(folder)
+    encoder.eval()
+    alone = encoder(frames(2), prompt(text, "lift"))
+    numbers = text.prepare(["lift"])
+    numbers = numbers[:, : int((numbers >= 0).sum())]
+    short = encoder(frames(2), text(numbers))
+    torch.testing.assert_close(alone.tokens[alone.token_valid], short.tokens[short.token_valid], atol=1e-5, rtol=1e-5)
+
+
+def test_a_policy_that_is_told_nothing_gets_picture_tokens_only(folder):
+    """The untold baseline must not be told through an empty prompt."""
+    encoder, _ = an_encoder(folder, told=False)
+    tokens, valid, _ = encoder(frames(2), None)
+    assert tokens.shape[1] == encoder.token_count
+    assert bool(valid.all())
+
+
+def test_a_frozen_backbone_gets_no_gradient_and_stays_out_of_the_weights(folder):
+    """Gigabytes in every checkpoint, and a backbone that drifts while it is called frozen."""
+    encoder, text = an_encoder(folder)
+    encoder.train()(frames(1), prompt(text, "lift")).tokens.square().sum().backward()
+    assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
+    assert encoder.project.weight.grad is not None
+    assert not encoder.backbone.training
+    state = encoder.state_dict()
+    assert not any(name.startswith("backbone.") for name in state)
+    encoder.load_state_dict(state)
+
+
+def test_lora_s_gradient_reaches_the_backbone_and_only_its_adapters(folder):
+    """Fine-tuning that trains nothing looks like fine-tuning that doesn't help."""
+    encoder, text = an_encoder(folder, lora_rank=2)
+    encoder.train()(frames(1), prompt(text, "lift the red cube")).tokens.square().sum().backward()
+    moved = {name for name, p in encoder.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved
+    assert all("lora_B" in name for name in moved), "A has no gradient yet, since B starts at zero"
+    assert any("visual" in name or "vision" in name for name in moved), "the pictures' side is adapted"
+    assert any("language" in name or "text" in name for name in moved), "and the words' side"
+    state = encoder.state_dict()
+    assert all("lora_" in name for name in state if name.startswith("backbone."))
+    changed = {name: value + 1 if "lora_B" in name else value for name, value in state.items()}
+    other, _ = an_encoder(folder, lora_rank=2)
+    other.load_state_dict(changed)
+    words = prompt(text, "lift")
+    assert (other.eval()(frames(1), words).tokens - encoder.eval()(frames(1), words).tokens).abs().max() > 1e-4
+
+
+def test_another_model_has_another_identity(folder, tmp_path):
+    """Tokens of one backbone, fed to a policy trained on another's, are noise."""
+    import transformers
+
+    model = transformers.AutoModel.from_pretrained(folder)
+    next(model.parameters()).data += 1
+    model.save_pretrained(tmp_path / "other")
+    one, other = backbone_identity(folder), backbone_identity(str(tmp_path / "other"))
+    assert one["kind"] == other["kind"]
+    assert one["weights"] != other["weights"]
+
+
+def test_pictures_are_prepared_as_the_model_s_own_processor_does(tmp_path):
+    """Other mean or scale than in pre-training makes a strong backbone a weak one."""
+    import numpy as np
+    import transformers
+    from PIL import Image
+
+    folder = str(save_backbone("clip", tmp_path / "clip"))
+    picture = torch.randint(0, 256, (1, 37, 53, 3), dtype=torch.uint8)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+    processor = transformers.CLIPImageProcessor(
+        size={"height": 16, "width": 16}, do_center_crop=False, image_mean=mean, image_std=std
+    )
+    theirs = processor(Image.fromarray(picture[0].numpy()), return_tensors="np")["pixel_values"]
+    ours = load_backbone(folder, (37, 53)).pictures(picture).numpy()
+    assert np.abs(ours - theirs).max() < 0.05, "bicubic on floats instead of rounded bytes"
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_said(tmp_path, caplog):
+    """A silent cut drops the object's name from a long instruction."""
+    text = PromptText(str(save_backbone("siglip", tmp_path / "siglip")), "{instruction}")
+    assert text.prepare(["lift the cube " * 20]).shape == (1, text.token_count)
+    assert "cut off" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model": None}, "give --encoder.model"),
+        ({"model": "nowhere/such-a-model"}, "no model at 'nowhere/such-a-model'"),
+    ],
+)
+def test_what_can_t_be_loaded_is_refused_in_one_line(config, message):
+    """A traceback from the hub client hides the typo."""
+    with pytest.raises(ValueError, match=message):
+        TransformersEncoder.from_config(EncoderConfig(kind="transformers", **config), OBS, 0)
+
+
+def test_a_template_without_a_place_for_the_instruction_is_refused(tmp_path):
+    """Every task would get the same prompt."""
+    with pytest.raises(ValueError, match="no place for the instruction"):
+        PromptText(str(tmp_path), "do it")
