@@ -41,7 +41,7 @@ def check(batch: Batch, place: int, expected: dict[str, np.ndarray]) -> None:
     assert batch.instructions[batch.instruction_id[place]] == expected["instruction"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 12), st.integers(1, 9), st.integers(1, 3), st.sampled_from(["device", "disk"]), st.integers(0, 2**31)
 )

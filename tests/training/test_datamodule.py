@@ -177,7 +177,7 @@ def test_actions_are_described_in_words():
         continuous_gripper=[7],
         kind="absolute",
         space="joint_position",
-        rate_hz=50,
+        rate_hz=50.0,
     )
     assert describe_actions(spec) == (
         "arm 0-2, 7 (gripper 7 continuous); binary gripper 4 (0 or 0.04); constant 3 = 0; constant 5 = 1.5; "

@@ -1,7 +1,7 @@
 """What of the demo files is used: splits, keys, action columns."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,32 @@ import pytest
 
 from robopolicy.config import ConfigError, DataConfig, EncoderConfig, ExperimentConfig
 from robopolicy.demos.formats import DemoReader, open_demos
+from robopolicy.demos.formats.base import ReaderBase
 from robopolicy.demos.rows import DemoRows, load_rows
 from robopolicy.training.selection import choose_action_spec, choose_keys, split_names
-from robopolicy.types import ActionSpec, DemoFormatError
+from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 
-@dataclass
-class Named:
-    """The part of a reader that splits look at."""
+class Stub(ReaderBase):
+    """A reader without demos: names and filter keys for splits, an action spec and facts for the columns."""
 
-    names: Sequence[str]
-    filter_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    path: Path = Path("some.hdf5")
+    format_name = "stub"
+
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        masks: Mapping[str, Sequence[str]] | None = None,
+        spec: ActionSpec | None = None,
+        facts: Mapping[str, Any] | None = None,
+        path: str = "some.hdf5",
+    ) -> None:
+        super().__init__(Path(path))
+        self.names, self.filter_keys = names, masks or {}
+        self.action_spec, self.action_facts = spec, facts or {}
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """Never asked for."""
+        raise AssertionError(name)
 
 
 TEN = [f"demo_{number}" for number in range(10)]
@@ -40,32 +54,32 @@ def rows(reader: DemoReader) -> DemoRows:
 def test_the_files_filter_keys_are_honoured():
     """A benchmark's split that is ignored makes its numbers incomparable."""
     masks = {"train": TEN[:6], "valid": TEN[6:8], "small": TEN[:2]}
-    assert split_names(Named(TEN, masks), DataConfig()) == (TEN[:6], TEN[6:8])
-    assert split_names(Named(TEN, masks), DataConfig(train_filter="small")) == (TEN[:2], TEN[6:8])
-    assert split_names(Named(TEN, masks), DataConfig(train_demos=3)) == (TEN[:3], TEN[6:8])
-    assert split_names(Named(TEN, {"valid": TEN[8:]}), DataConfig()) == (TEN[:8], TEN[8:])
+    assert split_names(Stub(TEN, masks), DataConfig()) == (TEN[:6], TEN[6:8])
+    assert split_names(Stub(TEN, masks), DataConfig(train_filter="small")) == (TEN[:2], TEN[6:8])
+    assert split_names(Stub(TEN, masks), DataConfig(train_demos=3)) == (TEN[:3], TEN[6:8])
+    assert split_names(Stub(TEN, {"valid": TEN[8:]}), DataConfig()) == (TEN[:8], TEN[8:])
 
 
 def test_without_filter_keys_a_share_is_held_out_the_same_each_time():
     """A split that changes with the training's seed lets a resumed or repeated run see its validation demos."""
-    train, valid = split_names(Named(TEN), DataConfig(valid_fraction=0.3))
+    train, valid = split_names(Stub(TEN), DataConfig(valid_fraction=0.3))
     assert len(valid) == 3
     assert sorted(train + valid) == TEN
-    assert split_names(Named(TEN), DataConfig(valid_fraction=0.3)) == (train, valid)
-    assert split_names(Named(TEN), DataConfig(valid_fraction=0.0)) == (TEN, [])
-    assert len(split_names(Named(TEN[:5]), DataConfig())[1]) == 1
-    assert split_names(Named(TEN[:1]), DataConfig()) == (TEN[:1], [])
+    assert split_names(Stub(TEN), DataConfig(valid_fraction=0.3)) == (train, valid)
+    assert split_names(Stub(TEN), DataConfig(valid_fraction=0.0)) == (TEN, [])
+    assert len(split_names(Stub(TEN[:5]), DataConfig())[1]) == 1
+    assert split_names(Stub(TEN[:1]), DataConfig()) == (TEN[:1], [])
 
 
 def test_a_split_that_can_not_be_made_is_refused():
     """A misspelt filter key would silently train on everything."""
     masks = {"train": TEN[:6], "valid": TEN[5:8]}
     with pytest.raises(ConfigError, match=r"--data.train_filter tarin: some.hdf5 has no such .* it has: train, valid"):
-        split_names(Named(TEN, masks), DataConfig(train_filter="tarin"))
+        split_names(Stub(TEN, masks), DataConfig(train_filter="tarin"))
     with pytest.raises(ConfigError, match="demo_5 is both in train and in valid"):
-        split_names(Named(TEN, masks), DataConfig())
+        split_names(Stub(TEN, masks), DataConfig())
     with pytest.raises(ConfigError, match="no training demo"):
-        split_names(Named(TEN, {"train": []}), DataConfig())
+        split_names(Stub(TEN, {"train": []}), DataConfig())
 
 
 def test_by_default_every_vector_is_seen_and_targets_are_not(reader):
@@ -88,28 +102,19 @@ def test_a_key_that_is_not_there_lists_those_that_are(reader):
         choose_keys(reader, "demo_0", ExperimentConfig(data=DataConfig(obs_keys=())))
 
 
-@dataclass
-class Told:
-    """The part of a reader that action specs look at."""
-
-    action_spec: ActionSpec | None = None
-    action_facts: Mapping[str, Any] = field(default_factory=dict)
-    path: Path = Path("some.hdf5")
-
-
 def test_the_files_own_spec_is_taken_and_must_fit(reader, rows):
     """A spec of another robot would send arm columns to the gripper."""
     assert choose_action_spec([reader], rows, DataConfig()) == reader.action_spec
     with pytest.raises(DemoFormatError, match="actions have 7 columns but the action spec 3"):
-        choose_action_spec([Told(ActionSpec(arm=2, gripper=1))], rows, DataConfig())
-    other = Told(replace(reader.action_spec, rate_hz=10.0), path=Path("other.hdf5"))
+        choose_action_spec([Stub(spec=ActionSpec(arm=2, gripper=1))], rows, DataConfig())
+    other = Stub(spec=replace(reader.action_spec, rate_hz=10.0), path="other.hdf5")
     with pytest.raises(DemoFormatError, match=r"other.hdf5 and tiny.hdf5 describe their actions differently"):
         choose_action_spec([reader, other], rows, DataConfig())
 
 
 def test_without_one_the_default_rule_is_completed_by_what_the_format_knows(rows):
     """The rate and the kind decide how a robot executes the columns."""
-    spec = choose_action_spec([Told(action_facts={"rate_hz": 20.0, "continuous_gripper": (5, 6)})], rows, DataConfig())
+    spec = choose_action_spec([Stub(facts={"rate_hz": 20.0, "continuous_gripper": (5, 6)})], rows, DataConfig())
     assert spec.gripper_columns == (6,)
     assert spec.rate_hz == 20.0
     assert spec.continuous_gripper == (5,), "column 6 has two values, so it is binary"
@@ -117,7 +122,7 @@ def test_without_one_the_default_rule_is_completed_by_what_the_format_knows(rows
 
 def test_the_config_overrides_columns(rows):
     """The user knows better which column is a gripper."""
-    reader = Told(ActionSpec(arm=6, gripper=1, rate_hz=20.0, kind="delta"))
+    reader = Stub(spec=ActionSpec(arm=6, gripper=1, rate_hz=20.0, kind="delta"))
     spec = choose_action_spec([reader], rows, DataConfig(gripper=()))
     assert (spec.arm_columns, spec.gripper_columns) == (tuple(range(7)), ())
     assert (spec.rate_hz, spec.kind) == (20.0, "delta")
@@ -132,6 +137,6 @@ def test_the_config_overrides_columns(rows):
 def test_constant_columns_stay_constant_under_an_override(rows):
     """A dead column learned by regression has no range to be scaled by."""
     still = replace(rows, actions=np.where(np.arange(7) == 3, np.float32(0.25), rows.actions))
-    spec = choose_action_spec([Told()], still, DataConfig(gripper=(6,)))
+    spec = choose_action_spec([Stub()], still, DataConfig(gripper=(6,)))
     assert spec.constant == {3: 0.25}
     assert spec.arm_columns == (0, 1, 2, 4, 5)
