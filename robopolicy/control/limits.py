@@ -52,18 +52,22 @@ def joint_targets(
     Raises:
         ValueError: the action spec doesn't say what the arm columns are, or they don't fit this robot.
     """
-    action = action.astype(qpos.dtype) if isinstance(action, np.ndarray) else action.to(qpos)
+    xp = _namespace(qpos)
+    action = action.astype(qpos.dtype) if xp is np else action.to(qpos)
+    finite = xp.isfinite(action).all(-1)
+    action = xp.where(finite[..., None], action, 0.0)
     arm, _ = spec.split(action)
     keep = [place for place, column in enumerate(spec.arm_columns) if column not in spec.continuous_gripper]
     arm = arm[..., keep]
     opening = profile.opening_m * (1 - _closed(spec, action))
+    refused = {"non_finite": ~finite}
     if (spec.space, spec.kind, len(keep)) == ("ee", "delta", 6) and profile.arm is not None:
         displacement, limited = _ee_displacement(profile, arm, qpos)
-        return Targets(qpos + displacement, opening, limited)
+        return Targets(qpos + displacement, opening, limited | refused)
     if len(keep) == profile.joints and spec.space == "joint_position" and spec.kind in ("absolute", "delta"):
-        return Targets(arm if spec.kind == "absolute" else qpos + arm, opening, {})
+        return Targets(arm if spec.kind == "absolute" else qpos + arm, opening, refused)
     if len(keep) == profile.joints and spec.space == "joint_velocity":
-        return Targets(qpos + arm * control_dt, opening, {})
+        return Targets(qpos + arm * control_dt, opening, refused)
     raise ValueError(
         f"can't turn {len(keep)} arm columns of space {spec.space!r} and kind {spec.kind!r} into targets for {profile.name} "
         f"with {profile.joints} joints; expected ee delta (6), joint_position or joint_velocity ({profile.joints}). "
@@ -82,7 +86,7 @@ def limit_targets(
     """
     xp = _namespace(qpos)
     wanted, opening = targets.joint_position_rad, targets.gripper_opening_m
-    finite = xp.isfinite(wanted).all(-1) & xp.isfinite(opening)
+    finite = xp.isfinite(wanted).all(-1) & ~targets.limited["non_finite"]
     step = xp.where(finite[..., None], wanted, qpos) - qpos
     largest = xp.amax(xp.abs(step), -1)
     share = profile.joint_step_rad / largest.clip(profile.joint_step_rad)

@@ -18,11 +18,11 @@ from robopolicy.control.profile import RobotProfile
 if TYPE_CHECKING:
     from ruckig import Trajectory
 
-SAMPLE_DT = 0.005
+SAMPLE_DT = 0.01
 """Spacing of the samples at which a trajectory is checked [s]."""
-TOOL_SPEED_SHARE = 0.96
-"""Share of the tool's speed limit allowed at a sample: between two samples it grows by at most 13 m/s2 * 2.5 ms."""
-POSITION_SLACK_RAD = 1e-4
+TOOL_SPEED_SHARE = 0.95
+"""Share of the tool's speed limits allowed at a sample: between two it grows by about 13 m/s2, or 25 rad/s2, times 5 ms."""
+POSITION_SLACK_RAD = 2.5e-4
 WORKSPACE_SLACK_M = 5e-4
 """What a trajectory may do between two samples: acceleration * SAMPLE_DT^2 / 8."""
 STRETCHES = (2.0, 4.0, 8.0)
@@ -204,8 +204,8 @@ class _Motion:
         self.brakes_s = self.aimed_s if braking is None else ticks * command_dt
         self.duration_s = self.brakes_s + (0.0 if braking is None else braking.duration)
 
-    def at(self, time_s: float) -> Float[np.ndarray, "3 joints"]:
-        """Position, velocity and acceleration; at rest after the end."""
+    def at(self, time_s: float) -> np.ndarray:
+        """Position, velocity and acceleration (3, joints); at rest after the end."""
         time_s = min(time_s, self.duration_s)
         if self.braking is None or time_s < self.brakes_s:
             assert self.aimed is not None
