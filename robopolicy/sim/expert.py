@@ -4,6 +4,7 @@ An expert keeps no memory, so it can label any state that a policy got itself in
 disturbance (DART): a missed grasp, a dropped cube, a wrong height.
 """
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -12,14 +13,15 @@ from jaxtyping import Bool, Float
 from robopolicy.control.kinematics import rotation_vector
 from robopolicy.sim.env import POSITION_SCALE_M, ROTATION_SCALE_RAD, RobotVectorEnv
 from robopolicy.sim.tasks import State, Task
-from robopolicy.sim.tasks.cubes import RELEASED_M, plate_spot, stack_spot
+from robopolicy.sim.tasks.chain import LINKS, of_link
+from robopolicy.sim.tasks.cubes import RELEASED_M, is_other, plate_spot, stack_spot
 from robopolicy.sim.tasks.recall import HOME_M, LID_HALF_M, Recall
 from robopolicy.types import Array
 
 Intent: TypeAlias = tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]
 """Where the fingertips should go next [m], and whether the gripper should be closed."""
 OPEN, CLOSED = -1.0, 1.0
-BLOCKED_M = (0.034, 0.062)
+BLOCKED_M = (0.032, 0.062)
 """Distances between fingers that a cube keeps from closing [m]; less than the first means there is none."""
 HOVER_M = 0.07
 """Least height of the fingertips above a cube's centre while they are not yet over it [m]."""
@@ -58,9 +60,8 @@ def towards(state: State, goal: Float[Array, "worlds 3"], closed: Bool[Array, " 
 
 
 def reach(task: Task, state: State) -> Intent:
-    """Come down on the named cube from above with closed fingers."""
-    goal = above(state, state.chosen(0), resting_m=0.02)
-    return goal, state.step >= 0
+    """Come down over the named cube with open fingers."""
+    return above(state, state.chosen(0), resting_m=0.02), state.step < 0
 
 
 def lift(task: Task, state: State) -> Intent:
@@ -88,11 +89,9 @@ def put_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> 
     offset = spot - cube
     sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
     there = (sideways < tolerance_m) & (abs(offset[:, 2]) < SET_DOWN_M)
-    free_height = spot[:, 2] + CARRY_M * np.clip((sideways - 0.008) / 0.04, 0.0, 1.0)
-    raised = np.clip((cube[:, 2] - free_height + CARRY_M) / CARRY_M, 0.0, 1.0)
-    goal = state.ee_position.copy()
-    goal[:, :2] += offset[:, :2] * raised[:, None]
-    goal[:, 2] += free_height - cube[:, 2]
+    travel = np.maximum(spot[:, 2] + CARRY_M, highest_other(state) + CARRY_CLEAR_M)
+    height = spot[:, 2] + (travel - spot[:, 2]) * np.clip((sideways - 0.008) / 0.04, 0.0, 1.0)
+    goal = rising_first(state, state.ee_position + offset, height - cube[:, 2])
     goal = np.where(held[:, None], goal, above(state, cube))
     released = np.where((state.opening > RELEASED_M)[:, None], at_height(state, RETREAT_M), state.ee_position)
     return np.where(there[:, None], released, goal), (held | around(state, cube)) & ~there
@@ -105,18 +104,30 @@ def at_height(state: State, height_m: float) -> Float[Array, "worlds 3"]:
     return goal
 
 
-def lateral(state: State, cube: Float[Array, "worlds 3"]) -> Float[Array, " worlds"]:
-    """Horizontal distance from the fingertips to a cube's centre [m]."""
-    offset = cube[:, :2] - state.ee_position[:, :2]
-    return (offset * offset).sum(-1) ** 0.5
+def above(state: State, spot: Float[Array, "worlds 3"], resting_m: float = 0.0) -> Float[Array, "worlds 3"]:
+    """Where to go next to come down over `spot` [m]: high while off to the side, lower the better the alignment."""
+    offset = spot[:, :2] - state.ee_position[:, :2]
+    side = np.clip(((offset * offset).sum(-1) ** 0.5 - 0.012) / 0.03, 0.0, 1.0)
+    low = spot[:, 2] + resting_m
+    travel = np.maximum(spot[:, 2] + HOVER_M, highest_other(state) + CLEAR_M)
+    return rising_first(state, spot, low + (travel - low) * side - state.ee_position[:, 2])
 
 
-def above(state: State, cube: Float[Array, "worlds 3"], resting_m: float = 0.0) -> Float[Array, "worlds 3"]:
-    """Where to go next to come down over a cube: high while off to the side, lower the better the alignment."""
-    side = np.clip((lateral(state, cube) - 0.012) / 0.03, 0.0, 1.0)
-    goal = cube.copy()
-    goal[:, 2] += resting_m + (HOVER_M - resting_m) * side
-    return goal
+def rising_first(
+    state: State, goal: Float[Array, "worlds 3"], rise_m: Float[Array, " worlds"]
+) -> Float[Array, "worlds 3"]:
+    """Over to `goal` sideways and up or down by `rise_m`; no sideways motion while there is far to rise."""
+    share = np.clip(1.0 - (rise_m - 0.02) / 0.04, 0.0, 1.0)[:, None]
+    next_goal = state.ee_position + share * (goal - state.ee_position)
+    next_goal[:, 2] = state.ee_position[:, 2] + rise_m
+    return next_goal
+
+
+def highest_other(state: State) -> Float[Array, " worlds"]:
+    """Height of the highest centre among the free objects that are not the named one [m]; 0 without any."""
+    if state.objects.shape[1] == 0:
+        return np.zeros(len(state.step))
+    return np.where(is_other(state), state.positions[..., 2], 0.0).max(-1)
 
 
 def around(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " worlds"]:
@@ -150,4 +161,20 @@ def recall(task: Task, state: State) -> Intent:
     return np.where(task.may_move(state)[:, None], goal, np.array(HOME_M)), state.step >= 0
 
 
-EXPERTS = {"reach": reach, "lift": lift, "place": place, "stack": stack, "drawer": drawer, "recall": recall}
+def chain(task: Task, state: State) -> Intent:
+    """Do as the expert of the present instruction."""
+    intents = [EXPERTS[link.name](link, of_link(state, kind)) for kind, link in enumerate(LINKS)]
+    goals, closed = zip(*intents, strict=True)
+    kind = state.goal[:, 0]
+    return np.stack(goals)[kind, state.worlds], np.stack(closed)[kind, state.worlds]
+
+
+EXPERTS: dict[str, Callable[[Task, State], Intent]] = {
+    "reach": reach,
+    "lift": lift,
+    "place": place,
+    "stack": stack,
+    "drawer": drawer,
+    "recall": recall,
+    "chain": chain,
+}

@@ -1,11 +1,12 @@
 """The simulator's tasks, by name."""
 
 from robopolicy.sim.tasks.base import Setup, State, Task
+from robopolicy.sim.tasks.chain import Chain
 from robopolicy.sim.tasks.cubes import Lift, Place, Reach, Stack
 from robopolicy.sim.tasks.drawer import Drawer
 from robopolicy.sim.tasks.recall import Recall
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Reach, Lift, Place, Stack, Drawer, Recall)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Reach, Lift, Place, Stack, Drawer, Recall, Chain)}
 
 __all__ = ["TASKS", "Setup", "State", "Task", "make_task"]
 

@@ -1,0 +1,119 @@
+"""Five instructions in a row in one scene, as CALVIN measures a policy: cubes and plates, nothing put back in between."""
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from robopolicy.sim.scene import Scene
+from robopolicy.sim.tasks.base import Setup, State, Task
+from robopolicy.sim.tasks.cubes import (
+    COLORS,
+    PLATES,
+    Lift,
+    Place,
+    Reach,
+    Stack,
+    observed_plates,
+    placed_cubes,
+    placed_plates_and_cubes,
+)
+from robopolicy.types import Array
+
+LINKS: tuple[Task, ...] = (Reach(), Lift(), Place(), Stack())
+"""What an instruction of a chain can be; a goal is (index in here, cube, plate or other cube)."""
+REACH, LIFT, PLACE, STACK = range(4)
+SENTENCES = (
+    lambda cube, _: f"touch the {COLORS[cube]} cube",
+    lambda cube, _: f"lift the {COLORS[cube]} cube",
+    lambda cube, plate: f"put the {COLORS[cube]} cube on the {PLATES[plate]} plate",
+    lambda cube, base: f"stack the {COLORS[cube]} cube on the {COLORS[base]} cube",
+)
+
+
+class Chain(Task):
+    """Solve `length` instructions one after another; the next is given when the last is solved."""
+
+    name = "chain"
+    parts = ("cubes", "plates")
+
+    def __init__(self, length: int = 5) -> None:
+        if length < 1:
+            raise ValueError(f"length {length}; a chain has 1 instruction or more")
+        self.length = length
+        self.max_episode_steps = 80 * length
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
+        """Cubes and plates as for `place`, and a row of instructions that can each be followed when its turn comes."""
+        goals = draw_goals(rng, self.length)
+        plates, cubes = placed_plates_and_cubes(rng)
+        mocap_pos = scene.home_mocap.copy()
+        mocap_pos[: len(PLATES), :2] = plates
+        instructions = tuple(SENTENCES[kind](cube, other) for kind, cube, other in goals)
+        return Setup(instructions, np.array(goals), placed_cubes(scene, rng, cubes), mocap_pos)
+
+    def reached(self, state: State) -> Bool[Array, " worlds"]:
+        """Where the present instruction's condition holds."""
+        reached = [link.reached(of_link(state, kind)) for kind, link in enumerate(LINKS)]
+        return np.stack(reached)[state.goal[:, 0], state.worlds]
+
+    def required_hold(self, state: State) -> Int[Array, " worlds"]:
+        """Control steps in a row that the present instruction asks for."""
+        return np.array([each.hold_steps for each in LINKS])[state.goal[:, 0]]
+
+    def target(self, state: State) -> Float[Array, "worlds 3"]:
+        """Position of the cube named at present [m]."""
+        return state.chosen(1)
+
+    def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
+        """Cubes and plates, as in `place`."""
+        return super().observe(state, scene) | observed_plates(state)
+
+
+def of_link(state: State, kind: int) -> State:
+    """The state as the single task `LINKS[kind]` sees it; where another kind is asked for, its goal means nothing."""
+    return replace(state, goal=state.goal[:, 1:] * (state.goal[:, :1] == kind))
+
+
+def draw_goals(rng: np.random.Generator, length: int) -> list[tuple[int, int, int]]:
+    """Goals that can be followed in this order, whichever way each is solved; the kind is drawn first, evenly."""
+    table = _Table()
+    goals: list[tuple[int, int, int]] = []
+    while len(goals) < length:
+        options = table.options()
+        kinds = sorted({kind for kind, _, _ in options})
+        kind = kinds[rng.integers(len(kinds))]
+        choices = [goal for goal in options if goal[0] == kind]
+        goals.append(choices[rng.integers(len(choices))])
+        table.follow(goals[-1])
+    return goals
+
+
+class _Table:
+    """What lies where, in symbols, after the instructions followed so far."""
+
+    def __init__(self) -> None:
+        self.below: dict[int, tuple[str, int] | None] = dict.fromkeys(range(len(COLORS)))
+        self.held: int | None = None
+        self.last: int | None = None
+
+    def options(self) -> list[tuple[int, int, int]]:
+        """Goals that make sense now: a held cube is put somewhere, a cube under another is left alone."""
+        clear = [cube for cube in self.below if ("cube", cube) not in self.below.values()]
+        movable = clear if self.held is None else [self.held]
+        free_plates = [plate for plate in range(len(PLATES)) if ("plate", plate) not in self.below.values()]
+        bases = [cube for cube in clear if (self.below[cube] or ("plate",))[0] == "plate"]
+        goals = [(PLACE, cube, plate) for cube in movable for plate in free_plates]
+        goals += [(STACK, cube, base) for cube in movable for base in bases if base != cube]
+        if self.held is None:
+            goals += [(REACH, cube, cube) for cube in clear if cube != self.last]
+            goals += [(LIFT, cube, cube) for cube in bases]
+        return goals
+
+    def follow(self, goal: tuple[int, int, int]) -> None:
+        """Change the table as the goal asks."""
+        kind, cube, other = goal
+        self.last = cube
+        self.held = cube if kind == LIFT else None
+        if kind != REACH:
+            self.below[cube] = {LIFT: None, PLACE: ("plate", other), STACK: ("cube", other)}[kind]
