@@ -49,22 +49,34 @@ class DemoStore:
         targets = targets if action_transform is None else action_transform(targets)
         self._target_width = targets.shape[-1]
         self._targets = _blocks(targets[padded].to(self.device, torch.float32), self._action_span)
-        self._narrow = _blocks(torch.from_numpy(self._side_by_side()[padded]).to(self.device), self._frame_span)
+        narrow = self._side_by_side()
+        self._narrow_width = narrow.shape[1]
+        self._narrow = _blocks(torch.from_numpy(narrow[padded]).to(self.device), self._frame_span)
         self._lookup = self._start_table().to(self.device)
+        self._ends = torch.from_numpy(np.append(np.repeat(rows.offsets[1:], rows.lengths), 1)).to(self.start_device)
 
     def __len__(self) -> int:
         """Number of segments: one starts at every row."""
         return self.rows.steps
 
     @property
-    def gathers_on_device(self) -> bool:
+    def gathers_at_once(self) -> bool:
         """Whether a batch is made without the disk or a copy from the host."""
-        return self.rows.placement == "device" or not self.rows.wide
+        return (
+            not self.rows.wide
+            or self.rows.placement == "device"
+            or (self.rows.placement, self.device.type) == ("host", "cpu")
+        )
+
+    @property
+    def start_device(self) -> torch.device:
+        """Where `gather` best finds its starts: with the pictures, so that fetching them waits for no GPU."""
+        return self.device if self.gathers_at_once else torch.device("cpu")
 
     def gather(self, starts: Int[Tensor, " batch"], episode_start: Tensor | None = None) -> Batch:
         """The segments that start at these rows; -1 gives one without a valid frame."""
-        starts = starts.to(self.device)
-        place, remaining, instruction = self._lookup.index_select(1, starts % (len(self) + 1)).unbind(0)
+        number = (starts % (len(self) + 1)).to(self.device, non_blocking=True)
+        place, remaining, instruction = self._lookup.index_select(1, number).unbind(0)
         count, width = len(starts), self._target_width
         action_valid = self._offsets < remaining.view(-1, 1, 1)
         actions = self._targets.index_select(0, place)
@@ -74,27 +86,32 @@ class DemoStore:
             (actions.shape[1], self.stride * width, width, 1),
         )
         return Batch(
-            obs=self._observations(starts, place, remaining),
+            obs=self._narrow_obs(place) | self._wide_obs(starts),
             instruction_id=instruction,
             instructions=self.rows.instructions,
             target=actions.as_strided(sizes, strides).contiguous(),
             action_valid=action_valid,
             frame_valid=action_valid[:, :, 0],
-            episode_start=episode_start,
+            episode_start=None if episode_start is None else episode_start.to(self.device),
         )
 
-    def _observations(self, starts: Tensor, place: Tensor, remaining: Tensor) -> dict[str, Tensor]:
-        frames = self._narrow.index_select(0, place).view(len(starts), self._frame_span, -1)[:, :: self.stride]
+    def _narrow_obs(self, place: Tensor) -> dict[str, Tensor]:
+        blocks = self._narrow.index_select(0, place)
+        frames = blocks.view(len(place), self._frame_span, self._narrow_width)[:, :: self.stride]
         obs = {}
         for key, (columns, shape) in self._columns.items():
             values = frames[..., columns]
             obs[key] = values if len(shape) == 1 else values.unflatten(-1, shape)
-        if self.rows.wide:
-            ahead = torch.minimum(self._offsets[:, 0], (remaining.view(-1, 1) - 1).clamp(min=0))
-            rows = starts.clamp(min=0).view(-1, 1) + ahead
-            for key, wide in self.rows.wide.items():
-                obs[key] = wide.gather(rows).to(self.device, non_blocking=True)
         return obs
+
+    def _wide_obs(self, starts: Tensor) -> dict[str, Tensor]:
+        if not self.rows.wide:
+            return {}
+        starts = starts.to(self._ends.device)
+        last = self._ends.index_select(0, starts % (len(self) + 1)) - 1
+        ahead = self.stride * torch.arange(self.segment, device=starts.device)
+        rows = torch.minimum(starts.clamp(min=0).view(-1, 1) + ahead, last.view(-1, 1))
+        return {key: wide.gather(rows).to(self.device, non_blocking=True) for key, wide in self.rows.wide.items()}
 
     def _side_by_side(self) -> np.ndarray:
         """(rows, all low-dimensional widths); remembers which columns are whose."""

@@ -103,11 +103,13 @@ class DemoDataModule(LightningDataModule):
         if self._valid is None:
             return []
         store, size = self._store("valid"), self.experiment.data.batch_size
+        rank, processes = _process()
         if self.experiment.head.history == "carry":
-            order = Carried(store.rows, size, store.segment, self.experiment.data.frame_stride)
+            lanes = min(size, -(-len(store.rows.lengths) // processes) * processes)
+            order = Carried(store.rows, lanes, store.segment, self.experiment.data.frame_stride)
         else:
             order = InOrder(store.rows, size)
-        return BatchLoader(store, order, *_process())
+        return BatchLoader(store, order, rank, processes)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """The batch as it is: the store gathers on the model's device."""

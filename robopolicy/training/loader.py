@@ -150,7 +150,7 @@ class BatchLoader:
         def made(place: int) -> Batch:
             return self.store.gather(starts[place], None if begins is None else begins[place])
 
-        batches = map(made, places) if self.store.gathers_on_device else prefetched(made, places)
+        batches = map(made, places) if self.store.gathers_at_once else prefetched(made, places)
         for batch in batches:
             self._position += 1
             yield batch
@@ -181,7 +181,7 @@ class BatchLoader:
         starts, begins = self.order.epoch(epoch)
         size = starts.shape[1] // self._processes
         mine = slice(self._rank * size, (self._rank + 1) * size)
-        device = self.store.device
+        device = self.store.start_device
         return starts[:, mine].to(device), None if begins is None else begins[:, mine].to(device)
 
 
