@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 
 from robopolicy.control.robot import Robot, request_realtime
-from robopolicy.control.stream import PolicyStream
 from robopolicy.types import Array, Observation
 
 POLICY_PRIORITY = 10
@@ -27,6 +26,8 @@ class Thought:
     """In the demos' units and columns; action k belongs to the observation's time + k control steps."""
     latency_s: float
     """From the request to the chunk [s]."""
+    gripper_logit: Float[torch.Tensor, "chunk gripper"] | None = None
+    """Where the policy tells it."""
 
 
 @runtime_checkable
@@ -53,6 +54,21 @@ class Inference(Protocol):
         ...
 
 
+@runtime_checkable
+class Stream(Protocol):
+    """A `PolicyStream` without batch axes, or a `ServedStream`."""
+
+    gripper_logit: Array | None
+
+    def __call__(self, observation: Observation) -> Array:
+        """Actions (K, width) for one observation."""
+        ...
+
+    def reset(self) -> None:
+        """An episode begins."""
+        ...
+
+
 class ThreadedInference:
     """Observes `robot` and asks `stream` in a thread of its own.
 
@@ -61,7 +77,7 @@ class ThreadedInference:
 
     Args:
         robot: what is observed.
-        stream: a `PolicyStream` without batch axes, or anything that is called and reset like one.
+        stream: a `PolicyStream` without batch axes, or a `ServedStream`.
         instruction: what the robot is told to do, where its observation doesn't say.
         realtime: ask for real-time priority, below the control loop's: a thread that is put aside while it holds the
             interpreter holds up the commands.
@@ -70,7 +86,7 @@ class ThreadedInference:
     def __init__(
         self,
         robot: Robot,
-        stream: "PolicyStream | ServedStream",
+        stream: "Stream",
         instruction: str | None = None,
         *,
         realtime: bool = False,
@@ -128,7 +144,10 @@ class ThreadedInference:
                     observation = replace(observation, instruction=self.instruction)
                 with torch.inference_mode():
                     actions = _tensor(self.stream(observation))
-                self._finished.put((episode, Thought(observation, actions, time.perf_counter() - began_s)))
+                logit = self.stream.gripper_logit
+                latency_s = time.perf_counter() - began_s
+                thought = Thought(observation, actions, latency_s, None if logit is None else _tensor(logit))
+                self._finished.put((episode, thought))
             except Exception as error:
                 self._finished.put((requested, error))
             self._busy.clear()
@@ -141,6 +160,9 @@ class ServedStream:
         client: a `robopolicy.client.PolicyClient`; its timeout bounds how long a dead server goes unnoticed.
         instruction_key: the server's name of the instruction.
     """
+
+    gripper_logit = None
+    """The wire carries none."""
 
     def __init__(self, client: "PolicyServer", instruction_key: str = "prompt") -> None:
         self.client, self.instruction_key = client, instruction_key

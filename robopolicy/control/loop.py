@@ -229,7 +229,9 @@ class ControlLoop:
         self._to_act = False
         refused = int(self.executor.refused)
         for thought in self._arrived:
-            self.executor.add(thought.actions, thought.observation.stamp_s, now_s=self._step_s)
+            self.executor.add(
+                thought.actions, thought.observation.stamp_s, now_s=self._step_s, gripper_logit=thought.gripper_logit
+            )
         self._arrived = []
         limited = ["non_finite_chunk"] if int(self.executor.refused) > refused else []
         try:

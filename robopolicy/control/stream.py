@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from robopolicy.types import ActionSpec, Array, Observation
+import torch
+
+from robopolicy.types import ActionSpec, Array, Chunk, Observation
 
 
 @runtime_checkable
@@ -23,6 +25,18 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class LogitPolicy(Policy, Protocol):
+    """A policy that also tells how sure it is of its gripper."""
+
+    action_normalizer: Any
+    """Its `to_rows(chunk)` gives what `act` gives."""
+
+    def predict(self, observation: Observation | Mapping[str, Any], state: Any) -> tuple[Chunk, Any]:
+        """As `act`, but the decoded chunk with the gripper's logits."""
+        ...
+
+
 class PolicyStream:
     """Owns the streaming state of a policy: the memory of each episode of the batch.
 
@@ -36,17 +50,21 @@ class PolicyStream:
     """
 
     def __init__(self, policy: Policy, batch: int | Sequence[int] = (), frame_stride: int = 1) -> None:
-        self.policy = policy
-        self.batch = batch
-        self.frame_stride = frame_stride
+        self.policy, self.batch, self.frame_stride = policy, batch, frame_stride
+        self.gripper_logit: Array | None = None
+        """(*B, K, G) of the last answer, positive for label 1; None where the policy doesn't tell."""
         self.reset()
 
     def __call__(self, observation: Observation | Mapping[str, Any]) -> Array:
-        """Actions (*B, K, width) from this frame on; action 0 belongs to the frame's own time, `stamp_s`."""
+        """Actions (*B, K, width) from this frame on; action 0 belongs to the frame's own time."""
         turn = self._ticks % self.frame_stride
-        actions, self._states[turn] = self.policy.act(observation, self._states[turn])
         self._ticks += 1
-        self.stamp_s = observation.stamp_s if isinstance(observation, Observation) else None
+        if isinstance(self.policy, LogitPolicy):
+            with torch.no_grad():
+                chunk, self._states[turn] = self.policy.predict(observation, self._states[turn])
+                self.gripper_logit = chunk.gripper_logit
+                return self.policy.action_normalizer.to_rows(chunk)
+        actions, self._states[turn] = self.policy.act(observation, self._states[turn])
         return actions
 
     def reset(self, done: Array | None = None) -> None:
@@ -54,6 +72,5 @@ class PolicyStream:
         if done is None:
             self._states = [self.policy.initial_state(self.batch) for _ in range(self.frame_stride)]
             self._ticks = 0
-            self.stamp_s: float | None = None
         else:
             self._states = [state.reset(done) for state in self._states]

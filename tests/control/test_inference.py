@@ -1,0 +1,145 @@
+"""The policy's thread: it never holds up the control loop, and its failures are heard."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from robopolicy.control.inference import Replay, ServedStream, ThreadedInference
+from robopolicy.control.robots import FakeRobot
+
+
+class GatedStream:
+    """Counts its frames; thinks until it is let go."""
+
+    gripper_logit = None
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.frames = 0
+        self.error: Exception | None = None
+
+    def __call__(self, observation):
+        """Count one."""
+        self.gate.wait(5)
+        if self.error:
+            raise self.error
+        self.frames += 1
+        return np.full((2, 3), float(self.frames))
+
+    def reset(self) -> None:
+        """Count from none."""
+        self.frames = 0
+
+
+@pytest.fixture
+def stream() -> GatedStream:
+    return GatedStream()
+
+
+@pytest.fixture
+def inference(panda, stream):
+    made = ThreadedInference(FakeRobot(panda), stream, instruction="lift the red cube")
+    yield made
+    stream.gate.set()
+    made.close()
+
+
+def collect(inference, count: int = 1) -> list:
+    thoughts, ends_s = [], time.monotonic() + 5
+    while len(thoughts) < count and time.monotonic() < ends_s:
+        thoughts += inference.thoughts()
+        time.sleep(0.001)
+    return thoughts
+
+
+def test_a_request_comes_back_as_a_chunk_with_what_it_was_made_from(inference):
+    """A chunk that nobody can date."""
+    before_s = time.monotonic()
+    inference.request(0.0)
+    (thought,) = collect(inference)
+    assert thought.actions.tolist() == [[1.0] * 3] * 2
+    assert thought.observation.instruction == "lift the red cube"
+    assert before_s <= thought.observation.stamp_s <= time.monotonic()
+
+
+def test_a_busy_policy_misses_frames_and_holds_nobody_up(inference, stream):
+    """Requests that queue up behind a slow policy are answered ever later."""
+    stream.gate.clear()
+    began_s = time.monotonic()
+    for _ in range(5):
+        inference.request(0.0)
+    assert inference.thoughts() == []
+    assert time.monotonic() - began_s < 0.5
+    stream.gate.set()
+    assert len(collect(inference)) == 1
+    assert inference.missed == 4
+
+
+def test_a_reset_drops_what_is_still_being_thought_and_empties_the_memory(inference, stream):
+    """The first chunk of an episode that belongs to the last one."""
+    stream.gate.clear()
+    inference.request(0.0)
+    inference.reset()
+    stream.gate.set()
+    ends_s = time.monotonic() + 5
+    while inference._busy.is_set() and time.monotonic() < ends_s:
+        time.sleep(0.001)
+    assert inference.thoughts() == []
+    inference.request(0.0)
+    (thought,) = collect(inference)
+    assert thought.actions[0, 0] == 1.0
+
+
+def test_an_error_of_the_policy_or_the_robot_is_raised_where_its_chunk_is_awaited(inference, stream):
+    """A thread that dies quietly."""
+    stream.error = ConnectionError("server gone")
+    inference.request(0.0)
+    with pytest.raises(ConnectionError, match="server gone"):
+        collect(inference)
+    stream.error, inference.robot.lost = None, "camera unplugged"
+    inference.request(0.0)
+    with pytest.raises(RuntimeError, match="camera unplugged"):
+        collect(inference)
+    inference.robot.lost = None
+    inference.request(0.0)
+    assert len(collect(inference)) == 1
+
+
+def test_a_replay_gives_the_recorded_actions_one_each_step_and_then_ends(panda):
+    """A replay that runs on beyond its record, or skips its last action."""
+    rows = np.arange(6.0).reshape(3, 2)
+    replay = Replay(FakeRobot(panda), rows)
+    given = []
+    while not replay.finished:
+        replay.request(float(len(given)))
+        given += replay.thoughts()
+    assert [thought.actions[0].tolist() for thought in given] == rows.tolist()
+    assert [thought.observation.stamp_s for thought in given] == [0.0, 1.0, 2.0]
+    replay.request(9.0)
+    assert replay.thoughts() == []
+    replay.reset()
+    assert not replay.finished
+
+
+def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_wires_names(panda):
+    """A policy behind the network that never hears what it shall do."""
+
+    class Client:
+        def infer(self, obs):
+            self.obs = obs
+            return {"actions": np.zeros((2, 7))}
+
+        def reset(self):
+            self.obs = None
+
+    client, robot = Client(), FakeRobot(panda)
+    robot.instruction = "open the drawer"
+    stream = ServedStream(client)
+    assert stream(robot.observe()).shape == (2, 7)
+    assert client.obs["prompt"] == "open the drawer"
+    assert set(client.obs) == {"qpos", "gripper", "ee_pose", "prompt"}
+    stream.reset()
+    assert client.obs is None
