@@ -1,6 +1,7 @@
 """The command line: `robopolicy VERB ...`. Each verb's module wires the parts together and holds no logic of theirs."""
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _refuse(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("lightning").setLevel(logging.WARNING)
     run = getattr(importlib.import_module(VERBS[verb][0]), verb if verb != "eval" else "evaluate")
     try:
         return run(rest)

@@ -109,7 +109,8 @@ def evaluate_policy(
 
     refuse_seen_seeds(seeds, trained_on)
     cameras = tuple(policy.cameras) or (("front",) if film else ())
-    env = RobotVectorEnv(task, min(num_envs, len(seeds)), cameras=cameras, image_size=policy.image_size or 64)
+    sizes = [policy.obs[camera].shape[0] for camera in policy.cameras]
+    env = RobotVectorEnv(task, min(num_envs, len(seeds)), cameras=cameras, image_size=sizes[0] if sizes else 64)
     try:
         return closed_loop(policy, env, seeds, execution, provenance=provenance, record=film, sink=sink)
     finally:

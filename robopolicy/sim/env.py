@@ -1,10 +1,9 @@
 """A gymnasium vector environment over physics, task and renderer: N worlds, one call a control step."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -12,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from robopolicy.control.kinematics import PANDA, damped_least_squares, matrix_to_quaternion, pose_and_jacobian
 from robopolicy.sim.physics import BatchPhysics
-from robopolicy.sim.scene import ARM_JOINTS, CAMERAS, MAX_OPENING_M, PHYSICS_DT, build_scene, scene_xml
+from robopolicy.sim.scene import ARM_JOINTS, CAMERAS, MAX_OPENING_M, PHYSICS_DT, build_scene, scene_text
 from robopolicy.sim.tasks import TASKS, Setup, State, make_task
 
 POSITION_SCALE_M = 0.05
@@ -30,9 +29,10 @@ class RobotVectorEnv(VectorEnv):
     Actions (N, 7) in [-1, 1]: displacement of the gripper x y z [0.05 m], rotation vector [0.5 rad], both in the base
     frame and relative to the present pose; then the gripper, -1 open, 1 closed. Values beyond are clipped.
 
-    Observations are float32 rows, pictures uint8; `target_pos` is privileged. Each world's episode is determined by its
-    seed alone. With autoreset disabled (the default), a world whose episode ended goes on being simulated until it is
-    reset with `options={"reset_mask": ...}`.
+    Observations are float32 rows, pictures uint8; `target_pos` and `target_offset`, the named object's position and the
+    way there from the fingertips [m], are privileged. Each world's episode is determined by its seed alone. With
+    autoreset disabled (the default), a world whose episode ended goes on being simulated until it is reset with
+    `options={"reset_mask": ...}`.
 
     Args:
         task: Name of the task; the error of a wrong one lists them.
@@ -89,6 +89,7 @@ class RobotVectorEnv(VectorEnv):
         """Make the per-world records, sized by one drawn episode."""
         worlds, (stages, parts) = self.num_envs, template.goals.shape
         self._goals = np.zeros((worlds, stages, parts), np.int64)
+        self._goal = self._goals[:, 0]
         self._sentences = [template.instructions] * worlds
         self._stage = np.zeros(worlds, np.int64)
         self._held = np.zeros(worlds, np.int64)
@@ -112,9 +113,7 @@ class RobotVectorEnv(VectorEnv):
     @property
     def model_xml(self) -> str:
         """The scene as one MJCF text."""
-        spec = mujoco.MjSpec.from_string(scene_xml(self.task.parts), assets=_assets())
-        spec.compile()
-        return spec.to_xml()
+        return scene_text(self.task.parts)
 
     def states(self) -> Float[np.ndarray, "worlds nq_plus_nv"]:
         """Positions and velocities of every world, side by side; a copy."""
@@ -197,12 +196,12 @@ class RobotVectorEnv(VectorEnv):
 
     def _targets(self, actions: Float[np.ndarray, "worlds 7"]) -> Float[np.ndarray, "worlds 9"]:
         """Joint targets [rad] and finger targets [m] of an action."""
-        clipped = np.clip(np.asarray(actions, np.float64), -1.0, 1.0)
+        clipped = np.minimum(np.maximum(np.asarray(actions, np.float64), -1.0), 1.0)
         qpos = self.physics.qpos[:, :ARM_JOINTS]
         posture = POSTURE_GAIN * (self.scene.home_qpos[:ARM_JOINTS] - qpos)
         step = damped_least_squares(self._jacobian, clipped[:, :6] * _SCALE, posture=posture)
         targets = np.empty((self.num_envs, ARM_JOINTS + 2))
-        np.clip(qpos + step, PANDA.lower_rad, PANDA.upper_rad, out=targets[:, :ARM_JOINTS])
+        targets[:, :ARM_JOINTS] = np.minimum(np.maximum(qpos + step, _LOWER_RAD), _UPPER_RAD)
         targets[:, ARM_JOINTS:] = MAX_OPENING_M / 4 * (1.0 - clipped[:, 6:])
         return targets
 
@@ -248,7 +247,7 @@ class RobotVectorEnv(VectorEnv):
             ee_position=position,
             ee_rotation=rotation,
             opening=qpos[:, ARM_JOINTS] + qpos[:, ARM_JOINTS + 1],
-            goal=self._goal if hasattr(self, "_goal") else self._goals[:, 0],
+            goal=self._goal,
             step=self._steps,
         )
         arranged = self.task.arrange(self._state, scene)
@@ -260,12 +259,14 @@ class RobotVectorEnv(VectorEnv):
         ee_pose = np.empty((self.num_envs, 7), np.float32)
         ee_pose[:, :3] = state.ee_position
         ee_pose[:, 3:] = matrix_to_quaternion(state.ee_rotation)
+        target = self.task.target(state)
         obs = {
             "ee_pose": ee_pose,
             "gripper": state.opening[:, None].astype(np.float32),
             "qpos": state.qpos[:, :ARM_JOINTS].astype(np.float32),
             **self.task.observe(state, self.scene),
-            "target_pos": self.task.target(state).astype(np.float32),
+            "target_pos": target.astype(np.float32),
+            "target_offset": (target - state.ee_position).astype(np.float32),
         }
         if self._renderer is not None:
             self.physics.forward()
@@ -281,57 +282,11 @@ class RobotVectorEnv(VectorEnv):
         }
 
 
+_LOWER_RAD, _UPPER_RAD = np.array(PANDA.lower_rad), np.array(PANDA.upper_rad)
 _SCALE = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
-
-
-def _assets() -> dict[str, bytes]:
-    from robopolicy.sim.scene import ASSETS
-
-    return {path.name: path.read_bytes() for path in ASSETS.glob("*.xml")}
 
 
 def _space(rows: np.ndarray) -> gymnasium.spaces.Box:
     if rows.dtype == np.uint8:
         return gymnasium.spaces.Box(0, 255, rows.shape[1:], np.uint8)
     return gymnasium.spaces.Box(-FARTHEST, FARTHEST, rows.shape[1:], np.float32)
-
-
-class RobotEnv(gymnasium.Env):
-    """One world of a task, for `gymnasium.make`; keyword arguments as `RobotVectorEnv`.
-
-    With `render_mode="rgb_array"`, `render()` gives the `front` camera's picture.
-    """
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
-
-    def __init__(self, task: str, render_mode: str | None = None, cameras: Sequence[str] = (), **options: Any) -> None:
-        if render_mode is not None and "front" not in cameras:
-            cameras = (*cameras, "front")
-        self.render_mode = render_mode
-        self.worlds = RobotVectorEnv(task, 1, cameras=cameras, **options)
-        self.action_space = self.worlds.single_action_space
-        self.observation_space = self.worlds.single_observation_space
-        self._picture: np.ndarray | None = None
-
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start a new episode, which the seed determines."""
-        super().reset(seed=seed)
-        drawn = int(self.np_random.integers(2**31)) if seed is None else seed
-        obs, info = self.worlds.reset(seed=[drawn])
-        return self._first(obs), self._first(info)
-
-    def step(self, action: Float[np.ndarray, " 7"]) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """One control step."""
-        obs, reward, terminated, truncated, info = self.worlds.step(np.asarray(action)[None])
-        return self._first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._first(info)
-
-    def render(self) -> np.ndarray | None:
-        """The latest picture (size, size, 3) of the `front` camera, uint8."""
-        return self._picture if self.render_mode == "rgb_array" else None
-
-    def _first(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        first = {key: value[0] for key, value in values.items()}
-        self._picture = first.get("front", self._picture)
-        return first
