@@ -19,12 +19,11 @@ from jaxtyping import Float16
 from rich.console import Console
 from rich.progress import track
 
-from robopolicy.demos.formats import DemoReader
+from robopolicy.demos.formats import DemoReader, open_demos
+from robopolicy.demos.formats.base import is_image
 from robopolicy.demos.guarded import dataset_in, group_in
-from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.journal import JournaledFile
 from robopolicy.demos.packing import write_rows
-from robopolicy.demos.probe import examine
 from robopolicy.model.encoders.backbones import Backbone
 from robopolicy.model.encoders.loading import backbone_identity, load_backbone
 from robopolicy.model.encoders.transformers import PromptText
@@ -93,10 +92,7 @@ def encode_file(
         ValueError: there is no such model.
     """
     path = Path(path)
-    examine(path)
-    with DemoFile(path) as file:
-        names = file.names
-        pictures = _camera_shapes(file, names[0])
+    names, pictures = _names_and_cameras(path)
     chosen = list(cameras) if cameras is not None else sorted(pictures)
     if missing := [camera for camera in chosen if camera not in pictures] or ([] if chosen else ["a camera"]):
         raise DemoFormatError(
@@ -168,13 +164,16 @@ def _open_for_tokens(path: Path, identity: dict[str, Any]) -> Iterator[tuple[h5p
         raw.close()
 
 
-def _camera_shapes(file: DemoFile, name: str) -> dict[str, tuple[int, ...]]:
-    shapes = {
-        key.removeprefix("obs/"): dataset for key, dataset in file.datasets(name).items() if key.startswith("obs/")
-    }
-    return {
-        key: dataset.shape[1:] for key, dataset in shapes.items() if dataset.dtype == np.uint8 and dataset.ndim == 4
-    }
+def _names_and_cameras(path: Path) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+    """The demos of a native file, and height, width and channels of each camera."""
+    with open_demos(path) as demos:
+        if demos.format_name != "robomimic":
+            raise DemoFormatError(
+                f"{path.name}: tokens are written into the native layout only and this is {demos.format_name}; "
+                "`robopolicy convert` makes a native file"
+            )
+        first = demos.read(demos.names[0])
+        return list(demos.names), {key: values.shape[1:] for key, values in first.obs.items() if is_image(values)}
 
 
 def _encode_demo(
@@ -189,11 +188,10 @@ def _encode_demo(
     valid = torch.ones(0, dtype=torch.bool)
     for start in range(0, len(images[0]), batch_frames):
         batch = [torch.from_numpy(camera[start : start + batch_frames]).to(device) for camera in images]
-        with torch.inference_mode():
-            tokens, kept = backbone(batch, prompt.expand(len(batch[0]), -1))
+        tokens, kept = backbone(batch, prompt.expand(len(batch[0]), -1))
         valid = kept[0]
         last = int(valid.nonzero()[-1])
-        tokens[:, ~valid] = tokens[:, last : last + 1]
+        tokens = tokens.where(valid[:, None], tokens[:, last : last + 1])
         parts.append(tokens.half().cpu().numpy())
     found = np.concatenate(parts)
     if not np.isfinite(found).all():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def load_backbone(name: str, image_size: tuple[int, int], lora_rank: int = 0) ->
         if config.model_type not in CONTRASTIVE + GENERATIVE:
             known = ", ".join(CONTRASTIVE + GENERATIVE)
             raise ValueError(f"{name} is a {config.model_type} model; expected one of: {known}")
+        if not sys.stderr.isatty():
+            transformers.utils.logging.disable_progress_bar()
         model = transformers.AutoModel.from_pretrained(name)
     except OSError as error:
         raise ValueError(

@@ -1,0 +1,124 @@
+"""Running a frozen backbone over a demo file once."""
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+pytest.importorskip("transformers", reason="the extra vlm isn't installed")
+
+from robopolicy.demos.formats import open_demos
+from robopolicy.model.encoders.loading import load_backbone
+from robopolicy.model.encoders.transformers import PromptText
+from robopolicy.training import encode
+from robopolicy.training.encode import encode_file, require_one_encoder, run_encode
+from robopolicy.types import DemoFormatError
+from tests.demo_samples import write_lerobot
+from tests.tiny_backbones import save_backbone
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """No test may look for a model on the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny CLIP."""
+    return str(save_backbone("clip", tmp_path_factory.mktemp("models") / "clip"))
+
+
+@pytest.fixture
+def file(tiny_demos, tmp_path):
+    """A demo file of our own to write into."""
+    return shutil.copy(tiny_demos, tmp_path / "demos.hdf5")
+
+
+def test_every_frame_gains_the_tokens_that_the_live_encoder_gives(file, model):
+    """A policy trained on stored tokens meets live ones on the robot; they must be the same."""
+    done = encode_file(file, model, batch_frames=4)
+    assert (done.demos, done.frames) == (5, 54)
+    backbone, text = load_backbone(model, (16, 16)), PromptText(model, "{instruction}")
+    with open_demos(file) as demos:
+        demo = demos.read("demo_2")
+    live, valid = backbone(
+        [torch.from_numpy(demo.obs["front"])], text.prepare([demo.instruction]).expand(len(demo), -1)
+    )
+    assert demo.tokens.shape == (15, done.token_count, done.token_width)
+    assert demo.tokens.dtype == np.float16
+    assert list(demo.attributes["token_valid"]) == valid[0].int().tolist()
+    real = valid[0].numpy()
+    np.testing.assert_allclose(demo.tokens[:, real], live[:, real].detach(), atol=2e-3)
+    np.testing.assert_array_equal(
+        demo.tokens.max(axis=1), demo.tokens[:, real].max(axis=1), "padding repeats a real token"
+    )
+
+
+def test_a_second_run_goes_on_where_the_first_was_cut(file, model, monkeypatch):
+    """A night of encoding must not be lost to a kill in the morning."""
+    run, calls = encode._encode_demo, []
+
+    def dies_at_the_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    monkeypatch.setattr(encode, "_encode_demo", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        encode_file(file, model)
+    with open_demos(file) as demos:
+        assert [demos.read(name).tokens is not None for name in demos.names] == [True, True, False, False, False]
+    monkeypatch.setattr(encode, "_encode_demo", run)
+    assert encode_file(file, model).demos == 3
+    assert encode_file(file, model).demos == 0
+
+
+def test_tokens_of_another_encoder_are_refused(file, model, tmp_path):
+    """Half a file of one backbone and half of another trains on noise."""
+    encode_file(file, model)
+    other = str(save_backbone("siglip", tmp_path / "siglip"))
+    with pytest.raises(DemoFormatError, match=r"demos.hdf5: holds tokens of clip \(.*\) on front, not of siglip"):
+        encode_file(file, other)
+    with pytest.raises(DemoFormatError, match="holds tokens of clip"):
+        encode_file(file, model, template="please {instruction}")
+
+
+def test_files_of_different_encoders_can_t_be_mixed(file, model, tiny_demos, tmp_path):
+    """Mixed data sets are read one batch at a time; nothing else would notice."""
+    second = shutil.copy(tiny_demos, tmp_path / "second.hdf5")
+    encode_file(file, model)
+    with open_demos(file) as one, open_demos(second) as bare:
+        assert require_one_encoder([one])["kind"] == "clip"
+        with pytest.raises(DemoFormatError, match=r"second.hdf5: no tokens in it; `robopolicy encode` writes them"):
+            require_one_encoder([one, bare])
+    encode_file(second, model, template="please {instruction}")
+    with (
+        open_demos(file) as one,
+        open_demos(second) as other,
+        pytest.raises(DemoFormatError, match=r"second.hdf5: tokens of clip.*those of demos.hdf5"),
+    ):
+        require_one_encoder([one, other])
+
+
+def test_a_missing_camera_or_another_format_is_refused_before_any_work(file, model, tmp_path):
+    """The model takes minutes to load; the typo shows at once."""
+    with pytest.raises(DemoFormatError, match="no wrist to encode; cameras: front"):
+        encode_file(file, model, cameras=["wrist"])
+    with pytest.raises(DemoFormatError, match="convert"):
+        encode_file(write_lerobot(tmp_path / "set"), model)
+    with h5py.File(file) as untouched:
+        assert "token_encoder" not in untouched["data"].attrs
+
+
+def test_what_was_done_is_printed_with_the_place_last(file, model):
+    """The last line is where the result lies."""
+    console = Console(record=True, width=300)
+    assert run_encode(file, model, console=console) == 0
+    lines = console.export_text().splitlines()
+    assert lines[0].split() == ["encoded", "5", "demos,", "54", "frames"]
+    assert lines[-1].endswith(str(file))
