@@ -90,7 +90,8 @@ def pose_and_jacobian(
 
     Row order of the Jacobian is that of a twist: linear, then angular.
     """
-    xp, constant, cosine, sine, tool = _constants(arm, qpos)
+    xp = _namespace(qpos)
+    constant, cosine, sine, tool = (_like(qpos, each) for each in (*arm.affine, arm.tool))
     transforms = constant + xp.cos(qpos)[..., None, None] * cosine + xp.sin(qpos)[..., None, None] * sine
     frame = transforms[..., 0, :, :]
     frames = [frame]
@@ -120,7 +121,7 @@ def damped_least_squares(
     """
     xp = _namespace(jacobian)
     transposed = jacobian.mT
-    gram = jacobian @ transposed + damping**2 * _eye(jacobian)
+    gram = jacobian @ transposed + damping**2 * _like(jacobian, np.eye(6))
     wanted = twist[..., None] if posture is None else twist[..., None] - jacobian @ posture[..., None]
     step = (transposed @ xp.linalg.solve(gram, wanted))[..., 0]
     return step if posture is None else step + posture
@@ -140,23 +141,33 @@ def rotation_vector(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 3"]:
 def matrix_to_quaternion(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 4"]:
     """The unit quaternion w x y z with w >= 0, read off its largest component, so that half turns stay exact."""
     xp = _namespace(rotation)
-    (r00, r01, r02), (r10, r11, r12), (r20, r21, r22) = (
-        [rotation[..., row, column] for column in range(3)] for row in range(3)
-    )
-    # Each row is 4 * q * q_k for one component q_k; the row with the largest diagonal loses nothing to cancellation.
-    rows = [
-        [1 + r00 + r11 + r22, r21 - r12, r02 - r20, r10 - r01],
-        [r21 - r12, 1 + r00 - r11 - r22, r10 + r01, r02 + r20],
-        [r02 - r20, r10 + r01, 1 - r00 + r11 - r22, r21 + r12],
-        [r10 - r01, r02 + r20, r21 + r12, 1 - r00 - r11 + r22],
-    ]
-    stacked = xp.stack([xp.stack(row, -1) for row in rows], -2)
-    diagonal = xp.stack([row[place] for place, row in enumerate(rows)], -1)
-    largest = xp.argmax(diagonal, -1)
-    best = xp.stack([largest == row for row in range(4)], -1)[..., None]
-    quaternion = (best * stacked).sum(-2)
+    entries = rotation.reshape(*rotation.shape[:-2], 9)
+    slopes, offsets, eye = (_like(entries, constant) for constant in (_PRODUCT_SLOPES, _PRODUCT_OFFSETS, np.eye(4)))
+    products = (entries @ slopes + offsets).reshape(*entries.shape[:-1], 4, 4)
+    largest = eye[xp.argmax((products * eye).sum(-1), -1)]
+    quaternion = (largest[..., None] * products).sum(-2)
     norm = xp.sqrt((quaternion * quaternion).sum(-1))[..., None]
     return quaternion / norm * xp.where(quaternion[..., :1] < 0, -1.0, 1.0)
+
+
+def _quaternion_products() -> tuple[np.ndarray, np.ndarray]:
+    """Slopes (9, 16) and offsets (16,) by which a rotation matrix gives 4 q q^T, of which every row is the quaternion.
+
+    The row with the largest diagonal loses nothing to cancellation (Bar-Itzhack 2000 uses the same matrix).
+    """
+    slopes, offsets = np.zeros((3, 3, 4, 4)), np.eye(4)
+    signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    for axis in range(3):
+        slopes[axis, axis][np.diag_indices(4)] = signs[:, axis]
+        j, k = (axis + 1) % 3, (axis + 2) % 3
+        for row, column in ((0, 1 + axis), (1 + axis, 0)):
+            slopes[k, j, row, column], slopes[j, k, row, column] = 1, -1
+        for row, column in ((1 + j, 1 + k), (1 + k, 1 + j)):
+            slopes[k, j, row, column] = slopes[j, k, row, column] = 1
+    return slopes.reshape(9, 16), offsets.reshape(16)
+
+
+_PRODUCT_SLOPES, _PRODUCT_OFFSETS = _quaternion_products()
 
 
 def rotation_from_vector(vector: Float[Array, "*B 3"]) -> Float[Array, "*B 3 3"]:
@@ -169,23 +180,15 @@ def rotation_from_vector(vector: Float[Array, "*B 3"]) -> Float[Array, "*B 3 3"]
     safe = angle + (angle < 1e-9) * 1.0
     first = xp.where(angle < 1e-9, xp.ones_like(angle), xp.sin(safe) / safe)
     second = xp.where(angle < 1e-9, xp.ones_like(angle) / 2, (1 - xp.cos(safe)) / (safe * safe))
-    return _eye(skew) + first * skew + second * (skew @ skew)
+    return _like(skew, np.eye(3)) + first * skew + second * (skew @ skew)
 
 
 def _namespace(array: Array) -> ModuleType:
     return np if isinstance(array, np.ndarray) else torch
 
 
-_EYES = {size: np.eye(size) for size in (3, 6)}
-
-
-def _eye(array: Array) -> Array:
-    size = array.shape[-2]
-    return _EYES[size] if isinstance(array, np.ndarray) else torch.eye(size, dtype=array.dtype, device=array.device)
-
-
-def _constants(arm: Arm, qpos: Array) -> tuple[ModuleType, Array, Array, Array, Array]:
-    if isinstance(qpos, np.ndarray):
-        return np, *arm.affine, arm.tool
-    constants = (torch.as_tensor(value, dtype=qpos.dtype, device=qpos.device) for value in (*arm.affine, arm.tool))
-    return torch, *constants
+def _like(array: Array, constant: np.ndarray) -> Array:
+    """`constant` as the kind of array, in the precision and on the device, of `array`."""
+    if isinstance(array, np.ndarray):
+        return constant
+    return torch.as_tensor(constant, dtype=array.dtype, device=array.device)

@@ -13,7 +13,7 @@ def register_environments() -> None:
     for name in TASKS:
         gymnasium.register(
             id=f"robopolicy/{name.capitalize()}-v0",
-            entry_point="robopolicy.sim.env:RobotEnv",
+            entry_point="robopolicy.sim.single_env:RobotEnv",
             vector_entry_point="robopolicy.sim.env:RobotVectorEnv",
             disable_env_checker=True,
             kwargs={"task": name},

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from robopolicy.control.kinematics import PANDA, damped_least_squares, matrix_to_quaternion, pose_and_jacobian
 from robopolicy.sim.physics import BatchPhysics
-from robopolicy.sim.scene import ARM_JOINTS, CAMERAS, MAX_OPENING_M, PHYSICS_DT, build_scene, scene_text
+from robopolicy.sim.scene import ARM_JOINTS, CAMERAS, MAX_OPENING_M, PHYSICS_DT, build_scene
 from robopolicy.sim.tasks import TASKS, Setup, State, make_task
 
 POSITION_SCALE_M = 0.05
@@ -113,7 +113,7 @@ class RobotVectorEnv(VectorEnv):
     @property
     def model_xml(self) -> str:
         """The scene as one MJCF text."""
-        return scene_text(self.task.parts)
+        return self.scene.xml
 
     def states(self) -> Float[np.ndarray, "worlds nq_plus_nv"]:
         """Positions and velocities of every world, side by side; a copy."""

@@ -32,6 +32,8 @@ class Scene:
     model: mujoco.MjModel
     n_substeps: int
     """Physics steps in one control step."""
+    xml: str
+    """The whole scene as one MJCF text that needs no other file."""
 
     @cached_property
     def objects(self) -> tuple[str, ...]:
@@ -85,14 +87,14 @@ def build_scene(parts: Sequence[str], physics_dt: float = PHYSICS_DT, control_dt
             f"control_dt {control_dt} s is not a whole multiple of physics_dt {physics_dt} s; "
             f"use a physics_dt of 0.002 or 0.005 with control_dt {CONTROL_DT}"
         )
-    model = mujoco.MjModel.from_xml_string(
-        scene_xml(parts), {path.name: path.read_bytes() for path in ASSETS.glob("*.xml")}
-    )
-    model.opt.timestep = physics_dt
-    return Scene(model, n_substeps)
+    spec = _spec(parts)
+    spec.option.timestep = physics_dt
+    model = spec.compile()
+    return Scene(model, n_substeps, spec.to_xml())
 
 
-def scene_xml(parts: Sequence[str]) -> str:
-    """MJCF that includes the arm and the named parts."""
+def _spec(parts: Sequence[str]) -> mujoco.MjSpec:
+    """The MJCF that includes the arm and the named parts."""
+    files = {path.name: path.read_bytes() for path in ASSETS.glob("*.xml")}
     includes = "".join(f'<include file="{part}.xml"/>' for part in ("arm", *parts))
-    return f'<mujoco model="robopolicy">{includes}</mujoco>'
+    return mujoco.MjSpec.from_string(f'<mujoco model="robopolicy">{includes}</mujoco>', include=files)

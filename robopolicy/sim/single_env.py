@@ -1,0 +1,51 @@
+"""One world of a task as a plain gymnasium environment."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.sim.env import RobotVectorEnv
+
+
+class RobotEnv(gymnasium.Env):
+    """One world of a task, for `gymnasium.make`; keyword arguments as `RobotVectorEnv`.
+
+    With `render_mode="rgb_array"`, `render()` gives the `front` camera's picture.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+
+    def __init__(self, task: str, render_mode: str | None = None, cameras: Sequence[str] = (), **options: Any) -> None:
+        if render_mode is not None and "front" not in cameras:
+            cameras = (*cameras, "front")
+        self.render_mode = render_mode
+        self.worlds = RobotVectorEnv(task, 1, cameras=cameras, **options)
+        self.action_space = self.worlds.single_action_space
+        self.observation_space = self.worlds.single_observation_space
+        self._picture: np.ndarray | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start a new episode, which the seed determines."""
+        super().reset(seed=seed)
+        drawn = int(self.np_random.integers(2**31)) if seed is None else seed
+        obs, info = self.worlds.reset(seed=[drawn])
+        return self._first(obs), self._first(info)
+
+    def step(self, action: Float[np.ndarray, " 7"]) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """One control step."""
+        obs, reward, terminated, truncated, info = self.worlds.step(np.asarray(action)[None])
+        return self._first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._first(info)
+
+    def render(self) -> np.ndarray | None:
+        """The latest picture (size, size, 3) of the `front` camera, uint8."""
+        return self._picture if self.render_mode == "rgb_array" else None
+
+    def _first(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        first = {key: value[0] for key, value in values.items()}
+        self._picture = first.get("front", self._picture)
+        return first
