@@ -30,5 +30,5 @@ def test_a_name_is_there_when_it_is_used():
 
 def test_an_unknown_name_is_refused_with_a_list():
     """A typo must name the choices."""
-    with pytest.raises(AttributeError, match="robopolicy has no 'PolicyHed'. It has: .*PolicyHead"):
+    with pytest.raises(AttributeError, match=r"robopolicy has no 'PolicyHed'. It has: .*PolicyHead"):
         robopolicy.PolicyHed  # noqa: B018

@@ -25,10 +25,12 @@ class Case:
     targets: dict[str, ArraySpec]
 
     def make(self, told: bool) -> Any:
+        """The encoder, with or without an instruction."""
         config = EncoderConfig(kind=self.kind, width=WIDTH, hidden=16)
         return make_encoder(config, self.obs, VOCABULARY.length if told else 0, self.targets).eval()
 
     def frames(self, lead: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """Random frames with these leading axes."""
         return {
             key: torch.randint(0, 256, (*lead, *spec.shape), dtype=torch.uint8)
             if spec.is_image

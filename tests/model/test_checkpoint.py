@@ -119,7 +119,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
     save_policy(make_policy(kind="keys"), tmp_path / "other")
     save_policy(make_policy(), tmp_path / "run")
     os.replace(tmp_path / "other" / "policy.safetensors", tmp_path / "run" / "policy.safetensors")
-    with pytest.raises(CheckpointError, match="doesn't fit config.yaml and policy.json") as caught:
+    with pytest.raises(CheckpointError, match=r"doesn't fit config.yaml and policy.json") as caught:
         load_policy(tmp_path / "run")
     assert "\n" not in str(caught.value)
     (tmp_path / "run" / "policy.safetensors").write_bytes(b"nothing")

@@ -166,7 +166,7 @@ def test_a_missing_camera_or_key_is_named_and_the_present_ones_listed():
     obs = {**frame(kind="pixels"), "top": 0}
     del obs["front"]
     with pytest.raises(
-        KeyError, match="camera 'front' is not in this observation. It has: ee_pose, gripper, target_pos, top"
+        KeyError, match=r"camera 'front' is not in this observation. It has: ee_pose, gripper, target_pos, top"
     ):
         policy.act(obs, policy.initial_state(4))
     with pytest.raises(KeyError, match="key 'gripper' is not in this observation"):
@@ -237,6 +237,7 @@ class Caption(nn.Module):
         self.scale = nn.Parameter(torch.ones(3))
 
     def terms(self, inputs):
+        """One scalar each."""
         means = self.scale * inputs.pooled.square().mean()
         return dict(zip(self.term_names, means, strict=True))
 
@@ -299,5 +300,5 @@ def test_a_carried_state_goes_on_where_the_last_segment_ended():
 
 def test_a_key_without_statistics_is_refused():
     """A key left unscaled would be learned at another size."""
-    with pytest.raises(ValueError, match="no statistics of 'gripper'. There are: ee_pose"):
+    with pytest.raises(ValueError, match=r"no statistics of 'gripper'. There are: ee_pose"):
         ChunkPolicy(ExperimentConfig(), SPEC, LOW_DIM, obs_statistics={"ee_pose": Statistics.of(np.zeros((2, 7)))})

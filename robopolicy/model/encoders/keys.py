@@ -13,7 +13,7 @@ from robopolicy.model.text import TextTokens
 class KeysEncoder(TokenEncoder):
     """One small perceptron per key over (value, sentence vector), a token for the named keys, then the instruction's.
 
-    Keys of equal width, such as the poses of several objects, are alike: the sentence chooses among them by attention,
+    Keys of one name but for its last word, and of equal width, such as `cube_red` and `cube_blue`, are alike: the sentence chooses among them by attention,
     and one perceptron sees the chosen values beside all other keys. So what to do with an object is learned once, from
     the demos of all of them, and not once per object.
     """
@@ -34,9 +34,9 @@ class KeysEncoder(TokenEncoder):
         self.keys = tuple(key_widths)
         self.token_width = width
         self.networks = nn.ModuleList(perceptron(d + (text_width or 0), hidden, width) for d in key_widths.values())
-        alike: dict[int, list[str]] = {}
+        alike: dict[tuple[str, int], list[str]] = {}
         for key, d in key_widths.items():
-            alike.setdefault(d, []).append(key)
+            alike.setdefault((key.rpartition("_")[0] or key, d), []).append(key)
         self.groups = tuple(tuple(keys) for keys in alike.values() if len(keys) > 1) if text_width else ()
         self.choosers = nn.ModuleList(Chooser(text_width or 0, len(keys), choices) for keys in self.groups)
         grouped = {key for keys in self.groups for key in keys}

@@ -27,19 +27,29 @@ class PrecomputedEncoder(TokenEncoder):
         text_width: int | None,
         text_tokens: int,
     ) -> None:
-        """Args: the tokens' key, their N and D, d of each low-dimensional key, then as for `KeysEncoder`."""
+        """Args: the tokens' key, their N and D, d of each low-dimensional key, then as for `KeysEncoder`.
+
+        With `hidden` 0 the file's tokens go to the head as they are, alone.
+        """
         super().__init__()
         self.key, self.keys = key, tuple(key_widths)
         self.token_width = width
         self.token_count = tokens + bool(key_widths) + text_tokens
-        self.project = nn.Linear(tokens_width, hidden)
+        self.project = nn.Linear(tokens_width, hidden) if hidden else None
+        if hidden == 0 and (key_widths or text_width or width != tokens_width):
+            raise ValueError(
+                f"encoder precomputed with --encoder.hidden 0 hands on tokens {tokens_width} wide and nothing else; "
+                f"set --encoder.width {tokens_width}, --encoder.instruction false and --data.obs_keys {key}"
+            )
         self.ask = nn.Linear(text_width, hidden, bias=False) if text_width else None
-        self.out = nn.Linear(hidden, width)
+        self.out = nn.Linear(hidden, width) if hidden else None
         inputs = sum(key_widths.values()) + (text_width or 0)
         self.proprio = perceptron(inputs, hidden, width) if key_widths else None
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`."""
+        if self.project is None or self.out is None:
+            return Encoding(obs[self.key], None, predictions={})
         hidden = self.project(obs[self.key])
         if self.ask is not None and text is not None:
             hidden = hidden + self.ask(text.sentence)[..., None, :]

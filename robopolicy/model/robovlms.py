@@ -1,0 +1,282 @@
+"""RoboVLMs checkpoints read into our head: their LSTM, FC and GPT decoders, with outputs equal to 1e-5.
+
+Facts taken from Robot-VLAs/RoboVLMs, commit 8adc1d2. A head's file holds `rnn.*` (LSTM), `mlp.*` (FC) or `gpt.*` and `fc.*`
+(GPT), each with `actions.mlp.*` and `gripper.mlp.*`. In a full checkpoint it sits under `model.act_head.`, sometimes
+doubled under `model.lm_head.`; the dict may be under `state_dict` or `model_state_dict`.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from robopolicy.config import DataConfig, EncoderConfig, ExperimentConfig, HeadConfig
+from robopolicy.model.checkpoint import save_policy
+from robopolicy.model.encoders import TOKENS_KEY
+from robopolicy.model.normalization import Statistics
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.policy_head import PolicyHead
+from robopolicy.types import ActionSpec, ArraySpec
+
+LOG = logging.getLogger(__name__)
+
+CALVIN_LIMIT = 0.65
+"""RoboVLMs clips CALVIN's arm actions to +-0.65 and divides by it; the gripper's -1 and 1 become labels 0 and 1."""
+
+GPT_HEADS = 8
+"""Attention heads of RoboVLMs' GPT decoder; no shape in the file tells."""
+
+_PREFIX = re.compile(r"^(?:module\.)*(?:model\.)*(?:(act_head|lm_head)\.)*")
+_PARTS = ("rnn.", "actions.", "gripper.", "mlp.", "gpt.", "fc.")
+
+
+class RoboVlmsError(ValueError):
+    """A checkpoint that holds no head we can read; the message is one line."""
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the shapes in the file say, in the words of `PolicyHead`."""
+
+    cell: Literal["lstm", "none", "transformer"]
+    token_width: int
+    hidden: int
+    layers: int
+    chunk: int
+    arm: int
+    head_widths: tuple[int, ...]
+
+
+def read_head(
+    source: str | Path | Mapping[str, Any],
+    window: int,
+    latent: int = 1,
+    pooling: Literal["max", "none"] = "max",
+) -> PolicyHead:
+    """RoboVLMs' head as ours, in eval mode; every key of the head is used, every other key is reported in the log.
+
+    Args:
+        source: a checkpoint (torch file, read with `weights_only`, or safetensors), or a state dict, prefixes and all.
+        window: W, frames of memory; the file doesn't hold it (a GPT head's file bounds it).
+        latent: tokens kept per frame, RoboVLMs' `latent`; the shapes hold only its product with the widths.
+        pooling: `max` for RoboVLMs' down-sampling `pooling`, `none` for its `none`.
+
+    Raises:
+        RoboVlmsError: there is no head, a key of it is missing or unknown, or the sizes don't fit `latent` or `window`.
+    """
+    return _read(source, window, latent, pooling)[0]
+
+
+def convert_checkpoint(
+    source: str | Path,
+    folder: str | Path,
+    window: int,
+    latent: int = 1,
+    pooling: Literal["max", "none"] = "max",
+) -> Path:
+    """Write the head of a RoboVLMs checkpoint as a run folder that `robopolicy.load_policy` reads.
+
+    The policy sees the key `tokens` (latent, D), the backbone's action tokens, and acts with CALVIN's action normalization.
+    """
+    head, sizes, unused = _read(source, window, latent, pooling)
+    spec = ActionSpec(arm=sizes.arm, gripper=1, kind="delta", space="ee")
+    config = ExperimentConfig(
+        data=DataConfig(obs_keys=(TOKENS_KEY,)),
+        encoder=EncoderConfig(kind="precomputed", width=sizes.token_width, hidden=0, instruction=False),
+        head=HeadConfig(
+            window=window,
+            chunk=sizes.chunk,
+            cell=sizes.cell,
+            history="none" if sizes.cell == "none" else "window",
+            layers=sizes.layers,
+            hidden=sizes.hidden,
+            pooling=pooling,
+            latent=latent,
+            head_widths=sizes.head_widths,
+        ),
+    )
+    obs = {TOKENS_KEY: ArraySpec((latent, sizes.token_width))}
+    policy = ChunkPolicy(config, spec, obs, action_statistics=calvin_statistics(spec))
+    policy.head.load_state_dict(head.state_dict())
+    provenance = {"source": Path(source).name, "origin": "RoboVLMs", "keys_outside_the_head": list(unused)}
+    return save_policy(policy.eval(), folder, provenance)
+
+
+def calvin_statistics(spec: ActionSpec) -> Statistics:
+    """Statistics that make `ActionNormalizer` scale as RoboVLMs does on CALVIN: arm +-0.65 -> +-1."""
+    limit = np.full(spec.width, CALVIN_LIMIT)
+    return Statistics(1, -limit, limit, 0 * limit, limit, -limit, limit)
+
+
+def _read(
+    source: str | Path | Mapping[str, Any], window: int, latent: int, pooling: Literal["max", "none"]
+) -> tuple[PolicyHead, _Sizes, tuple[str, ...]]:
+    name = "this state dict" if isinstance(source, Mapping) else str(source)
+    tensors, unused = _head_tensors(_state_dict(source), name)
+    sizes = _sizes(tensors, latent, name)
+    head = PolicyHead(
+        sizes.token_width,
+        ActionSpec(arm=sizes.arm, gripper=1),
+        window,
+        sizes.chunk,
+        layers=sizes.layers,
+        hidden=sizes.hidden,
+        cell=sizes.cell,
+        history="none" if sizes.cell == "none" else "window",
+        pooling=pooling,
+        latent=latent,
+        head_widths=sizes.head_widths,
+        attention_heads=GPT_HEADS,
+    )
+    ours = _as_transformer(tensors, window, name) if sizes.cell == "transformer" else _as_recurrence(tensors)
+    expected = head.state_dict()
+    missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
+    if missing or unknown:
+        raise RoboVlmsError(
+            f"{name}: the head lacks {missing or 'nothing'} and holds {unknown or 'nothing'} beyond what we know"
+        )
+    wrong = [
+        f"{key} {tuple(ours[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected
+        if ours[key].shape != expected[key].shape
+    ]
+    if wrong:
+        raise RoboVlmsError(f"{name}: sizes that don't fit each other with latent {latent}: {'; '.join(wrong)}")
+    head.load_state_dict({key: value.float() for key, value in ours.items()})
+    if unused:
+        LOG.warning("%s: %d keys are outside the head and not used: %s", name, len(unused), ", ".join(unused))
+    return head.eval(), sizes, unused
+
+
+def _state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The mapping of keys to tensors, out of a file and out of what it is wrapped in."""
+    if not isinstance(source, Mapping):
+        path = Path(source)
+        if not path.is_file():
+            raise RoboVlmsError(f"{path}: no such checkpoint")
+        try:
+            loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RoboVlmsError(
+                f"{path}: can't be read as weights alone ({reason}); nothing is unpickled here, save its state dict by itself"
+            ) from error
+        if not isinstance(loaded, Mapping):
+            raise RoboVlmsError(f"{path}: holds a {type(loaded).__name__}; expected a state dict")
+        source = loaded
+    for wrapper in ("state_dict", "model_state_dict"):
+        if isinstance(source.get(wrapper), Mapping):
+            source = source[wrapper]
+    return source
+
+
+def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The head's tensors by their bare keys, and the keys that belong to something else."""
+    found: dict[str | None, dict[str, str]] = {}
+    for key, value in state.items():
+        match = _PREFIX.match(key)
+        bare = key[match.end() :] if match else key
+        if isinstance(value, Tensor) and match and (match[1] or bare.startswith(_PARTS)):
+            found.setdefault(match[1], {})[bare] = key
+    home = next((place for place in ("act_head", "lm_head", None) if place in found), None)
+    keys = found.get(home, {})
+    if not keys:
+        raise RoboVlmsError(
+            f"{name}: no key of a policy head (rnn, actions, gripper, mlp, gpt, fc) among {len(state)} keys"
+        )
+    used = set(keys.values())
+    if home == "act_head":
+        used |= {
+            key
+            for bare, key in found.get("lm_head", {}).items()
+            if bare in keys and torch.equal(state[key], state[keys[bare]])
+        }
+    return {bare: state[key] for bare, key in keys.items()}, tuple(key for key in state if key not in used)
+
+
+def _sizes(tensors: Mapping[str, Tensor], latent: int, name: str) -> _Sizes:
+    def rows(key: str, axis: int = 0) -> int:
+        if key not in tensors:
+            raise RoboVlmsError(f"{name}: the head lacks {key!r}. It has: {', '.join(sorted(tensors))}")
+        return tensors[key].shape[axis]
+
+    depth = max(
+        (int(key.split(".")[2]) for key in tensors if re.fullmatch(r"actions\.mlp\.\d+\.weight", key)), default=0
+    )
+    chunk = rows(f"gripper.mlp.{depth}.weight")
+    widths = tuple(rows(f"actions.mlp.{place}.weight") for place in range(0, depth, 2))
+    if "rnn.weight_ih_l0" in tensors:
+        cell, inputs, hidden = "lstm", rows("rnn.weight_ih_l0", 1), rows("rnn.weight_hh_l0", 1)
+        layers = sum(key.startswith("rnn.weight_hh_l") for key in tensors)
+    elif "gpt.wpe.weight" in tensors:
+        cell, hidden = "transformer", rows("gpt.wpe.weight", 1)
+        inputs = rows("fc.weight", 1) if "fc.weight" in tensors else hidden
+        layers = len({key.split(".")[2] for key in tensors if key.startswith("gpt.h.")})
+    else:
+        cell, inputs, hidden, layers = "none", rows("mlp.0.weight", 1), rows("mlp.2.weight"), 1
+    for what, size in {"input": inputs, "memory": hidden}.items():
+        if size % latent:
+            raise RoboVlmsError(
+                f"{name}: {what} width {size} is no multiple of latent {latent}; give the latent it was trained with"
+            )
+    outputs = rows(f"actions.mlp.{depth}.weight")
+    if outputs % chunk:
+        raise RoboVlmsError(
+            f"{name}: {outputs} arm outputs for a chunk of {chunk} (the gripper's outputs); expected a multiple"
+        )
+    return _Sizes(cell, inputs // latent, hidden // latent, layers, chunk, outputs // chunk, widths)
+
+
+def _as_recurrence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LSTM and FC: the same parameters under our names."""
+    return {_our_name(key): value for key, value in tensors.items()}
+
+
+def _our_name(key: str) -> str:
+    if key.startswith(("actions.", "gripper.")):
+        return f"action_head.{key}"
+    return key if key.startswith("rnn.") else f"rnn.{key}"
+
+
+def _as_transformer(tensors: Mapping[str, Tensor], window: int, name: str) -> dict[str, Tensor]:
+    """GPT: GPT-2's names are ours, its `Conv1D` weights stand transposed, its masks are constants that we don't store."""
+    positions = tensors["gpt.wpe.weight"]
+    if window > len(positions):
+        raise RoboVlmsError(
+            f"{name}: window {window}, but the head has positions for {len(positions)} frames; give that or less"
+        )
+    names = {
+        "ln_1": "norm_1",
+        "attn.c_attn": "qkv",
+        "attn.c_proj": "out",
+        "ln_2": "norm_2",
+        "mlp.c_fc": "mlp.0",
+        "mlp.c_proj": "mlp.2",
+    }
+    ours: dict[str, Tensor] = {"rnn.positions": positions[:window]}
+    if "fc.weight" not in tensors:
+        ours["rnn.embed.weight"], ours["rnn.embed.bias"] = (
+            torch.eye(positions.shape[1]),
+            torch.zeros(positions.shape[1]),
+        )
+    for key, value in tensors.items():
+        if key == "gpt.wpe.weight" or re.fullmatch(r"gpt\.h\.\d+\.attn\.(bias|masked_bias)", key):
+            continue
+        block = re.fullmatch(r"gpt\.h\.(\d+)\.(.+)\.(weight|bias)", key)
+        if block and block[2] in names:
+            transposed = block[3] == "weight" and value.dim() == 2
+            ours[f"rnn.blocks.{block[1]}.{names[block[2]]}.{block[3]}"] = value.T if transposed else value
+        elif key.startswith("gpt.ln_f."):
+            ours[key.replace("gpt.ln_f", "rnn.norm")] = value
+        elif key.startswith("fc."):
+            ours[key.replace("fc", "rnn.embed", 1)] = value
+        else:
+            ours[_our_name(key)] = value
+    return ours
