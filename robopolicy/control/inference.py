@@ -166,22 +166,35 @@ class ServedStream:
 
     def __init__(self, client: "PolicyServer", instruction_key: str = "prompt") -> None:
         self.client, self.instruction_key = client, instruction_key
+        self._connections: int | None = None
 
     def __call__(self, observation: Observation) -> Array:
-        """Actions (K, width) for one observation."""
+        """Actions (K, width) for one observation.
+
+        Raises:
+            ConnectionError: the connection was lost in the middle of an episode, and with it the policy's memory.
+        """
         message = dict(observation.obs)
         if observation.instruction is not None:
             message[self.instruction_key] = observation.instruction
-        return self.client.infer(message)["actions"]
+        actions = self.client.infer(message)["actions"]
+        if self._connections is not None and self.client.reconnects != self._connections:
+            raise ConnectionError("the connection to the policy was lost in mid-episode, and its memory with it")
+        self._connections = self.client.reconnects
+        return actions
 
     def reset(self) -> None:
         """An episode begins."""
         self.client.reset()
+        self._connections = None
 
 
 @runtime_checkable
 class PolicyServer(Protocol):
     """What `ServedStream` needs of a client."""
+
+    reconnects: int
+    """Connections opened after the first; each begins with an empty memory."""
 
     def infer(self, obs: dict[str, Array]) -> dict[str, Array]:
         """One observation in, a map with `actions` out."""

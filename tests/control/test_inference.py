@@ -125,9 +125,11 @@ def test_a_replay_gives_the_recorded_actions_one_each_step_and_then_ends(panda):
 
 
 def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_wires_names(panda):
-    """A policy behind the network that never hears what it shall do."""
+    """A policy behind the network that never hears what it shall do, or goes on with an emptied memory."""
 
     class Client:
+        reconnects = 0
+
         def infer(self, obs):
             self.obs = obs
             return {"actions": np.zeros((2, 7))}
@@ -141,5 +143,9 @@ def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_w
     assert stream(robot.observe()).shape == (2, 7)
     assert client.obs["prompt"] == "open the drawer"
     assert set(client.obs) == {"qpos", "gripper", "ee_pose", "prompt"}
+    client.reconnects += 1
+    with pytest.raises(ConnectionError, match="mid-episode"):
+        stream(robot.observe())
     stream.reset()
     assert client.obs is None
+    stream(robot.observe())
