@@ -25,6 +25,8 @@ SIM_ACTIONS = ActionSpec(
 
 def collect(arguments: Sequence[str]) -> int:
     """Collect demonstrations; gives the exit code."""
+    from robopolicy.sim.collection import ActionNoise
+
     parser = verb_parser("collect", "Collect demonstrations of a task with the scripted expert and write them as HDF5.")
     parser.add_argument("--task", type=str, required=True, help="task of the simulator, such as lift")
     parser.add_argument("--episodes", type=int, default=200, help="successful demonstrations to write")
@@ -32,8 +34,8 @@ def collect(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=str, required=True, help="demo file to write")
     parser.add_argument("--cameras", type=str, nargs="*", default=[], help="cameras to record: front, wrist")
     parser.add_argument("--image-size", type=int, default=64, help="width and height of the pictures [pixels]")
-    parser.add_argument("--noise", type=float, default=0.3, help="std of the noise on executed arm actions; 0 is off")
-    parser.add_argument("--noise-share", type=float, default=0.7, help="share of the steps that are disturbed")
+    parser.add_argument("--noise", type=bool, default=True, help="disturb what is executed; the label stays clean (DART)")
+    parser.add_class_arguments(ActionNoise, "disturbance")
     parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once")
     parser.add_argument("--resume", action="store_true", help="go on with a file that an earlier collect left")
     options = parse(parser, arguments)
@@ -44,12 +46,11 @@ def collect(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{out} exists; choose another --out, or --resume to go on with it")
 
     from robopolicy.demos.hdf5 import DemoWriter
-    from robopolicy.sim.collection import ActionNoise
     from robopolicy.sim.collection import collect as expert_episodes
     from robopolicy.sim.env import RobotVectorEnv
 
     began = time.perf_counter()
-    noise = ActionNoise(options.noise, options.noise / 5, options.noise_share)
+    noise = options.disturbance if options.noise else ActionNoise.off()
     tried = failed = steps = 0
     env_args = {
         "env_name": f"robopolicy/{options.task}",
@@ -80,7 +81,7 @@ def collect(arguments: Sequence[str]) -> int:
                 bar.advance(progress)
             env.close()
             if failed == tried:
-                raise ConfigError(f"none of {tried} expert episodes of {options.task} succeeded; lower --noise")
+                raise ConfigError(f"none of {tried} expert episodes of {options.task} succeeded; try --noise false")
     wall_s = time.perf_counter() - began
     print(
         f"collected {options.episodes} demos of {options.task}: {steps} steps written, {failed} of {tried} tries failed, "

@@ -15,43 +15,78 @@ NOISE_STREAM = 1
 
 @dataclass(frozen=True)
 class ActionNoise:
-    """Disturbance of the executed action, so that demos show how to come back (DART, Laskey et al. 2017)."""
+    """Disturbance of the executed action, so that demos show how to come back (DART, Laskey et al. 2017).
+
+    Jitter alone shows how to stay on course. Pushes that last a few steps, and a gripper that for once does the
+    opposite, show how to recover: from a missed grasp, a dropped cube, a hand led astray.
+    """
 
     std: float = 0.3
-    """Standard deviation of the noise on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
+    """Standard deviation of the jitter on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
     rotation_std: float = 0.06
     """Likewise on its rotation; policies err less there."""
     share: float = 0.7
-    """Share of the steps that are disturbed."""
+    """Share of the steps with jitter."""
+    push_std: float = 0.5
+    """Standard deviation of a push, the same displacement added in each of its steps; 0 is off."""
+    push_share: float = 0.04
+    """Probability that a push begins at a step."""
+    push_steps: int = 4
+    """Steps that a push lasts."""
+    flip_share: float = 0.3
+    """Share of the pushes during which the gripper does the opposite."""
+
+    @classmethod
+    def off(cls) -> "ActionNoise":
+        """Nothing added: the executed action is the label."""
+        return cls(std=0.0, rotation_std=0.0, push_std=0.0, push_share=0.0)
+
+
+class Disturbance:
+    """The disturbance of one episode, drawn from its seed alone."""
+
+    def __init__(self, noise: ActionNoise, seed: int) -> None:
+        self.noise = noise
+        self.rng = np.random.default_rng([seed, NOISE_STREAM])
+        self.left = 0
+        self.push = np.zeros(3)
+        self.flipped = False
+
+    def __call__(self, label: np.ndarray) -> np.ndarray:
+        """The action (7,) to execute where `label` (7,) is right."""
+        noise = self.noise
+        if self.left == 0 and self.rng.random() < noise.push_share:
+            self.left = noise.push_steps
+            self.push = self.rng.normal(0.0, noise.push_std, 3)
+            self.flipped = self.rng.random() < noise.flip_share
+        executed = label.copy()
+        if self.rng.random() < noise.share:
+            executed[:3] += self.rng.normal(0.0, noise.std, 3)
+            executed[3:6] += self.rng.normal(0.0, noise.rotation_std, 3)
+        if self.left > 0:
+            self.left -= 1
+            executed[:3] += self.push
+            executed[6] *= -1.0 if self.flipped else 1.0
+        return np.clip(executed, -1.0, 1.0)
 
 
 class ExpertActor:
-    """The scripted expert, disturbed; the disturbance of an episode depends on its seed alone."""
+    """The scripted expert, disturbed."""
 
     def __init__(self, env: RobotVectorEnv, noise: ActionNoise) -> None:
         self.env = env
         self.noise = noise
-        self.rngs = [np.random.default_rng() for _ in range(env.num_envs)]
+        self.disturbances = [Disturbance(noise, seed=0) for _ in range(env.num_envs)]
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Start the disturbance anew; the expert itself sees the simulator's present state only."""
+        """Draw new disturbances; the expert itself sees the simulator's present state only."""
         for world in np.flatnonzero(done):
-            self.rngs[world] = np.random.default_rng([seeds[world], NOISE_STREAM])
+            self.disturbances[world] = Disturbance(self.noise, seeds[world])
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The expert's action as label; with noise on the arm as the action executed."""
+        """The expert's action as label; the disturbed one as the action executed."""
         label = expert_actions(self.env)
-        if self.noise.std == 0.0:
-            return label, label
-        noise = np.stack([self._draw(rng) for rng in self.rngs])
-        executed = label.copy()
-        executed[:, :-1] += noise
-        return label, np.clip(executed, -1.0, 1.0)
-
-    def _draw(self, rng: np.random.Generator) -> np.ndarray:
-        disturbed = rng.random() < self.noise.share
-        stds = [self.noise.std] * 3 + [self.noise.rotation_std] * 3
-        return disturbed * rng.normal(0.0, stds)
+        return label, np.stack([disturb(row) for disturb, row in zip(self.disturbances, label, strict=True)])
 
 
 def collect(env: RobotVectorEnv, seeds: Sequence[int], noise: ActionNoise) -> Iterator[Episode]:

@@ -1,0 +1,121 @@
+"""What decides a robot's actions in `robopolicy run`: a policy here, one behind a server, or a recorded demo."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from robopolicy.config import ConfigError, ExecutionConfig
+from robopolicy.control.inference import Inference, Replay, ServedStream, Stream, ThreadedInference
+from robopolicy.control.robot import Robot
+from robopolicy.control.spec import PolicySpec
+from robopolicy.control.stream import PolicyStream
+from robopolicy.types import ActionSpec, Demo
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What decides the actions, and what it needs to know and to see."""
+
+    spec: ActionSpec
+    control_dt: float
+    chunk: int
+    execution: ExecutionConfig
+    make_inference: Callable[[Robot], Inference]
+    keys: tuple[str, ...] = ()
+    """Observation keys that it looks at."""
+    image_size: int = 64
+    cameras: tuple[str, ...] = ()
+    demo: Demo | None = None
+    env_args: dict[str, Any] | None = None
+
+
+def driver_of(options: Namespace) -> Driver:
+    """The driver that the options of `robopolicy run` ask for.
+
+    Raises:
+        ConfigError: none is given, or several, or it doesn't say what its actions are.
+    """
+    given = [name for name in ("policy", "server", "replay") if options[name] is not None]
+    if len(given) != 1:
+        raise ConfigError("give one of: a policy's folder, --server HOST:PORT, or --replay FILE")
+    return {"policy": _local, "server": _served, "replay": _replayed}[given[0]](options)
+
+
+def _local(options: Namespace) -> Driver:
+    from robopolicy.control.export import MANIFEST
+
+    if (Path(options.policy) / MANIFEST).is_file():
+        from robopolicy.control.runtime import load
+
+        policy: Any = load(options.policy, threads=1)
+        spec, trained = policy.spec, ExecutionConfig()
+    else:
+        import torch
+
+        from robopolicy.model.checkpoint import load_policy, read_provenance
+
+        torch.set_num_threads(1)  # a second thread costs more than it gains at batch 1, and the commands wait for it
+        policy = load_policy(options.policy)
+        spec = PolicySpec.of(policy, read_provenance(options.policy))
+        trained = policy.config.execution
+    stream = PolicyStream(policy, frame_stride=spec.frame_stride)
+    return _by_spec(options, spec, trained, stream)
+
+
+def _served(options: Namespace) -> Driver:
+    from robopolicy.client import PolicyClient
+
+    host, _, port = options.server.rpartition(":")
+    key = Path(options.api_key_file).read_text().strip() if options.api_key_file else None
+    client = PolicyClient(host or "127.0.0.1", int(port), api_key=key, timeout_s=5.0, connect_timeout_s=10.0)
+    told = client.metadata
+    if told.get("frame_stride", 1) != 1:
+        raise ConfigError(f"the served policy wants every {told['frame_stride']}th frame, and run shows it all of them")
+    names = ("observation", "chunk", "window", "history", "frame_stride", "control_dt", "provenance")
+    observation = {key: field for key, field in told["observation"].items() if field["dtype"] != "str"}
+    values = {name: told[name] for name in names} | {"observation": observation, "action": told["action_spec"]}
+    return _by_spec(options, PolicySpec.from_dict(values), ExecutionConfig(), ServedStream(client))
+
+
+def _by_spec(options: Namespace, spec: PolicySpec, trained: ExecutionConfig, stream: Stream) -> Driver:
+    control_dt = spec.control_dt or (1 / spec.action.rate_hz if spec.action.rate_hz else None)
+    if control_dt is None:
+        raise ConfigError(
+            "the policy doesn't say at what rate its actions are meant; its demos need an action_spec with rate_hz"
+        )
+    pictures = {key: field.shape for key, field in spec.observation.items() if len(field.shape) == 3}
+    return Driver(
+        spec=spec.action,
+        control_dt=control_dt,
+        chunk=spec.chunk,
+        execution=_execution(options, trained),
+        make_inference=lambda robot: ThreadedInference(robot, stream, options.instruction, realtime=options.realtime),
+        keys=tuple(spec.observation),
+        image_size=next((shape[0] for shape in pictures.values()), 64),
+        cameras=tuple(pictures),
+        env_args=None if "task" not in spec.provenance else {"env_kwargs": {"task": spec.provenance["task"]}},
+    )
+
+
+def _replayed(options: Namespace) -> Driver:
+    from robopolicy.demos.hdf5 import DemoFile
+
+    with DemoFile(options.replay) as file:
+        name = options.demo or file.names[0]
+        if name not in file.names:
+            raise ConfigError(f"no {name} in {options.replay}; it has {file.names[0]} .. {file.names[-1]}")
+        demo, spec, env_args = file.read(name), file.attributes["action_spec"], file.attributes["env_args"]
+    if spec is None or spec.rate_hz is None:
+        raise ConfigError(f"{options.replay} doesn't say what its actions are; an action_spec with rate_hz is needed")
+    actions = demo.actions if demo.executed_actions is None else demo.executed_actions
+    return Driver(
+        spec, 1 / spec.rate_hz, 1, ExecutionConfig(), lambda robot: Replay(robot, actions), demo=demo, env_args=env_args
+    )
+
+
+def _execution(options: Namespace, trained: ExecutionConfig) -> ExecutionConfig:
+    given = {field.name: options.execution[field.name] for field in fields(ExecutionConfig)}
+    return ExecutionConfig(**{**vars(trained), **{name: value for name, value in given.items() if value is not None}})
