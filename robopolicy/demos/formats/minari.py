@@ -1,11 +1,12 @@
 """Minari datasets: `data/main_data.hdf5` with a group `episode_<i>` each (minari.farama.org, Dataset Standards).
 
-`observations` has T + 1 rows, an array or nested groups; `actions`, `rewards`, `terminations` and `truncations` have T.
+`observations` has T + 1 rows, an array or nested groups; `actions`, `rewards`, `terminations` and `truncations` have T. The
+text observation `mission` (MiniGrid, BabyAI) is the instruction; other texts are left out.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import h5py
 import numpy as np
 
 from robopolicy.demos.formats.base import ReaderBase, wanted_keys
-from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, datasets_below, group_in, keys_of
+from robopolicy.demos.formats.video import decode_picture
+from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in, keys_of
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.types import Demo, DemoFormatError
@@ -80,10 +82,10 @@ class MinariReader(ReaderBase):
                 if key in episode
             }
             found = _observations(episode, where, rows=len(actions) + 1)
-            obs = {
-                key: read_rows(found[key], f"{where}: {key}", slice(0, len(actions)))
-                for key in wanted_keys(found, keys, where)
-            }
+            texts = {key: found.pop(key) for key in list(found) if found[key].dtype.kind == "O"}
+            instruction = str(texts["mission"].asstr()[0]) if "mission" in texts else None
+            wanted = wanted_keys(found, keys, where)
+            obs = {key: _values(found[key], len(actions), f"{where}: {key}") for key in wanted}
         ends = [optional[key] for key in ("terminations", "truncations") if key in optional]
         attributes = attributes_of(episode, where)
         seed = attributes.pop("seed", None)
@@ -91,6 +93,7 @@ class MinariReader(ReaderBase):
             name=name,
             obs=obs,
             actions=actions,
+            instruction=instruction,
             rewards=optional.get("rewards"),
             dones=np.logical_or.reduce(ends) if ends else None,
             seed=seed if isinstance(seed, int) else None,
@@ -103,18 +106,35 @@ class MinariReader(ReaderBase):
 
 
 def _observations(episode: h5py.Group, where: str, rows: int) -> dict[str, h5py.Dataset]:
-    """The observation datasets, each of T + 1 rows, with an axis of width."""
-    if isinstance(episode["observations"], h5py.Dataset):
-        found = {"observation": dataset_in(episode, "observations", where)}
+    """The observation datasets, each of T + 1 rows; keys of nested groups are joined by `_`."""
+    whole = episode.get("observations")
+    if isinstance(whole, h5py.Dataset):
+        found = {"observation": whole}
     else:
-        inner = datasets_below(group_in(episode, "observations", where), where)
-        found = {key.replace("/", "_"): dataset for key, dataset in inner.items()}
+        found = dict(_below(group_in(episode, "observations", where)))
     for key, dataset in found.items():
         if len(dataset) != rows:
             raise DemoFormatError(
                 f"{where}: {rows - 1} actions but {len(dataset)} rows in observations/{key}; expected {rows}"
             )
     return found
+
+
+def _below(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
+    """All datasets below a group of an examined file, text included."""
+    for key in sorted(group):
+        item = group[key]
+        if isinstance(item, h5py.Group):
+            yield from _below(item, f"{prefix}{key}_")
+        elif isinstance(item, h5py.Dataset):
+            yield prefix + key, item
+
+
+def _values(dataset: h5py.Dataset, rows: int, where: str) -> np.ndarray:
+    """The first rows: numbers as they are, byte strings as the JPEG pictures that Minari writes."""
+    if dataset.dtype.kind == "S":
+        return np.stack([decode_picture(bytes(data), where) for data in dataset[:rows]])
+    return read_rows(dataset, where, slice(0, rows))
 
 
 def _main_file(folder: Path) -> Path | None:

@@ -6,7 +6,7 @@ import pytest
 
 from robopolicy.demos.formats import open_demos
 from robopolicy.types import DemoFormatError
-from tests.demo_samples import LENGTHS, write_minari
+from tests.demo_samples import LENGTHS, jpeg, pictures, write_minari
 
 
 def test_observations_line_up_with_the_actions_taken_on_them(tmp_path):
@@ -29,6 +29,26 @@ def test_nested_observations_seed_and_ends_are_kept(tmp_path):
     assert set(demo.obs) == {"observation", "desired_goal_pen"}
     assert demo.seed == 42
     assert demo.dones.tolist() == [False] * (LENGTHS[2] - 1) + [True]
+
+
+def test_a_mission_text_is_the_instruction(tmp_path):
+    """A file with a text among its observations would be refused, or its instruction lost."""
+    folder = write_minari(tmp_path / "pen")
+    with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
+        file["episode_0/observations/mission"] = ["turn the pen"] * (LENGTHS[0] + 1)
+    with open_demos(folder) as demos:
+        assert demos.read("demo_0").instruction == "turn the pen"
+        assert demos.read("demo_1").instruction is None
+
+
+def test_jpeg_pictures_are_decoded(tmp_path):
+    """Minari packs picture observations as JPEG byte strings."""
+    folder, frames = write_minari(tmp_path / "pen"), pictures(LENGTHS[0] + 1)
+    with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
+        file["episode_0/observations/front"] = np.array([jpeg(frame) for frame in frames])
+    with open_demos(folder) as demos:
+        decoded = demos.read("demo_0").obs["front"]
+    assert np.abs(decoded.astype(int) - frames[:-1]).mean() < 6
 
 
 def test_the_hdf5_file_inside_opens_alone(tmp_path):
