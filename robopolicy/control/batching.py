@@ -131,9 +131,7 @@ class InferenceThread:
             self._reply(request, rows, infer_s)
 
     def _forward(self, observations: Sequence[Mapping[str, Any]], state: Any) -> tuple[np.ndarray, Any]:
-        batch: dict[str, Any] = {
-            key: np.stack([observation[key] for observation in observations]) for key in self.spec.observation
-        }
+        batch: dict[str, Any] = {key: _stacked([seen[key] for seen in observations]) for key in self.spec.observation}
         if self.spec.instruction:
             batch["instruction"] = [observation["instruction"] for observation in observations]
         actions, state = self.policy.act(batch, state)
@@ -155,6 +153,10 @@ class InferenceThread:
         logger.exception("%s: %s failed", request.session.name, where)
         self.metrics.count("internal_errors_total")
         request.answer.set_exception(ProtocolError("internal error; the server's log tells more"))
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]  # the one picture of a lone client isn't copied
 
 
 def _blank(spec: PolicySpec) -> dict[str, Any]:

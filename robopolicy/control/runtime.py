@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from robopolicy.control.spec import PolicySpec
-from robopolicy.types import ActionSpec, Array, Observation
+from robopolicy.types import ActionSpec, Array, ArraySpec, Observation
 
 logger = logging.getLogger("robopolicy.runtime")
 
@@ -109,6 +109,11 @@ class ExportedPolicy:
     def window(self) -> int:
         """W, frames of memory."""
         return self.spec.window
+
+    @property
+    def obs(self) -> Mapping[str, ArraySpec]:
+        """Every key the policy sees, with the shape and type of one frame."""
+        return self.spec.observation
 
     @property
     def obs_keys(self) -> tuple[str, ...]:

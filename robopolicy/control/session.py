@@ -39,6 +39,7 @@ class Session:
         self.prev_total_ms: float | None = None
         self._intervals_s: list[float] = []
         self._last_s: float | None = None
+        self._keys: set[str] = set()
         self._reported: set[str] = set()
 
     def observation(self, data: bytes) -> dict[str, Any]:
@@ -52,11 +53,17 @@ class Session:
         if _truth(message, RESET_KEY):
             self.state, self._last_s = None, None
         self._watch_pace(message)
+        self._report_unused(message)
+        return observation
+
+    def _report_unused(self, message: Mapping[str, Any]) -> None:
+        if message.keys() == self._keys:
+            return
+        self._keys = set(message)
         for key in set(self.reader.unused(message)) - self._reported:
             self._reported.add(key)
             self.metrics.count("unused_keys_total")
             logger.warning("%s sends '%s', which the policy doesn't look at", self.name, key)
-        return observation
 
     def _watch_pace(self, message: Mapping[str, Any]) -> None:
         spec = self.reader.spec
