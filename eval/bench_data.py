@@ -62,7 +62,12 @@ def main() -> None:
         large(rows, bars)
     print_table(rows, bars)
     if options.json:
-        result = {"machine": machine(), "command": " ".join(sys.argv), "rows": rows, "bars": bars}
+        result = {
+            "machine": machine(),
+            "command": " ".join(["python", "eval/bench_data.py", *map(shown, sys.argv[1:])]),
+            "rows": rows,
+            "bars": bars,
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -229,6 +234,11 @@ def machine() -> dict[str, Any]:
         "h5py": h5py.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def shown(argument: str) -> str:
+    """An argument as the record shows it: of a path its name only."""
+    return Path(argument).name if "/" in argument else argument
 
 
 def resident_bytes() -> int:

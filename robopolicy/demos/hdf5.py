@@ -257,10 +257,12 @@ class DemoWriter:
         self._commit()
 
     def close(self) -> None:
-        """Finish the file."""
-        self._file.close()
-        self._raw.commit()
-        self._raw.close()
+        """Finish the file; where that fails, such as on a full disk, every finished demo is in it all the same."""
+        try:
+            self._file.close()
+            self._raw.commit()
+        finally:
+            self._raw.close()
 
     def _commit(self) -> None:
         self._file.flush()

@@ -47,6 +47,8 @@ class JournaledFile:
 
     Meant for `h5py.File(journaled, "r+")`. A second writer is refused; readers may look on.
 
+    After a failure nothing more is committed; the file opens with all that was committed before.
+
     Raises:
         FileInUseError: another process writes the file.
     """
@@ -65,16 +67,27 @@ class JournaledFile:
         self._committed = self._end = os.fstat(self._fd).st_size
         self._position = 0
         self._held: list[tuple[int, bytes]] = []
+        self._failure: BaseException | None = None
 
     def commit(self) -> None:
-        """Make everything written so far the file's state; durable when this returns."""
-        os.fsync(self._fd)
-        if self._held:
-            body = b"".join(_RECORD.pack(address, len(data)) + data for address, data in self._held)
-            _write_journal(self._journal, _CHECK.pack(len(body), zlib.crc32(body)) + body)
-            _apply(self._fd, self._held)
+        """Make everything written so far the file's state; on disk when this returns.
+
+        Raises:
+            OSError: something could not be written, now or before; the file stays as the last commit left it.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
             os.fsync(self._fd)
-            self._journal.unlink()
+            if self._held:
+                body = b"".join(_RECORD.pack(address, len(data)) + data for address, data in self._held)
+                _write_journal(self._journal, _CHECK.pack(len(body), zlib.crc32(body)) + body)
+                _apply(self._fd, self._held)
+                os.fsync(self._fd)
+                self._journal.unlink()
+        except BaseException as error:  # Ctrl-C too: a second commit must not overwrite a journal half applied
+            self._failure = error
+            raise
         self._held.clear()
         self._committed = max(self._end, self._committed)
 
@@ -110,20 +123,26 @@ class JournaledFile:
         return count
 
     def write(self, buffer: Any) -> int:
-        """Write at the present position: straight into the file beyond its committed end, else held back."""
+        """Write at the present position: straight into the file beyond its committed end, else held back.
+
+        An error such as a full disk is raised by the next `commit`, since HDF5 can't pass it on.
+        """
         data, start = bytes(buffer), self._position
         inside = max(0, min(len(data), self._committed - start))
         if inside:
             self._held.append((start, data[:inside]))
-        if inside < len(data):
-            _pwrite(self._fd, data[inside:], start + inside)
+        if inside < len(data) and self._failure is None:
+            try:
+                _pwrite(self._fd, data[inside:], start + inside)
+            except OSError as error:
+                self._failure = error
         self._position += len(data)
         self._end = max(self._end, self._position)
         return len(data)
 
     def truncate(self, size: int) -> int:
         """Set the file's length; committed bytes stay on disk until they are overwritten."""
-        if size > self._committed:
+        if size > self._committed and self._failure is None:
             os.ftruncate(self._fd, size)
         self._end = size
         return size

@@ -1,5 +1,6 @@
 """DemoFile and DemoWriter: the robomimic layout, exact, safe against a kill, refused in one line where it is broken."""
 
+import errno
 import json
 import os
 import signal
@@ -141,6 +142,41 @@ def test_a_demo_that_can_not_be_stored_leaves_the_file_as_it_was(tmp_path, make_
     with DemoFile(path) as file:
         assert file.names == ["demo_0", "demo_2"]
         assert file.attributes["total"] == 20
+
+
+@pytest.mark.parametrize("room", range(0, 60, 4))
+def test_a_full_disk_is_reported_and_costs_only_the_demo_being_written(tmp_path, make_demo, monkeypatch, room):
+    """HDF5 swallows the error of a write, or turns it into a crash when the file is closed."""
+    path, left, real = tmp_path / "a.hdf5", 10**9, os.pwrite
+
+    def limited(fd: int, data: memoryview, address: int) -> int:
+        nonlocal left
+        if left == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left -= 1
+        return real(fd, data, address)
+
+    monkeypatch.setattr(os, "pwrite", limited)
+
+    def collect() -> None:
+        nonlocal left
+        with DemoWriter(path) as writer:
+            writer.write(make_demo(0))
+            left = room
+            for number in range(1, 5):
+                writer.write(make_demo(number))
+
+    with pytest.raises(OSError, match="No space left"):
+        collect()
+    left = 10**9
+    with DemoWriter(path, resume=True) as writer:
+        kept = writer.names
+        assert kept == [f"demo_{number}" for number in range(len(kept))]
+        writer.write(make_demo(len(kept)))
+    with DemoFile(path) as file:
+        for demo in file:
+            assert_same(demo, file.read(demo.name))
+            np.testing.assert_array_equal(demo.actions, make_demo(demo.seed).actions)
 
 
 WRITER = """
