@@ -34,7 +34,9 @@ def collect(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=str, required=True, help="demo file to write")
     parser.add_argument("--cameras", type=str, nargs="*", default=[], help="cameras to record: front, wrist")
     parser.add_argument("--image-size", type=int, default=64, help="width and height of the pictures [pixels]")
-    parser.add_argument("--noise", type=bool, default=True, help="disturb what is executed; the label stays clean (DART)")
+    parser.add_argument(
+        "--noise", type=bool, default=True, help="disturb what is executed; the label stays clean (DART)"
+    )
     parser.add_class_arguments(ActionNoise, "disturbance")
     parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once")
     parser.add_argument("--resume", action="store_true", help="go on with a file that an earlier collect left")

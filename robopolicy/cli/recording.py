@@ -1,115 +1,59 @@
-"""What a control loop's recorder writes: a demo file that `check` opens and `train` can train on, or rerun's viewer."""
+"""A `Recorder` that keeps a run as a demo file, which `check` opens and `train` can train on."""
 
-from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from robopolicy.control.robot import Recorder, Tick
+from robopolicy.control.robot import Tick
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.types import ActionSpec, Demo
 
 
 class DemoRecorder:
-    """Writes one run as one demo of a file in the native layout.
+    """Keeps every control step in which the policy saw and acted; `close` writes them as one demo.
 
-    The demo's rows are the control steps in which the policy saw something and an action was executed; how many others
-    there were, and what was limited, stands in the demo's attributes. It is written on `close`.
+    Beside the robot's observations stand `command_qpos` [rad] and `command_gripper` [m], the targets that were sent, and
+    `limited`, 1 where a limit changed them.
 
     Args:
-        path: the file; a run is added to one that exists.
+        path: demo file; one that exists gains a demo.
         action_spec: columns of the actions.
-        env_args: the simulator's task, where there is one.
-        seed: of the simulated episode.
+        control_dt: seconds of one control step.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        action_spec: ActionSpec,
-        env_args: Mapping[str, Any] | None = None,
-        seed: int | None = None,
-    ) -> None:
-        self.path, self.seed = Path(path), seed
-        self._writer = DemoWriter(self.path, action_spec=action_spec, env_args=env_args, resume=self.path.exists())
-        self._ticks: list[Tick] = []
-        self._left_out = 0
+    def __init__(self, path: str | Path, action_spec: ActionSpec, control_dt: float) -> None:
+        self.path, self.action_spec, self.control_dt = Path(path), action_spec, control_dt
+        self.ticks: list[Tick] = []
 
     def record(self, tick: Tick) -> None:
-        """Keep one control step."""
-        if tick.observation is None or tick.action is None:
-            self._left_out += 1
-        else:
-            self._ticks.append(tick)
+        """Take one control step."""
+        if tick.observation is not None and tick.action is not None:
+            self.ticks.append(tick)
 
     def close(self) -> None:
-        """Write the demo, unless nothing was done."""
-        try:
-            if self._ticks:
-                self._writer.write(self._demo())
-        finally:
-            self._ticks = []
-            self._writer.close()
+        """Write what was recorded; nothing where no step was."""
+        ticks, self.ticks = self.ticks, []
+        if not ticks:
+            return
+        env_args = {"env_name": "robopolicy run", "type": 2, "env_version": version("robopolicy"), "env_kwargs": {}}
+        with DemoWriter(
+            self.path, env_args=env_args, action_spec=self.action_spec, resume=self.path.exists()
+        ) as writer:
+            writer.write(self._demo(ticks, name=f"demo_{len(writer.names)}"))
 
-    def _demo(self) -> Demo:
-        observations = [tick.observation for tick in self._ticks if tick.observation is not None]
-        told = observations[0].instruction
-        limited = [kind for tick in self._ticks for kind in tick.limited]
+    def _demo(self, ticks: list[Tick], name: str) -> Demo:
+        seen = [tick.observation for tick in ticks if tick.observation is not None]
+        keys = set.intersection(*(set(observation.obs) for observation in seen))
+        obs = {key: np.stack([np.asarray(observation.obs[key]) for observation in seen]) for key in sorted(keys)}
+        obs["command_qpos"] = np.stack([tick.command.joint_position_rad for tick in ticks]).astype(np.float32)
+        obs["command_gripper"] = np.array([[tick.command.gripper_opening_m] for tick in ticks], np.float32)
+        obs["limited"] = np.array([[float(bool(tick.limited))] for tick in ticks], np.float32)
+        told = seen[0].instruction
         return Demo(
-            name="demo_0",
-            obs={key: np.stack([np.asarray(seen.obs[key]) for seen in observations]) for key in observations[0].obs},
-            actions=np.stack([tick.action for tick in self._ticks if tick.action is not None]),
-            instruction=told if isinstance(told, str) else None,
-            dones=np.arange(len(observations)) == len(observations) - 1,
-            seed=self.seed,
-            attributes={
-                "steps_left_out": self._left_out,
-                **{f"limited_{kind}": limited.count(kind) for kind in sorted(set(limited))},
-            },
+            name=name,
+            obs=obs,
+            actions=np.stack([tick.action for tick in ticks if tick.action is not None]).astype(np.float32),
+            instruction=told if told is None or isinstance(told, str) else told[0],
+            attributes={"control_dt": self.control_dt},
         )
-
-
-class RerunRecorder:
-    """Shows every control step in the rerun viewer as it happens."""
-
-    def __init__(self, name: str = "robopolicy run") -> None:
-        try:
-            import rerun
-        except ImportError:
-            raise ImportError("the viewer needs rerun; install robopolicy[view]") from None
-        self._rerun: Any = rerun
-        rerun.init(name, spawn=True)
-
-    def record(self, tick: Tick) -> None:
-        """Log one control step."""
-        rerun = self._rerun
-        rerun.set_time("time", duration=tick.t_s)
-        rerun.log("command/joints", rerun.Scalars(tick.command.joint_position_rad))
-        rerun.log("command/gripper", rerun.Scalars([tick.command.gripper_opening_m]))
-        rerun.log("limited", rerun.Scalars([len(tick.limited)]))
-        if tick.action is not None:
-            rerun.log("action", rerun.Scalars(tick.action))
-        for key, value in (tick.observation.obs if tick.observation is not None else {}).items():
-            picture = np.ndim(value) == 3
-            rerun.log(f"obs/{key}", rerun.Image(value) if picture else rerun.Scalars(np.ravel(value)))
-
-    def close(self) -> None:
-        """The viewer stays open."""
-
-
-class Recorders:
-    """Several recorders as one."""
-
-    def __init__(self, each: Sequence[Recorder]) -> None:
-        self.each = tuple(each)
-
-    def record(self, tick: Tick) -> None:
-        """Tell each."""
-        for recorder in self.each:
-            recorder.record(tick)
-
-    def close(self) -> None:
-        """Close each."""
-        for recorder in self.each:
-            recorder.close()

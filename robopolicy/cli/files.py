@@ -1,0 +1,65 @@
+"""`robopolicy check`, `convert` and `encode`: demo files looked into, rewritten, and given a backbone's tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.config import ConfigError
+
+CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+"""Endings of what `convert` takes for a RoboVLMs checkpoint and not for demos."""
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Look into demo files; gives 0 where nothing is wrong, 1 where problems were found, 2 where one can't be opened."""
+    parser = verb_parser("check", "Print what is inside demo files of any format, and what is wrong with them.")
+    parser.add_argument("files", type=str, nargs="+", help="files or folders of demos")
+    parser.add_argument(
+        "--html", type=str | None, default=None, help="page to write: action histograms, contact sheets"
+    )
+    parser.add_argument("--salvage", type=str | None, default=None, help="demo file to write the good demos to")
+    options = parse(parser, arguments)
+    from robopolicy.demos.check import run_check
+
+    return run_check(options.files, html=options.html, salvage_to=options.salvage)
+
+
+def convert(arguments: Sequence[str]) -> int:
+    """Rewrite demos in another format, or a RoboVLMs checkpoint as a run folder; gives the exit code."""
+    parser = verb_parser("convert", "Demos of any format -> another format; a RoboVLMs checkpoint -> a run folder.")
+    parser.add_argument("source", type=str, help="demos, or a checkpoint (.pt, .ckpt, .safetensors)")
+    parser.add_argument("target", type=str, help="file or folder to write")
+    parser.add_argument("--format", type=str | None, default=None, help="format of the target; default: our HDF5")
+    parser.add_argument("--window", type=int | None, default=None, help="frames of memory; for checkpoints")
+    parser.add_argument("--latent", type=int, default=1, help="vectors kept per frame; for checkpoints")
+    options = parse(parser, arguments)
+    if not Path(options.source).exists():
+        raise ConfigError(f"{options.source}: no such file or folder")
+    if Path(options.source).suffix in CHECKPOINT_ENDINGS:
+        if options.window is None:
+            raise ConfigError("a checkpoint does not hold its window; give --window, 8 or 16 in RoboVLMs' configs")
+        from robopolicy.model.robovlms import convert_checkpoint
+
+        print(f"policy    {convert_checkpoint(options.source, options.target, options.window, options.latent)}")
+        return 0
+    from robopolicy.demos.formats.conversion import run_convert
+
+    return run_convert(options.source, options.target, options.format)
+
+
+def encode(arguments: Sequence[str]) -> int:
+    """Write a backbone's tokens beside the demos; gives the exit code."""
+    parser = verb_parser("encode", "Run a frozen vision-language backbone over all frames of a demo file once.")
+    parser.add_argument("file", type=str, help="demo file in our layout; it is written into")
+    parser.add_argument(
+        "--encoder", type=str, default="transformers", choices=["transformers"], help="kind of backbone"
+    )
+    parser.add_argument("--model", type=str, required=True, help="local folder or hub name of the backbone")
+    parser.add_argument(
+        "--cameras", type=str, nargs="*", default=[], help="pictures it sees, in this order; default: all"
+    )
+    parser.add_argument("--template", type=str, default="{instruction}", help="how an instruction is put to it")
+    options = parse(parser, arguments)
+    from robopolicy.training.encode import run_encode
+
+    return run_encode(options.file, options.model, options.cameras or None, options.template)
