@@ -64,8 +64,8 @@ def overhead(peer_python: str | None, calls: int, turns: int) -> tuple[list[dict
             for _ in range(turns):
                 ours += warm(timer)
         else:
-            with child(peer_python, str(HERE / "openpi_peer.py"), "serve") as peer_port:
-                peer_timer = [peer_python, str(HERE / "openpi_peer.py"), "time", str(peer_port), str(calls)]
+            with child(peer_python, "-I", str(HERE / "openpi_peer.py"), "serve") as peer_port:
+                peer_timer = [peer_python, "-I", str(HERE / "openpi_peer.py"), "time", str(peer_port), str(calls)]
                 for _ in range(turns):
                     ours += warm(timer)
                     peers += warm(peer_timer)

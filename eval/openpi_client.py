@@ -30,7 +30,7 @@ class OpenpiActor:
     """The worlds' actions by openpi's client, one process and one connection for each world."""
 
     def __init__(self, peer_python: str, port: int, horizon: int, keys: Sequence[str], worlds: int) -> None:
-        command = [peer_python, str(PEER), "drive", str(port), str(horizon)]
+        command = [peer_python, "-I", str(PEER), "drive", str(port), str(horizon)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._clients = [subprocess.Popen(command, **pipes) for _ in range(worlds)]
         self._keys = keys
@@ -113,7 +113,7 @@ def compare(options: argparse.Namespace) -> None:
     there = summarize(task, episodes, env.control_dt, timing, time.perf_counter() - began, {})
     env.close()
     low, high = here.interval
-    outside = max(0.0, low - there.success_rate, there.success_rate - high)
+    outside = round(max(0.0, low - there.success_rate, there.success_rate - high), 9)
     agree = sum(a["success"] == b["success"] for a, b in zip(here.outcomes, there.outcomes, strict=True))
     rows = [
         {

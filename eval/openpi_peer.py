@@ -2,9 +2,11 @@
 
 python -m venv peer && peer/bin/pip install openpi-client typing_extensions 'numpy<2'
 
-openpi_peer.py serve                  a server as openpi's: one coroutine per client, inference in the event loop
-openpi_peer.py time PORT CALLS        openpi's WebsocketClientPolicy against a server on PORT; overhead [ms] as JSON
-openpi_peer.py drive PORT HORIZON     its ActionChunkBroker for eval/openpi_client.py: observations in, actions out
+python -I openpi_peer.py serve                  a server as openpi's: one coroutine per client, inference in the event loop
+python -I openpi_peer.py time PORT CALLS        openpi's WebsocketClientPolicy against a server on PORT; overhead [ms] as JSON
+python -I openpi_peer.py drive PORT HORIZON     its ActionChunkBroker for eval/openpi_client.py: observations in, actions out
+
+-I, because a file beside this one is named as openpi's package.
 """
 
 import asyncio
