@@ -27,7 +27,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from robomimic_loader import BATCH, WINDOW, Repeated, peers, rate_of
+from robomimic_loader import BATCH, WINDOW, Measured, Repeated, peers, rate_of
 
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.frames import MemoryFrames
@@ -82,12 +82,12 @@ def low_dim(path: Path, peer_python: str | None, rows: list[dict[str, Any]], bar
             **peers(path, keys, peer_python),
         }
     )
-    rows += [{"demos": "low-dimensional", "loader": name, "windows_per_s": rate} for name, rate in rates.items()]
+    rows += [{"demos": "low-dimensional", "loader": name, **rate._asdict()} for name, rate in rates.items()]
     for chunk, goal in ((1, 20.0), (10, 10.0)):
-        ratio = rates[f"ours, K = {chunk}"] / fastest(rates, "cache all")
+        ratio = rates[f"ours, K = {chunk}"].windows_per_s / fastest(rates, "cache all")
         bars.append(bar(f"low-dimensional, K = {chunk}: times the peer's cache all", ratio, goal))
     # Low-dimensional rows are always held in memory, whatever the placement.
-    uncached = rates["ours, K = 10"] / fastest(rates, "no cache")
+    uncached = rates["ours, K = 10"].windows_per_s / fastest(rates, "no cache")
     bars.append(bar("low-dimensional: times the peer without cache", uncached, 10.0))
 
 
@@ -115,45 +115,46 @@ def pictures(path: Path, peer_python: str | None, rows: list[dict[str, Any]], ba
             **peers(path, keys, peer_python),
         }
     )
-    rows += [{"demos": "pictures", "loader": name, "windows_per_s": rate} for name, rate in rates.items()]
+    rows += [{"demos": "pictures", "loader": name, **rate._asdict()} for name, rate in rates.items()]
     copies = sum(np.prod(values.shape[1:]) * WINDOW for values in cameras.values()) * held.steps
     rows.append(
         {"demos": "pictures", "loader": "ours, memory: bytes held per byte of frames", "ratio": grown / frame_bytes}
     )
     rows.append({"demos": "pictures", "loader": "peer, cache all: likewise", "ratio": float(copies) / frame_bytes})
-    share = rates["ours, memory"] / rates["plain index_select of the pictures"]
+    share = rates["ours, memory"].windows_per_s / rates["plain index_select of the pictures"].windows_per_s
     bars.append(bar("pictures from memory: share of a plain index_select", share, 0.8))
     bars.append(bar("pictures: memory per byte of frames", grown / frame_bytes, 1.2, better="lower"))
     bars.append(
-        bar("pictures from disk: times the peer without cache", rates["ours, disk"] / fastest(rates, "no cache"), 10.0)
+        bar(
+            "pictures from disk: times the peer without cache",
+            rates["ours, disk"].windows_per_s / fastest(rates, "no cache"),
+            10.0,
+        )
     )
 
 
-def fastest(rates: dict[str, float], cache: str) -> float:
+def fastest(rates: dict[str, Measured], cache: str) -> float:
     """The peer's rate with this cache: of its own package or of the re-stated loader, whichever was faster."""
-    return max(rate for name, rate in rates.items() if name.endswith(cache))
+    return max(rate.windows_per_s for name, rate in rates.items() if name.endswith(cache))
 
 
-def ours(path: Path, keys: list[str], chunk: int, placement: Placement) -> Callable[[float], float]:
+def ours(path: Path, keys: list[str], chunk: int, placement: Placement) -> Callable[[float], Measured]:
     """Our loader over all demos: observations, targets of K actions, masks."""
     reader = open_demos(path)
     rows = load_rows([(reader, reader.names)], keys, placement=placement, threads=os.cpu_count() or 1)
     return loader_of(rows, chunk)
 
 
-def loader_of(rows: DemoRows, chunk: int) -> Callable[[float], float]:
+def loader_of(rows: DemoRows, chunk: int) -> Callable[[float], Measured]:
     """Our loader over these rows."""
     loader = BatchLoader(DemoStore(rows, segment=WINDOW, chunk=chunk), Shuffled(rows, BATCH, seed=0))
     return rate_of(loader, lambda batch: len(batch.target))
 
 
-def alternate(loaders: dict[str, Callable[[float], float]]) -> dict[str, float]:
-    """Windows per second of each, the best of several rounds in turn, so that a busy moment hits all alike."""
-    best = dict.fromkeys(loaders, 0.0)
-    for _ in range(ROUNDS):
-        for name, measure in loaders.items():
-            best[name] = max(best[name], measure(MEASURED_S))
-    return best
+def alternate(loaders: dict[str, Callable[[float], Measured]]) -> dict[str, Measured]:
+    """The best of several rounds in turn of each, so that a busy moment hits all alike."""
+    rounds = [{name: measure(MEASURED_S) for name, measure in loaders.items()} for _ in range(ROUNDS)]
+    return {name: max(measured[name] for measured in rounds) for name in loaders}
 
 
 LARGE = """
@@ -217,7 +218,8 @@ def print_table(rows: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
             for key, digits, unit in (("windows_per_s", 0, "windows/s"), ("ratio", 2, ""), ("wall_s", 1, "s"))
             if key in row
         )
-        print(f"{row['demos']:<28}{row['loader']:<52}{figure:>22}")
+        cpu = f"{row['cpu_us']:,.2f} us CPU each" if "cpu_us" in row else ""
+        print(f"{row['demos']:<24}{row['loader']:<48}{figure:>20}{cpu:>24}")
     for goal in bars:
         sign = ">=" if goal["better"] == "higher" else "<="
         verdict = "passed" if goal["passed"] else "MISSED"

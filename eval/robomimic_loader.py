@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -74,22 +74,30 @@ class Repeated:
         return self.epoch()
 
 
-def rate_of(loader: Iterable[Any], size: Callable[[Any], int]) -> Callable[[float], float]:
-    """Measures a loader for so many seconds: windows per second, epochs begun as needed."""
+class Measured(NamedTuple):
+    """How fast a loader was."""
 
-    def measure(seconds: float) -> float:
-        count, began = 0, time.perf_counter()
+    windows_per_s: float
+    cpu_us: float
+    """Processor time of one window, all threads together [us]: what a busy machine doesn't change."""
+
+
+def rate_of(loader: Iterable[Any], size: Callable[[Any], int]) -> Callable[[float], Measured]:
+    """Measures a loader for so many seconds, epochs begun as needed."""
+
+    def measure(seconds: float) -> Measured:
+        count, began, cpu_s = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() < began + seconds:
             for batch in loader:
                 count += size(batch)
                 if time.perf_counter() > began + seconds:
                     break
-        return count / (time.perf_counter() - began)
+        return Measured(count / (time.perf_counter() - began), 1e6 * (time.process_time() - cpu_s) / count)
 
     return measure
 
 
-def peers(path: Path, keys: list[str], python: str | None) -> dict[str, Callable[[float], float]]:
+def peers(path: Path, keys: list[str], python: str | None) -> dict[str, Callable[[float], Measured]]:
     """The re-stated loader with each of its caches, and the genuine one where a Python with robomimic is given."""
     loaders = {}
     for name, cache in CACHES.items():
@@ -116,28 +124,28 @@ data = SequenceDataset(path, list(shapes), ("actions", "rewards", "dones"), seq_
                        hdf5_cache_mode=None if cache == "None" else cache)
 loader = torch.utils.data.DataLoader(data, batch_size=batch, shuffle=True, drop_last=True)
 for line in sys.stdin:
-    count, began = 0, time.perf_counter()
+    count, began, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() < began + float(line):
         for item in loader:
             count += len(item["actions"])
             if time.perf_counter() > began + float(line):
                 break
-    print("rate", count / (time.perf_counter() - began), flush=True)
+    print("rate", count / (time.perf_counter() - began), 1e6 * (time.process_time() - cpu) / count, flush=True)
 """
 
 
-def genuine(python: str, path: Path, cache: str | None) -> Callable[[float], float]:
+def genuine(python: str, path: Path, cache: str | None) -> Callable[[float], Measured]:
     """Robomimic's own package, in a process that measures when it is asked to."""
     command = [python, "-c", GENUINE, str(path), str(WINDOW), str(BATCH), str(cache)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
 
-    def measure(seconds: float) -> float:
+    def measure(seconds: float) -> Measured:
         print(seconds, file=process.stdin, flush=True)
         for line in process.stdout or ():
             if line.startswith("rate"):
-                return float(line.split()[1])
+                return Measured(*map(float, line.split()[1:]))
         raise RuntimeError(f"{python} could not measure robomimic's loader; is robomimic installed there?")
 
     return measure

@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from robopolicy import __version__
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 STEP_ARRAYS = ("executed_actions", "rewards", "dones", "states", "tokens")
@@ -27,7 +27,7 @@ def create_file(
     """A file without demos, in place at once; its folder is made."""
     # The keys that robomimic reads; type 2 is its word for a gymnasium environment.
     environment = {"env_name": "", "type": 2, "env_version": "", "env_kwargs": {}, **(env_args or {})}
-    facts = {**attributes, "env_args": json.dumps(environment), "total": 0, "robopolicy_version": _own_version()}
+    facts = {**attributes, "env_args": json.dumps(environment), "total": 0, "robopolicy_version": __version__}
     if action_spec is not None:
         facts["action_spec"] = json.dumps(action_spec.to_dict())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,3 @@ def write_rows(group: h5py.Group, key: str, values: np.ndarray) -> None:
     fitting = max(1, IMAGE_CHUNK_BYTES // max(1, values[0].nbytes))
     frames = min(IMAGE_CHUNK_FRAMES, fitting, len(values))
     group.create_dataset(key, data=values, chunks=(frames, *values.shape[1:]), compression="gzip", compression_opts=1)
-
-
-def _own_version() -> str:
-    try:
-        return version("robopolicy")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

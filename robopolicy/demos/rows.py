@@ -25,8 +25,6 @@ Picked: TypeAlias = Sequence[tuple["DemoSource", str]]
 """Demos to read: where from, and under which name."""
 Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
 """Shape and type of one row of a key."""
-WIDE_ROW_BYTES = 2048
-"""Rows of this size or more (pictures, tokens) may stay on the disk; narrower ones are always held in memory."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that demos may take when the placement is chosen."""
 
@@ -163,15 +161,14 @@ def _is_seen(key: str) -> bool:
 
 
 def _wide_rows(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, Row]:
-    """The wide ones of the keys, with what one row of each is, from the first demo."""
+    """The pictures and tokens among the keys, with what one row of each is, from the first demo."""
     where, rows, wide = _where(*first), row_types(*first), {}
     for key in keys:
         if key not in rows:
             what = "no tokens; `robopolicy encode` writes them into the file" if key == TOKENS_KEY else f"no {key}"
             raise DemoFormatError(f"{where}: {what}; it has: {', '.join(rows)}")
         shape, dtype = rows[key]
-        picture = dtype == np.uint8 and len(shape) == 3
-        if key == TOKENS_KEY or picture or int(np.prod(shape)) * dtype.itemsize >= WIDE_ROW_BYTES:
+        if key == TOKENS_KEY or (dtype == np.uint8 and len(shape) == 3):
             wide[key] = rows[key]
     return wide
 

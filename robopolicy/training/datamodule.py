@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import distributed
 
+from robopolicy import __version__
 from robopolicy.config import ConfigError, ExperimentConfig
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.rows import DemoRows, load_rows
@@ -71,7 +72,7 @@ class DemoDataModule(LightningDataModule):
         self._readers = [open_demos(path) for path in data.files]
         splits = [split_names(reader, data) for reader in self._readers]
         keys, targets = choose_keys(self._readers[0], splits[0][0][0], self.experiment)
-        wanted = (*keys, *targets)
+        wanted = tuple(dict.fromkeys((*keys, *targets)))
         self._train = train = self._load([train for train, _ in splits], wanted)
         held_out = [valid for _, valid in splits]
         self._valid = self._load(held_out, wanted) if any(held_out) else None
@@ -153,7 +154,7 @@ class DemoDataModule(LightningDataModule):
             "task": task,
             "control_dt": None if rate_hz is None else 1 / rate_hz,
             "renderer": about.get("renderer"),
-            "versions": {name: version(name) for name in ("torch", "numpy", "h5py")},
+            "versions": {"robopolicy": __version__, **{name: version(name) for name in ("torch", "numpy", "h5py")}},
         }
 
     def _load(self, names: Sequence[Sequence[str]], keys: Sequence[str]) -> DemoRows:

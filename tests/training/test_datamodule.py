@@ -108,6 +108,15 @@ def test_a_segment_may_be_longer_than_the_window(tiny_demos):
     assert batch.target.shape == (6, 9, 3, 7)
 
 
+def test_a_key_may_be_seen_and_a_target_too(tiny_demos):
+    """A state estimator predicts what a privileged policy sees."""
+    module = opened(experiment(tiny_demos, obs_keys=("gripper", "cube_red"), target_keys=("cube_red",)))
+    assert list(module.obs) == ["gripper", "cube_red"]
+    assert list(module.targets) == ["cube_red"]
+    batch = next(iter(module.train_dataloader()))
+    assert batch.obs["cube_red"].shape == (6, 4, 3)
+
+
 def test_several_files_are_one_set(tiny_demos, tmp_path, make_demo):
     """Users collect in batches; each file keeps its own split."""
     with DemoWriter(tmp_path / "more.hdf5", action_spec=open_demos(tiny_demos).action_spec) as writer:
