@@ -20,11 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from websockets.asyncio.server import ServerConnection
-from websockets.asyncio.server import serve as serve_websockets
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import CloseCode
-from websockets.http11 import Request, Response
+try:
+    import msgpack  # noqa: F401
+    from websockets.asyncio.server import ServerConnection
+    from websockets.asyncio.server import serve as serve_websockets
+    from websockets.exceptions import ConnectionClosed
+    from websockets.frames import CloseCode
+    from websockets.http11 import Request, Response
+except ImportError as error:
+    missing = (error.name or "a package").partition(".")[0]
+    raise ImportError(f"serving needs {missing}, which isn't installed; pip install 'robopolicy[serve]'") from error
 
 from robopolicy.client import ProtocolError, pack
 from robopolicy.control.batching import InferenceThread, ServedPolicy

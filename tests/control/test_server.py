@@ -204,6 +204,13 @@ def test_a_mistake_on_the_command_line_is_one_line(options, words):
         serve(FakePolicy(), SPEC, **options)
 
 
+def test_a_missing_package_names_the_extra_that_installs_it():
+    """`No module named 'websockets'` sends a user searching."""
+    code = "import sys; sys.modules['websockets'] = None; import robopolicy.control.server"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "needs websockets, which isn't installed; pip install 'robopolicy[serve]'" in result.stderr
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
