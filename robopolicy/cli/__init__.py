@@ -17,7 +17,7 @@ VERBS = {
     "view": ("robopolicy.cli.evaluate", "play a recorded episode or demo"),
     "export": ("robopolicy.cli.deploy", "a policy as ONNX or torch graph with explicit state"),
     "serve": ("robopolicy.cli.deploy", "a policy behind openpi's websocket protocol"),
-    "run": ("robopolicy.cli.deploy", "a policy on a robot, in real time, within limits"),
+    "run": ("robopolicy.cli.run", "a policy on a robot, in real time, within limits"),
 }
 """Verb -> the module whose function of the same name runs it, and one line of help."""
 
