@@ -225,7 +225,7 @@ class RobotVectorEnv(VectorEnv):
     def _same_step(
         self, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        final_obs, final_info, ended = self._observation(), self._info(), self._ended
+        final_obs, final_info, ended = self._observation(), self._info(), self._ended.copy()
         self._restart(ended)
         info = self._info() | {"final_obs": final_obs, "final_info": final_info}
         info |= {"_final_obs": ended, "_final_info": ended}

@@ -21,6 +21,8 @@ from robopolicy.types import Array
 Intent: TypeAlias = tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]
 """Where the fingertips should go next [m], and whether the gripper should be closed."""
 OPEN, CLOSED = -1.0, 1.0
+GRASP_M = 0.016
+"""Offset of the fingertips from a cube's centre, along each axis, at which closing them grasps it [m]."""
 BLOCKED_M = (0.032, 0.062)
 """Distances between fingers that a cube keeps from closing [m]; less than the first means there is none."""
 HOVER_M = 0.07
@@ -68,7 +70,7 @@ def lift(task: Task, state: State) -> Intent:
     """Grasp the named cube and raise it straight up."""
     cube = state.chosen(0)
     held = holding(state, cube)
-    goal = np.where(held[:, None], at_height(state, LIFTED_M), above(state, cube))
+    goal = np.where(held[:, None], at_height(state, LIFTED_M), approach(state, cube))
     return goal, held | around(state, cube)
 
 
@@ -92,7 +94,7 @@ def put_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> 
     travel = np.maximum(spot[:, 2] + CARRY_M, highest_other(state) + CARRY_CLEAR_M)
     height = spot[:, 2] + (travel - spot[:, 2]) * np.clip((sideways - 0.008) / 0.04, 0.0, 1.0)
     goal = rising_first(state, state.ee_position + offset, height - cube[:, 2])
-    goal = np.where(held[:, None], goal, above(state, cube))
+    goal = np.where(held[:, None], goal, approach(state, cube))
     released = np.where((state.opening > RELEASED_M)[:, None], at_height(state, RETREAT_M), state.ee_position)
     return np.where(there[:, None], released, goal), (held | around(state, cube)) & ~there
 
@@ -111,6 +113,13 @@ def above(state: State, spot: Float[Array, "worlds 3"], resting_m: float = 0.0) 
     low = spot[:, 2] + resting_m
     travel = np.maximum(spot[:, 2] + HOVER_M, highest_other(state) + CLEAR_M)
     return rising_first(state, spot, low + (travel - low) * side - state.ee_position[:, 2])
+
+
+def approach(state: State, spot: Float[Array, "worlds 3"]) -> Float[Array, "worlds 3"]:
+    """Like `above`, but straight up first where fingers that are not open yet would be pressed on top of the spot."""
+    height = state.ee_position[:, 2] - spot[:, 2]
+    pressed = (state.opening < RELEASED_M) & (height > GRASP_M) & (height < HOVER_M)
+    return np.where(pressed[:, None], at_height(state, LIFTED_M), above(state, spot))
 
 
 def rising_first(
@@ -133,7 +142,7 @@ def highest_other(state: State) -> Float[Array, " worlds"]:
 def around(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " worlds"]:
     """The open fingers are on both sides of a cube: time to close."""
     offset = abs(state.ee_position - cube)
-    near = (offset[:, 0] < 0.016) & (offset[:, 1] < 0.016) & (offset[:, 2] < 0.016)
+    near = (offset < GRASP_M).all(-1)
     return near & (state.opening > BLOCKED_M[0])
 
 
@@ -150,7 +159,7 @@ def drawer(task: Task, state: State) -> Intent:
     near = (offset[:, 0] < 0.015) & (offset[:, 1] < 0.02) & (offset[:, 2] < 0.016)
     gripped = near & (state.opening < GRIPPED_HANDLE_M[1]) & (state.opening > GRIPPED_HANDLE_M[0])
     pulled = handle - [PULL_M, 0.0, 0.0]
-    return np.where(gripped[:, None], pulled, above(state, handle)), near & (state.opening > GRIPPED_HANDLE_M[0])
+    return np.where(gripped[:, None], pulled, approach(state, handle)), near & (state.opening > GRIPPED_HANDLE_M[0])
 
 
 def recall(task: Task, state: State) -> Intent:

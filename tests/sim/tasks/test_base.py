@@ -1,0 +1,63 @@
+"""What every task must keep to."""
+
+import numpy as np
+import pytest
+
+from robopolicy.sim.scene import build_scene
+from robopolicy.sim.tasks import TASKS, make_task
+from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, place_apart
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_episode_is_determined_by_its_random_generator(name):
+    """A draw from elsewhere would make a seed's scene differ from run to run."""
+    task = make_task(name)
+    scene = build_scene(task.parts)
+    one, other = (task.sample(scene, np.random.default_rng(5)) for _ in range(2))
+    assert one.instructions == other.instructions
+    for field in ("goals", "qpos", "mocap_pos"):
+        assert np.array_equal(getattr(one, field), getattr(other, field))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_goal_has_its_own_instruction_and_the_other_way_round(name):
+    """Two goals with one sentence could not be told apart by any policy."""
+    task = make_task(name)
+    scene = build_scene(task.parts)
+    pairs = set()
+    for seed in range(60):
+        setup = task.sample(scene, np.random.default_rng(seed))
+        named = setup.goals[:, :1] if name == "recall" else setup.goals
+        assert len(setup.instructions) == len(named)
+        pairs |= {(sentence, tuple(goal)) for sentence, goal in zip(setup.instructions, named.tolist(), strict=True)}
+    assert len({sentence for sentence, _ in pairs}) == len({goal for _, goal in pairs}) == len(pairs) > 1
+
+
+@pytest.mark.parametrize("name", ["reach", "lift", "place", "stack", "recall"])
+def test_placement_covers_the_table_and_nothing_overlaps(name):
+    """Cubes drawn into each other fly apart; a small area would make the task easier than it says."""
+    task = make_task(name)
+    scene = build_scene(task.parts)
+    points = []
+    for seed in range(100):
+        poses = task.sample(scene, np.random.default_rng(seed)).qpos[scene.object_slice].reshape(-1, 7)
+        apart = np.linalg.norm(poses[:, None, :2] - poses[None, :, :2], axis=-1) + np.eye(len(poses))
+        assert apart.min() >= 0.1
+        points.append(poses[:, :2])
+    spread = np.ptp(np.concatenate(points), axis=0)
+    assert spread[0] > 0.28
+    assert spread[1] > 0.38
+    assert (TABLE_X[1] - TABLE_X[0], TABLE_Y[1] - TABLE_Y[0]) == pytest.approx((0.3, 0.4))
+
+
+def test_points_keep_their_gap_to_those_taken():
+    """A plate put under a cube would make `place` solved before it begins."""
+    taken = [np.array([0.5, 0.0])]
+    points = place_apart(np.random.default_rng(0), 3, 0.12, taken)
+    assert np.linalg.norm(points - taken[0], axis=1).min() >= 0.12
+
+
+def test_unknown_task_is_refused_with_the_list_of_tasks():
+    """A typo in `--task` must not end in a KeyError without a hint."""
+    with pytest.raises(ValueError, match=r"no task 'lfit' in the simulator; it has: reach, lift, place, stack"):
+        make_task("lfit")

@@ -1,0 +1,60 @@
+"""Five instructions in a row."""
+
+import numpy as np
+import pytest
+
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.tasks.chain import LIFT, PLACE, REACH, STACK, Chain, draw_goals
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_goal_can_be_followed_when_its_turn_comes(seed):
+    """An instruction that names an occupied plate or a buried cube would make the chain impossible."""
+    below: dict[int, tuple[str, int]] = {}
+    held = None
+    for kind, cube, other in draw_goals(np.random.default_rng(seed), 8):
+        assert ("cube", cube) not in below.values()
+        assert held in (None, cube)
+        held = cube if kind == LIFT else None
+        if kind == PLACE:
+            assert ("plate", other) not in below.values()
+        if kind == STACK:
+            assert other != cube
+            assert ("cube", other) not in below.values()
+            assert below.get(other, ("table", 0))[0] != "cube"
+        if kind != REACH:
+            below.pop(cube, None)
+        if kind in (PLACE, STACK):
+            below[cube] = ({PLACE: "plate", STACK: "cube"}[kind], other)
+
+
+def test_all_kinds_of_instructions_occur():
+    """A chain of touches would be no measure."""
+    kinds = [kind for seed in range(30) for kind, _, _ in draw_goals(np.random.default_rng(seed), 5)]
+    counts = np.bincount(kinds, minlength=4)
+    assert counts.min() > 15
+
+
+def test_the_next_instruction_comes_when_the_last_is_solved():
+    """A policy that is told the old instruction for ever can't go on."""
+    env = RobotVectorEnv("chain", 2)
+    _, info = env.reset(seed=0)
+    first, second = env._sentences[0][:2]
+    assert info["instruction"][0] == first
+    env.task.reached = lambda state: np.array([True, False])  # type: ignore[method-assign]
+    env.task.required_hold = lambda state: np.array([1, 1])  # type: ignore[method-assign]
+    _, _, terminated, _, info = env.step(np.zeros((2, 7)))
+    assert info["instruction"][0] == second
+    assert info["instruction"][1] == env._sentences[1][0]
+    assert info["solved"].tolist() == [1, 0]
+    for _ in range(4):
+        _, _, terminated, _, info = env.step(np.zeros((2, 7)))
+    assert info["solved"].tolist() == [5, 0]
+    assert terminated.tolist() == info["success"].tolist() == [True, False]
+
+
+def test_length_is_an_option():
+    """Shorter chains are quicker to try out."""
+    assert len(RobotVectorEnv("chain", 1, task_options={"length": 2})._sentences[0]) == 2
+    with pytest.raises(ValueError, match="a chain has 1 instruction or more"):
+        Chain(length=0)

@@ -1,0 +1,94 @@
+"""The task of memory: what is shown, when, and what may be done."""
+
+import numpy as np
+import pytest
+
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.expert import expert_actions
+from robopolicy.sim.tasks.recall import Recall
+
+STILL = np.zeros((1, 7))
+
+
+def hidden_env(worlds: int = 1) -> tuple[RobotVectorEnv, dict[str, np.ndarray]]:
+    """Episodes whose cue is over and whose lamp is lit."""
+    env = RobotVectorEnv("recall", worlds, task_options={"cue_steps": 1, "delay_steps": 1})
+    obs, _ = env.reset(seed=3)
+    while not obs["lamp"].all():
+        obs, *_ = env.step(np.zeros((worlds, 7)))
+    return env, obs
+
+
+def test_cubes_are_seen_during_the_cue_only():
+    """A cube that stays in the observation makes memory unnecessary."""
+    env = RobotVectorEnv("recall", 1, task_options={"cue_steps": 2, "delay_steps": 3})
+    obs, _ = env.reset(seed=0)
+    seen, lids, lamp = [], [], []
+    for _ in range(7):
+        seen.append(bool(obs["cube_red"].any()))
+        lids.append(bool(obs["lid_0"].any()))
+        lamp.append(bool(obs["lamp"][0, 0]))
+        obs, *_ = env.step(STILL)
+    assert seen == [True, True, False, False, False, False, False]
+    assert lids == [False, False, True, True, True, True, True]
+    assert lamp == [False, False, False, False, False, True, True]
+
+
+def test_after_the_cue_nothing_but_privileged_keys_depends_on_which_lid_is_right():
+    """Lids in the order of the cubes would give the answer away to a policy without memory."""
+    env, obs = hidden_env(worlds=120)
+    assert not any(obs[f"cube_{color}"].any() for color in ("red", "green", "blue"))
+    pairs = np.stack([env.state.goal[:, 0], env.task.right_lid(env.state)], axis=1)
+    assert len(np.unique(pairs, axis=0)) == 9  # every cube under every lid
+
+
+def test_moving_before_the_lamp_is_lit_is_a_failure():
+    """Going to the cube while it is visible would need no memory."""
+    env = RobotVectorEnv("recall", 1, task_options={"cue_steps": 3, "delay_steps": 10})
+    env.reset(seed=1)
+    forward = np.array([[1.0, 0, 0, 0, 0, 0, 0]])
+    results = [env.step(forward) for _ in range(8)]
+    assert results[-1][2][0]
+    assert not results[-1][4]["success"][0]
+
+
+def test_staying_still_until_the_lamp_is_lit_is_allowed():
+    """A servo's sag or the start's own deviation must not count as moving."""
+    env = RobotVectorEnv("recall", 4, task_options={"cue_steps": 3, "delay_steps": 60})
+    env.reset(seed=0)
+    for _ in range(63):
+        _, _, terminated, truncated, _ = env.step(np.zeros((4, 7)))
+    assert not terminated.any()
+    assert not truncated.any()
+
+
+def test_a_wrong_lid_is_a_failure_and_the_right_one_a_success():
+    """Trying all lids must not solve it."""
+    env, _ = hidden_env()
+    right = int(env.task.right_lid(env.state)[0])
+    for lid in range(3):
+        top = env.physics.mocap_pos[0, lid] + [0, 0, 0.05]
+        env.state.ee_position[:] = top
+        assert bool(env.task.reached(env.state)[0]) == (lid == right)
+        assert bool(env.task.failed(env.state)[0]) == (lid != right)
+
+
+def test_the_delay_can_be_far_longer_than_any_window():
+    """A carried memory is tested with delays that no window covers."""
+    env = RobotVectorEnv("recall", 2, task_options={"delay_steps": 150})
+    env.reset(seed=0)
+    done = np.zeros(2, bool)
+    for _ in range(env.max_episode_steps):
+        _, _, terminated, _, info = env.step(expert_actions(env))
+        done |= terminated
+        if done.all():
+            break
+    assert info["success"].all()
+    assert env.state.step.min() > 150
+
+
+@pytest.mark.parametrize("options", [{"cue_steps": 0}, {"delay_steps": -1}])
+def test_a_recall_without_a_cue_is_refused(options):
+    """It would be a guess."""
+    with pytest.raises(ValueError, match=r"recall needs >= 1 step of cue, >= 0 of delay"):
+        Recall(**options)

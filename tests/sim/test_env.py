@@ -1,0 +1,216 @@
+"""The vector environment: seeds, resets, autoreset modes, observations, actions."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.expert import expert_actions
+from robopolicy.sim.tasks import TASKS
+
+
+def random_actions(env: RobotVectorEnv, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (env.num_envs, 7))
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_episode_depends_on_its_seed_alone(task):
+    """A world that knows its index or its neighbours would make evaluations of different width differ."""
+    many, one = RobotVectorEnv(task, 3), RobotVectorEnv(task, 1)
+    obs, info = many.reset(seed=[7, 8, 9])
+    single, single_info = one.reset(seed=[9])
+    assert info["instruction"][2] == single_info["instruction"][0]
+    for step in range(4):
+        assert_same({key: value[2:] for key, value in obs.items()}, single)
+        actions = random_actions(many, step)
+        obs, reward, terminated, _, _ = many.step(actions)
+        single, single_reward, single_terminated, _, _ = one.step(actions[2:])
+        assert reward[2] == single_reward[0]
+        assert terminated[2] == single_terminated[0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_observations_fit_the_declared_space(task):
+    """Another dtype or shape breaks every buffer that is made from the space."""
+    env = RobotVectorEnv(task, 2)
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains(obs)
+    obs, *_ = env.step(random_actions(env, 0))
+    assert env.observation_space.contains(obs)
+    assert all(value.dtype == np.float32 for value in obs.values())
+
+
+def test_observations_of_two_steps_do_not_share_memory():
+    """A recorded frame that changes with the next step would make every frame of a demo the last one."""
+    env = RobotVectorEnv("place", 2)
+    first, _ = env.reset(seed=0)
+    kept = {key: value.copy() for key, value in first.items()}
+    for step in range(3):
+        env.step(random_actions(env, step))
+    assert_same(first, kept)
+
+
+def test_observation_holds_pose_gripper_and_relative_positions():
+    """The relative position is what lets a low-dimensional policy aim."""
+    env = RobotVectorEnv("lift", 2)
+    obs, info = env.reset(seed=0)
+    np.testing.assert_allclose(obs["ee_pose"][:, :3], [[0.45, 0, 0.22]] * 2, atol=0.03)
+    np.testing.assert_allclose(obs["ee_pose"][:, 3], 1.0, atol=0.01)
+    np.testing.assert_allclose(obs["gripper"], 0.08, atol=1e-6)
+    for world in range(2):
+        color = info["instruction"][world].split()[2]
+        cube = obs[f"cube_{color}"][world]
+        np.testing.assert_allclose(cube[:3], obs["target_pos"][world])
+        np.testing.assert_allclose(cube[7:], cube[:3] - obs["ee_pose"][world, :3], atol=1e-6)
+        np.testing.assert_allclose(cube[7:], obs["target_offset"][world], atol=1e-6)
+
+
+def test_reset_mask_leaves_the_other_worlds_alone():
+    """A world that finishes takes the next seed while its neighbours go on."""
+    env = RobotVectorEnv("lift", 3)
+    env.reset(seed=0)
+    for step in range(3):
+        obs, _, _, _, info = env.step(random_actions(env, step))
+    again, again_info = env.reset(seed=[5, 6, 7], options={"reset_mask": np.array([False, True, False])})
+    for key in obs:
+        np.testing.assert_array_equal(obs[key][[0, 2]], again[key][[0, 2]])
+    assert again_info["instruction"][0] == info["instruction"][0]
+    fresh, _ = RobotVectorEnv("lift", 1).reset(seed=[6])
+    assert_same({key: value[1:2] for key, value in again.items()}, fresh)
+
+
+def test_as_many_seeds_as_worlds_are_asked_for():
+    """A list that is too short must not leave worlds with an old seed."""
+    with pytest.raises(ValueError, match="2 seeds for 3 worlds"):
+        RobotVectorEnv("reach", 3).reset(seed=[1, 2])
+
+
+@pytest.mark.parametrize(("axis", "sign"), [(0, 1), (1, -1), (2, 1)])
+def test_an_action_moves_the_gripper_along_its_axis_of_the_base(axis, sign):
+    """Swapped axes would be learned from demos but fail on a robot."""
+    env = RobotVectorEnv("lift", 1)
+    env.reset(seed=0)
+    before = env.state.ee_position.copy()
+    actions = np.zeros((1, 7))
+    actions[0, axis] = sign
+    for _ in range(3):
+        env.step(actions)
+    moved = (env.state.ee_position - before)[0]
+    assert 0.06 < moved[axis] * sign < 0.16
+    assert np.abs(np.delete(moved, axis)).max() < 0.02
+
+
+def test_an_action_turns_the_gripper_about_its_axis_of_the_base():
+    """The rotation vector is in the base frame, as robosuite's."""
+    env = RobotVectorEnv("lift", 1)
+    env.reset(seed=0)
+    start = env.state.ee_rotation[0].copy()
+    for _ in range(3):
+        env.step(np.array([[0, 0, 0, 0, 0, 0.3, 0]]))
+    turned = env.state.ee_rotation[0] @ start.T
+    angle = np.arctan2(turned[1, 0], turned[0, 0])
+    assert 0.15 < angle < 0.5
+    np.testing.assert_allclose(turned[2, 2], 1.0, atol=0.01)
+
+
+def test_actions_beyond_one_are_clipped():
+    """A policy's outlier must not throw the arm."""
+    one, huge = RobotVectorEnv("lift", 1), RobotVectorEnv("lift", 1)
+    one.reset(seed=0)
+    huge.reset(seed=0)
+    assert_same(one.step(np.ones((1, 7)))[0], huge.step(np.full((1, 7), 50.0))[0])
+
+
+def test_terminated_is_an_end_and_truncated_the_time_limit():
+    """Learners bootstrap from truncated states only."""
+    env = RobotVectorEnv("reach", 2, max_episode_steps=5)
+    env.reset(seed=0)
+    for step in range(5):
+        _, _, terminated, truncated, _ = env.step(np.zeros((2, 7)))
+        assert not terminated.any()
+        assert truncated.all() == (step == 4)
+    env = RobotVectorEnv("reach", 1)
+    env.reset(seed=0)
+    terminated = np.zeros(1, bool)
+    while not terminated.any():
+        _, reward, terminated, truncated, info = env.step(expert_actions(env))
+    assert info["success"].all()
+    assert reward[0] == 1.0
+    assert not truncated.any()
+
+
+def test_same_step_autoreset_gives_the_last_observation_apart():
+    """The final observation would otherwise be lost to whoever computes a value from it."""
+    env = RobotVectorEnv("reach", 2, autoreset_mode=AutoresetMode.SAME_STEP, max_episode_steps=2)
+    assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    env.reset(seed=0)
+    env.step(np.ones((2, 7)))
+    obs, _, _, truncated, info = env.step(np.ones((2, 7)))
+    assert truncated.all()
+    assert info["_final_obs"].all()
+    assert np.abs(info["final_obs"]["ee_pose"] - obs["ee_pose"]).max() > 0.01
+    np.testing.assert_array_equal(env.state.step, 0)
+
+
+def test_next_step_autoreset_resets_on_the_step_after():
+    """Resetting at once, or never, would break gymnasium's wrappers."""
+    env = RobotVectorEnv("reach", 2, autoreset_mode="NextStep", max_episode_steps=2)
+    env.reset(seed=0)
+    env.step(np.ones((2, 7)))
+    _, _, _, truncated, _ = env.step(np.ones((2, 7)))
+    assert truncated.all()
+    obs, reward, terminated, truncated, _ = env.step(np.ones((2, 7)))
+    assert not terminated.any()
+    assert not truncated.any()
+    assert not reward.any()
+    np.testing.assert_array_equal(env.state.step, 0)
+    np.testing.assert_allclose(obs["ee_pose"][:, :3], [[0.45, 0, 0.22]] * 2, atol=0.03)
+
+
+def test_states_restore_the_simulator():
+    """A demo's `states` are of no use if the simulator can't be put back into them."""
+    env = RobotVectorEnv("stack", 2)
+    env.reset(seed=0)
+    for step in range(3):
+        env.step(random_actions(env, step))
+    states = env.states()
+    nq = env.scene.model.nq
+    assert states.shape == (2, nq + env.scene.model.nv)
+    np.testing.assert_array_equal(states[:, :nq], env.physics.qpos)
+    env.step(random_actions(env, 9))
+    assert not np.array_equal(states[:, :nq], env.physics.qpos)
+
+
+def test_unknown_camera_is_refused_with_those_there_are():
+    """A typo in `--cameras` must not end in a KeyError of the renderer."""
+    with pytest.raises(ValueError, match="no camera 'top' in the scene; it has: front, wrist"):
+        RobotVectorEnv("lift", 1, cameras=("top",))
+
+
+def test_state_only_environment_needs_no_renderer(monkeypatch):
+    """Warp takes seconds to load and is an optional extra."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "mujoco_warp", None)
+    RobotVectorEnv("lift", 1).reset(seed=0)
+    with pytest.raises(ModuleNotFoundError, match=r"robopolicy\[sim\]"):
+        RobotVectorEnv("lift", 1, cameras=("front",))
+
+
+def test_made_by_gymnasium_it_is_the_same_environment():
+    """`make_vec` is how other people's code gets at it."""
+    import robopolicy.sim
+
+    assert robopolicy.sim
+    env = gymnasium.make_vec("robopolicy/Lift-v0", num_envs=2)
+    assert env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+    obs, _ = env.reset(seed=[3, 4])
+    ours, _ = RobotVectorEnv("lift", 2).reset(seed=[3, 4])
+    assert_same(obs, ours)
