@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from robopolicy.demos.checksums import ATTRIBUTE, checksums_of, verify
 from robopolicy.demos.formats.base import DemoReader, ReaderBase, action_spec_of
 from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.demos.packing import STEP_ARRAYS
+from robopolicy.demos.packing import STEP_ARRAYS, create_file, write_demo
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.types import Demo, DemoFormatError
 
@@ -42,14 +44,23 @@ class RobomimicFormat:
         spec = source.action_spec
         if spec is None and source.action_facts != robosuite_action_facts(env_args):
             spec = action_spec_of(source)
-        with DemoWriter(target, env_args=env_args, action_spec=spec, attributes=attributes) as writer:
+        create_file(target, env_args, spec, attributes)
+        # Written in one go: the target is nobody's file until it is whole, so no demo needs a commit of its own.
+        with h5py.File(target, "r+") as file:
+            data, total = group_in(file, "data", target.name), 0
             for name in names:
-                writer.write(_with_checksums(source.read(name)))
+                demo = source.read(name)
+                write_demo(data.create_group(name), _with_checksums(demo))
+                total += len(demo)
+            data.attrs["total"] = total
+        with DemoWriter(target, resume=True) as writer:
             for key, members in source.filter_keys.items():
                 writer.write_filter_key(key, [name for name in members if name in set(names)])
         left_out = sorted(set(source.attributes) - set(plain) - set(DESCRIPTIONS))
-        return [f"attributes of the whole set that are no text or number are left out: {', '.join(left_out)}"] * bool(
-            left_out
+        return (
+            [f"attributes of the whole set that are no text or number: left out {', '.join(left_out)}"]
+            if left_out
+            else []
         )
 
 
