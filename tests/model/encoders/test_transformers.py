@@ -1,15 +1,21 @@
 """Vision-language backbones as token encoder, on tiny randomly initialized models saved to disk."""
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 pytest.importorskip("peft", reason="the extra vlm isn't installed")
 
-from robopolicy.config import EncoderConfig
+from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
+from robopolicy.model.checkpoint import load_policy, save_policy
 from robopolicy.model.encoders.loading import CONTRASTIVE, GENERATIVE, backbone_identity, load_backbone
 from robopolicy.model.encoders.transformers import PromptText, TransformersEncoder
-from robopolicy.types import ArraySpec
+from robopolicy.model.normalization import Statistics
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.text import Vocabulary
+from robopolicy.types import ActionSpec, ArraySpec
 from tests.tiny_backbones import save_backbone
 
 OBS = {
@@ -146,7 +152,6 @@ def test_another_model_has_another_identity(folder, tmp_path):
 
 def test_pictures_are_prepared_as_the_model_s_own_processor_does(tmp_path):
     """Other mean or scale than in pre-training makes a strong backbone a weak one."""
-    import numpy as np
     import transformers
     from PIL import Image
 
@@ -185,3 +190,31 @@ def test_a_template_without_a_place_for_the_instruction_is_refused(tmp_path):
     """Every task would get the same prompt."""
     with pytest.raises(ValueError, match="no place for the instruction"):
         PromptText(str(tmp_path), "do it")
+
+
+def test_a_policy_on_a_backbone_is_saved_without_it_and_acts_the_same_when_loaded(tmp_path):
+    """The adapters are lost with the backbone's weights, or the weights fill the disk with every checkpoint."""
+    folder = str(save_backbone("siglip", tmp_path / "siglip"))
+    config = ExperimentConfig(
+        encoder=EncoderConfig(kind="transformers", model=folder, width=8, hidden=8, lora_rank=2),
+        head=HeadConfig(window=3, chunk=2, layers=1, hidden=8, head_widths=(8,)),
+    )
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    policy = ChunkPolicy(
+        config,
+        ActionSpec(arm=2, gripper=1),
+        OBS,
+        Vocabulary.of(["lift the red cube", "lift the blue cube"]),
+        obs_statistics={"pose": Statistics.of(rng.normal(size=(20, 3)))},
+        action_statistics=Statistics.of(rng.uniform(-1, 1, size=(20, 3))),
+    ).eval()
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_policy(policy, tmp_path / "run")
+    assert not any("embeddings" in name for name in load_file(tmp_path / "run" / "policy.safetensors"))
+    loaded = load_policy(tmp_path / "run")
+    seen = {**frames(2), "instruction": ["lift the red cube", "lift the blue cube"]}
+    actions, _ = policy.act(seen, policy.initial_state(2))
+    torch.testing.assert_close(loaded.act(seen, loaded.initial_state(2))[0], actions, atol=0, rtol=0)
