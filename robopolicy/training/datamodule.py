@@ -129,8 +129,10 @@ class DemoDataModule(LightningDataModule):
         """What will be trained on, a few lines for the start of the log."""
         train, valid, spec = self._rows(), self._valid, self.action_spec
         held_out = f"{len(valid.lengths)} demos, {valid.steps} steps held out" if valid else "none held out"
+        where = {"device": f"in the memory of {self.device}", "host": "in host memory", "disk": "read from the disk"}
+        wide = f"; {' and '.join(train.wide)} {where[train.placement]}" if train.wide else ""
         lines = [
-            f"demos     {len(train.lengths)} demos, {train.steps} steps; {held_out}; wide keys on {train.placement}",
+            f"demos     {len(train.lengths)} demos, {train.steps} steps; {held_out}{wide}",
             f"sees      {', '.join(f'{key} {_size(shape)}' for key, shape in self.obs.items())}",
             f"told      {_several(self.instructions) or 'no instruction'}",
             f"actions   {describe_actions(spec)}",
