@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -238,6 +239,7 @@ def _manifest(graph: GraphPolicy, spec: PolicySpec, format: str, file: str, int8
         "file": file,
         "int8": int8,
         "spec": spec.to_dict(),
+        "execution": asdict(policy.config.execution),
         "text": {"words": list(vocabulary.words), "length": vocabulary.length} if vocabulary else None,
         "units": {ACTIONS: "as the demos' action rows", "age": "frames since the episode began, up to the window"},
         "inputs": inputs,

@@ -6,12 +6,9 @@ no traceback, no path, bounded memory, and the others are served on. See `client
 """
 
 import asyncio
-import hmac
 import http
-import ipaddress
 import logging
 import signal
-import socket
 import ssl
 import threading
 import time
@@ -32,6 +29,7 @@ except ImportError as error:
     raise ImportError(f"serving needs {missing}, which isn't installed; pip install 'robopolicy[serve]'") from error
 
 from robopolicy.client import ProtocolError, pack
+from robopolicy.control.access import is_loopback, key_fits, tls_context
 from robopolicy.control.batching import InferenceThread, ServedPolicy
 from robopolicy.control.connection import ConnectionGuard
 from robopolicy.control.mapping import KeyMapping
@@ -45,7 +43,7 @@ logger = logging.getLogger("robopolicy.serve")
 PICTURE_BYTES = 8 * 2**20
 """Room in one message for each camera: a 1920 x 1080 picture fits."""
 OTHER_BYTES = 2**20
-"""Room in one message for all the rest."""
+"""Room in one message for all the rest, beside 8 bytes for each number that the policy looks at."""
 SPARE_CONNECTIONS = 16
 """TCP connections beyond `max_connections`, for health checks and handshakes under way."""
 
@@ -100,7 +98,7 @@ def serve(
     Raises:
         ValueError: a public address without a key, an unknown mapping, a certificate that can't be read.
     """
-    tls = _tls_context(tls_cert, tls_key)
+    tls = tls_context(tls_cert, tls_key)
     reader = ObservationReader(spec, KeyMapping.read(mapping))
     server = PolicyServer(policy, reader, host=host, port=port, api_key=api_key, tls=tls, limits=limits)
     asyncio.run(server.run(on_ready))
@@ -119,19 +117,6 @@ def open_policy(folder: str | Path, device: str = "cpu") -> tuple[ServedPolicy, 
     return policy, PolicySpec.of(policy, read_provenance(folder))
 
 
-def read_api_key(path: str | Path) -> str:
-    """The key in a file's first line.
-
-    Raises:
-        ValueError: the file has none, or one shorter than 16 characters.
-    """
-    lines = Path(path).read_text().splitlines()
-    key = lines[0].strip() if lines else ""
-    if len(key) < 16 or not key.isascii():
-        raise ValueError(f"{path}: the first line has {len(key)} characters; expected a key of 16 or more, ASCII")
-    return key
-
-
 class PolicyServer:
     """The server itself; `serve` runs it, tests hold on to it."""
 
@@ -146,7 +131,7 @@ class PolicyServer:
         tls: ssl.SSLContext | None = None,
         limits: ServerLimits | None = None,
     ) -> None:
-        if api_key is None and not _loopback(host):
+        if api_key is None and not is_loopback(host):
             raise ValueError(f"--host {host} is open to the network; give --api-key-file, or listen on 127.0.0.1")
         self.host, self.port, self.limits = host, port, limits or ServerLimits()
         self.metrics = Metrics()
@@ -240,7 +225,7 @@ class PolicyServer:
         path = request.path.partition("?")[0]
         if path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if not self._key_fits(request):
+        if not key_fits(request.headers.get_all("Authorization"), self._api_key):
             self.metrics.count("unauthorized_total")
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "Authorization: Api-Key <key> is missing or wrong\n"
@@ -252,13 +237,6 @@ class PolicyServer:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "no room for another client\n")
         return None
 
-    def _key_fits(self, request: Request) -> bool:
-        if self._api_key is None:
-            return True
-        sent = request.headers.get_all("Authorization")
-        wanted = f"Api-Key {self._api_key}".encode()
-        return len(sent) == 1 and hmac.compare_digest(sent[0].encode("utf-8", "surrogateescape"), wanted)
-
     async def _drain(self, websockets: Any) -> None:
         self._draining = True
         idle = [connection for connection in websockets.connections if connection not in self._busy]
@@ -268,32 +246,9 @@ class PolicyServer:
             await asyncio.sleep(0.01)
 
 
-def _loopback(host: str) -> bool:
-    try:
-        found = socket.getaddrinfo(host, None) if host else []
-    except socket.gaierror as error:
-        raise ValueError(f"--host {host}: {error.strerror}; give an address of this machine") from None
-    return bool(found) and all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
-
-
-def _tls_context(cert: str | Path | None, key: str | Path | None) -> ssl.SSLContext | None:
-    if cert is None and key is None:
-        return None
-    if cert is None or key is None:
-        raise ValueError("--tls-cert and --tls-key belong together; give both")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(cert, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ValueError(
-            f"--tls-cert {cert}, --tls-key {key}: {error}; expected PEM files that belong together"
-        ) from None
-    return context
-
-
 def _message_bytes(spec: PolicySpec) -> int:
-    return OTHER_BYTES + PICTURE_BYTES * sum(wanted.is_image for wanted in spec.observation.values())
+    fields = spec.observation.values()
+    return OTHER_BYTES + sum(PICTURE_BYTES if wanted.is_image else 8 * wanted.width for wanted in fields)
 
 
 def _library_logger() -> logging.Logger:
