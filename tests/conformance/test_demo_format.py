@@ -104,6 +104,8 @@ def test_a_reader_reads_only_the_keys_asked_for(source):
         assert set(demos.read(demos.names[0], keys=low_dim).obs) == set(low_dim)
         with pytest.raises(DemoFormatError, match="no nothing_such among the observations; it has"):
             demos.read(demos.names[0], keys=("nothing_such",))
+        with pytest.raises(DemoFormatError, match="no demo_99; it has: demo_0"):
+            demos.read("demo_99")
 
 
 def test_a_reader_keeps_its_protocol(source):

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from robopolicy.demos.formats.base import DemoReader, Omissions, ReaderBase, is_image, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, Omissions, ReaderBase, is_image, require_demo, wanted_keys
 from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
 from robopolicy.demos.hdf5 import read_rows
@@ -76,8 +76,7 @@ class ActReader(ReaderBase):
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One episode; `keys` limits which observations are read."""
-        if name not in self._files:
-            raise KeyError(f"{self.path.name} has no {name}. It has: {', '.join(self.names)}")
+        require_demo(self, name)
         path = self._files[name]
         with open_hdf5(path) as file, damage_named(path.name):
             datasets = datasets_below(file, path.name)

@@ -178,6 +178,17 @@ def action_spec_of(reader: DemoReader, actions: Iterable[np.ndarray] | None = No
     return replace(inferred, continuous_gripper=tuple(sorted(grippers)), **facts)
 
 
+def require_demo(reader: DemoReader, name: str) -> None:
+    """Refuse a name that the reader doesn't have.
+
+    Raises:
+        DemoFormatError: it isn't there; those that are are listed.
+    """
+    if name not in reader.names:
+        more = f" ... {reader.names[-1]}" if len(reader.names) > 8 else ""
+        raise DemoFormatError(f"{reader.path.name}: no {name}; it has: {', '.join(reader.names[:8])}{more}")
+
+
 def wanted_keys(available: Iterable[str], keys: Sequence[str] | None, where: str) -> list[str]:
     """The observations to read: all, or those asked for.
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.demos.formats.base import ReaderBase, wanted_keys
+from robopolicy.demos.formats.base import ReaderBase, require_demo, wanted_keys
 from robopolicy.demos.formats.lerobot_tables import Episodes, column_values, open_episodes
 from robopolicy.demos.formats.video import decode_picture, read_video
+from robopolicy.demos.guarded import damage_named
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 SIDECAR = "meta/robopolicy.json"
@@ -51,7 +52,12 @@ class LeRobotReader(ReaderBase):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        info = read_json(path / "meta" / "info.json")
+        with damage_named(f"{path.name}/meta"):
+            self._describe(read_json(path / "meta" / "info.json"))
+
+    def _describe(self, info: dict[str, Any]) -> None:
+        """Take everything that the metadata says."""
+        path = self.path
         if not {"codebase_version", "fps", "features"} <= set(info):
             raise DemoFormatError(
                 f"{path.name}/meta/info.json: no codebase_version, fps or features; expected a LeRobot data set"
@@ -82,9 +88,12 @@ class LeRobotReader(ReaderBase):
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One episode; `keys` limits which observations are read, so that no other video is decoded."""
-        if name not in self._index:
-            raise KeyError(f"{self.path.name} has no {name}. It has: {', '.join(self.names)}")
+        require_demo(self, name)
         index, where = self._index[name], f"{self.path.name}, {name}"
+        with damage_named(where):
+            return self._read(name, index, keys, where)
+
+    def _read(self, name: str, index: int, keys: Sequence[str] | None, where: str) -> Demo:
         wanted = wanted_keys(self._keys, keys, where)
         features = {self._keys[key] for key in wanted}
         stored = {feature for feature in features if self._features[feature]["dtype"] != "video"}

@@ -128,6 +128,12 @@ class _Columns:
         for field in self.optional:
             values = getattr(demo, field).reshape(len(demo), -1)
             columns[STEP_COLUMNS[field]] = values.astype(bool) if field == "dones" else values
+        for column, values in columns.items():
+            expected = self.features.get(column, {"shape": list(values.shape[1:])})["shape"]
+            if list(values.shape[1:]) != expected:
+                raise DemoFormatError(
+                    f"{demo.name}: {column} has shape {values.shape[1:]} a step, the first demo's {expected}"
+                )
         return columns
 
     def _names(self, column: str) -> list[str] | None:

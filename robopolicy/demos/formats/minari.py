@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.demos.formats.base import ReaderBase, wanted_keys
+from robopolicy.demos.formats.base import ReaderBase, require_demo, wanted_keys
 from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in, keys_of
 from robopolicy.demos.hdf5 import read_rows
@@ -66,8 +66,7 @@ class MinariReader(ReaderBase):
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One episode; nested observation keys are joined by `_`, `keys` limits which are read."""
-        if name not in self.names:
-            raise KeyError(f"{self.path.name} has no {name}. It has: {', '.join(self.names)}")
+        require_demo(self, name)
         where = f"{self._where}, {name}"
         episode = group_in(self._file, name.replace("demo", "episode"), where)
         with damage_named(where):

@@ -85,6 +85,9 @@ def test_paths_that_lead_out_of_the_data_set_are_refused(tmp_path):
         ({"codebase_version": "v1.6"}, "codebase_version v1.6; expected v2.1 or v3.0"),
         ({"features": {}}, "no feature action"),
         ({"fps": None}, "no codebase_version, fps or features"),
+        ({"fps": "fast"}, "set/meta: damaged"),
+        ({"features": {"action": []}}, "set/meta: damaged"),
+        ({"splits": {"train": "all", "val": "none"}}, "set/meta: damaged"),
     ],
 )
 def test_what_can_t_be_read_is_refused_in_one_line(tmp_path, change, message):
