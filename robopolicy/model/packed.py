@@ -32,9 +32,8 @@ def packable(module: nn.Module) -> bool:
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     if torch.is_grad_enabled() or tracing:
         return False
-    return torch.backends.mkldnn.is_available() and all(
-        weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in module.parameters()
-    )
+    weight = next(module.parameters())
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class PackedLinear(nn.Module):
@@ -120,9 +119,10 @@ class PackedCell:
 
     def _advance_tile(self, frames: Tensor, old: list[Tensor], new: list[Tensor], staggered: bool) -> None:
         """Fill `new` (layers, episodes, rows, H) from `old`."""
+        start = [_shifted(t) for t in old] if staggered else old
         below = frames
         for layer in range(self.layers):
-            before = [_shifted(t[layer]) if staggered else t[layer] for t in old]
+            before = [t[layer] for t in start]
             after = [t[layer] for t in new]
             shape = (*before[0].shape[:-1], -1)
             rows = before[0].flatten(0, 1)
@@ -203,8 +203,8 @@ packed_copy = _Cache(_pack_linears)
 
 
 def _shifted(rows: Tensor) -> Tensor:
-    """Rows (episodes, W, H) moved on by one, row 0 zero."""
-    return functional.pad(rows[:, :-1], (0, 0, 1, 0))
+    """Rows (layers, episodes, W, H) moved on by one, row 0 zero."""
+    return functional.pad(rows[:, :, :-1], (0, 0, 1, 0))
 
 
 def _double_g(weight: Tensor) -> Tensor:

@@ -102,3 +102,18 @@ def test_advancing_step_by_step_equals_a_run(cell):
         state = mine.advance(frames[:, t], state)
         assert (state[0][-1] - hidden[:, t]).abs().max() < 1e-6
     assert all((a - b).abs().max() < 1e-6 for a, b in zip(state, final, strict=True))
+
+
+@cells
+def test_bf16_autocast_trains_near_float32(cell):
+    """Prevents `training.precision: bf16` from failing on a float32 start state, or from losing the gradient."""
+    mine, peer = pair(cell)
+    frames = torch.randn(4, 6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = mine.run(frames)[0]
+    expected = peer(frames)[0]
+    assert (hidden.float() - expected).abs().max() < 0.02
+    got = torch.autograd.grad(hidden.float().square().sum(), list(mine.parameters()))
+    theirs = torch.autograd.grad(expected.square().sum(), list(peer.parameters()))
+    for a, b in zip(got, theirs, strict=True):
+        assert (a - b).norm() < 0.05 * b.norm()
