@@ -1,9 +1,8 @@
-"""What happens beside the steps: validation, selection, checkpoints, exact resume, timing, the progress bar."""
+"""What happens beside the steps: validation, selection, checkpoints, exact resume, the progress bar."""
 
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import distributed
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.module import PolicyTraining
+from robopolicy.training.timing import StepTimer
 from robopolicy.types import Batch
 
 RESUME_FILE = "resume.ckpt"
@@ -26,47 +26,6 @@ LOG_EVERY = 25
 
 class TrainingDivergedError(ValueError):
     """The loss is NaN or infinite; what was kept before is untouched."""
-
-
-class StepTimer(Callback):
-    """How long steps take, and how much of that the batches were waited for; validation and the like are left out.
-
-    The wait runs from the end of one step to the start of the next: the loader, the transfer and Lightning's loop.
-    Put it last among the callbacks.
-    """
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.data_s = 0.0
-        self.step_s = 0.0
-        self._ended: float | None = None
-        self._started = 0.0
-
-    @property
-    def data_fraction(self) -> float:
-        """Share of the time in which batches were waited for."""
-        return self.data_s / max(self.data_s + self.step_s, 1e-9)
-
-    @property
-    def step_ms(self) -> float:
-        """Time of a batch [ms], waiting included."""
-        return 1e3 * (self.data_s + self.step_s) / max(self.steps, 1)
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """The batch is there."""
-        self._started = time.perf_counter()
-        if self._ended is not None:
-            self.data_s += self._started - self._ended
-
-    def before_extras(self) -> None:
-        """The step is done; what follows is not counted."""
-        if self._ended is not None:  # the first step of a run compiles and allocates
-            self.step_s += time.perf_counter() - self._started
-            self.steps += 1
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Everything beside the step is done too."""
-        self._ended = time.perf_counter()
 
 
 class RandomState(Callback):
@@ -172,10 +131,10 @@ class RunKeeper(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: PolicyTraining, *_: Any) -> None:
         """All that is due after this step."""
+        self.timer.before_extras()
         step = trainer.global_step
         if step == self._seen:  # accumulating
             return
-        self.timer.before_extras()
         self._seen = step
         done = pl_module.progress() >= 1
         self.stop_requested = stopping = bool(pl_module.from_first(float(self.stop_requested)))
@@ -184,11 +143,12 @@ class RunKeeper(Callback):
         eval_due = self.eval_every is not None and (done or step % self.eval_every == 0)
         if step % LOG_EVERY == 0 or save_due or valid_due or eval_due:
             self._log_training(trainer, pl_module, step)
-        with torch.random.fork_rng(range(torch.cuda.device_count())):  # measuring more often changes no training
-            if valid_due:
-                self._validate(trainer, pl_module, step)
-            if eval_due:
-                self._evaluate(trainer, pl_module, step)
+        if valid_due or eval_due:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):  # measuring more often changes no training
+                if valid_due:
+                    self._validate(trainer, pl_module, step)
+                if eval_due:
+                    self._evaluate(trainer, pl_module, step)
         if self.select == "last" and save_due:
             self._keep(trainer, pl_module, {"step": step})
         self.finished = done

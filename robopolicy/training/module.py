@@ -121,8 +121,12 @@ class PolicyTraining(LightningModule):
 
     @property
     def evaluated(self) -> ChunkPolicy:
-        """The averaged policy, or the trained one itself where averaging is off."""
-        return self.policy if self.averaged is None else self.averaged
+        """The averaged policy with the trained one's present buffers, or the trained one where averaging is off."""
+        if self.averaged is None:
+            return self.policy
+        for kept, buffer in zip(self.averaged.buffers(), self.policy.buffers(), strict=True):
+            kept.copy_(buffer)
+        return self.averaged
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over `parameter_groups`, fused into one kernel."""
@@ -172,9 +176,6 @@ class PolicyTraining(LightningModule):
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """`loss` and its terms of the evaluated policy over held-out batches; empty where there are none."""
         policy, tally, state = self.evaluated, Tally(), None
-        if policy is not self.policy:
-            for kept, buffer in zip(policy.buffers(), self.policy.buffers(), strict=True):
-                kept.copy_(buffer)
         was_training = policy.training
         policy.eval()
         for batch in batches:
@@ -206,14 +207,14 @@ def parameter_groups(
     policy: nn.Module, lr: float, encoder_lr_scale: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
     """Trained parameters by peak learning rate and decay: `encoder.*` apart, no decay where there is one axis only."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name.startswith("encoder."), parameter.ndim > 1), []).append(parameter)
+            peak = lr * encoder_lr_scale if name.startswith("encoder.") else lr
+            groups.setdefault((peak, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return [
-        {"params": members, "peak_lr": peak, "lr": peak, "weight_decay": weight_decay if decays else 0.0}
-        for (in_encoder, decays), members in groups.items()
-        for peak in [lr * encoder_lr_scale if in_encoder else lr]
+        {"params": members, "peak_lr": peak, "lr": peak, "weight_decay": decay}
+        for (peak, decay), members in groups.items()
     ]
 
 

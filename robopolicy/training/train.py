@@ -18,6 +18,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -26,9 +27,10 @@ from robopolicy.model.checkpoint import CONFIG, DESCRIPTION, load_policy, save_p
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
 from robopolicy.training.augmentation import Augmentation
-from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, ConsoleProgress, RandomState, RunKeeper, StepTimer
+from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, ConsoleProgress, RandomState, RunKeeper
 from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.module import PolicyTraining, Schedule
+from robopolicy.training.timing import StepTimer
 
 LOG = logging.getLogger(__name__)
 
@@ -102,7 +104,8 @@ def train(
     bar = [ConsoleProgress(keeper, config.training.max_steps)] if sys.stdout.isatty() else []
     _write_config(config, run_dir)
     with quiet_lightning(), _stop_on_signal(keeper):
-        trainer = make_trainer(config, run_dir, [RandomState(config.training.seed), *callbacks, keeper, *bar, timer])
+        own = [RandomState(config.training.seed), *callbacks, keeper, *bar, timer]
+        trainer = make_trainer(config, run_dir, own, timer.fetch)
         trainer.fit(module, datamodule=data, ckpt_path=run_dir / RESUME_FILE if resume else None, weights_only=True)
     if keeper.stop_requested and not keeper.finished:
         raise TrainingInterrupted(f"stopped after step {trainer.global_step}; {run_dir} goes on with --resume")
@@ -133,7 +136,9 @@ def _begin_with(policy: ChunkPolicy, folder: Path) -> None:
             parameter.copy_(earlier[name])
 
 
-def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callback]) -> Trainer:
+def make_trainer(
+    config: ExperimentConfig, run_dir: Path, callbacks: list[Callback], profiler: Profiler | None = None
+) -> Trainer:
     """Lightning's trainer, without what costs time in every step; one process, or those of torchrun or SLURM."""
     cuda = torch.cuda.is_available()
     bf16 = config.training.precision == "bf16" or (config.training.precision == "auto" and cuda)
@@ -144,6 +149,7 @@ def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callba
         max_epochs=-1,
         accumulate_grad_batches=config.optimizer.accumulate,
         callbacks=callbacks,
+        profiler=profiler,
         logger=TensorBoardLogger(run_dir, name="", version="tensorboard", default_hp_metric=False),
         log_every_n_steps=0,
         limit_val_batches=0,
