@@ -30,6 +30,7 @@ except ImportError as error:
 
 from robopolicy.client import ProtocolError, pack
 from robopolicy.control.access import is_loopback, key_fits, tls_context
+from robopolicy.control.access import read_api_key as read_api_key
 from robopolicy.control.batching import InferenceThread, ServedPolicy
 from robopolicy.control.connection import ConnectionGuard
 from robopolicy.control.mapping import KeyMapping
