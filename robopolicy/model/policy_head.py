@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robopolicy.model.heads import make_action_head
-from robopolicy.model.packed import Precision, packable, packed_copy
+from robopolicy.model.packed import Precision, bf16_runs, packable, packed_copy
 from robopolicy.model.pooling import PoolingKind, make_pooling
 from robopolicy.model.recurrence import CellKind, RecurrentMemory, make_recurrence
 from robopolicy.model.streaming import History, MemoryState
@@ -82,13 +82,15 @@ class PolicyHead(nn.Module):
 
     @property
     def precision(self) -> Precision:
-        """Arithmetic of `step` on the CPU without gradients: `float32` (exact), `bf16` or `int8`."""
+        """Arithmetic of `step` on the CPU without gradients: `float32` (exact), `bf16` or `int8`; a setting, not saved."""
         return self._precision
 
     @precision.setter
     def precision(self, precision: str) -> None:
         if precision not in get_args(Precision):
             raise ValueError(f"precision {precision!r} is not known; choose {', '.join(get_args(Precision))}")
+        if precision == "bf16" and not bf16_runs():
+            raise ValueError("precision bf16: this CPU has no instructions for bfloat16; use float32 or int8")
         self._precision = cast(Precision, precision)
         if isinstance(self.rnn, RecurrentMemory):
             self.rnn.precision = self._precision

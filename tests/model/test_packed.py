@@ -159,6 +159,14 @@ def test_packing_leaves_no_trace_in_the_head():
     assert packed_cell() is None
 
 
+@pytest.fixture(autouse=True)
+def _runnable(request):
+    """Skips what this CPU can't do."""
+    parameters = getattr(request.node, "callspec", None)
+    if parameters and parameters.params.get("precision") == "bf16" and not packed.bf16_runs():
+        pytest.skip("this CPU has no instructions for bfloat16")
+
+
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.02), ("int8", 0.02)])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_low_precision_stays_near_float32(cell, precision, bound):
@@ -188,3 +196,10 @@ def test_an_unknown_precision_is_refused():
     """Prevents a typo that silently runs in float32."""
     with pytest.raises(ValueError, match="choose float32, bf16, int8"):
         head_of().precision = "fp8"
+
+
+def test_bf16_is_refused_where_the_cpu_cannot(monkeypatch):
+    """Prevents a step that is emulated, a hundred times slower than float32."""
+    monkeypatch.setattr("robopolicy.model.policy_head.bf16_runs", lambda: False)
+    with pytest.raises(ValueError, match="no instructions for bfloat16; use float32 or int8"):
+        head_of().precision = "bf16"
