@@ -195,6 +195,7 @@ def _write_onnx(graph: GraphPolicy, path: Path) -> None:
         raise ImportError(
             f"export to ONNX needs {error.name}, which isn't installed; pip install 'robopolicy[export]'"
         ) from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which is not used
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
