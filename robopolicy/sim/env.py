@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float
@@ -142,7 +143,7 @@ class RobotVectorEnv(VectorEnv):
 
     def _seeds(self, seed: int | Sequence[int | None] | None, mask: Bool[np.ndarray, " worlds"]) -> list[int]:
         if isinstance(seed, (int, np.integer)):
-            self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(int(seed))
+            self._np_random, self._np_random_seed = seeding.np_random(int(seed))
             return [int(seed) + world for world in range(self.num_envs)]
         seeds = list(seed) if seed is not None else [None] * self.num_envs
         if len(seeds) != self.num_envs:
@@ -156,7 +157,7 @@ class RobotVectorEnv(VectorEnv):
         """Draw and set up the episodes of the worlds in `mask`."""
         task_id = list(TASKS).index(self.task.name)
         qpos, mocap_pos = self.physics.qpos.copy(), self.physics.mocap_pos.copy()
-        for world in np.flatnonzero(mask):
+        for world in np.flatnonzero(mask).tolist():
             setup = self.task.sample(self.scene, np.random.default_rng([seeds[world], task_id]))
             qpos[world], mocap_pos[world] = setup.qpos, setup.mocap_pos
             self._goals[world] = setup.goals

@@ -1,5 +1,8 @@
 """Many worlds of one scene stepped together: the contract, and its implementation on the CPU."""
 
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's names come from a compiled module without stubs.)
+
 import os
 from typing import Protocol
 

@@ -1,5 +1,8 @@
 """The MuJoCo model of a task, built once from our own MJCF, with its names resolved to addresses."""
 
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's names come from a compiled module without stubs.)
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -57,8 +57,13 @@ def test_a_cube_that_fell_off_the_table_ends_the_episode():
 
 @pytest.mark.parametrize(
     ("sideways_m", "opening_m", "speed_m_s", "done"),
-    [(0.0, 0.08, 0.0, True), (0.029, 0.08, 0.0, True), (0.031, 0.08, 0.0, False)]
-    + [(0.0, 0.04, 0.0, False), (0.0, 0.08, 0.2, False)],
+    [
+        (0.0, 0.08, 0.0, True),
+        (0.029, 0.08, 0.0, True),
+        (0.031, 0.08, 0.0, False),
+        (0.0, 0.04, 0.0, False),
+        (0.0, 0.08, 0.2, False),
+    ],
 )
 def test_place_asks_for_three_centimetres_release_and_rest(sideways_m, opening_m, speed_m_s, done):
     """A cube that is still held or sliding over the plate has not been put on it."""

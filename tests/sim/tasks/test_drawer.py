@@ -36,8 +36,9 @@ def test_handles_are_where_the_physics_has_them():
     bodies = env.physics.batch.bind("xpos")
     env.physics.batch.forward()
     for drawer, color in enumerate(("red", "blue")):
-        body = bodies[0, env.scene.model.body(f"drawer_{color}").id]
-        np.testing.assert_allclose(handles(env.state)[0, drawer], body + [0, 0, HANDLE_OFFSET_M[drawer][2]], atol=1e-9)
+        middle = bodies[0, env.scene.model.body(f"drawer_{color}").id].copy()
+        middle[2] += HANDLE_OFFSET_M[drawer][2]
+        np.testing.assert_allclose(handles(env.state)[0, drawer], middle, atol=1e-9)
 
 
 def test_handles_cover_thirty_by_forty_centimetres():
