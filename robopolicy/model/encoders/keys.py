@@ -11,11 +11,12 @@ from robopolicy.model.text import TextTokens
 
 
 class KeysEncoder(TokenEncoder):
-    """One small perceptron per key over (value, sentence vector), a token for the named keys, then the instruction's.
+    """A token per key, a token for the named keys beside all others, then the instruction's.
 
-    Keys of one name but for its last word, and of equal width, such as `cube_red` and `cube_blue`, are alike: the sentence chooses among them by attention,
-    and one perceptron sees the chosen values beside all other keys. So what to do with an object is learned once, from
-    the demos of all of them, and not once per object.
+    Keys of equal width, such as the poses of several objects, are alike: the sentence chooses among them by attention,
+    and one perceptron sees the chosen values beside the other keys. So what to do with an object is learned once, from the
+    demos of all of them. The alike keys' own tokens come from one shared perceptron and fade where they are not chosen:
+    a token per object for each instruction would remember the training scenes instead.
     """
 
     def __init__(
@@ -31,43 +32,53 @@ class KeysEncoder(TokenEncoder):
         super().__init__()
         if not key_widths:
             raise ValueError("encoder keys needs at least one low-dimensional observation key; give --data.obs_keys")
-        self.keys = tuple(key_widths)
         self.token_width = width
-        self.networks = nn.ModuleList(perceptron(d + (text_width or 0), hidden, width) for d in key_widths.values())
-        alike: dict[tuple[str, int], list[str]] = {}
+        alike: dict[int, list[str]] = {}
         for key, d in key_widths.items():
-            alike.setdefault((key.rpartition("_")[0] or key, d), []).append(key)
+            alike.setdefault(d, []).append(key)
         self.groups = tuple(tuple(keys) for keys in alike.values() if len(keys) > 1) if text_width else ()
-        self.choosers = nn.ModuleList(Chooser(text_width or 0, len(keys), choices) for keys in self.groups)
         grouped = {key for keys in self.groups for key in keys}
-        self.single = tuple(key for key in self.keys if key not in grouped)
+        self.single = tuple(key for key in key_widths if key not in grouped)
+        sentence = text_width or 0
+        self.networks = nn.ModuleList(perceptron(key_widths[key] + sentence, hidden, width) for key in self.single)
+        self.shared = nn.ModuleList(perceptron(key_widths[keys[0]], hidden, width) for keys in self.groups)
+        self.choosers = nn.ModuleList(Chooser(sentence, len(keys), choices) for keys in self.groups)
         chosen = sum(choices * key_widths[keys[0]] for keys in self.groups)
-        inputs = chosen + sum(key_widths[key] for key in self.single) + (text_width or 0)
+        inputs = chosen + sum(key_widths[key] for key in self.single) + sentence
         self.named = perceptron(inputs, hidden, width) if self.groups else None
-        self.token_count = len(self.keys) + bool(self.groups) + text_tokens
+        self.token_count = len(key_widths) + bool(self.groups) + text_tokens
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
-        """See `TokenEncoder`."""
-        tokens = [network(told(obs[key], text)) for key, network in zip(self.keys, self.networks, strict=True)]
+        """See `TokenEncoder`; the tokens of single keys come first, then those of alike keys."""
+        values = [obs[key] for key in self.single]
+        tokens = [
+            network(told(value, text))[..., None, :] for value, network in zip(values, self.networks, strict=True)
+        ]
         if self.named is not None and text is not None:
-            values = [obs[key] for key in self.single]
-            for keys, chooser in zip(self.groups, self.choosers, strict=True):
-                values.append(chooser(torch.stack([obs[key] for key in keys], dim=-2), text.sentence))
-            tokens.append(self.named(told(torch.cat(values, dim=-1), text)))
-        return Encoding(*append_text(torch.stack(tokens, dim=-2), text), predictions={})
+            for keys, chooser, shared in zip(self.groups, self.choosers, self.shared, strict=True):
+                alike = torch.stack([obs[key] for key in keys], dim=-2)
+                weights = chooser(text.sentence)
+                values.append((weights @ alike).flatten(-2))
+                tokens.append(shared(alike) * weights.amax(dim=-2)[..., None])
+            tokens.append(self.named(told(torch.cat(values, dim=-1), text))[..., None, :])
+        return Encoding(*append_text(torch.cat(tokens, dim=-2), text), predictions={})
 
 
 class Chooser(nn.Module):
-    """The sentence picks among values that are alike, a few times over: the cube, the plate."""
+    """The sentence picks among keys that are alike, a few times over: the cube, the plate.
+
+    It starts undecided and without a bias, so that the first thing that can move it is a word that tells instructions
+    apart; and it decides fast, since values still mixed invite the rest to remember the training scenes.
+    """
+
+    SHARPNESS = 4.0
 
     def __init__(self, text_width: int, count: int, choices: int) -> None:
         super().__init__()
         self.choices = choices
-        self.score = nn.Linear(text_width, choices * count)
+        self.score = nn.Linear(text_width, choices * count, bias=False)
+        nn.init.zeros_(self.score.weight)
 
-    def forward(
-        self, values: Float[Tensor, "*batch keys d"], sentence: Float[Tensor, "*text width"]
-    ) -> Float[Tensor, "*batch chosen"]:
-        """The weighted mean of the values for each choice, side by side."""
-        weights = self.score(sentence).unflatten(-1, (self.choices, -1)).softmax(dim=-1)
-        return (weights @ values).flatten(-2)
+    def forward(self, sentence: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch choices keys"]:
+        """How much of each key is in each choice; sums to 1."""
+        return (self.SHARPNESS * self.score(sentence)).unflatten(-1, (self.choices, -1)).softmax(dim=-1)
