@@ -48,7 +48,11 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
         "targets": _specs_to_dict(policy.targets),
         "vocabulary": None
         if policy.vocabulary is None
-        else {"words": list(policy.vocabulary.words), "length": policy.vocabulary.length},
+        else {
+            "words": list(policy.vocabulary.words),
+            "length": policy.vocabulary.length,
+            "weights": list(policy.vocabulary.weights),
+        },
         "provenance": dict(provenance or {}),
     }
     config = yaml.safe_dump(config_to_dict(policy.config), sort_keys=False)
@@ -75,7 +79,9 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Chunk
         config,
         ActionSpec.from_dict(description["action_spec"]),
         _specs_from_dict(description["obs"]),
-        Vocabulary(tuple(vocabulary["words"]), vocabulary["length"]) if vocabulary else None,
+        Vocabulary(tuple(vocabulary["words"]), vocabulary["length"], tuple(vocabulary.get("weights", ())))
+        if vocabulary
+        else None,
         targets=_specs_from_dict(description["targets"]),
     )
     try:

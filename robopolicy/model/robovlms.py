@@ -157,24 +157,26 @@ def _read(
 
 def _state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     """The mapping of keys to tensors, out of a file and out of what it is wrapped in."""
-    if not isinstance(source, Mapping):
-        path = Path(source)
-        if not path.is_file():
-            raise RoboVlmsError(f"{path}: no such checkpoint")
-        try:
-            loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise RoboVlmsError(
-                f"{path}: can't be read as weights alone ({reason}); nothing is unpickled here, save its state dict by itself"
-            ) from error
-        if not isinstance(loaded, Mapping):
-            raise RoboVlmsError(f"{path}: holds a {type(loaded).__name__}; expected a state dict")
-        source = loaded
+    state = source if isinstance(source, Mapping) else _load(Path(source))
     for wrapper in ("state_dict", "model_state_dict"):
-        if isinstance(source.get(wrapper), Mapping):
-            source = source[wrapper]
-    return source
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    return state
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise RoboVlmsError(f"{path}: no such checkpoint")
+    try:
+        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RoboVlmsError(
+            f"{path}: can't be read as weights alone ({reason}); nothing is unpickled here, save its state dict by itself"
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise RoboVlmsError(f"{path}: holds a {type(loaded).__name__}; expected a state dict")
+    return loaded
 
 
 def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:

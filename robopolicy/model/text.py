@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import log
 from typing import Any, NamedTuple
 
 import torch
@@ -40,14 +41,18 @@ class Vocabulary:
     """Known words, sorted; the first has number 2."""
     length: int
     """Words read of one instruction; the rest is cut off, and reported once."""
+    weights: tuple[float, ...] = ()
+    """How much each word tells one instruction from another, 0 where all hold it; empty: all 1."""
     _reported: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def of(cls, instructions: Iterable[str]) -> "Vocabulary":
-        """The vocabulary of these training instructions."""
-        sentences = [split_words(instruction) for instruction in instructions]
+        """The vocabulary of these training instructions; words weigh log(instructions / instructions with the word)."""
+        sentences = {tuple(split_words(instruction)) for instruction in instructions}
         words = sorted({word for sentence in sentences for word in sentence})
-        return cls(tuple(words), max([MIN_LENGTH, *map(len, sentences)]))
+        holding = [sum(word in sentence for sentence in sentences) for word in words]
+        weights = tuple(log(len(sentences) / count) for count in holding)
+        return cls(tuple(words), max([MIN_LENGTH, *map(len, sentences)]), weights)
 
     def encode(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
         """Word numbers of each instruction, padded with 0; None is all padding."""
@@ -76,7 +81,13 @@ def split_words(instruction: str) -> list[str]:
 
 
 class VocabularyText(nn.Module):
-    """Learned word tokens: embedding + position through one hidden layer, so that the sentence vector knows the order."""
+    """Learned word tokens: embedding + position through one hidden layer, so that the sentence vector knows the order.
+
+    The sentence vector is the mean of the words that tell instructions apart. What they all share would drown it, and
+    drives whatever chooses by it to the same choice for all before it has learned to tell.
+    """
+
+    word_weight: Tensor
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
@@ -87,6 +98,8 @@ class VocabularyText(nn.Module):
         self.mix = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         with torch.no_grad():
             self.embedding.weight[UNKNOWN] = 0.0
+        weights = vocabulary.weights or (1.0,) * len(vocabulary.words)
+        self.register_buffer("word_weight", torch.tensor([0.0, 1.0, *weights]), persistent=False)
 
     def prepare(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
         """Word numbers."""
@@ -97,8 +110,8 @@ class VocabularyText(nn.Module):
         valid = prepared != PAD
         words = self.embedding(prepared)
         mixed = words + self.mix(words + self.position)
-        kept = valid[..., None]
-        sentence = torch.where(kept, mixed, 0.0).sum(dim=-2) / valid.sum(dim=-1, keepdim=True).clamp(min=1)
+        weight = self.word_weight[prepared]
+        sentence = (weight[..., None] * mixed).sum(dim=-2) / weight.sum(dim=-1, keepdim=True).clamp(min=1e-6)
         return TextTokens(mixed, valid, sentence)
 
 

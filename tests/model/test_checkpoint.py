@@ -23,10 +23,12 @@ def make_policy(seed=0, kind="pixels"):
         encoder=EncoderConfig(kind=kind, width=8, hidden=8),
         head=HeadConfig(window=3, chunk=2, hidden=8, head_widths=(8,)),
     )
-    policy = ChunkPolicy(config, ActionSpec(6, 1, rate_hz=20.0), OBS, Vocabulary.of(["lift it"]), targets=TARGETS)
+    policy = ChunkPolicy(
+        config, ActionSpec(6, 1, rate_hz=20.0), OBS, Vocabulary.of(["lift it", "drop it"]), targets=TARGETS
+    )
     with torch.no_grad():
-        for buffer in policy.buffers():
-            buffer.add_(torch.rand_like(buffer))
+        for tensor in policy.action_normalizer.state_dict().values():
+            tensor.add_(torch.rand_like(tensor))
     return policy.eval()
 
 

@@ -1,6 +1,7 @@
 """Instruction -> tokens."""
 
 import logging
+import math
 import sys
 
 import pytest
@@ -60,12 +61,25 @@ def test_the_sentence_vector_knows_the_order_of_words():
 def test_padding_changes_nothing_and_no_instruction_is_zero():
     """The mean must be over words, not over places."""
     torch.manual_seed(0)
-    vocabulary = Vocabulary.of(INSTRUCTIONS)
-    model = VocabularyText(vocabulary, width=16)
-    seen = model(model.prepare(["lift the red cube", None]))
+    model = VocabularyText(Vocabulary.of(INSTRUCTIONS), width=16)
+    seen = model(model.prepare([INSTRUCTIONS[0], None]))
     assert seen.valid.sum(dim=-1).tolist() == [4, 0]
-    torch.testing.assert_close(seen.sentence[0], seen.tokens[0, :4].mean(dim=0))
+    lift = torch.tensor([math.log(3), 0.0, 0.0, 0.0])[:, None]
+    torch.testing.assert_close(seen.sentence[0], (lift * seen.tokens[0, :4]).sum(dim=0) / lift.sum())
     assert (seen.sentence[1] == 0).all()
+
+
+def test_words_that_all_instructions_share_do_not_move_the_sentence_vector():
+    """Six shared words of eight drown the two that matter; the encoder then chooses the same object for all."""
+    vocabulary = Vocabulary.of(["lift the red cube", "lift the blue cube"])
+    assert dict(zip(vocabulary.words, vocabulary.weights, strict=True)) == {
+        "blue": pytest.approx(math.log(2)),
+        "cube": 0.0,
+        "lift": 0.0,
+        "red": pytest.approx(math.log(2)),
+        "the": 0.0,
+    }
+    assert Vocabulary.of(["lift it"]).weights == (0.0, 0.0)
 
 
 def test_an_unknown_text_model_is_refused():
