@@ -10,7 +10,10 @@ by what they take of caches and memory; the best of many calls counts, ours and 
 
 import argparse
 import json
+import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -39,8 +42,7 @@ def main() -> None:
     torch.manual_seed(0)
     report = Report()
     with torch.no_grad():
-        machine = machine_bounds(report)
-        single_episode(report, machine)
+        single_episode(report, machine_bounds(report))
         for episodes in (64,) if options.quick else (64, 1024):
             many_episodes(report, episodes)
         robomimic_size(report)
@@ -49,7 +51,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("\nno GPU here: everything above ran on the CPU, and the figures of bench_head_gpu.py are missing")
     if options.json:
-        report.write(options.json)
+        machine = {"cpu": _cpu_name(), "threads": 1, "python": platform.python_version(), "torch": torch.__version__}
+        report.write(options.json, machine | {"load_average": os.getloadavg()[1]})
 
 
 class Report:
@@ -79,10 +82,11 @@ class Report:
             verdict = "passed" if bar["passed"] else "MISSED"
             print(f"  {verdict}  {bar['name']:<66}{bar['value']:>8.2f}  goal {sign} {bar['goal']}")
 
-    def write(self, path: Path) -> None:
-        """The same as JSON."""
-        machine = {"cpu": _cpu_name(), "threads": 1, "python": platform.python_version(), "torch": torch.__version__}
-        path.write_text(json.dumps({"machine": machine, "rows": self.rows, "bars": self.bars}, indent=2) + "\n")
+    def write(self, path: Path, machine: Mapping[str, Any]) -> None:
+        """The same as JSON, with the command that made it."""
+        command = shlex.join(["python", f"eval/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        found = {"machine": machine, "command": command, "rows": self.rows, "bars": self.bars}
+        path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def best_ms(calls: Mapping[str, Callable[[], Any]], seconds: float = 0.3, rounds: int = ROUNDS) -> dict[str, float]:

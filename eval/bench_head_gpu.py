@@ -8,7 +8,6 @@ Without a GPU it says so and ends.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,7 @@ def main() -> None:
     report.show_bars()
     if options.json:
         machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
-        options.json.write_text(
-            json.dumps({"machine": machine, "rows": report.rows, "bars": report.bars}, indent=2) + "\n"
-        )
+        report.write(options.json, machine)
 
 
 def captured_tick(report: Report, dtype: torch.dtype, episodes: int) -> None:
