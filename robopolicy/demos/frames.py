@@ -213,11 +213,14 @@ class GzipReader:
         packed = os.pread(self._file.number, size, offset)
         try:
             # The length is capped: a chunk that unpacks to more than it may is damaged or hostile.
-            raw = packed if filter_mask else zlib.decompressobj().decompress(packed, self._chunk_bytes + 1)
+            stream = zlib.decompressobj()
+            raw = packed if filter_mask else stream.decompress(packed, self._chunk_bytes + 1)
         except zlib.error as error:
             raise DemoFormatError(f"{self._where}: chunk {chunk} is damaged ({error})") from error
         if len(raw) != self._chunk_bytes:
             raise DemoFormatError(f"{self._where}: chunk {chunk} holds {len(raw)} bytes; expected {self._chunk_bytes}")
+        if not (filter_mask or stream.eof):
+            raise DemoFormatError(f"{self._where}: chunk {chunk} is damaged (its checksum is missing)")
         return np.frombuffer(raw, dtype=self.dtype).reshape(self._frames, *self.shape)
 
 

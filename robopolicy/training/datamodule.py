@@ -18,6 +18,7 @@ from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.rows import DemoRows, load_rows
 from robopolicy.demos.store import DemoStore
 from robopolicy.model.normalization import ActionNormalizer, Statistics
+from robopolicy.training.encode import require_one_encoder
 from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
 from robopolicy.training.selection import choose_action_spec, choose_keys, split_names
 from robopolicy.types import ActionSpec, ArraySpec, Batch
@@ -61,6 +62,7 @@ class DemoDataModule(LightningDataModule):
         self._train: DemoRows | None = None
         self._valid: DemoRows | None = None
         self._stores: dict[str, DemoStore] = {}
+        self._token_encoder: dict[str, Any] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Open the files and read what stays in memory; a second call does nothing."""
@@ -70,6 +72,8 @@ class DemoDataModule(LightningDataModule):
         if not data.files:
             raise ConfigError("no demos to train on; give --data.files FILE ...")
         self._readers = [open_demos(path) for path in data.files]
+        if self.experiment.encoder.kind == "precomputed":
+            self._token_encoder = require_one_encoder(self._readers)
         splits = [split_names(reader, data) for reader in self._readers]
         keys, targets = choose_keys(self._readers[0], splits[0][0][0], self.experiment)
         wanted = tuple(dict.fromkeys((*keys, *targets)))
@@ -143,7 +147,7 @@ class DemoDataModule(LightningDataModule):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """JSON-ready facts for the policy's folder: files, seeds, task, control_dt, renderer, versions."""
+        """JSON-ready facts for the policy's folder: files, seeds, task, control_dt, renderer, encoder, versions."""
         about = self._readers[0].attributes
         env_name = str((about.get("env_args") or {}).get("env_name", ""))
         task = self.experiment.task or (env_name.removeprefix("robopolicy/") if "robopolicy/" in env_name else None)
@@ -156,6 +160,7 @@ class DemoDataModule(LightningDataModule):
             "task": task,
             "control_dt": None if rate_hz is None else 1 / rate_hz,
             "renderer": about.get("renderer"),
+            "token_encoder": self._token_encoder,
             "versions": {"robopolicy": __version__, **{name: version(name) for name in ("torch", "numpy", "h5py")}},
         }
 
