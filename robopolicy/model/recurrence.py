@@ -150,7 +150,7 @@ class RecurrentMemory(RecurrentCell):
             return self.run(frame.unsqueeze(-2))[0].squeeze(-2), state
         age = (state.age + 1).clamp(max=self.window)
         staggered = self.history == "window"
-        if packable(self):
+        if packable(self) and not (self.training and self.dropout):
             tensors = packed_cell(self, self.precision).step(frame, state.tensors, staggered)
         elif staggered:
             tensors = self.advance(frame[..., None, :], tuple(shift_in_zero(rows) for rows in state.tensors))

@@ -52,3 +52,14 @@ def test_the_frame_perceptron_is_that_of_robovlms():
     memory = FrameMemory("none", 6, 8, window=1)
     shapes = {name: tuple(weight.shape) for name, weight in memory.state_dict().items()}
     assert shapes == {"mlp.0.weight": (3, 6), "mlp.0.bias": (3,), "mlp.2.weight": (8, 3), "mlp.2.bias": (8,)}
+
+
+@pytest.mark.parametrize("history", ["window", "carry"])
+def test_a_step_in_training_mode_drops_out_as_training_does(history):
+    """Prevents two kinds of forward pass in one mode, depending on whether gradients are on."""
+    memory = make_recurrence("lstm", history, 4, 8, layers=2, window=3, dropout=0.5)
+    frame, state = torch.randn(2, 4), memory.initial_state((2,))
+    with torch.no_grad():
+        assert not torch.equal(memory.step(frame, state)[0], memory.step(frame, state)[0])
+        memory.eval()
+        assert torch.equal(memory.step(frame, state)[0], memory.step(frame, state)[0])
