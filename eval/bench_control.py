@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,10 @@ def trained(folder: str) -> tuple[Stream, ChunkExecutor, ActionSpec]:
 class Watched(SimRobot):
     """Remembers every command."""
 
+    def __init__(self, command_dt: float) -> None:
+        super().__init__("lift", command_dt=command_dt, realtime=True)
+        self.sent: list[tuple[float, ...]] = []
+
     def command(self, command: Command) -> None:
         """Send and keep."""
         super().command(command)
@@ -152,8 +156,7 @@ def on_time(seconds: float, command_dt: float, folder: str | None) -> tuple[list
     executor, stream, spec = ChunkExecutor(CHUNK, CONTROL_DT, action_spec=SPEC), None, SPEC
     if folder is not None:
         stream, executor, spec = trained(folder)
-    with Watched("lift", command_dt=command_dt, realtime=True) as robot:
-        robot.sent = []
+    with closing(Watched(command_dt)) as robot:
         inference = ThreadedInference(robot, stream or Circling(), realtime=True)
         loop = ControlLoop(robot, inference, executor, spec, realtime=True)
         statistics = loop.run(seconds)
@@ -224,8 +227,7 @@ def timing_row(measured: str, figures: Mapping[str, float]) -> dict[str, Any]:
 
 def stops(fault: str, command_dt: float) -> tuple[list[dict], list[dict]]:
     """The policy's server is killed, frozen or cut off while the arm moves: how soon it rests, and how."""
-    with server() as (process, port), Watched("lift", command_dt=command_dt, realtime=True) as robot:
-        robot.sent = []
+    with server() as (process, port), closing(Watched(command_dt)) as robot:
         client = PolicyClient("127.0.0.1", port, timeout_s=5.0)
         inference = ThreadedInference(robot, ServedStream(client), realtime=True)
         executor = ChunkExecutor(CHUNK, CONTROL_DT, action_spec=SPEC)
@@ -236,29 +238,26 @@ def stops(fault: str, command_dt: float) -> tuple[list[dict], list[dict]]:
             if not happened_s and time.monotonic() - began_s > 3.0:
                 happened_s.append(time.monotonic())
                 if fault == "drop":
-                    client._connection.socket.shutdown(2)
+                    client._connection.socket.shutdown(2)  # type: ignore[union-attr]
                 else:
                     os.kill(process.pid, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
             return False
 
         began_s = time.monotonic()
         statistics = loop.run(20.0, strike)
-        noticed_s = statistics.stop_s and robot.sent[-1][0] - statistics.stop_s[-1] - happened_s[0]
+        noticed_ms = 1e3 * (robot.sent[-1][0] - statistics.stop_s[-1] - happened_s[0])
         commands = np.array(robot.sent)
         worst = worst_shares(robot, commands[:, 0], commands[:, 1:])
     if not loop.stopped:
         raise SystemExit(f"{fault}: the loop did not stop")
     rows = [
         {"measured": f"{fault}: {loop.stopped}"[:70], "count": 1},
-        {"measured": f"{fault}: from the fault to the brake [ms]", "count": 1e3 * float(noticed_s)},
+        {"measured": f"{fault}: from the fault to the brake [ms]", "count": noticed_ms},
         {"measured": f"{fault}: from the brake to rest [ms]", "count": 1e3 * statistics.stop_s[-1]},
     ]
     derivatives = max(worst[name] for name in ("velocity", "acceleration", "jerk"))
-    slack_s = (
-        2 * CONTROL_DT
-    )  # the newest chunk's observation, whose age counts, is up to this much younger than the fault
     return rows, [
-        bar(f"{fault}: brake begins after [ms]", 1e3 * float(noticed_s), 1e3 * DEADLINE_S, "lower"),
+        bar(f"{fault}: brake begins after [ms]", noticed_ms, 1e3 * DEADLINE_S, "lower"),
         bar(f"{fault}: velocity, acceleration, jerk, share of their limits", derivatives, 1.0 + 1e-6, "lower"),
     ]
 

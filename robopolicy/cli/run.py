@@ -86,7 +86,10 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--json", type=str | None, default=None, help="where to write the figures as JSON")
     for field in fields(ExecutionConfig):
         parser.add_argument(
-            f"--execution.{field.name}", type=field.type | None, default=None, help="as trained if not given"
+            f"--execution.{field.name}",
+            type=field.type | None,  # type: ignore[operator]
+            default=None,
+            help="as trained if not given",
         )
     return parser
 

@@ -110,7 +110,8 @@ class ControlLoop:
         profile = self.robot.profile
         slow = JointSmoother(profile, self.robot.command_dt, self.executor.control_dt, share=HOMING_SHARE)
         slow.start(self.smoother.state[0])
-        if slow.aim(np.asarray(profile.home_rad if home_rad is None else home_rad, np.float64)) == "kept":
+        home = np.asarray(profile.home_rad if home_rad is None else home_rad, np.float64)
+        if slow.aim(home, np.zeros_like(home)) == "kept":
             raise ValueError(
                 f"{profile.name}: the way home breaks a limit; move the robot nearer by its own means first"
             )
@@ -272,7 +273,9 @@ class ControlLoop:
         self._moved = True
         targets = limit_targets(profile, asked, qpos, np.float64(self._opening_m))
         self._opening_m = float(targets.gripper_opening_m)
-        why = self.smoother.aim(targets.joint_position_rad)
+        ahead = targets.joint_position_rad - self.smoother.state[0]
+        absolute = self.action_spec.kind == "absolute"
+        why = self.smoother.aim(targets.joint_position_rad, None if absolute else ahead / self.executor.control_dt)
         limited = [kind for kind, changed in targets.limited.items() if changed]
         return targets.joint_position_rad, limited + ([why] if why else [])
 

@@ -25,6 +25,8 @@ TOOL_SPEED_SHARE = 0.95
 POSITION_SLACK_RAD = 2.5e-4
 WORKSPACE_SLACK_M = 5e-4
 """What a trajectory may do between two samples: acceleration * SAMPLE_DT^2 / 8."""
+HEADING_SHARE = 0.9
+"""Share of the velocity limits at which a target may be passed."""
 STRETCHES = (2.0, 4.0, 8.0)
 """Durations tried, in control steps, where the tool would be too fast."""
 
@@ -95,23 +97,32 @@ class JointSmoother:
             self._rest, self._motion = self._motion.at(self._motion.duration_s)[0], None
         return self.state[0]
 
-    def aim(self, target: Float[np.ndarray, " joints"]) -> str | None:
+    def aim(
+        self, target: Float[np.ndarray, " joints"], heading_rad_s: Float[np.ndarray, " joints"] | None = None
+    ) -> str | None:
         """Head for `target` [rad], which lies within the position limits, from the present state on.
+
+        It is passed at `heading_rad_s`, however far it is; or without that at the velocity from the last target to this
+        one if it is within reach of one control step, and else it is where the motion ends.
 
         Gives None if it will be reached one control step from now; else what stands against it: `motion` (velocity,
         acceleration or jerk: it is reached later), `tool` (tool speed or workspace: it is reached later), `kept` (it
         can't be reached from here without breaking a limit: the motion under way goes on).
         """
-        heading = np.clip((target - self._target) / self.control_dt, -0.9 * self._velocity, 0.9 * self._velocity)
+        heading = (target - self._target) / self.control_dt if heading_rad_s is None else heading_rad_s
+        heading = heading.clip(-HEADING_SHARE * self._velocity, HEADING_SHARE * self._velocity)
         self._target = np.array(target, np.float64)
         passing = self._motion_to(target, heading, self.control_dt)
-        if passing is not None and passing.aimed_s <= 1.5 * self.control_dt:
-            return self._follow(passing)
-        stopping = self._motion_to(target, 0 * heading, self.control_dt)
-        for motion in (stopping, passing):
-            if motion is not None:
-                self._follow(motion)
-                return None if motion.aimed_s <= 1.5 * self.control_dt else "motion"
+        in_time_s = 1.5 * self.control_dt
+        if passing is None or passing.aimed_s > in_time_s:
+            stopping = self._motion_to(target, 0 * heading, self.control_dt)
+            late = [motion for motion in (stopping, passing) if motion is not None]
+            if heading_rad_s is not None:
+                late.sort(key=lambda motion: motion.aimed_s)
+            passing = late[0] if late else None
+        if passing is not None:
+            self._follow(passing)
+            return None if passing.aimed_s <= in_time_s else "motion"
         for stretch in STRETCHES:
             motion = self._motion_to(target, 0 * heading, stretch * self.control_dt)
             if motion is not None:

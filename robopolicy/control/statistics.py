@@ -46,14 +46,18 @@ class LoopStatistics:
     stop_s: list[float] = field(default_factory=list)
     """From the cause of each controlled stop to rest."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready summary; times as percentiles in milliseconds."""
+    def to_dict(self, last_steps: int | None = None) -> dict[str, Any]:
+        """A JSON-ready summary; times as percentiles in milliseconds, of the last so many steps or of all."""
+        commands = None if last_steps is None else round(last_steps * self.control_dt / self.command_dt)
         names = ("deviation", "command_deviation", "latency", "slack")
         counts = ("steps", "commands", "overruns", "missed_steps", "missed_frames", "held", "late_chunks")
         return {
             "rate_hz": self.rate_hz,
             **{name: getattr(self, name) for name in counts},
-            **{f"{name}_ms": percentiles_ms(getattr(self, f"{name}_s")) for name in names},
+            **{
+                f"{name}_ms": percentiles_ms(getattr(self, f"{name}_s"), commands if "command" in name else last_steps)
+                for name in names
+            },
             "limited": dict(self.limited),
             "stops": list(self.stops),
             "stop_ms": [1e3 * time_s for time_s in self.stop_s],
@@ -65,17 +69,21 @@ class LoopStatistics:
         return (self.steps - 1) / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
 
-def percentiles_ms(times_s: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p99 and the extremes of times [s], in milliseconds; empty where there are none."""
+def percentiles_ms(times_s: Sequence[float], last: int | None = None) -> dict[str, float]:
+    """p50, p90, p99 and the extremes of times [s], or of the last so many, in milliseconds; empty where there are none."""
     if not times_s:
         return {}
-    values = np.percentile(1e3 * np.asarray(times_s), [0, 50, 90, 99, 100])
+    values = np.percentile(1e3 * np.asarray(times_s[-last:] if last else times_s), [0, 50, 90, 99, 100])
     return dict(zip(("min", "p50", "p90", "p99", "max"), map(float, values), strict=True))
+
+
+LIVE_STEPS = 400
+"""Control steps that the live table looks back on; all of them would hold up the commands."""
 
 
 def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Table:
     """The present figures as a rich table, to be shown again and again."""
-    figures = statistics.to_dict()
+    figures = statistics.to_dict(LIVE_STEPS)
     table = Table(title=title, title_justify="left")
     for column in ("", "p50", "p99", "max"):
         table.add_column(column, justify="right" if column else "left")
