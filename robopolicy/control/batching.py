@@ -62,10 +62,10 @@ class InferenceThread:
         self._thread.start()
         self._warm.result()
 
-    def stop(self) -> None:
-        """End the thread after the requests already handed in."""
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End the thread after the requests already handed in; one that hangs is left behind [s]."""
         self._requests.put(None)
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     async def answer(self, session: Session, data: bytes) -> bytes:
         """The reply to a client's message.

@@ -102,6 +102,8 @@ def serve(
     tls = tls_context(tls_cert, tls_key)
     reader = ObservationReader(spec, KeyMapping.read(mapping))
     server = PolicyServer(policy, reader, host=host, port=port, api_key=api_key, tls=tls, limits=limits)
+    if tls is None and not is_loopback(host):
+        logger.warning("without --tls-cert, the key and the pictures travel readable for everyone on the way")
     asyncio.run(server.run(on_ready))
 
 
