@@ -63,7 +63,7 @@ class InferenceThread:
         self._warm.result()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread after the requests already handed in; one that hangs is left behind [s]."""
+        """End the thread after the requests already handed in; one that hangs longer than `timeout_s` is left behind."""
         self._requests.put(None)
         self._thread.join(timeout_s)
 
