@@ -9,12 +9,8 @@ by what they take of caches and memory; the best of many calls counts, ours and 
 """
 
 import argparse
-import json
 import os
 import platform
-import shlex
-import sys
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -22,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from head_measure import Report, best_ms, packed_rate
 from head_peers import CarriedStep, OnnxStep, WindowRerun, lstm_of
 from torch import Tensor, nn
 
 from robopolicy import ActionSpec, PolicyHead
 from robopolicy.model.streaming import History
 
-ROUNDS = 4
 ACTION = ActionSpec(arm=6, gripper=1)
 
 
@@ -53,57 +49,6 @@ def main() -> None:
     if options.json:
         machine = {"cpu": _cpu_name(), "threads": 1, "python": platform.python_version(), "torch": torch.__version__}
         report.write(options.json, machine | {"load_average": os.getloadavg()[1]})
-
-
-class Report:
-    """Rows of a table, and bars that are passed or not."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.bars: list[dict[str, Any]] = []
-
-    def row(self, section: str, name: str, ms: float, note: str = "") -> None:
-        """One measurement [ms], printed at once."""
-        if not self.rows or self.rows[-1]["section"] != section:
-            print(f"\n{section}")
-        print(f"  {name:<58}{ms:>12.3f} ms   {note}", flush=True)
-        self.rows.append({"section": section, "name": name, "ms": ms, "note": note})
-
-    def bar(self, name: str, value: float, goal: float, better: str) -> None:
-        """One goal."""
-        passed = value >= goal if better == "higher" else value <= goal
-        self.bars.append({"name": name, "value": value, "goal": goal, "better": better, "passed": passed})
-
-    def show_bars(self) -> None:
-        """Print the bars."""
-        print()
-        for bar in self.bars:
-            sign = ">=" if bar["better"] == "higher" else "<="
-            verdict = "passed" if bar["passed"] else "MISSED"
-            print(f"  {verdict}  {bar['name']:<66}{bar['value']:>8.2f}  goal {sign} {bar['goal']}")
-
-    def write(self, path: Path, machine: Mapping[str, Any]) -> None:
-        """The same as JSON, with the command that made it."""
-        command = shlex.join(["python", f"eval/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-        found = {"machine": machine, "command": command, "rows": self.rows, "bars": self.bars}
-        path.write_text(json.dumps(found, indent=2) + "\n")
-
-
-def best_ms(calls: Mapping[str, Callable[[], Any]], seconds: float = 0.3, rounds: int = ROUNDS) -> dict[str, float]:
-    """The least CPU time of each call [ms], all taken in turn `rounds` times for about `seconds` each."""
-    best = dict.fromkeys(calls, float("inf"))
-    for call in calls.values():
-        call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            spent = 0.0
-            while spent < seconds:
-                start = time.thread_time()
-                call()
-                taken = time.thread_time() - start
-                best[name] = min(best[name], taken * 1e3)
-                spent += taken
-    return best
 
 
 def machine_bounds(report: Report) -> dict[str, float]:
@@ -221,7 +166,7 @@ def many_episodes(report: Report, episodes: int) -> None:
     for _ in range(head.window - 1):
         rerun.frames.append(head.pool(tokens))
     calls = {"nn.LSTM, window run again": lambda: rerun(tokens), "ours, window, float32": tick(head, tokens)}
-    ms = best_ms(calls, seconds=0.1, rounds=3 if episodes < 1000 else 1)
+    ms = best_ms(calls, seconds=0.1, rounds=3 if episodes < 1000 else 2)
     rate = packed_rate()
     flops = tick_flops(head, episodes)
     for name, taken in ms.items():
@@ -297,16 +242,6 @@ def training_step(report: Report) -> None:
     report.bar("training step, float32: times faster than nn.LSTM", peer / ms["ours, float32"], 1.5, "higher")
     gain = peer / ms["ours, bf16 (training.precision)"]
     report.bar("training step, bf16: times faster than float32 nn.LSTM", gain, 1.5, "higher")
-
-
-def packed_rate() -> float:
-    """Best rate of one thread over large matrices [FLOP/ms], by oneDNN's packed product."""
-    size = 2048
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    with torch.no_grad():
-        packed = torch.ops.mkldnn._reorder_linear_weight(right, size)
-        call = {"packed": lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")}
-        return 2 * size**3 / best_ms(call)["packed"]
 
 
 def tick(head: PolicyHead, tokens: Tensor) -> Callable[[], Tensor]:

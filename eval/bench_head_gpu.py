@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_head import ACTION, Report, tick_flops
+from bench_head import ACTION, tick_flops
+from head_measure import Report
 
 from robopolicy import PolicyHead
 
