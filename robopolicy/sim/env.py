@@ -197,7 +197,11 @@ class RobotVectorEnv(VectorEnv):
 
     def _targets(self, actions: Float[np.ndarray, "worlds 7"]) -> Float[np.ndarray, "worlds 9"]:
         """Joint targets [rad] and finger targets [m] of an action."""
-        clipped = np.minimum(np.maximum(np.asarray(actions, np.float64), -1.0), 1.0)
+        wanted = np.asarray(actions, np.float64)
+        if not np.isfinite(wanted).all():
+            worlds = np.flatnonzero(~np.isfinite(wanted).all(1)).tolist()
+            raise ValueError(f"actions of worlds {worlds} are not finite numbers; the policy that gave them is broken")
+        clipped = np.minimum(np.maximum(wanted, -1.0), 1.0)
         qpos = self.physics.qpos[:, :ARM_JOINTS]
         posture = POSTURE_GAIN * (self.scene.home_qpos[:ARM_JOINTS] - qpos)
         step = damped_least_squares(self._jacobian, clipped[:, :6] * _SCALE, posture=posture)

@@ -128,6 +128,16 @@ def test_actions_beyond_one_are_clipped():
     assert_same(one.step(np.ones((1, 7)))[0], huge.step(np.full((1, 7), 50.0))[0])
 
 
+def test_an_action_that_is_no_number_is_refused():
+    """MuJoCo would quietly reset the world, and the episode would go on as another one."""
+    env = RobotVectorEnv("lift", 3)
+    env.reset(seed=0)
+    actions = np.zeros((3, 7))
+    actions[1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"actions of worlds \[1\] are not finite numbers"):
+        env.step(actions)
+
+
 def test_terminated_is_an_end_and_truncated_the_time_limit():
     """Learners bootstrap from truncated states only."""
     env = RobotVectorEnv("reach", 2, max_episode_steps=5)

@@ -29,3 +29,14 @@ def test_seeding_is_reproducible_and_unseeded_resets_go_on():
     assert info["instruction"] == again_info["instruction"]
     np.testing.assert_array_equal(first["cube_red"], again["cube_red"])
     assert not np.array_equal(first["cube_red"], second["cube_red"])
+
+
+def test_render_gives_the_front_picture():
+    """A video recorder gets nothing from an environment that only has observations."""
+    pytest.importorskip("mujoco_warp", reason="pictures need the extra 'sim'")
+    env = RobotEnv("lift", render_mode="rgb_array")
+    obs, _ = env.reset(seed=0)
+    picture = env.render()
+    assert picture is not None
+    assert picture.shape == (64, 64, 3)
+    np.testing.assert_array_equal(picture, obs["front"])
