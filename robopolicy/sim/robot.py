@@ -17,6 +17,7 @@ from robopolicy.control.profile import RobotProfile, read_profile
 from robopolicy.control.robot import FixedGrid, RobotError, SystemClock, request_realtime
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.scene import ARM_JOINTS
+from robopolicy.sim.tasks import make_task
 from robopolicy.types import Command, Observation
 
 START_TIMEOUT_S = 180.0
@@ -60,6 +61,7 @@ class SimRobot:
         realtime: bool = False,
         task_options: dict[str, Any] | None = None,
     ) -> None:
+        make_task(task, **(task_options or {}))  # an unknown one is refused before a process is started
         self.profile = read_profile("panda")
         self.command_dt, self.timeout_s = command_dt, timeout_s
         context = multiprocessing.get_context("spawn")

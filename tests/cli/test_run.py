@@ -1,0 +1,41 @@
+"""`robopolicy run` from its arguments: refusals in one line, and a record replayed on the simulated robot."""
+
+import json
+
+import pytest
+
+from robopolicy.cli.run import run
+from robopolicy.config import ConfigError
+from robopolicy.demos.hdf5 import DemoFile
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--robot", "sim"], "give one of: a policy's folder, --server"),
+        (["somewhere", "--server", "localhost:8000", "--robot", "sim"], "give one of"),
+        (["--replay", "DEMOS", "--demo", "demo_99", "--robot", "sim"], "no demo_99 in .* it has demo_0 .. demo_4"),
+        (["--replay", "DEMOS", "--robot", "sim"], "which task"),
+        (["--replay", "DEMOS", "--robot", "ur5"], "expected sim, ws://HOST:PORT or rosbridge://HOST:PORT"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_moves(tiny_demos, arguments, message):
+    """A traceback, or a robot that starts without knowing what it shall do."""
+    with pytest.raises(ConfigError, match=message):
+        run([str(tiny_demos) if argument == "DEMOS" else argument for argument in arguments])
+
+
+def test_a_demo_is_replayed_recorded_and_summed_up(tiny_demos, tmp_path, capsys):
+    """A run that leaves nothing behind to look at, or a record that can't be opened."""
+    record, figures = tmp_path / "run.hdf5", tmp_path / "run.json"
+    arguments = ["--replay", str(tiny_demos), "--robot", "sim", "--task", "reach", "--realtime", "false"]
+    options = ["--command-hz", "200", "--deadline", "2.0", "--record", str(record), "--json", str(figures)]
+    assert run([*arguments, *options]) == 0
+    with DemoFile(record) as file:
+        demo = file.read(file.names[0])
+    assert 8 <= len(demo) <= 12
+    assert demo.actions.shape[1] == 7
+    told = json.loads(figures.read_text())
+    assert told["steps"] >= len(demo)
+    assert told["stops"] == []
+    assert "success   no" in capsys.readouterr().out

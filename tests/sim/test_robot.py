@@ -1,0 +1,105 @@
+"""The simulated robot: a process of its own that can be driven, frozen and killed."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from robopolicy.control.executor import ChunkExecutor
+from robopolicy.control.inference import Replay
+from robopolicy.control.limits import joint_targets
+from robopolicy.control.loop import ControlLoop
+from robopolicy.control.profile import read_profile
+from robopolicy.control.robot import RobotError
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.robot import SimRobot
+from robopolicy.sim.scene import ARM_JOINTS
+from robopolicy.types import ActionSpec, Command
+
+EE = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
+
+
+@pytest.fixture(scope="module")
+def robot() -> Iterator[SimRobot]:
+    with SimRobot("reach", seed=3, command_dt=0.005, deadline_s=0.2, timeout_s=2.0) as made:
+        yield made
+
+
+def test_an_action_means_the_same_joint_targets_on_the_robot_as_in_the_environment():
+    """A success in the simulator that was earned by other code than the robot's."""
+    env = RobotVectorEnv("reach", 3)
+    env.reset(seed=0)
+    actions = np.random.default_rng(0).uniform(-0.15, 0.15, (3, 7))
+    profile, qpos = read_profile("panda"), env.physics.qpos[:, :ARM_JOINTS].copy()
+    asked = joint_targets(profile, EE, actions, qpos, env.control_dt)
+    in_env = env._targets(actions)
+    np.testing.assert_allclose(asked.joint_position_rad, in_env[:, :ARM_JOINTS], atol=1e-9)
+    np.testing.assert_allclose(asked.gripper_opening_m, in_env[:, ARM_JOINTS:].sum(-1), atol=1e-12)
+    np.testing.assert_allclose(profile.home_rad, env.scene.home_qpos[:ARM_JOINTS], atol=1e-12)
+    env.close()
+
+
+def test_an_unknown_task_is_refused_before_a_process_is_started():
+    """A traceback of a child process, and a parent that waits for ever."""
+    with pytest.raises((ValueError, KeyError), match="juggle"):
+        SimRobot("juggle")
+
+
+def test_the_robot_shows_what_its_tasks_environment_shows_and_starts_anew_by_seed(robot):
+    """A policy that finds other keys on the robot than in its demos."""
+    env = RobotVectorEnv("reach", 1)
+    obs, info = env.reset(seed=3)
+    robot.reset(3)
+    seen = robot.observe()
+    assert {key: value.shape for key, value in seen.obs.items()} == {key: rows[0].shape for key, rows in obs.items()}
+    np.testing.assert_allclose(seen.obs["cube_red"][:2], obs["cube_red"][0, :2], atol=1e-3)
+    assert seen.instruction == info["instruction"][0]
+    assert not robot.success
+    env.close()
+
+
+def test_the_arm_goes_where_the_control_loop_sends_it(robot):
+    """Commands that never reach the joints, or reach them scaled."""
+    robot.reset(4)
+    actions = np.tile(np.float32([0.3, 0, 0, 0, 0, 0, -1]), (20, 1))
+    replay = Replay(robot, actions)
+    loop = ControlLoop(robot, replay, ChunkExecutor(1, 0.05, action_spec=EE), EE, deadline_s=2.0)
+    before = robot.observe().obs["ee_pose"]
+    loop.run(5.0, lambda: replay.finished)
+    moved = robot.observe().obs["ee_pose"] - before
+    assert loop.stopped is None
+    assert 0.05 < moved[0] < 0.35
+    assert np.abs(moved[1:3]).max() < 0.02
+
+
+def test_commands_that_cease_in_mid_motion_leave_the_arm_at_rest_and_are_refused_from_then_on(robot):
+    """A simulator that is kinder than a real robot's controller hides a loop that dies."""
+    robot.reset(5)
+    home, began_s = robot.qpos(), time.monotonic()
+    for step in range(1, 80):
+        t_s = step * 0.005
+        robot.command(Command(home + 0.3 * (t_s - 0.1 * (1 - np.exp(-t_s / 0.1))), 0.08, began_s + t_s))
+        time.sleep(0.005)
+    time.sleep(1.0)
+    rested = robot.qpos()
+    time.sleep(0.1)
+    np.testing.assert_allclose(robot.qpos(), rested, atol=1e-3)
+    with pytest.raises(RobotError, match="stopped itself"):
+        robot.command(Command(rested, 0.08, time.monotonic()))
+
+
+def test_a_frozen_or_killed_process_is_a_robot_that_is_lost():
+    """Commands into shared memory that nobody reads any more."""
+    with SimRobot("reach", command_dt=0.005, timeout_s=0.5) as robot:
+        assert robot.process.pid is not None
+        os.kill(robot.process.pid, signal.SIGSTOP)
+        time.sleep(0.7)
+        with pytest.raises(RobotError, match="has stood still for"):
+            robot.command(Command(robot.qpos(), 0.08, time.monotonic()))
+        os.kill(robot.process.pid, signal.SIGKILL)
+        robot.process.join()
+        with pytest.raises(RobotError, match="has ended"):
+            robot.observe()
