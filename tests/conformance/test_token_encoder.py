@@ -41,6 +41,7 @@ class Case:
 
 CASES = {
     "keys": Case("keys", LOW_DIM, {}),
+    "keys, alike": Case("keys", {**LOW_DIM, "cube_red": ArraySpec((3,)), "cube_blue": ArraySpec((3,))}, {}),
     "pixels": Case(
         "pixels", {**LOW_DIM, "front": ArraySpec((24, 32, 3), "uint8"), "wrist": ArraySpec((16, 16, 3), "uint8")}, {}
     ),

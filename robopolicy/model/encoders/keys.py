@@ -1,4 +1,4 @@
-"""Low-dimensional observations: one token per key, and one for what the instruction names among them."""
+"""Low-dimensional observations: one token per key, and one that sees them together."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,13 @@ from robopolicy.model.text import TextTokens
 
 
 class KeysEncoder(TokenEncoder):
-    """A token per key, a token for the named keys beside all others, then the instruction's.
+    """A token per key, a token that sees them together, then the instruction's.
 
-    Keys of equal width, such as the poses of several objects, are alike: the sentence chooses among them by attention,
-    and one perceptron sees the chosen values beside the other keys. So what to do with an object is learned once, from the
-    demos of all of them. The alike keys' own tokens come from one shared perceptron and fade where they are not chosen:
-    a token per object for each instruction would remember the training scenes instead.
+    Keys of equal width and of one name but for its last word, such as `cube_red` and `cube_blue`, are alike: the sentence
+    chooses among them by attention, and the common token sees the chosen values beside all other keys. So what to do
+    with an object is learned once, from the demos of all of them. The alike keys' own tokens come from one shared
+    perceptron and fade where they are not chosen: a token per object for each instruction would remember the training
+    scenes instead. A policy that is told nothing sees every key as it is.
     """
 
     def __init__(
@@ -33,9 +34,9 @@ class KeysEncoder(TokenEncoder):
         if not key_widths:
             raise ValueError("encoder keys needs at least one low-dimensional observation key; give --data.obs_keys")
         self.token_width = width
-        alike: dict[int, list[str]] = {}
+        alike: dict[tuple[str, int], list[str]] = {}
         for key, d in key_widths.items():
-            alike.setdefault(d, []).append(key)
+            alike.setdefault((key.rpartition("_")[0] or key, d), []).append(key)
         self.groups = tuple(tuple(keys) for keys in alike.values() if len(keys) > 1) if text_width else ()
         grouped = {key for keys in self.groups for key in keys}
         self.single = tuple(key for key in key_widths if key not in grouped)
@@ -45,8 +46,8 @@ class KeysEncoder(TokenEncoder):
         self.choosers = nn.ModuleList(Chooser(sentence, len(keys), choices) for keys in self.groups)
         chosen = sum(choices * key_widths[keys[0]] for keys in self.groups)
         inputs = chosen + sum(key_widths[key] for key in self.single) + sentence
-        self.named = perceptron(inputs, hidden, width) if self.groups else None
-        self.token_count = len(key_widths) + bool(self.groups) + text_tokens
+        self.together = perceptron(inputs, hidden, width)
+        self.token_count = len(key_widths) + 1 + text_tokens
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`; the tokens of single keys come first, then those of alike keys."""
@@ -54,13 +55,13 @@ class KeysEncoder(TokenEncoder):
         tokens = [
             network(told(value, text))[..., None, :] for value, network in zip(values, self.networks, strict=True)
         ]
-        if self.named is not None and text is not None:
+        if text is not None:
             for keys, chooser, shared in zip(self.groups, self.choosers, self.shared, strict=True):
                 alike = torch.stack([obs[key] for key in keys], dim=-2)
                 weights = chooser(text.sentence)
                 values.append((weights @ alike).flatten(-2))
                 tokens.append(shared(alike) * weights.amax(dim=-2)[..., None])
-            tokens.append(self.named(told(torch.cat(values, dim=-1), text))[..., None, :])
+        tokens.append(self.together(told(torch.cat(values, dim=-1), text))[..., None, :])
         return Encoding(*append_text(torch.cat(tokens, dim=-2), text), predictions={})
 
 
