@@ -124,11 +124,11 @@ class InferenceThread:
                 self._answer([request])
             return
         infer_s = time.monotonic() - began_s
-        self.metrics.observe("batch_size", len(requests))
-        self.metrics.observe("infer_seconds", infer_s)
         for request, rows, after in zip(requests, actions, state.split(1), strict=True):
             request.session.state = after
             self._reply(request, rows, infer_s)
+        self.metrics.observe("batch_size", len(requests))
+        self.metrics.observe("infer_seconds", infer_s)
 
     def _forward(self, observations: Sequence[Mapping[str, Any]], state: Any) -> tuple[np.ndarray, Any]:
         batch: dict[str, Any] = {key: _stacked([seen[key] for seen in observations]) for key in self.spec.observation}

@@ -205,7 +205,7 @@ class PolicyServer:
             pass
         except ProtocolError as error:
             self.metrics.count("errors_total")
-            logger.warning("%s: %s", session.name, error)
+            logger.warning("%s: %s", session.name, str(error))  # not the error: a log must not keep its message alive
             await self._refuse(connection, str(error))
         finally:
             self._busy.discard(connection)
