@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,29 @@ LATER = ("tokens",)
 """Parts that may be added to a demo after it was written; not covered."""
 
 
-def checksums_of(demo: Demo) -> dict[str, int]:
+def with_checksums(demo: Demo) -> Demo:
+    """The demo with the attribute that `verified` looks for; one that it has already is made anew."""
+    return replace(demo, attributes={**demo.attributes, ATTRIBUTE: json.dumps(_checksums(demo))})
+
+
+def verified(demo: Demo, where: str) -> Demo:
+    """The demo without that attribute, after those parts that were read were compared with it; as it is if it has none.
+
+    Raises:
+        DemoFormatError: a part is not what it was when it was written.
+    """
+    if ATTRIBUTE not in demo.attributes:
+        return demo
+    bare = replace(demo, attributes={key: value for key, value in demo.attributes.items() if key != ATTRIBUTE})
+    written = _parsed(demo.attributes[ATTRIBUTE])
+    changed = sorted(key for key, value in _checksums(bare).items() if written.get(key, value) != value)
+    if changed or "actions" not in written:
+        parts = ", ".join(changed) or ATTRIBUTE
+        raise DemoFormatError(f"{where}: {parts} changed since it was written; damaged, copy the file again")
+    return bare
+
+
+def _checksums(demo: Demo) -> dict[str, int]:
     """CRC-32 of every array as the file stores it, and of everything else that the demo says, as `attributes`."""
     arrays = {"actions": demo.actions, **{f"obs/{key}": values for key, values in demo.obs.items()}}
     arrays |= {key: getattr(demo, key) for key in STEP_ARRAYS if key not in LATER and getattr(demo, key) is not None}
@@ -24,18 +47,13 @@ def checksums_of(demo: Demo) -> dict[str, int]:
     return {key: _crc(values) for key, values in arrays.items()} | {"attributes": _crc_text(said)}
 
 
-def verify(demo: Demo, expected: Mapping[str, Any], where: str) -> None:
-    """Compare those parts that were read with what they were when they were written.
-
-    Raises:
-        DemoFormatError: a part differs.
-    """
-    found = checksums_of(demo)
-    changed = sorted(key for key, value in found.items() if key in expected and expected[key] != value)
-    if changed:
-        raise DemoFormatError(
-            f"{where}: {', '.join(changed)} changed since it was written; damaged, copy the file again"
-        )
+def _parsed(text: Any) -> dict[str, Any]:
+    """The attribute as a dictionary; empty where it is damaged itself."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _crc(values: np.ndarray) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from robopolicy.demos.checksums import ATTRIBUTE, checksums_of, verify
+from robopolicy.demos.checksums import verified, with_checksums
 from robopolicy.demos.formats.base import DemoReader, ReaderBase, action_spec_of
 from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
@@ -50,7 +50,7 @@ class RobomimicFormat:
             data, total = group_in(file, "data", target.name), 0
             for name in names:
                 demo = source.read(name)
-                write_demo(data.create_group(name), _with_checksums(demo))
+                write_demo(data.create_group(name), with_checksums(demo))
                 total += len(demo)
             data.attrs["total"] = total
         with DemoWriter(target, resume=True) as writer:
@@ -85,9 +85,7 @@ class RobomimicReader(ReaderBase):
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One demo; its instruction is looked for in `ep_meta` too, where RoboCasa keeps it."""
-        demo = self._file.read(name, keys)
-        if (expected := demo.attributes.get(ATTRIBUTE)) is not None:
-            verify(demo, _checksums(expected), f"{self.path.name}, {name}")
+        demo = verified(self._file.read(name, keys), f"{self.path.name}, {name}")
         if demo.instruction is None and (language := _language(demo.attributes.get("ep_meta"))):
             return replace(demo, instruction=language)
         return demo
@@ -144,19 +142,6 @@ def robosuite_action_facts(env_args: Mapping[str, Any]) -> dict[str, Any]:
         return facts
     delta = controller.get("input_type", "delta" if controller.get("control_delta", True) else "absolute") == "delta"
     return {**facts, "space": space, "kind": "delta" if delta and space != "joint_velocity" else "absolute"}
-
-
-def _with_checksums(demo: Demo) -> Demo:
-    return replace(demo, attributes={**demo.attributes, ATTRIBUTE: json.dumps(checksums_of(demo))})
-
-
-def _checksums(text: Any) -> dict[str, Any]:
-    """The parsed attribute; one that is damaged itself matches nothing."""
-    try:
-        found = json.loads(text)
-    except (TypeError, ValueError):
-        found = None
-    return found if isinstance(found, dict) and "actions" in found else {"actions": None}
 
 
 def _language(ep_meta: Any) -> str | None:
