@@ -46,7 +46,7 @@ def test_expert_solves_five_hundred_seeds(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["reach", "lift", "place", "drawer", "recall"])
+@pytest.mark.parametrize("task", ["reach", "lift", "place", "stack", "drawer", "recall"])
 def test_expert_finds_back_after_disturbances(task):
     """Disturbed demonstrations (DART) must still end well, or they are thrown away."""
     assert success_rate(task, episodes=500, first_seed=0, noise=NOISE)[0] >= 0.97
