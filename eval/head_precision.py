@@ -5,6 +5,8 @@ python eval/head_precision.py RUN [--task lift] [--episodes 200] [--seed 30000] 
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -45,7 +47,8 @@ def main() -> None:
         )
     env.close()
     if options.json:
-        options.json.write_text(json.dumps({"task": options.task, "seed": options.seed, "rows": rows}, indent=2) + "\n")
+        command = shlex.join(["python", f"eval/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        options.json.write_text(json.dumps({"command": command, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
