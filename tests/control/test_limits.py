@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from robopolicy.control.kinematics import pose_and_jacobian
 from robopolicy.control.limits import Targets, joint_targets, limit_targets, outside_workspace
-from robopolicy.control.profile import RobotProfile, read_profile
+from robopolicy.control.profile import read_profile
 from robopolicy.types import ActionSpec
 
 PROFILE = read_profile("panda")
@@ -155,50 +155,3 @@ def test_a_robot_found_outside_may_come_back_but_not_leave_further():
     further[3] -= 0.02
     np.testing.assert_allclose(limited(JOINTS, back, outside).joint_position_rad, back)
     np.testing.assert_allclose(limited(JOINTS, further, outside).joint_position_rad, outside)
-
-
-def test_shipped_profiles_have_the_data_sheets_limits_and_the_sims_home():
-    """A transposed digit in a limit of a real robot."""
-    panda, fr3 = read_profile("panda"), read_profile("fr3")
-    assert panda.velocity_rad_s == (2.175,) * 4 + (2.61,) * 3
-    assert panda.acceleration_rad_s2 == (15.0, 7.5, 10.0, 12.5, 15.0, 20.0, 20.0)
-    assert panda.jerk_rad_s3 == (7500.0, 3750.0, 5000.0, 6250.0, 7500.0, 10000.0, 10000.0)
-    assert panda.position_upper_rad == (2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973)
-    assert fr3.velocity_rad_s == (2.62,) * 4 + (5.26, 4.18, 5.26)
-    assert fr3.jerk_rad_s3 == (5000.0,) * 7
-    assert outside_workspace(panda, tool(np.asarray(panda.home_rad))) < 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"speed": 1.0}, "speed"),
-        ({"velocity_rad_s": [1.0, 2.0]}, "velocity_rad_s has 2 entries for 7 joints"),
-        ({"jerk_rad_s3": [0.0] * 7}, "jerk_rad_s3 is .* expected positive numbers"),
-        ({"speed_m_s": float("nan")}, "speed_m_s is nan; expected finite numbers"),
-        ({"home_rad": [0.0] * 7}, "panda_joint4: home 0.0 rad is not within"),
-        ({"kinematics": "ur5"}, "unknown kinematics 'ur5'; known: panda"),
-        ({"kinematics": None}, "need `kinematics`"),
-        ({"workspace_lower_m": [2.0, 0.0, 0.0]}, "is no box"),
-        ({"workspace_lower_m": None}, "both corners"),
-    ],
-)
-def test_a_wrong_profile_is_refused_in_words(change, message):
-    """A typo in a safety limit that is taken for its default."""
-    with pytest.raises(ValueError, match=message):
-        profile_with(**change)
-
-
-def profile_with(**change: object) -> RobotProfile:
-    from robopolicy.control.profile import profile_from_dict
-
-    return profile_from_dict({**PROFILE.to_dict(), **change})
-
-
-def test_an_unknown_or_broken_profile_file_names_what_there_is(tmp_path):
-    """FileNotFoundError where a list of the shipped profiles would help."""
-    with pytest.raises(ValueError, match="no robot profile 'ur5'; shipped are: fr3, panda"):
-        read_profile("ur5")
-    (tmp_path / "mine.yaml").write_text("- 1\n")
-    with pytest.raises(ValueError, match="a mapping of fields expected, found list"):
-        read_profile(tmp_path / "mine.yaml")

@@ -12,9 +12,7 @@ from robopolicy.client import pack, unpack
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots import FakeRobot, WebsocketRobot
-from robopolicy.control.rosbridge import RosbridgeRobot, joint_trajectory
 from robopolicy.types import Command
-from tests.rosbridge import StubRosbridge
 
 COMMAND_DT = 0.005
 
@@ -52,7 +50,7 @@ def test_a_client_that_vanishes_in_motion_leaves_a_robot_that_brakes(arm, panda,
         vanished, moving = len(arm.commands), arm.qpos()[6]
         if end == "drop":
             client.socket.shutdown(2)
-        time.sleep(0.6)
+        time.sleep(1.2)
         stamps = np.array([command.stamp_s for command in arm.commands[vanished:]])
         rates = np.stack([command.joint_position_rad for command in arm.commands[vanished:]])
     assert not np.ptp(rates[-3:], axis=0).any()
@@ -64,12 +62,12 @@ def test_a_client_that_vanishes_in_motion_leaves_a_robot_that_brakes(arm, panda,
 
 def test_a_robot_that_stopped_itself_says_so_and_a_new_connection_starts_anew(arm):
     """Commands that vanish without a word after the robot's own watchdog has stopped it."""
-    with RobotServer(arm, port=0, deadline_s=0.05) as server:
-        with WebsocketRobot(port=server.port) as robot:
+    with RobotServer(arm, port=0, deadline_s=0.3) as server:
+        with WebsocketRobot(port=server.port, timeout_s=2.0) as robot:
             home = robot.qpos()
             drive(lambda q, t: robot.command(Command(q, 0.08, t)), home, 0.3)
-            time.sleep(0.3)
-            with pytest.raises(RobotError, match=r"stopped itself: no command for 0\.05 s"):
+            time.sleep(1.0)
+            with pytest.raises(RobotError, match=r"stopped itself: no command for 0\.3 s"):
                 robot.command(Command(robot.qpos(), 0.08, 1.0))
         wait_until(lambda: not server._taken.locked())
         with WebsocketRobot(port=server.port) as robot:
@@ -127,39 +125,3 @@ def test_a_robot_that_is_not_there_or_goes_away_is_one_line(arm):
         robot.stop()
     with pytest.raises(RobotError, match=f"no robot at 127.0.0.1:{port}"):
         WebsocketRobot(port=port)
-
-
-def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(panda):
-    """JointState comes in any order; a trajectory whose first point is due at once makes the controller jump."""
-    with StubRosbridge(panda) as bridge:
-        robot = RosbridgeRobot(
-            panda,
-            port=bridge.port,
-            finger_joints=("finger_1", "finger_2"),
-            gripper_topic="/gripper",
-            cameras={"front": "/camera"},
-        )
-        seen = robot.observe()
-        np.testing.assert_allclose(seen.obs["qpos"], panda.home_rad, atol=1e-6)
-        np.testing.assert_allclose(seen.obs["gripper"], [0.08], atol=1e-6)
-        np.testing.assert_array_equal(seen.obs["front"], np.tile(np.uint8([30, 20, 10]), (4, 8, 1)))
-        target = np.add(panda.home_rad, 0.01)
-        robot.command(Command(target, 0.02, 0.0))
-        wait_until(lambda: np.allclose(robot.qpos(), target))
-        sent = [m for m in bridge.received if m["op"] == "publish" and "points" in m["msg"]]
-        assert sent[0]["msg"]["joint_names"] == list(panda.joint_names)
-        assert sent[0]["msg"]["points"][0]["time_from_start"] == {"sec": 0, "nanosec": 10_000_000}
-        assert {"data": 0.02} in [m["msg"] for m in bridge.received if m["op"] == "publish"]
-        bridge.silent = True
-        time.sleep(0.4)
-        with pytest.raises(RobotError, match="no joint state for"):
-            robot.command(Command(target, 0.02, 0.0))
-        robot.stop()
-
-
-def test_a_joint_trajectory_counts_its_points_from_one():
-    """time_from_start of zero for the first point is refused by ROS controllers."""
-    message = joint_trajectory(["a", "b"], np.arange(60.0).reshape(30, 2), rate_hz=20.0)
-    due = [p["time_from_start"]["sec"] + 1e-9 * p["time_from_start"]["nanosec"] for p in message["points"]]
-    np.testing.assert_allclose(due, (np.arange(30) + 1) / 20)
-    assert message["points"][1]["positions"] == [2.0, 3.0]

@@ -1,0 +1,50 @@
+"""An arm behind rosbridge, against a stub of it."""
+
+import time
+
+import numpy as np
+import pytest
+
+from robopolicy.control.robot import RobotError
+from robopolicy.control.rosbridge import RosbridgeRobot, joint_trajectory
+from robopolicy.types import Command
+from tests.rosbridge import StubRosbridge
+
+
+def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(panda):
+    """JointState comes in any order; a trajectory whose first point is due at once makes the controller jump."""
+    with StubRosbridge(panda) as bridge:
+        robot = RosbridgeRobot(
+            panda,
+            port=bridge.port,
+            finger_joints=("finger_1", "finger_2"),
+            gripper_topic="/gripper",
+            cameras={"front": "/camera"},
+        )
+        seen = robot.observe()
+        np.testing.assert_allclose(seen.obs["qpos"], panda.home_rad, atol=1e-6)
+        np.testing.assert_allclose(seen.obs["gripper"], [0.08], atol=1e-6)
+        np.testing.assert_array_equal(seen.obs["front"], np.tile(np.uint8([30, 20, 10]), (4, 8, 1)))
+        target = np.add(panda.home_rad, 0.01)
+        robot.command(Command(target, 0.02, 0.0))
+        ends_s = time.monotonic() + 5
+        while not np.allclose(robot.qpos(), target) and time.monotonic() < ends_s:
+            time.sleep(0.01)
+        np.testing.assert_allclose(robot.qpos(), target)
+        sent = [m for m in bridge.received if m["op"] == "publish" and "points" in m["msg"]]
+        assert sent[0]["msg"]["joint_names"] == list(panda.joint_names)
+        assert sent[0]["msg"]["points"][0]["time_from_start"] == {"sec": 0, "nanosec": 10_000_000}
+        assert {"data": 0.02} in [m["msg"] for m in bridge.received if m["op"] == "publish"]
+        bridge.silent = True
+        time.sleep(0.4)
+        with pytest.raises(RobotError, match="no joint state for"):
+            robot.command(Command(target, 0.02, 0.0))
+        robot.stop()
+
+
+def test_a_joint_trajectory_counts_its_points_from_one():
+    """time_from_start of zero for the first point is refused by ROS controllers."""
+    message = joint_trajectory(["a", "b"], np.arange(60.0).reshape(30, 2), rate_hz=20.0)
+    due = [p["time_from_start"]["sec"] + 1e-9 * p["time_from_start"]["nanosec"] for p in message["points"]]
+    np.testing.assert_allclose(due, (np.arange(30) + 1) / 20)
+    assert message["points"][1]["positions"] == [2.0, 3.0]
