@@ -31,9 +31,9 @@ class RobotVectorEnv(VectorEnv):
     frame and relative to the present pose; then the gripper, -1 open, 1 closed. Values beyond are clipped.
 
     Observations are float32 rows, pictures uint8; `target_pos` and `target_offset`, the named object's position and the
-    way there from the fingertips [m], are privileged. Each world's episode is determined by its seed alone. With
-    autoreset disabled (the default), a world whose episode ended goes on being simulated until it is reset with
-    `options={"reset_mask": ...}`.
+    way there from the fingertips [m], are privileged; `to_<object>` tells the way to each object. Each world's episode is
+    determined by its seed alone. With autoreset disabled (the default), a world whose episode ended goes on being
+    simulated until it is reset with `options={"reset_mask": ...}`.
 
     Args:
         task: Name of the task; the error of a wrong one lists them.
@@ -265,11 +265,13 @@ class RobotVectorEnv(VectorEnv):
         ee_pose[:, :3] = state.ee_position
         ee_pose[:, 3:] = matrix_to_quaternion(state.ee_rotation)
         target = self.task.target(state)
+        objects = self.task.observe(state, self.scene)
         obs = {
             "ee_pose": ee_pose,
             "gripper": state.opening[:, None].astype(np.float32),
             "qpos": state.qpos[:, :ARM_JOINTS].astype(np.float32),
-            **self.task.observe(state, self.scene),
+            **objects,
+            **{f"to_{key}": row[:, -3:] for key, row in objects.items() if row.shape[1] > 3},
             "target_pos": target.astype(np.float32),
             "target_offset": (target - state.ee_position).astype(np.float32),
         }
