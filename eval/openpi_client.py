@@ -22,6 +22,7 @@ from bench_serve import child
 from bench_table import bar, show
 
 from robopolicy.client import pack, unpack
+from robopolicy.control.batching import ServedPolicy
 
 PEER = Path(__file__).parent / "openpi_peer.py"
 
@@ -67,6 +68,30 @@ class OpenpiActor:
         return unpack(pipe.read(struct.unpack("<I", header)[0]))
 
 
+class InProcessBroker:
+    """What openpi's broker makes of a policy, in process: each world asks for a chunk every `horizon` steps."""
+
+    def __init__(self, policy: ServedPolicy, horizon: int, keys: Sequence[str], worlds: int) -> None:
+        self._policy, self._horizon, self._keys = policy, horizon, keys
+        self._states: list = [None] * worlds
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(worlds)]
+
+    def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
+        """A fresh memory for each world where an episode begins."""
+        for world in np.flatnonzero(done):
+            self._states[world], self._actions[world] = self._policy.initial_state(1), []
+
+    def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The next action of each world's chunk."""
+        for world, instruction in enumerate(instructions):
+            if not self._actions[world]:
+                seen = {key: obs[key][world : world + 1] for key in self._keys} | {"instruction": [instruction]}
+                chunk, self._states[world] = self._policy.act(seen, self._states[world])
+                self._actions[world] = list(np.asarray(chunk[0])[: self._horizon])
+        actions = np.stack([left.pop(0) for left in self._actions])
+        return actions, actions
+
+
 def main() -> None:
     """Run both ways and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,8 +128,13 @@ def compare(options: argparse.Namespace) -> None:
     seeds = range(options.seed, options.seed + options.episodes)
     sizes = [policy.obs[camera].shape[0] for camera in policy.cameras]
     env = RobotVectorEnv(task, options.worlds, cameras=policy.cameras, image_size=sizes[0] if sizes else 64)
-    execution = replace(policy.config.execution, strategy="receding", replan_every=options.horizon)
-    here = evaluate(policy, env, seeds, execution)
+    if options.horizon == 1:
+        here = evaluate(policy, env, seeds, replace(policy.config.execution, strategy="receding", replan_every=1))
+    else:
+        timing, began = Timing(), time.perf_counter()
+        broker = InProcessBroker(policy, options.horizon, tuple(policy.obs), options.worlds)
+        episodes = list(run_episodes(env, broker, seeds, timing=timing))
+        here = summarize(task, episodes, env.control_dt, timing, time.perf_counter() - began, {})
     timing, began = Timing(), time.perf_counter()
     with child(sys.executable, __file__, options.run, "--serve") as port:
         actor = OpenpiActor(options.peer_python, port, options.horizon, tuple(policy.obs), options.worlds)
