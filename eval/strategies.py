@@ -57,7 +57,7 @@ def row(name: str, policy: Any, task: str, seeds: range, execution: ExecutionCon
     episodes: list[Episode] = []
     with torch.inference_mode():
         result = evaluate(policy, env, seeds, execution, record=True, sink=episodes)
-    paths = [episode.demo.obs["ee_pose"][:, :3] for episode in episodes if episode.demo is not None]
+    paths = [demo.obs["ee_pose"][:, :3] for episode in episodes for demo in episode.demos]
     control_dt = env.control_dt
     env.close()
     low, high = result.interval

@@ -57,8 +57,8 @@ class DataConfig:
     """Share of demos held out for validation where the file has no masks."""
     obs_keys: tuple[str, ...] | None = None
     """Low-dimensional observation keys the policy sees; null: every 1-D key."""
-    cameras: tuple[str, ...] = ()
-    """Image observation keys the policy sees."""
+    cameras: tuple[str, ...] | None = ()
+    """Image observation keys the policy sees; null: every camera of the demos."""
     target_keys: tuple[str, ...] = ()
     """Keys that loss terms may use in training but the policy never sees, such as `target_pos`."""
     batch_size: int = 64

@@ -169,10 +169,17 @@ def _histogram(values: Sequence[float], bins: int = 30, width: int = 640, height
 
 
 def _curves(metrics: Mapping[str, Any], width: int = 640, height: int = 180) -> str:
-    """Every recorded series of `metrics["history"]`, each a list of [step, value], on a logarithmic axis."""
+    """Training and validation losses of `metrics.json` over the steps, on a logarithmic axis."""
     plots = []
-    for name, points in sorted(metrics.get("history", {}).items()):
-        values = np.array([(step, value) for step, value in points if value is not None and value > 0], dtype=float)
+    rows = {split: metrics.get(split, []) for split in ("train", "valid")}
+    series = {
+        f"{split} {name}": [(row["step"], row[name]) for row in rows[split] if row.get(name, 0.0) > 0]
+        for split in rows
+        for name in (rows[split][0] if rows[split] else ())
+        if name.startswith("loss")
+    }
+    for name, points in sorted(series.items()):
+        values = np.array(points, dtype=float)
         if len(values) < 2:
             continue
         x = values[:, 0] / values[:, 0].max() * width
@@ -189,12 +196,13 @@ def _curves(metrics: Mapping[str, Any], width: int = 640, height: int = 180) -> 
 
 def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> list[str]:
     parts = []
-    filmed = [episode for episode in episodes if episode.demo is not None and _has_pictures(episode.demo)]
+    filmed = [episode for episode in episodes if any(_has_pictures(demo) for demo in episode.demos)]
     for title, wanted in (("Successes", True), ("Failures", False)):
         chosen = sorted((e for e in filmed if e.success == wanted), key=lambda e: e.seed)[:count]
         figures = []
         for episode in chosen:
-            path = write_video(demo_pictures(episode.demo), folder / f"{title.lower()[:-1]}_{episode.seed}.mp4", fps)
+            pictures = np.concatenate([demo_pictures(demo) for demo in episode.demos])
+            path = write_video(pictures, folder / f"{title.lower()[:-1]}_{episode.seed}.mp4", fps)
             data = base64.b64encode(path.read_bytes()).decode()
             caption = f"seed {episode.seed}: {html.escape(episode.instruction)}, {episode.steps} steps"
             video = f"<video controls loop muted autoplay width=256 src='data:video/mp4;base64,{data}'></video>"

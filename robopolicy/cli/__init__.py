@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _refuse(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("lightning").setLevel(logging.WARNING)
     run = getattr(importlib.import_module(VERBS[verb][0]), verb if verb != "eval" else "evaluate")
     try:
         return run(rest)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "interrupted", file=sys.stderr)
         return 130
     except (ValueError, KeyError, OSError, ImportError) as error:
         if os.environ.get("ROBOPOLICY_TRACEBACK"):

@@ -59,12 +59,12 @@ def collect(arguments: Sequence[str]) -> int:
         "type": 2,
         "env_version": version("robopolicy"),
         "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size},
+        "privileged": ["target_pos", "target_offset"],
     }
     with DemoWriter(out, env_args=env_args, action_spec=SIM_ACTIONS, resume=options.resume) as writer, _bar() as bar:
-        progress = bar.add_task(f"collect {options.task}", total=options.episodes, completed=len(writer.names))
+        progress = bar.add_task(f"collect {options.task}", total=options.episodes, completed=len({*writer.seeds}))
         next_seed = options.seed if not writer.seeds else max(*writer.seeds, options.seed - 1) + 1
-        while len(writer.names) < options.episodes:
-            missing = options.episodes - len(writer.names)
+        while (missing := options.episodes - len({*writer.seeds})) > 0:
             seeds = range(next_seed, next_seed + missing)
             next_seed += missing
             env = RobotVectorEnv(
@@ -78,7 +78,8 @@ def collect(arguments: Sequence[str]) -> int:
                 if not episode.success:
                     failed += 1
                     continue
-                writer.write(episode.demo)
+                for demo in episode.demos:
+                    writer.write(demo)
                 steps += episode.steps
                 bar.advance(progress)
             env.close()

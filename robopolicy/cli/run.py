@@ -130,6 +130,8 @@ def _simulated(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Ro
         cameras=driver.cameras,
         image_size=driver.image_size,
         command_dt=1 / options.command_hz,
+        deadline_s=options.deadline / 5,
+        timeout_s=options.deadline,
         realtime=options.realtime,
     )
     stack.callback(robot.close)

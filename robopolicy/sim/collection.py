@@ -29,7 +29,7 @@ class ActionNoise:
     """Share of the steps with jitter."""
     push_std: float = 0.5
     """Standard deviation of a push, the same displacement added in each of its steps; 0 is off."""
-    push_share: float = 0.08
+    push_share: float = 0.15
     """Probability that a push begins at a step."""
     push_steps: int = 4
     """Steps that a push lasts."""

@@ -163,11 +163,11 @@ class SimRobot:
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
         try:
-            if not self._pipe.poll(timeout_s):
-                raise RobotError(f"the simulated robot did not answer within {timeout_s:g} s")
-            answer = self._pipe.recv()
+            answer = self._pipe.recv() if self._pipe.poll(timeout_s) else None
         except (EOFError, OSError):
             raise RobotError("the simulated robot has ended") from None
+        if answer is None:
+            raise RobotError(f"the simulated robot did not answer within {timeout_s:g} s")
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer

@@ -8,7 +8,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import groupby
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from robopolicy.control.executor import ChunkExecutor
 from robopolicy.types import Demo, Observation
 
 
+@runtime_checkable
 class Actor(Protocol):
     """Decides the actions of all worlds at every control step."""
 
@@ -42,8 +44,8 @@ class Episode:
     steps: int
     info: Mapping[str, float] = field(default_factory=dict)
     """Task figures at the end, such as `solved` for a chain."""
-    demo: Demo | None = None
-    """The episode's record, where the rollout keeps records."""
+    demos: tuple[Demo, ...] = ()
+    """The episode's record, where the rollout keeps records: one demo for each instruction it was given in turn."""
 
 
 @dataclass
@@ -130,13 +132,13 @@ def run_episodes(
         ended = (terminated | truncated) & running
         if states is not None:
             for world in np.flatnonzero(running):
-                recorders[world].add(obs, states, label, action, reward, ended, world)
+                recorders[world].add(obs, states, label, action, reward, ended, instructions, int(world))
         for world in np.flatnonzero(ended):
             seed, instruction = int(current[world]), instructions[world]
             success = bool(next_info["success"][world])
-            demo = recorders[world].to_demo(seed, instruction) if record else None
+            demos = recorders[world].to_demos(seed) if record else ()
             figures = {key: float(next_info[key][world]) for key in env.episode_figures}
-            yield Episode(seed, instruction, success, int(steps[world]), figures, demo)
+            yield Episode(seed, instruction, success, int(steps[world]), figures, demos)
         obs, info = next_obs, next_info
         refill = _refill(ended, current, waiting, running)
         if refill.any():
@@ -164,6 +166,7 @@ class _Record:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, np.ndarray]] = []
+        self.instructions: list[str] = []
 
     def add(
         self,
@@ -173,6 +176,7 @@ class _Record:
         action: np.ndarray,
         reward: np.ndarray,
         ended: np.ndarray,
+        instructions: Sequence[str],
         world: int,
     ) -> None:
         row = {f"obs/{key}": np.array(value[world]) for key, value in obs.items()}
@@ -180,8 +184,14 @@ class _Record:
         row |= {"executed_actions": np.array(action[world]), "rewards": np.float32(reward[world])}
         row |= {"dones": np.bool_(ended[world])}
         self.rows.append(row)
+        self.instructions.append(instructions[world])
 
-    def to_demo(self, seed: int, instruction: str) -> Demo:
-        arrays = {key: np.stack([row[key] for row in self.rows]) for key in self.rows[0]}
+    def to_demos(self, seed: int) -> tuple[Demo, ...]:
+        spans = [list(span) for _, span in groupby(range(len(self.rows)), key=lambda row: self.instructions[row])]
+        return tuple(self._demo(span[0], span[-1] + 1, seed) for span in spans)
+
+    def _demo(self, start: int, stop: int, seed: int) -> Demo:
+        rows = self.rows[start:stop]
+        arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         obs = {key.removeprefix("obs/"): arrays.pop(key) for key in list(arrays) if key.startswith("obs/")}
-        return Demo(name="demo_0", obs=obs, instruction=instruction, seed=seed, **arrays)
+        return Demo(name="demo_0", obs=obs, instruction=self.instructions[start], seed=seed, **arrays)

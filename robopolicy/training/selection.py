@@ -58,17 +58,19 @@ def choose_keys(reader: DemoReader, name: str, config: ExperimentConfig) -> tupl
     data, rows = config.data, row_types(reader, name)
     cameras = [key for key, (shape, dtype) in rows.items() if len(shape) == 3 and dtype == np.uint8]
     vectors = [key for key, (shape, _) in rows.items() if len(shape) <= 1]
-    for key in data.cameras:
+    chosen_cameras = cameras if data.cameras is None else list(data.cameras)
+    for key in chosen_cameras:
         if key not in cameras:
             raise DemoFormatError(f"{reader.path.name}, {name}: no camera '{key}'; it has: {_listed(cameras)}")
     for key in (*(data.obs_keys or ()), *data.target_keys):
         if key not in rows:
             raise DemoFormatError(f"{reader.path.name}, {name}: no key '{key}'; it has: {_listed(rows)}")
-    keys = list(data.obs_keys) if data.obs_keys is not None else [key for key in vectors if key not in data.target_keys]
+    unseen = {*data.target_keys, *(reader.attributes.get("env_args") or {}).get("privileged", ())}
+    keys = list(data.obs_keys) if data.obs_keys is not None else [key for key in vectors if key not in unseen]
     tokens = [TOKENS_KEY] if config.encoder.kind == "precomputed" else []
-    if not (keys or data.cameras or tokens):
+    if not (keys or chosen_cameras or tokens):
         raise ConfigError(f"the policy would see nothing; {reader.path.name} has: {_listed(rows)}")
-    return [*keys, *data.cameras, *tokens], list(data.target_keys)
+    return [*keys, *chosen_cameras, *tokens], list(data.target_keys)
 
 
 def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: DataConfig) -> ActionSpec:

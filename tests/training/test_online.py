@@ -146,7 +146,7 @@ def test_relabeled_episodes_of_the_simulator_hold_the_experts_labels(config: Exp
     episodes = {episode.seed: episode for episode in relabeled_episodes(policy, env, [5, 6], expert)}
     env.close()
     for world, seed in enumerate((5, 6)):
-        demo = episodes[seed].demo
+        demo = episodes[seed].demos[0]
         assert demo is not None
         assert demo.executed_actions is not None
         np.testing.assert_allclose(demo.actions, np.stack(labels)[: len(demo), world])
