@@ -91,10 +91,9 @@ class ControlLoop:
             logger.warning("real-time priority was refused; commands may be late when the machine is busy")
         self.stopped: str | None = None
         """Why the robot was stopped; None while armed."""
-        self._begin()
 
     def rearm(self) -> None:
-        """Make ready to move again after a stop: forget every chunk and the policy's memory.
+        """Allow the robot to move again after a stop, from where it stands.
 
         Raises:
             ValueError: a joint is beyond its limits.
@@ -103,7 +102,6 @@ class ControlLoop:
         if np.abs(measured - self.smoother.state[0]).max() > self.robot.profile.first_jump_rad / 4:
             self.smoother.start(measured)
         self.stopped = None
-        self._begin()
 
     def go_home(self, home_rad: Float[np.ndarray, " joints"] | None = None) -> None:
         """Move the joints slowly to the profile's home pose, or another."""
@@ -119,15 +117,16 @@ class ControlLoop:
         self.smoother.start(slow.state[0])
 
     def run(self, duration_s: float, finished: Callable[[], bool] = lambda: False) -> LoopStatistics:
-        """Drive the robot until the time is over, `finished()` is True, or something fails; it is at rest then.
+        """Drive the robot for one episode: until the time is over, `finished()` is True, or something fails.
 
+        The episode begins with an empty memory and no chunk, and ends with the robot at rest.
         After a controlled stop, `stopped` tells the reason and `rearm` must come before the next run. Anything
         unexpected, Ctrl-C included, brakes the robot, stops it for good, and is raised.
         """
         if self.stopped is not None:
             raise RobotError(f"not armed: {self.stopped}; rearm first")
-        self._step = -1
         with _undisturbed():
+            self._begin()
             grid = FixedGrid(self.clock, self.robot.command_dt)
             try:
                 self._drive(grid, self.clock.now() + duration_s, finished)
@@ -144,15 +143,14 @@ class ControlLoop:
         return self.statistics
 
     def _begin(self) -> None:
-        """Forget what belongs to one run."""
+        """Forget the last episode."""
         self.executor.reset()
         self.inference.reset()
         self._arrived: list[Thought] = []
         self._newest_s: float | None = None
-        self._began_s = self.clock.now()
-        self._to_act = False
+        self._began_s = self._rested_s = self.clock.now()
+        self._step, self._to_act = -1, False
         self._moved = False
-        self._rested_s = self._began_s
 
     def _drive(self, grid: FixedGrid, ends_s: float, finished: Callable[[], bool]) -> None:
         """Command after command, until the end or a stop, and on to rest."""

@@ -15,7 +15,7 @@ REST_COMMANDS = 3
 """How often the end of a motion is commanded, by which a robot's own watchdog knows it from an interruption."""
 
 
-class RobotError(RuntimeError):
+class RobotError(ConnectionError):
     """The robot can't be reached, or refuses: it was stopped, or has stopped itself."""
 
 

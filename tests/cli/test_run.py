@@ -1,9 +1,11 @@
 """`robopolicy run` from its arguments: refusals in one line, and a record replayed on the simulated robot."""
 
 import json
+import socket
 
 import pytest
 
+from robopolicy.cli import main
 from robopolicy.cli.run import run
 from robopolicy.config import ConfigError
 from robopolicy.demos.hdf5 import DemoFile
@@ -25,11 +27,20 @@ def test_what_cannot_be_run_is_refused_before_anything_moves(tiny_demos, argumen
         run([str(tiny_demos) if argument == "DEMOS" else argument for argument in arguments])
 
 
+def test_a_robot_that_is_not_there_is_one_line_and_exit_code_two(tiny_demos, capsys):
+    """A traceback for a cable that isn't plugged in."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"ws://127.0.0.1:{free.getsockname()[1]}"
+    assert main(["run", "--replay", str(tiny_demos), "--robot", address]) == 2
+    assert "robopolicy: run: no robot at 127.0.0.1" in capsys.readouterr().err
+
+
 def test_a_demo_is_replayed_recorded_and_summed_up(tiny_demos, tmp_path, capsys):
     """A run that leaves nothing behind to look at, or a record that can't be opened."""
     record, figures = tmp_path / "run.hdf5", tmp_path / "run.json"
     arguments = ["--replay", str(tiny_demos), "--robot", "sim", "--task", "reach", "--realtime", "false"]
-    options = ["--command-hz", "200", "--deadline", "2.0", "--record", str(record), "--json", str(figures)]
+    options = ["--command-hz", "200", "--deadline", "20.0", "--record", str(record), "--json", str(figures)]
     assert run([*arguments, *options]) == 0
     with DemoFile(record) as file:
         demo = file.read(file.names[0])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from robopolicy.control.inference import Replay, ServedStream, ThreadedInference
+from robopolicy.control.robot import RobotError
 from robopolicy.control.robots import FakeRobot
 
 
@@ -101,7 +102,7 @@ def test_an_error_of_the_policy_or_the_robot_is_raised_where_its_chunk_is_awaite
         collect(inference)
     stream.error, inference.robot.lost = None, "camera unplugged"
     inference.request(0.0)
-    with pytest.raises(RuntimeError, match="camera unplugged"):
+    with pytest.raises(RobotError, match="camera unplugged"):
         collect(inference)
     inference.robot.lost = None
     inference.request(0.0)

@@ -157,7 +157,10 @@ def test_rearming_is_explicit_and_forgets_the_old_episode(fake_robot, fake_clock
     resets = loop.inference.resets
     loop.inference.silent_after = 10**9
     loop.rearm()
+    loop.run(0.5)
     assert loop.inference.resets == resets + 1
+    assert loop.stopped is None
+    loop.clock.t_s += 60.0
     loop.run(0.5)
     assert loop.stopped is None
     assert_within_limits(fake_robot)
