@@ -6,6 +6,7 @@ no traceback, no path, bounded memory, and the others are served on. See `client
 """
 
 import asyncio
+import contextlib
 import http
 import logging
 import signal
@@ -182,8 +183,9 @@ class PolicyServer:
             self._inference.stop()
 
     def stop(self) -> None:
-        """Answer what is under way, close, and end `run`; callable from any thread."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+        """Answer what is under way, close, and end `run`; callable from any thread, and after the end."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
+            self._loop.call_soon_threadsafe(self._stop.set)
 
     async def _converse(self, connection: ServerConnection) -> None:
         address = connection.remote_address

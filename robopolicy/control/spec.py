@@ -9,7 +9,6 @@ from typing import Any
 
 from robopolicy.types import ActionSpec, ArraySpec
 
-
 PUBLIC_PROVENANCE = ("task", "control_dt", "renderer", "versions")
 
 

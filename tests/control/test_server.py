@@ -220,6 +220,7 @@ def test_stopping_answers_what_is_under_way():
         assert closed.value.rcvd.code == 1001
         policy.hold.set()
         thread.join(5)
+        server.stop()  # once more does no harm
     assert answers[0]["actions"][0, 0] == 2
 
 
