@@ -151,6 +151,7 @@ class ControlLoop:
         self._began_s = self._rested_s = self.clock.now()
         self._step, self._to_act = -1, False
         self._moved = False
+        self._limited: list[str] = []
 
     def _drive(self, grid: FixedGrid, ends_s: float, finished: Callable[[], bool]) -> None:
         """Command after command, until the end or a stop, and on to rest."""
@@ -249,7 +250,9 @@ class ControlLoop:
             limited += kinds
         if limited:
             self.statistics.limited.update(limited)
-            logger.info("%.3f s: limited by %s", self._step_s, ", ".join(limited))
+        if limited != self._limited:
+            self._limited = limited
+            logger.info("%.3f s: %s", self._step_s, f"limited by {', '.join(limited)}" if limited else "not limited")
         if self.recorder is not None:
             command = Command(target_rad, self._opening_m, self._step_s)
             seen = None if fresh is None else fresh.observation
