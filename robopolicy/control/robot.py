@@ -54,6 +54,26 @@ class Robot(Protocol):
         ...
 
 
+def commands_per_step(robot: Robot, control_dt: float) -> int:
+    """Commands that a robot takes in one control step of the policy.
+
+    Raises:
+        ValueError: the robot is set up for another control rate, or its command rate is no whole multiple of it.
+    """
+    name, wanted_hz = robot.profile.name, 1 / control_dt
+    if abs(robot.control_dt - control_dt) > 1e-6:
+        raise ValueError(
+            f"robot {name} is set up for {1 / robot.control_dt:g} actions/s, the policy was trained for {wanted_hz:g}; "
+            f"set the robot to {wanted_hz:g} Hz, or train at its rate"
+        )
+    count = round(control_dt / robot.command_dt)
+    if count < 1 or abs(count * robot.command_dt - control_dt) > 1e-6:
+        raise ValueError(
+            f"robot {name}: control_dt {control_dt} s is not a whole multiple of command_dt {robot.command_dt} s"
+        )
+    return count
+
+
 @runtime_checkable
 class Clock(Protocol):
     """The time that a loop runs by."""
