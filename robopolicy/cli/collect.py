@@ -4,12 +4,17 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from jsonargparse import Namespace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from robopolicy.cli.parsing import parse, verb_parser
 from robopolicy.config import ConfigError
 from robopolicy.types import ActionSpec
+
+if TYPE_CHECKING:
+    from robopolicy.demos.hdf5 import DemoWriter
 
 SIM_ACTIONS = ActionSpec(
     arm=6,
@@ -47,33 +52,25 @@ def collect(arguments: Sequence[str]) -> int:
     if out.exists() and not options.resume:
         raise ConfigError(f"{out} exists; choose another --out, or --resume to go on with it")
 
-    from robopolicy.demos.hdf5 import DemoWriter
     from robopolicy.sim.collection import collect as expert_episodes
     from robopolicy.sim.env import RobotVectorEnv
 
     began = time.perf_counter()
     noise = options.disturbance if options.noise else ActionNoise.off()
     tried = failed = steps = 0
-    env_args = {
-        "env_name": f"robopolicy/{options.task}",
-        "type": 2,
-        "env_version": version("robopolicy"),
-        "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size},
-        "privileged": ["target_pos", "target_offset"],
-    }
-    with DemoWriter(out, env_args=env_args, action_spec=SIM_ACTIONS, resume=options.resume) as writer, _bar() as bar:
+
+    def make_env(worlds: int) -> RobotVectorEnv:
+        return RobotVectorEnv(options.task, worlds, cameras=tuple(options.cameras), image_size=options.image_size)
+
+    env = make_env(min(options.num_envs, options.episodes))  # before the file, which a wrong task must not leave behind
+    with _writer(options) as writer, _bar() as bar:
         progress = bar.add_task(f"collect {options.task}", total=options.episodes, completed=len({*writer.seeds}))
         next_seed = options.seed if not writer.seeds else max(*writer.seeds, options.seed - 1) + 1
         while (missing := options.episodes - len({*writer.seeds})) > 0:
-            seeds = range(next_seed, next_seed + missing)
-            next_seed += missing
-            env = RobotVectorEnv(
-                options.task,
-                min(options.num_envs, missing),
-                cameras=tuple(options.cameras),
-                image_size=options.image_size,
-            )
-            for episode in expert_episodes(env, seeds, noise):
+            if env.num_envs > missing:
+                env.close()
+                env = make_env(missing)
+            for episode in expert_episodes(env, range(next_seed, next_seed + missing), noise):
                 tried += 1
                 if not episode.success:
                     failed += 1
@@ -82,16 +79,31 @@ def collect(arguments: Sequence[str]) -> int:
                     writer.write(demo)
                 steps += episode.steps
                 bar.advance(progress)
-            env.close()
+            next_seed += missing
             if failed == tried:
                 raise ConfigError(f"none of {tried} expert episodes of {options.task} succeeded; try --noise false")
-    wall_s = time.perf_counter() - began
+    env.close()
     print(
         f"collected {options.episodes} demos of {options.task}: {steps} steps written, {failed} of {tried} tries failed, "
-        f"{wall_s:.1f} s"
+        f"{time.perf_counter() - began:.1f} s"
     )
     print(f"demos     {out}")
     return 0
+
+
+def _writer(options: Namespace) -> "DemoWriter":
+    from robopolicy.demos.hdf5 import DemoWriter
+    from robopolicy.sim.render import NAME
+
+    env_args = {
+        "env_name": f"robopolicy/{options.task}",
+        "type": 2,
+        "env_version": version("robopolicy"),
+        "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size},
+        "privileged": ["target_pos", "target_offset"],
+    }
+    facts = {"renderer": NAME} if options.cameras else {}
+    return DemoWriter(options.out, env_args=env_args, action_spec=SIM_ACTIONS, attributes=facts, resume=options.resume)
 
 
 def _bar() -> Progress:

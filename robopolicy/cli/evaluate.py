@@ -32,7 +32,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     )
     for field in fields(ExecutionConfig):
         parser.add_argument(
-            f"--execution.{field.name}", type=field.type | None, default=None, help="as trained if not given"
+            f"--execution.{field.name}",
+            type=field.type | None,  # type: ignore[operator]
+            default=None,
+            help="as trained if not given",
         )
     options = parse(parser, arguments)
     if options.episodes < 1:

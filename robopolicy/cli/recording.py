@@ -16,7 +16,8 @@ class DemoRecorder:
     """Keeps every control step in which the policy saw and acted; `close` writes them as one demo.
 
     `check` opens the file and `train` can train on it. Beside the robot's observations stand `command_qpos` [rad] and
-    `command_gripper` [m], the targets that were sent, and `limited`, 1 where a limit changed them.
+    `command_gripper` [m], the targets that were sent, and `limited`, 1 where a limit changed them; env_args names them
+    as `privileged`: a policy shall not see them.
 
     Args:
         path: demo file; one that exists gains a demo.
@@ -34,7 +35,8 @@ class DemoRecorder:
     ) -> None:
         self.path, self.action_spec, self.seed = Path(path), action_spec, seed
         robot = {"env_name": "robopolicy run", "type": 2, "env_kwargs": {}}
-        self.env_args = {"env_version": version("robopolicy"), **(env_args or robot)}
+        unseen = ["command_qpos", "command_gripper", "limited"]
+        self.env_args = {"env_version": version("robopolicy"), "privileged": unseen, **(env_args or robot)}
         self.ticks: list[Tick] = []
 
     def record(self, tick: Tick) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-
 from robopolicy.sim.rollout import Episode, run_episodes
 
 NOISE_STREAM = 1
@@ -80,7 +80,7 @@ class ExpertActor:
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
         """Draw new disturbances; the expert itself sees the simulator's present state only."""
-        for world in np.flatnonzero(done):
+        for world in np.flatnonzero(done).tolist():
             self.disturbances[world] = Disturbance(self.noise, seeds[world])
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from robopolicy.sim.env import RobotVectorEnv
-
 from robopolicy.config import ExecutionConfig
+from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.rollout import Episode, PolicyActor, Timing, run_episodes
 
 
@@ -157,10 +156,12 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple
     rate, spread = successes / episodes, z * z / episodes
     centre = (rate + spread / 2) / (1 + spread)
     half = z * math.sqrt(rate * (1 - rate) / episodes + spread / (4 * episodes)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == episodes else centre + half
+    return low, high
 
 
-def paired_test(first: Mapping[int, bool], second: Mapping[int, bool]) -> dict[str, float]:
+def paired_test(first: Mapping[int, bool], second: Mapping[int, bool]) -> dict[str, int | float]:
     """McNemar's exact test between two policies on the same seeds: is their difference in success chance?
 
     Args:

@@ -13,11 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from robopolicy.control.stream import PolicyStream
-from robopolicy.sim.env import RobotVectorEnv
 
 from robopolicy.config import ExecutionConfig
 from robopolicy.control.executor import ChunkExecutor
+from robopolicy.control.stream import PolicyStream
+from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.types import Demo, Observation
 
 
@@ -42,7 +42,7 @@ class Episode:
     instruction: str
     success: bool
     steps: int
-    info: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, int | float] = field(default_factory=dict)
     """Task figures at the end, such as `solved` for a chain."""
     demos: tuple[Demo, ...] = ()
     """The episode's record, where the rollout keeps records: one demo for each instruction it was given in turn."""
@@ -68,7 +68,7 @@ class PolicyActor:
     """
 
     def __init__(self, policy: Any, num_envs: int, control_dt: float, execution: ExecutionConfig) -> None:
-        self.stream = PolicyStream(policy, batch=num_envs)
+        self.stream = PolicyStream(policy, batch=num_envs, frame_stride=policy.config.data.frame_stride)
         self.executor = ChunkExecutor.from_config(execution, policy.action_spec, policy.chunk, control_dt, num_envs)
         self.control_dt = control_dt
         self.step = 0
@@ -85,7 +85,7 @@ class PolicyActor:
         self.step += 1
         with torch.inference_mode():
             chunk = self.stream(Observation(obs, instruction=tuple(instructions), stamp_s=now_s))
-            self.executor.add(chunk, now_s)
+            self.executor.add(chunk, now_s, gripper_logit=self.stream.gripper_logit)
             action = self.executor.action(now_s).cpu().numpy()
         return action, action
 
@@ -165,7 +165,7 @@ class _Record:
     """What one world went through since its episode began."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, np.ndarray]] = []
+        self.rows: list[dict[str, Any]] = []
         self.instructions: list[str] = []
 
     def add(
@@ -179,7 +179,7 @@ class _Record:
         instructions: Sequence[str],
         world: int,
     ) -> None:
-        row = {f"obs/{key}": np.array(value[world]) for key, value in obs.items()}
+        row: dict[str, Any] = {f"obs/{key}": np.array(value[world]) for key, value in obs.items()}
         row |= {"states": np.array(states[world]), "actions": np.array(label[world])}
         row |= {"executed_actions": np.array(action[world]), "rewards": np.float32(reward[world])}
         row |= {"dones": np.bool_(ended[world])}
@@ -192,6 +192,6 @@ class _Record:
 
     def _demo(self, start: int, stop: int, seed: int) -> Demo:
         rows = self.rows[start:stop]
-        arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        arrays: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         obs = {key.removeprefix("obs/"): arrays.pop(key) for key in list(arrays) if key.startswith("obs/")}
         return Demo(name="demo_0", obs=obs, instruction=self.instructions[start], seed=seed, **arrays)

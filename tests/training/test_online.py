@@ -67,7 +67,7 @@ def test_a_reset_begins_one_worlds_mixture_and_leaves_the_other() -> None:
 
 def test_a_share_that_is_no_share_is_refused() -> None:
     """A share in percent would let the expert act always."""
-    with pytest.raises(ValueError, match="expert_share is 30.0"):
+    with pytest.raises(ValueError, match=r"expert_share is 30\.0"):
         RelabelingActor(Student(), lambda: np.zeros((2, 7)), 30.0)
 
 

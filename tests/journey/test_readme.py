@@ -1,0 +1,80 @@
+"""Every command of the README is run, made small."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("robopolicy ")]
+SMALLER = {
+    "collect": ["--episodes", "4"],
+    "train": ["--max-steps", "4", "--head.hidden", "8"],
+    "eval": ["--episodes", "2"],
+    "run": ["--seconds", "1"],
+    "serve": ["--port", "0"],
+}
+"""Options that a later word overrides, so that a command takes seconds."""
+
+
+def run(command: str, folder: Path) -> subprocess.Popen[str]:
+    verb, *words = shlex.split(command.removeprefix("robopolicy "))
+    words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+    program = "import sys; from robopolicy.cli import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, verb, *words, *SMALLER.get(verb, [])],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_commands_of_the_readme_work_one_after_another(tmp_path):
+    """A README whose commands fail is the first thing a new user meets."""
+    assert len(COMMANDS) >= 9
+    for command in COMMANDS:
+        process = run(command, tmp_path)
+        if " serve " in command:
+            assert process.stdout is not None
+            with process.stdout:
+                shown = next((line for line in process.stdout if "ws://127.0.0.1" in line), "")
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(timeout=30) == 0, command
+            assert shown
+            continue
+        shown, _ = process.communicate(timeout=120)
+        assert process.returncode in ((0, 1) if " run " in command else (0,)), f"{command}\n{shown}"
+    assert (tmp_path / "out.json").is_file()
+    assert (tmp_path / "exported" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["collect", "--task", "fly", "--out", "a.hdf5"], "no task 'fly'"),
+        (["collect", "--task", "lift", "--out", "a.hdf5", "--cameras", "side"], "no camera 'side'"),
+        (["train", "--run-dir", "r", "--data.files", "none.hdf5"], "none.hdf5"),
+        (["train", "--run-dir", "r", "--head.windw", "3", "--data.files", "none.hdf5"], "windw"),
+        (["eval", "nowhere"], "nowhere"),
+        (["check", "none.hdf5"], "none.hdf5"),
+        (["fly"], "unknown verb 'fly'"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(words, message, tmp_path, capsys, monkeypatch):
+    """A traceback tells a user nothing, and a half-written file costs an hour."""
+    from robopolicy.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+    assert "Traceback" not in captured.err
+    assert not list(tmp_path.iterdir())
