@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run all stages; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="folder for demos, policy and results")
-    parser.add_argument("--demos", type=int, default=300, help="demonstrations to collect")
+    parser.add_argument("--demos", type=int, default=400, help="demonstrations to collect")
     parser.add_argument("--episodes", type=int, default=100, help="unseen-seed episodes to evaluate")
     parser.add_argument("--max-steps", type=int, default=None, help="optimizer steps; default: the config's")
     options = parser.parse_args(arguments)
