@@ -22,7 +22,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--task", type=str | None, default=None, help="task of the simulator; default: the demos' own")
     parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--device", type=str, default="cpu", help="where the policy runs: cpu or cuda; the sim runs on the CPU"
+    )
     parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once")
     parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
     parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")

@@ -116,6 +116,7 @@ class InferenceThread:
         try:
             state = type(states[0]).concat(states) if len(states) > 1 else states[0]
             actions, state = self._forward([request.observation for request in requests], state)
+            after_each = state.split(1)
         except Exception:
             if len(requests) == 1:
                 self._fail(requests[0], "the policy")
@@ -124,7 +125,7 @@ class InferenceThread:
                 self._answer([request])
             return
         infer_s = time.monotonic() - began_s
-        for request, rows, after in zip(requests, actions, state.split(1), strict=True):
+        for request, rows, after in zip(requests, actions, after_each, strict=True):
             request.session.state = after
             self._reply(request, rows, infer_s)
         self.metrics.observe("batch_size", len(requests))

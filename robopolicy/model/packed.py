@@ -4,8 +4,9 @@ oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `
 blocked order. Such copies are made when they are first needed and made anew when the weights have changed; nothing of this
 is seen outside, and no module holds it.
 
-Staggered rows are advanced in tiles, so that a batch of episodes runs at the rate of large products too: measured at 64 and
-1024 episodes, it is never slower than running the windows again, and needs no frames kept (`eval/bench_head.py`).
+Staggered rows are advanced in tiles, so that a batch of episodes runs at the rate of large products too. Against running
+the windows again it took 1.26 times less time at 64 episodes, and between 0.96 and 1.10 times at 1024; it needs no frames
+kept (`eval/bench_head.py`).
 """
 
 import copy
