@@ -276,9 +276,9 @@ def server() -> Iterator[tuple[subprocess.Popen, int]]:
 
 def serve_child() -> None:
     """Serve `ServedCircling` and print the port."""
-    from robopolicy.control.mapping import KeyMapping
-    from robopolicy.control.protocol import ObservationReader
     from robopolicy.control.server import PolicyServer
+    from robopolicy.control.serving.mapping import KeyMapping
+    from robopolicy.control.serving.protocol import ObservationReader
     from robopolicy.control.spec import PolicySpec
 
     request_realtime(5)

@@ -22,7 +22,7 @@ from bench_serve import child
 from bench_table import bar, show
 
 from robopolicy.client import pack, unpack
-from robopolicy.control.batching import ServedPolicy
+from robopolicy.control.serving.batching import ServedPolicy
 
 PEER = Path(__file__).parent / "openpi_peer.py"
 

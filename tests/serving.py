@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.control.mapping import KeyMapping
-from robopolicy.control.protocol import ObservationReader
 from robopolicy.control.server import PolicyServer
+from robopolicy.control.serving.mapping import KeyMapping
+from robopolicy.control.serving.protocol import ObservationReader
 from robopolicy.control.spec import PolicySpec
 from robopolicy.types import ActionSpec, ArraySpec
 

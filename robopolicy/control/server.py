@@ -30,14 +30,14 @@ except ImportError as error:
     raise ImportError(f"serving needs {missing}, which isn't installed; pip install 'robopolicy[serve]'") from error
 
 from robopolicy.client import ProtocolError, pack
-from robopolicy.control.access import is_loopback, key_fits, tls_context
-from robopolicy.control.access import read_api_key as read_api_key
-from robopolicy.control.batching import InferenceThread, ServedPolicy
-from robopolicy.control.connection import ConnectionGuard
-from robopolicy.control.mapping import KeyMapping
-from robopolicy.control.metrics import Metrics
-from robopolicy.control.protocol import ObservationReader
-from robopolicy.control.session import Session
+from robopolicy.control.serving.access import is_loopback, key_fits, tls_context
+from robopolicy.control.serving.access import read_api_key as read_api_key
+from robopolicy.control.serving.batching import InferenceThread, ServedPolicy
+from robopolicy.control.serving.connection import ConnectionGuard
+from robopolicy.control.serving.mapping import KeyMapping
+from robopolicy.control.serving.metrics import Metrics
+from robopolicy.control.serving.protocol import ObservationReader
+from robopolicy.control.serving.session import Session
 from robopolicy.control.spec import PolicySpec
 
 logger = logging.getLogger("robopolicy.serve")

@@ -20,9 +20,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from robopolicy.client import PolicyClient, pack, unpack
-from robopolicy.control.mapping import KeyMapping
-from robopolicy.control.protocol import ObservationReader
 from robopolicy.control.server import PolicyServer, ServerLimits, serve
+from robopolicy.control.serving.mapping import KeyMapping
+from robopolicy.control.serving.protocol import ObservationReader
 from tests.serving import LOW_DIM_SPEC, SPEC, FakePolicy, observation, running_server
 
 KEY = "a-key-of-16-chars"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError
-from robopolicy.control.mapping import KeyMapping, KeySource, place_picture
+from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_picture
 from robopolicy.control.spec import PolicySpec
 from robopolicy.types import ArraySpec
 

@@ -5,11 +5,11 @@ import logging
 import pytest
 
 from robopolicy.client import ACTIONS_PER_CALL_KEY, ProtocolError, pack
-from robopolicy.control import session as session_module
-from robopolicy.control.mapping import KeyMapping
-from robopolicy.control.metrics import Metrics
-from robopolicy.control.protocol import ObservationReader
-from robopolicy.control.session import Session
+from robopolicy.control.serving import session as session_module
+from robopolicy.control.serving.mapping import KeyMapping
+from robopolicy.control.serving.metrics import Metrics
+from robopolicy.control.serving.protocol import ObservationReader
+from robopolicy.control.serving.session import Session
 from tests.serving import SPEC, observation
 
 

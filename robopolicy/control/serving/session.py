@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError, unpack
-from robopolicy.control.metrics import Metrics
-from robopolicy.control.protocol import ObservationReader
+from robopolicy.control.serving.metrics import Metrics
+from robopolicy.control.serving.protocol import ObservationReader
 
 logger = logging.getLogger("robopolicy.serve")
 

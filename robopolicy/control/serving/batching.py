@@ -16,8 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from robopolicy.client import ProtocolError, pack
-from robopolicy.control.metrics import Metrics
-from robopolicy.control.session import BatchState, Session
+from robopolicy.control.serving.metrics import Metrics
+from robopolicy.control.serving.session import BatchState, Session
 from robopolicy.control.spec import PolicySpec
 
 logger = logging.getLogger("robopolicy.serve")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from robopolicy.control.mapping import KeyMapping, KeySource, place_picture, presets, resize
+from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_picture, presets, resize
 
 SOURCE = KeySource(("front",))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from robopolicy.control.access import is_loopback, key_fits, read_api_key
+from robopolicy.control.serving.access import is_loopback, key_fits, read_api_key
 
 KEY = "a-key-of-16-chars"
 

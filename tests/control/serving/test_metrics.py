@@ -2,7 +2,7 @@
 
 import re
 
-from robopolicy.control.metrics import Metrics
+from robopolicy.control.serving.metrics import Metrics
 
 
 def test_the_page_is_prometheus_text_format():

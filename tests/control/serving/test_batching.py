@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from robopolicy.client import ProtocolError, pack, unpack
-from robopolicy.control.batching import InferenceThread
-from robopolicy.control.mapping import KeyMapping
-from robopolicy.control.metrics import Metrics
-from robopolicy.control.protocol import ObservationReader
-from robopolicy.control.session import Session
+from robopolicy.control.serving.batching import InferenceThread
+from robopolicy.control.serving.mapping import KeyMapping
+from robopolicy.control.serving.metrics import Metrics
+from robopolicy.control.serving.protocol import ObservationReader
+from robopolicy.control.serving.session import Session
 from tests.serving import SPEC, FakePolicy, observation
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from robopolicy.client import ProtocolError
-from robopolicy.control.mapping import KeyMapping, KeySource
-from robopolicy.control.protocol import MAX_PICTURE_SIDE, ObservationReader, flatten
+from robopolicy.control.serving.mapping import KeyMapping, KeySource
+from robopolicy.control.serving.protocol import MAX_PICTURE_SIDE, ObservationReader, flatten
 from robopolicy.control.spec import PolicySpec
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.serving import LOW_DIM_SPEC, SPEC, observation
