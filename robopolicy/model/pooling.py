@@ -83,7 +83,7 @@ class AttentionPooling(nn.Module):
         """Attend to the valid tokens; a frame without one gives 0."""
         batch = tokens.shape[:-2]
         flat, valid = _flat(tokens, token_valid)
-        queries = rearrange(self.queries, "l (h d) -> 1 h l d", h=self.heads).expand(len(flat), -1, -1, -1)
+        queries = rearrange(self.queries, "l (h d) -> 1 h l d", h=self.heads).expand(flat.shape[0], -1, -1, -1)
         keys, values = rearrange(self.key_value(self.norm(flat)), "b n (two h d) -> two b h n d", two=2, h=self.heads)
         attended = rearrange(_attend(queries, keys, values, valid), "b h l d -> b l (h d)")
         pooled = rearrange(self.out(attended), "b l d -> b (l d)")
@@ -110,7 +110,7 @@ class ResamplerPooling(nn.Module):
         """Resample the valid tokens; a frame without one gives 0."""
         batch = tokens.shape[:-2]
         flat, valid = _flat(tokens, token_valid)
-        latents = self.latents.expand(len(flat), -1, -1)
+        latents = self.latents.expand(flat.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(latents, flat, valid)
         pooled = rearrange(self.norm(latents), "b l d -> b (l d)")

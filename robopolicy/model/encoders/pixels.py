@@ -115,12 +115,12 @@ class Eye(nn.Module):
         scaled = cut.to(self.free_query.dtype) / 127.5 - 1
         features = self.features(functional.relu(self.patches(scaled)))
         keys, values = rearrange(features, "b (two c) h w -> two b (h w) c", two=2)
-        queries = self.free_query.expand(len(picture), -1, -1)
+        queries = self.free_query.expand(picture.shape[0], -1, -1)
         if self.query is not None and sentence is not None:
             queries = queries + self.query(sentence).unflatten(-1, self.free_query.shape)
         attention = functional.softmax(queries @ keys.mT / self.CHANNELS**0.5, dim=-1)
         grid = _positions(*features.shape[-2:], like=values)
-        return torch.cat([attention @ values, attention @ grid.expand(len(picture), -1, -1)], dim=-1)
+        return torch.cat([attention @ values, attention @ grid.expand(picture.shape[0], -1, -1)], dim=-1)
 
 
 def _positions(height: int, width: int, like: Tensor) -> Tensor:
