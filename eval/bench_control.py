@@ -31,9 +31,9 @@ from robopolicy.control.inference import ServedStream, Stream, ThreadedInference
 from robopolicy.control.kinematics import pose_and_jacobian
 from robopolicy.control.limits import outside_workspace
 from robopolicy.control.loop import ControlLoop
-from robopolicy.control.robot import request_realtime
 from robopolicy.control.statistics import percentiles_ms
 from robopolicy.control.stream import PolicyStream
+from robopolicy.control.timing import request_realtime
 from robopolicy.sim.robot import SimRobot
 from robopolicy.types import ActionSpec, ArraySpec, Command, Observation
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from robopolicy.control.robot import Robot, request_realtime
+from robopolicy.control.robot import Robot
+from robopolicy.control.timing import request_realtime
 from robopolicy.types import Array, Observation
 
 POLICY_PRIORITY = 10

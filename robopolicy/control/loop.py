@@ -4,11 +4,9 @@ The policy observes and thinks in its own thread (`inference`). The caller's thr
 `command_dt`, takes whatever chunks have arrived, and never waits for the other one.
 """
 
-import gc
 import logging
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 from jaxtyping import Float
@@ -16,20 +14,10 @@ from jaxtyping import Float
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.control.inference import Inference, Thought
 from robopolicy.control.limits import joint_targets, limit_targets
-from robopolicy.control.robot import (
-    REST_COMMANDS,
-    Clock,
-    FixedGrid,
-    Recorder,
-    Robot,
-    RobotError,
-    SystemClock,
-    Tick,
-    commands_per_step,
-    request_realtime,
-)
+from robopolicy.control.robot import REST_COMMANDS, Recorder, Robot, RobotError, Tick, commands_per_step
 from robopolicy.control.smoothing import JointSmoother
 from robopolicy.control.statistics import LoopStatistics
+from robopolicy.control.timing import Clock, FixedGrid, SystemClock, request_realtime, undisturbed
 from robopolicy.types import ActionSpec, Command
 
 logger = logging.getLogger(__name__)
@@ -38,8 +26,6 @@ HOMING_SHARE = 0.1
 """Share of the robot's velocity, acceleration and jerk used on the way to the home pose."""
 CONTROL_PRIORITY = 20
 """Real-time priority of the control thread, where asked for."""
-SWITCH_INTERVAL_S = 0.0005
-"""How long the policy's thread may keep the interpreter while a command is due [s]."""
 
 
 class ControlLoop:
@@ -126,7 +112,7 @@ class ControlLoop:
         """
         if self.stopped is not None:
             raise RobotError(f"not armed: {self.stopped}; rearm first")
-        with _undisturbed():
+        with undisturbed():
             self._begin()
             grid = FixedGrid(self.clock, self.robot.command_dt)
             try:
@@ -287,17 +273,3 @@ class ControlLoop:
         self.stopped, self._stop_began_s = reason, grid.t_s
         self.statistics.stops.append(reason)
         logger.warning("stopped: %s", reason)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep the interpreter's own pauses short: what is alive is left out of garbage collection, threads switch fast."""
-    interval_s = sys.getswitchinterval()
-    gc.collect()
-    gc.freeze()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval_s)
-        gc.unfreeze()

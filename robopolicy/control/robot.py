@@ -1,7 +1,5 @@
-"""What the control loop asks of a robot, of time, and of whoever keeps a record: protocols, and the machine's clock."""
+"""What the control loop asks of a robot, and of whoever keeps a record."""
 
-import os
-import time
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -72,68 +70,6 @@ def commands_per_step(robot: Robot, control_dt: float) -> int:
             f"robot {name}: control_dt {control_dt} s is not a whole multiple of command_dt {robot.command_dt} s"
         )
     return count
-
-
-@runtime_checkable
-class Clock(Protocol):
-    """The time that a loop runs by."""
-
-    def now(self) -> float:
-        """Seconds since some fixed moment."""
-        ...
-
-    def sleep_until(self, t_s: float) -> None:
-        """Return at t_s, or at once if it has passed."""
-        ...
-
-
-class SystemClock:
-    """The machine's monotonic clock, which all its processes share."""
-
-    def now(self) -> float:
-        """Seconds since the machine started."""
-        return time.monotonic()
-
-    def sleep_until(self, t_s: float) -> None:
-        """Return at t_s, or at once if it has passed."""
-        if (left := t_s - time.monotonic()) > 0:
-            time.sleep(left)
-
-
-def request_realtime(priority: int) -> bool:
-    """Ask the operating system to run this thread before all ordinary ones (SCHED_FIFO); False where it refuses."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-    except (AttributeError, OSError):
-        return False
-    return True
-
-
-class FixedGrid:
-    """Ticks at origin + n * period, whatever happens in between; ticks that were missed are skipped, never made up for.
-
-    Args:
-        clock: the time.
-        period_s: time between two ticks [s]; the first is one period from now.
-    """
-
-    def __init__(self, clock: Clock, period_s: float) -> None:
-        self.clock, self.period_s = clock, period_s
-        self.origin_s = clock.now() + period_s
-        self.index = -1
-
-    @property
-    def t_s(self) -> float:
-        """Time of the present tick [s]."""
-        return self.origin_s + self.index * self.period_s
-
-    def wait(self) -> int:
-        """Sleep until the next tick and give how many periods it is from the last: 1, or more where some were missed."""
-        self.index += 1
-        self.clock.sleep_until(self.t_s)
-        missed = max(int((self.clock.now() - self.t_s) / self.period_s), 0)
-        self.index += missed
-        return 1 + missed
 
 
 @dataclass(frozen=True)

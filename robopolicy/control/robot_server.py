@@ -16,7 +16,8 @@ import numpy as np
 
 from robopolicy.client import ProtocolError, pack, unpack
 from robopolicy.control.guard import CommandGuard
-from robopolicy.control.robot import REST_COMMANDS, FixedGrid, Robot, RobotError, SystemClock
+from robopolicy.control.robot import REST_COMMANDS, Robot, RobotError
+from robopolicy.control.timing import FixedGrid, SystemClock
 from robopolicy.types import Command
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from robopolicy.client import pack, unpack
 from robopolicy.control.kinematics import matrix_to_quaternion, pose_and_jacobian
 from robopolicy.control.profile import RobotProfile, profile_from_dict
-from robopolicy.control.robot import Clock, RobotError, SystemClock
+from robopolicy.control.robot import RobotError
+from robopolicy.control.timing import Clock, SystemClock
 from robopolicy.types import Command, Observation
 
 MAX_MESSAGE_BYTES = 64 * 2**20

@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from robopolicy.control.guard import CommandGuard
 from robopolicy.control.profile import RobotProfile, read_profile
-from robopolicy.control.robot import FixedGrid, RobotError, SystemClock, request_realtime
+from robopolicy.control.robot import RobotError
+from robopolicy.control.timing import FixedGrid, SystemClock, request_realtime
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.scene import ARM_JOINTS
 from robopolicy.sim.tasks import make_task

@@ -11,10 +11,9 @@ import torch
 
 from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
 from robopolicy.control import runtime
-from robopolicy.control.export import ExportError, export_policy, step_memory
+from robopolicy.control.export import ExportError, export_policy
 from robopolicy.model.checkpoint import load_policy, save_policy
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.recurrence import make_recurrence
 from robopolicy.model.text import Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.exporting import CASES, SLOW_CASES, make_policy
@@ -129,23 +128,6 @@ def test_nothing_of_the_training_machine_leaves_with_the_export(cases):
     for path in [*(cases / "window" / "exported").iterdir(), *(cases / "torch" / "exported").iterdir()]:
         assert here not in path.read_bytes()
         assert b"/home/someone" not in path.read_bytes()
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("history", ["window", "carry", "none"])
-def test_the_exported_step_is_the_memorys_step(cell, history):
-    """The graph restates the memory's step without its packed weights; the two must not part."""
-    torch.manual_seed(0)
-    memory = make_recurrence(cell, history, 5, 8, layers=2, window=3).eval()
-    state = other = memory.initial_state((4,))
-    with torch.no_grad():
-        for step in range(8):
-            frame = torch.randn(4, 5)
-            expected, state = memory.step(frame, state)
-            hidden, other = step_memory(memory, frame, other)
-            torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
-            done = torch.tensor([step == 2, False, step == 4, step == 4])
-            state, other = state.reset(done), other.reset(done)
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path):

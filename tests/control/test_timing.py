@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from robopolicy.control.robot import FixedGrid
+from robopolicy.control.timing import FixedGrid
 
 
 def test_ticks_stay_on_the_grid_and_missed_ones_are_counted_not_made_up_for(fake_clock):
