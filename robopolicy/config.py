@@ -94,6 +94,10 @@ class NormalizationConfig:
 
     obs: Normalization = "mean-std"
     """min-max, mean-std, quantile (1-99 %) or none, per dimension, from the training split only."""
+    rotation: Literal["aligned", "6d", "none"] = "aligned"
+    """How rotations are learned: aligned (of equal quaternions or angles the one nearest to the mean), 6d, or as they are."""
+    rotations: Mapping[str, Literal["quaternion", "axis-angle", "angle", "none"]] = field(default_factory=dict)
+    """Columns that are rotations, such as {"actions[3:6]": axis-angle}; by default keys named `quat`, absolute poses."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,46 @@ class ExecutionConfig:
     """m of ACT's weights exp(-m i), i = 0 the oldest chunk."""
     gripper_hysteresis: float = 0.0
     """Logit beyond which the gripper changes its mind; 0 switches at 0."""
+
+
+@dataclass(frozen=True)
+class RandomizationConfig:
+    """How far the simulator's episodes differ in what a task leaves alone, each drawn from its seed; 0 is off."""
+
+    joint_rad: float = 0.0
+    """Placement: largest deviation of each arm joint from its start, besides the task's own [rad]."""
+    turn_rad: float = 0.0
+    """Placement: largest turn of each free object about the vertical, besides the task's own [rad]."""
+    color: float = 0.0
+    """Largest change of each part's red, green and blue, of 1."""
+    light: float = 0.0
+    """Largest relative change of the light's brightness, and of its direction's components."""
+    camera_m: float = 0.0
+    """Largest shift of a camera along each axis [m]."""
+    camera_rad: float = 0.0
+    """Largest turn of a camera about each axis [rad]."""
+    friction: float = 0.0
+    """Largest relative change of all friction, below 1."""
+    mass: float = 0.0
+    """Largest relative change of each free object's mass, below 1."""
+    delay_steps: int = 0
+    """Latency: most control steps by which an episode's actions come late."""
+    action_noise: float = 0.0
+    """Standard deviation of noise on the executed displacement, in the action's units of [-1, 1]."""
+    obs_noise: float = 0.0
+    """Standard deviation of noise on every low-dimensional reading but the privileged ones [m, rad]."""
+
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            _require(size >= 0, f"--randomization.{name} is {size}; expected 0 or more")
+        for name in ("friction", "mass"):
+            size = getattr(self, name)
+            _require(size < 1, f"--randomization.{name} is {size}; expected below 1, which would leave none")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything differs at all."""
+        return any(vars(self).values())
 
 
 @dataclass(frozen=True)

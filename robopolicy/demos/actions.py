@@ -1,6 +1,6 @@
-"""What the columns of a data set's actions are, where its files don't say."""
+"""What the columns of a data set's actions are: the default rule where its files don't say, and in words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,3 +35,27 @@ def infer_action_spec(actions: Iterable[np.ndarray]) -> ActionSpec:
         constant={column: float(values[0]) for column, values in enumerate(seen) if len(values) == 1},
         gripper_values=[(float(seen[column][0]), float(seen[column][1])) for column in gripper],
     )
+
+
+def describe_action_spec(spec: ActionSpec) -> str:
+    """An action spec in words, one line."""
+    parts = [f"{spec.width} columns", f"arm {_runs(spec.arm_columns)}"]
+    known = [word for word in (spec.kind, spec.space.replace("_", " ")) if word != "unknown"]
+    parts[-1] += f" ({', '.join(known)})" if known else ""
+    for column, (low, high) in zip(spec.gripper_columns, spec.gripper_values, strict=True):
+        parts.append(f"binary gripper {column} ({low:g} or {high:g})")
+    parts += [f"continuous gripper {_runs(spec.continuous_gripper)}"] if spec.continuous_gripper else []
+    parts += [f"constant {column} = {value:g}" for column, value in spec.constant.items()]
+    parts += [f"{spec.rate_hz:g} Hz"] if spec.rate_hz else []
+    return "; ".join(parts)
+
+
+def _runs(columns: Sequence[int]) -> str:
+    """`0-5, 7`."""
+    runs: list[list[int]] = []
+    for column in columns:
+        if runs and column == runs[-1][-1] + 1:
+            runs[-1].append(column)
+        else:
+            runs.append([column])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"

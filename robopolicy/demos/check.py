@@ -213,7 +213,7 @@ def _add_key(keys: dict[str, KeySummary], key: str, values: np.ndarray) -> list[
 def _fingerprint(*arrays: np.ndarray) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for values in arrays:
-        digest.update(np.ascontiguousarray(values).data.cast("B"))
+        digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return digest.digest()
 
 

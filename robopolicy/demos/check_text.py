@@ -1,7 +1,6 @@
 """A check's report as text for the terminal."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.findings import Finding, KeySummary, copied_share
-from robopolicy.types import ActionSpec
 
 if TYPE_CHECKING:
     from robopolicy.demos.check import FileReport
@@ -44,7 +43,7 @@ def summary_lines(report: "FileReport") -> list[tuple[str, str]]:
     ]
     if report.action_spec is not None:
         lines += [("rate", f"{report.action_spec.rate_hz:g} Hz" if report.action_spec.rate_hz else "not said")]
-        lines += [("actions", describe_spec(report.action_spec))]
+        lines += [("actions", describe_action_spec(report.action_spec))]
         copied = copied_share(list(report.actions.values()), report.action_spec)
         if copied is not None:
             lines.append(("copycat", f"the last action tells {max(copied, 0.0):.0%} of the arm's next"))
@@ -54,17 +53,6 @@ def summary_lines(report: "FileReport") -> list[tuple[str, str]]:
     masks = ", ".join(f"{key} {len(names)}" for key, names in report.filter_keys.items())
     lines.append(("filter keys", masks or "none; training splits the demos itself"))
     return lines
-
-
-def describe_spec(spec: ActionSpec) -> str:
-    """An action spec in words."""
-    parts = [f"{spec.width} columns", f"arm {_columns(spec.arm_columns)} ({spec.kind}, {spec.space})"]
-    pairs = zip(spec.gripper_columns, spec.gripper_values, strict=True)
-    parts += [f"gripper {column} ({low:g} or {high:g})" for column, (low, high) in pairs]
-    if spec.continuous_gripper:
-        parts.append(f"continuous gripper {_columns(spec.continuous_gripper)}")
-    parts += [f"constant {column} = {value:g}" for column, value in spec.constant.items()]
-    return ", ".join(parts)
 
 
 def finding_lines(findings: list[Finding]) -> list[str]:
@@ -97,17 +85,6 @@ def _key_table(keys: dict[str, KeySummary]) -> Table:
         name = key if key == "actions" else f"obs/{key}"
         table.add_row(Text(name), " x ".join(map(str, known.shape)) or "1", known.dtype, key_range(known))
     return table
-
-
-def _columns(columns: Sequence[int]) -> str:
-    """`0-5, 7`."""
-    runs: list[list[int]] = []
-    for column in columns:
-        if runs and column == runs[-1][-1] + 1:
-            runs[-1].append(column)
-        else:
-            runs.append([column])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
 
 
 def _size(count: int) -> str:

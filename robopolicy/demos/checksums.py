@@ -58,7 +58,8 @@ def _parsed(text: Any) -> dict[str, Any]:
 
 def _crc(values: np.ndarray) -> int:
     stored = values.astype(np.int64) if values.dtype == bool else values
-    return zlib.crc32(np.ascontiguousarray(stored).data.cast("B"), zlib.crc32(f"{stored.dtype}{stored.shape}".encode()))
+    content = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)  # of arrays without values too
+    return zlib.crc32(content.data, zlib.crc32(f"{stored.dtype}{stored.shape}".encode()))
 
 
 def _crc_text(said: Mapping[str, Any]) -> int:

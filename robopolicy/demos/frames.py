@@ -176,7 +176,7 @@ class ContiguousReader:
         """See `RowReader`."""
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         for first, last in pairwise([0, *breaks.tolist(), len(rows)]):
-            target = into[first:last].data.cast("B")
+            target = into[first:last].reshape(-1).view(np.uint8).data
             place = self._offset + int(rows[first]) * self._row_bytes
             if os.preadv(self._file.number, [target], place) != len(target):
                 raise DemoFormatError(f"{self._where}: the file ends before row {rows[last - 1]}; it is cut short")

@@ -17,8 +17,10 @@ from robopolicy.model.losses import (
     require_terms,
     weighted_sum,
 )
-from robopolicy.model.normalization import ActionNormalizer, Normalizer, Statistics
+from robopolicy.model.normalization import ActionNormalizer, Normalizer
 from robopolicy.model.policy_head import PolicyHead
+from robopolicy.model.rotations import action_rotations, key_rotations
+from robopolicy.model.statistics import Statistics
 from robopolicy.model.streaming import MemoryState
 from robopolicy.model.text import Vocabulary, make_text
 from robopolicy.types import ActionSpec, Array, ArraySpec, Batch, Chunk, Observation
@@ -64,17 +66,23 @@ class ChunkPolicy(nn.Module):
             key: spec for key, spec in (self.obs | self.targets).items() if not spec.is_image and key != TOKENS_KEY
         }
         self.scaled_keys = tuple(scaled)
+        scaling = config.normalization
+        form, declared = scaling.rotation, scaling.rotations
         self.normalizers = nn.ModuleList(
-            Normalizer(spec.width, config.normalization.obs, _of(key, obs_statistics)) for key, spec in scaled.items()
+            Normalizer(
+                spec.width, scaling.obs, _of(key, obs_statistics), key_rotations(key, spec.width, form, declared), form
+            )
+            for key, spec in scaled.items()
         )
-        self.action_normalizer = ActionNormalizer(action_spec, action_statistics)
+        turned = action_rotations(action_spec, form, declared)
+        self.action_normalizer = ActionNormalizer(action_spec, action_statistics, turned, form)
         encoder, head = config.encoder, config.head
         self.text = make_text(encoder.text_model, encoder.width, self.vocabulary) if self.vocabulary else None
         text_tokens = self.text.token_count if self.text is not None else 0
-        self.encoder = make_encoder(encoder, self.obs, text_tokens, self.targets)
+        self.encoder = make_encoder(encoder, self._scaled(self.obs), text_tokens, self._scaled(self.targets))
         self.head = PolicyHead(
             self.encoder.token_width,
-            action_spec,
+            self.action_normalizer.learned_spec,
             head.window,
             head.chunk,
             layers=head.layers,
@@ -116,6 +124,13 @@ class ChunkPolicy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.action_normalizer.arm_scale.device
+
+    def _scaled(self, specs: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
+        """The same keys with the shapes that scaling gives them."""
+        return {
+            key: ArraySpec((self.normalizer(key).width,)) if key in self.scaled_keys else spec
+            for key, spec in specs.items()
+        }
 
     def normalizer(self, key: str) -> Normalizer:
         """The scaling of one low-dimensional key."""

@@ -14,10 +14,13 @@ from torch import distributed
 
 from robopolicy import __version__
 from robopolicy.config import ConfigError, ExperimentConfig
+from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.rows import DemoRows, load_rows
 from robopolicy.demos.store import DemoStore
-from robopolicy.model.normalization import ActionNormalizer, Statistics
+from robopolicy.model.normalization import ActionNormalizer
+from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
+from robopolicy.model.statistics import Statistics
 from robopolicy.training.encode import require_one_encoder
 from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
 from robopolicy.training.selection import choose_action_spec, choose_keys, split_names
@@ -63,6 +66,7 @@ class DemoDataModule(LightningDataModule):
         self._valid: DemoRows | None = None
         self._stores: dict[str, DemoStore] = {}
         self._token_encoder: dict[str, Any] | None = None
+        self._rotations: dict[str, tuple[RotationColumns, ...]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Open the files and read what stays in memory; a second call does nothing."""
@@ -83,8 +87,7 @@ class DemoDataModule(LightningDataModule):
         self.action_spec = choose_action_spec(self._readers, train, data)
         specs = {key: _spec(train, key) for key in wanted}
         self.obs, self.targets = {key: specs[key] for key in keys}, {key: specs[key] for key in targets}
-        self.obs_statistics = {key: Statistics.of(rows) for key, rows in train.narrow.items()}
-        self.action_statistics = Statistics.of(train.actions)
+        self._take_statistics(train)
         self.instructions = train.instructions
         LOG.info("%s", self.summary())
 
@@ -139,8 +142,10 @@ class DemoDataModule(LightningDataModule):
             f"demos     {len(train.lengths)} demos, {train.steps} steps; {held_out}{wide}",
             f"sees      {', '.join(f'{key} {_size(shape)}' for key, shape in self.obs.items())}",
             f"told      {_several(self.instructions) or 'no instruction'}",
-            f"actions   {describe_actions(spec)}",
+            f"actions   {describe_action_spec(spec)}",
         ]
+        if turned := [f"{key} ({part.kind})" for key, parts in self._rotations.items() for part in parts]:
+            lines.append(f"rotations {', '.join(turned)}, learned {self.experiment.normalization.rotation}")
         if self.targets:
             lines.insert(2, f"targets   {', '.join(self.targets)} (loss terms only)")
         return "\n".join(lines)
@@ -170,6 +175,20 @@ class DemoDataModule(LightningDataModule):
         sources = list(zip(self._readers, names, strict=True))
         return load_rows(sources, keys, placement=data.placement, device=self.device, threads=threads)
 
+    def _take_statistics(self, train: DemoRows) -> None:
+        """Of the training split; rotations are fit to it too."""
+        scaling = self.experiment.normalization
+        form, declared = scaling.rotation, scaling.rotations
+        if unknown := [name for name in declared if name.partition("[")[0] not in (*train.narrow, ACTIONS)]:
+            known = ", ".join((*train.narrow, ACTIONS))
+            raise ConfigError(f"--normalization.rotations {unknown[0]!r}: no such key; there are {known}")
+        self._rotations = {key: key_rotations(key, rows[0].size, form, declared) for key, rows in train.narrow.items()}
+        self.obs_statistics = {
+            key: Statistics.of(rows, self._rotations[key], form, f"obs/{key}") for key, rows in train.narrow.items()
+        }
+        self._rotations[ACTIONS] = action_rotations(self.action_spec, form, declared)
+        self.action_statistics = Statistics.of(train.actions, self._rotations[ACTIONS], form, ACTIONS)
+
     def _rows(self) -> DemoRows:
         if self._train is None:
             raise RuntimeError("the demos are not read yet; call setup() first")
@@ -180,7 +199,8 @@ class DemoDataModule(LightningDataModule):
         if split not in self._stores:
             rows = self._valid if split == "valid" and self._valid is not None else self._rows()
             head, data = self.experiment.head, self.experiment.data
-            normalizer = ActionNormalizer(self.action_spec, self.action_statistics)
+            form = self.experiment.normalization.rotation
+            normalizer = ActionNormalizer(self.action_spec, self.action_statistics, self._rotations[ACTIONS], form)
             self._stores[split] = DemoStore(
                 rows,
                 segment=self._segment(rows),
@@ -196,19 +216,6 @@ class DemoDataModule(LightningDataModule):
             longest = -(-int(rows.lengths.max()) // self.experiment.data.frame_stride)
             return self.experiment.training.tbptt or longest
         return self.experiment.data.segment or self.experiment.head.window
-
-
-def describe_actions(spec: ActionSpec) -> str:
-    """An action spec in words, one line."""
-    parts = [f"arm {_columns(spec.arm_columns)}"]
-    if spec.continuous_gripper:
-        parts[0] += f" (gripper {_columns(spec.continuous_gripper)} continuous)"
-    for column, (low, high) in zip(spec.gripper_columns, spec.gripper_values, strict=True):
-        parts.append(f"binary gripper {column} ({low:g} or {high:g})")
-    parts += [f"constant {column} = {value:g}" for column, value in spec.constant.items()]
-    parts += [f"{spec.space} {spec.kind}"] if spec.space != "unknown" or spec.kind != "unknown" else []
-    parts += [f"{spec.rate_hz:g} Hz"] if spec.rate_hz else []
-    return "; ".join(parts)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -252,13 +259,3 @@ def _size(spec: ArraySpec) -> str:
 def _several(instructions: Sequence[str]) -> str:
     more = f" and {len(instructions) - 3} more" if len(instructions) > 3 else ""
     return ", ".join(f"'{instruction}'" for instruction in instructions[:3]) + more
-
-
-def _columns(columns: Sequence[int]) -> str:
-    runs: list[list[int]] = []
-    for column in columns:
-        if runs and column == runs[-1][-1] + 1:
-            runs[-1].append(column)
-        else:
-            runs.append([column])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "none"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from robopolicy.demos.actions import infer_action_spec
-from robopolicy.types import DemoFormatError
+from robopolicy.demos.actions import describe_action_spec, infer_action_spec
+from robopolicy.types import ActionSpec, DemoFormatError
 
 
 def test_columns_with_two_values_are_grippers_and_those_with_one_are_constant():
@@ -37,3 +37,21 @@ def test_no_demo_or_changing_width_is_refused():
         infer_action_spec([])
     with pytest.raises(DemoFormatError, match="3 columns after others of 2"):
         infer_action_spec([np.zeros((2, 2)), np.zeros((2, 3))])
+
+
+def test_actions_are_described_in_words():
+    """The spec is guessed where a file doesn't say, so the user must see what was guessed."""
+    spec = ActionSpec(
+        arm=[0, 1, 2, 7],
+        gripper=[4],
+        constant={3: 0.0, 5: 1.5, 6: 0.0},
+        gripper_values=[(0.0, 0.04)],
+        continuous_gripper=[7],
+        kind="absolute",
+        space="joint_position",
+        rate_hz=50.0,
+    )
+    assert describe_action_spec(spec) == (
+        "8 columns; arm 0-2, 7 (absolute, joint position); binary gripper 4 (0 or 0.04); continuous gripper 7; "
+        "constant 3 = 0; constant 5 = 1.5; constant 6 = 0; 50 Hz"
+    )

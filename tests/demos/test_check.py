@@ -36,7 +36,7 @@ def test_a_sound_file_is_described_and_gives_0(tiny_demos):
         "5, 5 readable",
         "54 (7 - 15 a demo",
         "20 Hz",
-        "arm 0-5 (delta, ee), gripper 6 (-1 or 1)",
+        "arm 0-5 (delta, ee); binary gripper 6 (-1 or 1)",
         "'lift the red cube' x 3",
         "train 4, valid 1",
         "obs/front",

@@ -1,18 +1,29 @@
 """DemoDataModule: from files to everything a policy is built from and trained on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from robopolicy.config import ConfigError, DataConfig, ExperimentConfig, HeadConfig, TrainingConfig
+from robopolicy.config import (
+    AugmentationConfig,
+    ConfigError,
+    DataConfig,
+    ExperimentConfig,
+    HeadConfig,
+    NormalizationConfig,
+    TrainingConfig,
+)
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.training.datamodule import DemoDataModule, describe_actions, fingerprint
+from robopolicy.model.checkpoint import load_policy
+from robopolicy.training.datamodule import DemoDataModule, fingerprint
 from robopolicy.training.loader import BatchLoader
 from robopolicy.types import ActionSpec, ArraySpec, Demo, DemoFormatError
+from tests.small_runs import run, small_config
 
 
 def experiment(
@@ -176,19 +187,55 @@ def test_each_process_takes_its_share_of_the_batch(tiny_demos, monkeypatch):
         module.train_dataloader()
 
 
-def test_actions_are_described_in_words():
-    """The spec is guessed where a file doesn't say, so the user must see what was guessed."""
-    spec = ActionSpec(
-        arm=[0, 1, 2, 7],
-        gripper=[4],
-        constant={3: 0.0, 5: 1.5, 6: 0.0},
-        gripper_values=[(0.0, 0.04)],
-        continuous_gripper=[7],
-        kind="absolute",
-        space="joint_position",
-        rate_hz=50.0,
+def posed(path, flipped, absolute=True):
+    """Three demos with a quaternion among observations and actions, whose sign may flip in every other row."""
+    spec = ActionSpec(arm=7, gripper=1, kind="absolute" if absolute else "unknown", space="ee", rate_hz=20.0)
+    with DemoWriter(path, action_spec=spec) as writer:
+        for number in range(3):
+            random = np.random.default_rng(number)
+            turned = random.normal([1, 0, 0, 0], 0.2, size=(14, 4))
+            turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+            turned[:: 2 if flipped else 14] *= -1
+            at, grip = random.normal(size=(14, 3)), np.where(np.arange(14) < 7, -1.0, 1.0)[:, None]
+            obs = {"eef_pos": at, "eef_quat": turned}
+            writer.write(Demo(f"demo_{number}", obs, np.concatenate([at, turned, grip], axis=1)))
+    return path
+
+
+@pytest.mark.parametrize("form", ["aligned", "6d"])
+def test_a_quaternions_sign_in_the_file_changes_nothing_that_is_learned(tmp_path, form):
+    """Trained to send q and -q for one pose, a policy sends their mean: nothing."""
+    files = [posed(tmp_path / f"{flipped}.hdf5", flipped) for flipped in (False, True)]
+    config = replace(
+        small_config(files[0]),
+        augmentation=AugmentationConfig(),
+        normalization=NormalizationConfig(rotation=form),
     )
-    assert describe_actions(spec) == (
-        "arm 0-2, 7 (gripper 7 continuous); binary gripper 4 (0 or 0.04); constant 3 = 0; constant 5 = 1.5; "
-        "constant 6 = 0; joint_position absolute; 50 Hz"
+    runs = [replace(config, data=replace(config.data, files=(str(path),))) for path in files]
+    losses = [run(each, tmp_path / str(place)) for place, each in enumerate(runs)]
+    assert losses[0] == losses[1]
+    policy = load_policy(tmp_path / "1")
+    assert policy.head.action_head.arm_width == {"aligned": 7, "6d": 9}[form]
+    with DemoFile(files[1]) as file:
+        demo = file.read("demo_0")
+    states = [policy.initial_state() for _ in range(2)]
+    for t in range(4):
+        rows = []
+        for sign in (1, -1):
+            seen = {"eef_pos": demo.obs["eef_pos"][t], "eef_quat": sign * demo.obs["eef_quat"][t]}
+            actions, states[sign < 0] = policy.act(seen, states[sign < 0])
+            rows.append(actions)
+        assert torch.equal(*rows)
+        assert rows[0].shape == (2, 8)
+        torch.testing.assert_close(rows[0][:, 3:7].norm(dim=-1), torch.ones(2))
+
+
+def test_the_log_says_what_is_taken_for_a_rotation(tmp_path):
+    """A guess by name must be seen by who knows better."""
+    module = opened(experiment(posed(tmp_path / "a.hdf5", flipped=True)))
+    assert "eef_quat (quaternion), actions (quaternion), learned aligned" in module.summary()
+    config = replace(
+        experiment(tmp_path / "a.hdf5"), normalization=NormalizationConfig(rotations={"eef_quart": "quaternion"})
     )
+    with pytest.raises(ConfigError, match="'eef_quart': no such key; there are eef_pos, eef_quat, actions"):
+        opened(config)

@@ -1,0 +1,257 @@
+"""Rotations among the columns of an array, put into a form without jumps before they are learned, and back.
+
+A quaternion and its negative are one rotation, and an angle jumps by a turn at its range's end: a network shown both
+sees two far-apart values for one pose. `aligned` keeps the columns and takes, of the equal values, the one nearest to
+the training demos' mean rotation: a function of the frame alone, so that streaming needs no memory of the last sign.
+`6d` has no jump anywhere: the first two columns of the rotation matrix (Zhou et al. 2019, "On the Continuity of Rotation
+Representations in Neural Networks"), and cosine and sine of a single angle.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import pi
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robopolicy.model.rotation_math import (
+    RotationKind,
+    code,
+    decode,
+    in_range,
+    mean_rotation,
+    nearest,
+    turn_origin,
+    why_not,
+)
+from robopolicy.types import ActionSpec
+
+RotationForm: TypeAlias = Literal["aligned", "6d", "none"]
+"""What is learned of it."""
+
+LOG = logging.getLogger(__name__)
+
+ACTIONS = "actions"
+"""Stands for the action rows where rotations are declared by key."""
+DECLARED = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<first>\d+):(?P<last>\d+)\])?")
+QUATERNION_KEY = re.compile(r"(.*[_/.])?quat(ernion)?")
+"""Keys of width 4 that are taken for quaternions by name, such as robosuite's `robot0_eef_quat`."""
+
+
+@dataclass(frozen=True)
+class RotationColumns:
+    """Columns of one array that are a rotation."""
+
+    columns: tuple[int, ...]
+    kind: RotationKind
+    declared: bool = False
+    """Asked for: values that are no such rotation are an error, where a guess by name is dropped."""
+
+    def learned_width(self, form: RotationForm) -> int:
+        """Columns that are learned."""
+        if form == "6d":
+            return 2 * len(self.columns) if self.kind == "angle" else 6
+        return len(self.columns)
+
+
+@dataclass(frozen=True)
+class RotationFit:
+    """What the training split says of the rotations of one array (d columns)."""
+
+    reference: np.ndarray
+    """(d,) mean rotation, in the file's own representation; 0 in other columns."""
+    origin: np.ndarray
+    """(d,) least value of the file's range of angles: -pi or 0 [rad]."""
+    known: np.ndarray
+    """(rotations,) bool: False where the values are no such rotation, and are left as they are."""
+
+    def of_columns(self, columns: Sequence[int]) -> "RotationFit":
+        """The same for some of the array's columns."""
+        return replace(self, reference=self.reference[list(columns)], origin=self.origin[list(columns)])
+
+
+def key_rotations(
+    key: str, width: int, form: RotationForm, declared: Mapping[str, RotationKind]
+) -> tuple[RotationColumns, ...]:
+    """The rotations of an observation key: those declared for it, else by its name.
+
+    Raises:
+        ValueError: a declaration doesn't fit the key.
+    """
+    if form == "none":
+        return ()
+    if own := _declared(key, width, declared):
+        return tuple(part for part in own if part.kind != "none")
+    named = width == 4 and QUATERNION_KEY.fullmatch(key)
+    return (RotationColumns((0, 1, 2, 3), "quaternion", declared=form == "6d"),) if named else ()
+
+
+def action_rotations(
+    spec: ActionSpec, form: RotationForm, declared: Mapping[str, RotationKind]
+) -> tuple[RotationColumns, ...]:
+    """The rotations among the arm columns.
+
+    Where nothing is declared, an absolute end-effector pose of 6 columns ends in a rotation vector (robosuite's
+    `OSC_POSE`), one of 7 in a quaternion. Columns that never change are not learned, and not of the rotation.
+    """
+    if form == "none":
+        return ()
+    parts = _declared(ACTIONS, spec.width, declared)
+    pose = [column for column in spec.arm_columns if column not in spec.continuous_gripper]
+    if not parts and (spec.kind, spec.space) == ("absolute", "ee") and len(pose) in (6, 7):
+        parts = (RotationColumns(tuple(pose[3:]), "axis-angle" if len(pose) == 6 else "quaternion", form == "6d"),)
+    found = []
+    for part in parts:
+        columns = tuple(column for column in part.columns if column in spec.arm_columns)
+        if form == "6d" and part.kind in ("quaternion", "axis-angle") and len(columns) < len(part.columns):
+            raise ValueError(
+                f"actions {list(part.columns)} are a {part.kind} of which a column never changes; "
+                "--normalization.rotation 6d needs them all, use aligned"
+            )
+        if columns and part.kind != "none":
+            found.append(RotationColumns(columns, part.kind, part.declared))
+    return tuple(found)
+
+
+class Rotations(nn.Module):
+    """The rotations of one array: `forward` into the learned form, `inverse` back into the file's.
+
+    `aligned` keeps every column in its place; `6d` puts the other columns first, then each rotation. The inverse gives
+    the same rotation in the file's own range: unit quaternions on the reference's side, rotation vectors no longer than pi.
+    """
+
+    reference: Tensor
+    origin: Tensor
+    known: Tensor
+
+    def __init__(self, width: int, parts: Sequence[RotationColumns], form: RotationForm) -> None:
+        super().__init__()
+        self.width, self.parts = width, tuple(parts)
+        self.coded = form == "6d" and bool(self.parts)
+        taken = {column for part in self.parts for column in part.columns}
+        self.others = [column for column in range(width) if column not in taken]
+        learned = sum(part.learned_width(form) for part in self.parts)
+        self.learned_width = len(self.others) + learned if self.parts else width
+        if self.parts:
+            self.register_buffer("reference", torch.zeros(width))
+            self.register_buffer("origin", torch.zeros(width))
+            self.register_buffer("known", torch.zeros(len(self.parts)))
+            self.register_load_state_dict_pre_hook(_as_they_are)
+
+    def load(self, fit: RotationFit | None) -> None:
+        """Take over what was fit to the training split."""
+        if fit is not None and self.parts:
+            self.reference.copy_(torch.as_tensor(fit.reference))
+            self.origin.copy_(torch.as_tensor(fit.origin))
+            self.known.copy_(torch.as_tensor(fit.known))
+
+    def align(self, values: Tensor) -> Tensor:
+        """(..., d) -> the equal rotations nearest to the reference, columns in their places."""
+        aligned = values
+        for index, part in enumerate(self.parts):
+            columns = list(part.columns)
+            before = values[..., columns]
+            after = nearest(part.kind, before, self.reference[columns])
+            aligned = _put(aligned, columns, torch.where(self.known[index] > 0, after, before))
+        return aligned
+
+    def forward(self, values: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch learned"]:
+        """(..., d) as in the file -> (..., e) as it is learned."""
+        if not self.coded:
+            return self.align(values)
+        return torch.cat(
+            [values[..., self.others], *(code(part.kind, values[..., list(part.columns)]) for part in self.parts)],
+            dim=-1,
+        )
+
+    def inverse(self, learned: Float[Tensor, "*batch learned"]) -> Float[Tensor, "*batch width"]:
+        """(..., e) as a network says it -> (..., d) as in the file."""
+        if self.coded:
+            return self._decoded(learned)
+        values = learned
+        for index, part in enumerate(self.parts):
+            columns = list(part.columns)
+            before = learned[..., columns]
+            after = in_range(part.kind, before, self.origin[columns])
+            values = _put(values, columns, torch.where(self.known[index] > 0, after, before))
+        return values
+
+    def _decoded(self, learned: Tensor) -> Tensor:
+        place = len(self.others)
+        found = {column: learned[..., index] for index, column in enumerate(self.others)}
+        for part in self.parts:
+            width, columns = part.learned_width("6d"), list(part.columns)
+            values = decode(part.kind, learned[..., place : place + width], self.reference[columns])
+            values = in_range(part.kind, values, self.origin[columns])
+            found |= {column: values[..., index] for index, column in enumerate(columns)}
+            place += width
+        return torch.stack([found[column] for column in range(self.width)], dim=-1)
+
+
+def fit_rotations(
+    rows: Float[np.ndarray, "rows width"], parts: Sequence[RotationColumns], where: str
+) -> RotationFit | None:
+    """The reference of each rotation; None where there is none.
+
+    Args:
+        rows: of the training split.
+        parts: its rotations.
+        where: begins the message about values that are no such rotation.
+
+    Raises:
+        ValueError: values that were declared a rotation are none.
+    """
+    if not parts:
+        return None
+    rows = np.asarray(rows, dtype=np.float64)
+    fit = RotationFit(np.zeros(rows.shape[1]), np.full(rows.shape[1], -pi), np.ones(len(parts), dtype=bool))
+    for index, part in enumerate(parts):
+        columns = list(part.columns)
+        values = rows[:, columns]
+        reason = why_not(part.kind, values)
+        if reason and part.declared:
+            raise ValueError(f"{where}: {reason}; say what it is, or none, in --normalization.rotations")
+        if reason:
+            LOG.info("%s: columns %s look like a %s, but %s; left as they are", where, columns, part.kind, reason)
+        fit.known[index] = reason is None
+        fit.reference[columns] = 0.0 if reason else mean_rotation(part.kind, values)
+        if part.kind == "angle":
+            fit.origin[columns] = np.nan_to_num(turn_origin(values))
+    return fit
+
+
+def _put(values: Tensor, columns: Sequence[int], part: Tensor) -> Tensor:
+    """The values with these columns replaced."""
+    place = {column: index for index, column in enumerate(columns)}
+    return torch.stack([part[..., place[c]] if c in place else values[..., c] for c in range(values.shape[-1])], dim=-1)
+
+
+def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tuple[RotationColumns, ...]:
+    found = []
+    for text, kind in declared.items():
+        match = DECLARED.fullmatch(text)
+        if match is None:
+            raise ValueError(f"--normalization.rotations {text!r}: expected a key, or columns such as {ACTIONS}[3:6]")
+        if match["key"] != key:
+            continue
+        first, last = (int(match["first"]), int(match["last"])) if match["first"] else (0, width)
+        columns = tuple(range(first, last))
+        expected = {"quaternion": 4, "axis-angle": 3}.get(kind, len(columns))
+        if last > width or len(columns) != expected or not columns:
+            raise ValueError(
+                f"--normalization.rotations {text!r}: {len(columns)} of the {width} columns of {key}; "
+                f"a {kind} has {expected}, name them as {key}[first:last]"
+            )
+        found.append(RotationColumns(columns, kind, declared=True))
+    return tuple(found)
+
+
+def _as_they_are(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Policies saved before rotations were known load, and leave them as they are."""
+    for name, buffer in module.named_buffers(recurse=False):
+        state.setdefault(prefix + name, torch.zeros_like(buffer))
