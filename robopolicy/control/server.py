@@ -35,6 +35,7 @@ from robopolicy.control.serving.access import read_api_key as read_api_key
 from robopolicy.control.serving.batching import InferenceThread, ServedPolicy
 from robopolicy.control.serving.connection import ConnectionGuard
 from robopolicy.control.serving.mapping import KeyMapping
+from robopolicy.control.serving.memory import keep_freed_memory
 from robopolicy.control.serving.metrics import Metrics
 from robopolicy.control.serving.protocol import ObservationReader
 from robopolicy.control.serving.session import Session
@@ -105,6 +106,7 @@ def serve(
     server = PolicyServer(policy, reader, host=host, port=port, api_key=api_key, tls=tls, limits=limits)
     if tls is None and not is_loopback(host):
         logger.warning("without --tls-cert, the key and the pictures travel readable for everyone on the way")
+    keep_freed_memory()
     asyncio.run(server.run(on_ready))
 
 

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -41,15 +42,17 @@ class Request:
     """One observation on its way through the inference thread."""
 
     session: Session
-    data: bytes
-    answer: Future[bytes] = field(default_factory=Future)
+    observation: dict[str, Any]
+    answer: asyncio.Future[bytes]
     """The reply, packed; or a ProtocolError with what the client is told instead."""
-    received_s: float = field(default_factory=time.monotonic)
-    observation: dict[str, Any] = field(default_factory=dict)
+    received_s: float
 
 
 class InferenceThread:
-    """Reads observations, runs the policy and packs replies for all sessions, in a thread of its own."""
+    """Runs the policy and packs replies for all sessions, in a thread of its own.
+
+    Messages are read on the event loop: the next ones while the policy thinks, and out of memory that is still warm.
+    """
 
     def __init__(self, policy: ServedPolicy, spec: PolicySpec, metrics: Metrics, max_batch: int = 64) -> None:
         self.policy, self.spec, self.metrics, self.max_batch = policy, spec, metrics, max_batch
@@ -73,9 +76,16 @@ class InferenceThread:
         Raises:
             ProtocolError: what the client is told instead.
         """
-        request = Request(session, data)
+        received_s = time.monotonic()
+        try:
+            observation = session.observation(data)
+        except ProtocolError:
+            raise
+        except Exception:
+            raise self._failed(session, "reading an observation") from None
+        request = Request(session, observation, asyncio.get_running_loop().create_future(), received_s)
         self._requests.put(request)
-        return await asyncio.wrap_future(request.answer)
+        return await request.answer
 
     def _run(self) -> None:
         try:
@@ -85,32 +95,24 @@ class InferenceThread:
         except Exception as error:
             self._warm.set_exception(error)
             return
-        while (first := self._requests.get()) is not None:
-            batch, last = [first], False
-            while len(batch) < self.max_batch and not self._requests.empty() and not last:
-                request = self._requests.get()
-                last = request is None
-                batch += [request] if request else []
-            self._answer([request for request in batch if self._read(request)])
-            if last:
-                return
+        while requests := self._waiting():
+            outcomes = self._answers(requests)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                requests[0].answer.get_loop().call_soon_threadsafe(_deliver, requests, outcomes)
 
-    def _read(self, request: Request) -> bool:
-        if not request.answer.set_running_or_notify_cancel():
-            return False
-        try:
-            request.observation = request.session.observation(request.data)
-        except ProtocolError as error:
-            request.answer.set_exception(error)
-            return False
-        except Exception:
-            self._fail(request, "reading an observation")
-            return False
-        return True
+    def _waiting(self) -> list[Request]:
+        """Everyone who waits, up to a batch, or else the next to come; nobody at the end."""
+        waiting: list[Request] = []
+        while not waiting or (len(waiting) < self.max_batch and not self._requests.empty()):
+            request = self._requests.get()
+            if request is None:
+                self._requests.put(None)  # found again, by itself, after those who came before
+                return waiting
+            waiting.append(request)
+        return waiting
 
-    def _answer(self, requests: Sequence[Request]) -> None:
-        if not requests:
-            return
+    def _answers(self, requests: Sequence[Request]) -> list[bytes | ProtocolError]:
+        """What each is told."""
         states = [request.session.state or self.policy.initial_state(1) for request in requests]
         began_s = time.monotonic()
         try:
@@ -119,17 +121,14 @@ class InferenceThread:
             after_each = state.split(1)
         except Exception:
             if len(requests) == 1:
-                self._fail(requests[0], "the policy")
-                return
-            for request in requests:  # one client's observation must not spoil the others'
-                self._answer([request])
-            return
+                return [self._failed(requests[0].session, "the policy")]
+            return [self._answers([request])[0] for request in requests]  # one's observation must not spoil the others'
         infer_s = time.monotonic() - began_s
-        for request, rows, after in zip(requests, actions, after_each, strict=True):
-            request.session.state = after
-            self._reply(request, rows, infer_s)
         self.metrics.observe("batch_size", len(requests))
         self.metrics.observe("infer_seconds", infer_s)
+        for request, after in zip(requests, after_each, strict=True):
+            request.session.state = after
+        return [_reply(request, rows, infer_s) for request, rows in zip(requests, actions, strict=True)]
 
     def _forward(self, observations: Sequence[Mapping[str, Any]], state: Any) -> tuple[np.ndarray, Any]:
         batch: dict[str, Any] = {key: _stacked([seen[key] for seen in observations]) for key in self.spec.observation}
@@ -140,20 +139,31 @@ class InferenceThread:
             actions = actions.detach().cpu().numpy()
         return np.asarray(actions, np.float32), state
 
-    def _reply(self, request: Request, actions: np.ndarray, infer_s: float) -> None:
-        if not np.isfinite(actions).all():
-            request.answer.set_exception(ProtocolError("the policy's actions for this observation are not finite"))
-            return
-        timing = {"infer_ms": (time.monotonic() - request.received_s) * 1e3}
-        if request.session.prev_total_ms is not None:
-            timing["prev_total_ms"] = request.session.prev_total_ms
-        reply = {"actions": actions, "policy_timing": {"infer_ms": infer_s * 1e3}, "server_timing": timing}
-        request.answer.set_result(pack(reply))
-
-    def _fail(self, request: Request, where: str) -> None:
-        logger.exception("%s: %s failed", request.session.name, where)
+    def _failed(self, session: Session, where: str) -> ProtocolError:
+        """Log the exception being handled; what the client is told of it."""
+        logger.exception("%s: %s failed", session.name, where)
         self.metrics.count("internal_errors_total")
-        request.answer.set_exception(ProtocolError("internal error; the server's log tells more"))
+        return ProtocolError("internal error; the server's log tells more")
+
+
+def _reply(request: Request, actions: np.ndarray, infer_s: float) -> bytes | ProtocolError:
+    if not np.isfinite(actions).all():
+        return ProtocolError("the policy's actions for this observation are not finite")
+    timing = {"infer_ms": (time.monotonic() - request.received_s) * 1e3}
+    if request.session.prev_total_ms is not None:
+        timing["prev_total_ms"] = request.session.prev_total_ms
+    return pack({"actions": actions, "policy_timing": {"infer_ms": infer_s * 1e3}, "server_timing": timing})
+
+
+def _deliver(requests: Sequence[Request], outcomes: Sequence[bytes | ProtocolError]) -> None:
+    """Wake those who wait; on the event loop, once for the whole batch."""
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if request.answer.done():  # cancelled: its client has gone
+            continue
+        if isinstance(outcome, ProtocolError):
+            request.answer.set_exception(outcome)
+        else:
+            request.answer.set_result(outcome)
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:

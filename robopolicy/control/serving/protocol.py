@@ -126,8 +126,9 @@ def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.
         array = array[low:high]
     if array.shape != wanted.shape:
         raise ProtocolError(f"'{name}' has shape {array.shape}; expected {wanted.shape}")
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
+    if array.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise ProtocolError(f"'{name}' holds NaN or infinite values; expected finite numbers")
     return array

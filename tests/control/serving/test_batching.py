@@ -63,6 +63,44 @@ def test_a_bad_observation_fails_alone():
     assert "secret" not in str(replies[2])
 
 
+def test_a_bad_observation_is_refused_while_the_policy_is_still_busy_with_another():
+    """Reading in the policy's thread would make everyone's messages wait for the forward pass under way."""
+    policy = FakePolicy()
+    inference, (good, bad) = make(policy, 2)
+    inference.start()
+
+    async def run() -> bytes:
+        policy.hold.clear()
+        under_way = asyncio.ensure_future(inference.answer(good, pack(observation())))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ProtocolError, match="lacks 'qpos'"):
+            await asyncio.wait_for(inference.answer(bad, pack({"prompt": "lift"})), 1.0)
+        policy.hold.set()
+        return await under_way
+
+    assert unpack(asyncio.run(run()))["actions"][0, 0] == 1
+    inference.stop()
+
+
+def test_an_answer_that_nobody_waits_for_any_more_does_no_harm():
+    """A client that hangs up in the middle of its request, or a server that closes while the policy hangs."""
+    policy = FakePolicy()
+    inference, (gone, other) = make(policy, 2)
+    inference.start()
+
+    async def hang_up() -> None:
+        policy.hold.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(inference.answer(gone, pack(observation())), 0.05)
+
+    asyncio.run(hang_up())
+    policy.hold.set()
+    (reply,) = ask_all(inference, [(other, observation())], policy)
+    inference.stop()
+    assert unpack(reply)["actions"][0, 0] == 1
+    assert not inference._thread.is_alive()
+
+
 def test_a_batch_is_never_larger_than_allowed():
     """Memory of a forward pass grows with its batch."""
     policy = FakePolicy()
