@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robopolicy.config import ExperimentConfig
-from robopolicy.model.encoders import TOKENS_KEY, Encoding, make_encoder
+from robopolicy.model.encoders import TOKENS_KEY, Encoding, make_encoder, make_reader
 from robopolicy.model.losses import (
     ForwardPrediction,
     TermInputs,
@@ -22,7 +22,7 @@ from robopolicy.model.policy_head import PolicyHead
 from robopolicy.model.rotations import action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.streaming import MemoryState
-from robopolicy.model.text import Vocabulary, make_text
+from robopolicy.model.text import Vocabulary
 from robopolicy.types import ActionSpec, Array, ArraySpec, Batch, Chunk, Observation
 
 LOG = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class ChunkPolicy(nn.Module):
         turned = action_rotations(action_spec, form, declared)
         self.action_normalizer = ActionNormalizer(action_spec, action_statistics, turned, form)
         encoder, head = config.encoder, config.head
-        self.text = make_text(encoder.text_model, encoder.width, self.vocabulary) if self.vocabulary else None
+        self.text = make_reader(encoder, self.vocabulary) if self.vocabulary else None
         text_tokens = self.text.token_count if self.text is not None else 0
         self.encoder = make_encoder(encoder, self._scaled(self.obs), text_tokens, self._scaled(self.targets))
         self.head = PolicyHead(

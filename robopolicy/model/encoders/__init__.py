@@ -1,18 +1,39 @@
 """Observation -> tokens: keys | pixels | precomputed | transformers, one contract."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from robopolicy.config import EncoderConfig
 from robopolicy.model.encoders.base import Encoding, TokenEncoder
 from robopolicy.model.encoders.keys import KeysEncoder
 from robopolicy.model.encoders.pixels import PixelsEncoder
 from robopolicy.model.encoders.precomputed import PrecomputedEncoder
+from robopolicy.model.text import SentenceText, Vocabulary, VocabularyText, make_text
 from robopolicy.types import ArraySpec
+
+if TYPE_CHECKING:
+    from robopolicy.model.encoders.transformers import PromptText
 
 TOKENS_KEY = "tokens"
 """The observation key of tokens encoded ahead of time, (N, D)."""
 
-__all__ = ["TOKENS_KEY", "Encoding", "TokenEncoder", "make_encoder"]
+__all__ = ["TOKENS_KEY", "Encoding", "TokenEncoder", "make_encoder", "make_reader"]
+
+
+def make_reader(config: EncoderConfig, vocabulary: Vocabulary) -> "VocabularyText | SentenceText | PromptText":
+    """What reads the instruction for this encoder: the backbone's own tokenizer, or `make_text`."""
+    if config.kind != "transformers":
+        return make_text(config.text_model, config.width, vocabulary)
+    from robopolicy.model.encoders.transformers import PromptText
+
+    if config.text_model is not None:
+        raise ValueError(
+            f"--encoder.text_model {config.text_model} with --encoder.kind transformers, which reads the instruction "
+            "itself; drop one of them"
+        )
+    if config.model is None:
+        raise ValueError("encoder transformers needs a model; give --encoder.model FOLDER_OR_NAME")
+    return PromptText(config.model, config.template)
 
 
 def make_encoder(

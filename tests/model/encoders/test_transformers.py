@@ -1,5 +1,7 @@
 """Vision-language backbones as token encoder, on tiny randomly initialized models saved to disk."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,13 @@ pytest.importorskip("peft", reason="the extra vlm isn't installed")
 
 from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
 from robopolicy.model.checkpoint import load_policy, save_policy
+from robopolicy.model.encoders import make_reader
 from robopolicy.model.encoders.loading import CONTRASTIVE, GENERATIVE, backbone_identity, load_backbone
 from robopolicy.model.encoders.transformers import PromptText, TransformersEncoder
-from robopolicy.model.normalization import Statistics
 from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.statistics import Statistics
 from robopolicy.model.text import Vocabulary
-from robopolicy.types import ActionSpec, ArraySpec
+from robopolicy.types import ActionSpec, ArraySpec, Batch
 from tests.tiny_backbones import save_backbone
 
 OBS = {
@@ -192,29 +195,83 @@ def test_a_template_without_a_place_for_the_instruction_is_refused(tmp_path):
         PromptText(str(tmp_path), "do it")
 
 
-def test_a_policy_on_a_backbone_is_saved_without_it_and_acts_the_same_when_loaded(tmp_path):
-    """The adapters are lost with the backbone's weights, or the weights fill the disk with every checkpoint."""
-    folder = str(save_backbone("siglip", tmp_path / "siglip"))
+INSTRUCTIONS = ("lift the red cube", "lift the blue cube")
+
+
+def a_policy(folder, lora_rank=2):
     config = ExperimentConfig(
-        encoder=EncoderConfig(kind="transformers", model=folder, width=8, hidden=8, lora_rank=2),
-        head=HeadConfig(window=3, chunk=2, layers=1, hidden=8, head_widths=(8,)),
+        encoder=EncoderConfig(kind="transformers", model=folder, width=8, hidden=8, lora_rank=lora_rank),
+        head=HeadConfig(window=3, chunk=2, layers=1, hidden=8, head_widths=(8,), pooling="attention"),
     )
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    policy = ChunkPolicy(
+    return ChunkPolicy(
         config,
         ActionSpec(arm=2, gripper=1),
         OBS,
-        Vocabulary.of(["lift the red cube", "lift the blue cube"]),
+        Vocabulary.of(INSTRUCTIONS),
         obs_statistics={"pose": Statistics.of(rng.normal(size=(20, 3)))},
         action_statistics=Statistics.of(rng.uniform(-1, 1, size=(20, 3))),
     ).eval()
+
+
+def a_batch(instructions=INSTRUCTIONS):
+    return Batch(
+        obs=frames(2, 3),
+        instruction_id=torch.tensor([0, 1]),
+        instructions=instructions,
+        target=torch.rand(2, 3, 2, 3).round(),
+        action_valid=torch.ones(2, 3, 2, dtype=torch.bool),
+        frame_valid=torch.ones(2, 3, dtype=torch.bool),
+    )
+
+
+def test_a_policy_trains_through_the_backbone_on_what_it_was_told(folder):
+    """The words must reach the model that can read them, and the loss its adapters, for both towers."""
+    policy = a_policy(folder).train()
+    batch = a_batch()
+    policy.losses(batch)["loss"].backward()
+    moved = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    adapters = {name for name in moved if "backbone" in name}
+    assert adapters
+    assert all("lora_B" in name for name in adapters)
+    assert any("language" in name or "text" in name for name in adapters), "the words' side learns too"
+    assert {name for name, p in policy.named_parameters() if p.requires_grad} >= moved
+    swapped = replace(batch, instructions=INSTRUCTIONS[::-1])
+    assert policy.eval().losses(swapped)["loss"] != policy.losses(batch)["loss"]
+
+
+def test_told_in_the_loop_as_in_training(folder):
+    """A rollout that prompts the backbone otherwise than training did runs on another distribution."""
+    policy, batch = a_policy(folder), a_batch()
+    with torch.no_grad():
+        encoding = policy.encode(policy.inputs(batch.obs, policy.obs), policy._batch_text(batch))
+        pooled = policy.head.pool(encoding.tokens, encoding.token_valid)
+        hidden, _ = policy.head.rnn.unroll(pooled, policy.initial_state(2))
+        expected = policy.action_normalizer.to_rows(policy.head.action_head(hidden[:, -1]))
+    state = policy.initial_state(2)
+    for t in range(3):
+        seen = {key: value[:, t] for key, value in batch.obs.items()}
+        rows, state = policy.act({**seen, "instruction": list(INSTRUCTIONS)}, state)
+    torch.testing.assert_close(rows, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_two_readers_of_one_instruction_are_refused(tmp_path):
+    """A sentence model beside a backbone that reads the words itself would silently go unused."""
+    config = EncoderConfig(kind="transformers", model=str(tmp_path), text_model="minilm")
+    with pytest.raises(ValueError, match="reads the instruction itself"):
+        make_reader(config, Vocabulary.of(INSTRUCTIONS))
+
+
+def test_a_policy_on_a_backbone_is_saved_without_it_and_acts_the_same_when_loaded(tmp_path):
+    """The adapters are lost with the backbone's weights, or the weights fill the disk with every checkpoint."""
+    policy = a_policy(str(save_backbone("siglip", tmp_path / "siglip")))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     save_policy(policy, tmp_path / "run")
     assert not any("embeddings" in name for name in load_file(tmp_path / "run" / "policy.safetensors"))
     loaded = load_policy(tmp_path / "run")
-    seen = {**frames(2), "instruction": ["lift the red cube", "lift the blue cube"]}
+    seen = {**frames(2), "instruction": list(INSTRUCTIONS)}
     actions, _ = policy.act(seen, policy.initial_state(2))
     torch.testing.assert_close(loaded.act(seen, loaded.initial_state(2))[0], actions, atol=0, rtol=0)
