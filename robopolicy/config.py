@@ -65,6 +65,8 @@ class DataConfig:
     """Segments (or windows) a batch."""
     segment: int | None = None
     """Frames of one sampled segment, from which all its windows are cut; null: one window."""
+    first_step_share: float = 0.0
+    """Share of the segments that begin at a demo's first step; raise it where what was seen there must be remembered."""
     frame_stride: int = 1
     """Control steps between two frames of a window: what a slow backbone, or a client that executes chunks, will show."""
     placement: Literal["auto", "device", "host", "disk"] = "auto"
@@ -78,6 +80,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"--data.batch_size is {self.batch_size}; expected 1 or more")
+        _require(
+            0.0 <= self.first_step_share <= 1.0,
+            f"--data.first_step_share is {self.first_step_share}; expected 0 <= share <= 1",
+        )
         _require(self.frame_stride >= 1, f"--data.frame_stride is {self.frame_stride}; expected 1 or more")
         _require(
             0.0 <= self.valid_fraction < 1.0, f"--data.valid_fraction is {self.valid_fraction}; expected 0 <= f < 1"

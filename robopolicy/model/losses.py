@@ -161,6 +161,42 @@ class ForwardPrediction(nn.Module):
         return {"forward": masked_mean(error, valid)}
 
 
+class TargetPrediction(nn.Module):
+    """The term `remember`: the memory tells the target keys at every frame, also when nothing shows them any more."""
+
+    term_names = ("remember",)
+
+    def __init__(self, hidden: int, target_widths: Mapping[str, int]) -> None:
+        super().__init__()
+        if not target_widths:
+            raise ValueError("loss term 'remember' predicts target keys; give --data.target_keys, such as target_pos")
+        self.keys = tuple(target_widths)
+        self.predict = nn.Linear(hidden, sum(target_widths.values()))
+
+    def terms(self, inputs: TermInputs) -> dict[str, Tensor]:
+        """Mean squared error of the target keys, normalized, over the real frames."""
+        span = inputs.hidden.shape[2]
+        predicted = self.predict(inputs.hidden).float()
+        target = cut_windows(joined_targets(inputs, self.keys, "remember"), span)
+        valid = cut_windows(torch.as_tensor(inputs.batch.frame_valid, device=predicted.device), span)[..., None]
+        return {"remember": masked_mean((predicted - torch.where(valid, target, 0.0)).square(), valid)}
+
+
+def joined_targets(inputs: TermInputs, keys: Iterable[str], term: str) -> Tensor:
+    """The target keys that a term predicts, normalized and side by side, (B, S, d).
+
+    Raises:
+        ValueError: the demos don't carry one of them.
+    """
+    missing = [key for key in keys if key not in inputs.targets]
+    if missing:
+        raise ValueError(
+            f"loss term {term!r} needs the target key {', '.join(map(repr, missing))}, which these demos don't carry. "
+            f"They have: {', '.join(inputs.batch.obs)}; drop the term from --loss.terms or the key from --data.target_keys"
+        )
+    return torch.cat([inputs.targets[key] for key in keys], dim=-1)
+
+
 def cut_windows(frames: Tensor, window: int) -> Tensor:
     """Views (B, V, W, ...) of all V = S - W + 1 windows in segments (B, S, ...); nothing is copied."""
     return frames.unfold(1, window, 1).movedim(-1, 2)

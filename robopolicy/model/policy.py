@@ -11,6 +11,7 @@ from robopolicy.config import ExperimentConfig
 from robopolicy.model.encoders import TOKENS_KEY, Encoding, make_encoder, make_reader
 from robopolicy.model.losses import (
     ForwardPrediction,
+    TargetPrediction,
     TermInputs,
     TermProvider,
     cut_windows,
@@ -96,8 +97,12 @@ class ChunkPolicy(nn.Module):
             head_widths=head.head_widths,
             **({"modes": head.modes} if head.head == "gmm" else {}),
         )
-        forward = ForwardPrediction(head.latent * head.hidden, self.head.pooled_width)
-        self.added_terms = nn.ModuleList([forward] if "forward" in config.loss.terms else [])
+        self.added_terms = nn.ModuleList()
+        if "forward" in config.loss.terms:
+            self.added_terms.append(ForwardPrediction(head.latent * head.hidden, self.head.pooled_width))
+        if "remember" in config.loss.terms:
+            widths = {key: spec.width for key, spec in self._scaled(self.targets).items()}
+            self.added_terms.append(TargetPrediction(head.latent * head.hidden, widths))
         self._prepared: dict[tuple[str | None, ...], Tensor] = {}
 
     @property
@@ -233,7 +238,7 @@ class ChunkPolicy(nn.Module):
     def unroll_losses(self, batch: Batch, state: MemoryState | None) -> tuple[dict[str, Tensor], MemoryState | None]:
         """As `losses`, for segments that go on from `state` (`history="carry"`), and the state after them."""
         require_terms(self.config.loss.terms, self.available_terms)
-        obs = self.inputs(batch.obs, self.obs)
+        obs = self.inputs(batch.obs, self._as_stored(batch))
         encoding = self.encode(obs, self._batch_text(batch))
         pooled = self.head.pool(encoding.tokens, encoding.token_valid)
         if self.config.head.history == "carry":
@@ -278,6 +283,14 @@ class ChunkPolicy(nn.Module):
             if wanted & set(provider.term_names):
                 terms |= provider.terms(inputs)
         return terms
+
+    def _as_stored(self, batch: Batch) -> dict[str, ArraySpec]:
+        """The keys as a batch may hold them: of tokens that need no more than pooling, those that it leaves."""
+        tokens = batch.obs.get(TOKENS_KEY)
+        pooled = (self.config.head.latent, *self.obs[TOKENS_KEY].shape[1:]) if tokens is not None else ()
+        if tokens is None or tuple(tokens.shape[-2:]) != pooled:
+            return self.obs
+        return {**self.obs, TOKENS_KEY: ArraySpec(pooled)}
 
     def _present_targets(self, batch: Batch) -> dict[str, Tensor]:
         return self.inputs(batch.obs, {key: spec for key, spec in self.targets.items() if key in batch.obs})

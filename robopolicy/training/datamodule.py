@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import distributed
+from torch import Tensor, distributed
 
 from robopolicy import __version__
 from robopolicy.config import ConfigError, ExperimentConfig
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.formats import DemoReader, open_demos
-from robopolicy.demos.rows import DemoRows, load_rows
+from robopolicy.demos.rows import TOKENS_KEY, DemoRows, TokenPooling, load_rows, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.model.normalization import ActionNormalizer
+from robopolicy.model.pooling import BinPooling
 from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
 from robopolicy.training.encode import require_one_encoder
@@ -86,6 +87,9 @@ class DemoDataModule(LightningDataModule):
         self._valid = self._load(held_out, wanted) if any(held_out) else None
         self.action_spec = choose_action_spec(self._readers, train, data)
         specs = {key: _spec(train, key) for key in wanted}
+        if TOKENS_KEY in specs:  # in memory there may be fewer: those that pooling leaves
+            shape, dtype = row_types(self._readers[0], splits[0][0][0])[TOKENS_KEY]
+            specs[TOKENS_KEY] = ArraySpec(shape, dtype.name)
         self.obs, self.targets = {key: specs[key] for key in keys}, {key: specs[key] for key in targets}
         self._take_statistics(train)
         self.instructions = train.instructions
@@ -103,7 +107,7 @@ class DemoDataModule(LightningDataModule):
         if self.experiment.head.history == "carry":
             order = Carried(store.rows, data.batch_size, store.segment, data.frame_stride, seed)
         else:
-            order = Shuffled(store.rows, data.batch_size, seed, data.file_weights)
+            order = Shuffled(store.rows, data.batch_size, seed, data.file_weights, data.first_step_share)
         return BatchLoader(store, order, rank, processes)
 
     def val_dataloader(self) -> BatchLoader | list[Batch]:
@@ -138,6 +142,8 @@ class DemoDataModule(LightningDataModule):
         held_out = f"{len(valid.lengths)} demos, {valid.steps} steps held out" if valid else "none held out"
         where = {"device": f"in the memory of {self.device}", "host": "in host memory", "disk": "read from the disk"}
         wide = f"; {' and '.join(train.wide)} {where[train.placement]}" if train.wide else ""
+        if TOKENS_KEY in train.wide and (kept := train.wide[TOKENS_KEY].shape) != self.obs[TOKENS_KEY].shape:
+            wide += f"; tokens pooled ahead of time ({self.experiment.head.pooling}), {kept[0]} kept a frame"
         lines = [
             f"demos     {len(train.lengths)} demos, {train.steps} steps; {held_out}{wide}",
             f"sees      {', '.join(f'{key} {_size(shape)}' for key, shape in self.obs.items())}",
@@ -173,7 +179,8 @@ class DemoDataModule(LightningDataModule):
         data = self.experiment.data
         threads = data.num_workers or min(4, os.cpu_count() or 1)
         sources = list(zip(self._readers, names, strict=True))
-        return load_rows(sources, keys, placement=data.placement, device=self.device, threads=threads)
+        pool = pooling_ahead(self.experiment)
+        return load_rows(sources, keys, placement=data.placement, device=self.device, threads=threads, pool_tokens=pool)
 
     def _take_statistics(self, train: DemoRows) -> None:
         """Of the training split; rotations are fit to it too."""
@@ -216,6 +223,26 @@ class DemoDataModule(LightningDataModule):
             longest = -(-int(rows.lengths.max()) // self.experiment.data.frame_stride)
             return self.experiment.training.tbptt or longest
         return self.experiment.data.segment or self.experiment.head.window
+
+
+def pooling_ahead(config: ExperimentConfig) -> TokenPooling | None:
+    """The head's pooling, if it may be applied to the file's tokens once and for all; None where weights come before it.
+
+    Pooled again, what is left of a frame is what it was: each of the `latent` vectors is a bin of its own.
+    """
+    kind, latent = config.head.pooling, config.head.latent
+    if config.encoder.kind != "precomputed" or config.encoder.hidden != 0 or kind not in ("max", "mean"):
+        return None
+    pool = BinPooling(kind, latent)
+
+    def pooled(tokens: Tensor) -> Tensor:
+        if tokens.shape[1] <= latent:
+            return tokens
+        # A maximum is one of the values; a mean is kept as exactly as the policy itself would take it.
+        values = tokens if kind == "max" else tokens.float()
+        return pool(values).unflatten(-1, (latent, tokens.shape[2]))
+
+    return pooled
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

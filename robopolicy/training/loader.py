@@ -42,6 +42,8 @@ class Shuffled:
     seed: int
     source_weights: Sequence[float] = ()
     """How often each source is drawn from, whatever its size; then segments are drawn with replacement."""
+    first_step_share: float = 0.0
+    """Share of the segments that are moved to the first step of their demo."""
 
     @property
     def length(self) -> int:
@@ -58,6 +60,9 @@ class Shuffled:
         else:
             rounds = -(-count // self.rows.steps)  # more than one where the demos hold less than a batch
             starts = np.concatenate([random.permutation(self.rows.steps) for _ in range(rounds)])[:count]
+        if self.first_step_share:
+            first_steps = np.repeat(self.rows.offsets[:-1], self.rows.lengths)
+            starts = np.where(random.random(count) < self.first_step_share, first_steps[starts], starts)
         return torch.from_numpy(starts.reshape(self.length, self.batch_size)), None
 
     def _weighted(self, count: int, random: np.random.Generator) -> np.ndarray:

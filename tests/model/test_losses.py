@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from robopolicy.model.losses import (
     ForwardPrediction,
+    TargetPrediction,
     TermInputs,
     action_loss,
     cut_windows,
@@ -165,3 +166,30 @@ def test_forward_prediction_moves_the_memory_but_not_its_goal():
     term.backward()
     assert memory.weight.grad.abs().sum() > 0
     assert pooled.grad is None
+
+
+def test_remembering_counts_the_real_frames_of_every_window_only():
+    """Beyond a demo's end there is nothing to remember; a padded target, even NaN, must not pull on the memory."""
+    torch.manual_seed(0)
+    target = torch.randn(2, 4, 3)
+    target[1, 2:] = torch.nan
+    memory = nn.Linear(5, 7)
+    hidden = memory(cut_windows(torch.randn(2, 4, 5), 3))
+    frame_valid = torch.tensor([[True] * 4, [True, True, False, False]])
+    batch = Batch({}, torch.zeros(2), (), torch.zeros(0), torch.zeros(0), frame_valid)
+    provider = TargetPrediction(hidden=7, target_widths={"target_pos": 3})
+    term = provider.terms(TermInputs(batch, {"target_pos": target}, {}, torch.zeros(0), hidden))["remember"]
+    predicted = provider.predict(hidden)
+    places = [(0, v, w) for v in range(2) for w in range(3)] + [(1, 0, 0), (1, 0, 1), (1, 1, 0)]
+    torch.testing.assert_close(
+        term, torch.stack([(predicted[b, v, w] - target[b, v + w]) ** 2 for b, v, w in places]).mean()
+    )
+    term.backward()
+    assert memory.weight.grad.isfinite().all()
+    assert memory.weight.grad.abs().sum() > 0
+
+
+def test_remembering_nothing_is_refused():
+    """Without a target key the term would be a zero that looks like success."""
+    with pytest.raises(ValueError, match=r"give --data\.target_keys"):
+        TargetPrediction(hidden=7, target_widths={})

@@ -202,7 +202,7 @@ def gradients(policy, name, batch):
     return {key.split(".")[0] for key, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
-ALL_TERMS = {"arm": 1.0, "gripper": 0.1, "where": 0.5, "forward": 0.2}
+ALL_TERMS = {"arm": 1.0, "gripper": 0.1, "where": 0.5, "forward": 0.2, "remember": 0.3}
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,7 @@ ALL_TERMS = {"arm": 1.0, "gripper": 0.1, "where": 0.5, "forward": 0.2}
         ("gripper", {"text", "encoder", "head"}),
         ("where", {"text", "encoder"}),
         ("forward", {"text", "encoder", "head", "added_terms"}),
+        ("remember", {"text", "encoder", "head", "added_terms"}),
     ],
 )
 def test_each_terms_gradient_reaches_what_it_should(term, reached):

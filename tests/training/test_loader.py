@@ -32,6 +32,19 @@ def test_every_step_starts_one_segment_an_epoch_in_another_order_each_time(rows)
     assert not torch.equal(first, Shuffled(rows, batch_size=9, seed=4).epoch(0)[0])
 
 
+def test_a_share_of_the_segments_begins_at_a_first_step(rows):
+    """A cue that is shown once, at the start, would be in one segment of twenty only."""
+    firsts = set(rows.offsets[:-1].tolist())
+    drawn = torch.cat(
+        [Shuffled(rows, 9, seed=3, first_step_share=0.5).epoch(number)[0].flatten() for number in range(20)]
+    )
+    share = np.mean([start in firsts for start in drawn.tolist()])
+    natural = len(firsts) / rows.steps
+    assert share == pytest.approx(0.5 + 0.5 * natural, abs=0.05)
+    always = Shuffled(rows, 9, seed=3, first_step_share=1.0).epoch(0)[0]
+    assert set(always.flatten().tolist()) == firsts
+
+
 def test_fewer_steps_than_a_batch_still_fill_it(rows):
     """Five short demos and a batch of 100 must train, not stop with an empty epoch."""
     starts = Shuffled(rows, batch_size=100, seed=0).epoch(0)[0]

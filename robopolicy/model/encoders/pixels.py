@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.model.encoders.base import Encoding, TokenEncoder, append_text, perceptron, told
-from robopolicy.model.losses import TermInputs, masked_mean
+from robopolicy.model.losses import TermInputs, joined_targets, masked_mean
 from robopolicy.model.text import TextTokens
 
 
@@ -76,13 +76,7 @@ class PixelsEncoder(TokenEncoder):
 
     def terms(self, inputs: TermInputs) -> dict[str, Tensor]:
         """`where`: mean squared error of the target keys, normalized, over the real frames."""
-        missing = [key for key in self.where_widths if key not in inputs.targets]
-        if missing:
-            raise ValueError(
-                f"loss term 'where' needs the target key {', '.join(map(repr, missing))}, which these demos don't carry. "
-                f"They have: {', '.join(inputs.batch.obs)}; drop the term from --loss.terms or the key from --data.target_keys"
-            )
-        target = torch.cat([inputs.targets[key] for key in self.where_widths], dim=-1)
+        target = joined_targets(inputs, self.where_widths, "where")
         valid = inputs.batch.frame_valid[..., None]
         error = torch.where(valid, inputs.predictions["where"].float() - torch.where(valid, target, 0.0), 0.0).square()
         return {"where": masked_mean(error, valid)}
