@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from robopolicy.demos.frames import Descriptor, DiskFrames, Frames, MemoryFrames, RowReader, row_reader, torch_type
 from robopolicy.demos.hdf5 import DemoFile
@@ -25,6 +26,8 @@ Picked: TypeAlias = Sequence[tuple["DemoSource", str]]
 """Demos to read: where from, and under which name."""
 Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
 """Shape and type of one row of a key."""
+TokenPooling: TypeAlias = Callable[[Tensor], Tensor]
+"""Tokens (T, N, D) -> the fewer that are kept (T, L, D)."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that demos may take when the placement is chosen."""
 
@@ -86,6 +89,7 @@ def load_rows(
     placement: Placement = "auto",
     device: torch.device | str = "cpu",
     threads: int = 2,
+    pool_tokens: TokenPooling | None = None,
 ) -> DemoRows:
     """The demos named, read source by source; memory holds the arrays and one demo besides.
 
@@ -95,6 +99,7 @@ def load_rows(
         placement: where wide keys are put; `auto` takes the first of device, host and disk where they fit, and logs it.
         device: the model's.
         threads: that read, where the placement is the disk.
+        pool_tokens: what of tokens is kept in memory; those that stay on the disk are given as they are.
 
     Raises:
         DemoFormatError: no demos, a key is missing, or shapes differ between demos.
@@ -107,12 +112,16 @@ def load_rows(
     demos = [_narrow(source.read(name, narrow)) for source, name in picked]
     lengths = np.array([len(demo.actions) for demo in demos], dtype=np.int64)
     told = tuple(sorted({demo.instruction for demo in demos if demo.instruction is not None}))
-    frame_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in wide.values())
+    pooling = {TOKENS_KEY: pool_tokens} if pool_tokens is not None and TOKENS_KEY in wide else {}
+    kept = {key: pooling[key](_no_row(row)) if key in pooling else _no_row(row) for key, row in wide.items()}
+    frame_bytes = sum(rows.shape[1:].numel() * rows.element_size() for rows in kept.values())
     chosen = choose_placement(placement, int(lengths.sum()) * frame_bytes, torch.device(device))
     if chosen == "disk":
         frames = _open_wide(picked, lengths, wide, threads)
     else:
-        frames = _load_wide(picked, lengths, wide, torch.device(device if chosen == "device" else "cpu"))
+        frames = _load_wide(
+            picked, wide, pooling, _room(kept, int(lengths.sum()), device if chosen == "device" else "cpu")
+        )
     return DemoRows(
         lengths=lengths,
         actions=_stacked([demo.actions for demo in demos], picked, "actions"),
@@ -182,24 +191,34 @@ def _narrow(demo: Demo) -> Demo:
     return Demo(demo.name, obs, np.asarray(demo.actions, dtype=np.float32), demo.instruction, seed=demo.seed)
 
 
-def _load_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], device: torch.device) -> dict[str, Frames]:
-    """Each key in one tensor, filled demo by demo; pinned where a GPU will fetch from it."""
-    if not wide:
-        return {}
-    pinned = device.type == "cpu" and torch.cuda.is_available()
-    loaded = {
-        key: torch.empty((int(lengths.sum()), *shape), dtype=torch_type(dtype), device=device, pin_memory=pinned)
-        for key, (shape, dtype) in wide.items()
+def _no_row(row: Row) -> Tensor:
+    """(0, ...): what the rows of a key are, none of them."""
+    return torch.empty((0, *row[0]), dtype=torch_type(row[1]))
+
+
+def _room(kept: Mapping[str, Tensor], steps: int, device: torch.device | str) -> dict[str, Tensor]:
+    """Memory for all rows of each key; pinned where a GPU will fetch from it."""
+    pinned = torch.device(device).type == "cpu" and torch.cuda.is_available()
+    return {
+        key: torch.empty((steps, *rows.shape[1:]), dtype=rows.dtype, device=device, pin_memory=pinned)
+        for key, rows in kept.items()
     }
+
+
+def _load_wide(
+    picked: Picked, wide: Mapping[str, Row], pooling: Mapping[str, TokenPooling], loaded: Mapping[str, Tensor]
+) -> dict[str, Frames]:
+    """Each key in one tensor, filled demo by demo."""
     row = 0
-    for (source, name), length in zip(picked, lengths.tolist(), strict=True):
+    for source, name in picked if wide else ():
         where = _where(source, name)
         demo = source.read(name, [key for key in wide if key != TOKENS_KEY])
-        for key, (shape, dtype) in wide.items():
+        for key in wide:
             values = _values(demo, key, where)
-            _require_rows(values.shape, values.dtype, (shape, dtype), where, key)
-            loaded[key][row : row + length] = torch.from_numpy(values)
-        row += length
+            _require_rows(values.shape, values.dtype, wide[key], where, key)
+            rows = torch.from_numpy(values)
+            loaded[key][row : row + len(demo)] = pooling[key](rows) if key in pooling else rows
+        row += len(demo)
     return {key: MemoryFrames(values) for key, values in loaded.items()}
 
 

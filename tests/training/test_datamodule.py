@@ -12,6 +12,7 @@ from robopolicy.config import (
     AugmentationConfig,
     ConfigError,
     DataConfig,
+    EncoderConfig,
     ExperimentConfig,
     HeadConfig,
     NormalizationConfig,
@@ -21,6 +22,7 @@ from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.model.checkpoint import load_policy
 from robopolicy.training.datamodule import DemoDataModule, fingerprint
+from robopolicy.training.encode import IDENTITY
 from robopolicy.training.loader import BatchLoader
 from robopolicy.types import ActionSpec, ArraySpec, Demo, DemoFormatError
 from tests.small_runs import run, small_config
@@ -239,3 +241,52 @@ def test_the_log_says_what_is_taken_for_a_rotation(tmp_path):
     )
     with pytest.raises(ConfigError, match="'eef_quart': no such key; there are eef_pos, eef_quat, actions"):
         opened(config)
+
+
+def with_tokens(path):
+    """Four demos with five tokens of width 6 a frame, as `encode` writes them."""
+    with DemoWriter(path, attributes={IDENTITY: json.dumps({"model": "tiny"})}) as writer:
+        for number in range(4):
+            random = np.random.default_rng(number)
+            tokens = random.normal(size=(12, 5, 6)).astype(np.float16)
+            actions = random.uniform(-1, 1, size=(12, 3))
+            writer.write(Demo(f"demo_{number}", {"x": actions[:, :1]}, actions, tokens=tokens))
+    return path
+
+
+def tokens_alone(path, **head):
+    """Tokens that need no more than pooling before the memory."""
+    config = small_config(path)
+    return replace(
+        config,
+        data=replace(config.data, obs_keys=("tokens",)),
+        encoder=EncoderConfig(kind="precomputed", width=6, hidden=0, instruction=False),
+        head=replace(config.head, **head),
+    )
+
+
+@pytest.mark.parametrize("latent", [1, 2])
+@pytest.mark.parametrize(("pooling", "rounding"), [("max", 0.0), ("mean", 1e-6)])
+def test_tokens_that_need_only_pooling_are_pooled_once_for_the_same_numbers(tmp_path, pooling, latent, rounding):
+    """Pooled in every step, 256 tokens a frame cost 256 times the memory; pooled otherwise, it is another policy."""
+    config = tokens_alone(with_tokens(tmp_path / "a.hdf5"), pooling=pooling, latent=latent)
+    on_disk = replace(config, data=replace(config.data, placement="disk"))
+    ahead, as_they_are = opened(config), opened(on_disk)
+    assert next(iter(ahead.train_dataloader())).obs["tokens"].shape == (8, 3, latent, 6)
+    assert next(iter(as_they_are.train_dataloader())).obs["tokens"].shape == (8, 3, 5, 6)
+    assert f"tokens pooled ahead of time ({pooling}), {latent} kept a frame" in ahead.summary()
+    assert "pooled" not in as_they_are.summary()
+    assert ahead.obs == as_they_are.obs == {"tokens": ArraySpec((5, 6), "float16")}
+    losses = [run(each, tmp_path / str(place)) for place, each in enumerate((config, on_disk))]
+    assert losses[0] == pytest.approx(losses[1], rel=rounding, abs=0)
+    policy = load_policy(tmp_path / "0")
+    actions, _ = policy.act({"tokens": torch.randn(5, 6)}, policy.initial_state())
+    assert actions.shape == (2, 3)
+
+
+def test_tokens_are_not_pooled_ahead_where_weights_come_first(tmp_path):
+    """A perceptron over each token, or attention, sees what pooling would have lost."""
+    path = with_tokens(tmp_path / "a.hdf5")
+    perceptron = EncoderConfig(kind="precomputed", width=6, hidden=8, instruction=False)
+    for config in (tokens_alone(path, pooling="attention"), replace(tokens_alone(path), encoder=perceptron)):
+        assert next(iter(opened(config).train_dataloader())).obs["tokens"].shape == (8, 3, 5, 6)
