@@ -7,12 +7,11 @@ rotation vector [rad], both in the base frame.
 
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
+from robopolicy.control.arrays import like, namespace
 from robopolicy.types import Array
 
 DAMPING = 0.05
@@ -90,8 +89,8 @@ def pose_and_jacobian(
 
     Row order of the Jacobian is that of a twist: linear, then angular.
     """
-    xp = _namespace(qpos)
-    constant, cosine, sine, tool = (_like(qpos, each) for each in (*arm.affine, arm.tool))
+    xp = namespace(qpos)
+    constant, cosine, sine, tool = (like(qpos, each) for each in (*arm.affine, arm.tool))
     transforms = constant + xp.cos(qpos)[..., None, None] * cosine + xp.sin(qpos)[..., None, None] * sine
     frame = transforms[..., 0, :, :]
     frames = [frame]
@@ -102,11 +101,13 @@ def pose_and_jacobian(
     stacked = xp.stack(frames, -1)  # (*B, 4, 4, joints)
     axes = stacked[..., :3, 2, :]
     arms = end[..., :3, 3, None] - stacked[..., :3, 3, :]
-    linear = axes[..., _NEXT, :] * arms[..., _LAST, :] - axes[..., _LAST, :] * arms[..., _NEXT, :]
+    following, last = like(qpos, _NEXT), like(qpos, _LAST)
+    linear = axes[..., following, :] * arms[..., last, :] - axes[..., last, :] * arms[..., following, :]
     return end[..., :3, 3], end[..., :3, :3], xp.concatenate([linear, axes], -2)
 
 
-_NEXT, _LAST = [1, 2, 0], [2, 0, 1]
+_NEXT, _LAST = np.array([1, 2, 0]), np.array([2, 0, 1])
+_EYE_3, _EYE_4, _EYE_6 = np.eye(3), np.eye(4), np.eye(6)
 
 
 def damped_least_squares(
@@ -119,17 +120,32 @@ def damped_least_squares(
 
     `posture` is a joint displacement wished for besides [rad]; only its part that leaves the tool at rest is added.
     """
-    xp = _namespace(jacobian)
     transposed = jacobian.mT
-    gram = jacobian @ transposed + damping**2 * _like(jacobian, np.eye(6))
+    gram = jacobian @ transposed + damping**2 * like(jacobian, _EYE_6)
     wanted = twist[..., None] if posture is None else twist[..., None] - jacobian @ posture[..., None]
-    step = (transposed @ xp.linalg.solve(gram, wanted))[..., 0]
+    step = (transposed @ _solve(gram, wanted))[..., 0]
     return step if posture is None else step + posture
+
+
+def _solve(gram: Float[Array, "*B n n"], wanted: Float[Array, "*B n 1"]) -> Float[Array, "*B n 1"]:
+    """The solution x of gram x = wanted, for a positive definite matrix.
+
+    Tensors go through Gauss-Jordan elimination, which needs no pivots here: torch's own solver waits for the device.
+    """
+    if isinstance(gram, np.ndarray):
+        return np.linalg.solve(gram, wanted)
+    xp = namespace(gram)
+    table = xp.concatenate([gram, wanted], -1)
+    for pivot in range(gram.shape[-1]):
+        chosen = table[..., pivot : pivot + 1, :] / table[..., pivot : pivot + 1, pivot : pivot + 1]
+        table = table - table[..., pivot : pivot + 1] * chosen
+        table[..., pivot : pivot + 1, :] = chosen
+    return table[..., -1:]
 
 
 def rotation_vector(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 3"]:
     """The rotation's axis times its angle in [0, pi] [rad]."""
-    xp = _namespace(rotation)
+    xp = namespace(rotation)
     quaternion = matrix_to_quaternion(rotation)
     vector = quaternion[..., 1:]
     sine = xp.sqrt((vector * vector).sum(-1))[..., None]
@@ -140,9 +156,9 @@ def rotation_vector(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 3"]:
 
 def matrix_to_quaternion(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 4"]:
     """The unit quaternion w x y z with w >= 0, read off its largest component, so that half turns stay exact."""
-    xp = _namespace(rotation)
+    xp = namespace(rotation)
     entries = rotation.reshape(*rotation.shape[:-2], 9)
-    slopes, offsets, eye = (_like(entries, constant) for constant in (_PRODUCT_SLOPES, _PRODUCT_OFFSETS, np.eye(4)))
+    slopes, offsets, eye = (like(entries, constant) for constant in (_PRODUCT_SLOPES, _PRODUCT_OFFSETS, _EYE_4))
     products = (entries @ slopes + offsets).reshape(*entries.shape[:-1], 4, 4)
     largest = eye[xp.argmax((products * eye).sum(-1), -1)]
     quaternion = (largest[..., None] * products).sum(-2)
@@ -172,7 +188,7 @@ _PRODUCT_SLOPES, _PRODUCT_OFFSETS = _quaternion_products()
 
 def rotation_from_vector(vector: Float[Array, "*B 3"]) -> Float[Array, "*B 3 3"]:
     """The rotation matrix of a rotation vector [rad], by Rodrigues' formula."""
-    xp = _namespace(vector)
+    xp = namespace(vector)
     angle = xp.sqrt((vector * vector).sum(-1))[..., None, None]
     x, y, z = vector[..., 0], vector[..., 1], vector[..., 2]
     zero = x * 0
@@ -180,15 +196,4 @@ def rotation_from_vector(vector: Float[Array, "*B 3"]) -> Float[Array, "*B 3 3"]
     safe = angle + (angle < 1e-9) * 1.0
     first = xp.where(angle < 1e-9, xp.ones_like(angle), xp.sin(safe) / safe)
     second = xp.where(angle < 1e-9, xp.ones_like(angle) / 2, (1 - xp.cos(safe)) / (safe * safe))
-    return _like(skew, np.eye(3)) + first * skew + second * (skew @ skew)
-
-
-def _namespace(array: Array) -> ModuleType:
-    return np if isinstance(array, np.ndarray) else torch
-
-
-def _like(array: Array, constant: np.ndarray) -> Array:
-    """`constant` as the kind of array, in the precision and on the device, of `array`."""
-    if isinstance(array, np.ndarray):
-        return constant
-    return torch.as_tensor(constant, dtype=array.dtype, device=array.device)
+    return like(skew, _EYE_3) + first * skew + second * (skew @ skew)

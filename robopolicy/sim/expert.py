@@ -10,12 +10,13 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
+from robopolicy.control.arrays import like, namespace, row
 from robopolicy.control.kinematics import rotation_vector
-from robopolicy.sim.env import POSITION_SCALE_M, ROTATION_SCALE_RAD, RobotVectorEnv
 from robopolicy.sim.tasks import State, Task
 from robopolicy.sim.tasks.chain import LINKS, of_link
 from robopolicy.sim.tasks.cubes import RELEASED_M, is_other, plate_spot, stack_spot
 from robopolicy.sim.tasks.recall import HOME_M, LID_HALF_M, Recall
+from robopolicy.sim.worlds import POSITION_SCALE_M, ROTATION_SCALE_RAD, Worlds
 from robopolicy.types import Array
 
 Intent: TypeAlias = tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]
@@ -45,20 +46,19 @@ LIFTED_M = 0.1
 """Height to which a cube is raised [m]."""
 
 
-def expert_actions(env: RobotVectorEnv) -> Float[np.ndarray, "worlds 7"]:
+def expert_actions(worlds: Worlds) -> Float[Array, "worlds 7"]:
     """The scripted expert's action (N, 7) for the present state of every world."""
-    state = env.state
-    goal, closed = EXPERTS[env.task.name](env.task, state)
+    state = worlds.state
+    goal, closed = EXPERTS[worlds.task.name](worlds.task, state)
     return towards(state, goal, closed)
 
 
 def towards(state: State, goal: Float[Array, "worlds 3"], closed: Bool[Array, " worlds"]) -> Float[Array, "worlds 7"]:
     """Action that moves the fingertips towards `goal` [m], keeps the hand pointing down, and sets the gripper."""
-    action = np.empty((len(goal), 7), np.float32)
-    action[:, :3] = np.clip((goal - state.ee_position) / POSITION_SCALE_M, -1, 1)
-    action[:, 3:6] = np.clip(rotation_vector(state.ee_rotation.mT) / ROTATION_SCALE_RAD, -1, 1)
-    action[:, 6] = np.where(closed, CLOSED, OPEN)
-    return action
+    clip = namespace(goal).clip
+    shift = clip((goal - state.ee_position) / POSITION_SCALE_M, -1, 1)
+    turn = clip(rotation_vector(state.ee_rotation.mT) / ROTATION_SCALE_RAD, -1, 1)
+    return row(shift, turn, OPEN + (CLOSED - OPEN) * closed[:, None])
 
 
 def reach(task: Task, state: State) -> Intent:
@@ -70,7 +70,7 @@ def lift(task: Task, state: State) -> Intent:
     """Grasp the named cube and raise it straight up."""
     cube = state.chosen(0)
     held = holding(state, cube)
-    goal = np.where(held[:, None], at_height(state, LIFTED_M), approach(state, cube))
+    goal = _choose(held, at_height(state, LIFTED_M), approach(state, cube))
     return goal, held | around(state, cube)
 
 
@@ -86,32 +86,32 @@ def stack(task: Task, state: State) -> Intent:
 
 def put_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> Intent:
     """Grasp the named cube, carry it over the others, set its centre down at `spot` [m], let go and rise."""
-    cube = state.chosen(0)
+    xp, cube = namespace(spot), state.chosen(0)
     held = holding(state, cube)
     offset = spot - cube
     sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
     there = (sideways < tolerance_m) & (abs(offset[:, 2]) < SET_DOWN_M)
-    travel = np.maximum(spot[:, 2] + CARRY_M, highest_other(state) + CARRY_CLEAR_M)
-    height = spot[:, 2] + (travel - spot[:, 2]) * np.clip((sideways - 0.008) / 0.04, 0.0, 1.0)
+    travel = xp.maximum(spot[:, 2] + CARRY_M, highest_other(state) + CARRY_CLEAR_M)
+    height = spot[:, 2] + (travel - spot[:, 2]) * xp.clip((sideways - 0.008) / 0.04, 0.0, 1.0)
     goal = rising_first(state, state.ee_position + offset, height - cube[:, 2])
-    goal = np.where(held[:, None], goal, approach(state, cube))
-    released = np.where((state.opening > RELEASED_M)[:, None], at_height(state, RETREAT_M), state.ee_position)
-    return np.where(there[:, None], released, goal), (held | around(state, cube)) & ~there
+    goal = _choose(held, goal, approach(state, cube))
+    released = _choose(state.opening > RELEASED_M, at_height(state, RETREAT_M), state.ee_position)
+    return _choose(there, released, goal), (held | around(state, cube)) & ~there
 
 
 def at_height(state: State, height_m: float) -> Float[Array, "worlds 3"]:
     """The point straight above or below the fingertips at this height [m]."""
-    goal = state.ee_position.copy()
+    goal = state.ee_position * 1.0
     goal[:, 2] = height_m
     return goal
 
 
 def above(state: State, spot: Float[Array, "worlds 3"], resting_m: float = 0.0) -> Float[Array, "worlds 3"]:
     """Where to go next to come down over `spot` [m]: high while off to the side, lower the better the alignment."""
-    offset = spot[:, :2] - state.ee_position[:, :2]
-    side = np.clip(((offset * offset).sum(-1) ** 0.5 - 0.012) / 0.03, 0.0, 1.0)
+    xp, offset = namespace(spot), spot[:, :2] - state.ee_position[:, :2]
+    side = xp.clip(((offset * offset).sum(-1) ** 0.5 - 0.012) / 0.03, 0.0, 1.0)
     low = spot[:, 2] + resting_m
-    travel = np.maximum(spot[:, 2] + HOVER_M, highest_other(state) + CLEAR_M)
+    travel = xp.maximum(spot[:, 2] + HOVER_M, highest_other(state) + CLEAR_M)
     return rising_first(state, spot, low + (travel - low) * side - state.ee_position[:, 2])
 
 
@@ -119,14 +119,14 @@ def approach(state: State, spot: Float[Array, "worlds 3"]) -> Float[Array, "worl
     """Like `above`, but straight up first where fingers that are not open yet would be pressed on top of the spot."""
     height = state.ee_position[:, 2] - spot[:, 2]
     pressed = (state.opening < RELEASED_M) & (height > GRASP_M) & (height < HOVER_M)
-    return np.where(pressed[:, None], at_height(state, LIFTED_M), above(state, spot))
+    return _choose(pressed, at_height(state, LIFTED_M), above(state, spot))
 
 
 def rising_first(
     state: State, goal: Float[Array, "worlds 3"], rise_m: Float[Array, " worlds"]
 ) -> Float[Array, "worlds 3"]:
     """Over to `goal` sideways and up or down by `rise_m`; no sideways motion while there is far to rise."""
-    share = np.clip(1.0 - (rise_m - 0.02) / 0.04, 0.0, 1.0)[:, None]
+    share = namespace(goal).clip(1.0 - (rise_m - 0.02) / 0.04, 0.0, 1.0)[:, None]
     next_goal = state.ee_position + share * (goal - state.ee_position)
     next_goal[:, 2] = state.ee_position[:, 2] + rise_m
     return next_goal
@@ -135,8 +135,9 @@ def rising_first(
 def highest_other(state: State) -> Float[Array, " worlds"]:
     """Height of the highest centre among the free objects that are not the named one [m]; 0 without any."""
     if state.objects.shape[1] == 0:
-        return np.zeros(len(state.step))
-    return np.where(is_other(state), state.positions[..., 2], 0.0).max(-1)
+        return state.opening * 0.0
+    xp = namespace(state.opening)
+    return xp.amax(xp.where(is_other(state), state.positions[..., 2], 0.0), -1)
 
 
 def around(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " worlds"]:
@@ -158,24 +159,31 @@ def drawer(task: Task, state: State) -> Intent:
     offset = abs(state.ee_position - handle)
     near = (offset[:, 0] < 0.015) & (offset[:, 1] < 0.02) & (offset[:, 2] < 0.016)
     gripped = near & (state.opening < GRIPPED_HANDLE_M[1]) & (state.opening > GRIPPED_HANDLE_M[0])
-    pulled = handle - [PULL_M, 0.0, 0.0]
-    return np.where(gripped[:, None], pulled, approach(state, handle)), near & (state.opening > GRIPPED_HANDLE_M[0])
+    pulled = handle - like(handle, np.array([PULL_M, 0.0, 0.0]))
+    return _choose(gripped, pulled, approach(state, handle)), near & (state.opening > GRIPPED_HANDLE_M[0])
 
 
 def recall(task: Task, state: State) -> Intent:
     """Wait at home until the lamp is lit, then come down on the right lid with closed fingers; it knows which."""
     assert isinstance(task, Recall)
-    lid = state.mocap_pos[state.worlds, task.right_lid(state)] + [0.0, 0.0, LID_HALF_M]
+    lid = state.mocap_pos[state.worlds, task.right_lid(state)]
+    lid = lid + like(lid, np.array([0.0, 0.0, LID_HALF_M]))
     goal = above(state, lid)
-    return np.where(task.may_move(state)[:, None], goal, np.array(HOME_M)), state.step >= 0
+    return _choose(task.may_move(state), goal, goal * 0.0 + like(goal, np.array(HOME_M))), state.step >= 0
 
 
 def chain(task: Task, state: State) -> Intent:
     """Do as the expert of the present instruction."""
     intents = [EXPERTS[link.name](link, of_link(state, kind)) for kind, link in enumerate(LINKS)]
     goals, closed = zip(*intents, strict=True)
-    kind = state.goal[:, 0]
-    return np.stack(goals)[kind, state.worlds], np.stack(closed)[kind, state.worlds]
+    xp, kind = namespace(state.opening), state.goal[:, 0]
+    return xp.stack(goals)[kind, state.worlds], xp.stack(closed)[kind, state.worlds]
+
+
+def _choose(
+    condition: Bool[Array, " worlds"], this: Float[Array, "worlds 3"], other: Float[Array, "worlds 3"]
+) -> Float[Array, "worlds 3"]:
+    return namespace(this).where(condition[:, None], this, other)
 
 
 EXPERTS: dict[str, Callable[[Task, State], Intent]] = {

@@ -4,17 +4,31 @@
 # (MuJoCo's names come from a compiled module without stubs.)
 
 import os
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from enum import IntFlag
+from typing import Protocol, runtime_checkable
 
 import mujoco
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from mujoco.batch import Batch
 
 from robopolicy.sim.scene import Scene
 from robopolicy.types import Array
 
 
+class Fault(IntFlag):
+    """Why a world's episode can't be trusted; each fails it."""
+
+    PHYSICS = 1
+    """Positions or velocities that are no numbers, or that MuJoCo itself gave up on."""
+    OVERFLOW = 2
+    """More contacts or constraints than there is room for: things fall through each other."""
+    ACTION = 4
+    """An action that is no number."""
+
+
+@runtime_checkable
 class Physics(Protocol):
     """N worlds of one scene. Arrays are live: after every call they show the present state."""
 
@@ -27,12 +41,25 @@ class Physics(Protocol):
     mocap_pos: Array
     """(N, nmocap, 3) positions of the bodies moved by hand [m]; written, they hold from the next call on."""
 
+    @property
+    def fields(self) -> Mapping[str, Array]:
+        """(N, ...) fields of the model that differ between worlds, by MuJoCo's name."""
+        ...
+
     def step(self, ctrl: Array) -> None:
         """One control step of all worlds, all its substeps, under joint and finger targets (N, nu) [rad, m]."""
         ...
 
     def reset(self, mask: Array, qpos: Array, mocap_pos: Array) -> None:
         """Start the worlds in `mask` (N,) anew from rows of (N, nq) and (N, nmocap, 3); the others stay bit-equal."""
+        ...
+
+    def change(self, mask: Array, fields: Mapping[str, Array]) -> None:
+        """Give the worlds in `mask` (N,) their own values (N, ...) of `fields`."""
+        ...
+
+    def faults(self) -> Array:
+        """(N,) `Fault` bits of each world since its last reset."""
         ...
 
     def forward(self) -> None:
@@ -48,9 +75,17 @@ class BatchPhysics:
         num_worlds: N.
         num_threads: Threads to step on; None takes one per CPU.
         poses: Keep the poses of geoms, cameras and lights, which a renderer reads after `forward`.
+        fields: Fields of the model that differ between worlds.
     """
 
-    def __init__(self, scene: Scene, num_worlds: int, num_threads: int | None = None, poses: bool = False) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        num_worlds: int,
+        num_threads: int | None = None,
+        poses: bool = False,
+        fields: Sequence[str] = (),
+    ) -> None:
         self.scene = scene
         self.num_worlds = num_worlds
         threads = min(num_threads or os.cpu_count() or 1, num_worlds)
@@ -58,6 +93,7 @@ class BatchPhysics:
         self.qpos: Float[np.ndarray, "worlds nq"] = self.batch.bind("qpos")
         self.qvel: Float[np.ndarray, "worlds nv"] = self.batch.bind("qvel")
         self.mocap_pos: Float[np.ndarray, "worlds nmocap 3"] = self.batch.bind("mocap_pos")
+        self.fields: dict[str, np.ndarray] = {name: self.batch.expand(name) for name in fields}
         self._ctrl = self.batch.bind("ctrl")
         names = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir") if poses else ()
         self.poses = {name: self.batch.bind(name) for name in names}
@@ -79,6 +115,22 @@ class BatchPhysics:
         self.qpos[mask] = qpos[mask]
         self.mocap_pos[mask] = mocap_pos[mask]
 
+    def change(self, mask: Bool[np.ndarray, " worlds"], fields: Mapping[str, np.ndarray]) -> None:
+        """Give the worlds in `mask` their own values."""
+        for name, values in fields.items():
+            self.fields[name][mask] = values[mask]
+
+    def faults(self) -> Int[np.ndarray, " worlds"]:
+        """Where MuJoCo warned: of numbers that are none (it then starts the world anew), or of a full arena."""
+        counts = self.batch.warning[:, :, 1]
+        if not counts.any():
+            return np.zeros(self.num_worlds, np.int64)
+        return counts[:, _NUMBERS].any(1) * int(Fault.PHYSICS) + counts[:, _FULL].any(1) * int(Fault.OVERFLOW)
+
     def forward(self) -> None:
         """Bring `poses` up to date with `qpos`."""
         self.batch.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
+
+
+_FULL = [mujoco.mjtWarning.mjWARN_CONTACTFULL.value, mujoco.mjtWarning.mjWARN_CNSTRFULL.value]
+_NUMBERS = [kind for kind in range(mujoco.mjtWarning.mjNWARNING.value) if kind not in _FULL]

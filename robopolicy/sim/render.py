@@ -1,29 +1,37 @@
 """Pictures of all worlds and cameras in one call, by `mujoco_warp`'s ray tracer; no OpenGL, no display.
 
-On the CPU the poses computed by the C engine are copied into warp's arrays, so that no physics kernel is compiled.
-Demonstrations and rollouts must share this renderer: its pictures differ from OpenGL's.
+One renderer serves both kinds of physics: what Warp simulates is rendered where it lies, and the poses that the C engine
+computed are copied into warp's arrays, so that no physics kernel is compiled. Demonstrations and rollouts must share
+this renderer: its pictures differ from OpenGL's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+import torch
+from torch import Tensor
 
-from robopolicy.sim.scene import Scene
+from robopolicy.sim.physics import BatchPhysics, Physics
+from robopolicy.sim.randomization import LOOKS
+from robopolicy.types import Array
 
 NAME = "mujoco_warp ray tracer"
 """What a demo file says made its pictures."""
 BACKGROUND = (0.1, 0.1, 0.12, 1.0)
+POSES = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
+"""MuJoCo fields that a picture depends on."""
 
 
 class Renderer:
-    """Ray-traces RGB pictures of N worlds.
+    """Ray-traces pictures of N worlds.
 
     Args:
-        scene: The model.
-        num_worlds: N.
+        physics: The worlds.
         cameras: Names of the cameras to render.
         image_size: Side of the pictures [pixels].
+        depth: Also the distance along the camera's axis.
+        segmentation: Also which geom is seen.
         shadows: Let lights cast shadows; several times slower.
 
     Raises:
@@ -31,29 +39,67 @@ class Renderer:
     """
 
     def __init__(
-        self, scene: Scene, num_worlds: int, cameras: Sequence[str], image_size: int, shadows: bool = False
+        self,
+        physics: Physics,
+        cameras: Sequence[str],
+        image_size: int,
+        *,
+        depth: bool = False,
+        segmentation: bool = False,
+        shadows: bool = False,
     ) -> None:
         try:
-            import warp
-
-            warp.config.log_level = warp.LOG_WARNING
             import mujoco_warp
+
+            from robopolicy.sim.warp_physics import WarpPhysics
+            from robopolicy.sim.warp_stage import Replay, WarpStage
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"pictures need {error.name}; pip install 'robopolicy[sim]'") from error
-        self.cameras = tuple(cameras)
-        self.image_size = image_size
+        self.cameras, self.image_size = tuple(cameras), image_size
         self._warp = mujoco_warp
-        self._order = sorted(self.cameras, key=lambda name: scene.model.camera(name).id)
-        with warp.ScopedDevice("cpu"):
-            self._model = mujoco_warp.put_model(scene.model)
-            self._data = mujoco_warp.make_data(scene.model, nworld=num_worlds, nconmax=1, njmax=1)
-            self._context = mujoco_warp.create_render_context(
-                scene.model,
-                nworld=num_worlds,
-                cam_res=(image_size, image_size),
+        self._physics, model = physics, physics.scene.model
+        self._order = sorted(self.cameras, key=lambda name: model.camera(name).id)
+        self._copied: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        if isinstance(physics, BatchPhysics):
+            looks = [name for name in LOOKS if name in physics.fields]
+            self._stage = WarpStage(physics.scene, physics.num_worlds, "cpu", looks, nconmax=1, njmax=1)
+            self._copied = {name: (self._stage.tensor(name).numpy(), physics.poses[name]) for name in POSES}
+            self._copied |= {name: (self._stage.fields[name].numpy(), physics.fields[name]) for name in looks}
+            self._draw = Replay(self._stage, self._trace)
+        else:
+            assert isinstance(physics, WarpPhysics)
+            self._stage = physics.stage
+            self._draw = Replay(self._stage, physics.show, self._trace)
+        self._context = self._make_context(depth, segmentation, shadows)
+
+    def render(self) -> dict[str, Array]:
+        """Per camera one picture (N, size, size, 3), right way up, of the worlds as they are, and what else is asked for.
+
+        Arrays are of the physics' kind, in memory of their own.
+        """
+        if self._copied:
+            self._physics.forward()
+        for mine, theirs in self._copied.values():
+            mine[:] = theirs.reshape(mine.shape)
+        self._draw()
+        seen: dict[str, Tensor] = {}
+        for name, pictures in self._pictures.items():
+            for camera in self.cameras:
+                seen[camera + name] = pictures(self._order.index(camera))
+        return {key: value.numpy() for key, value in seen.items()} if self._copied else dict(seen)
+
+    def _make_context(self, depth: bool, segmentation: bool, shadows: bool) -> Any:
+        """Everything the ray tracer keeps, and how its buffers are read: suffix of the key -> camera -> pictures."""
+        from warp import to_torch
+
+        with self._stage.on_device():
+            context = self._warp.create_render_context(
+                self._physics.scene.model,
+                nworld=self._physics.num_worlds,
+                cam_res=(self.image_size, self.image_size),
                 render_rgb=True,
-                render_depth=False,
-                render_seg=False,
+                render_depth=depth,
+                render_seg=segmentation,
                 use_textures=False,
                 use_shadows=shadows,
                 enabled_geom_groups=[1],
@@ -62,23 +108,17 @@ class Renderer:
                 enable_specular=False,
                 enable_emission=False,
             )
-        self._scoped_device = warp.ScopedDevice
-        self._pixels = self._context.rgb_data.numpy().view(np.uint8)
-        self._poses = {name: getattr(self._data, name).numpy() for name in POSES}
+        shape = (self._physics.num_worlds, len(self._order), self.image_size, self.image_size)
+        rgb = to_torch(context.rgb_data).view(torch.uint8).view(*shape, 4)
+        self._pictures = {"": lambda camera: rgb[:, camera, :, :, :3].flip(-1)}
+        if depth:
+            far = to_torch(context.depth_data).view(*shape)
+            self._pictures["_depth"] = lambda camera: far[:, camera].clone()
+        if segmentation:
+            geoms = to_torch(context.seg_data).view(*shape, 2)
+            self._pictures["_segmentation"] = lambda camera: geoms[:, camera, :, :, 0].clone()
+        return context
 
-    def render(
-        self, poses: Mapping[str, Float[np.ndarray, "worlds ..."]]
-    ) -> dict[str, UInt8[np.ndarray, "worlds size size 3"]]:
-        """One picture (N, size, size, 3) per camera, right way up, of worlds whose poses are given by MuJoCo's names."""
-        for name, array in self._poses.items():
-            array[:] = poses[name].reshape(array.shape)
-        with self._scoped_device("cpu"):
-            self._warp.refit_bvh(self._model, self._data, self._context)
-            self._warp.render(self._model, self._data, self._context)
-        shape = (len(self._pixels), len(self._order), self.image_size, self.image_size, 4)
-        pictures = self._pixels.reshape(shape)[..., 2::-1]
-        return {name: pictures[:, self._order.index(name)].copy() for name in self.cameras}
-
-
-POSES = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
-"""MuJoCo fields that a picture depends on."""
+    def _trace(self) -> None:
+        self._warp.refit_bvh(self._stage.model, self._stage.data, self._context)
+        self._warp.render(self._stage.model, self._stage.data, self._context)

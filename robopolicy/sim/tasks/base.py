@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from robopolicy.control.arrays import row
 from robopolicy.sim.scene import Scene
 from robopolicy.types import Array
 
@@ -99,16 +100,7 @@ class Task:
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Low-dimensional keys: per free object position [m], quaternion, and position relative to the gripper [m]."""
         relative = state.positions - state.ee_position[:, None]
-        return {
-            name: _float32_row(state.objects[:, place], relative[:, place]) for place, name in enumerate(scene.objects)
-        }
-
-
-def _float32_row(pose: Array, relative: Array) -> Array:
-    row = np.empty((len(pose), 10), np.float32)
-    row[:, :7] = pose
-    row[:, 7:] = relative
-    return row
+        return {name: row(state.objects[:, place], relative[:, place]) for place, name in enumerate(scene.objects)}
 
 
 def place_apart(

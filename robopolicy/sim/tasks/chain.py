@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from robopolicy.control.arrays import like, namespace
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks.base import Setup, State, Task
 from robopolicy.sim.tasks.cubes import (
@@ -55,11 +56,11 @@ class Chain(Task):
     def reached(self, state: State) -> Bool[Array, " worlds"]:
         """Where the present instruction's condition holds."""
         reached = [link.reached(of_link(state, kind)) for kind, link in enumerate(LINKS)]
-        return np.stack(reached)[state.goal[:, 0], state.worlds]
+        return namespace(state.goal).stack(reached)[state.goal[:, 0], state.worlds]
 
     def required_hold(self, state: State) -> Int[Array, " worlds"]:
         """Control steps in a row that the present instruction asks for."""
-        return np.array([each.hold_steps for each in LINKS])[state.goal[:, 0]]
+        return like(state.goal, np.array([each.hold_steps for each in LINKS]))[state.goal[:, 0]]
 
     def target(self, state: State) -> Float[Array, "worlds 3"]:
         """Position of the cube named at present [m]."""

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from robopolicy.control.arrays import like, row
 from robopolicy.sim.scene import ARM_JOINTS, Scene
 from robopolicy.sim.tasks.base import Setup, State, Task, place_apart
 from robopolicy.types import Array
@@ -11,6 +12,9 @@ COLORS = ("red", "green", "blue")
 PLATES = ("yellow", "purple")
 HALF_M = 0.02
 """Half a cube's side [m]."""
+SUNK_M = 6.1e-5
+"""How far a cube at rest sinks into the table; begun any higher it would fall first, and in single precision it might
+not touch the table yet [m]."""
 PLATE_TOP_M = 0.006
 """Height of a plate's upper side above the table [m]."""
 RELEASED_M = 0.065
@@ -42,7 +46,7 @@ def placed_cubes(
     poses = qpos[scene.object_slice].reshape(-1, 7)
     half_yaw = rng.uniform(-YAW_RAD, YAW_RAD, len(poses)) / 2
     poses[:, :2] = points
-    poses[:, 2] = HALF_M
+    poses[:, 2] = HALF_M - SUNK_M
     poses[:, 3:] = 0.0
     poses[:, 3] = np.cos(half_yaw)
     poses[:, 6] = np.sin(half_yaw)
@@ -56,7 +60,7 @@ def height_above_table(state: State) -> Float[Array, "worlds objects"]:
 
 def is_other(state: State) -> Bool[Array, "worlds objects"]:
     """True for the objects that are not the named one."""
-    return state.goal[:, :1] != np.arange(state.objects.shape[1])
+    return state.goal[:, :1] != like(state.goal, np.arange(state.objects.shape[1]))
 
 
 class Reach(Task):
@@ -198,5 +202,5 @@ def rests_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -
 def observed_plates(state: State) -> dict[str, Float[Array, "worlds 6"]]:
     """Per plate its position and its position relative to the gripper [m]."""
     plates = state.mocap_pos[:, : len(PLATES)]
-    rows = np.concatenate([plates, plates - state.ee_position[:, None]], -1).astype(np.float32)
+    rows = row(plates, plates - state.ee_position[:, None])
     return {f"plate_{color}": rows[:, place] for place, color in enumerate(PLATES)}

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
+from robopolicy.control.arrays import like, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks.base import Setup, State, Task
 from robopolicy.sim.tasks.cubes import with_arm_near_home
@@ -52,9 +53,8 @@ class Drawer(Task):
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Per drawer: its handle [m], how far it is open [m], its handle relative to the gripper [m]."""
         handle = handles(state)
-        rows = [handle, slides(state)[..., None], handle - state.ee_position[:, None]]
-        row = np.concatenate(rows, -1).astype(np.float32)
-        return {f"drawer_{color}": row[:, place] for place, color in enumerate(DRAWERS)}
+        rows = row(handle, slides(state)[..., None], handle - state.ee_position[:, None])
+        return {f"drawer_{color}": rows[:, place] for place, color in enumerate(DRAWERS)}
 
 
 def slides(state: State) -> Float[Array, "worlds drawers"]:
@@ -64,6 +64,6 @@ def slides(state: State) -> Float[Array, "worlds drawers"]:
 
 def handles(state: State) -> Float[Array, "worlds drawers 3"]:
     """Middle of each drawer's handle [m]."""
-    middle = state.mocap_pos[:, :1] + np.array(HANDLE_OFFSET_M)
+    middle = state.mocap_pos[:, :1] + like(state.mocap_pos, np.array(HANDLE_OFFSET_M))
     middle[..., 0] -= slides(state)
     return middle

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks.base import Setup, State, Task, place_apart
 from robopolicy.sim.tasks.cubes import COLORS, placed_cubes
@@ -15,6 +16,7 @@ LAMP_M = (0.69, 0.0, 0.02)
 HOME_M = (0.45, 0.0, 0.22)
 """Where the fingertips wait [m]."""
 GAP_M = 0.13
+_FLAT, _TOP = np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, LID_HALF_M])
 
 
 class Recall(Task):
@@ -53,13 +55,14 @@ class Recall(Task):
 
     def arrange(self, state: State, scene: Scene) -> Float[Array, "worlds nmocap 3"]:
         """Lids over the cubes once the cue is over, the lamp in sight once the arm may move [m]."""
-        mocap_pos = np.repeat(scene.home_mocap[None], len(state.step), axis=0)
+        xp, mocap_pos = namespace(state.mocap_pos), state.mocap_pos * 0.0 + like(state.mocap_pos, scene.home_mocap)
         hidden = (state.step >= self.cue_steps)[:, None]
         for cube in range(LIDS):
             lid = state.goal[:, 1 + cube]
-            spot = state.objects[:, cube, :3] * [1.0, 1.0, 0.0] + [0.0, 0.0, LID_HALF_M]
-            mocap_pos[state.worlds, lid] = np.where(hidden, spot, mocap_pos[state.worlds, lid])
-        mocap_pos[:, LIDS] = np.where(self.may_move(state)[:, None], LAMP_M, mocap_pos[:, LIDS])
+            spot = state.objects[:, cube, :3] * like(mocap_pos, _FLAT) + like(mocap_pos, _TOP)
+            mocap_pos[state.worlds, lid] = xp.where(hidden, spot, mocap_pos[state.worlds, lid])
+        lamp = like(mocap_pos, np.array(LAMP_M))
+        mocap_pos[:, LIDS] = xp.where(self.may_move(state)[:, None], lamp, mocap_pos[:, LIDS])
         return mocap_pos
 
     def may_move(self, state: State) -> Bool[Array, " worlds"]:
@@ -72,7 +75,7 @@ class Recall(Task):
 
     def touched(self, state: State) -> Bool[Array, "worlds lids"]:
         """The lids whose top the fingertips touch."""
-        offset = state.mocap_pos[:, :LIDS] + [0.0, 0.0, LID_HALF_M] - state.ee_position[:, None]
+        offset = state.mocap_pos[:, :LIDS] + like(state.mocap_pos, _TOP) - state.ee_position[:, None]
         return (offset * offset).sum(-1) < self.touch_m**2
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
@@ -81,16 +84,16 @@ class Recall(Task):
 
     def failed(self, state: State) -> Bool[Array, " worlds"]:
         """The fingertips touched a wrong lid, or the arm moved too early."""
-        wrong = self.touched(state) & (np.arange(LIDS) != self.right_lid(state)[:, None])
-        offset = state.ee_position - np.array(HOME_M)
+        wrong = self.touched(state) & (like(state.goal, np.arange(LIDS)) != self.right_lid(state)[:, None])
+        offset = state.ee_position - like(state.ee_position, np.array(HOME_M))
         moved = (offset * offset).sum(-1) > self.still_m**2
         return wrong.any(-1) | (moved & ~self.may_move(state)) | super().failed(state)
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Cubes while they are visible, lids while they are there (zeros otherwise), and whether the lamp is lit."""
         visible = (state.step < self.cue_steps)[:, None]
-        cubes = {name: row * visible for name, row in super().observe(state, scene).items()}
+        cubes = {name: seen * visible for name, seen in super().observe(state, scene).items()}
         lids = state.mocap_pos[:, :LIDS]
-        rows = np.concatenate([lids, lids - state.ee_position[:, None]], -1).astype(np.float32)
+        rows = row(lids, lids - state.ee_position[:, None])
         lid_keys = {f"lid_{lid}": rows[:, lid] * ~visible for lid in range(LIDS)}
-        return cubes | lid_keys | {"lamp": self.may_move(state)[:, None].astype(np.float32)}
+        return cubes | lid_keys | {"lamp": row(self.may_move(state)[:, None])}

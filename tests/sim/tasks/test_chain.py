@@ -39,13 +39,15 @@ def test_the_next_instruction_comes_when_the_last_is_solved():
     """A policy that is told the old instruction for ever can't go on."""
     env = RobotVectorEnv("chain", 2)
     _, info = env.reset(seed=0)
-    first, second = env._sentences[0][:2]
-    assert info["instruction"][0] == first
+    (first, second, *_), (other, *_) = (
+        [env.sentences.texts[number] for number in row] for row in env.draw([0, 1]).sentence
+    )
+    assert info["instruction"] == (first, other)
     env.task.reached = lambda state: np.array([True, False])  # type: ignore[method-assign]
     env.task.required_hold = lambda state: np.array([1, 1])  # type: ignore[method-assign]
     _, _, terminated, _, info = env.step(np.zeros((2, 7)))
     assert info["instruction"][0] == second
-    assert info["instruction"][1] == env._sentences[1][0]
+    assert info["instruction"][1] == other
     assert info["solved"].tolist() == [1, 0]
     for _ in range(4):
         _, _, terminated, _, info = env.step(np.zeros((2, 7)))
@@ -55,6 +57,6 @@ def test_the_next_instruction_comes_when_the_last_is_solved():
 
 def test_length_is_an_option():
     """Shorter chains are quicker to try out."""
-    assert len(RobotVectorEnv("chain", 1, task_options={"length": 2})._sentences[0]) == 2
+    assert RobotVectorEnv("chain", 1, task_options={"length": 2}).draw([0]).sentence.shape == (1, 2)
     with pytest.raises(ValueError, match="a chain has 1 instruction or more"):
         Chain(length=0)

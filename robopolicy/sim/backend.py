@@ -1,0 +1,53 @@
+"""Which physics runs where, and what is missing where it can't."""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+
+from robopolicy.sim.physics import BatchPhysics, Physics
+from robopolicy.sim.scene import Scene
+
+Kind: TypeAlias = Literal["auto", "batch", "warp"]
+
+
+def make_physics(
+    scene: Scene,
+    num_worlds: int,
+    kind: Kind = "auto",
+    device: str = "cpu",
+    num_threads: int | None = None,
+    poses: bool = False,
+    fields: Sequence[str] = (),
+) -> Physics:
+    """The physics of `kind` on `device`; `auto` is `batch` on the CPU and `warp` on a GPU.
+
+    Raises:
+        ValueError: the device is not there, or can't run that kind.
+    """
+    require_device(device)
+    if kind == "auto":
+        kind = "batch" if device == "cpu" else "warp"
+    if kind == "batch":
+        if device != "cpu":
+            raise ValueError(f"physics 'batch' runs on the CPU only; with device {device} choose 'warp' or 'auto'")
+        return BatchPhysics(scene, num_worlds, num_threads, poses, fields)
+    from robopolicy.sim.warp_physics import WarpPhysics
+
+    return WarpPhysics(scene, num_worlds, device, fields)
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ValueError: in one line, with the devices there are.
+    """
+    name = torch.device(device)
+    if name.type == "cpu":
+        return
+    if name.type != "cuda":
+        raise ValueError(f"device {device!r} can't run the simulator; there are cpu and cuda")
+    count = torch.cuda.device_count()
+    if not torch.cuda.is_available() or (name.index or 0) >= count:
+        raise ValueError(f"device {device}: this machine has {count} CUDA devices that torch can use; use --device cpu")

@@ -1,0 +1,156 @@
+"""Domain randomization: each episode's own looks, physics and imperfections, drawn from its seed alone.
+
+What is drawn once per episode (placement, colours, light, camera, friction, mass, latency) becomes a start and fields of
+the MuJoCo model, which every `Physics` takes alike. Noise differs from step to step: it is computed from the episode's
+seed and the step's number, so that no world keeps a generator and a device needs no host.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's names come from a compiled module without stubs.)
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+from jaxtyping import Float, Int
+
+from robopolicy.config import RandomizationConfig
+from robopolicy.control.arrays import like, namespace
+from robopolicy.control.kinematics import matrix_to_quaternion, rotation_from_vector
+from robopolicy.sim.scene import ARM_JOINTS, Scene
+from robopolicy.types import Array
+
+STREAM = 3
+"""Second word of the generator's seed; keeps it apart from the scene's, the demonstrations' and the mixing's."""
+LOOKS = ("geom_rgba", "light_diffuse")
+"""Model fields that only pictures depend on."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one episode's randomization came to."""
+
+    joint_offset_rad: Float[np.ndarray, " joints"]
+    turn_rad: Float[np.ndarray, " objects"]
+    delay_steps: int
+    fields: Mapping[str, np.ndarray]
+    """The model's fields in this episode, by MuJoCo's name."""
+
+    def start(self, scene: Scene, qpos: Float[np.ndarray, " nq"]) -> Float[np.ndarray, " nq"]:
+        """The episode's start, changed: arm joints moved, objects turned about the vertical."""
+        if not self.joint_offset_rad.any() and not self.turn_rad.any():
+            return qpos
+        changed = qpos.copy()
+        changed[:ARM_JOINTS] += self.joint_offset_rad
+        for pose, turn_rad in zip(changed[scene.object_slice].reshape(-1, 7), self.turn_rad, strict=True):
+            about_z, turned = np.array([np.cos(turn_rad / 2), 0, 0, np.sin(turn_rad / 2)]), np.zeros(4)
+            mujoco.mju_mulQuat(turned, about_z, pose[3:])
+            pose[3:] = turned
+        return changed
+
+
+class Randomization:
+    """Draws changes as a config says; with the default config nothing changes and no field is touched."""
+
+    def __init__(self, config: RandomizationConfig | None = None) -> None:
+        self.config = config or RandomizationConfig()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Model fields that differ from episode to episode."""
+        config = self.config
+        names = {
+            "geom_rgba": config.color,
+            "light_diffuse": config.light,
+            "light_dir": config.light,
+            "cam_pos": config.camera_m,
+            "cam_quat": config.camera_rad,
+            "geom_friction": config.friction,
+            **dict.fromkeys(_MASS_FIELDS, config.mass),
+        }
+        return tuple(name for name, size in names.items() if size > 0)
+
+    def draw(self, scene: Scene, seed: int) -> Change:
+        """The change of the episode of `seed`; what one setting draws does not depend on the others."""
+        config, objects = self.config, len(scene.objects)
+        rngs = [np.random.default_rng([seed, STREAM, part]) for part in range(3)] if config.active else None
+        if rngs is None:
+            return Change(np.zeros(ARM_JOINTS), np.zeros(objects), 0, {})
+        place, looks, physics = rngs
+        joints = config.joint_rad * place.uniform(-1, 1, ARM_JOINTS)
+        turn = config.turn_rad * place.uniform(-1, 1, objects)
+        delay = int(place.integers(config.delay_steps + 1))
+        drawn = {**self._looks(scene, looks), **self._physics(scene, physics)}
+        return Change(joints, turn, delay, {name: drawn[name] for name in self.fields})
+
+    def _looks(self, scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        config, model = self.config, scene.model
+        rgba = model.geom_rgba.astype(np.float64)
+        rgba[:, :3] = np.clip(rgba[:, :3] + config.color * rng.uniform(-1, 1, (model.ngeom, 3)), 0, 1)
+        brightness = 1 + config.light * rng.uniform(-1, 1, (model.nlight, 1))
+        direction = model.light_dir + config.light * rng.uniform(-1, 1, (model.nlight, 3))
+        position = model.cam_pos + config.camera_m * rng.uniform(-1, 1, (model.ncam, 3))
+        turns = rotation_from_vector(config.camera_rad * rng.uniform(-1, 1, (model.ncam, 3)))
+        return {
+            "geom_rgba": rgba.astype(np.float32),
+            "light_diffuse": (model.light_diffuse * brightness).astype(np.float32),
+            "light_dir": direction / np.linalg.norm(direction, axis=1, keepdims=True),
+            "cam_pos": position,
+            "cam_quat": np.stack([_times(q, t) for q, t in zip(model.cam_quat, turns, strict=True)]),
+        }
+
+    def _physics(self, scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Friction of all geoms and mass of the free objects, with what MuJoCo derives from a mass."""
+        config, model = self.config, scene.model
+        friction = model.geom_friction * (1 + config.friction * rng.uniform(-1, 1))
+        factors = np.ones(model.nbody)
+        bodies = [model.joint(name).bodyid[0] for name in scene.objects]
+        factors[bodies] = 1 + config.mass * rng.uniform(-1, 1, len(bodies))
+        mass, subtree = model.body_mass * factors, model.body_subtreemass * factors
+        subtree[0] += (mass - model.body_mass).sum()
+        return {
+            "geom_friction": friction,
+            "body_mass": mass,
+            "body_inertia": model.body_inertia * factors[:, None],
+            "body_subtreemass": subtree,
+            "body_invweight0": model.body_invweight0 / factors[:, None],
+            "dof_invweight0": model.dof_invweight0 / factors[model.dof_bodyid],
+        }
+
+
+_MASS_FIELDS = ("body_mass", "body_inertia", "body_subtreemass", "body_invweight0", "dof_invweight0")
+
+
+def noise(
+    seed: Int[Array, " worlds"], step: Int[Array, " worlds"], stream: int, width: int
+) -> Float[Array, "worlds width"]:
+    """Normal numbers (N, width) that depend on the seed, the step and the stream alone, the same on every device.
+
+    32-bit integers are mixed by multiply and xorshift (Ellis's lowbias32), two by two made normal by Box and Muller.
+    """
+    xp = namespace(seed)
+    columns = like(seed, np.arange(1, 2 * width + 1))
+    key = _mix(_mix(seed & _WORD) ^ (step * 2 + stream))
+    words = _mix(key[:, None] ^ _mix(columns))
+    uniform = (words * 1.0 + 0.5) / 2.0**32
+    radius = xp.sqrt(-2.0 * xp.log(uniform[:, :width]))
+    return radius * xp.cos(2 * np.pi * uniform[:, width:])
+
+
+_WORD = 0xFFFFFFFF
+
+
+def _mix(value: Array) -> Array:
+    """A permutation of 32-bit words, held in 64-bit integers, that leaves no pattern."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        value = value ^ (value >> shift)
+        value = (value * factor) & _WORD
+    return value ^ (value >> 16)
+
+
+def _times(quaternion: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """The orientation `quaternion` after a turn in its own frame."""
+    product = np.zeros(4)
+    mujoco.mju_mulQuat(product, quaternion, matrix_to_quaternion(rotation))
+    return product

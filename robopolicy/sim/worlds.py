@@ -1,0 +1,258 @@
+"""N worlds of one task, stepped together: actions to joint targets, the state that tasks judge, what a policy sees.
+
+The code is the same for NumPy arrays and torch tensors: whatever the physics keeps, stays in its kind and on its device.
+Records are written in place and no value decides what is run, so that nothing waits for a device.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from robopolicy.control.arrays import like, namespace, row
+from robopolicy.control.kinematics import PANDA, damped_least_squares, matrix_to_quaternion, pose_and_jacobian
+from robopolicy.sim.episodes import Episodes, Sentences, draw
+from robopolicy.sim.physics import Fault, Physics
+from robopolicy.sim.randomization import Randomization, noise
+from robopolicy.sim.render import Renderer
+from robopolicy.sim.scene import ARM_JOINTS, MAX_OPENING_M
+from robopolicy.sim.tasks import State, Task
+from robopolicy.types import Array
+
+POSITION_SCALE_M = 0.05
+ROTATION_SCALE_RAD = 0.5
+"""What an action of 1 asks for in one control step, as robosuite's OSC_POSE."""
+POSTURE_GAIN = 0.1
+"""Share of the way back to the home posture, made each step in the arm's null space."""
+PRIVILEGED = ("target_pos", "target_offset")
+"""Keys for loss terms and experts, which no noise falls on."""
+
+
+class Worlds:
+    """N worlds of one task.
+
+    Args:
+        task: What is asked.
+        physics: N worlds of the task's scene.
+        max_episode_steps: Time limit [control steps].
+        renderer: Makes the pictures; None where there are none.
+        randomization: How episodes differ in what the task leaves alone.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        physics: Physics,
+        max_episode_steps: int,
+        renderer: Renderer | None = None,
+        randomization: Randomization | None = None,
+    ) -> None:
+        self.task, self.physics, self.scene = task, physics, physics.scene
+        self.max_episode_steps, self.randomization = max_episode_steps, randomization or Randomization()
+        self.sentences = Sentences()
+        """Every instruction met so far; `instruction_id` counts in it."""
+        self._renderer = renderer
+        self._xp = namespace(physics.qpos)
+        template = draw(task, self.scene, [0], self.sentences, self.randomization)
+        worlds, (stages, parts) = physics.num_worlds, template.goals.shape[1:]
+        self._stages, self._last_stage = np.array(stages), np.array(stages - 1)
+        self._worlds = like(physics.qpos, np.arange(worlds))
+        self._goals = self._integers(worlds, stages, parts)
+        self._goal = self._integers(worlds, parts)
+        self._sentence = self._integers(worlds, stages)
+        self.instruction_id = self._integers(worlds)
+        """(N,) what is asked of each world at present, as a place in `sentences`."""
+        self._seed, self._delay = self._integers(worlds), self._integers(worlds)
+        self._stage, self._held, self._steps = (self._integers(worlds) for _ in range(3))
+        self._success = self._integers(worlds) > 0
+        self.fault = self._integers(worlds)
+        """(N,) `Fault` bits of each world's episode; an episode with any has failed."""
+        limits = self.randomization.config
+        self._told: tuple[str, ...] | None = None
+        self._late = self._kept(np.zeros((limits.delay_steps, worlds, ARM_JOINTS)))
+        self._observe_state()
+
+    def set_up(self, mask: Bool[Array, " worlds"], episodes: Episodes, rows: Int[Array, " worlds"]) -> None:
+        """Start the worlds in `mask` anew, world w with row `rows[w]` of `episodes`; other worlds' rows are not used."""
+        xp, rows = self._xp, rows * mask
+        self.physics.reset(mask, episodes.qpos[rows], episodes.mocap_pos[rows])
+        self.physics.change(mask, {name: values[rows] for name, values in episodes.fields.items()})
+        for record, values in (
+            (self._goals, episodes.goals),
+            (self._sentence, episodes.sentence),
+            (self._seed, episodes.seed),
+            (self._delay, episodes.delay),
+        ):
+            chosen = mask.reshape(-1, *(1,) * (len(record.shape) - 1))
+            record[:] = xp.where(chosen, values[rows], record)
+        for record in (self._stage, self._held, self._steps, self._success, self.fault):
+            record *= ~mask
+        self._late *= ~mask[:, None]
+        self._tell()
+        self._observe_state()
+
+    def act(self, actions: Float[Array, "worlds 7"]) -> Bool[Array, " worlds"]:
+        """One control step of all worlds; True where an episode is decided."""
+        self.physics.step(self._targets(self._executed(actions)))
+        return self.judge()
+
+    def judge(self) -> Bool[Array, " worlds"]:
+        """Count a control step, read the present and count what is solved; True where an episode is decided."""
+        self._steps += 1
+        self._observe_state()
+        return self._judge()
+
+    def observe(self) -> dict[str, Array]:
+        """Read the present, and what a policy sees of it: per key (N, ...)."""
+        self._observe_state()
+        return self._observation()
+
+    @property
+    def state(self) -> State:
+        """The present, as tasks and experts see it."""
+        return self._state
+
+    @property
+    def succeeded(self) -> Bool[Array, " worlds"]:
+        """Where all that was asked is solved."""
+        return self._success
+
+    @property
+    def solved(self) -> Int[Array, " worlds"]:
+        """Instructions solved so far in each world's episode."""
+        return self._stage
+
+    @property
+    def out_of_time(self) -> Bool[Array, " worlds"]:
+        """Where the time limit is reached."""
+        return self._steps >= self.max_episode_steps
+
+    def draw(self, seeds: Sequence[int]) -> Episodes:
+        """The episodes of these seeds, as arrays of the physics' kind."""
+        drawn = draw(self.task, self.scene, seeds, self.sentences, self.randomization)
+        return drawn if self._xp is np else drawn.on(self.physics.qpos.device)
+
+    def _executed(self, actions: Array) -> Float[Array, "worlds 7"]:
+        """The actions that the arm makes of those wanted: checked, clipped, noisy, late."""
+        config = self.randomization.config
+        wanted = self._checked(actions)
+        if config.action_noise:
+            disturbed = wanted[:, :6] + config.action_noise * noise(self._seed, self._steps, 0, 6)
+            wanted = self._xp.concatenate([disturbed, wanted[:, 6:]], -1)
+        limit = like(wanted, _ONE)
+        clipped = self._xp.minimum(self._xp.maximum(wanted, -limit), limit)
+        if not config.delay_steps:
+            return clipped
+        line = self._xp.concatenate([clipped[None] - self._resting(clipped), self._late])
+        self._late[:] = line[:-1]
+        return line[self._delay, self._worlds] + self._resting(clipped)
+
+    def _resting(self, actions: Array) -> Array:
+        """No motion, open gripper: what is executed before the first action arrives."""
+        return like(actions, _REST)
+
+    def _checked(self, actions: Array) -> Array:
+        """The actions, finite: the host refuses others, a device marks the world and goes on with zeros."""
+        if self._xp is np:
+            wanted = np.asarray(actions, np.float64)
+            if not np.isfinite(wanted).all():
+                worlds = np.flatnonzero(~np.isfinite(wanted).all(1)).tolist()
+                raise ValueError(
+                    f"actions of worlds {worlds} are not finite numbers; the policy that gave them is broken"
+                )
+            return wanted
+        wanted = self._xp.asarray(actions, dtype=self.physics.qpos.dtype, device=self.physics.qpos.device)
+        finite = self._xp.isfinite(wanted)
+        self.fault |= int(Fault.ACTION) * ~finite.all(-1)
+        return self._xp.where(finite, wanted, 0.0)
+
+    def _targets(self, clipped: Float[Array, "worlds 7"]) -> Float[Array, "worlds 9"]:
+        """Joint targets [rad] and finger targets [m] of an action."""
+        xp, qpos = self._xp, self.physics.qpos[:, :ARM_JOINTS]
+        posture = POSTURE_GAIN * (like(qpos, self.scene.home_qpos[:ARM_JOINTS]) - qpos)
+        step = damped_least_squares(self._jacobian, clipped[:, :6] * like(qpos, _SCALE), posture=posture)
+        joints = xp.minimum(xp.maximum(qpos + step, like(qpos, _LOWER_RAD)), like(qpos, _UPPER_RAD))
+        finger = MAX_OPENING_M / 4 * (1.0 - clipped[:, 6:])
+        return xp.concatenate([joints, finger, finger], -1)
+
+    def _judge(self) -> Bool[Array, " worlds"]:
+        """Count solved stages; True where the episode is decided."""
+        xp, state = self._xp, self._state
+        self.fault |= self.physics.faults()
+        sound = self.fault == 0
+        self._held += 1
+        self._held *= self.task.reached(state)
+        solved = self._held >= self.task.required_hold(state)
+        self._held *= ~solved
+        self._stage[:] = xp.minimum(self._stage + solved, like(self._stage, self._stages))
+        self._success[:] = (self._stage == like(self._stage, self._stages)) & sound
+        decided = self._success | self.task.failed(state) | ~sound
+        if self._last_stage > 0:
+            self._tell()
+        return decided
+
+    def _tell(self) -> None:
+        stages = self._xp.minimum(self._stage, like(self._stage, self._last_stage))
+        self._goal[:] = self._goals[self._worlds, stages]
+        self.instruction_id[:] = self._sentence[self._worlds, stages]
+        self._told = None
+
+    def _observe_state(self) -> None:
+        """Read the present out of the physics."""
+        physics, scene = self.physics, self.scene
+        qpos = physics.qpos
+        position, rotation, self._jacobian = pose_and_jacobian(PANDA, qpos[:, :ARM_JOINTS])
+        velocity = physics.qvel[:, scene.object_velocity_slice].reshape(len(qpos), -1, 6)[..., :3]
+        self._state = State(
+            worlds=self._worlds,
+            qpos=qpos,
+            qvel=physics.qvel,
+            mocap_pos=physics.mocap_pos,
+            objects=qpos[:, scene.object_slice].reshape(len(qpos), -1, 7),
+            object_speed=(velocity * velocity).sum(-1) ** 0.5,
+            ee_position=position,
+            ee_rotation=rotation,
+            opening=qpos[:, ARM_JOINTS] + qpos[:, ARM_JOINTS + 1],
+            goal=self._goal,
+            step=self._steps,
+        )
+        arranged = self.task.arrange(self._state, scene)
+        if arranged is not None:
+            physics.mocap_pos[:] = arranged
+
+    def _observation(self) -> dict[str, Array]:
+        state = self._state
+        objects = self.task.observe(state, self.scene)
+        obs = {
+            "ee_pose": row(state.ee_position, matrix_to_quaternion(state.ee_rotation)),
+            "gripper": row(state.opening[:, None]),
+            "qpos": row(state.qpos[:, :ARM_JOINTS]),
+            **objects,
+        }
+        if self.randomization.config.obs_noise:
+            obs = self._noisy(obs)
+        target = self.task.target(state)
+        obs |= {f"to_{key}": obs[key][:, -3:] for key, values in objects.items() if values.shape[1] > 3}
+        obs |= dict(zip(PRIVILEGED, (row(target), row(target - state.ee_position)), strict=True))
+        if self._renderer is not None:
+            obs |= self._renderer.render()
+        return obs
+
+    def _noisy(self, obs: dict[str, Array]) -> dict[str, Array]:
+        std = self.randomization.config.obs_noise
+        return {
+            key: row(values + std * noise(self._seed, self._steps, 1 + place, values.shape[1]))
+            for place, (key, values) in enumerate(obs.items())
+        }
+
+    def _integers(self, *shape: int) -> Int[Array, "..."]:
+        return self._kept(np.zeros(shape, np.int64))
+
+    def _kept(self, values: np.ndarray) -> Array:
+        """A record of these values, of the physics' kind, that is written in place."""
+        return values if self._xp is np else like(self.physics.qpos, values).clone()
+
+
+_LOWER_RAD, _UPPER_RAD, _ONE = np.array(PANDA.lower_rad), np.array(PANDA.upper_rad), np.array(1.0)
+_SCALE = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
+_REST = np.array([0.0] * 6 + [-1.0])
