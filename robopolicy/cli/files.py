@@ -33,7 +33,7 @@ def convert(arguments: Sequence[str]) -> int:
     parser.add_argument("--window", type=int | None, default=None, help="frames of memory; for checkpoints")
     parser.add_argument("--latent", type=int, default=1, help="vectors kept per frame; for checkpoints")
     options = parse(parser, arguments)
-    if not Path(options.source).exists():
+    if "://" not in options.source and not Path(options.source).exists():
         raise ConfigError(f"{options.source}: no such file or folder")
     if Path(options.source).suffix in CHECKPOINT_ENDINGS:
         if options.window is None:
@@ -60,6 +60,8 @@ def encode(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--template", type=str, default="{instruction}", help="how an instruction is put to it")
     options = parse(parser, arguments)
+    if "://" in options.file:
+        raise ConfigError(f"{options.file}: tokens are written into the file itself; copy it to this machine first")
     from robopolicy.training.encode import run_encode
 
     return run_encode(options.file, options.model, options.cameras or None, options.template)

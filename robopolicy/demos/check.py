@@ -23,6 +23,7 @@ from robopolicy.demos.findings import (
 )
 from robopolicy.demos.formats import DemoReader, action_spec_of, convert, open_demos
 from robopolicy.demos.formats.base import is_image
+from robopolicy.demos.remote import local_path
 from robopolicy.types import ActionSpec, DemoFormatError
 
 SHEET_DEMOS, SHEET_FRAMES = 6, 6
@@ -130,7 +131,7 @@ def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[st
     Raises:
         DemoFormatError: it can't be opened as demos at all.
     """
-    path = Path(path)
+    path = local_path(path)
     with open_demos(path) as reader:
         report = FileReport(path, reader.format_name, _disk_bytes(path), list(reader.names))
         report.rate_hz = reader.action_spec.rate_hz if reader.action_spec else reader.action_facts.get("rate_hz")

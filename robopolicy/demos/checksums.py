@@ -64,4 +64,13 @@ def _crc(values: np.ndarray) -> int:
 
 def _crc_text(said: Mapping[str, Any]) -> int:
     told = {key: value for key, value in said.items() if value is not None and key not in (ATTRIBUTE, "token_valid")}
-    return zlib.crc32(json.dumps(told, sort_keys=True, default=str).encode())
+    return zlib.crc32(json.dumps(told, sort_keys=True, default=_as_read).encode())
+
+
+def _as_read(value: Any) -> Any:
+    """An attribute's value as it will be read back."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from robopolicy.demos.checksums import ATTRIBUTE, verified, with_checksums
 from robopolicy.demos.guarded import (
     attributes_of,
     damage_named,
@@ -130,8 +131,8 @@ class DemoFile:
         """One demo; `keys` limits which observations are read.
 
         Raises:
-            DemoFormatError: an observation key is missing (those present are listed), a length differs, or a value of
-                the actions or of a low-dimensional observation is not finite.
+            DemoFormatError: an observation key is missing (those present are listed), a length differs, a value of the
+                actions or of a low-dimensional observation is not finite, or something changed since it was written.
         """
         datasets, where = self.datasets(name), f"{self.path.name}, {name}"
         available = [key.removeprefix("obs/") for key in datasets if key.startswith("obs/")]
@@ -145,7 +146,7 @@ class DemoFile:
         seed = attributes.pop("seed", None)
         instruction = attributes.pop("instruction", None)
         try:
-            return Demo(
+            demo = Demo(
                 name=name,
                 obs={key: read_rows(datasets[f"obs/{key}"], f"{where}: obs/{key}") for key in wanted},
                 actions=read_rows(datasets["actions"], f"{where}: actions"),
@@ -156,6 +157,7 @@ class DemoFile:
             )
         except DemoFormatError as error:
             raise DemoFormatError(_prefixed(str(error), self.path.name)) from error
+        return verified(demo, where)
 
     def demo_attributes(self, name: str) -> dict[str, Any]:
         """Everything the file says of one demo: num_samples, instruction, seed, model_file, ..."""
@@ -233,7 +235,9 @@ class DemoWriter:
             number = _demo_number(self.names[-1], self.path.name) + 1
         name = f"demo_{number}"
         try:
-            write_demo(self._data.create_group(name), demo)
+            group = self._data.create_group(name)
+            write_demo(group, demo)
+            group.attrs[ATTRIBUTE] = with_checksums(demo).attributes[ATTRIBUTE]
             self._data.attrs["total"] = int(self._data.attrs.get("total", 0)) + len(demo)
         except BaseException:
             del self._data[name]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -383,3 +384,18 @@ def test_the_sample_in_the_repository_opens():
         assert len(file) == 3
         assert all(demo.instruction and demo.seed is not None and "front" in demo.obs for demo in file)
         assert file.action_spec is not None
+
+
+def test_a_number_that_changed_in_the_file_is_not_read_as_another(tmp_path, make_demo):
+    """HDF5 has no checksum of its own for arrays in one piece: a flipped bit would become a training target."""
+    path = tmp_path / "a.hdf5"
+    with DemoWriter(path) as writer:
+        writer.write(replace(make_demo(0), attributes={"gain": np.float32(0.1), "limits": np.array([1, 2])}))
+    content = bytearray(path.read_bytes())
+    with DemoFile(path) as file:
+        place = file.datasets("demo_0")["actions"].id.get_offset()
+        assert "checksums" not in file.read("demo_0").attributes
+    content[place + 2] ^= 1
+    path.write_bytes(content)
+    with DemoFile(path) as file, pytest.raises(DemoFormatError, match=r"a.hdf5, demo_0: actions changed since it was"):
+        file.read("demo_0")

@@ -10,6 +10,7 @@ from robopolicy.demos.formats.libero import LiberoFormat
 from robopolicy.demos.formats.minari import MinariFormat
 from robopolicy.demos.formats.robomimic import RobomimicFormat, RobosuiteRawFormat
 from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.remote import local_path
 from robopolicy.types import DemoFormatError
 
 FORMATS: tuple[DemoFormat, ...] = (
@@ -33,14 +34,14 @@ WRITERS: tuple[WritableFormat, ...] = (
 
 
 def open_demos(path: str | Path) -> DemoReader:
-    """A reader of the demos at `path`, a file or a folder of any known format.
+    """A reader of the demos at `path`, a file or a folder of any known format, or the URL of one.
 
     A file of unknown origin is examined in a child process first (`robopolicy.demos.probe`).
 
     Raises:
         DemoFormatError: nothing is there, it is damaged or unsafe, of no known format, or of one that can't be used.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise DemoFormatError(f"{path}: no such file or folder")
     for candidate in FORMATS:

@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from robopolicy.demos.checksums import verified, with_checksums
+from robopolicy.demos.checksums import with_checksums
 from robopolicy.demos.formats.base import DemoReader, ReaderBase, action_spec_of
 from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
@@ -85,7 +85,7 @@ class RobomimicReader(ReaderBase):
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One demo; its instruction is looked for in `ep_meta` too, where RoboCasa keeps it."""
-        demo = verified(self._file.read(name, keys), f"{self.path.name}, {name}")
+        demo = self._file.read(name, keys)
         if demo.instruction is None and (language := _language(demo.attributes.get("ep_meta"))):
             return replace(demo, instruction=language)
         return demo

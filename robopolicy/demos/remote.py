@@ -1,0 +1,121 @@
+"""Demo files named by URL (`s3://`, `gs://`, `https://`, whatever fsspec speaks): copied to a local cache, then files like others.
+
+Training reads at random, by path, and a file of unknown origin is examined by a child process before it is opened: both
+want a file on this machine. A copy is made once for each version of what lies at the URL, by one of several processes.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from robopolicy.types import DemoFormatError
+
+LOG = logging.getLogger(__name__)
+
+CACHE = "ROBOPOLICY_CACHE"
+"""Environment variable: the folder of copies; default `robopolicy` in the user's cache folder."""
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether it names something by URL, such as `s3://bucket/demos.hdf5`."""
+    return isinstance(path, str) and "://" in path
+
+
+def local_path(path: str | Path) -> Path:
+    """The path itself, or that of a local copy of what lies at the URL, a file or a folder.
+
+    Raises:
+        DemoFormatError: nothing is there, or the copy isn't whole.
+        ImportError: fsspec, or its part for this kind of URL, isn't installed.
+    """
+    if not is_url(path):
+        return Path(path)
+    url = str(path)
+    filesystem, root = _filesystem(url)
+    files = _listed(filesystem, root, url)
+    version = hashlib.sha256(
+        repr([url, *sorted((name, sorted(map(str, info.items()))) for name, info in files.items())]).encode()
+    )
+    name = PurePosixPath(root).name or "demos"
+    target = _cache() / version.hexdigest()[:16] / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(target.parent / ".lock"):
+        if target.exists():
+            LOG.info("%s: copied before to %s", url, target)
+        else:
+            _copy(filesystem, root, files, target, url)
+    return target
+
+
+def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], target: Path, url: str) -> None:
+    """Everything into place at once, so that a kill leaves no half copy under the name."""
+    partial = target.with_name(f".{target.name}.partial")
+    _remove(partial)
+    try:
+        for name, info in files.items():
+            inside = PurePosixPath(name).relative_to(root)
+            if ".." in inside.parts:
+                raise DemoFormatError(f"{url}: holds {inside}, which would be written outside its folder; refused")
+            place = partial / inside
+            place.parent.mkdir(parents=True, exist_ok=True)
+            filesystem.get_file(name, str(place))
+            if info.get("size") not in (None, place.stat().st_size):
+                raise DemoFormatError(f"{url}: {place.stat().st_size} of {info['size']} bytes came; try again")
+        partial.rename(target)
+    finally:
+        _remove(partial)
+    size = sum(file.stat().st_size for file in (target.rglob("*") if target.is_dir() else [target]) if file.is_file())
+    LOG.info("%s: copied to %s, %.3g MB", url, target, size / 1e6)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ImportError(f"{url} is read through the package fsspec; pip install 'robopolicy[formats]'") from error
+    try:
+        filesystem, root = fsspec.url_to_fs(url)
+    except ValueError as error:
+        raise DemoFormatError(f"{url}: {' '.join(str(error).split())}") from error
+    return filesystem, root.rstrip("/")
+
+
+def _listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
+    """The file, or the files below the folder, each with what the storage says of it: size, time or hash."""
+    try:
+        info = filesystem.info(root)
+        files = filesystem.find(root, detail=True) if info["type"] == "directory" else {root: info}
+    except (FileNotFoundError, NotADirectoryError):
+        files = {}
+    except OSError as error:
+        raise DemoFormatError(f"{url}: can't be reached ({' '.join(str(error).split())})") from error
+    if not files:
+        raise DemoFormatError(f"{url}: no such file or folder")
+    return files
+
+
+def _cache() -> Path:
+    if CACHE in os.environ:
+        return Path(os.environ[CACHE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robopolicy"
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait for other processes that make the same copy."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
