@@ -1,4 +1,4 @@
-"""Demo files named by URL (`s3://`, `gs://`, `https://`, whatever fsspec speaks): copied to a local cache, then files like others.
+"""Demo files named by URL (`s3://`, `https://`, whatever fsspec speaks): copied to a local cache, then files like others.
 
 Training reads at random, by path, and a file of unknown origin is examined by a child process before it is opened: both
 want a file on this machine. A copy is made once for each version of what lies at the URL, by one of several processes.
@@ -39,11 +39,9 @@ def local_path(path: str | Path) -> Path:
     url = str(path)
     filesystem, root = _filesystem(url)
     files = _listed(filesystem, root, url)
-    version = hashlib.sha256(
-        repr([url, *sorted((name, sorted(map(str, info.items()))) for name, info in files.items())]).encode()
-    )
-    name = PurePosixPath(root).name or "demos"
-    target = _cache() / version.hexdigest()[:16] / name
+    facts = sorted((name, sorted(map(str, info.items()))) for name, info in files.items())
+    version = hashlib.sha256(repr((url, facts)).encode()).hexdigest()[:16]
+    target = _cache() / version / (PurePosixPath(root).name or "demos")
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.parent / ".lock"):
         if target.exists():
