@@ -193,5 +193,6 @@ EXPERTS: dict[str, Callable[[Task, State], Intent]] = {
     "stack": stack,
     "drawer": drawer,
     "recall": recall,
+    "recall_long": recall,
     "chain": chain,
 }

@@ -1,11 +1,11 @@
-"""A task of memory: the named cube is shown, then hidden under one of three lids that look alike."""
+"""Tasks of memory: three cubes in a row are shown, then hidden under lids that look alike; which lid is the named one's?"""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
-from robopolicy.sim.tasks.base import Setup, State, Task, place_apart
+from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, Setup, State, Task
 from robopolicy.sim.tasks.cubes import COLORS, placed_cubes
 from robopolicy.types import Array
 
@@ -16,14 +16,21 @@ LAMP_M = (0.69, 0.0, 0.02)
 HOME_M = (0.45, 0.0, 0.22)
 """Where the fingertips wait [m]."""
 GAP_M = 0.13
+"""Distance between the centres of neighbours in the row [m]."""
+TURN_RAD = 0.5
+"""Largest turn of the row away from left-to-right [rad]."""
+BEHIND_M = 0.09
+"""How far behind its cube a lid stands during the cue [m]."""
 _FLAT, _TOP = np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, LID_HALF_M])
+_BEHIND = np.array([BEHIND_M, 0.0, 0.0])
 
 
 class Recall(Task):
     """Touch the lid over the named cube, which was visible before the lids came; move only once the lamp is lit.
 
-    The three cubes are visible for `cue_steps`. Then lids hide them, and for `delay_steps` more the arm must stay
-    within 6 cm of home. What can be seen after that says nothing of which lid is the right one.
+    Three cubes in a row are visible for `cue_steps`, each with a lid behind it. Then the lids cover them, and for
+    `delay_steps` more the arm must stay within 6 cm of home. What can be seen after that says nothing of which lid is
+    the right one: without memory one in three tries succeeds at best. Lids are numbered from right to left.
 
     Args:
         cue_steps: Control steps for which the cubes are visible.
@@ -32,8 +39,10 @@ class Recall(Task):
 
     name = "recall"
     parts = ("cubes", "lids")
-    touch_m = 0.03
+    touch_m = 0.045
+    """Fingertips this near to the middle of a lid's top touch it, up to its corners [m]."""
     still_m = 0.06
+    """How far from home the fingertips may stray before the lamp is lit [m]."""
 
     def __init__(self, cue_steps: int = 3, delay_steps: int = 4) -> None:
         if cue_steps < 1 or delay_steps < 0:
@@ -45,22 +54,22 @@ class Recall(Task):
         self.max_episode_steps = cue_steps + delay_steps + 40
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
-        """Three cubes under three lids in random order; the goal holds the cube and its lid."""
+        """A row of three cubes in random order; the goal holds the named cube, and then each cube's lid."""
         cube = int(rng.integers(len(COLORS)))
-        points = place_apart(rng, LIDS, GAP_M)
+        points = row_on_table(rng)
         lid_of_cube = rng.permutation(LIDS)
         qpos = placed_cubes(scene, rng, points[lid_of_cube])
         instruction = f"touch the lid over the {COLORS[cube]} cube"
         return Setup((instruction,), np.array([[cube, *lid_of_cube]]), qpos, scene.home_mocap)
 
     def arrange(self, state: State, scene: Scene) -> Float[Array, "worlds nmocap 3"]:
-        """Lids over the cubes once the cue is over, the lamp in sight once the arm may move [m]."""
+        """Lids behind the cubes, over them once the cue is over; the lamp in sight once the arm may move [m]."""
         xp, mocap_pos = namespace(state.mocap_pos), state.mocap_pos * 0.0 + like(state.mocap_pos, scene.home_mocap)
         hidden = (state.step >= self.cue_steps)[:, None]
         for cube in range(LIDS):
             lid = state.goal[:, 1 + cube]
             spot = state.objects[:, cube, :3] * like(mocap_pos, _FLAT) + like(mocap_pos, _TOP)
-            mocap_pos[state.worlds, lid] = xp.where(hidden, spot, mocap_pos[state.worlds, lid])
+            mocap_pos[state.worlds, lid] = xp.where(hidden, spot, spot + like(mocap_pos, _BEHIND))
         lamp = like(mocap_pos, np.array(LAMP_M))
         mocap_pos[:, LIDS] = xp.where(self.may_move(state)[:, None], lamp, mocap_pos[:, LIDS])
         return mocap_pos
@@ -90,10 +99,28 @@ class Recall(Task):
         return wrong.any(-1) | (moved & ~self.may_move(state)) | super().failed(state)
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
-        """Cubes while they are visible, lids while they are there (zeros otherwise), and whether the lamp is lit."""
+        """Cubes while they are visible (zeros otherwise), the lids, and whether the lamp is lit."""
         visible = (state.step < self.cue_steps)[:, None]
         cubes = {name: seen * visible for name, seen in super().observe(state, scene).items()}
         lids = state.mocap_pos[:, :LIDS]
         rows = row(lids, lids - state.ee_position[:, None])
-        lid_keys = {f"lid_{lid}": rows[:, lid] * ~visible for lid in range(LIDS)}
+        lid_keys = {f"lid_{lid}": rows[:, lid] for lid in range(LIDS)}
         return cubes | lid_keys | {"lamp": row(self.may_move(state)[:, None])}
+
+
+class LongRecall(Recall):
+    """`recall` with three seconds between the lids' coming and the lamp: longer than windows of memory are."""
+
+    name = "recall_long"
+
+    def __init__(self, cue_steps: int = 3, delay_steps: int = 60) -> None:
+        super().__init__(cue_steps, delay_steps)
+
+
+def row_on_table(rng: np.random.Generator) -> Float[np.ndarray, "3 2"]:
+    """Three points in a row, evenly spaced from right to left, somewhere on the table and turned a little [m]."""
+    turn = rng.uniform(-TURN_RAD, TURN_RAD)
+    step = GAP_M * np.array([np.sin(turn), np.cos(turn)])
+    low, high = np.array([TABLE_X, TABLE_Y]).T
+    middle = rng.uniform(low + abs(step), high - abs(step))
+    return middle + np.arange(-1, 2)[:, None] * step

@@ -23,15 +23,25 @@ def test_cubes_are_seen_during_the_cue_only():
     """A cube that stays in the observation makes memory unnecessary."""
     env = RobotVectorEnv("recall", 1, task_options={"cue_steps": 2, "delay_steps": 3})
     obs, _ = env.reset(seed=0)
-    seen, lids, lamp = [], [], []
+    seen, covered, lamp = [], [], []
     for _ in range(7):
         seen.append(bool(obs["cube_red"].any()))
-        lids.append(bool(obs["lid_0"].any()))
+        lid_of_cube = env.state.mocap_pos[0, env.state.goal[0, 1:], :2]
+        covered.append(bool((abs(lid_of_cube - env.state.positions[0, :, :2]) < 0.01).all()))
         lamp.append(bool(obs["lamp"][0, 0]))
         obs, *_ = env.step(STILL)
     assert seen == [True, True, False, False, False, False, False]
-    assert lids == [False, False, True, True, True, True, True]
+    assert covered == [False, False, True, True, True, True, True]
     assert lamp == [False, False, False, False, False, True, True]
+
+
+def test_lids_stand_in_a_row_in_the_order_of_their_numbers():
+    """Were they numbered at random, a policy that sees the middle one could not tell where the others are."""
+    env, obs = hidden_env(worlds=50)
+    right, middle, left = (obs[f"lid_{lid}"][:, :2] for lid in range(3))
+    np.testing.assert_allclose(middle - right, left - middle, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(left - middle, axis=1), 0.13, atol=1e-3)
+    assert (left[:, 1] > middle[:, 1]).all()
 
 
 def test_after_the_cue_nothing_but_privileged_keys_depends_on_which_lid_is_right():
