@@ -37,7 +37,7 @@ def test_cubes_are_seen_during_the_cue_only():
 
 def test_lids_stand_in_a_row_in_the_order_of_their_numbers():
     """Were they numbered at random, a policy that sees the middle one could not tell where the others are."""
-    env, obs = hidden_env(worlds=50)
+    _, obs = hidden_env(worlds=50)
     right, middle, left = (obs[f"lid_{lid}"][:, :2] for lid in range(3))
     np.testing.assert_allclose(middle - right, left - middle, atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(left - middle, axis=1), 0.13, atol=1e-3)
