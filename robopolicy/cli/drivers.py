@@ -1,6 +1,5 @@
 """What decides a robot's actions in `robopolicy run`: a policy here, one behind a server, or a recorded demo."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -8,27 +7,31 @@ from typing import Any
 from jsonargparse import Namespace
 
 from robopolicy.config import ConfigError, ExecutionConfig
-from robopolicy.control.inference import Inference, Replay, ServedStream, Stream, ThreadedInference
-from robopolicy.control.robot import Robot
+from robopolicy.control.inference import ServedStream, Stream
+from robopolicy.control.replay import CHUNK, JOINTS, Record, RecordedStream, along_path
 from robopolicy.control.spec import PolicySpec
 from robopolicy.control.stream import PolicyStream
-from robopolicy.types import ActionSpec, Demo
+from robopolicy.types import ActionSpec
+
+MAX_SPEED = 4.0
+"""A record replayed faster than that is a mistake."""
 
 
 @dataclass(frozen=True)
 class Driver:
     """What decides the actions, and what it needs to know and to see."""
 
+    stream: Stream
     spec: ActionSpec
     control_dt: float
     chunk: int
     execution: ExecutionConfig
-    make_inference: Callable[[Robot], Inference]
     keys: tuple[str, ...] = ()
     """Observation keys that it looks at."""
     image_size: int = 64
     cameras: tuple[str, ...] = ()
-    demo: Demo | None = None
+    seed: int | None = None
+    """Of a recorded episode in the simulator."""
     env_args: dict[str, Any] | None = None
 
 
@@ -88,11 +91,11 @@ def _by_spec(options: Namespace, spec: PolicySpec, trained: ExecutionConfig, str
         )
     pictures = {key: field.shape for key, field in spec.observation.items() if len(field.shape) == 3}
     return Driver(
+        stream=stream,
         spec=spec.action,
         control_dt=control_dt,
         chunk=spec.chunk,
         execution=_execution(options, trained),
-        make_inference=lambda robot: ThreadedInference(robot, stream, options.instruction, realtime=options.realtime),
         keys=tuple(spec.observation),
         image_size=next((shape[0] for shape in pictures.values()), 64),
         cameras=tuple(pictures),
@@ -110,9 +113,25 @@ def _replayed(options: Namespace) -> Driver:
         demo, spec, env_args = file.read(name), file.attributes["action_spec"], file.attributes["env_args"]
     if spec is None or spec.rate_hz is None:
         raise ConfigError(f"{options.replay} doesn't say what its actions are; an action_spec with rate_hz is needed")
+    if not 0 < options.speed <= MAX_SPEED:
+        raise ConfigError(f"--speed {options.speed:g}: expected more than 0, and at most {MAX_SPEED:g}")
+    key = options.follow if options.follow not in (None, "actions") else JOINTS
+    if key not in demo.obs and options.follow == key:
+        raise ConfigError(f"--follow {key}: not in {name}; it has: actions, {', '.join(demo.obs)}")
     actions = demo.actions if demo.executed_actions is None else demo.executed_actions
+    record = Record(actions, spec, demo.obs.get(key)).at_speed(options.speed)
+    if record.path_rad is not None and options.follow != "actions":
+        record = along_path(record)
+    control_dt = 1 / spec.rate_hz
+    stream = RecordedStream(record, control_dt)
     return Driver(
-        spec, 1 / spec.rate_hz, 1, ExecutionConfig(), lambda robot: Replay(robot, actions), demo=demo, env_args=env_args
+        stream,
+        record.spec,
+        control_dt,
+        CHUNK,
+        _execution(options, ExecutionConfig()),
+        seed=demo.seed,
+        env_args=env_args,
     )
 
 

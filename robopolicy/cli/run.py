@@ -1,27 +1,27 @@
 """`robopolicy run`: a policy, or a recorded demo, on a robot in real time."""
 
-import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
-from rich.live import Live
 
 from robopolicy.cli.drivers import Driver, driver_of
 from robopolicy.cli.parsing import parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
+from robopolicy.cli.run_report import shown, summarize
 from robopolicy.config import ConfigError, ExecutionConfig
 from robopolicy.control.executor import ChunkExecutor
-from robopolicy.control.inference import Inference, Replay
+from robopolicy.control.inference import ThreadedInference
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.profile import read_profile
+from robopolicy.control.replay import RecordedStream, first_place
 from robopolicy.control.robot import Recorder, Robot
-from robopolicy.control.statistics import LoopStatistics, live_table
+
+SECONDS = 30.0
+"""How long a policy drives, if nothing is said [s]."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
                 f"{', '.join(sorted(robot.observe().obs))}"
             )
         recorder = _recorder(options, driver, env_args, stack)
-        inference = driver.make_inference(robot)
+        inference = ThreadedInference(robot, driver.stream, options.instruction, realtime=options.realtime)
         stack.callback(inference.close)
         executor = ChunkExecutor.from_config(driver.execution, driver.spec, driver.chunk, driver.control_dt)
         loop = ControlLoop(
@@ -49,11 +49,12 @@ def run(arguments: Sequence[str]) -> int:
             dry_run=options.dry_run,
             realtime=options.realtime,
         )
-        loop.go_home(None if driver.demo is None else driver.demo.obs.get("qpos", [None])[0])
-        with _shown(loop.statistics, f"robopolicy run   {options.robot}"):
-            statistics = loop.run(options.seconds, _finished(robot, inference, driver))
-        _summarize(options, loop, robot, statistics)
-    return 0 if loop.stopped is None else 1
+        record = driver.stream if isinstance(driver.stream, RecordedStream) else None
+        loop.go_home(None if record is None else first_place(record.record, robot.profile))
+        with shown(loop.statistics, f"robopolicy run   {options.robot}"):
+            loop.run(options.seconds or (SECONDS if record is None else math.inf), _finished(robot, record))
+        followed = summarize(options, loop, robot, record)
+    return 0 if loop.stopped is None and followed else 1
 
 
 def _parser() -> ArgumentParser:
@@ -61,8 +62,15 @@ def _parser() -> ArgumentParser:
     parser.add_argument("policy", type=str | None, nargs="?", default=None, help="run folder, or an exported folder")
     parser.add_argument("--server", type=str | None, default=None, help="HOST:PORT of a policy behind robopolicy serve")
     parser.add_argument("--api-key-file", type=str | None, default=None, help="file that holds the server's key")
-    parser.add_argument("--replay", type=str | None, default=None, help="demo file whose actions are executed instead")
+    parser.add_argument("--replay", type=str | None, default=None, help="demo file of which a demo is executed again")
     parser.add_argument("--demo", type=str | None, default=None, help="name of the demo to replay; default: the first")
+    parser.add_argument("--speed", type=float, default=1.0, help="of the replay; 0.5 takes twice the time")
+    parser.add_argument(
+        "--follow",
+        type=str | None,
+        default=None,
+        help="what is replayed: `actions`, or an observation key of joint positions [rad]; default: qpos where recorded",
+    )
     parser.add_argument(
         "--robot", type=str, required=True, help="sim, ws://HOST:PORT (a RobotServer) or rosbridge://HOST:PORT"
     )
@@ -74,7 +82,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--instruction", type=str | None, default=None, help="what the robot is told, if not by its task"
     )
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long, unless the task is decided before")
+    parser.add_argument(
+        "--seconds", type=float | None, default=None, help="how long at most; default: 30, or to the end of a replay"
+    )
     parser.add_argument("--command-hz", type=float, default=1000.0, help="commands a second to the simulated robot")
     parser.add_argument(
         "--deadline", type=float, default=0.25, help="age of the last observation answered at which to stop [s]"
@@ -123,7 +133,7 @@ def _simulated(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Ro
     task = options.task or ((driver.env_args or {}).get("env_kwargs") or {}).get("task")
     if task is None:
         raise ConfigError("which task? The policy's demos don't say; give --task")
-    seed = options.seed if driver.demo is None or driver.demo.seed is None else driver.demo.seed
+    seed = options.seed if driver.seed is None else driver.seed
     robot = SimRobot(
         task,
         seed,
@@ -139,17 +149,11 @@ def _simulated(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Ro
     return robot, {"env_name": f"robopolicy/{task}", "type": 2, "env_kwargs": kwargs, "seed": seed}
 
 
-def _finished(robot: Robot, inference: Inference, driver: Driver) -> Callable[[], bool]:
-    """When a run is over before its time: the task is decided, or the record is at its end."""
-
-    def over() -> bool:
-        decided = getattr(robot, "success", False) or getattr(robot, "failed", False)
-        return decided or (isinstance(inference, Replay) and inference.finished)
-
-    return over
-
-
-# -- what is told ------------------------------------------------------------------------------------------------------
+def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:
+    """When a run is over before its time: the record is at its end, or else the task is decided."""
+    if record is not None:
+        return lambda: record.finished
+    return lambda: getattr(robot, "success", False) or getattr(robot, "failed", False)
 
 
 def _recorder(options: Namespace, driver: Driver, env_args: dict[str, Any] | None, stack: ExitStack) -> Recorder | None:
@@ -164,54 +168,3 @@ def _recorder(options: Namespace, driver: Driver, env_args: dict[str, Any] | Non
     recorder = Recorders(recorders)
     stack.callback(recorder.close)
     return recorder
-
-
-@contextmanager
-def _shown(statistics: LoopStatistics, title: str) -> Iterator[None]:
-    """The figures in a table that lives as long as the block; on a terminal only."""
-    console = Console()
-    if not console.is_terminal:
-        yield
-        return
-    done = threading.Event()
-    with Live(live_table(statistics, title), console=console, auto_refresh=False) as live:
-
-        def refresh() -> None:
-            while not done.wait(0.5):
-                live.update(live_table(statistics, title), refresh=True)
-
-        shower = threading.Thread(target=refresh, daemon=True)
-        shower.start()
-        try:
-            yield
-        finally:
-            done.set()
-            shower.join()
-            live.update(live_table(statistics, title), refresh=True)
-
-
-def _summarize(options: Namespace, loop: ControlLoop, robot: Robot, statistics: LoopStatistics) -> None:
-    figures = statistics.to_dict()
-    late, latency = figures["deviation_ms"], figures["latency_ms"]
-    limited = sum(statistics.limited.values())
-    print(
-        f"steps     {statistics.steps} at {statistics.rate_hz:.2f} Hz, p99 {late.get('p99', 0.0):.2f} ms behind the grid, "
-        f"{statistics.overruns} of {statistics.commands} commands overrun"
-    )
-    if latency:
-        print(
-            f"policy    p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms; {statistics.missed_frames} frames missed"
-        )
-    print(f"limited   {limited} interventions in {statistics.steps} steps: {dict(statistics.limited)}")
-    success: bool | None = getattr(robot, "success", None)
-    if success is not None:
-        print(f"success   {'yes' if success else 'no'}")
-        figures["success"] = success
-    if loop.stopped:
-        print(f"stopped   {loop.stopped}")
-    if options.json:
-        out = Path(options.json)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(figures, indent=2))
-    if options.record or options.json:
-        print(f"result    {options.record or options.json}")

@@ -206,46 +206,5 @@ class PolicyServer(Protocol):
         ...
 
 
-class Replay:
-    """A recorded action sequence in place of a policy.
-
-    Args:
-        robot: observed for the record.
-        actions: (T, width), one for each control step from the first request on.
-        chunk: K; the last action is repeated beyond the end.
-    """
-
-    def __init__(self, robot: Robot, actions: Float[np.ndarray, "time width"], chunk: int = 1) -> None:
-        self.robot, self.actions, self.chunk = robot, torch.from_numpy(np.asarray(actions, np.float32)), chunk
-        self.missed = 0
-        self.reset()
-
-    @property
-    def finished(self) -> bool:
-        """Whether every action has been given."""
-        return self._step >= len(self.actions)
-
-    def request(self, t_s: float) -> None:
-        """The next step of the record."""
-        if not self.finished:
-            observation = self.robot.observe()
-            steps = torch.arange(self._step, self._step + self.chunk).clamp(max=len(self.actions) - 1)
-            self._waiting.append(Thought(replace(observation, stamp_s=t_s), self.actions[steps], 0.0))
-            self._step += 1
-
-    def thoughts(self) -> list[Thought]:
-        """The step requested last."""
-        waiting, self._waiting = self._waiting, []
-        return waiting
-
-    def reset(self) -> None:
-        """Start from the first action."""
-        self._step = 0
-        self._waiting: list[Thought] = []
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
 def _tensor(actions: Array) -> torch.Tensor:
     return actions.cpu() if isinstance(actions, torch.Tensor) else torch.from_numpy(np.array(actions))

@@ -239,7 +239,8 @@ class ControlLoop:
             self.statistics.limited.update(limited)
         if limited != self._limited:
             self._limited = limited
-            logger.info("%.3f s: %s", self._step_s, f"limited by {', '.join(limited)}" if limited else "not limited")
+            into_s = self._step_s - self._began_s
+            logger.info("%.2f s: %s", into_s, f"limited by {', '.join(limited)}" if limited else "not limited")
         if self.recorder is not None:
             command = Command(target_rad, self._opening_m, self._step_s)
             seen = None if fresh is None else fresh.observation

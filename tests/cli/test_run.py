@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,8 @@ from robopolicy.demos.hdf5 import DemoFile
         (["somewhere", "--server", "localhost:8000", "--robot", "sim"], "give one of"),
         (["--replay", "DEMOS", "--demo", "demo_99", "--robot", "sim"], "no demo_99 in .* it has demo_0 .. demo_4"),
         (["--replay", "DEMOS", "--robot", "sim"], "which task"),
+        (["--replay", "DEMOS", "--robot", "sim", "--speed", "0"], "--speed 0: expected more than 0"),
+        (["--replay", "DEMOS", "--robot", "sim", "--follow", "qpos"], "not in demo_0; it has: actions, cube_red"),
         (["--replay", "DEMOS", "--robot", "ur5"], "expected sim, ws://HOST:PORT or rosbridge://HOST:PORT"),
     ],
 )
@@ -36,6 +39,39 @@ def test_a_robot_that_is_not_there_is_one_line_and_exit_code_two(tiny_demos, cap
     assert "robopolicy: run: no robot at 127.0.0.1" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def lifts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the expert recorded, undisturbed."""
+    path = tmp_path_factory.mktemp("lifts") / "lift.hdf5"
+    arguments = ["--task", "lift", "--episodes", "1", "--num-envs", "1", "--noise", "false", "--out", str(path)]
+    assert main(["collect", *arguments]) == 0
+    return path
+
+
+def test_what_was_collected_solves_its_task_again_at_a_speed_that_the_robots_limits_allow(lifts, tmp_path, capsys):
+    """A demo faster than the robot may move is replayed as another motion, and nobody is told."""
+    figures = tmp_path / "run.json"
+    options = [
+        "--robot",
+        "sim",
+        "--realtime",
+        "false",
+        "--command-hz",
+        "200",
+        "--deadline",
+        "20",
+        "--json",
+        str(figures),
+    ]
+    assert run(["--replay", str(lifts), "--speed", "0.25", *options]) == 0
+    outcome = json.loads(figures.read_text())
+    assert outcome["success"]
+    assert outcome["replay"]["done"] == outcome["replay"]["steps"]
+    assert outcome["replay"]["end_rad"] < 0.02
+    assert run(["--replay", str(lifts), *options]) == 1
+    assert "the robot's limits want --speed 0." in capsys.readouterr().out
+
+
 def test_a_demo_is_replayed_recorded_and_summed_up(tiny_demos, tmp_path, capsys):
     """A run that leaves nothing behind to look at, or a record that can't be opened."""
     record, figures = tmp_path / "run.hdf5", tmp_path / "run.json"
@@ -44,7 +80,7 @@ def test_a_demo_is_replayed_recorded_and_summed_up(tiny_demos, tmp_path, capsys)
     assert run([*arguments, *options]) == 0
     with DemoFile(record) as file:
         demo = file.read(file.names[0])
-    assert 8 <= len(demo) <= 12
+    assert 12 <= len(demo) <= 12 + 12
     assert demo.actions.shape[1] == 7
     told = json.loads(figures.read_text())
     assert told["steps"] >= len(demo)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from robopolicy.control.inference import Replay, ServedStream, ThreadedInference
+from robopolicy.control.inference import ServedStream, ThreadedInference
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots import FakeRobot
 
@@ -107,22 +107,6 @@ def test_an_error_of_the_policy_or_the_robot_is_raised_where_its_chunk_is_awaite
     inference.robot.lost = None
     inference.request(0.0)
     assert len(collect(inference)) == 1
-
-
-def test_a_replay_gives_the_recorded_actions_one_each_step_and_then_ends(panda):
-    """A replay that runs on beyond its record, or skips its last action."""
-    rows = np.arange(6.0).reshape(3, 2)
-    replay = Replay(FakeRobot(panda), rows)
-    given = []
-    while not replay.finished:
-        replay.request(float(len(given)))
-        given += replay.thoughts()
-    assert [thought.actions[0].tolist() for thought in given] == rows.tolist()
-    assert [thought.observation.stamp_s for thought in given] == [0.0, 1.0, 2.0]
-    replay.request(9.0)
-    assert replay.thoughts() == []
-    replay.reset()
-    assert not replay.finished
 
 
 def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_wires_names(panda):

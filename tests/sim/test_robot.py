@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from robopolicy.control.executor import ChunkExecutor
-from robopolicy.control.inference import Replay
+from robopolicy.control.inference import ThreadedInference
 from robopolicy.control.limits import joint_targets
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.profile import read_profile
+from robopolicy.control.replay import CHUNK, Record, RecordedStream
 from robopolicy.control.robot import RobotError
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.robot import SimRobot
@@ -65,10 +66,12 @@ def test_the_arm_goes_where_the_control_loop_sends_it(robot):
     """Commands that never reach the joints, or reach them scaled."""
     robot.reset(4)
     actions = np.tile(np.float32([0.3, 0, 0, 0, 0, 0, -1]), (20, 1))
-    replay = Replay(robot, actions)
-    loop = ControlLoop(robot, replay, ChunkExecutor(1, 0.05, action_spec=EE), EE, deadline_s=2.0)
+    stream = RecordedStream(Record(actions, EE), 0.05)
+    inference = ThreadedInference(robot, stream)
+    loop = ControlLoop(robot, inference, ChunkExecutor(CHUNK, 0.05, action_spec=EE), EE, deadline_s=2.0)
     before = robot.observe().obs["ee_pose"]
-    loop.run(5.0, lambda: replay.finished)
+    loop.run(5.0, lambda: stream.finished)
+    inference.close()
     moved = robot.observe().obs["ee_pose"] - before
     assert loop.stopped is None
     assert 0.05 < moved[0] < 0.35

@@ -1,0 +1,188 @@
+"""A recorded demonstration in place of a policy: what it did at each moment, at the speed that is asked for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.control.profile import RobotProfile
+from robopolicy.types import ActionSpec, Observation
+
+CHUNK = 8
+"""Actions given at once; the later ones are for observations that come late."""
+SETTLING_S = 0.5
+"""How long the end of a record is held before it counts as reached [s]."""
+TOLERANCE_RAD = 0.1
+"""How far from the record a joint may have been for the replay to count as having followed it [rad]."""
+JOINTS = "qpos"
+"""Observation key of the joint positions [rad], as every robot shows them."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Actions to be executed again, one for each control step, and where the joints were meanwhile.
+
+    Action k is in force from step k to step k + 1.
+    """
+
+    actions: Float[np.ndarray, "time width"]
+    spec: ActionSpec
+    """What the columns are; it must say `kind` and `space`."""
+    path_rad: Float[np.ndarray, "place joints"] | None = None
+    """Joint positions at the beginning of each step [rad], where recorded; there may be one more, or one less."""
+
+    def speed_within(self, profile: RobotProfile) -> float:
+        """The largest speed, up to 1, at which the curve along the path keeps to the profile's velocity and acceleration."""
+        if self.path_rad is None or not self.spec.rate_hz:
+            return 1.0
+        places = np.pad(np.asarray(self.path_rad, np.float64), ((2, 2), (0, 0)), mode="edge")  # from rest to rest
+        slope, step = np.gradient(places, axis=0), np.diff(places, axis=0)
+        leaving, arriving = 6 * step - 4 * slope[:-1] - 2 * slope[1:], 6 * step - 2 * slope[:-1] - 4 * slope[1:]
+        velocity = np.abs(slope).max(0) * self.spec.rate_hz / profile.velocity_rad_s
+        acceleration = np.abs([leaving, arriving]).max((0, 1)) * self.spec.rate_hz**2 / profile.acceleration_rad_s2
+        return float(1 / max(1.0, velocity.max(), np.sqrt(acceleration.max())))
+
+    def at_speed(self, speed: float) -> "Record":
+        """The same motion, `speed` times as fast: steps of the same duration, but more of them, or fewer.
+
+        What an action adds (a delta, a velocity) is divided among the new steps, none of it lost; what it aims for
+        (an absolute target) is interpolated, the path by a curve; a gripper does what it did at that moment of the record.
+        """
+        if speed == 1.0:
+            return self
+        steps = int(np.ceil(len(self.actions) / speed - 1e-9))
+        began = np.arange(steps) * speed  # on the record's own count of steps
+        ended = np.minimum(began + speed, len(self.actions))
+        actions = self.actions[(began + 1e-9).astype(int)]
+        arm = [column for column in self.spec.arm_columns if column not in self.spec.continuous_gripper]
+        if self.spec.kind == "absolute":
+            actions[:, arm] = _between(self.actions[:, arm], ended - 1)
+        else:
+            total = np.concatenate([np.zeros((1, len(arm))), np.cumsum(self.actions[:, arm], axis=0)])
+            actions[:, arm] = _between(total, ended) - _between(total, began)
+        path = None if self.path_rad is None else _curve(self.path_rad, np.arange(steps + 1) * speed)
+        return Record(actions, self.spec, path)
+
+
+def along_path(record: Record) -> Record:
+    """The record with its joint path as absolute targets instead of its actions; the gripper's columns stay.
+
+    A motion that is repeated through its joint positions comes back to them after every disturbance and limit; one
+    repeated through deltas, each relative to where the arm is, keeps every deviation to its end.
+
+    Raises:
+        ValueError: there is no path, or only its first place.
+    """
+    path, spec = record.path_rad, record.spec
+    if path is None or len(path) < 2:
+        raise ValueError("the record tells no joint positions to follow; follow its actions")
+    grippers = [*spec.gripper_columns[:1], *spec.continuous_gripper[:1]][:1]
+    places = np.concatenate([path, 2 * path[-1:] - path[-2:-1]])[: len(record.actions) + 1]
+    joints = path.shape[1]
+    binary = bool(spec.gripper_columns)
+    followed = ActionSpec(
+        arm=joints if binary else joints + len(grippers),
+        gripper=int(binary),
+        gripper_values=spec.gripper_values[:1] if binary else (),
+        continuous_gripper=() if binary else tuple(range(joints, joints + len(grippers))),
+        kind="absolute",
+        space="joint_position",
+        rate_hz=spec.rate_hz,
+    )
+    actions = np.concatenate([places[1:], record.actions[: len(places) - 1, grippers]], axis=1)
+    return Record(actions.astype(np.float32), followed, places)
+
+
+class RecordedStream:
+    """A record as the stream of a control loop: by the time of each observation, what belongs to it.
+
+    The first observation is the record's beginning. An observation that comes late, or that is skipped, changes nothing
+    of what is done when.
+    """
+
+    gripper_logit = None
+    """Nothing was thought."""
+
+    def __init__(self, record: Record, control_dt: float) -> None:
+        self.record, self.control_dt = record, control_dt
+        rest = np.array(record.actions[-1:])
+        if record.spec.kind != "absolute":
+            moving = [column for column in record.spec.arm_columns if column not in record.spec.continuous_gripper]
+            rest[:, moving] = 0.0
+        self._rows = np.concatenate([np.asarray(record.actions, np.float32), rest.astype(np.float32)])
+        self.reset()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the record is at its end, and its last target has been held for a while."""
+        return self.step >= len(self.record.actions) + round(SETTLING_S / self.control_dt)
+
+    def __call__(self, observation: Observation) -> Float[np.ndarray, "chunk width"]:
+        """The actions from this observation on; rest beyond the record's end."""
+        if self._began_s is None:
+            self._began_s = observation.stamp_s
+        self.step = round((observation.stamp_s - self._began_s) / self.control_dt)
+        if JOINTS in observation.obs:
+            self.visited.append((self.step, np.asarray(observation.obs[JOINTS], np.float64)))
+        return self._rows[np.minimum(self.step + np.arange(CHUNK), len(self._rows) - 1)]
+
+    def reset(self) -> None:
+        """Start from the first action."""
+        self._began_s: float | None = None
+        self.step = -1
+        """The step of the record that was asked for last."""
+        self.visited: list[tuple[int, np.ndarray]] = []
+        """Step, and joint positions at its beginning [rad]."""
+
+    def outcome(self) -> dict[str, Any]:
+        """A JSON-ready account: steps done and to do, and how far the joints were from the record's path.
+
+        `followed` is True where the end was reached and no joint was seen more than `TOLERANCE_RAD` away.
+        """
+        steps, done = len(self.record.actions), min(self.step, len(self.record.actions))
+        told: dict[str, Any] = {"steps": steps, "done": max(done, 0), "followed": self.finished}
+        path = self.record.path_rad
+        if path is not None and self.visited:
+            asked, places = zip(*self.visited, strict=True)
+            away = np.abs(np.stack(places) - path[np.minimum(asked, len(path) - 1)])
+            visit, joint = np.unravel_index(away.argmax(), away.shape)
+            told |= {"largest_rad": float(away.max()), "joint": int(joint), "at_s": asked[visit] * self.control_dt}
+            told |= {"end_rad": float(away[-1].max())}
+            told["followed"] &= told["largest_rad"] <= TOLERANCE_RAD
+        return told
+
+
+def first_place(record: Record, profile: RobotProfile) -> Float[np.ndarray, " joints"] | None:
+    """Where the joints stood as the record began [rad], where it tells.
+
+    Raises:
+        ValueError: it was recorded on a robot with another number of joints.
+    """
+    if record.path_rad is None:
+        return None
+    found = record.path_rad.shape[-1]
+    if found != profile.joints:
+        raise ValueError(f"the record tells the places of {found} joints; {profile.name} has {profile.joints}")
+    return np.asarray(record.path_rad[0], np.float64)
+
+
+def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rows (n, width) at fractional places, interpolated; the ends beyond them."""
+    places = places.clip(0, len(rows) - 1)
+    before = places.astype(int)
+    after = np.minimum(before + 1, len(rows) - 1)
+    share = (places - before)[:, None]
+    return (1 - share) * rows[before] + share * rows[after]
+
+
+def _curve(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """As `_between`, without its kinks: a cubic from row to row, with the velocity that the neighbours suggest."""
+    if len(rows) < 2:
+        return _between(rows, places)
+    places = places.clip(0, len(rows) - 1)
+    before = np.minimum(places.astype(int), len(rows) - 2)
+    x, slope = (places - before)[:, None], np.gradient(rows, axis=0)
+    here, there = (1 + 2 * x) * (1 - x) ** 2, x**2 * (3 - 2 * x)
+    leaving, arriving = x * (1 - x) ** 2, x**2 * (x - 1)
+    return here * rows[before] + there * rows[before + 1] + leaving * slope[before] + arriving * slope[before + 1]
