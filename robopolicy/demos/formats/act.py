@@ -12,7 +12,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from robopolicy.demos.formats.base import DemoReader, Omissions, ReaderBase, is_image, require_demo, wanted_keys
+from robopolicy.demos.actions import describe_action_spec
+from robopolicy.demos.formats.base import (
+    DemoReader,
+    Omissions,
+    ReaderBase,
+    action_spec_of,
+    is_image,
+    require_demo,
+    set_omissions,
+    wanted_keys,
+)
 from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
 from robopolicy.demos.hdf5 import read_rows
@@ -22,6 +32,8 @@ from robopolicy.types import ActionSpec, Demo, DemoFormatError
 RATE_HZ = 50.0
 """ALOHA's control rate (`DT = 0.02` in its `constants.py`); the files don't say."""
 ACTIONS = ("action", "base_action")
+LENGTHS = "compress_len"
+"""How long each JPEG is without its padding; not needed to decode it."""
 EPISODE = re.compile(r"episode_(\d+)\.(hdf5|h5)")
 
 
@@ -47,7 +59,13 @@ class ActFormat:
         target.mkdir()
         for index, name in enumerate(names):
             _write_episode(source.read(name), target / f"episode_{index}.hdf5", omissions)
-        notes = omissions.lines()
+        notes = [*omissions.lines(), *set_omissions("an ACT folder", source)]
+        spec = action_spec_of(source)
+        if spec != aloha_action_spec(spec.width):
+            notes.append(
+                f"an ACT folder has no place for the action spec ({describe_action_spec(spec)}): left out, and read back "
+                "as absolute joint targets"
+            )
         if source.filter_keys:
             notes.append(f"an ACT folder has no place for the filter keys {', '.join(source.filter_keys)}: left out")
         return notes
@@ -68,7 +86,15 @@ class ActReader(ReaderBase):
             width = sum(datasets[key].shape[-1] for key in ACTIONS if key in datasets)
             compressed = [key for key, dataset in datasets.items() if "/images/" in key and dataset.ndim == 2]
         self.action_spec = aloha_action_spec(width)
-        self.notes = (f"control rate taken as ALOHA's {RATE_HZ:g} Hz; the files don't say",)
+        known = (*ACTIONS, LENGTHS)
+        left_out = sorted(key for key in datasets if key not in known and not key.startswith("observations/"))
+        self.notes = (
+            f"actions taken as ALOHA's: absolute joint targets at {RATE_HZ:g} Hz"
+            + (f", continuous grippers in columns {', '.join(map(str, grippers(width)))}" if grippers(width) else "")
+            + "; the files don't say",
+        )
+        if left_out:
+            self.notes += (f"of each episode, {', '.join(left_out)} is not read",)
         if compressed:
             self.notes += (
                 f"{', '.join(key.rpartition('/')[2] for key in compressed)}: JPEG pictures decoded, taken as RGB",
@@ -100,20 +126,24 @@ class ActReader(ReaderBase):
 
 def aloha_action_spec(width: int) -> ActionSpec:
     """Absolute joint targets; with 7 columns an arm, the last of each is a continuous gripper (0 closed, 1 open)."""
-    bimanual = width in (14, 16)
-    grippers = (6, 13) if bimanual else (6,) if width == 7 else ()
-    units = tuple("normalized" if column in grippers else "rad" for column in range(width)) if grippers else ()
+    found = grippers(width)
+    units = tuple("normalized" if column in found else "rad" for column in range(width)) if found else ()
     if width == 16:
         units = (*units[:14], "m/s", "rad/s")
     return ActionSpec(
         arm=width,
         gripper=0,
-        continuous_gripper=grippers,
+        continuous_gripper=found,
         kind="absolute",
         space="joint_position",
         units=units,
         rate_hz=RATE_HZ,
     )
+
+
+def grippers(width: int) -> tuple[int, ...]:
+    """Which of so many action columns move a gripper: the seventh of each arm."""
+    return {7: (6,), 14: (6, 13), 16: (6, 13)}.get(width, ())
 
 
 def _episodes(folder: Path) -> dict[str, Path]:

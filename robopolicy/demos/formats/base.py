@@ -163,6 +163,13 @@ class Omissions:
         ]
 
 
+def set_omissions(format_name: str, source: DemoReader, kept: Iterable[str] = ()) -> list[str]:
+    """A line on what the source says of the whole set and a format doesn't keep; the action spec is spoken of elsewhere."""
+    said = {key for key, value in source.attributes.items() if value not in (None, "", {}, [])}
+    left_out = sorted(said - {"action_spec", "total", *kept})
+    return [f"{format_name} has no place for the set's attributes {', '.join(left_out)}: left out"] if left_out else []
+
+
 def action_spec_of(reader: DemoReader, actions: Iterable[np.ndarray] | None = None) -> ActionSpec:
     """What the format says of the action columns, completed by the default rule over all its demos.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, is_image
+from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, is_image, set_omissions
 from robopolicy.demos.formats.lerobot import SIDECAR, STATE, STEP_COLUMNS
 from robopolicy.demos.formats.lerobot_layout import LayoutV2, LayoutV3, Place
 from robopolicy.demos.formats.lerobot_stats import episode_stats, merge_stats
@@ -69,7 +69,8 @@ class LeRobotWriter:
             "seeds": seeds,
         }
         (target / SIDECAR).write_text(json.dumps(own, indent=1))
-        return [*self._said(columns, spec.rate_hz), *omissions.lines()]
+        kept = ("env_args", "fps", "codebase_version")
+        return [*self._said(columns, spec.rate_hz), *omissions.lines(), *set_omissions("LeRobot", source, kept)]
 
     def _said(self, columns: "_Columns", rate_hz: float | None) -> list[str]:
         notes = []

@@ -21,6 +21,10 @@ from robopolicy.demos.probe import open_hdf5
 from robopolicy.types import Demo, DemoFormatError
 
 EPISODE = re.compile(r"episode_(\d+)")
+MISSION = "mission"
+"""The text observation of MiniGrid and BabyAI that says what to do."""
+READ = {"observations", "actions", "rewards", "terminations", "truncations"}
+"""What of an episode becomes part of the demo."""
 
 
 class MinariFormat:
@@ -61,8 +65,15 @@ class MinariReader(ReaderBase):
             env_args = {"env_name": env["id"], "type": 2, "env_kwargs": env.get("kwargs", {})}
             self.attributes = {**self.attributes, "env_args": env_args}
         self.notes = ("the last observation of each episode, on which no action was taken, is left out",)
-        if any("infos" in group_in(self._file, f"episode_{number}", self._where) for number in episodes[:1]):
-            self.notes += ("infos are left out",)
+        if episodes:
+            first = group_in(self._file, f"episode_{episodes[0]}", self._where)
+            if unread := sorted(set(first) - READ):
+                self.notes += (f"of each episode, {', '.join(unread)} is not read",)
+            texts = [key for key, data in _observations(first, self._where).items() if data.dtype.kind == "O"]
+            if left_out := [key for key in texts if key != MISSION]:
+                self.notes += (f"observations that are texts are left out: {', '.join(left_out)}",)
+            if MISSION in texts:
+                self.notes += (f"the text {MISSION} is taken as the instruction, as it is in an episode's first step",)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One episode; nested observation keys are joined by `_`, `keys` limits which are read."""
@@ -80,9 +91,15 @@ class MinariReader(ReaderBase):
                 for key in ("rewards", "terminations", "truncations")
                 if key in episode
             }
-            found = _observations(episode, where, rows=len(actions) + 1)
+            found = _observations(episode, where)
+            for key, dataset in found.items():
+                if len(dataset) != len(actions) + 1:
+                    raise DemoFormatError(
+                        f"{where}: {len(actions)} actions but {len(dataset)} rows in observations/{key}; "
+                        f"expected {len(actions) + 1}"
+                    )
             texts = {key: found.pop(key) for key in list(found) if found[key].dtype.kind == "O"}
-            instruction = str(texts["mission"].asstr()[0]) if "mission" in texts else None
+            instruction = str(texts[MISSION].asstr()[0]) if MISSION in texts else None
             wanted = wanted_keys(found, keys, where)
             obs = {key: _values(found[key], len(actions), f"{where}: {key}") for key in wanted}
         ends = [optional[key] for key in ("terminations", "truncations") if key in optional]
@@ -104,19 +121,12 @@ class MinariReader(ReaderBase):
         self._file.close()
 
 
-def _observations(episode: h5py.Group, where: str, rows: int) -> dict[str, h5py.Dataset]:
-    """The observation datasets, each of T + 1 rows; keys of nested groups are joined by `_`."""
+def _observations(episode: h5py.Group, where: str) -> dict[str, h5py.Dataset]:
+    """The observation datasets, texts included; keys of nested groups are joined by `_`."""
     whole = episode.get("observations")
     if isinstance(whole, h5py.Dataset):
-        found = {"observation": whole}
-    else:
-        found = dict(_below(group_in(episode, "observations", where)))
-    for key, dataset in found.items():
-        if len(dataset) != rows:
-            raise DemoFormatError(
-                f"{where}: {rows - 1} actions but {len(dataset)} rows in observations/{key}; expected {rows}"
-            )
-    return found
+        return {"observation": whole}
+    return dict(_below(group_in(episode, "observations", where)))
 
 
 def _below(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:

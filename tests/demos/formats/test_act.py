@@ -1,10 +1,13 @@
 """ACT / ALOHA episodes."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
 
 from robopolicy.demos.formats import convert, open_demos
+from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import LENGTHS, pictures, write_act
 
@@ -73,3 +76,24 @@ def test_demos_without_qpos_are_refused_as_act_episodes(tiny_demos, tmp_path):
     with pytest.raises(DemoFormatError, match=r"needs the observation qpos; this demo has: cube_red"):
         convert(tiny_demos, tmp_path / "act", "act")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_taken_for_granted_and_what_is_not_kept_is_said(tmp_path, make_demo):
+    """The files say neither rate nor kind of their actions: a user of another robot must see what was assumed."""
+    folder = write_act(tmp_path / "act")
+    with h5py.File(folder / "episode_0.hdf5", "r+") as file:
+        file["torque"] = np.zeros(LENGTHS[0])
+    with open_demos(folder) as demos:
+        assert demos.notes == (
+            "actions taken as ALOHA's: absolute joint targets at 50 Hz, continuous grippers in columns 6, 13; "
+            "the files don't say",
+            "of each episode, torque is not read",
+        )
+    with DemoWriter(tmp_path / "a.hdf5", attributes={"renderer": "ours"}, env_args={"env_name": "Lift"}) as writer:
+        demo = make_demo(0)
+        writer.write(replace(demo, obs={"qpos": demo.obs["ee_pose"]}))
+    notes = convert(tmp_path / "a.hdf5", tmp_path / "out", "act")
+    assert any(
+        "no place for the action spec (7 columns; arm 0-5; binary gripper 6 (-1 or 1))" in line for line in notes
+    )
+    assert any("no place for the set's attributes env_args, renderer" in line for line in notes)
