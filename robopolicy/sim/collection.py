@@ -4,10 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
+from robopolicy.sim.device_rollout import run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-from robopolicy.sim.rollout import Episode, run_episodes
+from robopolicy.sim.rollout import Episode, Timing, run_episodes
 
 NOISE_STREAM = 1
 """Second word of the noise generator's seed; keeps it apart from the scene's."""
@@ -52,22 +56,28 @@ class Disturbance:
         self.push = np.zeros(3)
         self.flipped = False
 
-    def __call__(self, label: np.ndarray) -> np.ndarray:
-        """The action (7,) to execute where `label` (7,) is right."""
+    def draw(self) -> tuple[np.ndarray, float]:
+        """What is added to the displacement (6,) in the next step, and the gripper's factor: -1 does the opposite."""
         noise = self.noise
+        added, factor = np.zeros(6), 1.0
         if self.left == 0 and self.rng.random() < noise.push_share:
             self.left = noise.push_steps
             self.push = self.rng.normal(0.0, noise.push_std, 3)
             self.flipped = self.rng.random() < noise.flip_share
-        executed = label.copy()
         if self.rng.random() < noise.share:
-            executed[:3] += self.rng.normal(0.0, noise.std, 3)
-            executed[3:6] += self.rng.normal(0.0, noise.rotation_std, 3)
+            added[:3] += self.rng.normal(0.0, noise.std, 3)
+            added[3:] += self.rng.normal(0.0, noise.rotation_std, 3)
         if self.left > 0:
             self.left -= 1
-            executed[:3] += self.push
-            executed[6] *= -1.0 if self.flipped else 1.0
-        return np.clip(executed, -1.0, 1.0)
+            added[:3] += self.push
+            factor = -1.0 if self.flipped else 1.0
+        return added, factor
+
+    def __call__(self, label: np.ndarray) -> np.ndarray:
+        """The action (7,) to execute where `label` (7,) is right."""
+        added, factor = self.draw()
+        executed = np.append(label[:6] + added, label[6] * factor)
+        return np.clip(executed, -1.0, 1.0).astype(label.dtype)
 
 
 class ExpertActor:
@@ -89,6 +99,43 @@ class ExpertActor:
         return label, np.stack([disturb(row) for disturb, row in zip(self.disturbances, label, strict=True)])
 
 
-def collect(env: RobotVectorEnv, seeds: Sequence[int], noise: ActionNoise) -> Iterator[Episode]:
+class DeviceExpertActor:
+    """The scripted expert, disturbed in the same way, on the worlds' device: what will be added is drawn beforehand.
+
+    Args:
+        env: Worlds on a device.
+        noise: The disturbance.
+        seeds: Of the episodes that will be run.
+    """
+
+    def __init__(self, env: RobotVectorEnv, noise: ActionNoise, seeds: Sequence[int]) -> None:
+        self.env, device = env, env.physics.qpos.device
+        self._last = env.max_episode_steps - 1
+        table = np.zeros((len(seeds), env.max_episode_steps, 7), np.float32)
+        for row, seed in enumerate(seeds):
+            disturb = Disturbance(noise, seed)
+            for step in range(env.max_episode_steps):
+                table[row, step, :6], table[row, step, 6] = disturb.draw()
+        self._table = torch.from_numpy(table).to(device)
+        self._rows = torch.zeros(env.num_envs, dtype=torch.int64, device=device)
+
+    def reset(self, done: Bool[Tensor, " worlds"], rows: Int[Tensor, " worlds"]) -> None:
+        """Take the disturbance of the episodes that begin; the expert itself sees the simulator's present state only."""
+        self._rows = torch.where(done, rows, self._rows)
+
+    def act(self, obs: Mapping[str, Tensor], instruction_id: Tensor) -> tuple[Tensor, Tensor]:
+        """The expert's action as label; the disturbed one as the action executed."""
+        label = torch.as_tensor(expert_actions(self.env))
+        disturbed = self._table[self._rows, self.env.state.step.clamp(max=self._last)]
+        executed = torch.cat([label[:, :6] + disturbed[:, :6], label[:, 6:] * disturbed[:, 6:]], -1)
+        return label, executed.clamp(-1.0, 1.0)
+
+
+def collect(
+    env: RobotVectorEnv, seeds: Sequence[int], noise: ActionNoise, timing: Timing | None = None
+) -> Iterator[Episode]:
     """Recorded expert episodes, one per seed, as they end; failures too, for the caller to drop and count."""
-    return run_episodes(env, ExpertActor(env, noise), seeds, record=True)
+    if env.on_device:
+        actor = DeviceExpertActor(env, noise, seeds)
+        return run_episodes_on_device(env, actor, seeds, record=True, timing=timing)
+    return run_episodes(env, ExpertActor(env, noise), seeds, record=True, timing=timing)

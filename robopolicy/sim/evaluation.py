@@ -1,15 +1,21 @@
 """Success rates one can rely on: every episode to its own end, on seeds the policy was not trained on, with an interval."""
 
+import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from robopolicy.config import ExecutionConfig
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.sim.device_rollout import DevicePolicyActor, run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.physics import Fault
 from robopolicy.sim.rollout import Episode, PolicyActor, Timing, run_episodes
+
+LOG = logging.getLogger(__name__)
 
 
 class SeenSeedsError(ValueError):
@@ -43,6 +49,8 @@ class Evaluation:
     """Wall time in all [s]."""
     env_steps: int
     """Control steps of all episodes together."""
+    faults: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Seeds of the episodes that failed because the simulation broke, by `Fault`; none is what one expects."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Policy, command and versions, as the caller states them."""
 
@@ -89,15 +97,26 @@ def evaluate(
         SeenSeedsError: some seeds are among those trained on.
     """
     refuse_seen_seeds(seeds, trained_on)
-    actor = PolicyActor(policy, env.num_envs, env.control_dt, execution)
     timing = Timing()
     began = time.perf_counter()
     episodes = []
-    for episode in run_episodes(env, actor, seeds, record=record, timing=timing):
+    for episode in _rolled_out(policy, env, seeds, execution, record, timing):
         episodes.append(episode)
         if sink is not None:
             sink.append(episode)
     return summarize(env.task.name, episodes, env.control_dt, timing, time.perf_counter() - began, provenance or {})
+
+
+def _rolled_out(
+    policy: Any, env: RobotVectorEnv, seeds: Sequence[int], execution: ExecutionConfig, record: bool, timing: Timing
+) -> Iterator[Episode]:
+    if not env.on_device:
+        actor = PolicyActor(policy, env.num_envs, env.control_dt, execution)
+        return run_episodes(env, actor, seeds, record=record, timing=timing)
+    if not isinstance(policy, ChunkPolicy):
+        raise ValueError("an exported policy runs on the CPU with physics 'batch'; for 'warp' give its run folder")
+    actor = DevicePolicyActor(policy, env, execution)
+    return run_episodes_on_device(env, actor, seeds, record=record, timing=timing)
 
 
 def refuse_seen_seeds(seeds: Sequence[int], trained_on: Sequence[int]) -> None:
@@ -143,8 +162,21 @@ def summarize(
         physics_s=timing.physics_s,
         wall_s=wall_s,
         env_steps=timing.env_steps,
+        faults=_faults(ordered),
         provenance=provenance,
     )
+
+
+def _faults(episodes: Sequence[Episode]) -> dict[str, list[int]]:
+    """Seeds of the episodes in which the simulation broke, by what was wrong; said aloud."""
+    faults: dict[str, list[int]] = {}
+    for kind in Fault:
+        if seeds := [episode.seed for episode in episodes if episode.fault & kind]:
+            faults[str(kind.name).lower()] = seeds
+            LOG.warning(
+                "%d episodes count as failures: the simulation broke (%s), seeds %s", len(seeds), kind.name, seeds
+            )
+    return faults
 
 
 def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:

@@ -46,6 +46,8 @@ class Episode:
     """Task figures at the end, such as `solved` for a chain."""
     demos: tuple[Demo, ...] = ()
     """The episode's record, where the rollout keeps records: one demo for each instruction it was given in turn."""
+    fault: int = 0
+    """`Fault` bits; an episode with any has failed, whatever the policy did."""
 
 
 @dataclass
@@ -115,7 +117,7 @@ def run_episodes(
     current = np.array([waiting.popleft() for _ in range(worlds)])
     obs, info = env.reset(seed=current.tolist())
     actor.reset(np.ones(worlds, dtype=bool), current.tolist())
-    recorders = [_Record() for _ in range(worlds)]
+    recorders = [Record() for _ in range(worlds)]
     running = np.ones(worlds, dtype=bool)
     steps = np.zeros(worlds, dtype=int)
     while running.any():
@@ -138,7 +140,8 @@ def run_episodes(
             success = bool(next_info["success"][world])
             demos = recorders[world].to_demos(seed) if record else ()
             figures = {key: float(next_info[key][world]) for key in env.episode_figures}
-            yield Episode(seed, instruction, success, int(steps[world]), figures, demos)
+            fault = int(next_info["fault"][world])
+            yield Episode(seed, instruction, success, int(steps[world]), figures, demos, fault)
         obs, info = next_obs, next_info
         refill = _refill(ended, current, waiting, running)
         if refill.any():
@@ -146,7 +149,7 @@ def run_episodes(
             actor.reset(refill, current.tolist())
             steps[refill] = 0
             for world in np.flatnonzero(refill):
-                recorders[world] = _Record()
+                recorders[world] = Record()
 
 
 def _refill(ended: np.ndarray, current: np.ndarray, waiting: deque[int], running: np.ndarray) -> np.ndarray:
@@ -161,7 +164,7 @@ def _refill(ended: np.ndarray, current: np.ndarray, waiting: deque[int], running
     return refill
 
 
-class _Record:
+class Record:
     """What one world went through since its episode began."""
 
     def __init__(self) -> None:
@@ -179,14 +182,20 @@ class _Record:
         instructions: Sequence[str],
         world: int,
     ) -> None:
+        """One step of one of many worlds."""
         row: dict[str, Any] = {f"obs/{key}": np.array(value[world]) for key, value in obs.items()}
         row |= {"states": np.array(states[world]), "actions": np.array(label[world])}
         row |= {"executed_actions": np.array(action[world]), "rewards": np.float32(reward[world])}
         row |= {"dones": np.bool_(ended[world])}
+        self.add_row(row, instructions[world])
+
+    def add_row(self, row: dict[str, Any], instruction: str) -> None:
+        """One step, by the names of a demo's arrays, those of observations after `obs/`."""
         self.rows.append(row)
-        self.instructions.append(instructions[world])
+        self.instructions.append(instruction)
 
     def to_demos(self, seed: int) -> tuple[Demo, ...]:
+        """One demo for each instruction in turn."""
         spans = [list(span) for _, span in groupby(range(len(self.rows)), key=lambda row: self.instructions[row])]
         return tuple(self._demo(span[0], span[-1] + 1, seed) for span in spans)
 

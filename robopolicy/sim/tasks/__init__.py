@@ -6,7 +6,9 @@ from robopolicy.sim.tasks.cubes import Lift, Place, Reach, Stack
 from robopolicy.sim.tasks.drawer import Drawer
 from robopolicy.sim.tasks.recall import LongRecall, Recall
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Reach, Lift, Place, Stack, Drawer, Recall, LongRecall, Chain)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Reach, Lift, Place, Stack, Drawer, Recall, LongRecall, Chain)
+}
 
 __all__ = ["TASKS", "Setup", "State", "Task", "make_task"]
 

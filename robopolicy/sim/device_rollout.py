@@ -1,0 +1,250 @@
+"""Closed-loop episodes on a device: physics, pictures, policy and book-keeping stay there, thousands of worlds at once.
+
+It does what `rollout.run_episodes` does, and gives the same episodes: every seed to its own end, the next seed to the
+first free world. But no step asks the device anything. What happened is kept there and looked at every few steps.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from robopolicy.config import ExecutionConfig
+from robopolicy.control.executor import ChunkExecutor
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.sim.capture import Captured
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.episodes import turns
+from robopolicy.sim.rollout import Episode, Record, Timing
+
+LOOK_EVERY = 32
+"""Steps between two looks at a GPU; each waits for it once."""
+
+
+@runtime_checkable
+class DeviceActor(Protocol):
+    """Decides the actions of all worlds at every control step, on their device."""
+
+    def reset(self, done: Tensor, rows: Tensor) -> None:
+        """Forget the past of the worlds where `done` (N,): there, the episode of seed number `rows` (N,) begins."""
+        ...
+
+    def act(self, obs: Mapping[str, Tensor], instruction_id: Tensor) -> tuple[Tensor, Tensor]:
+        """The label and the action to execute, each (N, 7) in [-1, 1]."""
+        ...
+
+
+class DevicePolicyActor:
+    """A policy behind the executor that also runs on a robot, its tick captured as a CUDA graph where there is one.
+
+    Args:
+        policy: On the device of the worlds.
+        env: The worlds.
+        execution: Which action of which chunk is executed when.
+    """
+
+    def __init__(self, policy: ChunkPolicy, env: RobotVectorEnv, execution: ExecutionConfig) -> None:
+        self.policy, self.control_dt, self._sentences = policy, env.control_dt, env.sentences.texts
+        self.executor = ChunkExecutor.from_config(
+            execution, policy.action_spec, policy.chunk, env.control_dt, env.num_envs
+        )
+        stride = policy.config.data.frame_stride
+        self._states = [policy.initial_state(env.num_envs) for _ in range(stride)]
+        self._ticks = [Captured(self._think) for _ in range(stride)]
+        self._told: Tensor | None = None
+        self._step = 0
+
+    def reset(self, done: Bool[Tensor, " worlds"], rows: Int[Tensor, " worlds"]) -> None:
+        """Forget the past of the worlds where a new episode begins."""
+        self._states = [state.reset(done) for state in self._states]
+        self.executor.reset(done)
+
+    def act(
+        self, obs: Mapping[str, Tensor], instruction_id: Int[Tensor, " worlds"]
+    ) -> tuple[Float[Tensor, "worlds 7"], Float[Tensor, "worlds 7"]]:
+        """Feed every frame to the memory, and pick the present action from the chunks."""
+        now_s, turn = self._step * self.control_dt, self._step % len(self._states)
+        self._step += 1
+        with torch.no_grad():
+            seen = self.policy.inputs(obs, self.policy.obs)
+            state = self._states[turn]
+            self._like = state
+            rows, logit, age, *tensors = self._ticks[turn](
+                *seen.values(), self._text(instruction_id), state.age, *state.tensors
+            )
+            self._states[turn] = type(state)(state.history, age, tuple(tensors))
+            self.executor.add(rows, now_s, gripper_logit=logit)
+            action = self.executor.action(now_s)
+        return action, action
+
+    def _think(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """One tick with plain tensors in and out."""
+        count, state = len(self.policy.obs), self._like
+        obs = dict(zip(self.policy.obs, tensors[:count], strict=True))
+        text, age, *memory = tensors[count:]
+        encoding = self.policy.encode(obs, text if self.policy.text is not None else None)
+        chunk, after = self.policy.head.step(
+            encoding.tokens, type(state)(state.history, age, tuple(memory)), encoding.token_valid
+        )
+        rows = self.policy.action_normalizer.to_rows(chunk)
+        return rows, chunk.gripper_logit, after.age, *after.tensors
+
+    def _text(self, instruction_id: Tensor) -> Tensor:
+        """What the text model reads of each world's instruction; the sentences are carried to the device once."""
+        if self.policy.text is None:
+            return instruction_id
+        if self._told is None or len(self._told) < len(self._sentences):
+            self._told = self.policy.text.prepare(self._sentences).to(instruction_id.device)
+        return self._told[instruction_id]
+
+
+def run_episodes_on_device(
+    env: RobotVectorEnv,
+    actor: DeviceActor,
+    seeds: Sequence[int],
+    *,
+    record: bool = False,
+    timing: Timing | None = None,
+    look_every: int | None = None,
+) -> Iterator[Episode]:
+    """Run one episode per seed, as many at once as `env` has worlds, and give them as they are seen to have ended.
+
+    Args:
+        env: Worlds on a device, autoreset disabled; no more of them than seeds.
+        actor: Decides the actions.
+        seeds: One episode each; an episode depends on its seed alone.
+        record: Keep each episode's observations, states and actions as a `Demo`.
+        timing: Where to add up the time of inference and physics.
+        look_every: Steps between two looks at the device; None: 32 on a GPU, 1 on the CPU, where a look costs nothing.
+    """
+    if env.num_envs > len(seeds):
+        raise ValueError(f"{env.num_envs} worlds for {len(seeds)} episodes; make no more worlds than there are seeds")
+    device = env.physics.qpos.device
+    look_every = look_every or (1 if device.type == "cpu" else LOOK_EVERY)
+    ledger, watch = _Ledger(env, actor, seeds), Stopwatch(device)
+    records: dict[int, Record] = {}
+    finished = 0
+    while finished < len(seeds):
+        frames = [ledger.tick(record, watch) for _ in range(look_every)]
+        seen = {key: torch.stack([frame[key] for frame in frames]).cpu().numpy() for key in frames[0]}
+        for episode in _ended(seen, env, seeds, records if record else None):
+            finished += 1
+            if timing is not None:
+                timing.env_steps += episode.steps
+            yield episode
+    if timing is not None:
+        inference_s, physics_s = watch.totals_s()
+        timing.inference_s += inference_s
+        timing.physics_s += physics_s
+
+
+class _Ledger:
+    """Which world runs which episode, in tensors that are changed in place."""
+
+    def __init__(self, env: RobotVectorEnv, actor: DeviceActor, seeds: Sequence[int]) -> None:
+        self.env, self.actor, self.count = env, actor, len(seeds)
+        self.episodes = env.draw(seeds)
+        device = env.physics.qpos.device
+        self.row = torch.arange(env.num_envs, device=device)
+        self.running = torch.ones(env.num_envs, dtype=torch.bool, device=device)
+        self.taken = torch.full((1,), env.num_envs, device=device)
+        env.set_up(self.running, self.episodes, self.row)
+        actor.reset(self.running, self.row)
+        self.obs = env.observe()
+
+    def tick(self, record: bool, watch: "Stopwatch") -> dict[str, Tensor]:
+        """One control step of all worlds; what became of each, and all that it went through where asked for."""
+        env, obs, instruction_id = self.env, self.obs, self.env.instruction_id.clone()
+        states = env.states() if record else None
+        watch.lap()
+        label, action = self.actor.act(obs, instruction_id)
+        watch.lap()
+        decided = env.act(action)
+        ended = (decided | env.out_of_time) & self.running
+        frame = {
+            "row": self.row.clone(),
+            "running": self.running.clone(),
+            "ended": ended,
+            "instruction_id": instruction_id,
+            "success": env.succeeded.clone(),
+            "steps": env.state.step.clone(),
+            "solved": env.solved.clone(),
+            "fault": env.fault.clone(),
+        }
+        if states is not None:
+            frame |= {f"obs/{key}": values for key, values in obs.items()}
+            frame |= {"states": states, "actions": label, "executed_actions": action}
+        self._go_on(ended)
+        self.obs = env.observe()
+        watch.lap()
+        return frame
+
+    def _go_on(self, ended: Bool[Tensor, " worlds"]) -> None:
+        """The next episodes begin where one has ended; where none is left, the world runs idle."""
+        turn = turns(ended, self.taken)
+        begins = ended & (turn < self.count)
+        self.taken += ended.sum()
+        self.running &= ~ended | begins
+        self.row.copy_(torch.where(begins, turn, self.row))
+        self.env.set_up(begins, self.episodes, turn)
+        self.actor.reset(begins, self.row)
+
+
+def _ended(
+    seen: Mapping[str, np.ndarray], env: RobotVectorEnv, seeds: Sequence[int], records: dict[int, Record] | None
+) -> Iterator[Episode]:
+    """The episodes that ended in the steps `seen` (steps, N, ...), with their demos where `records` are kept."""
+    texts = env.sentences.texts
+    looked_at = seen["ended"] if records is None else seen["running"]
+    for step, world in zip(*np.nonzero(looked_at), strict=True):
+        now: dict[str, Any] = {key: values[step, world] for key, values in seen.items()}
+        row, instruction = int(now["row"]), texts[int(now["instruction_id"])]
+        if records is not None:
+            records.setdefault(row, Record()).add_row(_demo_row(now), instruction)
+        if now["ended"]:
+            demos = records.pop(row).to_demos(int(seeds[row])) if records is not None else ()
+            figures = {key: float(now[key]) for key in env.episode_figures}
+            yield Episode(
+                int(seeds[row]), instruction, bool(now["success"]), int(now["steps"]), figures, demos, int(now["fault"])
+            )
+
+
+def _demo_row(now: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: np.array(value) for key, value in now.items() if key.startswith("obs/")}
+    kept |= {key: np.array(now[key]) for key in ("states", "actions", "executed_actions")}
+    return kept | {"rewards": np.float32(now["success"]), "dones": np.bool_(now["ended"])}
+
+
+class Stopwatch:
+    """Time spent in the two halves of a step, without waiting for the device.
+
+    Args:
+        device: Where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._laps: list[Any] = []
+
+    def lap(self) -> None:
+        """Called before the policy, after it, and at the step's end."""
+        if self._on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._laps.append(event)
+        else:
+            self._laps.append(time.perf_counter())
+
+    def totals_s(self) -> tuple[float, float]:
+        """Inference, then physics [s]; on a GPU this waits for it."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        between = [self._between(*pair) for pair in zip(self._laps, self._laps[1:], strict=False)]
+        return sum(between[0::3]), sum(between[1::3])
+
+    def _between(self, earlier: Any, later: Any) -> float:
+        return earlier.elapsed_time(later) / 1000 if self._on_gpu else later - earlier

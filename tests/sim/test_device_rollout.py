@@ -1,0 +1,152 @@
+"""Rollouts that stay on a device; here on Warp's CPU device, by the same captured graphs."""
+
+import numpy as np
+import pytest
+import torch
+
+from robopolicy.config import DataConfig, EncoderConfig, ExecutionConfig, ExperimentConfig, HeadConfig
+from robopolicy.model.normalization import Statistics
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.text import Vocabulary
+from robopolicy.sim.collection import ActionNoise, DeviceExpertActor, collect
+from robopolicy.sim.device_rollout import DevicePolicyActor, Stopwatch, _Ledger, run_episodes_on_device
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.evaluation import evaluate
+from robopolicy.sim.rollout import PolicyActor, run_episodes
+from robopolicy.types import ActionSpec, ArraySpec
+
+SEEDS = (11, 12, 13, 14, 15, 16)
+NOISE = ActionNoise(std=0.1, push_share=0.0)
+
+
+def policy(env: RobotVectorEnv, frame_stride: int = 1) -> ChunkPolicy:
+    """Random weights that look at pictures and proprioception, and read the instruction."""
+    torch.manual_seed(0)
+    config = ExperimentConfig(
+        data=DataConfig(frame_stride=frame_stride),
+        encoder=EncoderConfig(kind="pixels", width=8, hidden=8),
+        head=HeadConfig(window=3, chunk=2, hidden=8, layers=1, head_widths=(8,)),
+    )
+    obs = {"front": ArraySpec((32, 32, 3), "uint8"), "ee_pose": ArraySpec((7,))}
+    spec = ActionSpec(arm=6, gripper=1, gripper_values=((-1.0, 1.0),), kind="delta", space="ee", rate_hz=20.0)
+    rows = np.random.default_rng(0).normal(size=(50, 7))
+    words = Vocabulary.of(env.draw(SEEDS) and env.sentences.texts)
+    statistics = {"ee_pose": Statistics.of(rows * 0.2)}
+    return ChunkPolicy(
+        config, spec, obs, words, obs_statistics=statistics, action_statistics=Statistics.of(np.sign(rows))
+    ).eval()
+
+
+def demos(env: RobotVectorEnv) -> dict:
+    """The expert's episodes by seed."""
+    return {episode.seed: episode for episode in collect(env, SEEDS, NOISE)}
+
+
+def test_expert_episodes_are_those_of_the_cpu(device_env):
+    """A GPU's demonstrations of other scenes, or with other noise, would be another data set under the same seeds."""
+    ours = demos(device_env)
+    theirs = demos(RobotVectorEnv("place", 4, cameras=("front",), image_size=32))
+    assert ours.keys() == theirs.keys() == set(SEEDS)
+    for seed, episode in ours.items():
+        other = theirs[seed]
+        assert episode.success
+        assert other.success
+        assert episode.instruction == other.instruction
+        assert len(episode.demos) == len(other.demos) == 1
+        demo, like = episode.demos[0], other.demos[0]
+        assert demo.obs.keys() == like.obs.keys()
+        np.testing.assert_allclose(demo.actions[:8], like.actions[:8], atol=0.02)
+        np.testing.assert_allclose(demo.obs["ee_pose"][:8], like.obs["ee_pose"][:8], atol=2e-3)
+        np.testing.assert_allclose(
+            (demo.executed_actions - demo.actions)[0], (like.executed_actions - like.actions)[0], atol=1e-6
+        )
+        assert abs(demo.obs["front"][0].astype(int) - like.obs["front"][0]).max() <= 2
+        assert demo.dones.sum() == 1
+        assert demo.dones[-1]
+
+
+def test_every_seed_is_run_once_whatever_the_look_at_the_device(device_env):
+    """Episodes lost or counted twice between two looks would bend the success rate."""
+    for look_every in (1, 7):
+        actor = DeviceExpertActor(device_env, ActionNoise.off(), SEEDS)
+        episodes = list(run_episodes_on_device(device_env, actor, SEEDS, look_every=look_every))
+        assert sorted(episode.seed for episode in episodes) == list(SEEDS)
+        steps = {episode.seed: episode.steps for episode in episodes}
+        assert all(episode.success and not episode.demos for episode in episodes)
+        if look_every == 1:
+            first = steps
+    assert steps == first
+
+
+@pytest.mark.parametrize("frame_stride", [1, 2])
+def test_a_policy_in_the_loop_acts_as_on_the_cpu(device_env, frame_stride):
+    """A memory reset late, another world's instruction or a frame left out would change what a policy does."""
+    made = policy(device_env, frame_stride)
+    cpu = RobotVectorEnv("place", 4, cameras=("front",), image_size=32, max_episode_steps=5)
+    device_env.max_episode_steps, before = 5, device_env.max_episode_steps
+    try:
+        ours = DevicePolicyActor(made, device_env, ExecutionConfig(replan_every=2))
+        episodes = {e.seed: e for e in run_episodes_on_device(device_env, ours, SEEDS, record=True)}
+    finally:
+        device_env.max_episode_steps = before
+    theirs = PolicyActor(made, 4, cpu.control_dt, ExecutionConfig(replan_every=2))
+    for other in run_episodes(cpu, theirs, SEEDS, record=True):
+        demo, like = episodes[other.seed].demos[0], other.demos[0]
+        assert demo.instruction == like.instruction
+        np.testing.assert_allclose(demo.executed_actions, like.executed_actions, atol=2e-3)
+
+
+def test_no_step_waits_for_the_device(device_env, unwaiting):
+    """One hidden `.item()` a step makes a GPU idle most of the time."""
+    actor = DevicePolicyActor(policy(device_env), device_env, ExecutionConfig())
+    ledger, watch = _Ledger(device_env, actor, SEEDS), Stopwatch(torch.device("cpu"))
+    ledger.tick(True, watch)
+    with unwaiting():
+        ledger.tick(True, watch)
+
+
+def test_no_step_of_the_expert_waits_for_the_device(device_env, unwaiting):
+    """Collection is bound by the same."""
+    actor = DeviceExpertActor(device_env, NOISE, SEEDS)
+    ledger, watch = _Ledger(device_env, actor, SEEDS), Stopwatch(torch.device("cpu"))
+    ledger.tick(False, watch)
+    with unwaiting():
+        ledger.tick(False, watch)
+
+
+def test_a_fault_fails_its_episode_and_is_reported(device_env):
+    """A world that broke must not count as the policy's success, nor in silence."""
+    made = policy(device_env)
+
+    class Broken(DevicePolicyActor):
+        def act(self, obs, instruction_id):  # noqa: ANN001, ANN202
+            label, action = super().act(obs, instruction_id)
+            action[1] = float("nan")
+            return label, action
+
+    actor = Broken(made, device_env, ExecutionConfig())
+    episodes = [e for e, _ in zip(run_episodes_on_device(device_env, actor, SEEDS), range(2), strict=False)]
+    assert not any(episode.success for episode in episodes)
+    assert {episode.fault for episode in episodes} == {4}
+
+
+def test_an_evaluation_on_a_device_reports_as_one_on_the_cpu(device_env):
+    """The same figures, by the same names."""
+    device_env.max_episode_steps, before = 4, device_env.max_episode_steps
+    try:
+        result = evaluate(policy(device_env), device_env, SEEDS, ExecutionConfig())
+    finally:
+        device_env.max_episode_steps = before
+    assert (result.episodes, result.successes, result.mean_steps) == (6, 0, 4.0)
+    assert [outcome["seed"] for outcome in result.outcomes] == list(SEEDS)
+    assert result.env_steps == 24
+    assert result.inference_s > 0
+    assert result.physics_s > 0
+    assert result.faults == {}
+
+
+def test_more_worlds_than_seeds_are_refused(device_env):
+    """Worlds that never had an episode would be read as episodes."""
+    actor = DeviceExpertActor(device_env, NOISE, (1,))
+    with pytest.raises(ValueError, match="4 worlds for 1 episodes"):
+        next(run_episodes_on_device(device_env, actor, (1,)))
