@@ -1,6 +1,7 @@
 """The main job, whole: collect demos of `lift` with pictures and instructions, train from pixels, measure in closed loop.
 
-`make demo` runs it. The stages are the package's own verbs; this script only times them and writes `summary.json`.
+`make demo` runs it. The stages are the package's own verbs; this script only times them and writes `summary.json`. A demo
+that was interrupted goes on where it stood (`wall_s` then counts the last try of that stage).
 """
 
 import argparse
@@ -26,11 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     run = options.run_dir
     run.mkdir(parents=True, exist_ok=True)
-    demos, result, report = run / "lift.hdf5", run / "evaluation.json", run / "report"
-    for leftover in (demos, run / "policy"):
-        if leftover.exists():
-            print(f"demo: {leftover} exists from an earlier run; remove {run} first (rm -r {run})", file=sys.stderr)
-            return 2
+    demos, policy, result, report = run / "lift.hdf5", run / "policy", run / "evaluation.json", run / "report"
     steps = [] if options.max_steps is None else ["--max-steps", str(options.max_steps)]
     stages = {
         "collect": [
@@ -44,21 +41,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--out",
             str(demos),
         ],
-        "train": ["--config", CONFIG, "--data.files", str(demos), "--run-dir", str(run / "policy"), *steps],
+        "train": ["--config", CONFIG, "--data.files", str(demos), "--run-dir", str(policy), *steps],
         "eval": [
-            str(run / "policy"),
+            str(policy),
             *("--task", "lift", "--episodes", str(options.episodes), "--seed", str(FIRST_EVALUATION_SEED)),
             *("--json", str(result), "--report", str(report), "--videos", "4"),
         ],
     }
-    wall_s = {}
+    made = {"collect": demos, "train": policy / "resume.ckpt"}
+    times = run / "wall_s.json"
+    wall_s: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
     for verb, words in stages.items():
+        if verb in wall_s:
+            print(f"$ robopolicy {verb}: done before; rm -r {run} to begin anew", flush=True)
+            continue
+        if verb in made and made[verb].exists():  # interrupted there
+            words = [*words, "--resume"]
         print(f"$ robopolicy {verb} {' '.join(words)}", flush=True)
         began = time.perf_counter()
         code = robopolicy([verb, *words])
-        wall_s[verb] = round(time.perf_counter() - began, 1)
         if code != 0:
             return code
+        wall_s[verb] = round(time.perf_counter() - began, 1)
+        times.write_text(json.dumps(wall_s))
     found = json.loads(result.read_text())
     summary = {key: found[key] for key in ("success_rate", "successes", "episodes", "interval")}
     summary |= {"wall_s": wall_s, "per_instruction": found["per_instruction"]}
