@@ -50,6 +50,7 @@ CASES = {
     "drawer": Case("drawer"),
     "recall": Case("recall", goal=0.90),
     "recall, no memory": Case("recall", chance=1 / 3, changes=("--head.history", "none")),
+    "recall_long": Case("recall_long", goal=0.90),
     "lift, untold": Case("lift", ceiling=0.45, changes=("--encoder.instruction", "false")),
     "chain": Case("chain", episodes=100),
 }
