@@ -1,19 +1,34 @@
-"""What a control loop's `Recorder` may be: a demo file, the rerun viewer, or several at once."""
+"""What a control loop's `Recorder` may be: a demo file, the rerun viewer, or several at once.
 
+A demo file is written by a process of its own (`record_writer`): packing pictures would hold up the commands, and a run
+that is killed leaves its record behind all the same.
+"""
+
+import logging
+import queue
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from robopolicy.cli.record_writer import framed
 from robopolicy.control.robot import Recorder, Tick
-from robopolicy.demos.hdf5 import DemoWriter
-from robopolicy.types import ActionSpec, Demo
+from robopolicy.types import ActionSpec
+
+logger = logging.getLogger(__name__)
+
+UNSEEN = ["command_qpos", "command_gripper", "limited"]
+"""Keys of a record that no robot shows."""
 
 
 class DemoRecorder:
-    """Keeps every control step in which the policy saw and acted; `close` writes them as one demo.
+    """Adds every control step in which the policy saw and acted to one demo, even if this process is killed.
 
     `check` opens the file and `train` can train on it. Beside the robot's observations stand `command_qpos` [rad] and
     `command_gripper` [m], the targets that were sent, and `limited`, 1 where a limit changed them; env_args names them
@@ -24,6 +39,9 @@ class DemoRecorder:
         action_spec: columns of the actions.
         env_args: what the file says of the simulator; None: a real robot.
         seed: seed of the simulated episode.
+
+    Raises:
+        ValueError: the file can't be written, or holds demos with other action columns.
     """
 
     def __init__(
@@ -33,41 +51,48 @@ class DemoRecorder:
         env_args: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
-        self.path, self.action_spec, self.seed = Path(path), action_spec, seed
-        robot = {"env_name": "robopolicy run", "type": 2, "env_kwargs": {}}
-        unseen = ["command_qpos", "command_gripper", "limited"]
-        self.env_args = {"env_version": version("robopolicy"), "privileged": unseen, **(env_args or robot)}
-        self.ticks: list[Tick] = []
+        told = dict(env_args or {"env_name": "robopolicy run", "type": 2, "env_kwargs": {}})
+        told["privileged"] = [*UNSEEN, *told.get("privileged", [])]
+        told.setdefault("env_version", version("robopolicy"))
+        command = [sys.executable, "-m", "robopolicy.cli.record_writer", str(path)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # no Ctrl-C for it
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self._send({"action_spec": action_spec.to_dict(), "env_args": told, "seed": seed})
+        if (answer := self._answer()) != "ready":
+            self.close()
+            raise ValueError(f"--record {path}: {answer or 'the recorder did not start'}")
 
     def record(self, tick: Tick) -> None:
-        """Take one control step."""
-        if tick.observation is not None and tick.action is not None:
-            self.ticks.append(tick)
+        """Pass on one control step."""
+        if tick.observation is None or tick.action is None:
+            return
+        seen, command = tick.observation, tick.command
+        obs = {key: np.asarray(value) for key, value in seen.obs.items()}
+        obs["command_qpos"] = np.asarray(command.joint_position_rad, np.float32)
+        obs["command_gripper"] = np.array([command.gripper_opening_m], np.float32)
+        obs["limited"] = np.array([bool(tick.limited)], np.float32)
+        told = seen.instruction
+        instruction = told if told is None or isinstance(told, str) else told[0]
+        self._send({"obs": obs, "action": np.asarray(tick.action, np.float32), "instruction": instruction})
 
     def close(self) -> None:
-        """Write what was recorded; nothing where no step was."""
-        ticks, self.ticks = self.ticks, []
-        if not ticks:
-            return
-        resume = self.path.exists()
-        with DemoWriter(self.path, env_args=self.env_args, action_spec=self.action_spec, resume=resume) as writer:
-            writer.write(self._demo(ticks, name=f"demo_{len(writer.names)}"))
+        """Wait until the demo is written; says so in the log where that failed."""
+        with suppress(BrokenPipeError):  # it has ended, and says why
+            self._input.close()
+        if answer := self._answer():
+            logger.error("the run was not recorded: %s", answer)
+        self._output.close()
+        self._process.wait()
 
-    def _demo(self, ticks: Sequence[Tick], name: str) -> Demo:
-        seen = [tick.observation for tick in ticks if tick.observation is not None]
-        keys = set.intersection(*(set(observation.obs) for observation in seen))
-        obs = {key: np.stack([np.asarray(observation.obs[key]) for observation in seen]) for key in sorted(keys)}
-        obs["command_qpos"] = np.stack([tick.command.joint_position_rad for tick in ticks]).astype(np.float32)
-        obs["command_gripper"] = np.array([[tick.command.gripper_opening_m] for tick in ticks], np.float32)
-        obs["limited"] = np.array([[float(bool(tick.limited))] for tick in ticks], np.float32)
-        told = seen[0].instruction
-        return Demo(
-            name=name,
-            obs=obs,
-            actions=np.stack([tick.action for tick in ticks if tick.action is not None]).astype(np.float32),
-            instruction=told if told is None or isinstance(told, str) else told[0],
-            seed=self.seed,
-        )
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self._input.write(framed(message))
+        self._input.flush()
+
+    def _answer(self) -> str:
+        return self._output.readline().decode().strip()
 
 
 class RerunRecorder:
@@ -102,17 +127,31 @@ class RerunRecorder:
 
 
 class Recorders:
-    """Several recorders as one."""
+    """Several recorders as one, in a thread of their own: none holds up the control loop, none that fails ends it."""
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
-        self.recorders = recorders
+        self.recorders = list(recorders)
+        self._ticks: queue.SimpleQueue[Tick | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._pass_on, name="recorder", daemon=True)
+        self._thread.start()
 
     def record(self, tick: Tick) -> None:
-        """Tell each."""
-        for recorder in self.recorders:
-            recorder.record(tick)
+        """Tell each, soon."""
+        self._ticks.put(tick)
 
     def close(self) -> None:
-        """Close each."""
+        """Tell each what is left, and close it."""
+        self._ticks.put(None)
+        self._thread.join()
         for recorder in self.recorders:
             recorder.close()
+
+    def _pass_on(self) -> None:
+        working = list(self.recorders)
+        while (tick := self._ticks.get()) is not None:
+            for recorder in list(working):
+                try:
+                    recorder.record(tick)
+                except Exception as error:
+                    logger.error("recording ends here: %s: %s", type(error).__name__, error)
+                    working.remove(recorder)

@@ -146,7 +146,8 @@ def _simulated(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Ro
     )
     stack.callback(robot.close)
     kwargs = {"task": task, "cameras": list(driver.cameras), "image_size": driver.image_size}
-    return robot, {"env_name": f"robopolicy/{task}", "type": 2, "env_kwargs": kwargs, "seed": seed}
+    told = {"env_name": f"robopolicy/{task}", "type": 2, "env_kwargs": kwargs, "seed": seed}
+    return robot, told | {"privileged": ["target_pos", "target_offset"]}
 
 
 def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:

@@ -1,0 +1,74 @@
+"""The process that writes what `robopolicy run --record` records: `python -m robopolicy.cli.record_writer FILE`.
+
+Its input is a header and then the control steps, each a msgpack map with its length before it. It answers `ready`, or in
+one line what is wrong. Where the input ends, by the end of the run or by its death, the demo is written.
+"""
+
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from robopolicy.client import pack, unpack
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
+from robopolicy.types import ActionSpec, Demo
+
+LENGTH = struct.Struct("<Q")
+
+
+def framed(message: Mapping[str, Any]) -> bytes:
+    """A message as it is put to the process."""
+    data = pack(dict(message))
+    return LENGTH.pack(len(data)) + data
+
+
+def write_record(source: IO[bytes], path: Path) -> None:
+    """Write the control steps that come from `source` as one demo, once there are no more; nothing where none came.
+
+    Raises:
+        ValueError: the file holds demos with other action columns.
+    """
+    messages = _messages(source)
+    header = next(messages)
+    spec, new = ActionSpec.from_dict(header["action_spec"]), not path.exists()
+    if not new:
+        with DemoFile(path) as file:
+            if file.action_spec != spec:
+                raise ValueError("the file holds demos with other action columns; choose another file")
+    with DemoWriter(path, env_args=header["env_args"], action_spec=spec, resume=not new) as writer:
+        print("ready", flush=True)
+        if steps := list(messages):
+            writer.write(_demo(steps, f"demo_{len(writer.names)}", header["seed"]))
+            return
+    if new:
+        path.unlink()
+
+
+def _messages(source: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """Messages up to the end of the input; one that was cut short is dropped."""
+    while len(header := source.read(LENGTH.size)) == LENGTH.size:
+        (length,) = LENGTH.unpack(header)
+        if len(data := source.read(length)) == length:
+            yield unpack(data)
+
+
+def _demo(steps: Sequence[Mapping[str, Any]], name: str, seed: int | None) -> Demo:
+    keys = set.intersection(*(set(step["obs"]) for step in steps))
+    return Demo(
+        name=name,
+        obs={key: np.stack([step["obs"][key] for step in steps]) for key in sorted(keys)},
+        actions=np.stack([step["action"] for step in steps]),
+        instruction=steps[0]["instruction"],
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        write_record(sys.stdin.buffer, Path(sys.argv[1]))
+    except Exception as error:
+        print(" ".join(str(error).split()) or type(error).__name__, flush=True)
+        raise SystemExit(1) from None
