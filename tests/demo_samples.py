@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import av
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from robopolicy.types import Demo
 
 LENGTHS = (9, 6, 7)
 """Steps of each demo."""
@@ -233,3 +236,17 @@ def write_video(path: Path, frames: np.ndarray, rate: int = 10) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
+
+
+def assert_same(found: Demo, written: Demo) -> None:
+    """Every field as it was written."""
+    for name in (field.name for field in fields(Demo)):
+        one, other = getattr(found, name), getattr(written, name)
+        if name == "obs":
+            assert set(one) == set(other)
+            for key in other:
+                np.testing.assert_array_equal(one[key], other[key], strict=True)
+        elif isinstance(other, np.ndarray):
+            np.testing.assert_array_equal(one, other, strict=True)
+        else:
+            assert one == other

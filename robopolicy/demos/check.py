@@ -106,7 +106,7 @@ def run_check(
         for note in salvage(reports[0], salvage_to):
             console.print(note, markup=False, highlight=False)
         console.print(f"salvaged  {salvage_to}: {len(reports[0].good)} of {len(reports[0].names)} demos", markup=False)
-    if html is not None:
+    if html is not None and reports:
         write_page(reports, Path(html))
         console.print(f"page      {html}", markup=False)
     if refused:

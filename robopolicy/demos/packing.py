@@ -1,8 +1,9 @@
-"""How a demo's arrays lie in the native file: low-dimensional rows in one piece, pictures packed in chunks."""
+"""How demos lie in the native file: their names, low-dimensional rows in one piece, pictures packed in chunks."""
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from robopolicy import __version__
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
+DEMO_NAME = re.compile(r"demo_(\d+)")
+"""robomimic sorts demos by the integer behind `demo_`."""
 STEP_ARRAYS = ("executed_actions", "rewards", "dones", "states", "tokens")
 """Datasets with one row per step that a demo may have beside its actions and observations."""
 IMAGE_CHUNK_FRAMES = 8
@@ -74,3 +77,20 @@ def write_rows(group: h5py.Group, key: str, values: np.ndarray) -> None:
     fitting = max(1, IMAGE_CHUNK_BYTES // max(1, values[0].nbytes))
     frames = min(IMAGE_CHUNK_FRAMES, fitting, len(values))
     group.create_dataset(key, data=values, chunks=(frames, *values.shape[1:]), compression="gzip", compression_opts=1)
+
+
+def demo_number(name: str, where: str) -> int:
+    """The number behind `demo_`.
+
+    Raises:
+        DemoFormatError: the name is another one; `where` begins the message.
+    """
+    match = DEMO_NAME.fullmatch(name)
+    if match is None:
+        raise DemoFormatError(f"{where}: a demo is named {name!r}; expected demo_<number>")
+    return int(match[1])
+
+
+def by_number(names: Iterable[str], where: str) -> list[str]:
+    """Names of demos in the order of their numbers; raises as `demo_number`."""
+    return sorted(names, key=lambda name: demo_number(name, where))

@@ -1,9 +1,6 @@
 """Demos read into flat arrays: the rows of all of them one after another, with the length of each."""
 
-import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -14,11 +11,8 @@ from torch import Tensor
 
 from robopolicy.demos.frames import Descriptor, DiskFrames, Frames, MemoryFrames, RowReader, row_reader, torch_type
 from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.demos.placement import Placement, choose_placement
 from robopolicy.types import Demo, DemoFormatError
-
-LOG = logging.getLogger(__name__)
-
-Placement: TypeAlias = Literal["auto", "device", "host", "disk"]
 
 TOKENS_KEY = "tokens"
 """The key under which a batch shows tokens that were encoded ahead of time."""
@@ -28,8 +22,6 @@ Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
 """Shape and type of one row of a key."""
 TokenPooling: TypeAlias = Callable[[Tensor], Tensor]
 """Tokens (T, N, D) -> the fewer that are kept (T, L, D)."""
-MEMORY_SHARE = 0.5
-"""Share of the free memory that demos may take when the placement is chosen."""
 
 
 @runtime_checkable
@@ -133,23 +125,6 @@ def load_rows(
         seeds=tuple(demo.seed for demo in demos if demo.seed is not None),
         placement=chosen,
     )
-
-
-def choose_placement(placement: Placement, wide_bytes: int, device: torch.device) -> Literal["device", "host", "disk"]:
-    """Where pictures and tokens of so many bytes go; the choice and its reason are logged."""
-    if placement != "auto":
-        return placement
-    host = _free_host_bytes()
-    on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
-    if wide_bytes <= MEMORY_SHARE * on_device:
-        chosen: Literal["device", "host", "disk"] = "device"
-    else:
-        chosen = "host" if wide_bytes <= MEMORY_SHARE * host else "disk"
-    LOG.info(
-        "%.3g GB of pictures and tokens, %.3g GB free on %s, %.3g GB on the host: placement %s",
-        *(wide_bytes / 1e9, on_device / 1e9, device, host / 1e9, chosen),
-    )
-    return chosen
 
 
 def row_types(source: DemoSource, name: str) -> dict[str, Row]:
@@ -281,16 +256,3 @@ def _stacked(arrays: Sequence[np.ndarray], picked: Picked, key: str) -> np.ndarr
 
 def _where(source: DemoSource, name: str) -> str:
     return f"{source.path.name}, {name}"
-
-
-def _free_host_bytes() -> int:
-    """Memory that can be taken without swapping: the machine's, or what this container may still use if that is less."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    with suppress(OSError, ValueError):  # without a limit the file says "max"
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
-    return free

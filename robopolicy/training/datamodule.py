@@ -1,36 +1,31 @@
 """Demo files -> what a policy is built from and trained on: action spec, shapes, statistics, batches."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, distributed
+from torch import distributed
 
 from robopolicy import __version__
 from robopolicy.config import ConfigError, ExperimentConfig
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.formats import DemoReader, open_demos
-from robopolicy.demos.rows import TOKENS_KEY, DemoRows, TokenPooling, load_rows, row_types
+from robopolicy.demos.rows import TOKENS_KEY, DemoRows, load_rows, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.model.normalization import ActionNormalizer
-from robopolicy.model.pooling import BinPooling
 from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
 from robopolicy.training.encode import require_one_encoder
 from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
-from robopolicy.training.selection import choose_action_spec, choose_keys, split_names
+from robopolicy.training.provenance import fingerprint
+from robopolicy.training.selection import choose_action_spec, choose_keys, pooling_ahead, split_names
 from robopolicy.types import ActionSpec, ArraySpec, Batch
 
 LOG = logging.getLogger(__name__)
-
-FINGERPRINT_BYTES = 2**20
-"""A file's fingerprint is that of its size, its first and its last MiB: the same in a second for a terabyte."""
 
 
 class DemoDataModule(LightningDataModule):
@@ -223,41 +218,6 @@ class DemoDataModule(LightningDataModule):
             longest = -(-int(rows.lengths.max()) // self.experiment.data.frame_stride)
             return self.experiment.training.tbptt or longest
         return self.experiment.data.segment or self.experiment.head.window
-
-
-def pooling_ahead(config: ExperimentConfig) -> TokenPooling | None:
-    """The head's pooling, if it may be applied to the file's tokens once and for all; None where weights come before it.
-
-    Pooled again, what is left of a frame is what it was: each of the `latent` vectors is a bin of its own.
-    """
-    kind, latent = config.head.pooling, config.head.latent
-    if config.encoder.kind != "precomputed" or config.encoder.hidden != 0 or kind not in ("max", "mean"):
-        return None
-    pool = BinPooling(kind, latent)
-
-    def pooled(tokens: Tensor) -> Tensor:
-        if tokens.shape[1] <= latent:
-            return tokens
-        # A maximum is one of the values; a mean is kept as exactly as the policy itself would take it.
-        values = tokens if kind == "max" else tokens.float()
-        return pool(values).unflatten(-1, (latent, tokens.shape[2]))
-
-    return pooled
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size [bytes] and a hash of a file, or of a folder's file names and sizes."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        sizes = {str(item.relative_to(path)): item.stat().st_size for item in sorted(path.rglob("*")) if item.is_file()}
-        digest.update(repr(sizes).encode())
-        return {"bytes": sum(sizes.values()), "sha256_of_names": digest.hexdigest()}
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        digest.update(file.read(FINGERPRINT_BYTES))
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        digest.update(file.read())
-    return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
 
 
 def _own_device() -> torch.device:

@@ -1,14 +1,16 @@
-"""What of the demo files is used: which demos train and which are held out, which keys, which action columns."""
+"""What of the demo files is used: which demos train and which are held out, which keys, tokens and action columns."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from robopolicy.config import ConfigError, DataConfig, ExperimentConfig
 from robopolicy.demos.actions import infer_action_spec
 from robopolicy.demos.formats import DemoReader
-from robopolicy.demos.rows import TOKENS_KEY, DemoRows, row_types
+from robopolicy.demos.rows import TOKENS_KEY, DemoRows, TokenPooling, row_types
+from robopolicy.model.pooling import BinPooling
 from robopolicy.types import ActionSpec, DemoFormatError
 
 SPLIT_SEED = 0
@@ -95,6 +97,26 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
             f"{', '.join(told) or 'the demos'}: actions have {rows.actions.shape[1]} columns but the action spec {spec.width}"
         )
     return spec
+
+
+def pooling_ahead(config: ExperimentConfig) -> TokenPooling | None:
+    """The head's pooling, if it may be applied to the file's tokens once and for all; None where weights come before it.
+
+    Pooled again, what is left of a frame is what it was: each of the `latent` vectors is a bin of its own.
+    """
+    kind, latent = config.head.pooling, config.head.latent
+    if config.encoder.kind != "precomputed" or config.encoder.hidden != 0 or kind not in ("max", "mean"):
+        return None
+    pool = BinPooling(kind, latent)
+
+    def pooled(tokens: Tensor) -> Tensor:
+        if tokens.shape[1] <= latent:
+            return tokens
+        # A maximum is one of the values; a mean is kept as exactly as the policy itself would take it.
+        values = tokens if kind == "max" else tokens.float()
+        return pool(values).unflatten(-1, (latent, tokens.shape[2]))
+
+    return pooled
 
 
 def _overridden(inferred: ActionSpec, actions: np.ndarray, data: DataConfig) -> ActionSpec:

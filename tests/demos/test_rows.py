@@ -1,6 +1,5 @@
 """Demos read into flat arrays: placements, memory, and sets that don't fit together."""
 
-import logging
 import resource
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from robopolicy.demos.frames import MemoryFrames
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.demos.rows import MEMORY_SHARE, TOKENS_KEY, choose_placement, load_rows
+from robopolicy.demos.rows import TOKENS_KEY, load_rows
 from robopolicy.types import Demo, DemoFormatError
 
 
@@ -37,16 +36,6 @@ def test_several_sources_are_told_apart(tiny_demos):
     assert rows.source_id.tolist() == [0, 0, 1]
     assert rows.instruction_id.tolist() == [1, 0, 1]
     assert rows.instructions == ("lift the blue cube", "lift the red cube")
-
-
-def test_the_placement_is_chosen_by_size_and_said(monkeypatch, caplog):
-    """A set larger than memory must not be swapped in, and the user must know where it is."""
-    monkeypatch.setattr("robopolicy.demos.rows._free_host_bytes", lambda: 1000)
-    with caplog.at_level(logging.INFO):
-        assert choose_placement("auto", int(1000 * MEMORY_SHARE), torch.device("cpu")) == "device"
-        assert choose_placement("auto", int(1000 * MEMORY_SHARE) + 1, torch.device("cpu")) == "disk"
-        assert choose_placement("host", 10**15, torch.device("cpu")) == "host"
-    assert "placement disk" in caplog.text
 
 
 def test_tokens_are_read_from_the_file_and_their_absence_says_what_to_do(tmp_path, demo_file):

@@ -59,7 +59,7 @@ class ActFormat:
         target.mkdir()
         for index, name in enumerate(names):
             _write_episode(source.read(name), target / f"episode_{index}.hdf5", omissions)
-        notes = [*omissions.lines(), *set_omissions("an ACT folder", source)]
+        notes = [*omissions.lines(), *set_omissions("an ACT folder", source, kept=("sim",))]
         spec = action_spec_of(source)
         if spec != aloha_action_spec(spec.width):
             notes.append(
@@ -81,10 +81,13 @@ class ActReader(ReaderBase):
         self._files = _episodes(path) if path.is_dir() else {f"demo_{_number(path) or 0}": path}
         self.names = tuple(self._files)
         with open_hdf5(next(iter(self._files.values()))) as file:
-            self.attributes = attributes_of(file, path.name)
+            said = attributes_of(file, path.name)
             datasets = datasets_below(file, path.name)
             width = sum(datasets[key].shape[-1] for key in ACTIONS if key in datasets)
             compressed = [key for key, dataset in datasets.items() if "/images/" in key and dataset.ndim == 2]
+        self.attributes = {
+            key: value for key, value in said.items() if key != "compress"
+        }  # of the file, not of the demos
         self.action_spec = aloha_action_spec(width)
         known = (*ACTIONS, LENGTHS)
         left_out = sorted(key for key in datasets if key not in known and not key.startswith("observations/"))

@@ -58,6 +58,7 @@ class _Layout:
         self.features = {**features, **bookkeeping}
         self.videos = [key for key, feature in features.items() if feature["dtype"] == "video"]
         self.episodes: list[dict[str, Any]] = []
+        self.robot_type: str | None = None
         (root / "meta").mkdir(parents=True)
 
     def table(self, place: Place, columns: Mapping[str, Any], timestamps: np.ndarray) -> Any:
@@ -94,7 +95,7 @@ class _Layout:
         """`meta/info.json`."""
         info = {
             "codebase_version": self.version,
-            "robot_type": None,
+            "robot_type": self.robot_type,
             "total_episodes": len(self.episodes),
             "total_frames": sum(episode["length"] for episode in self.episodes),
             "total_tasks": tasks,

@@ -40,6 +40,7 @@ class LeRobotWriter:
         first = source.read(names[0])
         columns = _Columns(first, self.pictures)
         layout = (LayoutV3 if self.version == "v3.0" else LayoutV2)(target, columns.features, rate_hz)
+        layout.robot_type = source.attributes.get("robot_type")
         omissions = Omissions("LeRobot", len(names))
         tasks: dict[str, int] = {}
         stats, seeds, frames = [], {}, 0
@@ -69,7 +70,7 @@ class LeRobotWriter:
             "seeds": seeds,
         }
         (target / SIDECAR).write_text(json.dumps(own, indent=1))
-        kept = ("env_args", "fps", "codebase_version")
+        kept = ("env_args", "fps", "codebase_version", "robot_type")
         return [*self._said(columns, spec.rate_hz), *omissions.lines(), *set_omissions("LeRobot", source, kept)]
 
     def _said(self, columns: "_Columns", rate_hz: float | None) -> list[str]:

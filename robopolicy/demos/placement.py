@@ -1,0 +1,46 @@
+"""Where pictures and tokens are held while training: the model's device, the host's memory, or the disk."""
+
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+
+LOG = logging.getLogger(__name__)
+
+Placement: TypeAlias = Literal["auto", "device", "host", "disk"]
+
+MEMORY_SHARE = 0.5
+"""Share of the free memory that demos may take when the placement is chosen."""
+
+
+def choose_placement(placement: Placement, wide_bytes: int, device: torch.device) -> Literal["device", "host", "disk"]:
+    """Where pictures and tokens of so many bytes go; the choice and its reason are logged."""
+    if placement != "auto":
+        return placement
+    host = _free_host_bytes()
+    on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
+    if wide_bytes <= MEMORY_SHARE * on_device:
+        chosen: Literal["device", "host", "disk"] = "device"
+    else:
+        chosen = "host" if wide_bytes <= MEMORY_SHARE * host else "disk"
+    LOG.info(
+        "%.3g GB of pictures and tokens, %.3g GB free on %s, %.3g GB on the host: placement %s",
+        *(wide_bytes / 1e9, on_device / 1e9, device, host / 1e9, chosen),
+    )
+    return chosen
+
+
+def _free_host_bytes() -> int:
+    """Memory that can be taken without swapping: the machine's, or what this container may still use if that is less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with suppress(OSError, ValueError):  # without a limit the file says "max"
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free

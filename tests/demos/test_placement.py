@@ -1,0 +1,17 @@
+"""Where pictures and tokens are held."""
+
+import logging
+
+import torch
+
+from robopolicy.demos.placement import MEMORY_SHARE, choose_placement
+
+
+def test_the_placement_is_chosen_by_size_and_said(monkeypatch, caplog):
+    """A set larger than memory must not be swapped in, and the user must know where it is."""
+    monkeypatch.setattr("robopolicy.demos.placement._free_host_bytes", lambda: 1000)
+    with caplog.at_level(logging.INFO):
+        assert choose_placement("auto", int(1000 * MEMORY_SHARE), torch.device("cpu")) == "device"
+        assert choose_placement("auto", int(1000 * MEMORY_SHARE) + 1, torch.device("cpu")) == "disk"
+        assert choose_placement("host", 10**15, torch.device("cpu")) == "host"
+    assert "placement disk" in caplog.text
