@@ -15,7 +15,7 @@ LAMP_M = (0.69, 0.0, 0.02)
 """Where the lamp appears when the arm may move [m]."""
 HOME_M = (0.45, 0.0, 0.22)
 """Where the fingertips wait [m]."""
-GAP_M = 0.13
+GAP_M = 0.105
 """Distance between the centres of neighbours in the row [m]."""
 TURN_RAD = 0.5
 """Largest turn of the row away from left-to-right [rad]."""

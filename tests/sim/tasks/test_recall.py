@@ -5,7 +5,7 @@ import pytest
 
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-from robopolicy.sim.tasks.recall import Recall
+from robopolicy.sim.tasks.recall import GAP_M, Recall
 
 STILL = np.zeros((1, 7))
 
@@ -40,7 +40,7 @@ def test_lids_stand_in_a_row_in_the_order_of_their_numbers():
     _, obs = hidden_env(worlds=50)
     right, middle, left = (obs[f"lid_{lid}"][:, :2] for lid in range(3))
     np.testing.assert_allclose(middle - right, left - middle, atol=1e-3)
-    np.testing.assert_allclose(np.linalg.norm(left - middle, axis=1), 0.13, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(left - middle, axis=1), GAP_M, atol=1e-3)
     assert (left[:, 1] > middle[:, 1]).all()
 
 
