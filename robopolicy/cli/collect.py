@@ -1,7 +1,10 @@
 """`robopolicy collect`: the scripted expert's episodes, as a demo file."""
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +13,19 @@ from jsonargparse import Namespace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.simulator import add_simulator, simulator_facts, simulator_options
 from robopolicy.config import ConfigError
 from robopolicy.types import ActionSpec
 
 if TYPE_CHECKING:
     from robopolicy.demos.hdf5 import DemoWriter
+    from robopolicy.sim.env import RobotVectorEnv
+    from robopolicy.sim.rollout import Episode
+    from robopolicy.sim.sharding import Shard
 
+LOG = logging.getLogger(__name__)
+ROUND = 4
+"""Episodes a world between two gatherings, where several processes collect."""
 SIM_ACTIONS = ActionSpec(
     arm=6,
     gripper=1,
@@ -43,7 +53,7 @@ def collect(arguments: Sequence[str]) -> int:
         "--noise", type=bool, default=True, help="disturb what is executed; the label stays clean (DART)"
     )
     parser.add_class_arguments(ActionNoise, "disturbance")
-    parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once")
+    add_simulator(parser)
     parser.add_argument("--resume", action="store_true", help="go on with a file that an earlier collect left")
     options = parse(parser, arguments)
     out = Path(options.out)
@@ -51,44 +61,94 @@ def collect(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--episodes is {options.episodes}; expected 1 or more")
     if out.exists() and not options.resume:
         raise ConfigError(f"{out} exists; choose another --out, or --resume to go on with it")
+    from robopolicy.sim.sharding import open_shard
 
-    from robopolicy.sim.collection import collect as expert_episodes
-    from robopolicy.sim.env import RobotVectorEnv
+    with open_shard() as shard:
+        return _collect(options, shard)
 
+
+def _collect(options: Namespace, shard: "Shard") -> int:
+    """Rounds of episodes, each process its share, until enough succeeded; the first one writes and prints."""
     began = time.perf_counter()
-    noise = options.disturbance if options.noise else ActionNoise.off()
-    tried = failed = steps = 0
+    tally = _Tally()
+    simulator = simulator_options(options, shard.device(options.device))
 
-    def make_env(worlds: int) -> RobotVectorEnv:
-        return RobotVectorEnv(options.task, worlds, cameras=tuple(options.cameras), image_size=options.image_size)
+    def make_env(worlds: int) -> "RobotVectorEnv":
+        from robopolicy.sim.env import RobotVectorEnv
 
-    env = make_env(min(options.num_envs, options.episodes))  # before the file, which a wrong task must not leave behind
-    with _writer(options) as writer, _bar() as bar:
-        progress = bar.add_task(f"collect {options.task}", total=options.episodes, completed=len({*writer.seeds}))
-        next_seed = options.seed if not writer.seeds else max(*writer.seeds, options.seed - 1) + 1
-        while (missing := options.episodes - len({*writer.seeds})) > 0:
-            if env.num_envs > missing:
+        return RobotVectorEnv(
+            options.task, worlds, cameras=tuple(options.cameras), image_size=options.image_size, **simulator
+        )
+
+    share = -(-options.episodes // shard.count)
+    env = make_env(min(options.num_envs, share))  # before the file, which a wrong task must not leave behind
+    with _writer(options) if shard.first else nullcontext() as writer, _bar(shard.first) as bar:
+        done = len({*writer.seeds}) if writer else 0
+        progress = bar.add_task(f"collect {options.task}", total=options.episodes, completed=done)
+        while seeds := shard.agree(_next_seeds(options, writer, tally, shard) if writer else None):
+            mine = shard.part(seeds)
+            if mine and env.num_envs > len(mine):
                 env.close()
-                env = make_env(missing)
-            for episode in expert_episodes(env, range(next_seed, next_seed + missing), noise):
-                tried += 1
-                if not episode.success:
-                    failed += 1
-                    continue
-                for demo in episode.demos:
-                    writer.write(demo)
-                steps += episode.steps
-                bar.advance(progress)
-            next_seed += missing
-            if failed == tried:
-                raise ConfigError(f"none of {tried} expert episodes of {options.task} succeeded; try --noise false")
+                env = make_env(len(mine))
+            episodes = _expert_episodes(env, mine, options) if mine else []
+            if shard.count > 1:
+                episodes = sorted(
+                    (each for part in shard.gather(list(episodes)) for each in part), key=lambda each: each.seed
+                )
+            for episode in episodes:
+                tally.count(episode)
+                if writer and episode.success:
+                    for demo in episode.demos:
+                        writer.write(demo)
+                    bar.advance(progress)
     env.close()
-    print(
-        f"collected {options.episodes} demos of {options.task}: {steps} steps written, {failed} of {tried} tries failed, "
-        f"{time.perf_counter() - began:.1f} s"
-    )
-    print(f"demos     {out}")
+    if shard.first:
+        print(
+            f"collected {options.episodes} demos of {options.task}: {tally.steps} steps written, "
+            f"{tally.failed} of {tally.tried} tries failed, {time.perf_counter() - began:.1f} s"
+        )
+        print(f"demos     {options.out}")
     return 0
+
+
+@dataclass
+class _Tally:
+    """What came of the tries so far."""
+
+    tried: int = 0
+    failed: int = 0
+    steps: int = 0
+    next_seed: int | None = None
+
+    def count(self, episode: "Episode") -> None:
+        self.tried += 1
+        if episode.success:
+            self.steps += episode.steps
+        else:
+            self.failed += 1
+        if episode.fault:
+            LOG.warning("seed %d counts as a failure: the simulation broke", episode.seed)
+
+
+def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: "Shard") -> range:
+    """Seeds of the next round: as many as demos are missing; empty when none is."""
+    if tally.tried and tally.failed == tally.tried:
+        raise ConfigError(f"none of {tally.tried} expert episodes of {options.task} succeeded; try --noise false")
+    start = tally.next_seed
+    if start is None:
+        start = options.seed if not writer.seeds else max(*writer.seeds, options.seed - 1) + 1
+    missing = options.episodes - len({*writer.seeds})
+    if shard.count > 1:  # what is gathered is written at the round's end
+        missing = min(missing, ROUND * options.num_envs * shard.count)
+    seeds = range(start, start + max(0, missing))
+    tally.next_seed = seeds.stop
+    return seeds
+
+
+def _expert_episodes(env: "RobotVectorEnv", seeds: Sequence[int], options: Namespace) -> "Iterable[Episode]":
+    from robopolicy.sim.collection import ActionNoise, collect
+
+    return collect(env, seeds, options.disturbance if options.noise else ActionNoise.off())
 
 
 def _writer(options: Namespace) -> "DemoWriter":
@@ -100,14 +160,15 @@ def _writer(options: Namespace) -> "DemoWriter":
         "type": 2,
         "env_version": version("robopolicy"),
         "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size},
+        "simulator": simulator_facts(options),
         "privileged": ["target_pos", "target_offset"],
     }
     facts = {"renderer": NAME} if options.cameras else {}
     return DemoWriter(options.out, env_args=env_args, action_spec=SIM_ACTIONS, attributes=facts, resume=options.resume)
 
 
-def _bar() -> Progress:
+def _bar(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, transient=True)
-    progress.disable = not progress.console.is_terminal
+    progress.disable = not (shown and progress.console.is_terminal)
     return progress

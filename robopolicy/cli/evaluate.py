@@ -1,17 +1,23 @@
 """`robopolicy eval`, `report` and `view`: how good a policy is in closed loop, and how it looks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse import Namespace
+
 from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.simulator import add_simulator, simulator_facts, simulator_options
 from robopolicy.config import ConfigError, ExecutionConfig
 
 if TYPE_CHECKING:
+    from robopolicy.sim.env import RobotVectorEnv
     from robopolicy.sim.evaluation import Evaluation
     from robopolicy.sim.rollout import Episode
+    from robopolicy.sim.sharding import Shard
     from robopolicy.types import Demo
 
 
@@ -22,10 +28,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--task", type=str | None, default=None, help="task of the simulator; default: the demos' own")
     parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
-    parser.add_argument(
-        "--device", type=str, default="cpu", help="where the policy runs: cpu or cuda; the sim runs on the CPU"
-    )
-    parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once")
+    add_simulator(parser)
     parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
     parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")
     parser.add_argument("--videos", type=int, default=0, help="successes and failures each to show in the report")
@@ -43,31 +46,46 @@ def evaluate(arguments: Sequence[str]) -> int:
     if options.episodes < 1:
         raise ConfigError(f"--episodes is {options.episodes}; expected 1 or more")
 
-    from robopolicy.model.checkpoint import load_policy, read_provenance
+    from robopolicy.sim.sharding import open_shard
 
-    policy = load_policy(options.policy, device=options.device)
-    provenance = read_provenance(options.policy)
+    with open_shard() as shard:
+        return _evaluate(options, shard)
+
+
+def _evaluate(options: Namespace, shard: "Shard") -> int:
+    """This process's share of the episodes; the first one prints and writes what came out of all."""
+    from robopolicy.sim.backend import require_device
+    from robopolicy.sim.evaluation import evaluate_shard, refuse_seen_seeds
+
+    device = shard.device(options.device)
+    require_device(device)
+    policy, trained, provenance = _open_policy(options.policy, device)
     task = options.task or provenance.get("task")
     if task is None:
         raise ConfigError("which task? The policy's demos don't say; give --task")
     given = {field.name: options.execution[field.name] for field in fields(ExecutionConfig)}
-    execution = ExecutionConfig(
-        **{**vars(policy.config.execution), **{k: v for k, v in given.items() if v is not None}}
-    )
+    execution = ExecutionConfig(**{**trained, **{k: v for k, v in given.items() if v is not None}})
     seeds = range(options.seed, options.seed + options.episodes)
     trained_on = provenance.get("demo_seeds", ()) if provenance.get("task") in (task, None) else ()
+    facts = {"policy": str(options.policy), "execution": vars(execution), "training": provenance}
+    facts |= simulator_facts(options)
     episodes: list[Episode] = []
-    result = evaluate_policy(
+    refuse_seen_seeds(seeds, trained_on)
+    film = options.videos > 0
+    make_env = _world_maker(policy, task, film, simulator_options(options, device))
+    result = evaluate_shard(
         policy,
-        task,
+        make_env,
         seeds,
         execution,
+        shard,
         num_envs=options.num_envs,
-        trained_on=trained_on,
-        provenance={"policy": str(options.policy), "execution": vars(execution), "training": provenance},
-        film=options.videos > 0,
+        provenance=facts,
+        record=film,
         sink=episodes,
     )
+    if result is None:
+        return 0
     print_evaluation(result)
     if options.against:
         _print_paired(result, Path(options.against))
@@ -94,6 +112,7 @@ def evaluate_policy(
     provenance: dict[str, Any] | None = None,
     film: bool = False,
     sink: "list[Episode] | None" = None,
+    simulator: Mapping[str, Any] | None = None,
 ) -> "Evaluation":
     """Closed-loop evaluation in worlds that show what the policy looks at.
 
@@ -107,19 +126,42 @@ def evaluate_policy(
         provenance: Kept in the result.
         film: Record the episodes with the front camera, also for policies that see no picture.
         sink: Where to append episodes as they end.
+        simulator: `device`, `physics` and `randomization` of the worlds.
     """
-    from robopolicy.sim.env import RobotVectorEnv
     from robopolicy.sim.evaluation import evaluate as closed_loop
     from robopolicy.sim.evaluation import refuse_seen_seeds
 
     refuse_seen_seeds(seeds, trained_on)
-    cameras = tuple(policy.cameras) or (("front",) if film else ())
-    sizes = [policy.obs[camera].shape[0] for camera in policy.cameras]
-    env = RobotVectorEnv(task, min(num_envs, len(seeds)), cameras=cameras, image_size=sizes[0] if sizes else 64)
+    env = _world_maker(policy, task, film, simulator or {})(min(num_envs, len(seeds)))
     try:
         return closed_loop(policy, env, seeds, execution, provenance=provenance, record=film, sink=sink)
     finally:
         env.close()
+
+
+def _world_maker(policy: Any, task: str, film: bool, simulator: Mapping[str, Any]) -> "Callable[[int], RobotVectorEnv]":
+    """How to make so many worlds that show what the policy looks at."""
+    from robopolicy.sim.env import RobotVectorEnv
+
+    cameras = tuple(policy.cameras) or (("front",) if film else ())
+    sizes = [policy.obs[camera].shape[0] for camera in policy.cameras]
+    return partial(RobotVectorEnv, task, cameras=cameras, image_size=sizes[0] if sizes else 64, **simulator)
+
+
+def _open_policy(folder: str, device: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A run's policy or an exported one, its own execution settings, and where it comes from."""
+    from robopolicy.control.runtime import MANIFEST
+
+    if (Path(folder) / MANIFEST).is_file():
+        from robopolicy.control.server import open_policy
+
+        exported: Any
+        exported, spec = open_policy(folder)
+        return exported, dict(exported.manifest.get("execution", {})), dict(spec.provenance)
+    from robopolicy.model.checkpoint import load_policy, read_provenance
+
+    policy = load_policy(folder, device=device)
+    return policy, vars(policy.config.execution), read_provenance(folder)
 
 
 def print_evaluation(result: "Evaluation") -> None:
@@ -136,6 +178,8 @@ def print_evaluation(result: "Evaluation") -> None:
     if result.failed_seeds:
         shown = ", ".join(map(str, result.failed_seeds[:20]))
         print(f"failed    seeds {shown}{' ...' if len(result.failed_seeds) > 20 else ''}")
+    for fault, seeds in result.faults.items():
+        print(f"BROKEN    {len(seeds)} episodes count as failures: {fault} of the simulation, seeds {list(seeds)[:20]}")
     rate = result.env_steps / result.wall_s
     print(
         f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; "

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from robopolicy.sim.device_rollout import DevicePolicyActor, run_episodes_on_dev
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.physics import Fault
 from robopolicy.sim.rollout import Episode, PolicyActor, Timing, run_episodes
+from robopolicy.sim.sharding import Shard
 
 LOG = logging.getLogger(__name__)
 
@@ -105,6 +106,49 @@ def evaluate(
         if sink is not None:
             sink.append(episode)
     return summarize(env.task.name, episodes, env.control_dt, timing, time.perf_counter() - began, provenance or {})
+
+
+def evaluate_shard(
+    policy: Any,
+    make_env: Callable[[int], RobotVectorEnv],
+    seeds: Sequence[int],
+    execution: ExecutionConfig,
+    shard: Shard,
+    *,
+    num_envs: int = 64,
+    provenance: Mapping[str, Any] | None = None,
+    record: bool = False,
+    sink: list[Episode] | None = None,
+) -> Evaluation | None:
+    """As `evaluate`, each process on its share of the seeds; the first gives what came out of all, the others None.
+
+    Args:
+        policy: as for `evaluate`; every process has its own.
+        make_env: Number of worlds -> the worlds.
+        seeds: Of all processes together.
+        execution: as for `evaluate`.
+        shard: This process.
+        num_envs: Worlds at once in this process, at most.
+        provenance: as for `evaluate`.
+        record: as for `evaluate`.
+        sink: Where the first process appends all episodes.
+    """
+    began = time.perf_counter()
+    mine, timing, part = shard.part(seeds), Timing(), []
+    env = make_env(max(1, min(num_envs, len(mine))))
+    try:
+        part = list(_rolled_out(policy, env, mine, execution, record, timing)) if mine else []
+        task, control_dt = env.task.name, env.control_dt
+    finally:
+        env.close()
+    gathered = shard.gather((part, timing))
+    if not shard.first:
+        return None
+    episodes = [episode for part, _ in gathered for episode in part]
+    if sink is not None:
+        sink += episodes
+    total = Timing.together([timing for _, timing in gathered])
+    return summarize(task, episodes, control_dt, total, time.perf_counter() - began, provenance or {})
 
 
 def _rolled_out(

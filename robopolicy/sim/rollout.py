@@ -58,6 +58,15 @@ class Timing:
     physics_s: float = 0.0
     env_steps: int = 0
 
+    @classmethod
+    def together(cls, parts: Sequence["Timing"]) -> "Timing":
+        """Of processes that ran side by side: the longest times, and the steps of all."""
+        return cls(
+            max(part.inference_s for part in parts),
+            max(part.physics_s for part in parts),
+            sum(part.env_steps for part in parts),
+        )
+
 
 class PolicyActor:
     """A policy behind the stream and executor that also run on a robot.
@@ -70,7 +79,7 @@ class PolicyActor:
     """
 
     def __init__(self, policy: Any, num_envs: int, control_dt: float, execution: ExecutionConfig) -> None:
-        self.stream = PolicyStream(policy, batch=num_envs, frame_stride=policy.config.data.frame_stride)
+        self.stream = PolicyStream(policy, batch=num_envs, frame_stride=_frame_stride(policy))
         self.executor = ChunkExecutor.from_config(execution, policy.action_spec, policy.chunk, control_dt, num_envs)
         self.control_dt = control_dt
         self.step = 0
@@ -87,9 +96,14 @@ class PolicyActor:
         self.step += 1
         with torch.inference_mode():
             chunk = self.stream(Observation(obs, instruction=tuple(instructions), stamp_s=now_s))
-            self.executor.add(chunk, now_s, gripper_logit=self.stream.gripper_logit)
+            self.executor.add(torch.as_tensor(chunk), now_s, gripper_logit=self.stream.gripper_logit)
             action = self.executor.action(now_s).cpu().numpy()
         return action, action
+
+
+def _frame_stride(policy: Any) -> int:
+    """Control steps between two frames of the policy's memory, whether it is trained here or exported."""
+    return policy.spec.frame_stride if hasattr(policy, "spec") else policy.config.data.frame_stride
 
 
 def run_episodes(

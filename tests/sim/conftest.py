@@ -25,7 +25,7 @@ def device_env() -> RobotVectorEnv:
 
 
 class _Unwaiting(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN202
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.__name__.split(".")[0]
         assert name not in WAITS, f"{name} waits for the device"
         indices = args[1] if name in ("index", "index_put_", "_index_put_impl_") else ()

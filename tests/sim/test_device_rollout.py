@@ -119,7 +119,7 @@ def test_a_fault_fails_its_episode_and_is_reported(device_env):
     made = policy(device_env)
 
     class Broken(DevicePolicyActor):
-        def act(self, obs, instruction_id):  # noqa: ANN001, ANN202
+        def act(self, obs, instruction_id):
             label, action = super().act(obs, instruction_id)
             action[1] = float("nan")
             return label, action

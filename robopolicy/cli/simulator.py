@@ -1,0 +1,37 @@
+"""The options of every verb that runs the simulator: where, how many worlds, how they differ."""
+
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from robopolicy.config import RandomizationConfig
+
+
+def add_simulator(parser: ArgumentParser) -> None:
+    """Add `--device`, `--physics`, `--num-envs` and the `--randomization` table."""
+    parser.add_argument(
+        "--device", type=str, default="cpu", help="cpu, cuda or cuda:<n>: where the policy is, and the worlds with it"
+    )
+    parser.add_argument(
+        "--physics",
+        type=Literal["auto", "batch", "warp"],
+        default="auto",
+        help="batch: MuJoCo's C engine on the CPU, whatever --device; warp: mujoco_warp on --device; auto: by --device",
+    )
+    parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once by each process")
+    parser.add_class_arguments(RandomizationConfig, "randomization")
+
+
+def simulator_facts(options: Namespace) -> dict[str, Any]:
+    """The same as a record of what was run."""
+    return {"device": options.device, "physics": options.physics, "randomization": vars(options.randomization)}
+
+
+def simulator_options(options: Namespace, device: str) -> dict[str, Any]:
+    """Keyword arguments of `RobotVectorEnv`; `device` is this process's own."""
+    on_host = options.physics == "batch"
+    return {
+        "device": "cpu" if on_host else device,
+        "physics": options.physics,
+        "randomization": options.randomization,
+    }

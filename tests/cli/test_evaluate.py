@@ -1,0 +1,128 @@
+"""`robopolicy eval`: which policies it opens, where it runs, and what it writes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from robopolicy.cli import main
+from robopolicy.cli.evaluate import _open_policy
+from robopolicy.demos.hdf5 import DemoFile
+
+FIGURES = (
+    "success_rate",
+    "successes",
+    "episodes",
+    "interval",
+    "mean_steps",
+    "per_instruction",
+    "outcomes",
+    "env_steps",
+)
+EVAL = ("--task", "reach", "--episodes", "5", "--num-envs", "2")
+COLLECT = ("--task", "reach", "--episodes", "5", "--num-envs", "2")
+
+
+def evaluated(run: Path, out: Path, *options: str) -> dict:
+    """The JSON of an evaluation."""
+    assert main(["eval", str(run), *EVAL, "--json", str(out), *options]) == 0
+    return json.loads(out.read_text())
+
+
+def test_two_processes_find_what_one_does(random_run, tmp_path, capsys):
+    """Episodes lost, doubled or reordered between processes would be found in no single process's log."""
+    alone = evaluated(random_run, tmp_path / "alone.json")
+    assert main(["collect", *COLLECT, "--out", str(tmp_path / "alone.hdf5")]) == 0
+    capsys.readouterr()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    verbs = [
+        ["eval", str(random_run), *EVAL, "--json", str(tmp_path / "shared.json")],
+        ["collect", *COLLECT, "--out", str(tmp_path / "shared.hdf5")],
+    ]
+    code = f"from robopolicy.cli import main; raise SystemExit(max(main(verb) for verb in {verbs!r}))"
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "success" in said[0]
+    assert said[1] == ""
+    shared = json.loads((tmp_path / "shared.json").read_text())
+    assert {name: shared[name] for name in FIGURES} == {name: alone[name] for name in FIGURES}
+    with DemoFile(tmp_path / "alone.hdf5") as one, DemoFile(tmp_path / "shared.hdf5") as two:
+        demos = [{demo.seed: demo for demo in map(file.read, file.names)} for file in (one, two)]
+    assert demos[0].keys() == demos[1].keys()
+    for seed, demo in demos[0].items():
+        assert demo.instruction == demos[1][seed].instruction
+        assert (demo.executed_actions == demos[1][seed].executed_actions).all()
+
+
+def test_an_exported_policy_brings_its_own_execution_settings(random_run, tmp_path):
+    """Executed with others, the exported policy would be measured as another than the trained one."""
+    folder = Path(shutil.copytree(Path(__file__).parents[1] / "control/tiny_export", tmp_path / "exported"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"execution": {"replan_every": 2}}))
+    exported, execution, provenance = _open_policy(str(folder), "cpu")
+    assert execution == {"replan_every": 2}
+    assert provenance["task"] == "lift"
+    assert exported.chunk == 2
+    trained, execution, provenance = _open_policy(str(random_run), "cpu")
+    assert execution["replan_every"] == 2
+    assert provenance["task"] == "reach"
+    assert trained.chunk == 2
+
+
+@pytest.mark.slow
+def test_an_exported_policy_is_measured_as_the_one_it_was_made_of(random_run, tmp_path):
+    """An evaluator who is handed an export must find what the researcher found."""
+    export = ["export", str(random_run), "--format", "onnx", "--out", str(tmp_path / "exported")]
+    subprocess.run([sys.executable, "-c", f"from robopolicy.cli import main; main({export!r})"], check=True)
+    theirs = evaluated(random_run, tmp_path / "run.json")
+    ours = evaluated(tmp_path / "exported", tmp_path / "exported.json")
+    assert [each["success"] for each in ours["outcomes"]] == [each["success"] for each in theirs["outcomes"]]
+    assert ours["provenance"]["execution"] == theirs["provenance"]["execution"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("verb", ["eval", "collect"])
+def test_a_device_that_is_not_there_is_one_line(verb, random_run, tmp_path, capsys):
+    """A traceback out of torch tells nobody what to do instead."""
+    given = [str(random_run), "--task", "reach"] if verb == "eval" else [*COLLECT, "--out", str(tmp_path / "x.hdf5")]
+    assert main([verb, *given, "--device", "cuda"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"robopolicy: {verb}: device cuda: this machine has 0 CUDA devices that torch can use; use --device cpu"
+    ]
+    assert not (tmp_path / "x.hdf5").exists()
+
+
+def test_what_was_randomized_is_in_the_result_and_in_the_demos(random_run, tmp_path):
+    """A success rate under other light and friction is another success rate."""
+    options = ("--randomization.friction", "0.3", "--randomization.delay_steps", "1")
+    result = evaluated(random_run, tmp_path / "out.json", *options)
+    assert result["provenance"]["randomization"]["friction"] == 0.3
+    assert result["provenance"]["physics"] == "auto"
+    out = tmp_path / "demos.hdf5"
+    assert main(["collect", *COLLECT, "--out", str(out), *options]) == 0
+    with DemoFile(out) as file:
+        assert file.attributes["env_args"]["simulator"]["randomization"]["delay_steps"] == 1
+
+
+def test_an_impossible_randomization_is_refused_in_one_line(random_run, capsys):
+    """Friction that could vanish would be found out by cubes sliding off the table."""
+    assert main(["eval", str(random_run), *EVAL, "--randomization.friction", "1.5"]) == 2
+    assert "--randomization.friction is 1.5; expected below 1" in capsys.readouterr().err
