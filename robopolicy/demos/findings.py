@@ -17,6 +17,9 @@ JITTER = 0.5
 """A step whose duration is off the usual one by more than this share of it is irregular."""
 DRIFT = 0.05
 """Two clocks whose steps differ by more than this share disagree."""
+SAME = 1e-3
+"""By how much a quaternion's length may differ from 1."""
+DECLARE = "where training doesn't list it among its rotations, declare it in --normalization.rotations as"
 REPEATS = 0.5
 """Share of steps that repeat the one before, beyond which it is noted."""
 
@@ -72,12 +75,15 @@ def demo_problems(demo: Demo, clock: np.ndarray | None, rate_hz: float | None) -
 
 
 def demo_notes(demo: Demo) -> Iterator[str]:
-    """What is worth knowing of one demo: cameras slower than the control."""
+    """What is worth knowing of one demo: cameras slower than the control, rotations that jump."""
     for key, values in demo.obs.items():
         if is_image(values) and len(values) > 1:
             share = float((values[1:] == values[:-1]).all(axis=(1, 2, 3)).mean())
             if share >= REPEATS:
                 yield f"{key}: {share:.0%} of the pictures repeat the one before; the camera is slower, or stands still"
+    for key, values in {"actions": demo.actions, **demo.obs}.items():
+        if values.ndim == 2 and values.dtype.kind == "f":
+            yield from _rotation_jumps(key, values.astype(np.float64))
 
 
 def set_findings(
@@ -139,6 +145,21 @@ def holds_last_action(demo: Demo) -> Iterator[str]:
     for key, values in demo.obs.items():
         if values.ndim == 2 and any(np.array_equal(seen, acted) for seen in values[1:].T for acted in before):
             yield key
+
+
+def _rotation_jumps(key: str, rows: np.ndarray) -> Iterator[str]:
+    """Quaternions whose sign flips, and angles that wrap, from one step to the next: one pose, two far-apart values."""
+    for first in range(rows.shape[1] - 3):
+        block = rows[:, first : first + 4]
+        unit = np.abs(np.linalg.norm(block, axis=1) - 1).max() < SAME
+        # A gripper of -1 or 1 behind three zeros is of length 1 too.
+        turned = ((block[1:] * block[:-1]).sum(axis=1) < -0.5) & ((block[1:] != 0).sum(axis=1) > 1)
+        if unit and turned.any():
+            yield f"{key}[{first}:{first + 4}]: a quaternion whose sign flips; {DECLARE} quaternion"
+    jumps = np.abs(np.diff(rows, axis=0))
+    wraps = (np.abs(jumps - 2 * np.pi) < 0.5).any(axis=0) & (np.abs(rows).max(axis=0) <= 2 * np.pi + SAME)
+    for column in np.flatnonzero(wraps).tolist():
+        yield f"{key}[{column}:{column + 1}]: an angle that jumps by a turn; {DECLARE} angle"
 
 
 def _clock_problems(clocks: Mapping[str, np.ndarray], rate_hz: float | None) -> Iterator[str]:

@@ -154,10 +154,11 @@ class Rotations(nn.Module):
         """(..., d) -> the equal rotations nearest to the reference, columns in their places."""
         aligned = values
         for index, part in enumerate(self.parts):
-            columns = list(part.columns)
-            before = values[..., columns]
-            after = nearest(part.kind, before, self.reference[columns])
-            aligned = _put(aligned, columns, torch.where(self.known[index] > 0, after, before))
+            before = _take(values, part.columns)
+            after = nearest(part.kind, before, _take(self.reference, part.columns))
+            if part.kind != "quaternion":  # whose sign a reference of 0 leaves alone
+                after = torch.where(self.known[index] > 0, after, before)
+            aligned = _put(aligned, part.columns, after)
         return aligned
 
     def forward(self, values: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch learned"]:
@@ -165,7 +166,7 @@ class Rotations(nn.Module):
         if not self.coded:
             return self.align(values)
         return torch.cat(
-            [values[..., self.others], *(code(part.kind, values[..., list(part.columns)]) for part in self.parts)],
+            [values[..., self.others], *(code(part.kind, _take(values, part.columns)) for part in self.parts)],
             dim=-1,
         )
 
@@ -175,20 +176,19 @@ class Rotations(nn.Module):
             return self._decoded(learned)
         values = learned
         for index, part in enumerate(self.parts):
-            columns = list(part.columns)
-            before = learned[..., columns]
-            after = in_range(part.kind, before, self.origin[columns])
-            values = _put(values, columns, torch.where(self.known[index] > 0, after, before))
+            before = _take(learned, part.columns)
+            after = in_range(part.kind, before, _take(self.origin, part.columns))
+            values = _put(values, part.columns, torch.where(self.known[index] > 0, after, before))
         return values
 
     def _decoded(self, learned: Tensor) -> Tensor:
         place = len(self.others)
         found = {column: learned[..., index] for index, column in enumerate(self.others)}
         for part in self.parts:
-            width, columns = part.learned_width("6d"), list(part.columns)
-            values = decode(part.kind, learned[..., place : place + width], self.reference[columns])
-            values = in_range(part.kind, values, self.origin[columns])
-            found |= {column: values[..., index] for index, column in enumerate(columns)}
+            width = part.learned_width("6d")
+            values = decode(part.kind, learned[..., place : place + width], _take(self.reference, part.columns))
+            values = in_range(part.kind, values, _take(self.origin, part.columns))
+            found |= {column: values[..., index] for index, column in enumerate(part.columns)}
             place += width
         return torch.stack([found[column] for column in range(self.width)], dim=-1)
 
@@ -225,10 +225,21 @@ def fit_rotations(
     return fit
 
 
-def _put(values: Tensor, columns: Sequence[int], part: Tensor) -> Tensor:
+def _take(values: Tensor, columns: tuple[int, ...]) -> Tensor:
+    """Columns of (..., d); those that lie side by side, as they mostly do, without a copy."""
+    first, last = columns[0], columns[-1] + 1
+    return values[..., first:last] if columns == tuple(range(first, last)) else values[..., list(columns)]
+
+
+def _put(values: Tensor, columns: tuple[int, ...], part: Tensor) -> Tensor:
     """The values with these columns replaced."""
+    width, first, last = values.shape[-1], columns[0], columns[-1] + 1
+    if len(columns) == width and columns == tuple(range(width)):
+        return part
+    if columns == tuple(range(first, last)):
+        return torch.cat([values[..., :first], part, values[..., last:]], dim=-1)
     place = {column: index for index, column in enumerate(columns)}
-    return torch.stack([part[..., place[c]] if c in place else values[..., c] for c in range(values.shape[-1])], dim=-1)
+    return torch.stack([part[..., place[c]] if c in place else values[..., c] for c in range(width)], dim=-1)
 
 
 def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tuple[RotationColumns, ...]:

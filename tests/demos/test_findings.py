@@ -117,3 +117,19 @@ def test_an_observation_that_holds_the_last_action_is_found():
         "pose": np.random.default_rng(1).normal(size=(10, 3)),
     }
     assert list(holds_last_action(a_demo(obs, actions))) == ["state"]
+
+
+def test_rotations_that_jump_are_found_where_they_are():
+    """One pose with two far-apart values is learned as two; a user must know which columns to declare."""
+    half = np.linspace(0.2, 0.6, 8)
+    turn = np.stack([np.sin(half), 0 * half, 0 * half, np.cos(half)], axis=1)
+    flipped = np.where(np.arange(8)[:, None] < 4, turn, -turn)
+    roll = (np.linspace(2.9, 3.4, 8) + np.pi) % (2 * np.pi) - np.pi
+    obs = {"object": np.c_[half, flipped], "steady": turn, "rpy": np.stack([half, roll], axis=1)}
+    gripper = np.c_[np.zeros((8, 3)), np.where(half < 0.4, -1.0, 1.0)]
+    found = list(demo_notes(Demo("demo_0", obs, gripper)))
+    assert [text.partition(";")[0] for text in found] == [
+        "object[1:5]: a quaternion whose sign flips",
+        "rpy[1:2]: an angle that jumps by a turn",
+    ]
+    assert all("--normalization.rotations" in text for text in found)

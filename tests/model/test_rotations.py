@@ -190,3 +190,21 @@ def test_the_reference_travels_with_the_weights():
     loaded.load_state_dict(fitted.state_dict())
     values = torch.from_numpy(rows)
     torch.testing.assert_close(loaded.normalize(values), fitted.normalize(values), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["aligned", "6d"])
+def test_a_column_that_never_changes_is_no_part_of_the_rotation(form):
+    """The default rule takes it out of the arm: pitch stands still in many tasks while roll and yaw turn."""
+    turns = np.random.default_rng(5).uniform(-pi, pi, size=(40, 3)).astype(np.float32)
+    turns[:, 1] = 0.3
+    rows = poses(turns)
+    spec = ActionSpec(arm=[0, 1, 2, 3, 5], gripper=0, constant={4: 0.3})
+    parts = action_rotations(spec, form, {"actions[3:6]": "angle"})
+    assert parts[0].columns == (3, 5)
+    normalizer = ActionNormalizer(spec, Statistics.of(rows, parts, form), parts, form)
+    target = torch.from_numpy(normalizer.to_target(rows))
+    back = normalizer.to_rows(Chunk(arm=target[:, None], gripper_logit=target[:, None, :0]))[:, 0]
+    np.testing.assert_allclose(back.numpy(), rows, atol=1e-5)
+    if form == "6d":
+        with pytest.raises(ValueError, match="needs them all, use aligned"):
+            action_rotations(spec, form, {"actions[3:6]": "axis-angle"})
