@@ -152,9 +152,9 @@ def _rotation_jumps(key: str, rows: np.ndarray) -> Iterator[str]:
     for first in range(rows.shape[1] - 3):
         block = rows[:, first : first + 4]
         unit = np.abs(np.linalg.norm(block, axis=1) - 1).max() < SAME
-        # A gripper of -1 or 1 behind three zeros is of length 1 too.
-        turned = ((block[1:] * block[:-1]).sum(axis=1) < -0.5) & ((block[1:] != 0).sum(axis=1) > 1)
-        if unit and turned.any():
+        # Three small numbers and a gripper of -1 or 1 are of about that length too.
+        gripper = ((np.ptp(np.abs(block), axis=0) == 0) & (block[0] != 0)).any()
+        if unit and not gripper and ((block[1:] * block[:-1]).sum(axis=1) < -0.5).any():
             yield f"{key}[{first}:{first + 4}]: a quaternion whose sign flips; {DECLARE} quaternion"
     jumps = np.abs(np.diff(rows, axis=0))
     wraps = (np.abs(jumps - 2 * np.pi) < 0.5).any(axis=0) & (np.abs(rows).max(axis=0) <= 2 * np.pi + SAME)
