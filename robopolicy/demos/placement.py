@@ -17,9 +17,11 @@ MEMORY_SHARE = 0.5
 
 
 def choose_placement(placement: Placement, wide_bytes: int, device: torch.device) -> Literal["device", "host", "disk"]:
-    """Where pictures and tokens of so many bytes go; the choice and its reason are logged."""
+    """Where pictures and tokens of so many bytes go; the choice and its reason are logged if there are any."""
     if placement != "auto":
         return placement
+    if wide_bytes == 0:
+        return "device"
     host = _free_host_bytes()
     on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
     if wide_bytes <= MEMORY_SHARE * on_device:

@@ -94,7 +94,7 @@ def _listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
     except OSError as error:
         raise DemoFormatError(f"{url}: can't be reached ({' '.join(str(error).split())})") from error
     if not files:
-        raise DemoFormatError(f"{url}: no such file or folder")
+        raise DemoFormatError(f"{url}: no such file or folder, or it can't be reached")
     return files
 
 

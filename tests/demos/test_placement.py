@@ -14,4 +14,7 @@ def test_the_placement_is_chosen_by_size_and_said(monkeypatch, caplog):
         assert choose_placement("auto", int(1000 * MEMORY_SHARE), torch.device("cpu")) == "device"
         assert choose_placement("auto", int(1000 * MEMORY_SHARE) + 1, torch.device("cpu")) == "disk"
         assert choose_placement("host", 10**15, torch.device("cpu")) == "host"
-    assert "placement disk" in caplog.text
+        assert "placement disk" in caplog.text
+        caplog.clear()
+        assert choose_placement("auto", 0, torch.device("cpu")) == "device"
+    assert not caplog.text, "nothing to place, nothing to say"
