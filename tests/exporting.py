@@ -2,7 +2,7 @@
 
 python -m tests.exporting OUT CASE ...    writes OUT/CASE/run and OUT/CASE/exported for each case
 
-`tests/control/tiny_export` is the export of the case `tiny`.
+`tests/control/tiny_export` is the export of the case `tiny`, `tests/cli/robot_export` that of `robot`, which moves our arm.
 """
 
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
+from robopolicy.config import EncoderConfig, ExecutionConfig, ExperimentConfig, HeadConfig
 from robopolicy.control.export import export_policy
 from robopolicy.model.checkpoint import save_policy
 from robopolicy.model.normalization import Statistics
@@ -27,7 +27,11 @@ CASES = {
     "torch": ("keys", {}, "torch", False),
 }
 """Encoder, head, format, int8."""
-TINY = {"tiny": ("keys", {"layers": 1, "hidden": 8}, "onnx", False)}
+ARM = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
+TINY = {
+    "tiny": ("keys", {"layers": 1, "hidden": 8}, "onnx", False),
+    "robot": ("keys", {"layers": 1, "hidden": 8, "chunk": 4}, "onnx", False),
+}
 SLOW_CASES = {"int8": ("keys", {}, "onnx", True)} | {
     f"{kind}-{cell}-{history}-{pooling}-{head}": (
         kind,
@@ -50,8 +54,10 @@ SLOW_CASES = {"int8": ("keys", {}, "onnx", True)} | {
 }
 
 
-def make_policy(kind: str = "keys", instruction: bool = True, **head: object) -> ChunkPolicy:
-    """A policy with random weights that act on scales as a real arm's."""
+def make_policy(
+    kind: str = "keys", instruction: bool = True, action: ActionSpec = INTERLEAVED, **head: object
+) -> ChunkPolicy:
+    """A policy with random weights that act on scales as a real arm's; one of our arm moves it gently."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     obs = {"ee_pose": ArraySpec((7,)), "gripper": ArraySpec((1,))}
@@ -62,15 +68,17 @@ def make_policy(kind: str = "keys", instruction: bool = True, **head: object) ->
     config = ExperimentConfig(
         encoder=EncoderConfig(kind=kind, width=16, hidden=16, instruction=instruction),  # type: ignore[arg-type]
         head=HeadConfig(**{**SMALL, **head}),  # type: ignore[arg-type]
+        execution=ExecutionConfig(replan_every=2) if action == ARM else ExecutionConfig(),
     )
+    low_action, high_action = (-0.2, 0.2) if action == ARM else (-2, 3)
     low = {key: spec for key, spec in obs.items() if not spec.is_image and key != "tokens"}
     return ChunkPolicy(
         config,
-        INTERLEAVED,
+        action,
         obs,
         Vocabulary.of(["lift the red cube", "lift the blue cube"]),
         obs_statistics={key: Statistics.of(rng.normal(1, 2, size=(50, *spec.shape))) for key, spec in low.items()},
-        action_statistics=Statistics.of(rng.uniform(-2, 3, size=(50, INTERLEAVED.width))),
+        action_statistics=Statistics.of(rng.uniform(low_action, high_action, size=(50, action.width))),
     ).eval()
 
 
@@ -78,7 +86,8 @@ def export_case(out: Path, name: str) -> None:
     """The run folder and the export of one case."""
     kind, head, format, int8 = (CASES | SLOW_CASES | TINY)[name]
     provenance = {"task": "lift", "control_dt": 0.05, "demo_files": ["/home/someone/lift.hdf5"]}
-    save_policy(make_policy(kind, **head), out / name / "run", provenance)
+    action = ARM if name == "robot" else INTERLEAVED
+    save_policy(make_policy(kind, action=action, **head), out / name / "run", provenance)
     export_policy(out / name / "run", out / name / "exported", format, int8)  # type: ignore[arg-type]
 
 

@@ -48,13 +48,11 @@ def driver_of(options: Namespace) -> Driver:
 
 
 def _local(options: Namespace) -> Driver:
-    from robopolicy.control.export import MANIFEST
+    from robopolicy.control.runtime import MANIFEST, load
 
     if (Path(options.policy) / MANIFEST).is_file():
-        from robopolicy.control.runtime import load
-
         policy: Any = load(options.policy, threads=1)
-        spec, trained = policy.spec, ExecutionConfig()
+        spec, trained = policy.spec, ExecutionConfig(**policy.execution)
     else:
         import torch
 
@@ -70,13 +68,19 @@ def _local(options: Namespace) -> Driver:
 
 def _served(options: Namespace) -> Driver:
     from robopolicy.client import PolicyClient
+    from robopolicy.control.serving.access import read_api_key
 
     host, _, port = options.server.rpartition(":")
-    key = Path(options.api_key_file).read_text().strip() if options.api_key_file else None
+    if not port.isdigit():
+        raise ConfigError(f"--server {options.server}: expected HOST:PORT")
+    key = read_api_key(options.api_key_file) if options.api_key_file else None
     client = PolicyClient(host or "127.0.0.1", int(port), api_key=key, timeout_s=5.0, connect_timeout_s=10.0)
     told = client.metadata
     if told.get("frame_stride", 1) != 1:
-        raise ConfigError(f"the served policy wants every {told['frame_stride']}th frame, and run shows it all of them")
+        raise ConfigError(
+            f"the served policy remembers every {told['frame_stride']}. frame, and over a server run shows it all of them; "
+            f"run its folder here, or serve a policy trained with --data.frame_stride 1"
+        )
     names = ("observation", "chunk", "window", "history", "frame_stride", "control_dt", "provenance")
     observation = {key: field for key, field in told["observation"].items() if field["dtype"] != "str"}
     values = {name: told[name] for name in names} | {"observation": observation, "action": told["action_spec"]}

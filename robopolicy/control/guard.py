@@ -13,13 +13,19 @@ SLOWING = 0.001
 """Share by which the playback is slowed down while commands come later than they used to; more would jerk the arm."""
 
 
+LEAP_RAD = 0.02
+"""How far from where the robot rests its first command may be [rad]: measured and commanded places differ a little."""
+SPEED_SHARE = 1.05
+"""Share of the velocity limits that two commands in a row may ask for."""
+
+
 class CommandGuard:
     """Stands between the commands that arrive and the joints of one robot.
 
     Commands are played by their stamps, a little later than they come, and interpolated between two of them: so those
     that arrive in bursts move the joints as evenly as they were sent. A gap is bridged at constant velocity. A gap
-    longer than `deadline_s`, a command that is not finite or beyond a joint's limit, or a leap from where the robot has
-    been standing ends the commands for good. A new connection is a new guard.
+    longer than `deadline_s`, a command that is not finite or beyond a joint's limit, one that is too far from the one
+    before, or a leap from where the robot has been standing ends the commands for good. A new connection is a new guard.
 
     Args:
         profile: the robot's limits.
@@ -64,8 +70,9 @@ class CommandGuard:
             self.stop(wrong)
         if self.stopped is not None:
             raise RobotError(f"the robot stopped itself: {self.stopped}")
-        if self._behind_s is None:
-            self._behind_s = now_s - stamp_s + self.delay_s
+        behind_s = now_s - stamp_s + self.delay_s
+        if self._behind_s is None or (behind_s < self._behind_s and self._resting):
+            self._behind_s = behind_s  # the first commands may have been held up; the motion need not be
         self._waiting.append((stamp_s, position_rad))
 
     def stop(self, reason: str) -> None:
@@ -82,6 +89,11 @@ class CommandGuard:
         if self.stopped is None and self._behind_s is not None:
             self._played.append(self._play(t_s, self._behind_s))
         return self._played[-1] if self.stopped is None else self._smoother.step()
+
+    @property
+    def _resting(self) -> bool:
+        """Whether no command that waits moves the robot."""
+        return not any((position != self._played[-1]).any() for _, position in self._waiting)
 
     def _play(self, t_s: float, behind_s: float) -> np.ndarray:
         waiting, playing_s = self._waiting, t_s - behind_s
@@ -117,9 +129,15 @@ class CommandGuard:
         beyond = np.maximum(profile.position_lower_rad - position_rad, position_rad - profile.position_upper_rad)
         if beyond.max() > 1e-6:
             return f"a command for {profile.joint_names[int(beyond.argmax())]} is beyond its limits"
-        if self._waiting and stamp_s <= self._waiting[-1][0]:
+        if not self._waiting:
+            leap = np.abs(position_rad - self._played[-1]).max()
+            return (
+                f"the first command is {leap:.2f} rad away, at most {LEAP_RAD} rad allowed" if leap > LEAP_RAD else None
+            )
+        before_s, before = self._waiting[-1]
+        if stamp_s <= before_s:
             return "stamps of commands must increase"
-        leap = np.abs(position_rad - self._played[-1]).max()
-        if self._behind_s is None and leap > profile.first_jump_rad:
-            return f"the first command is {leap:.2f} rad away, at most {profile.first_jump_rad} rad allowed"
+        share = np.abs(position_rad - before) / (stamp_s - before_s) / profile.velocity_rad_s
+        if share.max() > SPEED_SHARE:
+            return f"commands for {profile.joint_names[int(share.argmax())]} ask for {share.max():.1f} times its velocity limit"
         return None

@@ -111,6 +111,11 @@ class ExportedPolicy:
         return self.spec.window
 
     @property
+    def execution(self) -> dict[str, Any]:
+        """How its chunks are meant to be executed: the fields of `robopolicy.config.ExecutionConfig`."""
+        return dict(self.manifest["execution"])
+
+    @property
     def obs(self) -> Mapping[str, ArraySpec]:
         """Every key the policy sees, with the shape and type of one frame."""
         return self.spec.observation

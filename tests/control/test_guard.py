@@ -92,6 +92,29 @@ def test_a_robot_at_rest_may_be_left_alone_and_must_be_met_where_it_stands(panda
         guard.receive(np.add(panda.home_rad, 0.5), 99.0, 99.0)
 
 
+def test_a_first_command_that_was_held_up_does_not_delay_the_motion_after_it(panda):
+    """An arm that plays everything as late as its first packet came, half a second behind what its policy sees."""
+    rows = sweep(panda, 2.0)
+    arrivals_s = 50.0021 + np.arange(len(rows)) * PERIOD
+    on_time = play(CommandGuard(panda, PERIOD, rows[0]), rows, arrivals_s, 2.6)
+    guard = CommandGuard(panda, PERIOD, rows[0], deadline_s=1.0)
+    guard.receive(rows[0], -PERIOD, 50.4)
+    played = play(guard, rows, arrivals_s, 2.6)
+    np.testing.assert_allclose(played[20:], on_time[20:], atol=1e-3)
+
+
+def test_a_stride_between_two_commands_that_no_joint_could_make_ends_them(panda):
+    """A sender that skips its own limits in the middle of a motion, trusted because the motion began well."""
+    rows = sweep(panda, 1.0)
+    rows[60:] += [0, 0, 0.05, 0, 0, 0, 0]
+    guard = CommandGuard(panda, PERIOD, rows[0])
+    with pytest.raises(RobotError, match=r"commands for panda_joint3 ask for 4\.\d times its velocity limit"):
+        play(guard, rows, 50.0021 + np.arange(len(rows)) * PERIOD, 1.0)
+    played = np.stack([guard.position(60.0 + tick * PERIOD) for tick in range(200)])
+    assert guard.at_rest
+    assert np.abs(np.diff(played, axis=0)).max() <= max(panda.velocity_rad_s) * PERIOD
+
+
 @pytest.mark.parametrize(
     ("command", "reason"),
     [(np.full(7, np.nan), "finite"), (np.zeros(6), "7 finite"), (np.full(7, 3.0), "panda_joint. is beyond its limits")],
