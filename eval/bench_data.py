@@ -15,7 +15,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from bench_table import bar, machine
 from robomimic_loader import BATCH, WINDOW, Measured, Repeated, peers, rate_of
 
 from robopolicy.demos.formats import open_demos
@@ -63,7 +63,7 @@ def main() -> None:
     print_table(rows, bars)
     if options.json:
         result = {
-            "machine": machine(),
+            "machine": {**machine(), "h5py": h5py.__version__, "threads": torch.get_num_threads()},
             "command": " ".join(["python", "eval/bench_data.py", *map(shown, sys.argv[1:])]),
             "rows": rows,
             "bars": bars,
@@ -204,12 +204,6 @@ def sparse_file(path: Path) -> None:
             h5py.h5d.create(group["obs"].id, b"front", h5py.h5t.NATIVE_UINT8, space, dcpl=kept)
 
 
-def bar(name: str, value: float, goal: float, better: str = "higher") -> dict[str, Any]:
-    """One goal and whether it is met."""
-    passed = value >= goal if better == "higher" else value <= goal
-    return {"name": name, "value": float(value), "goal": goal, "better": better, "passed": bool(passed)}
-
-
 def print_table(rows: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
     """The figures, then the bars."""
     for row in rows:
@@ -224,18 +218,6 @@ def print_table(rows: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
         sign = ">=" if goal["better"] == "higher" else "<="
         verdict = "passed" if goal["passed"] else "MISSED"
         print(f"{verdict}  {goal['name']}: {goal['value']:.3g} ({sign} {goal['goal']:g})")
-
-
-def machine() -> dict[str, Any]:
-    """What this ran on."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "h5py": h5py.__version__,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def shown(argument: str) -> str:

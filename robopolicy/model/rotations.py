@@ -243,7 +243,7 @@ def _put(values: Tensor, columns: tuple[int, ...], part: Tensor) -> Tensor:
 
 
 def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tuple[RotationColumns, ...]:
-    found = []
+    found: list[RotationColumns] = []
     for text, kind in declared.items():
         match = DECLARED.fullmatch(text)
         if match is None:
@@ -257,6 +257,10 @@ def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tup
             raise ValueError(
                 f"--normalization.rotations {text!r}: {len(columns)} of the {width} columns of {key}; "
                 f"a {kind} has {expected}, name them as {key}[first:last]"
+            )
+        if twice := [column for part in found for column in part.columns if column in columns]:
+            raise ValueError(
+                f"--normalization.rotations {text!r}: column {twice[0]} of {key} is of another one already"
             )
         found.append(RotationColumns(columns, kind, declared=True))
     return tuple(found)

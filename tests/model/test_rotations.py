@@ -170,6 +170,8 @@ def test_what_is_no_rotation_is_refused_if_declared_and_left_alone_if_guessed(ca
     torch.testing.assert_close(guessed.unnormalize(values), values, rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"quaternion has 4, name them as pose\[first:last\]"):
         key_rotations("pose", 7, "aligned", {"pose": "quaternion"})
+    with pytest.raises(ValueError, match="column 3 of pose is of another one already"):
+        key_rotations("pose", 7, "aligned", {"pose[3:7]": "quaternion", "pose[0:4]": "angle"})
 
 
 def test_a_policy_saved_before_rotations_were_known_is_not_changed():
