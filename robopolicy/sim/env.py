@@ -121,7 +121,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         return self.scene.xml
 
     @property
-    def instructions(self) -> Sequence[str]:
+    def instructions(self) -> tuple[str, ...] | Instructions:
         """What is asked of each world at present."""
         if self.on_device:
             return Instructions(self.instruction_id.clone(), self.sentences.texts)

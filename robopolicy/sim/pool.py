@@ -55,7 +55,7 @@ class EpisodePool:
         return self._rng.integers(2**31, size=count).tolist()
 
 
-class Instructions(Sequence[str]):
+class Instructions(Sequence[Any]):
     """What each world is asked, as words that are read from the device when they are looked at.
 
     Args:

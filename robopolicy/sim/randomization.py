@@ -130,14 +130,16 @@ def noise(
     32-bit integers are mixed by multiply and xorshift (Ellis's lowbias32), two by two made normal by Box and Muller.
     """
     xp = namespace(seed)
-    columns = like(seed, np.arange(1, 2 * width + 1))
-    key = _mix(_mix(seed & _WORD) ^ (step * 2 + stream))
+    columns = like(seed, np.arange(2 * width) + 0x9E3779B9)  # apart from any key
+    key = _mix(_mix(seed & _WORD) ^ (step * STREAMS + stream))
     words = _mix(key[:, None] ^ _mix(columns))
     uniform = (words * 1.0 + 0.5) / 2.0**32
     radius = xp.sqrt(-2.0 * xp.log(uniform[:, :width]))
     return radius * xp.cos(2 * np.pi * uniform[:, width:])
 
 
+STREAMS = 64
+"""Independent noises at one step of one episode."""
 _WORD = 0xFFFFFFFF
 
 

@@ -79,7 +79,7 @@ def test_expert_is_a_function_of_the_present_alone():
     other.reset(seed=0)
     other.physics.qpos[:] = env.physics.qpos
     other.physics.qvel[:] = env.physics.qvel
-    other._observe_state()
+    other.observe()
     np.testing.assert_array_equal(expert_actions(env), expert_actions(other))
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from robopolicy.sim.env import RobotVectorEnv
 
@@ -48,8 +49,7 @@ def test_front_picture_is_upright_and_red_is_red(env):
     for where, (x, y) in {"middle": (0.5, 0.0), "right": (0.5, 0.15), "near": (0.62, 0.0)}.items():
         cube = env.physics.qpos[:, env.scene.object_slice].reshape(3, -1, 7)[0]
         env.physics.qpos[0, env.scene.object_slice] = np.concatenate([[x, y, 0.02, 1, 0, 0, 0], cube[1:].ravel()])
-        env._observe_state()
-        places[where] = reddest(env._observation()["front"][0])
+        places[where] = reddest(env.observe()["front"][0])
     assert places["right"][1] > places["middle"][1] + 10
     assert places["near"][0] > places["middle"][0] + 5
 
@@ -60,8 +60,7 @@ def test_the_whole_placement_area_is_in_the_front_picture(env):
     for x in (0.35, 0.65):
         for y in (-0.2, 0.2):
             env.physics.qpos[0, env.scene.object_slice.start :][:7] = [x, y, 0.02, 1, 0, 0, 0]
-            env._observe_state()
-            row, column = reddest(env._observation()["front"][0])
+            row, column = reddest(env.observe()["front"][0])
             assert 2 < row < 61
             assert 2 < column < 61
 
@@ -71,3 +70,72 @@ def test_pictures_are_reproducible(env):
     first, _ = env.reset(seed=1)
     again, _ = env.reset(seed=1)
     np.testing.assert_array_equal(first["front"], again["front"])
+
+
+@pytest.fixture(scope="module", params=["batch", "warp"])
+def deep_env(request) -> RobotVectorEnv:
+    """Two worlds of `place` that also show depth and segmentation, by each physics."""
+    return RobotVectorEnv(
+        "place", 2, physics=request.param, cameras=("wrist", "front"), image_size=32, depth=True, segmentation=True
+    )
+
+
+def test_depth_is_the_distance_along_the_cameras_axis(deep_env):
+    """Distances along each pixel's ray would bend every plane."""
+    obs, _ = deep_env.reset(seed=0)
+    assert deep_env.observation_space["front_depth"].shape == (2, 32, 32)
+    depth = np.asarray(obs["front_depth"])
+    model = deep_env.scene.model
+    camera = model.camera("front")
+    axis = np.array(camera.mat0).reshape(3, 3)[:, 2]
+    rows, columns = np.nonzero(np.asarray(obs["front_segmentation"])[0] == model.geom("table").id)
+    assert len(rows) > 300
+    half = np.tan(np.deg2rad(model.cam_fovy[camera.id]) / 2)
+    right, down = (2 * columns + 1) / 32 - 1, (2 * rows + 1) / 32 - 1
+    rays = np.stack([right * half, -down * half, -np.ones_like(right)], -1) @ np.array(camera.mat0).reshape(3, 3).T
+    heights = camera.pos[2] + rays[:, 2] * depth[0, rows, columns]
+    np.testing.assert_allclose(heights, 0.0, atol=2e-3)
+    assert axis[2] > 0
+
+
+def test_segmentation_names_the_geoms_that_are_seen(deep_env):
+    """Numbers of another camera, or of sites, would label the wrong things."""
+    obs, _ = deep_env.reset(seed=0)
+    seen = np.asarray(obs["front_segmentation"])
+    assert seen.dtype == np.int32
+    assert deep_env.observation_space["front_segmentation"].contains(seen)
+    model, picture = deep_env.scene.model, np.asarray(obs["front"])
+    red = int(model.body("cube_red").geomadr[0])
+    colors = picture[seen == red].astype(int)
+    assert len(colors) > 5
+    assert (colors[:, 0] > 1.5 * colors[:, 1]).all()
+    assert set(np.unique(seen)) <= set(range(-1, model.ngeom))
+
+
+def test_both_kinds_of_physics_show_the_same_pictures():
+    """A policy trained on the CPU's pictures would be measured on others."""
+    kinds = [
+        RobotVectorEnv(
+            "place", 2, physics=kind, cameras=("wrist", "front"), image_size=32, depth=True, segmentation=True
+        )
+        for kind in ("batch", "warp")
+    ]
+    for env in kinds:
+        env.reset(seed=3)
+    states = kinds[0].states()
+    kinds[1].physics.qpos.copy_(torch.from_numpy(states[:, : kinds[0].scene.model.nq]))
+    theirs, ours = kinds[0].observe(), kinds[1].observe()
+    for key in ("wrist", "front", "wrist_depth", "front_depth", "front_segmentation"):
+        difference = np.abs(ours[key].numpy().astype(float) - theirs[key])
+        assert (difference > (2 if theirs[key].dtype == np.uint8 else 1e-3)).mean() < 0.002, key
+
+
+def test_shadows_darken_and_nothing_else():
+    """An option that does nothing, or lights the scene otherwise."""
+    plain, shaded = (
+        RobotVectorEnv("place", 1, cameras=("front",), image_size=32, shadows=shadows).reset(seed=0)[0]["front"]
+        for shadows in (False, True)
+    )
+    change = shaded.astype(int) - plain
+    assert change.min() < -10
+    assert change.max() <= 1

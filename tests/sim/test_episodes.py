@@ -1,0 +1,62 @@
+"""Episodes drawn from their seeds, and the ring that holds them ready."""
+
+import numpy as np
+import torch
+
+from robopolicy.config import RandomizationConfig
+from robopolicy.sim.episodes import Sentences, draw, turns
+from robopolicy.sim.pool import EpisodePool, Instructions
+from robopolicy.sim.randomization import Randomization
+from robopolicy.sim.scene import build_scene
+from robopolicy.sim.tasks import make_task
+
+TASK, SCENE = make_task("place"), build_scene(("cubes", "plates"))
+
+
+def drawn(seeds, sentences=None):
+    changes = Randomization(RandomizationConfig(friction=0.2))
+    return draw(TASK, SCENE, seeds, sentences or Sentences(), changes).on(torch.device("cpu"))
+
+
+def test_an_episode_is_the_same_among_others_and_alone():
+    """A seed must mean one scene, whatever is drawn with it."""
+    sentences = Sentences()
+    many, one = drawn([4, 5, 6], sentences), drawn([6], sentences)
+    for name in ("seed", "qpos", "mocap_pos", "goals", "sentence", "delay"):
+        assert torch.equal(getattr(many, name)[2:], getattr(one, name)), name
+    assert torch.equal(many.fields["geom_friction"][2:], one.fields["geom_friction"])
+    assert len(many) == 3
+
+
+def test_worlds_take_their_turn_in_order():
+    """Two worlds with one episode, or an episode with none."""
+    mask = np.array([True, False, True, True])
+    assert (turns(mask, 5)[mask] == [5, 6, 7]).all()
+    assert torch.equal(
+        turns(torch.from_numpy(mask), torch.tensor([5]))[torch.from_numpy(mask)], torch.tensor([5, 6, 7])
+    )
+
+
+def test_the_ring_never_gives_an_episode_twice():
+    """The same scene again and again would be learned by heart."""
+    pool = EpisodePool(drawn, np.random.default_rng(0), 3)
+    rng, seeds = np.random.default_rng(1), []
+    for _ in range(40):
+        mask = torch.from_numpy(rng.random(3) < 0.7)
+        rows = pool.take(mask)
+        seeds += pool.episodes.seed[rows][mask].tolist()
+        qpos = pool.episodes.qpos[rows][mask]
+        if len(qpos):
+            assert torch.equal(qpos[:1], drawn(seeds[-len(qpos) :][:1]).qpos)
+    assert len(seeds) == len(set(seeds)) > 60
+
+
+def test_instructions_are_words_when_they_are_looked_at():
+    """What is read later must be what was asked then."""
+    sentences = Sentences()
+    ids = torch.tensor([sentences.number(each) for each in ("b", "a", "b")])
+    told = Instructions(ids, sentences.texts)
+    assert list(told) == ["b", "a", "b"]
+    assert told[1:] == ["a", "b"]
+    assert told[-1] == "b"
+    assert len(told) == 3
