@@ -129,6 +129,7 @@ def _robot(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Robot,
 
 def _simulated(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Robot, dict[str, Any]]:
     from robopolicy.sim.robot import SimRobot
+    from robopolicy.sim.worlds import PRIVILEGED
 
     task = options.task or ((driver.env_args or {}).get("env_kwargs") or {}).get("task")
     if task is None:
@@ -147,7 +148,7 @@ def _simulated(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Ro
     stack.callback(robot.close)
     kwargs = {"task": task, "cameras": list(driver.cameras), "image_size": driver.image_size}
     told = {"env_name": f"robopolicy/{task}", "type": 2, "env_kwargs": kwargs, "seed": seed}
-    return robot, told | {"privileged": ["target_pos", "target_offset"]}
+    return robot, told | {"privileged": list(PRIVILEGED)}
 
 
 def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:

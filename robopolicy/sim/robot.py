@@ -17,6 +17,7 @@ from robopolicy.control.profile import RobotProfile, read_profile
 from robopolicy.control.robot import RobotError
 from robopolicy.control.timing import FixedGrid, SystemClock, request_realtime
 from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.physics import BatchPhysics
 from robopolicy.sim.scene import ARM_JOINTS
 from robopolicy.sim.tasks import make_task
 from robopolicy.types import Command, Observation
@@ -204,44 +205,46 @@ class _SharedRows:
         return range(max(taken, self.written - self.SLOTS // 2), self.written)
 
 
-class _RealTimeWorld(RobotVectorEnv):
-    """The task's environment with one world, driven by joint commands instead of actions."""
+class _RealTimeWorld:
+    """One world of the task's environment, driven by joint commands instead of actions."""
+
+    def __init__(self, task: str, physics_dt: float, **options: Any) -> None:
+        self.env = RobotVectorEnv(task, 1, num_threads=1, physics_dt=physics_dt, **options)
+        assert isinstance(self.env.physics, BatchPhysics)
+        self._batch = self.env.physics.batch
+        self._ctrl = self._batch.bind("ctrl")
 
     def begin(self, seed: int) -> Float[np.ndarray, " joints"]:
         """Start an episode; gives the joint positions [rad]."""
-        self.reset(seed=seed)
-        self.ctrl = self.physics.batch.bind("ctrl")
-        self._time_steps = 0
-        return self.physics.qpos[0, :ARM_JOINTS].copy()
+        self.env.reset(seed=seed)
+        self._ticks, self.success, self.failed = 0, False, False
+        return self.qpos
+
+    @property
+    def qpos(self) -> Float[np.ndarray, " joints"]:
+        """Joint positions [rad]; a copy."""
+        return self.env.physics.qpos[0, :ARM_JOINTS].copy()
 
     def advance(self, position_rad: np.ndarray, opening_m: float, ticks: int) -> None:
         """Some physics steps under one command; the task is judged once every control step."""
-        self.ctrl[0, :ARM_JOINTS], self.ctrl[0, ARM_JOINTS:] = position_rad, opening_m / 2
-        self.physics.batch.step(nstep=ticks)
-        self._time_steps += ticks
-        if self._time_steps // self.scene.n_substeps > self._steps[0]:
-            self._steps += 1
-            self._observe_state()
-            self.failed = bool(self._judge()[0]) and not self._success[0]
-
-    failed = False
-
-    @property
-    def success(self) -> bool:
-        """Whether the task is solved."""
-        return bool(self._success[0])
+        self._ctrl[0, :ARM_JOINTS], self._ctrl[0, ARM_JOINTS:] = position_rad, opening_m / 2
+        self._batch.step(nstep=ticks)
+        judged, self._ticks = self._ticks // self.env.scene.n_substeps, self._ticks + ticks
+        if self._ticks // self.env.scene.n_substeps > judged:
+            decided = bool(self.env.judge()[0])
+            self.success = bool(self.env.succeeded[0])
+            self.failed = decided and not self.success
 
     def look(self) -> dict[str, Any]:
         """The observation of now, without batch axis, and the instruction."""
-        self._observe_state()
-        obs = {key: np.array(rows[0]) for key, rows in self._observation().items()}
-        return {"obs": obs, "instruction": self.instructions[0]}
+        obs = {key: np.array(rows[0]) for key, rows in self.env.observe().items()}
+        return {"obs": obs, "instruction": self.env.instructions[0]}
 
 
 def _figures(world: _RealTimeWorld, stopped: bool) -> list[float]:
     """The row that tells the robot's owner how it is."""
     flags = (world.success, world.failed, stopped, time.monotonic())
-    return [*world.physics.qpos[0, :ARM_JOINTS].tolist(), *map(float, flags)]
+    return [*world.qpos.tolist(), *map(float, flags)]
 
 
 def _simulate(
@@ -258,11 +261,11 @@ def _simulate(
 ) -> None:
     """The simulator's process: physics on a fixed grid, until it is told to close or its owner is gone."""
     try:
-        world = _RealTimeWorld(task, 1, num_threads=1, physics_dt=period_s, **options)
+        world = _RealTimeWorld(task, period_s, **options)
         position, opening_m = world.begin(seed), profile.opening_m
         world.look()
         state.write(_figures(world, stopped=False))
-        pipe.send({"control_dt": world.control_dt})
+        pipe.send({"control_dt": world.env.control_dt})
     except (ValueError, KeyError, ImportError) as error:
         pipe.send({"error": str(error)})
         return
@@ -295,4 +298,4 @@ def _simulate(
             position, opening_m = world.begin(message), profile.opening_m
             guard, taken = CommandGuard(profile, period_s, position, deadline_s), commands.written
             state.write(_figures(world, stopped=False))
-            pipe.send({"control_dt": world.control_dt})
+            pipe.send({"control_dt": world.env.control_dt})
