@@ -22,20 +22,30 @@ def with_checksums(demo: Demo) -> Demo:
     return replace(demo, attributes={**demo.attributes, ATTRIBUTE: json.dumps(_checksums(demo))})
 
 
-def verified(demo: Demo, where: str) -> Demo:
-    """The demo without that attribute, after those parts that were read were compared with it; as it is if it has none.
+def verified(demo: Demo, where: str, whole: bool = False) -> Demo:
+    """The demo without that attribute, after its parts were compared with it; as it is if it has none.
+
+    Args:
+        demo: as it was read.
+        where: begins the message.
+        whole: all its observations were read; else those that are there are compared.
 
     Raises:
-        DemoFormatError: a part is not what it was when it was written.
+        DemoFormatError: a part is not what it was when it was written, or is no longer there.
     """
     if ATTRIBUTE not in demo.attributes:
         return demo
     bare = replace(demo, attributes={key: value for key, value in demo.attributes.items() if key != ATTRIBUTE})
     written = _parsed(demo.attributes[ATTRIBUTE])
-    changed = sorted(key for key, value in _checksums(bare).items() if written.get(key, value) != value)
+    found = _checksums(bare)
+    due = {key for key in written if whole or not key.startswith("obs/")}
+    changed = sorted(due - set(found) | {key for key in found if written.get(key, found[key]) != found[key]})
     if changed or "actions" not in written:
         parts = ", ".join(changed) or ATTRIBUTE
-        raise DemoFormatError(f"{where}: {parts} changed since it was written; damaged, copy the file again")
+        raise DemoFormatError(
+            f"{where}: {parts} changed since it was written; copy the file again, or, if the change was meant, delete "
+            f"the demo's attribute {ATTRIBUTE}"
+        )
     return bare
 
 

@@ -155,7 +155,7 @@ class DemoFile:
             )
         except DemoFormatError as error:
             raise DemoFormatError(_prefixed(str(error), self.path.name)) from error
-        return verified(demo, where)
+        return verified(demo, where, whole=keys is None)
 
     def demo_attributes(self, name: str) -> dict[str, Any]:
         """Everything the file says of one demo: num_samples, instruction, seed, model_file, ..."""

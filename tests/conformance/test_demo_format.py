@@ -5,6 +5,7 @@ be written. Video is lossy and compared within a tolerance; what a format can't 
 """
 
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from robopolicy.demos.formats import (
     convert,
     open_demos,
 )
-from robopolicy.types import Demo, DemoFormatError
+from robopolicy.demos.hdf5 import DemoWriter
+from robopolicy.types import ActionSpec, Demo, DemoFormatError
 from tests.demo_samples import (
+    pictures,
     write_act,
     write_lerobot,
     write_libero,
@@ -28,7 +31,35 @@ from tests.demo_samples import (
     write_robomimic,
 )
 
+
+def write_native(path: Path) -> Path:
+    """Our own file with every field that a Demo has, and an observation `qpos` so that ACT takes it."""
+    spec = ActionSpec(arm=[0, 1, 3], gripper=[2], kind="delta", space="ee", rate_hz=15.0)
+    with DemoWriter(path, action_spec=spec, env_args={"env_name": "Lift"}, attributes={"renderer": "ray"}) as writer:
+        for index, steps in enumerate((8, 5, 6)):
+            rng = np.random.default_rng(index)
+            rows = rng.uniform(-1, 1, (steps, 4))
+            rows[:, 2] = np.where(np.arange(steps) < 3, -1.0, 1.0)
+            demo = Demo(
+                f"demo_{index}",
+                {"qpos": rng.normal(size=(steps, 3)), "front": pictures(steps, seed=index)},
+                rows,
+                instruction=f"lift cube {index}",
+                executed_actions=rows + 0.1,
+                rewards=rng.normal(size=steps),
+                dones=np.arange(steps) == steps - 1,
+                states=rng.normal(size=(steps, 5)),
+                tokens=rng.normal(size=(steps, 4, 6)).astype(np.float16),
+                seed=index,
+                attributes={"operator": "A", "mass": 0.2},
+            )
+            writer.write(demo)
+        writer.write_filter_key("train", ["demo_0", "demo_2"])
+    return path
+
+
 FAMILIES = {
+    "native": lambda folder: write_native(folder / "ours.hdf5"),
     "robomimic": lambda folder: write_robomimic(folder / "demos.hdf5"),
     "libero": lambda folder: write_libero(folder / "task_demo.hdf5"),
     "act": lambda folder: write_act(folder / "act"),
@@ -76,6 +107,12 @@ def assert_same(first: Demo, second: Demo, lossy: bool, notes: str) -> None:
         assert key in notes, f"the attribute {key} was dropped without a word"
 
 
+def assert_said(missing: set[str], notes: str) -> None:
+    """Attributes of the whole set that are gone are named; the number of steps and the action spec have their own places."""
+    unsaid = [key for key in missing - {"total", "action_spec"} if key not in notes]
+    assert not unsaid, f"{unsaid} was dropped without a word"
+
+
 def test_reading_writing_and_reading_again_is_the_identity(source, writer, tmp_path):
     """A conversion that loses precision, order, masks or a key would change what is trained on."""
     target = tmp_path / "converted"
@@ -91,6 +128,7 @@ def test_reading_writing_and_reading_again_is_the_identity(source, writer, tmp_p
                 assert_same(before.read(name), after.read(name), writer.name in ("lerobot", "lerobot-v2.1"), notes)
             if writer.name != "act":  # an ACT episode says nothing of its actions
                 assert action_spec_of(after) == action_spec_of(before), "a lost rate makes a chunk last another time"
+            assert_said({key for key, value in before.attributes.items() if value} - set(after.attributes), notes)
             kept = {key: list(names) for key, names in after.filter_keys.items()}
             assert kept == {key: list(names) for key, names in before.filter_keys.items()} or "filter keys" in notes
 

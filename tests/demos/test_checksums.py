@@ -23,16 +23,26 @@ def test_truth_values_match_the_integers_they_are_stored_as(make_demo):
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [({"instruction": "lift the bl1e cube"}, "attributes"), ({"seed": 2}, "attributes"), ({"rewards": None}, None)],
+    [
+        ({"instruction": "lift the bl1e cube"}, "attributes"),
+        ({"seed": 2}, "attributes"),
+        ({"rewards": None}, "rewards"),
+    ],
 )
-def test_what_the_demo_says_is_covered_and_what_wasn_t_read_is_not_missed(make_demo, change, part):
-    """A changed instruction is as wrong as a changed action; reading without some key is no damage."""
+def test_what_the_demo_says_is_covered_and_what_is_gone_is_missed(make_demo, change, part):
+    """A changed instruction is as wrong as a changed action; a damaged name makes a whole part disappear."""
     changed = dataclasses.replace(with_checksums(make_demo(1)), **change)
-    if part is None:
+    with pytest.raises(DemoFormatError, match=f"x.hdf5, demo_1: {part} changed since it was written"):
         verified(changed, "x.hdf5, demo_1")
-    else:
-        with pytest.raises(DemoFormatError, match=f"x.hdf5, demo_1: {part} changed since it was written"):
-            verified(changed, "x.hdf5, demo_1")
+
+
+def test_an_observation_that_was_not_asked_for_is_not_missed(make_demo):
+    """Training reads few keys of many; but one that is gone from the file is."""
+    demo = with_checksums(make_demo(1))
+    some = dataclasses.replace(demo, obs={"gripper": demo.obs["gripper"]})
+    verified(some, "x.hdf5, demo_1")
+    with pytest.raises(DemoFormatError, match="obs/cube_red, obs/ee_pose, obs/front changed"):
+        verified(some, "x.hdf5, demo_1", whole=True)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", 3])
