@@ -1,10 +1,12 @@
 """Functions of tensors that run as one CUDA graph where there is a GPU."""
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+LOG = logging.getLogger(__name__)
 WARM_UPS = 3
 """Calls that run as they are, on a stream of their own, before the graph is captured, as torch advises."""
 
@@ -12,8 +14,8 @@ WARM_UPS = 3
 class Captured:
     """A function of tensors whose shapes and types never change; on a GPU captured once as a graph and replayed.
 
-    Elsewhere it is the function itself. It must not wait for the device nor depend on the tensors' values otherwise than
-    by computing with them.
+    Elsewhere it is the function itself. It should not wait for the device nor depend on the tensors' values otherwise than
+    by computing with them; one that can't be captured is reported once, and runs as it is.
 
     Args:
         function: Tensors in, tensors out.
@@ -33,11 +35,12 @@ class Captured:
         self._calls += 1
         if self._calls <= WARM_UPS:
             return self._beside(*inputs)
-        if self._graph is None:
+        if self._calls == WARM_UPS + 1:
             self._capture(inputs)
+        if self._graph is None:
+            return self._function(*inputs)
         for mine, given in zip(self._inputs, inputs, strict=True):
             mine.copy_(given)
-        assert self._graph is not None
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)
 
@@ -51,6 +54,11 @@ class Captured:
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = [given.clone() for given in inputs]
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = self._function(*self._inputs)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._outputs = self._function(*self._inputs)
+        except RuntimeError as error:
+            LOG.warning("not captured as a CUDA graph, and slower for it: %s", str(error).splitlines()[0])
+        else:
+            self._graph = graph

@@ -16,10 +16,12 @@ from torch import Tensor
 from robopolicy.config import ExecutionConfig
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.streaming import MemoryState
 from robopolicy.sim.capture import Captured
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.episodes import turns
 from robopolicy.sim.rollout import Episode, Record, Timing
+from robopolicy.types import Chunk
 
 LOOK_EVERY = 32
 """Steps between two looks at a GPU; each waits for it once."""
@@ -72,26 +74,25 @@ class DevicePolicyActor:
         with torch.no_grad():
             seen = self.policy.inputs(obs, self.policy.obs)
             state = self._states[turn]
-            self._like = state
-            rows, logit, age, *tensors = self._ticks[turn](
+            arm, logit, age, *tensors = self._ticks[turn](
                 *seen.values(), self._text(instruction_id), state.age, *state.tensors
             )
-            self._states[turn] = type(state)(state.history, age, tuple(tensors))
+            self._states[turn] = MemoryState(state.history, age, tuple(tensors))
+            rows = self.policy.action_normalizer.to_rows(Chunk(arm, logit))
             self.executor.add(rows, now_s, gripper_logit=logit)
             action = self.executor.action(now_s)
         return action, action
 
     def _think(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One tick with plain tensors in and out."""
-        count, state = len(self.policy.obs), self._like
+        count, history = len(self.policy.obs), self._states[0].history
         obs = dict(zip(self.policy.obs, tensors[:count], strict=True))
         text, age, *memory = tensors[count:]
         encoding = self.policy.encode(obs, text if self.policy.text is not None else None)
         chunk, after = self.policy.head.step(
-            encoding.tokens, type(state)(state.history, age, tuple(memory)), encoding.token_valid
+            encoding.tokens, MemoryState(history, age, tuple(memory)), encoding.token_valid
         )
-        rows = self.policy.action_normalizer.to_rows(chunk)
-        return rows, chunk.gripper_logit, after.age, *after.tensors
+        return torch.as_tensor(chunk.arm), torch.as_tensor(chunk.gripper_logit), after.age, *after.tensors
 
     def _text(self, instruction_id: Tensor) -> Tensor:
         """What the text model reads of each world's instruction; the sentences are carried to the device once."""
