@@ -148,7 +148,7 @@ class PolicyTraining(LightningModule):
         step = self.trainer.global_step
         scale = self.schedule.lr_scale(step, self.progress())
         for group in optimizer.param_groups:
-            group["lr"] = scale * group["peak_lr"]
+            group["lr"] = scale * group["peak_lr"] if step >= group["learns_after"] else 0.0
         optimizer.step(closure=optimizer_closure)
         if self._averages:
             decay = min(0.999, (1 + step) / (10 + step))
@@ -206,15 +206,26 @@ def segment_losses(
 def parameter_groups(
     policy: nn.Module, lr: float, encoder_lr_scale: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Trained parameters by peak learning rate and decay: `encoder.*` apart, no decay where there is one axis only."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """Trained parameters by peak learning rate, decay and first step.
+
+    `encoder.*` has a rate of its own, there is no decay where there is one axis only, and the parameters of a module with
+    an attribute `learns_after` stay as they are for so many optimizer steps.
+    """
+    late = {
+        id(parameter): int(getattr(module, "learns_after", 0))
+        for module in policy.modules()
+        if hasattr(module, "learns_after")
+        for parameter in module.parameters()
+    }
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
             peak = lr * encoder_lr_scale if name.startswith("encoder.") else lr
-            groups.setdefault((peak, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((peak, decay, late.get(id(parameter), 0)), []).append(parameter)
     return [
-        {"params": members, "peak_lr": peak, "lr": peak, "weight_decay": decay}
-        for (peak, decay), members in groups.items()
+        {"params": members, "peak_lr": peak, "lr": peak, "weight_decay": decay, "learns_after": first}
+        for (peak, decay, first), members in groups.items()
     ]
 
 

@@ -130,6 +130,20 @@ def test_each_trained_parameter_is_in_one_group_and_only_matrices_decay(data: De
         assert group["peak_lr"] == pytest.approx(1e-4 if name.startswith("encoder.") else 1e-3)
 
 
+@pytest.mark.parametrize(("learns_after", "moves"), [(9, False), (8, True)])
+def test_late_parameters_stay_until_their_first_step(
+    data: DemoDataModule, tmp_path: Path, learns_after: int, moves: bool
+) -> None:
+    """A chooser among objects that learns from the first step on follows random weights, and shuts out the named one."""
+    policy = make_policy(data.experiment, data)
+    late = policy.encoder.together
+    late.learns_after = learns_after
+    before = [parameter.clone() for parameter in late.parameters()]
+    fit(PolicyTraining(policy, Schedule(max_steps=9), lr=1e-2, weight_decay=0.1), data, data.experiment, tmp_path)
+    same = [torch.equal(one, other) for one, other in zip(before, late.parameters(), strict=True)]
+    assert not any(same) if moves else all(same)
+
+
 def test_the_average_shares_what_is_not_trained(data: DemoDataModule) -> None:
     """A frozen vision-language backbone held twice would fill the memory for nothing."""
     policy = make_policy(data.experiment, data)

@@ -69,10 +69,14 @@ class Chooser(nn.Module):
     """The sentence picks among keys that are alike, a few times over: the cube, the plate.
 
     It starts undecided and without a bias, so that the first thing that can move it is a word that tells instructions
-    apart; and it decides fast, since values still mixed invite the rest to remember the training scenes.
+    apart; and it decides fast, since values still mixed invite the rest to remember the training scenes. But not at once:
+    before the rest has learned to follow the mixed value, the gradient's sign is that of random weights, and half of all
+    seeds would shut out the very object that is named.
     """
 
     SHARPNESS = 4.0
+    learns_after = 200
+    """Optimizer steps before these weights move."""
 
     def __init__(self, text_width: int, count: int, choices: int) -> None:
         super().__init__()
