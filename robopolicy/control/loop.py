@@ -5,8 +5,8 @@ The policy observes and thinks in its own thread (`inference`). The caller's thr
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from jaxtyping import Float
@@ -100,7 +100,9 @@ class ControlLoop:
             raise ValueError(
                 f"{profile.name}: the way home breaks a limit; move the robot nearer by its own means first"
             )
-        self._follow_to_rest(slow, FixedGrid(self.clock, self.robot.command_dt))
+        grid = FixedGrid(self.clock, self.robot.command_dt)
+        with self._braked_at_last(slow, grid):
+            self._follow_to_rest(slow, grid)
         self.smoother.start(slow.state[0])
 
     def run(self, duration_s: float, finished: Callable[[], bool] = lambda: False) -> LoopStatistics:
@@ -116,18 +118,29 @@ class ControlLoop:
             self._begin()
             grid = FixedGrid(self.clock, self.robot.command_dt)
             try:
-                self._drive(grid, self.clock.now() + duration_s, finished)
+                with self._braked_at_last(self.smoother, grid):
+                    self._drive(grid, self.clock.now() + duration_s, finished)
             except RobotError as error:  # lost, or stopped by itself: nobody is left to be commanded
                 self._stop(str(error), grid)
-            except BaseException:
-                with suppress(RobotError):
-                    self.smoother.brake()
-                    self._follow_to_rest(self.smoother, grid)
-                self.robot.stop()
-                raise
         if self.stopped is not None:
             self.statistics.stop_s.append(max(self._rested_s - self._stop_began_s, 0.0))
         return self.statistics
+
+    @contextmanager
+    def _braked_at_last(self, smoother: JointSmoother, grid: FixedGrid) -> Iterator[None]:
+        """Whatever is raised in the block but a robot's own error, Ctrl-C included: rest, then the end of all commands."""
+        try:
+            yield
+        except RobotError:
+            raise
+        except BaseException:
+            try:
+                with suppress(RobotError):
+                    smoother.brake()
+                    self._follow_to_rest(smoother, grid)
+            finally:
+                self.robot.stop()
+            raise
 
     def _begin(self) -> None:
         """Forget the last episode."""
@@ -143,13 +156,8 @@ class ControlLoop:
     def _drive(self, grid: FixedGrid, ends_s: float, finished: Callable[[], bool]) -> None:
         """Command after command, until the end or a stop, and on to rest."""
         while self.stopped is None and self.clock.now() < ends_s and not finished():
-            passed = grid.wait()
-            stood_s = (passed - 1) * grid.period_s
-            if stood_s > self.deadline_s:
-                self.smoother.start(self.robot.qpos())
+            if stood_s := self._advance(self.smoother, grid):
                 self._stop(f"the control loop itself stood still for {stood_s:.2f} s", grid)
-            self.statistics.overruns += passed - 1
-            self._send(self.smoother.step(passed), grid)
             if self.stopped is None:
                 self._think(grid)
         self.smoother.brake()
@@ -158,10 +166,23 @@ class ControlLoop:
     def _follow_to_rest(self, smoother: JointSmoother, grid: FixedGrid) -> None:
         """Send a motion to its end, and the end a few times more, so that the robot sees that it is at rest."""
         while not smoother.at_rest:
-            self._send(smoother.step(grid.wait()), grid)
+            self._advance(smoother, grid)
         self._rested_s = grid.t_s
         for _ in range(REST_COMMANDS):
-            self._send(smoother.step(grid.wait()), grid)
+            self._advance(smoother, grid)
+
+    def _advance(self, smoother: JointSmoother, grid: FixedGrid) -> float:
+        """Send the next tick's command; gives for how long the loop stood still [s] where that was beyond the deadline.
+
+        What it should have sent meanwhile would then be one leap: it sends where the robot is instead.
+        """
+        passed = grid.wait()
+        stood_s = (passed - 1) * grid.period_s
+        if stood_s > self.deadline_s:
+            smoother.start(self.robot.qpos())
+        self.statistics.overruns += passed - 1
+        self._send(smoother.step(passed), grid)
+        return stood_s if stood_s > self.deadline_s else 0.0
 
     def _send(self, position: np.ndarray, grid: FixedGrid) -> None:
         self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)
@@ -180,6 +201,9 @@ class ControlLoop:
             return
         now_s = self.clock.now()
         for thought in thoughts:
+            if (ahead_s := thought.observation.stamp_s - now_s) > self.executor.control_dt:
+                self._stop(f"an observation is stamped {ahead_s:.3g} s in the future; use the loop's clock", grid)
+                return
             self._newest_s = thought.observation.stamp_s
             self.statistics.latency_s.append(thought.latency_s)
             self.statistics.slack_s.append(self._newest_s + self.executor.control_dt - now_s)
@@ -252,6 +276,11 @@ class ControlLoop:
         if not np.isfinite(qpos).all():
             self._stop("the robot reports joint positions that are not finite", grid)
             return self.smoother.state[0], []
+        behind_rad = np.abs(qpos - self.smoother.state[0])
+        if behind_rad.max() > profile.following_rad and not self.dry_run:
+            joint = profile.joint_names[int(behind_rad.argmax())]
+            self._stop(f"{joint} is {behind_rad.max():.2f} rad from where it was sent: blocked, or not moving?", grid)
+            return self.smoother.state[0], []
         asked = joint_targets(profile, self.action_spec, action, qpos, self.executor.control_dt)
         jump_rad = np.abs(asked.joint_position_rad - qpos).max()
         if self.action_spec.kind == "absolute" and not self._moved and jump_rad > profile.first_jump_rad:
@@ -269,8 +298,9 @@ class ControlLoop:
         return targets.joint_position_rad, limited + ([why] if why else [])
 
     def _stop(self, reason: str, grid: FixedGrid) -> None:
-        """Begin a controlled stop."""
-        self.smoother.brake()
-        self.stopped, self._stop_began_s = reason, grid.t_s
-        self.statistics.stops.append(reason)
+        """Begin a controlled stop; of several reasons the first is the one that is kept."""
         logger.warning("stopped: %s", reason)
+        if self.stopped is None:
+            self.smoother.brake()
+            self.stopped, self._stop_began_s = reason, grid.t_s
+            self.statistics.stops.append(reason)

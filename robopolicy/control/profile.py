@@ -44,6 +44,8 @@ class RobotProfile:
     """Largest distance of a target from where the joint is [rad]."""
     first_jump_rad: float = 0.2
     """Largest distance of the very first target from where the joint is [rad]; beyond it the start is refused."""
+    following_rad: float = 0.3
+    """Largest distance of a joint from where it was sent [rad]; beyond it the robot is stopped as blocked."""
     opening_m: float = 0.08
     """Distance between the fingers when the gripper is open [m]."""
     kinematics: str | None = None

@@ -1,5 +1,6 @@
 """Figures of a control loop, and the table that shows them live."""
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,11 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+
+
+def _times() -> array:
+    """Eight bytes each: an hour of commands at 1 kHz fits in 29 MB."""
+    return array("d")
 
 
 @dataclass
@@ -31,13 +37,13 @@ class LoopStatistics:
     """Control steps that acted on an earlier observation's chunk, their own not being there in time."""
     elapsed_s: float = 0.0
     """Time from the first control step to the last."""
-    deviation_s: list[float] = field(default_factory=list)
+    deviation_s: array = field(default_factory=_times)
     """How late each control step began, against the grid."""
-    command_deviation_s: list[float] = field(default_factory=list)
+    command_deviation_s: array = field(default_factory=_times)
     """How late each command was sent, against the grid."""
-    latency_s: list[float] = field(default_factory=list)
+    latency_s: array = field(default_factory=_times)
     """From each request to its chunk."""
-    slack_s: list[float] = field(default_factory=list)
+    slack_s: array = field(default_factory=_times)
     """What each control step had left when its chunk was there; negative when it was late."""
     limited: Counter[str] = field(default_factory=Counter)
     """Control steps changed by each kind of limit."""
@@ -73,7 +79,7 @@ def percentiles_ms(times_s: Sequence[float], last: int | None = None) -> dict[st
     """p50, p90, p99 and the extremes of times [s], or of the last so many, in milliseconds; empty where there are none."""
     if not times_s:
         return {}
-    values = np.percentile(1e3 * np.asarray(times_s[-last:] if last else times_s), [0, 50, 90, 99, 100])
+    values = np.percentile(1e3 * np.asarray(times_s[-last:] if last else times_s[:]), [0, 50, 90, 99, 100])
     return dict(zip(("min", "p50", "p90", "p99", "max"), map(float, values), strict=True))
 
 

@@ -258,3 +258,82 @@ def test_an_interrupt_brakes_and_stops_the_robot_before_it_is_raised(fake_robot,
     assert_within_limits(fake_robot)
     with pytest.raises(RobotError, match="was stopped"):
         fake_robot.command(replace(fake_robot.commands[-1]))
+
+
+def test_an_interrupt_on_the_way_home_brakes_too_and_a_second_one_still_stops_the_robot(fake_robot, fake_clock):
+    """Homing is where somebody presses Ctrl-C; commands that just cease jerk the arm."""
+    loop = make_loop(fake_robot, fake_clock, forward)
+    fake_robot._qpos = np.add(fake_robot.profile.home_rad, [0.3, 0.1, 0, 0, 0, 0, 0])
+    loop.smoother.start(fake_robot.qpos())
+    pressed, command = [], fake_robot.command
+
+    def interrupted(sent) -> None:
+        command(sent)
+        if len(fake_robot.commands) in (50, 55):
+            pressed.append(len(fake_robot.commands))
+            raise KeyboardInterrupt
+
+    fake_robot.command = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        loop.go_home()
+    assert pressed == [50, 55]
+    with pytest.raises(RobotError, match="was stopped"):
+        command(fake_robot.commands[-1])
+
+
+def test_an_observation_from_the_future_is_no_fresh_chunk(fake_robot, fake_clock):
+    """A driver that stamps by another clock silences the watchdog for good: its chunks never grow old."""
+    observe = fake_robot.observe
+    fake_robot.observe = lambda: replace(observe(), stamp_s=1.7e9)
+    loop = make_loop(fake_robot, fake_clock, forward)
+    loop.run(5.0)
+    assert loop.stopped == "an observation is stamped 1.7e+09 s in the future; use the loop's clock"
+    assert np.ptp([command.joint_position_rad for command in fake_robot.commands], axis=0).max() == 0.0
+
+
+def test_an_arm_that_does_not_follow_its_commands_is_stopped(fake_robot, fake_clock, panda):
+    """A blocked arm, or one whose brakes are on: the commands run away from it, and it leaps when it comes free."""
+    ahead = [np.add(panda.home_rad, [0.01 * step, 0, 0, 0, 0, 0, 0]) for step in range(80)]
+    loop = make_loop(
+        fake_robot, fake_clock, lambda step, observation: np.tile(ahead[step], (4, 1)), spec=JOINTS, deadline_s=1.0
+    )
+    loop.robot.profile = replace(panda, following_rad=0.1)
+    fake_robot.qpos = lambda: np.array(panda.home_rad)
+    loop.run(4.0)
+    assert loop.stopped is not None
+    assert loop.stopped.startswith("panda_joint1 is 0.1")
+    assert loop.stopped.endswith("blocked, or not moving?")
+    assert_within_limits(fake_robot)
+
+
+def test_the_first_of_several_reasons_is_the_one_that_is_told(fake_robot, fake_clock):
+    """A policy's failure hidden behind the robot that was lost while it braked."""
+
+    def script(step, observation):
+        if step == 7:
+            fake_robot.lost = "cable pulled"
+            raise ValueError("weights are missing")
+        return forward(step, observation)
+
+    loop = make_loop(fake_robot, fake_clock, script)
+    statistics = loop.run(5.0)
+    assert loop.stopped == "ValueError: weights are missing"
+    assert statistics.stops == [loop.stopped]
+    assert len(statistics.stop_s) == 1
+
+
+def test_a_loop_that_stands_still_while_it_brakes_does_not_leap(fake_robot, fake_clock):
+    """Catching up with a braking motion after a pause: the part that was missed as one step."""
+    loop = make_loop(fake_robot, fake_clock, forward, silent_after=15, deadline_s=0.2)
+    brake = loop.smoother.brake
+
+    def held_up() -> None:
+        brake()
+        fake_clock.late_s = {fake_clock.sleeps + 1: 0.5}
+
+    loop.smoother.brake = held_up
+    assert loop.run(60.0).overruns >= 40
+    positions = np.stack([command.joint_position_rad for command in fake_robot.commands])
+    limit = np.array(fake_robot.profile.velocity_rad_s) * fake_robot.command_dt
+    assert (np.abs(np.diff(positions, axis=0)) <= limit).all()
+    assert not np.diff(positions[-3:], axis=0).any()
