@@ -8,43 +8,42 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.demos.packing import STEP_ARRAYS
+from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS
 from robopolicy.types import Demo, DemoFormatError
 
-ATTRIBUTE = "checksums"
-"""Demo attribute: JSON, name of each part -> its CRC-32."""
 LATER = ("tokens",)
 """Parts that may be added to a demo after it was written; not covered."""
 
 
 def with_checksums(demo: Demo) -> Demo:
     """The demo with the attribute that `verified` looks for; one that it has already is made anew."""
-    return replace(demo, attributes={**demo.attributes, ATTRIBUTE: json.dumps(_checksums(demo))})
+    return replace(demo, attributes={**demo.attributes, CHECKSUMS: json.dumps(_checksums(demo))})
 
 
-def verified(demo: Demo, where: str, whole: bool = False) -> Demo:
-    """The demo without that attribute, after its parts were compared with it; as it is if it has none.
+def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = False) -> Demo:
+    """The demo without that attribute, after its parts were compared with it.
 
     Args:
         demo: as it was read.
         where: begins the message.
         whole: all its observations were read; else those that are there are compared.
+        expected: the file says that every demo has checksums; else one without is given as it is.
 
     Raises:
         DemoFormatError: a part is not what it was when it was written, or is no longer there.
     """
-    if ATTRIBUTE not in demo.attributes:
+    if CHECKSUMS not in demo.attributes and not expected:
         return demo
-    bare = replace(demo, attributes={key: value for key, value in demo.attributes.items() if key != ATTRIBUTE})
-    written = _parsed(demo.attributes[ATTRIBUTE])
+    bare = replace(demo, attributes={key: value for key, value in demo.attributes.items() if key != CHECKSUMS})
+    written = _parsed(demo.attributes.get(CHECKSUMS))
     found = _checksums(bare)
     due = {key for key in written if whole or not key.startswith("obs/")}
     changed = sorted(due - set(found) | {key for key in found if written.get(key, found[key]) != found[key]})
     if changed or "actions" not in written:
-        parts = ", ".join(changed) or ATTRIBUTE
+        parts = ", ".join(changed) or CHECKSUMS
         raise DemoFormatError(
             f"{where}: {parts} changed since it was written; copy the file again, or, if the change was meant, delete "
-            f"the demo's attribute {ATTRIBUTE}"
+            f"the demo's attribute {CHECKSUMS}"
         )
     return bare
 
@@ -73,7 +72,7 @@ def _crc(values: np.ndarray) -> int:
 
 
 def _crc_text(said: Mapping[str, Any]) -> int:
-    told = {key: value for key, value in said.items() if value is not None and key not in (ATTRIBUTE, "token_valid")}
+    told = {key: value for key, value in said.items() if value is not None and key not in (CHECKSUMS, "token_valid")}
     return zlib.crc32(json.dumps(told, sort_keys=True, default=_as_read).encode())
 
 

@@ -28,7 +28,7 @@ from robopolicy.demos.guarded import (
     keys_of,
     open_checked,
 )
-from robopolicy.demos.packing import STEP_ARRAYS, by_number, demo_number
+from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS, by_number, demo_number
 from robopolicy.demos.writer import DemoWriter
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
@@ -49,6 +49,7 @@ class DemoFile:
             self._data = group_in(self._file, "data", self.path.name)
             self.attributes = _file_attributes(self._file, self._data, self.path.name)
             """What the file says of itself; `env_args` is a dictionary, `action_spec` an ActionSpec or None."""
+            self._checksums = self.attributes.pop(CHECKSUMS, None) is not None
             self.names = by_number(keys_of(self._data, self.path.name), self.path.name)
             """The demos' names, by number."""
             if not self.names:
@@ -155,7 +156,7 @@ class DemoFile:
             )
         except DemoFormatError as error:
             raise DemoFormatError(_prefixed(str(error), self.path.name)) from error
-        return verified(demo, where, whole=keys is None)
+        return verified(demo, where, whole=keys is None, expected=self._checksums)
 
     def demo_attributes(self, name: str) -> dict[str, Any]:
         """Everything the file says of one demo: num_samples, instruction, seed, model_file, ..."""

@@ -17,6 +17,8 @@ DEMO_NAME = re.compile(r"demo_(\d+)")
 """robomimic sorts demos by the integer behind `demo_`."""
 STEP_ARRAYS = ("executed_actions", "rewards", "dones", "states", "tokens")
 """Datasets with one row per step that a demo may have beside its actions and observations."""
+CHECKSUMS = "checksums"
+"""Attribute of the file, which kind; of a demo, JSON: name of each part -> its checksum."""
 IMAGE_CHUNK_FRAMES = 8
 """Frames of pictures packed together: a window of 10 reads 2 or 3 such chunks. At 84x84 gzip-1 writes 140-230 MB/s,
 reads 460 MB/s and keeps a quarter of the bytes; lzf writes 230, reads 385 and keeps half, for h5py only."""
@@ -31,6 +33,7 @@ def create_file(
     # The keys that robomimic reads; type 2 is its word for a gymnasium environment.
     environment = {"env_name": "", "type": 2, "env_version": "", "env_kwargs": {}, **(env_args or {})}
     facts = {**attributes, "env_args": json.dumps(environment), "total": 0, "robopolicy_version": __version__}
+    facts[CHECKSUMS] = "crc32"  # every demo has them: one whose own are not found is damaged
     if action_spec is not None:
         facts["action_spec"] = json.dumps(action_spec.to_dict())
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.demos.checksums import ATTRIBUTE, with_checksums
+from robopolicy.demos.checksums import with_checksums
 from robopolicy.demos.guarded import group_in
 from robopolicy.demos.journal import FileInUseError, JournaledFile
-from robopolicy.demos.packing import by_number, create_file, demo_number, write_demo
+from robopolicy.demos.packing import CHECKSUMS, by_number, create_file, demo_number, write_demo
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 
@@ -85,7 +85,7 @@ class DemoWriter:
         try:
             group = self._data.create_group(name)
             write_demo(group, demo)
-            group.attrs[ATTRIBUTE] = with_checksums(demo).attributes[ATTRIBUTE]
+            group.attrs[CHECKSUMS] = with_checksums(demo).attributes[CHECKSUMS]
             self._data.attrs["total"] = int(self._data.attrs.get("total", 0)) + len(demo)
         except BaseException:
             del self._data[name]

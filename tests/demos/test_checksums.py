@@ -5,14 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from robopolicy.demos.checksums import ATTRIBUTE, verified, with_checksums
+from robopolicy.demos.checksums import verified, with_checksums
+from robopolicy.demos.packing import CHECKSUMS
 from robopolicy.types import DemoFormatError
 
 
 def test_the_same_demo_has_the_same_checksums(make_demo):
     """Else every read would be a false alarm."""
     found = verified(with_checksums(make_demo(1)), "x.hdf5, demo_1")
-    assert ATTRIBUTE not in found.attributes, "a copy that is changed and written again would carry the old ones"
+    assert CHECKSUMS not in found.attributes, "a copy that is changed and written again would carry the old ones"
 
 
 def test_truth_values_match_the_integers_they_are_stored_as(make_demo):
@@ -49,7 +50,7 @@ def test_an_observation_that_was_not_asked_for_is_not_missed(make_demo):
 def test_checksums_that_are_damaged_themselves_are_noticed(make_demo, text):
     """Else the damage that hits both would pass."""
     with pytest.raises(DemoFormatError, match="checksums changed since it was written"):
-        verified(dataclasses.replace(make_demo(1), attributes={ATTRIBUTE: text}), "x.hdf5, demo_1")
+        verified(dataclasses.replace(make_demo(1), attributes={CHECKSUMS: text}), "x.hdf5, demo_1")
 
 
 def test_an_array_without_values_has_one_too(make_demo):
@@ -68,3 +69,11 @@ def test_attributes_of_numpy_types_match_what_is_read_back(make_demo):
     written = with_checksums(dataclasses.replace(demo, attributes={"gain": np.int64(3), "box": np.array([1.5, 2.0])}))
     read = dataclasses.replace(written, attributes={**written.attributes, "gain": 3, "box": [1.5, 2.0]})
     verified(read, "x.hdf5, demo_1")
+
+
+def test_a_demo_without_them_is_fine_in_others_files_and_damage_in_ours(make_demo):
+    """Two flipped bits, one in the attribute's name, would let the other pass."""
+    demo = make_demo(1)
+    assert verified(demo, "x.hdf5, demo_1") is demo
+    with pytest.raises(DemoFormatError, match="checksums changed since it was written"):
+        verified(demo, "x.hdf5, demo_1", expected=True)
