@@ -43,7 +43,7 @@ def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = Fa
         parts = ", ".join(changed) or CHECKSUMS
         raise DemoFormatError(
             f"{where}: {parts} changed since it was written; copy the file again, or, if the change was meant, delete "
-            f"the demo's attribute {CHECKSUMS}"
+            f"the attribute {CHECKSUMS} of the demo and of data"
         )
     return bare
 
