@@ -16,13 +16,13 @@ from robopolicy.control.profile import RobotProfile
 class StubRosbridge:
     """Publishes the joints of an arm that is at once where the last trajectory ends, in an order of its own."""
 
-    def __init__(self, profile: RobotProfile, silent: bool = False) -> None:
+    def __init__(self, profile: RobotProfile, silent: bool = False, split: bool = False) -> None:
         self.names = [*reversed(profile.joint_names), "finger_1", "finger_2"]
         self.positions = dict(zip(profile.joint_names, profile.home_rad, strict=True)) | {
             "finger_1": 0.04,
             "finger_2": 0.04,
         }
-        self.silent = silent
+        self.silent, self.split = silent, split
         self.received: list[dict[str, Any]] = []
         self._server = serve(self._attend, "127.0.0.1", 0, compression=None)
         self.port = self._server.socket.getsockname()[1]
@@ -53,15 +53,19 @@ class StubRosbridge:
 
     def _publish(self, connection: ServerConnection, topic: str, kind: str) -> None:
         while not self.silent:
-            message = self._image() if kind == "sensor_msgs/Image" else self._joints()
+            messages = [self._image()] if kind == "sensor_msgs/Image" else self._joints()
             try:
-                connection.send(json.dumps({"op": "publish", "topic": topic, "msg": message}))
+                for message in messages:
+                    connection.send(json.dumps({"op": "publish", "topic": topic, "msg": message}))
             except ConnectionClosed:
                 return
             time.sleep(0.01)
 
-    def _joints(self) -> dict[str, Any]:
-        return {"name": self.names, "position": [self.positions[name] for name in self.names]}
+    def _joints(self) -> list[dict[str, Any]]:
+        """All joints at once, or as an arm, a gripper and somebody else on one topic."""
+        groups = [self.names[:-2], self.names[-2:]] if self.split else [self.names]
+        messages = [{"name": names, "position": [self.positions[name] for name in names]} for names in groups]
+        return [*messages, {"name": ["wheel"], "position": [1.0]}] if self.split else messages
 
     def _image(self) -> dict[str, Any]:
         import base64

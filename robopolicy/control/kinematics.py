@@ -101,12 +101,11 @@ def pose_and_jacobian(
     stacked = xp.stack(frames, -1)  # (*B, 4, 4, joints)
     axes = stacked[..., :3, 2, :]
     arms = end[..., :3, 3, None] - stacked[..., :3, 3, :]
-    following, last = like(qpos, _NEXT), like(qpos, _LAST)
-    linear = axes[..., following, :] * arms[..., last, :] - axes[..., last, :] * arms[..., following, :]
+    axes_twice, arms_twice = (xp.concatenate([each, each[..., :2, :]], -2) for each in (axes, arms))
+    linear = axes_twice[..., 1:4, :] * arms_twice[..., 2:5, :] - axes_twice[..., 2:5, :] * arms_twice[..., 1:4, :]
     return end[..., :3, 3], end[..., :3, :3], xp.concatenate([linear, axes], -2)
 
 
-_NEXT, _LAST = np.array([1, 2, 0]), np.array([2, 0, 1])
 _EYE_3, _EYE_4, _EYE_6 = np.eye(3), np.eye(4), np.eye(6)
 
 
@@ -159,9 +158,9 @@ def matrix_to_quaternion(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 4
     xp = namespace(rotation)
     entries = rotation.reshape(*rotation.shape[:-2], 9)
     slopes, offsets, eye = (like(entries, constant) for constant in (_PRODUCT_SLOPES, _PRODUCT_OFFSETS, _EYE_4))
-    products = (entries @ slopes + offsets).reshape(*entries.shape[:-1], 4, 4)
-    largest = eye[xp.argmax((products * eye).sum(-1), -1)]
-    quaternion = (largest[..., None] * products).sum(-2)
+    products = entries @ slopes + offsets
+    largest = eye[xp.argmax(products[..., ::5], -1)]  # of the diagonal
+    quaternion = (largest[..., None, :] @ products.reshape(*entries.shape[:-1], 4, 4))[..., 0, :]
     norm = xp.sqrt((quaternion * quaternion).sum(-1))[..., None]
     return quaternion / norm * xp.where(quaternion[..., :1] < 0, -1.0, 1.0)
 

@@ -1,8 +1,9 @@
 """The robot's end of `WebsocketRobot`: serves any `Robot` to one client at a time over a websocket.
 
 Messages are msgpack maps as `robopolicy.client` packs them. The server speaks first: `profile`, `control_dt`,
-`command_dt`, `qpos`. It then sends `qpos` all the time, `obs` and `instruction` when asked by `observe`, and `error` when
-it has stopped itself. The client sends `qpos`, `opening_m` and `stamp_s` as a command, `observe`, or `stop`.
+`command_dt`, `qpos`. It then sends `qpos` all the time, `obs` and `instruction` when asked by `observe`, whose number it
+repeats, and `error` when it has stopped itself. The client sends `qpos`, `opening_m` and `stamp_s` as a command, `observe`
+with a number, or `stop`.
 """
 
 import logging
@@ -87,7 +88,7 @@ class _Session:
         self.guard = CommandGuard(robot.profile, robot.command_dt, robot.qpos(), deadline_s)
         self._lock = threading.Lock()  # around the guard
         self._opening_m = robot.profile.opening_m
-        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: look; False: end
+        self._wishes: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # number of an observation; None: the end
         self._connected = True
 
     def run(self) -> None:
@@ -108,7 +109,7 @@ class _Session:
         with self._lock:
             self.guard.stop(reason)
         self._connected = False
-        self._wishes.put(False)
+        self._wishes.put(None)
         for thread in threads:
             thread.join()
 
@@ -116,7 +117,9 @@ class _Session:
         if not isinstance(message, dict):
             raise ProtocolError("a message is a map")
         if "observe" in message:
-            self._wishes.put(True)
+            if not isinstance(message["observe"], int):
+                raise ProtocolError("`observe` is the number of a wish")
+            self._wishes.put(message["observe"])
         if "stop" in message:
             with self._lock:
                 self.guard.stop("told to")
@@ -163,10 +166,10 @@ class _Session:
             self.connection.close(1011, "the robot is lost")
 
     def _look(self) -> None:
-        while self._wishes.get():
+        while (number := self._wishes.get()) is not None:
             try:
                 seen = self.robot.observe()
-                self._tell({"obs": dict(seen.obs), "instruction": seen.instruction})
+                self._tell({"obs": dict(seen.obs), "instruction": seen.instruction, "observe": number})
             except RobotError as error:
                 self._tell({"error": str(error)})
 

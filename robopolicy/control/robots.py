@@ -118,7 +118,8 @@ class WebsocketRobot:
         self._heard_s = time.monotonic()
         self._lost: str | None = None
         self._stopped = False
-        self._observation: Observation | None = None
+        self._asked = 0
+        self._seen: tuple[int, Observation] | None = None  # number of the wish, and what came of it
         self._observed = threading.Event()
         threading.Thread(target=self._listen, name="robot", daemon=True).start()
 
@@ -126,13 +127,16 @@ class WebsocketRobot:
         """What the robot sees now; stamped with the time at which it was asked."""
         self._refuse_if_lost()
         asked_s = time.monotonic()
+        self._asked += 1
         self._observed.clear()
-        self._send({"observe": True})
-        if not self._observed.wait(self.timeout_s) or self._observation is None:
+        self._send({"observe": self._asked})
+        while self._observed.wait(max(asked_s + self.timeout_s - time.monotonic(), 0.0)):
+            self._observed.clear()
             self._refuse_if_lost()
-            raise RobotError(f"the robot sent no observation within {self.timeout_s} s")
-        seen = self._observation
-        return Observation(seen.obs, seen.instruction, asked_s)
+            if self._seen is not None and self._seen[0] == self._asked:  # and no late answer to an earlier wish
+                return Observation(self._seen[1].obs, self._seen[1].instruction, asked_s)
+        self._refuse_if_lost()
+        raise RobotError(f"the robot sent no observation within {self.timeout_s} s")
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
         """Joint positions heard last [rad]."""
@@ -181,7 +185,7 @@ class WebsocketRobot:
                 if "qpos" in told:
                     self._qpos = np.asarray(told["qpos"], np.float64)
                 if "obs" in told:
-                    self._observation = Observation(told["obs"], told.get("instruction"))
+                    self._seen = told.get("observe"), Observation(told["obs"], told.get("instruction"))
                     self._observed.set()
             self._lost = self._lost or "the robot closed the connection"
         except Exception as error:  # a lost robot is reported where it is used

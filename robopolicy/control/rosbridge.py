@@ -1,6 +1,7 @@
 """A ROS 2 arm through rosbridge's JSON: JointState in, JointTrajectory out; needs no ROS on this machine."""
 
 import base64
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,7 @@ class RosbridgeRobot:
         self._heard: dict[str, tuple[float, Any]] = {}
         self._news = threading.Condition()
         self._opening_m = profile.opening_m
+        self._measured_m = math.nan if finger_joints else profile.opening_m  # nan: not heard yet
         self._stopped = False
         self._lost: str | None = None
         self._ros = roslibpy.Ros(host=host, port=port)
@@ -70,11 +72,14 @@ class RosbridgeRobot:
         for key, topic in self._cameras.items():
             self._listen(roslibpy.Topic(self._ros, topic, "sensor_msgs/Image"), key, picture)
         self._wait_for("joints", after_s=0.0, timeout_s=5.0)
+        with self._news:
+            if not self._news.wait_for(lambda: not math.isnan(self._measured_m), 5.0):
+                raise RobotError(f"{joint_topic} never tells of {', '.join(finger_joints)}")
 
     def observe(self) -> Observation:
         """The newest of each sensor; the stamp is that of the oldest among them."""
-        joints_s, (qpos, opening_m) = self._wait_for("joints", time.monotonic() - self.timeout_s)
-        obs = proprioception(self.profile, qpos, opening_m)
+        joints_s, qpos = self._wait_for("joints", time.monotonic() - self.timeout_s)
+        obs = proprioception(self.profile, qpos, self._measured_m if self._fingers else self._opening_m)
         stamps = [joints_s]
         for key in self._cameras:
             seen_s, obs[key] = self._wait_for(key, time.monotonic() - self.timeout_s)
@@ -83,7 +88,7 @@ class RosbridgeRobot:
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
         """Joint positions heard last [rad]."""
-        return self._heard["joints"][1][0]
+        return self._heard["joints"][1]
 
     def command(self, command: Command) -> None:
         """Send a trajectory of one point, due one command period from now."""
@@ -140,14 +145,16 @@ class RosbridgeRobot:
             raise RobotError(self._lost or f"nothing heard of {key} for {limit_s:g} s")
         return self._heard[key]
 
-    def _joints(self, message: Mapping[str, Any]) -> tuple[np.ndarray, float]:
-        """Joint positions in the profile's order [rad], and the opening [m]."""
+    def _joints(self, message: Mapping[str, Any]) -> np.ndarray | None:
+        """Joint positions in the profile's order [rad]; None where it tells of other joints only."""
         told = dict(zip(message["name"], message["position"], strict=True))
-        if missing := [name for name in (*self.profile.joint_names, *self._fingers) if name not in told]:
+        if self._fingers and set(self._fingers) <= set(told):
+            self._measured_m = float(sum(told[name] for name in self._fingers))
+        if not set(self.profile.joint_names) & set(told):
+            return None  # a gripper, or another arm, may speak on the same topic
+        if missing := [name for name in self.profile.joint_names if name not in told]:
             raise ValueError(f"JointState lacks {missing[0]!r}; it has: {', '.join(told)}")
-        qpos = np.array([told[name] for name in self.profile.joint_names], np.float64)
-        opening_m = float(sum(told[name] for name in self._fingers)) if self._fingers else self._opening_m
-        return qpos, opening_m
+        return np.array([told[name] for name in self.profile.joint_names], np.float64)
 
 
 def joint_trajectory(

@@ -90,14 +90,14 @@ class SimRobot:
         self.process.start()
         theirs.close()
         self._stopped = False
-        started = self._answer(START_TIMEOUT_S)
+        self._wishes = 0
+        started = self._answer(0, START_TIMEOUT_S)
         self.control_dt = started["control_dt"]
 
     def observe(self) -> Observation:
         """What the world looks like now, as the task's environment shows it."""
         asked_s = time.monotonic()
-        self._ask("observe")
-        seen = self._answer(max(self.timeout_s, 1.0))
+        seen = self._asked("observe", max(self.timeout_s, 1.0))
         return Observation(seen["obs"], seen["instruction"], asked_s)
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
@@ -127,8 +127,7 @@ class SimRobot:
 
     def reset(self, seed: int) -> None:
         """Start another episode; a robot that had stopped is ready again."""
-        self._ask(seed)
-        self._answer(START_TIMEOUT_S)
+        self._asked(seed, START_TIMEOUT_S)
         self._stopped = False
 
     def stop(self) -> None:
@@ -158,21 +157,29 @@ class SimRobot:
         self.close()
 
     def _ask(self, message: str | int) -> None:
+        self._wishes += 1
         try:
-            self._pipe.send(message)
+            self._pipe.send((self._wishes, message))
         except OSError:
             raise RobotError("the simulated robot has ended") from None
 
-    def _answer(self, timeout_s: float) -> dict[str, Any]:
+    def _asked(self, message: str | int, timeout_s: float) -> dict[str, Any]:
+        """What the process answers to this; an answer to an earlier wish that came too late is dropped."""
+        self._ask(message)
+        return self._answer(self._wishes, timeout_s)
+
+    def _answer(self, wish: int, timeout_s: float) -> dict[str, Any]:
+        ends_s = time.monotonic() + timeout_s
         try:
-            answer = self._pipe.recv() if self._pipe.poll(timeout_s) else None
+            while self._pipe.poll(max(ends_s - time.monotonic(), 0.0)):
+                number, answer = self._pipe.recv()
+                if "error" in answer:
+                    raise ValueError(answer["error"])
+                if number == wish:
+                    return answer
         except (EOFError, OSError):
             raise RobotError("the simulated robot has ended") from None
-        if answer is None:
-            raise RobotError(f"the simulated robot did not answer within {timeout_s:g} s")
-        if "error" in answer:
-            raise ValueError(answer["error"])
-        return answer
+        raise RobotError(f"the simulated robot did not answer within {timeout_s:g} s")
 
 
 class _SharedRows:
@@ -265,9 +272,9 @@ def _simulate(
         position, opening_m = world.begin(seed), profile.opening_m
         world.look()
         state.write(_figures(world, stopped=False))
-        pipe.send({"control_dt": world.env.control_dt})
+        pipe.send((0, {"control_dt": world.env.control_dt}))
     except (ValueError, KeyError, ImportError) as error:
-        pipe.send({"error": str(error)})
+        pipe.send((0, {"error": str(error)}))
         return
     if realtime:
         request_realtime(SIM_PRIORITY)
@@ -285,17 +292,17 @@ def _simulate(
         world.advance(position, opening_m, min(ticks, MAX_CATCH_UP))
         state.write(_figures(world, guard.stopped is not None))
         try:
-            message = pipe.recv() if pipe.poll() else None
+            number, message = pipe.recv() if pipe.poll() else (0, None)
         except (EOFError, OSError):
             return
         if message == "close":
             return
         if message == "observe":
-            pipe.send(world.look())
+            pipe.send((number, world.look()))
         elif message == "stop":
             guard.stop("told to")
         elif message is not None:
             position, opening_m = world.begin(message), profile.opening_m
             guard, taken = CommandGuard(profile, period_s, position, deadline_s), commands.written
             state.write(_figures(world, stopped=False))
-            pipe.send({"control_dt": world.env.control_dt})
+            pipe.send((number, {"control_dt": world.env.control_dt}))

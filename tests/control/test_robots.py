@@ -1,6 +1,7 @@
 """Robots over a network: what happens when the other end dies, lies or hangs."""
 
 import contextlib
+import threading
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ from robopolicy.client import pack, unpack
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots import FakeRobot, WebsocketRobot
-from robopolicy.types import Command
+from robopolicy.types import Command, Observation
 
 COMMAND_DT = 0.005
 
@@ -74,11 +75,34 @@ def test_a_robot_that_stopped_itself_says_so_and_a_new_connection_starts_anew(ar
             robot.command(Command(robot.qpos(), 0.08, 0.0))
 
 
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(arm):
+    """After one slow picture the policy sees the last moment instead of this one, for ever, and stamped as fresh."""
+    look, slow = arm.observe, threading.Event()
+
+    def observe() -> Observation:
+        seen = look()
+        if slow.is_set():
+            slow.clear()
+            time.sleep(0.4)
+        return seen
+
+    arm.observe = observe
+    with RobotServer(arm, port=0) as server, WebsocketRobot(port=server.port, timeout_s=0.2) as robot:
+        slow.set()
+        arm.instruction = "early"
+        with pytest.raises(RobotError, match=r"no observation within 0\.2 s"):
+            robot.observe()
+        arm.instruction = "now"
+        robot.timeout_s = 2.0
+        assert robot.observe().instruction == "now"
+
+
 @pytest.mark.parametrize(
     "message",
     [
         b"\xc1",
         pack([1, 2]),
+        pack({"observe": "x"}),
         pack({"qpos": "x", "opening_m": 0.0, "stamp_s": 0.0}),
         pack({"qpos": np.zeros(7)}),
         pack({"qpos": np.full(7, np.nan), "opening_m": 0.0, "stamp_s": 0.0}),
@@ -86,7 +110,7 @@ def test_a_robot_that_stopped_itself_says_so_and_a_new_connection_starts_anew(ar
         pack({"qpos": np.zeros(7), "opening_m": np.nan, "stamp_s": 0.0}),
         b"\x00" * 10_000,
     ],
-    ids=["garbage", "list", "text", "incomplete", "nan", "too-few", "nan-gripper", "too-long"],
+    ids=["garbage", "list", "wish", "text", "incomplete", "nan", "too-few", "nan-gripper", "too-long"],
 )
 def test_hostile_commands_move_nothing_and_the_next_client_is_served(arm, message):
     """One broken client that takes the robot's driver down with it."""

@@ -42,6 +42,21 @@ def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(p
         robot.stop()
 
 
+def test_arm_and_gripper_may_speak_apart_on_one_topic(panda):
+    """On most ROS robots /joint_states has several publishers; the gripper's message is no broken arm."""
+    with StubRosbridge(panda, split=True) as bridge:
+        robot = RosbridgeRobot(panda, port=bridge.port, finger_joints=("finger_1", "finger_2"))
+        for _ in range(3):
+            seen = robot.observe()
+        np.testing.assert_allclose(seen.obs["qpos"], panda.home_rad, atol=1e-6)
+        np.testing.assert_allclose(seen.obs["gripper"], [0.08], atol=1e-6)
+        bridge.names.remove("panda_joint3")
+        time.sleep(0.1)
+        with pytest.raises(RobotError, match="JointState lacks 'panda_joint3'"):
+            robot.observe()
+        robot.stop()
+
+
 def test_a_joint_trajectory_counts_its_points_from_one():
     """time_from_start of zero for the first point is refused by ROS controllers."""
     message = joint_trajectory(["a", "b"], np.arange(60.0).reshape(30, 2), rate_hz=20.0)

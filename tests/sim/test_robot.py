@@ -62,6 +62,19 @@ def test_the_robot_shows_what_its_tasks_environment_shows_and_starts_anew_by_see
     env.close()
 
 
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(robot):
+    """A process that was put aside once, and a policy that is one moment behind from then on."""
+    env = RobotVectorEnv("reach", 1)
+    obs, _ = env.reset(seed=11)
+    os.kill(robot.process.pid, signal.SIGSTOP)
+    with pytest.raises(RobotError, match="did not answer within"):
+        robot.observe()
+    os.kill(robot.process.pid, signal.SIGCONT)
+    robot.reset(11)
+    np.testing.assert_allclose(robot.observe().obs["cube_red"][:2], obs["cube_red"][0, :2], atol=1e-3)
+    env.close()
+
+
 def test_the_arm_goes_where_the_control_loop_sends_it(robot):
     """Commands that never reach the joints, or reach them scaled."""
     robot.reset(4)
