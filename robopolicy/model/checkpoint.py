@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from robopolicy.config import config_from_dict, config_to_dict
+from robopolicy.model.packed import Precision
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec
@@ -63,11 +64,19 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
     return folder
 
 
-def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> ChunkPolicy:
+def load_policy(
+    folder: str | Path, device: str | torch.device = "cpu", precision: Precision = "float32"
+) -> ChunkPolicy:
     """The policy that `save_policy` wrote, in eval mode.
+
+    Args:
+        folder: a run folder.
+        device: where it shall run.
+        precision: arithmetic of its steps on the CPU: `float32` (exact), `bf16` or `int8`; see `PolicyHead.precision`.
 
     Raises:
         CheckpointError: the folder or one of its files is missing, of another format version, or doesn't fit together.
+        ValueError: the precision is not known, or this CPU can't compute in it.
     """
     folder = Path(folder)
     description = _description(folder)
@@ -91,6 +100,7 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Chunk
         raise CheckpointError(
             f"{folder / WEIGHTS}: doesn't fit {CONFIG} and {DESCRIPTION} beside it: {reason}"
         ) from error
+    policy.head.precision = precision
     return policy.to(device).eval()
 
 

@@ -40,6 +40,10 @@ def observation():
     }
 
 
+def after_one_frame(policy):
+    return policy.act(observation(), policy.initial_state(2))[1]
+
+
 def test_a_loaded_policy_acts_as_the_saved_one(tmp_path):
     """Weights without their statistics, vocabulary or columns are another policy."""
     policy = make_policy()
@@ -53,6 +57,18 @@ def test_a_loaded_policy_acts_as_the_saved_one(tmp_path):
     assert loaded.config == policy.config
     assert loaded.action_spec == policy.action_spec
     assert (loaded.obs_keys, loaded.cameras) == (("ee_pose",), ("front",))
+
+
+def test_a_policy_is_loaded_at_a_precision(tmp_path):
+    """A robot's computer may trade exactness for time; what was saved must not change by it."""
+    policy = make_policy()
+    save_policy(policy, tmp_path / "run")
+    coarse = load_policy(tmp_path / "run", precision="int8")
+    rows, again = (model.act(observation(), after_one_frame(model))[0] for model in (policy, coarse))
+    assert not torch.equal(rows, again)
+    torch.testing.assert_close(rows, again, atol=0.1, rtol=0)
+    with pytest.raises(ValueError, match="precision 'int4' is not known; choose float32, bf16, int8"):
+        load_policy(tmp_path / "run", precision="int4")
 
 
 def test_provenance_is_given_back(tmp_path):
