@@ -1,20 +1,27 @@
-"""Speed of the simulator: many worlds a call, beside what one would write by hand.
+"""Speed of the simulator: many worlds a call, on the CPU and on a GPU, beside what one would write by hand.
 
-Rows: control steps a second of the `lift` environment (physics, damped least squares, observation, success) with 1, 2
-threads; the same with a streaming policy head in the loop; the same with ray-traced pictures; and the peers:
+    batch            MuJoCo's C engine on the CPU, 1 and 2 threads
+    warp             mujoco_warp, every call a captured graph: on the GPU where there is one, else on the CPU
+    physics          nothing but the physics; `env` adds control, observation and success; then pictures by the ray tracer,
+                     and a complete policy in the loop: tokens, 2 x 256 LSTM (window 8, chunk 8), executor
+
+and the peers:
 
     mj_step          nothing but the physics steps of one world, in a Python loop: the ceiling for one core
     plain loop       one world as one writes it: mj_step, mj_jacSite, np.linalg.solve, a dictionary of observations
-    Pusher (sync)    gymnasium's own vectorized MuJoCo environment, with `--pusher` (another, smaller model)
+    Pusher (sync)    gymnasium's own vectorized MuJoCo environment (another, smaller model), with `--pusher`
+    robosuite Lift   its own Panda, OSC_POSE and state, with `--robosuite PYTHON` of an environment that has it
 
 `per core` is the share of mj_step's rate that is left, by CPU time and not by the clock, so that a busy machine does
-not change it. Each rate is the best of several repetitions.
+not change it. Each rate is the best of several repetitions. `ready s` is the time until the first step is captured,
+compiling or loading kernels included; `peak MiB` what a row added on the GPU, or to this process on the CPU.
 
-    python eval/bench_sim.py [--worlds 1 16 128 512] [--image-sizes 64 128] [--seconds 1] [--pusher] [--json FILE]
+    python eval/bench_sim.py [--worlds 1 16 128 512] [--warp-worlds ...] [--image-sizes 64 128] [--seconds 1] [--json FILE]
 """
 
 import argparse
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,172 +29,223 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import mujoco
 import numpy as np
 import torch
 from bench_table import bar, show
+from sim_peers import bare_physics, plain_loop, pusher, robosuite_rate
 
-from robopolicy import ActionSpec, PolicyHead
+from robopolicy.config import EncoderConfig, ExecutionConfig, ExperimentConfig, HeadConfig
+from robopolicy.model.normalization import Statistics
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.text import Vocabulary
+from robopolicy.sim.device_rollout import DevicePolicyActor
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.scene import ARM_JOINTS, CAMERAS
+from robopolicy.sim.rollout import PolicyActor
+from robopolicy.types import ActionSpec, ArraySpec
 
 REPETITIONS = 3
-OPEN = np.array([0.0, 0, 0, 0, 0, 0, -1])
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+WARP_WORLDS = (1, 16, 128, 1024, 4096, 16384) if ON_GPU else (1, 16, 128)
+SPEC = ActionSpec(arm=6, gripper=1, gripper_values=((-1.0, 1.0),), kind="delta", space="ee", rate_hz=20.0)
 
 
 def rate(step: Callable[[], Any], seconds: float) -> tuple[float, float]:
-    """Most calls per second seen, by the clock and by CPU time."""
+    """Most calls per second seen, by the clock and by CPU time; a GPU is waited for at the end of each repetition."""
     step()
     by_clock, by_cpu = [], []
     for _ in range(REPETITIONS):
+        _wait()
         calls, began, began_cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - began < seconds / REPETITIONS:
             step()
             calls += 1
+            if ON_GPU and calls % 8 == 0:
+                _wait()  # or the clock would measure how fast work is queued
+        _wait()
         by_clock.append(calls / (time.perf_counter() - began))
         by_cpu.append(calls / (time.process_time() - began_cpu))
     return max(by_clock), max(by_cpu)
 
 
+def _wait() -> None:
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+def peak_mib() -> float:
+    """Most memory used so far [MiB]: torch's and Warp's on the GPU, this process's on the CPU."""
+    if not ON_GPU:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    import warp
+
+    return (torch.cuda.max_memory_allocated() + warp.get_mempool_used_mem_high("cuda")) / 2**20
+
+
 def row(
-    what: str, worlds: int, threads: int, rates: tuple[float, float], ceiling: float | None = None
+    what: str, worlds: int, where: str, rates: tuple[float, float], ceiling: float | None = None, **more: Any
 ) -> dict[str, Any]:
     """One line of the table; `rates` are calls a second, each a control step of all worlds."""
     by_clock, by_cpu = rates
-    values = {"what": what, "worlds": worlds, "threads": threads, "env steps/s": round(by_clock * worlds)}
+    values = {"what": what, "worlds": worlds, "on": where, "env steps/s": round(by_clock * worlds)}
     values["physics steps/s"] = round(by_clock * worlds * 10)
     if ceiling is not None:
         values["per core"] = by_cpu * worlds / ceiling
+    values |= more
+    print("  ".join(f"{name} {_short(value)}" for name, value in values.items()), flush=True)
     return values
 
 
-def bare_physics() -> Callable[[], None]:
-    """One control step's `mj_step` calls of one world."""
-    env = RobotVectorEnv("lift", 1, num_threads=1)
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def make_env(worlds: int, physics: str, threads: int = 1, cameras: tuple[str, ...] = (), size: int = 64) -> Any:
+    """Worlds of `lift`, at their start."""
+    device = "cpu" if physics == "batch" else DEVICE
+    env = RobotVectorEnv(
+        "lift", worlds, device=device, physics=physics, num_threads=threads, cameras=cameras, image_size=size
+    )
     env.reset(seed=0)
-    model, data = env.scene.model, mujoco.MjData(env.scene.model)
-    data.qpos[:] = env.physics.qpos[0]
-    data.ctrl[:] = env.scene.home_qpos[: model.nu]
-
-    def step() -> None:
-        for _ in range(env.scene.n_substeps):
-            mujoco.mj_step(model, data)
-
-    return step
+    return env
 
 
-def plain_loop() -> Callable[[], None]:
-    """One world as one writes it with MuJoCo's bindings: the same control and observation, no batch."""
-    env = RobotVectorEnv("lift", 1)
-    env.reset(seed=0)
-    model, data = env.scene.model, mujoco.MjData(env.scene.model)
-    data.qpos[:] = env.physics.qpos[0]
-    mujoco.mj_forward(model, data)
-    linear, angular = np.zeros((2, 3, model.nv))
-    site, names = model.site("ee").id, env.scene.objects
-
-    def step() -> None:
-        action = np.clip(OPEN, -1, 1)
-        mujoco.mj_jacSite(model, data, linear, angular, site)
-        jacobian = np.concatenate([linear, angular])[:, :ARM_JOINTS]
-        twist = action[:6] * [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]
-        step = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 0.0025 * np.eye(6), twist)
-        data.ctrl[:ARM_JOINTS] = data.qpos[:ARM_JOINTS] + step
-        data.ctrl[ARM_JOINTS:] = 0.02 * (1 - action[6])
-        for _ in range(env.scene.n_substeps):
-            mujoco.mj_step(model, data)
-        quaternion = np.zeros(4)
-        mujoco.mju_mat2Quat(quaternion, data.site_xmat[site])
-        obs = {"ee_pose": np.concatenate([data.site_xpos[site], quaternion]).astype(np.float32)}
-        obs["gripper"] = data.qpos[7:9].sum(keepdims=True).astype(np.float32)
-        obs["qpos"] = data.qpos[:ARM_JOINTS].astype(np.float32)
-        for name in names:
-            body = data.body(name)
-            pose = np.concatenate([body.xpos, body.xquat, body.xpos - data.site_xpos[site]])
-            obs[name] = pose.astype(np.float32)
-        bool(data.body(names[0]).xpos[2] > 0.07)
-
-    return step
-
-
-def batched(worlds: int, threads: int, cameras: tuple[str, ...] = (), image_size: int = 64) -> Callable[[], None]:
-    """One control step of our environment."""
-    env = RobotVectorEnv("lift", worlds, num_threads=threads, cameras=cameras, image_size=image_size)
-    env.reset(seed=0)
-    actions = np.repeat(OPEN[None], worlds, 0)
+def stepping(env: RobotVectorEnv) -> Callable[[], Any]:
+    """One control step of the environment at rest."""
+    actions: Any = np.repeat(np.array([[0.0, 0, 0, 0, 0, 0, -1]]), env.num_envs, 0)
+    if env.on_device:
+        actions = torch.from_numpy(actions).float().to(DEVICE)
     return lambda: env.step(actions)
 
 
-def with_policy(worlds: int, threads: int) -> Callable[[], None]:
-    """One control step with a streaming 2 x 256 LSTM head (window 8, chunk 8) deciding the actions from state tokens."""
-    env = RobotVectorEnv("lift", worlds, num_threads=threads)
-    obs, _ = env.reset(seed=0)
-    head = PolicyHead(10, ActionSpec(arm=6, gripper=1), window=8, chunk=8, layers=2, hidden=256, head_widths=(256, 128))
-    head.eval()
-    names = env.scene.objects
-    loop = {"obs": obs, "state": head.initial_state(worlds)}
+def with_policy(env: RobotVectorEnv) -> Callable[[], None]:
+    """One control step with a complete policy of random weights deciding the actions."""
+    head = HeadConfig(window=8, chunk=8, layers=2, hidden=256, head_widths=(256, 128))
+    encoder = EncoderConfig(kind="pixels" if env.cameras else "keys", width=64, hidden=64)
+    size = env.observation_space[env.cameras[0]].shape[1] if env.cameras else 0
+    obs = {camera: ArraySpec((size, size, 3), "uint8") for camera in env.cameras} or {
+        name: ArraySpec((10,)) for name in env.scene.objects
+    }
+    rows = np.random.default_rng(0).normal(size=(50, 10))
+    low = {key: Statistics.of(rows) for key, spec in obs.items() if not spec.is_image}
+    words, config = Vocabulary.of(env.sentences.texts), ExperimentConfig(encoder=encoder, head=head)
+    action = Statistics.of(np.sign(rows[:, :7]))
+    policy = ChunkPolicy(config, SPEC, obs, words, obs_statistics=low, action_statistics=action).eval()
+    loop: dict[str, Any] = {"obs": env.observe()}
+    if env.on_device:
+        on_device = DevicePolicyActor(policy.to(DEVICE), env, ExecutionConfig())
 
-    def step() -> None:
-        with torch.inference_mode():
-            tokens = torch.from_numpy(np.stack([loop["obs"][name] for name in names], 1))
-            chunk, loop["state"] = head.step(tokens, loop["state"])
-            arm, gripper = chunk.arm[:, 0].numpy(), chunk.gripper_logit[:, 0].numpy()
-        loop["obs"], *_ = env.step(np.concatenate([0.1 * arm, np.sign(gripper)], 1))
+        def step() -> None:
+            loop["obs"], *_ = env.step(on_device.act(loop["obs"], env.instruction_id)[1])
+    else:
+        on_host = PolicyActor(policy, env.num_envs, env.control_dt, ExecutionConfig())
+
+        def step() -> None:
+            loop["obs"], *_ = env.step(on_host.act(loop["obs"], env.instructions)[1])
 
     return step
 
 
-def pusher(worlds: int) -> Callable[[], None]:
-    """One step of gymnasium's own vectorized Pusher."""
-    import gymnasium
+def batch_rows(args: argparse.Namespace, ceiling: float) -> list[dict[str, Any]]:
+    """The C engine on the CPU."""
+    rows = []
+    for threads in args.threads:
+        for worlds in args.worlds:
+            env = make_env(worlds, "batch", threads)
+            where = f"cpu x {threads}"
+            rows.append(row("batch env", worlds, where, rate(stepping(env), args.seconds), ceiling))
+            rows.append(row("batch env + policy", worlds, where, rate(with_policy(env), args.seconds), ceiling))
+    for size in args.image_sizes:
+        for cameras in (("front",), ("front", "wrist")):
+            worlds, threads = args.image_worlds, max(args.threads)
+            env = make_env(worlds, "batch", threads, cameras, size)
+            rates = rate(stepping(env), 3 * args.seconds)
+            pictures = {"pictures/s": round(rates[0] * worlds * len(cameras))}
+            rows.append(row(f"batch env + {len(cameras)} x {size} px", worlds, f"cpu x {threads}", rates, **pictures))
+    return rows
 
-    env = gymnasium.make_vec("Pusher-v5", num_envs=worlds, vectorization_mode="sync")
-    env.reset(seed=0)
-    actions = np.zeros((worlds, 7), np.float32)
-    return lambda: env.step(actions)
+
+def warp_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """mujoco_warp, on the GPU where there is one."""
+    rows: list[dict[str, Any]] = []
+    for worlds in args.warp_worlds:
+        for size in (0, *args.image_sizes):
+            if size and not ON_GPU and worlds > args.image_worlds:
+                continue
+            try:
+                rows += _warp_rows(worlds, size, args.seconds)
+            except (RuntimeError, torch.OutOfMemoryError) as error:
+                print(f"warp {worlds} worlds, {size} px: {str(error).splitlines()[0]}", flush=True)
+    return rows
+
+
+def _warp_rows(worlds: int, size: int, seconds: float) -> list[dict[str, Any]]:
+    """Physics alone, environment and policy, without pictures (size 0) or with those of one camera."""
+    if ON_GPU:
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    env = make_env(worlds, "warp", cameras=("front",) if size else (), size=size or 64)
+    step = stepping(env)
+    for _ in range(2):
+        step()
+    _wait()
+    ready, rows = {"ready s": time.perf_counter() - began}, []
+    pictures = f" + 1 x {size} px" if size else ""
+    if not size:
+        target = torch.zeros(worlds, env.scene.model.nu, device=DEVICE)
+        rows.append(row("warp physics", worlds, DEVICE, rate(lambda: env.physics.step(target), seconds), **ready))
+    rows.append(row(f"warp env{pictures}", worlds, DEVICE, rate(step, seconds), **ready))
+    rates = rate(with_policy(env), seconds)
+    rows.append(row(f"warp env{pictures} + policy", worlds, DEVICE, rates, **{"peak MiB": round(peak_mib())}))
+    return rows
+
+
+def bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The goals that these rows can tell of."""
+    shares = {r["worlds"]: r["per core"] for r in rows if r["what"] == "batch env" and r["on"] == "cpu x 1"}
+    goals = []
+    if many := [share for worlds, share in shares.items() if worlds >= 128]:
+        goals.append(bar("share of mj_step's rate per core, >= 128 worlds, state only", max(many), 0.85))
+    if 1 in shares:
+        goals.append(bar("share of mj_step's rate per core, 1 world, state only", shares[1], 0.45))
+    if ON_GPU:
+        physics = [r["physics steps/s"] for r in rows if r["what"] == "warp env"]
+        frames = [
+            r["env steps/s"] for r in rows if r["what"] == "warp env + 1 x 64 px + policy" and r["worlds"] == 4096
+        ]
+        goals.append(bar("physics steps/s on the GPU, state only", max(physics, default=0), 5e6))
+        goals.append(bar("env frames/s, one 64 px camera and the policy, 4096 worlds", max(frames, default=0), 1e5))
+    return goals
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", type=int, nargs="+", default=[1, 16, 128, 512])
+    parser.add_argument("--worlds", type=int, nargs="*", default=[1, 16, 128, 512], help="for batch")
+    parser.add_argument("--warp-worlds", type=int, nargs="*", default=WARP_WORLDS, help="for warp; those that fit")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--image-sizes", type=int, nargs="*", default=[64, 128])
-    parser.add_argument("--image-worlds", type=int, default=64)
+    parser.add_argument("--image-worlds", type=int, default=64, help="worlds with pictures on the CPU, at most")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row")
     parser.add_argument("--pusher", action="store_true", help="gymnasium's Pusher-v5, too")
+    parser.add_argument("--robosuite", default=None, metavar="PYTHON", help="interpreter that has robosuite")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
     bare = rate(bare_physics(), args.seconds)
     ceiling = bare[1]
-    rows = [row("mj_step", 1, 1, bare, ceiling), row("plain loop", 1, 1, rate(plain_loop(), args.seconds), ceiling)]
+    rows = [row("mj_step", 1, "cpu x 1", bare, ceiling)]
+    rows.append(row("plain loop", 1, "cpu x 1", rate(plain_loop(), args.seconds), ceiling))
     if args.pusher:
-        rows += [row("Pusher (sync)", 16, 1, rate(pusher(16), args.seconds))]
-    shares = {}
-    for threads in args.threads:
-        for worlds in args.worlds:
-            rows.append(row("ours", worlds, threads, rate(batched(worlds, threads), args.seconds), ceiling))
-            shares[worlds, threads] = rows[-1]["per core"]
-            rows.append(
-                row("ours + policy", worlds, threads, rate(with_policy(worlds, threads), args.seconds), ceiling)
-            )
-    for image_size in args.image_sizes:
-        for cameras in (CAMERAS[:1], CAMERAS):
-            worlds = args.image_worlds
-            rates = rate(batched(worlds, max(args.threads), cameras, image_size), 3 * args.seconds)
-            rows.append(row(f"ours + {' + '.join(cameras)} {image_size} px", worlds, max(args.threads), rates))
-            rows[-1]["pictures/s"] = round(rates[0] * worlds * len(cameras))
-    most = max((worlds for worlds, _ in shares), default=0)
-    bars = []
-    if most >= 128:
-        best = max(share for (worlds, threads), share in shares.items() if worlds >= 128 and threads == 1)
-        bars.append(bar("share of mj_step's rate per core, >= 128 worlds, state only", best, 0.85))
-    if (1, 1) in shares:
-        bars.append(bar("share of mj_step's rate per core, 1 world, state only", shares[1, 1], 0.45))
-    show(rows, bars, args.json)
-    if not torch.cuda.is_available():
+        rows.append(row("Pusher (sync)", 16, "cpu x 1", rate(pusher(16), args.seconds)))
+    if args.robosuite:
+        found = robosuite_rate(args.robosuite, 3 * args.seconds)
+        rows.append(row(f"robosuite {found['version']} Lift", 1, "cpu x 1", (found["rate"],) * 2))
+    rows += batch_rows(args, ceiling) + warp_rows(args)
+    print()
+    show(rows, bars(rows), args.json)
+    if not ON_GPU:
         print("no GPU here: figures of the GPU are missing")
 
 

@@ -139,8 +139,7 @@ class Worlds:
         if config.action_noise:
             disturbed = wanted[:, :6] + config.action_noise * noise(self._seed, self._steps, 0, 6)
             wanted = self._xp.concatenate([disturbed, wanted[:, 6:]], -1)
-        limit = like(wanted, _ONE)
-        clipped = self._xp.minimum(self._xp.maximum(wanted, -limit), limit)
+        clipped = self._xp.minimum(self._xp.maximum(wanted, like(wanted, _LEAST)), like(wanted, _MOST))
         if not config.delay_steps:
             return clipped
         line = self._xp.concatenate([clipped[None] - self._resting(clipped), self._late])
@@ -178,11 +177,14 @@ class Worlds:
     def _judge(self) -> Bool[Array, " worlds"]:
         """Count solved stages; True where the episode is decided."""
         xp, state = self._xp, self._state
-        self.fault |= self.physics.faults()
-        sound = self.fault == 0
+        faults = self.physics.faults()
         self._held += 1
         self._held *= self.task.reached(state)
         solved = self._held >= self.task.required_hold(state)
+        if xp is np and not (solved.any() or faults.any()):
+            return self._success | self.task.failed(state)  # the host may look: nothing below would change anything
+        self.fault |= faults
+        sound = self.fault == 0
         self._held *= ~solved
         self._stage[:] = xp.minimum(self._stage + solved, like(self._stage, self._stages))
         self._success[:] = (self._stage == like(self._stage, self._stages)) & sound
@@ -253,6 +255,7 @@ class Worlds:
         return values if self._xp is np else like(self.physics.qpos, values).clone()
 
 
-_LOWER_RAD, _UPPER_RAD, _ONE = np.array(PANDA.lower_rad), np.array(PANDA.upper_rad), np.array(1.0)
+_LOWER_RAD, _UPPER_RAD = np.array(PANDA.lower_rad), np.array(PANDA.upper_rad)
+_LEAST, _MOST = np.array(-1.0), np.array(1.0)
 _SCALE = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 _REST = np.array([0.0] * 6 + [-1.0])
