@@ -118,3 +118,12 @@ def test_names_from_strangers_are_escaped_on_the_page(tmp_path):
     assert "<script>alert" not in text
     assert "<img src=x>" not in text
     assert "&lt;script&gt;alert(1)" in text
+
+
+def test_where_no_file_opens_no_page_is_written(tmp_path):
+    """An empty page looks like a file with nothing in it."""
+    (tmp_path / "a.hdf5").write_bytes(b"no demos")
+    console = Console(record=True, width=200)
+    assert run_check([tmp_path / "a.hdf5"], html=tmp_path / "page.html", console=console) == 2
+    assert "page" not in console.export_text()
+    assert not (tmp_path / "page.html").exists()
