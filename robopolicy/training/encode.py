@@ -1,8 +1,9 @@
 """Runs a frozen vision-language backbone over all frames of a demo file once, and writes its tokens beside the demos.
 
 Each demo gains the dataset `tokens` (T, N, D) float16 and the attribute `token_valid` (N): tokens of padding repeat the last
-real one, so that pooling by max needs no mask. The file says which backbone made them (`token_encoder`), and a file takes
-the tokens of one only. A demo is complete or absent at any moment; a second run goes on where the first ended.
+real one, so that pooling by max needs no mask; mean and attention count the repeats. The file says which backbone made
+them (`token_encoder`), and a file takes the tokens of one only. A demo is complete or absent at any moment; a second run
+goes on where the first ended.
 """
 
 import json
