@@ -8,8 +8,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +22,7 @@ from robopolicy.control import runtime
 from robopolicy.control.graph import GraphPolicy
 from robopolicy.control.runtime import ACTIONS, FORMAT, MANIFEST, ExportError
 from robopolicy.control.spec import PolicySpec
-from robopolicy.model import pooling
 from robopolicy.model.checkpoint import load_policy, read_provenance
-from robopolicy.model.encoders import pixels
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import VocabularyText
 
@@ -84,29 +81,12 @@ def _program(graph: GraphPolicy) -> torch.export.ExportedProgram:
     example = graph.example(EXAMPLE_BATCH)
     batch = torch.export.Dim("batch", min=1, max=4096)
     axes = tuple({1 if name.startswith("state.") else 0: batch} for name in graph.inputs)
-    with torch.no_grad(), _traceable_sizes():
+    with torch.no_grad():
         program = torch.export.export(graph, example, dynamic_shapes=(axes,), strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     program.example_inputs = None
     return program
-
-
-@contextmanager
-def _traceable_sizes() -> Iterator[None]:
-    """`len(tensor)` is a plain number to Python and would bake the example's batch into the graph; a shape does not."""
-
-    def length(value: Any) -> Any:
-        return value.shape[0] if isinstance(value, Tensor) else len(value)
-
-    modules = (pixels, pooling)
-    for module in modules:
-        vars(module)["len"] = length
-    try:
-        yield
-    finally:
-        for module in modules:
-            del vars(module)["len"]
 
 
 def _write_onnx(graph: GraphPolicy, path: Path) -> None:

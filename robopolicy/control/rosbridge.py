@@ -71,10 +71,14 @@ class RosbridgeRobot:
         self._listen(roslibpy.Topic(self._ros, joint_topic, "sensor_msgs/JointState"), "joints", self._joints)
         for key, topic in self._cameras.items():
             self._listen(roslibpy.Topic(self._ros, topic, "sensor_msgs/Image"), key, picture)
-        self._wait_for("joints", after_s=0.0, timeout_s=5.0)
-        with self._news:
-            if not self._news.wait_for(lambda: not math.isnan(self._measured_m), 5.0):
-                raise RobotError(f"{joint_topic} never tells of {', '.join(finger_joints)}")
+        try:
+            self._wait_for("joints", after_s=0.0, timeout_s=5.0)
+            with self._news:
+                if not self._news.wait_for(lambda: not math.isnan(self._measured_m), 5.0):
+                    raise RobotError(f"{joint_topic} never tells of {', '.join(finger_joints)}")
+        except RobotError:
+            self._ros.close()
+            raise
 
     def observe(self) -> Observation:
         """The newest of each sensor; the stamp is that of the oldest among them."""
