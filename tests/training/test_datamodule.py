@@ -256,8 +256,7 @@ def tokens_alone(path, **head):
     )
 
 
-@pytest.mark.parametrize("latent", [1, 2])
-@pytest.mark.parametrize(("pooling", "rounding"), [("max", 0.0), ("mean", 1e-6)])
+@pytest.mark.parametrize(("pooling", "latent", "rounding"), [("max", 2, 0.0), ("mean", 1, 1e-6)])
 def test_tokens_that_need_only_pooling_are_pooled_once_for_the_same_numbers(tmp_path, pooling, latent, rounding):
     """Pooled in every step, 256 tokens a frame cost 256 times the memory; pooled otherwise, it is another policy."""
     config = tokens_alone(with_tokens(tmp_path / "a.hdf5"), pooling=pooling, latent=latent)
