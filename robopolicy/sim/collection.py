@@ -132,10 +132,15 @@ class DeviceExpertActor:
 
 
 def collect(
-    env: RobotVectorEnv, seeds: Sequence[int], noise: ActionNoise, timing: Timing | None = None
+    env: RobotVectorEnv,
+    seeds: Sequence[int],
+    noise: ActionNoise,
+    *,
+    record: bool = True,
+    timing: Timing | None = None,
 ) -> Iterator[Episode]:
-    """Recorded expert episodes, one per seed, as they end; failures too, for the caller to drop and count."""
+    """Expert episodes, one per seed, as they end, by default recorded; failures too, for the caller to drop and count."""
     if env.on_device:
         actor = DeviceExpertActor(env, noise, seeds)
-        return run_episodes_on_device(env, actor, seeds, record=True, timing=timing)
-    return run_episodes(env, ExpertActor(env, noise), seeds, record=True, timing=timing)
+        return run_episodes_on_device(env, actor, seeds, record=record, timing=timing)
+    return run_episodes(env, ExpertActor(env, noise), seeds, record=record, timing=timing)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from robopolicy.sim.collection import ActionNoise, collect
 from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.evaluation import wilson_interval
 from robopolicy.sim.expert import expert_actions
 from robopolicy.sim.tasks import TASKS
 
@@ -43,6 +45,22 @@ def test_expert_solves_its_task(task):
 def test_expert_solves_five_hundred_seeds(task):
     """The rate that the demonstrations stand on."""
     assert success_rate(task, episodes=500, first_seed=0)[0] >= (0.97 if task == "drawer" else 0.99)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["reach", "lift", "place", "stack", "drawer", "recall"])
+def test_both_kinds_of_physics_are_as_easy_for_the_expert(task):
+    """A simulator that is easier or harder on a GPU would make its success rates another thing."""
+    pytest.importorskip("mujoco_warp", reason="this physics needs the extra 'sim'")
+    rates = []
+    for kind in ("batch", "warp"):
+        env = RobotVectorEnv(task, 128, physics=kind)
+        episodes = list(collect(env, range(512), ActionNoise(std=0.1, push_share=0.0), record=False))
+        assert not any(episode.fault for episode in episodes)
+        rates.append(sum(episode.success for episode in episodes))
+    intervals = [wilson_interval(successes, 512) for successes in rates]
+    print(task, rates)
+    assert max(low for low, _ in intervals) <= min(high for _, high in intervals)
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def test_both_kinds_of_physics_show_the_same_pictures():
         assert (difference > (2 if theirs[key].dtype == np.uint8 else 1e-3)).mean() < 0.002, key
 
 
+@pytest.mark.slow
 def test_shadows_darken_and_nothing_else():
     """An option that does nothing, or lights the scene otherwise."""
     plain, shaded = (
