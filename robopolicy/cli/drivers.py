@@ -84,7 +84,9 @@ def _served(options: Namespace) -> Driver:
     names = ("observation", "chunk", "window", "history", "frame_stride", "control_dt", "provenance")
     observation = {key: field for key, field in told["observation"].items() if field["dtype"] != "str"}
     values = {name: told[name] for name in names} | {"observation": observation, "action": told["action_spec"]}
-    return _by_spec(options, PolicySpec.from_dict(values), ExecutionConfig(), ServedStream(client))
+    return _by_spec(
+        options, PolicySpec.from_dict(values), ExecutionConfig(), ServedStream(client, keys=tuple(observation))
+    )
 
 
 def _by_spec(options: Namespace, spec: PolicySpec, trained: ExecutionConfig, stream: Stream) -> Driver:

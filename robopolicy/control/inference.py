@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -160,13 +161,16 @@ class ServedStream:
     Args:
         client: a `robopolicy.client.PolicyClient`; its timeout bounds how long a dead server goes unnoticed.
         instruction_key: the server's name of the instruction.
+        keys: what the policy looks at; None sends all that the robot shows.
     """
 
     gripper_logit = None
     """The wire carries none."""
 
-    def __init__(self, client: "PolicyServer", instruction_key: str = "prompt") -> None:
-        self.client, self.instruction_key = client, instruction_key
+    def __init__(
+        self, client: "PolicyServer", instruction_key: str = "prompt", keys: Collection[str] | None = None
+    ) -> None:
+        self.client, self.instruction_key, self.keys = client, instruction_key, keys
         self._connections: int | None = None
 
     def __call__(self, observation: Observation) -> Array:
@@ -175,7 +179,7 @@ class ServedStream:
         Raises:
             ConnectionError: the connection was lost in the middle of an episode, and with it the policy's memory.
         """
-        message = dict(observation.obs)
+        message = {key: value for key, value in observation.obs.items() if self.keys is None or key in self.keys}
         if observation.instruction is not None:
             message[self.instruction_key] = observation.instruction
         actions = self.client.infer(message)["actions"]

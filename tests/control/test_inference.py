@@ -131,6 +131,10 @@ def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_w
     client.reconnects += 1
     with pytest.raises(ConnectionError, match="mid-episode"):
         stream(robot.observe())
+    ServedStream(client, keys=("qpos",))(robot.observe())
+    assert set(client.obs) == {"qpos", "prompt"}, "pictures that nobody looks at would fill the network"
     stream.reset()
     assert client.obs is None
     stream(robot.observe())
+    ServedStream(client, keys=("qpos",))(robot.observe())
+    assert set(client.obs) == {"qpos", "prompt"}, "pictures that nobody looks at would fill the network"

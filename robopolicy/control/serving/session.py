@@ -60,10 +60,10 @@ class Session:
         if message.keys() == self._keys:
             return
         self._keys = set(message)
-        for key in set(self.reader.unused(message)) - self._reported:
-            self._reported.add(key)
-            self.metrics.count("unused_keys_total")
-            logger.warning("%s sends '%s', which the policy doesn't look at", self.name, key)
+        if unused := [key for key in self.reader.unused(message) if key not in self._reported]:
+            self._reported.update(unused)
+            self.metrics.count("unused_keys_total", len(unused))
+            logger.warning("%s sends '%s', which the policy doesn't look at", self.name, "', '".join(unused))
 
     def _watch_pace(self, message: Mapping[str, Any]) -> None:
         spec = self.reader.spec

@@ -43,9 +43,9 @@ def send(session: Session, clock: Clock, times: int, period_s: float, **more) ->
 def test_unknown_keys_are_reported_once(clock, caplog):
     """An unknown key is often a misspelt one; said at every tick it would fill the disk."""
     session = new_session()
-    send(session, clock, 3, 0.05, wrist=1)
+    send(session, clock, 3, 0.05, wrist=1, force=2)
     assert [record.getMessage() for record in caplog.records] == [
-        "robot sends 'wrist', which the policy doesn't look at"
+        "robot sends 'force', 'wrist', which the policy doesn't look at"
     ]
 
 
