@@ -19,6 +19,7 @@ from robopolicy.control.loop import ControlLoop
 from robopolicy.control.profile import read_profile
 from robopolicy.control.replay import RecordedStream, first_place
 from robopolicy.control.robot import Recorder, Robot
+from robopolicy.control.serving.access import read_api_key
 
 SECONDS = 30.0
 """How long a policy drives, if nothing is said [s]."""
@@ -74,6 +75,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--robot", type=str, required=True, help="sim, ws://HOST:PORT (a RobotServer) or rosbridge://HOST:PORT"
     )
+    parser.add_argument("--robot-key-file", type=str | None, default=None, help="file that holds a ws robot's key")
     parser.add_argument(
         "--profile", type=str, default="panda", help="limits of a rosbridge robot: panda, fr3 or a YAML file"
     )
@@ -118,7 +120,8 @@ def _robot(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Robot,
     if kind == "ws":
         from robopolicy.control.robots import WebsocketRobot
 
-        robot: Robot = WebsocketRobot(host, int(port))
+        key = read_api_key(options.robot_key_file) if options.robot_key_file else None
+        robot: Robot = WebsocketRobot(host, int(port), api_key=key)
     else:
         from robopolicy.control.rosbridge import RosbridgeRobot
 

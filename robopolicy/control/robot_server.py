@@ -6,6 +6,7 @@ repeats, and `error` when it has stopped itself. The client sends `qpos`, `openi
 with a number, or `stop`.
 """
 
+import http
 import logging
 import queue
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 from robopolicy.client import ProtocolError, pack, unpack
 from robopolicy.control.guard import CommandGuard
 from robopolicy.control.robot import REST_COMMANDS, Robot, RobotError
+from robopolicy.control.serving.access import is_loopback, key_fits
 from robopolicy.control.timing import FixedGrid, SystemClock
 from robopolicy.types import Command
 
@@ -37,19 +39,42 @@ class RobotServer:
 
     Args:
         robot: what is served.
-        host: address to listen on; anyone who reaches it can move the robot.
+        host: address to listen on; beyond this machine only with a key.
         port: port to listen on; 0 takes a free one, `port` tells which.
         deadline_s: longest silence of the client in the middle of a motion [s].
+        api_key: clients must send `Authorization: Api-Key <key>`.
+
+    Raises:
+        ValueError: a public address without a key.
     """
 
-    def __init__(self, robot: Robot, host: str = "127.0.0.1", port: int = 8100, deadline_s: float = 0.05) -> None:
+    def __init__(
+        self,
+        robot: Robot,
+        host: str = "127.0.0.1",
+        port: int = 8100,
+        deadline_s: float = 0.05,
+        api_key: str | None = None,
+    ) -> None:
         try:
             from websockets.sync.server import serve
         except ImportError:
             raise ImportError("serving a robot needs websockets; install robopolicy[serve]") from None
-        self.robot, self.deadline_s = robot, deadline_s
+        if api_key is None and not is_loopback(host):
+            raise ValueError(
+                f"host {host} is open to the network, and whoever reaches it moves the robot; give an api_key"
+            )
+        self.robot, self.deadline_s, self._api_key = robot, deadline_s, api_key
         self._taken = threading.Lock()
-        self._server = serve(self._attend, host, port, compression=None, max_size=MAX_COMMAND_BYTES)
+        self._server = serve(
+            self._attend,
+            host,
+            port,
+            origins=[None],  # no page of a browser drives a robot
+            compression=None,
+            process_request=self._admit,
+            max_size=MAX_COMMAND_BYTES,
+        )
         self.port: int = self._server.socket.getsockname()[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="robot-server", daemon=True)
         self._thread.start()
@@ -66,6 +91,11 @@ class RobotServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _admit(self, connection: Any, request: Any) -> Any:
+        if key_fits(request.headers.get_all("Authorization"), self._api_key):
+            return None
+        return connection.respond(http.HTTPStatus.UNAUTHORIZED, "Authorization: Api-Key <key> is missing or wrong\n")
 
     def _attend(self, connection: Any) -> None:
         """One client, from its connection to the robot's rest."""

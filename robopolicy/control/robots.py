@@ -90,10 +90,14 @@ class WebsocketRobot:
         host: name or address.
         port: its port.
         timeout_s: longest silence [s].
+        api_key: sent as `Authorization: Api-Key <key>`.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 8100, timeout_s: float = 0.25) -> None:
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 8100, timeout_s: float = 0.25, api_key: str | None = None
+    ) -> None:
         try:
+            from websockets.exceptions import InvalidStatus
             from websockets.sync.client import connect
         except ImportError:
             raise ImportError("a robot over the network needs websockets; install robopolicy[serve]") from None
@@ -103,6 +107,7 @@ class WebsocketRobot:
             self._connection = self._stack.enter_context(
                 connect(
                     f"ws://{host}:{port}",
+                    additional_headers={"Authorization": f"Api-Key {api_key}"} if api_key else None,
                     compression=None,
                     max_size=MAX_MESSAGE_BYTES,
                     close_timeout=0.2,
@@ -110,6 +115,10 @@ class WebsocketRobot:
                 )
             )
             hello = unpack(_bytes(self._connection.recv(timeout=5)))
+        except InvalidStatus as error:
+            raise RobotError(
+                f"the robot at {host}:{port} refuses: HTTP {error.response.status_code}; is its key right?"
+            ) from None
         except (OSError, TimeoutError) as error:
             raise RobotError(f"no robot at {host}:{port}: {error or 'no answer'}") from None
         self.profile = profile_from_dict(hello["profile"], f"robot at {host}:{port}")

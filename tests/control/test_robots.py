@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from robopolicy.client import pack, unpack
@@ -124,6 +124,23 @@ def test_hostile_commands_move_nothing_and_the_next_client_is_served(arm, messag
         np.testing.assert_array_equal(arm.qpos(), home)
         with WebsocketRobot(port=server.port) as robot:
             np.testing.assert_allclose(robot.observe().obs["qpos"], home, atol=1e-6)
+
+
+def test_a_robot_beyond_this_machine_is_moved_with_its_key_only_and_by_no_web_page(arm):
+    """Whoever reaches the port moves the arm: a neighbour on the network, or a page in the operator's browser."""
+    with pytest.raises(ValueError, match="open to the network"):
+        RobotServer(arm, host="0.0.0.0", port=0)
+    with RobotServer(arm, port=0, api_key="a-key-of-16-chars") as server:
+        for key in (None, "another-key-of-16"):
+            with pytest.raises(RobotError, match="refuses: HTTP 401; is its key right"):
+                WebsocketRobot(port=server.port, api_key=key)
+        with (
+            pytest.raises(InvalidStatus, match="403"),
+            connect(f"ws://127.0.0.1:{server.port}", origin="http://evil.example"),
+        ):
+            pass
+        with WebsocketRobot(port=server.port, api_key="a-key-of-16-chars") as robot:
+            np.testing.assert_allclose(robot.observe().obs["qpos"], arm.qpos(), atol=1e-6)
 
 
 def test_only_one_client_drives(arm):
