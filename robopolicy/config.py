@@ -365,7 +365,7 @@ def collect_lists(arguments: Sequence[str]) -> list[str]:
         while option in LIST_OPTIONS and place < len(arguments) and not arguments[place].startswith("--"):
             values.append(arguments[place])
             place += 1
-        already_list = len(values) == 1 and values[0].startswith("[")
+        already_list = len(values) == 1 and (values[0].startswith("[") or values[0] == "null")
         collected += [option, *values] if not values or already_list else [option, json.dumps(values)]
     return collected
 

@@ -68,3 +68,9 @@ def test_a_config_survives_its_dictionary():
 def test_every_shipped_config_is_read(path):
     """A shipped config with a renamed key is the first thing a new user meets."""
     assert isinstance(read_config(path), ExperimentConfig)
+
+
+def test_null_for_a_list_is_null_and_not_a_name():
+    """`--data.cameras null` asks for every camera; one called "null" is in no file."""
+    assert read_config(overrides=["--data.cameras", "null"]).data.cameras is None
+    assert read_config(overrides=["--data.cameras", "front"]).data.cameras == ("front",)

@@ -199,8 +199,9 @@ def _random_observation(policy: ChunkPolicy, batch: int, seed: int) -> dict[str,
         if spec.is_image:
             observation[key] = rng.integers(0, 256, shape, dtype=np.uint8)
             continue
-        values = rng.normal(size=(batch, spec.width)).astype(np.float32)
-        if key in policy.scaled_keys:
-            values = policy.normalizer(key).unnormalize(torch.from_numpy(values)).numpy()
+        scaling = policy.normalizer(key) if key in policy.scaled_keys else None
+        values = rng.normal(size=(batch, spec.width if scaling is None else scaling.width)).astype(np.float32)
+        if scaling is not None:
+            values = scaling.unnormalize(torch.from_numpy(values)).numpy()
         observation[key] = values.reshape(shape)
     return observation

@@ -1,9 +1,7 @@
 """What is inside a set of demos, and what is wrong with it: the verb `check`."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from robopolicy.demos.check_page import write_page
+from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.check_text import print_report
 from robopolicy.demos.findings import (
     Finding,
@@ -24,51 +23,10 @@ from robopolicy.demos.findings import (
 from robopolicy.demos.formats import DemoReader, action_spec_of, convert, open_demos
 from robopolicy.demos.formats.base import is_image
 from robopolicy.demos.remote import local_path
-from robopolicy.types import ActionSpec, DemoFormatError
+from robopolicy.types import DemoFormatError
 
 SHEET_DEMOS, SHEET_FRAMES = 6, 6
 """Demos on the contact sheet, and pictures of each."""
-
-
-@dataclass
-class FileReport:
-    """Everything `check` says of one file or folder."""
-
-    path: Path
-    format_name: str
-    disk_bytes: int
-    names: list[str]
-    rate_hz: float | None = None
-    environment: str | None = None
-    filter_keys: dict[str, list[str]] = field(default_factory=dict)
-    lengths: dict[str, int] = field(default_factory=dict)
-    """Steps of each readable demo."""
-    keys: dict[str, KeySummary] = field(default_factory=dict)
-    """`actions` and every observation key."""
-    instructions: Counter[str | None] = field(default_factory=Counter)
-    action_spec: ActionSpec | None = None
-    """None where no demo is readable, or their actions differ in width."""
-    actions: dict[str, np.ndarray] = field(default_factory=dict)
-    """(T, width) of each readable demo."""
-    sheet: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Per camera, one row of pictures (frames, height, width, 3) for each of a few demos."""
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def problems(self) -> list[Finding]:
-        """What makes the exit code 1."""
-        return [finding for finding in self.findings if finding.severity == "problem"]
-
-    @property
-    def notes(self) -> list[Finding]:
-        """What is worth knowing."""
-        return [finding for finding in self.findings if finding.severity == "note"]
-
-    @property
-    def good(self) -> list[str]:
-        """Demos without a problem of their own."""
-        unfit = {finding.demo for finding in self.problems}
-        return [name for name in self.names if name not in unfit]
 
 
 def run_check(

@@ -4,15 +4,12 @@ import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.check_text import finding_lines, key_range, summary_lines
 from robopolicy.demos.formats.video import encode_png
-
-if TYPE_CHECKING:
-    from robopolicy.demos.check import FileReport
 
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2733}
@@ -27,7 +24,7 @@ PICTURE_PX = 128
 """Pictures on the contact sheet are thinned out to at most this height."""
 
 
-def write_page(reports: Sequence["FileReport"], target: Path) -> None:
+def write_page(reports: Sequence[FileReport], target: Path) -> None:
     """Write one page for all the files; its folder is made."""
     body = "".join(_section(report) for report in reports)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +47,7 @@ def histogram(values: np.ndarray, title: str) -> str:
     return f"<figure><svg width={4 * BINS} height=60>{bars}</svg><figcaption>{caption}</figcaption></figure>"
 
 
-def _section(report: "FileReport") -> str:
+def _section(report: FileReport) -> str:
     facts = "".join(f"<tr><th>{escape(label)}<td>{escape(value)}" for label, value in summary_lines(report))
     keys = "".join(
         f"<tr><td>{escape(key)}<td>{' x '.join(map(str, known.shape)) or 1}<td>{known.dtype}<td>{key_range(known)}"
@@ -69,7 +66,7 @@ def _section(report: "FileReport") -> str:
     )
 
 
-def _histograms(report: "FileReport") -> str:
+def _histograms(report: FileReport) -> str:
     if report.action_spec is None:
         return ""
     rows = np.concatenate(list(report.actions.values()))
@@ -81,7 +78,7 @@ def _histograms(report: "FileReport") -> str:
     return f"<h3>actions</h3>{''.join(figures)}"
 
 
-def _sheets(report: "FileReport") -> str:
+def _sheets(report: FileReport) -> str:
     sections = []
     for camera, rows in report.sheet.items():
         step = -(-rows[0].shape[1] // PICTURE_PX)

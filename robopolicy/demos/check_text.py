@@ -1,7 +1,6 @@
 """A check's report as text for the terminal."""
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -9,16 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from robopolicy.demos.actions import describe_action_spec
+from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.findings import Finding, KeySummary, copied_share
-
-if TYPE_CHECKING:
-    from robopolicy.demos.check import FileReport
 
 SHOWN = 8
 """Lines of one kind that are shown before the rest is counted."""
 
 
-def print_report(report: "FileReport", console: Console) -> None:
+def print_report(report: FileReport, console: Console) -> None:
     """Print one file's report."""
     console.print(Text(str(report.path), style="bold"))
     for label, value in summary_lines(report):
@@ -32,7 +29,7 @@ def print_report(report: "FileReport", console: Console) -> None:
     console.print(Text(f"  {verdict}\n", style="red" if report.problems else "green"))
 
 
-def summary_lines(report: "FileReport") -> list[tuple[str, str]]:
+def summary_lines(report: FileReport) -> list[tuple[str, str]]:
     """Label and value of each fact about the file as a whole."""
     lengths = np.array(list(report.lengths.values()) or [0])
     lines = [

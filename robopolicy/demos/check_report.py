@@ -1,0 +1,51 @@
+"""What the verb `check` says of one file, before it is printed or drawn."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from robopolicy.demos.findings import Finding, KeySummary
+from robopolicy.types import ActionSpec
+
+
+@dataclass
+class FileReport:
+    """Everything `check` says of one file or folder."""
+
+    path: Path
+    format_name: str
+    disk_bytes: int
+    names: list[str]
+    rate_hz: float | None = None
+    environment: str | None = None
+    filter_keys: dict[str, list[str]] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Steps of each readable demo."""
+    keys: dict[str, KeySummary] = field(default_factory=dict)
+    """`actions` and every observation key."""
+    instructions: Counter[str | None] = field(default_factory=Counter)
+    action_spec: ActionSpec | None = None
+    """None where no demo is readable, or their actions differ in width."""
+    actions: dict[str, np.ndarray] = field(default_factory=dict)
+    """(T, width) of each readable demo."""
+    sheet: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    """Per camera, one row of pictures (frames, height, width, 3) for each of a few demos."""
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Finding]:
+        """What makes the exit code 1."""
+        return [finding for finding in self.findings if finding.severity == "problem"]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """What is worth knowing."""
+        return [finding for finding in self.findings if finding.severity == "note"]
+
+    @property
+    def good(self) -> list[str]:
+        """Demos without a problem of their own."""
+        unfit = {finding.demo for finding in self.problems}
+        return [name for name in self.names if name not in unfit]
