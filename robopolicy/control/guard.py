@@ -50,7 +50,8 @@ class CommandGuard:
         self.stopped: str | None = None
         """Why commands are no longer taken."""
         self._smoother = JointSmoother(profile, period_s, period_s)
-        self._played = deque([np.asarray(qpos, np.float64)] * 3, maxlen=3)
+        self._played = deque([(-age * period_s, np.asarray(qpos, np.float64)) for age in (2, 1, 0)], maxlen=3)
+        self._told_s: float | None = None  # of the last call of `position`
         self._waiting: deque[tuple[float, np.ndarray]] = deque()
         self._behind_s: float | None = None  # now - the stamp being played; None where nothing is
 
@@ -79,21 +80,23 @@ class CommandGuard:
         """Come to rest from the motion of the last commands, and take no more."""
         if self.stopped is None:
             self.stopped = reason
-            before, earlier, now = self._played
-            velocity = (now - earlier) / self.period_s
-            acceleration = (now - 2 * earlier + before) / self.period_s**2
+            (before_s, before), (earlier_s, earlier), (now_s, now) = self._played
+            velocity = (now - earlier) / (now_s - earlier_s)
+            acceleration = (velocity - (earlier - before) / (earlier_s - before_s)) / ((now_s - before_s) / 2)
             self._smoother.brake_from(np.stack([now, velocity, acceleration]))
 
     def position(self, t_s: float) -> Float[np.ndarray, " joints"]:
-        """Where the joints shall be at t_s [rad]; to be asked every `period_s`."""
+        """Where the joints shall be at t_s [rad]; to be asked every `period_s`, and if that fails, later."""
+        ticks = 1 if self._told_s is None else max(round((t_s - self._told_s) / self.period_s), 1)
+        self._told_s = t_s
         if self.stopped is None and self._behind_s is not None:
-            self._played.append(self._play(t_s, self._behind_s))
-        return self._played[-1] if self.stopped is None else self._smoother.step()
+            self._played.append((t_s, self._play(t_s, self._behind_s)))
+        return self._played[-1][1] if self.stopped is None else self._smoother.step(ticks)
 
     @property
     def _resting(self) -> bool:
         """Whether no command that waits moves the robot."""
-        return not any((position != self._played[-1]).any() for _, position in self._waiting)
+        return not any((position != self._played[-1][1]).any() for _, position in self._waiting)
 
     def _play(self, t_s: float, behind_s: float) -> np.ndarray:
         waiting, playing_s = self._waiting, t_s - behind_s
@@ -106,7 +109,7 @@ class CommandGuard:
             return self._bridge(playing_s - newest_s, newest)
         (from_s, start), (to_s, end) = waiting[0], waiting[1] if len(waiting) > 1 else waiting[0]
         if playing_s <= from_s:
-            return self._played[-1] if playing_s < from_s else start
+            return self._played[-1][1] if playing_s < from_s else start
         share = (playing_s - from_s) / (to_s - from_s)
         return (1 - share) * start + share * end
 
@@ -130,7 +133,7 @@ class CommandGuard:
         if beyond.max() > 1e-6:
             return f"a command for {profile.joint_names[int(beyond.argmax())]} is beyond its limits"
         if not self._waiting:
-            leap = np.abs(position_rad - self._played[-1]).max()
+            leap = np.abs(position_rad - self._played[-1][1]).max()
             return (
                 f"the first command is {leap:.2f} rad away, at most {LEAP_RAD} rad allowed" if leap > LEAP_RAD else None
             )

@@ -82,6 +82,28 @@ def test_a_gap_in_a_motion_is_bridged_and_a_long_one_ends_in_rest_within_the_lim
         guard.receive(rows[0], 10.0, 60.0)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 5])
+def test_a_busy_machine_that_asks_too_seldom_still_brakes_within_the_limits(panda, stride):
+    """A velocity reckoned over periods that did not take place: braking begins with a jerk, and lasts too long."""
+    rows = sweep(panda, 1.0)
+    guard = CommandGuard(panda, PERIOD, rows[0])
+    asked_s, played, place = [], [], 0
+    for tick in range(320):
+        t_s = 50.0 + tick * PERIOD
+        while place < 133 and 50.0021 + place * PERIOD <= t_s:
+            guard.receive(rows[place], place * PERIOD, t_s)
+            place += 1
+        if tick < 120 or tick % stride == 0:
+            asked_s.append(t_s)
+            played.append(guard.position(t_s))
+    assert guard.at_rest
+    rates, times_s = np.stack(played), np.array(asked_s)
+    for limit in (panda.velocity_rad_s, panda.acceleration_rad_s2):
+        rates = np.diff(rates, axis=0) / np.diff(times_s)[:, None]
+        times_s = (times_s[1:] + times_s[:-1]) / 2
+        assert (np.abs(rates) <= np.multiply(limit, 1.05)).all()
+
+
 def test_a_robot_at_rest_may_be_left_alone_and_must_be_met_where_it_stands(panda):
     """A watchdog that bites while the robot waits between two episodes; a leap after the wait."""
     guard = CommandGuard(panda, PERIOD, np.asarray(panda.home_rad))

@@ -136,7 +136,11 @@ def test_a_robot_beyond_this_machine_is_moved_with_its_key_only_and_by_no_web_pa
                 WebsocketRobot(port=server.port, api_key=key)
         with (
             pytest.raises(InvalidStatus, match="403"),
-            connect(f"ws://127.0.0.1:{server.port}", origin="http://evil.example"),
+            connect(
+                f"ws://127.0.0.1:{server.port}",
+                origin="http://evil.example",
+                additional_headers={"Authorization": "Api-Key a-key-of-16-chars"},
+            ),
         ):
             pass
         with WebsocketRobot(port=server.port, api_key="a-key-of-16-chars") as robot:
