@@ -227,9 +227,9 @@ class RobotVectorEnv(Worlds, VectorEnv):
 
 
 def _space(rows: Array) -> gymnasium.spaces.Box:
-    rows = np.asarray(rows)
-    if rows.dtype == np.uint8:
-        return gymnasium.spaces.Box(0, 255, rows.shape[1:], np.uint8)
-    if rows.dtype == np.int32:
-        return gymnasium.spaces.Box(-1, np.iinfo(np.int32).max, rows.shape[1:], np.int32)
-    return gymnasium.spaces.Box(-FARTHEST, FARTHEST, rows.shape[1:], np.float32)
+    shape, kind = tuple(rows.shape[1:]), str(rows.dtype).rpartition(".")[2]
+    if kind == "uint8":
+        return gymnasium.spaces.Box(0, 255, shape, np.uint8)
+    if kind == "int32":
+        return gymnasium.spaces.Box(-1, np.iinfo(np.int32).max, shape, np.int32)
+    return gymnasium.spaces.Box(-FARTHEST, FARTHEST, shape, np.float32)

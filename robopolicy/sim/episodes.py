@@ -94,5 +94,6 @@ def turns(mask: Array, taken: Array | int) -> Array:
 
 
 def _tensor(rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(rows).to(device)
+    host = torch.from_numpy(rows)
+    tensor = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
     return tensor.float() if tensor.is_floating_point() else tensor

@@ -45,10 +45,8 @@ class EpisodePool:
         """Replace the episodes that the host knows to be taken."""
         wanted = int(self._seen[0]) + self._size - self._drawn
         if wanted > 0:
-            rows = (self._drawn + np.arange(wanted)) % self._size
-            self.episodes.put(
-                torch.from_numpy(rows).to(self._taken.device, non_blocking=True), self._draw(self._seeds(wanted))
-            )
+            rows = (torch.arange(wanted, device=self._taken.device) + self._drawn) % self._size
+            self.episodes.put(rows, self._draw(self._seeds(wanted)))
             self._drawn += wanted
 
     def _seeds(self, count: int) -> list[int]:

@@ -83,10 +83,11 @@ class PolicyActor:
         self.executor = ChunkExecutor.from_config(execution, policy.action_spec, policy.chunk, control_dt, num_envs)
         self.control_dt = control_dt
         self.step = 0
+        self._device = getattr(policy, "device", torch.device("cpu"))
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
         """Forget the past of the worlds where a new episode begins."""
-        mask = torch.from_numpy(np.asarray(done))
+        mask = torch.from_numpy(np.asarray(done)).to(self._device)
         self.stream.reset(mask)
         self.executor.reset(mask)
 

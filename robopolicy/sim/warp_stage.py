@@ -57,7 +57,7 @@ class WarpStage:
     def __init__(
         self, scene: Scene, num_worlds: int, device: str, fields: Sequence[str], nconmax: int, njmax: int
     ) -> None:
-        self.device, self.num_worlds = torch.device(device), num_worlds
+        self.device, self.num_worlds = torch.empty(0, device=device).device, num_worlds  # with its number
         with self.on_device():
             self.model: Any = mujoco_warp.put_model(scene.model, batch_sizes=dict.fromkeys(fields, num_worlds))
             self.data: Any = mujoco_warp.make_data(scene.model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)
