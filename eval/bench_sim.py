@@ -12,9 +12,10 @@ and the peers:
     Pusher (sync)    gymnasium's own vectorized MuJoCo environment (another, smaller model), with `--pusher`
     robosuite Lift   its own Panda, OSC_POSE and state, with `--robosuite PYTHON` of an environment that has it
 
-`per core` is the share of mj_step's rate that is left, by CPU time and not by the clock, so that a busy machine does
-not change it. Each rate is the best of several repetitions. `ready s` is the time until the first step is captured,
-compiling or loading kernels included; `peak MiB` what a row added on the GPU, or to this process on the CPU.
+`per core` is the share of mj_step's rate that is left, by CPU time and not by the clock, each repetition measured right
+after one of mj_step's and the median taken, so that a busy machine changes it little. Each rate is the best of several
+repetitions. `ready s` is the time until the first step is captured, compiling or loading kernels included; `peak MiB` the
+most memory used so far, on the GPU by torch and Warp, on the CPU by this process.
 
     python eval/bench_sim.py [--worlds 1 16 128 512] [--warp-worlds ...] [--image-sizes 64 128] [--seconds 1] [--json FILE]
 """
@@ -22,6 +23,7 @@ compiling or loading kernels included; `peak MiB` what a row added on the GPU, o
 import argparse
 import os
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,28 +46,44 @@ from robopolicy.sim.rollout import PolicyActor
 from robopolicy.types import ActionSpec, ArraySpec
 
 REPETITIONS = 3
+SHARE_PAIRS = 15
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 WARP_WORLDS = (1, 16, 128, 1024, 4096, 16384) if ON_GPU else (1, 16, 128)
 SPEC = ActionSpec(arm=6, gripper=1, gripper_values=((-1.0, 1.0),), kind="delta", space="ee", rate_hz=20.0)
 
 
-def rate(step: Callable[[], Any], seconds: float) -> tuple[float, float]:
-    """Most calls per second seen, by the clock and by CPU time; a GPU is waited for at the end of each repetition."""
+def rate(step: Callable[[], Any], seconds: float) -> float:
+    """Most calls per second seen, by the clock; a GPU is waited for at the end of each repetition."""
     step()
-    by_clock, by_cpu = [], []
+    rates = []
     for _ in range(REPETITIONS):
         _wait()
-        calls, began, began_cpu = 0, time.perf_counter(), time.process_time()
+        calls, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds / REPETITIONS:
             step()
             calls += 1
             if ON_GPU and calls % 8 == 0:
                 _wait()  # or the clock would measure how fast work is queued
         _wait()
-        by_clock.append(calls / (time.perf_counter() - began))
-        by_cpu.append(calls / (time.process_time() - began_cpu))
-    return max(by_clock), max(by_cpu)
+        rates.append(calls / (time.perf_counter() - began))
+    return max(rates)
+
+
+def share(step: Callable[[], Any], bare: Callable[[], Any], worlds: int, seconds: float) -> float:
+    """What is left of the rate of `bare` physics, per CPU-second of one world."""
+    step()
+    ratios = []
+    for _ in range(SHARE_PAIRS):
+        costs = []
+        for each, calls in ((bare, 40 * worlds), (step, 40)):
+            calls = max(1, round(calls * seconds / worlds))
+            began = time.process_time()
+            for _ in range(calls):
+                each()
+            costs.append((time.process_time() - began) / calls)
+        ratios.append(costs[0] * worlds / costs[1])
+    return statistics.median(ratios)
 
 
 def _wait() -> None:
@@ -82,15 +100,12 @@ def peak_mib() -> float:
     return (torch.cuda.max_memory_allocated() + warp.get_mempool_used_mem_high("cuda")) / 2**20
 
 
-def row(
-    what: str, worlds: int, where: str, rates: tuple[float, float], ceiling: float | None = None, **more: Any
-) -> dict[str, Any]:
-    """One line of the table; `rates` are calls a second, each a control step of all worlds."""
-    by_clock, by_cpu = rates
+def row(what: str, worlds: int, where: str, by_clock: float, left: float | None = None, **more: Any) -> dict[str, Any]:
+    """One line of the table; `by_clock` are calls a second, each a control step of all worlds."""
     values = {"what": what, "worlds": worlds, "on": where, "env steps/s": round(by_clock * worlds)}
     values["physics steps/s"] = round(by_clock * worlds * 10)
-    if ceiling is not None:
-        values["per core"] = by_cpu * worlds / ceiling
+    if left is not None:
+        values["per core"] = left
     values |= more
     print("  ".join(f"{name} {_short(value)}" for name, value in values.items()), flush=True)
     return values
@@ -146,21 +161,22 @@ def with_policy(env: RobotVectorEnv) -> Callable[[], None]:
     return step
 
 
-def batch_rows(args: argparse.Namespace, ceiling: float) -> list[dict[str, Any]]:
+def batch_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The C engine on the CPU."""
-    rows = []
+    rows, bare = [], bare_physics()
     for threads in args.threads:
         for worlds in args.worlds:
             env = make_env(worlds, "batch", threads)
             where = f"cpu x {threads}"
-            rows.append(row("batch env", worlds, where, rate(stepping(env), args.seconds), ceiling))
-            rows.append(row("batch env + policy", worlds, where, rate(with_policy(env), args.seconds), ceiling))
+            for what, step in (("batch env", stepping(env)), ("batch env + policy", with_policy(env))):
+                left = share(step, bare, worlds, args.seconds)
+                rows.append(row(what, worlds, where, rate(step, args.seconds), left))
     for size in args.image_sizes:
         for cameras in (("front",), ("front", "wrist")):
             worlds, threads = args.image_worlds, max(args.threads)
             env = make_env(worlds, "batch", threads, cameras, size)
             rates = rate(stepping(env), 3 * args.seconds)
-            pictures = {"pictures/s": round(rates[0] * worlds * len(cameras))}
+            pictures = {"pictures/s": round(rates * worlds * len(cameras))}
             rows.append(row(f"batch env + {len(cameras)} x {size} px", worlds, f"cpu x {threads}", rates, **pictures))
     return rows
 
@@ -233,16 +249,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    bare = rate(bare_physics(), args.seconds)
-    ceiling = bare[1]
-    rows = [row("mj_step", 1, "cpu x 1", bare, ceiling)]
-    rows.append(row("plain loop", 1, "cpu x 1", rate(plain_loop(), args.seconds), ceiling))
+    bare, plain = bare_physics(), plain_loop()
+    rows = [row("mj_step", 1, "cpu x 1", rate(bare, args.seconds), 1.0)]
+    rows.append(row("plain loop", 1, "cpu x 1", rate(plain, args.seconds), share(plain, bare, 1, args.seconds)))
     if args.pusher:
         rows.append(row("Pusher (sync)", 16, "cpu x 1", rate(pusher(16), args.seconds)))
     if args.robosuite:
         found = robosuite_rate(args.robosuite, 3 * args.seconds)
-        rows.append(row(f"robosuite {found['version']} Lift", 1, "cpu x 1", (found["rate"],) * 2))
-    rows += batch_rows(args, ceiling) + warp_rows(args)
+        rows.append(row(f"robosuite {found['version']} Lift", 1, "cpu x 1", found["rate"]))
+    rows += batch_rows(args) + warp_rows(args)
     print()
     show(rows, bars(rows), args.json)
     if not ON_GPU:
