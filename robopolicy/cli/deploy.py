@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.parsing import add_precision, parse, verb_parser
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -36,11 +36,12 @@ def serve(arguments: Sequence[str]) -> int:
         "--mapping", type=str, default="native", help="preset or YAML: the clients' names -> the policy's"
     )
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    add_precision(parser)
     options = parse(parser, arguments)
     from robopolicy.control.server import open_policy, read_api_key
     from robopolicy.control.server import serve as run_server
 
-    policy, spec = open_policy(options.policy, options.device)
+    policy, spec = open_policy(options.policy, options.device, options.precision)
     run_server(
         policy,
         spec,

@@ -48,9 +48,10 @@ def driver_of(options: Namespace) -> Driver:
 
 
 def _local(options: Namespace) -> Driver:
-    from robopolicy.control.runtime import MANIFEST, load
+    from robopolicy.control.runtime import MANIFEST, load, require_own_precision
 
     if (Path(options.policy) / MANIFEST).is_file():
+        require_own_precision(options.policy, options.precision)
         policy: Any = load(options.policy, threads=1)
         spec, trained = policy.spec, ExecutionConfig(**policy.execution)
     else:
@@ -59,7 +60,7 @@ def _local(options: Namespace) -> Driver:
         from robopolicy.model.checkpoint import load_policy, read_provenance
 
         torch.set_num_threads(1)  # a second thread costs more than it gains at batch 1, and the commands wait for it
-        policy = load_policy(options.policy)
+        policy = load_policy(options.policy, precision=options.precision)
         spec = PolicySpec.of(policy, read_provenance(options.policy))
         trained = policy.config.execution
     stream = PolicyStream(policy, frame_stride=spec.frame_stride)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.parsing import add_precision, parse, verb_parser
 from robopolicy.cli.simulator import add_simulator, simulator_facts, simulator_options
 from robopolicy.config import ConfigError, ExecutionConfig
 
 if TYPE_CHECKING:
+    from robopolicy.model.packed import Precision
     from robopolicy.sim.env import RobotVectorEnv
     from robopolicy.sim.evaluation import Evaluation
     from robopolicy.sim.rollout import Episode
@@ -29,6 +30,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
     add_simulator(parser)
+    add_precision(parser)
     parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
     parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")
     parser.add_argument("--videos", type=int, default=0, help="successes and failures each to show in the report")
@@ -59,7 +61,7 @@ def _evaluate(options: Namespace, shard: "Shard") -> int:
 
     device = shard.device(options.device)
     require_device(device)
-    policy, trained, provenance = _open_policy(options.policy, device)
+    policy, trained, provenance = _open_policy(options.policy, device, options.precision)
     task = options.task or provenance.get("task")
     if task is None:
         raise ConfigError("which task? The policy's demos don't say; give --task")
@@ -148,7 +150,9 @@ def _world_maker(policy: Any, task: str, film: bool, simulator: Mapping[str, Any
     return partial(RobotVectorEnv, task, cameras=cameras, image_size=sizes[0] if sizes else 64, **simulator)
 
 
-def _open_policy(folder: str, device: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def _open_policy(
+    folder: str, device: str, precision: "Precision" = "float32"
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """A run's policy or an exported one, its own execution settings, and where it comes from."""
     from robopolicy.control.runtime import MANIFEST
 
@@ -156,11 +160,11 @@ def _open_policy(folder: str, device: str) -> tuple[Any, dict[str, Any], dict[st
         from robopolicy.control.server import open_policy
 
         exported: Any
-        exported, spec = open_policy(folder)
+        exported, spec = open_policy(folder, precision=precision)
         return exported, dict(exported.manifest.get("execution", {})), dict(spec.provenance)
     from robopolicy.model.checkpoint import load_policy, read_provenance
 
-    policy = load_policy(folder, device=device)
+    policy = load_policy(folder, device, precision)
     return policy, vars(policy.config.execution), read_provenance(folder)
 
 

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentError
 from collections.abc import Sequence
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -25,6 +26,16 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         return parser.instantiate(parser.parse_args(collect_lists(arguments)))
     except (ArgumentError, TypeError) as error:
         raise ConfigError(f"{' '.join(str(error).split())}; see {parser.prog} --help") from error
+
+
+def add_precision(parser: ArgumentParser) -> None:
+    """Add `--precision`."""
+    parser.add_argument(
+        "--precision",
+        type=Literal["float32", "bf16", "int8"],
+        default="float32",
+        help="arithmetic of a run folder's policy on the CPU; an exported one has its own",
+    )
 
 
 def experiment_overrides(**values: object) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.drivers import Driver, driver_of
-from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.parsing import add_precision, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
 from robopolicy.cli.run_report import shown, summarize
 from robopolicy.config import ConfigError, ExecutionConfig
@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
 def _parser() -> ArgumentParser:
     parser = verb_parser("run", "Drive a robot by a policy, or by a recorded demo, in real time and within its limits.")
     parser.add_argument("policy", type=str | None, nargs="?", default=None, help="run folder, or an exported folder")
+    add_precision(parser)
     parser.add_argument("--server", type=str | None, default=None, help="HOST:PORT of a policy behind robopolicy serve")
     parser.add_argument("--api-key-file", type=str | None, default=None, help="file that holds the server's key")
     parser.add_argument("--replay", type=str | None, default=None, help="demo file of which a demo is executed again")

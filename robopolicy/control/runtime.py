@@ -234,6 +234,18 @@ class TorchGraph(Graph):
         return {name: tensor.numpy() for name, tensor in zip(self._outputs, given, strict=True)}
 
 
+def require_own_precision(folder: str | Path, precision: str) -> None:
+    """Refuse another precision than an exported policy's own.
+
+    Raises:
+        ExportError: in one line, with what to do.
+    """
+    if precision != "float32":
+        raise ExportError(
+            f"{folder}: exported, and its precision with it; leave --precision out, and export with --int8 for int8"
+        )
+
+
 def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
     """The policy in an exported folder, ready to act.
 

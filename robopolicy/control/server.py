@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 try:
     import msgpack  # noqa: F401
@@ -40,6 +40,9 @@ from robopolicy.control.serving.metrics import Metrics
 from robopolicy.control.serving.protocol import ObservationReader
 from robopolicy.control.serving.session import Session
 from robopolicy.control.spec import PolicySpec
+
+if TYPE_CHECKING:
+    from robopolicy.model.packed import Precision
 
 logger = logging.getLogger("robopolicy.serve")
 
@@ -110,16 +113,23 @@ def serve(
     asyncio.run(server.run(on_ready))
 
 
-def open_policy(folder: str | Path, device: str = "cpu") -> tuple[ServedPolicy, PolicySpec]:
-    """A policy to serve, and what it expects: from a run folder, or from an exported one, which needs no torch."""
+def open_policy(
+    folder: str | Path, device: str = "cpu", precision: "Precision" = "float32"
+) -> tuple[ServedPolicy, PolicySpec]:
+    """A policy to serve, and what it expects: from a run folder, or from an exported one, which needs no torch.
+
+    Raises:
+        ValueError: an exported policy, whose precision was chosen at its export, is asked for another.
+    """
     if (Path(folder) / "manifest.json").is_file():
         from robopolicy.control import runtime
 
+        runtime.require_own_precision(folder, precision)
         exported = runtime.load(folder)
         return exported, exported.spec
     from robopolicy.model.checkpoint import load_policy, read_provenance
 
-    policy = load_policy(folder, device)
+    policy = load_policy(folder, device, precision)
     return policy, PolicySpec.of(policy, read_provenance(folder))
 
 

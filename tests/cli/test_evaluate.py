@@ -126,3 +126,16 @@ def test_an_impossible_randomization_is_refused_in_one_line(random_run, capsys):
     """Friction that could vanish would be found out by cubes sliding off the table."""
     assert main(["eval", str(random_run), *EVAL, "--randomization.friction", "1.5"]) == 2
     assert "--randomization.friction is 1.5; expected below 1" in capsys.readouterr().err
+
+
+def test_an_exported_folder_keeps_its_own_precision(capsys):
+    """int8 asked of a float32 graph, and silently not given, would be measured as int8."""
+    exported = str(Path(__file__).parent / "robot_export")
+    assert main(["eval", exported, "--task", "lift", "--episodes", "1", "--precision", "int8"]) == 2
+    assert "leave --precision out, and export with --int8" in capsys.readouterr().err
+
+
+def test_a_run_folder_is_evaluated_at_another_precision(random_run, tmp_path):
+    """What a robot's computer will do must be measurable before it is sent there."""
+    policy, _, _ = _open_policy(str(random_run), "cpu", "int8")
+    assert policy.head.precision == "int8"
