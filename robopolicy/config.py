@@ -130,8 +130,9 @@ class AugmentationConfig:
 class EncoderConfig:
     """Observation -> tokens."""
 
-    kind: Literal["keys", "pixels", "precomputed", "transformers"] = "keys"
-    """keys (low-dim), pixels (small trainable network), precomputed (tokens in the file), transformers (a VLM)."""
+    kind: Literal["auto", "keys", "pixels", "precomputed", "transformers"] = "keys"
+    """keys (low-dim), pixels (small trainable network), precomputed (tokens in the file), transformers (a VLM); auto:
+    pixels where the policy sees pictures, else keys."""
     width: int = 128
     """D, the width of one token."""
     hidden: int = 128

@@ -17,13 +17,13 @@ def verb_parser(verb: str, description: str) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """The parsed options, dataclasses made.
+    """The parsed options, dataclasses made; what the command line says goes before what `--config` says, in any order.
 
     Raises:
         ConfigError: an unknown option, a missing one, or a value of the wrong type.
     """
     try:
-        return parser.instantiate(parser.parse_args(collect_lists(arguments)))
+        return parser.instantiate(parser.parse_args(_files_first(collect_lists(arguments))))
     except (ArgumentError, TypeError) as error:
         raise ConfigError(f"{' '.join(str(error).split())}; see {parser.prog} --help") from error
 
@@ -41,3 +41,13 @@ def add_precision(parser: ArgumentParser) -> None:
 def experiment_overrides(**values: object) -> list[str]:
     """Dotted overrides for those values that the command line gave."""
     return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def _files_first(arguments: Sequence[str]) -> list[str]:
+    """`--config FILE` before all else, since the parser lets whatever comes later win."""
+    files, rest = [], list(arguments)
+    while "--config" in rest[:-1]:
+        place = rest.index("--config")
+        files += rest[place : place + 2]
+        del rest[place : place + 2]
+    return [*files, *rest]

@@ -8,12 +8,14 @@ temporal ensemble, ACT (Zhao et al. 2023); frozen prefix and soft blend, real-ti
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
 from robopolicy.config import ExecutionConfig, Strategy
+from robopolicy.control.arrays import like
 from robopolicy.types import ActionSpec
 
 
@@ -80,7 +82,8 @@ class ChunkExecutor:
         weights = torch.exp(-ensemble_decay * torch.arange(chunk + 1, dtype=torch.float64))
         self._shares = weights / weights.cumsum(0)  # of the chunk that is the i-th to cover a step
         self._frozen, self._spec, self._action_spec = frozen, spec, action_spec
-        self._gripper = list(spec.gripper_columns)
+        self._gripper = np.array(spec.gripper_columns, dtype=np.int64)
+        self._gripper_values = np.array(spec.gripper_values, dtype=np.float64).reshape(-1, 2)
         self.reset()
 
     @classmethod
@@ -188,8 +191,9 @@ class ChunkExecutor:
         self.held = self._count[..., 0] == 0
         rest = torch.where(self._stays, self._last, self._rest)
         action = torch.where(self.held[..., None], rest, self._plan[..., 0, :])
-        if self._gripper:
-            action[..., self._gripper] = self._grip(self._plan[..., 0, self._gripper])
+        if self._gripper.size:
+            columns = like(action, self._gripper)
+            action[..., columns] = self._grip(self._plan[..., 0, columns])
         self._last = action
         return action.clone()
 
@@ -222,17 +226,18 @@ class ChunkExecutor:
         first = torch.where(self._label < 0, (score > 0).long(), self._label)
         label = torch.where(score > self.gripper_hysteresis, 1, torch.where(score < -self.gripper_hysteresis, 0, first))
         self._label = torch.where(self.held[..., None], self._label, label)
-        low, high = score.new_tensor(self._spec.gripper_values).unbind(-1)
+        low, high = like(score, self._gripper_values).unbind(-1)
         return torch.where(self._label > 0, high, low)
 
     def _scores(self, actions: Tensor, gripper_logit: Tensor | None) -> Tensor:
         """The actions with each gripper column replaced by its score, positive for label 1."""
-        if not self._gripper:
+        if not self._gripper.size:
             return actions
-        low, high = actions.new_tensor(self._spec.gripper_values).unbind(-1)
+        columns = like(actions, self._gripper)
+        low, high = like(actions, self._gripper_values).unbind(-1)
         scores = actions.clone()
-        signed = (2 * actions[..., self._gripper] - (low + high)) / (high - low)
-        scores[..., self._gripper] = signed if gripper_logit is None else gripper_logit.to(actions.dtype)
+        signed = (2 * actions[..., columns] - (low + high)) / (high - low)
+        scores[..., columns] = signed if gripper_logit is None else gripper_logit.to(actions.dtype)
         return scores
 
     def _step(self, t_s: float) -> int:
@@ -273,7 +278,7 @@ class ChunkExecutor:
             raise ValueError(
                 f"chunk of shape {tuple(actions.shape)}; this executor takes (*batch, K, width) = {expected}"
             )
-        if gripper_logit is None and self._gripper and self.gripper_hysteresis >= 1:
+        if gripper_logit is None and self._gripper.size and self.gripper_hysteresis >= 1:
             raise ValueError(
                 f"gripper_hysteresis {self.gripper_hysteresis} is in logits, and without gripper_logit the score is -1 "
                 f"or +1; give logits, or a hysteresis below 1"

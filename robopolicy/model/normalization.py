@@ -76,6 +76,7 @@ class ActionNormalizer(nn.Module):
     coded_scale: Tensor
     gripper_values: Tensor
     constant: Tensor
+    order: Tensor
 
     def __init__(
         self,
@@ -112,6 +113,7 @@ class ActionNormalizer(nn.Module):
         self.register_buffer("arm_scale", torch.as_tensor(scale, dtype=torch.float32))
         self.register_buffer("gripper_values", torch.as_tensor(pairs, dtype=torch.float32))
         self.register_buffer("constant", torch.as_tensor(list(spec.constant.values()), dtype=torch.float32))
+        self.register_buffer("order", torch.as_tensor(spec.order, dtype=torch.int64), persistent=False)
 
     @property
     def learned_spec(self) -> ActionSpec:
@@ -139,7 +141,7 @@ class ActionNormalizer(nn.Module):
         open_value, closed_value = self.gripper_values.unbind(dim=-1)
         gripper = torch.where(closed, closed_value, open_value)
         constant = self.constant.expand(*arm.shape[:-1], self.constant.shape[0])
-        return torch.cat([arm, gripper, constant], dim=-1)[..., list(self.spec.order)]
+        return torch.cat([arm, gripper, constant], dim=-1).index_select(-1, self.order)
 
     @property
     def _scaling(self) -> tuple[Tensor, Tensor]:

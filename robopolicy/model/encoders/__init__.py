@@ -56,12 +56,13 @@ def make_encoder(
     widths = {key: spec.width for key, spec in obs.items() if not spec.is_image and key != TOKENS_KEY}
     cameras = {key: (spec.shape[0], spec.shape[1]) for key, spec in obs.items() if spec.is_image}
     text_width = config.width if text_tokens else None
-    if config.kind == "keys":
+    kind = config.kind if config.kind != "auto" else ("pixels" if cameras else "keys")
+    if kind == "keys":
         return KeysEncoder(widths, config.width, config.hidden, text_width, text_tokens)
-    if config.kind == "pixels":
+    if kind == "pixels":
         where = {key: spec.width for key, spec in (targets or {}).items()}
         return PixelsEncoder(cameras, widths, config.width, config.hidden, text_width, text_tokens, where)
-    if config.kind == "precomputed":
+    if kind == "precomputed":
         if TOKENS_KEY not in obs:
             raise ValueError(
                 f"encoder precomputed needs the key {TOKENS_KEY!r} in the demos, which have: {', '.join(obs)}; "

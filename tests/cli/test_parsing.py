@@ -1,0 +1,22 @@
+"""What the verbs share of argument parsing."""
+
+from pathlib import Path
+
+import pytest
+
+from robopolicy.cli.parsing import parse, verb_parser
+
+
+@pytest.mark.parametrize("flags_first", [True, False])
+def test_the_command_line_goes_before_the_file_in_any_order(tmp_path: Path, flags_first: bool) -> None:
+    """`train --training.max_minutes 1 --config x.yaml` trained for as long as the file said, and told no one."""
+    parser = verb_parser("tried", "A verb.")
+    parser.add_argument("--episodes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    (tmp_path / "one.yaml").write_text("episodes: 5\nseed: 7\n")
+    (tmp_path / "other.yaml").write_text("episodes: 6\n")
+    flags = ["--episodes", "9"]
+    files = ["--config", str(tmp_path / "one.yaml"), "--config", str(tmp_path / "other.yaml")]
+    options = parse(parser, flags + files if flags_first else files + flags)
+    assert (options.episodes, options.seed) == (9, 7)
+    assert parse(parser, files).episodes == 6
