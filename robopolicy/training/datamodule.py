@@ -142,7 +142,7 @@ class DemoDataModule(LightningDataModule):
         lines = [
             f"demos     {len(train.lengths)} demos, {train.steps} steps; {held_out}{wide}",
             f"sees      {', '.join(f'{key} {_size(shape)}' for key, shape in self.obs.items())}",
-            f"told      {_several(self.instructions) or 'no instruction'}",
+            f"told      {self._told()}",
             f"actions   {describe_action_spec(spec)}",
         ]
         if turned := [f"{key} ({part.kind})" for key, parts in self._rotations.items() for part in parts]:
@@ -150,6 +150,12 @@ class DemoDataModule(LightningDataModule):
         if self.targets:
             lines.insert(2, f"targets   {', '.join(self.targets)} (loss terms only)")
         return "\n".join(lines)
+
+    def _told(self) -> str:
+        if not self.instructions:
+            return "no instruction"
+        told = _several(self.instructions)
+        return told if self.experiment.encoder.instruction else f"nothing of {told} (--encoder.instruction false)"
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -143,6 +143,15 @@ def test_several_files_are_one_set(tiny_demos, tmp_path, make_demo):
     assert [file["name"] for file in module.provenance["files"]] == ["tiny.hdf5", "more.hdf5"]
 
 
+def test_the_log_says_when_the_policy_is_told_nothing(tiny_demos):
+    """An untold baseline whose log lists instructions looks like a policy that was told."""
+    config = experiment(tiny_demos)
+    told = opened(config).summary()
+    untold = opened(replace(config, encoder=replace(config.encoder, instruction=False))).summary()
+    assert "(--encoder.instruction false)" in untold
+    assert "(--encoder.instruction false)" not in told
+
+
 def test_provenance_is_json_and_names_seeds_rate_and_files(tiny_demos):
     """`eval` refuses seeds that were trained on, and a robot must run at the demos' rate."""
     provenance = opened(experiment(tiny_demos)).provenance
