@@ -1,6 +1,5 @@
 """ChunkPolicy = normalize -> encode -> pool -> recur -> head -> unnormalize; nothing else."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from robopolicy.config import ExperimentConfig
 from robopolicy.model.encoders import TOKENS_KEY, Encoding, make_encoder, make_reader
+from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.losses import (
     ForwardPrediction,
     TargetPrediction,
@@ -24,9 +24,7 @@ from robopolicy.model.rotations import action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.streaming import MemoryState
 from robopolicy.model.text import Vocabulary
-from robopolicy.types import ActionSpec, Array, ArraySpec, Batch, Chunk, Observation
-
-LOG = logging.getLogger(__name__)
+from robopolicy.types import ActionSpec, ArraySpec, Batch, Chunk, Observation
 
 ACTION_TERMS = ("arm", "gripper")
 
@@ -193,23 +191,7 @@ class ChunkPolicy(nn.Module):
 
     def inputs(self, obs: Mapping[str, Any], expected: Mapping[str, ArraySpec]) -> dict[str, Tensor]:
         """The expected keys as tensors where the weights are: pictures uint8, the rest float32, with the same leading axes."""
-        tensors: dict[str, Tensor] = {}
-        lead: tuple[int, ...] | None = None
-        for key, spec in expected.items():
-            if key not in obs:
-                kind = "camera" if spec.is_image else "key"
-                raise KeyError(f"{kind} {key!r} is not in this observation. It has: {', '.join(obs)}")
-            tensor = _to_tensor(key, obs[key], spec, self.device)
-            axes = tuple(tensor.shape[: tensor.dim() - len(spec.shape)])
-            if tuple(tensor.shape[len(axes) :]) != spec.shape or lead not in (None, axes):
-                batch = "*batch" if lead is None else ", ".join(map(str, lead))
-                raise ValueError(
-                    f"observation {key!r} has shape {tuple(tensor.shape)}; expected ({batch}), "
-                    f"then {spec.shape}, as in the training demos"
-                )
-            lead = axes
-            tensors[key] = tensor
-        return tensors
+        return checked_inputs(obs, expected, self.device)
 
     def instruction_text(
         self, instruction: str | Sequence[str | None] | None, lead: Sequence[int] = ()
@@ -318,10 +300,3 @@ def _of(key: str, statistics: Mapping[str, Statistics] | None) -> Statistics | N
     if key not in statistics:
         raise ValueError(f"no statistics of {key!r}. There are: {', '.join(statistics)}")
     return statistics[key]
-
-
-def _to_tensor(key: str, value: Array, spec: ArraySpec, device: torch.device) -> Tensor:
-    tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-    if spec.is_image and tensor.dtype != torch.uint8:
-        raise ValueError(f"camera {key!r} has type {tensor.dtype}; expected uint8 pictures, 0 to 255")
-    return tensor.to(device) if spec.is_image else tensor.to(device, torch.float32)

@@ -1,0 +1,44 @@
+"""Observations of a caller -> tensors where the weights are, checked against what the policy was trained on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robopolicy.types import Array, ArraySpec
+
+
+def checked_inputs(
+    obs: Mapping[str, Any], expected: Mapping[str, ArraySpec], device: torch.device
+) -> dict[str, Tensor]:
+    """The expected keys as tensors (*B, ...) on `device`: pictures uint8, the rest float32, with the same leading axes.
+
+    Raises:
+        KeyError: a camera or key is missing.
+        ValueError: a shape or type is not what was expected.
+    """
+    tensors: dict[str, Tensor] = {}
+    lead: tuple[int, ...] | None = None
+    for key, spec in expected.items():
+        if key not in obs:
+            kind = "camera" if spec.is_image else "key"
+            raise KeyError(f"{kind} {key!r} is not in this observation. It has: {', '.join(obs)}")
+        tensor = _to_tensor(key, obs[key], spec, device)
+        axes = tuple(tensor.shape[: tensor.dim() - len(spec.shape)])
+        if tuple(tensor.shape[len(axes) :]) != spec.shape or lead not in (None, axes):
+            batch = "*batch" if lead is None else ", ".join(map(str, lead))
+            raise ValueError(
+                f"observation {key!r} has shape {tuple(tensor.shape)}; expected ({batch}), "
+                f"then {spec.shape}, as in the training demos"
+            )
+        lead = axes
+        tensors[key] = tensor
+    return tensors
+
+
+def _to_tensor(key: str, value: Array, spec: ArraySpec, device: torch.device) -> Tensor:
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+    if spec.is_image and tensor.dtype != torch.uint8:
+        raise ValueError(f"camera {key!r} has type {tensor.dtype}; expected uint8 pictures, 0 to 255")
+    return tensor.to(device) if spec.is_image else tensor.to(device, torch.float32)

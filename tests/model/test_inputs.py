@@ -1,0 +1,35 @@
+"""Observations of a caller -> checked tensors."""
+
+import numpy as np
+import pytest
+import torch
+
+from robopolicy.model.inputs import checked_inputs
+from robopolicy.types import ArraySpec
+
+EXPECTED = {"ee_pose": ArraySpec((7,)), "front": ArraySpec((4, 4, 3), "uint8")}
+CPU = torch.device("cpu")
+
+
+def test_numbers_become_float32_and_pictures_stay_bytes():
+    """float64 from a simulator would make every product of the policy fail, or twice as slow."""
+    obs = {"ee_pose": np.ones((2, 7)), "front": np.full((2, 4, 4, 3), 9, np.uint8), "unused": np.zeros(1)}
+    tensors = checked_inputs(obs, EXPECTED, CPU)
+    assert list(tensors) == ["ee_pose", "front"]
+    assert (tensors["ee_pose"].dtype, tensors["front"].dtype) == (torch.float32, torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"front": None}, KeyError, "camera 'front' is not in this observation. It has: ee_pose"),
+        ({"ee_pose": np.ones((2, 6))}, ValueError, r"'ee_pose' has shape \(2, 6\); expected \(\*batch\), then \(7,\)"),
+        ({"front": np.zeros((3, 4, 4, 3), np.uint8)}, ValueError, r"'front' has shape \(3, 4, 4, 3\); expected \(2\)"),
+        ({"front": np.zeros((2, 4, 4, 3))}, ValueError, "camera 'front' has type torch.float64; expected uint8"),
+    ],
+)
+def test_a_wrong_observation_is_one_line(changed, error, message):
+    """A robot's first call is where names, shapes and types are wrong."""
+    obs = {"ee_pose": np.ones((2, 7)), "front": np.zeros((2, 4, 4, 3), np.uint8), **changed}
+    with pytest.raises(error, match=message):
+        checked_inputs({key: value for key, value in obs.items() if value is not None}, EXPECTED, CPU)
