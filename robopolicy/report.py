@@ -197,12 +197,12 @@ def _curves(metrics: Mapping[str, Any], width: int = 640, height: int = 180) -> 
 def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> list[str]:
     parts = []
     filmed = [episode for episode in episodes if any(_has_pictures(demo) for demo in episode.demos)]
-    for title, wanted in (("Successes", True), ("Failures", False)):
+    for title, name, wanted in (("Successes", "success", True), ("Failures", "failure", False)):
         chosen = sorted((e for e in filmed if e.success == wanted), key=lambda e: e.seed)[:count]
         figures = []
         for episode in chosen:
             pictures = np.concatenate([demo_pictures(demo) for demo in episode.demos])
-            path = write_video(pictures, folder / f"{title.lower()[:-1]}_{episode.seed}.mp4", fps)
+            path = write_video(pictures, folder / f"{name}_{episode.seed}.mp4", fps)
             data = base64.b64encode(path.read_bytes()).decode()
             caption = f"seed {episode.seed}: {html.escape(episode.instruction)}, {episode.steps} steps"
             video = f"<video controls loop muted autoplay width=256 src='data:video/mp4;base64,{data}'></video>"

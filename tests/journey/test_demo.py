@@ -25,6 +25,8 @@ def test_the_demo_ends_with_its_summary_and_goes_on_after_an_interruption(tmp_pa
     assert first["interval"][0] <= first["success_rate"] <= first["interval"][1]
     assert set(first["wall_s"]) == {"collect", "train", "eval"}
     assert (tmp_path / "report" / "report.html").is_file()
+    videos = {path.name.partition("_")[0] for path in (tmp_path / "report").glob("*.mp4")}
+    assert videos == ({"success"} if first["successes"] else set()) | ({"failure"} if first["successes"] < 3 else set())
     capsys.readouterr()
 
     times = tmp_path / "wall_s.json"
