@@ -2,6 +2,7 @@
 
 from argparse import ArgumentError
 from collections.abc import Sequence
+from itertools import islice
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -45,9 +46,10 @@ def experiment_overrides(**values: object) -> list[str]:
 
 def _files_first(arguments: Sequence[str]) -> list[str]:
     """`--config FILE` before all else, since the parser lets whatever comes later win."""
-    files, rest = [], list(arguments)
-    while "--config" in rest[:-1]:
-        place = rest.index("--config")
-        files += rest[place : place + 2]
-        del rest[place : place + 2]
+    files, rest = [], []
+    words = iter(arguments)
+    for word in words:
+        file = list(islice(words, 1)) if word == "--config" else []
+        chosen = files if file or word.startswith("--config=") else rest
+        chosen += [word, *file]
     return [*files, *rest]

@@ -76,8 +76,10 @@ def load_policy(
 
     Raises:
         CheckpointError: the folder or one of its files is missing, of another format version, or doesn't fit together.
-        ValueError: the precision is not known, or this CPU can't compute in it.
+        ValueError: the precision is not known, this CPU can't compute in it, or the device is no CPU.
     """
+    if precision != "float32" and torch.device(device).type != "cpu":
+        raise ValueError(f"precision {precision} is for steps on the CPU; with device {device} leave it out")
     folder = Path(folder)
     description = _description(folder)
     for name in (CONFIG, WEIGHTS):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.config import ConfigError
 
 
 @pytest.mark.parametrize("flags_first", [True, False])
@@ -20,3 +21,6 @@ def test_the_command_line_goes_before_the_file_in_any_order(tmp_path: Path, flag
     options = parse(parser, flags + files if flags_first else files + flags)
     assert (options.episodes, options.seed) == (9, 7)
     assert parse(parser, files).episodes == 6
+    assert parse(parser, [*flags, f"--config={tmp_path / 'one.yaml'}"]).episodes == 9
+    with pytest.raises(ConfigError, match="--config"):
+        parse(parser, [*flags, "--config"])

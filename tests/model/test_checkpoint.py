@@ -65,6 +65,13 @@ def test_a_policy_is_loaded_at_a_precision(tmp_path):
     torch.testing.assert_close(rows, again, atol=0.1, rtol=0)
 
 
+def test_a_precision_of_the_cpu_is_refused_elsewhere(tmp_path):
+    """int8 that is asked for on a GPU and silently not used would be measured as int8."""
+    save_policy(make_policy(), tmp_path / "run")
+    with pytest.raises(ValueError, match="precision int8 is for steps on the CPU; with device cuda leave it out"):
+        load_policy(tmp_path / "run", "cuda", "int8")
+
+
 def test_provenance_is_given_back(tmp_path):
     """`eval` refuses the seeds that the training files held; it reads them here."""
     facts = {"task": "lift", "demo_seeds": [1, 2], "control_dt": 0.05}
