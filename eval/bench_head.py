@@ -2,8 +2,9 @@
 
     python eval/bench_head.py [--quick] [--json FILE]
 
-Everything runs on one CPU thread, and a time is that thread's CPU time, so that other processes of the machine count only
-by what they take of caches and memory; the best of many calls counts, ours and the peers' alike. Sizes are RoboVLMs'
+Ticks run on one CPU thread, and a time is that thread's CPU time, so that other processes of the machine count only by
+what they take of caches and memory; the best of many calls counts, ours and the peers' alike. Training steps run on all
+cores, and their median wall time counts. Sizes are RoboVLMs'
 (4 x 1024, window 16, chunk 10, perceptrons 1024-512-256) and robomimic's (2 x 400, window 10). `--quick` leaves out
 1024 episodes. With a GPU at hand `bench_head_gpu.py` measures the rest.
 """
@@ -11,10 +12,12 @@ by what they take of caches and memory; the best of many calls counts, ours and 
 import argparse
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from head_peers import CarriedStep, OnnxStep, WindowRerun, lstm_of
 from torch import Tensor, nn
 
 from robopolicy import ActionSpec, PolicyHead
+from robopolicy.heap import keep_freed_memory
 from robopolicy.model.streaming import History
 
 ACTION = ActionSpec(arm=6, gripper=1)
@@ -47,7 +51,12 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("\nno GPU here: everything above ran on the CPU, and the figures of bench_head_gpu.py are missing")
     if options.json:
-        machine = {"cpu": _cpu_name(), "threads": 1, "python": platform.python_version(), "torch": torch.__version__}
+        machine = {
+            "cpu": _cpu_name(),
+            "cores": _cores(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
         report.write(options.json, machine | {"load_average": os.getloadavg()[1]})
 
 
@@ -70,8 +79,7 @@ def single_episode(report: Report, machine: Mapping[str, float]) -> None:
     """Batch 1 at RoboVLMs' size, each way in a process of its own: what an earlier one leaves on the heap matters."""
     ms = {}
     for name in WAYS:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-            ms[name] = alone.submit(time_alone, name).result()
+        ms[name] = in_own_process(time_alone, name)
     default_rerun, window = ms["nn.LSTM, window run again (oneDNN, torch's default)"], ms["ours, window, float32"]
     section = "one tick, batch 1, 4 x 1024, W 16, K 10, each in a process of its own"
     for name, taken in ms.items():
@@ -204,44 +212,81 @@ def robomimic_size(report: Report) -> None:
 
 
 def training_step(report: Report) -> None:
-    """Forward, loss, backward and Adam at robomimic's size, batch 100, window 10."""
-    head = PolicyHead(19, ACTION, window=10, chunk=1, layers=2, hidden=400, head_widths=())
-    lstm, out = lstm_of(head).train(), nn.Linear(400, 7)
-    frames, target = torch.randn(100, 10, 19), torch.rand(100, 10, 7)
-
-    def step_of(run: Callable[[], Tensor], bf16: bool, *modules: nn.Module) -> Callable[[], None]:
-        optimizer = torch.optim.Adam([p for module in modules for p in module.parameters()], lr=1e-4)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                predicted = out(run())
-            nn.functional.mse_loss(predicted.float(), target).backward()
-            optimizer.step()
-
-        return step
-
-    ms = best_ms(
-        {
-            "nn.LSTM, as robomimic writes it": step_of(lambda: lstm(frames)[0], False, lstm, out),
-            "ours, float32": step_of(lambda: head.remember(frames), False, head.rnn, out),
-            "ours, bf16 (training.precision)": step_of(lambda: head.remember(frames), True, head.rnn, out),
-        }
-    )
+    """Forward, loss, backward and Adam at robomimic's size, batch 100, window 10, on all cores as training runs."""
+    rounds = [{name: in_own_process(step_alone, name) for name in TRAINING_STEPS} for _ in range(5)]
+    ms = {name: median(taken[name] for taken in rounds) for name in TRAINING_STEPS}
+    head, _ = small_head()
     rows, hidden = 100 * 10, 400
     products = 2 * rows * 4 * hidden * (19 + 3 * hidden)
     flops = 3 * products - 2 * rows * 4 * hidden * 19
-    weights = sum(p.nbytes for p in lstm.parameters())
-    packed_ms = flops / packed_rate()
-    section = "training step, 2 x 400, batch 100, window 10"
+    weights = sum(p.nbytes for p in head.rnn.parameters())
+    packed_ms = flops / packed_rate() / _cores()
+    section = f"training step, 2 x 400, batch 100, window 10, {_cores()} cores"
     for name, taken in ms.items():
         report.row(section, name, taken, f"{flops / taken / 1e6:.0f} GFLOP/s")
-    note = f"{flops / 1e9:.1f} GFLOP at the packed rate; {weights / 1e6:.0f} MB of weights"
+    note = f"{flops / 1e9:.1f} GFLOP at the packed rate of each core; {weights / 1e6:.0f} MB of weights"
     report.row(section, "bound: arithmetic in float32", packed_ms, note)
     peer = ms["nn.LSTM, as robomimic writes it"]
     report.bar("training step, float32: times faster than nn.LSTM", peer / ms["ours, float32"], 1.5, "higher")
     gain = peer / ms["ours, bf16 (training.precision)"]
     report.bar("training step, bf16: times faster than float32 nn.LSTM", gain, 1.5, "higher")
+
+
+def small_head() -> tuple[PolicyHead, nn.Linear]:
+    """Robomimic's size: an LSTM of 2 x 400 and one linear layer after it."""
+    return PolicyHead(19, ACTION, window=10, chunk=1, layers=2, hidden=400, head_widths=()), nn.Linear(400, 7)
+
+
+def _step_of(run: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, bf16: bool) -> Callable[[], None]:
+    frames, target = torch.randn(100, 10, 19), torch.rand(100, 10, 7)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            predicted = run(frames)
+        nn.functional.mse_loss(predicted.float(), target).backward()
+        optimizer.step()
+
+    return step
+
+
+def _step_as_robomimic() -> Callable[[], None]:
+    head, out = small_head()
+    lstm = lstm_of(head).train()
+    adam = torch.optim.Adam([*lstm.parameters(), *out.parameters()], lr=1e-4)
+    return _step_of(lambda frames: out(lstm(frames)[0]), adam, bf16=False)
+
+
+def _step_as_ours(bf16: bool) -> Callable[[], None]:
+    keep_freed_memory()  # as `train` does
+    head, out = small_head()
+    adam = torch.optim.AdamW([*head.rnn.parameters(), *out.parameters()], lr=1e-4, fused=True)
+    return _step_of(lambda frames: out(head.remember(frames)), adam, bf16)
+
+
+TRAINING_STEPS: dict[str, Callable[[], Callable[[], None]]] = {
+    "nn.LSTM, as robomimic writes it": _step_as_robomimic,
+    "ours, float32": lambda: _step_as_ours(bf16=False),
+    "ours, bf16 (training.precision)": lambda: _step_as_ours(bf16=True),
+}
+
+
+def step_alone(name: str) -> float:
+    """The median wall time [ms] of one of `TRAINING_STEPS`: what is paid at every step, page faults and all."""
+    torch.set_num_threads(_cores())
+    step = TRAINING_STEPS[name]()
+    times = []
+    for _ in range(70):
+        began = time.perf_counter()
+        step()
+        times.append(1e3 * (time.perf_counter() - began))
+    return median(times[10:])
+
+
+def in_own_process(measure: Callable[[str], float], name: str) -> float:
+    """What `measure` gives in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        return alone.submit(measure, name).result()
 
 
 def tick(head: PolicyHead, tokens: Tensor) -> Callable[[], Tensor]:
@@ -278,6 +323,10 @@ def without_onednn(call: Callable[[], Any]) -> Callable[[], Any]:
             torch._C._set_mkldnn_enabled(before)
 
     return switched
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

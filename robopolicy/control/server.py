@@ -35,11 +35,11 @@ from robopolicy.control.serving.access import read_api_key as read_api_key
 from robopolicy.control.serving.batching import InferenceThread, ServedPolicy
 from robopolicy.control.serving.connection import ConnectionGuard
 from robopolicy.control.serving.mapping import KeyMapping
-from robopolicy.control.serving.memory import keep_freed_memory
 from robopolicy.control.serving.metrics import Metrics
 from robopolicy.control.serving.protocol import ObservationReader
 from robopolicy.control.serving.session import Session
 from robopolicy.control.spec import PolicySpec
+from robopolicy.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from robopolicy.model.packed import Precision
@@ -50,6 +50,8 @@ PICTURE_BYTES = 8 * 2**20
 """Room in one message for each camera: a 1920 x 1080 picture fits."""
 OTHER_BYTES = 2**20
 """Room in one message for all the rest, beside 8 bytes for each number that the policy looks at."""
+KEPT_BYTES = 64 * 2**20
+"""Free memory that stays with the process, for the pictures of the next messages."""
 SPARE_CONNECTIONS = 16
 """TCP connections beyond `max_connections`, for health checks and handshakes under way."""
 
@@ -109,7 +111,7 @@ def serve(
     server = PolicyServer(policy, reader, host=host, port=port, api_key=api_key, tls=tls, limits=limits)
     if tls is None and not is_loopback(host):
         logger.warning("without --tls-cert, the key and the pictures travel readable for everyone on the way")
-    keep_freed_memory()
+    keep_freed_memory(at_most=KEPT_BYTES)
     asyncio.run(server.run(on_ready))
 
 
