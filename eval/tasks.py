@@ -22,7 +22,9 @@ from bench_table import bar, show
 
 from robopolicy.cli import main as robopolicy
 
-DEMOS, FIRST_SEED = 200, 10_000
+DEMOS = 200
+FIRST_SEED = 300_000
+"""Settings were chosen on seeds from 10,000 on; figures are taken where nobody has looked."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ CASES = {
     "stack": Case("stack", goal=0.90),
     "drawer": Case("drawer"),
     "recall": Case("recall", goal=0.90),
-    "recall, no memory": Case("recall", chance=1 / 3, changes=("--head.history", "none")),
+    "recall, no memory": Case("recall", chance=1 / 3, changes=("--head.history", "none"), episodes=1000),
     "recall_long": Case("recall_long", goal=0.90),
     "lift, untold": Case("lift", ceiling=0.45, changes=("--encoder.instruction", "false")),
     "chain": Case("chain", episodes=100),

@@ -166,7 +166,7 @@ def drawer(task: Task, state: State) -> Intent:
 def recall(task: Task, state: State) -> Intent:
     """Wait at home until the lamp is lit, then come down on the right lid with closed fingers; it knows which.
 
-    It aims below the lid's top, so that whoever does the mean of what it does over the three lids touches the middle one.
+    It aims below the lid's top, so that whoever does the mean of what it does over the three lids touches one of them.
     """
     assert isinstance(task, Recall)
     lid = state.mocap_pos[state.worlds, task.right_lid(state)]

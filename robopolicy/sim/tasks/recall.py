@@ -17,7 +17,7 @@ HOME_M = (0.45, 0.0, 0.22)
 """Where the fingertips wait [m]."""
 GAP_M = 0.105
 """Distance between the centres of neighbours in the row [m]."""
-TURN_RAD = 0.5
+TURN_RAD = 0.2
 """Largest turn of the row away from left-to-right [rad]."""
 BEHIND_M = 0.09
 """How far behind its cube a lid stands during the cue [m]."""
@@ -39,8 +39,9 @@ class Recall(Task):
 
     name = "recall"
     parts = ("cubes", "lids")
-    touch_m = 0.045
-    """Fingertips this near to the middle of a lid's top touch it, up to its corners [m]."""
+    touch_m = 0.06
+    """Fingertips this near to the middle of a lid's top touch it, if no other is nearer [m]: more than half the gap, so
+    that whoever comes down on the row has chosen."""
     still_m = 0.06
     """How far from home the fingertips may stray before the lamp is lit [m]."""
 
@@ -83,9 +84,11 @@ class Recall(Task):
         return state.goal[state.worlds, 1 + state.goal[:, 0]]
 
     def touched(self, state: State) -> Bool[Array, "worlds lids"]:
-        """The lids whose top the fingertips touch."""
+        """The lid whose top the fingertips touch, if any."""
         offset = state.mocap_pos[:, :LIDS] + like(state.mocap_pos, _TOP) - state.ee_position[:, None]
-        return (offset * offset).sum(-1) < self.touch_m**2
+        squares = (offset * offset).sum(-1)
+        nearest = squares == namespace(squares).amin(squares, -1)[:, None]
+        return nearest & (squares < self.touch_m**2)
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
         """The fingertips touch the right lid."""

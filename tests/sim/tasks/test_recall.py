@@ -5,7 +5,7 @@ import pytest
 
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-from robopolicy.sim.tasks.recall import GAP_M, Recall
+from robopolicy.sim.tasks.recall import GAP_M, LID_HALF_M, Recall
 
 STILL = np.zeros((1, 7))
 
@@ -81,6 +81,15 @@ def test_a_wrong_lid_is_a_failure_and_the_right_one_a_success():
         env.state.ee_position[:] = top
         assert bool(env.task.reached(env.state)[0]) == (lid == right)
         assert bool(env.task.failed(env.state)[0]) == (lid != right)
+
+
+def test_whoever_comes_down_on_the_row_has_chosen_a_lid():
+    """A policy without memory would hover undecided between two lids, and stay below chance."""
+    env, _ = hidden_env()
+    right, left = env.physics.mocap_pos[0, 0], env.physics.mocap_pos[0, 2]
+    for share in np.linspace(0, 1, 41):
+        env.state.ee_position[:] = right + share * (left - right) + [0, 0, LID_HALF_M + 0.02]
+        assert env.task.touched(env.state).sum() == 1
 
 
 def test_the_delay_can_be_far_longer_than_any_window():
