@@ -9,9 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import robopolicy
+from robopolicy import load_policy
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("robopolicy ")]
 SMALLER = {
     "collect": ["--episodes", "4"],
@@ -37,7 +42,7 @@ def run(command: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_the_commands_of_the_readme_work_one_after_another(tmp_path):
+def test_the_commands_of_the_readme_work_one_after_another(tmp_path, monkeypatch):
     """A README whose commands fail is the first thing a new user meets."""
     assert len(COMMANDS) >= 9
     for command in COMMANDS:
@@ -54,6 +59,25 @@ def test_the_commands_of_the_readme_work_one_after_another(tmp_path):
         assert process.returncode in ((0, 1) if " run " in command else (0,)), f"{command}\n{shown}"
     assert (tmp_path / "out.json").is_file()
     assert (tmp_path / "exported" / "manifest.json").is_file()
+    (snippet,) = [snippet for snippet in SNIPPETS if "load_policy" in snippet]
+    policy = load_policy(tmp_path / "runs" / "lift")
+    observation = {key: torch.zeros(1, *spec.shape) for key, spec in policy.obs.items()}
+    found = {"robopolicy": robopolicy, "observation": observation | {"instruction": "lift the red cube"}}
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, found)
+    assert found["actions"].shape == (1, policy.chunk, 7)
+
+
+def test_the_head_of_the_readme_steps_as_it_trains():
+    """The first lines of Python that a researcher copies."""
+    (snippet,) = [snippet for snippet in SNIPPETS if "PolicyHead" in snippet]
+    snippet = snippet.replace("1024", "32")
+    valid = torch.ones(2, 16, 10, dtype=torch.bool)
+    tokens, target = torch.randn(2, 16, 3, 32), torch.rand(2, 16, 10, 7)
+    found = {"robopolicy": robopolicy, "tokens": tokens, "target": target, "action_valid": valid}
+    exec(snippet, found)
+    torch.testing.assert_close(found["chunk"].arm, found["head"](tokens).arm[:, 0])
+    assert found["loss"] > 0
 
 
 @pytest.mark.parametrize(
