@@ -242,7 +242,8 @@ class PolicyClient:
 class ChunkBroker:
     """One action at a time from a policy that answers in chunks: asks again after `replan_every` actions.
 
-    The policy then sees every `replan_every`-th frame, so it must be trained with that frame stride.
+    The policy then sees every `replan_every`-th frame, so it must be trained with that frame stride, or a multiple of it:
+    a robopolicy server keeps a memory for each frame in between.
     """
 
     def __init__(self, client: PolicyClient, replan_every: int = 1) -> None:

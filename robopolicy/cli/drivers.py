@@ -1,5 +1,6 @@
 """What decides a robot's actions in `robopolicy run`: a policy here, one behind a server, or a recorded demo."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from jsonargparse import Namespace
 from robopolicy.config import ConfigError, ExecutionConfig
 from robopolicy.control.inference import ServedStream, Stream
 from robopolicy.control.replay import CHUNK, JOINTS, Record, RecordedStream, along_path
-from robopolicy.control.spec import PolicySpec
+from robopolicy.control.spec import ANNOUNCED, PolicySpec
 from robopolicy.control.stream import PolicyStream
 from robopolicy.types import ActionSpec
 
@@ -53,7 +54,7 @@ def _local(options: Namespace) -> Driver:
     if (Path(options.policy) / MANIFEST).is_file():
         require_own_precision(options.policy, options.precision)
         policy: Any = load(options.policy, threads=1)
-        spec, trained = policy.spec, ExecutionConfig(**policy.execution)
+        spec = policy.spec
     else:
         import torch
 
@@ -62,13 +63,11 @@ def _local(options: Namespace) -> Driver:
         torch.set_num_threads(1)  # a second thread costs more than it gains at batch 1, and the commands wait for it
         policy = load_policy(options.policy, precision=options.precision)
         spec = PolicySpec.of(policy, read_provenance(options.policy))
-        trained = policy.config.execution
-    stream = PolicyStream(policy, frame_stride=spec.frame_stride)
-    return _by_spec(options, spec, trained, stream)
+    return _by_spec(options, spec, PolicyStream(policy, frame_stride=spec.frame_stride))
 
 
 def _served(options: Namespace) -> Driver:
-    from robopolicy.client import PolicyClient
+    from robopolicy.client import ACTIONS_PER_CALL_KEY, PolicyClient
     from robopolicy.control.serving.access import read_api_key
 
     host, _, port = options.server.rpartition(":")
@@ -76,21 +75,25 @@ def _served(options: Namespace) -> Driver:
         raise ConfigError(f"--server {options.server}: expected HOST:PORT")
     key = read_api_key(options.api_key_file) if options.api_key_file else None
     client = PolicyClient(host or "127.0.0.1", int(port), api_key=key, timeout_s=5.0, connect_timeout_s=10.0)
-    told = client.metadata
-    if told.get("frame_stride", 1) != 1:
+    spec = _told(client.metadata, options.server)
+    every_step = {ACTIONS_PER_CALL_KEY: 1}  # whatever is executed of a chunk, each control step's observation is sent
+    stream = ServedStream(client, keys=tuple(spec.observation), constants=every_step)
+    return _by_spec(options, spec, stream)
+
+
+def _told(metadata: Mapping[str, Any], server: str) -> PolicySpec:
+    """What a server told of its policy."""
+    names = ("observation", "action_spec", *ANNOUNCED)
+    if missing := [name for name in names if name not in metadata]:
         raise ConfigError(
-            f"the served policy remembers every {told['frame_stride']}. frame, and over a server run shows it all of them; "
-            f"run its folder here, or serve a policy trained with --data.frame_stride 1"
+            f"--server {server} doesn't tell its policy's {missing[0]}; expected a `robopolicy serve` of this version"
         )
-    names = ("observation", "chunk", "window", "history", "frame_stride", "control_dt", "provenance")
-    observation = {key: field for key, field in told["observation"].items() if field["dtype"] != "str"}
-    values = {name: told[name] for name in names} | {"observation": observation, "action": told["action_spec"]}
-    return _by_spec(
-        options, PolicySpec.from_dict(values), ExecutionConfig(), ServedStream(client, keys=tuple(observation))
-    )
+    observation = {key: field for key, field in metadata["observation"].items() if field["dtype"] != "str"}
+    told = {name: metadata[name] for name in ANNOUNCED}
+    return PolicySpec.from_dict({**told, "observation": observation, "action": metadata["action_spec"]})
 
 
-def _by_spec(options: Namespace, spec: PolicySpec, trained: ExecutionConfig, stream: Stream) -> Driver:
+def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
     control_dt = spec.control_dt or (1 / spec.action.rate_hz if spec.action.rate_hz else None)
     if control_dt is None:
         raise ConfigError(
@@ -102,7 +105,7 @@ def _by_spec(options: Namespace, spec: PolicySpec, trained: ExecutionConfig, str
         spec=spec.action,
         control_dt=control_dt,
         chunk=spec.chunk,
-        execution=_execution(options, trained),
+        execution=_execution(options, ExecutionConfig(**spec.execution)),
         keys=tuple(spec.observation),
         image_size=next((shape[0] for shape in pictures.values()), 64),
         cameras=tuple(pictures),

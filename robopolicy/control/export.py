@@ -9,7 +9,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -135,14 +134,14 @@ def _manifest(graph: GraphPolicy, spec: PolicySpec, format: str, file: str, int8
         answer = graph(*example)
     text = policy.text
     vocabulary = text.vocabulary if isinstance(text, VocabularyText) else None
-    inputs = _described(graph.inputs, example)
+    inputs, told = _described(graph.inputs, example), spec.to_dict()
     return {
         "format_version": FORMAT,
         "format": format,
         "file": file,
         "int8": int8,
-        "spec": spec.to_dict(),
-        "execution": asdict(policy.config.execution),
+        "execution": told.pop("execution"),
+        "spec": told,
         "text": {"words": list(vocabulary.words), "length": vocabulary.length} if vocabulary else None,
         "units": {ACTIONS: "as the demos' action rows", "age": "frames since the episode began, up to the window"},
         "inputs": inputs,

@@ -3,9 +3,9 @@
 import queue
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -162,15 +162,20 @@ class ServedStream:
         client: a `robopolicy.client.PolicyClient`; its timeout bounds how long a dead server goes unnoticed.
         instruction_key: the server's name of the instruction.
         keys: what the policy looks at; None sends all that the robot shows.
+        constants: sent with every observation.
     """
 
-    gripper_logit = None
-    """The wire carries none."""
-
     def __init__(
-        self, client: "PolicyServer", instruction_key: str = "prompt", keys: Collection[str] | None = None
+        self,
+        client: "PolicyServer",
+        instruction_key: str = "prompt",
+        keys: Collection[str] | None = None,
+        constants: Mapping[str, Any] | None = None,
     ) -> None:
         self.client, self.instruction_key, self.keys = client, instruction_key, keys
+        self.constants = dict(constants or {})
+        self.gripper_logit: Array | None = None
+        """(K, G) of the last answer, where the server tells it."""
         self._connections: int | None = None
 
     def __call__(self, observation: Observation) -> Array:
@@ -179,14 +184,16 @@ class ServedStream:
         Raises:
             ConnectionError: the connection was lost in the middle of an episode, and with it the policy's memory.
         """
-        message = {key: value for key, value in observation.obs.items() if self.keys is None or key in self.keys}
+        shown = {key: value for key, value in observation.obs.items() if self.keys is None or key in self.keys}
+        message = shown | self.constants
         if observation.instruction is not None:
             message[self.instruction_key] = observation.instruction
-        actions = self.client.infer(message)["actions"]
+        reply = self.client.infer(message)
         if self._connections is not None and self.client.reconnects != self._connections:
             raise ConnectionError("the connection to the policy was lost in mid-episode, and its memory with it")
         self._connections = self.client.reconnects
-        return actions
+        self.gripper_logit = reply.get("gripper_logit")
+        return reply["actions"]
 
     def reset(self) -> None:
         """An episode begins."""
@@ -201,7 +208,7 @@ class PolicyServer(Protocol):
     reconnects: int
     """Connections opened after the first; each begins with an empty memory."""
 
-    def infer(self, obs: dict[str, Array]) -> dict[str, Array]:
+    def infer(self, obs: dict[str, Any]) -> dict[str, Array]:
         """One observation in, a map with `actions` out."""
         ...
 

@@ -87,7 +87,7 @@ class ExportedPolicy:
     """An exported policy, with the protocol of `robopolicy.load_policy`'s: `initial_state`, `act`, and what it expects."""
 
     def __init__(self, manifest: Mapping[str, Any], run: "Graph") -> None:
-        self.spec = PolicySpec.from_dict(manifest["spec"])
+        self.spec = PolicySpec.from_dict({**manifest["spec"], "execution": manifest.get("execution", {})})
         self.manifest = dict(manifest)
         self._run = run
         self._text = manifest["text"]
@@ -109,11 +109,6 @@ class ExportedPolicy:
     def window(self) -> int:
         """W, frames of memory."""
         return self.spec.window
-
-    @property
-    def execution(self) -> dict[str, Any]:
-        """How its chunks are meant to be executed: the fields of `robopolicy.config.ExecutionConfig`."""
-        return dict(self.manifest["execution"])
 
     @property
     def obs(self) -> Mapping[str, ArraySpec]:

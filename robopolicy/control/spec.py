@@ -4,12 +4,14 @@ Imports no torch, and nothing of the network.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from robopolicy.types import ActionSpec, ArraySpec
 
 PUBLIC_PROVENANCE = ("task", "control_dt", "renderer", "versions")
+ANNOUNCED = ("chunk", "window", "history", "frame_stride", "control_dt", "execution", "provenance")
+"""Fields of a spec that a server's metadata carries under their own names."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class PolicySpec:
     """Control steps between two frames in training."""
     control_dt: float | None = None
     """Seconds between two actions, where known."""
+    execution: Mapping[str, Any] = field(default_factory=dict)
+    """How its chunks are meant to be executed: the fields of `robopolicy.config.ExecutionConfig`, where known."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Task, versions and the like, as the policy's folder tells them; only what is fit for a stranger's eyes."""
 
@@ -50,6 +54,7 @@ class PolicySpec:
             instruction=policy.text is not None,
             frame_stride=policy.config.data.frame_stride,
             control_dt=provenance.get("control_dt") or (1.0 / rate_hz if rate_hz else None),
+            execution=asdict(policy.config.execution),
             provenance={key: provenance[key] for key in PUBLIC_PROVENANCE if key in provenance},
         )
 
@@ -64,6 +69,7 @@ class PolicySpec:
             "instruction": self.instruction,
             "frame_stride": self.frame_stride,
             "control_dt": self.control_dt,
+            "execution": dict(self.execution),
             "provenance": dict(self.provenance),
         }
 

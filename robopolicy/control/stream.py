@@ -37,6 +37,16 @@ class LogitPolicy(Policy, Protocol):
         ...
 
 
+@torch.no_grad()
+def answer(policy: Policy, observation: Observation | Mapping[str, Any], state: Any) -> tuple[Array, Array | None, Any]:
+    """Actions (*B, K, width) as `act` gives them, the gripper's logits (*B, K, G) where the policy tells, the new state."""
+    if isinstance(policy, LogitPolicy):
+        chunk, state = policy.predict(observation, state)
+        return policy.action_normalizer.to_rows(chunk), chunk.gripper_logit, state
+    actions, state = policy.act(observation, state)
+    return actions, None, state
+
+
 class PolicyStream:
     """Owns the streaming state of a policy: the memory of each episode of the batch.
 
@@ -59,12 +69,7 @@ class PolicyStream:
         """Actions (*B, K, width) from this frame on; action 0 belongs to the frame's own time."""
         turn = self._ticks % self.frame_stride
         self._ticks += 1
-        if isinstance(self.policy, LogitPolicy):
-            with torch.no_grad():
-                chunk, self._states[turn] = self.policy.predict(observation, self._states[turn])
-                self.gripper_logit = chunk.gripper_logit
-                return self.policy.action_normalizer.to_rows(chunk)
-        actions, self._states[turn] = self.policy.act(observation, self._states[turn])
+        actions, self.gripper_logit, self._states[turn] = answer(self.policy, observation, self._states[turn])
         return actions
 
     def reset(self, done: Array | None = None) -> None:

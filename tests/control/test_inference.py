@@ -2,13 +2,20 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from robopolicy.client import ACTIONS_PER_CALL_KEY, PolicyClient
 from robopolicy.control.inference import ServedStream, ThreadedInference
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots import FakeRobot
+from robopolicy.control.spec import PolicySpec
+from robopolicy.control.stream import PolicyStream
+from robopolicy.types import Observation
+from tests.exporting import ARM, make_policy
+from tests.serving import running_server
 
 
 class GatedStream:
@@ -135,6 +142,24 @@ def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_w
     assert set(client.obs) == {"qpos", "prompt"}, "pictures that nobody looks at would fill the network"
     stream.reset()
     assert client.obs is None
-    stream(robot.observe())
-    ServedStream(client, keys=("qpos",))(robot.observe())
-    assert set(client.obs) == {"qpos", "prompt"}, "pictures that nobody looks at would fill the network"
+    ServedStream(client, keys=(), constants={"actions_per_call": 1})(robot.observe())
+    assert client.obs == {"prompt": "open the drawer", "actions_per_call": 1}
+
+
+@pytest.mark.parametrize("frame_stride", [1, 3])
+def test_a_served_policy_answers_as_it_does_here(frame_stride):
+    """A memory fed at another spacing, or a gripper judged by other numbers, because the policy is behind a network."""
+    policy = make_policy(action=ARM)
+    spec = replace(PolicySpec.of(policy, {}), frame_stride=frame_stride)
+    here, rng = PolicyStream(policy, frame_stride=frame_stride), np.random.default_rng(0)
+    with running_server(policy, spec) as server, PolicyClient(port=server.port) as client:
+        there = ServedStream(client, constants={ACTIONS_PER_CALL_KEY: 1})
+        for tick in range(3 * policy.window * frame_stride):
+            if tick in (0, 10):
+                here.reset()
+                there.reset()
+            obs = {key: rng.normal(size=wanted.shape).astype(np.float32) for key, wanted in policy.obs.items()}
+            seen = Observation(obs, "lift the red cube")
+            np.testing.assert_allclose(there(seen), here(seen), atol=1e-6)
+            assert there.gripper_logit is not None
+            np.testing.assert_allclose(there.gripper_logit, here.gripper_logit, atol=1e-6)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from robopolicy.client import ProtocolError, pack
 from robopolicy.control.serving.metrics import Metrics
 from robopolicy.control.serving.session import BatchState, Session
 from robopolicy.control.spec import PolicySpec
+
+if TYPE_CHECKING:
+    from robopolicy.control.stream import Policy
 
 logger = logging.getLogger("robopolicy.serve")
 
@@ -117,7 +120,7 @@ class InferenceThread:
         began_s = time.monotonic()
         try:
             state = type(states[0]).concat(states) if len(states) > 1 else states[0]
-            actions, state = self._forward([request.observation for request in requests], state)
+            replies, state = self._forward([request.observation for request in requests], state)
             after_each = state.split(1)
         except Exception:
             if len(requests) == 1:
@@ -128,16 +131,17 @@ class InferenceThread:
         self.metrics.observe("infer_seconds", infer_s)
         for request, after in zip(requests, after_each, strict=True):
             request.session.state = after
-        return [_reply(request, rows, infer_s) for request, rows in zip(requests, actions, strict=True)]
+        return [_packed(request, reply, infer_s) for request, reply in zip(requests, replies, strict=True)]
 
-    def _forward(self, observations: Sequence[Mapping[str, Any]], state: Any) -> tuple[np.ndarray, Any]:
+    def _forward(self, observations: Sequence[Mapping[str, Any]], state: Any) -> tuple[list[dict[str, Any]], Any]:
+        """What belongs to each observation: `actions` and, where the policy tells, `gripper_logit`; and the state."""
         batch: dict[str, Any] = {key: _stacked([seen[key] for seen in observations]) for key in self.spec.observation}
         if self.spec.instruction:
             batch["instruction"] = [observation["instruction"] for observation in observations]
-        actions, state = self.policy.act(batch, state)
-        if hasattr(actions, "detach"):
-            actions = actions.detach().cpu().numpy()
-        return np.asarray(actions, np.float32), state
+        actions, logit, state = _asked(self.policy, batch, state)
+        told = {"actions": actions, "gripper_logit": logit}
+        rows = {name: _array(values) for name, values in told.items() if values is not None and values.shape[-1]}
+        return [{name: values[place] for name, values in rows.items()} for place in range(len(observations))], state
 
     def _failed(self, session: Session, where: str) -> ProtocolError:
         """Log the exception being handled; what the client is told of it."""
@@ -146,13 +150,22 @@ class InferenceThread:
         return ProtocolError("internal error; the server's log tells more")
 
 
-def _reply(request: Request, actions: np.ndarray, infer_s: float) -> bytes | ProtocolError:
-    if not np.isfinite(actions).all():
+def _asked(policy: ServedPolicy, batch: Mapping[str, Any], state: Any) -> tuple[Any, Any, Any]:
+    if not hasattr(policy, "predict"):  # such as an exported one, which needs no torch
+        actions, state = policy.act(batch, state)
+        return actions, None, state
+    from robopolicy.control.stream import answer
+
+    return answer(cast("Policy", policy), batch, state)
+
+
+def _packed(request: Request, reply: dict[str, Any], infer_s: float) -> bytes | ProtocolError:
+    if not np.isfinite(reply["actions"]).all():
         return ProtocolError("the policy's actions for this observation are not finite")
     timing = {"infer_ms": (time.monotonic() - request.received_s) * 1e3}
     if request.session.prev_total_ms is not None:
         timing["prev_total_ms"] = request.session.prev_total_ms
-    return pack({"actions": actions, "policy_timing": {"infer_ms": infer_s * 1e3}, "server_timing": timing})
+    return pack({**reply, "policy_timing": {"infer_ms": infer_s * 1e3}, "server_timing": timing})
 
 
 def _deliver(requests: Sequence[Request], outcomes: Sequence[bytes | ProtocolError]) -> None:
@@ -164,6 +177,10 @@ def _deliver(requests: Sequence[Request], outcomes: Sequence[bytes | ProtocolErr
             request.answer.set_exception(outcome)
         else:
             request.answer.set_result(outcome)
+
+
+def _array(values: Any) -> np.ndarray:
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values, np.float32)
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError
 from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_picture
-from robopolicy.control.spec import PolicySpec
+from robopolicy.control.spec import ANNOUNCED, PolicySpec
 from robopolicy.types import ArraySpec
 
 MAX_PICTURE_SIDE = 4096
@@ -49,7 +49,7 @@ class ObservationReader:
                 ACTIONS_PER_CALL_KEY: {"shape": [], "dtype": "int"},
             },
             "action_spec": told["action"],
-            **{name: told[name] for name in ("chunk", "window", "history", "frame_stride", "control_dt", "provenance")},
+            **{name: told[name] for name in ANNOUNCED},
             "control_rate_hz": 1.0 / self.spec.control_dt if self.spec.control_dt else self.spec.action.rate_hz,
             "mapping": self.mapping.name,
             "robopolicy_version": _version(),

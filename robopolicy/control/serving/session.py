@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError, unpack
 from robopolicy.control.serving.metrics import Metrics
 from robopolicy.control.serving.protocol import ObservationReader
@@ -31,16 +33,30 @@ class BatchState(Protocol):
 
 
 class Session:
-    """One client's connection: its memory, and what is known of how it behaves."""
+    """One client's connection: its memory, and what is known of how it behaves.
+
+    A policy trained on every s-th frame is asked more often by a client that says so, with `actions_per_call` k a
+    divisor of s: then s / k memories take turns, as in `PolicyStream`, and each sees every s-th frame.
+    """
 
     def __init__(self, reader: ObservationReader, metrics: Metrics, name: str = "client") -> None:
         self.reader, self.metrics, self.name = reader, metrics, name
-        self.state: BatchState | None = None
         self.prev_total_ms: float | None = None
+        self._memories: dict[int, BatchState] = {}
+        self._turns, self._turn = 1, 0
         self._intervals_s: list[float] = []
         self._last_s: float | None = None
         self._keys: set[str] = set()
         self._reported: set[str] = set()
+
+    @property
+    def state(self) -> BatchState | None:
+        """The memory that the newest observation joins; None before its first."""
+        return self._memories.get(self._turn)
+
+    @state.setter
+    def state(self, state: BatchState) -> None:
+        self._memories[self._turn] = state
 
     def observation(self, data: bytes) -> dict[str, Any]:
         """The policy's observation in a client's message; forgets the memory where the client asks for it.
@@ -50,11 +66,27 @@ class Session:
         """
         message = unpack(data)
         observation = self.reader.read(message)
-        if _truth(message, RESET_KEY):
-            self.state, self._last_s = None, None
-        self._watch_pace(message)
+        reset, executed = _truth(message, RESET_KEY), _count(message, ACTIONS_PER_CALL_KEY)
+        self._take_turn(self._turns if executed is None else self._turns_for(executed), reset)
+        self._watch_pace(reset)
         self._report_unused(message)
         return observation
+
+    def _turns_for(self, executed: int) -> int:
+        """How many memories a client needs that executes so many actions per call; warns where none fits."""
+        stride = self.reader.spec.frame_stride
+        if stride % executed == 0:
+            return stride // executed
+        self._warn_of_stride(f"executes {executed} actions per call")
+        return 1
+
+    def _take_turn(self, turns: int, reset: bool) -> None:
+        if reset or not self._memories:
+            self._memories, self._turns, self._turn = {}, turns, 0
+        elif turns != self._turns:
+            raise ProtocolError(f"'{ACTIONS_PER_CALL_KEY}' changes in mid-episode; send '{RESET_KEY}' with it")
+        else:
+            self._turn = (self._turn + 1) % turns
 
     def _report_unused(self, message: Mapping[str, Any]) -> None:
         if message.keys() == self._keys:
@@ -65,18 +97,15 @@ class Session:
             self.metrics.count("unused_keys_total", len(unused))
             logger.warning("%s sends '%s', which the policy doesn't look at", self.name, "', '".join(unused))
 
-    def _watch_pace(self, message: Mapping[str, Any]) -> None:
+    def _watch_pace(self, reset: bool) -> None:
         spec = self.reader.spec
-        executed = message.get(ACTIONS_PER_CALL_KEY)
-        if isinstance(executed, int) and executed != spec.frame_stride:
-            self._warn_of_stride(f"executes {executed} actions per call")
-        now_s, last_s = time.monotonic(), self._last_s
+        now_s, last_s = time.monotonic(), None if reset else self._last_s
         self._last_s = now_s
         if last_s is None or spec.control_dt is None or len(self._intervals_s) >= INTERVALS:
             return
         self._intervals_s.append(now_s - last_s)
         usual_s, trained_s = statistics.median(self._intervals_s), spec.control_dt * spec.frame_stride
-        if len(self._intervals_s) == INTERVALS and usual_s > 1.5 * trained_s:
+        if len(self._intervals_s) == INTERVALS and usual_s > 1.5 * trained_s / self._turns:
             self._warn_of_stride(f"sends an observation every {usual_s:.3f} s")
 
     def _warn_of_stride(self, found: str) -> None:
@@ -101,3 +130,10 @@ def _truth(message: Mapping[str, Any], key: str) -> bool:
     if isinstance(value, (bool, int)) or (hasattr(value, "dtype") and value.shape == ()):
         return bool(value)
     raise ProtocolError(f"'{key}' is a {type(value).__name__}; expected true or false")
+
+
+def _count(message: Mapping[str, Any], key: str) -> int | None:
+    value = message.get(key)
+    if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
+        raise ProtocolError(f"'{key}' is no whole number of 1 or more")
+    return None if value is None else int(value)

@@ -1,6 +1,8 @@
 """A client's pace and its unknown keys."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +25,19 @@ class Clock:
         return self.now_s
 
 
+class Frames(str):
+    """A memory that is the frames it has seen."""
+
+    @staticmethod
+    def concat(states: Sequence["Frames"]) -> "Frames":
+        """Of one episode."""
+        return states[0]
+
+    def split(self, sizes: int) -> list["Frames"]:
+        """Of one episode."""
+        return [self]
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
@@ -30,8 +45,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def new_session() -> Session:
-    return Session(ObservationReader(SPEC, KeyMapping()), Metrics(), name="robot")
+def new_session(frame_stride: int = 1) -> Session:
+    spec = replace(SPEC, frame_stride=frame_stride)
+    return Session(ObservationReader(spec, KeyMapping()), Metrics(), name="robot")
 
 
 def send(session: Session, clock: Clock, times: int, period_s: float, **more) -> None:
@@ -73,10 +89,55 @@ def test_a_client_that_says_how_many_actions_it_executes_is_checked_at_once(cloc
     assert caplog.text.count("executes 5 actions per call") == 1
 
 
+@pytest.mark.parametrize(
+    ("executed", "remembered"),
+    [
+        (1, ["0", "1", "2", "3", "04", "15", "26"]),
+        (2, ["0", "1", "02", "13", "024", "135", "0246"]),
+        (4, ["0", "01", "012", "0123", "01234", "012345", "0123456"]),
+        (None, ["0", "01", "012", "0123", "01234", "012345", "0123456"]),
+    ],
+)
+def test_a_client_that_asks_more_often_than_the_frame_stride_is_kept_as_many_memories(executed, remembered, clock):
+    """A memory trained on every 4th frame and fed with all of them sees the world move at a quarter of its speed."""
+    session, told = new_session(frame_stride=4), {} if executed is None else {ACTIONS_PER_CALL_KEY: executed}
+    seen = []
+    for frame in range(7):
+        session.observation(pack(observation(**told)))
+        session.state = Frames(f"{session.state or ''}{frame}")
+        seen.append(session.state)
+    assert seen == remembered
+    session.observation(pack(observation(reset=True)))
+    assert session.state is None
+
+
+def test_a_client_that_asks_at_every_control_step_of_a_frame_stride_is_not_warned_of(clock, caplog):
+    """A robot that does everything right, warned at its every start; one that falls behind, not warned."""
+    send(new_session(frame_stride=4), clock, 60, 0.05, **{ACTIONS_PER_CALL_KEY: 1})
+    assert not caplog.records
+    send(session := new_session(frame_stride=4), clock, 60, 0.2)
+    assert not caplog.records
+    send(session, clock, 1, 0.2, **{ACTIONS_PER_CALL_KEY: 3})
+    assert caplog.text.count("executes 3 actions per call") == 1
+
+
+def test_the_number_of_memories_changes_at_an_episodes_beginning_only(clock):
+    """Frames of one spacing shown to memories of another."""
+    session = new_session(frame_stride=4)
+    session.observation(pack(observation(**{ACTIONS_PER_CALL_KEY: 1})))
+    session.state = Frames("0")
+    with pytest.raises(ProtocolError, match="'actions_per_call' changes in mid-episode; send 'reset' with it"):
+        session.observation(pack(observation(**{ACTIONS_PER_CALL_KEY: 2})))
+    session.observation(pack(observation(**{ACTIONS_PER_CALL_KEY: 2}, reset=True)))
+    for wrong in (0, -4, 2.0, "2", [2]):
+        with pytest.raises(ProtocolError, match="'actions_per_call' is no whole number of 1 or more"):
+            session.observation(pack(observation(**{ACTIONS_PER_CALL_KEY: wrong})))
+
+
 def test_a_reset_forgets_the_state(clock):
     """An episode must not begin with the last one's memory."""
     session = new_session()
-    session.state = object()  # type: ignore[assignment]
+    session.state = Frames("0")
     session.observation(pack(observation(reset=False)))
     assert session.state is not None
     session.observation(pack(observation(reset=True)))
