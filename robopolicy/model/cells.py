@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+"""The parameters of a layer, in torch's order."""
+
 
 class RecurrentCell(nn.RNNBase):
     """`layers` of LSTM or GRU; parameters are named, shaped and initialized as those of `nn.LSTM` and `nn.GRU`."""
@@ -24,11 +27,12 @@ class RecurrentCell(nn.RNNBase):
 
     def layer_weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """weight_ih, weight_hh, bias_ih and bias_hh of one layer."""
-        weight_ih, weight_hh, bias_ih, bias_hh = self._weights()[4 * layer : 4 * layer + 4]
+        # By name: torch's own list of them knows nothing of parametrizations and `functional_call`.
+        weight_ih, weight_hh, bias_ih, bias_hh = (getattr(self, f"{name}_l{layer}") for name in WEIGHTS)
         return weight_ih, weight_hh, bias_ih, bias_hh
 
     def _weights(self) -> list[Tensor]:
-        return [weight for weight in self._flat_weights if weight is not None]
+        return [weight for layer in range(self.num_layers) for weight in self.layer_weights(layer)]
 
     def run(self, frames: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All frames (*B, T, P) one after another, from `state` (each (layers, *B, H)) or zero.

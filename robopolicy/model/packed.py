@@ -35,7 +35,7 @@ _PACKS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_re
 def packable(module: nn.Module) -> bool:
     """True where the packed path may stand in for the module: on the CPU, in float32, with no gradient or graph to record."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    if torch.is_grad_enabled() or tracing:
+    if torch.is_grad_enabled() or tracing or torch.is_autocast_enabled("cpu"):
         return False
     weight = next(module.parameters())
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and _PACKS
@@ -64,6 +64,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.precision: Precision = precision if weight.numel() >= FLOAT32_SIZE else "float32"
         weight = weight.detach().contiguous()
+        self.outputs = len(weight)
         self.bias = None if bias is None else bias.detach().clone()
         if self.precision == "int8":
             self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
@@ -78,7 +79,7 @@ class PackedLinear(nn.Module):
     def forward(self, rows: Tensor, plus: Tensor | None = None) -> Tensor:
         """Rows x W^T + b, of rows (..., in), added to `plus` (rows, out), whose memory may be used up."""
         if rows.ndim != 2:
-            return self.forward(rows.reshape(-1, rows.shape[-1]), plus).reshape(*rows.shape[:-1], -1)
+            return self.forward(rows.reshape(-1, rows.shape[-1]), plus).reshape(*rows.shape[:-1], self.outputs)
         if self.precision == "int8":
             result = self._int8(rows, plus)
         elif self.precision == "bf16":
@@ -206,6 +207,8 @@ class _Cache(Generic[_T]):
 def _pack_linears(module: nn.Module, precision: Precision) -> nn.Module:
     if type(module) is nn.Linear:
         return PackedLinear(module.weight, module.bias, unbounded(precision))
+    if not any(type(part) is nn.Linear for part in module.modules()):
+        return module
     packed = copy.copy(module)
     packed._modules = {
         name: None if child is None else _pack_linears(child, precision) for name, child in module._modules.items()

@@ -63,6 +63,7 @@ class PolicyHead(nn.Module):
         **head_options: Any,
     ) -> None:
         super().__init__()
+        self.token_width = token_width
         self.window = window
         self.chunk = chunk
         self.pooled_width = latent * token_width
@@ -106,7 +107,19 @@ class PolicyHead(nn.Module):
     def pool(
         self, tokens: Float[Tensor, "*batch tokens width"], token_valid: Bool[Tensor, "*batch tokens"] | None = None
     ) -> Float[Tensor, "*batch pooled"]:
-        """Each frame's tokens -> one vector; a frame that several windows share is pooled once."""
+        """Each frame's tokens -> one vector; a frame that several windows share is pooled once.
+
+        Raises:
+            ValueError: there are no tokens, they are of another width than the head's, or there isn't one flag for each.
+        """
+        if tokens.shape[-1] != self.token_width or not tokens.shape[-2]:
+            raise ValueError(
+                f"tokens of shape {tuple(tokens.shape)}; expected (..., N, {self.token_width}) with N of 1 or more"
+            )
+        if token_valid is not None and token_valid.shape != tokens.shape[:-1]:
+            raise ValueError(
+                f"token_valid of shape {tuple(token_valid.shape)}; expected {tuple(tokens.shape[:-1])}, a flag per token"
+            )
         return self.pooling(tokens, token_valid)
 
     def remember(self, pooled: Float[Tensor, "*batch window pooled"]) -> Float[Tensor, "*batch window hidden"]:

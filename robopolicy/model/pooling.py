@@ -87,7 +87,7 @@ class AttentionPooling(nn.Module):
         keys, values = rearrange(self.key_value(self.norm(flat)), "b n (two h d) -> two b h n d", two=2, h=self.heads)
         attended = rearrange(_attend(queries, keys, values, valid), "b h l d -> b l (h d)")
         pooled = rearrange(self.out(attended), "b l d -> b (l d)")
-        return _zero_where_blind(pooled, valid).reshape(*batch, -1)
+        return _zero_where_blind(pooled, valid).reshape(*batch, pooled.shape[-1])
 
 
 class ResamplerPooling(nn.Module):
@@ -114,7 +114,7 @@ class ResamplerPooling(nn.Module):
         for layer in self.layers:
             latents = layer(latents, flat, valid)
         pooled = rearrange(self.norm(latents), "b l d -> b (l d)")
-        return _zero_where_blind(pooled, valid).reshape(*batch, -1)
+        return _zero_where_blind(pooled, valid).reshape(*batch, pooled.shape[-1])
 
 
 class _ResamplerLayer(nn.Module):

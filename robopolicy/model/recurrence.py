@@ -9,7 +9,6 @@ A `Recurrence` is called in three ways that agree at every frame:
 
 from typing import Literal, Protocol, TypeAlias
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,11 +17,12 @@ from robopolicy.model.packed import Precision, packable, packed_cell
 from robopolicy.model.streaming import (
     History,
     MemoryState,
-    require_batch,
+    require_state,
     require_window,
     row_of_age,
     shift_in_zero,
     unroll_steps,
+    zero_state,
 )
 from robopolicy.model.transformer import FrameTransformer
 
@@ -53,6 +53,10 @@ class Recurrence(Protocol):
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
         """The state of episodes that have seen nothing."""
+        ...
+
+    def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """The shapes of a state's tensors; a state of other shapes is refused."""
         ...
 
 
@@ -133,6 +137,7 @@ class RecurrentMemory(RecurrentCell):
         self, pooled: Float[Tensor, "*batch time pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch time hidden"], MemoryState]:
         """Frames that follow on `state`: what truncated BPTT trains, and what a stream would have answered."""
+        require_state(self, pooled.shape[:-2], state)
         if self.history == "none":
             return self.forward(pooled), state
         if self.history == "window":
@@ -145,7 +150,7 @@ class RecurrentMemory(RecurrentCell):
         self, frame: Float[Tensor, "*batch pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch hidden"], MemoryState]:
         """One frame of running episodes."""
-        require_batch(frame, state)
+        require_state(self, frame.shape[:-1], state)
         if self.history == "none":
             return self.run(frame.unsqueeze(-2))[0].squeeze(-2), state
         age = (state.age + 1).clamp(max=self.window)
@@ -161,13 +166,14 @@ class RecurrentMemory(RecurrentCell):
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
         """Zeros: (layers, *B, W, H) with `window`, (layers, *B, H) with `carry`, nothing with `none`."""
-        weight = next(self.parameters())
-        age = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+        return zero_state(self, batch, self.history)
+
+    def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Of the state's tensors: hidden and cell state of an LSTM, the hidden state of a GRU, nothing without history."""
         if self.history == "none":
-            return MemoryState(self.history, age, ())
+            return ()
         rows = (self.window,) if self.history == "window" else ()
-        shape = (self.num_layers, *batch, *rows, self.hidden_size)
-        return MemoryState(self.history, age, tuple(weight.new_zeros(shape) for _ in range(self.state_count)))
+        return ((self.num_layers, *batch, *rows, self.hidden_size),) * self.state_count
 
 
 class FrameMemory(nn.Module):
@@ -189,15 +195,20 @@ class FrameMemory(nn.Module):
         self, pooled: Float[Tensor, "*batch time pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch time hidden"], MemoryState]:
         """Each frame by itself."""
+        require_state(self, pooled.shape[:-2], state)
         return self.mlp(pooled), state
 
     def step(
         self, frame: Float[Tensor, "*batch pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch hidden"], MemoryState]:
         """The frame by itself."""
-        require_batch(frame, state)
+        require_state(self, frame.shape[:-1], state)
         return self.mlp(frame), state
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
         """Nothing but the batch's shape."""
-        return MemoryState("none", torch.zeros(batch, dtype=torch.int64, device=next(self.parameters()).device), ())
+        return zero_state(self, batch, "none")
+
+    def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """There are no tensors."""
+        return ()

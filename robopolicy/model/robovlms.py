@@ -170,7 +170,8 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {foreign[1]}" if foreign else type(error).__name__
         raise RoboVlmsError(
             f"{path}: can't be read as weights alone ({reason}); nothing is unpickled here, save its state dict by itself"
         ) from error

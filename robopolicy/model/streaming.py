@@ -6,13 +6,13 @@ a zero state in row 0 and advances all rows in one batched step on the newest fr
 the episode's age. Rows that reach back beyond the episode's start are never read, so a reset is `age = 0`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 History: TypeAlias = Literal["window", "carry", "none"]
 
@@ -27,7 +27,7 @@ class MemoryState:
     history: History
     """How `tensors` are to be read."""
     age: Int[Tensor, "*batch"]
-    """(*B) frames seen since the episode began, counted up to W."""
+    """(*B) frames seen since the episode began, counted up to W; 0 where nothing is remembered."""
     tensors: tuple[Tensor, ...]
     """window: hidden (and LSTM's cell) state (layers, *B, W, H), or the transformer's last frames (1, *B, W, P);
     carry: (layers, *B, H); none: empty."""
@@ -64,6 +64,7 @@ class MemoryState:
 
     def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> "MemoryState":
         """The episodes at `index` along the batch's first axis."""
+        index = list(index) if isinstance(index, Sequence) else index
         return replace(self, age=self.age[index], tensors=tuple(t[:, index] for t in self.tensors))
 
     def split(self, sizes: int | list[int]) -> tuple["MemoryState", ...]:
@@ -88,8 +89,14 @@ class MemoryState:
 
     @classmethod
     def load(cls, saved: Mapping[str, Tensor]) -> "MemoryState":
-        """The inverse of `state_dict`."""
-        history = next(iter(saved)).partition(".")[0]
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: the tensors are not those of one state.
+        """
+        history = next((key.removesuffix(".age") for key in saved if key.endswith(".age")), None)
+        if history is None or any(f"{history}.{i}" not in saved for i in range(len(saved) - 1)):
+            raise ValueError(f"no state in {', '.join(saved) or 'nothing'}; expected <history>.age, <history>.0, ...")
         tensors = tuple(saved[f"{history}.{i}"] for i in range(len(saved) - 1))
         return cls(history, saved[f"{history}.age"], tensors)  # type: ignore[arg-type]
 
@@ -122,12 +129,25 @@ def require_window(memory: "Steps", pooled: Tensor) -> None:
         )
 
 
-def require_batch(frame: Tensor, state: MemoryState) -> None:
-    """Refuse frames that are not one for each episode of the state."""
-    if frame.shape[:-1] != state.age.shape:
+def zero_state(memory: "Steps", batch: tuple[int, ...], history: History) -> MemoryState:
+    """The state of episodes that have seen nothing, where the memory's weights are and in their dtype."""
+    weight = next(memory.parameters())
+    age = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+    return MemoryState(history, age, tuple(weight.new_zeros(shape) for shape in memory.state_shapes(batch)))
+
+
+def require_state(memory: "Steps", batch: Sequence[int], state: MemoryState) -> None:
+    """Refuse a state that is not of this memory, or not of the episodes (*B) that the frames are of."""
+    if tuple(batch) != state.batch_shape:
         raise ValueError(
-            f"frames of a batch {tuple(frame.shape[:-1])} meet a state of {state.batch_shape} episodes; "
+            f"frames of a batch {tuple(batch)} meet a state of {state.batch_shape} episodes; "
             "give initial_state the batch's shape"
+        )
+    found, expected = tuple(tuple(t.shape) for t in state.tensors), memory.state_shapes(state.batch_shape)
+    if found != expected:
+        raise ValueError(
+            f"a state (history {state.history!r}) with tensors of shapes {list(found)} is not of this memory; expected "
+            f"history {memory.history!r} with {list(expected)}; begin with the initial_state of the same head"
         )
 
 
@@ -137,14 +157,34 @@ class Steps(Protocol):
     history: History
     window: int
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights."""
+        ...
+
+    def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Of the tensors in the state of a batch."""
+        ...
+
     def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """One frame (*B, P) of running episodes -> hidden (*B, H), and the state after it."""
         ...
 
 
 def _join(join: Any, states: Sequence[MemoryState]) -> MemoryState:
+    if not states:
+        raise ValueError("no states to join; expected one or more")
     first = states[0]
+    other = next((state for state in states if _kind(state) != _kind(first)), None)
+    if other is not None:
+        raise ValueError(
+            f"states of different memories: history {first.history!r} with {len(first.tensors)} tensors and "
+            f"{other.history!r} with {len(other.tensors)}; join states of one head"
+        )
     tensors = zip(*(state.tensors for state in states), strict=True)
     return replace(
         first, age=join([state.age for state in states], 0), tensors=tuple(join(list(parts), 1) for parts in tensors)
     )
+
+
+def _kind(state: MemoryState) -> tuple[str, int]:
+    return state.history, len(state.tensors)

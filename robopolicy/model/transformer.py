@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.model.streaming import History, MemoryState, require_batch, require_window, unroll_steps
+from robopolicy.model.streaming import History, MemoryState, require_state, require_window, unroll_steps, zero_state
 
 
 class FrameTransformer(nn.Module):
@@ -54,6 +54,7 @@ class FrameTransformer(nn.Module):
         self, pooled: Float[Tensor, "*batch time pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch time hidden"], MemoryState]:
         """Frames that follow on `state`."""
+        require_state(self, pooled.shape[:-2], state)
         if self.history == "none":
             return self.forward(pooled), state
         return unroll_steps(self, pooled, state)
@@ -62,7 +63,7 @@ class FrameTransformer(nn.Module):
         self, frame: Float[Tensor, "*batch pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch hidden"], MemoryState]:
         """One frame of running episodes: a pass over the frames that the window then holds."""
-        require_batch(frame, state)
+        require_state(self, frame.shape[:-1], state)
         if self.history == "none":
             return self._attend(frame.unsqueeze(-2), None).squeeze(-2), state
         age = (state.age + 1).clamp(max=self.window)
@@ -72,11 +73,11 @@ class FrameTransformer(nn.Module):
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
         """An empty window: frames (1, *B, W, P), newest last, of which the last `age` are real."""
-        weight = self.embed.weight
-        age = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        if self.history == "none":
-            return MemoryState(self.history, age, ())
-        return MemoryState(self.history, age, (weight.new_zeros((1, *batch, self.window, self.width)),))
+        return zero_state(self, batch, self.history)
+
+    def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Of the state's tensors: one, or none without history."""
+        return () if self.history == "none" else ((1, *batch, self.window, self.width),)
 
     def _attend(self, frames: Tensor, age: Tensor | None) -> Tensor:
         """A pass over frames (*B, T, P), of which the last `age` (*B) count; None: all."""
@@ -94,7 +95,7 @@ class FrameTransformer(nn.Module):
         hidden = self.embed(frames.reshape(-1, *frames.shape[-2:])) + positions
         for block in self.blocks:
             hidden = block(hidden, seen if seen.ndim == 2 else seen[:, None])
-        return self.norm(hidden).reshape(*batch, count, -1)
+        return self.norm(hidden).reshape(*batch, count, self.output_width)
 
 
 class _Block(nn.Module):

@@ -200,3 +200,46 @@ def test_frames_for_other_episodes_than_the_states_are_refused(cell, history):
     memory = memory_of(cell, history)
     with pytest.raises(ValueError, match="initial_state"):
         memory.step(torch.randn(3, WIDTH), memory.initial_state((2,)))
+
+
+STRANGERS = [("lstm", "window"), ("gru", "window"), ("lstm", "carry"), ("gru", "carry"), ("transformer", "window")]
+
+
+@kinds
+@gradient
+def test_the_state_of_another_memory_is_refused(cell, history, grad):
+    """Prevents a GRU that runs on an LSTM's state, or a window of 4 that remembers 3 frames: plausible, wrong numbers."""
+    memory = memory_of(cell, history)
+    strangers = [memory_of(*kind) for kind in STRANGERS if kind != (cell, history)]
+    if cell in ("lstm", "gru") and history != "none":
+        strangers += [memory_of(cell, history, hidden=16), memory_of(cell, history, layers=3)]
+    if history == "window" and cell != "none":
+        strangers.append(memory_of(cell, history, window=3))
+    with torch.set_grad_enabled(grad):
+        for stranger in strangers:
+            state = stranger.initial_state((2,))
+            with pytest.raises(ValueError, match="is not of this memory"):
+                memory.step(torch.randn(2, WIDTH), state)
+            with pytest.raises(ValueError, match="is not of this memory"):
+                memory.unroll(torch.randn(2, 3, WIDTH), state)
+
+
+@kinds
+def test_unrolling_for_other_episodes_than_the_states_is_refused(cell, history):
+    """Prevents six episodes' states from being read as two envs of three agents."""
+    memory = memory_of(cell, history)
+    with pytest.raises(ValueError, match="initial_state"):
+        memory.unroll(torch.randn(2, 3, 4, WIDTH), memory.initial_state((6,)))
+
+
+@kinds
+@gradient
+@pytest.mark.parametrize("batch", [(0,), (0, 3)], ids=str)
+def test_no_episodes_give_no_answers(cell, history, grad, batch):
+    """Prevents a rollout from failing at the tick at which its last world has ended."""
+    memory = memory_of(cell, history)
+    with torch.set_grad_enabled(grad):
+        state = memory.initial_state(batch)
+        assert memory.step(torch.zeros(*batch, WIDTH), state)[0].shape == (*batch, 8)
+        assert memory.unroll(torch.zeros(*batch, 4, WIDTH), state)[0].shape == (*batch, 4, 8)
+        assert memory(torch.zeros(*batch, 4, WIDTH)).shape == (*batch, 4, 8)

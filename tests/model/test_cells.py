@@ -117,3 +117,41 @@ def test_bf16_autocast_trains_near_float32(cell):
     theirs = torch.autograd.grad(expected.square().sum(), list(peer.parameters()))
     for a, b in zip(got, theirs, strict=True):
         assert (a - b).norm() < 0.05 * b.norm()
+
+
+@cells
+def test_weights_given_for_one_call_are_used(cell):
+    """Prevents `functional_call` (and with it torch.func) from silently running on the old weights, as `nn.LSTM` does."""
+    mine, _ = pair(cell)
+    other, _ = pair(cell)
+    frames = torch.randn(4, 6, 5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    got = torch.func.functional_call(Run(mine), {f"cell.{n}": w for n, w in other.named_parameters()}, (frames,))
+    assert torch.equal(got, other.run(frames)[0])
+
+
+@cells
+def test_a_normalized_weight_is_used_as_normalized(cell):
+    """Prevents `weight_norm` from training parameters that no pass reads."""
+    mine, _ = pair(cell)
+    frames = torch.randn(4, 6, 5)
+    before = mine.run(frames)[0]
+    nn.utils.parametrizations.weight_norm(mine, "weight_hh_l1")
+    assert (mine.run(frames)[0] - before).abs().max() < 1e-6
+    with torch.no_grad():
+        mine.parametrizations.weight_hh_l1.original0.mul_(2)
+    assert (mine.run(frames)[0] - before).abs().max() > 1e-3
+
+
+class Run(nn.Module):
+    """A cell's `run` as a module's call."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, frames):
+        """The top layer's hidden vectors."""
+        return self.cell.run(frames)[0]

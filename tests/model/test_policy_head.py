@@ -165,3 +165,46 @@ def test_a_window_of_one_trains_and_streams():
     arm, _ = stream(head, frames)
     expected = torch.stack([head(frames[:, t : t + 1]).arm[:, 0] for t in range(3)], dim=1)
     assert (arm - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 0, 5)], ids=["another width", "no tokens"])
+def test_tokens_that_do_not_fit_are_refused_in_one_line(shape):
+    """Prevents oneDNN's "could not create a primitive descriptor" as the answer to a wrong width."""
+    with pytest.raises(ValueError, match=r"expected \(..., N, 5\) with N of 1 or more"):
+        head_of().pool(torch.randn(shape))
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "attention", "resampler", "none"])
+@pytest.mark.parametrize("batch", [(0,), (0, 2)], ids=str)
+def test_an_empty_batch_gives_an_empty_chunk(pooling, batch):
+    """Prevents a rollout from failing at the tick at which its last world has ended."""
+    head = head_of(pooling=pooling, latent=2)
+    valid = torch.ones((*batch, 2), dtype=torch.bool)
+    with torch.no_grad():
+        chunk, _ = head.step(torch.zeros(*batch, 2, 5), head.initial_state(batch), valid)
+    assert chunk.arm.shape == (*batch, 2, 6)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "transformer", "none"])
+def test_a_step_under_autocast_is_near_float32(cell):
+    """Prevents packed float32 weights from meeting autocast's bfloat16 rows, which oneDNN refuses."""
+    head = head_of(cell=cell, pooling="attention")
+    tokens = torch.randn(2, 4, 5)
+    with torch.no_grad():
+        expected, _ = head.step(tokens, head.initial_state(2))
+        with torch.autocast("cpu", torch.bfloat16):
+            state = head.initial_state(2)
+            chunk, state = head.step(tokens, state)
+            head.step(tokens, state)
+    assert (chunk.arm.float() - expected.arm).abs().max() < 0.05
+
+
+def test_a_normalized_linear_layer_streams():
+    """Prevents a step that tries to copy a layer with `spectral_norm`, which torch refuses."""
+    head = head_of()
+    torch.nn.utils.parametrizations.spectral_norm(head.eval().action_head.actions.mlp[0])
+    head.eval()
+    frames = torch.randn(2, 3, 4, 5)
+    arm, _ = stream(head, frames)
+    with torch.no_grad():
+        assert (arm - head(frames).arm).abs().max() < 2e-6

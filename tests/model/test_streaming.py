@@ -155,3 +155,26 @@ def test_more_frames_than_the_window_are_refused():
     memory = make_recurrence("lstm", "window", 3, 8, layers=1, window=3)
     with pytest.raises(ValueError, match="4 frames in a window of 3"):
         require_window(memory, torch.zeros(1, 4, 3))
+
+
+def test_a_tuple_of_episodes_is_indexed_as_a_list():
+    """Prevents ages of one episode beside tensors of two: a tuple means something else to a tensor's index."""
+    _, state = running("lstm", "window", batch=(3, 2))
+    assert_same(state[(0, 2)], state[[0, 2]])
+
+
+def test_states_of_different_memories_are_not_joined():
+    """Prevents episodes whose state is silently read by the first one's history."""
+    kinds = [running(cell, history)[1] for cell, history in HISTORIES]
+    for other in kinds[1:]:
+        with pytest.raises(ValueError, match="states of different memories"):
+            MemoryState.concat([kinds[0], other])
+    with pytest.raises(ValueError, match="no states to join"):
+        MemoryState.stack([])
+
+
+@pytest.mark.parametrize("keys", [(), ("rnn.weight",), ("window.age", "window.1"), ("window.age", "carry.0")], ids=str)
+def test_loading_what_is_no_state_is_refused(keys):
+    """Prevents a checkpoint's weights, or half a state, from being taken for a memory."""
+    with pytest.raises(ValueError, match="no state in"):
+        MemoryState.load({key: torch.zeros(2) for key in keys})
