@@ -45,6 +45,8 @@ class StubRosbridge:
                     threading.Thread(
                         target=self._publish, args=(connection, message["topic"], message["type"]), daemon=True
                     ).start()
+                if message["op"] == "publish" and message["topic"] == "/gripper":
+                    self.positions |= dict.fromkeys(("finger_1", "finger_2"), message["msg"]["data"] / 2)
                 if message["op"] == "publish" and "points" in message["msg"]:
                     end = message["msg"]["points"][-1]["positions"]
                     self.positions |= dict(zip(message["msg"]["joint_names"], end, strict=True))

@@ -72,7 +72,8 @@ class DemoRecorder:
         seen, command = tick.observation, tick.command
         obs = {key: np.asarray(value) for key, value in seen.obs.items()}
         obs["command_qpos"] = np.asarray(command.joint_position_rad, np.float32)
-        obs["command_gripper"] = np.array([command.gripper_opening_m], np.float32)
+        if np.isfinite(command.gripper_opening_m):  # an arm without a gripper is told of none
+            obs["command_gripper"] = np.array([command.gripper_opening_m], np.float32)
         obs["limited"] = np.array([bool(tick.limited)], np.float32)
         told = seen.instruction
         instruction = told if told is None or isinstance(told, str) else told[0]

@@ -4,6 +4,7 @@
 the business of `smoothing`, which runs in the loop only.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -31,6 +32,7 @@ class Targets:
 
     joint_position_rad: Float[Array, "*B joints"]
     gripper_opening_m: Float[Array, "*B"]
+    """nan leaves the gripper as it is."""
     limited: Mapping[str, Array]
     """Kind of limit -> bool (*B), True where it changed something."""
 
@@ -47,7 +49,7 @@ def joint_targets(
     Understood are end-effector deltas (robosuite's OSC_POSE: x y z in units of 0.05 m, rotation vector of 0.5 rad, base
     frame, relative to the present pose; clipped to [-1, 1] and to the profile's step), joint positions (absolute or
     delta) and joint velocities. The gripper is the first binary column, else the first continuous one in [-1, 1], -1
-    open; without one it stays open.
+    open; without one it is left as it is.
 
     Raises:
         ValueError: the action spec doesn't say what the arm columns are, or they don't fit this robot.
@@ -80,9 +82,9 @@ def limit_targets(
 ) -> Targets:
     """The targets brought within the profile's limits, given where the joints [rad] and the fingers [m] are.
 
-    NaN or infinity anywhere keeps all where it is; a displacement beyond `joint_step_rad` is shortened; targets
-    stay inside the soft joint limits and the workspace box. A robot found outside may stay or come back, never leave
-    further. The result is always finite, for finite `qpos`.
+    NaN or infinity anywhere keeps all where it is, a gripper opening of nan just the gripper; a displacement beyond
+    `joint_step_rad` is shortened; targets stay inside the soft joint limits and the workspace box. A robot found outside may stay or come back, never leave
+    further. The result is always finite, for finite `qpos` and `opening_m`.
     """
     xp = _namespace(qpos)
     wanted, opening = targets.joint_position_rad, targets.gripper_opening_m
@@ -101,7 +103,7 @@ def limit_targets(
     }
     if profile.workspace_lower_m is not None:
         allowed, limited["workspace"] = _within_workspace(profile, qpos, allowed)
-    opening = xp.where(finite, opening, opening_m).clip(0.0, profile.opening_m)
+    opening = xp.where(finite & xp.isfinite(opening), opening, opening_m).clip(0.0, profile.opening_m)
     return Targets(allowed, opening, limited)
 
 
@@ -144,13 +146,13 @@ def _ee_displacement(profile: RobotProfile, action: Array, qpos: Array) -> tuple
 
 
 def _closed(spec: ActionSpec, action: Array) -> Array:
-    """How closed the gripper is asked to be (*B): 0 open, 1 closed."""
+    """How closed the gripper is asked to be (*B): 0 open, 1 closed, nan where the action has no gripper."""
     if spec.gripper_columns:
         low, high = spec.gripper_values[0]
         return (action[..., spec.gripper_columns[0]] - low) / (high - low)
     if spec.continuous_gripper:
         return (action[..., spec.continuous_gripper[0]] + 1) / 2
-    return 0 * action[..., 0]
+    return math.nan * action[..., 0]
 
 
 def _namespace(array: Array) -> ModuleType:

@@ -5,6 +5,7 @@ The policy observes and thinks in its own thread (`inference`). The caller's thr
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -73,7 +74,7 @@ class ControlLoop:
         self.statistics = LoopStatistics(control_dt, robot.command_dt)
         self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
         self.smoother.start(robot.qpos())
-        self._opening_m = robot.profile.opening_m
+        self._opening_m = math.nan  # until an action says otherwise, the gripper keeps what it holds
         if realtime and not request_realtime(CONTROL_PRIORITY):
             logger.warning("real-time priority was refused; commands may be late when the machine is busy")
         self.stopped: str | None = None

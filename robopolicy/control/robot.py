@@ -40,7 +40,7 @@ class Robot(Protocol):
         ...
 
     def command(self, command: Command) -> None:
-        """Send one command; never waits.
+        """Send one command; never waits. A gripper opening of nan leaves the gripper as it is, with what it holds.
 
         Raises:
             RobotError: after `stop`, or when the robot is lost or has stopped itself.

@@ -8,6 +8,7 @@ with a number, or `stop`.
 
 import http
 import logging
+import math
 import queue
 import threading
 import time
@@ -117,7 +118,7 @@ class _Session:
         self.robot, self.connection = robot, connection
         self.guard = CommandGuard(robot.profile, robot.command_dt, robot.qpos(), deadline_s)
         self._lock = threading.Lock()  # around the guard
-        self._opening_m = robot.profile.opening_m
+        self._opening_m = math.nan  # a gripper that nobody has commanded keeps what it holds
         self._wishes: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # number of an observation; None: the end
         self._connected = True
 

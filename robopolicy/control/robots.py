@@ -1,6 +1,7 @@
 """Robots without an arm of their own: one for tests, and one at the other end of a network."""
 
 import contextlib
+import math
 import threading
 import time
 from types import TracebackType
@@ -38,10 +39,16 @@ class FakeRobot:
         control_dt: time between two actions [s].
         command_dt: time between two commands [s].
         clock: the time of its stamps.
+        opening_m: how far its gripper is open as it is found [m]; None: all the way.
     """
 
     def __init__(
-        self, profile: RobotProfile, control_dt: float = 0.05, command_dt: float = 0.01, clock: Clock | None = None
+        self,
+        profile: RobotProfile,
+        control_dt: float = 0.05,
+        command_dt: float = 0.01,
+        clock: Clock | None = None,
+        opening_m: float | None = None,
     ) -> None:
         self.profile, self.control_dt, self.command_dt = profile, control_dt, command_dt
         self.clock = clock or SystemClock()
@@ -50,7 +57,7 @@ class FakeRobot:
         self.lost: str | None = None
         """Set to a reason to have every call fail as a robot does that can't be reached."""
         self._qpos = np.asarray(profile.home_rad, np.float64)
-        self._opening_m = profile.opening_m
+        self._opening_m = profile.opening_m if opening_m is None else opening_m
         self._stopped = False
 
     def observe(self) -> Observation:
@@ -69,7 +76,9 @@ class FakeRobot:
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
         self.commands.append(command)
-        self._qpos, self._opening_m = command.joint_position_rad, command.gripper_opening_m
+        self._qpos = command.joint_position_rad
+        if math.isfinite(command.gripper_opening_m):
+            self._opening_m = command.gripper_opening_m
 
     def stop(self) -> None:
         """Take no further command."""

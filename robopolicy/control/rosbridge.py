@@ -56,7 +56,7 @@ class RosbridgeRobot:
         self._fingers = tuple(finger_joints)
         self._heard: dict[str, tuple[float, Any]] = {}
         self._news = threading.Condition()
-        self._opening_m = profile.opening_m
+        self._told_m = math.nan  # opening commanded last
         self._measured_m = math.nan if finger_joints else profile.opening_m  # nan: not heard yet
         self._stopped = False
         self._lost: str | None = None
@@ -83,7 +83,7 @@ class RosbridgeRobot:
     def observe(self) -> Observation:
         """The newest of each sensor; the stamp is that of the oldest among them."""
         joints_s, qpos = self._wait_for("joints", time.monotonic() - self.timeout_s)
-        obs = proprioception(self.profile, qpos, self._measured_m if self._fingers else self._opening_m)
+        obs = proprioception(self.profile, qpos, self._measured_m)
         stamps = [joints_s]
         for key in self._cameras:
             seen_s, obs[key] = self._wait_for(key, time.monotonic() - self.timeout_s)
@@ -102,9 +102,13 @@ class RosbridgeRobot:
         if self._lost or silent_s > self.timeout_s or not self._ros.is_connected:
             raise RobotError(self._lost or f"no joint state for {silent_s:.2f} s")
         self._commands.publish(self._message(command.joint_position_rad[None]))
-        if self._gripper is not None and command.gripper_opening_m != self._opening_m:
-            self._gripper.publish(self._plain({"data": float(command.gripper_opening_m)}))
-        self._opening_m = command.gripper_opening_m
+        opening_m = command.gripper_opening_m
+        if math.isfinite(opening_m) and opening_m != self._told_m:
+            self._told_m = opening_m
+            if not self._fingers:
+                self._measured_m = opening_m
+            if self._gripper is not None:
+                self._gripper.publish(self._plain({"data": float(opening_m)}))
 
     def stop(self) -> None:
         """Hold where it is, and leave."""

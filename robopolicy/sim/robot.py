@@ -1,5 +1,6 @@
 """Our simulated arm as a robot: a process of its own, in real time, that takes commands and can be looked at."""
 
+import math
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -232,6 +233,11 @@ class _RealTimeWorld:
         """Joint positions [rad]; a copy."""
         return self.env.physics.qpos[0, :ARM_JOINTS].copy()
 
+    @property
+    def opening_m(self) -> float:
+        """Distance between the fingers [m]."""
+        return float(self.env.physics.qpos[0, ARM_JOINTS : ARM_JOINTS + 2].sum())
+
     def advance(self, position_rad: np.ndarray, opening_m: float, ticks: int) -> None:
         """Some physics steps under one command; the task is judged once every control step."""
         self._ctrl[0, :ARM_JOINTS], self._ctrl[0, ARM_JOINTS:] = position_rad, opening_m / 2
@@ -269,7 +275,7 @@ def _simulate(
     """The simulator's process: physics on a fixed grid, until it is told to close or its owner is gone."""
     try:
         world = _RealTimeWorld(task, period_s, **options)
-        position, opening_m = world.begin(seed), profile.opening_m
+        position, opening_m = world.begin(seed), world.opening_m
         world.look()
         state.write(_figures(world, stopped=False))
         pipe.send((0, {"control_dt": world.env.control_dt}))
@@ -287,7 +293,7 @@ def _simulate(
             taken = number + 1
             with suppress(RobotError):
                 guard.receive(np.array(told), stamp_s, time.monotonic())
-                opening_m = wanted_m
+                opening_m = wanted_m if math.isfinite(wanted_m) else opening_m
         position = guard.position(grid.t_s)
         world.advance(position, opening_m, min(ticks, MAX_CATCH_UP))
         state.write(_figures(world, guard.stopped is not None))
@@ -302,7 +308,7 @@ def _simulate(
         elif message == "stop":
             guard.stop("told to")
         elif message is not None:
-            position, opening_m = world.begin(message), profile.opening_m
+            position, opening_m = world.begin(message), world.opening_m
             guard, taken = CommandGuard(profile, period_s, position, deadline_s), commands.written
             state.write(_figures(world, stopped=False))
             pipe.send((number, {"control_dt": world.env.control_dt}))

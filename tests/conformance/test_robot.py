@@ -19,17 +19,18 @@ PROFILE = read_profile("panda")
 
 
 def make_fake(stack: ExitStack) -> Robot:
-    return FakeRobot(PROFILE)
+    return FakeRobot(PROFILE, opening_m=0.06)
 
 
 def make_networked(stack: ExitStack) -> Robot:
-    server = stack.enter_context(RobotServer(FakeRobot(PROFILE), port=0))
+    server = stack.enter_context(RobotServer(FakeRobot(PROFILE, opening_m=0.06), port=0))
     return stack.enter_context(WebsocketRobot(port=server.port))
 
 
 def make_rosbridge(stack: ExitStack) -> Robot:
     bridge = stack.enter_context(StubRosbridge(PROFILE))
-    return RosbridgeRobot(PROFILE, port=bridge.port, finger_joints=("finger_1", "finger_2"))
+    fingers = ("finger_1", "finger_2")
+    return RosbridgeRobot(PROFILE, port=bridge.port, finger_joints=fingers, gripper_topic="/gripper")
 
 
 def make_simulated(stack: ExitStack) -> Robot:
@@ -45,7 +46,7 @@ def robot(request: pytest.FixtureRequest) -> Iterator[Robot]:
         yield make(stack)
 
 
-def move(robot: Robot, joint: int, by_rad: float, seconds: float = 0.5) -> None:
+def move(robot: Robot, joint: int, by_rad: float, seconds: float = 0.5, opening_m: float = 0.04) -> None:
     """Stream commands that turn one joint smoothly."""
     start = np.array(robot.qpos(), np.float64)
     steps = round(seconds / robot.command_dt)
@@ -54,10 +55,10 @@ def move(robot: Robot, joint: int, by_rad: float, seconds: float = 0.5) -> None:
         target = start.copy()
         target[joint] += by_rad * (1 - np.cos(np.pi * step / steps)) / 2
         stamp_s = began_s + step * robot.command_dt
-        robot.command(Command(target, 0.04, stamp_s))
+        robot.command(Command(target, opening_m, stamp_s))
         time.sleep(max(stamp_s - time.monotonic(), 0.0))
     for _ in range(3):
-        robot.command(Command(target, 0.04, time.monotonic()))
+        robot.command(Command(target, opening_m, time.monotonic()))
         time.sleep(robot.command_dt)
 
 
@@ -74,10 +75,16 @@ def test_a_robot_is_observed_commanded_and_stopped(robot: Robot):
     np.testing.assert_allclose(robot.qpos(), seen.obs["qpos"], atol=1e-4)
 
     before = robot.qpos().copy()
-    move(robot, joint=6, by_rad=0.1)
+    move(robot, joint=6, by_rad=0.1, opening_m=np.nan)
     time.sleep(0.3)
     turned = robot.qpos() - before
     np.testing.assert_allclose(turned, [0, 0, 0, 0, 0, 0, 0.1], atol=5e-3)
+    held = robot.observe().obs["gripper"]
+    np.testing.assert_allclose(held, seen.obs["gripper"], atol=2e-3)
+    assert held > 0.05
+    move(robot, joint=6, by_rad=0.05, opening_m=0.04)
+    time.sleep(0.3)
+    np.testing.assert_allclose(robot.observe().obs["gripper"], [0.04], atol=2e-3)
     assert robot.observe().stamp_s > seen.stamp_s
 
     robot.stop()

@@ -11,6 +11,7 @@ from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import Thought
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.robot import RobotError, Tick
+from robopolicy.control.robots import FakeRobot
 from robopolicy.types import ActionSpec, Observation
 
 EE = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
@@ -233,6 +234,25 @@ def test_home_is_reached_slowly(fake_robot, fake_clock, panda):
     np.testing.assert_allclose(positions[-1], panda.home_rad, atol=1e-9)
     assert (np.abs(np.diff(positions, axis=0)) <= 0.1 * np.asarray(panda.velocity_rad_s) * 0.01 + 1e-9).all()
     assert_within_limits(fake_robot)
+
+
+@pytest.mark.parametrize("spec", [EE, ActionSpec(arm=7, gripper=0, kind="delta", space="joint_position")])
+def test_the_gripper_keeps_what_it_holds_until_an_action_says_otherwise(panda, fake_clock, spec):
+    """An object dropped on the way home, while the policy loads, or by a policy that has no gripper."""
+    robot = FakeRobot(panda, clock=fake_clock, opening_m=0.03)
+    robot._qpos = np.add(panda.home_rad, [0.1, 0, 0, 0, 0, 0, 0])
+    loop = make_loop(robot, fake_clock, lambda *_: np.tile([0, 0, 0, 0, 0, 0, -1.0 if spec is EE else 0], (4, 1)), spec)
+    loop.go_home()
+    loop.inference.silent_after, loop.startup_s = 0, 0.5
+    loop.run(2.0)
+    assert loop.stopped == "no fresh chunk within 0.5 s"
+    assert len(robot.commands) > 50
+    assert all(np.isnan(command.gripper_opening_m) for command in robot.commands)
+    assert robot.observe().obs["gripper"] == np.float32(0.03)
+    loop.inference.silent_after = 10**9
+    loop.rearm()
+    loop.run(0.5)
+    assert robot.observe().obs["gripper"] == np.float32(panda.opening_m if spec is EE else 0.03)
 
 
 def test_a_dry_run_computes_and_records_but_sends_nothing(fake_robot, fake_clock):
