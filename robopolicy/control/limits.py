@@ -83,8 +83,8 @@ def limit_targets(
     """The targets brought within the profile's limits, given where the joints [rad] and the fingers [m] are.
 
     NaN or infinity anywhere keeps all where it is, a gripper opening of nan just the gripper; a displacement beyond
-    `joint_step_rad` is shortened; targets stay inside the soft joint limits and the workspace box. A robot found outside may stay or come back, never leave
-    further. The result is always finite, for finite `qpos` and `opening_m`.
+    `joint_step_rad` is shortened; targets stay inside the soft joint limits and the workspace box. A robot found outside
+    may stay or come back, never leave further. The result is always finite, for finite `qpos` and `opening_m`.
     """
     xp = _namespace(qpos)
     wanted, opening = targets.joint_position_rad, targets.gripper_opening_m
