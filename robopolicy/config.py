@@ -6,12 +6,14 @@ these objects.
 """
 
 import json
+import re
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -79,15 +81,11 @@ class DataConfig:
     """Binary gripper columns of the action rows; null: from the file, or by the default rule."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, f"--data.batch_size is {self.batch_size}; expected 1 or more")
-        _require(
-            0.0 <= self.first_step_share <= 1.0,
-            f"--data.first_step_share is {self.first_step_share}; expected 0 <= share <= 1",
-        )
-        _require(self.frame_stride >= 1, f"--data.frame_stride is {self.frame_stride}; expected 1 or more")
-        _require(
-            0.0 <= self.valid_fraction < 1.0, f"--data.valid_fraction is {self.valid_fraction}; expected 0 <= f < 1"
-        )
+        _expect(self, "data", "1 or more", "train_demos", "batch_size", "segment", "frame_stride")
+        _expect(self, "data", "above 0", "file_weights")
+        _expect(self, "data", "0 or more", "num_workers")
+        _expect(self, "data", "0 .. 1", "first_step_share")
+        _expect(self, "data", "0 or more, below 1", "valid_fraction")
         _require(
             not self.file_weights or len(self.file_weights) == len(self.files),
             f"--data.file_weights has {len(self.file_weights)} entries for {len(self.files)} --data.files; give one each",
@@ -148,6 +146,10 @@ class EncoderConfig:
     template: str = "{instruction}"
     """For `transformers`: how an instruction is put to the backbone."""
 
+    def __post_init__(self) -> None:
+        _expect(self, "encoder", "1 or more", "width", "hidden")
+        _expect(self, "encoder", "0 or more", "lora_rank")
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -179,8 +181,9 @@ class HeadConfig:
     """Mixture components, for `head: gmm`."""
 
     def __post_init__(self) -> None:
-        _require(self.window >= 1, f"--head.window is {self.window}; expected 1 or more")
-        _require(self.chunk >= 1, f"--head.chunk is {self.chunk}; expected 1 or more")
+        sizes = ("window", "chunk", "layers", "hidden", "latent", "head_widths", "modes")
+        _expect(self, "head", "1 or more", *sizes)
+        _expect(self, "head", "0 or more, below 1", "dropout")
         _require(
             not (self.cell == "transformer" and self.history == "carry"),
             "--head.cell transformer with --head.history carry: a transformer has no state to carry; use window, lstm or gru",
@@ -201,6 +204,10 @@ class LossConfig:
     """Where the arm's loss turns from square to linear, in normalized action units."""
     arm_weights: tuple[float, ...] = ()
     """Weight of each arm dimension; empty: all 1."""
+
+    def __post_init__(self) -> None:
+        _expect(self, "loss", "above 0", "huber_delta")
+        _expect(self, "loss", "0 or more", "terms", "arm_weights")
 
 
 @dataclass(frozen=True)
@@ -225,6 +232,12 @@ class OptimizerConfig:
     """Batches per optimizer step."""
     ema: bool = True
     """Evaluate with an exponential moving average of the weights, decay min(0.999, (1 + n) / (10 + n))."""
+
+    def __post_init__(self) -> None:
+        _expect(self, "optimizer", "above 0", "lr", "clip_norm")
+        _expect(self, "optimizer", "0 or more", "encoder_lr_scale", "min_lr_scale", "warmup_steps", "weight_decay")
+        _expect(self, "optimizer", "0 or more, below 1", "betas")
+        _expect(self, "optimizer", "1 or more", "accumulate")
 
 
 @dataclass(frozen=True)
@@ -252,6 +265,12 @@ class TrainingConfig:
     seed: int = 0
     """Seed of weights, order and augmentation."""
 
+    def __post_init__(self) -> None:
+        every = ("valid_every", "checkpoint_every", "eval_every")
+        _expect(self, "training", "1 or more", "max_steps", "eval_episodes", "tbptt", *every)
+        _expect(self, "training", "above 0", "max_minutes")
+        _expect(self, "training", "0 .. 4294967295", "seed")
+
 
 @dataclass(frozen=True)
 class ExecutionConfig:
@@ -265,6 +284,10 @@ class ExecutionConfig:
     """m of ACT's weights exp(-m i), i = 0 the oldest chunk."""
     gripper_hysteresis: float = 0.0
     """Logit beyond which the gripper changes its mind; 0 switches at 0."""
+
+    def __post_init__(self) -> None:
+        _expect(self, "execution", "1 or more", "replan_every")
+        _expect(self, "execution", "0 or more", "ensemble_decay", "gripper_hysteresis")
 
 
 @dataclass(frozen=True)
@@ -295,11 +318,8 @@ class RandomizationConfig:
     """Standard deviation of noise on every low-dimensional reading but the privileged ones [m, rad]."""
 
     def __post_init__(self) -> None:
-        for name, size in vars(self).items():
-            _require(size >= 0, f"--randomization.{name} is {size}; expected 0 or more")
-        for name in ("friction", "mass"):
-            size = getattr(self, name)
-            _require(size < 1, f"--randomization.{name} is {size}; expected below 1, which would leave none")
+        _expect(self, "randomization", "0 or more", *vars(self))
+        _expect(self, "randomization", "0 or more, below 1", "friction", "mass")
 
     @property
     def active(self) -> bool:
@@ -329,6 +349,11 @@ class ExperimentConfig:
             segment is None or segment >= self.head.window,
             f"--data.segment {segment} is shorter than --head.window {self.head.window}; windows are cut from segments",
         )
+        _require(
+            self.execution.replan_every <= self.head.chunk,
+            f"--execution.replan_every {self.execution.replan_every} is more than the --head.chunk {self.head.chunk} "
+            "actions there are",
+        )
 
 
 def read_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -337,8 +362,8 @@ def read_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: the file is missing or no mapping, a key is unknown, or a value has the wrong type.
     """
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file")
+    if path is not None:
+        check_config_file(path)
     parser = experiment_parser()
     return _parsed(
         lambda: parser.parse_args(
@@ -389,7 +414,54 @@ def _parsed(parse: Callable[[], Namespace], source: str) -> ExperimentConfig:
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{source}: {plain_message(error)}") from error
+
+
+def plain_message(error: Exception) -> str:
+    """What the parser found and what it expected, in one line and the words of the command line."""
+    message = " ".join(str(error).split())
+    for pattern in _WRONG_TYPE:
+        if found := pattern.fullmatch(message):
+            expected = found["types"]
+            for jargon, plain in _PLAIN_TYPES:
+                expected = re.sub(jargon, plain, expected)
+            key = found["key"] if "." in found["key"] else found["key"].replace("_", "-")
+            return f"--{key} is {found['value']}; expected {expected}"
+    return message
+
+
+def check_config_file(path: str | Path) -> None:
+    """Refuse what is no YAML file with options in it.
+
+    Raises:
+        ConfigError: there is no such file, it is no text, no YAML, or holds no mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} config file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        found = "the file is empty" if values is None else f"it holds a {type(values).__name__}"
+        raise ConfigError(f"{path}: {found}; expected options, such as `task: lift`")
+
+
+_WRONG_TYPE = (
+    re.compile(r'Parser key "(?P<key>[^"]+)": Expected an? (?P<types>.+?)\. Got value: (?P<value>.*)'),
+    re.compile(
+        r'Parser key "(?P<key>[^"]+)": Does not validate against any of the Union subtypes '
+        r"Subtypes: \[(?P<types>.*)\] Errors: .*Given value: (?P<value>.*)"
+    ),
+)
+_PLAIN_TYPES = (
+    (r"typing\.|collections\.abc\.", ""),
+    (r"Literal\[(.*?)\]", r"one of \1"),
+    (r"<class 'NoneType'>", "null"),
+    (r"<class '(\w+)'>", r"\1"),
+    (r", null$", " or null"),
+)
 
 
 def _plain(value: Any) -> Any:
@@ -398,6 +470,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
+
+
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "1 or more": lambda number: number >= 1,
+    "0 or more": lambda number: number >= 0,
+    "above 0": lambda number: number > 0,
+    "0 .. 1": lambda number: 0 <= number <= 1,
+    "0 or more, below 1": lambda number: 0 <= number < 1,
+    "0 .. 4294967295": lambda number: 0 <= number < 2**32,
+}
+"""What may be expected of a number."""
+
+
+def _expect(section: object, prefix: str, expected: str, *names: str) -> None:
+    """Refuse a number, or one in a list or table, that is not as `expected`; null is no number."""
+    for name in names:
+        value = getattr(section, name)
+        many = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+        holds = all(number is None or _RANGES[expected](number) for number in many)
+        shown = list(value) if isinstance(value, tuple) else value
+        _require(holds, f"--{prefix}.{name} is {shown}; expected {expected}")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -1,5 +1,6 @@
 """Properties of configuration: one declaration, unknown keys refused, contradictions in the command line's words."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,59 @@ def test_null_for_a_list_is_null_and_not_a_name():
     """`--data.cameras null` asks for every camera; one called "null" is in no file."""
     assert read_config(overrides=["--data.cameras", "null"]).data.cameras is None
     assert read_config(overrides=["--data.cameras", "front"]).data.cameras == ("front",)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("head.layers", "0", "1 or more"),
+        ("head.dropout", "1.5", "0 or more, below 1"),
+        ("head.head_widths", "[64,-3]", "1 or more"),
+        ("encoder.width", "0", "1 or more"),
+        ("optimizer.lr", "-1", "above 0"),
+        ("optimizer.accumulate", "0", "1 or more"),
+        ("training.checkpoint_every", "0", "1 or more"),
+        ("training.max_minutes", ".nan", "above 0"),
+        ("training.seed", "-1", "0 .. 4294967295"),
+        ("loss.terms", "{arm: -1.0}", "0 or more"),
+        ("data.train_demos", "0", "1 or more"),
+        ("execution.replan_every", "9", "the --head.chunk 8"),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused_before_a_run_folder_is_made(option, value, expected):
+    """They trained upside down, not at all, or ended in a ZeroDivisionError with a run folder half made."""
+    with pytest.raises(ConfigError, match=re.escape(f"--{option} ")) as refused:
+        read_config(None, [f"--{option}", value])
+    assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("head.window", "many", "--head.window is many; expected int"),
+        ("head.cell", "rnn", "--head.cell is rnn; expected one of 'lstm', 'gru', 'transformer', 'none'"),
+        ("training.max_minutes", "long", "--training.max_minutes is long; expected float or null"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_in_plain_words(option, value, expected):
+    """`Parser key "head.window": Expected a <class 'int'>` is the parser's language, not the user's."""
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        read_config(None, [f"--{option}", value])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"- a\n- b\n", "holds a list"),
+        (b"task: [lift\n", "not YAML"),
+        (b"task: lif\xff\n", "not YAML"),
+    ],
+)
+def test_a_config_that_is_no_yaml_mapping_is_refused_by_name(tmp_path, content, message):
+    """`'utf-8' codec can't decode byte 0xff` does not say which of the files on the command line is meant."""
+    (tmp_path / "odd.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"odd\.yaml: .*{message}"):
+        read_config(tmp_path / "odd.yaml")
+    with pytest.raises(ConfigError, match="a folder"):
+        read_config(tmp_path)

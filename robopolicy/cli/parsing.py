@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from robopolicy.config import ConfigError, collect_lists
+from robopolicy.config import ConfigError, check_config_file, collect_lists, plain_message
 
 
 def verb_parser(verb: str, description: str) -> ArgumentParser:
@@ -23,10 +23,25 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     Raises:
         ConfigError: an unknown option, a missing one, or a value of the wrong type.
     """
-    try:
-        return parser.instantiate(parser.parse_args(_files_first(collect_lists(arguments))))
+    files, rest = _config_files(collect_lists(arguments))
+    for file in files:
+        check_config_file(file)
+    try:  # files first, since the parser lets whatever comes later win
+        return parser.instantiate(parser.parse_args([f"--config={file}" for file in files] + rest))
     except (ArgumentError, TypeError) as error:
-        raise ConfigError(f"{' '.join(str(error).split())}; see {parser.prog} --help") from error
+        where = f"{', '.join(files)}: " if "is not accepted" in str(error) else ""
+        raise ConfigError(f"{where}{plain_message(error)}; see {parser.prog} --help") from error
+
+
+def require(options: Namespace, low: int, *names: str) -> None:
+    """Refuse a number below `low`.
+
+    Raises:
+        ConfigError: in one line that names the option.
+    """
+    for name in names:
+        if options[name] < low:
+            raise ConfigError(f"--{name.replace('_', '-')} is {options[name]}; expected {low} or more")
 
 
 def add_precision(parser: ArgumentParser) -> None:
@@ -44,12 +59,16 @@ def experiment_overrides(**values: object) -> list[str]:
     return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
 
 
-def _files_first(arguments: Sequence[str]) -> list[str]:
-    """`--config FILE` before all else, since the parser lets whatever comes later win."""
+def _config_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files that `--config FILE` and `--config=FILE` name, and all other words."""
     files, rest = [], []
     words = iter(arguments)
     for word in words:
         file = list(islice(words, 1)) if word == "--config" else []
-        chosen = files if file or word.startswith("--config=") else rest
-        chosen += [word, *file]
-    return [*files, *rest]
+        if word.startswith("--config="):
+            file = [word.removeprefix("--config=")]
+        if file:
+            files += file
+        else:
+            rest.append(word)
+    return files, rest

@@ -125,7 +125,7 @@ def test_what_was_randomized_is_in_the_result_and_in_the_demos(random_run, tmp_p
 def test_an_impossible_randomization_is_refused_in_one_line(random_run, capsys):
     """Friction that could vanish would be found out by cubes sliding off the table."""
     assert main(["eval", str(random_run), *EVAL, "--randomization.friction", "1.5"]) == 2
-    assert "--randomization.friction is 1.5; expected below 1" in capsys.readouterr().err
+    assert "--randomization.friction is 1.5; expected 0 or more, below 1" in capsys.readouterr().err
 
 
 def test_an_exported_folder_keeps_its_own_precision(capsys):

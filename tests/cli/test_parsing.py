@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.parsing import parse, require, verb_parser
 from robopolicy.config import ConfigError
 
 
@@ -24,3 +24,23 @@ def test_the_command_line_goes_before_the_file_in_any_order(tmp_path: Path, flag
     assert parse(parser, [*flags, f"--config={tmp_path / 'one.yaml'}"]).episodes == 9
     with pytest.raises(ConfigError, match="--config"):
         parse(parser, [*flags, "--config"])
+
+
+def test_an_unknown_option_of_a_config_file_is_refused_with_the_files_name(tmp_path: Path) -> None:
+    """With a typo in YAML, the reader must learn which file to open."""
+    parser = verb_parser("tried", "A verb.")
+    parser.add_argument("--num-envs", type=int, default=1)
+    (tmp_path / "typo.yaml").write_text("num_env: 5\n")
+    with pytest.raises(ConfigError, match=r"typo\.yaml: Option 'num_env'"):
+        parse(parser, ["--config", str(tmp_path / "typo.yaml")])
+    with pytest.raises(ConfigError, match="--num-envs is few; expected int"):
+        parse(parser, ["--num-envs", "few"])
+
+
+def test_a_number_below_what_makes_sense_is_refused_by_the_options_name() -> None:
+    """`nsim must be positive` is MuJoCo's word for --num-envs."""
+    parser = verb_parser("tried", "A verb.")
+    parser.add_argument("--num-envs", type=int, default=1)
+    require(parse(parser, ["--num-envs", "1"]), 1, "num_envs")
+    with pytest.raises(ConfigError, match="--num-envs is 0; expected 1 or more"):
+        require(parse(parser, ["--num-envs", "0"]), 1, "num_envs")
