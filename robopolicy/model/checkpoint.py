@@ -57,7 +57,11 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
         "provenance": dict(provenance or {}),
     }
     config = yaml.safe_dump(config_to_dict(policy.config), sort_keys=False)
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in policy.state_dict().items()}
+    tensors = {
+        name: tensor.detach().contiguous().cpu()
+        for name, tensor in policy.state_dict().items()
+        if not name.startswith("contributed_terms.")
+    }
     _replace(folder / CONFIG, lambda path: path.write_text(config))
     _replace(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1)))
     _replace(folder / WEIGHTS, lambda path: save_file(tensors, path))

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.model.losses import action_loss, gripper_terms, masked_mean, split_target
+from robopolicy.model.losses import action_loss, gripper_terms, masked_mean, split_target, weigh_columns
 from robopolicy.types import ActionSpec, Chunk
 
 
@@ -45,6 +45,8 @@ class ActionHead(nn.Module):
         self, hidden_width: int, action: ActionSpec, chunk: int, widths: Sequence[int], arm_parameters: int = 1
     ) -> None:
         super().__init__()
+        if chunk < 1:
+            raise ValueError(f"a chunk of {chunk} actions; expected 1 or more")
         self.chunk = chunk
         self.arm_width = action.arm_width
         self.gripper_width = action.gripper_width
@@ -87,7 +89,7 @@ class GaussianMixtureHead(ActionHead):
     """A mixture of diagonal Gaussians over each action, as in robomimic's BC-RNN-GMM.
 
     Means are bounded by tanh, deviations by softplus over a floor. The decoded action is the mean of the most probable
-    mode: robomimic's low-noise evaluation without the noise.
+    mode: robomimic's low-noise evaluation with neither its noise nor its random choice of a mode.
     """
 
     def __init__(
@@ -99,6 +101,10 @@ class GaussianMixtureHead(ActionHead):
         modes: int = 5,
         min_std: float = 1e-2,
     ) -> None:
+        if modes < 1 or not min_std > 0:
+            raise ValueError(
+                f"gmm with {modes} modes and a least deviation of {min_std}; expected 1 or more, and above 0"
+            )
         super().__init__(hidden_width, action, chunk, widths, arm_parameters=modes * (2 * action.arm_width + 1))
         self.modes = modes
         self.min_std = min_std
@@ -137,9 +143,8 @@ class GaussianMixtureHead(ActionHead):
         )
         deviation = (arm_target[..., None, :] - means) / stds
         density = -0.5 * deviation.square() - stds.log() - 0.5 * log(2 * pi)
-        if arm_weights:
-            density = density * density.new_tensor(arm_weights)
-        likelihood = torch.logsumexp(functional.log_softmax(logits, dim=-1) + density.sum(dim=-1), dim=-1)
+        density = weigh_columns(density, arm_weights).sum(dim=-1)
+        likelihood = torch.logsumexp(functional.log_softmax(logits, dim=-1) + density, dim=-1)
         return _composed(masked_mean(-likelihood, valid[..., 0]), chunk, label, valid, gripper_weight)
 
 
@@ -149,6 +154,8 @@ class DiscreteHead(ActionHead):
     def __init__(
         self, hidden_width: int, action: ActionSpec, chunk: int, widths: Sequence[int], bins: int = 256
     ) -> None:
+        if bins < 2:
+            raise ValueError(f"discrete with {bins} bins; expected 2 or more")
         super().__init__(hidden_width, action, chunk, widths, arm_parameters=action.arm_width * bins)
         self.bins = bins
 
@@ -176,8 +183,7 @@ class DiscreteHead(ActionHead):
         logits = torch.where(valid[..., None], chunk.raw["logits"].float(), 0.0)
         bin_index = ((arm_target + 1) * (self.bins / 2)).long().clamp(0, self.bins - 1)
         entropy = -functional.log_softmax(logits, dim=-1).gather(-1, bin_index[..., None]).squeeze(-1)
-        if arm_weights:
-            entropy = entropy * entropy.new_tensor(arm_weights)
+        entropy = weigh_columns(entropy, arm_weights)
         return _composed(masked_mean(entropy, valid), chunk, label, valid, gripper_weight)
 
 

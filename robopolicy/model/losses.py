@@ -77,9 +77,7 @@ def action_loss(
     arm_target, label, valid = split_target(chunk, target, action_valid)
     arm = torch.where(valid, chunk.arm.float(), 0.0)
     huber = functional.huber_loss(arm, arm_target, reduction="none", delta=huber_delta)
-    if arm_weights:
-        huber = huber * huber.new_tensor(arm_weights)
-    loss_arm = masked_mean(huber, valid)
+    loss_arm = masked_mean(weigh_columns(huber, arm_weights), valid)
     loss_gripper, accuracy = gripper_terms(chunk, label, valid)
     return {
         "loss": loss_arm + gripper_weight * loss_gripper,
@@ -108,6 +106,21 @@ def gripper_terms(chunk: Chunk, label: Tensor, valid: Tensor) -> tuple[Tensor, T
     entropy = functional.binary_cross_entropy_with_logits(logit, label, reduction="none")
     correct = (logit.detach() > 0) == (label > 0.5)
     return masked_mean(entropy, valid), masked_mean(correct.float(), valid)
+
+
+def weigh_columns(values: Float[Tensor, "*batch arm"], arm_weights: Sequence[float]) -> Float[Tensor, "*batch arm"]:
+    """Each arm column times its weight; as they are where there are no weights.
+
+    Raises:
+        ValueError: there isn't one weight for each column.
+    """
+    if not arm_weights:
+        return values
+    if len(arm_weights) != values.shape[-1]:
+        raise ValueError(
+            f"--loss.arm_weights has {len(arm_weights)} entries for {values.shape[-1]} arm columns; give one each, or none"
+        )
+    return values * values.new_tensor(arm_weights)
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -152,8 +165,14 @@ class ForwardPrediction(nn.Module):
         self.predict = nn.Linear(hidden, pooled)
 
     def terms(self, inputs: TermInputs) -> dict[str, Tensor]:
-        """Mean squared error of the next frame's pooled vector, itself not moved, over the real next frames."""
+        """Mean squared error of the next frame's pooled vector, itself not moved, over the real next frames.
+
+        Raises:
+            ValueError: windows of one frame hold no next one.
+        """
         span = inputs.hidden.shape[2]
+        if span < 2:
+            raise ValueError("loss term 'forward' needs two frames that are remembered together; --head.window is 1")
         predicted = self.predict(inputs.hidden[:, :, :-1])
         following = cut_windows(inputs.pooled.detach(), span)[:, :, 1:]
         valid = cut_windows(torch.as_tensor(inputs.batch.frame_valid, device=predicted.device), span)[:, :, 1:, None]

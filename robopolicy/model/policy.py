@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robopolicy.config import ExperimentConfig
-from robopolicy.model.encoders import TOKENS_KEY, Encoding, make_encoder, make_reader
+from robopolicy.model.encoders import TOKEN_VALID_KEY, TOKENS_KEY, Encoding, make_encoder, make_reader
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.losses import (
     ForwardPrediction,
@@ -61,8 +61,9 @@ class ChunkPolicy(nn.Module):
         self.obs = dict(obs)
         self.targets = dict(targets or {})
         self.vocabulary = vocabulary if config.encoder.instruction else None
+        as_is = (TOKENS_KEY, TOKEN_VALID_KEY)
         scaled = {
-            key: spec for key, spec in (self.obs | self.targets).items() if not spec.is_image and key != TOKENS_KEY
+            key: spec for key, spec in (self.obs | self.targets).items() if not spec.is_image and key not in as_is
         }
         self.scaled_keys = tuple(scaled)
         scaling = config.normalization
@@ -95,7 +96,7 @@ class ChunkPolicy(nn.Module):
             head_widths=head.head_widths,
             **({"modes": head.modes} if head.head == "gmm" else {}),
         )
-        self.added_terms = nn.ModuleList()
+        self.added_terms, self.contributed_terms = nn.ModuleList(), nn.ModuleList()
         if "forward" in config.loss.terms:
             self.added_terms.append(ForwardPrediction(head.latent * head.hidden, self.head.pooled_width))
         if "remember" in config.loss.terms:
@@ -140,13 +141,17 @@ class ChunkPolicy(nn.Module):
         return cast(Normalizer, self.normalizers[self.scaled_keys.index(key)])
 
     def add_terms(self, provider: nn.Module) -> None:
-        """Let another part contribute loss terms (a `TermProvider`), such as `caption` or `cotraining` by a backbone."""
-        self.added_terms.append(provider)
+        """Let another part contribute loss terms (a `TermProvider`), such as `cotraining` on other data.
+
+        Its weights are trained with the policy's, and not saved with them: acting doesn't need them.
+        """
+        self.contributed_terms.append(provider)
 
     @property
     def providers(self) -> tuple[TermProvider, ...]:
         """The parts that contribute loss terms, apart from the head's own `arm` and `gripper`."""
-        return tuple(part for part in (self.encoder, *self.added_terms) if isinstance(part, TermProvider))
+        parts = (self.encoder, *self.added_terms, *self.contributed_terms)
+        return tuple(part for part in parts if isinstance(part, TermProvider))
 
     @property
     def available_terms(self) -> tuple[str, ...]:
@@ -267,12 +272,13 @@ class ChunkPolicy(nn.Module):
         return terms
 
     def _as_stored(self, batch: Batch) -> dict[str, ArraySpec]:
-        """The keys as a batch may hold them: of tokens that need no more than pooling, those that it leaves."""
+        """The keys as a batch may hold them: of tokens that need no more than pooling, those that it leaves, all valid."""
         tokens = batch.obs.get(TOKENS_KEY)
         pooled = (self.config.head.latent, *self.obs[TOKENS_KEY].shape[1:]) if tokens is not None else ()
         if tokens is None or tuple(tokens.shape[-2:]) != pooled:
             return self.obs
-        return {**self.obs, TOKENS_KEY: ArraySpec(pooled)}
+        kept = {key: spec for key, spec in self.obs.items() if key != TOKEN_VALID_KEY}
+        return {**kept, TOKENS_KEY: ArraySpec(pooled)}
 
     def _present_targets(self, batch: Batch) -> dict[str, Tensor]:
         return self.inputs(batch.obs, {key: spec for key, spec in self.targets.items() if key in batch.obs})

@@ -27,7 +27,7 @@ def make_pooling(kind: PoolingKind, width: int, latent: int = 1, *, heads: int =
         depth: layers, of `resampler`.
 
     Raises:
-        ValueError: the kind is unknown, `latent` is below 1, or `heads` does not divide `width`.
+        ValueError: the kind is unknown, `latent` or `depth` is below 1, or `heads` does not divide `width`.
     """
     if latent < 1:
         raise ValueError(f"latent is {latent}; expected at least 1 vector per frame")
@@ -100,6 +100,8 @@ class ResamplerPooling(nn.Module):
     def __init__(self, width: int, latent: int, heads: int = 1, depth: int = 2) -> None:
         super().__init__()
         _require_heads(heads, width)
+        if depth < 1:
+            raise ValueError(f"a resampler of {depth} layers; expected 1 or more")
         self.latents = nn.Parameter(torch.randn(latent, width) * width**-0.5)
         self.layers = nn.ModuleList(_ResamplerLayer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

@@ -108,7 +108,10 @@ def shift_in_zero(rows: Tensor) -> Tensor:
 
 def row_of_age(rows: Tensor, age: Tensor) -> Tensor:
     """Of rows (*B, W, H), the one (*B, H) that has seen exactly the last `age` (*B) frames, 1 <= age <= W."""
-    return torch.take_along_dim(rows, (age - 1)[..., None, None], dim=-2).squeeze(-2)
+    index = (age - 1)[..., None, None].expand(
+        *age.shape, 1, rows.shape[-1]
+    )  # `take_along_dim` would fix B in an exported graph
+    return rows.gather(-2, index).squeeze(-2)
 
 
 def unroll_steps(memory: "Steps", pooled: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:

@@ -144,3 +144,14 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
     (tmp_path / "run" / "policy.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="doesn't fit"):
         load_policy(tmp_path / "run")
+
+
+def test_what_only_trained_the_policy_is_not_saved_with_it(tmp_path):
+    """A contributed loss term's weights, which no config can build again, would make the folder unreadable."""
+    policy = make_policy()
+    provider = torch.nn.Linear(2, 2)
+    policy.add_terms(provider)
+    assert set(map(id, provider.parameters())) <= set(map(id, policy.parameters()))
+    save_policy(policy, tmp_path / "run")
+    rows, _ = load_policy(tmp_path / "run").act(observation(), policy.initial_state(2))
+    assert torch.equal(rows, policy.act(observation(), policy.initial_state(2))[0])

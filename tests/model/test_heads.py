@@ -132,3 +132,40 @@ def test_an_unknown_head_is_refused_with_a_list():
     """A typo must name the choices."""
     with pytest.raises(ValueError, match="choose one of regression, gmm, discrete"):
         make("gm")
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_arm_weights_count_in_every_head(kind):
+    """A weight that one head's loss forgets is a setting without effect."""
+    head = make(kind)
+    chunk = head(torch.randn(7, H))
+    target = target_for(chunk)
+    one_column = head.loss(chunk, target, arm_weights=(0.0, 1.0, 0.0, 0.0))["loss_arm"]
+    moved = torch.cat([target[..., :1] * 0.5, target[..., 1:]], dim=-1)
+    assert head.loss(chunk, moved, arm_weights=(0.0, 1.0, 0.0, 0.0))["loss_arm"] == one_column
+    assert head.loss(chunk, moved)["loss_arm"] != head.loss(chunk, target)["loss_arm"]
+    torch.testing.assert_close(
+        head.loss(chunk, target, arm_weights=(1.0,) * 4)["loss_arm"], head.loss(chunk, target)["loss_arm"]
+    )
+    with pytest.raises(ValueError, match=r"--loss\.arm_weights has 3 entries for 4 arm columns"):
+        head.loss(chunk, target, arm_weights=(1.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("gmm", {"modes": 0}, "gmm with 0 modes"),
+        ("gmm", {"min_std": 0.0}, "a least deviation of 0.0"),
+        ("discrete", {"bins": 1}, "discrete with 1 bins"),
+    ],
+)
+def test_sizes_that_make_no_distribution_are_refused(kind, options, message):
+    """A mixture of nothing fails later, as an argmax over no entries."""
+    with pytest.raises(ValueError, match=message):
+        make(kind, **options)
+
+
+def test_a_chunk_of_no_actions_is_refused():
+    """It would build, warn and act on nothing."""
+    with pytest.raises(ValueError, match="a chunk of 0 actions; expected 1 or more"):
+        make_action_head("regression", H, SPEC, 0)

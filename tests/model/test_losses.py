@@ -193,3 +193,11 @@ def test_remembering_nothing_is_refused():
     """Without a target key the term would be a zero that looks like success."""
     with pytest.raises(ValueError, match=r"give --data\.target_keys"):
         TargetPrediction(hidden=7, target_widths={})
+
+
+def test_forward_prediction_in_windows_of_one_frame_is_refused():
+    """The term would be a zero that looks like success."""
+    provider = ForwardPrediction(hidden=7, pooled=5)
+    batch = Batch({}, torch.zeros(2), (), torch.zeros(0), torch.zeros(0), torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="'forward' needs two frames"):
+        provider.terms(TermInputs(batch, {}, {}, torch.zeros(2, 4, 5), torch.zeros(2, 4, 1, 7)))

@@ -252,7 +252,7 @@ def test_others_can_contribute_terms(term):
     policy.add_terms(Caption())
     losses = policy.losses(make_batch())
     torch.testing.assert_close(losses["loss"], losses["loss_arm"] + 0.05 * losses[f"loss_{term}"])
-    assert gradients(policy, term, make_batch()) == {"text", "encoder", "added_terms"}
+    assert gradients(policy, term, make_batch()) == {"text", "encoder", "contributed_terms"}
 
 
 def test_where_without_its_target_key_is_one_clear_line():

@@ -138,3 +138,9 @@ def test_latent_zero_is_refused():
     """Prevents a head that sees nothing."""
     with pytest.raises(ValueError, match="latent is 0"):
         make_pooling("max", 4, 0)
+
+
+def test_a_resampler_without_layers_is_refused():
+    """Its answer would not depend on the tokens at all."""
+    with pytest.raises(ValueError, match="a resampler of 0 layers; expected 1 or more"):
+        make_pooling("resampler", 4, depth=0)

@@ -178,3 +178,20 @@ def test_loading_what_is_no_state_is_refused(keys):
     """Prevents a checkpoint's weights, or half a state, from being taken for a memory."""
     with pytest.raises(ValueError, match="no state in"):
         MemoryState.load({key: torch.zeros(2) for key in keys})
+
+
+def test_the_row_of_an_age_is_exported_for_any_batch():
+    """Prevents an exported step that takes no more and no fewer episodes than its example."""
+    episodes = torch.export.Dim("episodes", min=1, max=64)
+    given = (torch.randn(3, 4, 2), torch.tensor([1, 2, 4]))
+    exported = torch.export.export(RowOfAge(), given, dynamic_shapes=({0: episodes}, {0: episodes})).module()
+    rows, age = torch.randn(5, 4, 2), torch.tensor([4, 3, 2, 1, 1])
+    assert torch.equal(exported(rows, age), row_of_age(rows, age))
+
+
+class RowOfAge(torch.nn.Module):
+    """The function as a module, which is what can be exported."""
+
+    def forward(self, rows, age):
+        """See `row_of_age`."""
+        return row_of_age(rows, age)

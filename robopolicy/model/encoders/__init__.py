@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 TOKENS_KEY = "tokens"
 """The observation key of tokens encoded ahead of time, (N, D)."""
+TOKEN_VALID_KEY = "token_valid"
+"""The observation key of their mask, (N,): 1, or 0 where a token is padding. Absent where none is."""
 
-__all__ = ["TOKENS_KEY", "Encoding", "TokenEncoder", "make_encoder", "make_reader"]
+__all__ = ["TOKENS_KEY", "TOKEN_VALID_KEY", "Encoding", "TokenEncoder", "make_encoder", "make_reader"]
 
 
 def make_reader(config: EncoderConfig, vocabulary: Vocabulary) -> "VocabularyText | SentenceText | PromptText":
@@ -53,7 +55,8 @@ def make_encoder(
     Raises:
         ValueError: the kind needs an observation that isn't there.
     """
-    widths = {key: spec.width for key, spec in obs.items() if not spec.is_image and key != TOKENS_KEY}
+    encoded = (TOKENS_KEY, TOKEN_VALID_KEY)
+    widths = {key: spec.width for key, spec in obs.items() if not spec.is_image and key not in encoded}
     cameras = {key: (spec.shape[0], spec.shape[1]) for key, spec in obs.items() if spec.is_image}
     text_width = config.width if text_tokens else None
     kind = config.kind if config.kind != "auto" else ("pixels" if cameras else "keys")
@@ -70,7 +73,15 @@ def make_encoder(
             )
         count, token_width = obs[TOKENS_KEY].shape
         return PrecomputedEncoder(
-            TOKENS_KEY, count, token_width, widths, config.width, config.hidden, text_width, text_tokens
+            TOKENS_KEY,
+            count,
+            token_width,
+            widths,
+            config.width,
+            config.hidden,
+            text_width,
+            text_tokens,
+            TOKEN_VALID_KEY,
         )
     from robopolicy.model.encoders.transformers import TransformersEncoder
 

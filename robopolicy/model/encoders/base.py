@@ -42,14 +42,17 @@ class TokenEncoder(nn.Module):
         raise NotImplementedError
 
 
-def append_text(tokens: Tensor, text: TextTokens | None) -> tuple[Tensor, Tensor | None]:
-    """Frame tokens (*B, N, D) followed by the instruction's, and the mask of both; no mask without an instruction."""
+def append_text(
+    tokens: Tensor, text: TextTokens | None, token_valid: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Frame tokens (*B, N, D) followed by the instruction's, and the mask of both; None where all are valid."""
     if text is None:
-        return tokens, None
+        return tokens, token_valid
     lead = tokens.shape[:-2]
     words = text.tokens.expand(*lead, *text.tokens.shape[-2:])
-    seen = torch.ones((*lead, tokens.shape[-2]), dtype=torch.bool, device=tokens.device)
-    valid = torch.cat([seen, text.valid.expand(*lead, text.valid.shape[-1])], dim=-1)
+    if token_valid is None:
+        token_valid = torch.ones((*lead, tokens.shape[-2]), dtype=torch.bool, device=tokens.device)
+    valid = torch.cat([token_valid, text.valid.expand(*lead, text.valid.shape[-1])], dim=-1)
     return torch.cat([tokens, words], dim=-2), valid
 
 

@@ -26,13 +26,14 @@ class PrecomputedEncoder(TokenEncoder):
         hidden: int,
         text_width: int | None,
         text_tokens: int,
+        mask_key: str = "token_valid",
     ) -> None:
-        """Args: the tokens' key, their N and D, d of each low-dimensional key, then as for `KeysEncoder`.
+        """Args: the tokens' key, their N and D, d of each low-dimensional key, then as for `KeysEncoder`, and the mask's key.
 
-        With `hidden` 0 the file's tokens go to the head as they are, alone.
+        Observations without that key are all valid. With `hidden` 0 the file's tokens go to the head as they are, alone.
         """
         super().__init__()
-        self.key, self.keys = key, tuple(key_widths)
+        self.key, self.mask_key, self.keys = key, mask_key, tuple(key_widths)
         self.token_width = width
         self.token_count = tokens + bool(key_widths) + text_tokens
         self.project = nn.Linear(tokens_width, hidden) if hidden else None
@@ -48,8 +49,9 @@ class PrecomputedEncoder(TokenEncoder):
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`."""
+        valid = obs[self.mask_key] > 0.5 if self.mask_key in obs else None
         if self.project is None or self.out is None:
-            return Encoding(obs[self.key], None, predictions={})
+            return Encoding(obs[self.key], valid, predictions={})
         hidden = self.project(obs[self.key])
         if self.ask is not None and text is not None:
             hidden = hidden + self.ask(text.sentence)[..., None, :]
@@ -57,4 +59,5 @@ class PrecomputedEncoder(TokenEncoder):
         if self.proprio is not None:
             values = torch.cat([obs[key] for key in self.keys], dim=-1)
             tokens = torch.cat([tokens, self.proprio(told(values, text))[..., None, :]], dim=-2)
-        return Encoding(*append_text(tokens, text), predictions={})
+            valid = None if valid is None else functional.pad(valid, (0, 1), value=True)
+        return Encoding(*append_text(tokens, text, valid), predictions={})
