@@ -134,7 +134,7 @@ class EncoderConfig:
     width: int = 128
     """D, the width of one token."""
     hidden: int = 128
-    """Width inside the encoder's own layers."""
+    """Width inside the encoder's own layers; 0 with `precomputed` hands its tokens on as they are."""
     instruction: bool = True
     """Show the policy the instruction, where demos carry one; False is the untold baseline."""
     text_model: str | None = None
@@ -147,8 +147,10 @@ class EncoderConfig:
     """For `transformers`: how an instruction is put to the backbone."""
 
     def __post_init__(self) -> None:
-        _expect(self, "encoder", "1 or more", "width", "hidden")
-        _expect(self, "encoder", "0 or more", "lora_rank")
+        _expect(self, "encoder", "1 or more", "width")
+        _expect(self, "encoder", "0 or more", "hidden", "lora_rank")
+        told = f"--encoder.hidden is 0; expected 1 or more with --encoder.kind {self.kind}"
+        _require(self.hidden > 0 or self.kind == "precomputed", told)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from robopolicy.types import Demo, DemoFormatError
 
 TOKENS_KEY = "tokens"
 """The key under which a batch shows tokens that were encoded ahead of time."""
+TOKEN_VALID_KEY = "token_valid"
+"""The key of their mask (N,): 1, or 0 where a token is padding; a demo's attribute, the same for all its frames."""
 Picked: TypeAlias = Sequence[tuple["DemoSource", str]]
 """Demos to read: where from, and under which name."""
 Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
 """Shape and type of one row of a key."""
-TokenPooling: TypeAlias = Callable[[Tensor], Tensor]
-"""Tokens (T, N, D) -> the fewer that are kept (T, L, D)."""
+TokenPooling: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+"""Tokens (T, N, D), and which of them are valid (N,) where that is known -> the fewer that are kept (T, L, D)."""
 
 
 @runtime_checkable
@@ -87,7 +89,8 @@ def load_rows(
 
     Args:
         sources: each with the names of the demos to take from it.
-        keys: observation keys; `tokens` stands for tokens encoded ahead of time.
+        keys: observation keys; `tokens` stands for tokens encoded ahead of time, `token_valid` for their mask, which is
+            all ones for a demo that has none.
         placement: where wide keys are put; `auto` takes the first of device, host and disk where they fit, and logs it.
         device: the model's.
         threads: that read, where the placement is the disk.
@@ -99,25 +102,26 @@ def load_rows(
     picked = [(source, name) for source, names in sources for name in names]
     if not picked:
         raise DemoFormatError("no demo in this split; name files that hold some, or other filter keys")
-    wide = _wide_rows(picked[0], keys)
-    narrow = [key for key in keys if key not in wide]
-    demos = [_narrow(source.read(name, narrow)) for source, name in picked]
+    masked = TOKEN_VALID_KEY in keys
+    wide = _wide_rows(picked[0], [key for key in keys if key != TOKEN_VALID_KEY])
+    narrow = [key for key in keys if key not in wide and key != TOKEN_VALID_KEY]
+    tokens = wide[TOKENS_KEY][0][0] if masked else 0
+    demos = [_narrow(source.read(name, narrow), tokens, _where(source, name)) for source, name in picked]
     lengths = np.array([len(demo.actions) for demo in demos], dtype=np.int64)
     told = tuple(sorted({demo.instruction for demo in demos if demo.instruction is not None}))
     pooling = {TOKENS_KEY: pool_tokens} if pool_tokens is not None and TOKENS_KEY in wide else {}
-    kept = {key: pooling[key](_no_row(row)) if key in pooling else _no_row(row) for key, row in wide.items()}
+    kept = {key: pooling[key](_no_row(row), None) if key in pooling else _no_row(row) for key, row in wide.items()}
     frame_bytes = sum(rows.shape[1:].numel() * rows.element_size() for rows in kept.values())
     chosen = choose_placement(placement, int(lengths.sum()) * frame_bytes, torch.device(device))
     if chosen == "disk":
         frames = _open_wide(picked, lengths, wide, threads)
     else:
-        frames = _load_wide(
-            picked, wide, pooling, _room(kept, int(lengths.sum()), device if chosen == "device" else "cpu")
-        )
+        room = _room(kept, int(lengths.sum()), device if chosen == "device" else "cpu")
+        frames = _load_wide(picked, wide, pooling, room, masked)
     return DemoRows(
         lengths=lengths,
         actions=_stacked([demo.actions for demo in demos], picked, "actions"),
-        narrow={key: _stacked([demo.obs[key] for demo in demos], picked, f"obs/{key}") for key in narrow},
+        narrow={key: _stacked([demo.obs[key] for demo in demos], picked, f"obs/{key}") for key in demos[0].obs},
         wide=frames,
         instruction_id=np.array([told.index(demo.instruction) if demo.instruction else -1 for demo in demos]),
         instructions=told,
@@ -157,13 +161,26 @@ def _wide_rows(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, 
     return wide
 
 
-def _narrow(demo: Demo) -> Demo:
-    """What stays of a demo in memory: actions, low-dimensional observations (T, d, ...), instruction and seed."""
+def _narrow(demo: Demo, tokens: int, where: str) -> Demo:
+    """What stays of a demo in memory: actions, low-dimensional observations (T, d, ...), instruction and seed.
+
+    The mask of so many tokens is one of the observations, unless there are 0.
+    """
     obs = {
         key: np.asarray(values, dtype=np.float32).reshape(len(demo), *(values.shape[1:] or (1,)))
         for key, values in demo.obs.items()
     }
+    if tokens:
+        obs[TOKEN_VALID_KEY] = np.broadcast_to(_token_valid(demo, tokens, where), (len(demo), tokens))
     return Demo(demo.name, obs, np.asarray(demo.actions, dtype=np.float32), demo.instruction, seed=demo.seed)
+
+
+def _token_valid(demo: Demo, tokens: int, where: str) -> np.ndarray:
+    """(N,) float32: the mask of a demo's tokens."""
+    valid = np.asarray(demo.attributes.get(TOKEN_VALID_KEY, np.ones(tokens)))
+    if valid.shape != (tokens,) or not np.isin(valid, (0, 1)).all() or not valid.any():
+        raise DemoFormatError(f"{where}: {TOKEN_VALID_KEY} is no mask of its {tokens} tokens; encode the file anew")
+    return valid.astype(np.float32)
 
 
 def _no_row(row: Row) -> Tensor:
@@ -181,9 +198,13 @@ def _room(kept: Mapping[str, Tensor], steps: int, device: torch.device | str) ->
 
 
 def _load_wide(
-    picked: Picked, wide: Mapping[str, Row], pooling: Mapping[str, TokenPooling], loaded: Mapping[str, Tensor]
+    picked: Picked,
+    wide: Mapping[str, Row],
+    pooling: Mapping[str, TokenPooling],
+    loaded: Mapping[str, Tensor],
+    masked: bool,
 ) -> dict[str, Frames]:
-    """Each key in one tensor, filled demo by demo."""
+    """Each key in one tensor, filled demo by demo; tokens are pooled with their mask where they are `masked`."""
     row = 0
     for source, name in picked if wide else ():
         where = _where(source, name)
@@ -192,7 +213,10 @@ def _load_wide(
             values = _values(demo, key, where)
             _require_rows(values.shape, values.dtype, wide[key], where, key)
             rows = torch.from_numpy(values)
-            loaded[key][row : row + len(demo)] = pooling[key](rows) if key in pooling else rows
+            if key in pooling:
+                valid = torch.from_numpy(_token_valid(demo, values.shape[1], where)).bool() if masked else None
+                rows = pooling[key](rows, valid)
+            loaded[key][row : row + len(demo)] = rows
         row += len(demo)
     return {key: MemoryFrames(values) for key, values in loaded.items()}
 

@@ -14,12 +14,12 @@ from robopolicy import __version__
 from robopolicy.config import ConfigError, ExperimentConfig
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.formats import DemoReader, open_demos
-from robopolicy.demos.rows import TOKENS_KEY, DemoRows, load_rows, row_types
+from robopolicy.demos.rows import TOKEN_VALID_KEY, TOKENS_KEY, DemoRows, load_rows, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.model.normalization import ActionNormalizer
 from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
-from robopolicy.training.encode import require_one_encoder
+from robopolicy.training.encode import are_padded, require_one_encoder
 from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
 from robopolicy.training.provenance import fingerprint
 from robopolicy.training.selection import choose_action_spec, choose_keys, pooling_ahead, split_names
@@ -76,6 +76,8 @@ class DemoDataModule(LightningDataModule):
             self._token_encoder = require_one_encoder(self._readers)
         splits = [split_names(reader, data) for reader in self._readers]
         keys, targets = choose_keys(self._readers[0], splits[0][0][0], self.experiment)
+        if TOKENS_KEY in keys and are_padded(self._readers):
+            keys.append(TOKEN_VALID_KEY)
         wanted = tuple(dict.fromkeys((*keys, *targets)))
         self._train = train = self._load([train for train, _ in splits], wanted)
         held_out = [valid for _, valid in splits]

@@ -1,9 +1,9 @@
 """Runs a frozen vision-language backbone over all frames of a demo file once, and writes its tokens beside the demos.
 
-Each demo gains the dataset `tokens` (T, N, D) float16 and the attribute `token_valid` (N): tokens of padding repeat the last
-real one, so that pooling by max needs no mask; mean and attention count the repeats. The file says which backbone made
-them (`token_encoder`), and a file takes the tokens of one only. A demo is complete or absent at any moment; a second run
-goes on where the first ended.
+Each demo gains the dataset `tokens` (T, N, D) float16 and the attribute `token_valid` (N): 0 where a token is padding, which
+repeats the last real one. A file in which some are says so (`tokens_padded`), and a policy trained on it pools without
+them: `token_valid` is then one of its observations. The file says which backbone made the tokens (`token_encoder`), and
+takes those of one only. A demo is complete or absent at any moment; a second run goes on where the first ended.
 """
 
 import json
@@ -25,6 +25,7 @@ from robopolicy.demos.formats.base import is_image
 from robopolicy.demos.guarded import dataset_in, group_in
 from robopolicy.demos.journal import JournaledFile
 from robopolicy.demos.packing import write_rows
+from robopolicy.demos.rows import TOKEN_VALID_KEY
 from robopolicy.model.encoders.backbones import Backbone
 from robopolicy.model.encoders.loading import backbone_identity, load_backbone
 from robopolicy.model.encoders.transformers import PromptText
@@ -32,6 +33,8 @@ from robopolicy.types import DemoFormatError
 
 IDENTITY = "token_encoder"
 """Attribute of the file: JSON, which backbone made the tokens, from which cameras, with which template."""
+PADDED = "tokens_padded"
+"""Attribute of the file: whether some of its tokens are padding."""
 BATCH_FRAMES = 32
 
 
@@ -112,7 +115,9 @@ def encode_file(
                 continue
             tokens, valid = _encode_demo(group, chosen, backbone, text, batch_frames, f"{path.name}, {name}")
             write_rows(group, "tokens", tokens)
-            group.attrs["token_valid"] = valid.astype(np.uint8)
+            group.attrs[TOKEN_VALID_KEY] = valid.astype(np.uint8)
+            if not valid.all():
+                data.attrs[PADDED] = True
             commit()
             demos, frames = demos + 1, frames + len(tokens)
     return Encoded(demos, frames, count, backbone.token_width)
@@ -138,6 +143,11 @@ def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
     if first is None:
         raise DemoFormatError("no demo files to look for tokens in")
     return first[1]
+
+
+def are_padded(readers: Iterable[DemoReader]) -> bool:
+    """Whether some of the files' tokens are padding; one that doesn't say has none."""
+    return any(reader.attributes.get(PADDED, False) for reader in readers)
 
 
 @contextmanager

@@ -109,12 +109,13 @@ def pooling_ahead(config: ExperimentConfig) -> TokenPooling | None:
         return None
     pool = BinPooling(kind, latent)
 
-    def pooled(tokens: Tensor) -> Tensor:
-        if tokens.shape[1] <= latent:
+    def pooled(tokens: Tensor, token_valid: Tensor | None) -> Tensor:
+        if tokens.shape[1] < latent:
             return tokens
         # A maximum is one of the values; a mean is kept as exactly as the policy itself would take it.
         values = tokens if kind == "max" else tokens.float()
-        return pool(values).unflatten(-1, (latent, tokens.shape[2]))
+        valid = None if token_valid is None else token_valid.expand(values.shape[:2])
+        return pool(values, valid).unflatten(-1, (latent, tokens.shape[2]))
 
     return pooled
 

@@ -10,7 +10,7 @@ import torch
 
 from robopolicy.demos.frames import MemoryFrames
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.demos.rows import TOKENS_KEY, load_rows
+from robopolicy.demos.rows import TOKEN_VALID_KEY, TOKENS_KEY, load_rows
 from robopolicy.types import Demo, DemoFormatError
 
 
@@ -51,6 +51,26 @@ def test_tokens_are_read_from_the_file_and_their_absence_says_what_to_do(tmp_pat
         np.testing.assert_array_equal(got[:, 0].numpy(), tokens)
     with pytest.raises(DemoFormatError, match=r"tiny.hdf5, demo_0: no tokens; `robopolicy encode`"):
         load_rows([(demo_file, demo_file.names)], (TOKENS_KEY,))
+
+
+@pytest.mark.parametrize("placement", ["device", "disk"])
+def test_the_mask_of_tokens_is_one_of_the_observations_and_all_ones_where_a_demo_has_none(tmp_path, placement):
+    """Padding pooled as if it were words; a file from before masks that can't be read any more."""
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        for number, mask in enumerate(([1, 1, 0], None, [1, 2, 0], [1, 1], [0, 0, 0])):
+            told = {} if mask is None else {TOKEN_VALID_KEY: np.array(mask, np.uint8)}
+            tokens = np.zeros((number + 2, 3, 4), np.float16)
+            obs = {"x": np.zeros((len(tokens), 2))}
+            writer.write(Demo(f"demo_{number}", obs, np.zeros((len(tokens), 1)), tokens=tokens, attributes=told))
+    keys = ("x", TOKENS_KEY, TOKEN_VALID_KEY)
+    with DemoFile(tmp_path / "a.hdf5") as file:
+        rows = load_rows([(file, ["demo_0", "demo_1"])], keys, placement=placement)
+        assert rows.narrow[TOKEN_VALID_KEY].tolist() == [[1, 1, 0]] * 2 + [[1, 1, 1]] * 3
+        assert set(rows.wide) == {TOKENS_KEY}
+        assert set(load_rows([(file, ["demo_0"])], keys[:2], placement=placement).narrow) == {"x"}
+        for name in ("demo_2", "demo_3", "demo_4"):
+            with pytest.raises(DemoFormatError, match=f"a.hdf5, {name}: token_valid is no mask of its 3 tokens"):
+                load_rows([(file, [name])], keys, placement=placement)
 
 
 @pytest.mark.parametrize("placement", ["device", "disk"])

@@ -22,7 +22,7 @@ from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.model.checkpoint import load_policy
 from robopolicy.training.datamodule import DemoDataModule
-from robopolicy.training.encode import IDENTITY
+from robopolicy.training.encode import IDENTITY, PADDED
 from robopolicy.training.loader import BatchLoader
 from robopolicy.training.provenance import fingerprint
 from robopolicy.types import ActionSpec, ArraySpec, Demo, DemoFormatError
@@ -243,14 +243,19 @@ def test_the_log_says_what_is_taken_for_a_rotation(tmp_path):
         opened(config)
 
 
-def with_tokens(path):
-    """Four demos with five tokens of width 6 a frame, as `encode` writes them."""
-    with DemoWriter(path, attributes={IDENTITY: json.dumps({"model": "tiny"})}) as writer:
+def with_tokens(path, padding=None):
+    """Four demos with five tokens of width 6 a frame, as `encode` writes them; demo n has n of padding, filled with this."""
+    about = {IDENTITY: json.dumps({"model": "tiny"})} | ({} if padding is None else {PADDED: True})
+    with DemoWriter(path, attributes=about) as writer:
         for number in range(4):
             random = np.random.default_rng(number)
             tokens = random.normal(size=(12, 5, 6)).astype(np.float16)
             actions = random.uniform(-1, 1, size=(12, 3))
-            writer.write(Demo(f"demo_{number}", {"x": actions[:, :1]}, actions, tokens=tokens))
+            told = {}
+            if padding is not None:
+                tokens[:, 5 - number :] = padding
+                told = {"token_valid": (np.arange(5) < 5 - number).astype(np.uint8)}
+            writer.write(Demo(f"demo_{number}", {"x": actions[:, :1]}, actions, tokens=tokens, attributes=told))
     return path
 
 
@@ -281,6 +286,24 @@ def test_tokens_that_need_only_pooling_are_pooled_once_for_the_same_numbers(tmp_
     policy = load_policy(tmp_path / "0")
     actions, _ = policy.act({"tokens": torch.randn(5, 6)}, policy.initial_state())
     assert actions.shape == (2, 3)
+
+
+@pytest.mark.parametrize("head", [{"pooling": "max", "latent": 2}, {"pooling": "mean"}, {"pooling": "attention"}])
+def test_what_padding_holds_changes_nothing_that_is_learned(tmp_path, head):
+    """An instruction that is weighed by how much shorter it is than the longest one."""
+    ones, nines = (with_tokens(tmp_path / f"{value}.hdf5", padding=value) for value in (1, 9))
+    configs = [tokens_alone(ones, **head), tokens_alone(nines, **head)]
+    configs.append(replace(configs[1], data=replace(configs[1].data, placement="disk")))
+    losses = [run(config, tmp_path / str(place)) for place, config in enumerate(configs)]
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-5)
+    policy = load_policy(tmp_path / "2")
+    assert policy.obs["token_valid"] == ArraySpec((5,))
+    tokens, valid = torch.randn(5, 6), torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+    changed = torch.where(valid[:, None] > 0, tokens, torch.full_like(tokens, 9.0))
+    answers = [
+        policy.act({"tokens": seen, "token_valid": valid}, policy.initial_state())[0] for seen in (tokens, changed)
+    ]
+    torch.testing.assert_close(*answers, rtol=0, atol=0)
 
 
 def test_tokens_are_not_pooled_ahead_where_weights_come_first(tmp_path):

@@ -14,7 +14,7 @@ from robopolicy.demos.formats import open_demos
 from robopolicy.model.encoders.loading import load_backbone
 from robopolicy.model.encoders.transformers import PromptText
 from robopolicy.training import encode
-from robopolicy.training.encode import encode_file, require_one_encoder, run_encode
+from robopolicy.training.encode import are_padded, encode_file, require_one_encoder, run_encode
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_lerobot
 from tests.tiny_backbones import save_backbone
@@ -51,6 +51,9 @@ def test_every_frame_gains_the_tokens_that_the_live_encoder_gives(file, model):
     assert demo.tokens.shape == (15, done.token_count, done.token_width)
     assert demo.tokens.dtype == np.float16
     assert list(demo.attributes["token_valid"]) == valid[0].int().tolist()
+    assert not valid.all()
+    with open_demos(file) as demos:
+        assert are_padded([demos])
     real = valid[0].numpy()
     np.testing.assert_allclose(demo.tokens[:, real], live[:, real].detach(), atol=2e-3)
     np.testing.assert_array_equal(
