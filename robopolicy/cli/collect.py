@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from robopolicy.cli.parsing import parse, verb_parser
-from robopolicy.cli.simulator import add_simulator, simulator_facts, simulator_options
+from robopolicy.cli.parsing import parse, require, verb_parser
+from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
 from robopolicy.config import ConfigError
 from robopolicy.types import ActionSpec
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 ROUND = 4
 """Episodes a world between two gatherings, where several processes collect."""
+HOPELESS = 50
+"""So many tries without a success say that there will be none."""
 SIM_ACTIONS = ActionSpec(
     arm=6,
     gripper=1,
@@ -56,11 +59,9 @@ def collect(arguments: Sequence[str]) -> int:
     add_simulator(parser)
     parser.add_argument("--resume", action="store_true", help="go on with a file that an earlier collect left")
     options = parse(parser, arguments)
-    out = Path(options.out)
-    if options.episodes < 1:
-        raise ConfigError(f"--episodes is {options.episodes}; expected 1 or more")
-    if out.exists() and not options.resume:
-        raise ConfigError(f"{out} exists; choose another --out, or --resume to go on with it")
+    check_simulator(options)
+    require(options, 1, "image_size")
+    _check_out(Path(options.out), options)
     from robopolicy.sim.sharding import open_shard
 
     with open_shard() as shard:
@@ -103,9 +104,10 @@ def _collect(options: Namespace, shard: "Shard") -> int:
                     bar.advance(progress)
     env.close()
     if shard.first:
+        before = f" after {done} before" if done else ""
         print(
-            f"collected {options.episodes} demos of {options.task}: {tally.steps} steps written, "
-            f"{tally.failed} of {tally.tried} tries failed, {time.perf_counter() - began:.1f} s"
+            f"collected {tally.tried - tally.failed} episodes of {options.task}{before}: {tally.demos} demos, "
+            f"{tally.steps} steps; {tally.failed} of {tally.tried} tries failed; {time.perf_counter() - began:.1f} s"
         )
         print(f"demos     {options.out}")
     return 0
@@ -117,12 +119,14 @@ class _Tally:
 
     tried: int = 0
     failed: int = 0
+    demos: int = 0
     steps: int = 0
     next_seed: int | None = None
 
     def count(self, episode: "Episode") -> None:
         self.tried += 1
         if episode.success:
+            self.demos += len(episode.demos)
             self.steps += episode.steps
         else:
             self.failed += 1
@@ -130,18 +134,22 @@ class _Tally:
             LOG.warning("seed %d counts as a failure: the simulation broke", episode.seed)
 
 
-def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: "Shard") -> range:
-    """Seeds of the next round: as many as demos are missing; empty when none is."""
-    if tally.tried and tally.failed == tally.tried:
+def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: "Shard") -> list[int]:
+    """Seeds of the next round: the next that are not in the file, as many as it lacks; empty when it lacks none."""
+    if tally.failed == tally.tried >= HOPELESS:
+        if not writer.seeds:
+            writer.path.unlink()
         raise ConfigError(f"none of {tally.tried} expert episodes of {options.task} succeeded; try --noise false")
-    start = tally.next_seed
-    if start is None:
-        start = options.seed if not writer.seeds else max(*writer.seeds, options.seed - 1) + 1
-    missing = options.episodes - len({*writer.seeds})
+    there = {*writer.seeds}
+    missing = options.episodes - len(there)
     if shard.count > 1:  # what is gathered is written at the round's end
         missing = min(missing, ROUND * options.num_envs * shard.count)
-    seeds = range(start, start + max(0, missing))
-    tally.next_seed = seeds.stop
+    untried = (
+        seed for seed in count(options.seed if tally.next_seed is None else tally.next_seed) if seed not in there
+    )
+    seeds = list(islice(untried, max(0, missing)))
+    if seeds:
+        tally.next_seed = seeds[-1] + 1
     return seeds
 
 
@@ -151,20 +159,54 @@ def _expert_episodes(env: "RobotVectorEnv", seeds: Sequence[int], options: Names
     return collect(env, seeds, options.disturbance if options.noise else ActionNoise.off())
 
 
-def _writer(options: Namespace) -> "DemoWriter":
-    from robopolicy.demos.hdf5 import DemoWriter
-    from robopolicy.sim.render import NAME
+def _env_args(options: Namespace) -> dict[str, Any]:
+    """How the demos come about, as robomimic stores it."""
+    from robopolicy.sim.collection import ActionNoise
 
-    env_args = {
+    return {
         "env_name": f"robopolicy/{options.task}",
         "type": 2,
         "env_version": version("robopolicy"),
         "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size},
         "simulator": simulator_facts(options),
+        "disturbance": vars(options.disturbance if options.noise else ActionNoise.off()),
         "privileged": ["target_pos", "target_offset"],
     }
+
+
+def _check_out(out: Path, options: Namespace) -> None:
+    """Refuse a file that is there, or, to go on with, one whose demos came about in another way."""
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name the demo file to write")
+    if not out.exists():
+        return
+    if not options.resume:
+        raise ConfigError(f"{out} exists; choose another --out, or --resume to go on with it")
+    from robopolicy.demos.hdf5 import DemoFile
+    from robopolicy.types import DemoFormatError
+
+    try:
+        with DemoFile(out) as demos:
+            found = demos.attributes["env_args"]
+    except DemoFormatError:  # nothing to agree with: no demo yet, or the writer says what is wrong
+        return
+    wanted = _env_args(options)
+    for name in ("env_name", "env_kwargs", "disturbance"):
+        if found.get(name, wanted[name]) != wanted[name]:
+            raise ConfigError(
+                f"{out}: its demos have {name} {found[name]}, which is not {wanted[name]}; "
+                "--resume with the options it was collected with, or choose another --out"
+            )
+
+
+def _writer(options: Namespace) -> "DemoWriter":
+    from robopolicy.demos.hdf5 import DemoWriter
+    from robopolicy.sim.render import NAME
+
     facts = {"renderer": NAME} if options.cameras else {}
-    return DemoWriter(options.out, env_args=env_args, action_spec=SIM_ACTIONS, attributes=facts, resume=options.resume)
+    return DemoWriter(
+        options.out, env_args=_env_args(options), action_spec=SIM_ACTIONS, attributes=facts, resume=options.resume
+    )
 
 
 def _bar(shown: bool) -> Progress:

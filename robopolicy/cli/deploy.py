@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Literal
 
 from robopolicy.cli.parsing import add_precision, parse, verb_parser
 
@@ -10,7 +11,7 @@ def export(arguments: Sequence[str]) -> int:
     """Export a policy; gives the exit code."""
     parser = verb_parser("export", "A policy as one graph with its state as explicit inputs and outputs.")
     parser.add_argument("policy", type=str, help="run folder")
-    parser.add_argument("--format", type=str, default="onnx", choices=["onnx", "torch"], help="kind of graph")
+    parser.add_argument("--format", type=Literal["onnx", "torch"], default="onnx", help="kind of graph")
     parser.add_argument("--out", type=str, required=True, help="folder for the graph and its manifest")
     parser.add_argument("--int8", action="store_true", help="int8 weights in matrix products; ONNX only")
     options = parse(parser, arguments)

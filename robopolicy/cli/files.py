@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from robopolicy.cli.parsing import parse, verb_parser
 from robopolicy.config import ConfigError
@@ -51,9 +52,7 @@ def encode(arguments: Sequence[str]) -> int:
     """Write a backbone's tokens beside the demos; gives the exit code."""
     parser = verb_parser("encode", "Run a frozen vision-language backbone over all frames of a demo file once.")
     parser.add_argument("file", type=str, help="demo file in our layout; it is written into")
-    parser.add_argument(
-        "--encoder", type=str, default="transformers", choices=["transformers"], help="kind of backbone"
-    )
+    parser.add_argument("--encoder", type=Literal["transformers"], default="transformers", help="kind of backbone")
     parser.add_argument("--model", type=str, required=True, help="local folder or hub name of the backbone")
     parser.add_argument(
         "--cameras", type=str, nargs="*", default=[], help="pictures it sees, in this order; default: all"

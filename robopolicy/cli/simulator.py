@@ -4,7 +4,11 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from robopolicy.config import RandomizationConfig
+from robopolicy.cli.parsing import require
+from robopolicy.config import ConfigError, RandomizationConfig
+
+MAX_SEED = 2**62
+"""Seeds are held as 64-bit integers."""
 
 
 def add_simulator(parser: ArgumentParser) -> None:
@@ -20,6 +24,18 @@ def add_simulator(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once by each process")
     parser.add_class_arguments(RandomizationConfig, "randomization")
+
+
+def check_simulator(options: Namespace) -> None:
+    """Refuse numbers of episodes, seeds and worlds that mean nothing.
+
+    Raises:
+        ConfigError: in one line that names the option.
+    """
+    require(options, 1, "episodes", "num_envs")
+    require(options, 0, "seed")
+    if options.seed + options.episodes > MAX_SEED:
+        raise ConfigError(f"--seed is {options.seed}; expected at most {MAX_SEED - options.episodes}")
 
 
 def simulator_facts(options: Namespace) -> dict[str, Any]:

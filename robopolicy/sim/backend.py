@@ -43,11 +43,14 @@ def require_device(device: str) -> None:
     Raises:
         ValueError: in one line, with the devices there are.
     """
-    name = torch.device(device)
+    try:
+        name = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"no device {device!r}; expected cpu, cuda or cuda:<n>") from None
     if name.type == "cpu":
         return
     if name.type != "cuda":
-        raise ValueError(f"device {device!r} can't run the simulator; there are cpu and cuda")
+        raise ValueError(f"device {device!r} can't run the simulator; expected cpu, cuda or cuda:<n>")
     count = torch.cuda.device_count()
     if not torch.cuda.is_available() or (name.index or 0) >= count:
         raise ValueError(f"device {device}: this machine has {count} CUDA devices that torch can use; use --device cpu")

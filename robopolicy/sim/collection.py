@@ -1,5 +1,6 @@
 """Demonstrations by the scripted expert, with noise on what is executed and the clean action as the label (DART)."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,13 @@ class ActionNoise:
     """Steps that a push lasts."""
     flip_share: float = 0.3
     """Share of the pushes during which the gripper does the opposite."""
+
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            least, most = (1, math.inf) if name == "push_steps" else (0, 1 if name.endswith("share") else math.inf)
+            if not least <= size <= most:
+                expected = f"{least} or more" if most == math.inf else f"{least} .. {most}"
+                raise ValueError(f"--disturbance.{name} is {size}; expected {expected}")
 
     @classmethod
     def off(cls) -> "ActionNoise":

@@ -1,0 +1,85 @@
+"""`robopolicy collect`: which episodes a file ends up with, and what is refused before one is written."""
+
+from pathlib import Path
+
+import pytest
+
+from robopolicy.cli import main
+from robopolicy.demos.hdf5 import DemoFile
+
+REACH = ("collect", "--task", "reach", "--num-envs", "2")
+
+
+def seeds_in(path: Path) -> list[int]:
+    """Seeds of the demos of a file, sorted."""
+    with DemoFile(path) as demos:
+        return sorted(int(str(demo.seed)) for demo in demos)
+
+
+def test_a_resumed_file_holds_the_seeds_that_an_uninterrupted_one_would(tmp_path):
+    """A kill loses the episodes under way, which are the long ones: going on after the last seed never made up for them."""
+    out = str(tmp_path / "reach.hdf5")
+    assert main([*REACH, "--seed", "3", "--episodes", "2", "--out", out]) == 0  # 0 .. 2 as if lost
+    assert main([*REACH, "--episodes", "6", "--out", out, "--resume"]) == 0
+    assert seeds_in(tmp_path / "reach.hdf5") == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--task", "lift"), "env_name robopolicy/reach"),
+        (("--task", "reach", "--cameras", "front"), "env_kwargs"),
+        (("--task", "reach", "--noise", "false"), "disturbance"),
+    ],
+)
+def test_a_file_is_not_gone_on_with_in_another_way(tmp_path, capsys, options, message):
+    """`--task reach --resume` on a file of lift mixed both under the name of one of them."""
+    out = tmp_path / "reach.hdf5"
+    assert main([*REACH, "--episodes", "2", "--out", str(out)]) == 0
+    before = out.read_bytes()
+    assert main(["collect", *options, "--episodes", "4", "--out", str(out), "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert out.read_bytes() == before
+
+
+def test_a_few_failures_of_a_disturbed_expert_are_no_reason_to_give_up(tmp_path):
+    """The expert of recall_long, pushed while it has to wait, fails four times in five: two tries say nothing."""
+    out = tmp_path / "recall.hdf5"
+    assert main(["collect", "--task", "recall_long", "--episodes", "2", "--out", str(out)]) == 0
+    assert len(seeds_in(out)) == 2
+
+
+def test_a_hopeless_collection_ends_without_a_file(tmp_path, capsys):
+    """Without an end it would try seeds for ever; an empty file left behind would stand in the way of the next try."""
+    out = tmp_path / "none.hdf5"
+    assert main(["collect", "--task", "recall", "--episodes", "25", "--disturbance.std", "50", "--out", str(out)]) == 2
+    assert "none of 50 expert episodes of recall succeeded; try --noise false" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--episodes", "0", "expected 1 or more"),
+        ("--num-envs", "0", "expected 1 or more"),
+        ("--seed", "-1", "expected 0 or more"),
+        ("--seed", "99999999999999999999999", "expected at most"),
+        ("--image-size", "0", "expected 1 or more"),
+        ("--disturbance.share", "7", "expected 0 .. 1"),
+        ("--disturbance.push_steps", "0", "expected 1 or more"),
+        ("--device", "tpu", "expected cpu, cuda or cuda:<n>"),
+        ("--task", "fly", "it has: reach"),
+        ("--cameras", "top", "it has: front, wrist"),
+        ("--out", ".", "is a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_file(tmp_path, capsys, option, value, expected):
+    """`nsim must be positive` and a half-made file are no answer to `--num-envs 0`."""
+    options = {"--out": str(tmp_path / "a.hdf5"), "--episodes": "2", option: value}
+    assert main([*REACH, *(word for pair in options.items() for word in pair)]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
