@@ -33,10 +33,12 @@ def split_episodes(
     A remainder of S / steps is dropped (1000 steps in chunks of 128: 7 chunks, 104 steps lost), or padded with zeros.
 
     Raises:
-        ValueError: `steps` is below 1, or dropping the remainder leaves no chunk.
+        ValueError: `steps` is below 1, `remainder` is unknown, or dropping it leaves no chunk.
     """
     if steps < 1:
         raise ValueError(f"chunks of {steps} steps; expected 1 or more")
+    if remainder not in ("drop", "pad"):
+        raise ValueError(f"remainder {remainder!r} is not known; choose drop or pad")
     count, length = episodes.shape[0], episodes.shape[1]
     if remainder == "drop" and length < steps:
         raise ValueError(
@@ -183,7 +185,8 @@ class SequenceStorage:
     """
 
     def __init__(self, steps: int, environments: int, device: str | torch.device = "cpu") -> None:
-        self._data = TensorDict({}, batch_size=[steps, environments], device=torch.device(device))
+        self._empty = TensorDict({}, batch_size=[steps, environments], device=torch.device(device))
+        self._data: TensorDict = self._empty
         self._filled = 0
         self._single_state = False
 
@@ -195,7 +198,7 @@ class SequenceStorage:
 
         Raises:
             OverflowError: all T steps are filled; `clear()` first.
-            KeyError: `terminated` or `truncated` is missing.
+            KeyError: `terminated` or `truncated` is missing, or the step holds other keys than those before it.
         """
         if self._filled == self._data.shape[0]:
             raise OverflowError(f"the storage holds {self._filled} steps already; clear() it before the next rollout")
@@ -206,21 +209,25 @@ class SequenceStorage:
             )
         row = step.clone()
         if state is not None:
-            self._single_state = isinstance(state, Tensor)
             parts = (state,) if isinstance(state, Tensor) else state
             row["state"] = TensorDict(
                 {str(i): part.detach().transpose(0, 1) for i, part in enumerate(parts)}, batch_size=row.batch_size
             )
         if self._filled == 0:
-            self._data.update(
-                row.apply(lambda rows: rows.new_zeros(self._data.shape[0], *rows.shape), batch_size=self._data.shape)
+            self._single_state = isinstance(state, Tensor)
+            self._data = row.expand(self._empty.shape).clone().zero_().to(self._empty.device)
+        if _names(row) != _names(self._data):
+            raise KeyError(
+                f"step {self._filled} holds {', '.join(_names(row))}; the steps before it hold "
+                f"{', '.join(_names(self._data))}; give every step the same, its state included"
             )
         self._data[self._filled] = row
         self._filled += 1
 
     def clear(self) -> None:
-        """Begin again at step 0."""
+        """Begin again at step 0; the next rollout may hold other keys."""
         self._filled = 0
+        self._data = self._empty
 
     @property
     def steps(self) -> TensorDict:
@@ -250,9 +257,11 @@ class SequenceStorage:
         """The rollout in `groups` mini-batches of whole environments; shuffled where a generator is given.
 
         Raises:
-            ValueError: there are more groups than environments.
+            ValueError: there are more groups than environments, or no steps.
         """
         environments = self._data.shape[1]
+        if not self._filled:
+            raise ValueError("the storage holds no steps; append() a rollout first")
         if not 1 <= groups <= environments:
             raise ValueError(f"{groups} mini-batches of {environments} environments; expected 1 .. {environments}")
         order = torch.arange(environments) if generator is None else torch.randperm(environments, generator=generator)
@@ -268,9 +277,9 @@ class SequenceStorage:
 class EpisodeStatistics:
     """Return, length and success of every episode that ends, over E environments."""
 
-    def __init__(self, environments: int) -> None:
-        self._returns = torch.zeros(environments)
-        self._lengths = torch.zeros(environments, dtype=torch.int64)
+    def __init__(self, environments: int, device: str | torch.device = "cpu") -> None:
+        self._returns = torch.zeros(environments, device=device)
+        self._lengths = torch.zeros(environments, dtype=torch.int64, device=device)
 
     def add(
         self,
@@ -292,6 +301,12 @@ def _each(function: Callable[[Tensor], Tensor], steps: Steps, leading: tuple[int
         return function(steps)
     applied = {name: _each(function, steps[name], leading) for name in steps.keys()}  # noqa: SIM118
     return TensorDict(applied, batch_size=leading, device=steps.device)
+
+
+def _names(steps: TensorDict) -> list[str]:
+    """Every key, those of nested entries as `outer.inner`."""
+    keys = steps.keys(include_nested=True, leaves_only=True)
+    return sorted(key if isinstance(key, str) else ".".join(key) for key in keys)
 
 
 def _like(mask: Tensor, rows: Tensor) -> Tensor:

@@ -76,6 +76,12 @@ def test_chunks_that_cannot_be_cut_are_refused(steps: int) -> None:
         split_episodes(torch.zeros(1, 5), steps, "drop")
 
 
+def test_an_unknown_way_with_the_remainder_is_refused() -> None:
+    """A misspelled `drop` would train on padding."""
+    with pytest.raises(ValueError, match="remainder 'dropped' is not known; choose drop or pad"):
+        split_episodes.__wrapped__(torch.zeros(1, 5), 2, "dropped")
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("steps", [6, 8])
 def test_a_chunk_that_covers_the_episode_has_the_gradients_of_the_full_pass(kind: str, steps: int) -> None:
@@ -215,6 +221,23 @@ def test_a_full_storage_and_an_incomplete_step_are_refused() -> None:
     assert len(storage) == 1
     with pytest.raises(ValueError, match="3 mini-batches of 2"):
         next(storage.mini_batches(3))
+
+
+def test_every_step_holds_the_same_keys() -> None:
+    """A key left out would be filled with the last rollout's values, a new one or a missing state would be lost."""
+    storage = SequenceStorage(2, 2)
+    ends = {"terminated": torch.zeros(2, dtype=torch.bool), "truncated": torch.zeros(2, dtype=torch.bool)}
+    with pytest.raises(ValueError, match="no steps"):
+        next(storage.mini_batches(1))
+    storage.append(TensorDict({**ends, "reward": torch.ones(2)}, [2]), torch.zeros(1, 2, 3))
+    for keys, state in [((), torch.zeros(1, 2, 3)), (("reward", "value"), torch.zeros(1, 2, 3)), (("reward",), None)]:
+        with pytest.raises(KeyError, match=r"the steps before it hold reward, state\.0, terminated, truncated"):
+            storage.append(TensorDict({**ends, **{key: torch.ones(2) for key in keys}}, [2]), state)
+    assert len(storage) == 1
+    storage.clear()
+    storage.append(TensorDict(ends, [2]))
+    assert storage.states is None
+    assert set(storage.steps.keys()) == {"terminated", "truncated"}
 
 
 def test_statistics_count_each_episode_once_and_start_anew() -> None:
