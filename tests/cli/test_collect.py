@@ -54,8 +54,11 @@ def test_a_few_failures_of_a_disturbed_expert_are_no_reason_to_give_up(tmp_path)
 def test_a_hopeless_collection_ends_without_a_file(tmp_path, capsys):
     """Without an end it would try seeds for ever; an empty file left behind would stand in the way of the next try."""
     out = tmp_path / "none.hdf5"
-    assert main(["collect", "--task", "recall", "--episodes", "25", "--disturbance.std", "50", "--out", str(out)]) == 2
-    assert "none of 50 expert episodes of recall succeeded; try --noise false" in capsys.readouterr().err
+    assert (
+        main(["collect", "--task", "recall_long", "--episodes", "25", "--disturbance.std", "50", "--out", str(out)])
+        == 2
+    )
+    assert "none of 50 expert episodes of recall_long succeeded; try --noise false" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
