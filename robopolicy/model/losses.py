@@ -22,7 +22,7 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
     "caption": 0.05,
     "cotraining": 0.1,
 }
-"""RoboVLMs' weights of its terms; a term that isn't here has no customary weight."""
+"""RoboVLMs' weights, for terms that no config weights; a term that isn't here has no customary weight."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,22 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
     if not weights:
         raise ValueError(f"no loss term has a weight; weight one or more of: {', '.join(sorted(terms))}")
     return torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+
+
+def customary_weights(names: Iterable[str], given: Mapping[str, float]) -> dict[str, float]:
+    """The weight of each named term that none is given for, as RoboVLMs has it.
+
+    Raises:
+        ValueError: there is no customary weight.
+    """
+    unweighted = [name for name in names if name not in given]
+    unknown = [name for name in unweighted if name not in DEFAULT_WEIGHTS]
+    if unknown:
+        raise ValueError(
+            f"loss term {', '.join(map(repr, unknown))} has no weight, and no customary one as "
+            f"{', '.join(DEFAULT_WEIGHTS)} have; give it one in --loss.terms"
+        )
+    return {name: DEFAULT_WEIGHTS[name] for name in unweighted}
 
 
 def require_terms(wanted: Iterable[str], available: Iterable[str]) -> None:

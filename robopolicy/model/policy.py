@@ -14,6 +14,7 @@ from robopolicy.model.losses import (
     TargetPrediction,
     TermInputs,
     TermProvider,
+    customary_weights,
     cut_windows,
     require_terms,
     weighted_sum,
@@ -96,6 +97,7 @@ class ChunkPolicy(nn.Module):
             head_widths=head.head_widths,
             **({"modes": head.modes} if head.head == "gmm" else {}),
         )
+        self.term_weights = dict(config.loss.terms)
         self.added_terms, self.contributed_terms = nn.ModuleList(), nn.ModuleList()
         if "forward" in config.loss.terms:
             self.added_terms.append(ForwardPrediction(head.latent * head.hidden, self.head.pooled_width))
@@ -141,10 +143,22 @@ class ChunkPolicy(nn.Module):
         return cast(Normalizer, self.normalizers[self.scaled_keys.index(key)])
 
     def add_terms(self, provider: nn.Module) -> None:
-        """Let another part contribute loss terms (a `TermProvider`), such as `cotraining` on other data.
+        """Let another part contribute loss terms, such as `cotraining` on other data, at the config's weights or RoboVLMs'.
 
-        Its weights are trained with the policy's, and not saved with them: acting doesn't need them.
+        Its own parameters are trained with the policy's, and not saved with them: acting doesn't need them.
+
+        Args:
+            provider: a module that is a `TermProvider`.
+
+        Raises:
+            TypeError: it is none.
+            ValueError: one of its terms has neither a weight in the config nor a customary one.
         """
+        if not isinstance(provider, TermProvider):
+            raise TypeError(
+                f"{type(provider).__name__} provides no loss terms; it needs `term_names` and `terms(inputs)`"
+            )
+        self.term_weights |= customary_weights(provider.term_names, self.term_weights)
         self.contributed_terms.append(provider)
 
     @property
@@ -224,7 +238,7 @@ class ChunkPolicy(nn.Module):
 
     def unroll_losses(self, batch: Batch, state: MemoryState | None) -> tuple[dict[str, Tensor], MemoryState | None]:
         """As `losses`, for segments that go on from `state` (`history="carry"`), and the state after them."""
-        require_terms(self.config.loss.terms, self.available_terms)
+        require_terms(self.term_weights, self.available_terms)
         obs = self.inputs(batch.obs, self._as_stored(batch))
         encoding = self.encode(obs, self._batch_text(batch))
         pooled = self.head.pool(encoding.tokens, encoding.token_valid)
@@ -249,7 +263,7 @@ class ChunkPolicy(nn.Module):
         terms = {name: figures[f"loss_{name}"] for name in ACTION_TERMS}
         targets = {key: self._normalize(key, value) for key, value in self._present_targets(batch).items()}
         terms |= self._provided(TermInputs(batch, targets, encoding.predictions, pooled, hidden))
-        result = {"loss": weighted_sum(terms, loss.terms)}
+        result = {"loss": weighted_sum(terms, self.term_weights)}
         result |= {f"loss_{name}": value for name, value in terms.items()}
         return result | {"gripper_accuracy": figures["gripper_accuracy"]}, state
 
@@ -264,7 +278,7 @@ class ChunkPolicy(nn.Module):
         return self.window
 
     def _provided(self, inputs: TermInputs) -> dict[str, Tensor]:
-        wanted = set(self.config.loss.terms)
+        wanted = set(self.term_weights)
         terms: dict[str, Tensor] = {}
         for provider in self.providers:
             if wanted & set(provider.term_names):

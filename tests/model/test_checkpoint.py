@@ -9,6 +9,7 @@ import torch
 from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
 from robopolicy.model import checkpoint
 from robopolicy.model.checkpoint import CheckpointError, load_policy, read_provenance, save_policy
+from robopolicy.model.losses import ForwardPrediction
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec
@@ -149,7 +150,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
 def test_what_only_trained_the_policy_is_not_saved_with_it(tmp_path):
     """A contributed loss term's weights, which no config can build again, would make the folder unreadable."""
     policy = make_policy()
-    provider = torch.nn.Linear(2, 2)
+    provider = ForwardPrediction(hidden=8, pooled=8)
     policy.add_terms(provider)
     assert set(map(id, provider.parameters())) <= set(map(id, policy.parameters()))
     save_policy(policy, tmp_path / "run")

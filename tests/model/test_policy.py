@@ -228,14 +228,13 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_logged_apart():
     torch.testing.assert_close(losses["loss"], expected)
 
 
-class Caption(nn.Module):
-    """What a language backbone would contribute."""
+class Contributed(nn.Module):
+    """What a part outside the policy would contribute."""
 
-    term_names = ("caption", "kl", "cotraining")
-
-    def __init__(self):
+    def __init__(self, *names):
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
+        self.term_names = names
+        self.scale = nn.Parameter(torch.ones(len(names)))
 
     def terms(self, inputs):
         """One scalar each."""
@@ -243,16 +242,29 @@ class Caption(nn.Module):
         return dict(zip(self.term_names, means, strict=True))
 
 
-@pytest.mark.parametrize("term", Caption.term_names)
+@pytest.mark.parametrize("term", ["caption", "kl", "cotraining"])
 def test_others_can_contribute_terms(term):
     """A backbone's own losses must not need a change of the policy."""
-    policy = make_policy(terms={"arm": 1.0, term: 0.05})
+    policy = make_policy(terms={"arm": 1.0, term: 0.5})
     with pytest.raises(ValueError, match=f"loss term '{term}' is provided by no part .* Available: arm, gripper"):
         policy.losses(make_batch())
-    policy.add_terms(Caption())
+    policy.add_terms(Contributed(term))
     losses = policy.losses(make_batch())
-    torch.testing.assert_close(losses["loss"], losses["loss_arm"] + 0.05 * losses[f"loss_{term}"])
+    torch.testing.assert_close(losses["loss"], losses["loss_arm"] + 0.5 * losses[f"loss_{term}"])
     assert gradients(policy, term, make_batch()) == {"text", "encoder", "contributed_terms"}
+
+
+def test_a_contributed_term_that_the_config_does_not_weight_has_robovlms_weight():
+    """A term that is contributed and then left out of the sum is only a number in the log."""
+    policy = make_policy(terms={"arm": 1.0})
+    policy.add_terms(Contributed("caption", "cotraining"))
+    losses = policy.losses(make_batch())
+    expected = losses["loss_arm"] + 0.05 * losses["loss_caption"] + 0.1 * losses["loss_cotraining"]
+    torch.testing.assert_close(losses["loss"], expected)
+    with pytest.raises(ValueError, match=r"'kl' has no weight, and no customary one .* give it one in --loss\.terms"):
+        policy.add_terms(Contributed("kl"))
+    with pytest.raises(TypeError, match="Linear provides no loss terms"):
+        policy.add_terms(nn.Linear(1, 1))
 
 
 def test_where_without_its_target_key_is_one_clear_line():
