@@ -6,7 +6,7 @@ temporal ensemble, ACT (Zhao et al. 2023); frozen prefix and soft blend, real-ti
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from robopolicy.config import ExecutionConfig, Strategy
 from robopolicy.control.arrays import like
+from robopolicy.control.blending import blend
+from robopolicy.model.rotation_math import RotationKind
+from robopolicy.model.rotations import action_rotations
 from robopolicy.types import ActionSpec
 
 
@@ -45,6 +48,7 @@ class ChunkExecutor:
         gripper_hysteresis: float = 0.0,
         max_chunk_age_s: float | None = None,
         latency_s: float = 0.0,
+        rotations: Mapping[str, RotationKind] | None = None,
     ) -> None:
         """Describe the execution.
 
@@ -63,6 +67,8 @@ class ChunkExecutor:
                 where `add` is given logits, and else the action mapped from its two values to -1 and +1.
             max_chunk_age_s: `action` raises StaleChunkError beyond this age of the observation behind it [s].
             latency_s: time from observation to chunk that `freeze` reckons with [s]; a later chunk freezes more.
+            rotations: columns that are rotations, as for `--normalization.rotations`; an absolute pose's are found by the
+                action spec. Chunks are averaged along the shorter way.
         """
         frozen = math.ceil(latency_s / control_dt - 1e-9)
         if not 1 <= replan_every <= chunk - frozen:
@@ -79,6 +85,7 @@ class ChunkExecutor:
         self.chunk, self.control_dt, self.strategy = chunk, control_dt, strategy
         self.replan_every, self.ensemble_decay = replan_every, ensemble_decay
         self.gripper_hysteresis, self.max_chunk_age_s = gripper_hysteresis, max_chunk_age_s
+        self._rotations = action_rotations(spec, "aligned", rotations or {})
         weights = torch.exp(-ensemble_decay * torch.arange(chunk + 1, dtype=torch.float64))
         self._shares = weights / weights.cumsum(0)  # of the chunk that is the i-th to cover a step
         self._frozen, self._spec, self._action_spec = frozen, spec, action_spec
@@ -97,6 +104,7 @@ class ChunkExecutor:
         *,
         max_chunk_age_s: float | None = None,
         latency_s: float = 0.0,
+        rotations: Mapping[str, RotationKind] | None = None,
     ) -> "ChunkExecutor":
         """The executor that an experiment asks for."""
         return cls(
@@ -110,6 +118,7 @@ class ChunkExecutor:
             gripper_hysteresis=config.gripper_hysteresis,
             max_chunk_age_s=max_chunk_age_s,
             latency_s=latency_s,
+            rotations=rotations,
         )
 
     def reset(self, done: Bool[Tensor, "*B"] | None = None) -> None:
@@ -202,10 +211,10 @@ class ChunkExecutor:
         covered = torch.arange(self.chunk, device=fresh.device) < self.chunk - late
         if self.strategy == "ensemble":
             share = self._shares.to(fresh)[self._count.clamp(max=self.chunk)] * covered
-            plan, count = torch.lerp(self._plan, fresh, share[..., None]), self._count + covered
+            plan, count = blend(self._plan, fresh, share, self._rotations), self._count + covered
         elif self.strategy == "freeze":
             new = (1 - self._keep(late)) * covered
-            plan, count = torch.lerp(self._plan, fresh, new[..., None]), self._count.clamp(max=1) | covered
+            plan, count = blend(self._plan, fresh, new, self._rotations), self._count.clamp(max=1) | covered
         else:
             plan, count = fresh, covered.long()
         self._plan = torch.where(take[..., None, None], plan, self._plan)
