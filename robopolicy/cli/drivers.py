@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from robopolicy.config import ConfigError, ExecutionConfig
 from robopolicy.control.inference import ServedStream, Stream
+from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, Record, RecordedStream, along_path
 from robopolicy.control.spec import ANNOUNCED, PolicySpec
 from robopolicy.control.stream import PolicyStream
@@ -16,6 +17,8 @@ from robopolicy.types import ActionSpec
 
 MAX_SPEED = 4.0
 """A record replayed faster than that is a mistake."""
+AUTO_SPEED = "auto"
+"""As fast as it was recorded, or as the robot may."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +126,14 @@ def _replayed(options: Namespace) -> Driver:
         demo, spec, env_args = file.read(name), file.attributes["action_spec"], file.attributes["env_args"]
     if spec is None or spec.rate_hz is None:
         raise ConfigError(f"{options.replay} doesn't say what its actions are; an action_spec with rate_hz is needed")
-    if not 0 < options.speed <= MAX_SPEED:
-        raise ConfigError(f"--speed {options.speed:g}: expected more than 0, and at most {MAX_SPEED:g}")
+    speed = 1.0 if options.speed == AUTO_SPEED else options.speed
+    if not 0 < speed <= MAX_SPEED:
+        raise ConfigError(f"--speed {speed:g}: expected more than 0, and at most {MAX_SPEED:g}, or {AUTO_SPEED}")
     key = options.follow if options.follow not in (None, "actions") else JOINTS
     if key not in demo.obs and options.follow == key:
         raise ConfigError(f"--follow {key}: not in {name}; it has: actions, {', '.join(demo.obs)}")
     actions = demo.actions if demo.executed_actions is None else demo.executed_actions
-    record = Record(actions, spec, demo.obs.get(key)).at_speed(options.speed)
+    record = Record(actions, spec, demo.obs.get(key)).at_speed(speed)
     if record.path_rad is not None and options.follow != "actions":
         record = along_path(record)
     control_dt = 1 / spec.rate_hz
@@ -143,6 +147,19 @@ def _replayed(options: Namespace) -> Driver:
         seed=demo.seed,
         env_args=env_args,
     )
+
+
+def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -> Driver:
+    """The driver of a replay with `--speed auto` at the speed that suits the robot, which is printed and put into the options.
+
+    Raises:
+        ConfigError: it is no replay, or one whose joint positions weren't recorded.
+    """
+    if not isinstance(driver.stream, RecordedStream) or driver.stream.record.path_rad is None:
+        raise ConfigError(f"--speed {AUTO_SPEED} needs a replay with recorded joint positions; give --speed a number")
+    options.speed = driver.stream.record.speed_within(profile)
+    print(f"speed     {options.speed:.2f} of the record's, within {profile.name}'s limits")
+    return driver_of(options)
 
 
 def _execution(options: Namespace, trained: ExecutionConfig) -> ExecutionConfig:

@@ -1,16 +1,19 @@
-"""`robopolicy eval`, `report` and `view`: how good a policy is in closed loop, and how it looks."""
+"""`robopolicy eval`: how good a policy is in closed loop."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from robopolicy.cli.parsing import add_precision, parse, verb_parser
-from robopolicy.cli.simulator import add_simulator, simulator_facts, simulator_options
+from robopolicy.cli.outputs import check_file, check_folder, write_json
+from robopolicy.cli.parsing import add_precision, parse, require, verb_parser
+from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
 from robopolicy.config import ConfigError, ExecutionConfig
 
 if TYPE_CHECKING:
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from robopolicy.sim.evaluation import Evaluation
     from robopolicy.sim.rollout import Episode
     from robopolicy.sim.sharding import Shard
-    from robopolicy.types import Demo
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -45,13 +47,24 @@ def evaluate(arguments: Sequence[str]) -> int:
             help="as trained if not given",
         )
     options = parse(parser, arguments)
-    if options.episodes < 1:
-        raise ConfigError(f"--episodes is {options.episodes}; expected 1 or more")
+    _check_options(options)
 
     from robopolicy.sim.sharding import open_shard
 
     with open_shard() as shard:
         return _evaluate(options, shard)
+
+
+def _check_options(options: Namespace) -> None:
+    """Find out before the episodes what would lose their result after them."""
+    check_simulator(options)
+    require(options, 0, "videos")
+    if options.videos and not options.report:
+        raise ConfigError(f"--videos {options.videos} without a page to show them in; give --report FOLDER")
+    if options.json:
+        check_file("--json", options.json)
+    if options.report:
+        check_folder("--report", options.report)
 
 
 def _evaluate(options: Namespace, shard: "Shard") -> int:
@@ -65,9 +78,12 @@ def _evaluate(options: Namespace, shard: "Shard") -> int:
     task = options.task or provenance.get("task")
     if task is None:
         raise ConfigError("which task? The policy's demos don't say; give --task")
+    rival = _read_rival(Path(options.against), task) if options.against else None
     given = {field.name: options.execution[field.name] for field in fields(ExecutionConfig)}
     execution = ExecutionConfig(**{**trained, **{k: v for k, v in given.items() if v is not None}})
     seeds = range(options.seed, options.seed + options.episodes)
+    if rival is not None and not rival.keys() & set(seeds):
+        raise ConfigError(f"--against {options.against} shares no seed with {seeds[0]} .. {seeds[-1]}; give its --seed")
     trained_on = provenance.get("demo_seeds", ()) if provenance.get("task") in (task, None) else ()
     facts = {"policy": str(options.policy), "execution": vars(execution), "training": provenance}
     facts |= simulator_facts(options)
@@ -89,18 +105,27 @@ def _evaluate(options: Namespace, shard: "Shard") -> int:
     if result is None:
         return 0
     print_evaluation(result)
-    if options.against:
-        _print_paired(result, Path(options.against))
-    if options.json:
-        write_json(Path(options.json), result.to_dict())
+    if rival:
+        _print_paired(result, rival, Path(options.against).name)
+    for path in _result_files(options, task):
+        write_json(path, result.to_dict())
+        print(f"result    {path}")
     if options.report:
         from robopolicy.report import write_evaluation_report
 
         page = write_evaluation_report(Path(options.report), result.to_dict(), episodes, videos=options.videos)
         print(f"report    {page}")
-    elif options.json:
-        print(f"result    {options.json}")
     return 0
+
+
+def _result_files(options: Namespace, task: str) -> list[Path]:
+    """Where the result is kept: at --json, and where `robopolicy report` looks for it, in the run folder."""
+    asked = [Path(options.json)] if options.json else []
+    run = Path(options.policy)
+    known = [Path(given).resolve() for given in (options.json, options.report) if given]
+    if any(path.is_relative_to(run.resolve()) for path in known) or not os.access(run, os.W_OK):
+        return asked
+    return [*asked, run / "eval" / f"{task}-{datetime.now():%Y-%m-%dT%H-%M-%S}.json"]
 
 
 def evaluate_policy(
@@ -177,8 +202,9 @@ def print_evaluation(result: "Evaluation") -> None:
     )
     for instruction, (solved, tried) in result.per_instruction.items():
         print(f"          {solved:4d} / {tried:<4d} {instruction}")
-    for name, value in result.figures.items():
-        print(f"{name:<10}{value:.2f} on average")
+    if result.in_a_row:
+        shares = "  ".join(f"{count}: {100 * share:.0f} %" for count, share in enumerate(result.in_a_row, start=1))
+        print(f"in a row  {shares}   {result.figures['solved']:.2f} on average")
     if result.failed_seeds:
         shown = ", ".join(map(str, result.failed_seeds[:20]))
         print(f"failed    seeds {shown}{' ...' if len(result.failed_seeds) > 20 else ''}")
@@ -191,70 +217,29 @@ def print_evaluation(result: "Evaluation") -> None:
     )
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=2))
-    partial.replace(path)
+def _read_rival(path: Path, task: str) -> dict[int, bool]:
+    """Success by seed in the evaluation at `path`, which must be of the same task.
+
+    Raises:
+        ConfigError: the file holds no evaluation, or one of another task.
+    """
+    try:
+        values = json.loads(path.read_text())
+        outcomes = {int(outcome["seed"]): bool(outcome["success"]) for outcome in values["outcomes"]}
+    except OSError as error:
+        raise ConfigError(f"--against {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--against {path}: no evaluation written by robopolicy eval --json") from error
+    if values.get("task") != task:
+        raise ConfigError(f"--against {path} is of task {values.get('task')}, not {task}; its seeds are other scenes")
+    return outcomes
 
 
-def _print_paired(result: "Evaluation", other: Path) -> None:
+def _print_paired(result: "Evaluation", rival: Mapping[int, bool], name: str) -> None:
     from robopolicy.sim.evaluation import paired_test
 
-    try:
-        outcomes = json.loads(other.read_text())["outcomes"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ConfigError(f"{other}: no evaluation written by robopolicy eval --json ({error})") from error
-    test = paired_test(
-        {outcome["seed"]: outcome["success"] for outcome in result.outcomes},
-        {outcome["seed"]: outcome["success"] for outcome in outcomes},
-    )
+    test = paired_test({outcome["seed"]: outcome["success"] for outcome in result.outcomes}, rival)
     print(
-        f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {other.name} {test['only_second']}, "
+        f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {name} {test['only_second']}, "
         f"p = {test['p_value']:.3f} (McNemar, exact)"
     )
-
-
-def report(arguments: Sequence[str]) -> int:
-    """Compare runs in one page; gives the exit code."""
-    parser = verb_parser(
-        "report", "Compare runs: losses and every evaluation found in their folders, in one HTML page."
-    )
-    parser.add_argument("runs", type=str, nargs="+", help="run folders")
-    parser.add_argument("--out", type=str, default="report.html", help="page to write")
-    options = parse(parser, arguments)
-    from robopolicy.report import write_comparison
-
-    print(f"report    {write_comparison([Path(run) for run in options.runs], Path(options.out))}")
-    return 0
-
-
-def view(arguments: Sequence[str]) -> int:
-    """Turn a demo or a recorded episode into a video; gives the exit code."""
-    parser = verb_parser("view", "Play a demo: write its pictures as mp4 or GIF, or log it to rerun (extra `view`).")
-    parser.add_argument("file", type=str, help="demo file, or a recorded run")
-    parser.add_argument("--demo", type=str | None, default=None, help="name of the demo; default: the first")
-    parser.add_argument(
-        "--out", type=str | None, default=None, help="video to write, .mp4 or .gif; default: beside the file"
-    )
-    parser.add_argument("--rerun", action="store_true", help="open in the rerun viewer instead")
-    options = parse(parser, arguments)
-    from robopolicy.report import demo_pictures, show_in_rerun, write_video
-
-    demo = _read_demo(Path(options.file), options.demo)
-    if options.rerun:
-        show_in_rerun(demo)
-        return 0
-    out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.mp4")
-    print(f"video     {write_video(demo_pictures(demo), out)}")
-    return 0
-
-
-def _read_demo(path: Path, name: str | None) -> "Demo":
-    from robopolicy.demos.formats import open_demos
-
-    with open_demos(path) as demos:
-        if name is not None and name not in demos.names:
-            raise ConfigError(f"{path}: no demo {name!r}; it has {demos.names[0]} .. {demos.names[-1]}")
-        return demos.read(name or demos.names[0])

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from robopolicy.cli.drivers import Driver, driver_of
+from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of
 from robopolicy.cli.parsing import add_precision, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
 from robopolicy.cli.run_report import shown, summarize
@@ -31,6 +31,8 @@ def run(arguments: Sequence[str]) -> int:
     driver = driver_of(options)
     with ExitStack() as stack:
         robot, env_args = _robot(options, driver, stack)
+        if options.speed == AUTO_SPEED:
+            driver = at_robots_speed(options, driver, robot.profile)
         if missing := [key for key in driver.keys if key not in robot.observe().obs]:
             raise ConfigError(
                 f"the policy looks at {missing[0]!r}, which robot {options.robot} doesn't show; it has: "
@@ -66,7 +68,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--api-key-file", type=str | None, default=None, help="file that holds the server's key")
     parser.add_argument("--replay", type=str | None, default=None, help="demo file of which a demo is executed again")
     parser.add_argument("--demo", type=str | None, default=None, help="name of the demo to replay; default: the first")
-    parser.add_argument("--speed", type=float, default=1.0, help="of the replay; 0.5 takes twice the time")
+    parser.add_argument(
+        "--speed",
+        type=float | Literal["auto"],  # type: ignore[arg-type]
+        default=1.0,
+        help="of the replay; 0.5 takes twice the time, auto is the fastest, up to 1, that keeps to the robot's limits",
+    )
     parser.add_argument(
         "--follow",
         type=str | None,

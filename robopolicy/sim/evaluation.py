@@ -15,6 +15,7 @@ from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.physics import Fault
 from robopolicy.sim.rollout import Episode, PolicyActor, Timing, run_episodes
 from robopolicy.sim.sharding import Shard
+from robopolicy.sim.tasks.chain import Chain
 
 LOG = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Evaluation:
     """Successes and episodes of each instruction."""
     figures: Mapping[str, float]
     """Means of the task's own figures, such as `solved` of a chain."""
+    in_a_row: Sequence[float]
+    """Share of a chain's episodes that solved 1, 2, ... instructions or more; empty for other tasks."""
     outcomes: Sequence[Mapping[str, Any]]
     """Seed, instruction, success and steps of every episode, by seed."""
     inference_s: float
@@ -198,6 +201,7 @@ def summarize(
         control_dt=control_dt,
         per_instruction=dict(sorted(table.items())),
         figures={name: sum(episode.info[name] for episode in ordered) / len(ordered) for name in names},
+        in_a_row=_in_a_row(task, ordered),
         outcomes=[
             {"seed": e.seed, "instruction": e.instruction, "success": e.success, "steps": e.steps, **e.info}
             for e in ordered
@@ -209,6 +213,14 @@ def summarize(
         faults=_faults(ordered),
         provenance=provenance,
     )
+
+
+def _in_a_row(task: str, episodes: Sequence[Episode]) -> list[float]:
+    """As CALVIN reports a policy."""
+    if task != Chain.name:
+        return []
+    solved = [episode.info["solved"] for episode in episodes]
+    return [sum(each >= count for each in solved) / len(solved) for count in range(1, Chain().length + 1)]
 
 
 def _faults(episodes: Sequence[Episode]) -> dict[str, list[int]]:

@@ -139,3 +139,50 @@ def test_a_run_folder_is_evaluated_at_another_precision(random_run, tmp_path):
     """What a robot's computer will do must be measurable before it is sent there."""
     policy, _, _ = _open_policy(str(random_run), "cpu", "int8")
     assert policy.head.precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--against", "missing.json", "--against missing.json: No such file"),
+        ("--against", "{list}", "no evaluation written by robopolicy eval"),
+        ("--against", "{lift}", "is of task lift, not reach"),
+        ("--against", "{elsewhere}", "shares no seed with 10000 .. 10004"),
+        ("--json", ".", "--json . is a folder"),
+        ("--json", "{list}/a.json", "is a file, where a folder must be"),
+        ("--report", "{list}", "is a file, where a folder must be"),
+        ("--videos", "2", "give --report FOLDER"),
+        ("--seed", "-1", "expected 0 or more"),
+        ("--num-envs", "0", "expected 1 or more"),
+    ],
+)
+def test_what_would_lose_the_result_is_refused_before_the_episodes(
+    random_run, tmp_path, capsys, option, value, expected
+):
+    """A mistyped --against was found out after the last episode, before the result was written anywhere."""
+    outcomes = [{"seed": 3, "success": True}]
+    for name, content in {
+        "list": [1],
+        "lift": {"task": "lift", "outcomes": outcomes},
+        "elsewhere": {"task": "reach", "outcomes": outcomes},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        value = value.replace(f"{{{name}}}", str(tmp_path / f"{name}.json"))
+    kept = sorted(random_run.rglob("*"))
+    assert main(["eval", str(random_run), *EVAL, option, value]) == 2
+    said = capsys.readouterr()
+    assert expected in said.err
+    assert (said.err.count("\n"), said.out) == (1, "")
+    assert sorted(random_run.rglob("*")) == kept
+
+
+def test_a_result_is_kept_where_the_report_looks_for_it(random_run, tmp_path, capsys):
+    """`eval` without --json forgot what it had measured, and `report` on the same run showed no evaluation."""
+    run = Path(shutil.copytree(random_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval")))
+    written = evaluated(run, tmp_path / "out.json")
+    (kept,) = (run / "eval").glob("reach-*.json")
+    assert json.loads(kept.read_text()) == written
+    assert f"result    {kept}" in capsys.readouterr().out
+    inside = evaluated(run, run / "mine.json")
+    assert list((run / "eval").iterdir()) == [kept]
+    assert inside["outcomes"] == written["outcomes"]

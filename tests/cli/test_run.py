@@ -20,6 +20,8 @@ from robopolicy.demos.hdf5 import DemoFile
         (["--replay", "DEMOS", "--demo", "demo_99", "--robot", "sim"], "no demo_99 in .* it has demo_0 .. demo_4"),
         (["--replay", "DEMOS", "--robot", "sim"], "which task"),
         (["--replay", "DEMOS", "--robot", "sim", "--speed", "0"], "--speed 0: expected more than 0"),
+        (["--replay", "DEMOS", "--robot", "sim", "--task", "reach", "--speed", "auto"], "needs a replay with recorded"),
+        (["--replay", "DEMOS", "--robot", "sim", "--speed", "quick"], "quick.*; see robopolicy run --help"),
         (["--replay", "DEMOS", "--robot", "sim", "--follow", "qpos"], "not in demo_0; it has: actions, cube_red"),
         (["--replay", "DEMOS", "--robot", "ur5"], "expected sim, ws://HOST:PORT or rosbridge://HOST:PORT"),
     ],
@@ -63,7 +65,9 @@ def test_what_was_collected_solves_its_task_again_at_a_speed_that_the_robots_lim
         "--json",
         str(figures),
     ]
-    code = run(["--replay", str(lifts), "--speed", "0.25", *options])
+    code = run(["--replay", str(lifts), "--speed", "auto", *options])
+    assert "speed     0.2" in (said := capsys.readouterr().out)
+    assert "within panda's limits" in said
     outcome = json.loads(figures.read_text())
     assert outcome["success"]
     assert outcome["replay"]["done"] == outcome["replay"]["steps"]

@@ -1,0 +1,50 @@
+"""Where results go: looked at before the work that makes them, and written whole or not at all."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from robopolicy.config import ConfigError
+
+
+def check_file(option: str, path: str | Path) -> None:
+    """Refuse a path that no file could be written to; nothing is written, no folder made.
+
+    Raises:
+        ConfigError: it is a folder, or its folder can't be written into.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; name the file to write")
+    check_folder(option, path.parent)
+
+
+def check_folder(option: str, folder: str | Path) -> None:
+    """Refuse a folder that could not be made or written into; nothing is left behind.
+
+    Raises:
+        ConfigError: something in its way is a file, or can't be written into.
+    """
+    there = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"{option} {folder}: {there} is a file, where a folder must be")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option} {folder}: can't write into {there} ({error.strerror})") from error
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(values, indent=2))
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
