@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from robopolicy.control.profile import RobotProfile
+from robopolicy.control.smoothing import HEADING_SHARE
 from robopolicy.types import ActionSpec, Observation
 
 CHUNK = 8
@@ -34,12 +35,14 @@ class Record:
 
     def speed_within(self, profile: RobotProfile) -> float:
         """The largest speed, up to 1, at which the curve along the path keeps to the profile's velocity and acceleration."""
-        if self.path_rad is None or not self.spec.rate_hz:
+        if self.path_rad is None or len(self.path_rad) < 2 or not self.spec.rate_hz:
             return 1.0
-        places = np.pad(np.asarray(self.path_rad, np.float64), ((2, 2), (0, 0)), mode="edge")  # from rest to rest
-        slope, step = np.gradient(places, axis=0), np.diff(places, axis=0)
+        places = np.asarray(self.path_rad, np.float64)
+        slope, step = _slopes(places), np.diff(places, axis=0)
+        halfway = 1.5 * step - (slope[:-1] + slope[1:]) / 4
         leaving, arriving = 6 * step - 4 * slope[:-1] - 2 * slope[1:], 6 * step - 2 * slope[:-1] - 4 * slope[1:]
-        velocity = np.abs(slope).max(0) * self.spec.rate_hz / profile.velocity_rad_s
+        fastest = np.abs(np.concatenate([slope, halfway])).max(0) * self.spec.rate_hz
+        velocity = fastest / (HEADING_SHARE * np.asarray(profile.velocity_rad_s))
         acceleration = np.abs([leaving, arriving]).max((0, 1)) * self.spec.rate_hz**2 / profile.acceleration_rad_s2
         return float(1 / max(1.0, velocity.max(), np.sqrt(acceleration.max())))
 
@@ -177,12 +180,22 @@ def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _curve(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """As `_between`, without its kinks: a cubic from row to row, with the velocity that the neighbours suggest."""
+    """As `_between`, without its kinks: a cubic from row to row, with the velocity that the neighbours suggest.
+
+    It begins and ends at rest, as the robot does.
+    """
     if len(rows) < 2:
         return _between(rows, places)
     places = places.clip(0, len(rows) - 1)
     before = np.minimum(places.astype(int), len(rows) - 2)
-    x, slope = (places - before)[:, None], np.gradient(rows, axis=0)
+    x, slope = (places - before)[:, None], _slopes(rows)
     here, there = (1 + 2 * x) * (1 - x) ** 2, x**2 * (3 - 2 * x)
     leaving, arriving = x * (1 - x) ** 2, x**2 * (x - 1)
     return here * rows[before] + there * rows[before + 1] + leaving * slope[before] + arriving * slope[before + 1]
+
+
+def _slopes(rows: np.ndarray) -> np.ndarray:
+    """By how much rows (n, width), n > 1, change per step at each of them."""
+    slope = np.gradient(rows, axis=0)
+    slope[[0, -1]] = 0.0
+    return slope

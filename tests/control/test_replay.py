@@ -68,6 +68,18 @@ def test_the_speed_within_the_limits_is_that_of_the_fastest_joint(panda):
     assert fast.at_speed(speed / 2).speed_within(panda) == 1.0
 
 
+def test_a_record_that_begins_and_ends_in_mid_motion_is_entered_and_left_at_rest(panda):
+    """A robot that stands at the first place and is asked for full speed in the first step: it lags behind to the end."""
+    path = np.array(panda.home_rad) + np.linspace(0, 0.8, 21)[:, None]
+    spec = ActionSpec(arm=7, gripper=0, kind="absolute", space="joint_position", rate_hz=20.0)
+    fast = Record(path[1:], spec, path)
+    slow = fast.at_speed(fast.speed_within(panda))
+    rates = np.abs(np.diff(np.pad(slow.path_rad, ((2, 2), (0, 0)), mode="edge"), 2, axis=0)).max(0) * 400
+    assert (rates <= np.array(panda.acceleration_rad_s2) * 1.001).all()
+    assert slow.speed_within(panda) > 0.9
+    assert Record(path[:1], spec, path[:1]).speed_within(panda) == 1.0
+
+
 def test_what_is_done_when_depends_on_the_time_alone():
     """An observation that is late or lost shifts everything after it."""
     stream = RecordedStream(record(), 0.05)
