@@ -217,6 +217,29 @@ class TargetPrediction(nn.Module):
         return {"remember": masked_mean((predicted - torch.where(valid, target, 0.0)).square(), valid)}
 
 
+class LinearPolicy(nn.Module):
+    """The term `choose`: a linear policy on the values that the encoder chose by the instruction.
+
+    It is too small to learn the demos' scenes by heart, so that its gradient keeps telling which of several alike objects
+    the demonstrated actions follow, where that of the policy proper soon tells nothing. It begins at zero: what it then
+    follows first it follows the right way round.
+    """
+
+    term_names = ("choose",)
+
+    def __init__(self, chosen: int, arm: int) -> None:
+        super().__init__()
+        self.act = nn.Linear(chosen, arm)
+        nn.init.zeros_(self.act.weight)
+
+    def terms(self, inputs: TermInputs) -> dict[str, Tensor]:
+        """Mean squared error of the present action's arm columns, in [-1, 1], over the valid ones."""
+        predicted = self.act(inputs.predictions["chosen"]).float()
+        target = torch.as_tensor(inputs.batch.target, device=predicted.device)[..., 0, : predicted.shape[-1]]
+        valid = torch.as_tensor(inputs.batch.action_valid, device=predicted.device)[..., :1]
+        return {"choose": masked_mean((predicted - torch.where(valid, target, 0.0)).square(), valid)}
+
+
 def joined_targets(inputs: TermInputs, keys: Iterable[str], term: str) -> Tensor:
     """The target keys that a term predicts, normalized and side by side, (B, S, d).
 

@@ -11,6 +11,7 @@ from robopolicy.model.encoders import TOKEN_VALID_KEY, TOKENS_KEY, Encoding, mak
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.losses import (
     ForwardPrediction,
+    LinearPolicy,
     TargetPrediction,
     TermInputs,
     TermProvider,
@@ -104,6 +105,9 @@ class ChunkPolicy(nn.Module):
         if "remember" in config.loss.terms:
             widths = {key: spec.width for key, spec in self._scaled(self.targets).items()}
             self.added_terms.append(TargetPrediction(head.latent * head.hidden, widths))
+        if "choose" in config.loss.terms and self.encoder.chosen_width:
+            arm = self.action_normalizer.learned_spec.arm_width
+            self.added_terms.append(LinearPolicy(self.encoder.chosen_width, arm))
         self._prepared: dict[tuple[str | None, ...], Tensor] = {}
 
     @property

@@ -83,7 +83,10 @@ class PolicyHead(nn.Module):
 
     @property
     def precision(self) -> Precision:
-        """Arithmetic of `step` on the CPU without gradients: `float32` (exact), `bf16` or `int8`; a setting, not saved."""
+        """Arithmetic of `step` on the CPU without gradients: `float32` (exact), `bf16` or `int8`; a setting, not saved.
+
+        It is that of the LSTM or GRU and of the action head; pooling and a transformer stay float32.
+        """
         return self._precision
 
     @precision.setter
@@ -163,5 +166,12 @@ class PolicyHead(nn.Module):
         action_valid: Bool[Tensor, "*mask"] | None = None,
         **options: Any,
     ) -> dict[str, Tensor]:
-        """The action head's own loss: `loss`, `loss_arm`, `loss_gripper` and `gripper_accuracy`, over the valid entries."""
+        """The action head's own loss: `loss`, `loss_arm`, `loss_gripper` and `gripper_accuracy`, over the valid entries.
+
+        Args:
+            chunk: as this head gave it, with its `raw` outputs.
+            target: arm in [-1, 1], then gripper labels in {0, 1}.
+            action_valid: (*B, W, K), or (*B, W) for whole frames; None: all valid.
+            options: `gripper_weight`, `huber_delta` and `arm_weights`, as of `action_loss`.
+        """
         return self.action_head.loss(chunk, target, action_valid, **options)

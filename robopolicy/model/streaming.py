@@ -139,17 +139,18 @@ def zero_state(memory: "Steps", batch: tuple[int, ...], history: History) -> Mem
     return MemoryState(history, age, tuple(weight.new_zeros(shape) for shape in memory.state_shapes(batch)))
 
 
-def require_state(memory: "Steps", batch: Sequence[int], state: MemoryState) -> None:
+def require_state(memory: "Steps", batch: torch.Size, state: MemoryState) -> None:
     """Refuse a state that is not of this memory, or not of the episodes (*B) that the frames are of."""
-    if tuple(batch) != state.batch_shape:
+    if batch != state.age.shape:
         raise ValueError(
             f"frames of a batch {tuple(batch)} meet a state of {state.batch_shape} episodes; "
             "give initial_state the batch's shape"
         )
-    found, expected = tuple(tuple(t.shape) for t in state.tensors), memory.state_shapes(state.batch_shape)
-    if found != expected:
+    expected = memory.state_shapes(state.batch_shape)
+    if tuple(t.shape for t in state.tensors) != expected:
+        found = [tuple(t.shape) for t in state.tensors]
         raise ValueError(
-            f"a state (history {state.history!r}) with tensors of shapes {list(found)} is not of this memory; expected "
+            f"a state (history {state.history!r}) with tensors of shapes {found} is not of this memory; expected "
             f"history {memory.history!r} with {list(expected)}; begin with the initial_state of the same head"
         )
 

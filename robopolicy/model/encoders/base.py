@@ -31,6 +31,8 @@ class TokenEncoder(nn.Module):
     """D."""
     token_count: int
     """N, the same for every frame."""
+    chosen_width: int = 0
+    """Width of its prediction `chosen`, (*B, width): the values that the instruction picked; 0 where it makes none."""
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """Encode frames with any leading axes *B; the same numbers each time in eval mode.

@@ -17,7 +17,7 @@ class KeysEncoder(TokenEncoder):
     chooses among them by attention, and the common token sees the chosen values beside all other keys. So what to do
     with an object is learned once, from the demos of all of them. The alike keys' own tokens come from one shared
     perceptron and fade where they are not chosen: a token per object for each instruction would remember the training
-    scenes instead. A policy that is told nothing sees every key as it is.
+    scenes instead. A policy that is told nothing sees every key as it is. The loss term `choose` makes the choice reliable.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class KeysEncoder(TokenEncoder):
         self.shared = nn.ModuleList(perceptron(key_widths[keys[0]], hidden, width) for keys in self.groups)
         self.choosers = nn.ModuleList(Chooser(sentence, len(keys), choices) for keys in self.groups)
         chosen = sum(choices * key_widths[keys[0]] for keys in self.groups)
-        inputs = chosen + sum(key_widths[key] for key in self.single) + sentence
-        self.together = perceptron(inputs, hidden, width)
+        self.chosen_width = chosen + sum(key_widths[key] for key in self.single)
+        self.together = perceptron(self.chosen_width + sentence, hidden, width)
         self.token_count = len(key_widths) + 1 + text_tokens
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
@@ -61,8 +61,9 @@ class KeysEncoder(TokenEncoder):
                 weights = chooser(text.sentence)
                 values.append((weights @ alike).flatten(-2))
                 tokens.append(shared(alike) * weights.amax(dim=-2)[..., None])
-        tokens.append(self.together(told(torch.cat(values, dim=-1), text))[..., None, :])
-        return Encoding(*append_text(torch.cat(tokens, dim=-2), text), predictions={})
+        chosen = torch.cat(values, dim=-1)
+        tokens.append(self.together(told(chosen, text))[..., None, :])
+        return Encoding(*append_text(torch.cat(tokens, dim=-2), text), predictions={"chosen": chosen})
 
 
 class Chooser(nn.Module):
