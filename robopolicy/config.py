@@ -201,7 +201,8 @@ class LossConfig:
     """The weighted sum of named terms that is minimized."""
 
     terms: Mapping[str, float] = field(default_factory=lambda: {"arm": 1.0, "gripper": 0.01})
-    """Weight of each named term; a term that no part of the model provides is an error."""
+    """Weight of each named term: `arm`, `gripper`, `forward`, `remember`; `where` of the encoder pixels; `choose` of keys that
+    are alike, 1 unless named. A term that no part of the model provides is an error."""
     huber_delta: float = 1.0
     """Where the arm's loss turns from square to linear, in normalized action units."""
     arm_weights: tuple[float, ...] = ()

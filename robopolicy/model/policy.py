@@ -105,9 +105,10 @@ class ChunkPolicy(nn.Module):
         if "remember" in config.loss.terms:
             widths = {key: spec.width for key, spec in self._scaled(self.targets).items()}
             self.added_terms.append(TargetPrediction(head.latent * head.hidden, widths))
-        if "choose" in config.loss.terms and self.encoder.chosen_width:
+        if self.encoder.chosen_width:
             arm = self.action_normalizer.learned_spec.arm_width
             self.added_terms.append(LinearPolicy(self.encoder.chosen_width, arm))
+            self.term_weights.setdefault("choose", 1.0)
         self._prepared: dict[tuple[str | None, ...], Tensor] = {}
 
     @property

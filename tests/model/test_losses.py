@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from robopolicy.model.losses import (
     ForwardPrediction,
+    LinearPolicy,
     TargetPrediction,
     TermInputs,
     action_loss,
@@ -187,6 +188,25 @@ def test_remembering_counts_the_real_frames_of_every_window_only():
     term.backward()
     assert memory.weight.grad.isfinite().all()
     assert memory.weight.grad.abs().sum() > 0
+
+
+def test_the_linear_policy_explains_the_present_action_where_it_is_valid():
+    """Chunks and padding belong to the policy proper; a padded action, even NaN, must not pull on the choice."""
+    chosen = torch.randn(2, 4, 5, requires_grad=True)
+    target = torch.rand(2, 4, 3, A + G)
+    valid = torch.ones(2, 4, 3, dtype=torch.bool)
+    valid[1, 2:] = False
+    target[1, 2:] = float("nan")
+    batch = Batch({}, torch.zeros(2), (), target, valid, torch.ones(2, 4, dtype=torch.bool))
+    provider = LinearPolicy(chosen=5, arm=A)
+    nn.init.normal_(provider.act.weight)
+    term = provider.terms(TermInputs(batch, {}, {"chosen": chosen}, torch.zeros(0), torch.zeros(0)))["choose"]
+    predicted = provider.act(chosen)
+    errors = [predicted[b, s] - target[b, s, 0, :A] for b, s in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]]
+    torch.testing.assert_close(term, torch.stack(errors).square().mean())
+    term.backward()
+    assert chosen.grad.isfinite().all()
+    assert not chosen.grad[1, 2:].any()
 
 
 def test_remembering_nothing_is_refused():

@@ -221,6 +221,17 @@ def test_each_terms_gradient_reaches_what_it_should(term, reached):
     assert gradients(policy, term, make_batch("pixels")) == reached
 
 
+def test_choosing_reaches_the_encoder_from_the_linear_policy():
+    """The chooser would be left with the policy's own gradient, that of scenes learned by heart."""
+    cubes = {"cube_red": ArraySpec((3,)), "cube_blue": ArraySpec((3,))}
+    policy = ChunkPolicy(make_policy().config, SPEC, LOW_DIM | cubes, Vocabulary.of(INSTRUCTIONS))
+    batch = make_batch()
+    batch = replace(batch, obs={**batch.obs, **{key: torch.randn(*batch.frame_valid.shape, 3) for key in cubes}})
+    assert gradients(policy, "choose", batch) == {"added_terms"}  # it follows nothing yet
+    nn.init.ones_(policy.added_terms[0].act.weight)
+    assert gradients(policy, "choose", batch) == {"encoder", "added_terms"}
+
+
 def test_the_loss_is_the_weighted_sum_of_the_terms_logged_apart():
     """A term that is logged but not minimized, or the other way round."""
     losses = make_policy("pixels", terms=ALL_TERMS).losses(make_batch("pixels"))

@@ -32,7 +32,7 @@ class TokenEncoder(nn.Module):
     token_count: int
     """N, the same for every frame."""
     chosen_width: int = 0
-    """Width of its prediction `chosen`, (*B, width): the values that the instruction picked; 0 where it makes none."""
+    """Width of its prediction `chosen`, (*B, width): values with those that the instruction picked; 0 where it picks none."""
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """Encode frames with any leading axes *B; the same numbers each time in eval mode.

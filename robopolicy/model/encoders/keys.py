@@ -17,7 +17,8 @@ class KeysEncoder(TokenEncoder):
     chooses among them by attention, and the common token sees the chosen values beside all other keys. So what to do
     with an object is learned once, from the demos of all of them. The alike keys' own tokens come from one shared
     perceptron and fade where they are not chosen: a token per object for each instruction would remember the training
-    scenes instead. A policy that is told nothing sees every key as it is. The loss term `choose` makes the choice reliable.
+    scenes instead. A policy that is told nothing sees every key as it is. The loss term `choose` comes with the choice, and
+    makes it reliable.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class KeysEncoder(TokenEncoder):
         self.shared = nn.ModuleList(perceptron(key_widths[keys[0]], hidden, width) for keys in self.groups)
         self.choosers = nn.ModuleList(Chooser(sentence, len(keys), choices) for keys in self.groups)
         chosen = sum(choices * key_widths[keys[0]] for keys in self.groups)
-        self.chosen_width = chosen + sum(key_widths[key] for key in self.single)
-        self.together = perceptron(self.chosen_width + sentence, hidden, width)
+        inputs = chosen + sum(key_widths[key] for key in self.single)
+        self.chosen_width = inputs if self.groups else 0
+        self.together = perceptron(inputs + sentence, hidden, width)
         self.token_count = len(key_widths) + 1 + text_tokens
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
