@@ -1,0 +1,7 @@
+"""Numbers -> self-contained HTML pages: one evaluation, or runs side by side; and demos as videos."""
+
+from robopolicy.report.comparison import write_comparison
+from robopolicy.report.evaluation import write_evaluation_report
+from robopolicy.report.video import demo_pictures, show_in_rerun, write_video
+
+__all__ = ["demo_pictures", "show_in_rerun", "write_comparison", "write_evaluation_report", "write_video"]

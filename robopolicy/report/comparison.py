@@ -1,0 +1,141 @@
+"""Runs side by side in a page: success with its interval, paired tests, what differs in their configs, and the losses."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from robopolicy.report.page import percent, percent_range, table, write_page
+from robopolicy.report.plots import COLORS, Series, interval_plot, line_plot
+
+
+def write_comparison(runs: Sequence[Path], out: Path) -> Path:
+    """Write one page that compares runs: every evaluation found as JSON in their folders, their configs and their losses.
+
+    Raises:
+        ValueError: none of the folders holds `metrics.json` or an evaluation.
+    """
+    evaluations = {str(path): values for run in runs for path, values in _evaluations(run)}
+    metrics = {str(run): found for run in runs if (found := _read_json(run / "metrics.json"))}
+    if not evaluations and not metrics:
+        raise ValueError(f"no metrics.json and no evaluation in {', '.join(map(str, runs))}; expected run folders")
+    parts = [_closed_loop(evaluations), _paired(evaluations), _differences(runs), _trained(metrics), _curves(metrics)]
+    title = str(runs[0]) if len(runs) == 1 else f"{len(runs)} runs compared"
+    return write_page(out, title, parts)
+
+
+def _evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:
+    found = [(path, _read_json(path)) for path in sorted(run.rglob("*.json"))]
+    return [(path, values) for path, values in found if {"success_rate", "interval", "outcomes"} <= values.keys()]
+
+
+def _closed_loop(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    if not evaluations:
+        return "<h2>Closed loop</h2><p>No evaluation in these folders; <code>robopolicy eval RUN</code> makes one.</p>"
+    rows = [
+        (
+            name,
+            values["task"],
+            f"{values['successes']} / {values['episodes']}",
+            percent(values["success_rate"]),
+            percent_range(values["interval"]),
+            f"{values['mean_steps']:.0f}",
+        )
+        for name, values in evaluations.items()
+    ]
+    head = ("evaluation", "task", "solved", "success", "95 % interval", "mean steps")
+    plot = interval_plot({name: (each["success_rate"], each["interval"]) for name, each in evaluations.items()})
+    return f"<h2>Closed loop</h2>{table(head, rows, numbers_from=2)}{plot}"
+
+
+def _paired(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    """McNemar's test between any two evaluations of a task that share seeds."""
+    from robopolicy.sim.evaluation import paired_test
+
+    rows = []
+    for (name, one), (rival, other) in combinations(evaluations.items(), 2):
+        first, second = ({each["seed"]: each["success"] for each in values["outcomes"]} for values in (one, other))
+        if one["task"] == other["task"] and first.keys() & second.keys():
+            test = paired_test(first, second)
+            figures = (test["seeds"], test["only_first"], test["only_second"], f"{test['p_value']:.3f}")
+            rows.append((name, rival, *figures))
+    head = ("first", "second", "shared seeds", "only the first", "only the second", "p (McNemar, exact)")
+    return f"<h2>On the same seeds</h2>{table(head, rows, numbers_from=2)}" if rows else ""
+
+
+def _differences(runs: Sequence[Path]) -> str:
+    """The fields of the configs in which the runs differ."""
+    configs = {str(run): _flat(_read_yaml(run / "config.yaml")) for run in runs}
+    configs = {name: values for name, values in configs.items() if values}
+    fields = dict.fromkeys(field for values in configs.values() for field in values)
+    rows = [(field, *(values.get(field, "") for values in configs.values())) for field in fields]
+    rows = [row for row in rows if len({str(value) for value in row[1:]}) > 1]
+    return f"<h2>What differs</h2>{table(('field', *configs), rows)}" if rows else ""
+
+
+def _trained(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        (name, *(found.get(key, "") for key in ("steps", "wall_s", "step_ms", "parameters")), _kept(found))
+        for name, found in metrics.items()
+    ]
+    head = ("run", "steps", "wall time [s]", "ms per batch", "parameters", "kept")
+    return f"<h2>Training</h2>{table(head, rows)}" if rows else ""
+
+
+def _kept(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in (found.get("best") or {}).items() if value is not None)
+
+
+def _curves(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A plot for each loss and one for the success while training, the runs in different colours."""
+    rows = [row for found in metrics.values() for split in ("train", "valid") for row in found.get(split, ())]
+    names = dict.fromkeys(key for row in rows for key in row if key.startswith("loss"))
+    plots = []
+    for name in names:
+        series = [
+            Series(f"{run} {split}", points, COLORS[place % len(COLORS)], dashed=split == "valid")
+            for place, (run, found) in enumerate(metrics.items())
+            for split in ("train", "valid")
+            if len(
+                points := [
+                    (float(row["step"]), float(row[name])) for row in found.get(split, ()) if row.get(name, 0.0) > 0
+                ]
+            )
+            > 1
+        ]
+        if series:
+            plots.append(f"<h2>{name}</h2>{line_plot(series, 'steps', log=True)}")
+    success = [
+        Series(run, [(float(row["step"]), float(row["rate"])) for row in found["success"]], COLORS[place % len(COLORS)])
+        for place, (run, found) in enumerate(metrics.items())
+        if found.get("success")
+    ]
+    if success:
+        plots.append(f"<h2>Success while training</h2>{line_plot(success, 'steps', log=False)}")
+    return "".join(plots)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,61 @@
+"""Pictures of demos as videos that play in a browser, or in the rerun viewer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from robopolicy.types import Demo
+
+
+def write_video(frames: np.ndarray, path: Path, fps: float = 20.0, scale: int = 4) -> Path:
+    """Write pictures (T, height, width, 3) uint8 as mp4 (H.264, plays in a browser) or GIF, by the path's ending.
+
+    Args:
+        frames: One camera's pictures, right way up.
+        path: Ends in `.mp4` or `.gif`.
+        fps: Pictures per second.
+        scale: Whole factor by which small pictures are enlarged.
+    """
+    try:
+        import imageio.v3 as imageio
+    except ImportError as error:
+        raise ImportError("videos need imageio; install robopolicy[sim]") from error
+    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
+    if path.suffix == ".gif":
+        imageio.imwrite(path, large, duration=1000 / fps, loop=0)
+    else:
+        imageio.imwrite(path, large, fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error")
+    return path
+
+
+def demo_pictures(demo: Demo) -> np.ndarray:
+    """All cameras of a demo side by side, (T, height, width, 3) uint8.
+
+    Raises:
+        ValueError: the demo holds no pictures.
+    """
+    pictures = [value for _, value in sorted(demo.obs.items()) if value.ndim == 4 and value.dtype == np.uint8]
+    if not pictures:
+        raise ValueError(f"{demo.name} holds no pictures; it has {', '.join(sorted(demo.obs))}; collect with --cameras")
+    return np.concatenate(pictures, axis=2)
+
+
+def show_in_rerun(demo: Demo, control_dt: float = 0.05) -> None:
+    """Open a demo in the rerun viewer: pictures, low-dimensional observations and actions over time.
+
+    Args:
+        demo: What to show.
+        control_dt: Seconds of one step.
+    """
+    try:
+        import rerun
+    except ImportError as error:
+        raise ImportError("the viewer needs rerun; install robopolicy[view]") from error
+    rerun.init(f"robopolicy {demo.name}", spawn=True)
+    for step in range(len(demo)):
+        rerun.set_time("time", duration=step * control_dt)
+        rerun.log("actions", rerun.Scalars(demo.actions[step]))
+        for key, value in demo.obs.items():
+            is_picture = value.ndim == 4
+            rerun.log(f"obs/{key}", rerun.Image(value[step]) if is_picture else rerun.Scalars(np.ravel(value[step])))

@@ -1,0 +1,52 @@
+"""Runs side by side: what the page says, and what it is made from."""
+
+import json
+
+import pytest
+
+from robopolicy.report import write_comparison
+
+
+def write_run(folder, evaluation, hidden, losses=(1.0, 0.1)):
+    """A run folder with a config, metrics and one evaluation."""
+    (folder / "eval").mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"head: {{hidden: {hidden}, layers: 2}}\n")
+    rows = [{"step": 10 * place, "loss": loss} for place, loss in enumerate(losses, start=1)]
+    metrics = {"train": rows, "valid": rows, "steps": 20, "success": [{"step": 10, "rate": 0.5}]}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "eval" / "lift.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def test_two_runs_are_compared_in_success_config_and_loss(tmp_path, evaluation):
+    """A page of two lists leaves it to the reader to find out whether a difference is chance, and where it is from."""
+    one = write_run(tmp_path / "one", evaluation(set(range(18))), hidden=64)
+    other = write_run(tmp_path / "other", evaluation(set(range(8))), hidden=128)
+    page = write_comparison([one, other], tmp_path / "report.html").read_text()
+    assert "<td class=n>18 / 20</td><td class=n>90 %</td><td class=n>70-97 %</td>" in page
+    assert "<td class=n>20</td><td class=n>10</td><td class=n>0</td><td class=n>0.002</td>" in page  # the paired test
+    assert "<td>head.hidden</td><td class=n>64</td><td class=n>128</td>" in page
+    assert "head.layers" not in page
+    assert page.count("<polyline") == 6  # train and valid of each, and the success of each while training
+    assert "http" not in page
+
+
+def test_a_run_that_was_not_evaluated_says_how_to(tmp_path, evaluation):
+    """A page of loss curves alone left a new user to guess where the success rate is."""
+    run = write_run(tmp_path / "run", evaluation({1}), hidden=64)
+    (run / "eval" / "lift.json").unlink()
+    assert "robopolicy eval" in write_comparison([run], tmp_path / "report.html").read_text()
+
+
+def test_evaluations_of_different_tasks_are_not_paired(tmp_path, evaluation):
+    """The same seeds are other scenes in another task."""
+    one = write_run(tmp_path / "one", evaluation({1}), hidden=64)
+    other = write_run(tmp_path / "other", evaluation({1}) | {"task": "reach"}, hidden=64)
+    assert "McNemar" not in write_comparison([one, other], tmp_path / "report.html").read_text()
+
+
+def test_no_run_at_all_is_refused(tmp_path):
+    """An empty page would look like a result."""
+    with pytest.raises(ValueError, match="expected run folders"):
+        write_comparison([tmp_path], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()

@@ -1,0 +1,29 @@
+"""Videos of demos."""
+
+import numpy as np
+import pytest
+
+from robopolicy.report import demo_pictures, write_video
+from robopolicy.types import Demo
+
+
+def test_a_gif_shows_every_picture_enlarged(tmp_path):
+    """Pictures of 64 pixels are too small to see a cube in; a dropped one hides the moment of failure."""
+    import imageio.v3 as imageio
+
+    frames = np.zeros((4, 8, 10, 3), np.uint8)
+    for step in range(4):
+        frames[step] = 60 * step
+    shown = imageio.imread(write_video(frames, tmp_path / "a.gif", scale=3))
+    assert shown.shape[:3] == (4, 24, 30)
+    assert (np.diff(shown[:, 12, 15, 0].astype(int)) > 0).all()
+
+
+def test_cameras_are_shown_side_by_side_and_their_absence_is_told():
+    """A demo without pictures must not become an empty video."""
+    picture = np.zeros((2, 8, 8, 3), np.uint8)
+    actions = np.zeros((2, 1), np.float32)
+    demo = Demo(name="demo_0", obs={"front": picture, "wrist": picture + 9}, actions=actions)
+    assert demo_pictures(demo).shape == (2, 8, 16, 3)
+    with pytest.raises(ValueError, match="demo_1 holds no pictures; it has pose; collect with --cameras"):
+        demo_pictures(Demo(name="demo_1", obs={"pose": np.zeros((2, 3), np.float32)}, actions=actions))
