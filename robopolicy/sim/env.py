@@ -5,10 +5,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from robopolicy.config import RandomizationConfig
 from robopolicy.control.arrays import copied, namespace
@@ -57,6 +58,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         max_episode_steps: Time limit; None takes the task's.
         task_options: Keyword arguments of the task's class, such as `delay_steps` of `recall`.
         randomization: How episodes differ in what the task leaves alone.
+        render_mode: `rgb_array`: `render()` gives the `front` camera's pictures, which are then observed as well.
     """
 
     def __init__(
@@ -77,7 +79,14 @@ class RobotVectorEnv(Worlds, VectorEnv):
         max_episode_steps: int | None = None,
         task_options: Mapping[str, Any] | None = None,
         randomization: RandomizationConfig | None = None,
+        render_mode: str | None = None,
     ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}; expected 1 or more")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode {render_mode!r} is unknown; expected 'rgb_array' or None")
+        if render_mode and "front" not in cameras:
+            cameras = (*cameras, "front")
         if unknown := [name for name in cameras if name not in CAMERAS]:
             raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(CAMERAS)}")
         made, changes = make_task(task, **(task_options or {})), Randomization(randomization)
@@ -85,7 +94,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         self.cameras = tuple(cameras)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["rgb_array"], "render_fps": 20}
-        self.render_mode = None
+        self.render_mode = render_mode
         scene = build_scene(made.parts, physics_dt)
         worlds = make_physics(scene, num_envs, physics, device, num_threads, bool(cameras), changes.fields)
         renderer = None
@@ -174,6 +183,12 @@ class RobotVectorEnv(Worlds, VectorEnv):
         if self.autoreset_mode == AutoresetMode.SAME_STEP and (self.on_device or self._ended.any()):
             return self._same_step(reward, terminated, truncated)
         return self._observation(), reward, terminated, truncated, self._info()
+
+    def render(self) -> tuple[UInt8[np.ndarray, "height width 3"], ...] | None:
+        """The `front` camera's picture of each world; None without `render_mode`."""
+        if self.render_mode is None or self._renderer is None:
+            return None
+        return tuple(torch.as_tensor(self._renderer.render()["front"]).cpu().numpy())
 
     def _same_step(
         self, reward: Array, terminated: Array, truncated: Array

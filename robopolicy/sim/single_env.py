@@ -19,10 +19,8 @@ class RobotEnv(gymnasium.Env):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
 
     def __init__(self, task: str, render_mode: str | None = None, cameras: Sequence[str] = (), **options: Any) -> None:
-        if render_mode is not None and "front" not in cameras:
-            cameras = (*cameras, "front")
         self.render_mode = render_mode
-        self.worlds = RobotVectorEnv(task, 1, cameras=cameras, **options)
+        self.worlds = RobotVectorEnv(task, 1, cameras=cameras, render_mode=render_mode, **options)
         self.action_space = self.worlds.single_action_space
         self.observation_space = self.worlds.single_observation_space
         self._picture: np.ndarray | None = None

@@ -152,6 +152,9 @@ class Worlds:
 
     def _checked(self, actions: Array) -> Array:
         """The actions, finite: the host refuses others, a device marks the world and goes on with zeros."""
+        found, expected = tuple(np.shape(actions)), (self.physics.num_worlds, ARM_JOINTS)
+        if found != expected:
+            raise ValueError(f"actions have shape {found}; expected {expected}: a row for each world")
         if self._xp is np:
             wanted = np.asarray(actions, np.float64)
             if not np.isfinite(wanted).all():

@@ -135,7 +135,7 @@ def test_an_action_that_is_no_number_fails_its_world_alone(device_env):
     [
         ({"physics": "warp", "autoreset_mode": "NextStep"}, "NextStep needs physics 'batch'"),
         ({"physics": "batch", "device": "cuda"}, "device cuda: this machine has|runs on the CPU only"),
-        ({"device": "mps"}, "there are cpu and cuda"),
+        ({"device": "mps"}, "expected cpu, cuda or cuda:<n>"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

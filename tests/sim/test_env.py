@@ -224,3 +224,36 @@ def test_made_by_gymnasium_it_is_the_same_environment():
     obs, _ = env.reset(seed=[3, 4])
     ours, _ = RobotVectorEnv("lift", 2).reset(seed=[3, 4])
     assert_same(obs, ours)
+
+
+def test_render_gives_each_worlds_front_picture():
+    """`make_vec(..., render_mode="rgb_array")`, which the metadata offers, ended in a TypeError."""
+    pytest.importorskip("mujoco_warp", reason="pictures need the extra 'sim'")
+    env = gymnasium.make_vec("robopolicy/Lift-v0", num_envs=2, render_mode="rgb_array", image_size=16)
+    obs, _ = env.reset(seed=0)
+    pictures = env.render()
+    assert pictures is not None
+    np.testing.assert_array_equal(np.stack(list(pictures)), obs["front"])
+    assert RobotVectorEnv("lift", 1).render() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_envs": 0}, "num_envs is 0; expected 1 or more"),
+        ({"render_mode": "human"}, "expected 'rgb_array' or None"),
+    ],
+)
+def test_what_can_not_be_made_is_refused_by_its_name(options, message):
+    """`nsim must be positive` is the C engine's word."""
+    with pytest.raises(ValueError, match=message):
+        RobotVectorEnv("lift", **options)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 6)])
+def test_actions_of_another_shape_are_refused(shape):
+    """One row would be broadcast to all worlds; six columns ended in NumPy's words about broadcasting."""
+    env = RobotVectorEnv("reach", 2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"expected \(2, 7\): a row for each world"):
+        env._checked(np.zeros(shape, np.float32))
