@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import parse, require, verb_parser
 from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
 from robopolicy.config import ConfigError
@@ -176,8 +177,7 @@ def _env_args(options: Namespace) -> dict[str, Any]:
 
 def _check_out(out: Path, options: Namespace) -> None:
     """Refuse a file that is there, or, to go on with, one whose demos came about in another way."""
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; name the demo file to write")
+    check_file("--out", out)
     if not out.exists():
         return
     if not options.resume:

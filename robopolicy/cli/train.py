@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import parse, verb_parser
 from robopolicy.config import ConfigError, ExperimentConfig
 
@@ -32,6 +33,7 @@ def train(arguments: Sequence[str]) -> int:
     missing = [name for name in config.data.files if "://" not in name and not Path(name).exists()]
     if missing:
         raise ConfigError(f"{missing[0]}: no such demo file (--data.files)")
+    check_folder("--run-dir", options.run_dir)
 
     from robopolicy.training.train import train as run_training
 

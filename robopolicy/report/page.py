@@ -1,7 +1,8 @@
 """What every page is made of: its style, tables, and how it is written."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 STYLE = """
@@ -19,8 +20,20 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
     """Write one HTML file that needs nothing beside it."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{head}<h1>{html.escape(title)}</h1>{''.join(parts)}</html>", encoding="utf-8")
+    with whole(path) as partial:
+        partial.write_text(f"{head}<h1>{html.escape(title)}</h1>{''.join(parts)}</html>", encoding="utf-8")
     return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write so that `path` appears when it is finished, or not at all."""
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: int = 1) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robopolicy.report.page import whole
 from robopolicy.types import Demo
 
 
@@ -22,10 +23,11 @@ def write_video(frames: np.ndarray, path: Path, fps: float = 20.0, scale: int = 
         raise ImportError("videos need imageio; install robopolicy[sim]") from error
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
-    if path.suffix == ".gif":
-        imageio.imwrite(path, large, duration=1000 / fps, loop=0)
-    else:
-        imageio.imwrite(path, large, fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error")
+    with whole(path) as partial:
+        if path.suffix == ".gif":
+            imageio.imwrite(partial, large, duration=1000 / fps, loop=0)
+        else:
+            imageio.imwrite(partial, large, fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error")
     return path
 
 

@@ -76,6 +76,7 @@ def test_a_hopeless_collection_ends_without_a_file(tmp_path, capsys):
         ("--task", "fly", "it has: reach"),
         ("--cameras", "top", "it has: front, wrist"),
         ("--out", ".", "is a folder"),
+        ("--out", f"{__file__}/a.hdf5", "is a file, where a folder must be"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_file(tmp_path, capsys, option, value, expected):

@@ -19,6 +19,20 @@ def test_a_gif_shows_every_picture_enlarged(tmp_path):
     assert (np.diff(shown[:, 12, 15, 0].astype(int)) > 0).all()
 
 
+def test_a_video_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
+    """Half a video, of a full disk, plays as if the episode had ended there."""
+    import imageio.v3 as imageio
+
+    def half(path, *_, **__):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(imageio, "imwrite", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_video(np.zeros((2, 8, 8, 3), np.uint8), tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cameras_are_shown_side_by_side_and_their_absence_is_told():
     """A demo without pictures must not become an empty video."""
     picture = np.zeros((2, 8, 8, 3), np.uint8)
