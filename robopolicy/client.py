@@ -229,7 +229,8 @@ class PolicyClient:
                 )
                 self.metadata = unpack(connection.recv(timeout=self._timeout_s))
                 return connection
-            except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError) as error:
+            except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError, AssertionError) as error:
+                # AssertionError: the library's own, where the other end greets before it is asked
                 self._stack.close()
                 _raise_if_refused(error, self._uri)
                 if time.monotonic() + pause_s > deadline_s:

@@ -39,7 +39,9 @@ def run(arguments: Sequence[str]) -> int:
                 f"{', '.join(sorted(robot.observe().obs))}"
             )
         recorder = _recorder(options, driver, env_args, stack)
-        inference = ThreadedInference(robot, driver.stream, options.instruction, realtime=options.realtime)
+        inference = ThreadedInference(
+            robot, driver.stream, options.instruction, cameras=driver.cameras, realtime=options.realtime
+        )
         stack.callback(inference.close)
         executor = ChunkExecutor.from_config(driver.execution, driver.spec, driver.chunk, driver.control_dt)
         loop = ControlLoop(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from robopolicy.control.cameras import CameraWatch
 from robopolicy.control.robot import Robot
 from robopolicy.control.timing import request_realtime
 from robopolicy.types import Array, Observation
@@ -81,6 +82,7 @@ class ThreadedInference:
         robot: what is observed.
         stream: a `PolicyStream` without batch axes, or a `ServedStream`.
         instruction: what the robot is told to do, where its observation doesn't say.
+        cameras: keys of the pictures that must not freeze; None: all of them.
         realtime: ask for real-time priority, below the control loop's: a thread that is put aside while it holds the
             interpreter holds up the commands.
     """
@@ -91,10 +93,12 @@ class ThreadedInference:
         stream: "Stream",
         instruction: str | None = None,
         *,
+        cameras: Collection[str] | None = None,
         realtime: bool = False,
     ) -> None:
         self.robot, self.stream, self.instruction, self.realtime = robot, stream, instruction, realtime
         self.missed = 0
+        self._cameras = CameraWatch(cameras)
         self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[tuple[int, Thought | Exception]] = queue.SimpleQueue()
         self._episode = 0
@@ -141,7 +145,9 @@ class ThreadedInference:
                 if requested != episode:
                     episode = requested
                     self.stream.reset()
+                    self._cameras.reset()
                 observation = self.robot.observe()
+                self._cameras.check(observation, self.robot.qpos())
                 if self.instruction is not None:
                     observation = replace(observation, instruction=self.instruction)
                 with torch.inference_mode():

@@ -1,9 +1,9 @@
 """The robot's end of `WebsocketRobot`: serves any `Robot` to one client at a time over a websocket.
 
 Messages are msgpack maps as `robopolicy.client` packs them. The server speaks first: `profile`, `control_dt`,
-`command_dt`, `qpos`. It then sends `qpos` all the time, `obs` and `instruction` when asked by `observe`, whose number it
-repeats, and `error` when it has stopped itself. The client sends `qpos`, `opening_m` and `stamp_s` as a command, `observe`
-with a number, or `stop`.
+`command_dt`, `qpos`. It then sends `qpos` all the time, `obs`, their `age_s` and `instruction` when asked by `observe`,
+whose number it repeats, and `error` when it has stopped itself. The client sends `qpos`, `opening_m` and `stamp_s` as a
+command, `observe` with a number, or `stop`.
 """
 
 import http
@@ -200,7 +200,12 @@ class _Session:
         while (number := self._wishes.get()) is not None:
             try:
                 seen = self.robot.observe()
-                self._tell({"obs": dict(seen.obs), "instruction": seen.instruction, "observe": number})
+                told = {
+                    "obs": dict(seen.obs),
+                    "instruction": seen.instruction,
+                    "age_s": time.monotonic() - seen.stamp_s,
+                }
+                self._tell(told | {"observe": number})
             except RobotError as error:
                 self._tell({"error": str(error)})
 

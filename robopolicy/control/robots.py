@@ -106,7 +106,7 @@ class WebsocketRobot:
         self, host: str = "127.0.0.1", port: int = 8100, timeout_s: float = 0.25, api_key: str | None = None
     ) -> None:
         try:
-            from websockets.exceptions import InvalidStatus
+            from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
             from websockets.sync.client import connect
         except ImportError:
             raise ImportError("a robot over the network needs websockets; install robopolicy[serve]") from None
@@ -128,8 +128,17 @@ class WebsocketRobot:
             raise RobotError(
                 f"the robot at {host}:{port} refuses: HTTP {error.response.status_code}; is its key right?"
             ) from None
-        except (OSError, TimeoutError) as error:
+        except ConnectionClosed as error:
+            if error.rcvd is None:
+                raise RobotError(f"no robot at {host}:{port}: the connection broke") from None
+            raise RobotError(f"the robot at {host}:{port} refuses: {error.rcvd.reason}") from None
+        except (OSError, TimeoutError, WebSocketException) as error:
             raise RobotError(f"no robot at {host}:{port}: {error or 'no answer'}") from None
+        except AssertionError:  # the library's, where the other end greets before it is asked
+            raise RobotError(f"no robot at {host}:{port}: what answers is no websocket") from None
+        if not isinstance(hello, dict) or not {"profile", "control_dt", "command_dt", "qpos"} <= set(hello):
+            self._stack.close()
+            raise RobotError(f"what answers at {host}:{port} is no robot; the server of a policy goes with --server")
         self.profile = profile_from_dict(hello["profile"], f"robot at {host}:{port}")
         self.control_dt, self.command_dt = float(hello["control_dt"]), float(hello["command_dt"])
         self._qpos = np.asarray(hello["qpos"], np.float64)
@@ -137,12 +146,12 @@ class WebsocketRobot:
         self._lost: str | None = None
         self._stopped = False
         self._asked = 0
-        self._seen: tuple[int, Observation] | None = None  # number of the wish, and what came of it
+        self._seen: tuple[int, Observation, float] | None = None  # number of the wish, what came of it, its age [s]
         self._observed = threading.Event()
         threading.Thread(target=self._listen, name="robot", daemon=True).start()
 
     def observe(self) -> Observation:
-        """What the robot sees now; stamped with the time at which it was asked."""
+        """What the robot sees now; stamped with the time at which it was asked, or earlier where a sensor is behind."""
         self._refuse_if_lost()
         asked_s = time.monotonic()
         self._asked += 1
@@ -152,7 +161,8 @@ class WebsocketRobot:
             self._observed.clear()
             self._refuse_if_lost()
             if self._seen is not None and self._seen[0] == self._asked:  # and no late answer to an earlier wish
-                return Observation(self._seen[1].obs, self._seen[1].instruction, asked_s)
+                _, seen, age_s = self._seen
+                return Observation(seen.obs, seen.instruction, min(asked_s, time.monotonic() - age_s))
         self._refuse_if_lost()
         raise RobotError(f"the robot sent no observation within {self.timeout_s} s")
 
@@ -203,7 +213,8 @@ class WebsocketRobot:
                 if "qpos" in told:
                     self._qpos = np.asarray(told["qpos"], np.float64)
                 if "obs" in told:
-                    self._seen = told.get("observe"), Observation(told["obs"], told.get("instruction"))
+                    seen = Observation(told["obs"], told.get("instruction"))
+                    self._seen = told.get("observe"), seen, float(told.get("age_s", 0.0))
                     self._observed.set()
             self._lost = self._lost or "the robot closed the connection"
         except Exception as error:  # a lost robot is reported where it is used

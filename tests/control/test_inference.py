@@ -116,6 +116,24 @@ def test_an_error_of_the_policy_or_the_robot_is_raised_where_its_chunk_is_awaite
     assert len(collect(inference)) == 1
 
 
+def test_a_camera_that_freezes_is_an_error_of_the_robot(panda, stream):
+    """An arm that goes on by a picture of where it was."""
+    robot = FakeRobot(panda)
+    observe, began_s = robot.observe, time.monotonic()
+    robot.observe = lambda: replace(
+        seen := observe(), obs={"front": np.zeros((4, 4, 3), np.uint8)}, stamp_s=began_s + 10 * (seen.stamp_s - began_s)
+    )
+    inference = ThreadedInference(robot, stream)
+    inference.request(0.0)
+    assert len(collect(inference)) == 1
+    robot._qpos = robot.qpos() + 0.3
+    time.sleep(0.06)
+    inference.request(0.05)
+    with pytest.raises(RobotError, match="camera 'front' has shown the same picture"):
+        collect(inference)
+    inference.close()
+
+
 def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_wires_names(panda):
     """A policy behind the network that never hears what it shall do, or goes on with an emptied memory."""
 

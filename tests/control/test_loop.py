@@ -311,6 +311,38 @@ def test_an_observation_from_the_future_is_no_fresh_chunk(fake_robot, fake_clock
     assert np.ptp([command.joint_position_rad for command in fake_robot.commands], axis=0).max() == 0.0
 
 
+@pytest.mark.parametrize(
+    ("stamped", "message"),
+    [
+        (lambda stamp_s: stamp_s - 3600, "an observation was 3.6e+03 s old as it was taken: a sensor stands still"),
+        (lambda stamp_s: min(stamp_s, 101.0), "an observation was 0.26 s old as it was taken: a sensor stands still"),
+        (lambda stamp_s: float("nan"), "an observation is stamped nan s in the future"),
+    ],
+)
+def test_a_sensor_that_stands_still_or_has_another_clock_is_a_stop_that_says_so(
+    fake_robot, fake_clock, stamped, message
+):
+    """A driver whose clock jumps, or that gives its last reading again and again, taken for a slow policy."""
+    observe = fake_robot.observe
+    fake_clock.t_s = 100.0
+    fake_robot.observe = lambda: replace(observe(), stamp_s=stamped(observe().stamp_s))
+    loop = make_loop(fake_robot, fake_clock, forward)
+    loop.run(5.0)
+    assert loop.stopped is not None
+    assert loop.stopped.startswith(message)
+    assert_within_limits(fake_robot)
+
+
+def test_a_policy_that_never_answers_is_a_stop_however_short_the_run(fake_robot, fake_clock):
+    """A run that ends well, and in which nothing ever moved."""
+    loop = make_loop(fake_robot, fake_clock, forward, silent_after=0)
+    loop.run(2.0)
+    assert loop.stopped == "the policy never answered, in 2 s"
+    loop.rearm()
+    loop.run(2.0, lambda: True)
+    assert loop.stopped is None
+
+
 def test_an_arm_that_does_not_follow_its_commands_is_stopped(fake_robot, fake_clock, panda):
     """A blocked arm, or one whose brakes are on: the commands run away from it, and it leaps when it comes free."""
     ahead = [np.add(panda.home_rad, [0.01 * step, 0, 0, 0, 0, 0, 0]) for step in range(80)]

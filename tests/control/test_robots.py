@@ -1,8 +1,10 @@
 """Robots over a network: what happens when the other end dies, lies or hangs."""
 
 import contextlib
+import socket
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from robopolicy.control.robot import RobotError
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots import FakeRobot, WebsocketRobot
 from robopolicy.types import Command, Observation
+from tests.serving import running_server
 
 COMMAND_DT = 0.005
 
@@ -95,6 +98,41 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(arm):
         arm.instruction = "now"
         robot.timeout_s = 2.0
         assert robot.observe().instruction == "now"
+
+
+def test_a_reading_that_was_old_when_it_was_taken_stays_old_over_the_network(arm):
+    """A camera that stands still behind a socket, stamped as fresh by the socket's other end."""
+    look, old_s = arm.observe, 0.0
+    arm.observe = lambda: replace(look(), stamp_s=look().stamp_s - old_s)
+    with RobotServer(arm, port=0) as server, WebsocketRobot(port=server.port, timeout_s=2.0) as robot:
+        asked_s = time.monotonic()
+        assert asked_s <= robot.observe().stamp_s <= time.monotonic()
+        old_s = 30.0
+        assert time.monotonic() - robot.observe().stamp_s == pytest.approx(30.0, abs=2.0)
+
+
+def test_who_is_no_robot_or_taken_refuses_in_one_line(arm):
+    """A traceback of the websocket library for a second operator, or for the wrong port."""
+    with (
+        RobotServer(arm, port=0) as server,
+        WebsocketRobot(port=server.port),
+        pytest.raises(RobotError, match=r"the robot at 127\.0\.0\.1:\d+ refuses: another client drives this robot"),
+    ):
+        WebsocketRobot(port=server.port)
+    with running_server() as policy, pytest.raises(RobotError, match="is no robot; the server of a policy goes with"):
+        WebsocketRobot(port=policy.port)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet() -> None:
+            with other.accept()[0] as peer:
+                peer.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                peer.recv(4096)
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        with pytest.raises(RobotError, match=r"no robot at 127\.0\.0\.1"):
+            WebsocketRobot(port=other.getsockname()[1])
+        thread.join()
 
 
 @pytest.mark.parametrize(
