@@ -29,7 +29,9 @@ class FrameTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if heads < 1 or hidden % heads:
-            raise ValueError(f"{heads} attention heads do not divide the hidden width {hidden}; give a multiple, or other heads")
+            raise ValueError(
+                f"{heads} attention heads do not divide the hidden width {hidden}; give a multiple, or other heads"
+            )
         self.history: History = history
         self.window = window
         self.width = width
