@@ -79,8 +79,9 @@ def _served(options: Namespace) -> Driver:
     key = read_api_key(options.api_key_file) if options.api_key_file else None
     client = PolicyClient(host or "127.0.0.1", int(port), api_key=key, timeout_s=5.0, connect_timeout_s=10.0)
     spec = _told(client.metadata, options.server)
+    texts = [key for key, field in client.metadata["observation"].items() if field["dtype"] == "str"]
     every_step = {ACTIONS_PER_CALL_KEY: 1}  # whatever is executed of a chunk, each control step's observation is sent
-    stream = ServedStream(client, keys=tuple(spec.observation), constants=every_step)
+    stream = ServedStream(client, *texts[:1], keys=tuple(spec.observation), constants=every_step)
     return _by_spec(options, spec, stream)
 
 

@@ -32,6 +32,17 @@ class Thought:
     gripper_logit: Float[torch.Tensor, "chunk gripper"] | None = None
     """Where the policy tells it."""
 
+    def mistimed(self, now_s: float, ahead_s: float, old_s: float) -> str | None:
+        """What is wrong with the observation's stamp: it is later than now, or was old before anything was thought [s]."""
+        late_s = now_s - self.observation.stamp_s
+        if not -late_s <= ahead_s:  # nan too
+            return f"an observation is stamped {-late_s:.3g} s in the future; use the loop's clock"
+        if (before_s := late_s - self.latency_s) > old_s:
+            return (
+                f"an observation was {before_s:.3g} s old as it was taken: a sensor stands still, or has another clock"
+            )
+        return None
+
 
 @runtime_checkable
 class Inference(Protocol):

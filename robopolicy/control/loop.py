@@ -204,7 +204,7 @@ class ControlLoop:
             return
         now_s = self.clock.now()
         for thought in thoughts:
-            if wrong := self._mistimed(thought, now_s):
+            if wrong := thought.mistimed(now_s, self.executor.control_dt, self.deadline_s):
                 self._stop(wrong, grid)
                 return
             self._newest_s = thought.observation.stamp_s
@@ -218,15 +218,6 @@ class ControlLoop:
         )
         if self.stopped is None and now_s - since_s > limit_s:
             self._stop(f"no fresh chunk within {limit_s:g} s", grid)
-
-    def _mistimed(self, thought: Thought, now_s: float) -> str | None:
-        """What is wrong with an observation's stamp."""
-        ahead_s = thought.observation.stamp_s - now_s
-        if not ahead_s <= self.executor.control_dt:  # nan too
-            return f"an observation is stamped {ahead_s:.3g} s in the future; use the loop's clock"
-        if (old_s := -ahead_s - thought.latency_s) > self.deadline_s:
-            return f"an observation was {old_s:.3g} s old as it was taken: a sensor stands still, or has another clock"
-        return None
 
     def _begin_step(self, step: int, grid: FixedGrid) -> None:
         statistics = self.statistics

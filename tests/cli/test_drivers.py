@@ -15,6 +15,7 @@ from robopolicy.control.profile import read_profile
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots import FakeRobot
 from robopolicy.control.server import open_policy
+from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.model.checkpoint import save_policy
 from robopolicy.types import Observation
 from tests.exporting import ARM, make_policy
@@ -79,7 +80,7 @@ def test_a_policy_behind_a_server_is_driven_by_as_its_folder_is(tmp_path):
     made.config = replace(made.config, data=DataConfig(frame_stride=3), execution=ExecutionConfig("ensemble", 3))
     save_policy(made, tmp_path / "run", {"control_dt": 0.05})
     policy, spec = open_policy(tmp_path / "run")
-    with running_server(policy, spec) as server:
+    with running_server(policy, spec, KeyMapping(instruction=("task",))) as server:
         here, there = (
             driver_of(_parser().parse_args([*words, "--robot", "sim"]))
             for words in ([str(tmp_path / "run")], ["--server", f"127.0.0.1:{server.port}"])
