@@ -86,7 +86,7 @@ def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> li
             path = write_video(pictures, folder / f"{name}_{episode.seed}.mp4", fps)
             data = base64.b64encode(path.read_bytes()).decode()
             caption = f"seed {episode.seed}: {html.escape(episode.instruction)}, {episode.steps} steps"
-            video = f"<video controls loop muted autoplay width=256 src='data:video/mp4;base64,{data}'></video>"
+            video = f"<video controls loop muted autoplay height=256 src='data:video/mp4;base64,{data}'></video>"
             figures.append(f"<figure>{video}<figcaption>{caption}</figcaption></figure>")
         if figures:
             parts.append(f"<h2>{title}</h2>{''.join(figures)}")
