@@ -181,10 +181,21 @@ class HeadConfig:
     """Hidden widths of the action head's perceptrons."""
     modes: int = 5
     """Mixture components, for `head: gmm`."""
+    min_std: float = 0.01
+    """Least standard deviation of a component, for `head: gmm`."""
+    bins: int = 256
+    """Bins of each arm column over [-1, 1], for `head: discrete`."""
+    pooling_heads: int = 1
+    """Attention heads of the poolings `attention` and `resampler`."""
+    pooling_depth: int = 2
+    """Layers of the pooling `resampler`."""
+    attention_heads: int = 8
+    """Attention heads of the cell `transformer`."""
 
     def __post_init__(self) -> None:
-        sizes = ("window", "chunk", "layers", "hidden", "latent", "head_widths", "modes")
-        _expect(self, "head", "1 or more", *sizes)
+        sizes = ("window", "chunk", "layers", "hidden", "latent", "head_widths", "modes", "bins")
+        _expect(self, "head", "1 or more", *sizes, "pooling_heads", "pooling_depth", "attention_heads")
+        _expect(self, "head", "above 0", "min_std")
         _expect(self, "head", "0 or more, below 1", "dropout")
         _require(
             not (self.cell == "transformer" and self.history == "carry"),

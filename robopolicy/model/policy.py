@@ -82,6 +82,7 @@ class ChunkPolicy(nn.Module):
         self.text = make_reader(encoder, self.vocabulary) if self.vocabulary else None
         text_tokens = self.text.token_count if self.text is not None else 0
         self.encoder = make_encoder(encoder, self._scaled(self.obs), text_tokens, self._scaled(self.targets))
+        options = {"gmm": {"modes": head.modes, "min_std": head.min_std}, "discrete": {"bins": head.bins}}
         self.head = PolicyHead(
             self.encoder.token_width,
             self.action_normalizer.learned_spec,
@@ -96,7 +97,10 @@ class ChunkPolicy(nn.Module):
             dropout=head.dropout,
             head=head.head,
             head_widths=head.head_widths,
-            **({"modes": head.modes} if head.head == "gmm" else {}),
+            attention_heads=head.attention_heads,
+            pooling_heads=head.pooling_heads,
+            pooling_depth=head.pooling_depth,
+            **options.get(head.head, {}),
         )
         self.term_weights = dict(config.loss.terms)
         self.added_terms, self.contributed_terms = nn.ModuleList(), nn.ModuleList()

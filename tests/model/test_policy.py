@@ -221,6 +221,17 @@ def test_each_terms_gradient_reaches_what_it_should(term, reached):
     assert gradients(policy, term, make_batch("pixels")) == reached
 
 
+def test_every_size_of_the_head_is_an_option_of_the_config():
+    """A hidden width that eight attention heads don't divide left a user of YAML without a way."""
+    policy = make_policy(cell="transformer", attention_heads=2, pooling="resampler", pooling_heads=4, pooling_depth=1)
+    assert policy.head.rnn.blocks[0].heads == 2
+    assert [layer.heads for layer in policy.head.pooling.layers] == [4]
+    assert make_policy(head="discrete", bins=16).head.action_head.actions.mlp[-1].out_features == K * 16 * len(
+        SPEC.arm_columns
+    )
+    assert make_policy(head="gmm", modes=3, min_std=0.1).head.action_head.min_std == 0.1
+
+
 def test_choosing_reaches_the_encoder_from_the_linear_policy():
     """The chooser would be left with the policy's own gradient, that of scenes learned by heart."""
     cubes = {"cube_red": ArraySpec((3,)), "cube_blue": ArraySpec((3,))}
