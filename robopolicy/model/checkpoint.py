@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from robopolicy.config import config_from_dict, config_to_dict
@@ -64,7 +65,10 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
     }
     _replace(folder / CONFIG, lambda path: path.write_text(config))
     _replace(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1)))
-    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    try:
+        _replace(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    except SafetensorError as error:
+        raise OSError(f"{folder / WEIGHTS} could not be written: {error}; what was there before is kept") from error
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What happens beside the steps: validation, selection, checkpoints, exact resume, the progress bar."""
+"""What happens beside the steps: validation, selection, checkpoints, exact resume."""
 
 import json
 import math
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import distributed
 
 from robopolicy.model.policy import ChunkPolicy
@@ -225,41 +224,6 @@ class RunKeeper(Callback):
         partial = self.run_dir / f"{METRICS_FILE}.partial"
         partial.write_text(json.dumps(metrics, indent=1) + "\n")
         os.replace(partial, self.run_dir / METRICS_FILE)
-
-
-class ConsoleProgress(Callback):
-    """A rich progress bar, refreshed every `LOG_EVERY` steps; for a terminal."""
-
-    def __init__(self, keeper: RunKeeper, max_steps: int) -> None:
-        self.keeper = keeper
-        self.max_steps = max_steps
-        self._bar = Progress(
-            TextColumn("train {task.completed}/{task.total}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            refresh_per_second=2,
-        )
-
-    def on_train_start(self, trainer: Trainer, pl_module: PolicyTraining) -> None:
-        """Show the bar."""
-        self._task = self._bar.add_task("train", total=self.max_steps, completed=trainer.global_step, figures="")
-        self._bar.start()
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Move the bar now and then."""
-        if trainer.global_step % LOG_EVERY and not trainer.should_stop:
-            return
-        last = {kind: rows[-1] for kind, rows in self.keeper.history.items() if rows}
-        figures = [f"{kind} {last[kind].get('loss', last[kind].get('rate')):.4g}" for kind in last]
-        timer = self.keeper.timer
-        figures.append(f"{timer.step_ms:.1f} ms/step, {100 * timer.data_fraction:.1f} % data")
-        self._bar.update(self._task, completed=trainer.global_step, figures="  ".join(figures))
-
-    def teardown(self, *_: Any, **__: Any) -> None:
-        """Leave the terminal as it was, whatever ended the run."""
-        self._bar.stop()
 
 
 def gathered(value: Any) -> list[Any]:

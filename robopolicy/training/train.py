@@ -28,9 +28,10 @@ from robopolicy.model.checkpoint import CONFIG, DESCRIPTION, load_policy, save_p
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
 from robopolicy.training.augmentation import Augmentation
-from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, ConsoleProgress, RandomState, RunKeeper
+from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, RandomState, RunKeeper
 from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.module import PolicyTraining, Schedule
+from robopolicy.training.progress import ConsoleProgress, LogProgress
 from robopolicy.training.timing import StepTimer
 
 LOG = logging.getLogger(__name__)
@@ -105,10 +106,10 @@ def train(
         eval_every=config.training.eval_every,
         facts={"parameters": sum(parameter.numel() for parameter in policy.parameters()), "provenance": provenance},
     )
-    bar = [ConsoleProgress(keeper, config.training.max_steps)] if sys.stdout.isatty() else []
+    progress = (ConsoleProgress if sys.stdout.isatty() else LogProgress)(keeper, config.training.max_steps)
     _write_config(config, run_dir)
     with quiet_lightning(), _stop_on_signal(keeper):
-        own = [RandomState(config.training.seed), *callbacks, keeper, *bar, timer]
+        own = [RandomState(config.training.seed), *callbacks, keeper, progress, timer]
         trainer = make_trainer(config, run_dir, own, timer.fetch)
         trainer.fit(module, datamodule=data, ckpt_path=run_dir / RESUME_FILE if resume else None, weights_only=True)
     if keeper.stop_requested and not keeper.finished:

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
 from robopolicy.model import checkpoint
@@ -156,3 +157,15 @@ def test_what_only_trained_the_policy_is_not_saved_with_it(tmp_path):
     save_policy(policy, tmp_path / "run")
     rows, _ = load_policy(tmp_path / "run").act(observation(), policy.initial_state(2))
     assert torch.equal(rows, policy.act(observation(), policy.initial_state(2))[0])
+
+
+def test_weights_that_could_not_be_written_are_an_error_of_the_system_that_names_the_file(tmp_path, monkeypatch):
+    """On a full disk, safetensors' own error type came through as a traceback."""
+
+    def full_disk(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(OSError, match=r"policy\.safetensors could not be written: I/O error: No space left"):
+        save_policy(make_policy(), tmp_path)
+    assert not list(tmp_path.glob("*.safetensors*"))
