@@ -286,7 +286,7 @@ class Command:
     joint_position_rad: np.ndarray
     """(joints,) target angles [rad]."""
     gripper_opening_m: float
-    """Distance between the fingers [m]."""
+    """Distance between the fingers [m]; nan leaves them as they are."""
     stamp_s: float
     """When it is meant to hold, on the control loop's clock [s]."""
 

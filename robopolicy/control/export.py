@@ -5,7 +5,6 @@ what remains outside is turning the instruction into word numbers, which `runtim
 """
 
 import json
-import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from robopolicy.model.checkpoint import load_policy, read_provenance
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import VocabularyText
 
-logger = logging.getLogger("robopolicy.export")
 
 TOLERANCE = 1e-4
 """Largest difference to torch that a float32 export may show, relative to each action column's range."""
@@ -67,7 +65,6 @@ def export_policy(
     manifest = _manifest(graph, PolicySpec.of(policy, read_provenance(folder)), format, file, int8)
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
     error = _largest_error(policy, out)
-    logger.info("largest difference to torch: %.2g of an action column's range", error)
     if not int8 and not error <= TOLERANCE:
         (out / MANIFEST).unlink()
         raise ExportError(f"{out}: the graph differs from torch by {error:.2g} of an action's range; nothing exported")

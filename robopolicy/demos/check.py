@@ -103,7 +103,7 @@ def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[st
             report.action_spec = action_spec_of(reader, report.actions.values())
     report.findings += set_findings(report.keys, len(report.lengths), report.instructions, report.filter_keys)
     if report.action_spec is not None:
-        report.findings += action_findings(report.actions, report.action_spec)
+        report.findings += action_findings(report.actions, report.action_spec, report.told)
     return report
 
 
@@ -142,7 +142,7 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
         report.findings.append(Finding("problem", text, name))
         return
     report.lengths[name] = len(demo)
-    report.instructions[demo.instruction] += 1
+    report.told[name] = demo.instruction
     report.actions[name] = demo.actions
     problems = list(demo_problems(demo, clock, report.rate_hz))
     for key, values in {"actions": demo.actions, **demo.obs}.items():

@@ -25,7 +25,8 @@ class FileReport:
     """Steps of each readable demo."""
     keys: dict[str, KeySummary] = field(default_factory=dict)
     """`actions` and every observation key."""
-    instructions: Counter[str | None] = field(default_factory=Counter)
+    told: dict[str, str | None] = field(default_factory=dict)
+    """The instruction of each readable demo."""
     action_spec: ActionSpec | None = None
     """None where no demo is readable, or their actions differ in width."""
     actions: dict[str, np.ndarray] = field(default_factory=dict)
@@ -33,6 +34,11 @@ class FileReport:
     sheet: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Per camera, one row of pictures (frames, height, width, 3) for each of a few demos."""
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def instructions(self) -> Counter[str | None]:
+        """How many demos were told what."""
+        return Counter(self.told.values())
 
     @property
     def problems(self) -> list[Finding]:

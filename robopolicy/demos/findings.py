@@ -1,6 +1,7 @@
 """Judgements on demos: what is wrong with one, and what is odd about a set of them."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -107,15 +108,23 @@ def set_findings(
         yield Finding("problem", f"{len(shared)} demos are in mask/train and in mask/valid: {', '.join(shared[:3])}")
 
 
-def action_findings(actions: Mapping[str, np.ndarray], spec: ActionSpec) -> Iterator[Finding]:
-    """What the actions (T, width) of each demo show: grippers that stay still, repetition, range."""
+def action_findings(
+    actions: Mapping[str, np.ndarray], spec: ActionSpec, told: Mapping[str, str | None] | None = None
+) -> Iterator[Finding]:
+    """What the actions (T, width) of each demo show: grippers that stay still, repetition, range.
+
+    A gripper that stays still is compared with the other demos that were `told` the same.
+    """
+    told = told or {}
     for column in (*spec.gripper_columns, *spec.continuous_gripper):
         still = [name for name, rows in actions.items() if np.ptp(rows[:, column]) == 0]
-        if 0 < len(still) <= len(actions) / 2:
-            text = f"the gripper (action {column}) never moves; in most demos it does"
-            yield from (Finding("problem", text, name) for name in still)
-        elif still:
-            yield Finding("note", f"the gripper (action {column}) never moves in {len(still)} of {len(actions)} demos")
+        all_told, still_told = Counter(told.get(name) for name in actions), Counter(told.get(name) for name in still)
+        odd = [name for name in still if still_told[told.get(name)] <= all_told[told.get(name)] / 2]
+        text = f"the gripper (action {column}) never moves; in most demos of the same instruction it does"
+        yield from (Finding("problem", text, name) for name in odd)
+        if len(still) > len(odd):
+            count = len(still) - len(odd)
+            yield Finding("note", f"the gripper (action {column}) never moves in {count} of {len(actions)} demos")
     arms = [spec.split(rows)[0] for rows in actions.values()]
     low, high = min(rows.min(initial=0) for rows in arms), max(rows.max(initial=0) for rows in arms)
     if spec.kind != "absolute" and (low < -1 or high > 1):

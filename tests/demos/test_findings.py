@@ -86,6 +86,14 @@ def test_a_gripper_that_no_demo_moves_is_only_noted():
     assert [f.severity for f in action_findings(actions, SPEC)] == ["note"]
 
 
+def test_a_gripper_is_compared_with_demos_of_the_same_instruction():
+    """In a chain of tasks some links only touch; `check` called each of them faulty."""
+    actions = {f"demo_{i}": grasp(moves=i > 0) for i in range(4)}
+    told = dict.fromkeys(actions, "lift the cube")
+    assert [f.severity for f in action_findings(actions, SPEC, told)] == ["problem"]
+    assert [f.severity for f in action_findings(actions, SPEC, {**told, "demo_0": "touch the cube"})] == ["note"]
+
+
 def test_repeated_actions_and_actions_beyond_the_bounds_are_noted():
     """The copycat risk, and expert actions that a clamp would cut."""
     rows = np.c_[np.repeat([[0.5, 1.5], [0.2, -0.3]], 5, axis=0), np.r_[-np.ones(5), np.ones(5)]]
