@@ -5,6 +5,7 @@ what remains outside is turning the instruction into word numbers, which `runtim
 """
 
 import json
+import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -23,7 +24,6 @@ from robopolicy.control.spec import PolicySpec
 from robopolicy.model.checkpoint import load_policy, read_provenance
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import VocabularyText
-
 
 TOLERANCE = 1e-4
 """Largest difference to torch that a float32 export may show, relative to each action column's range."""
