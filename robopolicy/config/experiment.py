@@ -1,44 +1,16 @@
-"""What an experiment is, as frozen dataclasses: one declaration is the YAML schema, the `--help` text and the type check.
+"""What an experiment is: one declaration is the YAML schema, the `--help` text and the type check.
 
-`read_config` reads a YAML file and dotted overrides; a key that no dataclass has is refused, and contradictions are
-refused in the words of the command line. Modules take plain arguments; only `policy.py`, `train.py` and `cli.py` see
-these objects.
+Contradictions are refused in the words of the command line.
 """
 
-import json
-import re
-from argparse import ArgumentError
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+from robopolicy.config.checks import expect, require
 
 Normalization: TypeAlias = Literal["min-max", "mean-std", "quantile", "none"]
 Strategy: TypeAlias = Literal["receding", "ensemble", "freeze"]
-
-
-LIST_OPTIONS = (
-    "--data.files",
-    "--data.file_weights",
-    "--data.obs_keys",
-    "--data.cameras",
-    "--data.target_keys",
-    "--data.arm",
-    "--data.gripper",
-    "--head.head_widths",
-    "--loss.arm_weights",
-    "--optimizer.betas",
-)
-"""Options that take several values after one another."""
-
-
-class ConfigError(ValueError):
-    """A configuration that can't be used; the message is one line in the words of the command line."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +53,12 @@ class DataConfig:
     """Binary gripper columns of the action rows; null: from the file, or by the default rule."""
 
     def __post_init__(self) -> None:
-        _expect(self, "data", "1 or more", "train_demos", "batch_size", "segment", "frame_stride")
-        _expect(self, "data", "above 0", "file_weights")
-        _expect(self, "data", "0 or more", "num_workers")
-        _expect(self, "data", "0 .. 1", "first_step_share")
-        _expect(self, "data", "0 or more, below 1", "valid_fraction")
-        _require(
+        expect(self, "data", "1 or more", "train_demos", "batch_size", "segment", "frame_stride")
+        expect(self, "data", "above 0", "file_weights")
+        expect(self, "data", "0 or more", "num_workers")
+        expect(self, "data", "0 .. 1", "first_step_share")
+        expect(self, "data", "0 or more, below 1", "valid_fraction")
+        require(
             not self.file_weights or len(self.file_weights) == len(self.files),
             f"--data.file_weights has {len(self.file_weights)} entries for {len(self.files)} --data.files; give one each",
         )
@@ -147,10 +119,10 @@ class EncoderConfig:
     """For `transformers`: how an instruction is put to the backbone."""
 
     def __post_init__(self) -> None:
-        _expect(self, "encoder", "1 or more", "width")
-        _expect(self, "encoder", "0 or more", "hidden", "lora_rank")
+        expect(self, "encoder", "1 or more", "width")
+        expect(self, "encoder", "0 or more", "hidden", "lora_rank")
         told = f"--encoder.hidden is 0; expected 1 or more with --encoder.kind {self.kind}"
-        _require(self.hidden > 0 or self.kind == "precomputed", told)
+        require(self.hidden > 0 or self.kind == "precomputed", told)
 
 
 @dataclass(frozen=True)
@@ -194,14 +166,14 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         sizes = ("window", "chunk", "layers", "hidden", "latent", "head_widths", "modes", "bins")
-        _expect(self, "head", "1 or more", *sizes, "pooling_heads", "pooling_depth", "attention_heads")
-        _expect(self, "head", "above 0", "min_std")
-        _expect(self, "head", "0 or more, below 1", "dropout")
-        _require(
+        expect(self, "head", "1 or more", *sizes, "pooling_heads", "pooling_depth", "attention_heads")
+        expect(self, "head", "above 0", "min_std")
+        expect(self, "head", "0 or more, below 1", "dropout")
+        require(
             not (self.cell == "transformer" and self.history == "carry"),
             "--head.cell transformer with --head.history carry: a transformer has no state to carry; use window, lstm or gru",
         )
-        _require(
+        require(
             not (self.cell == "none" and self.history == "carry"),
             "--head.cell none with --head.history carry: there is no memory to carry; use --head.history none",
         )
@@ -220,8 +192,8 @@ class LossConfig:
     """Weight of each arm dimension; empty: all 1."""
 
     def __post_init__(self) -> None:
-        _expect(self, "loss", "above 0", "huber_delta")
-        _expect(self, "loss", "0 or more", "terms", "arm_weights")
+        expect(self, "loss", "above 0", "huber_delta")
+        expect(self, "loss", "0 or more", "terms", "arm_weights")
 
 
 @dataclass(frozen=True)
@@ -248,10 +220,10 @@ class OptimizerConfig:
     """Evaluate with an exponential moving average of the weights, decay min(0.999, (1 + n) / (10 + n))."""
 
     def __post_init__(self) -> None:
-        _expect(self, "optimizer", "above 0", "lr", "clip_norm")
-        _expect(self, "optimizer", "0 or more", "encoder_lr_scale", "min_lr_scale", "warmup_steps", "weight_decay")
-        _expect(self, "optimizer", "0 or more, below 1", "betas")
-        _expect(self, "optimizer", "1 or more", "accumulate")
+        expect(self, "optimizer", "above 0", "lr", "clip_norm")
+        expect(self, "optimizer", "0 or more", "encoder_lr_scale", "min_lr_scale", "warmup_steps", "weight_decay")
+        expect(self, "optimizer", "0 or more, below 1", "betas")
+        expect(self, "optimizer", "1 or more", "accumulate")
 
 
 @dataclass(frozen=True)
@@ -281,9 +253,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         every = ("valid_every", "checkpoint_every", "eval_every")
-        _expect(self, "training", "1 or more", "max_steps", "eval_episodes", "tbptt", *every)
-        _expect(self, "training", "above 0", "max_minutes")
-        _expect(self, "training", "0 .. 4294967295", "seed")
+        expect(self, "training", "1 or more", "max_steps", "eval_episodes", "tbptt", *every)
+        expect(self, "training", "above 0", "max_minutes")
+        expect(self, "training", "0 .. 4294967295", "seed")
 
 
 @dataclass(frozen=True)
@@ -300,8 +272,8 @@ class ExecutionConfig:
     """Logit beyond which the gripper changes its mind; 0 switches at 0."""
 
     def __post_init__(self) -> None:
-        _expect(self, "execution", "1 or more", "replan_every")
-        _expect(self, "execution", "0 or more", "ensemble_decay", "gripper_hysteresis")
+        expect(self, "execution", "1 or more", "replan_every")
+        expect(self, "execution", "0 or more", "ensemble_decay", "gripper_hysteresis")
 
 
 @dataclass(frozen=True)
@@ -332,8 +304,8 @@ class RandomizationConfig:
     """Standard deviation of noise on every low-dimensional reading but the privileged ones [m, rad]."""
 
     def __post_init__(self) -> None:
-        _expect(self, "randomization", "0 or more", *vars(self))
-        _expect(self, "randomization", "0 or more, below 1", "friction", "mass")
+        expect(self, "randomization", "0 or more", *vars(self))
+        expect(self, "randomization", "0 or more, below 1", "friction", "mass")
 
     @property
     def active(self) -> bool:
@@ -359,154 +331,12 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         segment = self.data.segment
-        _require(
+        require(
             segment is None or segment >= self.head.window,
             f"--data.segment {segment} is shorter than --head.window {self.head.window}; windows are cut from segments",
         )
-        _require(
+        require(
             self.execution.replan_every <= self.head.chunk,
             f"--execution.replan_every {self.execution.replan_every} is more than the --head.chunk {self.head.chunk} "
             "actions there are",
         )
-
-
-def read_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """An experiment from a YAML file and dotted overrides such as `["--head.window", "16"]`.
-
-    Raises:
-        ConfigError: the file is missing or no mapping, a key is unknown, or a value has the wrong type.
-    """
-    if path is not None:
-        check_config_file(path)
-    parser = experiment_parser()
-    return _parsed(
-        lambda: parser.parse_args(
-            collect_lists(overrides), namespace=parser.parse_path(str(path)) if path is not None else None
-        ),
-        source=str(path or "command line"),
-    )
-
-
-def experiment_parser() -> ArgumentParser:
-    """The parser whose options are the fields of `ExperimentConfig`; it also prints their `--help`."""
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(ExperimentConfig, None)
-    return parser
-
-
-def collect_lists(arguments: Sequence[str]) -> list[str]:
-    """Turn `--data.files a b` into the one value a list option takes, so that one file is as good as several."""
-    collected: list[str] = []
-    place = 0
-    while place < len(arguments):
-        option = arguments[place]
-        place += 1
-        values = []
-        while option in LIST_OPTIONS and place < len(arguments) and not arguments[place].startswith("--"):
-            values.append(arguments[place])
-            place += 1
-        already_list = len(values) == 1 and (values[0].startswith("[") or values[0] == "null")
-        collected += [option, *values] if not values or already_list else [option, json.dumps(values)]
-    return collected
-
-
-def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
-    """Plain dictionaries and lists, as YAML and JSON write them; `config_from_dict` reads it back."""
-    return _plain(asdict(config))
-
-
-def config_from_dict(values: Mapping[str, Any], source: str = "config") -> ExperimentConfig:
-    """The inverse of `config_to_dict`, with the same checks as `read_config`."""
-    parser = experiment_parser()
-    return _parsed(lambda: parser.parse_object(dict(values)), source=source)
-
-
-def _parsed(parse: Callable[[], Namespace], source: str) -> ExperimentConfig:
-    try:
-        values = experiment_parser().instantiate(parse())
-        return ExperimentConfig(**{name: getattr(values, name) for name in ExperimentConfig.__dataclass_fields__})
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"{source}: {plain_message(error)}") from error
-
-
-def plain_message(error: Exception) -> str:
-    """What the parser found and what it expected, in one line and the words of the command line."""
-    message = " ".join(str(error).split())
-    for pattern in _WRONG_TYPE:
-        if found := pattern.fullmatch(message):
-            expected = found["types"]
-            for jargon, plain in _PLAIN_TYPES:
-                expected = re.sub(jargon, plain, expected)
-            key = found["key"] if "." in found["key"] else found["key"].replace("_", "-")
-            return f"--{key} is {found['value']}; expected {expected}"
-    return message
-
-
-def check_config_file(path: str | Path) -> None:
-    """Refuse what is no YAML file with options in it.
-
-    Raises:
-        ConfigError: there is no such file, it is no text, no YAML, or holds no mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} config file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        found = "the file is empty" if values is None else f"it holds a {type(values).__name__}"
-        raise ConfigError(f"{path}: {found}; expected options, such as `task: lift`")
-
-
-_WRONG_TYPE = (
-    re.compile(r'Parser key "(?P<key>[^"]+)": Expected an? (?P<types>.+?)\. Got value: (?P<value>.*)'),
-    re.compile(
-        r'Parser key "(?P<key>[^"]+)": Does not validate against any of the Union subtypes '
-        r"Subtypes: \[(?P<types>.*)\] Errors: .*Given value: (?P<value>.*)"
-    ),
-)
-_PLAIN_TYPES = (
-    (r"typing\.|collections\.abc\.", ""),
-    (r"Literal\[(.*?)\]", r"one of \1"),
-    (r"<class 'NoneType'>", "null"),
-    (r"<class '(\w+)'>", r"\1"),
-    (r", null$", " or null"),
-)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-_RANGES: dict[str, Callable[[float], bool]] = {
-    "1 or more": lambda number: number >= 1,
-    "0 or more": lambda number: number >= 0,
-    "above 0": lambda number: number > 0,
-    "0 .. 1": lambda number: 0 <= number <= 1,
-    "0 or more, below 1": lambda number: 0 <= number < 1,
-    "0 .. 4294967295": lambda number: 0 <= number < 2**32,
-}
-"""What may be expected of a number."""
-
-
-def _expect(section: object, prefix: str, expected: str, *names: str) -> None:
-    """Refuse a number, or one in a list or table, that is not as `expected`; null is no number."""
-    for name in names:
-        value = getattr(section, name)
-        many = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
-        holds = all(number is None or _RANGES[expected](number) for number in many)
-        shown = list(value) if isinstance(value, tuple) else value
-        _require(holds, f"--{prefix}.{name} is {shown}; expected {expected}")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)

@@ -7,7 +7,7 @@ import pytest
 
 from robopolicy.config import ConfigError, ExperimentConfig, config_from_dict, config_to_dict, read_config
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def write(path: Path, text: str) -> Path:
