@@ -1,6 +1,6 @@
 """ChunkPolicy = normalize -> encode -> pool -> recur -> head -> unnormalize; nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -103,17 +103,21 @@ class ChunkPolicy(nn.Module):
             **options.get(head.head, {}),
         )
         self.term_weights = dict(config.loss.terms)
-        self.added_terms, self.contributed_terms = nn.ModuleList(), nn.ModuleList()
-        if "forward" in config.loss.terms:
-            self.added_terms.append(ForwardPrediction(head.latent * head.hidden, self.head.pooled_width))
-        if "remember" in config.loss.terms:
-            widths = {key: spec.width for key, spec in self._scaled(self.targets).items()}
-            self.added_terms.append(TargetPrediction(head.latent * head.hidden, widths))
         if self.encoder.chosen_width:
-            arm = self.action_normalizer.learned_spec.arm_width
-            self.added_terms.append(LinearPolicy(self.encoder.chosen_width, arm))
             self.term_weights.setdefault("choose", 1.0)
+        self.added_terms, self.contributed_terms = nn.ModuleList(self._own_terms()), nn.ModuleList()
         self._prepared: dict[tuple[str | None, ...], Tensor] = {}
+
+    def _own_terms(self) -> Iterator[nn.Module]:
+        """The providers of terms that are weighted and belong to no encoder or head."""
+        head = self.config.head
+        hidden = head.latent * head.hidden
+        if "forward" in self.term_weights:
+            yield ForwardPrediction(hidden, self.head.pooled_width)
+        if "remember" in self.term_weights:
+            yield TargetPrediction(hidden, {key: spec.width for key, spec in self._scaled(self.targets).items()})
+        if self.encoder.chosen_width:
+            yield LinearPolicy(self.encoder.chosen_width, self.action_normalizer.learned_spec.arm_width)
 
     @property
     def obs_keys(self) -> tuple[str, ...]:
