@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
+from robopolicy.components import ConfigError
 
-class ConfigError(ValueError):
-    """A configuration that can't be used; the message is one line in the words of the command line."""
-
+__all__ = ["RANGES", "ConfigError", "expect", "require"]
 
 RANGES: dict[str, Callable[[float], bool]] = {
     "1 or more": lambda number: number >= 1,

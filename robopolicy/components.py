@@ -1,0 +1,261 @@
+"""The registry of components: which kinds each family has, the options of each kind, and where it comes from.
+
+A component is one file: a frozen dataclass of its options, the class (or function) that builds it, and
+
+    @register("memory", "lstm", LSTMOptions)
+
+above it. The file lies in the family's package and is named after the kind, so that nothing else has to list it and
+only the kinds that are asked for are imported. Components of other packages come from the entry-point group
+`robopolicy.components` (entries named `<family>.<kind>`), or from modules given to `load_plugins`. A run folder, demo
+file or model card never causes an import.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+FAMILIES: Mapping[str, str] = {
+    "encoder": "robopolicy.model.encoders",
+    "text": "robopolicy.model.texts",
+    "pooling": "robopolicy.model.poolings",
+    "memory": "robopolicy.model.memories",
+    "action_head": "robopolicy.model.action_heads",
+    "loss": "robopolicy.training.losses",
+    "augmentation": "robopolicy.training.augmentations",
+    "execution": "robopolicy.control.execution",
+    "task": "robopolicy.sim.tasks",
+    "robot": "robopolicy.control.robots",
+    "demo_format": "robopolicy.demos.formats",
+    "key_mapping": "robopolicy.control.serving.mappings",
+}
+"""Family -> the package whose modules are its built-in kinds. Modules named `_...` or `base` are not kinds."""
+
+GROUP = "robopolicy.components"
+"""Entry-point group of installed plug-ins."""
+
+_T = TypeVar("_T")
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be used; the message is one line in the words of the command line."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For kinds without options."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One kind of one family."""
+
+    family: str
+    kind: str
+    make: Callable[..., Any]
+    """Builds it; the first argument is the options, the others are those of the family's contract."""
+    options: type
+    """Frozen dataclass of its options."""
+    origin: str
+    """`robopolicy`, or the plug-in it comes from."""
+
+
+_registered: dict[tuple[str, str], Component] = {}
+_by_options: dict[type, Component] = {}
+_plugin: list[str] = []
+"""Name of the plug-in whose import is under way, innermost last."""
+
+
+def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T], _T]:
+    """Decorator: make a class or function known as `kind` of `family`.
+
+    Args:
+        family: one of `FAMILIES`.
+        kind: name in configs and on the command line; for built-in kinds also the file's name.
+        options: frozen dataclass of the kind's options, each with a default and a docstring below it. One dataclass
+            belongs to one kind: derive a subclass to share fields.
+
+    Raises:
+        ConfigError: the family is unknown, the options are not a frozen dataclass or belong to another kind, or
+            another module has registered the same kind.
+    """
+    _require_family(family)
+    if not (is_dataclass(options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise ConfigError(f"{family} {kind!r}: options must be a frozen dataclass, got {options!r}")
+
+    def add(made: _T) -> _T:
+        module = getattr(made, "__module__", "?")
+        package = module.partition(".")[0]
+        component = Component(family, kind, made, options, _plugin[-1] if _plugin else package)  # type: ignore[arg-type]
+        before = _registered.get((family, kind))
+        if before is not None and getattr(before.make, "__module__", "?") != module:
+            raise ConfigError(
+                f"{family} {kind!r} is provided twice: by {before.origin} ({before.make.__module__}) and by "
+                f"{component.origin} ({module}); rename one of them"
+            )
+        owner = _by_options.get(options)
+        if options is not NoOptions and owner is not None and (owner.family, owner.kind) != (family, kind):
+            raise ConfigError(
+                f"{options.__name__} holds the options of {owner.family} {owner.kind!r}; {family} {kind!r} needs a "
+                "dataclass of its own (a subclass will do)"
+            )
+        _registered[family, kind] = component
+        _by_options[options] = component
+        return made
+
+    return add
+
+
+def component(family: str, kind: str) -> Component:
+    """The kind called `kind`; imports its file, and no other.
+
+    Raises:
+        ConfigError: there is no such kind (those that exist are listed), or its plug-in fails to import.
+    """
+    _require_family(family)
+    if (family, kind) not in _registered:
+        if kind in _built_in(family):
+            import_module(f"{FAMILIES[family]}.{kind}")
+        else:
+            _load_entry_point(family, kind)
+    if (family, kind) not in _registered:
+        raise ConfigError(f"{family} {kind!r} is unknown; choose one of {', '.join(kinds(family))}")
+    return _registered[family, kind]
+
+
+def component_of(options: Any) -> Component:
+    """The component that these options, an instance, belong to.
+
+    Raises:
+        ConfigError: they are not the options of a registered kind.
+    """
+    found = _by_options.get(type(options))
+    if found is None or type(options) is NoOptions:
+        raise ConfigError(f"{type(options).__name__} is not the options of any registered component")
+    return found
+
+
+def build(options: Any, *args: Any, **context: Any) -> Any:
+    """Make the component that these options belong to; `args` and `context` are those of its family's contract."""
+    return component_of(options).make(options, *args, **context)
+
+
+def kinds(family: str) -> tuple[str, ...]:
+    """Every known kind of a family: built in, from installed entry points, and registered by loaded plug-ins."""
+    _require_family(family)
+    installed = [entry.name.partition(".")[2] for entry in _entry_points() if entry.name.startswith(f"{family}.")]
+    registered = [kind for owner, kind in _registered if owner == family]
+    return tuple(sorted({*_built_in(family), *installed, *registered}))
+
+
+def load_plugins(modules: Iterable[str]) -> None:
+    """Import modules that register components.
+
+    Raises:
+        ConfigError: a module can't be imported; the message names it and why.
+    """
+    for module in modules:
+        _import_plugin(module, module)
+
+
+def options_from(family: str, kind: str, values: Mapping[str, Any], where: str | None = None) -> Any:
+    """Options of a kind from plain values, as a run folder holds them; the values' types are the caller's to check.
+
+    Raises:
+        ConfigError: the kind is unknown, or has no option of one of these names (those it has are listed).
+    """
+    options = component(family, kind).options
+    known = [field.name for field in fields(options)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                f"{where or family}: {family} {kind!r} has no option {name!r}; it has: {', '.join(known) or 'none'}"
+            )
+    return options(**values)
+
+
+# -- checks of options -----------------------------------------------------------------------------------------------------
+
+RANGES: dict[str, Callable[[float], bool]] = {
+    ">= 1": lambda number: number >= 1,
+    ">= 0": lambda number: number >= 0,
+    "> 0": lambda number: number > 0,
+    "0 .. 1": lambda number: 0 <= number <= 1,
+    ">= 0 and < 1": lambda number: 0 <= number < 1,
+    "0 .. 4294967295": lambda number: 0 <= number < 2**32,
+}
+"""What `expect` may ask of a number."""
+
+
+def expect(options: object, prefix: str, expected: str, *names: str) -> None:
+    """Refuse a field, or an entry of a list or mapping, that is not in the range `expected`; None passes.
+
+    Args:
+        options: the dataclass instance, in its `__post_init__`.
+        prefix: its section on the command line, such as `memory`.
+        expected: one of `RANGES`.
+        names: fields to check.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for name in names:
+        value = getattr(options, name)
+        numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+        shown = list(value) if isinstance(value, tuple) else value
+        holds = all(number is None or RANGES[expected](number) for number in numbers)
+        require(holds, f"--{prefix}.{name} must be {expected}, got {shown}")
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise ConfigError with this message unless `holds`."""
+    if not holds:
+        raise ConfigError(message)
+
+
+# -- discovery -------------------------------------------------------------------------------------------------------------
+
+
+def _require_family(family: str) -> None:
+    if family not in FAMILIES:
+        raise ConfigError(f"unknown component family {family!r}; choose one of {', '.join(FAMILIES)}")
+
+
+def _built_in(family: str) -> tuple[str, ...]:
+    """The built-in kinds, by the file names in the family's package; only the package's parents are imported."""
+    spec = find_spec(FAMILIES[family])
+    folders = spec.submodule_search_locations if spec else None
+    files = [path.stem for folder in folders or () for path in Path(folder).glob("*.py")]
+    return tuple(name for name in files if not name.startswith("_") and name != "base")
+
+
+def _entry_points() -> list[metadata.EntryPoint]:
+    return list(metadata.entry_points(group=GROUP))
+
+
+def _load_entry_point(family: str, kind: str) -> None:
+    found = [entry for entry in _entry_points() if entry.name == f"{family}.{kind}"]
+    if len(found) > 1:
+        sources = ", ".join(f"{entry.value} ({_distribution(entry)})" for entry in found)
+        raise ConfigError(f"{family} {kind!r} is provided twice: {sources}; uninstall one of them")
+    for entry in found:
+        _import_plugin(entry.module, _distribution(entry))
+
+
+def _distribution(entry: metadata.EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
+
+
+def _import_plugin(module: str, origin: str) -> None:
+    _plugin.append(origin)
+    try:
+        import_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"plug-in {module} can't be imported: {type(error).__name__}: {reason}") from error
+    finally:
+        _plugin.pop()

@@ -1,0 +1,109 @@
+"""The registry: kinds are found by file name, options are checked, mistakes are one line."""
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from robopolicy import components
+from robopolicy.components import (
+    ConfigError,
+    build,
+    component,
+    component_of,
+    kinds,
+    load_plugins,
+    options_from,
+    register,
+)
+
+
+@dataclass(frozen=True)
+class GatedOptions:
+    """Options of a kind that only these tests have."""
+
+    width: int = 8
+    """Columns."""
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    monkeypatch.setattr(components, "_registered", dict(components._registered))
+    monkeypatch.setattr(components, "_by_options", dict(components._by_options))
+
+
+def test_a_registered_kind_is_built_from_its_options():
+    """Guards against: a component that is known by name but can't be made."""
+
+    @register("memory", "gated", GatedOptions)
+    def make(options, inputs):
+        return options.width, inputs
+
+    assert build(GatedOptions(width=3), 5) == (3, 5)
+    assert component_of(GatedOptions()).kind == "gated"
+    assert "gated" in kinds("memory")
+
+
+def test_an_unknown_kind_lists_the_known_ones():
+    """Guards against: a typo that ends in a traceback or in a default."""
+    register("memory", "gated", GatedOptions)(lambda options: None)
+    with pytest.raises(ConfigError, match=r"memory 'gate' is unknown; choose one of .*gated"):
+        component("memory", "gate")
+
+
+def test_an_unknown_family_lists_the_known_ones():
+    """Guards against: a plug-in that registers where nothing looks."""
+    with pytest.raises(ConfigError, match="unknown component family 'cell'; choose one of encoder"):
+        register("cell", "gated", GatedOptions)
+
+
+def test_an_unknown_option_lists_the_known_ones():
+    """Guards against: an option that is given and silently ignored."""
+    register("memory", "gated", GatedOptions)(lambda options: None)
+    with pytest.raises(ConfigError, match=r"memory 'gated' has no option 'hidden'; it has: width"):
+        options_from("memory", "gated", {"hidden": 3})
+
+
+def test_two_plug_ins_with_one_name_are_refused(tmp_path, monkeypatch):
+    """Guards against: the later of two plug-ins silently replacing the earlier one."""
+    source = "from robopolicy.components import register\n@register('memory', 'twin')\ndef make(options): ...\n"
+    for name in ("plugin_first", "plugin_second"):
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    load_plugins(["plugin_first"])
+    with pytest.raises(ConfigError, match=r"'twin' is provided twice: by plugin_first .* and by plugin_second"):
+        load_plugins(["plugin_second"])
+
+
+def test_a_plug_in_that_fails_to_import_is_named(tmp_path, monkeypatch):
+    """Guards against: a traceback out of a stranger's module."""
+    (tmp_path / "plugin_broken.py").write_text("raise RuntimeError('no such device')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="plug-in plugin_broken can't be imported: RuntimeError: no such device"):
+        load_plugins(["plugin_broken"])
+    with pytest.raises(ConfigError, match="plug-in plugin_absent can't be imported: ModuleNotFoundError"):
+        load_plugins(["plugin_absent"])
+
+
+def test_one_options_class_belongs_to_one_kind():
+    """Guards against: options whose kind can't be told, since two kinds share them."""
+    register("memory", "gated", GatedOptions)(lambda options: None)
+    with pytest.raises(ConfigError, match="GatedOptions holds the options of memory 'gated'"):
+        register("memory", "other", GatedOptions)(lambda options: None)
+
+
+def test_entry_points_are_found_and_imported_when_asked_for(tmp_path, monkeypatch):
+    """Guards against: an installed plug-in that needs a flag, or is imported although nobody asked for it."""
+    (tmp_path / "plugin_installed.py").write_text(
+        "from robopolicy.components import register\n@register('memory', 'matrix')\ndef make(options): return 'made'\n"
+    )
+    info = tmp_path / "installed-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: installed\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[robopolicy.components]\nmemory.matrix = plugin_installed\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "matrix" in kinds("memory")
+    assert "plugin_installed" not in sys.modules
+    found = component("memory", "matrix")
+    assert found.make(None) == "made"
+    assert found.origin == "installed 1.0"
