@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -26,7 +27,7 @@ SECONDS = 30.0
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Drive a robot; gives the exit code: 0, or 1 where the robot had to be stopped."""
+    """Drive a robot; the exit code is 1 if it was stopped, if steps went without an action, or if the record is missing."""
     options = parse(_parser(), arguments)
     driver = driver_of(options)
     with ExitStack() as stack:
@@ -38,7 +39,9 @@ def run(arguments: Sequence[str]) -> int:
                 f"the policy looks at {missing[0]!r}, which robot {options.robot} doesn't show; it has: "
                 f"{', '.join(sorted(robot.observe().obs))}"
             )
-        recorder = _recorder(options, driver, env_args, stack)
+        recorded_before = _demo_count(options.record) if options.record else 0
+        recording = stack.enter_context(ExitStack())
+        recorder = _recorder(options, driver, env_args, recording)
         inference = ThreadedInference(
             robot, driver.stream, options.instruction, cameras=driver.cameras, realtime=options.realtime
         )
@@ -58,8 +61,10 @@ def run(arguments: Sequence[str]) -> int:
         loop.go_home(None if record is None else first_place(record.record, robot.profile))
         with shown(loop.statistics, f"robopolicy run   {options.robot}"):
             loop.run(options.seconds or (SECONDS if record is None else math.inf), _finished(robot, record))
-        followed = summarize(options, loop, robot, record)
-    return 0 if loop.stopped is None and followed else 1
+        recording.close()  # the recorder writes its demo here
+        unrecorded = options.record is not None and _demo_count(options.record) == recorded_before
+        succeeded = summarize(options, loop, robot, record, unrecorded)
+    return 0 if succeeded else 1
 
 
 def _parser() -> ArgumentParser:
@@ -169,6 +174,16 @@ def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]
     if record is not None:
         return lambda: record.finished
     return lambda: getattr(robot, "success", False) or getattr(robot, "failed", False)
+
+
+def _demo_count(path: str) -> int:
+    """Demos in a file; 0 if there is no such file."""
+    from robopolicy.demos.hdf5 import DemoFile
+
+    if not Path(path).exists():
+        return 0
+    with DemoFile(path) as file:
+        return len(file.names)
 
 
 def _recorder(options: Namespace, driver: Driver, env_args: dict[str, Any] | None, stack: ExitStack) -> Recorder | None:

@@ -42,8 +42,18 @@ def shown(statistics: LoopStatistics, title: str) -> Iterator[None]:
             live.update(live_table(statistics, title), refresh=True)
 
 
-def summarize(options: Namespace, loop: ControlLoop, robot: Robot, record: RecordedStream | None) -> bool:
-    """Print and write the figures; gives False where a replay strayed from its record."""
+def summarize(
+    options: Namespace, loop: ControlLoop, robot: Robot, record: RecordedStream | None, unrecorded: bool
+) -> bool:
+    """Print the figures and write them as JSON; False if the run failed in any way.
+
+    Args:
+        options: of the command line.
+        loop: after its run.
+        robot: what it drove.
+        record: the demo that was replayed, if any.
+        unrecorded: whether a recording was asked for and is missing.
+    """
     statistics = loop.statistics
     figures = statistics.to_dict()
     late, latency = figures["deviation_ms"], figures["latency_ms"]
@@ -57,26 +67,31 @@ def summarize(options: Namespace, loop: ControlLoop, robot: Robot, record: Recor
             f"policy    p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms; {statistics.missed_frames} frames missed"
         )
     print(f"limited   {limited} interventions in {statistics.steps} steps: {dict(statistics.limited)}")
-    followed = True
+    failures = [statistics.failure] if statistics.failure else []
     if record is not None:
         figures["replay"] = outcome = record.outcome()
-        followed = outcome["followed"]
-        print(
-            f"replayed  {_told(outcome, robot.profile.joint_names, options.speed * record.record.speed_within(robot.profile))}"
-        )
+        speed = options.speed * record.record.speed_within(robot.profile)
+        print(f"replayed  {_told(outcome, robot.profile.joint_names, speed)}")
+        if not outcome["followed"]:
+            failures.append("the robot did not follow the recorded demo to its end")
     success: bool | None = getattr(robot, "success", None)
     if success is not None:
         print(f"success   {'yes' if success else 'no'}")
         figures["success"] = success
     if loop.stopped:
         print(f"stopped   {loop.stopped}")
+    if unrecorded:
+        failures.append(f"nothing was recorded in {options.record}")
+    figures["failures"] = failures
+    for failure in failures:
+        print(f"failed    {failure}")
     if options.json:
         out = Path(options.json)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(figures, indent=2))
-    if options.record or options.json:
-        print(f"result    {options.record or options.json}")
-    return followed
+    if result := options.record if options.record and not unrecorded else options.json:
+        print(f"result    {result}")
+    return loop.stopped is None and not failures
 
 
 def _told(outcome: Mapping[str, Any], joint_names: Sequence[str], slow_enough: float) -> str:

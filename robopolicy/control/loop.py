@@ -27,6 +27,10 @@ HOMING_SHARE = 0.1
 """Share of the robot's velocity, acceleration and jerk used on the way to the home pose."""
 CONTROL_PRIORITY = 20
 """Real-time priority of the control thread, where asked for."""
+POLL_S = 0.001
+"""Spacing of the looks for a chunk between two commands, where no other command comes in time [s]."""
+ACT_S = 0.002
+"""Time kept free before the next command for turning an action into a motion [s]; at most a quarter of its period."""
 
 
 class ControlLoop:
@@ -149,7 +153,7 @@ class ControlLoop:
         self.inference.reset()
         self._arrived: list[Thought] = []
         self._newest_s: float | None = None
-        self._began_s = self._rested_s = self.clock.now()
+        self._began_s = self._rested_s = self._step_s = self.clock.now()
         self._step, self._to_act = -1, False
         self._moved = False
         self._limited: list[str] = []
@@ -161,6 +165,8 @@ class ControlLoop:
                 self._stop(f"the control loop itself stood still for {stood_s:.2f} s", grid)
             if self.stopped is None:
                 self._think(grid)
+            self._wait_within_step(grid)
+        self.statistics.waiting += self._to_act  # cut short by the episode's end
         if self.stopped is None and self._newest_s is None and self.clock.now() >= ends_s:
             self._stop(f"the policy never answered, in {ends_s - self._began_s:g} s", grid)
         self.smoother.brake()
@@ -194,10 +200,44 @@ class ControlLoop:
             self.robot.command(Command(position, self._opening_m, grid.t_s))
 
     def _think(self, grid: FixedGrid) -> None:
-        """Begin each control step once, take what has been thought, act, and watch that thoughts keep coming."""
-        try:
-            if (step := grid.index // self._commands_per_step) > self._step:
+        """Begin each control step once, and act on it when its chunk is there or the patience is over."""
+        step = grid.index // self._commands_per_step
+        if step > self._step and self._to_act:  # ticks were missed: better late than never
+            self._collect(grid)
+            if self.stopped is None:
+                self._act(grid)
+        if step > self._step and self.stopped is None:
+            try:
                 self._begin_step(step, grid)
+            except Exception as error:  # whatever a robot or a network may raise
+                self._stop(f"{type(error).__name__}: {error}", grid)
+        self._act_when_due(grid)
+
+    def _wait_within_step(self, grid: FixedGrid) -> None:
+        """Wait for the chunk between two commands, where the next one already belongs to the next control step.
+
+        With one command per control step, a decision left to the next command would never be taken for its own step.
+        """
+        if (grid.index + 1) // self._commands_per_step == self._step:
+            return
+        period_s = self.robot.command_dt
+        last_s = min(self._step_s + self.patience_s, grid.t_s + period_s - min(ACT_S, period_s / 4))
+        last = False
+        while self._to_act and self.stopped is None and not last:
+            self.clock.sleep_until(min(self.clock.now() + POLL_S, last_s))
+            last = self.clock.now() >= last_s
+            self._act_when_due(grid, last)
+
+    def _act_when_due(self, grid: FixedGrid, last: bool = False) -> None:
+        """Take finished chunks; act on the present step once its own is there, none is due, or the patience is over."""
+        self._collect(grid)
+        over = last or self.clock.now() >= self._step_s + self.patience_s
+        if self.stopped is None and self._to_act and (self._fresh() is not None or not self._due or over):
+            self._act(grid)
+
+    def _collect(self, grid: FixedGrid) -> None:
+        """Take the chunks that were finished, check their time stamps, and stop the robot if none came in time."""
+        try:
             thoughts = self.inference.thoughts()
         except Exception as error:  # whatever a policy, a camera or a network may raise
             self._stop(f"{type(error).__name__}: {error}", grid)
@@ -211,8 +251,6 @@ class ControlLoop:
             self.statistics.latency_s.append(thought.latency_s)
             self.statistics.slack_s.append(self._newest_s + self.executor.control_dt - now_s)
         self._arrived += thoughts
-        if self._to_act and (self._fresh() is not None or not self._due or now_s >= self._step_s + self.patience_s):
-            self._act(grid)
         since_s, limit_s = (
             (self._began_s, self.startup_s) if self._newest_s is None else (self._newest_s, self.deadline_s)
         )
@@ -258,7 +296,9 @@ class ControlLoop:
             action = None
             self.smoother.brake()
             self.statistics.held += self._newest_s is not None
+            self.statistics.waiting += self._newest_s is None
         else:
+            self.statistics.acted += 1
             self.statistics.late_chunks += fresh is None and self._due
             target_rad, kinds = self._aim(action, grid)
             limited += kinds

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+MISSED_SHARE = 0.05
+"""Share of the control steps that may be skipped on a busy computer before the run counts as failed."""
+
 
 def _times() -> array:
     """Eight bytes each: an hour of commands at 1 kHz fits in 29 MB."""
@@ -23,6 +26,10 @@ class LoopStatistics:
     command_dt: float
     steps: int = 0
     """Control steps begun."""
+    acted: int = 0
+    """Control steps in which an action of the policy was aimed for."""
+    waiting: int = 0
+    """Control steps before the policy's first chunk, or cut short by the end of the episode."""
     commands: int = 0
     """Commands sent, or in a dry run computed."""
     overruns: int = 0
@@ -56,7 +63,17 @@ class LoopStatistics:
         """A JSON-ready summary; times as percentiles in milliseconds, of the last so many steps or of all."""
         commands = None if last_steps is None else round(last_steps * self.control_dt / self.command_dt)
         names = ("deviation", "command_deviation", "latency", "slack")
-        counts = ("steps", "commands", "overruns", "missed_steps", "missed_frames", "held", "late_chunks")
+        counts = (
+            "steps",
+            "acted",
+            "idle",
+            "commands",
+            "overruns",
+            "missed_steps",
+            "missed_frames",
+            "held",
+            "late_chunks",
+        )
         return {
             "rate_hz": self.rate_hz,
             **{name: getattr(self, name) for name in counts},
@@ -68,6 +85,21 @@ class LoopStatistics:
             "stops": list(self.stops),
             "stop_ms": [1e3 * time_s for time_s in self.stop_s],
         }
+
+    @property
+    def idle(self) -> int:
+        """Control steps without an action although there should have been one: a failure of the loop or the policy."""
+        return self.steps - self.acted - self.waiting
+
+    @property
+    def failure(self) -> str | None:
+        """Why the loop did not do its work although nothing stopped it; None if it did."""
+        if self.idle:
+            return f"no action in {self.idle} of {self.steps - self.waiting} control steps, {self.held} of them held"
+        begun = self.steps + self.missed_steps
+        if self.missed_steps > MISSED_SHARE * begun:
+            return f"{self.missed_steps} of {begun} control steps were skipped because the loop was late"
+        return None
 
     @property
     def rate_hz(self) -> float:

@@ -27,6 +27,8 @@ START_TIMEOUT_S = 180.0
 """The renderer's kernels may have to be compiled first."""
 MAX_CATCH_UP = 100
 """Physics steps made at once, at most, by a process that was held up; more is time lost."""
+POLL_MARGIN_S = 0.0015
+"""How long before a tick the process stops to wait for requests [s]: a poll's timeout is rounded up to whole ms."""
 SIM_PRIORITY = 30
 """Real-time priority of the simulator's process, where asked for."""
 SUCCESS, FAILED, STOPPED, STAMP = range(ARM_JOINTS, ARM_JOINTS + 4)
@@ -297,18 +299,20 @@ def _simulate(
         position = guard.position(grid.t_s)
         world.advance(position, opening_m, min(ticks, MAX_CATCH_UP))
         state.write(_figures(world, guard.stopped is not None))
+        due_s = grid.t_s + period_s - POLL_MARGIN_S
         try:
-            number, message = pipe.recv() if pipe.poll() else (0, None)
+            while pipe.poll(max(due_s - time.monotonic(), 0.0)):  # an observation must not wait for the next tick
+                number, message = pipe.recv()
+                if message == "close":
+                    return
+                if message == "observe":
+                    pipe.send((number, world.look()))
+                elif message == "stop":
+                    guard.stop("told to")
+                else:
+                    position, opening_m = world.begin(message), world.opening_m
+                    guard, taken = CommandGuard(profile, period_s, position, deadline_s), commands.written
+                    state.write(_figures(world, stopped=False))
+                    pipe.send((number, {"control_dt": world.env.control_dt}))
         except (EOFError, OSError):
             return
-        if message == "close":
-            return
-        if message == "observe":
-            pipe.send((number, world.look()))
-        elif message == "stop":
-            guard.stop("told to")
-        elif message is not None:
-            position, opening_m = world.begin(message), world.opening_m
-            guard, taken = CommandGuard(profile, period_s, position, deadline_s), commands.written
-            state.write(_figures(world, stopped=False))
-            pipe.send((number, {"control_dt": world.env.control_dt}))

@@ -9,6 +9,7 @@ import pytest
 from robopolicy.cli import main
 from robopolicy.cli.run import run
 from robopolicy.config import ConfigError
+from robopolicy.control.loop import ControlLoop
 from robopolicy.demos.hdf5 import DemoFile
 
 
@@ -91,3 +92,29 @@ def test_a_demo_is_replayed_recorded_and_summed_up(tiny_demos, tmp_path, capsys)
     assert told["steps"] >= len(demo)
     assert told["stops"] == []
     assert "success   no" in capsys.readouterr().out
+
+
+def test_one_command_per_control_step_moves_the_robot(tiny_demos, tmp_path):
+    """Guards against: a robot at 20 Hz with 20 commands a second that is never moved, with exit code 0."""
+    record, figures = tmp_path / "run.hdf5", tmp_path / "run.json"
+    arguments = ["--replay", str(tiny_demos), "--robot", "sim", "--task", "reach", "--realtime", "false"]
+    options = ["--command-hz", "20", "--deadline", "20.0", "--record", str(record), "--json", str(figures)]
+    assert run([*arguments, *options]) == 0
+    told = json.loads(figures.read_text())
+    assert told["idle"] == 0
+    assert told["acted"] >= 12
+    with DemoFile(record) as file:
+        assert len(file.read(file.names[0])) == told["acted"]
+
+
+def test_a_run_that_acts_on_nothing_fails_and_announces_no_record(tiny_demos, tmp_path, capsys, monkeypatch):
+    """Guards against: exit code 0 and the name of a recording that was never written."""
+    monkeypatch.setattr(ControlLoop, "_act", lambda loop, grid: setattr(loop, "_to_act", False))
+    record = tmp_path / "run.hdf5"
+    arguments = ["--replay", str(tiny_demos), "--robot", "sim", "--task", "reach", "--realtime", "false"]
+    assert run([*arguments, "--command-hz", "100", "--deadline", "20.0", "--record", str(record)]) == 1
+    said = capsys.readouterr().out
+    assert "failed    no action in" in said
+    assert f"failed    nothing was recorded in {record}" in said
+    assert "result" not in said
+    assert not record.exists()

@@ -389,3 +389,54 @@ def test_a_loop_that_stands_still_while_it_brakes_does_not_leap(fake_robot, fake
     limit = np.array(fake_robot.profile.velocity_rad_s) * fake_robot.command_dt
     assert (np.abs(np.diff(positions, axis=0)) <= limit).all()
     assert not np.diff(positions[-3:], axis=0).any()
+
+
+@pytest.mark.parametrize("command_hz", [20.0, 40.0, 100.0])
+@pytest.mark.parametrize("latency_s", [0.0, 0.004, 0.024])
+def test_every_control_step_is_acted_on_at_any_command_rate(panda, fake_clock, command_hz, latency_s):
+    """Guards against: a loop with one command per control step whose decision always belongs to the step before."""
+    robot = FakeRobot(panda, control_dt=0.05, command_dt=1 / command_hz, clock=fake_clock)
+    recorder = ListRecorder()
+    loop = make_loop(robot, fake_clock, forward, latency_s=latency_s, recorder=recorder, deadline_s=0.2)
+    statistics = loop.run(4.0)
+    assert loop.stopped is None
+    assert statistics.steps in (79, 80)
+    assert statistics.acted >= statistics.steps - 1
+    assert statistics.idle == 0
+    assert statistics.failure is None
+    assert statistics.late_chunks == 0
+    assert sum(tick.action is not None for tick in recorder.ticks) == statistics.acted
+    assert np.abs(robot.qpos() - panda.home_rad).max() > 0.1
+
+
+def test_missed_ticks_do_not_take_a_step_its_action(panda, fake_clock):
+    """Guards against: a step dropped because the tick at which it would have acted was missed."""
+    robot = FakeRobot(panda, control_dt=0.05, command_dt=0.025, clock=fake_clock)
+    fake_clock.late_s = {sleep: 0.03 for sleep in range(10, 100, 7)}
+    loop = make_loop(robot, fake_clock, forward, latency_s=0.01, deadline_s=0.2)
+    statistics = loop.run(4.0)
+    assert statistics.overruns > 5
+    assert statistics.idle == 0
+
+
+def test_steps_without_an_action_are_counted_as_a_failure(fake_robot, fake_clock):
+    """Guards against: an exit code of 0 for a run in which the robot was held most of the time."""
+    script = lambda step, observation: np.full((4, 7), np.nan if step % 8 else 0.1)  # noqa: E731
+    loop = make_loop(fake_robot, fake_clock, script)
+    statistics = loop.run(4.0)
+    assert loop.stopped is None
+    assert statistics.held > 20
+    assert statistics.failure is not None
+    assert statistics.failure.startswith(f"no action in {statistics.held} of ")
+    assert statistics.to_dict()["idle"] == statistics.held
+
+
+def test_waiting_for_the_first_chunk_is_no_failure(fake_robot, fake_clock):
+    """Guards against: a policy whose first chunk takes a second to warm up taken for a loop that fails."""
+    loop = make_loop(fake_robot, fake_clock, forward, latency_s=0.0)
+    request, ready_s = loop.inference.request, fake_clock.now() + 1.0
+    loop.inference.request = lambda t_s: request(t_s) if fake_clock.now() >= ready_s else None
+    statistics = loop.run(3.0)
+    assert statistics.waiting >= 19
+    assert statistics.acted >= 39
+    assert statistics.failure is None
