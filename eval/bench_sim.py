@@ -40,9 +40,9 @@ from robopolicy.config import EncoderConfig, ExecutionConfig, ExperimentConfig, 
 from robopolicy.model.normalization import Statistics
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
+from robopolicy.rollout.actor import PolicyActor
 from robopolicy.sim.device_rollout import DevicePolicyActor
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.rollout import PolicyActor
 from robopolicy.types import ActionSpec, ArraySpec
 
 REPETITIONS = 3

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 import robopolicy
+from robopolicy.rollout.statistics import paired_test
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.evaluation import evaluate, paired_test
+from robopolicy.sim.evaluation import evaluate
 
 
 def main() -> None:

@@ -118,9 +118,10 @@ def compare(options: argparse.Namespace) -> None:
     import torch
 
     from robopolicy.control.server import open_policy
+    from robopolicy.rollout.episodes import Timing, run_episodes
+    from robopolicy.rollout.statistics import summarize
     from robopolicy.sim.env import RobotVectorEnv
-    from robopolicy.sim.evaluation import evaluate, summarize
-    from robopolicy.sim.rollout import Timing, run_episodes
+    from robopolicy.sim.evaluation import evaluate
 
     torch.set_num_threads(1)
     policy, spec = open_policy(options.run)

@@ -16,9 +16,9 @@ from bench_table import show
 
 from robopolicy import load_policy
 from robopolicy.config import ExecutionConfig
+from robopolicy.rollout.episodes import Episode
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.evaluation import evaluate
-from robopolicy.sim.rollout import Episode
 
 WAYS = {
     "receding, every step": ExecutionConfig("receding", 1),

@@ -21,8 +21,8 @@ from robopolicy.types import ActionSpec
 
 if TYPE_CHECKING:
     from robopolicy.demos.hdf5 import DemoWriter
+    from robopolicy.rollout.episodes import Episode
     from robopolicy.sim.env import RobotVectorEnv
-    from robopolicy.sim.rollout import Episode
     from robopolicy.sim.sharding import Shard
 
 LOG = logging.getLogger(__name__)
@@ -131,8 +131,10 @@ class _Tally:
             self.steps += episode.steps
         else:
             self.failed += 1
-        if episode.fault:
-            LOG.warning("seed %d counts as a failure: the simulation broke", episode.seed)
+        if episode.faults:
+            LOG.warning(
+                "seed %d counts as a failure: the simulation broke (%s)", episode.seed, ", ".join(episode.faults)
+            )
 
 
 def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: "Shard") -> list[int]:

@@ -18,9 +18,9 @@ from robopolicy.config import ConfigError, ExecutionConfig
 
 if TYPE_CHECKING:
     from robopolicy.model.packed import Precision
+    from robopolicy.rollout.episodes import Episode
+    from robopolicy.rollout.statistics import Evaluation
     from robopolicy.sim.env import RobotVectorEnv
-    from robopolicy.sim.evaluation import Evaluation
-    from robopolicy.sim.rollout import Episode
     from robopolicy.sim.sharding import Shard
 
 
@@ -69,8 +69,9 @@ def _check_options(options: Namespace) -> None:
 
 def _evaluate(options: Namespace, shard: "Shard") -> int:
     """This process's share of the episodes; the first one prints and writes what came out of all."""
+    from robopolicy.rollout.statistics import refuse_seen_seeds
     from robopolicy.sim.backend import require_device
-    from robopolicy.sim.evaluation import evaluate_shard, refuse_seen_seeds
+    from robopolicy.sim.evaluation import evaluate_shard
 
     device = shard.device(options.device)
     require_device(device)
@@ -155,8 +156,8 @@ def evaluate_policy(
         sink: Where to append episodes as they end.
         simulator: `device`, `physics` and `randomization` of the worlds.
     """
+    from robopolicy.rollout.statistics import refuse_seen_seeds
     from robopolicy.sim.evaluation import evaluate as closed_loop
-    from robopolicy.sim.evaluation import refuse_seen_seeds
 
     refuse_seen_seeds(seeds, trained_on)
     env = _world_maker(policy, task, film, simulator or {})(min(num_envs, len(seeds)))
@@ -236,7 +237,7 @@ def _read_rival(path: Path, task: str) -> dict[int, bool]:
 
 
 def _print_paired(result: "Evaluation", rival: Mapping[int, bool], name: str) -> None:
-    from robopolicy.sim.evaluation import paired_test
+    from robopolicy.rollout.statistics import paired_test
 
     test = paired_test({outcome["seed"]: outcome["success"] for outcome in result.outcomes}, rival)
     print(

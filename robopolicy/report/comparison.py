@@ -10,6 +10,7 @@ import yaml
 
 from robopolicy.report.page import percent, percent_range, table, write_page
 from robopolicy.report.plots import COLORS, Series, interval_plot, line_plot
+from robopolicy.rollout.statistics import paired_test
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> Path:
@@ -53,8 +54,6 @@ def _closed_loop(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _paired(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """McNemar's test between any two evaluations of a task that share seeds."""
-    from robopolicy.sim.evaluation import paired_test
-
     rows = []
     for (name, one), (rival, other) in combinations(evaluations.items(), 2):
         first, second = ({each["seed"]: each["success"] for each in values["outcomes"]} for values in (one, other))

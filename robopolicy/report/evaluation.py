@@ -23,7 +23,7 @@ def write_evaluation_report(
     Args:
         folder: Made if missing.
         result: `Evaluation.to_dict()`.
-        episodes: Recorded episodes (`sim.rollout.Episode`) whose demos hold pictures.
+        episodes: Recorded episodes (`rollout.episodes.Episode`) whose demos hold pictures.
         videos: How many successes and how many failures to show.
         fps: Pictures per second of the videos.
     """

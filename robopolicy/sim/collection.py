@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from robopolicy.rollout.episodes import Episode, Timing, run_episodes
 from robopolicy.sim.device_rollout import run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-from robopolicy.sim.rollout import Episode, Timing, run_episodes
 
 NOISE_STREAM = 1
 """Second word of the noise generator's seed; keeps it apart from the scene's."""

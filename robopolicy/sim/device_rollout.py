@@ -17,10 +17,11 @@ from robopolicy.config import ExecutionConfig
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
+from robopolicy.rollout.episodes import Episode, Record, Timing
 from robopolicy.sim.capture import Captured
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.episodes import turns
-from robopolicy.sim.rollout import Episode, Record, Timing
+from robopolicy.sim.physics import fault_names
 from robopolicy.types import Chunk
 
 LOOK_EVERY = 32
@@ -210,7 +211,13 @@ def _ended(
             demos = records.pop(row).to_demos(int(seeds[row])) if records is not None else ()
             figures = {key: float(now[key]) for key in env.episode_figures}
             yield Episode(
-                int(seeds[row]), instruction, bool(now["success"]), int(now["steps"]), figures, demos, int(now["fault"])
+                int(seeds[row]),
+                instruction,
+                bool(now["success"]),
+                int(now["steps"]),
+                figures,
+                demos,
+                fault_names(int(now["fault"])),
             )
 
 

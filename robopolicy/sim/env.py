@@ -15,6 +15,7 @@ from robopolicy.config import RandomizationConfig
 from robopolicy.control.arrays import copied, namespace
 from robopolicy.sim.backend import Kind, make_physics
 from robopolicy.sim.episodes import turns
+from robopolicy.sim.physics import fault_names
 from robopolicy.sim.pool import EpisodePool, Instructions
 from robopolicy.sim.randomization import Randomization
 from robopolicy.sim.render import Renderer
@@ -141,6 +142,10 @@ class RobotVectorEnv(Worlds, VectorEnv):
     def states(self) -> Float[Array, "worlds nq_plus_nv"]:
         """Positions and velocities of every world, side by side; a copy."""
         return self._xp.concatenate([self.physics.qpos, self.physics.qvel], -1)
+
+    def faults(self, world: int) -> tuple[str, ...]:
+        """What broke in this world's present episode; empty for a sound simulation."""
+        return fault_names(int(self.fault[world]))
 
     def reset(
         self,

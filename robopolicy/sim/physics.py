@@ -28,6 +28,11 @@ class Fault(IntFlag):
     """An action that is no number."""
 
 
+def fault_names(bits: int) -> tuple[str, ...]:
+    """The names of the faults in `bits`, lower case."""
+    return tuple(str(fault.name).lower() for fault in Fault if bits & fault)
+
+
 @runtime_checkable
 class Physics(Protocol):
     """N worlds of one scene. Arrays are live: after every call they show the present state."""

@@ -16,8 +16,9 @@ from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.model.checkpoint import load_policy
 from robopolicy.model.policy import ChunkPolicy
+from robopolicy.rollout.actor import PolicyActor
+from robopolicy.rollout.episodes import Actor, Episode, run_episodes
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.rollout import Actor, Episode, PolicyActor, run_episodes
 from robopolicy.training.train import train
 from robopolicy.types import Demo
 

@@ -10,8 +10,8 @@ import torch
 
 from robopolicy import load_policy
 from robopolicy.config import ExecutionConfig
+from robopolicy.rollout.actor import PolicyActor
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.rollout import PolicyActor
 from robopolicy.sim.tasks.cubes import COLORS, Reach
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from robopolicy.sim.evaluation import wilson_interval
+from robopolicy.rollout.statistics import wilson_interval
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from robopolicy.config import DataConfig, EncoderConfig, ExecutionConfig, Experi
 from robopolicy.model.normalization import Statistics
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
+from robopolicy.rollout.actor import PolicyActor
+from robopolicy.rollout.episodes import run_episodes
 from robopolicy.sim.collection import ActionNoise, DeviceExpertActor, collect
 from robopolicy.sim.device_rollout import DevicePolicyActor, Stopwatch, _Ledger, run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.evaluation import evaluate
-from robopolicy.sim.rollout import PolicyActor, run_episodes
 from robopolicy.types import ActionSpec, ArraySpec
 
 SEEDS = (11, 12, 13, 14, 15, 16)
@@ -125,7 +126,7 @@ def test_a_fault_fails_its_episode_and_is_reported(device_env):
     actor = Broken(made, device_env, ExecutionConfig())
     episodes = [e for e, _ in zip(run_episodes_on_device(device_env, actor, SEEDS), range(2), strict=False)]
     assert not any(episode.success for episode in episodes)
-    assert {episode.fault for episode in episodes} == {4}
+    assert {episode.faults for episode in episodes} == {("action",)}
 
 
 def test_an_evaluation_on_a_device_reports_as_one_on_the_cpu(device_env):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from robopolicy.rollout.statistics import wilson_interval
 from robopolicy.sim.collection import ActionNoise, collect
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.evaluation import wilson_interval
 from robopolicy.sim.expert import expert_actions
 from robopolicy.sim.tasks import TASKS
 
@@ -56,7 +56,7 @@ def test_both_kinds_of_physics_are_as_easy_for_the_expert(task):
     for kind in ("batch", "warp"):
         env = RobotVectorEnv(task, 128, physics=kind)
         episodes = list(collect(env, range(512), ActionNoise(std=0.1, push_share=0.0), record=False))
-        assert not any(episode.fault for episode in episodes)
+        assert not any(episode.faults for episode in episodes)
         rates.append(sum(episode.success for episode in episodes))
     intervals = [wilson_interval(successes, 512) for successes in rates]
     print(task, rates)

@@ -72,6 +72,8 @@ class Task:
     max_episode_steps: int
     hold_steps: int = 1
     """Control steps in a row for which `reached` must hold."""
+    instructions_in_a_row: int = 0
+    """Instructions of a chain's episode, for the share that solves 1, 2, ... of them; 0 for other tasks."""
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """Draw the start of one episode."""

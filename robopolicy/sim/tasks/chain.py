@@ -41,7 +41,7 @@ class Chain(Task):
     def __init__(self, length: int = 5) -> None:
         if length < 1:
             raise ValueError(f"length {length}; a chain has 1 instruction or more")
-        self.length = length
+        self.length = self.instructions_in_a_row = length
         self.max_episode_steps = 80 * length
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:

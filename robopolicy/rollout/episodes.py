@@ -1,7 +1,7 @@
-"""Closed-loop episodes, many worlds at once: the one loop behind collect, eval and online imitation.
+"""Closed-loop episodes, many worlds at once: the one loop behind collect, eval and learning in closed loop.
 
-Every seed given is run to its episode's own end. A world that finishes takes the next seed at once, and nothing stops
-at the first n finished episodes, which would favour the short ones.
+Every seed runs to the end of its own episode. A world that finishes takes the next seed at once. Nothing stops at the
+first n finished episodes, which would favour short ones.
 """
 
 import time
@@ -12,13 +12,8 @@ from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 
-from robopolicy.config import ExecutionConfig
-from robopolicy.control.executor import ChunkExecutor
-from robopolicy.control.stream import PolicyStream
-from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.types import Demo, Observation
+from robopolicy.types import Demo
 
 
 @runtime_checkable
@@ -26,11 +21,51 @@ class Actor(Protocol):
     """Decides the actions of all worlds at every control step."""
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Forget the past of the worlds where `done` (N,) is True: an episode of `seeds` (N,) begins there."""
+        """Clear the memory of the worlds where `done` (N,) is True: an episode of `seeds` (N,) begins there."""
         ...
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The label and the action to execute, each (N, 7) in [-1, 1]; the same where nothing is added."""
+        """The label and the action to execute, each (N, width); equal where no noise is added."""
+        ...
+
+
+@runtime_checkable
+class EpisodeWorlds(Protocol):
+    """N worlds with autoreset disabled: our simulator's, or copies of a third-party environment."""
+
+    num_envs: int
+
+    @property
+    def control_dt(self) -> float:
+        """Time of one control step [s]."""
+        ...
+
+    @property
+    def episode_figures(self) -> Sequence[str]:
+        """Keys of `info`, each (N,), whose values at an episode's end are reported."""
+        ...
+
+    def reset(
+        self, *, seed: Sequence[int], options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Begin the episodes of `seed` (N,) in all worlds, or where `options["reset_mask"]` (N,) is True.
+
+        `info` holds `instruction` and `success`, one entry per world.
+        """
+        ...
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """As `gymnasium.vector.VectorEnv.step`; a world that ended is left as it is."""
+        ...
+
+    def states(self) -> np.ndarray | None:
+        """Full simulator states (N, n) before the next action; None if the environment gives none."""
+        ...
+
+    def faults(self, world: int) -> tuple[str, ...]:
+        """Why the present episode of `world` can't be trusted; empty for a sound one."""
         ...
 
 
@@ -43,11 +78,11 @@ class Episode:
     success: bool
     steps: int
     info: Mapping[str, int | float] = field(default_factory=dict)
-    """Task figures at the end, such as `solved` for a chain."""
+    """Figures at the episode's end, such as `solved` for a chain."""
     demos: tuple[Demo, ...] = ()
-    """The episode's record, where the rollout keeps records: one demo for each instruction it was given in turn."""
-    fault: int = 0
-    """`Fault` bits; an episode with any has failed, whatever the policy did."""
+    """The recorded episode, if the rollout records: one demo for each instruction in turn."""
+    faults: tuple[str, ...] = ()
+    """What broke in the simulation; an episode with any fault has failed, whatever the policy did."""
 
 
 @dataclass
@@ -68,54 +103,15 @@ class Timing:
         )
 
 
-class PolicyActor:
-    """A policy behind the stream and executor that also run on a robot.
-
-    Args:
-        policy: what `robopolicy.load_policy` gives, or an exported policy.
-        num_envs: N, the worlds of the rollout.
-        control_dt: Seconds of one control step.
-        execution: Which action of which chunk is executed when.
-    """
-
-    def __init__(self, policy: Any, num_envs: int, control_dt: float, execution: ExecutionConfig) -> None:
-        self.stream = PolicyStream(policy, batch=num_envs, frame_stride=_frame_stride(policy))
-        self.executor = ChunkExecutor.from_config(execution, policy.action_spec, policy.chunk, control_dt, num_envs)
-        self.control_dt = control_dt
-        self.step = 0
-        self._device = getattr(policy, "device", torch.device("cpu"))
-
-    def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Forget the past of the worlds where a new episode begins."""
-        mask = torch.from_numpy(np.asarray(done)).to(self._device)
-        self.stream.reset(mask)
-        self.executor.reset(mask)
-
-    def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Feed every frame to the memory, and pick the present action from the chunks."""
-        now_s = self.step * self.control_dt
-        self.step += 1
-        with torch.inference_mode():
-            chunk = self.stream(Observation(obs, instruction=tuple(instructions), stamp_s=now_s))
-            self.executor.add(torch.as_tensor(chunk), now_s, gripper_logit=self.stream.gripper_logit)
-            action = self.executor.action(now_s).cpu().numpy()
-        return action, action
-
-
-def _frame_stride(policy: Any) -> int:
-    """Control steps between two frames of the policy's memory, whether it is trained here or exported."""
-    return policy.spec.frame_stride if hasattr(policy, "spec") else policy.config.data.frame_stride
-
-
 def run_episodes(
-    env: RobotVectorEnv,
+    env: EpisodeWorlds,
     actor: Actor,
     seeds: Sequence[int],
     *,
     record: bool = False,
     timing: Timing | None = None,
 ) -> Iterator[Episode]:
-    """Run one episode per seed, as many at once as `env` has worlds, and give each when it ends.
+    """Run one episode per seed, `env.num_envs` at a time, and yield each as it ends.
 
     Args:
         env: Worlds with autoreset disabled; no more of them than seeds.
@@ -147,7 +143,7 @@ def run_episodes(
         timing.env_steps += int(running.sum())
         steps += running
         ended = (terminated | truncated) & running
-        if states is not None:
+        if record:
             for world in np.flatnonzero(running):
                 recorders[world].add(obs, states, label, action, reward, ended, instructions, int(world))
         for world in np.flatnonzero(ended):
@@ -155,8 +151,8 @@ def run_episodes(
             success = bool(next_info["success"][world])
             demos = recorders[world].to_demos(seed) if record else ()
             figures = {key: float(next_info[key][world]) for key in env.episode_figures}
-            fault = int(next_info["fault"][world])
-            yield Episode(seed, instruction, success, int(steps[world]), figures, demos, fault)
+            faults = env.faults(int(world))
+            yield Episode(seed, instruction, success and not faults, int(steps[world]), figures, demos, faults)
         obs, info = next_obs, next_info
         refill = _refill(ended, current, waiting, running)
         if refill.any():
@@ -168,7 +164,7 @@ def run_episodes(
 
 
 def _refill(ended: np.ndarray, current: np.ndarray, waiting: deque[int], running: np.ndarray) -> np.ndarray:
-    """Give each ended world the next waiting seed, or stop it where none waits; True where a new episode begins."""
+    """Give each ended world the next waiting seed, or stop it if no seed waits; True where a new episode begins."""
     refill = np.zeros_like(ended)
     for world in np.flatnonzero(ended):
         if waiting:
@@ -180,7 +176,7 @@ def _refill(ended: np.ndarray, current: np.ndarray, waiting: deque[int], running
 
 
 class Record:
-    """What one world went through since its episode began."""
+    """The steps of one world since its episode began."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -189,7 +185,7 @@ class Record:
     def add(
         self,
         obs: Mapping[str, np.ndarray],
-        states: np.ndarray,
+        states: np.ndarray | None,
         label: np.ndarray,
         action: np.ndarray,
         reward: np.ndarray,
@@ -199,7 +195,8 @@ class Record:
     ) -> None:
         """One step of one of many worlds."""
         row: dict[str, Any] = {f"obs/{key}": np.array(value[world]) for key, value in obs.items()}
-        row |= {"states": np.array(states[world]), "actions": np.array(label[world])}
+        row |= {} if states is None else {"states": np.array(states[world])}
+        row |= {"actions": np.array(label[world])}
         row |= {"executed_actions": np.array(action[world]), "rewards": np.float32(reward[world])}
         row |= {"dones": np.bool_(ended[world])}
         self.add_row(row, instructions[world])

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robopolicy.sim.evaluation import SeenSeedsError, paired_test, refuse_seen_seeds, summarize, wilson_interval
-from robopolicy.sim.rollout import Episode, Timing
+from robopolicy.rollout.episodes import Episode, Timing
+from robopolicy.rollout.statistics import SeenSeedsError, paired_test, refuse_seen_seeds, summarize, wilson_interval
 
 
 def test_wilson_interval_is_the_published_one():

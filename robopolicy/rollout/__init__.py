@@ -1,0 +1,1 @@
+"""Closed-loop episodes, their statistics, and policies in environments of others; knows gymnasium, never MuJoCo."""

@@ -1,0 +1,182 @@
+"""Statistics of finished episodes: success rates with intervals, and paired tests between policies."""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from robopolicy.rollout.episodes import Episode, Timing
+
+LOG = logging.getLogger(__name__)
+
+
+class SeenSeedsError(ValueError):
+    """Some seeds to be evaluated are among those of the policy's training demos."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of a closed-loop evaluation."""
+
+    task: str
+    successes: int
+    episodes: int
+    interval: tuple[float, float]
+    """Wilson's 95 % interval of the success rate."""
+    mean_steps: float
+    """Mean length of an episode [control steps]."""
+    control_dt: float
+    """Seconds of one control step."""
+    per_instruction: Mapping[str, tuple[int, int]]
+    """Successes and episodes of each instruction."""
+    figures: Mapping[str, float]
+    """Means of the task's own figures, such as `solved` of a chain."""
+    in_a_row: Sequence[float]
+    """Share of a chain's episodes that solved 1, 2, ... instructions or more; empty for other tasks."""
+    outcomes: Sequence[Mapping[str, Any]]
+    """Seed, instruction, success and steps of every episode, by seed."""
+    inference_s: float
+    """Wall time in the policy [s]."""
+    physics_s: float
+    """Wall time in physics, rendering and tasks [s]."""
+    wall_s: float
+    """Wall time of everything [s]."""
+    env_steps: int
+    """Control steps of all episodes together."""
+    faults: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Seeds of the episodes that failed because the simulation broke, by fault; empty for a sound simulation."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Policy, command and versions, as given by the caller."""
+
+    @property
+    def success_rate(self) -> float:
+        """Successes / episodes."""
+        return self.successes / self.episodes
+
+    @property
+    def failed_seeds(self) -> tuple[int, ...]:
+        """Seeds of the episodes that failed."""
+        return tuple(outcome["seed"] for outcome in self.outcomes if not outcome["success"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `success_rate`, `successes`, `episodes` and `interval` first."""
+        head = {"success_rate": self.success_rate, "successes": self.successes, "episodes": self.episodes}
+        return head | asdict(self) | {"failed_seeds": list(self.failed_seeds)}
+
+
+def refuse_seen_seeds(seeds: Sequence[int], trained_on: Sequence[int]) -> None:
+    """Raise `SeenSeedsError` if an evaluation would run on a scene of the training demos."""
+    seen = sorted(set(seeds) & set(trained_on))
+    if seen:
+        raise SeenSeedsError(
+            f"seeds {seen[0]} .. {seen[-1]} ({len(seen)} of {len(seeds)}) are in the policy's training demos, which hold "
+            f"{min(trained_on)} .. {max(trained_on)}; choose other seeds, such as --seed {max(trained_on) + 10000}"
+        )
+
+
+def summarize(
+    task: str,
+    episodes: Sequence[Episode],
+    control_dt: float,
+    timing: Timing,
+    wall_s: float,
+    provenance: Mapping[str, Any],
+    instructions_in_a_row: int = 0,
+) -> Evaluation:
+    """The statistics of finished episodes, in whatever order they ended.
+
+    Args:
+        task: name of the task or environment.
+        episodes: one or more.
+        control_dt: time of one control step [s].
+        timing: time and steps of the rollout.
+        wall_s: wall time of everything [s].
+        provenance: kept in the result.
+        instructions_in_a_row: how many instructions an episode of a chain has; 0 for other tasks.
+    """
+    ordered = sorted(episodes, key=lambda episode: episode.seed)
+    successes = sum(episode.success for episode in ordered)
+    table: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for episode in ordered:
+        solved, tried = table[episode.instruction]
+        table[episode.instruction] = (solved + episode.success, tried + 1)
+    names = ordered[0].info if ordered else {}
+    return Evaluation(
+        task=task,
+        successes=successes,
+        episodes=len(ordered),
+        interval=wilson_interval(successes, len(ordered)),
+        mean_steps=sum(episode.steps for episode in ordered) / len(ordered),
+        control_dt=control_dt,
+        per_instruction=dict(sorted(table.items())),
+        figures={name: sum(episode.info[name] for episode in ordered) / len(ordered) for name in names},
+        in_a_row=_in_a_row(ordered, instructions_in_a_row),
+        outcomes=[
+            {"seed": e.seed, "instruction": e.instruction, "success": e.success, "steps": e.steps, **e.info}
+            for e in ordered
+        ],
+        inference_s=timing.inference_s,
+        physics_s=timing.physics_s,
+        wall_s=wall_s,
+        env_steps=timing.env_steps,
+        faults=_faults(ordered),
+        provenance=provenance,
+    )
+
+
+def _in_a_row(episodes: Sequence[Episode], count: int) -> list[float]:
+    """Share of the episodes that solved at least 1, 2, ... `count` instructions, as CALVIN reports a policy."""
+    if not count:
+        return []
+    solved = [episode.info["solved"] for episode in episodes]
+    return [sum(each >= least for each in solved) / len(solved) for least in range(1, count + 1)]
+
+
+def _faults(episodes: Sequence[Episode]) -> dict[str, list[int]]:
+    """Seeds of the episodes in which the simulation broke, by fault; also logged as warnings."""
+    faults: dict[str, list[int]] = defaultdict(list)
+    for episode in episodes:
+        for fault in episode.faults:
+            faults[fault].append(episode.seed)
+    for fault, seeds in faults.items():
+        LOG.warning("%d episodes count as failures: the simulation broke (%s), seeds %s", len(seeds), fault, seeds)
+    return dict(faults)
+
+
+def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a success rate; 95 % by default (Wilson 1927)."""
+    if not 0 <= successes <= episodes or episodes == 0:
+        raise ValueError(
+            f"{successes} successes of {episodes} episodes; expected 0 <= successes <= episodes, episodes > 0"
+        )
+    rate, spread = successes / episodes, z * z / episodes
+    centre = (rate + spread / 2) / (1 + spread)
+    half = z * math.sqrt(rate * (1 - rate) / episodes + spread / (4 * episodes)) / (1 + spread)
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == episodes else centre + half
+    return low, high
+
+
+def paired_test(first: Mapping[int, bool], second: Mapping[int, bool]) -> dict[str, int | float]:
+    """McNemar's exact test of the difference in success between two policies on the same seeds.
+
+    Args:
+        first: Success by seed of one policy.
+        second: Success by seed of the other.
+
+    Returns:
+        `only_first` and `only_second`, the seeds that just one of them solved, and the two-sided `p_value`.
+
+    Raises:
+        ValueError: they share no seed.
+    """
+    shared = first.keys() & second.keys()
+    if not shared:
+        raise ValueError("the two evaluations share no seed; a paired test needs the same --seed and --episodes")
+    only_first = sum(first[seed] and not second[seed] for seed in shared)
+    only_second = sum(second[seed] and not first[seed] for seed in shared)
+    trials = only_first + only_second
+    tail = sum(math.comb(trials, k) for k in range(min(only_first, only_second) + 1)) / 2**trials
+    return {"only_first": only_first, "only_second": only_second, "p_value": min(1.0, 2 * tail), "seeds": len(shared)}
