@@ -58,15 +58,21 @@ def collect(arguments: Sequence[str]) -> int:
     )
     parser.add_class_arguments(ActionNoise, "disturbance")
     add_simulator(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with a file that an earlier collect left")
+    parser.add_argument("--resume", action="store_true", help="continue a file, or what an interrupted collect left")
     options = parse(parser, arguments)
     check_simulator(options)
     require(options, 1, "image_size")
     _check_out(Path(options.out), options)
+    from robopolicy.demos.parts import parts_folder
     from robopolicy.sim.sharding import open_shard
 
-    with open_shard() as shard:
-        return _collect(options, shard)
+    try:
+        with open_shard() as shard:
+            return _collect(options, shard)
+    except KeyboardInterrupt:
+        kept = parts_folder(options.out)
+        more = f"; the finished demos are kept in {kept}, continue with --resume" if kept.exists() else ""
+        raise KeyboardInterrupt(f"interrupted{more}") from None
 
 
 def _collect(options: Namespace, shard: "Shard") -> int:
@@ -100,8 +106,7 @@ def _collect(options: Namespace, shard: "Shard") -> int:
             for episode in episodes:
                 tally.count(episode)
                 if writer and episode.success:
-                    for demo in episode.demos:
-                        writer.write(demo)
+                    writer.write_together(episode.demos)
                     bar.advance(progress)
     env.close()
     if shard.first:
@@ -140,8 +145,6 @@ class _Tally:
 def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: "Shard") -> list[int]:
     """Seeds of the next round: the next that are not in the file, as many as it lacks; empty when it lacks none."""
     if tally.failed == tally.tried >= HOPELESS:
-        if not writer.seeds:
-            writer.path.unlink()
         raise ConfigError(f"none of {tally.tried} expert episodes of {options.task} succeeded; try --noise false")
     there = {*writer.seeds}
     missing = options.episodes - len(there)
@@ -178,25 +181,22 @@ def _env_args(options: Namespace) -> dict[str, Any]:
 
 
 def _check_out(out: Path, options: Namespace) -> None:
-    """Refuse a file that is there, or, to go on with, one whose demos came about in another way."""
+    """Refuse a file that exists, or, with `--resume`, one whose demos were collected with other options."""
     check_file("--out", out)
-    if not out.exists():
+    from robopolicy.demos.hdf5 import DemoFile
+    from robopolicy.demos.writer import begun
+
+    if (found := begun(out)) is None:
         return
     if not options.resume:
-        raise ConfigError(f"{out} exists; choose another --out, or --resume to go on with it")
-    from robopolicy.demos.hdf5 import DemoFile
-    from robopolicy.types import DemoFormatError
-
-    try:
-        with DemoFile(out) as demos:
-            found = demos.attributes["env_args"]
-    except DemoFormatError:  # nothing to agree with: no demo yet, or the writer says what is wrong
-        return
+        raise ConfigError(f"{found} exists; choose another --out, or --resume to continue it")
+    with DemoFile(found) as demos:
+        about = demos.attributes["env_args"]
     wanted = _env_args(options)
     for name in ("env_name", "env_kwargs", "disturbance"):
-        if found.get(name, wanted[name]) != wanted[name]:
+        if about.get(name, wanted[name]) != wanted[name]:
             raise ConfigError(
-                f"{out}: its demos have {name} {found[name]}, which is not {wanted[name]}; "
+                f"{found}: its demos have {name} {about[name]}, which is not {wanted[name]}; "
                 "--resume with the options it was collected with, or choose another --out"
             )
 
@@ -207,7 +207,12 @@ def _writer(options: Namespace) -> "DemoWriter":
 
     facts = {"renderer": NAME} if options.cameras else {}
     return DemoWriter(
-        options.out, env_args=_env_args(options), action_spec=SIM_ACTIONS, attributes=facts, resume=options.resume
+        options.out,
+        env_args=_env_args(options),
+        action_spec=SIM_ACTIONS,
+        attributes=facts,
+        resume=options.resume,
+        by_seed=True,
     )
 
 

@@ -51,16 +51,22 @@ def convert(arguments: Sequence[str]) -> int:
 def encode(arguments: Sequence[str]) -> int:
     """Write a backbone's tokens beside the demos; gives the exit code."""
     parser = verb_parser("encode", "Run a frozen vision-language backbone over all frames of a demo file once.")
-    parser.add_argument("file", type=str, help="demo file in our layout; it is written into")
+    parser.add_argument("file", type=str, help="demo file in our layout; it stays as it is")
     parser.add_argument("--encoder", type=Literal["transformers"], default="transformers", help="kind of backbone")
     parser.add_argument("--model", type=str, required=True, help="local folder or hub name of the backbone")
     parser.add_argument(
         "--cameras", type=str, nargs="*", default=[], help="pictures it sees, in this order; default: all"
     )
     parser.add_argument("--template", type=str, default="{instruction}", help="how an instruction is put to it")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="new demo file with the tokens; default: X.tokens.hdf5 beside X.hdf5",
+    )
     options = parse(parser, arguments)
     if "://" in options.file:
-        raise ConfigError(f"{options.file}: tokens are written into the file itself; copy it to this machine first")
+        raise ConfigError(f"{options.file}: tokens are written beside the file; copy it to this machine first")
     from robopolicy.training.encode import run_encode
 
-    return run_encode(options.file, options.model, options.cameras or None, options.template)
+    return run_encode(options.file, options.model, options.cameras or None, options.template, options.out)

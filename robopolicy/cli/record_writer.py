@@ -13,7 +13,8 @@ from typing import IO, Any
 import numpy as np
 
 from robopolicy.client import pack, unpack
-from robopolicy.demos.hdf5 import DemoFile, DemoWriter
+from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.demos.writer import DemoWriter, begun
 from robopolicy.types import ActionSpec, Demo
 
 LENGTH = struct.Struct("<Q")
@@ -33,18 +34,15 @@ def write_record(source: IO[bytes], path: Path) -> None:
     """
     messages = _messages(source)
     header = next(messages)
-    spec, new = ActionSpec.from_dict(header["action_spec"]), not path.exists()
-    if not new:
-        with DemoFile(path) as file:
-            if file.action_spec != spec:
-                raise ValueError("the file holds demos with other action columns; choose another file")
-    with DemoWriter(path, env_args=header["env_args"], action_spec=spec, resume=not new) as writer:
+    spec = ActionSpec.from_dict(header["action_spec"])
+    with DemoWriter(path, env_args=header["env_args"], action_spec=spec, resume=True) as writer:
+        if (found := begun(path)) is not None:
+            with DemoFile(found) as file:
+                if file.action_spec != spec:
+                    raise ValueError("the file holds demos with other action columns; choose another file")
         print("ready", flush=True)
         if steps := list(messages):
-            writer.write(_demo(steps, f"demo_{len(writer.names)}", header["seed"]))
-            return
-    if new:
-        path.unlink()
+            writer.write(_demo(steps, "demo_0", header["seed"]))
 
 
 def _messages(source: IO[bytes]) -> Iterator[dict[str, Any]]:

@@ -11,12 +11,9 @@ import numpy as np
 from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS
 from robopolicy.types import Demo, DemoFormatError
 
-LATER = ("tokens",)
-"""Parts that may be added to a demo after it was written; not covered."""
-
 
 def with_checksums(demo: Demo) -> Demo:
-    """The demo with the attribute that `verified` looks for; one that it has already is made anew."""
+    """The demo with the attribute that `verified` compares; one that it has already is replaced."""
     return replace(demo, attributes={**demo.attributes, CHECKSUMS: json.dumps(_checksums(demo))})
 
 
@@ -38,9 +35,9 @@ def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = Fa
     written = _parsed(demo.attributes.get(CHECKSUMS))
     found = _checksums(bare)
     due = {key for key in written if whole or not key.startswith("obs/")}
-    changed = sorted(due - set(found) | {key for key in found if written.get(key, found[key]) != found[key]})
+    changed = sorted(due - set(found) | {key for key in found if written.get(key) != found[key]})
     if changed or "actions" not in written:
-        parts = ", ".join(changed) or CHECKSUMS
+        parts = ", ".join(changed) if "actions" in written else CHECKSUMS
         raise DemoFormatError(
             f"{where}: {parts} changed since it was written; copy the file again, or, if the change was meant, delete "
             f"the attribute {CHECKSUMS} of the demo and of data"
@@ -49,11 +46,11 @@ def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = Fa
 
 
 def _checksums(demo: Demo) -> dict[str, int]:
-    """CRC-32 of every array as the file stores it, and of everything else that the demo says, as `attributes`."""
+    """CRC-32 of every array as the file stores it, and of all its other facts, as `attributes`."""
     arrays = {"actions": demo.actions, **{f"obs/{key}": values for key, values in demo.obs.items()}}
-    arrays |= {key: getattr(demo, key) for key in STEP_ARRAYS if key not in LATER and getattr(demo, key) is not None}
+    arrays |= {key: getattr(demo, key) for key in STEP_ARRAYS if getattr(demo, key) is not None}
     said = {"instruction": demo.instruction, "seed": demo.seed, **demo.attributes}
-    return {key: _crc(values) for key, values in arrays.items()} | {"attributes": _crc_text(said)}
+    return {key: checksum(values) for key, values in arrays.items()} | {"attributes": _crc_text(said)}
 
 
 def _parsed(text: Any) -> dict[str, Any]:
@@ -65,15 +62,16 @@ def _parsed(text: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _crc(values: np.ndarray) -> int:
+def checksum(values: np.ndarray) -> int:
+    """CRC-32 of an array as the file stores it, of its shape and of its type."""
     stored = values.astype(np.int64) if values.dtype == bool else values
     content = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)  # of arrays without values too
     return zlib.crc32(content.data, zlib.crc32(f"{stored.dtype}{stored.shape}".encode()))
 
 
 def _crc_text(said: Mapping[str, Any]) -> int:
-    told = {key: value for key, value in said.items() if value is not None and key not in (CHECKSUMS, "token_valid")}
-    return zlib.crc32(json.dumps(told, sort_keys=True, default=_as_read).encode())
+    stored = {key: value for key, value in said.items() if value is not None and key != CHECKSUMS}
+    return zlib.crc32(json.dumps(stored, sort_keys=True, default=_as_read).encode())
 
 
 def _as_read(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.demos.journal import recover
+from robopolicy.demos.parts import parts_folder
 from robopolicy.types import DemoFormatError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -25,20 +25,18 @@ GREATEST_RATIO = 1100
 GREATEST_DEPTH = 8
 """Groups nested deeper than this are refused; links may form a ring."""
 
-_BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, UnicodeError)
+BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, UnicodeError)
 """What h5py raises on damaged files."""
 
 
 def open_checked(path: str | Path) -> h5py.File:
-    """An HDF5 file opened for reading; a commit that its writer's death cut short is completed first.
+    """An HDF5 file opened for reading; nothing is ever written.
 
     Raises:
-        DemoFormatError: there is no such file, it is empty, no HDF5, cut short, or being written.
+        DemoFormatError: there is no such file, or it is empty, not HDF5, or cut short.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DemoFormatError(f"{path}: no such file")
-    recover(path)
+    require_file(path)
     size = path.stat().st_size
     if size == 0:
         raise DemoFormatError(f"{path.name}: the file is empty; expected an HDF5 demo file")
@@ -47,7 +45,7 @@ def open_checked(path: str | Path) -> h5py.File:
             raise DemoFormatError(f"{path.name}: not an HDF5 file; `robopolicy convert` reads the other formats")
     try:
         return h5py.File(path, "r")
-    except _BROKEN as error:
+    except BROKEN as error:
         reason = " ".join(str(error).split())
         if "truncated" in reason:
             reason = f"cut short at {size} bytes; copy it again from its source"
@@ -58,6 +56,18 @@ def open_checked(path: str | Path) -> h5py.File:
         raise DemoFormatError(f"{path.name}: {reason}") from error
 
 
+def require_file(path: Path) -> None:
+    """Refuse what is not a file, or a link to one.
+
+    Raises:
+        DemoFormatError: in one line; it names the parts that an unfinished writer left.
+    """
+    if not path.is_file():
+        parts = parts_folder(path)
+        more = f"; demos of a writer that did not finish are in {parts.name}, resume it" if parts.is_dir() else ""
+        raise DemoFormatError(f"{path}: no such file{more}")
+
+
 @contextmanager
 def damage_named(where: str) -> Iterator[None]:
     """Turn whatever h5py raises on damaged data into one line that begins with `where`."""
@@ -65,7 +75,7 @@ def damage_named(where: str) -> Iterator[None]:
         yield
     except DemoFormatError:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DemoFormatError(f"{where}: damaged ({' '.join(str(error).split())})") from error
 
 

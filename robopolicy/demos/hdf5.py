@@ -6,11 +6,13 @@
     data/demo_<i>/obs/<key>       (T, ...); images uint8 (T, height, width, 3); nested groups read as `outer/inner`
     mask/<filter key>             byte strings b"demo_3"
 
-A file of robomimic, robosuite, MimicGen or LIBERO opens as it is.
+A file of robomimic, robosuite, MimicGen or LIBERO opens as it is. Tokens may lie beside the file instead, see
+`robopolicy.demos.tokens`. Reading never writes.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,25 +28,35 @@ from robopolicy.demos.guarded import (
     datasets_below,
     group_in,
     keys_of,
-    open_checked,
 )
 from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS, by_number, demo_number
+from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenFile, mark_of, tokens_beside
 from robopolicy.demos.writer import DemoWriter
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 __all__ = ["DemoFile", "DemoWriter", "read_rows"]
 
 
+TOKENS_PADDED = "tokens_padded"
+"""Among a file's attributes as they are read: whether some of its tokens are padding."""
+
+
 class DemoFile:
     """A demo file opened for reading; a context manager.
+
+    Args:
+        path: the file.
+        tokens: whether to look for tokens beside it.
 
     Raises:
         DemoFormatError: the file can't be read as demonstrations; one line that names file, demo and key.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, tokens: bool = True) -> None:
         self.path = Path(path)
-        self._file = open_checked(self.path)
+        self._file = open_hdf5(self.path)
+        self._tokens: TokenFile | None = None
         try:
             self._data = group_in(self._file, "data", self.path.name)
             self.attributes = _file_attributes(self._file, self._data, self.path.name)
@@ -54,8 +66,9 @@ class DemoFile:
             """The demos' names, by number."""
             if not self.names:
                 raise DemoFormatError(f"{self.path.name}: no demo in it; expected groups data/demo_0, data/demo_1, ...")
+            self._open_tokens(beside=tokens)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def __enter__(self) -> "DemoFile":
@@ -75,6 +88,8 @@ class DemoFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._tokens is not None:
+            self._tokens.close()
 
     @property
     def action_spec(self) -> ActionSpec | None:
@@ -113,6 +128,8 @@ class DemoFile:
             raise DemoFormatError(f"{where}: {_no_observations(present)}")
         found = {"actions": dataset_in(group, "actions", where)}
         found |= {key: dataset_in(group, key, where) for key in STEP_ARRAYS if key in present}
+        if (beside := self._tokens_of(name)) is not None:
+            found[TOKENS] = beside.dataset(name)
         found |= {f"obs/{key}": data for key, data in datasets_below(group_in(group, "obs", where), where).items()}
         if found["actions"].ndim != 2:
             raise DemoFormatError(f"{where}: actions have shape {found['actions'].shape}; expected (steps, width)")
@@ -141,9 +158,12 @@ class DemoFile:
                 f"{where}: no {', '.join(missing)} among the observations; it has: {', '.join(available)}"
             )
         attributes = attributes_of(self._group(name), where)
+        written = dict(attributes)
         attributes.pop("num_samples", None)
         seed = attributes.pop("seed", None)
         instruction = attributes.pop("instruction", None)
+        beside = self._tokens_of(name)
+        inside = [key for key in STEP_ARRAYS if key in datasets and not (key == TOKENS and beside)]
         try:
             demo = Demo(
                 name=name,
@@ -152,15 +172,48 @@ class DemoFile:
                 instruction=None if instruction is None else str(instruction),
                 seed=None if seed is None else int(seed),
                 attributes=attributes,
-                **{key: read_rows(datasets[key], f"{where}: {key}") for key in STEP_ARRAYS if key in datasets},
+                **{key: read_rows(datasets[key], f"{where}: {key}") for key in inside},
             )
         except DemoFormatError as error:
             raise DemoFormatError(_prefixed(str(error), self.path.name)) from error
-        return verified(demo, where, whole=keys is None, expected=self._checksums)
+        demo = verified(demo, where, whole=keys is None, expected=self._checksums)
+        if beside is None:
+            return demo
+        tokens = read_rows(datasets[TOKENS], f"{where}: {TOKENS}")
+        demo = replace(demo, tokens=tokens, attributes={**demo.attributes, TOKEN_VALID: beside.valid(name)})
+        beside.require_match(demo, mark_of(written, demo.actions))
+        return demo
 
     def demo_attributes(self, name: str) -> dict[str, Any]:
-        """Everything the file says of one demo: num_samples, instruction, seed, model_file, ..."""
-        return attributes_of(self._group(name), f"{self.path.name}, {name}")
+        """All attributes of one demo: num_samples, instruction, seed, model_file, ..., and `token_valid` of its tokens."""
+        found = attributes_of(self._group(name), f"{self.path.name}, {name}")
+        beside = self._tokens_of(name)
+        return found if beside is None else {**found, TOKEN_VALID: beside.valid(name)}
+
+    def mark(self, name: str) -> int:
+        """What tokens of the demo carry, to tell it from another (`tokens.mark_of`)."""
+        where = f"{self.path.name}, {name}"
+        actions = read_rows(dataset_in(self._group(name), "actions", where), f"{where}: actions")
+        return mark_of(attributes_of(self._group(name), where), actions)
+
+    @property
+    def has_tokens_inside(self) -> bool:
+        """Whether tokens are in the file itself."""
+        return TOKENS in self._group(self.names[0])
+
+    def _open_tokens(self, beside: bool) -> None:
+        """Look for tokens, in the file or beside it, and add to `attributes` whose they are."""
+        path = tokens_beside(self.path)
+        if beside and not self.has_tokens_inside and path.is_file():
+            self._tokens = TokenFile(path)
+            self.attributes[IDENTITY] = self._tokens.identity or "{}"
+        if self._tokens is not None or self.has_tokens_inside:
+            masks = (self.demo_attributes(name).get(TOKEN_VALID, ()) for name in self.names)
+            self.attributes[TOKENS_PADDED] = any(0 in mask for mask in masks)
+
+    def _tokens_of(self, name: str) -> TokenFile | None:
+        """The file beside this one, if it holds the demo's tokens."""
+        return self._tokens if self._tokens is not None and name in self._tokens else None
 
     def _group(self, name: str) -> h5py.Group:
         return group_in(self._data, name, self.path.name)

@@ -1,10 +1,8 @@
-"""How demos lie in the native file: their names, low-dimensional rows in one piece, pictures packed in chunks."""
+"""How demos are laid out in the native file: names, low-dimensional rows contiguous, images in compressed chunks."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -26,23 +24,17 @@ IMAGE_CHUNK_BYTES = 512 * 1024
 """Larger pictures are packed fewer at a time, so that a chunk fits HDF5's chunk cache of 1 MiB."""
 
 
-def create_file(
-    path: Path, env_args: Mapping[str, Any] | None, action_spec: ActionSpec | None, attributes: Mapping[str, Any]
-) -> None:
-    """A file without demos, in place at once; its folder is made."""
-    # The keys that robomimic reads; type 2 is its word for a gymnasium environment.
+def file_facts(
+    env_args: Mapping[str, Any] | None, action_spec: ActionSpec | None, attributes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a new file says of itself: the attributes of its group `data`."""
+    # The keys that robomimic reads; type 2 is its number for a gymnasium environment.
     environment = {"env_name": "", "type": 2, "env_version": "", "env_kwargs": {}, **(env_args or {})}
     facts = {**attributes, "env_args": json.dumps(environment), "total": 0, "robopolicy_version": __version__}
     facts[CHECKSUMS] = "crc32"  # every demo has them: one whose own are not found is damaged
     if action_spec is not None:
         facts["action_spec"] = json.dumps(action_spec.to_dict())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with h5py.File(unfinished, "w") as file:
-        data = file.create_group("data")
-        for key, value in facts.items():
-            data.attrs[key] = value
-    unfinished.replace(path)
+    return facts
 
 
 def write_demo(group: h5py.Group, demo: Demo) -> None:

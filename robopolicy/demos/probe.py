@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from h5py import h5o  # type: ignore[attr-defined]
 
-from robopolicy.demos.guarded import GREATEST_RATIO, SMALL_BYTES, open_checked
+from robopolicy.demos.guarded import BROKEN, GREATEST_RATIO, SMALL_BYTES, open_checked, require_file
 from robopolicy.types import DemoFormatError
 
 SILENCE_S = 20.0
@@ -52,10 +52,8 @@ def examine(path: Path | str) -> None:
         UnsafeFileError: it isn't there, isn't HDF5, is damaged, points outside itself, or the child died or stalled on it.
     """
     path = Path(path)
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UnsafeFileError(f"{path}: {error.strerror.lower() if error.strerror else error}") from None
+    require_file(path)
+    status = path.stat()
     key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
     if key not in _verdicts:
         _verdicts[key] = _examiner.ask(path, SILENCE_S)
@@ -211,11 +209,13 @@ def _read_dataset(name: str, dataset: h5py.Dataset, budget: int) -> int:
     stored = dataset.id.get_storage_size()
     if dataset.nbytes > SMALL_BYTES and dataset.nbytes > GREATEST_RATIO * stored:
         raise UnsafeFileError(f"{name} declares {dataset.nbytes} bytes but holds {stored}; refused")
-    if dataset.chunks:
-        dataset.id.chunk_iter(lambda _: None)
-    if dataset.ndim == 0 or dataset.nbytes <= budget:
-        np.asarray(dataset[()])
-        return budget - dataset.nbytes
-    for row in (0, -1):
-        np.asarray(dataset[row])
+    # Data that can't be unpacked is left for its reader to name, so that the other demos can be read.
+    with contextlib.suppress(*BROKEN):
+        if dataset.chunks:
+            dataset.id.chunk_iter(lambda _: None)
+        if dataset.ndim == 0 or dataset.nbytes <= budget:
+            np.asarray(dataset[()])
+            return budget - dataset.nbytes
+        for row in (0, -1):
+            np.asarray(dataset[row])
     return budget

@@ -12,11 +12,12 @@ from torch import Tensor
 from robopolicy.demos.frames import Descriptor, DiskFrames, Frames, MemoryFrames, RowReader, row_reader, torch_type
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.placement import Placement, choose_placement
+from robopolicy.demos.tokens import TOKEN_VALID, TOKENS
 from robopolicy.types import Demo, DemoFormatError
 
-TOKENS_KEY = "tokens"
+TOKENS_KEY = TOKENS
 """The key under which a batch shows tokens that were encoded ahead of time."""
-TOKEN_VALID_KEY = "token_valid"
+TOKEN_VALID_KEY = TOKEN_VALID
 """The key of their mask (N,): 1, or 0 where a token is padding; a demo's attribute, the same for all its frames."""
 Picked: TypeAlias = Sequence[tuple["DemoSource", str]]
 """Demos to read: where from, and under which name."""
@@ -153,7 +154,7 @@ def _wide_rows(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, 
     where, rows, wide = _where(*first), row_types(*first), {}
     for key in keys:
         if key not in rows:
-            what = "no tokens; `robopolicy encode` writes them into the file" if key == TOKENS_KEY else f"no {key}"
+            what = "no tokens; `robopolicy encode` makes them" if key == TOKENS_KEY else f"no {key}"
             raise DemoFormatError(f"{where}: {what}; it has: {', '.join(rows)}")
         shape, dtype = rows[key]
         if key == TOKENS_KEY or (dtype == np.uint8 and len(shape) == 3):
@@ -223,7 +224,8 @@ def _load_wide(
 
 def _open_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], threads: int) -> dict[str, Frames]:
     """Each key read from the files as it is needed."""
-    files: dict[int, tuple[DemoFile, Descriptor]] = {}
+    files: dict[int, DemoFile] = {}
+    descriptors: dict[str, Descriptor] = {}
     readers: dict[str, list[RowReader]] = {key: [] for key in wide}
     for source, name in picked:
         if not _is_native(source):
@@ -232,15 +234,17 @@ def _open_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], thr
                 "`robopolicy convert` makes such a file, or set --data.placement host"
             )
         if id(source) not in files:
-            files[id(source)] = _native(source), Descriptor(source.path)
-        file, descriptor = files[id(source)]
-        datasets, where = file.datasets(name), _where(source, name)
+            files[id(source)] = _native(source)
+        datasets, where = files[id(source)].datasets(name), _where(source, name)
         for key, row in wide.items():
             path = key if key == TOKENS_KEY else f"obs/{key}"
             if path not in datasets:
                 raise DemoFormatError(f"{where}: no {path}; it has: {', '.join(datasets)}")
             _require_rows(datasets[path].shape, datasets[path].dtype, row, where, key)
-            readers[key].append(row_reader(datasets[path], descriptor, f"{where}: {path}"))
+            inside = datasets[path].file.filename  # tokens may lie in a file of their own
+            if inside not in descriptors:
+                descriptors[inside] = Descriptor(inside)
+            readers[key].append(row_reader(datasets[path], descriptors[inside], f"{where}: {path}"))
     return {key: DiskFrames(found, threads) for key, found in readers.items()}
 
 
@@ -256,7 +260,7 @@ def _values(demo: Demo, key: str, where: str) -> np.ndarray:
     if key != TOKENS_KEY:
         return demo.obs[key]
     if demo.tokens is None:
-        raise DemoFormatError(f"{where}: no tokens; `robopolicy encode` writes them into the file")
+        raise DemoFormatError(f"{where}: no tokens; `robopolicy encode` makes them")
     return demo.tokens
 
 

@@ -1,19 +1,17 @@
-"""Runs a frozen vision-language backbone over all frames of a demo file once, and writes its tokens beside the demos.
+"""Runs a frozen vision-language backbone over all frames of a demo file once, and writes its tokens.
 
-Each demo gains the dataset `tokens` (T, N, D) float16 and the attribute `token_valid` (N): 0 where a token is padding, which
-repeats the last real one. A file in which some are says so (`tokens_padded`), and a policy trained on it pools without
-them: `token_valid` is then one of its observations. The file says which backbone made the tokens (`token_encoder`), and
-takes those of one only. A demo is complete or absent at any moment; a second run goes on where the first ended.
+They go to a file beside the demos (`robopolicy.demos.tokens`), or, with the demos, to a new demo file. The tokens of each
+demo are (T, N, D) float16, with the mask `token_valid` (N): 0 where a token is padding, which repeats the last real one. A
+policy trained on a file with padded tokens pools without them: `token_valid` is then one of its observations. A run that
+was interrupted resumes.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from jaxtyping import Float16
@@ -22,19 +20,16 @@ from rich.progress import track
 
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats.base import is_image
-from robopolicy.demos.guarded import dataset_in, group_in
-from robopolicy.demos.journal import JournaledFile
-from robopolicy.demos.packing import write_rows
-from robopolicy.demos.rows import TOKEN_VALID_KEY
+from robopolicy.demos.formats.robomimic import RobomimicReader
+from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
+from robopolicy.demos.rows import row_types
+from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenWriter, encoder_described, tokens_beside
+from robopolicy.demos.writer import DemoWriter
 from robopolicy.model.encoders.backbones import Backbone
 from robopolicy.model.encoders.loading import backbone_identity, load_backbone
 from robopolicy.model.encoders.transformers import PromptText
-from robopolicy.types import DemoFormatError
+from robopolicy.types import Demo, DemoFormatError
 
-IDENTITY = "token_encoder"
-"""Attribute of the file: JSON, which backbone made the tokens, from which cameras, with which template."""
-PADDED = "tokens_padded"
-"""Attribute of the file: whether some of its tokens are padding."""
 BATCH_FRAMES = 32
 
 
@@ -42,8 +37,10 @@ BATCH_FRAMES = 32
 class Encoded:
     """What `encode_file` did."""
 
+    path: Path
+    """The file with the tokens."""
     demos: int
-    """Demos that gained tokens; those that had them already are left as they are."""
+    """Demos encoded now; those that an earlier run encoded are kept."""
     frames: int
     token_count: int
     token_width: int
@@ -54,19 +51,20 @@ def run_encode(
     model: str,
     cameras: Sequence[str] | None = None,
     template: str = "{instruction}",
+    out: str | Path | None = None,
     console: Console | None = None,
 ) -> int:
-    """Encode with a progress bar on a terminal, and print what was done; gives the exit code.
+    """Encode with a progress bar on a terminal, and print what was done; returns the exit code.
 
     Raises:
         DemoFormatError, ValueError: as `encode_file`.
     """
     console = console or Console(soft_wrap=True)
     bar = (lambda names: track(names, description="encoding", transient=True)) if console.is_terminal else iter
-    done = encode_file(path, model, cameras=cameras, template=template, progress=bar)
+    done = encode_file(path, model, cameras=cameras, template=template, out=out, progress=bar)
     console.print(f"encoded   {done.demos} demos, {done.frames} frames", highlight=False)
     console.print(f"tokens    {done.token_count} of width {done.token_width} a frame, float16", highlight=False)
-    console.print(f"written   {path}", markup=False, highlight=False)
+    console.print(f"written   {done.path}", markup=False, highlight=False)
     return 0
 
 
@@ -76,69 +74,77 @@ def encode_file(
     *,
     cameras: Sequence[str] | None = None,
     template: str = "{instruction}",
+    out: str | Path | None = None,
     batch_frames: int = BATCH_FRAMES,
     device: str | torch.device | None = None,
     progress: Any = iter,
 ) -> Encoded:
-    """Write the backbone's tokens of every frame into a native demo file.
+    """Write the backbone's tokens of every frame of a native demo file, which itself is not changed.
 
     Args:
         path: a file in the native layout; other formats are converted first.
         model: local folder or hub name of the backbone.
-        cameras: which pictures it sees, in this order; None: all, sorted.
+        cameras: the cameras it sees, in this order; None: all, sorted.
         template: how a demo's instruction is put to the backbone.
+        out: a new demo file for the demos and their tokens; None: the tokens alone, beside the demo file.
         batch_frames: frames encoded together.
         device: where the backbone runs; None: the GPU where there is one.
         progress: wraps the demos' names.
 
     Raises:
-        DemoFormatError: the file can't be used, or holds tokens of another encoder.
+        DemoFormatError: the file can't be used, or the target holds tokens of another encoder.
+        FileExistsError: `out` exists.
         ValueError: there is no such model.
     """
     path = Path(path)
-    names, pictures = _names_and_cameras(path)
-    chosen = list(cameras) if cameras is not None else sorted(pictures)
-    if missing := [camera for camera in chosen if camera not in pictures] or ([] if chosen else ["a camera"]):
-        raise DemoFormatError(
-            f"{path.name}: no {', '.join(missing)} to encode; cameras: {', '.join(pictures) or 'none'}"
-        )
-    identity = {**backbone_identity(model), "cameras": chosen, "template": template}
-    height, width, _ = pictures[chosen[0]]
-    backbone = load_backbone(model, (height, width)).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    text = PromptText(model, template)
+    with _without_tokens(path) as demos:
+        first = demos.read(demos.names[0])
+        images = {key: values.shape[1:] for key, values in first.obs.items() if is_image(values)}
+        chosen = list(cameras) if cameras is not None else sorted(images)
+        if missing := [camera for camera in chosen if camera not in images] or ([] if chosen else ["a camera"]):
+            raise DemoFormatError(
+                f"{path.name}: no {', '.join(missing)} to encode; cameras: {', '.join(images) or 'none'}"
+            )
+        identity = {**backbone_identity(model), "cameras": chosen, "template": template}
+        writer = _sidecar(path, identity) if out is None else _copy(demos, Path(out), identity)
+        with writer as target:
+            height, width, _ = images[chosen[0]]
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            backbone = load_backbone(model, (height, width)).to(device)
+            text = PromptText(model, template)
+            encoded = frames = 0
+            done = set(target.names)
+            for name in progress(demos.names):
+                if name in done:
+                    continue
+                demo = demos.read(name) if out is not None else demos.read(name, chosen)
+                tokens, valid = _encode_demo(demo, chosen, backbone, text, batch_frames, f"{path.name}, {name}")
+                if isinstance(target, TokenWriter):
+                    target.write(name, tokens, valid)
+                else:
+                    mask = {TOKEN_VALID: valid.astype(np.int64)}
+                    target.write(replace(demo, tokens=tokens, attributes={**demo.attributes, **mask}))
+                encoded, frames = encoded + 1, frames + len(tokens)
     count = backbone.token_count(len(chosen), text.token_count)
-    demos = frames = 0
-    with _open_for_tokens(path, identity) as (data, commit):
-        for name in progress(names):
-            group = group_in(data, name, path.name)
-            if "tokens" in group:
-                continue
-            tokens, valid = _encode_demo(group, chosen, backbone, text, batch_frames, f"{path.name}, {name}")
-            write_rows(group, "tokens", tokens)
-            group.attrs[TOKEN_VALID_KEY] = valid.astype(np.uint8)
-            if not valid.all():
-                data.attrs[PADDED] = True
-            commit()
-            demos, frames = demos + 1, frames + len(tokens)
-    return Encoded(demos, frames, count, backbone.token_width)
+    return Encoded(target.path, encoded, frames, count, backbone.token_width)
 
 
 def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
-    """Which encoder made the tokens of all these files.
+    """Which encoder made the tokens of all these files; empty where none of them says.
 
     Raises:
         DemoFormatError: a file has no tokens, or those of another encoder than the first.
     """
     first: tuple[str, dict[str, Any]] | None = None
     for reader in readers:
-        if IDENTITY not in reader.attributes:
-            raise DemoFormatError(f"{reader.path.name}: no tokens in it; `robopolicy encode` writes them")
-        identity = json.loads(reader.attributes[IDENTITY])
+        if IDENTITY not in reader.attributes and TOKENS not in row_types(reader, reader.names[0]):
+            raise DemoFormatError(f"{reader.path.name}: no tokens in it or beside it; `robopolicy encode` makes them")
+        identity = json.loads(reader.attributes.get(IDENTITY, "{}"))
         first = first or (reader.path.name, identity)
         if identity != first[1]:
             raise DemoFormatError(
-                f"{reader.path.name}: tokens of {_described(identity)}, those of {first[0]} are of "
-                f"{_described(first[1])}; encode one of them anew"
+                f"{reader.path.name}: tokens of {encoder_described(identity)}, those of {first[0]} are of "
+                f"{encoder_described(first[1])}; encode one of them again"
             )
     if first is None:
         raise DemoFormatError("no demo files to look for tokens in")
@@ -146,59 +152,51 @@ def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
 
 
 def are_padded(readers: Iterable[DemoReader]) -> bool:
-    """Whether some of the files' tokens are padding; one that doesn't say has none."""
-    return any(reader.attributes.get(PADDED, False) for reader in readers)
+    """Whether some of the files' tokens are padding."""
+    return any(reader.attributes.get(TOKENS_PADDED, False) for reader in readers)
 
 
-@contextmanager
-def _open_for_tokens(path: Path, identity: dict[str, Any]) -> Iterator[tuple[h5py.Group, Any]]:
-    """The group `data` and a function that makes what was written durable; the file's identity is checked, then set."""
-    raw = JournaledFile(path)
-    try:
-        with h5py.File(raw, "r+") as file:
-            data = group_in(file, "data", path.name)
-            found = data.attrs.get(IDENTITY)
-            if found is not None and json.loads(found) != identity:
-                raise DemoFormatError(
-                    f"{path.name}: holds tokens of {_described(json.loads(found))}, not of {_described(identity)}; "
-                    "encode a copy of the file that has none"
-                )
-            data.attrs[IDENTITY] = json.dumps(identity)
-
-            def commit() -> None:
-                file.flush()
-                raw.commit()
-
-            yield data, commit
-        raw.commit()
-    finally:
-        raw.close()
-
-
-def _names_and_cameras(path: Path) -> tuple[list[str], dict[str, tuple[int, ...]]]:
-    """The demos of a native file, and height, width and channels of each camera."""
-    with open_demos(path) as demos:
-        if demos.format_name != "robomimic":
+def _sidecar(path: Path, identity: dict[str, Any]) -> TokenWriter:
+    with DemoFile(path, tokens=False) as file:
+        if file.has_tokens_inside:
             raise DemoFormatError(
-                f"{path.name}: tokens are written into the native layout only and this is {demos.format_name}; "
+                f"{path.name}: has tokens in it; encode a file without, such as the one it was made of"
+            )
+        marks = {name: file.mark(name) for name in file.names}
+    return TokenWriter(tokens_beside(path), identity, marks)
+
+
+def _copy(demos: DemoReader, out: Path, identity: dict[str, Any]) -> DemoWriter:
+    """A writer of a file that says of itself what the demos' own says."""
+    if out.exists():
+        raise FileExistsError(f"{out} exists; choose another --out")
+    plain = {key: value for key, value in demos.attributes.items() if isinstance(value, (str, int, float))}
+    facts = {**plain, IDENTITY: json.dumps(identity)}
+    return DemoWriter(
+        out, env_args=demos.attributes.get("env_args"), action_spec=demos.action_spec, attributes=facts, resume=True
+    )
+
+
+def _without_tokens(path: Path) -> RobomimicReader:
+    with open_demos(path) as demos:
+        if demos.format_name != RobomimicReader.format_name:
+            raise DemoFormatError(
+                f"{path.name}: tokens are made of the native layout only and this is {demos.format_name}; "
                 "`robopolicy convert` makes a native file"
             )
-        first = demos.read(demos.names[0])
-        return list(demos.names), {key: values.shape[1:] for key, values in first.obs.items() if is_image(values)}
+    return RobomimicReader(path, tokens=False)
 
 
 def _encode_demo(
-    group: h5py.Group, cameras: Sequence[str], backbone: Backbone, text: PromptText, batch_frames: int, where: str
+    demo: Demo, cameras: Sequence[str], backbone: Backbone, text: PromptText, batch_frames: int, where: str
 ) -> tuple[Float16[np.ndarray, "time tokens width"], np.ndarray]:
     """Tokens of one demo, and which of them are real, (N,) bool."""
-    obs = group_in(group, "obs", where)
-    images = [dataset_in(obs, camera, where) for camera in cameras]
     device = next(backbone.parameters()).device
-    prompt = text.prepare([group.attrs.get("instruction")]).to(device)
+    prompt = text.prepare([demo.instruction]).to(device)
     parts = []
     valid = torch.ones(0, dtype=torch.bool)
-    for start in range(0, len(images[0]), batch_frames):
-        batch = [torch.from_numpy(camera[start : start + batch_frames]).to(device) for camera in images]
+    for start in range(0, len(demo), batch_frames):
+        batch = [torch.from_numpy(demo.obs[camera][start : start + batch_frames]).to(device) for camera in cameras]
         tokens, kept = backbone(batch, prompt.expand(len(batch[0]), -1))
         valid = kept[0]
         last = int(valid.nonzero()[-1])
@@ -210,7 +208,3 @@ def _encode_demo(
             f"{where}: a token is beyond what float16 holds (65504); this backbone can't be precomputed"
         )
     return found, valid.cpu().numpy()
-
-
-def _described(identity: dict[str, Any]) -> str:
-    return f"{identity.get('model')} ({identity.get('weights')}) on {', '.join(identity.get('cameras', []))}"

@@ -7,6 +7,7 @@ demonstration shows. Here it visits those states itself, and the expert says wha
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -137,14 +138,15 @@ def _write_round(
     roll_out: Callable[[ChunkPolicy, int], Iterable[Demo]],
     number: int,
 ) -> None:
-    """Write a round's demos beside their place and move them there when all are in it."""
+    """Write a round's demos; the file appears when all are in it. Those that an interrupted call left are kept."""
     with open_demos(like) as first:
         facts = {key: first.attributes[key] for key in ("renderer",) if key in first.attributes}
         env_args = first.attributes.get("env_args")
-    partial = path.with_suffix(".partial.hdf5")
-    partial.unlink(missing_ok=True)
-    with DemoWriter(partial, env_args=env_args, action_spec=policy.action_spec, attributes=facts) as writer:
-        for demo in roll_out(policy, number):
-            writer.write(demo)
+    with DemoWriter(
+        path, env_args=env_args, action_spec=policy.action_spec, attributes=facts, resume=True, by_seed=True
+    ) as writer:
+        there = {*writer.seeds}
+        for seed, demos in groupby(roll_out(policy, number), lambda demo: id(demo) if demo.seed is None else demo.seed):
+            if seed not in there:
+                writer.write_together(list(demos))
         LOG.info("round %d   %d relabeled episodes", number, len(writer.names))
-    partial.rename(path)

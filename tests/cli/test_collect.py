@@ -1,11 +1,16 @@
 """`robopolicy collect`: which episodes a file ends up with, and what is refused before one is written."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from robopolicy.cli import main
-from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
+from robopolicy.demos.parts import parts_folder
 
 REACH = ("collect", "--task", "reach", "--num-envs", "2")
 
@@ -14,6 +19,43 @@ def seeds_in(path: Path) -> list[int]:
     """Seeds of the demos of a file, sorted."""
     with DemoFile(path) as demos:
         return sorted(int(str(demo.seed)) for demo in demos)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_resumed_file_is_that_of_an_uninterrupted_collect(tmp_path, end):
+    """Guards against: demos lost, doubled or in another order after an interruption, whichever it was."""
+    words = [*REACH, "--episodes", "8", "--out"]
+    assert main([*words, str(tmp_path / "whole.hdf5")]) == 0
+    out = tmp_path / "reach.hdf5"
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from robopolicy.cli import main; sys.exit(main(sys.argv[1:]))",
+        *words,
+        str(out),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(parts_folder(out).glob("*.hdf5"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(end)
+        _, said = process.communicate()
+    assert process.returncode == (130 if end == signal.SIGINT else -end)
+    assert end != signal.SIGINT or "demos are kept in" in said
+    assert not out.exists()
+    assert main([*words, str(out)]) == 2, "what is there is not overwritten"
+    assert main([*words, str(out), "--resume"]) == 0
+    assert out.read_bytes() == (tmp_path / "whole.hdf5").read_bytes()
+    assert not parts_folder(out).exists()
+
+
+def test_a_second_collect_into_the_same_file_is_refused(tmp_path, capsys):
+    """Guards against: two collections that destroy each other's demos."""
+    out = tmp_path / "reach.hdf5"
+    with DemoWriter(out):
+        assert main([*REACH, "--episodes", "2", "--out", str(out), "--resume"]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_resumed_file_holds_the_seeds_that_an_uninterrupted_one_would(tmp_path):

@@ -52,7 +52,7 @@ def test_a_file_cut_short_is_refused_in_one_line(file, size):
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
     """Not to be damaged."""
-    with pytest.raises(UnsafeFileError, match="no such file"):
+    with pytest.raises(DemoFormatError, match="no such file"):
         examine(tmp_path / "none.hdf5")
 
 

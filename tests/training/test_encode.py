@@ -1,6 +1,8 @@
 """Running a frozen backbone over a demo file once."""
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,6 +13,7 @@ from rich.console import Console
 pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 
 from robopolicy.demos.formats import open_demos
+from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.model.encoders.loading import load_backbone
 from robopolicy.model.encoders.transformers import PromptText
 from robopolicy.training import encode
@@ -34,8 +37,11 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def file(tiny_demos, tmp_path):
-    """A demo file of our own to write into."""
-    return shutil.copy(tiny_demos, tmp_path / "demos.hdf5")
+    """A demo file in a folder of its own, which must stay as it is."""
+    path = Path(shutil.copy(tiny_demos, tmp_path / "demos.hdf5"))
+    before = path.read_bytes()
+    yield path
+    assert path.read_bytes() == before
 
 
 def test_every_frame_gains_the_tokens_that_the_live_encoder_gives(file, model):
@@ -61,7 +67,7 @@ def test_every_frame_gains_the_tokens_that_the_live_encoder_gives(file, model):
     )
 
 
-def test_a_second_run_goes_on_where_the_first_was_cut(file, model, monkeypatch):
+def test_a_second_run_resumes_where_the_first_was_cut(file, model, monkeypatch):
     """A night of encoding must not be lost to a kill in the morning."""
     run, calls = encode._encode_demo, []
 
@@ -75,17 +81,72 @@ def test_a_second_run_goes_on_where_the_first_was_cut(file, model, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         encode_file(file, model)
     with open_demos(file) as demos:
-        assert [demos.read(name).tokens is not None for name in demos.names] == [True, True, False, False, False]
+        assert [demos.read(name).tokens for name in demos.names] == [None] * 5
     monkeypatch.setattr(encode, "_encode_demo", run)
     assert encode_file(file, model).demos == 3
     assert encode_file(file, model).demos == 0
+    with open_demos(file) as demos:
+        assert all(demos.read(name).tokens is not None for name in demos.names)
+
+
+def test_tokens_of_a_demo_that_has_changed_are_refused_and_made_again(file, model, tiny_demos, make_demo, tmp_path):
+    """Guards against: the tokens of one demo on the actions of another, after the file was collected again."""
+    other = tmp_path / "other" / "demos.hdf5"
+    with DemoWriter(other) as writer:
+        for number in (0, 7, 2):
+            writer.write(replace(make_demo(number, steps=12 if number == 0 else 9), name=f"demo_{len(writer.names)}"))
+    encode_file(other, model)
+    other.unlink()
+    shutil.copy(tiny_demos, other)
+    with open_demos(other) as demos:
+        assert demos.read("demo_0").tokens is not None
+        with pytest.raises(
+            DemoFormatError, match=r"demos.tokens.hdf5, demo_1: tokens of another demo .* encode the demo"
+        ):
+            demos.read("demo_1")
+    assert encode_file(other, model).demos == 4, "demo_0 is the same"
+    with open_demos(other) as demos:
+        assert [demo.tokens is not None for demo in map(demos.read, demos.names)] == [True] * 5
+
+
+def test_a_flipped_bit_among_the_tokens_is_noticed(file, model):
+    """Guards against: tokens without a checksum, of which any number would pass."""
+    encode_file(file, model)
+    beside = file.with_name("demos.tokens.hdf5")
+    with h5py.File(beside, "r+") as tokens:
+        tokens["data/demo_3/tokens"][2, 0, 0] += 1
+        tokens["data/demo_4"].attrs["token_valid"] = np.ones(48, int)
+    with open_demos(file) as demos:
+        for name in ("demo_3", "demo_4"):
+            with pytest.raises(
+                DemoFormatError, match=rf"demos.tokens.hdf5, {name}: tokens changed since they were written"
+            ):
+                demos.read(name)
+
+
+def test_demos_and_tokens_can_go_to_a_file_of_their_own(file, model, tmp_path):
+    """Guards against: one demo file that can't be encoded with two backbones."""
+    encode_file(file, model)
+    done = encode_file(file, model, template="please {instruction}", out=tmp_path / "both.hdf5")
+    assert (done.path, done.demos) == (tmp_path / "both.hdf5", 5)
+    with open_demos(file) as one, open_demos(done.path) as both:
+        assert require_one_encoder([both])["template"] == "please {instruction}"
+        assert are_padded([both])
+        assert both.action_spec == one.action_spec
+        for name in one.names:
+            assert both.read(name).tokens.shape[0] == len(one.read(name))
+            np.testing.assert_array_equal(both.read(name).obs["front"], one.read(name).obs["front"])
+    with pytest.raises(FileExistsError, match="choose another --out"):
+        encode_file(file, model, out=tmp_path / "both.hdf5")
 
 
 def test_tokens_of_another_encoder_are_refused(file, model, tmp_path):
     """Half a file of one backbone and half of another trains on noise."""
     encode_file(file, model)
     other = str(save_backbone("siglip", tmp_path / "siglip"))
-    with pytest.raises(DemoFormatError, match=r"demos.hdf5: holds tokens of clip \(.*\) on front, not of siglip"):
+    with pytest.raises(
+        DemoFormatError, match=r"demos.tokens.hdf5: holds tokens of clip \(.*\) on front, not of siglip"
+    ):
         encode_file(file, other)
     with pytest.raises(DemoFormatError, match="holds tokens of clip"):
         encode_file(file, model, template="please {instruction}")
@@ -97,7 +158,7 @@ def test_files_of_different_encoders_can_t_be_mixed(file, model, tiny_demos, tmp
     encode_file(file, model)
     with open_demos(file) as one, open_demos(second) as bare:
         assert require_one_encoder([one])["kind"] == "clip"
-        with pytest.raises(DemoFormatError, match=r"second.hdf5: no tokens in it; `robopolicy encode` writes them"):
+        with pytest.raises(DemoFormatError, match=r"second.hdf5: no tokens in it or beside it; `robopolicy encode`"):
             require_one_encoder([one, bare])
     encode_file(second, model, template="please {instruction}")
     with (
@@ -114,8 +175,7 @@ def test_a_missing_camera_or_another_format_is_refused_before_any_work(file, mod
         encode_file(file, model, cameras=["wrist"])
     with pytest.raises(DemoFormatError, match="convert"):
         encode_file(write_lerobot(tmp_path / "set"), model)
-    with h5py.File(file) as untouched:
-        assert "token_encoder" not in untouched["data"].attrs
+    assert not file.with_name("demos.tokens.hdf5").exists()
 
 
 def test_what_was_done_is_printed_with_the_place_last(file, model):
@@ -124,4 +184,4 @@ def test_what_was_done_is_printed_with_the_place_last(file, model):
     assert run_encode(file, model, console=console) == 0
     lines = console.export_text().splitlines()
     assert lines[0].split() == ["encoded", "5", "demos,", "54", "frames"]
-    assert lines[-1].endswith(str(file))
+    assert lines[-1].endswith("demos.tokens.hdf5")

@@ -1,6 +1,6 @@
 """Demos of any format, written in another."""
 
-import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from robopolicy.demos.formats.registry import open_demos, writable_format
+from robopolicy.files import TEMPORARY
 
 
 def convert(
     source: str | Path, target: str | Path, format: str | None = None, names: Sequence[str] | None = None
 ) -> list[str]:
-    """Write the demos at `source` to `target`; gives, one line each, what was changed and what was left out.
+    """Write the demos at `source` to `target`; returns, one line each, what was changed and what was left out.
 
     The target appears under its name only when it is complete.
 
@@ -31,7 +32,7 @@ def convert(
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name, or remove it first")
     writer = writable_format(format)
-    unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
+    unfinished = target.with_name(f".{target.stem}-{secrets.token_hex(8)}{TEMPORARY}{target.suffix}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with open_demos(source) as reader:
         try:
@@ -45,7 +46,7 @@ def convert(
 def run_convert(
     source: str | Path, target: str | Path, format: str | None = None, console: Console | None = None
 ) -> int:
-    """Convert, and print what was changed and left out; gives the exit code.
+    """Convert, and print what was changed and left out; returns the exit code.
 
     Raises:
         FileExistsError, DemoFormatError: as `convert`.

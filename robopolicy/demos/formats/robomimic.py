@@ -6,17 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
-
-from robopolicy.demos.checksums import with_checksums
 from robopolicy.demos.formats.base import DemoReader, ReaderBase, action_spec_of
 from robopolicy.demos.guarded import group_in
-from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.demos.packing import STEP_ARRAYS, create_file, write_demo
+from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
+from robopolicy.demos.packing import STEP_ARRAYS, file_facts
 from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.writer import write_demo_file
 from robopolicy.types import Demo, DemoFormatError
 
-DESCRIPTIONS = ("env_args", "action_spec", "total")
+DESCRIPTIONS = ("env_args", "action_spec", "total", TOKENS_PADDED)
 """File attributes that the writer makes itself."""
 
 
@@ -44,18 +42,8 @@ class RobomimicFormat:
         spec = source.action_spec
         if spec is None and source.action_facts != robosuite_action_facts(env_args):
             spec = action_spec_of(source)
-        create_file(target, env_args, spec, attributes)
-        # Written in one go: the target is nobody's file until it is whole, so no demo needs a commit of its own.
-        with h5py.File(target, "r+") as file:
-            data, total = group_in(file, "data", target.name), 0
-            for name in names:
-                demo = source.read(name)
-                write_demo(data.create_group(name), with_checksums(demo))
-                total += len(demo)
-            data.attrs["total"] = total
-        with DemoWriter(target, resume=True) as writer:
-            for key, members in source.filter_keys.items():
-                writer.write_filter_key(key, [name for name in members if name in set(names)])
+        masks = {key: [name for name in members if name in set(names)] for key, members in source.filter_keys.items()}
+        write_demo_file(target, file_facts(env_args, spec, attributes), map(source.read, names), masks)
         left_out = sorted(set(source.attributes) - set(plain) - set(DESCRIPTIONS))
         return (
             [f"attributes of the whole set that are no text or number: left out {', '.join(left_out)}"]
@@ -65,14 +53,14 @@ class RobomimicFormat:
 
 
 class RobomimicReader(ReaderBase):
-    """A native file; `robopolicy.demos.hdf5.DemoFile` does the reading."""
+    """A native file, which `robopolicy.demos.hdf5.DemoFile` reads; `tokens` as there."""
 
     format_name = "robomimic"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, tokens: bool = True) -> None:
         super().__init__(path)
         with open_hdf5(path) as file:
-            self._file = DemoFile(path)
+            self._file = DemoFile(path, tokens=tokens)
             self.names = tuple(self._file.names)
             first = group_in(group_in(file, "data", path.name), self.names[0], path.name)
             unread = sorted(set(first) - {"actions", "obs", *STEP_ARRAYS})

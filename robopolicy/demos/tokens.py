@@ -1,0 +1,156 @@
+"""Tokens beside a demo file: `demos.tokens.hdf5`, which `robopolicy encode` writes and `DemoFile` reads with `demos.hdf5`.
+
+    data                      attributes: token_encoder (JSON: which backbone made the tokens), checksums
+    data/demo_<i>             attributes: num_samples, token_valid (N,), source (mark of the demo), checksums
+    data/demo_<i>/tokens      (T, N, D) float16
+
+Each demo's tokens carry a mark of the demo that they were made from; tokens of a demo that has changed are refused.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from jaxtyping import Bool, Float16
+
+from robopolicy.demos.checksums import checksum
+from robopolicy.demos.guarded import attributes_of, dataset_in, group_in
+from robopolicy.demos.packing import CHECKSUMS, write_rows
+from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.writer import PartWriter, begun
+from robopolicy.types import Demo, DemoFormatError
+
+TOKENS = "tokens"
+TOKEN_VALID = "token_valid"
+"""Attribute of a demo, or of its tokens: (N,), 0 where a token is padding."""
+IDENTITY = "token_encoder"
+"""Attribute of the file: JSON, which backbone made the tokens, from which cameras, with which template."""
+SOURCE = "source"
+
+
+def tokens_beside(path: str | Path) -> Path:
+    """Where the tokens of a demo file lie: `demos.hdf5` -> `demos.tokens.hdf5`."""
+    return Path(path).with_suffix(".tokens.hdf5")
+
+
+def mark_of(attributes: Mapping[str, Any], actions: np.ndarray) -> int:
+    """What tells a demo from another: its checksums, or that of its actions in a file without."""
+    written = attributes.get(CHECKSUMS)
+    return checksum(actions) if written is None else zlib.crc32(str(written).encode())
+
+
+def encoder_described(identity: Mapping[str, Any]) -> str:
+    """A backbone's identity in words."""
+    if not identity:
+        return "an encoder that the file does not name"
+    return f"{identity.get('model')} ({identity.get('weights')}) on {', '.join(identity.get('cameras', []))}"
+
+
+class TokenFile:
+    """The tokens of a demo file, opened for reading.
+
+    Raises:
+        DemoFormatError: the file can't be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open_hdf5(path)
+        try:
+            self._data = group_in(self._file, "data", path.name)
+            self.identity = attributes_of(self._data, path.name).get(IDENTITY)
+            """JSON text."""
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._data
+
+    def dataset(self, name: str) -> h5py.Dataset:
+        """The tokens of a demo (T, N, D)."""
+        return dataset_in(group_in(self._data, name, self.path.name), TOKENS, f"{self.path.name}, {name}")
+
+    def valid(self, name: str) -> list[int]:
+        """(N,): 0 where a token of the demo is padding."""
+        return self._attributes(name)[TOKEN_VALID]
+
+    def require_match(self, demo: Demo, mark: int) -> None:
+        """Refuse tokens that were not made from this demo, or that changed since.
+
+        Raises:
+            DemoFormatError: in one line.
+        """
+        said, where = self._attributes(demo.name), f"{self.path.name}, {demo.name}"
+        if said.get(SOURCE) != mark:
+            raise DemoFormatError(f"{where}: tokens of another demo than the one beside it; encode the demo file again")
+        assert demo.tokens is not None
+        if said.get(CHECKSUMS) != _checksums(demo.tokens, said[TOKEN_VALID]):
+            raise DemoFormatError(f"{where}: tokens changed since they were written; copy the file, or encode it again")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _attributes(self, name: str) -> dict[str, Any]:
+        where = f"{self.path.name}, {name}"
+        found = attributes_of(group_in(self._data, name, self.path.name), where)
+        if missing := [key for key in (TOKEN_VALID, SOURCE, CHECKSUMS) if key not in found]:
+            raise DemoFormatError(f"{where}: no attribute {missing[0]}; encode the demo file again")
+        return found
+
+
+class TokenWriter(PartWriter):
+    """Writes the tokens of a demo file, demo by demo, as `PartWriter` does; always resumes.
+
+    Args:
+        path: the file of tokens.
+        identity: which backbone makes the tokens.
+        marks: the mark of each demo of the demo file; tokens of other demos that are there are dropped.
+
+    Raises:
+        DemoFormatError: there are tokens of another backbone.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], marks: Mapping[str, int]) -> None:
+        self._marks = marks
+        text = json.dumps(identity)
+        if (first := begun(path)) is not None:
+            with open_hdf5(first) as file:
+                found = attributes_of(group_in(file, "data", path.name), path.name).get(IDENTITY, "{}")
+            if found != text:
+                raise DemoFormatError(
+                    f"{first}: holds tokens of {encoder_described(json.loads(found))}, not of "
+                    f"{encoder_described(identity)}; remove it, or write another file with --out"
+                )
+        super().__init__(path, {IDENTITY: text}, resume=True)
+
+    def write(
+        self, name: str, tokens: Float16[np.ndarray, "time tokens width"], valid: Bool[np.ndarray, " tokens"]
+    ) -> None:
+        """Add the tokens of one demo, and which of them are real; on disk when this returns."""
+        mask = valid.astype(np.int64).tolist()
+        attributes = {
+            "num_samples": len(tokens),
+            TOKEN_VALID: mask,
+            SOURCE: self._marks[name],
+            CHECKSUMS: _checksums(tokens, mask),
+        }
+
+        def fill(group: h5py.Group) -> None:
+            write_rows(group, TOKENS, tokens)
+            for key, value in attributes.items():
+                group.attrs[key] = value
+
+        self._add({name: (fill, attributes)})
+
+    def _keeps(self, name: str, attributes: Mapping[str, Any]) -> bool:
+        return name in self._marks and attributes.get(SOURCE) == self._marks[name]
+
+
+def _checksums(tokens: np.ndarray, valid: list[int]) -> str:
+    return json.dumps({TOKENS: checksum(tokens), TOKEN_VALID: checksum(np.asarray(valid, np.int64))})

@@ -1,0 +1,76 @@
+"""Files that appear under their name whole or not at all, whatever ends the process that writes them.
+
+Every file that the package writes goes through here: created exclusively, under a name that nobody can predict, in the
+target's own folder; synced; renamed. A link planted at the temporary name is never followed, one at the target is refused.
+"""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY = ".unfinished"
+"""Ending of the temporary name; a file with it is what a kill left behind."""
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A new empty file beside `path` for the block to write; it takes the name `path` when the block ends without error.
+
+    The file's mode follows the umask. After an error nothing is left behind and what was at `path` is unchanged.
+
+    Raises:
+        OSError: the file can't be created, synced or renamed, or what is at `path` is not a regular file.
+    """
+    path = Path(path)
+    require_regular(path)
+    # A suffix of its own last, since libraries such as PyAV choose the format by it.
+    temporary = path.with_name(f".{path.stem[:100]}-{secrets.token_hex(8)}{TEMPORARY}{path.suffix}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_file(path: str | Path, content: str | bytes | memoryview) -> None:
+    """Write a whole file, text as UTF-8; its folder is made.
+
+    Raises:
+        OSError: as `replacing`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def require_regular(path: str | Path) -> None:
+    """Refuse a path at which something other than a regular file is: a link, a folder, a device, a pipe.
+
+    Raises:
+        OSError: in one line that says what is there.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(mode):
+        return
+    what = "a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+    raise OSError(f"{path} is {what}; name a regular file, or one that does not exist yet")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's entries, are on disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
