@@ -215,6 +215,26 @@ def require(holds: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def refuse_import_paths(values: Any, source: str) -> None:
+    """Refuse values by which a parser of class arguments would import code: `class_path` anywhere, at any depth.
+
+    jsonargparse imports what such a key names, whatever the type of the field. No config, profile or run folder of ours
+    holds one, so a file that does is meant to run code.
+
+    Raises:
+        ConfigError: there is such a key.
+    """
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            if found := {"class_path", "init_args", "dict_kwargs"} & set(map(str, value)):
+                raise ConfigError(f"{source}: key {min(found)!r} asks for an import; files hold values only, remove it")
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+
+
 # -- discovery -------------------------------------------------------------------------------------------------------------
 
 

@@ -23,20 +23,18 @@ from robopolicy.types import ActionSpec, ArraySpec
 SMALL = {"window": 3, "chunk": 2, "layers": 2, "hidden": 16, "head_widths": (8,)}
 INTERLEAVED = ActionSpec(arm=(0, 1, 3), gripper=(2,), constant={4: 0.5}, gripper_values=((0.0, 0.08),), rate_hz=20.0)
 CASES = {
-    "window": ("keys", {}, "onnx", False),
-    "torch": ("keys", {}, "torch", False),
+    "window": ("keys", {}, False),
 }
-"""Encoder, head, format, int8."""
+"""Encoder, head, int8."""
 ARM = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
 TINY = {
-    "tiny": ("keys", {"layers": 1, "hidden": 8}, "onnx", False),
-    "robot": ("keys", {"layers": 1, "hidden": 8, "chunk": 4}, "onnx", False),
+    "tiny": ("keys", {"layers": 1, "hidden": 8}, False),
+    "robot": ("keys", {"layers": 1, "hidden": 8, "chunk": 4}, False),
 }
-SLOW_CASES = {"int8": ("keys", {}, "onnx", True)} | {
+SLOW_CASES = {"int8": ("keys", {}, True)} | {
     f"{kind}-{cell}-{history}-{pooling}-{head}": (
         kind,
         {"cell": cell, "history": history, "pooling": pooling, "head": head, "latent": 2 if pooling == "max" else 1},
-        "onnx",
         False,
     )
     for kind, cell, history, pooling, head in (
@@ -84,11 +82,11 @@ def make_policy(
 
 def export_case(out: Path, name: str) -> None:
     """The run folder and the export of one case."""
-    kind, head, format, int8 = (CASES | SLOW_CASES | TINY)[name]
+    kind, head, int8 = (CASES | SLOW_CASES | TINY)[name]
     provenance = {"task": "lift", "control_dt": 0.05, "demo_files": ["/home/someone/lift.hdf5"]}
     action = ARM if name == "robot" else INTERLEAVED
     save_policy(make_policy(kind, action=action, **head), out / name / "run", provenance)
-    export_policy(out / name / "run", out / name / "exported", format, int8)  # type: ignore[arg-type]
+    export_policy(out / name / "run", out / name / "exported", int8)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ VERBS = {
     "eval": ("robopolicy.cli.evaluate", "a policy's success rate in closed loop, with its interval"),
     "report": ("robopolicy.cli.show", "compare runs in one HTML page"),
     "view": ("robopolicy.cli.show", "play a recorded episode or demo"),
-    "export": ("robopolicy.cli.deploy", "a policy as ONNX or torch graph with explicit state"),
+    "export": ("robopolicy.cli.deploy", "a policy as an ONNX graph with explicit state"),
     "serve": ("robopolicy.cli.deploy", "a policy behind openpi's websocket protocol"),
     "run": ("robopolicy.cli.run", "a policy on a robot, in real time, within limits"),
 }

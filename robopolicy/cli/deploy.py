@@ -11,13 +11,13 @@ def export(arguments: Sequence[str]) -> int:
     """Export a policy; gives the exit code."""
     parser = verb_parser("export", "A policy as one graph with its state as explicit inputs and outputs.")
     parser.add_argument("policy", type=str, help="run folder")
-    parser.add_argument("--format", type=Literal["onnx", "torch"], default="onnx", help="kind of graph")
+    parser.add_argument("--format", type=Literal["onnx"], default="onnx", help="kind of graph")
     parser.add_argument("--out", type=str, required=True, help="folder for the graph and its manifest")
-    parser.add_argument("--int8", action="store_true", help="int8 weights in matrix products; ONNX only")
+    parser.add_argument("--int8", action="store_true", help="int8 weights in matrix products")
     options = parse(parser, arguments)
     from robopolicy.control.export import export_policy
 
-    folder = export_policy(options.policy, options.out, options.format, options.int8)
+    folder = export_policy(options.policy, options.out, options.int8)
     error = json.loads((folder / "manifest.json").read_text())["error_to_torch"]
     print(f"differs   {error:.2g} of an action's range from torch, at most")
     print(f"exported  {folder}")

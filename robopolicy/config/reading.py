@@ -4,13 +4,14 @@ import json
 import re
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from robopolicy.components import refuse_import_paths
 from robopolicy.config.checks import ConfigError
 from robopolicy.config.experiment import ExperimentConfig
 
@@ -39,6 +40,7 @@ def read_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     if path is not None:
         check_config_file(path)
+        _refuse_named_sections(yaml.safe_load(Path(path).read_text(encoding="utf-8")), str(path))
     parser = experiment_parser()
     return _parsed(
         lambda: parser.parse_args(
@@ -78,8 +80,19 @@ def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
 
 def config_from_dict(values: Mapping[str, Any], source: str = "config") -> ExperimentConfig:
     """The inverse of `config_to_dict`, with the same checks as `read_config`."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source}: expected a mapping of options, got {type(values).__name__}")
+    refuse_import_paths(values, source)
+    _refuse_named_sections(values, source)
     parser = experiment_parser()
     return _parsed(lambda: parser.parse_object(dict(values)), source=source)
+
+
+def _refuse_named_sections(values: Mapping[str, Any], source: str) -> None:
+    """Refuse a section given as anything but a mapping: the parser would import what a string there names."""
+    for field in fields(ExperimentConfig):
+        if is_dataclass(field.type) and not isinstance(values.get(field.name, {}), Mapping):
+            raise ConfigError(f"{source}: {field.name} must be a mapping of options, got {values[field.name]!r}")
 
 
 def _parsed(parse: Callable[[], Namespace], source: str) -> ExperimentConfig:
@@ -121,6 +134,7 @@ def check_config_file(path: str | Path) -> None:
     if not isinstance(values, dict):
         found = "the file is empty" if values is None else f"it holds a {type(values).__name__}"
         raise ConfigError(f"{path}: {found}; expected options, such as `task: lift`")
+    refuse_import_paths(values, str(path))
 
 
 _WRONG_TYPE = (

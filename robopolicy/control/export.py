@@ -1,4 +1,4 @@
-"""A policy as one graph, ONNX or torch.export, with the memory as explicit inputs and outputs.
+"""A policy as one ONNX graph, with the memory as explicit inputs and outputs.
 
 Normalization, encoder, pooling, recurrence (staggered window included), action head and un-normalization are inside;
 what remains outside is turning the instruction into word numbers, which `runtime.py` does in NumPy.
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robopolicy.control import runtime
 from robopolicy.control.graph import GraphPolicy
-from robopolicy.control.runtime import ACTIONS, FORMAT, MANIFEST, ExportError
+from robopolicy.control.runtime import ACTIONS, FORMAT, GRAPH, MANIFEST, ONNX, ExportError
 from robopolicy.control.spec import PolicySpec
 from robopolicy.model.checkpoint import load_policy, read_provenance
 from robopolicy.model.policy import ChunkPolicy
@@ -31,9 +31,7 @@ EXAMPLE_BATCH = 3
 """Episodes of the example that is traced; an example of 1 would make the batch axis static."""
 
 
-def export_policy(
-    folder: str | Path, out: str | Path, format: Literal["onnx", "torch"] = "onnx", int8: bool = False
-) -> Path:
+def export_policy(folder: str | Path, out: str | Path, int8: bool = False) -> Path:
     """Export the policy of a run folder into the folder `out`: the graph and `manifest.json`.
 
     The graph is run against torch before it is kept, for batches of 1, 2 and 5 over twice the window.
@@ -41,28 +39,21 @@ def export_policy(
     Args:
         folder: a run folder.
         out: made if it doesn't exist.
-        format: `onnx`, or `torch` for torch.export.
-        int8: dynamic int8 weights in matrix products; ONNX only. The manifest says what it costs in accuracy.
+        int8: dynamic int8 weights in matrix products. The manifest says what it costs in accuracy.
 
     Raises:
         ExportError: the policy can't be exported, or the float32 graph differs from torch by more than 1e-4.
     """
     folder, out = Path(folder), Path(out)
-    if int8 and format != "onnx":
-        raise ExportError("--int8 is for --format onnx; torch.export keeps float32")
     policy = load_policy(folder)
     _require_exportable(policy)
     graph = GraphPolicy(policy).eval()
     out.mkdir(parents=True, exist_ok=True)
-    file = "policy.onnx" if format == "onnx" else "policy.pt2"
     (out / MANIFEST).unlink(missing_ok=True)
-    if format == "onnx":
-        _write_onnx(graph, out / file)
-        if int8:
-            _quantize(out / file)
-    else:
-        torch.export.save(_program(graph), out / file)
-    manifest = _manifest(graph, PolicySpec.of(policy, read_provenance(folder)), format, file, int8)
+    _write_onnx(graph, out / GRAPH)
+    if int8:
+        _quantize(out / GRAPH)
+    manifest = _manifest(graph, PolicySpec.of(policy, read_provenance(folder)), int8)
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
     error = _largest_error(policy, out)
     if not int8 and not error <= TOLERANCE:
@@ -124,7 +115,7 @@ def _quantize(path: Path) -> None:
         quantize_dynamic(prepared, path, products, weight_type=QuantType.QInt8, per_channel=True)
 
 
-def _manifest(graph: GraphPolicy, spec: PolicySpec, format: str, file: str, int8: bool) -> dict[str, Any]:
+def _manifest(graph: GraphPolicy, spec: PolicySpec, int8: bool) -> dict[str, Any]:
     policy = graph.policy
     example = graph.example(EXAMPLE_BATCH)
     with torch.no_grad():
@@ -134,8 +125,8 @@ def _manifest(graph: GraphPolicy, spec: PolicySpec, format: str, file: str, int8
     inputs, told = _described(graph.inputs, example), spec.to_dict()
     return {
         "format_version": FORMAT,
-        "format": format,
-        "file": file,
+        "format": ONNX,
+        "file": GRAPH,
         "int8": int8,
         "execution": told.pop("execution"),
         "spec": told,

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from jsonargparse import ArgumentParser
 
+from robopolicy.components import refuse_import_paths
 from robopolicy.control.kinematics import PANDA, Arm
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -143,6 +144,7 @@ def read_profile(source: str | Path) -> RobotProfile:
 
 def profile_from_dict(values: Mapping[str, Any], source: str = "robot profile") -> RobotProfile:
     """A profile from plain values, such as those that a robot over the network tells of itself."""
+    refuse_import_paths(values, source)
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_class_arguments(RobotProfile, None)
     try:

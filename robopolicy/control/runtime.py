@@ -22,7 +22,10 @@ from robopolicy.types import ActionSpec, Array, ArraySpec, Observation
 
 logger = logging.getLogger("robopolicy.runtime")
 
-MANIFEST = "manifest.json"
+MANIFEST, GRAPH = "manifest.json", "policy.onnx"
+"""The two files of an exported folder."""
+ONNX = "onnx"
+"""The only format of a graph: it holds operators and weights, and nothing that could be executed or imported."""
 FORMAT = 1
 """Version of an exported folder's layout; raised when an older reader could no longer understand it."""
 
@@ -94,6 +97,8 @@ class ExportedPolicy:
         self._prepared: dict[tuple[str | None, ...], np.ndarray] = {}
         self._numbers = {word: place for place, word in enumerate((self._text or {}).get("words", ()), start=2)}
         self._reported: set[str] = set()
+        self.state_shapes = [run.inputs[name] for name in run.inputs if name.startswith("state.")]
+        """Shape of each tensor of the state, as the graph itself says; the batch axis is not an integer."""
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -130,8 +135,8 @@ class ExportedPolicy:
         shape = (batch,) if isinstance(batch, int) else tuple(batch)
         count = math.prod(shape)
         tensors = tuple(
-            np.zeros([count if axis == "batch" else axis for axis in tensor["shape"]], np.float32)
-            for tensor in self.manifest["state"]
+            np.zeros([axis if isinstance(axis, int) else count for axis in wanted], np.float32)
+            for wanted in self.state_shapes
         )
         return ExportedState(shape, np.zeros(count, np.int64), tensors, carried=self.spec.history == "carry")
 
@@ -203,30 +208,18 @@ class Graph:
         options = onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises classes of its own
+            raise ExportError(f"{path}: not an ONNX graph that can be run ({_reason(error)}); export again") from None
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self.inputs = {entry.name: tuple(entry.shape) for entry in self._session.get_inputs()}
+        """Name -> shape of each input; an axis of any length is a string or None."""
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One tick."""
         given = self._session.run(self._outputs, dict(feed))
         return {name: np.asarray(array) for name, array in zip(self._outputs, given, strict=True)}
-
-
-class TorchGraph(Graph):
-    """The same by a program of torch.export; this one needs torch."""
-
-    def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        import torch
-
-        self._torch = torch
-        self._program = torch.export.load(path).module()
-        self._inputs, self._outputs = list(inputs), list(outputs)
-
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One tick."""
-        with self._torch.no_grad():
-            given = self._program(*(self._torch.from_numpy(feed[name]) for name in self._inputs))
-        return {name: tensor.numpy() for name, tensor in zip(self._outputs, given, strict=True)}
 
 
 def require_own_precision(folder: str | Path, precision: str) -> None:
@@ -255,15 +248,39 @@ def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise ExportError(f"{folder}: no {MANIFEST} in it; give a folder that `robopolicy export` wrote")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    if manifest.get("format_version") != FORMAT:
-        found = manifest.get("format_version")
-        raise ExportError(f"{folder / MANIFEST}: format version {found}; this robopolicy reads {FORMAT}; export again")
-    graph = folder / Path(manifest["file"]).name
+    manifest = _read_manifest(folder / MANIFEST)
+    graph = folder / GRAPH
     if not graph.is_file():
-        raise ExportError(f"{graph}: the graph that {MANIFEST} names is missing; export again")
-    if manifest["format"] == "torch":
-        run: Graph = TorchGraph(graph, *([entry["name"] for entry in manifest[side]] for side in ("inputs", "outputs")))
-    else:
-        run = Graph(graph, threads)
-    return ExportedPolicy(manifest, run)
+        raise ExportError(f"{graph}: the graph that belongs to {MANIFEST} is missing; export again")
+    run = Graph(graph, threads)
+    try:
+        policy = ExportedPolicy(manifest, run)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExportError(
+            f"{folder / MANIFEST}: not a manifest of an export ({_reason(error)}); export again"
+        ) from None
+    expected = {*policy.spec.observation, AGE, *([TEXT] if policy.spec.instruction else ())}
+    expected |= {f"state.{place}" for place in range(len(policy.state_shapes))}
+    if expected != set(run.inputs):
+        differing = ", ".join(sorted(expected ^ set(run.inputs)))
+        raise ExportError(f"{folder}: {GRAPH} and {MANIFEST} don't belong together; they differ in: {differing}")
+    return policy
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path}: not JSON ({_reason(error)}); export again") from None
+    if not isinstance(manifest, dict):
+        raise ExportError(f"{path}: expected a JSON object, got {type(manifest).__name__}; export again")
+    if (found := manifest.get("format_version")) != FORMAT:
+        raise ExportError(f"{path}: format version {found!r}; this robopolicy reads {FORMAT}; export again")
+    if (found := manifest.get("format")) != ONNX:  # torch.export files, for one, are unpickled when loaded
+        raise ExportError(f"{path}: format {found!r}; only {ONNX!r} is run, which holds no code; export again")
+    return manifest
+
+
+def _reason(error: Exception) -> str:
+    """One short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -16,7 +16,7 @@ from robopolicy.model.checkpoint import load_policy, save_policy
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec
-from tests.exporting import CASES, SLOW_CASES, make_policy
+from tests.exporting import CASES, SLOW_CASES
 
 
 def exported(out: Path, names: list[str]) -> Path:
@@ -83,11 +83,6 @@ def test_500_closed_loop_steps_equal_torch(cases):
     assert largest_difference(cases / "window") < 1e-4
 
 
-def test_a_torch_export_equals_torch(cases):
-    """The other format has its own tracing and its own order of inputs."""
-    assert largest_difference(cases / "torch", steps=50) < 1e-4
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SLOW_CASES if name != "int8"])
 def test_every_memory_pooling_and_head_exports(slow_cases, name):
@@ -125,16 +120,13 @@ def test_the_manifest_tells_names_shapes_rates_and_words(cases):
 def test_nothing_of_the_training_machine_leaves_with_the_export(cases):
     """The folder is given to others; an exporter likes to note the source files it traced."""
     here = str(Path(__file__).parents[2]).encode()
-    for path in [*(cases / "window" / "exported").iterdir(), *(cases / "torch" / "exported").iterdir()]:
+    for path in (cases / "window" / "exported").iterdir():
         assert here not in path.read_bytes()
         assert b"/home/someone" not in path.read_bytes()
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path):
     """A stack of tracing errors tells a user nothing."""
-    save_policy(make_policy(), tmp_path / "run", {})
-    with pytest.raises(ExportError, match="--int8 is for --format onnx"):
-        export_policy(tmp_path / "run", tmp_path / "out", format="torch", int8=True)
     config = ExperimentConfig(encoder=EncoderConfig(text_model="minilm"), head=HeadConfig(window=1, chunk=1))
     policy = ChunkPolicy(config, ActionSpec(), {"ee_pose": ArraySpec((7,))}, Vocabulary.of(["lift"]))
     save_policy(policy, tmp_path / "told", {})

@@ -65,7 +65,11 @@ class KeyMapping:
             path = PRESETS / f"{source}.yaml"
         if not path.is_file():
             raise ValueError(f"no mapping '{source}'; there are {', '.join(presets())}, or give a .yaml file")
-        return _parsed(yaml.safe_load(path.read_text()), path.name)
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        return _parsed(values, path.name)
 
 
 def presets() -> list[str]:
@@ -113,7 +117,10 @@ def _weights(source: int, target: int) -> Float[np.ndarray, "target source"]:
 def _parsed(values: Any, file: str) -> KeyMapping:
     if not isinstance(values, dict) or not set(values) <= {"name", "instruction", "keys"}:
         raise ValueError(f"{file}: expected a map of name, instruction and keys")
-    keys = {key: _source(entry, f"{file}, key '{key}'") for key, entry in (values.get("keys") or {}).items()}
+    entries = values.get("keys") or {}
+    if not isinstance(entries, dict):
+        raise ValueError(f"{file}: keys must be a map of the policy's keys, got {entries!r}")
+    keys = {key: _source(entry, f"{file}, key '{key}'") for key, entry in entries.items()}
     instruction = _names(values.get("instruction", list(KeyMapping.instruction)), f"{file}, instruction")
     return KeyMapping(str(values.get("name", Path(file).stem)), instruction, keys)
 
@@ -123,11 +130,12 @@ def _source(entry: Any, where: str) -> KeySource:
     if not isinstance(entry, dict) or "from" not in entry or not set(entry) <= options:
         raise ValueError(f"{where}: expected `from` and any of {', '.join(sorted(options - {'from'}))}")
     for option, allowed in (("layout", get_args(Layout)), ("flip", get_args(Flip)), ("fit", get_args(Fit))):
-        if option in entry and entry[option] not in allowed:
+        if option in entry and str(entry[option]) not in allowed:
             raise ValueError(f"{where}: {option} is {entry[option]!r}; expected one of {', '.join(allowed)}")
     columns = entry.get("columns")
     if columns is not None:
-        if not isinstance(columns, list) or len(columns) != 2 or not 0 <= columns[0] < columns[1]:
+        pair = isinstance(columns, list) and len(columns) == 2 and all(type(column) is int for column in columns)
+        if not pair or not 0 <= columns[0] < columns[1]:
             raise ValueError(f"{where}: columns is {columns}; expected [first, last + 1]")
         columns = (int(columns[0]), int(columns[1]))
     chosen = {option: entry[option] for option in ("layout", "flip", "fit") if option in entry}
