@@ -29,6 +29,8 @@ _HOME = {
     "save_policy": "robopolicy.model.checkpoint",
     "read_provenance": "robopolicy.model.checkpoint",
     "train": "robopolicy.training.train",
+    "evaluate": "robopolicy.rollout.evaluate",
+    "Runner": "robopolicy.rollout.actor",
 }
 """Where each public name lives."""
 

@@ -1,23 +1,24 @@
-"""`robopolicy eval`: how good a policy is in closed loop."""
+"""`robopolicy eval`: success rates in closed loop, in our simulator or in any gymnasium environment."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
+from robopolicy.cli.evaluation_text import print_evaluation, print_paired, read_others, report_runs
 from robopolicy.cli.outputs import check_file, check_folder, write_json
 from robopolicy.cli.parsing import add_precision, parse, require, verb_parser
 from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
-from robopolicy.config import ConfigError, ExecutionConfig
+from robopolicy.config import ConfigError, ExecutionConfig, RandomizationConfig
 
 if TYPE_CHECKING:
     from robopolicy.model.packed import Precision
+    from robopolicy.rollout.env_map import EnvMap
     from robopolicy.rollout.episodes import Episode
     from robopolicy.rollout.statistics import Evaluation
     from robopolicy.sim.env import RobotVectorEnv
@@ -25,10 +26,39 @@ if TYPE_CHECKING:
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """Measure a policy in closed loop; gives the exit code."""
-    parser = verb_parser("eval", "Run a policy on unseen seeds of a simulator task and report its success rate.")
-    parser.add_argument("policy", type=str, help="run folder, or an exported folder")
+    """Measure policies in closed loop; returns the exit code."""
+    options = parse(_parser(), arguments)
+    _check_options(options)
+    if options.env:
+        return report_runs(options, [_evaluate_in_env(run, options) for run in options.policy])
+
+    from robopolicy.sim.sharding import open_shard
+
+    with open_shard() as shard:
+        done = [_evaluate_in_simulator(run, options, shard) for run in options.policy]
+        return report_runs(options, [each for each in done if each is not None])
+
+
+def _parser() -> ArgumentParser:
+    parser = verb_parser(
+        "eval",
+        "Run policies on unseen seeds of a simulator task or a gymnasium environment and report the success rate. "
+        "Several run folders of one config count as training seeds: mean, spread, and an interval that counts both.",
+    )
+    parser.add_argument("policy", type=str, nargs="+", help="run folders, or exported folders")
     parser.add_argument("--task", type=str | None, default=None, help="task of the simulator; default: the demos' own")
+    parser.add_argument(
+        "--env", type=str | None, default=None, help="third-party environment: MODULE:ID, ID or MODULE:FACTORY"
+    )
+    parser.add_argument(
+        "--env-map", type=str | None, default=None, help="YAML: how its names and signals meet the policy's"
+    )
+    parser.add_argument(
+        "--env-python", type=str | None, default=None, help="interpreter that has the environment's packages"
+    )
+    parser.add_argument(
+        "--env-copies", type=int | None, default=None, help="copies at once; default: 8, or one per core"
+    )
     parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
     add_simulator(parser)
@@ -37,7 +67,11 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")
     parser.add_argument("--videos", type=int, default=0, help="successes and failures each to show in the report")
     parser.add_argument(
-        "--against", type=str | None, default=None, help="JSON of another evaluation, for a paired test"
+        "--against",
+        type=str,
+        nargs="+",
+        default=[],
+        help="JSON of other evaluations, for a paired test; several are the training seeds of another config",
     )
     for field in fields(ExecutionConfig):
         parser.add_argument(
@@ -46,13 +80,7 @@ def evaluate(arguments: Sequence[str]) -> int:
             default=None,
             help="as trained if not given",
         )
-    options = parse(parser, arguments)
-    _check_options(options)
-
-    from robopolicy.sim.sharding import open_shard
-
-    with open_shard() as shard:
-        return _evaluate(options, shard)
+    return parser
 
 
 def _check_options(options: Namespace) -> None:
@@ -61,40 +89,99 @@ def _check_options(options: Namespace) -> None:
     require(options, 0, "videos")
     if options.videos and not options.report:
         raise ConfigError(f"--videos {options.videos} without a page to show them in; give --report FOLDER")
+    if options.report and len(options.policy) > 1:
+        raise ConfigError("--report shows one evaluation; for several runs use `robopolicy report RUN ...`")
     if options.json:
         check_file("--json", options.json)
     if options.report:
         check_folder("--report", options.report)
+    _check_env_options(options)
 
 
-def _evaluate(options: Namespace, shard: "Shard") -> int:
-    """This process's share of the episodes; the first one prints and writes what came out of all."""
+def _check_env_options(options: Namespace) -> None:
+    """Refuse options of the simulator with --env, and those of --env without it."""
+    if options.env:
+        if options.task:
+            raise ConfigError(f"--task {options.task} and --env {options.env}; give one of them")
+        if options.physics != "auto" or options.randomization != RandomizationConfig():
+            raise ConfigError("--physics and --randomization are the simulator's; --env makes its own worlds")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("--env runs in one process of torchrun; for several copies use --env-copies")
+        if options.env_copies is not None:
+            require(options, 1, "env_copies")
+    else:
+        for name in ("env_map", "env_python", "env_copies"):
+            if options[name] is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} without --env; give --env MODULE:ID")
+
+
+# -- one run -------------------------------------------------------------------------------------------------------------
+
+
+def _evaluate_in_env(run: str, options: Namespace) -> "Evaluation":
+    """The result in copies of a third-party environment, printed, written and reported."""
+    from robopolicy.rollout.env_map import EnvMap, task_name
+    from robopolicy.rollout.env_worlds import open_worlds
+    from robopolicy.rollout.evaluate import check_instruction, evaluate_in_worlds
+
+    env_map = EnvMap.read(options.env_map)
+    policy, trained, provenance = _open_policy(run, options.device, options.precision)
+    check_instruction(policy, env_map)
+    others = read_others(options, task_name(options.env))
+    seeds, film = range(options.seed, options.seed + options.episodes), options.videos > 0
+    worlds = open_worlds(
+        options.env,
+        policy,
+        seeds,
+        env_map=env_map,
+        python=options.env_python,
+        num_envs=options.env_copies,
+        film=film,
+    )
+    execution, episodes = _execution(options, trained), []
+    facts = {
+        "policy": run,
+        "execution": vars(execution),
+        "training": provenance,
+        "environment": _env_facts(options, env_map),
+    }
+    try:
+        result = evaluate_in_worlds(policy, worlds, seeds, execution, provenance=facts, record=film, sink=episodes)
+    finally:
+        worlds.close()
+    _finish(run, options, result, episodes, others)
+    return result
+
+
+def _env_facts(options: Namespace, env_map: "EnvMap") -> dict[str, Any]:
+    facts = {"env": options.env, "python": options.env_python, "map": asdict(env_map)}
+    facts["map"].pop("folder")
+    return facts
+
+
+def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Evaluation | None":
+    """This process's share of the episodes; the first process prints and writes the result of all."""
     from robopolicy.rollout.statistics import refuse_seen_seeds
     from robopolicy.sim.backend import require_device
     from robopolicy.sim.evaluation import evaluate_shard
 
     device = shard.device(options.device)
     require_device(device)
-    policy, trained, provenance = _open_policy(options.policy, device, options.precision)
+    policy, trained, provenance = _open_policy(run, device, options.precision)
     task = options.task or provenance.get("task")
     if task is None:
-        raise ConfigError("which task? The policy's demos don't say; give --task")
-    rival = _read_rival(Path(options.against), task) if options.against else None
-    given = {field.name: options.execution[field.name] for field in fields(ExecutionConfig)}
-    execution = ExecutionConfig(**{**trained, **{k: v for k, v in given.items() if v is not None}})
+        raise ConfigError("which task? The policy's demos don't say; give --task, or --env for another environment")
+    others = read_others(options, task)
+    execution = _execution(options, trained)
     seeds = range(options.seed, options.seed + options.episodes)
-    if rival is not None and not rival.keys() & set(seeds):
-        raise ConfigError(f"--against {options.against} shares no seed with {seeds[0]} .. {seeds[-1]}; give its --seed")
     trained_on = provenance.get("demo_seeds", ()) if provenance.get("task") in (task, None) else ()
-    facts = {"policy": str(options.policy), "execution": vars(execution), "training": provenance}
-    facts |= simulator_facts(options)
-    episodes: list[Episode] = []
     refuse_seen_seeds(seeds, trained_on)
+    facts = {"policy": run, "execution": vars(execution), "training": provenance} | simulator_facts(options)
+    episodes: list[Episode] = []
     film = options.videos > 0
-    make_env = _world_maker(policy, task, film, simulator_options(options, device))
     result = evaluate_shard(
         policy,
-        make_env,
+        _world_maker(policy, task, film, simulator_options(options, device)),
         seeds,
         execution,
         shard,
@@ -103,12 +190,31 @@ def _evaluate(options: Namespace, shard: "Shard") -> int:
         record=film,
         sink=episodes,
     )
-    if result is None:
-        return 0
+    if result is not None:
+        _finish(run, options, result, episodes, others)
+    return result
+
+
+def _execution(options: Namespace, trained: Mapping[str, Any]) -> ExecutionConfig:
+    """The execution options of the command line, and those of the run where nothing is given."""
+    given = {field.name: options.execution[field.name] for field in fields(ExecutionConfig)}
+    return ExecutionConfig(**{**trained, **{name: value for name, value in given.items() if value is not None}})
+
+
+def _finish(
+    run: str,
+    options: Namespace,
+    result: "Evaluation",
+    episodes: "Sequence[Episode]",
+    others: Sequence[Mapping[int, bool]],
+) -> None:
+    """Print one run's result, and write its files."""
+    if len(options.policy) > 1:
+        print(f"policy    {run}")
     print_evaluation(result)
-    if rival:
-        _print_paired(result, rival, Path(options.against).name)
-    for path in _result_files(options, task):
+    if len(options.policy) == len(others) == 1:
+        print_paired(result, others[0], Path(options.against[0]).name)
+    for path in _result_files(run, options, result.task):
         write_json(path, result.to_dict())
         print(f"result    {path}")
     if options.report:
@@ -116,17 +222,17 @@ def _evaluate(options: Namespace, shard: "Shard") -> int:
 
         page = write_evaluation_report(Path(options.report), result.to_dict(), episodes, videos=options.videos)
         print(f"report    {page}")
-    return 0
 
 
-def _result_files(options: Namespace, task: str) -> list[Path]:
-    """Where the result is kept: at --json, and where `robopolicy report` looks for it, in the run folder."""
-    asked = [Path(options.json)] if options.json else []
-    run = Path(options.policy)
-    known = [Path(given).resolve() for given in (options.json, options.report) if given]
-    if any(path.is_relative_to(run.resolve()) for path in known) or not os.access(run, os.W_OK):
+def _result_files(run: str, options: Namespace, task: str) -> list[Path]:
+    """Where one run's result is kept: at --json, and where `robopolicy report` looks for it, in the run folder."""
+    alone = len(options.policy) == 1
+    asked = [Path(options.json)] if options.json and alone else []
+    folder = Path(run)
+    known = [Path(given).resolve() for given in (options.json, options.report) if given and alone]
+    if any(path.is_relative_to(folder.resolve()) for path in known) or not os.access(folder, os.W_OK):
         return asked
-    return [*asked, run / "eval" / f"{task}-{datetime.now():%Y-%m-%dT%H-%M-%S}.json"]
+    return [*asked, folder / "eval" / f"{task}-{datetime.now():%Y-%m-%dT%H-%M-%S}.json"]
 
 
 def evaluate_policy(
@@ -142,18 +248,18 @@ def evaluate_policy(
     sink: "list[Episode] | None" = None,
     simulator: Mapping[str, Any] | None = None,
 ) -> "Evaluation":
-    """Closed-loop evaluation in worlds that show what the policy looks at.
+    """Closed-loop evaluation in worlds of our simulator that show the policy's keys and cameras.
 
     Args:
-        policy: what `robopolicy.load_policy` gives.
-        task: Task of the simulator.
-        seeds: One episode each.
-        execution: Which action of which chunk is executed when.
-        num_envs: Worlds at once, at most.
-        trained_on: Seeds of the policy's demos; an overlap is refused.
-        provenance: Kept in the result.
-        film: Record the episodes with the front camera, also for policies that see no picture.
-        sink: Where to append episodes as they end.
+        policy: what `robopolicy.load_policy` returns.
+        task: task of the simulator.
+        seeds: one episode each.
+        execution: which action of which chunk is executed when.
+        num_envs: worlds at once, at most.
+        trained_on: seeds of the policy's demos; an overlap is refused.
+        provenance: kept in the result.
+        film: record the episodes with the front camera, also for policies that see no camera.
+        sink: where to append episodes as they end.
         simulator: `device`, `physics` and `randomization` of the worlds.
     """
     from robopolicy.rollout.statistics import refuse_seen_seeds
@@ -168,7 +274,7 @@ def evaluate_policy(
 
 
 def _world_maker(policy: Any, task: str, film: bool, simulator: Mapping[str, Any]) -> "Callable[[int], RobotVectorEnv]":
-    """How to make so many worlds that show what the policy looks at."""
+    """Makes worlds, as many as asked for, that show the policy's keys and cameras."""
     from robopolicy.sim.env import RobotVectorEnv
 
     cameras = tuple(policy.cameras) or (("front",) if film else ())
@@ -179,7 +285,7 @@ def _world_maker(policy: Any, task: str, film: bool, simulator: Mapping[str, Any
 def _open_policy(
     folder: str, device: str, precision: "Precision" = "float32"
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """A run's policy or an exported one, its own execution settings, and where it comes from."""
+    """A run's policy or an exported one, its own execution options, and its provenance."""
     from robopolicy.control.runtime import MANIFEST
 
     if (Path(folder) / MANIFEST).is_file():
@@ -192,55 +298,3 @@ def _open_policy(
 
     policy = load_policy(folder, device, precision)
     return policy, vars(policy.config.execution), read_provenance(folder)
-
-
-def print_evaluation(result: "Evaluation") -> None:
-    """The result in a few lines, with units."""
-    low, high = (round(100 * bound) for bound in result.interval)
-    print(
-        f"success   {result.successes} / {result.episodes} = {100 * result.success_rate:.0f} %  "
-        f"(95 % interval {low}-{high} %)   mean length {result.mean_steps:.0f} steps of {result.control_dt} s"
-    )
-    for instruction, (solved, tried) in result.per_instruction.items():
-        print(f"          {solved:4d} / {tried:<4d} {instruction}")
-    if result.in_a_row:
-        shares = "  ".join(f"{count}: {100 * share:.0f} %" for count, share in enumerate(result.in_a_row, start=1))
-        print(f"in a row  {shares}   {result.figures['solved']:.2f} on average")
-    if result.failed_seeds:
-        shown = ", ".join(map(str, result.failed_seeds[:20]))
-        print(f"failed    seeds {shown}{' ...' if len(result.failed_seeds) > 20 else ''}")
-    for fault, seeds in result.faults.items():
-        print(f"BROKEN    {len(seeds)} episodes count as failures: {fault} of the simulation, seeds {list(seeds)[:20]}")
-    rate = result.env_steps / result.wall_s
-    print(
-        f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; "
-        f"{rate:.0f} env steps/s"
-    )
-
-
-def _read_rival(path: Path, task: str) -> dict[int, bool]:
-    """Success by seed in the evaluation at `path`, which must be of the same task.
-
-    Raises:
-        ConfigError: the file holds no evaluation, or one of another task.
-    """
-    try:
-        values = json.loads(path.read_text())
-        outcomes = {int(outcome["seed"]): bool(outcome["success"]) for outcome in values["outcomes"]}
-    except OSError as error:
-        raise ConfigError(f"--against {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--against {path}: no evaluation written by robopolicy eval --json") from error
-    if values.get("task") != task:
-        raise ConfigError(f"--against {path} is of task {values.get('task')}, not {task}; its seeds are other scenes")
-    return outcomes
-
-
-def _print_paired(result: "Evaluation", rival: Mapping[int, bool], name: str) -> None:
-    from robopolicy.rollout.statistics import paired_test
-
-    test = paired_test({outcome["seed"]: outcome["success"] for outcome in result.outcomes}, rival)
-    print(
-        f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {name} {test['only_second']}, "
-        f"p = {test['p_value']:.3f} (McNemar, exact)"
-    )

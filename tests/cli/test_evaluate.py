@@ -186,3 +186,99 @@ def test_a_result_is_kept_where_the_report_looks_for_it(random_run, tmp_path, ca
     inside = evaluated(run, run / "mine.json")
     assert list((run / "eval").iterdir()) == [kept]
     assert inside["outcomes"] == written["outcomes"]
+
+
+POSE_ENV = """
+import gymnasium, numpy as np
+
+class Pose(gymnasium.Env):
+    \"\"\"Seven numbers; the task is to see one of at least 2.\"\"\"
+
+    observation_space = gymnasium.spaces.Dict({"ee_pose": gymnasium.spaces.Box(-9, 9, (7,))})
+    action_space = gymnasium.spaces.Box(-1, 1, (7,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.seen(), {}
+
+    def step(self, action):
+        seen = self.seen()
+        return seen, 0.0, False, False, {"success": seen["ee_pose"].max() > 2}
+
+    def seen(self):
+        return {"ee_pose": self.np_random.normal(size=7)}
+
+    def render(self):
+        return np.zeros((16, 16, 3), np.uint8)
+"""
+IN_ENV = ("--env", "pose_env:Pose", "--episodes", "6", "--env-copies", "3")
+
+
+@pytest.fixture
+def pose_map(tmp_path, monkeypatch):
+    """A map beside its environment, which nothing else can import."""
+    (tmp_path / "pose_env.py").write_text(POSE_ENV)
+    (tmp_path / "map.yaml").write_text("max_episode_steps: 4\ninstruction: touch the red cube\n")
+    yield str(tmp_path / "map.yaml")
+    sys.modules.pop("pose_env", None)
+    sys.path[:] = [folder for folder in sys.path if folder != str(tmp_path)]
+
+
+def test_a_third_party_environment_gives_the_same_result_file(random_run, pose_map, tmp_path, capsys):
+    """Guards against: results of other simulators that neither --against nor the report can read."""
+    out = tmp_path / "out.json"
+    given = [*IN_ENV, "--env-map", pose_map, "--json", str(out)]
+    assert main(["eval", str(random_run), *given, "--report", str(tmp_path / "page"), "--videos", "1"]) == 0
+    result = json.loads(out.read_text())
+    assert set(FIGURES) <= result.keys()
+    assert result["task"] == "pose_env-Pose"
+    assert 0 < result["successes"] < 6
+    assert result["provenance"]["environment"]["map"]["max_episode_steps"] == 4
+    assert list(result["per_instruction"]) == ["touch the red cube"]
+    assert (tmp_path / "page" / "report.html").is_file()
+    assert len(list((tmp_path / "page").glob("*.mp4"))) == 2
+    capsys.readouterr()
+    assert main(["eval", str(random_run), *IN_ENV, "--env-map", pose_map, "--against", str(out)]) == 0
+    assert "paired    6 shared seeds: only this 0, only out.json 0, p = 1.000" in capsys.readouterr().out
+
+
+def test_several_runs_are_training_seeds_of_one_config(random_run, pose_map, tmp_path, capsys):
+    """Guards against: three success rates from which the reader has to make an interval."""
+    out = tmp_path / "group.json"
+    runs = [str(random_run)] * 3
+    assert main(["eval", *runs, *IN_ENV, "--env-map", pose_map, "--json", str(out)]) == 0
+    group = json.loads(out.read_text())
+    assert len(group["runs"]) == len(group["rates"]) == 3
+    assert group["std"] == 0.0
+    assert group["mean"] == group["runs"][0]["success_rate"]
+    assert "training  3 runs: mean" in capsys.readouterr().out
+    assert main(["eval", *runs, *IN_ENV, "--env-map", pose_map, "--against", str(out)]) == 0
+    assert "against   3 runs, 6 shared seeds: +0.0 points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--env", "pose_env:Pose", "--task", "reach"], "--task reach and --env pose_env:Pose; give one"),
+        (["--task", "reach", "--env-map", "{map}"], "--env-map without --env"),
+        (["--task", "reach", "--env-copies", "2"], "--env-copies without --env"),
+        (["--env", "pose_env:Pose", "--env-map", "{map}", "--env-copies", "0"], "expected 1 or more"),
+        (["--env", "pose_env:Pose", "--env-map", "{map}", "--physics", "batch"], "are the simulator's"),
+        (["--env", "pose_env:Pose"], "the policy reads an instruction; the map could say instruction"),
+        (["--env", "pose_env:Pse", "--env-map", "{map}"], "--env pose_env:Pse"),
+        (["--env", "pose_env:Pose", "--env-map", "none.yaml"], "none.yaml: No such file"),
+        (["--env", "pose_env:Pose", "--env-map", "{map}", "--env-python", "none/python"], "none/python: No such file"),
+        (
+            ["--env", "pose_env:Pose", "--env-map", "{map}", "--env-python", "/bin/false"],
+            "/bin/false ended (exit code 1)",
+        ),
+        (["--env", "no_such:Env", "--env-map", "{map}", "--env-python", sys.executable], "No module named 'no_such'"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_one_line(random_run, pose_map, capsys, options, expected):
+    """Guards against: a traceback, or an evaluation of something else than was asked for."""
+    given = [option.replace("{map}", pose_map) for option in options]
+    assert main(["eval", str(random_run), *given]) == 2
+    said = capsys.readouterr()
+    assert expected in said.err
+    assert (said.err.count("\n"), said.out) == (1, "")

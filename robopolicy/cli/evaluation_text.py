@@ -1,0 +1,129 @@
+"""What `robopolicy eval` prints and writes: one run, several training seeds, and the comparison with other runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from robopolicy.cli.outputs import write_json
+from robopolicy.config import ConfigError
+
+if TYPE_CHECKING:
+    from robopolicy.rollout.statistics import Evaluation
+
+
+def report_runs(options: Namespace, results: "Sequence[Evaluation]") -> int:
+    """Print and write what several runs have in common; a single run has said everything."""
+    if len(results) == 0 or (len(results) == 1 and len(options.against) < 2):
+        return 0
+    from robopolicy.rollout.training_seeds import compare_runs, success_by_seed, summarize_runs
+
+    runs = [success_by_seed(result.to_dict()) for result in results]
+    summary = summarize_runs(runs)
+    values = {"task": results[0].task, **asdict(summary), "per_instruction": _rates_by_instruction(results)}
+    low, high = (round(100 * bound) for bound in summary.interval)
+    rates = ", ".join(f"{100 * rate:.0f}" for rate in summary.rates)
+    if len(results) > 1:
+        print(
+            f"training  {len(runs)} runs: mean {100 * summary.mean:.1f} %, std {100 * summary.std:.1f} points ({rates} %)   "
+            f"(95 % interval {low}-{high} %, training runs and episodes)"
+        )
+        for instruction, by_run in values["per_instruction"].items():
+            shares = ", ".join(f"{100 * rate:.0f}" for rate in by_run)
+            print(f"          {100 * sum(by_run) / len(by_run):4.0f} % {instruction}   ({shares} %)")
+    others = read_others(options, results[0].task)
+    if others:
+        difference = compare_runs(runs, others)
+        values["against"] = {"files": list(options.against), **asdict(difference)}
+        low, high = (100 * bound for bound in difference.interval)
+        print(
+            f"against   {len(others)} runs, {difference.episodes} shared seeds: {100 * difference.mean:+.1f} points "
+            f"(95 % interval {low:+.0f} to {high:+.0f}), p = {difference.p_value:.3f} (bootstrap, training runs and episodes)"
+        )
+    if options.json and len(results) > 1:
+        write_json(Path(options.json), values | {"runs": [result.to_dict() for result in results]})
+        print(f"result    {options.json}")
+    return 0
+
+
+def _rates_by_instruction(results: "Sequence[Evaluation]") -> dict[str, list[float]]:
+    """Success rate of each run, by instruction; empty if there is only one."""
+    names = dict.fromkeys(name for result in results for name in result.per_instruction)
+    if len(names) < 2:
+        return {}
+    rates = {}
+    for name in names:
+        counts = [result.per_instruction.get(name, (0, 0)) for result in results]
+        rates[name] = [solved / tried for solved, tried in counts if tried]
+    return rates
+
+
+def print_evaluation(result: "Evaluation") -> None:
+    """The result in a few lines, with units."""
+    low, high = (round(100 * bound) for bound in result.interval)
+    print(
+        f"success   {result.successes} / {result.episodes} = {100 * result.success_rate:.0f} %  "
+        f"(95 % interval {low}-{high} %)   mean length {result.mean_steps:.0f} steps of {result.control_dt:.3g} s"
+    )
+    for instruction, (solved, tried) in result.per_instruction.items():
+        if instruction:
+            print(f"          {solved:4d} / {tried:<4d} {instruction}")
+    if result.in_a_row:
+        shares = "  ".join(f"{count}: {100 * share:.0f} %" for count, share in enumerate(result.in_a_row, start=1))
+        print(f"in a row  {shares}   {result.figures['solved']:.2f} on average")
+    if "return" in result.figures:
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in result.figures.items())
+        print(f"means     {figures}")
+    if result.failed_seeds:
+        shown = ", ".join(map(str, result.failed_seeds[:20]))
+        print(f"failed    seeds {shown}{' ...' if len(result.failed_seeds) > 20 else ''}")
+    for fault, seeds in result.faults.items():
+        print(f"BROKEN    {len(seeds)} episodes count as failures: {fault} of the simulation, seeds {list(seeds)[:20]}")
+    rate = result.env_steps / result.wall_s
+    print(
+        f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; "
+        f"{rate:.0f} env steps/s"
+    )
+
+
+def read_others(options: Namespace, task: str) -> list[dict[int, bool]]:
+    """Success by seed of each evaluation in the files of --against.
+
+    Raises:
+        ConfigError: a file holds no evaluation, one of another task, or one of other seeds.
+    """
+    others = [each for path in options.against for each in _read_evaluations(Path(path), task)]
+    seeds = range(options.seed, options.seed + options.episodes)
+    if others and not set(seeds).intersection(*others):
+        names = " ".join(options.against)
+        raise ConfigError(f"--against {names} shares no seed with {seeds[0]} .. {seeds[-1]}; give its --seed")
+    return others
+
+
+def _read_evaluations(path: Path, task: str) -> list[dict[int, bool]]:
+    from robopolicy.rollout.training_seeds import success_by_seed
+
+    try:
+        values = json.loads(path.read_text())
+        found = [success_by_seed(each) for each in values.get("runs", [values])]
+    except OSError as error:
+        raise ConfigError(f"--against {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--against {path}: no evaluation written by robopolicy eval --json") from error
+    if values.get("task") != task:
+        raise ConfigError(f"--against {path} is of task {values.get('task')}, not {task}; its seeds are other scenes")
+    return found
+
+
+def print_paired(result: "Evaluation", other: Mapping[int, bool], name: str) -> None:
+    """McNemar's test against one other evaluation, in a line."""
+    from robopolicy.rollout.statistics import paired_test
+
+    test = paired_test({outcome["seed"]: outcome["success"] for outcome in result.outcomes}, other)
+    print(
+        f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {name} {test['only_second']}, "
+        f"p = {test['p_value']:.3f} (McNemar, exact)"
+    )

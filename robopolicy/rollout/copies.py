@@ -1,0 +1,211 @@
+"""Copies of one environment, in this process or each in a process of its own; a broken one is named and replaced."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from robopolicy.rollout import env_runner
+from robopolicy.rollout.env_runner import EnvSetupError, Session, one_line
+
+Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+class CopyLostError(RuntimeError):
+    """An environment crashed, hung or broke: its episode has failed; the text says why."""
+
+
+@runtime_checkable
+class Copy(Protocol):
+    """One copy of an environment: a request is posted, its reply collected, so that several copies work at once."""
+
+    def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
+        """Ask for `{"do": "open" | "reset", "seed": ...}`, `{"do": "read", "reads": [...]}` or a step with `action`."""
+        ...
+
+    def collect(self, timeout_s: float) -> Reply:
+        """The reply.
+
+        Raises:
+            EnvSetupError: the environment can't be used as given.
+            CopyLostError: it crashed, or gave no reply within `timeout_s`; the next request must be `open`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the environment."""
+        ...
+
+
+class LocalCopy:
+    """A copy in this process.
+
+    A hang is noticed only in the main thread and only where Python code or a system call hangs; a crash of the process
+    itself is not survived. Both are, with `ProcessCopy`.
+
+    Args:
+        make: makes the environment's session.
+    """
+
+    def __init__(self, make: Callable[[], Session]) -> None:
+        self._make = make
+        self._session: Session | None = None
+        self._request: tuple[Mapping[str, Any], np.ndarray | None] = ({}, None)
+
+    def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
+        """Keep the request until `collect`."""
+        self._request = request, action
+
+    def collect(self, timeout_s: float) -> Reply:
+        """Carry out the request."""
+        request, action = self._request
+        try:
+            with _alarm(timeout_s):
+                return self._carry_out(request, action)
+        except EnvSetupError:
+            raise
+        except _ExpiredError:
+            self.close()
+            raise CopyLostError(f"no reply within {timeout_s:g} s") from None
+        except Exception as error:
+            self.close()
+            raise CopyLostError(f"{type(error).__name__}: {one_line(error)}") from error
+
+    def close(self) -> None:
+        """Close the environment, as far as it lets itself be closed."""
+        if self._session is not None:
+            with contextlib.suppress(Exception):
+                self._session.close()
+        self._session = None
+
+    def _carry_out(self, request: Mapping[str, Any], action: np.ndarray | None) -> Reply:
+        if request["do"] == "open":
+            self._session = self._session or self._make()
+            self._session.reads = None
+            reply = self._session.open(request["seed"])
+            self._session.reads = request.get("reads")
+            return reply
+        if self._session is None:
+            raise CopyLostError("the environment is closed")
+        if request["do"] == "read":
+            self._session.reads = request["reads"]
+            return {}, {}
+        return self._session.reset(request["seed"]) if action is None else self._session.step(action)
+
+
+class ProcessCopy:
+    """A copy in a process of another interpreter, which runs `env_runner.py` and nothing else of ours.
+
+    They share a pair of connected sockets, so no port is open and no other program can join.
+
+    Args:
+        python: the interpreter that has the simulator.
+        spec: `EnvMap.runner_spec(...)`.
+    """
+
+    def __init__(self, python: str | Path, spec: Mapping[str, Any]) -> None:
+        self._python, self._spec = str(python), spec
+        self._process: subprocess.Popen | None = None
+        self._connection: socket.socket | None = None
+        self._log: Any = None
+
+    def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
+        """Send the request; `open` starts the process if there is none."""
+        if self._process is None:
+            self._start()
+        assert self._connection is not None
+        request = {**request, "spec": self._spec} if request["do"] == "open" else request
+        with contextlib.suppress(OSError):  # a dead process is noticed by `collect`
+            env_runner.send(self._connection, request, {} if action is None else {"action": action})
+
+    def collect(self, timeout_s: float) -> Reply:
+        """Wait for the reply."""
+        assert self._connection is not None
+        self._connection.settimeout(timeout_s)
+        try:
+            message, arrays = env_runner.receive(self._connection)
+        except TimeoutError:
+            self.close()
+            raise CopyLostError(f"no reply within {timeout_s:g} s") from None
+        except (ConnectionError, ValueError):
+            raise CopyLostError(self._ended()) from None
+        if "mistake" in message:
+            raise EnvSetupError(message["mistake"])
+        if "error" in message:
+            self.close()
+            raise CopyLostError(message["error"])
+        return message, arrays
+
+    def close(self) -> None:
+        """End the process."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            try:
+                self._process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._log is not None:
+            self._log.close()
+        self._process = self._connection = self._log = None
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
+        command = [self._python, str(Path(env_runner.__file__)), str(theirs.fileno())]
+        try:
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+            )
+        except OSError as error:
+            ours.close()
+            self._log.close()
+            self._log = None
+            raise EnvSetupError(f"--env-python {self._python}: {error.strerror or error}") from None
+        finally:
+            theirs.close()
+        self._connection = ours
+
+    def _ended(self) -> str:
+        """How the process ended, and the last line it wrote."""
+        assert self._process is not None
+        try:
+            code: int | None = self._process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            code = None
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        self.close()
+        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        return f"{self._python} ended ({how}){f': {lines[-1][:200]}' if lines else ''}"
+
+
+class _ExpiredError(Exception):
+    """The time is up."""
+
+
+@contextlib.contextmanager
+def _alarm(timeout_s: float) -> Iterator[None]:
+    """Raise `_ExpiredError` in the main thread after `timeout_s`; elsewhere nothing limits the time."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def expire(*_: object) -> None:
+        raise _ExpiredError
+
+    earlier = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)

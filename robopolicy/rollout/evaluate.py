@@ -1,0 +1,102 @@
+"""A policy's success rate in any gymnasium environment."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robopolicy.config import ExecutionConfig
+from robopolicy.rollout.actor import PolicyActor
+from robopolicy.rollout.env_map import EnvMap, EnvMapError
+from robopolicy.rollout.env_worlds import EnvWorlds, open_worlds
+from robopolicy.rollout.episodes import Episode, Timing, run_episodes
+from robopolicy.rollout.statistics import Evaluation, summarize
+
+
+def evaluate(
+    policy: Any,
+    env_factory: str | Callable[[], Any],
+    seeds: Sequence[int],
+    *,
+    env_map: EnvMap | Mapping[str, Any] | str | Path | None = None,
+    env_python: str | Path | None = None,
+    num_envs: int | None = None,
+    execution: ExecutionConfig | None = None,
+) -> Evaluation:
+    """Run `policy` once per seed in copies of an environment and count successes.
+
+    Every episode runs to its own end. One whose simulator crashes, hangs or returns values that are not finite has failed;
+    `Evaluation.faults` names it.
+
+    Args:
+        policy: what `robopolicy.load_policy` returns, or an exported policy.
+        env_factory: makes one environment; or `MODULE:ID`, `ID`, `MODULE:FACTORY` as for `robopolicy eval --env`.
+        seeds: one episode each; given to the environment's `reset`.
+        env_map: how the environment's names, units and signals meet the policy's: a map, its dictionary or its file.
+        env_python: interpreter with the simulator; each copy then runs in a process of its own, and `env_factory` is a text.
+        num_envs: copies at once; default: 8 in this process, the number of cores in processes.
+        execution: which action of which chunk is executed when; default: as the policy was trained.
+
+    Raises:
+        EnvSetupError: the environment can't be made.
+        EnvMapError: the map is wrong, or the environment's observation or action does not fit the policy.
+    """
+    if not seeds:
+        raise ValueError("no seeds; give one per episode, such as range(10000, 10050)")
+    if env_python is not None and not isinstance(env_factory, str):
+        raise ValueError(
+            "env_python needs the environment as text, such as 'MODULE:ID'; a callable stays in this process"
+        )
+    env_map = EnvMap.read(env_map)
+    check_instruction(policy, env_map)
+    worlds = open_worlds(env_factory, policy, seeds, env_map=env_map, python=env_python, num_envs=num_envs)
+    try:
+        return evaluate_in_worlds(policy, worlds, seeds, execution)
+    finally:
+        worlds.close()
+
+
+def evaluate_in_worlds(
+    policy: Any,
+    worlds: EnvWorlds,
+    seeds: Sequence[int],
+    execution: ExecutionConfig | None = None,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    record: bool = False,
+    sink: list[Episode] | None = None,
+) -> Evaluation:
+    """As `evaluate`, in worlds that are already open.
+
+    Args:
+        policy: as for `evaluate`.
+        worlds: no more copies than seeds.
+        seeds: one episode each.
+        execution: as for `evaluate`.
+        provenance: kept in the result.
+        record: keep a demo of every episode, for videos.
+        sink: where to append the episodes as they end.
+    """
+    timing, episodes = Timing(), [] if sink is None else sink
+    reset_on_instruction = worlds.reset_on_instruction
+    actor = PolicyActor(
+        policy, worlds.num_envs, worlds.control_dt, execution, reset_on_instruction=reset_on_instruction
+    )
+    began = time.perf_counter()
+    episodes += run_episodes(worlds, actor, seeds, record=record, timing=timing)
+    wall_s, in_a_row = time.perf_counter() - began, worlds.instructions_in_a_row
+    return summarize(worlds.task, episodes, worlds.control_dt, timing, wall_s, provenance or {}, in_a_row)
+
+
+def check_instruction(policy: Any, env_map: EnvMap) -> None:
+    """Refuse a policy that reads an instruction in an environment whose map names none.
+
+    Raises:
+        EnvMapError: with what the map could say.
+    """
+    reads = policy.spec.instruction if hasattr(policy, "spec") else policy.text is not None
+    if reads and env_map.instruction is None:
+        raise EnvMapError(
+            "the policy reads an instruction; the map could say instruction: TEXT, {info: KEY}, {method: NAME}, "
+            "{attribute: NAME} or {observation: KEY}"
+        )

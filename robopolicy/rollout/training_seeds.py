@@ -1,0 +1,137 @@
+"""Several training runs of one config in one number, and two groups of runs compared on the same episodes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from robopolicy.rollout.statistics import wilson_interval
+
+REPLICATES = 5000
+"""Bootstrap replicates: an interval's end is then good to about half a point."""
+
+Outcomes = Mapping[int, bool]
+"""Success by evaluation seed, of one training run."""
+
+
+@dataclass(frozen=True)
+class TrainingSeeds:
+    """The success rate of a config, over several training runs evaluated on the same episodes."""
+
+    rates: Sequence[float]
+    """Success rate of each run."""
+    mean: float
+    std: float
+    """Sample standard deviation of the rates; 0 for a single run."""
+    interval: tuple[float, float]
+    """Interval of the mean that counts both training runs and episodes."""
+    level: float
+    """Of the interval, such as 0.95."""
+    episodes: int
+    """Evaluation seeds shared by all runs."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one group of training runs is than another, on the same evaluation seeds."""
+
+    mean: float
+    """Mean success rate of the first group minus that of the second."""
+    interval: tuple[float, float]
+    """Interval of the difference that counts training runs and episodes of both groups."""
+    p_value: float
+    """Two-sided, of no difference, from the same bootstrap."""
+    episodes: int
+    """Evaluation seeds shared by all runs of both groups."""
+
+
+def summarize_runs(runs: Sequence[Outcomes], level: float = 0.95) -> TrainingSeeds:
+    """Mean, spread and interval of several training runs.
+
+    The bootstrap draws training runs and evaluation seeds, both with replacement; the seeds jointly for all runs, since one
+    scene is equally hard or easy for each of them. The interval is never narrower than Wilson's for all episodes together,
+    so that runs which all succeed always are not given an interval of no width. With R runs, the spread between them is
+    understated by a factor of about sqrt((R - 1) / R), as in any bootstrap.
+
+    Args:
+        runs: success by evaluation seed, one or more runs.
+        level: of the interval.
+
+    Raises:
+        ValueError: no run, or no evaluation seed that all runs share.
+    """
+    table = _table(runs, _shared_seeds(runs))
+    rates = table.mean(axis=1)
+    means = _bootstrap(table, np.random.default_rng(0))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    pooled = wilson_interval(int(table.sum()), table.size, _quantile(level))
+    return TrainingSeeds(
+        rates=[float(rate) for rate in rates],
+        mean=float(rates.mean()),
+        std=float(rates.std(ddof=1)) if len(rates) > 1 else 0.0,
+        interval=(min(float(low), pooled[0]), max(float(high), pooled[1])),
+        level=level,
+        episodes=table.shape[1],
+    )
+
+
+def compare_runs(first: Sequence[Outcomes], second: Sequence[Outcomes], level: float = 0.95) -> Difference:
+    """The paired difference between two groups of training runs, on the evaluation seeds that all of them share.
+
+    Evaluation seeds are drawn jointly for both groups, training runs in each group by itself; see `summarize_runs`.
+
+    Raises:
+        ValueError: a group is empty, or no evaluation seed is shared.
+    """
+    seeds = _shared_seeds([*first, *second])
+    one, other = _table(first, seeds), _table(second, seeds)
+    rng = np.random.default_rng(0)
+    differences = np.empty(REPLICATES)
+    for place in range(REPLICATES):
+        episodes = rng.integers(len(seeds), size=len(seeds))
+        chosen = one[rng.integers(len(one), size=len(one))][:, episodes].mean()
+        differences[place] = chosen - other[rng.integers(len(other), size=len(other))][:, episodes].mean()
+    below, above = (differences <= 0).mean(), (differences >= 0).mean()
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    return Difference(
+        mean=float(one.mean() - other.mean()),
+        interval=(float(low), float(high)),
+        p_value=float(min(1.0, 2 * max(min(below, above), 1 / REPLICATES))),
+        episodes=len(seeds),
+    )
+
+
+def success_by_seed(evaluation: Mapping[str, Any]) -> dict[int, bool]:
+    """Success by evaluation seed, of an `Evaluation` as a dictionary."""
+    return {int(outcome["seed"]): bool(outcome["success"]) for outcome in evaluation["outcomes"]}
+
+
+def _bootstrap(table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    runs, episodes = table.shape
+    means = np.empty(REPLICATES)
+    for place in range(REPLICATES):
+        chosen = table[rng.integers(runs, size=runs)]
+        means[place] = chosen[:, rng.integers(episodes, size=episodes)].mean()
+    return means
+
+
+def _shared_seeds(runs: Sequence[Outcomes]) -> list[int]:
+    if not runs:
+        raise ValueError("no evaluation; expected one per training run")
+    shared = set(runs[0]).intersection(*runs[1:])
+    if not shared:
+        raise ValueError("the evaluations share no seed; a paired test needs the same --seed and --episodes")
+    return sorted(shared)
+
+
+def _table(runs: Sequence[Outcomes], seeds: Sequence[int]) -> np.ndarray:
+    """(runs, episodes) of 0 and 1."""
+    return np.array([[run[seed] for seed in seeds] for run in runs], dtype=float)
+
+
+def _quantile(level: float) -> float:
+    """The standard normal quantile of a two-sided interval."""
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf((1 + level) / 2)

@@ -1,0 +1,63 @@
+"""Environment maps as YAML: what is understood, and what is refused in one line."""
+
+import pytest
+
+from robopolicy.rollout.env_map import EnvMap, EnvMapError, task_name
+
+
+def test_the_example_in_the_documentation_is_read(tmp_path):
+    """Guards against: documentation of options that do not exist."""
+    from robopolicy.rollout import env_map
+
+    text = str(env_map.__doc__).split("\n\n")[1].replace("kwargs: {...}", "kwargs: {size: 1}")
+    (tmp_path / "map.yaml").write_text(text)
+    read = EnvMap.read(tmp_path / "map.yaml")
+    assert read.observation["state"].paths == ("observation", "desired_goal")
+    assert read.observation["gripper"].columns == (0, 1)
+    assert read.observation["front"].image.flip == "vertical"
+    assert read.action.clip == (-1.0, 1.0)
+    assert read.instruction == "lift the red cube"
+    assert read.folder == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("obsrvation: {}", "unknown key 'obsrvation'; expected any of make, observation, action"),
+        ("observation: {state: {form: a}}", "observation: state: unknown key 'form'"),
+        ("observation: {state: {columns: [0, 1]}}", "expected `from: NAME`"),
+        ("observation: {state: {from: a, columns: [2, 1]}}", "expected .first, last"),
+        ("observation: {front: {from: a, flip: left}}", "flip is 'left'; expected one of none, vertical, turn"),
+        ("observation: [a]", "expected keys and values"),
+        ("action: {clip: [1, -1]}", "clip is .1, -1.; expected `space` or .low, high."),
+        ("action: {scale: big}", "scale is 'big'; expected a number"),
+        ("success: {info: a, reward: 1}", "success names info and reward; give one of"),
+        ("success: {when: any}", "names no signal"),
+        ("success: {info: a, when: sometimes}", "expected any or end"),
+        ("max_episode_steps: 0", "max_episode_steps is 0; expected an integer >= 1"),
+        ("control_dt: -1", "control_dt is -1; expected seconds > 0"),
+        ("settle: {steps: 3}", "settle needs steps and action"),
+        ("start_states: {file: a.npy}", "start_states needs file and method"),
+        ("a: [", "not YAML"),
+        ("- a", "expected keys and values"),
+    ],
+)
+def test_a_mistake_in_a_map_is_one_line(tmp_path, text, message):
+    """Guards against: an option that is ignored because its name was mistyped."""
+    (tmp_path / "map.yaml").write_text(text)
+    with pytest.raises(EnvMapError, match=message) as refused:
+        EnvMap.read(tmp_path / "map.yaml")
+    assert "map.yaml" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_map_is_refused(tmp_path):
+    """Guards against: a mistyped file name taken for an empty map."""
+    with pytest.raises(EnvMapError, match="No such file"):
+        EnvMap.read(tmp_path / "none.yaml")
+
+
+def test_results_are_named_after_the_environment():
+    """Guards against: file names with slashes and colons."""
+    assert task_name("gymnasium_robotics:FetchPush-v4") == "gymnasium_robotics-FetchPush-v4"
+    assert task_name("Meta-World/MT1") == "Meta-World-MT1"

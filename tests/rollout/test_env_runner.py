@@ -1,0 +1,51 @@
+"""The file that runs in a simulator's own interpreter."""
+
+import ast
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robopolicy.rollout import env_runner
+
+
+def test_the_runner_is_one_file_of_old_syntax():
+    """Guards against: a runner that needs robopolicy, or a newer Python than the simulator's."""
+    tree = ast.parse(Path(env_runner.__file__).read_text(), feature_version=(3, 9))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) == {"numpy", "gymnasium"}
+    newer = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)]
+    assert not newer  # `X | None` in annotations fails before 3.10
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, np.float64, np.bool_, np.int64])
+def test_messages_arrive_as_they_were_sent(kind):
+    """Guards against: observations that change on their way between processes."""
+    ours, theirs = socket.socketpair()
+    arrays = {"a": np.arange(6).reshape(2, 3).astype(kind), "empty": np.zeros((0, 2), kind), "one": np.array(1, kind)}
+    env_runner.send(ours, {"do": "step", "n": 3}, arrays)
+    message, got = env_runner.receive(theirs)
+    assert message == {"do": "step", "n": 3}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(got[name], array)
+        assert got[name].dtype == array.dtype
+    ours.close()
+    with pytest.raises(ConnectionError, match="closed the socket"):
+        env_runner.receive(theirs)
+    theirs.close()
+
+
+def test_a_path_sets_every_entry_of_a_list():
+    """Guards against: one robot of several that keeps its own random numbers."""
+
+    class Part:
+        rng = 0
+
+    owner = Part()
+    owner.robots = [Part(), Part()]  # type: ignore[attr-defined]
+    env_runner.set_path(owner, "robots.*.rng", 5)
+    assert [robot.rng for robot in owner.robots] == [5, 5]
+    assert owner.rng == 0
