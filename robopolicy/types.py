@@ -25,6 +25,12 @@ ActionKind: TypeAlias = Literal["delta", "absolute", "unknown"]
 ActionSpace: TypeAlias = Literal["ee", "joint_position", "joint_velocity", "unknown"]
 
 
+TOKENS_KEY = "tokens"
+"""The observation key of tokens encoded ahead of time, (N, D)."""
+TOKEN_VALID_KEY = "token_valid"
+"""The observation key of their mask, (N,): 1, or 0 where a token is padding. Absent: all are valid."""
+
+
 class DemoFormatError(ValueError):
     """A demo file can't be used as it is; the message names the file, the demo and the key."""
 

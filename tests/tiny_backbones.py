@@ -78,9 +78,26 @@ def save_backbone(kind: str, folder: Path) -> Path:
         )
         model = hf.SmolVLMForConditionalGeneration(config)
     model.save_pretrained(folder)
-    words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = Whitespace()
-    hf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    _save_tokenizer(folder)
     settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def save_sentence_model(folder: Path) -> Path:
+    """Write a tiny BERT and its tokenizer, as sentence models are published; about 20 kB."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    hf.BertModel(hf.BertConfig(vocab_size=32, max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    _save_tokenizer(folder)
+    return folder
+
+
+def _save_tokenizer(folder: Path) -> None:
+    import transformers as hf
+
+    words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    hf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)

@@ -102,7 +102,37 @@ def split_target(chunk: Chunk, target: Tensor, action_valid: Tensor | None) -> t
 
 def gripper_terms(chunk: Chunk, label: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy and accuracy of the gripper over its valid entries."""
-    logit = torch.where(valid, chunk.gripper_logit.float(), 0.0)
+    return gripper_losses(chunk.gripper_logit, label, valid)
+
+
+def split_labels(
+    labels: Float[Tensor, "*batch chunk action"],
+    valid: Bool[Tensor, "..."],
+    arm_width: int,
+    gripper_width: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arm labels (*B, K, A), gripper labels (*B, K, G), both 0 where invalid, and the mask (*B, K, 1).
+
+    Raises:
+        ValueError: the labels have other columns, or the mask is not one flag per action.
+    """
+    if labels.shape[-1] != arm_width + gripper_width:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; expected {arm_width + gripper_width} columns, "
+            f"{arm_width} arm and {gripper_width} gripper"
+        )
+    if valid.shape != labels.shape[:-1]:
+        raise ValueError(
+            f"valid has shape {tuple(valid.shape)}; expected {tuple(labels.shape[:-1])}, a flag per action"
+        )
+    mask = valid[..., None]
+    safe = torch.where(mask, labels.float(), 0.0)
+    return safe[..., :arm_width], safe[..., arm_width:], mask
+
+
+def gripper_losses(logit: Tensor, label: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy and accuracy of gripper logits (*B, K, G) over the entries where `valid` (*B, K, 1)."""
+    logit = torch.where(valid, logit.float(), 0.0)
     entropy = functional.binary_cross_entropy_with_logits(logit, label, reduction="none")
     correct = (logit.detach() > 0) == (label > 0.5)
     return masked_mean(entropy, valid), masked_mean(correct.float(), valid)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from robopolicy.config import ExperimentConfig
-from robopolicy.model.encoders import TOKEN_VALID_KEY, TOKENS_KEY, Encoding, make_encoder, make_reader
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.losses import (
     ForwardPrediction,
@@ -21,6 +20,7 @@ from robopolicy.model.losses import (
     weighted_sum,
 )
 from robopolicy.model.normalization import ActionNormalizer, Normalizer
+from robopolicy.model.old_encoders import TOKEN_VALID_KEY, TOKENS_KEY, Encoding, make_encoder, make_reader
 from robopolicy.model.policy_head import PolicyHead
 from robopolicy.model.rotations import action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from robopolicy.config import DataConfig, EncoderConfig, ExperimentConfig, HeadConfig
 from robopolicy.model.checkpoint import save_policy
-from robopolicy.model.encoders import TOKENS_KEY
 from robopolicy.model.normalization import Statistics
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.policy_head import PolicyHead
-from robopolicy.types import ActionSpec, ArraySpec
+from robopolicy.types import TOKENS_KEY, ActionSpec, ArraySpec
 
 LOG = logging.getLogger(__name__)
 

@@ -46,7 +46,11 @@ class MemoryState:
         age = self.age.masked_fill(done, 0)
         if self.history != "carry":
             return replace(self, age=age)
-        return replace(self, age=age, tensors=tuple(t.masked_fill(done[..., None], 0.0) for t in self.tensors))
+        tensors = []
+        for tensor in self.tensors:  # (k, *B, any axes of the memory's own)
+            mask = done.reshape(*done.shape, *(1,) * (tensor.dim() - 1 - done.dim()))
+            tensors.append(tensor.masked_fill(mask, 0.0))
+        return replace(self, age=age, tensors=tuple(tensors))
 
     def detach(self) -> "MemoryState":
         """The same numbers, cut off from the graph that made them."""

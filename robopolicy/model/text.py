@@ -4,80 +4,15 @@ Work on strings is apart from work on weights: `prepare` turns instructions into
 sentence vectors) that can be kept and fed to an exported graph; `forward` turns that tensor into tokens.
 """
 
-import logging
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cache
-from math import log
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-LOG = logging.getLogger(__name__)
-PAD, UNKNOWN = 0, 1
-MIN_LENGTH = 8
-"""Words read of an instruction even if those of the training demos were shorter."""
-
-
-class TextTokens(NamedTuple):
-    """The instruction as the encoders see it."""
-
-    tokens: Float[Tensor, "*batch words width"]
-    """One token per word."""
-    valid: Bool[Tensor, "*batch words"]
-    """False beyond the instruction's end, and everywhere where there is none."""
-    sentence: Float[Tensor, "*batch width"]
-    """One vector for the whole, which knows the order of the words; 0 where there is no instruction."""
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The words of the training instructions; 0 is padding and 1 any other word."""
-
-    words: tuple[str, ...]
-    """Known words, sorted; the first has number 2."""
-    length: int
-    """Words read of one instruction; the rest is cut off, and reported once."""
-    weights: tuple[float, ...] = ()
-    """How much each word tells one instruction from another, 0 where all hold it; empty: all 1."""
-    _reported: set[str] = field(default_factory=set, repr=False, compare=False)
-
-    @classmethod
-    def of(cls, instructions: Iterable[str]) -> "Vocabulary":
-        """The vocabulary of these training instructions; words weigh log(instructions / instructions with the word)."""
-        sentences = {tuple(split_words(instruction)) for instruction in instructions}
-        words = sorted({word for sentence in sentences for word in sentence})
-        holding = [sum(word in sentence for sentence in sentences) for word in words]
-        weights = tuple(log(len(sentences) / count) for count in holding)
-        return cls(tuple(words), max([MIN_LENGTH, *map(len, sentences)]), weights)
-
-    def encode(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
-        """Word numbers of each instruction, padded with 0; None is all padding."""
-        number = {word: place for place, word in enumerate(self.words, start=2)}
-        ids = torch.full((len(instructions), self.length), PAD, dtype=torch.int64)
-        for row, instruction in enumerate(instructions):
-            words = split_words(instruction or "")
-            self._report(
-                [word for word in words if word not in number], "not in the training instructions: read as <unk>"
-            )
-            self._report(words[self.length :], f"beyond the {self.length} words that this policy reads: left out")
-            known = [number.get(word, UNKNOWN) for word in words[: self.length]]
-            ids[row, : len(known)] = torch.tensor(known, dtype=torch.int64)
-        return ids
-
-    def _report(self, words: Iterable[str], why: str) -> None:
-        for word in words:
-            if word not in self._reported:
-                self._reported.add(word)
-                LOG.warning("instruction word %r %s", word, why)
-
-
-def split_words(instruction: str) -> list[str]:
-    """Lower-case words and numbers, punctuation dropped."""
-    return re.findall(r"\w+", instruction.lower())
+from robopolicy.model.texts import PAD, UNKNOWN, TextTokens, Vocabulary
 
 
 class VocabularyText(nn.Module):

@@ -25,9 +25,9 @@ from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
 from robopolicy.demos.rows import row_types
 from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenWriter, encoder_described, tokens_beside
 from robopolicy.demos.writer import DemoWriter
-from robopolicy.model.encoders.backbones import Backbone
-from robopolicy.model.encoders.loading import backbone_identity, load_backbone
-from robopolicy.model.encoders.transformers import PromptText
+from robopolicy.model.encoders._backbones import Backbone
+from robopolicy.model.encoders._loading import backbone_identity, load_backbone
+from robopolicy.model.old_encoders.transformers import PromptText
 from robopolicy.types import Demo, DemoFormatError
 
 BATCH_FRAMES = 32

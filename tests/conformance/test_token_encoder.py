@@ -1,14 +1,15 @@
 """The contract of every `TokenEncoder`: observation and instruction in, tokens and their mask out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
-from robopolicy.config import EncoderConfig
-from robopolicy.model.encoders import make_encoder
-from robopolicy.model.text import Vocabulary, VocabularyText
+from robopolicy.components import ConfigError, build, options_from
+from robopolicy.model.encoders import EncoderInputs
+from robopolicy.model.texts import TextInputs, Vocabulary
+from robopolicy.model.texts.vocabulary import VocabularyOptions, VocabularyText
 from robopolicy.types import ArraySpec
 
 WIDTH = 12
@@ -22,12 +23,13 @@ class Case:
 
     kind: str
     obs: dict[str, ArraySpec]
-    targets: dict[str, ArraySpec]
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def make(self, told: bool) -> Any:
-        """The encoder, with or without an instruction."""
-        config = EncoderConfig(kind=self.kind, width=WIDTH, hidden=16)
-        return make_encoder(config, self.obs, VOCABULARY.length if told else 0, self.targets).eval()
+    def make(self, with_text: bool) -> Any:
+        """The encoder of a policy with or without the instruction."""
+        options = {**self.options} if with_text else {k: v for k, v in self.options.items() if k != "groups"}
+        inputs = EncoderInputs(self.obs, WIDTH if with_text else None, VOCABULARY.length if with_text else 0)
+        return build(options_from("encoder", self.kind, {"width": WIDTH, "hidden": 16, **options}), inputs).eval()
 
     def frames(self, lead: tuple[int, ...]) -> dict[str, torch.Tensor]:
         """Random frames with these leading axes."""
@@ -39,18 +41,17 @@ class Case:
         }
 
 
+FRONT = ArraySpec((16, 16, 3), "uint8")
+CUBES = {"cube_red": ArraySpec((3,)), "cube_blue": ArraySpec((3,))}
 CASES = {
-    "keys": Case("keys", LOW_DIM, {}),
-    "keys, alike": Case("keys", {**LOW_DIM, "cube_red": ArraySpec((3,)), "cube_blue": ArraySpec((3,))}, {}),
-    "pixels": Case(
-        "pixels", {**LOW_DIM, "front": ArraySpec((24, 32, 3), "uint8"), "wrist": ArraySpec((16, 16, 3), "uint8")}, {}
-    ),
-    "pixels, one camera": Case("pixels", {"front": ArraySpec((84, 84, 3), "uint8")}, {}),
-    "pixels, where": Case(
-        "pixels", {**LOW_DIM, "front": ArraySpec((16, 16, 3), "uint8")}, {"target_pos": ArraySpec((3,))}
-    ),
-    "precomputed": Case("precomputed", {**LOW_DIM, "tokens": ArraySpec((5, 9))}, {}),
-    "precomputed alone": Case("precomputed", {"tokens": ArraySpec((5, 9))}, {}),
+    "keys": Case("keys", LOW_DIM),
+    "keys, a group": Case("keys", {**LOW_DIM, **CUBES}, {"groups": {"cube": tuple(CUBES)}}),
+    "pixels": Case("pixels", {**LOW_DIM, "front": ArraySpec((24, 32, 3), "uint8"), "wrist": FRONT}),
+    "pixels, one camera": Case("pixels", {"front": ArraySpec((84, 84, 3), "uint8")}),
+    "pixels, a prediction": Case("pixels", {**LOW_DIM, "front": FRONT}, {"predict": 3}),
+    "precomputed": Case("precomputed", {**LOW_DIM, "tokens": ArraySpec((5, 9))}),
+    "precomputed alone": Case("precomputed", {"tokens": ArraySpec((5, 9))}),
+    "auto": Case("auto", {**LOW_DIM, "front": FRONT}),
 }
 
 
@@ -62,21 +63,23 @@ def case(request):
 
 def text_of(instructions, lead=None):
     torch.manual_seed(1)
-    model = VocabularyText(VOCABULARY, WIDTH)
+    model = VocabularyText(VocabularyOptions(), TextInputs(VOCABULARY, WIDTH))
     return model(model.prepare(instructions).reshape(*((len(instructions),) if lead is None else lead), -1))
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("with_text", [True, False])
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
-def test_tokens_have_the_declared_count_and_width(case, told, lead):
+def test_tokens_have_the_declared_count_and_width(case, with_text, lead):
     """The head is built from the declaration."""
-    encoder = case.make(told)
-    text = text_of(["lift the red cube"], lead=(1,) * len(lead)) if told else None
+    encoder = case.make(with_text)
+    text = text_of(["lift the red cube"], lead=(1,) * len(lead)) if with_text else None
     encoding = encoder(case.frames(lead), text)
     assert encoding.tokens.shape == (*lead, encoder.token_count, encoder.token_width)
     assert encoder.token_width == WIDTH
     assert torch.isfinite(encoding.tokens).all()
-    if told:
+    widths = {name: value.shape[-1] for name, value in encoding.predictions.items()}
+    assert widths == dict(encoder.prediction_widths)
+    if with_text:
         assert encoding.token_valid.shape == (*lead, encoder.token_count)
         assert encoding.token_valid.sum() == encoding.token_valid[..., 0].numel() * (
             encoder.token_count - VOCABULARY.length + 4
@@ -121,12 +124,24 @@ def test_every_parameter_learns(case):
 @pytest.mark.parametrize(
     ("kind", "obs", "message"),
     [
-        ("keys", {"front": ArraySpec((8, 8, 3), "uint8")}, "give --data.obs_keys"),
+        ("keys", {}, "give --data.obs_keys"),
+        ("keys", {**LOW_DIM, "front": FRONT}, "can't use the camera 'front'; choose --encoder.kind pixels"),
+        ("keys", {**LOW_DIM, "tokens": ArraySpec((5, 9))}, "can't use the key 'tokens'"),
         ("pixels", LOW_DIM, "give --data.cameras"),
+        ("pixels", {"front": FRONT, "tokens": ArraySpec((5, 9))}, "can't use the key 'tokens'"),
         ("precomputed", LOW_DIM, "which have: ee_pose, gripper; write it with `robopolicy encode`"),
+        ("precomputed", {"tokens": ArraySpec((5, 9)), "front": FRONT}, "can't use the camera 'front'"),
+        ("transformers", LOW_DIM, "give --data.cameras"),
     ],
 )
-def test_an_encoder_without_its_input_is_refused(kind, obs, message):
-    """An encoder over nothing trains a policy that is blind."""
-    with pytest.raises(ValueError, match=message):
-        make_encoder(EncoderConfig(kind=kind), obs, 0)
+def test_an_observation_that_does_not_fit_is_refused(kind, obs, message):
+    """Guards against: an encoder without its input, or one that silently ignores an observation."""
+    with pytest.raises(ConfigError, match=message):
+        build(options_from("encoder", kind, {}), EncoderInputs(obs, None, 0))
+
+
+def test_auto_is_pixels_with_cameras_and_keys_without():
+    """Guards against: one config for a family of files that can't be trained on those without cameras."""
+    options = options_from("encoder", "auto", {"width": 8})
+    assert type(build(options, EncoderInputs(LOW_DIM, None, 0))).__name__ == "KeysEncoder"
+    assert type(build(options, EncoderInputs({**LOW_DIM, "front": FRONT}, None, 0))).__name__ == "PixelsEncoder"

@@ -5,17 +5,23 @@ import io
 import pytest
 import torch
 
-from robopolicy.model.recurrence import make_recurrence
 from robopolicy.model.streaming import MemoryState, require_window, row_of_age, shift_in_zero
+from tests.making import make
 
 HISTORIES = [("lstm", "window"), ("lstm", "carry"), ("gru", "window"), ("transformer", "window"), ("none", "none")]
 histories = pytest.mark.parametrize(("cell", "history"), HISTORIES)
 
 
+def make_memory(cell, history):
+    """A memory of 8 hidden units over three frames of 3 columns."""
+    options = {"none": {}, "transformer": {"window": 3, "heads": 2}}.get(cell, {"window": 3, "history": history})
+    return make("memory", cell, 3, hidden=8, **options).eval()
+
+
 def running(cell, history, batch=(4,), ticks=3):
     """A memory, and its state after some frames."""
     torch.manual_seed(0)
-    memory = make_recurrence(cell, history, 3, 8, layers=2, window=3, heads=2).eval()
+    memory = make_memory(cell, history)
     state = memory.initial_state(batch)
     with torch.no_grad():
         for _ in range(ticks):
@@ -42,7 +48,7 @@ def assert_same(mine, theirs):
     ],
 )
 def test_states_have_the_documented_shapes(cell, history, shapes):
-    """Prevents exported graphs and saved states that no longer fit."""
+    """Guards against: exported graphs and saved states that no longer fit."""
     memory, state = running(cell, history)
     assert [tuple(t.shape) for t in state.tensors] == shapes
     assert [tuple(t.shape) for t in memory.initial_state((4,)).tensors] == shapes
@@ -51,7 +57,7 @@ def test_states_have_the_documented_shapes(cell, history, shapes):
 
 @histories
 def test_split_and_concat_are_inverse(cell, history):
-    """Prevents a server that hands one client another's memory."""
+    """Guards against: a server that hands one client another's memory."""
     _, state = running(cell, history)
     assert_same(MemoryState.concat(state.split([1, 3])), state)
     assert_same(MemoryState.concat(state.split(1)), state)
@@ -59,7 +65,7 @@ def test_split_and_concat_are_inverse(cell, history):
 
 @histories
 def test_stack_and_index_are_inverse(cell, history):
-    """Prevents states of single episodes that change when they are batched."""
+    """Guards against: states of single episodes that change when they are batched."""
     _, state = running(cell, history)
     stacked = MemoryState.stack([state, state.reset(torch.ones(4, dtype=torch.bool))])
     assert stacked.batch_shape == (2, 4)
@@ -70,7 +76,7 @@ def test_stack_and_index_are_inverse(cell, history):
 
 @histories
 def test_a_stacked_state_streams_as_its_parts(cell, history):
-    """Prevents batched serving that answers otherwise than serving one by one."""
+    """Guards against: batched serving that answers otherwise than serving one by one."""
     memory, state = running(cell, history)
     frame = torch.randn(4, 3)
     with torch.no_grad():
@@ -81,7 +87,7 @@ def test_a_stacked_state_streams_as_its_parts(cell, history):
 
 @histories
 def test_save_and_load_are_inverse(cell, history):
-    """Prevents a state that can't go through a file of plain tensors."""
+    """Guards against: a state that can't go through a file of plain tensors."""
     _, state = running(cell, history)
     file = io.BytesIO()
     torch.save(state.state_dict(), file)
@@ -91,7 +97,7 @@ def test_save_and_load_are_inverse(cell, history):
 
 @histories
 def test_moving_casts_tensors_and_keeps_ages_integer(cell, history):
-    """Prevents an age that is rounded in bfloat16, or a state left behind on another device."""
+    """Guards against: an age that is rounded in bfloat16, or a state left behind on another device."""
     _, state = running(cell, history)
     moved = state.to(torch.float64)
     assert all(t.dtype == torch.float64 for t in moved.tensors)
@@ -100,8 +106,8 @@ def test_moving_casts_tensors_and_keeps_ages_integer(cell, history):
 
 
 def test_detach_cuts_the_graph_and_keeps_the_numbers():
-    """Prevents truncated BPTT that reaches back through all earlier chunks."""
-    memory = make_recurrence("lstm", "carry", 3, 8, layers=2, window=3)
+    """Guards against: truncated BPTT that reaches back through all earlier chunks."""
+    memory = make_memory("lstm", "carry")
     _, state = memory.unroll(torch.randn(2, 4, 3), memory.initial_state((2,)))
     assert all(t.requires_grad for t in state.tensors)
     cut = state.detach()
@@ -110,7 +116,7 @@ def test_detach_cuts_the_graph_and_keeps_the_numbers():
 
 
 def test_a_clone_has_memory_of_its_own():
-    """Prevents a kept state that changes when buffers are used again."""
+    """Guards against: a kept state that changes when buffers are used again."""
     _, state = running("lstm", "window")
     copy = state.clone()
     state.tensors[0].zero_()
@@ -119,7 +125,7 @@ def test_a_clone_has_memory_of_its_own():
 
 @histories
 def test_reset_forgets_only_the_episodes_that_ended(cell, history):
-    """Prevents one reset for the whole batch."""
+    """Guards against: one reset for the whole batch."""
     memory, state = running(cell, history, batch=(2, 2))
     done = torch.tensor([[False, True], [False, False]])
     frame = torch.randn(2, 2, 3)
@@ -131,40 +137,49 @@ def test_reset_forgets_only_the_episodes_that_ended(cell, history):
     assert (after[done] - fresh[done]).abs().max() < 1e-6
 
 
+def test_a_matrix_valued_state_is_reset_by_episode():
+    """Guards against: a reset that broadcasts the flags over the memory's own axes instead of the batch's."""
+    tensors = (torch.ones(2, 3, 4, 5, 5), torch.ones(2, 3))
+    state = MemoryState("carry", torch.ones(3, dtype=torch.int64), tensors).reset(torch.tensor([False, True, False]))
+    for tensor in state.tensors:
+        assert (tensor[:, 1] == 0).all()
+        assert (tensor[:, [0, 2]] == 1).all()
+
+
 def test_reset_refuses_flags_of_another_shape():
-    """Prevents a single flag from being broadcast over agents."""
+    """Guards against: a single flag from being broadcast over agents."""
     _, state = running("lstm", "window", batch=(2, 2))
     with pytest.raises(ValueError, match=r"done has shape \(1, 2\); this state holds episodes of shape \(2, 2\)"):
         state.reset(torch.tensor([[True, False]]))
 
 
 def test_rows_shift_by_one_and_start_from_zero():
-    """Prevents a row that has seen one frame more or less than its index says."""
+    """Guards against: a row that has seen one frame more or less than its index says."""
     rows = torch.arange(1.0, 5.0).reshape(1, 4, 1)
     assert shift_in_zero(rows).flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_the_row_of_an_age_is_the_one_before_it():
-    """Prevents an off-by-one between age 1 and row 0."""
+    """Guards against: an off-by-one between age 1 and row 0."""
     rows = torch.arange(8.0).reshape(2, 4, 1)
     assert row_of_age(rows, torch.tensor([1, 4])).flatten().tolist() == [0.0, 7.0]
 
 
 def test_more_frames_than_the_window_are_refused():
-    """Prevents training on contexts that the stream will never have."""
-    memory = make_recurrence("lstm", "window", 3, 8, layers=1, window=3)
+    """Guards against: training on contexts that the stream will never have."""
+    memory = make_memory("lstm", "window")
     with pytest.raises(ValueError, match="4 frames in a window of 3"):
         require_window(memory, torch.zeros(1, 4, 3))
 
 
 def test_a_tuple_of_episodes_is_indexed_as_a_list():
-    """Prevents ages of one episode beside tensors of two: a tuple means something else to a tensor's index."""
+    """Guards against: ages of one episode beside tensors of two: a tuple means something else to a tensor's index."""
     _, state = running("lstm", "window", batch=(3, 2))
     assert_same(state[(0, 2)], state[[0, 2]])
 
 
 def test_states_of_different_memories_are_not_joined():
-    """Prevents episodes whose state is silently read by the first one's history."""
+    """Guards against: episodes whose state is silently read by the first one's history."""
     kinds = [running(cell, history)[1] for cell, history in HISTORIES]
     for other in kinds[1:]:
         with pytest.raises(ValueError, match="states of different memories"):
@@ -175,13 +190,13 @@ def test_states_of_different_memories_are_not_joined():
 
 @pytest.mark.parametrize("keys", [(), ("rnn.weight",), ("window.age", "window.1"), ("window.age", "carry.0")], ids=str)
 def test_loading_what_is_no_state_is_refused(keys):
-    """Prevents a checkpoint's weights, or half a state, from being taken for a memory."""
+    """Guards against: a checkpoint's weights, or half a state, from being taken for a memory."""
     with pytest.raises(ValueError, match="no state in"):
         MemoryState.load({key: torch.zeros(2) for key in keys})
 
 
 def test_the_row_of_an_age_is_exported_for_any_batch():
-    """Prevents an exported step that takes no more and no fewer episodes than its example."""
+    """Guards against: an exported step that takes no more and no fewer episodes than its example."""
     episodes = torch.export.Dim("episodes", min=1, max=64)
     given = (torch.randn(3, 4, 2), torch.tensor([1, 2, 4]))
     exported = torch.export.export(RowOfAge(), given, dynamic_shapes=({0: episodes}, {0: episodes})).module()

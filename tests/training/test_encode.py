@@ -14,8 +14,8 @@ pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoWriter
-from robopolicy.model.encoders.loading import load_backbone
-from robopolicy.model.encoders.transformers import PromptText
+from robopolicy.model.encoders._loading import load_backbone
+from robopolicy.model.old_encoders.transformers import PromptText
 from robopolicy.training import encode
 from robopolicy.training.encode import are_padded, encode_file, require_one_encoder, run_encode
 from robopolicy.types import DemoFormatError

@@ -1,45 +1,96 @@
-"""What every encoder is: observation and instruction in, tokens out."""
+"""The contract of every encoder, and the parts that several share."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robopolicy.model.text import TextTokens
+from robopolicy.components import ConfigError
+from robopolicy.model.texts import TextTokens
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ArraySpec
 
 
 class Encoding(NamedTuple):
-    """The tokens of each frame, and what the encoder predicted on the way for its own loss terms."""
+    """The tokens of each frame, and what the encoder predicted for auxiliary losses."""
 
     tokens: Float[Tensor, "*batch tokens width"]
     """N tokens per frame."""
     token_valid: Bool[Tensor, "*batch tokens"] | None
-    """False where a token stands for nothing; None: all valid."""
+    """False where a token is padding; None: all are valid."""
     predictions: Mapping[str, Tensor]
-    """By name, (*B, ...): what loss terms compare with something; empty for most."""
+    """By name (*B, d), as `TokenEncoder.prediction_widths` declares them."""
+
+
+@dataclass(frozen=True)
+class EncoderInputs:
+    """What an encoder is built for."""
+
+    obs: Mapping[str, ArraySpec]
+    """Every key that the policy sees, with the shape of one frame after normalization."""
+    text_width: int | None
+    """Width of the instruction's sentence vector; None for a policy without the instruction."""
+    text_tokens: int
+    """Tokens of one instruction; 0 for a policy without it."""
+
+    @property
+    def key_widths(self) -> dict[str, int]:
+        """The low-dimensional keys and the width of each."""
+        tokens = (TOKENS_KEY, TOKEN_VALID_KEY)
+        return {key: spec.width for key, spec in self.obs.items() if not spec.is_image and key not in tokens}
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        """The cameras and the (height, width) of each [pixels]."""
+        return {key: (spec.shape[0], spec.shape[1]) for key, spec in self.obs.items() if spec.is_image}
+
+    def require_cameras(self, kind: str) -> None:
+        """Refuse an observation without images, for an encoder of this kind that needs them."""
+        if not self.cameras:
+            raise ConfigError(
+                f"--encoder.kind {kind} needs at least one camera; the policy sees: {', '.join(self.obs) or 'nothing'}; "
+                "give --data.cameras, or choose --encoder.kind keys"
+            )
+
+    def refuse_cameras(self, kind: str) -> None:
+        """Refuse images, for an encoder of this kind that would ignore them."""
+        if self.cameras:
+            raise ConfigError(
+                f"--encoder.kind {kind} can't use the camera {', '.join(map(repr, self.cameras))}; choose --encoder.kind "
+                "pixels, or leave it out of --data.cameras"
+            )
+
+    def refuse_tokens(self, kind: str) -> None:
+        """Refuse tokens encoded ahead of time, for an encoder of this kind that would ignore them."""
+        if TOKENS_KEY in self.obs:
+            raise ConfigError(
+                f"--encoder.kind {kind} can't use the key {TOKENS_KEY!r}; choose --encoder.kind precomputed, or leave it out "
+                "of --data.obs_keys"
+            )
 
 
 class TokenEncoder(nn.Module):
-    """The contract that `tests/conformance/test_token_encoder.py` checks.
+    """What every encoder offers; `robopolicy.testing.encoder` checks it.
 
-    An encoder that contributes loss terms is a `robopolicy.model.losses.TermProvider` as well.
+    An encoder refuses an observation that it would ignore. Its options may have a class attribute
+    `default_text: ClassVar[str]`, the text model used where the config names none; without it, `vocabulary`.
     """
 
     token_width: int
-    """D."""
+    """D, the width of one token."""
     token_count: int
     """N, the same for every frame."""
-    chosen_width: int = 0
-    """Width of its prediction `chosen`, (*B, width): values with those that the instruction picked; 0 where it picks none."""
+    prediction_widths: Mapping[str, int] = {}
+    """Name -> width of what `Encoding.predictions` holds."""
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
-        """Encode frames with any leading axes *B; the same numbers each time in eval mode.
+        """Encode frames with any leading axes *B; deterministic in eval mode.
 
         Args:
             obs: low-dimensional keys normalized float (*B, d), images uint8 (*B, height, width, 3), tokens (*B, N, D).
-            text: the instruction with leading axes that broadcast against *B, or None for a policy that is told nothing.
+            text: the instruction with leading axes that broadcast against *B; None for a policy without the instruction.
         """
         raise NotImplementedError
 
@@ -58,8 +109,8 @@ def append_text(
     return torch.cat([tokens, words], dim=-2), valid
 
 
-def told(values: Tensor, text: TextTokens | None) -> Tensor:
-    """Values (*B, d) with the sentence vector beside them, or as they are for a policy that is told nothing."""
+def with_sentence(values: Tensor, text: TextTokens | None) -> Tensor:
+    """Values (*B, d) with the sentence vector appended; unchanged for a policy without the instruction."""
     if text is None:
         return values
     return torch.cat([values, text.sentence.expand(*values.shape[:-1], text.sentence.shape[-1])], dim=-1)

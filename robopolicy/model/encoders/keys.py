@@ -1,85 +1,108 @@
-"""Low-dimensional observations: one token per key, and one that sees them together."""
+"""Low-dimensional keys: one token per key, and one that sees them together."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robopolicy.model.encoders.base import Encoding, TokenEncoder, append_text, perceptron, told
-from robopolicy.model.text import TextTokens
+from robopolicy.components import ConfigError, expect, register, require
+from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron, with_sentence
+from robopolicy.model.texts import TextTokens
 
 
+@dataclass(frozen=True)
+class KeysOptions:
+    """Options of the encoder `keys`."""
+
+    width: int = 128
+    """D, width of one token."""
+    hidden: int = 128
+    """Width of the perceptrons' hidden layer."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Keys that are instances of one thing, such as {"object": ["cube_red", "cube_green"]}: the instruction selects among
+    them."""
+    choices: int = 2
+    """Selections made from each group, such as the object to lift and the one to put it on."""
+
+    default_text: ClassVar[str] = "vocabulary"
+
+    def __post_init__(self) -> None:
+        expect(self, "encoder", ">= 1", "width", "hidden", "choices")
+        seen: set[str] = set()
+        for name, keys in self.groups.items():
+            require(len(keys) >= 2, f"--encoder.groups {name!r} has {len(keys)} keys; a group has two or more")
+            twice = sorted(key for key in {*keys} if key in seen or list(keys).count(key) > 1)
+            require(not twice, f"--encoder.groups names the key {', '.join(map(repr, twice))} twice; name each once")
+            seen.update(keys)
+
+
+@register("encoder", "keys", KeysOptions)
 class KeysEncoder(TokenEncoder):
-    """A token per key, a token that sees them together, then the instruction's.
+    """One token per key, one that sees all keys together, then the instruction's tokens.
 
-    Keys of equal width and of one name but for its last word, such as `cube_red` and `cube_blue`, are alike: the sentence
-    chooses among them by attention, and the common token sees the chosen values beside all other keys. So what to do
-    with an object is learned once, from the demos of all of them. The alike keys' own tokens come from one shared
-    perceptron and fade where they are not chosen: a token per object for each instruction would remember the training
-    scenes instead. A policy that is told nothing sees every key as it is. The loss term `choose` comes with the choice, and
-    makes it reliable.
+    For the keys of a group, the sentence vector selects among them by attention, and the common token sees the selected
+    values beside all other keys. So what to do with an object is learned once, from the demos of all of them. The
+    group's own tokens come from one shared perceptron and fade where a key is not selected: a token per object and
+    instruction would let the policy memorize the training scenes instead. The prediction `selected` holds the values
+    that the common token sees; the auxiliary loss on it makes the selection reliable.
     """
 
-    def __init__(
-        self,
-        key_widths: Mapping[str, int],
-        width: int,
-        hidden: int,
-        text_width: int | None,
-        text_tokens: int,
-        choices: int = 2,
-    ) -> None:
-        """Args: d of each key, D, hidden width, width of the sentence vector (None: untold), its tokens, named objects."""
+    def __init__(self, options: KeysOptions, inputs: EncoderInputs) -> None:
         super().__init__()
-        if not key_widths:
-            raise ValueError("encoder keys needs at least one low-dimensional observation key; give --data.obs_keys")
+        inputs.refuse_cameras("keys")
+        inputs.refuse_tokens("keys")
+        widths = inputs.key_widths
+        if not widths:
+            raise ConfigError("--encoder.kind keys needs at least one low-dimensional key; give --data.obs_keys")
+        _check_groups(options.groups, inputs)
+        width, hidden, sentence = options.width, options.hidden, inputs.text_width or 0
         self.token_width = width
-        alike: dict[tuple[str, int], list[str]] = {}
-        for key, d in key_widths.items():
-            alike.setdefault((key.rpartition("_")[0] or key, d), []).append(key)
-        self.groups = tuple(tuple(keys) for keys in alike.values() if len(keys) > 1) if text_width else ()
+        self.token_count = len(widths) + 1 + inputs.text_tokens
+        self.groups = tuple(tuple(keys) for keys in options.groups.values())
         grouped = {key for keys in self.groups for key in keys}
-        self.single = tuple(key for key in key_widths if key not in grouped)
-        sentence = text_width or 0
-        self.networks = nn.ModuleList(perceptron(key_widths[key] + sentence, hidden, width) for key in self.single)
-        self.shared = nn.ModuleList(perceptron(key_widths[keys[0]], hidden, width) for keys in self.groups)
-        self.choosers = nn.ModuleList(Chooser(sentence, len(keys), choices) for keys in self.groups)
-        chosen = sum(choices * key_widths[keys[0]] for keys in self.groups)
-        inputs = chosen + sum(key_widths[key] for key in self.single)
-        self.chosen_width = inputs if self.groups else 0
-        self.together = perceptron(inputs + sentence, hidden, width)
-        self.token_count = len(key_widths) + 1 + text_tokens
+        self.single = tuple(key for key in widths if key not in grouped)
+        self.networks = nn.ModuleList(perceptron(widths[key] + sentence, hidden, width) for key in self.single)
+        self.shared = nn.ModuleList(perceptron(widths[keys[0]], hidden, width) for keys in self.groups)
+        self.selectors = nn.ModuleList(Selector(sentence, len(keys), options.choices) for keys in self.groups)
+        selected = sum(options.choices * widths[keys[0]] for keys in self.groups)
+        common = selected + sum(widths[key] for key in self.single)
+        self.prediction_widths = {"selected": common} if self.groups else {}
+        self.together = perceptron(common + sentence, hidden, width)
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
-        """See `TokenEncoder`; the tokens of single keys come first, then those of alike keys."""
+        """See `TokenEncoder`; the tokens of single keys come first, then those of groups, then the common one."""
         values = [obs[key] for key in self.single]
-        tokens = [
-            network(told(value, text))[..., None, :] for value, network in zip(values, self.networks, strict=True)
-        ]
+        tokens = []
+        for value, network in zip(values, self.networks, strict=True):
+            tokens.append(network(with_sentence(value, text))[..., None, :])
         if text is not None:
-            for keys, chooser, shared in zip(self.groups, self.choosers, self.shared, strict=True):
-                alike = torch.stack([obs[key] for key in keys], dim=-2)
-                weights = chooser(text.sentence)
-                values.append((weights @ alike).flatten(-2))
-                tokens.append(shared(alike) * weights.amax(dim=-2)[..., None])
-        chosen = torch.cat(values, dim=-1)
-        tokens.append(self.together(told(chosen, text))[..., None, :])
-        return Encoding(*append_text(torch.cat(tokens, dim=-2), text), predictions={"chosen": chosen})
+            for keys, selector, shared in zip(self.groups, self.selectors, self.shared, strict=True):
+                instances = torch.stack([obs[key] for key in keys], dim=-2)
+                weights = selector(text.sentence)
+                values.append((weights @ instances).flatten(-2))
+                tokens.append(shared(instances) * weights.amax(dim=-2)[..., None])
+        common = torch.cat(values, dim=-1)
+        tokens.append(self.together(with_sentence(common, text))[..., None, :])
+        predictions = {"selected": common} if self.groups else {}
+        return Encoding(*append_text(torch.cat(tokens, dim=-2), text), predictions)
 
 
-class Chooser(nn.Module):
-    """The sentence picks among keys that are alike, a few times over: the cube, the plate.
+class Selector(nn.Module):
+    """The sentence vector selects among the keys of a group, `choices` times over: the cube, the plate.
 
-    It starts undecided and without a bias, so that the first thing that can move it is a word that tells instructions
-    apart; and it decides fast, since values still mixed invite the rest to remember the training scenes. But not at once:
-    before the rest has learned to follow the mixed value, the gradient's sign is that of random weights, and half of all
-    seeds would shut out the very object that is named.
+    The weights start at zero and there is no bias, so that every key has the same share and the first thing to change
+    that is a word that distinguishes instructions. The softmax is sharp, so that the selection is made early: while
+    values are still mixed, the rest of the network starts to memorize the training scenes. But the weights don't move
+    for the first steps: before the rest has learned to follow the mixed value, the sign of the gradient is that of
+    random weights, and half of all seeds would suppress the very object that is named.
     """
 
     SHARPNESS = 4.0
-    learns_after = 200
-    """Optimizer steps before these weights move."""
+    freeze_steps = 200
+    """Optimizer steps before these weights start to change."""
 
     def __init__(self, text_width: int, count: int, choices: int) -> None:
         super().__init__()
@@ -88,5 +111,24 @@ class Chooser(nn.Module):
         nn.init.zeros_(self.score.weight)
 
     def forward(self, sentence: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch choices keys"]:
-        """How much of each key is in each choice; sums to 1."""
+        """The share of each key in each selection; shares sum to 1."""
         return (self.SHARPNESS * self.score(sentence)).unflatten(-1, (self.choices, -1)).softmax(dim=-1)
+
+
+def _check_groups(groups: Mapping[str, tuple[str, ...]], inputs: EncoderInputs) -> None:
+    widths = inputs.key_widths
+    if groups and not inputs.text_width:
+        raise ConfigError(
+            "--encoder.groups needs the instruction, which selects among the keys of a group; this policy doesn't see it: "
+            "use demos with instructions and --text.kind vocabulary, or drop the groups"
+        )
+    for name, keys in groups.items():
+        for key in keys:
+            if key not in widths:
+                raise ConfigError(
+                    f"--encoder.groups {name!r}: the key {key!r} is not among the policy's keys: {', '.join(widths)}; "
+                    "add it to --data.obs_keys or drop it from the group"
+                )
+        if len({widths[key] for key in keys}) > 1:
+            found = ", ".join(f"{key} {widths[key]}" for key in keys)
+            raise ConfigError(f"--encoder.groups {name!r}: keys of one group must have one width, got {found}")

@@ -1,63 +1,77 @@
 """Tokens that a backbone wrote into the demo file ahead of time."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.model.encoders.base import Encoding, TokenEncoder, append_text, perceptron, told
-from robopolicy.model.text import TextTokens
+from robopolicy.components import ConfigError, expect, register
+from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron, with_sentence
+from robopolicy.model.texts import TextTokens
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY
 
 
+@dataclass(frozen=True)
+class PrecomputedOptions:
+    """Options of the encoder `precomputed`."""
+
+    width: int = 128
+    """D, width of one token."""
+    hidden: int = 128
+    """Width of the perceptrons' hidden layer; 0 passes the file's tokens on unchanged, and nothing else."""
+
+    default_text: ClassVar[str] = "vocabulary"
+
+    def __post_init__(self) -> None:
+        expect(self, "encoder", ">= 1", "width")
+        expect(self, "encoder", ">= 0", "hidden")
+
+
+@register("encoder", "precomputed", PrecomputedOptions)
 class PrecomputedEncoder(TokenEncoder):
     """A perceptron over each of the file's tokens, one token for proprioception, then the instruction's tokens.
 
-    As in `KeysEncoder`, the sentence vector enters the hidden layer, whose ReLU lets it switch tokens off.
+    The sentence vector enters the hidden layer, whose ReLU lets it switch tokens off.
     """
 
-    def __init__(
-        self,
-        key: str,
-        tokens: int,
-        tokens_width: int,
-        key_widths: Mapping[str, int],
-        width: int,
-        hidden: int,
-        text_width: int | None,
-        text_tokens: int,
-        mask_key: str = "token_valid",
-    ) -> None:
-        """Args: the tokens' key, their N and D, d of each low-dimensional key, then as for `KeysEncoder`, and the mask's key.
-
-        Observations without that key are all valid. With `hidden` 0 the file's tokens go to the head as they are, alone.
-        """
+    def __init__(self, options: PrecomputedOptions, inputs: EncoderInputs) -> None:
         super().__init__()
-        self.key, self.mask_key, self.keys = key, mask_key, tuple(key_widths)
-        self.token_width = width
-        self.token_count = tokens + bool(key_widths) + text_tokens
-        self.project = nn.Linear(tokens_width, hidden) if hidden else None
-        if hidden == 0 and (key_widths or text_width or width != tokens_width):
-            raise ValueError(
-                f"encoder precomputed with --encoder.hidden 0 hands on tokens {tokens_width} wide and nothing else; "
-                f"set --encoder.width {tokens_width}, --encoder.instruction false and --data.obs_keys {key}"
+        inputs.refuse_cameras("precomputed")
+        if TOKENS_KEY not in inputs.obs:
+            raise ConfigError(
+                f"--encoder.kind precomputed needs the key {TOKENS_KEY!r} in the demos, which have: "
+                f"{', '.join(inputs.obs)}; write it with `robopolicy encode`"
             )
-        self.ask = nn.Linear(text_width, hidden, bias=False) if text_width else None
-        self.out = nn.Linear(hidden, width) if hidden else None
-        inputs = sum(key_widths.values()) + (text_width or 0)
-        self.proprio = perceptron(inputs, hidden, width) if key_widths else None
+        count, file_width = inputs.obs[TOKENS_KEY].shape
+        widths, sentence, hidden = inputs.key_widths, inputs.text_width, options.hidden
+        if hidden == 0 and (widths or sentence or inputs.text_tokens or options.width != file_width):
+            raise ConfigError(
+                f"--encoder.hidden 0 passes on tokens {file_width} wide and nothing else; set --encoder.width "
+                f"{file_width}, --text.kind none and --data.obs_keys {TOKENS_KEY}, or --encoder.hidden >= 1"
+            )
+        self.keys = tuple(widths)
+        self.token_width = options.width
+        self.token_count = count + bool(widths) + inputs.text_tokens
+        self.project = nn.Linear(file_width, hidden) if hidden else None
+        self.condition = nn.Linear(sentence, hidden, bias=False) if sentence else None
+        self.out = nn.Linear(hidden, options.width) if hidden else None
+        proprio = sum(widths.values()) + (sentence or 0)
+        self.proprio = perceptron(proprio, hidden, options.width) if widths else None
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
-        """See `TokenEncoder`."""
-        valid = obs[self.mask_key] > 0.5 if self.mask_key in obs else None
+        """See `TokenEncoder`; without the mask's key among the observations, all of the file's tokens are valid."""
+        valid = obs[TOKEN_VALID_KEY] > 0.5 if TOKEN_VALID_KEY in obs else None
         if self.project is None or self.out is None:
-            return Encoding(obs[self.key], valid, predictions={})
-        hidden = self.project(obs[self.key])
-        if self.ask is not None and text is not None:
-            hidden = hidden + self.ask(text.sentence)[..., None, :]
+            return Encoding(obs[TOKENS_KEY], valid, predictions={})
+        hidden = self.project(obs[TOKENS_KEY])
+        if self.condition is not None and text is not None:
+            hidden = hidden + self.condition(text.sentence)[..., None, :]
         tokens = self.out(functional.relu(hidden))
         if self.proprio is not None:
             values = torch.cat([obs[key] for key in self.keys], dim=-1)
-            tokens = torch.cat([tokens, self.proprio(told(values, text))[..., None, :]], dim=-2)
+            tokens = torch.cat([tokens, self.proprio(with_sentence(values, text))[..., None, :]], dim=-2)
             valid = None if valid is None else functional.pad(valid, (0, 1), value=True)
         return Encoding(*append_text(tokens, text, valid), predictions={})

@@ -10,15 +10,17 @@ from safetensors.torch import load_file
 pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 pytest.importorskip("peft", reason="the extra vlm isn't installed")
 
+from robopolicy.components import ConfigError
 from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
 from robopolicy.model.checkpoint import load_policy, save_policy
-from robopolicy.model.encoders import make_reader
-from robopolicy.model.encoders.loading import CONTRASTIVE, GENERATIVE, backbone_identity, load_backbone
-from robopolicy.model.encoders.transformers import PromptText, TransformersEncoder
+from robopolicy.model.encoders import EncoderInputs
+from robopolicy.model.encoders._loading import CONTRASTIVE, GENERATIVE, backbone_identity, load_backbone
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.statistics import Statistics
-from robopolicy.model.text import Vocabulary
+from robopolicy.model.texts import TextInputs, Vocabulary
+from robopolicy.model.texts.prompt import SPARE_TOKENS
 from robopolicy.types import ActionSpec, ArraySpec, Batch
+from tests.making import make
 from tests.tiny_backbones import save_backbone
 
 OBS = {
@@ -40,11 +42,16 @@ def folder(request, tmp_path_factory):
     return str(save_backbone(request.param, tmp_path_factory.mktemp("models") / request.param))
 
 
-def an_encoder(folder, lora_rank=0, told=True):
+def make_prompt(folder, *instructions, template="what should the robot do to {instruction}?"):
+    vocabulary = Vocabulary.of(instructions or ("lift the red cube",))
+    return make("text", "prompt", TextInputs(vocabulary, 8, folder), template=template)
+
+
+def make_encoder(folder, lora_rank=0, with_text=True):
     torch.manual_seed(0)
-    config = EncoderConfig(kind="transformers", model=folder, width=8, hidden=8, lora_rank=lora_rank)
-    text = PromptText(folder, "what should the robot do to {instruction}?")
-    return TransformersEncoder.from_config(config, OBS, text.token_count if told else 0), text
+    text = make_prompt(folder)
+    inputs = EncoderInputs(OBS, 8 if with_text else None, text.token_count if with_text else 0)
+    return make("encoder", "transformers", inputs, model=folder, width=8, hidden=8, lora_rank=lora_rank), text
 
 
 def frames(*lead):
@@ -61,7 +68,7 @@ def prompt(text, *instructions):
 
 def test_tokens_have_the_declared_shape_and_a_mask(folder):
     """The head is built from the declared count and width before the first frame."""
-    encoder, text = an_encoder(folder)
+    encoder, text = make_encoder(folder)
     tokens, valid, _ = encoder.eval()(frames(2), prompt(text, "lift the red cube", "lift"))
     assert tokens.shape == (2, encoder.token_count, encoder.token_width)
     assert valid.shape == tokens.shape[:-1]
@@ -71,7 +78,7 @@ def test_tokens_have_the_declared_shape_and_a_mask(folder):
 
 def test_leading_axes_do_not_change_the_numbers(folder):
     """A window of frames must be encoded as its frames one by one, or streaming differs from training."""
-    encoder, text = an_encoder(folder)
+    encoder, text = make_encoder(folder)
     encoder.eval()
     words = text.prepare(["lift the cube"])
     flat = encoder(frames(6), text(words))
@@ -82,7 +89,7 @@ def test_leading_axes_do_not_change_the_numbers(folder):
 
 def test_instruction_and_pictures_both_change_the_tokens(folder):
     """A backbone that ignores either is no vision-language model."""
-    encoder, text = an_encoder(folder)
+    encoder, text = make_encoder(folder)
     encoder.eval()
     seen = frames(1)
     base = encoder(seen, prompt(text, "lift the red cube")).tokens
@@ -94,7 +101,7 @@ def test_instruction_and_pictures_both_change_the_tokens(folder):
 
 def test_padding_of_the_prompt_changes_no_real_token(folder):
     """Batched with a longer instruction, the same frame must give the same tokens."""
-    encoder, text = an_encoder(folder)
+    encoder, text = make_encoder(folder)
     encoder.eval()
     alone = encoder(frames(2), prompt(text, "lift"))
     numbers = text.prepare(["lift"])
@@ -105,7 +112,7 @@ def test_padding_of_the_prompt_changes_no_real_token(folder):
 
 def test_a_policy_that_is_told_nothing_gets_picture_tokens_only(folder):
     """The untold baseline must not be told through an empty prompt."""
-    encoder, _ = an_encoder(folder, told=False)
+    encoder, _ = make_encoder(folder, with_text=False)
     tokens, valid, _ = encoder(frames(2), None)
     assert tokens.shape[1] == encoder.token_count
     assert bool(valid.all())
@@ -113,7 +120,7 @@ def test_a_policy_that_is_told_nothing_gets_picture_tokens_only(folder):
 
 def test_a_frozen_backbone_gets_no_gradient_and_stays_out_of_the_weights(folder):
     """Gigabytes in every checkpoint, and a backbone that drifts while it is called frozen."""
-    encoder, text = an_encoder(folder)
+    encoder, text = make_encoder(folder)
     encoder.train()(frames(1), prompt(text, "lift")).tokens.square().sum().backward()
     assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
     assert encoder.project.weight.grad is not None
@@ -125,7 +132,7 @@ def test_a_frozen_backbone_gets_no_gradient_and_stays_out_of_the_weights(folder)
 
 def test_lora_s_gradient_reaches_the_backbone_and_only_its_adapters(folder):
     """Fine-tuning that trains nothing looks like fine-tuning that doesn't help."""
-    encoder, text = an_encoder(folder, lora_rank=2)
+    encoder, text = make_encoder(folder, lora_rank=2)
     encoder.train()(frames(1), prompt(text, "lift the red cube")).tokens.square().sum().backward()
     moved = {name for name, p in encoder.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert moved
@@ -135,7 +142,7 @@ def test_lora_s_gradient_reaches_the_backbone_and_only_its_adapters(folder):
     state = encoder.state_dict()
     assert all("lora_" in name for name in state if name.startswith("backbone."))
     changed = {name: value + 1 if "lora_B" in name else value for name, value in state.items()}
-    other, _ = an_encoder(folder, lora_rank=2)
+    other, _ = make_encoder(folder, lora_rank=2)
     other.load_state_dict(changed)
     words = prompt(text, "lift")
     assert (other.eval()(frames(1), words).tokens - encoder.eval()(frames(1), words).tokens).abs().max() > 1e-4
@@ -169,30 +176,38 @@ def test_pictures_are_prepared_as_the_model_s_own_processor_does(tmp_path):
     assert np.abs(ours - theirs).max() < 0.05, "bicubic on floats instead of rounded bytes"
 
 
-def test_a_prompt_that_is_too_long_is_cut_and_said(tmp_path, caplog):
-    """A silent cut drops the object's name from a long instruction."""
-    text = PromptText(str(save_backbone("siglip", tmp_path / "siglip")), "{instruction}")
+def test_a_prompt_is_as_long_as_the_training_instructions_need(folder):
+    """Guards against: a constant length that cuts long instructions and wastes time on short ones."""
+    short, long = make_prompt(folder, "lift"), make_prompt(folder, "lift the red cube", "lift " * 9)
+    assert long.token_count == short.token_count + 8
+    assert int((long.prepare(["lift " * 9]) >= 0).sum()) == long.token_count - SPARE_TOKENS
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_logged(folder, caplog):
+    """Guards against: a silent cut that drops the object's name from a long instruction."""
+    text = make_prompt(folder, template="{instruction}")
     assert text.prepare(["lift the cube " * 20]).shape == (1, text.token_count)
-    assert "cut off" in caplog.text
+    assert f"prompt of 60 tokens cut off after {4 + SPARE_TOKENS}" in caplog.text
+
+
+def test_a_prompt_is_no_longer_than_the_backbone_reads(folder, caplog):
+    """Guards against: positions that the backbone doesn't have."""
+    instruction = "lift the red cube " * 30
+    text = make_prompt(folder, instruction)
+    assert text.token_count == 64
+    assert "reads 64, the rest is cut off" in caplog.text
+    encoder = make("encoder", "transformers", EncoderInputs(OBS, 8, 64), model=folder, width=8, hidden=8)
+    assert encoder(frames(1), prompt(text, instruction)).tokens.shape[1] == encoder.token_count
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"model": None}, "give --encoder.model"),
-        ({"model": "nowhere/such-a-model"}, "no model at 'nowhere/such-a-model'"),
-    ],
+    ("model", "message"),
+    [(None, "give --encoder.model"), ("nowhere/such-a-model", "no model at 'nowhere/such-a-model'")],
 )
-def test_what_can_t_be_loaded_is_refused_in_one_line(config, message):
-    """A traceback from the hub client hides the typo."""
-    with pytest.raises(ValueError, match=message):
-        TransformersEncoder.from_config(EncoderConfig(kind="transformers", **config), OBS, 0)
-
-
-def test_a_template_without_a_place_for_the_instruction_is_refused(tmp_path):
-    """Every task would get the same prompt."""
-    with pytest.raises(ValueError, match="no place for the instruction"):
-        PromptText(str(tmp_path), "do it")
+def test_a_model_that_can_t_be_loaded_is_refused_in_one_line(model, message):
+    """Guards against: a traceback from the hub client that hides the typo."""
+    with pytest.raises(ConfigError, match=message):
+        make("encoder", "transformers", EncoderInputs(OBS, None, 0), model=model)
 
 
 INSTRUCTIONS = ("lift the red cube", "lift the blue cube")
@@ -254,13 +269,6 @@ def test_told_in_the_loop_as_in_training(folder):
         seen = {key: value[:, t] for key, value in batch.obs.items()}
         rows, state = policy.act({**seen, "instruction": list(INSTRUCTIONS)}, state)
     torch.testing.assert_close(rows, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_two_readers_of_one_instruction_are_refused(tmp_path):
-    """A sentence model beside a backbone that reads the words itself would silently go unused."""
-    config = EncoderConfig(kind="transformers", model=str(tmp_path), text_model="minilm")
-    with pytest.raises(ValueError, match="reads the instruction itself"):
-        make_reader(config, Vocabulary.of(INSTRUCTIONS))
 
 
 def test_a_policy_on_a_backbone_is_saved_without_it_and_acts_the_same_when_loaded(tmp_path):

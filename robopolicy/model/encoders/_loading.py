@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from robopolicy.model.encoders.backbones import Backbone, ContrastiveBackbone, GenerativeBackbone, Pictures
+from robopolicy.components import ConfigError
+from robopolicy.model.encoders._backbones import Backbone, ContrastiveBackbone, GenerativeBackbone, Pictures
 
 FINGERPRINT_BYTES = 2**20
 """Of each weights file, the size and its first and last MiB tell which it is."""
@@ -25,19 +26,19 @@ def load_backbone(name: str, image_size: tuple[int, int], lora_rank: int = 0) ->
 
     Raises:
         ImportError: `transformers` isn't installed.
-        ValueError: the model isn't there, or of no known kind.
+        ConfigError: the model isn't there, or is of an unknown kind.
     """
     transformers = require_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         if config.model_type not in CONTRASTIVE + GENERATIVE:
             known = ", ".join(CONTRASTIVE + GENERATIVE)
-            raise ValueError(f"{name} is a {config.model_type} model; expected one of: {known}")
+            raise ConfigError(f"--encoder.model {name} is a {config.model_type} model; expected one of: {known}")
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
         model = transformers.AutoModel.from_pretrained(name)
     except OSError as error:
-        raise ValueError(
+        raise ConfigError(
             f"no model at {name!r}, neither folder nor cached nor downloadable: {_first_line(error)}"
         ) from error
     pictures = _pictures(name, config, image_size)
@@ -54,6 +55,15 @@ def load_tokenizer(name: str) -> Any:
         return transformers.PreTrainedTokenizerFast.from_pretrained(name)
     except (OSError, ValueError):
         return transformers.AutoTokenizer.from_pretrained(name)
+
+
+def prompt_limit(name: str) -> int:
+    """The longest prompt [tokens] that the model of a local folder or a hub name reads."""
+    transformers = require_transformers()
+    config = transformers.AutoConfig.from_pretrained(name)
+    if config.model_type in CONTRASTIVE:
+        return config.text_config.max_position_embeddings
+    return config.get_text_config().max_position_embeddings
 
 
 def backbone_identity(name: str) -> dict[str, Any]:

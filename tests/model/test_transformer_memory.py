@@ -1,15 +1,15 @@
-"""The transformer cell: GPT-2's arithmetic, and a window that slides exactly."""
+"""The memory `transformer`: GPT-2's arithmetic, and a window that slides exactly."""
 
 import torch
 from torch import nn
 
-from robopolicy.model.recurrence import make_recurrence
+from tests.making import make
 
 
 def test_a_pass_equals_torchs_own_pre_norm_encoder():
-    """Prevents a block that looks like GPT-2's but is not: norm order, GELU, causality, residuals."""
+    """Guards against: a block that looks like GPT-2's but is not: norm order, GELU, causality, residuals."""
     torch.manual_seed(0)
-    memory = make_recurrence("transformer", "window", 4, 8, layers=1, window=5, heads=2).eval()
+    memory = make("memory", "transformer", 4, hidden=8, layers=1, window=5, heads=2).eval()
     block = memory.blocks[0]
     peer = nn.TransformerEncoderLayer(
         8, 2, 32, 0.0, activation=nn.GELU("tanh"), batch_first=True, norm_first=True
@@ -37,8 +37,8 @@ def test_a_pass_equals_torchs_own_pre_norm_encoder():
 
 
 def test_positions_count_from_the_oldest_frame_in_the_window():
-    """Prevents a stream whose positions run on after the window is full, or start elsewhere before it is."""
-    memory = make_recurrence("transformer", "window", 4, 8, layers=2, window=3, heads=2).eval()
+    """Guards against: a stream whose positions keep growing after the window is full, or start elsewhere before it is."""
+    memory = make("memory", "transformer", 4, hidden=8, layers=2, window=3, heads=2).eval()
     frames = torch.randn(6, 1, 4)
     state = memory.initial_state((1,))
     with torch.no_grad():
@@ -49,8 +49,8 @@ def test_positions_count_from_the_oldest_frame_in_the_window():
 
 
 def test_dropout_acts_in_training_only():
-    """Prevents a robot that answers at random."""
-    memory = make_recurrence("transformer", "window", 4, 8, layers=2, window=3, heads=2, dropout=0.5)
+    """Guards against: actions at random on the robot."""
+    memory = make("memory", "transformer", 4, hidden=8, layers=2, window=3, heads=2, dropout=0.5)
     frames = torch.randn(2, 3, 4)
     assert not torch.equal(memory(frames), memory(frames))
     memory.eval()

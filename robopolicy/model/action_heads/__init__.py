@@ -1,0 +1,52 @@
+"""The action head family: hidden vectors -> chunks of K actions.
+
+`Cls(options, hidden_width, action)` builds a head for hidden vectors `hidden_width` = H wide and the arm and gripper
+columns of `action`, normalized: arm columns in [-1, 1], binary gripper labels in {0, 1}. A head owns the options of its
+losses; their weights belong to the config's `losses`.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from robopolicy.types import Chunk
+
+
+class ActionHead(Protocol):
+    """What every action head offers; it is an `nn.Module`. `robopolicy.testing.action_head` checks it."""
+
+    loss_names: Sequence[str]
+    """The losses among what `losses` returns, in order; the others are metrics."""
+    samples: bool
+    """Whether `decode` draws from `generator`; False: the output is the same with and without one."""
+    uses_prefix: bool
+    """Whether `decode` takes a prefix; a head that does not refuses one."""
+    chunk: int
+    """K, actions per hidden vector."""
+
+    def losses(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Named scalars, unweighted: each of `loss_names`, and metrics such as `gripper_accuracy`.
+
+        Each is a sum over the valid entries divided by their number: 0 where none is valid, and what stands at an
+        invalid place, NaN included, reaches neither the value nor the gradient.
+
+        Args:
+            hidden: (*B, H).
+            labels: (*B, K, A+G), arm in [-1, 1], then gripper labels in {0, 1}.
+            valid: bool (*B, K), False beyond the end of the demo.
+        """
+        ...
+
+    def decode(
+        self, hidden: Tensor, *, generator: torch.Generator | None = None, prefix: Tensor | None = None
+    ) -> Chunk:
+        """The chunk at each hidden vector (*B, H): arm (*B, K, A) in [-1, 1], gripper logits (*B, K, G).
+
+        Args:
+            hidden: any number of leading axes.
+            generator: source of randomness for a head that samples; None: its most probable action.
+            prefix: actions already committed to, (*B, k, A+G) with k <= K, for a head that uses them.
+        """
+        ...

@@ -1,0 +1,32 @@
+"""`pixels` where the policy sees images, else `keys`: one config for a family of files."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from robopolicy.components import expect, register
+from robopolicy.model.encoders.base import EncoderInputs, TokenEncoder
+from robopolicy.model.encoders.keys import KeysEncoder, KeysOptions
+from robopolicy.model.encoders.pixels import PixelsEncoder, PixelsOptions
+
+
+@dataclass(frozen=True)
+class AutoOptions:
+    """Options of the encoder `auto`."""
+
+    width: int = 128
+    """D, width of one token."""
+    hidden: int = 128
+    """Width of the perceptrons' hidden layer."""
+
+    default_text: ClassVar[str] = "vocabulary"
+
+    def __post_init__(self) -> None:
+        expect(self, "encoder", ">= 1", "width", "hidden")
+
+
+@register("encoder", "auto", AutoOptions)
+def make_auto(options: AutoOptions, inputs: EncoderInputs) -> TokenEncoder:
+    """The encoder `pixels` with its default options where there are cameras, else `keys`."""
+    if inputs.cameras:
+        return PixelsEncoder(PixelsOptions(width=options.width, hidden=options.hidden), inputs)
+    return KeysEncoder(KeysOptions(width=options.width, hidden=options.hidden), inputs)

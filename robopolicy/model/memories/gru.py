@@ -1,0 +1,19 @@
+"""Gated recurrent units (Cho et al. 2014) in several layers, with torch's parameters and arithmetic."""
+
+from dataclasses import dataclass
+
+from robopolicy.components import register
+from robopolicy.model.memories._recurrent import RecurrentMemory, RecurrentOptions
+
+
+@dataclass(frozen=True)
+class GRUOptions(RecurrentOptions):
+    """Options of the memory `gru`."""
+
+
+@register("memory", "gru", GRUOptions)
+class GRUMemory(RecurrentMemory):
+    """A GRU over the last W frames, or over the whole episode."""
+
+    def __init__(self, options: GRUOptions, width: int) -> None:
+        super().__init__("gru", options, width)

@@ -1,0 +1,19 @@
+"""A long short-term memory (Hochreiter and Schmidhuber 1997) of several layers, with torch's parameters and arithmetic."""
+
+from dataclasses import dataclass
+
+from robopolicy.components import register
+from robopolicy.model.memories._recurrent import RecurrentMemory, RecurrentOptions
+
+
+@dataclass(frozen=True)
+class LSTMOptions(RecurrentOptions):
+    """Options of the memory `lstm`."""
+
+
+@register("memory", "lstm", LSTMOptions)
+class LSTMMemory(RecurrentMemory):
+    """An LSTM over the last W frames, or over the whole episode."""
+
+    def __init__(self, options: LSTMOptions, width: int) -> None:
+        super().__init__("lstm", options, width)

@@ -1,0 +1,59 @@
+"""No memory: each frame by itself through a perceptron, RoboVLMs' `FCDecoder`."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robopolicy.components import expect, register
+from robopolicy.model.streaming import History, MemoryState, require_state, zero_state
+
+
+@dataclass(frozen=True)
+class NoMemoryOptions:
+    """Options of the memory `none`."""
+
+    hidden: int = 256
+    """H, width of the hidden vectors."""
+
+    def __post_init__(self) -> None:
+        expect(self, "memory", ">= 1", "hidden")
+
+
+@register("memory", "none", NoMemoryOptions)
+class NoMemory(nn.Module):
+    """Linear(P, P/2) - ReLU - Linear(P/2, H) on the present frame; see `Memory`."""
+
+    def __init__(self, options: NoMemoryOptions, width: int) -> None:
+        super().__init__()
+        self.history: History = "none"
+        self.window = 1
+        self.output_width = options.hidden
+        inner = max(width // 2, 1)
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, options.hidden))
+
+    def forward(self, pooled: Float[Tensor, "*batch time pooled"]) -> Float[Tensor, "*batch time hidden"]:
+        """Each of any number of frames by itself."""
+        return self.mlp(pooled)
+
+    def unroll(
+        self, pooled: Float[Tensor, "*batch time pooled"], state: MemoryState
+    ) -> tuple[Float[Tensor, "*batch time hidden"], MemoryState]:
+        """See `Memory`."""
+        require_state(self, pooled.shape[:-2], state)
+        return self.mlp(pooled), state
+
+    def step(
+        self, frame: Float[Tensor, "*batch pooled"], state: MemoryState
+    ) -> tuple[Float[Tensor, "*batch hidden"], MemoryState]:
+        """See `Memory`."""
+        require_state(self, frame.shape[:-1], state)
+        return self.mlp(frame), state
+
+    def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
+        """The batch's shape and no tensors."""
+        return zero_state(self, batch, "none")
+
+    def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """There are no tensors."""
+        return ()

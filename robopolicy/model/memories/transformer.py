@@ -1,0 +1,133 @@
+"""A causal transformer over the window's frames, built as GPT-2 is (Radford et al. 2019)."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robopolicy.components import expect, register, require
+from robopolicy.model.streaming import History, MemoryState, require_state, require_window, unroll_steps, zero_state
+
+
+@dataclass(frozen=True)
+class TransformerOptions:
+    """Options of the memory `transformer`."""
+
+    window: int = 8
+    """W, frames of memory."""
+    layers: int = 2
+    """Blocks of attention and perceptron."""
+    hidden: int = 256
+    """H, width of the hidden vectors; a multiple of `heads`."""
+    dropout: float = 0.0
+    """Probability of dropout after each attention and perceptron, in training."""
+    heads: int = 8
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        expect(self, "memory", ">= 1", "window", "layers", "hidden", "heads")
+        expect(self, "memory", ">= 0 and < 1", "dropout")
+        require(
+            self.hidden % self.heads == 0,
+            f"--memory.hidden {self.hidden} must be a multiple of --memory.heads {self.heads}",
+        )
+
+
+@register("memory", "transformer", TransformerOptions)
+class TransformerMemory(nn.Module):
+    """Pre-normalized blocks with learned positions, counted from the oldest frame in the window; see `Memory`.
+
+    The state is the last W pooled frames, and a step is one parallel pass over them. A sliding key-value cache would be
+    faster but would not give the output of the window pass: the deeper layers' keys would still hold what has left the
+    window, and positions would be off.
+    """
+
+    def __init__(self, options: TransformerOptions, width: int) -> None:
+        super().__init__()
+        hidden = options.hidden
+        self.history: History = "window"
+        self.window = options.window
+        self.width = width
+        self.output_width = hidden
+        self.embed = nn.Linear(width, hidden)
+        self.positions = nn.Parameter(0.02 * torch.randn(options.window, hidden))
+        self.blocks = nn.ModuleList(_Block(options) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(self, pooled: Float[Tensor, "*batch window pooled"]) -> Float[Tensor, "*batch window hidden"]:
+        """The hidden vector at every frame of a window; each frame attends to itself and those before it.
+
+        Raises:
+            ValueError: there are more frames than the window holds.
+        """
+        require_window(self, pooled)
+        return self._attend(pooled, None)
+
+    def unroll(
+        self, pooled: Float[Tensor, "*batch time pooled"], state: MemoryState
+    ) -> tuple[Float[Tensor, "*batch time hidden"], MemoryState]:
+        """See `Memory`."""
+        require_state(self, pooled.shape[:-2], state)
+        return unroll_steps(self, pooled, state)
+
+    def step(
+        self, frame: Float[Tensor, "*batch pooled"], state: MemoryState
+    ) -> tuple[Float[Tensor, "*batch hidden"], MemoryState]:
+        """See `Memory`: one pass over the frames that the window then holds."""
+        require_state(self, frame.shape[:-1], state)
+        age = (state.age + 1).clamp(max=self.window)
+        frames = torch.cat([state.tensors[0][0][..., 1:, :], frame.unsqueeze(-2)], dim=-2)
+        hidden = self._attend(frames, age)[..., -1, :]
+        return hidden, MemoryState(self.history, age, (frames.unsqueeze(0),))
+
+    def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
+        """An empty window: frames (1, *B, W, P), newest last, of which the last `age` are real."""
+        return zero_state(self, batch, self.history)
+
+    def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """The window's frames."""
+        return ((1, *batch, self.window, self.width),)
+
+    def _attend(self, frames: Tensor, age: Tensor | None) -> Tensor:
+        """A pass over frames (*B, T, P), of which the last `age` (*B) are real; None: all are."""
+        batch, count = frames.shape[:-2], frames.shape[-2]
+        place = torch.arange(count, device=frames.device)
+        visible = place[:, None] >= place
+        if age is None:
+            positions = self.positions[:count]
+        else:
+            first = (count - age).reshape(-1, 1)
+            real = place >= first
+            # Rows from before the episode may hold anything, NaN included, and attention weights of 0 don't stop a NaN.
+            frames = frames.masked_fill(~real.reshape(*batch, count, 1), 0.0)
+            positions = self.positions[(place - first).clamp(min=0)]
+            # Frames that are not real attend to themselves: a softmax over nothing would be NaN.
+            visible = (visible & real[:, None, :]) | (place[:, None] == place)
+        hidden = self.embed(frames.reshape(-1, *frames.shape[-2:])) + positions
+        for block in self.blocks:
+            hidden = block(hidden, visible if visible.ndim == 2 else visible[:, None])
+        return self.norm(hidden).reshape(*batch, count, self.output_width)
+
+
+class _Block(nn.Module):
+    """Causal self-attention and a perceptron, both residual."""
+
+    def __init__(self, options: TransformerOptions) -> None:
+        super().__init__()
+        hidden = options.hidden
+        self.heads = options.heads
+        self.norm_1 = nn.LayerNorm(hidden)
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.out = nn.Linear(hidden, hidden)
+        self.norm_2 = nn.LayerNorm(hidden)
+        self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU("tanh"), nn.Linear(4 * hidden, hidden))
+        self.dropout = nn.Dropout(options.dropout)
+
+    def forward(self, hidden: Tensor, visible: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(self.norm_1(hidden)), "b t (three h d) -> three b h t d", three=3, h=self.heads)
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        hidden = hidden + self.dropout(self.out(rearrange(attended, "b h t d -> b t (h d)")))
+        return hidden + self.dropout(self.mlp(self.norm_2(hidden)))

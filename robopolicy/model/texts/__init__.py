@@ -1,0 +1,110 @@
+"""The text family: instruction -> tokens.
+
+`Cls(options, inputs)` builds a text model, or None for a policy without the instruction. Work on strings is kept apart
+from work on weights: `prepare` turns instructions into one tensor (word numbers, token numbers or sentence vectors) that
+can be kept and fed to an exported graph; `forward` turns that tensor into tokens.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import log
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+LOG = logging.getLogger(__name__)
+PAD, UNKNOWN = 0, 1
+MIN_LENGTH = 8
+"""Least number of words read of an instruction, where those of the training demos are shorter."""
+
+
+class TextTokens(NamedTuple):
+    """The instruction as the encoders see it."""
+
+    tokens: Float[Tensor, "*batch words width"]
+    """One token per word; of the kind `prompt`, the backbone's token numbers, int64 (*B, words, 1)."""
+    valid: Bool[Tensor, "*batch words"]
+    """False beyond the end of the instruction, and everywhere where there is no instruction."""
+    sentence: Float[Tensor, "*batch width"]
+    """One vector for the whole instruction, in which the order of the words counts; 0 without an instruction."""
+
+
+class Text(Protocol):
+    """What every text model offers; it is an `nn.Module`."""
+
+    token_count: int
+    """Tokens of one instruction, the same for all."""
+
+    def prepare(self, instructions: Sequence[str | None]) -> Tensor:
+        """One row of numbers per instruction (instructions, n); None and the empty string are no instruction."""
+        ...
+
+    def __call__(self, prepared: Tensor) -> TextTokens:
+        """Tokens of prepared rows (*B, n)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of the training instructions; number 0 is padding and 1 any other word."""
+
+    words: tuple[str, ...]
+    """Known words, sorted; the first has number 2."""
+    length: int
+    """Words read of one instruction; the rest is cut off and logged once."""
+    weights: tuple[float, ...] = ()
+    """How well each word distinguishes the instructions: log(instructions / instructions with the word), 0 for a word that
+    all contain; empty: all 1."""
+    longest: str = ""
+    """The training instruction with the most characters."""
+    _reported: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, instructions: Iterable[str]) -> "Vocabulary":
+        """The vocabulary of these training instructions."""
+        unique = sorted(set(instructions))
+        sentences = {tuple(split_words(instruction)) for instruction in unique}
+        words = sorted({word for sentence in sentences for word in sentence})
+        occurrences = [sum(word in sentence for sentence in sentences) for word in words]
+        weights = tuple(log(len(sentences) / count) for count in occurrences)
+        length = max([MIN_LENGTH, *map(len, sentences)])
+        return cls(tuple(words), length, weights, max(unique, key=len, default=""))
+
+    def encode(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
+        """Word numbers of each instruction, padded with 0; None is all padding."""
+        number = {word: place for place, word in enumerate(self.words, start=2)}
+        ids = torch.full((len(instructions), self.length), PAD, dtype=torch.int64)
+        for row, instruction in enumerate(instructions):
+            words = split_words(instruction or "")
+            self._report([word for word in words if word not in number], "is not in the training instructions: unknown")
+            self._report(words[self.length :], f"comes after the {self.length} words that this policy reads: cut off")
+            known = [number.get(word, UNKNOWN) for word in words[: self.length]]
+            ids[row, : len(known)] = torch.tensor(known, dtype=torch.int64)
+        return ids
+
+    def _report(self, words: Iterable[str], why: str) -> None:
+        for word in words:
+            if word not in self._reported:
+                self._reported.add(word)
+                LOG.warning("instruction word %r %s", word, why)
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """What a text model is built from, besides its options."""
+
+    vocabulary: Vocabulary
+    """The words of the training instructions."""
+    width: int
+    """D, width of its tokens: the encoder's."""
+    model: str | None = None
+    """The encoder's backbone, a folder or model name, where it has one."""
+
+
+def split_words(instruction: str) -> list[str]:
+    """Lower-case words and numbers, punctuation dropped."""
+    return re.findall(r"\w+", instruction.lower())

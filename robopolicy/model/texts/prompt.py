@@ -1,0 +1,83 @@
+"""The instruction as the token numbers of the encoder's own backbone."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from robopolicy.components import ConfigError, register, require
+from robopolicy.model.texts import TextInputs, TextTokens
+
+LOG = logging.getLogger(__name__)
+SPARE_TOKENS = 8
+"""Tokens beyond those of the longest training instruction: one with fewer letters may need a few more tokens."""
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Options of the text model `prompt`."""
+
+    template: str = "{instruction}"
+    """The prompt that the backbone reads; `{instruction}` stands for the instruction."""
+
+    def __post_init__(self) -> None:
+        require(
+            "{instruction}" in self.template,
+            f"--text.template {self.template!r} has no place for the instruction; write {{instruction}} in it",
+        )
+
+
+@register("text", "prompt", PromptOptions)
+class PromptText(nn.Module):
+    """Token numbers of the prompt, a few more than the longest training instruction needs.
+
+    Its `TextTokens.tokens` are the numbers themselves, int64 (*B, words, 1), -1 beyond the end: the backbone embeds them.
+    """
+
+    def __init__(self, options: PromptOptions, inputs: TextInputs) -> None:
+        super().__init__()
+        from robopolicy.model.encoders._loading import load_tokenizer, prompt_limit
+
+        if inputs.model is None:
+            raise ConfigError(
+                "--text.kind prompt needs an encoder with a backbone that reads it; give --encoder.kind transformers and "
+                "--encoder.model, or another --text.kind"
+            )
+        self.template = options.template
+        self.tokenizer = load_tokenizer(inputs.model)
+        needed = len(self._numbers(inputs.vocabulary.longest)) + SPARE_TOKENS
+        self.token_count = min(needed, prompt_limit(inputs.model))
+        if self.token_count < needed - SPARE_TOKENS:
+            LOG.warning(
+                "the longest training instruction takes %d tokens; %s reads %d, the rest is cut off: %r",
+                needed - SPARE_TOKENS,
+                inputs.model,
+                self.token_count,
+                inputs.vocabulary.longest,
+            )
+
+    def prepare(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
+        """Token numbers, -1 beyond the end; without an instruction, those of the template around an empty one."""
+        ids = torch.full((len(instructions), self.token_count), -1, dtype=torch.int64)
+        for row, instruction in enumerate(instructions):
+            numbers = self._numbers(instruction or "")
+            if len(numbers) > self.token_count:
+                LOG.warning(
+                    "prompt of %d tokens cut off after %d, which this policy reads; lost: %r",
+                    len(numbers),
+                    self.token_count,
+                    self.tokenizer.decode(numbers[self.token_count :]),
+                )
+            ids[row, : len(numbers)] = torch.tensor(numbers[: self.token_count], dtype=torch.int64)
+        return ids
+
+    def forward(self, prepared: Int[Tensor, "*batch words"]) -> TextTokens:
+        """The numbers, which of them are real, and a sentence vector of width 0."""
+        sentence = torch.zeros((*prepared.shape[:-1], 0), device=prepared.device)
+        return TextTokens(prepared[..., None], prepared >= 0, sentence)
+
+    def _numbers(self, instruction: str) -> list[int]:
+        return self.tokenizer(self.template.replace("{instruction}", instruction))["input_ids"]
