@@ -1,25 +1,30 @@
-"""Weights laid out for the CPU's matrix units, for streaming without gradients.
+"""Frozen copies of memories and action heads, with weights laid out for the CPU's matrix units: streaming without gradients.
 
-oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `linear` once the matrix is stored in its own
-blocked order. Such copies are made when they are first needed and made anew when the weights have changed; nothing of this
-is seen outside, and no module holds it.
+oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `linear` once the matrix is stored in its
+own blocked order. `freeze` makes such a copy once; later changes of the original's weights do not reach it.
 
-Staggered rows are advanced in tiles, so that a batch of episodes runs at the rate of large products too. Against running
-the windows again it took 1.26 times less time at 64 episodes, and between 0.96 and 1.10 times at 1024; it needs no frames
-kept (`eval/bench_head.py`).
+Staggered rows are advanced in tiles, so that a batch of episodes runs at the rate of large products too. Compared with
+running the windows again this took 1.26 times less time at 64 episodes, and between 0.96 and 1.10 times at 1024; it
+needs no frames kept (`eval/bench_head.py`).
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, Literal, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Literal, TypeAlias, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.model.cells import RecurrentCell
+from robopolicy.model.memories._recurrent import RecurrentMemory
+from robopolicy.model.streaming import (
+    History,
+    MemoryState,
+    require_state,
+    require_window,
+    row_of_age,
+    unroll_steps,
+    zero_state,
+)
 
 Precision: TypeAlias = Literal["float32", "bf16", "int8"]
 
@@ -28,17 +33,40 @@ TILE_ROWS = 256
 PACKED_ROWS = 16
 """The row count that oneDNN lays a matrix out for; laid out for a single row it is slower, even for a single row."""
 FLOAT32_SIZE = 1 << 16
-"""Matrices of fewer entries stay float32 at any precision: they cost next to nothing, and one of them is the output."""
+"""Matrices of fewer entries stay float32 at any precision: they cost little, and one of them gives the output."""
 _PACKS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
-def packable(module: nn.Module) -> bool:
-    """True where the packed path may stand in for the module: on the CPU, in float32, with no gradient or graph to record."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    if torch.is_grad_enabled() or tracing or torch.is_autocast_enabled("cpu"):
-        return False
-    weight = next(module.parameters())
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and _PACKS
+def freeze(module: nn.Module, precision: Precision = "float32") -> nn.Module:
+    """A copy of a memory or action head that keeps its contract, has packed weights and records no gradients.
+
+    The copy is in eval mode, holds no parameters that could be trained and doesn't follow later changes of the original.
+    Where weights can't be packed (on a GPU, or a CPU without oneDNN) it is a plain copy, in float32 only.
+
+    Args:
+        module: a memory or an action head.
+        precision: arithmetic of its matrix products: `float32` (equal to the original but for rounding), `bf16` or
+            `int8`. Matrices whose inputs aren't bounded as hidden states are use bf16 instead of int8.
+
+    Raises:
+        ValueError: the precision is unknown, or this CPU or the module's device can't compute it.
+    """
+    require_precision(precision, module)
+    if not _packable(module):
+        return copy.deepcopy(module).eval().requires_grad_(False)
+    if isinstance(module, RecurrentMemory):
+        return FrozenRecurrent(module, precision).eval()
+    return _pack_linears(module, precision).eval()
+
+
+def require_precision(precision: str, module: nn.Module | None = None) -> None:
+    """Refuse a precision that is unknown or can't be computed here; see `freeze`."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(get_args(Precision))}")
+    if precision == "bf16" and not bf16_runs():
+        raise ValueError("precision bf16: this CPU has no instructions for bfloat16; use float32 or int8")
+    if precision != "float32" and not (_PACKS if module is None else _packable(module)):
+        raise ValueError(f"precision {precision} needs float32 weights on a CPU, and PyTorch with oneDNN; use float32")
 
 
 def bf16_runs() -> bool:
@@ -46,8 +74,13 @@ def bf16_runs() -> bool:
     return _PACKS and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def unbounded(precision: Precision) -> Precision:
-    """What `precision` means for inputs that aren't bounded as hidden states are: `int8` is bfloat16 there, where that runs."""
+def _packable(module: nn.Module) -> bool:
+    weight = next(module.parameters())
+    return _PACKS and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def _unbounded(precision: Precision) -> Precision:
+    """The precision for inputs that aren't bounded as hidden states are: bfloat16 instead of `int8`, where that runs."""
     if precision == "int8":
         return "bf16" if bf16_runs() else "float32"
     return precision
@@ -56,7 +89,7 @@ def unbounded(precision: Precision) -> Precision:
 class PackedLinear(nn.Module):
     """x W^T + b in float32, from a packed copy of W.
 
-    `bf16` rounds W, x and the result to 8 bits of mantissa; `int8` rounds W to 8 bits with a scale per row of it, and x,
+    `bf16` rounds W, x and the result to 8 bits of mantissa. `int8` rounds W to 8 bits with one scale per row of W, and x,
     which must lie in [-1, 1] as hidden states do, to steps of 1/127.
     """
 
@@ -76,21 +109,20 @@ class PackedLinear(nn.Module):
             self.bias = None if self.bias is None else self.bias.to(dtype)
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), PACKED_ROWS)
 
+    @torch.no_grad()
     def forward(self, rows: Tensor, plus: Tensor | None = None) -> Tensor:
         """Rows x W^T + b, of rows (..., in), added to `plus` (rows, out), whose memory may be used up."""
         if rows.ndim != 2:
             return self.forward(rows.reshape(-1, rows.shape[-1]), plus).reshape(*rows.shape[:-1], self.outputs)
         if self.precision == "int8":
-            result = self._int8(rows, plus)
-        elif self.precision == "bf16":
+            return self._int8(rows, plus)
+        if self.precision == "bf16":
             result = torch.ops.mkldnn._linear_pointwise(rows.bfloat16(), self.weight, self.bias, "none", [], "").float()
-            result = result if plus is None else result.add_(plus)
         elif plus is not None and self.bias is None:
-            result = torch.ops.mkldnn._linear_pointwise.binary(rows, plus, self.weight, None, "add")
+            return torch.ops.mkldnn._linear_pointwise.binary(rows, plus, self.weight, None, "add")
         else:
             result = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-            result = result if plus is None else result.add_(plus)
-        return result
+        return result if plus is None else result.add_(plus)
 
     def _int8(self, rows: Tensor, plus: Tensor | None) -> Tensor:
         steps = (rows * 127).add_(128.5).to(torch.uint8)
@@ -102,129 +134,99 @@ class PackedLinear(nn.Module):
         )
 
 
-class PackedCell:
-    """A `RecurrentCell` that advances staggered or single rows from packed weights."""
+class FrozenRecurrent(nn.Module):
+    """An LSTM or GRU memory whose rows advance from packed weights; see `Memory`."""
 
-    def __init__(self, cell: RecurrentCell, precision: Precision) -> None:
-        self.lstm = cell.cell == "lstm"
-        self.layers = cell.num_layers
-        # Frames aren't bounded as hidden states are, and episodes must not share a scale.
-        frame_precision = unbounded(precision)
-        self.input: list[PackedLinear] = []
-        self.hidden: list[PackedLinear] = []
+    def __init__(self, memory: RecurrentMemory, precision: Precision) -> None:
+        super().__init__()
+        self.history: History = memory.history
+        self.window = memory.window
+        self.output_width = memory.output_width
+        self.state_count = memory.state_count
+        self.lstm = memory.cell == "lstm"
+        self.layers = memory.num_layers
+        self.input = nn.ModuleList()
+        self.hidden = nn.ModuleList()
         for layer in range(self.layers):
-            weight_ih, weight_hh, bias_ih, bias_hh = cell.layer_weights(layer)
+            weight_ih, weight_hh, bias_ih, bias_hh = memory.layer_weights(layer)
             if self.lstm:
                 weight_ih, weight_hh, bias_ih = (_double_g(w) for w in (weight_ih, weight_hh, bias_ih + bias_hh))
                 bias_hh = None
-            self.input.append(PackedLinear(weight_ih, bias_ih, precision if layer else frame_precision))
+            # Frames aren't bounded as hidden states are, and int8 with a scale of the batch would couple its episodes.
+            self.input.append(PackedLinear(weight_ih, bias_ih, precision if layer else _unbounded(precision)))
             self.hidden.append(PackedLinear(weight_hh, bias_hh, precision))
 
-    def step(self, frames: Tensor, state: Sequence[Tensor], staggered: bool) -> tuple[Tensor, ...]:
-        """One frame (*B, P) for each episode of a state, each tensor (layers, *B, H), or staggered (layers, *B, W, H).
+    def forward(self, pooled: Tensor) -> Tensor:
+        """See `Memory`; the frames are taken one by one."""
+        require_window(self, pooled)
+        return self.unroll(pooled, self.initial_state(pooled.shape[:-2]))[0]
 
-        Staggered rows are shifted by one and start from zero in row 0.
-        """
-        rows = state[0].shape[-2] if staggered else 1
-        old = [t.reshape(self.layers, -1, rows, t.shape[-1]) for t in state]
+    def unroll(self, pooled: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """See `Memory`; the frames are taken one by one."""
+        require_state(self, pooled.shape[:-2], state)
+        return unroll_steps(self, pooled, state)
+
+    @torch.no_grad()
+    def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """See `Memory`."""
+        require_state(self, frame.shape[:-1], state)
+        staggered = self.history == "window"
+        rows = self.window if staggered else 1
+        old = [t.reshape(self.layers, -1, rows, self.output_width) for t in state.tensors]
         new = [torch.empty(t.shape) for t in old]
-        frames = frames.reshape(-1, frames.shape[-1])
+        frames = frame.reshape(-1, frame.shape[-1])
         episodes = max(1, TILE_ROWS // rows)
         for start in range(0, len(frames), episodes):
             tile = slice(start, start + episodes)
-            self._advance_tile(frames[tile], [t[:, tile] for t in old], [t[:, tile] for t in new], staggered)
-        return tuple(t.view(before.shape) for t, before in zip(new, state, strict=True))
+            self._advance_tile(frames[tile], [t[:, tile] for t in old], [t[:, tile] for t in new])
+        tensors = tuple(t.view(before.shape) for t, before in zip(new, state.tensors, strict=True))
+        age = (state.age + 1).clamp(max=self.window)
+        newest = tensors[0][-1]
+        return row_of_age(newest, age) if staggered else newest, MemoryState(self.history, age, tensors)
 
-    def _advance_tile(self, frames: Tensor, old: list[Tensor], new: list[Tensor], staggered: bool) -> None:
-        """Fill `new` (layers, episodes, rows, H) from `old`."""
-        start = [_shifted(t) for t in old] if staggered else old
+    def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
+        """As of the memory that was frozen."""
+        return zero_state(self, batch, self.history)
+
+    def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """As of the memory that was frozen."""
+        rows = (self.window,) if self.history == "window" else ()
+        return ((self.layers, *batch, *rows, self.output_width),) * self.state_count
+
+    def _advance_tile(self, frames: Tensor, old: list[Tensor], new: list[Tensor]) -> None:
+        """Fill `new` (layers, episodes, rows, H) from `old`; staggered rows shift by one and row 0 starts from zero."""
+        start = [functional.pad(t[:, :, :-1], (0, 0, 1, 0)) for t in old] if self.history == "window" else old
         below = frames
-        for layer in range(self.layers):
+        for layer, (project, recur) in enumerate(zip(self.input, self.hidden, strict=True)):
             before = [t[layer] for t in start]
             after = [t[layer] for t in new]
             shape = (*before[0].shape[:-1], -1)
             rows = before[0].flatten(0, 1)
-            inputs = self.input[layer](below)
+            inputs = project(below)
             if not self.lstm:
                 inputs = inputs[:, None] if layer == 0 else inputs.view(shape)
-                _gru_into(inputs, self.hidden[layer](rows).view(shape), before[0], after[0])
+                _gru_into(inputs, recur(rows).view(shape), before[0], after[0])
             elif layer == 0:  # all rows of an episode share the newest frame's projection
-                _lstm_into(self.hidden[0](rows).view(shape).add_(inputs[:, None]), before[1], *after)
+                _lstm_into(recur(rows).view(shape).add_(inputs[:, None]), before[1], *after)
             else:
-                _lstm_into(self.hidden[layer](rows, plus=inputs).view(shape), before[1], *after)
+                _lstm_into(recur(rows, plus=inputs).view(shape), before[1], *after)
             below = after[0].flatten(0, 1)
 
 
-class _Fingerprint:
-    """Tells whether the parameters of some modules are still those that were packed.
-
-    Compares identity, memory and torch's counter of in-place changes. Writing through `parameter.data`, as some weight
-    averaging does, moves no counter, so a few entries of each parameter are compared as well.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._homes = [part._parameters for part in module.modules() if part._parameters]
-        self._weights = list(self._current())
-        self._samples = [_sample(weight) for weight in self._weights]
-        self._seen = self._look()
-
-    def holds(self) -> bool:
-        """True while nothing has changed."""
-        now = list(self._current())
-        return (
-            len(now) == len(self._weights)
-            and all(a is b for a, b in zip(now, self._weights, strict=True))
-            and self._look() == self._seen
-        )
-
-    def _current(self) -> Iterator[Tensor]:
-        return (weight for home in self._homes for weight in home.values() if weight is not None)
-
-    def _look(self) -> list[object]:
-        counters = [None if weight.is_inference() else weight._version for weight in self._weights]
-        places = [weight.data_ptr() for weight in self._weights]
-        return [counters, places, [sample.tolist() for sample in self._samples]]
-
-
-_T = TypeVar("_T")
-
-
-class _Cache(Generic[_T]):
-    """Packed copies by module and precision; they go when the module goes."""
-
-    def __init__(self, pack: Callable[..., _T]) -> None:
-        self._pack = pack
-        self._entries: WeakKeyDictionary[nn.Module, tuple[Precision, _Fingerprint, _T]] = WeakKeyDictionary()
-
-    def __call__(self, module: nn.Module, precision: Precision) -> _T:
-        entry = self._entries.get(module)
-        if entry is None or entry[0] != precision or not entry[1].holds():
-            entry = (precision, _Fingerprint(module), self._pack(module, precision))
-            self._entries[module] = entry
-        return entry[2]
-
-
 def _pack_linears(module: nn.Module, precision: Precision) -> nn.Module:
+    """A copy with weights of its own, in which every linear layer is packed; their inputs are unbounded."""
     if type(module) is nn.Linear:
-        return PackedLinear(module.weight, module.bias, unbounded(precision))
-    if not any(type(part) is nn.Linear for part in module.modules()):
-        return module
+        return PackedLinear(module.weight, module.bias, _unbounded(precision))
     packed = copy.copy(module)
+    packed._parameters = {
+        name: None if weight is None else nn.Parameter(weight.detach().clone(), requires_grad=False)
+        for name, weight in module._parameters.items()
+    }
+    packed._buffers = {name: None if t is None else t.detach().clone() for name, t in module._buffers.items()}
     packed._modules = {
         name: None if child is None else _pack_linears(child, precision) for name, child in module._modules.items()
     }
     return packed
-
-
-packed_cell = _Cache(PackedCell)
-"""The packed copy of a cell at a precision, made anew where its weights have changed."""
-packed_copy = _Cache(_pack_linears)
-"""A copy of a module whose linear layers are packed; their inputs are unbounded."""
-
-
-def _shifted(rows: Tensor) -> Tensor:
-    """Rows (layers, episodes, W, H) moved on by one, row 0 zero."""
-    return functional.pad(rows[:, :, :-1], (0, 0, 1, 0))
 
 
 def _double_g(weight: Tensor) -> Tensor:
@@ -249,9 +251,3 @@ def _gru_into(inputs: Tensor, recurrent: Tensor, before: Tensor, hidden: Tensor)
     r, z = recurrent[..., : 2 * width].add_(inputs[..., : 2 * width]).sigmoid_().chunk(2, dim=-1)
     n = torch.addcmul(inputs[..., 2 * width :], r, recurrent[..., 2 * width :]).tanh_()
     torch.sub(before, n, out=hidden).mul_(z).add_(n)
-
-
-def _sample(weight: Tensor) -> np.ndarray:
-    """A view of a few entries, spread over the parameter."""
-    flat = weight.detach().reshape(-1).numpy()
-    return flat[:: max(1, flat.size // 8)]

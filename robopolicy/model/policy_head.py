@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robopolicy.model.heads import make_action_head
-from robopolicy.model.packed import Precision, bf16_runs, packable, packed_copy
+from robopolicy.model.old_packed import Precision, bf16_runs, packable, packed_copy
 from robopolicy.model.pooling import PoolingKind, make_pooling
 from robopolicy.model.recurrence import CellKind, RecurrentMemory, make_recurrence
 from robopolicy.model.streaming import History, MemoryState

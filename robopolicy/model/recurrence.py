@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robopolicy.model.cells import RecurrentCell
-from robopolicy.model.packed import Precision, packable, packed_cell
+from robopolicy.model.old_packed import Precision, packable, packed_cell
 from robopolicy.model.streaming import (
     History,
     MemoryState,

@@ -138,7 +138,7 @@ def require_window(memory: "Steps", pooled: Tensor) -> None:
 
 def zero_state(memory: "Steps", batch: tuple[int, ...], history: History) -> MemoryState:
     """The state of episodes that have seen nothing, where the memory's weights are and in their dtype."""
-    weight = next(memory.parameters())
+    weight = next(memory.parameters(), torch.empty(0))  # frozen copies have none: they are on the CPU in float32
     age = torch.zeros(batch, dtype=torch.int64, device=weight.device)
     return MemoryState(history, age, tuple(weight.new_zeros(shape) for shape in memory.state_shapes(batch)))
 

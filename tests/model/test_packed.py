@@ -1,162 +1,133 @@
-"""Packed weights: the same numbers as the plain step, and never those of weights that have changed."""
+"""Frozen copies with packed weights: the same numbers as the plain step, from weights that do not change any more."""
 
 import copy
-import gc
 import io
-import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robopolicy.components import kinds
 from robopolicy.model import packed
-from robopolicy.model.policy_head import PolicyHead
+from robopolicy.model.packed import freeze
 from robopolicy.types import ActionSpec
+from tests.making import make
+
+WIDTH = 5
 
 
-def head_of(**options):
+def make_memory(kind="lstm", hidden=8, **options):
     torch.manual_seed(0)
-    options = {"layers": 2, "hidden": 8, "head_widths": (8,)} | options
-    return PolicyHead(5, ActionSpec(arm=2, gripper=1), window=3, chunk=2, **options).eval()
+    return make("memory", kind, WIDTH, hidden=hidden, **options).eval()
 
 
-def arm_after(head, frames):
-    """The arm of the last of some ticks, from the packed path where the head allows it."""
+def make_head(kind="regression", hidden=8, widths=(8,)):
+    torch.manual_seed(0)
+    return make("action_head", kind, hidden, ActionSpec(arm=2, gripper=1), chunk=2, widths=widths).eval()
+
+
+def stream(memory, frames):
+    """The hidden vector after the last of frames (T, *B, P)."""
     with torch.no_grad():
-        state = head.initial_state(frames.shape[1])
+        state = memory.initial_state(frames.shape[1:-1])
         for frame in frames:
-            chunk, state = head.step(frame, state)
-    return chunk.arm
-
-
-def arm_of_window(head, frames):
-    return head(frames.transpose(0, 1)).arm[:, -1]
+            hidden, state = memory.step(frame, state)
+    return hidden
 
 
 @given(
-    cell=st.sampled_from(["lstm", "gru"]),
+    kind=st.sampled_from(["lstm", "gru"]),
     history=st.sampled_from(["window", "carry"]),
     layers=st.integers(1, 3),
     episodes=st.integers(1, 7),
     tile=st.integers(1, 8),
 )
 @settings(max_examples=40, deadline=None)
-def test_packed_steps_equal_plain_ones_however_they_are_tiled(cell, history, layers, episodes, tile):
-    """Prevents rows lost or mixed at the tiles' edges."""
-    head = head_of(cell=cell, history=history, layers=layers)
-    frames = torch.randn(3, episodes, 4, 5)
+def test_frozen_steps_equal_plain_ones_however_tiled(kind, history, layers, episodes, tile):
+    """Guards against: rows lost or mixed at the tiles' edges."""
+    memory = make_memory(kind, history=history, layers=layers, window=3)
+    frames = torch.randn(5, episodes, WIDTH)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed, "TILE_ROWS", tile)
-        assert packed.packable(head) is False  # gradients are on here
-        streamed = arm_after(head, frames)
-    assert (streamed - arm_of_window(head, frames)).abs().max() < 1e-6
+        streamed = stream(freeze(memory), frames)
+    assert (streamed - stream(memory, frames)).abs().max() < 1e-6
 
 
-def train_a_step(head):
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
-    head(torch.randn(2, 3, 4, 5)).arm.sum().backward()
-    optimizer.step()
+@pytest.mark.parametrize("kind", kinds("memory"))
+def test_a_frozen_memory_keeps_the_contract(kind):
+    """Guards against: a frozen memory that can't replace the plain one, or whose `forward` and `step` disagree."""
+    memory = make_memory(kind)
+    frozen = freeze(memory)
+    frames = torch.randn(2, 3, 4, WIDTH)
+    assert (frozen.history, frozen.window, frozen.output_width) == (memory.history, memory.window, memory.output_width)
+    assert frozen.state_shapes((2, 3)) == memory.state_shapes((2, 3))
+    with torch.no_grad():
+        expected = memory(frames)
+        assert (frozen(frames) - expected).abs().max() < 1e-6
+        unrolled, _ = frozen.unroll(frames, memory.initial_state((2, 3)))
+        assert (unrolled - expected).abs().max() < 1e-6
 
 
-def load_other_weights(head):
-    head.load_state_dict({name: weight * 1.5 for name, weight in head.state_dict().items()})
+@pytest.mark.parametrize("kind", kinds("action_head"))
+def test_a_frozen_action_head_decodes_as_the_plain_one(kind):
+    """Guards against: a linear layer that is left out, or packed with another's weights."""
+    head = make_head(kind, widths=(8, 7))
+    hidden = torch.randn(4, 3, 8)
+    frozen, plain = freeze(head).decode(hidden), head.decode(hidden)
+    assert (frozen.arm - plain.arm).abs().max() < 1e-6
+    assert (frozen.gripper_logit - plain.gripper_logit).abs().max() < 1e-6
 
 
-def write_through_data(head):
-    """As Lightning's weight averaging swaps its models."""
-    for parameter in head.parameters():
-        parameter.data.copy_(parameter.data * 1.5)
+@pytest.mark.parametrize("module", [make_memory(), make_memory("transformer"), make_memory("none"), make_head("gmm")])
+def test_a_frozen_copy_does_not_follow_its_original(module):
+    """Guards against: a running robot whose weights change under it, half of them at a time."""
+    frozen = freeze(module)
+    inputs = torch.randn(3, 2, WIDTH) if hasattr(module, "step") else torch.randn(2, 8)
 
+    def output(module):
+        return stream(module, inputs) if hasattr(module, "step") else module.decode(inputs).arm
 
-def assign_data(head):
-    for parameter in head.parameters():
-        parameter.data = parameter.data * 1.5
-
-
-def change_in_inference_mode(head):
-    with torch.inference_mode():
-        for parameter in head.parameters():
+    before, plain = output(frozen), output(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
             parameter.mul_(1.5)
+    assert torch.equal(output(frozen), before)
+    assert not torch.equal(output(module), plain)
+    assert not torch.equal(output(freeze(module)), before)
 
 
-def replace_a_parameter(head):
-    head.rnn.weight_hh_l0 = torch.nn.Parameter(head.rnn.weight_hh_l0.detach() * 1.5)
-    linear = head.action_head.actions.mlp[0]
-    linear.weight = torch.nn.Parameter(linear.weight.detach() * 1.5)
+def test_a_frozen_copy_has_nothing_to_train():
+    """Guards against: an optimizer or a gradient that reaches a frozen copy."""
+    for module in (make_memory(), make_memory("transformer"), make_head()):
+        frozen = freeze(module)
+        assert not any(parameter.requires_grad for parameter in frozen.parameters())
+        assert not frozen.training
+    frame = torch.randn(2, WIDTH, requires_grad=True)
+    hidden, _ = freeze(make_memory()).step(frame, make_memory().initial_state((2,)))
+    assert not freeze(make_head()).decode(hidden).arm.requires_grad
 
 
-def there_and_back_in_another_dtype(head):
-    head.to(torch.bfloat16).to(torch.float32)
-
-
-CHANGES = [
-    train_a_step,
-    load_other_weights,
-    write_through_data,
-    assign_data,
-    change_in_inference_mode,
-    replace_a_parameter,
-    there_and_back_in_another_dtype,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_changed_weights_are_noticed(change):
-    """Prevents a robot that is driven by the weights of before the last training step."""
-    head = head_of()
-    frames = torch.randn(3, 2, 4, 5)
-    before = arm_after(head, frames)
-    change(head)
-    after = arm_after(head, frames)
-    assert not torch.equal(before, after)
-    assert (after - arm_of_window(head, frames)).abs().max() < 1e-6
-
-
-def test_unchanged_weights_are_packed_once(monkeypatch):
-    """Prevents a tick that pays for packing each time."""
-    head = head_of()
-    frames = torch.randn(3, 2, 4, 5)
-    arm_after(head, frames)
-    monkeypatch.setattr(packed.packed_cell, "_pack", lambda *_: pytest.fail("packed again"))
-    monkeypatch.setattr(packed.packed_copy, "_pack", lambda *_: pytest.fail("packed again"))
-    arm_after(head, frames)
-
-
-def test_a_head_made_in_inference_mode_streams_too():
-    """Prevents an error from tensors that count no versions."""
-    with torch.inference_mode():
-        head = head_of()
-        frames = torch.randn(3, 2, 4, 5)
-        first = arm_after(head, frames)
-        write_through_data(head)
-        second = arm_after(head, frames)
-        assert not torch.equal(first, second)
-        assert (second - arm_of_window(head, frames)).abs().max() < 1e-6
-
-
-def test_gradients_flow_through_a_step_after_packed_ones():
-    """Prevents training that silently goes through packed copies, which have no gradient."""
-    head = head_of()
-    frames = torch.randn(3, 2, 4, 5)
-    arm_after(head, frames)
-    chunk, _ = head.step(frames[0], head.initial_state(2))
-    chunk.arm.sum().backward()
-    assert all(p.grad is not None for name, p in head.named_parameters() if "gripper" not in name)
-
-
-def test_packing_leaves_no_trace_in_the_head():
-    """Prevents checkpoints, copies and pickles that carry packed weights, and packed weights that outlive their head."""
-    head = head_of()
-    names = list(head.state_dict())
-    arm_after(head, torch.randn(3, 2, 4, 5))
-    assert list(head.state_dict()) == names
-    copy.deepcopy(head)
+def test_freezing_leaves_the_original_as_it_was():
+    """Guards against: checkpoints, copies and pickles that carry packed weights, and training that stops."""
+    memory, head = make_memory(), make_head()
+    names = [*memory.state_dict(), *head.state_dict()]
+    freeze(memory)
+    freeze(head)
+    assert [*memory.state_dict(), *head.state_dict()] == names
+    copy.deepcopy(memory)
     torch.save(head, io.BytesIO())
-    packed_cell = weakref.ref(packed.packed_cell(head.rnn, "float32"))
-    del head
-    gc.collect()
-    assert packed_cell() is None
+    hidden, _ = memory.step(torch.randn(2, WIDTH), memory.initial_state((2,)))
+    head.decode(hidden).arm.sum().backward()
+    assert all(parameter.grad is not None for parameter in memory.parameters())
+
+
+def test_dropout_is_off_in_a_frozen_memory():
+    """Guards against: random actions on a robot that runs a policy frozen in training mode."""
+    memory = make_memory("transformer", dropout=0.5).train()
+    frames = torch.randn(2, 2, WIDTH)
+    frozen = freeze(memory)
+    assert torch.equal(stream(frozen, frames), stream(frozen, frames))
 
 
 @pytest.fixture(autouse=True)
@@ -167,39 +138,46 @@ def _runnable(request):
         pytest.skip("this CPU has no instructions for bfloat16")
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.02), ("int8", 0.02)])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_low_precision_stays_near_float32(cell, precision, bound):
-    """Prevents a wrong scale or zero point, which would be far beyond rounding."""
-    head = head_of(cell=cell, hidden=256, layers=2)
-    frames = torch.randn(6, 2, 4, 5)
-    exact = arm_after(head, frames)
-    head.precision = precision
-    rounded = arm_after(head, frames)
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_low_precision_stays_near_float32(kind, precision):
+    """Guards against: a wrong scale or zero point, which would be far beyond rounding."""
+    memory, head = make_memory(kind, hidden=256), make_head(hidden=256, widths=(256, 256))
+    frames = torch.randn(6, 2, WIDTH)
+    exact = head.decode(stream(memory, frames)).arm
+    rounded = freeze(head, precision).decode(stream(freeze(memory, precision), frames)).arm
     assert not torch.equal(exact, rounded)
-    assert (exact - rounded).abs().max() < bound * exact.abs().max()
+    assert (exact - rounded).abs().max() < 0.02 * exact.abs().max()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_low_precision_keeps_episodes_apart(precision):
-    """Prevents a scale shared by a batch, with which one world's NaN or outlier changes the others."""
-    head = head_of(hidden=256)
-    head.precision = precision
-    frames = torch.randn(4, 2, 4, 5)
-    alone = arm_after(head, frames)[0]
+    """Guards against: a scale shared by a batch, with which one episode's NaN or outlier changes the others."""
+    memory = freeze(make_memory(hidden=256), precision)
+    frames = torch.randn(4, 2, WIDTH)
+    alone = stream(memory, frames)[0]
     frames[:, 1] *= 1000.0
     frames[2, 1] = torch.nan
-    assert torch.equal(arm_after(head, frames)[0], alone)
+    assert torch.equal(stream(memory, frames)[0], alone)
 
 
 def test_an_unknown_precision_is_refused():
-    """Prevents a typo that silently runs in float32."""
-    with pytest.raises(ValueError, match="choose float32, bf16, int8"):
-        head_of().precision = "fp8"
+    """Guards against: a typo that silently runs in float32."""
+    with pytest.raises(ValueError, match="'fp8' is unknown; choose one of float32, bf16, int8"):
+        packed.require_precision("fp8")
 
 
 def test_bf16_is_refused_where_the_cpu_cannot(monkeypatch):
-    """Prevents a step that is emulated, a hundred times slower than float32."""
-    monkeypatch.setattr("robopolicy.model.policy_head.bf16_runs", lambda: False)
+    """Guards against: a step that is emulated, a hundred times slower than float32."""
+    monkeypatch.setattr(packed, "bf16_runs", lambda: False)
     with pytest.raises(ValueError, match="no instructions for bfloat16; use float32 or int8"):
-        head_of().precision = "bf16"
+        freeze(make_memory(), "bf16")
+
+
+def test_where_nothing_packs_only_float32_is_offered(monkeypatch):
+    """Guards against: int8 that silently runs in float32 on a GPU or another CPU."""
+    monkeypatch.setattr(packed, "_PACKS", False)
+    memory, frames = make_memory(), torch.randn(3, 2, WIDTH)
+    assert torch.equal(stream(freeze(memory), frames), stream(memory, frames))
+    with pytest.raises(ValueError, match="precision int8 needs float32 weights on a CPU"):
+        freeze(memory, "int8")
