@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from robopolicy.cli.outputs import check_file, check_folder
 from robopolicy.cli.parsing import parse, verb_parser
 from robopolicy.config import ConfigError
 
@@ -20,6 +21,9 @@ def check(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--salvage", type=str | None, default=None, help="demo file to write the good demos to")
     options = parse(parser, arguments)
+    for option in ("html", "salvage"):
+        if options[option] is not None:
+            check_file(f"--{option}", options[option])
     from robopolicy.demos.check import run_check
 
     return run_check(options.files, html=options.html, salvage_to=options.salvage)
@@ -36,6 +40,7 @@ def convert(arguments: Sequence[str]) -> int:
     options = parse(parser, arguments)
     if "://" not in options.source and not Path(options.source).exists():
         raise ConfigError(f"{options.source}: no such file or folder")
+    check_folder("convert", Path(options.target).parent)
     if Path(options.source).suffix in CHECKPOINT_ENDINGS:
         if options.window is None:
             raise ConfigError("a checkpoint does not hold its window; give --window, 8 or 16 in RoboVLMs' configs")

@@ -1,4 +1,4 @@
-"""Where results go: looked at before the work that makes them, and written whole or not at all."""
+"""Where results are written: checked before the work that makes them, and written whole or not at all."""
 
 import json
 import tempfile
@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from robopolicy.config import ConfigError
+from robopolicy.files import require_regular, write_file
 
 
 def check_file(option: str, path: str | Path) -> None:
     """Refuse a path that no file could be written to; nothing is written, no folder made.
 
     Raises:
-        ConfigError: it is a folder, or its folder can't be written into.
+        ConfigError: it is a folder, a link or a device, or its folder can't be written into.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; name the file to write")
+    try:
+        require_regular(path)
+    except OSError as error:
+        raise ConfigError(f"{option} {error}") from None
     check_folder(option, path.parent)
 
 
@@ -40,11 +43,4 @@ def check_folder(option: str, folder: str | Path) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(values, indent=2))
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    write_file(path, json.dumps(values, indent=2))

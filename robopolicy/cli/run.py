@@ -10,6 +10,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of
+from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import add_precision, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
 from robopolicy.cli.run_report import shown, summarize
@@ -29,6 +30,9 @@ SECONDS = 30.0
 def run(arguments: Sequence[str]) -> int:
     """Drive a robot; the exit code is 1 if it was stopped, if steps went without an action, or if the record is missing."""
     options = parse(_parser(), arguments)
+    for option in ("json", "record"):
+        if options[option] is not None:
+            check_file(f"--{option}", options[option])
     driver = driver_of(options)
     with ExitStack() as stack:
         robot, env_args = _robot(options, driver, stack)

@@ -1,6 +1,5 @@
 """What `robopolicy run` tells: the figures live in a table, and what came of it at the end."""
 
-import json
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.live import Live
 
+from robopolicy.cli.outputs import write_json
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.replay import TOLERANCE_RAD, RecordedStream
 from robopolicy.control.robot import Robot
@@ -86,9 +86,7 @@ def summarize(
     for failure in failures:
         print(f"failed    {failure}")
     if options.json:
-        out = Path(options.json)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(figures, indent=2))
+        write_json(Path(options.json), figures)
     if result := options.record if options.record and not unrecorded else options.json:
         print(f"result    {result}")
     return loop.stopped is None and not failures

@@ -21,6 +21,7 @@ from robopolicy.control import runtime
 from robopolicy.control.graph import GraphPolicy
 from robopolicy.control.runtime import ACTIONS, FORMAT, GRAPH, MANIFEST, ONNX, ExportError
 from robopolicy.control.spec import PolicySpec
+from robopolicy.files import replacing, write_file
 from robopolicy.model.checkpoint import load_policy, read_provenance
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import VocabularyText
@@ -50,16 +51,17 @@ def export_policy(folder: str | Path, out: str | Path, int8: bool = False) -> Pa
     graph = GraphPolicy(policy).eval()
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
-    _write_onnx(graph, out / GRAPH)
-    if int8:
-        _quantize(out / GRAPH)
+    with replacing(out / GRAPH) as temporary:
+        _write_onnx(graph, temporary)
+        if int8:
+            _quantize(temporary)
     manifest = _manifest(graph, PolicySpec.of(policy, read_provenance(folder)), int8)
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    write_file(out / MANIFEST, json.dumps(manifest, indent=1))
     error = _largest_error(policy, out)
     if not int8 and not error <= TOLERANCE:
         (out / MANIFEST).unlink()
         raise ExportError(f"{out}: the graph differs from torch by {error:.2g} of an action's range; nothing exported")
-    (out / MANIFEST).write_text(json.dumps(manifest | {"error_to_torch": error}, indent=1))
+    write_file(out / MANIFEST, json.dumps(manifest | {"error_to_torch": error}, indent=1))
     return out
 
 

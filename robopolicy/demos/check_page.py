@@ -10,6 +10,7 @@ import numpy as np
 from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.check_text import finding_lines, key_range, summary_lines
 from robopolicy.demos.formats.video import encode_png
+from robopolicy.files import write_file
 
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2733}
@@ -27,10 +28,10 @@ PICTURE_PX = 128
 def write_page(reports: Sequence[FileReport], target: Path) -> None:
     """Write one page for all the files; its folder is made."""
     body = "".join(_section(report) for report in reports)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(
+    write_file(
+        target,
         f"<!doctype html><html lang=en><meta charset=utf-8><title>robopolicy check</title><style>{STYLE}</style>"
-        f"<body><h1>robopolicy check</h1>{body}</body></html>\n"
+        f"<body><h1>robopolicy check</h1>{body}</body></html>\n",
     )
 
 

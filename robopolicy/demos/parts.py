@@ -71,10 +71,7 @@ class Parts:
         Raises:
             OSError: it can't be written, such as on a full disk; the other parts stay.
         """
-        content = io.BytesIO()
-        with h5py.File(content, "w") as file:
-            fill(file)
-        write_file(self.path(name), content.getbuffer())
+        write_hdf5(self.path(name), fill)
         self.names.append(name)
 
     def remove(self, name: str) -> None:
@@ -83,13 +80,12 @@ class Parts:
         self.names.remove(name)
 
     def finish(self, fill: Callable[[h5py.File], Iterable[object]]) -> None:
-        """Write the target, renamed into place when whole, and remove the parts; `fill` as in `write_hdf5`.
+        """Write the target, renamed into place when whole, and remove the parts; `fill` as in `stream_hdf5`.
 
         Raises:
             OSError: it can't be written, such as on a full disk; the parts stay.
         """
-        with replacing(self.target) as temporary:
-            write_hdf5(temporary, fill)
+        stream_hdf5(self.target, fill)
         for name in list(self.names):
             self.remove(name)
 
@@ -114,15 +110,27 @@ class Parts:
         return found
 
 
-def write_hdf5(path: Path, fill: Callable[[h5py.File], Iterable[object]]) -> None:
-    """Write an HDF5 file at `path`, where there is one already.
+def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    """Write an HDF5 file that fits in memory, where `fill` makes it; whole or not at all.
+
+    Raises:
+        OSError: it can't be written, such as on a full disk.
+    """
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        fill(file)
+    write_file(path, content.getbuffer())
+
+
+def stream_hdf5(path: Path, fill: Callable[[h5py.File], Iterable[object]]) -> None:
+    """Write an HDF5 file of any size, whole or not at all.
 
     `fill` is called with the empty file and yields now and then, so that a full disk ends it early.
 
     Raises:
         OSError: the first error of a write, such as a full disk.
     """
-    with _PatientFile(path, "r+b") as raw:
+    with replacing(path) as temporary, _PatientFile(temporary, "r+b") as raw:
         try:
             with h5py.File(raw, "w") as file:
                 for _ in fill(file):

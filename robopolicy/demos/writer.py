@@ -12,9 +12,8 @@ import numpy as np
 from robopolicy.demos.checksums import with_checksums
 from robopolicy.demos.guarded import attributes_of, damage_named, group_in, keys_of, open_checked
 from robopolicy.demos.packing import CHECKSUMS, by_number, demo_number, file_facts, write_demo
-from robopolicy.demos.parts import Parts, parts_folder, write_hdf5
+from robopolicy.demos.parts import Parts, parts_folder, stream_hdf5
 from robopolicy.demos.probe import examine
-from robopolicy.files import replacing
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 Writer = TypeVar("Writer", bound="PartWriter")
@@ -260,8 +259,7 @@ def write_demo_file(
         data.attrs["total"] = total
         _write_masks(file, masks)
 
-    with replacing(path) as temporary:
-        write_hdf5(temporary, fill)
+    stream_hdf5(path, fill)
 
 
 def begun(path: str | Path) -> Path | None:

@@ -6,18 +6,16 @@ config.yaml          the resolved experiment
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from robopolicy.config import config_from_dict, config_to_dict
+from robopolicy.files import write_file
 from robopolicy.model.packed import Precision
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
@@ -63,12 +61,9 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
         for name, tensor in policy.state_dict().items()
         if not name.startswith("contributed_terms.")
     }
-    _replace(folder / CONFIG, lambda path: path.write_text(config))
-    _replace(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1)))
-    try:
-        _replace(folder / WEIGHTS, lambda path: save_file(tensors, path))
-    except SafetensorError as error:
-        raise OSError(f"{folder / WEIGHTS} could not be written: {error}; what was there before is kept") from error
+    write_file(folder / CONFIG, config)
+    write_file(folder / DESCRIPTION, json.dumps(description, indent=1))
+    write_file(folder / WEIGHTS, save(tensors))
     return folder
 
 
@@ -152,15 +147,3 @@ def _specs_to_dict(specs: Mapping[str, ArraySpec]) -> dict[str, Any]:
 
 def _specs_from_dict(specs: Mapping[str, Any]) -> dict[str, ArraySpec]:
     return {key: ArraySpec(tuple(spec["shape"]), spec["dtype"]) for key, spec in specs.items()}
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place and move it there in one step, so that a kill leaves the old one or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from robopolicy.files import write_file
 from robopolicy.report.page import percent, percent_range, table, write_page
 from robopolicy.report.plots import histogram
 from robopolicy.report.video import demo_pictures, write_video
@@ -28,7 +29,7 @@ def write_evaluation_report(
         fps: Pictures per second of the videos.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(dict(result), indent=2))
+    write_file(folder / "result.json", json.dumps(dict(result), indent=2))
     provenance = result.get("provenance", {})
     parts = [
         _summary(result),

@@ -1,9 +1,10 @@
 """What every page is made of: its style, tables, and how it is written."""
 
 import html
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from robopolicy.files import write_file
 
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2733}
@@ -19,21 +20,8 @@ video{border-radius:4px;image-rendering:pixelated} svg{overflow:visible} svg tex
 def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
     """Write one HTML file that needs nothing beside it."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
-        partial.write_text(f"{head}<h1>{html.escape(title)}</h1>{''.join(parts)}</html>", encoding="utf-8")
+    write_file(path, f"{head}<h1>{html.escape(title)}</h1>{''.join(parts)}</html>")
     return path
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write so that `path` appears when it is finished, or not at all."""
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: int = 1) -> str:

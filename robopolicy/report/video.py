@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robopolicy.report.page import whole
+from robopolicy.files import replacing, write_file
 from robopolicy.types import Demo
 
 
@@ -23,12 +23,25 @@ def write_video(frames: np.ndarray, path: Path, fps: float = 20.0, scale: int = 
         raise ImportError("videos need imageio; install robopolicy[sim]") from error
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
-    with whole(path) as partial:
-        if path.suffix == ".gif":
-            imageio.imwrite(partial, large, duration=1000 / fps, loop=0)
-        else:
-            imageio.imwrite(partial, large, fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error")
+    if path.suffix == ".gif":
+        write_file(path, imageio.imwrite("<bytes>", large, extension=".gif", duration=1000 / fps, loop=0))
+        return path
+    with replacing(path) as temporary:
+        imageio.imwrite(temporary, large, fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error")
+        _require_frames(temporary, path, len(large))
     return path
+
+
+def _require_frames(written: Path, path: Path, frames: int) -> None:
+    """Refuse a video that was cut short: ffmpeg does not report a full disk."""
+    from imageio_ffmpeg import count_frames_and_secs
+
+    try:
+        found, _ = count_frames_and_secs(str(written))
+    except RuntimeError:
+        found = 0
+    if found < frames:
+        raise OSError(f"{path}: {found} of {frames} frames could be written; is the disk full?")
 
 
 def demo_pictures(demo: Demo) -> np.ndarray:

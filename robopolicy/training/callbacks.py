@@ -2,8 +2,8 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import distributed
 
+from robopolicy.files import replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.module import PolicyTraining
@@ -199,13 +200,13 @@ class RunKeeper(Callback):
             self.save(module.evaluated)
 
     def _save_resume(self, trainer: Trainer, module: PolicyTraining) -> None:
-        """Write the resume file beside its place and move it there, so that a kill leaves the old or the new one."""
+        """Write the resume file such that a kill leaves the old or the new one."""
         self._elapsed_s = module.schedule.elapsed_s
         self._carried = gathered(None if module.carried is None else module.carried.state_dict())
-        partial = self.run_dir / f"{RESUME_FILE}.partial"
-        trainer.save_checkpoint(partial)
+        path = self.run_dir / RESUME_FILE
+        with replacing(path) if trainer.is_global_zero else nullcontext(path) as own:  # the first process alone writes
+            trainer.save_checkpoint(own)
         if trainer.is_global_zero:
-            os.replace(partial, self.run_dir / RESUME_FILE)
             self.write_metrics(trainer)
         trainer.strategy.barrier()
 
@@ -221,9 +222,7 @@ class RunKeeper(Callback):
             "best": self.best,
             **self.history,
         }
-        partial = self.run_dir / f"{METRICS_FILE}.partial"
-        partial.write_text(json.dumps(metrics, indent=1) + "\n")
-        os.replace(partial, self.run_dir / METRICS_FILE)
+        write_file(self.run_dir / METRICS_FILE, json.dumps(metrics, indent=1) + "\n")
 
 
 def gathered(value: Any) -> list[Any]:

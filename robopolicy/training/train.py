@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from robopolicy.config import ConfigError, ExperimentConfig, config_to_dict
+from robopolicy.files import write_file
 from robopolicy.heap import keep_freed_memory
 from robopolicy.model.checkpoint import CONFIG, DESCRIPTION, load_policy, save_policy
 from robopolicy.model.policy import ChunkPolicy
@@ -237,9 +238,7 @@ def _check_selection(config: ExperimentConfig, evaluate: Callable[[ChunkPolicy],
 def _write_config(config: ExperimentConfig, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank == 0:
-        partial = run_dir / f"{CONFIG}.partial"
-        partial.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
-        os.replace(partial, run_dir / CONFIG)
+        write_file(run_dir / CONFIG, yaml.safe_dump(config_to_dict(config), sort_keys=False))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Writing the native demo file: whole or not at all, and nothing that was finished is ever lost."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -17,6 +16,7 @@ import pytest
 
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.types import Demo, DemoFormatError
+from tests.full_disk import full_disk
 
 
 def test_pictures_are_packed_such_that_a_window_reads_few_chunks(tmp_path, make_demo):
@@ -57,17 +57,6 @@ def test_a_demo_that_can_not_be_stored_leaves_the_file_as_it_was(tmp_path, make_
     with DemoFile(path) as file:
         assert file.names == ["demo_0", "demo_2"]
         assert file.attributes["total"] == 20
-
-
-@contextmanager
-def full_disk(free_bytes: int) -> Iterator[None]:
-    """No file grows beyond so many bytes: the system refuses the write, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99])

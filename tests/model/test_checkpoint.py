@@ -5,15 +5,14 @@ import os
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
-from robopolicy.model import checkpoint
 from robopolicy.model.checkpoint import CheckpointError, load_policy, read_provenance, save_policy
 from robopolicy.model.losses import ForwardPrediction
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.text import Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec
+from tests.full_disk import full_disk
 
 OBS = {"ee_pose": ArraySpec((7,)), "front": ArraySpec((16, 16, 3), "uint8")}
 TARGETS = {"target_pos": ArraySpec((3,))}
@@ -94,11 +93,14 @@ def test_an_interrupted_save_leaves_the_earlier_policy(tmp_path, monkeypatch):
     save_policy(make_policy(seed=0), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def interrupted(tensors, path):
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
+    real = os.replace
 
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    def interrupted(source, target):
+        if target.suffix == ".safetensors":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_policy(make_policy(seed=1), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -159,13 +161,8 @@ def test_what_only_trained_the_policy_is_not_saved_with_it(tmp_path):
     assert torch.equal(rows, policy.act(observation(), policy.initial_state(2))[0])
 
 
-def test_weights_that_could_not_be_written_are_an_error_of_the_system_that_names_the_file(tmp_path, monkeypatch):
-    """On a full disk, safetensors' own error type came through as a traceback."""
-
-    def full_disk(*_):
-        raise SafetensorError("I/O error: No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError, match=r"policy\.safetensors could not be written: I/O error: No space left"):
+def test_weights_that_could_not_be_written_name_the_file(tmp_path):
+    """Guards against: on a full disk, safetensors' own error type as a traceback, and half a file."""
+    with full_disk(12_000), pytest.raises(OSError, match=r"File too large.*policy\.safetensors"):
         save_policy(make_policy(), tmp_path)
-    assert not list(tmp_path.glob("*.safetensors*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "policy.json"]

@@ -26,6 +26,7 @@ from robopolicy.demos.formats.base import (
 from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
 from robopolicy.demos.hdf5 import read_rows
+from robopolicy.demos.parts import write_hdf5
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
@@ -173,7 +174,8 @@ def _write_episode(demo: Demo, path: Path, omissions: Omissions) -> None:
         )
     omissions.add_fields(demo, "executed_actions", "rewards", "dones", "states", "tokens", "seed")
     omissions.add(*(f"the attribute {key}" for key in demo.attributes if key != "sim"))
-    with h5py.File(path, "w") as file:
+
+    def fill(file: h5py.File) -> None:
         file.attrs["sim"] = bool(demo.attributes.get("sim", False))
         if demo.instruction is not None:
             file.attrs["instruction"] = demo.instruction
@@ -185,3 +187,5 @@ def _write_episode(demo: Demo, path: Path, omissions: Omissions) -> None:
                 )
             else:
                 file[f"observations/{key}"] = values
+
+    write_hdf5(path, fill)
