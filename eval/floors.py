@@ -1,20 +1,19 @@
 """Plain baselines for few demos: an MLP, an LSTM over windows of 10 and a convolutional network, each in plain PyTorch.
 
-    python eval/floors.py mlp --data push.hdf5 --demos 10 --env metaworld_tasks:MetaWorldTask --task push-v3
+    python eval/floors.py mlp --data push.hdf5 --demos 10 --env metaworld:push-v3 --env-map eval/maps/metaworld.yaml
 
-They read any file of the robomimic layout, train by steps and are evaluated on seeds that no demo has seen. `--env` names a
-`drive.Simulator` of `eval/third_party`, so the script runs in the simulator's own environment, with torch and h5py installed.
+They read any file of the robomimic layout, train by steps and are evaluated on seeds that no demo has seen. `--env` and
+`--env-map` are those of `robopolicy eval`; the script runs in the simulator's own environment, with torch, h5py and pyyaml.
 Every low-dimensional key is concatenated and z-scored; constant columns are dropped; actions are clipped to `--clip`, then
 scaled to [-1, 1]. `conv` also reads every image key. Adam with weight decay 1e-4, learning rate 1e-3 on a cosine, MSE, one
 action per frame.
 """
 
 import argparse
-import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,11 +271,12 @@ def clipped(demos: Sequence[Demo], bound: float) -> list[Demo]:
     return [Demo(demo.low, demo.images, demo.actions.clip(-bound, bound)) for demo in demos]
 
 
-def load_simulator(name: str) -> Callable[[str], Any]:
-    """The class that `MODULE:CLASS` names, with `eval/third_party` importable."""
-    sys.path.insert(0, str(Path(__file__).parent / "third_party"))
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+def load_simulator(env: str, env_map: Path | None) -> Any:
+    """The environment behind its map, as `eval/maps/collect.py` runs it."""
+    sys.path.insert(0, str(Path(__file__).parent / "maps"))
+    from collect import MappedTask
+
+    return MappedTask(env, env_map)
 
 
 def main() -> None:
@@ -285,8 +285,8 @@ def main() -> None:
     parser.add_argument("kind", choices=tuple(RECIPES))
     parser.add_argument("--data", type=Path, required=True, help="robomimic HDF5 file")
     parser.add_argument("--demos", type=int, default=10, help="demos to train on, the first of the file")
-    parser.add_argument("--env", required=True, help="MODULE:CLASS, such as metaworld_tasks:MetaWorldTask")
-    parser.add_argument("--task", required=True, help="the simulator's name of the task")
+    parser.add_argument("--env", required=True, help="MODULE:ID, as for `robopolicy eval`")
+    parser.add_argument("--env-map", type=Path, help="YAML file, as for `robopolicy eval`")
     parser.add_argument("--clip", type=float, default=1.0, help="bound of the actions that the simulator executes")
     parser.add_argument("--train-seeds", type=int, nargs="+", default=[0, 1, 2], help="one training each")
     parser.add_argument("--episodes", type=int, default=50, help="episodes of each training")
@@ -295,7 +295,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     demos = clipped(read_demos(options.data, options.demos), options.clip)
-    simulator = load_simulator(options.env)(options.task)
+    simulator = load_simulator(options.env, options.env_map)
     rows = []
     for seed in options.train_seeds:
         started = time.perf_counter()
@@ -305,7 +305,7 @@ def main() -> None:
         rows.append({"train_seed": seed, "train_s": round(seconds, 1), "outcomes": outcomes})
         print(f"seed {seed}  success {sum(outcomes)} / {len(outcomes)}  trained in {seconds:.0f} s", flush=True)
     if options.json is not None:
-        result = {"kind": options.kind, "task": options.task, "demos": options.demos, "rows": rows}
+        result = {"kind": options.kind, "task": options.env, "demos": options.demos, "rows": rows}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -59,6 +59,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--env-copies", type=int | None, default=None, help="copies at once; default: 8, or one per core"
     )
+    parser.add_argument(
+        "--env-kwargs",
+        type=str | None,
+        default=None,
+        help="arguments of its maker: {name: value}, or a demo file's env_args",
+    )
     parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
     add_simulator(parser)
@@ -90,7 +96,7 @@ def _check_options(options: Namespace) -> None:
     if options.videos and not options.report:
         raise ConfigError(f"--videos {options.videos} without a page to show them in; give --report FOLDER")
     if options.report and len(options.policy) > 1:
-        raise ConfigError("--report shows one evaluation; for several runs use `robopolicy report RUN ...`")
+        raise ConfigError("--report shows one run; for several use `robopolicy report RUN ...`")
     if options.json:
         check_file("--json", options.json)
     if options.report:
@@ -110,7 +116,7 @@ def _check_env_options(options: Namespace) -> None:
         if options.env_copies is not None:
             require(options, 1, "env_copies")
     else:
-        for name in ("env_map", "env_python", "env_copies"):
+        for name in ("env_map", "env_kwargs", "env_python", "env_copies"):
             if options[name] is not None:
                 raise ConfigError(f"--{name.replace('_', '-')} without --env; give --env MODULE:ID")
 
@@ -125,6 +131,8 @@ def _evaluate_in_env(run: str, options: Namespace) -> "Evaluation":
     from robopolicy.rollout.evaluate import check_instruction, evaluate_in_worlds
 
     env_map = EnvMap.read(options.env_map)
+    if options.env_kwargs:
+        env_map = env_map.with_kwargs(options.env_kwargs)
     policy, trained, provenance = _open_policy(run, options.device, options.precision)
     check_instruction(policy, env_map)
     others = read_others(options, task_name(options.env))

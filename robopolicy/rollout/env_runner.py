@@ -51,7 +51,10 @@ class Session:
         limit = spec.get("max_episode_steps") or time_limit(self.env)
         if not limit:
             raise EnvSetupError("the environment has no time limit of its own; the map needs max_episode_steps: N")
-        self._limit = int(limit)
+        self.max_episode_steps = int(limit)
+        self._success: dict[str, Any] = dict(spec.get("success") or {})
+        if self._success.get("return") == "threshold":
+            self._success["return"] = reward_threshold(self.env)
         self._starts = load_starts(spec.get("start_states"))
 
     def open(self, seed: int) -> tuple[dict[str, Any], Arrays]:
@@ -66,7 +69,7 @@ class Session:
         }
         if low is not None and high is not None:
             arrays = {**arrays, "action/low": low, "action/high": high}
-        frame["max_episode_steps"] = self._limit
+        frame["max_episode_steps"] = self.max_episode_steps
         frame["control_dt"] = control_dt(self.env)
         return frame, arrays
 
@@ -100,12 +103,11 @@ class Session:
         self._return += reward
         now = self._reached(reward, terminated, info)
         self._held = self._held + 1 if now else 0
-        success = self.spec.get("success") or {}
-        reached = self._held >= success.get("hold_steps", 1)
-        at_end = success.get("when", "any") == "end"
+        reached = self._held >= self._success.get("hold_steps", 1)
+        at_end = self._success.get("when", "any") == "end"
         self.success = reached if at_end else self.success or reached
-        truncated = truncated or self._steps >= self._limit
-        if self.success and not at_end and success.get("stop", True):
+        truncated = truncated or self._steps >= self.max_episode_steps
+        if self.success and not at_end and self._success.get("stop", True):
             terminated = True
         return self._frame(obs, info, reward, terminated, truncated)
 
@@ -126,7 +128,7 @@ class Session:
 
     def _reached(self, reward: float, terminated: bool, info: Mapping[str, Any]) -> bool:
         """Whether the map's success signal holds after this step."""
-        signal = self.spec.get("success") or {}
+        signal = self._success
         if "reward" in signal:
             return reward >= signal["reward"]
         if "return" in signal:
@@ -271,6 +273,20 @@ def time_limit(env: Any) -> Optional[int]:
     spec = getattr(env, "spec", None)
     limit = getattr(spec, "max_episode_steps", None)
     return limit or getattr(env, "_max_episode_steps", None)
+
+
+def reward_threshold(env: Any) -> float:
+    """The return at which gymnasium calls the environment solved.
+
+    Raises:
+        EnvSetupError: it states none.
+    """
+    threshold = getattr(getattr(env, "spec", None), "reward_threshold", None)
+    if threshold is None:
+        raise EnvSetupError(
+            "success: {return: threshold}, but the environment states none; give success: {return: LEAST}"
+        )
+    return float(threshold)
 
 
 def control_dt(env: Any) -> Optional[float]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from robopolicy.rollout.copies import Copy, CopyLostError, LocalCopy, ProcessCopy, Reply
-from robopolicy.rollout.env_map import EnvMap, EnvMapError, task_name
+from robopolicy.rollout.env_map import EnvMap, task_name
+from robopolicy.rollout.env_map_parts import EnvMapError
 from robopolicy.rollout.env_runner import RENDER, EnvSetupError, Session
 from robopolicy.types import ArraySpec
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from robopolicy.config import ExecutionConfig
 from robopolicy.rollout.actor import PolicyActor
-from robopolicy.rollout.env_map import EnvMap, EnvMapError
+from robopolicy.rollout.env_map import EnvMap
+from robopolicy.rollout.env_map_parts import EnvMapError
 from robopolicy.rollout.env_worlds import EnvWorlds, open_worlds
 from robopolicy.rollout.episodes import Episode, Timing, run_episodes
 from robopolicy.rollout.statistics import Evaluation, summarize

@@ -2,7 +2,8 @@
 
 import pytest
 
-from robopolicy.rollout.env_map import EnvMap, EnvMapError, task_name
+from robopolicy.rollout.env_map import EnvMap, task_name
+from robopolicy.rollout.env_map_parts import EnvMapError
 
 
 def test_the_example_in_the_documentation_is_read(tmp_path):

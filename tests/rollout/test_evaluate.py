@@ -10,7 +10,8 @@ import point_envs
 import pytest
 
 import robopolicy
-from robopolicy.rollout.env_map import EnvMap, EnvMapError
+from robopolicy.rollout.env_map import EnvMap
+from robopolicy.rollout.env_map_parts import EnvMapError
 from robopolicy.rollout.env_runner import EnvSetupError
 from robopolicy.rollout.env_worlds import open_worlds
 from robopolicy.rollout.evaluate import evaluate_in_worlds

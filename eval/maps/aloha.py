@@ -1,21 +1,15 @@
-"""gym-aloha's cube transfer: scripted demos, and rollouts against a policy server.
+"""gym-aloha's cube transfer without rendering, and its scripted expert: `--env aloha:TransferCube`.
 
-    python aloha_tasks.py collect --task transfer_cube --episodes 50 --out cube.hdf5
-    python aloha_tasks.py rollout --task transfer_cube --episodes 50 --seed 10000 --replan-every 20 [--json FILE]
-
-Actions are 14 absolute joint targets at 50 Hz: six joints [rad] and a gripper (0 closed, 1 open), twice. Observed are
-`qpos`, `qvel` and the cube's pose; with `--task transfer_cube_pixels` the camera `top` (120 x 160) instead of the pose, which
-needs OpenGL (MUJOCO_GL=egl where there is no screen).
+Actions are 14 absolute joint targets at 50 Hz: six joints [rad] and a gripper (0 closed, 1 open), twice. Observed are `qpos`,
+`qvel` and the cube's pose. gym-aloha's own environment gives images only; its map is `gym_aloha.yaml`.
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from dm_control import mujoco
 from dm_control.rl import control
-from drive import Obs, main
 from gym_aloha.constants import ASSETS_DIR, DT, normalize_puppet_gripper_position
 from gym_aloha.tasks.sim import BOX_POSE, TransferCubeTask
 from gym_aloha.tasks.sim_end_effector import TransferCubeEndEffectorTask
@@ -32,10 +26,10 @@ HOLDS_IN_LEFT = 4
 
 
 class Unrendered:
-    """A task of gym-aloha that draws no picture unless it is asked for one."""
+    """A task of gym-aloha that renders no camera."""
 
     def get_observation(self: Any, physics: Any) -> dict[str, np.ndarray]:
-        """What the joints and the cube say."""
+        """Joint positions, velocities and the pose of the cube."""
         return {
             "qpos": self.get_qpos(physics),
             "qvel": self.get_qvel(physics),
@@ -44,52 +38,41 @@ class Unrendered:
 
 
 class JointTask(Unrendered, TransferCubeTask):
-    """Commanded by joint targets: what a policy drives."""
+    """Commanded by joint targets, as a policy does."""
 
 
 class HandTask(Unrendered, TransferCubeEndEffectorTask):
-    """Commanded by hand poses: where the expert plans."""
+    """Commanded by hand poses, for the expert's plan."""
 
 
-class AlohaTask:
-    """The cube, placed anew for each seed; see `drive.Simulator`."""
+class TransferCube:
+    """The cube, placed by each seed, behind gymnasium's `reset` and `step`; no camera is rendered.
 
-    max_episode_steps = 400
-    steps_after_success = 40
+    Args:
+        max_episode_steps: length of the plan.
+    """
 
-    def __init__(self, task: str) -> None:
-        """Args: `transfer_cube` or `transfer_cube_pixels`."""
-        if task not in ("transfer_cube", "transfer_cube_pixels"):
-            raise SystemExit(f"no task {task!r}. There are: transfer_cube, transfer_cube_pixels")
-        self._pixels = task.endswith("_pixels")
+    dt = DT
+
+    def __init__(self, max_episode_steps: int = 400) -> None:
         self._env = environment("bimanual_viperx_transfer_cube.xml", JointTask())
+        self._steps = max_episode_steps
         self._hands: Any = None
-        self.env_args = {"env_name": f"gym_aloha/{task}", "type": 2, "env_kwargs": {}}
 
-    def reset(self, seed: int) -> Obs:
+    def reset(self, seed: int) -> tuple[dict[str, np.ndarray], dict]:
         """Place the cube by this seed alone."""
-        self._cube, self._plan, self._tick = sample_box_pose(seed), None, 0
-        BOX_POSE[0] = self._cube
-        return self._seen(self._env.reset().observation)
+        self._cube = BOX_POSE[0] = sample_box_pose(seed)
+        return self._env.reset().observation, {}
 
-    def step(self, action: np.ndarray) -> tuple[Obs, bool]:
-        """See `drive.Simulator`."""
-        self._tick += 1
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict]:
+        """14 absolute joint targets at 50 Hz; success is the cube in the left gripper, off the table."""
         step = self._env.step(action)
-        return self._seen(step.observation), step.reward == HOLDS_IN_LEFT
+        return step.observation, step.reward, False, False, {"is_success": step.reward == HOLDS_IN_LEFT}
 
-    def expert(self) -> np.ndarray:
-        """The joint positions that the hands had, at this tick, where they followed the plan."""
-        if self._plan is None:
-            self._hands = self._hands or environment("bimanual_viperx_end_effector_transfer_cube.xml", HandTask())
-            self._plan = plan_joints(self._hands, self._cube, self.max_episode_steps)
-        return self._plan[self._tick]
-
-    def _seen(self, obs: dict[str, np.ndarray]) -> Obs:
-        if not self._pixels:
-            return obs
-        picture = self._env.physics.render(height=120, width=160, camera_id="top")
-        return {"qpos": obs["qpos"], "qvel": obs["qvel"], "top": picture}
+    def plan(self) -> np.ndarray:
+        """Joint targets (steps, 14) of the expert for the cube's place."""
+        self._hands = self._hands or environment("bimanual_viperx_end_effector_transfer_cube.xml", HandTask())
+        return plan_joints(self._hands, self._cube, self._steps)
 
 
 def environment(model: str, task: Any) -> Any:
@@ -158,12 +141,3 @@ def turn(axis: str, degrees: float) -> np.ndarray:
 def pose_at(rows: np.ndarray, tick: int) -> np.ndarray:
     """Position, quaternion and gripper between two waypoints, in a straight line."""
     return np.array([np.interp(tick, rows[:, 0], column) for column in rows[:, 1:].T])
-
-
-def from_options(options: argparse.Namespace) -> AlohaTask:
-    """The task of the command line."""
-    return AlohaTask(options.task)
-
-
-if __name__ == "__main__":
-    main(from_options, __doc__)
