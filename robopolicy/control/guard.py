@@ -1,4 +1,4 @@
-"""The robot's own side of safety: play commands as they were meant, come to rest within the limits when they cease."""
+"""The robot's own side of safety: play commands as they were meant, within the limits, and come to rest when they cease."""
 
 from collections import deque
 
@@ -7,25 +7,27 @@ from jaxtyping import Float
 
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.robot import RobotError
-from robopolicy.control.smoothing import JointSmoother
+from robopolicy.control.tracking import JointTracker
 
 SLOWING = 0.001
 """Share by which the playback is slowed down while commands come later than they used to; more would jerk the arm."""
-
-
 LEAP_RAD = 0.02
-"""How far from where the robot rests its first command may be [rad]: measured and commanded places differ a little."""
+"""How far from where the robot rests its first command may be [rad]: measured and commanded positions differ a little."""
 SPEED_SHARE = 1.05
-"""Share of the velocity limits that two commands in a row may ask for."""
+"""Share of the velocity limits that two commands in a row may ask for; more ends the commands."""
+AHEAD_S = 1.0
+"""How far the stamps of waiting commands may lie ahead of the one being played [s]; more ends the commands."""
 
 
 class CommandGuard:
     """Stands between the commands that arrive and the joints of one robot.
 
     Commands are played by their stamps, a little later than they come, and interpolated between two of them: so those
-    that arrive in bursts move the joints as evenly as they were sent. A gap is bridged at constant velocity. A gap
-    longer than `deadline_s`, a command that is not finite or beyond a joint's limit, one that is too far from the one
-    before, or a leap from where the robot has been standing ends the commands for good. A new connection is a new guard.
+    that arrive in bursts move the joints as evenly as they were sent. A gap is bridged at constant velocity. What is played
+    reaches the joints through a `JointTracker`, so that it stays within the limits of position, velocity, acceleration and
+    jerk whatever is sent and whenever it comes. A gap longer than `deadline_s`, a command that is not finite or beyond a
+    joint's limit, one too far from the one before, or a leap from where the robot stands ends the commands for good. A new
+    connection is a new guard.
 
     Args:
         profile: the robot's limits.
@@ -49,16 +51,17 @@ class CommandGuard:
         """Calls of `position` that had to bridge a gap."""
         self.stopped: str | None = None
         """Why commands are no longer taken."""
-        self._smoother = JointSmoother(profile, period_s, period_s)
-        self._played = deque([(-age * period_s, np.asarray(qpos, np.float64)) for age in (2, 1, 0)], maxlen=3)
-        self._told_s: float | None = None  # of the last call of `position`
+        self.tracker = JointTracker(profile, period_s, qpos)
+        self._wanted = self.tracker.position
+        self._velocity = np.zeros_like(self._wanted)
+        self._asked_s: float | None = None  # time of the last call of `position`
         self._waiting: deque[tuple[float, np.ndarray]] = deque()
-        self._behind_s: float | None = None  # now - the stamp being played; None where nothing is
+        self._behind_s: float | None = None  # now - the stamp being played; None if nothing is
 
     @property
     def at_rest(self) -> bool:
         """Whether a stopped robot has come to rest."""
-        return self.stopped is not None and self._smoother.at_rest
+        return self.stopped is not None and self.tracker.at_rest
 
     def receive(self, position_rad: Float[np.ndarray, " joints"], stamp_s: float, now_s: float) -> None:
         """Take a command [rad], meant for stamp_s on the sender's clock [s].
@@ -74,29 +77,30 @@ class CommandGuard:
         behind_s = now_s - stamp_s + self.delay_s
         if self._behind_s is None or (behind_s < self._behind_s and self._resting):
             self._behind_s = behind_s  # the first commands may have been held up; the motion need not be
-        self._waiting.append((stamp_s, position_rad))
+        self._waiting.append(
+            (stamp_s, position_rad.clip(self.profile.position_lower_rad, self.profile.position_upper_rad))
+        )
 
     def stop(self, reason: str) -> None:
-        """Come to rest from the motion of the last commands, and take no more."""
-        if self.stopped is None:
-            self.stopped = reason
-            (before_s, before), (earlier_s, earlier), (now_s, now) = self._played
-            velocity = (now - earlier) / (now_s - earlier_s)
-            acceleration = (velocity - (earlier - before) / (earlier_s - before_s)) / ((now_s - before_s) / 2)
-            self._smoother.brake_from(np.stack([now, velocity, acceleration]))
+        """Come to rest as fast as the limits allow, and take no more commands."""
+        self.stopped = self.stopped or reason
 
     def position(self, t_s: float) -> Float[np.ndarray, " joints"]:
         """Where the joints shall be at t_s [rad]; to be asked every `period_s`, and if that fails, later."""
-        ticks = 1 if self._told_s is None else max(round((t_s - self._told_s) / self.period_s), 1)
-        self._told_s = t_s
-        if self.stopped is None and self._behind_s is not None:
-            self._played.append((t_s, self._play(t_s, self._behind_s)))
-        return self._played[-1][1] if self.stopped is None else self._smoother.step(ticks)
+        passed_s = self.period_s if self._asked_s is None else max(t_s - self._asked_s, self.period_s / 2)
+        self._asked_s = t_s
+        wanted = self._wanted if self._behind_s is None or self.stopped else self._play(t_s, self._behind_s)
+        if self.stopped is not None:
+            return self.tracker.brake(passed_s)
+        velocity = (wanted - self._wanted) / passed_s
+        acceleration = (velocity - self._velocity) / passed_s
+        self._wanted, self._velocity = wanted, velocity
+        return self.tracker.follow(wanted, velocity, acceleration, passed_s)
 
     @property
     def _resting(self) -> bool:
         """Whether no command that waits moves the robot."""
-        return not any((position != self._played[-1][1]).any() for _, position in self._waiting)
+        return not any((position != self._wanted).any() for _, position in self._waiting)
 
     def _play(self, t_s: float, behind_s: float) -> np.ndarray:
         waiting, playing_s = self._waiting, t_s - behind_s
@@ -109,12 +113,12 @@ class CommandGuard:
             return self._bridge(playing_s - newest_s, newest)
         (from_s, start), (to_s, end) = waiting[0], waiting[1] if len(waiting) > 1 else waiting[0]
         if playing_s <= from_s:
-            return self._played[-1][1] if playing_s < from_s else start
+            return self._wanted if playing_s < from_s else start
         share = (playing_s - from_s) / (to_s - from_s)
         return (1 - share) * start + share * end
 
     def _bridge(self, gap_s: float, newest: np.ndarray) -> np.ndarray:
-        """Go on as in the last two commands; a motion that had ended may rest as long as it likes."""
+        """Continue as in the last two commands; a motion that had ended may rest as long as it likes."""
         if len(self._waiting) < 2 or not (newest - self._waiting[-2][1]).any():
             self._waiting.clear()
             self._behind_s = None
@@ -133,13 +137,15 @@ class CommandGuard:
         if beyond.max() > 1e-6:
             return f"a command for {profile.joint_names[int(beyond.argmax())]} is beyond its limits"
         if not self._waiting:
-            leap = np.abs(position_rad - self._played[-1][1]).max()
+            leap = np.abs(position_rad - self._wanted).max()
             return (
                 f"the first command is {leap:.2f} rad away, at most {LEAP_RAD} rad allowed" if leap > LEAP_RAD else None
             )
         before_s, before = self._waiting[-1]
         if stamp_s <= before_s:
             return "stamps of commands must increase"
+        if stamp_s - self._waiting[0][0] > AHEAD_S + self.delay_s:
+            return f"commands are stamped more than {AHEAD_S:g} s ahead of the one being played"
         share = np.abs(position_rad - before) / (stamp_s - before_s) / profile.velocity_rad_s
         if share.max() > SPEED_SHARE:
             return f"commands for {profile.joint_names[int(share.argmax())]} ask for {share.max():.1f} times its velocity limit"

@@ -52,7 +52,7 @@ class JointSmoother:
             for limit in (profile.velocity_rad_s, profile.acceleration_rad_s2, profile.jerk_rad_s3)
         )
         self._lower, self._upper = np.asarray(profile.position_lower_rad), np.asarray(profile.position_upper_rad)
-        self._module = _import_ruckig()
+        self._module = import_ruckig()
         self._ruckig = self._module.Ruckig(profile.joints, command_dt)
         self._input = self._module.InputParameter(profile.joints)
         self._input.max_velocity = self._velocity.tolist()
@@ -224,7 +224,8 @@ class _Motion:
         return np.array(self.braking.at_time(time_s - self.brakes_s))
 
 
-def _import_ruckig() -> ModuleType:
+def import_ruckig() -> ModuleType:
+    """The `ruckig` package; ImportError names the extra that brings it."""
     try:
         import ruckig
     except ImportError:

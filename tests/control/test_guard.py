@@ -148,3 +148,98 @@ def test_a_command_that_no_robot_should_follow_ends_the_commands(panda, command,
     with pytest.raises(RobotError, match=reason):
         guard.receive(command, 1.0, 50.0)
     np.testing.assert_array_equal(guard.position(50.0), panda.home_rad)
+
+
+def hostile_stream(kind: str, panda, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions (n, joints), stamps (n) and arrivals (n) of a client that means well, badly."""
+    rng = np.random.default_rng(seed)
+    rows = sweep(panda, 1.5)
+    stamps_s = np.arange(len(rows)) * PERIOD
+    arrivals_s = 50.0021 + stamps_s
+    if kind == "first command away":
+        rows = rows + rng.choice([-0.019, 0.019], 7)
+    elif kind == "gaps":
+        for start in rng.integers(20, len(rows) - 60, 4):
+            arrivals_s[start : start + 17] = arrivals_s[start + 17]
+    elif kind == "trembling":
+        rows = rows + rng.choice([-1, 1], rows.shape) * 0.2 * np.multiply(panda.velocity_rad_s, PERIOD)
+    elif kind == "slow clock":
+        arrivals_s = 50.0021 + 2 * stamps_s
+    elif kind == "fast clock":
+        arrivals_s = 50.0021 + 0.7 * stamps_s
+    elif kind == "full speed into a limit":
+        reach = np.subtract(panda.position_upper_rad, panda.home_rad)
+        turned = np.minimum(np.arange(len(rows))[:, None] * PERIOD * np.multiply(panda.velocity_rad_s, 1.04), reach)
+        rows = np.add(panda.home_rad, turned)
+    elif kind == "zigzag at full speed":
+        swing = 0.2 * np.abs((np.arange(len(rows)) * PERIOD * 5) % 2 - 1)
+        rows = np.add(panda.home_rad, (swing - swing[0])[:, None])
+    else:  # everything together
+        arrivals_s = np.maximum.accumulate(arrivals_s + rng.exponential(0.01, len(rows)))
+        rows = rows + rng.normal(size=rows.shape) * 0.1 * np.multiply(panda.velocity_rad_s, PERIOD)
+    return rows, stamps_s, arrivals_s
+
+
+KINDS = [
+    "first command away",
+    "gaps",
+    "trembling",
+    "slow clock",
+    "fast clock",
+    "full speed into a limit",
+    "zigzag at full speed",
+    "all",
+]
+
+
+@pytest.mark.parametrize("stutter", [False, True], ids=["even", "stuttering"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_reaches_the_joints_is_within_all_limits(panda, kind, stutter):
+    """Guards against: a robot server whose joints do what a careless client says: 90 times the acceleration limit."""
+    for seed in range(3):
+        rows, stamps_s, arrivals_s = hostile_stream(kind, panda, seed)
+        rng = np.random.default_rng(seed)
+        guard = CommandGuard(panda, PERIOD, np.asarray(panda.home_rad), deadline_s=0.2)
+        asked_s, played, place = [], [], 0
+        tick = 0
+        while tick * PERIOD < arrivals_s[-1] - 49.0:
+            t_s = 50.0 + tick * PERIOD
+            while place < len(rows) and arrivals_s[place] <= t_s and guard.stopped is None:
+                try:
+                    guard.receive(rows[place], stamps_s[place], arrivals_s[place])
+                except RobotError:
+                    break
+                place += 1
+            asked_s.append(t_s)
+            played.append(guard.position(t_s))
+            tick += 1 + int(stutter and rng.random() < 0.1) * int(rng.integers(1, 5))
+        positions, times_s = np.stack(played), np.array(asked_s)
+        assert (positions >= panda.position_lower_rad).all()
+        assert (positions <= panda.position_upper_rad).all(), (positions - panda.position_upper_rad).max()
+        assert np.ptp(positions, axis=0).max() > 0.01
+        rates = positions
+        limits = (panda.velocity_rad_s, panda.acceleration_rad_s2, panda.jerk_rad_s3)
+        for order, limit in enumerate(limits, start=1):
+            rates = np.diff(rates, axis=0) / ((times_s[order:] - times_s[:-order]) / order)[:, None]
+            assert (np.abs(rates) <= np.multiply(limit, 1 + 1e-6)).all(), (order, np.abs(rates / limit).max())
+
+
+@pytest.mark.parametrize("kind", ["first command away", "trembling", "all"])
+def test_a_motion_within_the_limits_is_reached_again(panda, kind):
+    """Guards against: a guard that limits once and then lags behind for good."""
+    rows, _, arrivals_s = hostile_stream(kind, panda, 0)
+    rows = np.concatenate([rows, np.repeat(rows[-1:], 100, axis=0)])
+    arrivals_s = np.concatenate([arrivals_s, arrivals_s[-1] + np.arange(1, 101) * PERIOD])
+    guard = CommandGuard(panda, PERIOD, np.asarray(panda.home_rad), deadline_s=0.2)
+    played = play(guard, rows, arrivals_s, 3.0)
+    assert guard.tracker.deviated > 0
+    np.testing.assert_allclose(played[-1], rows[-1], atol=1e-9)
+
+
+def test_commands_far_ahead_of_their_time_end_the_commands(panda):
+    """Guards against: a client that fills the memory with commands for next week."""
+    guard = CommandGuard(panda, PERIOD, np.asarray(panda.home_rad))
+    for number in range(200):
+        guard.receive(np.add(panda.home_rad, 1e-6 * number), number * PERIOD, 50.0)
+    with pytest.raises(RobotError, match=r"more than 1 s ahead"):
+        guard.receive(np.add(panda.home_rad, 1e-3), 1000 * PERIOD, 50.0)

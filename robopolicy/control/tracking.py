@@ -1,0 +1,183 @@
+"""Follows joint positions that somebody else commands, without ever leaving the limits of the robot.
+
+`CommandGuard` is built on it: whoever is at the other end of a network, what reaches the joints stays within the limits of
+position, velocity, acceleration and jerk, measured as divided differences of the positions over their own times.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.control.profile import RobotProfile
+from robopolicy.control.smoothing import import_ruckig
+
+if TYPE_CHECKING:
+    from ruckig import Trajectory
+
+TARGET_SHARE = 0.95
+"""Share of the velocity and acceleration limits at which a moving target is approached."""
+
+
+class JointTracker:
+    """Takes over a commanded position unchanged where the limits allow it, and else approaches it as fast as they allow.
+
+    Three motions are tried at each call, and the first is taken from whose end the arm can still stop within its position
+    limits: to the commanded position itself, by a time-optimal trajectory (Ruckig) towards it, and braking. Since that held
+    after the call before, braking is always possible.
+
+    Args:
+        profile: the robot's limits.
+        period_s: usual time between two calls [s].
+        qpos: where the joints are at rest [rad].
+    """
+
+    def __init__(self, profile: RobotProfile, period_s: float, qpos: Float[np.ndarray, " joints"]) -> None:
+        self.profile, self.period_s = profile, period_s
+        self._velocity, self._acceleration, self._jerk = (
+            np.asarray(limit) for limit in (profile.velocity_rad_s, profile.acceleration_rad_s2, profile.jerk_rad_s3)
+        )
+        self._lower, self._upper = np.asarray(profile.position_lower_rad), np.asarray(profile.position_upper_rad)
+        rest = np.array(qpos, np.float64)
+        self._times_s = np.array([-2.0, -1.0, 0.0]) * period_s
+        self._positions = np.stack([rest, rest, rest])
+        self._state = np.stack([rest, 0 * rest, 0 * rest])
+        self.deviated = 0
+        """Calls in which a command was not taken over unchanged."""
+        self._ruckig = import_ruckig()
+        self._solver = self._ruckig.Ruckig(profile.joints, period_s)
+        self._input = self._ruckig.InputParameter(profile.joints)
+        self._input.synchronization = self._ruckig.Synchronization.No
+        for name, limit in (
+            ("max_velocity", self._velocity),
+            ("max_acceleration", self._acceleration),
+            ("max_jerk", self._jerk),
+        ):
+            setattr(self._input, name, limit.tolist())
+
+    @property
+    def position(self) -> Float[np.ndarray, " joints"]:
+        """What was given last [rad]."""
+        return self._positions[-1]
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the joints have come to a stop."""
+        return not self._state[1:].any()
+
+    def follow(
+        self,
+        target: Float[np.ndarray, " joints"],
+        velocity: Float[np.ndarray, " joints"],
+        acceleration: Float[np.ndarray, " joints"],
+        passed_s: float,
+    ) -> Float[np.ndarray, " joints"]:
+        """The position [rad] `passed_s` after the last one.
+
+        Args:
+            target: commanded for now [rad].
+            velocity: of the commanded motion [rad/s].
+            acceleration: of the commanded motion [rad/s2].
+            passed_s: time since the last call [s].
+        """
+        state = self._taken_over(target, passed_s)
+        if state is None or not self._can_stop(state):
+            self.deviated += 1
+            state = self._approached(target, velocity, acceleration, passed_s)
+        if state is None or not self._can_stop(state):
+            state = self._braked(passed_s)
+        return self._went(state, passed_s)
+
+    def brake(self, passed_s: float) -> Float[np.ndarray, " joints"]:
+        """The position [rad] `passed_s` after the last one, on the way to rest."""
+        return self._went(self._braked(passed_s), passed_s)
+
+    def _taken_over(self, target: np.ndarray, passed_s: float) -> np.ndarray | None:
+        """The state (3, joints) at the target, reached at once; None where that breaks a limit."""
+        times_s = np.append(self._times_s, self._times_s[-1] + passed_s)
+        rates = np.concatenate([self._positions, target[None]])
+        last = []
+        for order, limit in enumerate((self._velocity, self._acceleration, self._jerk), start=1):
+            spans_s = (times_s[order:] - times_s[:-order]) / order
+            rates = np.diff(rates, axis=0) / spans_s[:, None]
+            if (np.abs(rates[-1]) > limit).any():
+                return None
+            last.append(rates[-1])
+        # The parabola through the last three positions: a motion that goes on from its end with bounded jerk keeps the
+        # divided differences across the seam within the same bound.
+        return np.stack([target, last[0] + last[1] * passed_s / 2, last[1]])
+
+    def _approached(
+        self, target: np.ndarray, velocity: np.ndarray, acceleration: np.ndarray, passed_s: float
+    ) -> np.ndarray | None:
+        """The state after `passed_s` on the fastest way to a moving target, or to where it is now; None without a way."""
+        ruckig, put = self._ruckig, self._input
+        put.control_interface = ruckig.ControlInterface.Position
+        put.target_position = target.clip(self._lower, self._upper).tolist()
+        put.minimum_duration = passed_s
+        most_rad_s, most_rad_s2 = TARGET_SHARE * self._velocity, TARGET_SHARE * self._acceleration
+        moving = (velocity.clip(-most_rad_s, most_rad_s), acceleration.clip(-most_rad_s2, most_rad_s2))
+        for heading, turning in (moving, (moving[0], 0 * velocity), (0 * velocity, 0 * velocity)):
+            put.target_velocity, put.target_acceleration = heading.tolist(), turning.tolist()
+            if (state := self._solved(passed_s)) is not None:
+                return state
+        return None
+
+    def _braked(self, passed_s: float) -> np.ndarray:
+        """The state after `passed_s` of the shortest way to rest."""
+        if self.at_rest:
+            return self._state
+        self._aim_to_rest()
+        trajectory = self._trajectory(self._state)
+        if trajectory is None:  # not seen; the joints then stay where they are
+            return self._state * [[1], [0], [0]]
+        state = np.array(trajectory.at_time(min(passed_s, trajectory.duration)))
+        return state * [[1], [0], [0]] if passed_s >= trajectory.duration else state
+
+    def _can_stop(self, state: np.ndarray) -> bool:
+        """Whether the shortest way to rest from a state keeps to the limits of velocity and position."""
+        position, velocity, acceleration = state
+        peak = velocity + acceleration * np.abs(acceleration) / (2 * self._jerk)
+        if (np.abs(peak) > self._velocity * (1 + 1e-9)).any():
+            return False
+        near = np.minimum(position - self._lower, self._upper - position)
+        speed = np.maximum(np.abs(velocity), np.abs(peak))
+        # Braking takes at most the time to the largest deceleration and back; far from the ends no trajectory is needed.
+        braking_s = speed / self._acceleration + 2 * self._acceleration / self._jerk
+        if (near > speed * braking_s).all():
+            return True
+        self._aim_to_rest()
+        trajectory = self._trajectory(state)
+        if trajectory is None:
+            return False
+        places = np.stack([trajectory.at_time(share * trajectory.duration)[0] for share in (0.25, 0.5, 0.75, 1.0)])
+        return bool((places >= self._lower).all() and (places <= self._upper).all())
+
+    def _aim_to_rest(self) -> None:
+        put = self._input
+        put.control_interface = self._ruckig.ControlInterface.Velocity
+        put.target_velocity = put.target_acceleration = [0.0] * len(self._lower)
+        put.minimum_duration = None
+
+    def _solved(self, passed_s: float) -> np.ndarray | None:
+        trajectory = self._trajectory(self._state)
+        return None if trajectory is None else np.array(trajectory.at_time(min(passed_s, trajectory.duration)))
+
+    def _trajectory(self, state: np.ndarray) -> "Trajectory | None":
+        ruckig, put = self._ruckig, self._input
+        put.current_position = state[0].tolist()
+        put.current_velocity = state[1].clip(-self._velocity, self._velocity).tolist()
+        put.current_acceleration = state[2].clip(-self._acceleration, self._acceleration).tolist()
+        trajectory = ruckig.Trajectory(len(self._lower))
+        try:
+            result = self._solver.calculate(put, trajectory)
+        except ruckig.RuckigError:
+            return None
+        return trajectory if result in (ruckig.Result.Working, ruckig.Result.Finished) else None
+
+    def _went(self, state: np.ndarray, passed_s: float) -> np.ndarray:
+        self._state = state
+        state[0] = state[0].clip(self._lower, self._upper)  # rounding: Ruckig ends 1e-15 rad beyond
+        self._times_s = np.append(self._times_s[1:], self._times_s[-1] + passed_s) - self._times_s[-1] - passed_s
+        self._positions = np.concatenate([self._positions[1:], state[:1]])
+        return self.position
