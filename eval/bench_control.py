@@ -78,7 +78,7 @@ class Circling:
     def __init__(self) -> None:
         from robopolicy import PolicyHead
 
-        self.head = PolicyHead(64, SPEC, window=8, chunk=CHUNK, layers=2, hidden=256, head_widths=(256, 128)).eval()
+        self.head = PolicyHead(64, SPEC, window=8, chunk=CHUNK, layers=2, hidden=256, widths=(256, 128)).eval()
         self.reset()
 
     def __call__(self, observation: Observation | Mapping[str, Any]) -> np.ndarray:

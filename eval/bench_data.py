@@ -160,15 +160,15 @@ def alternate(loaders: dict[str, Callable[[float], Measured]]) -> dict[str, Meas
 LARGE = """
 import dataclasses, json, resource, sys, time, torch
 from pathlib import Path
-from robopolicy.config import *
+from robopolicy.experiment import ExperimentConfig
 from robopolicy.training.train import train
 torch.set_num_threads(1)
-config = ExperimentConfig(
-    data=DataConfig(files=(sys.argv[1],), cameras=("front",), batch_size=8, valid_fraction=0.01),
-    encoder=EncoderConfig(kind="pixels", width=32, hidden=32),
-    head=HeadConfig(window=4, chunk=4, hidden=32, layers=1),
-    training=TrainingConfig(max_steps=30, valid_every=1000, checkpoint_every=1000, select="last"),
-)
+config = ExperimentConfig().change({
+    "data.files": [sys.argv[1]], "data.cameras": ["front"], "data.batch_size": 8, "data.valid_fraction": 0.01,
+    "encoder.kind": "pixels", "encoder.width": 32, "encoder.hidden": 32,
+    "memory.window": 4, "memory.hidden": 32, "memory.layers": 1, "action_head.chunk": 4,
+    "training.max_steps": 30, "training.valid_every": 1000, "training.checkpoint_every": 1000, "training.select": "last",
+})
 began = time.perf_counter()
 train(config, Path(sys.argv[2]))
 peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

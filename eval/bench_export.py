@@ -19,17 +19,23 @@ import torch
 from bench_table import bar, show
 from torch import nn
 
-from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
 from robopolicy.control import runtime
 from robopolicy.control.export import export_policy
-from robopolicy.model.checkpoint import save_policy
+from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.text import Vocabulary
+from robopolicy.model.texts import Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec
 
+
+def sizes(layers: int, hidden: int, window: int, chunk: int, widths: tuple[int, ...]) -> dict[str, Any]:
+    """Changes of a config."""
+    memory = {"memory.layers": layers, "memory.hidden": hidden, "memory.window": window}
+    return memory | {"action_head.chunk": chunk, "action_head.widths": list(widths)}
+
+
 SIZES = {
-    "4x1024, window 16, chunk 10": HeadConfig(layers=4, hidden=1024, window=16, chunk=10, head_widths=(1024, 512, 256)),
-    "2x400, window 10, chunk 1": HeadConfig(layers=2, hidden=400, window=10, chunk=1, head_widths=(400,)),
+    "4x1024, window 16, chunk 10": sizes(layers=4, hidden=1024, window=16, chunk=10, widths=(1024, 512, 256)),
+    "2x400, window 10, chunk 1": sizes(layers=2, hidden=400, window=10, chunk=1, widths=(400,)),
 }
 OBS = {"ee_pose": ArraySpec((7,)), "gripper": ArraySpec((1,)), "cube_red": ArraySpec((10,))}
 GOAL = 10.0
@@ -54,17 +60,18 @@ def main() -> None:
             rows.append(
                 {"policy": size, "way": name, "tick_ms": tick_ms, "times": peer / tick_ms} | errors.get(name, {})
             )
-        if head.hidden == 1024:
+        if head["memory.hidden"] == 1024:
             bars.append(bar(f"{size}: int8 over eager nn.LSTM", peer / figures["ONNX int8"], GOAL))
     show(rows, bars, options.json)
 
 
-def make_ways(folder: Path, head: HeadConfig) -> tuple[dict[str, Callable[[], object]], dict[str, dict[str, float]]]:
+def make_ways(
+    folder: Path, head: dict[str, Any]
+) -> tuple[dict[str, Callable[[], object]], dict[str, dict[str, float]]]:
     """What to time: each call is one tick; and the exports' errors, in shares of an action column's range."""
     torch.manual_seed(0)
-    config = ExperimentConfig(encoder=EncoderConfig(width=256, hidden=256), head=head)
-    policy = ChunkPolicy(config, ActionSpec(), OBS, Vocabulary.of(["lift the red cube"])).eval()
-    save_policy(policy, folder / "run", {})
+    config = ExperimentConfig().change({"encoder.width": 256, "encoder.hidden": 256} | head)
+    policy = build_policy(config, DemoFacts(ActionSpec(), OBS, Vocabulary.of(["lift the red cube"]))).eval()
     seen = {key: np.zeros((1, *spec.shape), np.float32) for key, spec in OBS.items()} | {
         "instruction": "lift the red cube"
     }
@@ -74,7 +81,7 @@ def make_ways(folder: Path, head: HeadConfig) -> tuple[dict[str, Callable[[], ob
     }
     errors = {}
     for name, int8 in (("ONNX float32", False), ("ONNX int8", True)):
-        out = export_policy(folder / "run", folder / name, int8=int8)
+        out = export_policy(policy, folder / name, int8=int8)
         errors[name] = {"error": json.loads((out / runtime.MANIFEST).read_text())["error_to_torch"]}
         ways[name] = Streamed(runtime.load(out, threads=1), seen).tick
     return ways, errors
@@ -97,7 +104,7 @@ class Rerun:
 
     def __init__(self, policy: ChunkPolicy, seen: dict) -> None:
         self.policy, self.seen = policy, seen
-        memory = policy.head.rnn
+        memory = policy.head.memory
         self.lstm = nn.LSTM(memory.input_size, memory.hidden_size, memory.num_layers, batch_first=True).eval()
         self.lstm.load_state_dict(memory.state_dict())
         self.frames = torch.zeros(1, policy.window, memory.input_size)

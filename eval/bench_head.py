@@ -100,16 +100,14 @@ def single_episode(report: Report, machine: Mapping[str, float]) -> None:
     report.bar("batch 1: int8 window, times faster than nn.LSTM re-run", gain, 20, "higher")
 
 
-def large_head(history: History = "window", precision: str = "float32") -> PolicyHead:
+def large_head(history: History = "window") -> PolicyHead:
     """RoboVLMs' size, always the same weights."""
     torch.manual_seed(0)
-    head = PolicyHead(1024, ACTION, window=16, chunk=10, history=history).eval()
-    head.precision = precision
-    return head
+    return PolicyHead(1024, ACTION, window=16, chunk=10, history=history).eval()
 
 
 def _ours(history: History, precision: str) -> Callable[[], Any]:
-    return tick(large_head(history, precision), torch.randn(1, 8, 1024))
+    return tick(large_head(history).freeze(precision), torch.randn(1, 8, 1024))
 
 
 def _rerun() -> Callable[[], Any]:
@@ -155,8 +153,9 @@ def time_alone(name: str) -> float:
 def error_of(name: str) -> float:
     """How far the arm of one of our ways is from the float32 LSTM of torch, relative to the arm's largest value."""
     _, history, precision = name.split(", ")
-    head = large_head(history, precision)  # type: ignore[arg-type]
+    head = large_head(history)  # type: ignore[arg-type]
     peer = WindowRerun(head) if history == "window" else CarriedStep(head)
+    head = head.freeze(precision)  # type: ignore[arg-type]
     state, off, largest = head.initial_state(1), 0.0, 0.0
     for tokens in 2 * torch.randn(40, 1, 4, 1024):
         chunk, state = head.step(tokens, state)
@@ -173,7 +172,7 @@ def many_episodes(report: Report, episodes: int) -> None:
     rerun = WindowRerun(head)
     for _ in range(head.window - 1):
         rerun.frames.append(head.pool(tokens))
-    calls = {"nn.LSTM, window run again": lambda: rerun(tokens), "ours, window, float32": tick(head, tokens)}
+    calls = {"nn.LSTM, window run again": lambda: rerun(tokens), "ours, window, float32": tick(head.freeze(), tokens)}
     ms = best_ms(calls, seconds=0.1, rounds=3 if episodes < 1000 else 2)
     rate = packed_rate()
     flops = tick_flops(head, episodes)
@@ -202,8 +201,8 @@ def robomimic_size(report: Report) -> None:
     calls = {
         "nn.LSTM, one carried step, autograd on (robomimic's call)": as_robomimic,
         "nn.LSTM, one carried step": lambda: carried(tokens),
-        "ours, window, float32": tick(window, tokens),
-        "ours, carry, float32": tick(carry, tokens),
+        "ours, window, float32": tick(window.freeze(), tokens),
+        "ours, carry, float32": tick(carry.freeze(), tokens),
     }
     ms = best_ms(calls)
     for name, taken in ms.items():
@@ -219,7 +218,7 @@ def training_step(report: Report) -> None:
     rows, hidden = 100 * 10, 400
     products = 2 * rows * 4 * hidden * (19 + 3 * hidden)
     flops = 3 * products - 2 * rows * 4 * hidden * 19
-    weights = sum(p.nbytes for p in head.rnn.parameters())
+    weights = sum(p.nbytes for p in head.memory.parameters())
     packed_ms = flops / packed_rate() / _cores()
     section = f"training step, 2 x 400, batch 100, window 10, {_cores()} cores"
     for name, taken in ms.items():
@@ -234,7 +233,7 @@ def training_step(report: Report) -> None:
 
 def small_head() -> tuple[PolicyHead, nn.Linear]:
     """Robomimic's size: an LSTM of 2 x 400 and one linear layer after it."""
-    return PolicyHead(19, ACTION, window=10, chunk=1, layers=2, hidden=400, head_widths=()), nn.Linear(400, 7)
+    return PolicyHead(19, ACTION, window=10, chunk=1, layers=2, hidden=400, widths=()), nn.Linear(400, 7)
 
 
 def _step_of(run: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, bf16: bool) -> Callable[[], None]:
@@ -260,7 +259,7 @@ def _step_as_robomimic() -> Callable[[], None]:
 def _step_as_ours(bf16: bool) -> Callable[[], None]:
     keep_freed_memory()  # as `train` does
     head, out = small_head()
-    adam = torch.optim.AdamW([*head.rnn.parameters(), *out.parameters()], lr=1e-4, fused=True)
+    adam = torch.optim.AdamW([*head.memory.parameters(), *out.parameters()], lr=1e-4, fused=True)
     return _step_of(lambda frames: out(head.remember(frames)), adam, bf16)
 
 
@@ -304,7 +303,7 @@ def tick(head: PolicyHead, tokens: Tensor) -> Callable[[], Tensor]:
 
 def tick_flops(head: PolicyHead, episodes: int) -> float:
     """Multiplications and additions that one tick of the window needs, the first row's from zero left out."""
-    cell, rows = head.rnn, episodes * head.window
+    cell, rows = head.memory, episodes * head.window
     recurrent = 2 * (rows - episodes) * cell.num_layers * 4 * cell.hidden_size**2
     between = 2 * rows * (cell.num_layers - 1) * 4 * cell.hidden_size**2
     first = 2 * episodes * 4 * cell.hidden_size * cell.input_size

@@ -191,15 +191,15 @@ def serve_child(kind: str) -> None:
         return
     import torch
 
-    from robopolicy.config import ExperimentConfig, HeadConfig
-    from robopolicy.model.policy import ChunkPolicy
-    from robopolicy.model.text import Vocabulary
+    from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy
+    from robopolicy.model.texts import Vocabulary
 
     torch.set_num_threads(1)
-    config = ExperimentConfig(head=HeadConfig(layers=2, hidden=256, window=8, chunk=8))
+    config = ExperimentConfig().change({"memory.window": 8, "action_head.chunk": 8})
     observed = {"ee_pose": ArraySpec((7,)), "gripper": ArraySpec((1,))}
-    policy = ChunkPolicy(config, ActionSpec(), observed, Vocabulary.of(["lift the red cube"])).eval()
-    serve(policy, PolicySpec.of(policy, {}), port=0, on_ready=say)
+    facts = DemoFacts(ActionSpec(), observed, Vocabulary.of(["lift the red cube"]))
+    policy = build_policy(config, facts).eval().freeze()
+    serve(policy, policy.spec, port=0, on_ready=say)
 
 
 @contextmanager

@@ -36,10 +36,9 @@ import torch
 from bench_table import bar, show
 from sim_peers import bare_physics, plain_loop, pusher, robosuite_rate
 
-from robopolicy.config import EncoderConfig, ExecutionConfig, ExperimentConfig, HeadConfig
+from robopolicy.experiment import DemoFacts, ExecutionConfig, ExperimentConfig, build_policy
 from robopolicy.model.normalization import Statistics
-from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.text import Vocabulary
+from robopolicy.model.texts import Vocabulary
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.sim.device_rollout import DevicePolicyActor
 from robopolicy.sim.env import RobotVectorEnv
@@ -135,17 +134,18 @@ def stepping(env: RobotVectorEnv) -> Callable[[], Any]:
 
 def with_policy(env: RobotVectorEnv) -> Callable[[], None]:
     """One control step with a complete policy of random weights deciding the actions."""
-    head = HeadConfig(window=8, chunk=8, layers=2, hidden=256, head_widths=(256, 128))
-    encoder = EncoderConfig(kind="pixels" if env.cameras else "keys", width=64, hidden=64)
+    encoder = {"encoder.kind": "pixels" if env.cameras else "keys", "encoder.width": 64, "encoder.hidden": 64}
     size = env.observation_space[env.cameras[0]].shape[1] if env.cameras else 0
     obs = {camera: ArraySpec((size, size, 3), "uint8") for camera in env.cameras} or {
         name: ArraySpec((10,)) for name in env.scene.objects
     }
     rows = np.random.default_rng(0).normal(size=(50, 10))
     low = {key: Statistics.of(rows) for key, spec in obs.items() if not spec.is_image}
-    words, config = Vocabulary.of(env.sentences.texts), ExperimentConfig(encoder=encoder, head=head)
+    words, config = Vocabulary.of(env.sentences.texts), ExperimentConfig().change(encoder)
     action = Statistics.of(np.sign(rows[:, :7]))
-    policy = ChunkPolicy(config, SPEC, obs, words, obs_statistics=low, action_statistics=action).eval()
+    policy = (
+        build_policy(config, DemoFacts(SPEC, obs, words, obs_statistics=low, action_statistics=action)).eval().freeze()
+    )
     loop: dict[str, Any] = {"obs": env.observe()}
     if env.on_device:
         on_device = DevicePolicyActor(policy.to(DEVICE), env, ExecutionConfig())

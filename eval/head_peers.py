@@ -18,7 +18,7 @@ from robopolicy import PolicyHead
 
 def lstm_of(head: PolicyHead) -> nn.LSTM:
     """Torch's own LSTM with the head's weights."""
-    cell = head.rnn
+    cell = head.memory
     lstm = nn.LSTM(cell.input_size, cell.hidden_size, cell.num_layers, batch_first=True)
     lstm.load_state_dict(cell.state_dict())
     return lstm.eval()
@@ -36,7 +36,7 @@ class WindowRerun:
         """Arm (B, K, A) at the newest frame (B, N, D)."""
         self.frames = [*self.frames, self.head.pool(tokens)][-self.head.window :]
         hidden, _ = self.lstm(torch.stack(self.frames, dim=1))
-        return self.head.action_head(hidden[:, -1]).arm
+        return self.head.action_head.decode(hidden[:, -1]).arm
 
 
 class CarriedStep:
@@ -51,7 +51,7 @@ class CarriedStep:
         """Arm (B, K, A) at the newest frame (B, N, D)."""
         hidden, (h, c) = self.lstm(self.head.pool(tokens)[:, None], self.state)
         self.state = h.detach(), c.detach()
-        return self.head.action_head(hidden[:, -1]).arm
+        return self.head.action_head.decode(hidden[:, -1]).arm
 
 
 class OnnxStep:
@@ -61,7 +61,7 @@ class OnnxStep:
         import onnx
         import onnxruntime
 
-        self.sizes = head.rnn.num_layers, head.rnn.hidden_size
+        self.sizes = head.memory.num_layers, head.memory.hidden_size
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
@@ -91,7 +91,7 @@ def _onnx_step(head: PolicyHead) -> "onnx.ModelProto":
         i, f, g, o = weight.detach().chunk(4)
         return torch.cat([i, o, f, g]).numpy()
 
-    cell = head.rnn
+    cell = head.memory
     inputs, outputs, nodes, weights = [], [], [], []
     below = "x"
     for layer in range(cell.num_layers):

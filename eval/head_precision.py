@@ -32,7 +32,7 @@ def main() -> None:
     env = RobotVectorEnv(options.task, 64, cameras=policy.cameras)
     rows, outcomes = [], {}
     for precision in ("float32", "bf16", "int8"):
-        policy.head.precision = precision
+        policy.freeze(precision)
         result = evaluate(policy, env, seeds, policy.config.execution)
         outcomes[precision] = {outcome["seed"]: outcome["success"] for outcome in result.outcomes}
         test = paired_test(outcomes["float32"], outcomes[precision])

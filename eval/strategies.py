@@ -15,7 +15,7 @@ import torch
 from bench_table import show
 
 from robopolicy import load_policy
-from robopolicy.config import ExecutionConfig
+from robopolicy.control.execution import ExecutionConfig
 from robopolicy.rollout.episodes import Episode
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.evaluation import evaluate

@@ -17,17 +17,21 @@ _HOME = {
     "Demo": "robopolicy.types",
     "DemoFormatError": "robopolicy.types",
     "Observation": "robopolicy.types",
-    "ConfigError": "robopolicy.config",
-    "ExperimentConfig": "robopolicy.config",
-    "read_config": "robopolicy.config",
+    "ConfigError": "robopolicy.components",
+    "ExperimentConfig": "robopolicy.experiment.config",
+    "Policy": "robopolicy.types",
+    "PolicySpec": "robopolicy.types",
+    "Prediction": "robopolicy.types",
+    "read_config": "robopolicy.experiment.reading",
+    "register": "robopolicy.components",
     "DemoFile": "robopolicy.demos.hdf5",
     "DemoWriter": "robopolicy.demos.hdf5",
     "PolicyHead": "robopolicy.model.policy_head",
     "action_loss": "robopolicy.model.losses",
     "ChunkPolicy": "robopolicy.model.policy",
-    "load_policy": "robopolicy.model.checkpoint",
-    "save_policy": "robopolicy.model.checkpoint",
-    "read_provenance": "robopolicy.model.checkpoint",
+    "load_policy": "robopolicy.experiment.run_folder",
+    "save_policy": "robopolicy.experiment.run_folder",
+    "read_provenance": "robopolicy.experiment.run_folder",
     "train": "robopolicy.training.train",
     "evaluate": "robopolicy.rollout.evaluate",
     "Runner": "robopolicy.rollout.actor",
@@ -43,3 +47,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
+
+
+__all__ = [*_HOME]

@@ -82,6 +82,9 @@ def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T]
             another module has registered the same kind.
     """
     _require_family(family)
+    if options is NoOptions:
+        # A class of its own, so that an instance tells its kind.
+        options = dataclass(frozen=True)(type("NoOptions", (NoOptions,), {}))
     if not (is_dataclass(options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise ConfigError(f"{family} {kind!r}: options must be a frozen dataclass, got {options!r}")
 
@@ -96,7 +99,7 @@ def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T]
                 f"{component.origin} ({module}); rename one of them"
             )
         owner = _by_options.get(options)
-        if options is not NoOptions and owner is not None and (owner.family, owner.kind) != (family, kind):
+        if owner is not None and (owner.family, owner.kind) != (family, kind):
             raise ConfigError(
                 f"{options.__name__} holds the options of {owner.family} {owner.kind!r}; {family} {kind!r} needs a "
                 "dataclass of its own (a subclass will do)"
@@ -132,7 +135,7 @@ def component_of(options: Any) -> Component:
         ConfigError: they are not the options of a registered kind.
     """
     found = _by_options.get(type(options))
-    if found is None or type(options) is NoOptions:
+    if found is None:
         raise ConfigError(f"{type(options).__name__} is not the options of any registered component")
     return found
 

@@ -64,7 +64,7 @@ def require_regular(path: str | Path) -> None:
     """
     try:
         mode = os.lstat(path).st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     if stat.S_ISREG(mode):
         return

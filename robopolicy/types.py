@@ -14,7 +14,7 @@ Nothing here imports torch: the client and the exported runtime use these values
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,11 @@ Array: TypeAlias = Any
 
 ActionKind: TypeAlias = Literal["delta", "absolute", "unknown"]
 ActionSpace: TypeAlias = Literal["ee", "joint_position", "joint_velocity", "unknown"]
+
+TOKENS_KEY = "tokens"
+"""The observation key of tokens encoded ahead of time, (N, D)."""
+TOKEN_VALID_KEY = "token_valid"
+"""The observation key of their mask, (N,): 1, or 0 where a token is padding. Absent: all are valid."""
 
 
 TOKENS_KEY = "tokens"
@@ -269,8 +274,8 @@ class Chunk:
     """(*B, W, K, A), or (*B, K, A) from a single step; in [-1, 1]."""
     gripper_logit: Array
     """(*B, W, K, G), or (*B, K, G); closed (label 1) where positive."""
-    raw: Mapping[str, Array] = field(default_factory=dict)
-    """What the action head's own loss needs (mixture parameters, bin logits); empty for `regression`."""
+    hidden: Array | None = None
+    """(*B, W, H): the memory's output that was decoded; the action head's losses are computed from it."""
 
 
 @dataclass(frozen=True)
@@ -295,6 +300,103 @@ class Command:
     """Distance between the fingers [m]; nan leaves them as they are."""
     stamp_s: float
     """When it is meant to hold, on the control loop's clock [s]."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a policy predicts at one frame, in the demos' own units."""
+
+    actions: Array
+    """(*B, K, width): action rows in the demos' units and column order."""
+    gripper_logit: Array | None = None
+    """(*B, K, G): label 1 where positive; None where the policy doesn't give logits."""
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy needs and gives: inputs, outputs and rates."""
+
+    observation: Mapping[str, ArraySpec]
+    """Per key that the policy reads, the shape and type of one frame."""
+    action: ActionSpec
+    """Columns of its action rows."""
+    chunk: int
+    """K, actions predicted per frame."""
+    window: int
+    """W, frames of memory."""
+    history: str = "window"
+    """window (the last W frames), carry (the whole episode) or none (the present frame)."""
+    instruction: bool = False
+    """Whether it reads an instruction."""
+    frame_stride: int = 1
+    """Control steps between two frames of its memory."""
+    control_dt: float | None = None
+    """Seconds between two actions, where known."""
+    execution: Mapping[str, Any] = field(default_factory=dict)
+    """Execution options that it was trained for, such as `replan_every`; empty where unknown."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Task, versions and the like: only what may be shown to a stranger (no path, no seed)."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Keys of the images that it reads."""
+        return tuple(key for key, spec in self.observation.items() if spec.is_image)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_dict` reads it back."""
+        observation = {key: {"shape": list(spec.shape), "dtype": spec.dtype} for key, spec in self.observation.items()}
+        return {
+            "observation": observation,
+            "action": self.action.to_dict(),
+            "chunk": self.chunk,
+            "window": self.window,
+            "history": self.history,
+            "instruction": self.instruction,
+            "frame_stride": self.frame_stride,
+            "control_dt": self.control_dt,
+            "execution": dict(self.execution),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PolicySpec":
+        """The inverse of `to_dict`."""
+        specs = {key: ArraySpec(tuple(spec["shape"]), spec["dtype"]) for key, spec in values["observation"].items()}
+        return cls(**{**values, "observation": specs, "action": ActionSpec.from_dict(values["action"])})
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """The one contract of everything that acts: a trained policy, an exported one, one behind a server, several together.
+
+    The state of running episodes is a value that the caller holds; it has `reset(done) -> state`, with `done` bool (*B).
+    """
+
+    spec: PolicySpec
+    """What it needs and gives."""
+
+    def initial_state(self, batch: int | Sequence[int] = ()) -> Any:
+        """The state before the first frame; `batch` is a count, a shape, or () for one robot without batch axes."""
+        ...
+
+    def act(
+        self, observation: Observation | Mapping[str, Any], state: Any, *, generator: Any = None, prefix: Any = None
+    ) -> tuple[Array, Any]:
+        """Actions (*B, K, width) in the demos' units and columns, and the state that includes this frame.
+
+        Args:
+            observation: key -> array (*B, ...), and `instruction`: a string, one per entry of the batch, or None.
+            state: of the episodes so far, from `initial_state` or the last call.
+            generator: source of noise of a policy that samples; None: its most likely chunk.
+            prefix: actions (*B, k, width) already committed, for policies that continue them.
+        """
+        ...
+
+    def predict(
+        self, observation: Observation | Mapping[str, Any], state: Any, *, generator: Any = None, prefix: Any = None
+    ) -> tuple[Prediction, Any]:
+        """As `act`, with the gripper's logits."""
+        ...
 
 
 def _columns(columns: int | Sequence[int], start: int) -> tuple[int, ...]:

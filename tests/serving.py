@@ -13,8 +13,7 @@ import numpy as np
 from robopolicy.control.server import PolicyServer
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.control.serving.protocol import ObservationReader
-from robopolicy.control.spec import PolicySpec
-from robopolicy.types import ActionSpec, ArraySpec
+from robopolicy.types import ActionSpec, ArraySpec, PolicySpec, Prediction
 
 SPEC = PolicySpec(
     observation={"qpos": ArraySpec((3,)), "front": ArraySpec((8, 8, 3), "uint8")},
@@ -51,6 +50,7 @@ class FakePolicy:
 
     def __init__(self, chunk: int = 4) -> None:
         self.chunk = chunk
+        self.spec = SPEC
         self.batches: list[int] = []
         self.hold = threading.Event()
         self.hold.set()
@@ -60,7 +60,12 @@ class FakePolicy:
         return FakeState(np.zeros((batch, 2)))
 
     def act(self, observation: Mapping[str, Any], state: FakeState) -> tuple[np.ndarray, FakeState]:
-        """One frame joins what was seen; qpos of 666 makes it fail."""
+        """As `predict`."""
+        prediction, state = self.predict(observation, state)
+        return prediction.actions, state
+
+    def predict(self, observation: Mapping[str, Any], state: FakeState) -> tuple[Prediction, FakeState]:
+        """Adds one frame to the state; qpos of 666 makes it fail."""
         assert self.hold.wait(10)
         qpos = observation["qpos"]
         if (qpos == 666).any():
@@ -73,7 +78,7 @@ class FakePolicy:
         rows = np.column_stack([seen, told, means, np.zeros(len(qpos))])
         actions = np.repeat(rows[:, None], self.chunk, axis=1)
         actions[..., 4] = np.arange(self.chunk)
-        return actions, FakeState(seen)
+        return Prediction(actions), FakeState(seen)
 
 
 def observation(number: float = 1.0, **changes: Any) -> dict[str, Any]:

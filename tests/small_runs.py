@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,40 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from robopolicy.config import (
-    AugmentationConfig,
-    DataConfig,
-    EncoderConfig,
-    ExperimentConfig,
-    HeadConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
-from robopolicy.model.checkpoint import load_policy
+from robopolicy.experiment import ExperimentConfig, load_policy
 from robopolicy.training.train import TrainingInterrupted, train
+
+SMALL: dict[str, Any] = {
+    "encoder.width": 8,
+    "encoder.hidden": 8,
+    "memory.window": 3,
+    "memory.layers": 1,
+    "memory.hidden": 8,
+    "action_head.chunk": 2,
+    "action_head.widths": [8],
+}
+"""Changes that make a config small."""
 
 
 def small_config(demos: Path) -> ExperimentConfig:
     """Everything random that a run can have: shuffling, noise on observations, dropout."""
-    return ExperimentConfig(
-        data=DataConfig(files=(str(demos),), batch_size=8),
-        augmentation=AugmentationConfig(obs_noise=0.1),
-        encoder=EncoderConfig(width=8, hidden=8),
-        head=HeadConfig(window=3, chunk=2, hidden=8, layers=2, head_widths=(8,), dropout=0.2),
-        optimizer=OptimizerConfig(warmup_steps=2),
-        training=TrainingConfig(max_steps=8, valid_every=4, checkpoint_every=100),
-    )
+    changes = {
+        "data.files": [str(demos)],
+        "data.batch_size": 8,
+        "augmentation.obs_noise": {"std": 0.1},
+        "memory.layers": 2,
+        "memory.dropout": 0.2,
+        "optimizer.warmup_steps": 2,
+        "training.max_steps": 8,
+        "training.valid_every": 4,
+        "training.checkpoint_every": 100,
+    }
+    return ExperimentConfig().change(SMALL | changes)
 
 
 def changed(config: ExperimentConfig, **training: Any) -> ExperimentConfig:
     """The config with other values of `training`."""
-    return replace(config, training=replace(config.training, **training))
+    return config.change({f"training.{name}": value for name, value in training.items()})
 
 
 class Losses(Callback):

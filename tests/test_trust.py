@@ -21,7 +21,7 @@ from robopolicy.control.runtime import ExportError
 from robopolicy.control.serving.mapping import PRESETS, KeyMapping
 from robopolicy.demos.check import run_check
 from robopolicy.demos.hdf5 import DemoFile
-from robopolicy.model.checkpoint import load_policy, read_provenance, save_policy
+from robopolicy.experiment import load_policy, read_provenance, save_policy
 from tests.demo_samples import write_robomimic
 from tests.exporting import make_policy
 

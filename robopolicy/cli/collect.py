@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import parse, require, verb_parser
 from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
-from robopolicy.config import ConfigError
+from robopolicy.components import ConfigError
 from robopolicy.types import ActionSpec
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ def export(arguments: Sequence[str]) -> int:
     parser.add_argument("--int8", action="store_true", help="int8 weights in matrix products")
     options = parse(parser, arguments)
     from robopolicy.control.export import export_policy
+    from robopolicy.experiment import load_policy
 
-    folder = export_policy(options.policy, options.out, options.int8)
+    folder = export_policy(load_policy(options.policy), options.out, options.int8)
     error = json.loads((folder / "manifest.json").read_text())["error_to_torch"]
     print(f"differs   {error:.2g} of an action's range from torch, at most")
     print(f"exported  {folder}")
@@ -39,13 +40,14 @@ def serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     add_precision(parser)
     options = parse(parser, arguments)
-    from robopolicy.control.server import open_policy, read_api_key
+    from robopolicy.control.server import read_api_key
     from robopolicy.control.server import serve as run_server
+    from robopolicy.experiment.run_folder import open_policy
 
-    policy, spec = open_policy(options.policy, options.device, options.precision)
+    policy = open_policy(options.policy, options.device, None if options.precision == "float32" else options.precision)
     run_server(
         policy,
-        spec,
+        policy.spec,
         host=options.host,
         port=options.port,
         api_key=read_api_key(options.api_key_file) if options.api_key_file else None,

@@ -7,7 +7,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from robopolicy.config import ConfigError, ExecutionConfig
+from robopolicy.components import ConfigError
+from robopolicy.control.execution import ExecutionConfig
 from robopolicy.control.inference import ServedStream, Stream
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, Record, RecordedStream, along_path
@@ -61,11 +62,11 @@ def _local(options: Namespace) -> Driver:
     else:
         import torch
 
-        from robopolicy.model.checkpoint import load_policy, read_provenance
+        from robopolicy.experiment import load_policy
 
         torch.set_num_threads(1)  # a second thread costs more than it gains at batch 1, and the commands wait for it
-        policy = load_policy(options.policy, precision=options.precision)
-        spec = PolicySpec.of(policy, read_provenance(options.policy))
+        policy = load_policy(options.policy, precision=None if options.precision == "float32" else options.precision)
+        spec = policy.spec
     return _by_spec(options, spec, PolicyStream(policy, frame_stride=spec.frame_stride))
 
 

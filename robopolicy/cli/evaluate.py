@@ -14,7 +14,9 @@ from robopolicy.cli.evaluation_text import print_evaluation, print_paired, read_
 from robopolicy.cli.outputs import check_file, check_folder, write_json
 from robopolicy.cli.parsing import add_precision, parse, require, verb_parser
 from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
-from robopolicy.config import ConfigError, ExecutionConfig, RandomizationConfig
+from robopolicy.components import ConfigError
+from robopolicy.control.execution import ExecutionConfig
+from robopolicy.sim.randomization import RandomizationConfig
 
 if TYPE_CHECKING:
     from robopolicy.model.packed import Precision
@@ -285,8 +287,8 @@ def _world_maker(policy: Any, task: str, film: bool, simulator: Mapping[str, Any
     """Makes worlds, as many as asked for, that show the policy's keys and cameras."""
     from robopolicy.sim.env import RobotVectorEnv
 
-    cameras = tuple(policy.cameras) or (("front",) if film else ())
-    sizes = [policy.obs[camera].shape[0] for camera in policy.cameras]
+    cameras = policy.spec.cameras or (("front",) if film else ())
+    sizes = [policy.spec.observation[camera].shape[0] for camera in policy.spec.cameras]
     return partial(RobotVectorEnv, task, cameras=cameras, image_size=sizes[0] if sizes else 64, **simulator)
 
 
@@ -294,15 +296,7 @@ def _open_policy(
     folder: str, device: str, precision: "Precision" = "float32"
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """A run's policy or an exported one, its own execution options, and its provenance."""
-    from robopolicy.control.runtime import MANIFEST
+    from robopolicy.experiment import open_policy, read_provenance
 
-    if (Path(folder) / MANIFEST).is_file():
-        from robopolicy.control.server import open_policy
-
-        exported: Any
-        exported, spec = open_policy(folder, precision=precision)
-        return exported, dict(exported.manifest.get("execution", {})), dict(spec.provenance)
-    from robopolicy.model.checkpoint import load_policy, read_provenance
-
-    policy = load_policy(folder, device, precision)
-    return policy, vars(policy.config.execution), read_provenance(folder)
+    policy: Any = open_policy(folder, device, None if precision == "float32" else precision)
+    return policy, dict(policy.spec.execution), read_provenance(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from robopolicy.cli.outputs import write_json
-from robopolicy.config import ConfigError
+from robopolicy.components import ConfigError
 
 if TYPE_CHECKING:
     from robopolicy.rollout.statistics import Evaluation

@@ -6,7 +6,7 @@ from typing import Literal
 
 from robopolicy.cli.outputs import check_file, check_folder
 from robopolicy.cli.parsing import parse, verb_parser
-from robopolicy.config import ConfigError
+from robopolicy.components import ConfigError
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """Endings of what `convert` takes for a RoboVLMs checkpoint and not for demos."""
@@ -44,7 +44,7 @@ def convert(arguments: Sequence[str]) -> int:
     if Path(options.source).suffix in CHECKPOINT_ENDINGS:
         if options.window is None:
             raise ConfigError("a checkpoint does not hold its window; give --window, 8 or 16 in RoboVLMs' configs")
-        from robopolicy.model.robovlms import convert_checkpoint
+        from robopolicy.experiment.robovlms import convert_checkpoint
 
         print(f"policy    {convert_checkpoint(options.source, options.target, options.window, options.latent)}")
         return 0

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from robopolicy.config import ConfigError
+from robopolicy.components import ConfigError
 from robopolicy.files import require_regular, write_file
 
 

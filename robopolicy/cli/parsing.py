@@ -1,13 +1,16 @@
 """What the verbs share of argument parsing: dashed flags, `--config`, dotted overrides, one line for a mistake."""
 
+import re
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from robopolicy.config import ConfigError, check_config_file, collect_lists, plain_message
+from robopolicy.components import ConfigError, load_plugins
+from robopolicy.experiment.config import ExperimentConfig
+from robopolicy.experiment.reading import SECTIONS, config_from_dict, help_parser, merged, read_yaml, split_overrides
 
 
 def verb_parser(verb: str, description: str) -> ArgumentParser:
@@ -23,9 +26,9 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     Raises:
         ConfigError: an unknown option, a missing one, or a value of the wrong type.
     """
-    files, rest = _config_files(collect_lists(arguments))
+    files, rest = _config_files(arguments)
     for file in files:
-        check_config_file(file)
+        read_yaml(file)
     try:  # files first, since the parser lets whatever comes later win
         return parser.instantiate(parser.parse_args([f"--config={file}" for file in files] + rest))
     except (ArgumentError, TypeError) as error:
@@ -54,9 +57,72 @@ def add_precision(parser: ArgumentParser) -> None:
     )
 
 
-def experiment_overrides(**values: object) -> list[str]:
-    """Dotted overrides for those values that the command line gave."""
-    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+def add_plugins(parser: ArgumentParser) -> None:
+    """Add `--plugins`."""
+    parser.add_argument(
+        "--plugins", type=str, nargs="+", default=[], help="modules that register further components; imported first"
+    )
+
+
+def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Namespace, ExperimentConfig]:
+    """A verb's own options and an experiment, from `--config` files and the command line, which goes before the files.
+
+    Raises:
+        ConfigError: an unknown option, a missing one, or a value of the wrong type.
+    """
+    files, words = _config_files(arguments)
+    tree: dict[str, Any] = {}
+    own: list[str] = []
+    for file in files:
+        for name, value in read_yaml(file).items():
+            if name in ("task", "plugins", *SECTIONS):
+                tree[name] = merged(tree.get(name, {}), value) if isinstance(value, Mapping) else value
+            else:
+                own.append(f"--{name.replace('_', '-')}={value}")
+    given, rest = split_overrides(words)
+    tree = merged(tree, given)
+    if {"-h", "--help"} & set(rest):
+        load_plugins(tree.get("plugins") or ())
+        print(parser.format_help() + "\n" + help_parser(tree).format_help().partition("\n\n")[2])
+        raise SystemExit(0)
+    known = {option for action in parser._actions for option in action.option_strings}
+    for word in own:
+        if word.partition("=")[0] not in known:
+            raise ConfigError(
+                f"{', '.join(files)}: unknown option {word.partition('=')[0].removeprefix('--')}; "
+                f"a config has {', '.join(('task', 'plugins', *SECTIONS))}"
+            )
+    options = parse(parser, [*own, *rest])
+    return options, config_from_dict(tree, source=", ".join(files) or "command line", import_plugins=True)
+
+
+def plain_message(error: Exception) -> str:
+    """What the parser found and what it expected, in one line and the words of the command line."""
+    message = " ".join(str(error).split())
+    for pattern in _WRONG_TYPE:
+        if found := pattern.fullmatch(message):
+            expected = found["types"]
+            for jargon, plain in _PLAIN_TYPES:
+                expected = re.sub(jargon, plain, expected)
+            key = found["key"] if "." in found["key"] else found["key"].replace("_", "-")
+            return f"--{key} is {found['value']}; expected {expected}"
+    return message
+
+
+_WRONG_TYPE = (
+    re.compile(r'Parser key "(?P<key>[^"]+)": Expected an? (?P<types>.+?)\. Got value: (?P<value>.*)'),
+    re.compile(
+        r'Parser key "(?P<key>[^"]+)": Does not validate against any of the Union subtypes '
+        r"Subtypes: \[(?P<types>.*)\] Errors: .*Given value: (?P<value>.*)"
+    ),
+)
+_PLAIN_TYPES = (
+    (r"typing\.|collections\.abc\.", ""),
+    (r"Literal\[(.*?)\]", r"one of \1"),
+    (r"<class 'NoneType'>", "null"),
+    (r"<class '(\w+)'>", r"\1"),
+    (r", null$", " or null"),
+)
 
 
 def _config_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

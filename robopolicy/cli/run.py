@@ -14,7 +14,8 @@ from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import add_precision, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
 from robopolicy.cli.run_report import shown, summarize
-from robopolicy.config import ConfigError, ExecutionConfig
+from robopolicy.components import ConfigError
+from robopolicy.control.execution import ExecutionConfig
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import ThreadedInference
 from robopolicy.control.loop import ControlLoop

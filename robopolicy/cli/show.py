@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import parse, verb_parser
-from robopolicy.config import ConfigError
+from robopolicy.components import ConfigError
 
 if TYPE_CHECKING:
     from robopolicy.types import Demo

@@ -5,7 +5,8 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.parsing import require
-from robopolicy.config import ConfigError, RandomizationConfig
+from robopolicy.components import ConfigError
+from robopolicy.sim.randomization import RandomizationConfig
 
 MAX_SEED = 2**62
 """Seeds are held as 64-bit integers."""

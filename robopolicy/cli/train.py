@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import parse, verb_parser
-from robopolicy.config import ConfigError, ExperimentConfig
+from robopolicy.cli.parsing import parse_experiment, verb_parser
+from robopolicy.components import ConfigError
+from robopolicy.experiment.config import ExperimentConfig
 
 SELECTION_SEED = 5_000_000
 """First seed of the episodes that choose a checkpoint; far from those of demos and of reported evaluations."""
@@ -14,17 +15,16 @@ SELECTION_SEED = 5_000_000
 
 def train(arguments: Sequence[str]) -> int:
     """Train a policy; gives the exit code."""
-    parser = verb_parser("train", "Train a policy head on demonstrations. Every field of the config is an option.")
+    parser = verb_parser("train", "Train a policy on demonstrations. Every option of the config can be given.")
     parser.add_argument(
         "--run-dir", type=str, required=True, help="folder for the policy, its logs and its resume file"
     )
     parser.add_argument("--seed", type=int | None, default=None, help="short for --training.seed")
     parser.add_argument("--max-steps", type=int | None, default=None, help="short for --training.max_steps")
     parser.add_argument("--eval-every", type=int | None, default=None, help="short for --training.eval_every")
-    parser.add_argument("--resume", action="store_true", help="go on with the run that --run-dir holds")
-    parser.add_class_arguments(ExperimentConfig, None)
-    options = parse(parser, arguments)
-    config = ExperimentConfig(**{name: options[name] for name in ExperimentConfig.__dataclass_fields__})
+    parser.add_argument("--resume", action="store_true", help="continue the run that --run-dir holds")
+    parser.add_argument("--start", type=str | None, default=None, help="run folder whose weights to start from")
+    options, config = parse_experiment(parser, arguments)
     short = {"seed": options.seed, "max_steps": options.max_steps, "eval_every": options.eval_every}
     given = {name: value for name, value in short.items() if value is not None}
     config = replace(config, training=replace(config.training, **given))
@@ -37,7 +37,9 @@ def train(arguments: Sequence[str]) -> int:
 
     from robopolicy.training.train import train as run_training
 
-    folder = run_training(config, Path(options.run_dir), evaluate=_closed_loop(config), resume=options.resume)
+    folder = run_training(
+        config, Path(options.run_dir), evaluate=_closed_loop(config), resume=options.resume, start=options.start
+    )
     print(f"policy    {folder}")
     return 0
 

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from robopolicy.config import ExecutionConfig, Strategy
 from robopolicy.control.arrays import like
 from robopolicy.control.blending import blend
+from robopolicy.control.execution import ExecutionConfig, Strategy
 from robopolicy.model.rotation_math import RotationKind
 from robopolicy.model.rotations import action_rotations
 from robopolicy.types import ActionSpec

@@ -22,9 +22,8 @@ from robopolicy.control.graph import GraphPolicy
 from robopolicy.control.runtime import ACTIONS, FORMAT, GRAPH, MANIFEST, ONNX, ExportError
 from robopolicy.control.spec import PolicySpec
 from robopolicy.files import replacing, write_file
-from robopolicy.model.checkpoint import load_policy, read_provenance
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.text import VocabularyText
+from robopolicy.model.texts.vocabulary import VocabularyText
 
 TOLERANCE = 1e-4
 """Largest difference to torch that a float32 export may show, relative to each action column's range."""
@@ -32,21 +31,20 @@ EXAMPLE_BATCH = 3
 """Episodes of the example that is traced; an example of 1 would make the batch axis static."""
 
 
-def export_policy(folder: str | Path, out: str | Path, int8: bool = False) -> Path:
-    """Export the policy of a run folder into the folder `out`: the graph and `manifest.json`.
+def export_policy(policy: ChunkPolicy, out: str | Path, int8: bool = False) -> Path:
+    """Export a policy into the folder `out`: the graph and `manifest.json`.
 
     The graph is run against torch before it is kept, for batches of 1, 2 and 5 over twice the window.
 
     Args:
-        folder: a run folder.
+        policy: as `robopolicy.load_policy` returns it, on the CPU.
         out: made if it doesn't exist.
         int8: dynamic int8 weights in matrix products. The manifest says what it costs in accuracy.
 
     Raises:
         ExportError: the policy can't be exported, or the float32 graph differs from torch by more than 1e-4.
     """
-    folder, out = Path(folder), Path(out)
-    policy = load_policy(folder)
+    out = Path(out)
     _require_exportable(policy)
     graph = GraphPolicy(policy).eval()
     out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +53,7 @@ def export_policy(folder: str | Path, out: str | Path, int8: bool = False) -> Pa
         _write_onnx(graph, temporary)
         if int8:
             _quantize(temporary)
-    manifest = _manifest(graph, PolicySpec.of(policy, read_provenance(folder)), int8)
+    manifest = _manifest(graph, policy.spec, int8)
     write_file(out / MANIFEST, json.dumps(manifest, indent=1))
     error = _largest_error(policy, out)
     if not int8 and not error <= TOLERANCE:
@@ -151,13 +149,13 @@ def _described(names: Sequence[str], tensors: Sequence[Tensor]) -> list[dict[str
 
 
 def _require_exportable(policy: ChunkPolicy) -> None:
-    if policy.config.encoder.kind == "transformers":
+    if not policy.encoder.exportable:
         raise ExportError(
             "encoder transformers: a backbone isn't exported; encode its tokens beside the graph and train on them "
             "(--encoder.kind precomputed)"
         )
     if policy.text is not None and not isinstance(policy.text, VocabularyText):
-        raise ExportError("--encoder.text_model: a sentence model isn't exported; train with the learned vocabulary")
+        raise ExportError("--text.kind sentence: a sentence model isn't exported; train with --text.kind vocabulary")
 
 
 def _largest_error(policy: ChunkPolicy, out: Path) -> float:
@@ -188,7 +186,7 @@ def _random_observation(policy: ChunkPolicy, batch: int, seed: int) -> dict[str,
         if spec.is_image:
             observation[key] = rng.integers(0, 256, shape, dtype=np.uint8)
             continue
-        scaling = policy.normalizer(key) if key in policy.scaled_keys else None
+        scaling = policy.scaling.normalizer(key)
         values = rng.normal(size=(batch, spec.width if scaling is None else scaling.width)).astype(np.float32)
         if scaling is not None:
             values = scaling.unnormalize(torch.from_numpy(values)).numpy()

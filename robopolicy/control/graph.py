@@ -1,15 +1,11 @@
 """One tick of a policy as a function of plain tensors, which can be traced: memory in, memory out."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from robopolicy.control.runtime import ACTIONS, AGE, TEXT
-from robopolicy.model.cells import gru_update, lstm_update
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.recurrence import Recurrence, RecurrentMemory
-from robopolicy.model.streaming import History, MemoryState, shift_in_zero
+from robopolicy.model.streaming import History, MemoryState
 
 
 class GraphPolicy(nn.Module):
@@ -32,8 +28,8 @@ class GraphPolicy(nn.Module):
         encoding = self.policy.encode({key: given[key] for key in self.policy.obs}, given.get(TEXT))
         pooled = self.policy.head.pool(encoding.tokens, encoding.token_valid)
         before = MemoryState(self.history, given[AGE], tensors[len(tensors) - self.state_count :])
-        hidden, after = step_memory(self.policy.head.rnn, pooled, before)
-        rows = self.policy.action_normalizer.to_rows(self.policy.head.action_head(hidden))
+        hidden, after = self.policy.head.memory.step(pooled, before)
+        rows = self.policy.action_normalizer.to_rows(self.policy.head.action_head.decode(hidden))
         return rows, after.age, *after.tensors
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -49,40 +45,3 @@ class GraphPolicy(nn.Module):
             values.append(torch.randint_like(text, 0, 2, generator=generator))
         state = self.policy.initial_state(batch)
         return (*values, state.age, *state.tensors)
-
-
-def step_memory(memory: nn.Module, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-    """What `memory.step` does, without packed weights or anything else that can't be traced.
-
-    Args:
-        memory: a policy head's `rnn`.
-        frame: (B, P) pooled.
-        state: of B episodes.
-
-    Returns:
-        The hidden vector (B, H) and the state after the frame.
-    """
-    if not isinstance(memory, RecurrentMemory):
-        return cast(Recurrence, memory).step(frame, state)
-    update = lstm_update if memory.cell == "lstm" else gru_update
-    windowed = memory.history == "window"
-    before = state.tensors
-    if windowed:
-        before = tuple(shift_in_zero(rows) for rows in before)
-    elif memory.history == "none":
-        zeros = frame.new_zeros(memory.num_layers, frame.shape[0], memory.hidden_size)
-        before = (zeros,) * memory.state_count
-    inputs = frame[:, None] if windowed else frame
-    layers = []
-    for layer in range(memory.num_layers):
-        weights = (getattr(memory, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        layers.append(update(inputs, tuple(tensor[layer] for tensor in before), *weights))
-        inputs = layers[-1][0]
-    if memory.history == "none":
-        return inputs, state
-    age = (state.age + 1).clamp(max=memory.window)
-    after = tuple(torch.stack(parts) for parts in zip(*layers, strict=True))
-    if windowed:
-        row = (age - 1)[:, None, None].expand(-1, 1, memory.hidden_size)
-        inputs = inputs.gather(1, row).squeeze(1)
-    return inputs, MemoryState(memory.history, age, after)

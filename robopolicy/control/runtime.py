@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from robopolicy.control.spec import PolicySpec
-from robopolicy.types import ActionSpec, Array, ArraySpec, Observation
+from robopolicy.types import ActionSpec, Array, ArraySpec, Observation, PolicySpec, Prediction
 
 logger = logging.getLogger("robopolicy.runtime")
 
@@ -140,8 +139,20 @@ class ExportedPolicy:
         )
         return ExportedState(shape, np.zeros(count, np.int64), tensors, carried=self.spec.history == "carry")
 
+    def predict(
+        self, observation: Observation | Mapping[str, Any], state: ExportedState, **options: Any
+    ) -> tuple[Prediction, ExportedState]:
+        """As `act`; an exported policy gives no gripper logits."""
+        actions, state = self.act(observation, state, **options)
+        return Prediction(actions), state
+
     def act(
-        self, observation: Observation | Mapping[str, Any], state: ExportedState
+        self,
+        observation: Observation | Mapping[str, Any],
+        state: ExportedState,
+        *,
+        generator: None = None,
+        prefix: None = None,
     ) -> tuple[Float[np.ndarray, "*batch chunk width"], ExportedState]:
         """The next K action rows (*B, K, width) in the demos' units and column order, and the state that has seen them.
 
@@ -248,7 +259,7 @@ def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise ExportError(f"{folder}: no {MANIFEST} in it; give a folder that `robopolicy export` wrote")
-    manifest = _read_manifest(folder / MANIFEST)
+    manifest = read_manifest(folder)
     graph = folder / GRAPH
     if not graph.is_file():
         raise ExportError(f"{graph}: the graph that belongs to {MANIFEST} is missing; export again")
@@ -267,7 +278,13 @@ def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
     return policy
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """What an exported folder says of itself.
+
+    Raises:
+        ExportError: the manifest is not JSON, or of another version or format.
+    """
+    path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:

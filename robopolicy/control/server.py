@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 try:
     import msgpack  # noqa: F401
@@ -32,17 +32,14 @@ except ImportError as error:
 from robopolicy.client import ProtocolError, pack
 from robopolicy.control.serving.access import is_loopback, key_fits, tls_context
 from robopolicy.control.serving.access import read_api_key as read_api_key
-from robopolicy.control.serving.batching import InferenceThread, ServedPolicy
+from robopolicy.control.serving.batching import InferenceThread
 from robopolicy.control.serving.connection import ConnectionGuard
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.control.serving.metrics import Metrics
 from robopolicy.control.serving.protocol import ObservationReader
 from robopolicy.control.serving.session import Session
-from robopolicy.control.spec import PolicySpec
 from robopolicy.heap import keep_freed_memory
-
-if TYPE_CHECKING:
-    from robopolicy.model.packed import Precision
+from robopolicy.types import Policy, PolicySpec
 
 logger = logging.getLogger("robopolicy.serve")
 
@@ -77,7 +74,7 @@ class ServerLimits:
 
 
 def serve(
-    policy: ServedPolicy,
+    policy: Policy,
     spec: PolicySpec,
     *,
     host: str = "127.0.0.1",
@@ -115,32 +112,12 @@ def serve(
     asyncio.run(server.run(on_ready))
 
 
-def open_policy(
-    folder: str | Path, device: str = "cpu", precision: "Precision" = "float32"
-) -> tuple[ServedPolicy, PolicySpec]:
-    """A policy to serve, and what it expects: from a run folder, or from an exported one, which needs no torch.
-
-    Raises:
-        ValueError: an exported policy, whose precision was chosen at its export, is asked for another.
-    """
-    if (Path(folder) / "manifest.json").is_file():
-        from robopolicy.control import runtime
-
-        runtime.require_own_precision(folder, precision)
-        exported = runtime.load(folder)
-        return exported, exported.spec
-    from robopolicy.model.checkpoint import load_policy, read_provenance
-
-    policy = load_policy(folder, device, precision)
-    return policy, PolicySpec.of(policy, read_provenance(folder))
-
-
 class PolicyServer:
     """The server itself; `serve` runs it, tests hold on to it."""
 
     def __init__(
         self,
-        policy: ServedPolicy,
+        policy: Policy,
         reader: ObservationReader,
         *,
         host: str = "127.0.0.1",

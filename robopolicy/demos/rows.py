@@ -12,13 +12,8 @@ from torch import Tensor
 from robopolicy.demos.frames import Descriptor, DiskFrames, Frames, MemoryFrames, RowReader, row_reader, torch_type
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.placement import Placement, choose_placement
-from robopolicy.demos.tokens import TOKEN_VALID, TOKENS
-from robopolicy.types import Demo, DemoFormatError
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
 
-TOKENS_KEY = TOKENS
-"""The key under which a batch shows tokens that were encoded ahead of time."""
-TOKEN_VALID_KEY = TOKEN_VALID
-"""The key of their mask (N,): 1, or 0 where a token is padding; a demo's attribute, the same for all its frames."""
 Picked: TypeAlias = Sequence[tuple["DemoSource", str]]
 """Demos to read: where from, and under which name."""
 Row: TypeAlias = tuple[tuple[int, ...], np.dtype]

@@ -1,4 +1,4 @@
-"""Observations of a caller -> tensors where the weights are, checked against what the policy was trained on."""
+"""Observations of a caller -> tensors where the weights are, checked against the training demos' keys and shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,19 @@ from robopolicy.types import Array, ArraySpec
 
 
 def checked_inputs(
-    obs: Mapping[str, Any], expected: Mapping[str, ArraySpec], device: torch.device
+    obs: Mapping[str, Any], expected: Mapping[str, ArraySpec], device: torch.device, finite: bool = False
 ) -> dict[str, Tensor]:
-    """The expected keys as tensors (*B, ...) on `device`: pictures uint8, the rest float32, with the same leading axes.
+    """The expected keys as tensors (*B, ...) on `device`: images uint8, the rest float32, with the same leading axes.
+
+    Args:
+        obs: what the caller gives.
+        expected: the keys that are needed, with the shape and type of one frame.
+        device: where the tensors go.
+        finite: refuse values that are not finite, where that doesn't mean waiting for a GPU.
 
     Raises:
         KeyError: a camera or key is missing.
-        ValueError: a shape or type is not what was expected.
+        ValueError: a shape or type is not the expected one, or a value is not finite.
     """
     tensors: dict[str, Tensor] = {}
     lead: tuple[int, ...] | None = None
@@ -32,6 +38,10 @@ def checked_inputs(
                 f"observation {key!r} has shape {tuple(tensor.shape)}; expected ({batch}), "
                 f"then {spec.shape}, as in the training demos"
             )
+        if finite and tensor.device.type == "cpu" and not spec.is_image and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"observation {key!r} holds a value that is not finite; the sensor or its driver is at fault"
+            )
         lead = axes
         tensors[key] = tensor
     return tensors
@@ -40,5 +50,5 @@ def checked_inputs(
 def _to_tensor(key: str, value: Array, spec: ArraySpec, device: torch.device) -> Tensor:
     tensor = value if isinstance(value, Tensor) else torch.tensor(value)
     if spec.is_image and tensor.dtype != torch.uint8:
-        raise ValueError(f"camera {key!r} has type {tensor.dtype}; expected uint8 pictures, 0 to 255")
+        raise ValueError(f"camera {key!r} has type {tensor.dtype}; expected uint8 images, 0 to 255")
     return tensor.to(device) if spec.is_image else tensor.to(device, torch.float32)

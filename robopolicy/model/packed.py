@@ -143,6 +143,7 @@ class FrozenRecurrent(nn.Module):
         self.window = memory.window
         self.output_width = memory.output_width
         self.state_count = memory.state_count
+        self.precision = precision
         self.lstm = memory.cell == "lstm"
         self.layers = memory.num_layers
         self.input = nn.ModuleList()

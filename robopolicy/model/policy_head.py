@@ -1,17 +1,24 @@
 """The policy head: vision-language tokens in, chunks of arm and gripper actions out, remembered over a window."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robopolicy.model.heads import make_action_head
-from robopolicy.model.old_packed import Precision, bf16_runs, packable, packed_copy
-from robopolicy.model.pooling import PoolingKind, make_pooling
-from robopolicy.model.recurrence import CellKind, RecurrentMemory, make_recurrence
-from robopolicy.model.streaming import History, MemoryState
+from robopolicy.components import build, component
+from robopolicy.model import packed
+from robopolicy.model.losses import expand_mask
+from robopolicy.model.memories import history_of, window_of
+from robopolicy.model.packed import Precision
+from robopolicy.model.streaming import MemoryState
 from robopolicy.types import ActionSpec, Chunk
+
+ROBOVLMS_SIZES: Mapping[str, Any] = {"layers": 4, "hidden": 1024, "widths": (1024, 512, 256)}
+"""Sizes of the published head, where a kind is given by name and has such an option."""
 
 
 class PolicyHead(nn.Module):
@@ -23,81 +30,50 @@ class PolicyHead(nn.Module):
     Args:
         token_width: D, the width of one token.
         action: which action columns are arm and which binary gripper.
-        window: W, frames of memory.
-        chunk: K, actions predicted per frame.
-        layers: layers of the memory.
-        hidden: H; the memory is `latent * hidden` wide.
-        cell: `lstm`, `gru`, `transformer` or `none`.
-        history: `window` (the last W frames exactly), `carry` (one state for the whole episode) or `none` (one frame).
-        pooling: `max`, `mean`, `attention`, `resampler` or `none`.
-        latent: vectors that pooling keeps per frame.
-        dropout: probability, between the memory's layers.
-        head: `regression`, `gmm` or `discrete`.
-        head_widths: hidden widths of the action head's perceptrons.
-        attention_heads: of the transformer cell.
-        pooling_heads: attention heads of the `attention` and `resampler` poolings.
-        pooling_depth: layers of the `resampler`.
-        head_options: of the action head: `modes` and `min_std` of `gmm`, `bins` of `discrete`.
-    """
+        window: W, frames of memory; None: the memory's own.
+        chunk: K, actions predicted per frame; None: the action head's own.
+        pooling: kind, or options of a pooling.
+        memory: kind, or options of a memory.
+        action_head: kind, or options of an action head.
+        options: options of those parts that are given by kind, such as `layers=2, hidden=400, latent=4, modes=5`; the
+            memory of a head with `latent` vectors per frame is `latent * hidden` wide, as RoboVLMs has it.
 
-    _precision: Precision
+    Raises:
+        ConfigError: a kind is unknown, or no part has an option of that name.
+    """
 
     def __init__(
         self,
         token_width: int,
         action: ActionSpec,
-        window: int,
-        chunk: int,
-        layers: int = 4,
-        hidden: int = 1024,
-        cell: CellKind = "lstm",
-        history: History = "window",
-        pooling: PoolingKind = "max",
-        latent: int = 1,
-        dropout: float = 0.0,
-        head: Literal["regression", "gmm", "discrete"] = "regression",
-        head_widths: Sequence[int] = (1024, 512, 256),
-        attention_heads: int = 8,
-        pooling_heads: int = 1,
-        pooling_depth: int = 2,
-        **head_options: Any,
+        window: int | None = None,
+        chunk: int | None = None,
+        *,
+        pooling: Any = "max",
+        memory: Any = "lstm",
+        action_head: Any = "regression",
+        **options: Any,
     ) -> None:
         super().__init__()
+        given = {**options, "window": window, "chunk": chunk}
+        given = {name: value for name, value in given.items() if value is not None}
+        parts = {"pooling": pooling, "memory": memory, "action_head": action_head}
+        chosen = {family: _options(family, choice, given) for family, choice in parts.items()}
+        known = {field.name for part in chosen.values() for field in fields(part)}
+        if unknown := sorted(given.keys() - known - {"window"}):
+            raise TypeError(
+                f"PolicyHead got an unknown option {unknown[0]!r}; these parts have: {', '.join(sorted(known))}"
+            )
+        if isinstance(memory, str) and "hidden" in known:
+            chosen["memory"] = replace(chosen["memory"], hidden=chosen["memory"].hidden * chosen["pooling"].latent)
         self.token_width = token_width
-        self.window = window
-        self.chunk = chunk
-        self.pooled_width = latent * token_width
-        self.pooling = make_pooling(pooling, token_width, latent, heads=pooling_heads, depth=pooling_depth)
-        self.rnn = make_recurrence(
-            cell,
-            history,
-            self.pooled_width,
-            latent * hidden,
-            layers=layers,
-            window=window,
-            dropout=dropout,
-            heads=attention_heads,
-        )
-        self.action_head = make_action_head(head, latent * hidden, action, chunk, head_widths, **head_options)
-        self.precision = "float32"
-
-    @property
-    def precision(self) -> Precision:
-        """Arithmetic of `step` on the CPU without gradients: `float32` (exact), `bf16` or `int8`; a setting, not saved.
-
-        It is that of the LSTM or GRU and of the action head; pooling and a transformer stay float32.
-        """
-        return self._precision
-
-    @precision.setter
-    def precision(self, precision: str) -> None:
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision {precision!r} is not known; choose {', '.join(get_args(Precision))}")
-        if precision == "bf16" and not bf16_runs():
-            raise ValueError("precision bf16: this CPU has no instructions for bfloat16; use float32 or int8")
-        self._precision = cast(Precision, precision)
-        if isinstance(self.rnn, RecurrentMemory):
-            self.rnn.precision = self._precision
+        self.window = window_of(chosen["memory"])
+        self.history = history_of(chosen["memory"])
+        self.chunk = chosen["action_head"].chunk
+        self.pooling: Any = build(chosen["pooling"], token_width)
+        self.pooled_width: int = self.pooling.output_width
+        self.memory: Any = build(chosen["memory"], self.pooled_width)
+        self.action_head: Any = build(chosen["action_head"], self.memory.output_width, action)
 
     def forward(
         self,
@@ -105,7 +81,8 @@ class PolicyHead(nn.Module):
         token_valid: Bool[Tensor, "*batch window tokens"] | None = None,
     ) -> Chunk:
         """The chunk at every frame of a window, from a zero state: arm (*B, W, K, A), gripper_logit (*B, W, K, G)."""
-        return self.decode(self.pool(tokens, token_valid))
+        hidden = self.memory(self.pool(tokens, token_valid))
+        return replace(self.action_head.decode(hidden), hidden=hidden)
 
     def pool(
         self, tokens: Float[Tensor, "*batch tokens width"], token_valid: Bool[Tensor, "*batch tokens"] | None = None
@@ -113,25 +90,17 @@ class PolicyHead(nn.Module):
         """Each frame's tokens -> one vector; a frame that several windows share is pooled once.
 
         Raises:
-            ValueError: there are no tokens, they are of another width than the head's, or there isn't one flag for each.
+            ValueError: there are no tokens, their width is not the head's, or there isn't one flag for each.
         """
         if tokens.shape[-1] != self.token_width or not tokens.shape[-2]:
             raise ValueError(
-                f"tokens of shape {tuple(tokens.shape)}; expected (..., N, {self.token_width}) with N of 1 or more"
+                f"tokens must have shape (..., N, {self.token_width}) with N >= 1, got {tuple(tokens.shape)}"
             )
         if token_valid is not None and token_valid.shape != tokens.shape[:-1]:
             raise ValueError(
-                f"token_valid of shape {tuple(token_valid.shape)}; expected {tuple(tokens.shape[:-1])}, a flag per token"
+                f"token_valid must have shape {tuple(tokens.shape[:-1])}, a flag per token, got {tuple(token_valid.shape)}"
             )
         return self.pooling(tokens, token_valid)
-
-    def remember(self, pooled: Float[Tensor, "*batch window pooled"]) -> Float[Tensor, "*batch window hidden"]:
-        """The memory's hidden vector at every frame of a window, from a zero state."""
-        return self.rnn(pooled)
-
-    def decode(self, pooled: Float[Tensor, "*batch window pooled"]) -> Chunk:
-        """The chunk at every frame of a window of pooled frames, from a zero state."""
-        return self.action_head(self.remember(pooled))
 
     def unroll(
         self,
@@ -140,38 +109,81 @@ class PolicyHead(nn.Module):
         token_valid: Bool[Tensor, "*batch time tokens"] | None = None,
     ) -> tuple[Chunk, MemoryState]:
         """The chunk at each of T frames that follow on `state`, and the state after them: what truncated BPTT trains."""
-        hidden, state = self.rnn.unroll(self.pool(tokens, token_valid), state)
-        return self.action_head(hidden), state
+        hidden, state = self.memory.unroll(self.pool(tokens, token_valid), state)
+        return replace(self.action_head.decode(hidden), hidden=hidden), state
 
     def initial_state(self, batch: int | Sequence[int]) -> MemoryState:
-        """The state of a batch of episodes that have seen nothing; `batch` is a count or a shape as (envs, agents)."""
-        return self.rnn.initial_state((batch,) if isinstance(batch, int) else tuple(batch))
+        """The state of a batch of new episodes; `batch` is a count or a shape such as (envs, agents)."""
+        return self.memory.initial_state((batch,) if isinstance(batch, int) else tuple(batch))
 
     def step(
         self,
         tokens: Float[Tensor, "*batch tokens width"],
         state: MemoryState,
         token_valid: Bool[Tensor, "*batch tokens"] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        prefix: Tensor | None = None,
     ) -> tuple[Chunk, MemoryState]:
-        """The chunk at the newest frame, arm (*B, K, A) and gripper_logit (*B, K, G), and the state that has seen it."""
-        hidden, state = self.rnn.step(self.pool(tokens, token_valid), state)
-        packed = packable(self.action_head)
-        decode = packed_copy(self.action_head, self.precision) if packed else self.action_head
-        return decode(hidden), state
+        """The chunk at the newest frame, arm (*B, K, A) and gripper_logit (*B, K, G), and the state after it.
+
+        Args:
+            tokens: of the newest frame.
+            state: of the episodes so far.
+            token_valid: False where a token is padding.
+            generator: source of noise, for an action head that samples; None: its most likely chunk.
+            prefix: action targets (*B, k, A+G) already committed, for an action head that continues them.
+        """
+        hidden, state = self.memory.step(self.pool(tokens, token_valid), state)
+        return self.action_head.decode(hidden, generator=generator, prefix=prefix), state
 
     def loss(
         self,
         chunk: Chunk,
         target: Float[Tensor, "*batch chunk action"],
         action_valid: Bool[Tensor, "*mask"] | None = None,
-        **options: Any,
+        gripper_weight: float = 0.01,
     ) -> dict[str, Tensor]:
-        """The action head's own loss: `loss`, `loss_arm`, `loss_gripper` and `gripper_accuracy`, over the valid entries.
+        """The action head's losses over the valid entries: `loss`, `loss_arm`, `loss_gripper` and `gripper_accuracy`.
 
         Args:
-            chunk: as this head gave it, with its `raw` outputs.
+            chunk: as this head predicted it.
             target: arm in [-1, 1], then gripper labels in {0, 1}.
             action_valid: (*B, W, K), or (*B, W) for whole frames; None: all valid.
-            options: `gripper_weight`, `huber_delta` and `arm_weights`, as of `action_loss`.
+            gripper_weight: weight of the gripper's loss in `loss`.
         """
-        return self.action_head.loss(chunk, target, action_valid, **options)
+        if chunk.hidden is None:
+            raise ValueError("the chunk has no hidden vectors; give one that this head predicted, or use action_loss")
+        valid = expand_mask(action_valid, chunk.arm)[..., 0]
+        figures = dict(self.action_head.losses(chunk.hidden, target, valid))
+        accuracy = figures.pop("gripper_accuracy")
+        total = torch.stack([value * (gripper_weight if name == "gripper" else 1.0) for name, value in figures.items()])
+        named = {f"loss_{name}": value for name, value in figures.items()}
+        return {"loss": total.sum(), **named, "gripper_accuracy": accuracy}
+
+    def freeze(self, precision: Precision = "float32") -> "PolicyHead":
+        """A copy whose `step` runs from packed weights: for a CPU without gradients, blind to later weight changes.
+
+        Args:
+            precision: `float32` (exact), `bf16` or `int8`, of the memory and the action head.
+
+        Raises:
+            ValueError: the precision is unknown, or this CPU can't compute in it.
+        """
+        frozen = copy.copy(self)
+        frozen._modules = dict(self._modules)
+        frozen._modules["memory"] = packed.freeze(self.memory, precision)
+        frozen._modules["action_head"] = packed.freeze(self.action_head, precision)
+        return frozen
+
+
+def _options(family: str, choice: Any, given: Mapping[str, Any]) -> Any:
+    """The options of one part: as they are, or of the kind called `choice` out of the given ones."""
+    if not isinstance(choice, str):
+        own = {"memory": ("window",), "action_head": ("chunk",)}.get(family, ())
+        changes = {name: given[name] for name in own if name in given and hasattr(choice, name)}
+        return replace(choice, **changes)
+    options = component(family, choice).options
+    names = [field.name for field in fields(options)]
+    values = {**ROBOVLMS_SIZES, **given}
+    return options(**{name: values[name] for name in names if name in values})

@@ -17,12 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robopolicy.config import DataConfig, EncoderConfig, ExperimentConfig, HeadConfig
-from robopolicy.model.checkpoint import save_policy
-from robopolicy.model.normalization import Statistics
-from robopolicy.model.policy import ChunkPolicy
+from robopolicy.components import component
 from robopolicy.model.policy_head import PolicyHead
-from robopolicy.types import TOKENS_KEY, ActionSpec, ArraySpec
+from robopolicy.model.statistics import Statistics
+from robopolicy.types import ActionSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -41,12 +39,13 @@ class RoboVlmsError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """What the shapes in the file say, in the words of `PolicyHead`."""
+class HeadSizes:
+    """What the shapes in the file say."""
 
-    cell: Literal["lstm", "none", "transformer"]
+    memory: Literal["lstm", "none", "transformer"]
     token_width: int
     hidden: int
+    """H, per latent vector."""
     layers: int
     chunk: int
     arm: int
@@ -70,42 +69,7 @@ def read_head(
     Raises:
         RoboVlmsError: there is no head, a key of it is missing or unknown, or the sizes don't fit `latent` or `window`.
     """
-    return _read(source, window, latent, pooling)[0]
-
-
-def convert_checkpoint(
-    source: str | Path,
-    folder: str | Path,
-    window: int,
-    latent: int = 1,
-    pooling: Literal["max", "none"] = "max",
-) -> Path:
-    """Write the head of a RoboVLMs checkpoint as a run folder that `robopolicy.load_policy` reads.
-
-    The policy sees the key `tokens` (latent, D), the backbone's action tokens, and acts with CALVIN's action normalization.
-    """
-    head, sizes, unused = _read(source, window, latent, pooling)
-    spec = ActionSpec(arm=sizes.arm, gripper=1, kind="delta", space="ee")
-    config = ExperimentConfig(
-        data=DataConfig(obs_keys=(TOKENS_KEY,)),
-        encoder=EncoderConfig(kind="precomputed", width=sizes.token_width, hidden=0, instruction=False),
-        head=HeadConfig(
-            window=window,
-            chunk=sizes.chunk,
-            cell=sizes.cell,
-            history="none" if sizes.cell == "none" else "window",
-            layers=sizes.layers,
-            hidden=sizes.hidden,
-            pooling=pooling,
-            latent=latent,
-            head_widths=sizes.head_widths,
-        ),
-    )
-    obs = {TOKENS_KEY: ArraySpec((latent, sizes.token_width))}
-    policy = ChunkPolicy(config, spec, obs, action_statistics=calvin_statistics(spec))
-    policy.head.load_state_dict(head.state_dict())
-    provenance = {"source": Path(source).name, "origin": "RoboVLMs", "keys_outside_the_head": list(unused)}
-    return save_policy(policy.eval(), folder, provenance)
+    return read_checkpoint(source, window, latent, pooling)[0]
 
 
 def calvin_statistics(spec: ActionSpec) -> Statistics:
@@ -114,27 +78,21 @@ def calvin_statistics(spec: ActionSpec) -> Statistics:
     return Statistics(1, -limit, limit, 0 * limit, limit, -limit, limit)
 
 
-def _read(
+def read_checkpoint(
     source: str | Path | Mapping[str, Any], window: int, latent: int, pooling: Literal["max", "none"]
-) -> tuple[PolicyHead, _Sizes, tuple[str, ...]]:
+) -> tuple[PolicyHead, HeadSizes, tuple[str, ...]]:
+    """As `read_head`, with the sizes found and the keys of the file that are not the head's."""
     name = "this state dict" if isinstance(source, Mapping) else str(source)
     tensors, unused = _head_tensors(_state_dict(source), name)
     sizes = _sizes(tensors, latent, name)
     head = PolicyHead(
         sizes.token_width,
         ActionSpec(arm=sizes.arm, gripper=1),
-        window,
-        sizes.chunk,
-        layers=sizes.layers,
-        hidden=sizes.hidden,
-        cell=sizes.cell,
-        history="none" if sizes.cell == "none" else "window",
-        pooling=pooling,
-        latent=latent,
-        head_widths=sizes.head_widths,
-        attention_heads=GPT_HEADS,
+        pooling=component("pooling", pooling).options(latent=latent),
+        memory=memory_options(sizes, window, latent),
+        action_head=component("action_head", "regression").options(chunk=sizes.chunk, widths=sizes.head_widths),
     )
-    ours = _as_transformer(tensors, window, name) if sizes.cell == "transformer" else _as_recurrence(tensors)
+    ours = _as_transformer(tensors, window, name) if sizes.memory == "transformer" else _as_recurrence(tensors)
     expected = head.state_dict()
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
     if missing or unknown:
@@ -152,6 +110,17 @@ def _read(
     if unused:
         LOG.warning("%s: %d keys are outside the head and not used: %s", name, len(unused), ", ".join(unused))
     return head.eval(), sizes, unused
+
+
+def memory_options(sizes: HeadSizes, window: int, latent: int) -> Any:
+    """The options of our memory that holds these weights."""
+    hidden = latent * sizes.hidden
+    options = component("memory", sizes.memory).options
+    if sizes.memory == "none":
+        return options(hidden=hidden)
+    if sizes.memory == "transformer":
+        return options(window=window, layers=sizes.layers, hidden=hidden, heads=GPT_HEADS)
+    return options(window=window, layers=sizes.layers, hidden=hidden)
 
 
 def _state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -203,7 +172,7 @@ def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor
     return {bare: state[key] for bare, key in keys.items()}, tuple(key for key in state if key not in used)
 
 
-def _sizes(tensors: Mapping[str, Tensor], latent: int, name: str) -> _Sizes:
+def _sizes(tensors: Mapping[str, Tensor], latent: int, name: str) -> HeadSizes:
     def rows(key: str, axis: int = 0) -> int:
         if key not in tensors:
             raise RoboVlmsError(f"{name}: the head lacks {key!r}. It has: {', '.join(sorted(tensors))}")
@@ -233,7 +202,7 @@ def _sizes(tensors: Mapping[str, Tensor], latent: int, name: str) -> _Sizes:
         raise RoboVlmsError(
             f"{name}: {outputs} arm outputs for a chunk of {chunk} (the gripper's outputs); expected a multiple"
         )
-    return _Sizes(cell, inputs // latent, hidden // latent, layers, chunk, outputs // chunk, widths)
+    return HeadSizes(cell, inputs // latent, hidden // latent, layers, chunk, outputs // chunk, widths)
 
 
 def _as_recurrence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -244,7 +213,7 @@ def _as_recurrence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _our_name(key: str) -> str:
     if key.startswith(("actions.", "gripper.")):
         return f"action_head.{key}"
-    return key if key.startswith("rnn.") else f"rnn.{key}"
+    return f"memory.{key.removeprefix('rnn.')}"
 
 
 def _as_transformer(tensors: Mapping[str, Tensor], window: int, name: str) -> dict[str, Tensor]:
@@ -262,9 +231,9 @@ def _as_transformer(tensors: Mapping[str, Tensor], window: int, name: str) -> di
         "mlp.c_fc": "mlp.0",
         "mlp.c_proj": "mlp.2",
     }
-    ours: dict[str, Tensor] = {"rnn.positions": positions[:window]}
+    ours: dict[str, Tensor] = {"memory.positions": positions[:window]}
     if "fc.weight" not in tensors:
-        ours["rnn.embed.weight"], ours["rnn.embed.bias"] = (
+        ours["memory.embed.weight"], ours["memory.embed.bias"] = (
             torch.eye(positions.shape[1]),
             torch.zeros(positions.shape[1]),
         )
@@ -274,11 +243,11 @@ def _as_transformer(tensors: Mapping[str, Tensor], window: int, name: str) -> di
         block = re.fullmatch(r"gpt\.h\.(\d+)\.(.+)\.(weight|bias)", key)
         if block and block[2] in names:
             transposed = block[3] == "weight" and value.dim() == 2
-            ours[f"rnn.blocks.{block[1]}.{names[block[2]]}.{block[3]}"] = value.T if transposed else value
+            ours[f"memory.blocks.{block[1]}.{names[block[2]]}.{block[3]}"] = value.T if transposed else value
         elif key.startswith("gpt.ln_f."):
-            ours[key.replace("gpt.ln_f", "rnn.norm")] = value
+            ours[key.replace("gpt.ln_f", "memory.norm")] = value
         elif key.startswith("fc."):
-            ours[key.replace("fc", "rnn.embed", 1)] = value
+            ours[key.replace("fc", "memory.embed", 1)] = value
         else:
             ours[_our_name(key)] = value
     return ours

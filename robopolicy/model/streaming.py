@@ -145,6 +145,8 @@ def zero_state(memory: "Steps", batch: tuple[int, ...], history: History) -> Mem
 
 def require_state(memory: "Steps", batch: torch.Size, state: MemoryState) -> None:
     """Refuse a state that is not of this memory, or not of the episodes (*B) that the frames are of."""
+    if torch.compiler.is_compiling():  # pyright: ignore[reportPrivateImportUsage]
+        return  # sizes are symbols while a graph is traced
     if batch != state.age.shape:
         raise ValueError(
             f"frames of a batch {tuple(batch)} meet a state of {state.batch_shape} episodes; "

@@ -1,15 +1,14 @@
 """A policy in closed loop: memory, chunk execution and resets in one object, for one robot or many worlds."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from robopolicy.config import ExecutionConfig
+from robopolicy.control.execution import ExecutionConfig
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.stream import PolicyStream
-from robopolicy.types import Array, Observation
+from robopolicy.types import Array, Observation, Policy
 
 
 class Runner:
@@ -29,7 +28,7 @@ class Runner:
 
     def __init__(
         self,
-        policy: Any,
+        policy: Policy,
         *,
         batch: int | Sequence[int] = (),
         control_dt: float = 0.05,
@@ -37,8 +36,8 @@ class Runner:
     ) -> None:
         execution = execution or own_execution(policy)
         self.batch = (batch,) if isinstance(batch, int) else tuple(batch)
-        self.stream = PolicyStream(policy, batch=batch, frame_stride=_frame_stride(policy))
-        self.executor = ChunkExecutor.from_config(execution, policy.action_spec, policy.chunk, control_dt, batch)
+        self.stream = PolicyStream(policy, batch=batch, frame_stride=policy.spec.frame_stride)
+        self.executor = ChunkExecutor.from_config(execution, policy.spec.action, policy.spec.chunk, control_dt, batch)
         self.control_dt = control_dt
         self._step = 0
         self._device = getattr(policy, "device", torch.device("cpu"))
@@ -86,7 +85,7 @@ class PolicyActor:
 
     def __init__(
         self,
-        policy: Any,
+        policy: Policy,
         num_envs: int,
         control_dt: float,
         execution: ExecutionConfig | None = None,
@@ -110,13 +109,6 @@ class PolicyActor:
         return action, action
 
 
-def own_execution(policy: Any) -> ExecutionConfig:
+def own_execution(policy: Policy) -> ExecutionConfig:
     """The execution options that a policy was trained or exported with."""
-    if hasattr(policy, "config"):
-        return policy.config.execution
     return ExecutionConfig(**policy.spec.execution)
-
-
-def _frame_stride(policy: Any) -> int:
-    """Control steps between two frames of the policy's memory, whether it is trained here or exported."""
-    return policy.spec.frame_stride if hasattr(policy, "spec") else policy.config.data.frame_stride

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robopolicy.config import ExecutionConfig
+from robopolicy.control.execution import ExecutionConfig
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.env_map import EnvMap
 from robopolicy.rollout.env_map_parts import EnvMapError
@@ -95,8 +95,7 @@ def check_instruction(policy: Any, env_map: EnvMap) -> None:
     Raises:
         EnvMapError: with what the map could say.
     """
-    reads = policy.spec.instruction if hasattr(policy, "spec") else policy.text is not None
-    if reads and env_map.instruction is None:
+    if policy.spec.instruction and env_map.instruction is None:
         raise EnvMapError(
             "the policy reads an instruction; the map could say instruction: TEXT, {info: KEY}, {method: NAME}, "
             "{attribute: NAME} or {observation: KEY}"

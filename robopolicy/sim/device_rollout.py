@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robopolicy.config import ExecutionConfig
+from robopolicy.control.execution import ExecutionConfig
 from robopolicy.control.executor import ChunkExecutor
+from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.rollout.episodes import Episode, Record, Timing
@@ -55,7 +56,7 @@ class DevicePolicyActor:
         self.executor = ChunkExecutor.from_config(
             execution, policy.action_spec, policy.chunk, env.control_dt, env.num_envs
         )
-        stride = policy.config.data.frame_stride
+        stride = policy.spec.frame_stride
         self._states = [policy.initial_state(env.num_envs) for _ in range(stride)]
         self._ticks = [Captured(self._think) for _ in range(stride)]
         self._told: Tensor | None = None
@@ -73,7 +74,7 @@ class DevicePolicyActor:
         now_s, turn = self._step * self.control_dt, self._step % len(self._states)
         self._step += 1
         with torch.no_grad():
-            seen = self.policy.inputs(obs, self.policy.obs)
+            seen = checked_inputs(obs, self.policy.obs, self.policy.device)
             state = self._states[turn]
             arm, logit, age, *tensors = self._ticks[turn](
                 *seen.values(), self._text(instruction_id), state.age, *state.tensors

@@ -11,13 +11,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, UInt8
 
-from robopolicy.config import RandomizationConfig
 from robopolicy.control.arrays import copied, namespace
 from robopolicy.sim.backend import Kind, make_physics
 from robopolicy.sim.episodes import turns
 from robopolicy.sim.physics import fault_names
 from robopolicy.sim.pool import EpisodePool, Instructions
-from robopolicy.sim.randomization import Randomization
+from robopolicy.sim.randomization import Randomization, RandomizationConfig
 from robopolicy.sim.render import Renderer
 from robopolicy.sim.scene import ARM_JOINTS, CAMERAS, PHYSICS_DT, build_scene
 from robopolicy.sim.tasks import make_task

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from robopolicy.config import ExecutionConfig
+from robopolicy.control.execution import ExecutionConfig
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import Episode, Timing, run_episodes

@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Float, Int
 
-from robopolicy.config import RandomizationConfig
+from robopolicy.components import expect
 from robopolicy.control.arrays import like, namespace
 from robopolicy.control.kinematics import matrix_to_quaternion, rotation_from_vector
 from robopolicy.sim.scene import ARM_JOINTS, Scene
@@ -25,6 +25,43 @@ STREAM = 3
 """Second word of the generator's seed; keeps it apart from the scene's, the demonstrations' and the mixing's."""
 LOOKS = ("geom_rgba", "light_diffuse")
 """Model fields that only pictures depend on."""
+
+
+@dataclass(frozen=True)
+class RandomizationConfig:
+    """How far the simulator's episodes differ in what a task leaves alone, each drawn from its seed; 0 is off."""
+
+    joint_rad: float = 0.0
+    """Placement: largest deviation of each arm joint from its start, besides the task's own [rad]."""
+    turn_rad: float = 0.0
+    """Placement: largest turn of each free object about the vertical, besides the task's own [rad]."""
+    color: float = 0.0
+    """Largest change of each part's red, green and blue, of 1."""
+    light: float = 0.0
+    """Largest relative change of the light's brightness, and of its direction's components."""
+    camera_m: float = 0.0
+    """Largest shift of a camera along each axis [m]."""
+    camera_rad: float = 0.0
+    """Largest turn of a camera about each axis [rad]."""
+    friction: float = 0.0
+    """Largest relative change of all friction, below 1."""
+    mass: float = 0.0
+    """Largest relative change of each free object's mass, below 1."""
+    delay_steps: int = 0
+    """Latency: most control steps by which an episode's actions come late."""
+    action_noise: float = 0.0
+    """Standard deviation of noise on the executed displacement, in the action's units of [-1, 1]."""
+    obs_noise: float = 0.0
+    """Standard deviation of noise on every low-dimensional reading but the privileged ones [m, rad]."""
+
+    def __post_init__(self) -> None:
+        expect(self, "randomization", ">= 0", *vars(self))
+        expect(self, "randomization", ">= 0 and < 1", "friction", "mass")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything differs at all."""
+        return any(vars(self).values())
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,22 @@ from lightning.pytorch import LightningDataModule
 from torch import distributed
 
 from robopolicy import __version__
-from robopolicy.config import ConfigError, ExperimentConfig
+from robopolicy.components import component_of
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.formats import DemoReader, open_demos
-from robopolicy.demos.rows import TOKEN_VALID_KEY, TOKENS_KEY, DemoRows, load_rows, row_types
+from robopolicy.demos.rows import DemoRows, load_rows, row_types
 from robopolicy.demos.store import DemoStore
-from robopolicy.model.normalization import ActionNormalizer
+from robopolicy.experiment.building import DemoFacts, action_normalizer
+from robopolicy.experiment.config import ConfigError, ExperimentConfig
+from robopolicy.model.memories import history_of, window_of
 from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
+from robopolicy.model.texts import Vocabulary
 from robopolicy.training.encode import are_padded, require_one_encoder
 from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
 from robopolicy.training.provenance import fingerprint
 from robopolicy.training.selection import choose_action_spec, choose_keys, pooling_ahead, split_names
-from robopolicy.types import ActionSpec, ArraySpec, Batch
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ActionSpec, ArraySpec, Batch
 
 LOG = logging.getLogger(__name__)
 
@@ -44,10 +47,10 @@ class DemoDataModule(LightningDataModule):
     """The columns of the demos' action rows: from the config, the files, or the default rule."""
     obs: dict[str, ArraySpec]
     """Every key the policy sees, with the shape and type of one frame."""
-    targets: dict[str, ArraySpec]
-    """Keys that loss terms may use in training but the policy never sees."""
+    privileged: dict[str, ArraySpec]
+    """Keys that auxiliary losses may use and that are not policy inputs."""
     obs_statistics: dict[str, Statistics]
-    """Of each low-dimensional key and target, from the training split."""
+    """Of each low-dimensional and privileged key, from the training split."""
     action_statistics: Statistics
     """Of the action rows, from the training split."""
     instructions: tuple[str, ...]
@@ -72,13 +75,13 @@ class DemoDataModule(LightningDataModule):
         if not data.files:
             raise ConfigError("no demos to train on; give --data.files FILE ...")
         self._readers = [open_demos(path) for path in data.files]
-        if self.experiment.encoder.kind == "precomputed":
+        if component_of(self.experiment.encoder).kind == "precomputed":
             self._token_encoder = require_one_encoder(self._readers)
         splits = [split_names(reader, data) for reader in self._readers]
-        keys, targets = choose_keys(self._readers[0], splits[0][0][0], self.experiment)
+        keys, privileged = choose_keys(self._readers[0], splits[0][0][0], self.experiment)
         if TOKENS_KEY in keys and are_padded(self._readers):
             keys.append(TOKEN_VALID_KEY)
-        wanted = tuple(dict.fromkeys((*keys, *targets)))
+        wanted = tuple(dict.fromkeys((*keys, *privileged)))
         self._train = train = self._load([train for train, _ in splits], wanted)
         held_out = [valid for _, valid in splits]
         self._valid = self._load(held_out, wanted) if any(held_out) else None
@@ -87,13 +90,13 @@ class DemoDataModule(LightningDataModule):
         if TOKENS_KEY in specs:  # in memory there may be fewer: those that pooling leaves
             shape, dtype = row_types(self._readers[0], splits[0][0][0])[TOKENS_KEY]
             specs[TOKENS_KEY] = ArraySpec(shape, dtype.name)
-        self.obs, self.targets = {key: specs[key] for key in keys}, {key: specs[key] for key in targets}
+        self.obs, self.privileged = ({key: specs[key] for key in part} for part in (keys, privileged))
         self._take_statistics(train)
         self.instructions = train.instructions
         LOG.info("%s", self.summary())
 
     def train_dataloader(self) -> BatchLoader:
-        """Shuffled segments, or whole demos in lanes for `--head.history carry`."""
+        """Shuffled segments, or whole demos in lanes for `--memory.history carry`."""
         data, seed = self.experiment.data, self.experiment.training.seed
         rank, processes = _process()
         if data.batch_size % processes:
@@ -101,7 +104,7 @@ class DemoDataModule(LightningDataModule):
                 f"--data.batch_size {data.batch_size} can't be shared by {processes} processes; use a multiple"
             )
         store = self._store("train")
-        if self.experiment.head.history == "carry":
+        if history_of(self.experiment.memory) == "carry":
             order = Carried(store.rows, data.batch_size, store.segment, data.frame_stride, seed)
         else:
             order = Shuffled(store.rows, data.batch_size, seed, data.file_weights, data.first_step_share)
@@ -113,7 +116,7 @@ class DemoDataModule(LightningDataModule):
             return []
         store, size = self._store("valid"), self.experiment.data.batch_size
         rank, processes = _process()
-        if self.experiment.head.history == "carry":
+        if history_of(self.experiment.memory) == "carry":
             lanes = min(size, -(-len(store.rows.lengths) // processes) * processes)
             order = Carried(store.rows, lanes, store.segment, self.experiment.data.frame_stride)
         else:
@@ -140,24 +143,38 @@ class DemoDataModule(LightningDataModule):
         where = {"device": f"in the memory of {self.device}", "host": "in host memory", "disk": "read from the disk"}
         wide = f"; {' and '.join(train.wide)} {where[train.placement]}" if train.wide else ""
         if TOKENS_KEY in train.wide and (kept := train.wide[TOKENS_KEY].shape) != self.obs[TOKENS_KEY].shape:
-            wide += f"; tokens pooled ahead of time ({self.experiment.head.pooling}), {kept[0]} kept a frame"
+            wide += (
+                f"; tokens pooled ahead of time ({component_of(self.experiment.pooling).kind}), {kept[0]} kept a frame"
+            )
         lines = [
             f"demos     {len(train.lengths)} demos, {train.steps} steps; {held_out}{wide}",
-            f"sees      {', '.join(f'{key} {_size(shape)}' for key, shape in self.obs.items())}",
-            f"told      {self._told()}",
+            f"inputs    {', '.join(f'{key} {_size(shape)}' for key, shape in self.obs.items())}",
+            f"language  {self._language()}",
             f"actions   {describe_action_spec(spec)}",
         ]
         if turned := [f"{key} ({part.kind})" for key, parts in self._rotations.items() for part in parts]:
             lines.append(f"rotations {', '.join(turned)}, learned {self.experiment.normalization.rotation}")
-        if self.targets:
-            lines.insert(2, f"targets   {', '.join(self.targets)} (loss terms only)")
+        if self.privileged:
+            lines.insert(2, f"losses    may use {', '.join(self.privileged)}, which the policy does not see")
         return "\n".join(lines)
 
-    def _told(self) -> str:
+    def _language(self) -> str:
         if not self.instructions:
             return "no instruction"
-        told = _several(self.instructions)
-        return told if self.experiment.encoder.instruction else f"nothing of {told} (--encoder.instruction false)"
+        shown = _several(self.instructions)
+        return f"{shown}, not used (--text.kind none)" if component_of(self.experiment.text).kind == "none" else shown
+
+    @property
+    def facts(self) -> DemoFacts:
+        """What a policy has to know of these demos."""
+        return DemoFacts(
+            action=self.action_spec,
+            observation=self.obs,
+            vocabulary=Vocabulary.of(self.instructions) if self.instructions else None,
+            obs_statistics=self.obs_statistics,
+            action_statistics=self.action_statistics,
+            provenance=self.provenance,
+        )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -208,24 +225,22 @@ class DemoDataModule(LightningDataModule):
         """The split's store; made once, so that the training's positions in it last."""
         if split not in self._stores:
             rows = self._valid if split == "valid" and self._valid is not None else self._rows()
-            head, data = self.experiment.head, self.experiment.data
-            form = self.experiment.normalization.rotation
-            normalizer = ActionNormalizer(self.action_spec, self.action_statistics, self._rotations[ACTIONS], form)
+            normalizer = action_normalizer(self.experiment, self.action_spec, self.action_statistics)
             self._stores[split] = DemoStore(
                 rows,
                 segment=self._segment(rows),
-                chunk=head.chunk,
-                stride=data.frame_stride,
+                chunk=self.experiment.action_head.chunk,
+                stride=self.experiment.data.frame_stride,
                 action_transform=normalizer.to_target,
                 device=self.device,
             )
         return self._stores[split]
 
     def _segment(self, rows: DemoRows) -> int:
-        if self.experiment.head.history == "carry":
+        if history_of(self.experiment.memory) == "carry":
             longest = -(-int(rows.lengths.max()) // self.experiment.data.frame_stride)
-            return self.experiment.training.tbptt or longest
-        return self.experiment.data.segment or self.experiment.head.window
+            return self.experiment.data.segment or longest
+        return self.experiment.data.segment or window_of(self.experiment.memory)
 
 
 def _own_device() -> torch.device:

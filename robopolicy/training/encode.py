@@ -27,7 +27,8 @@ from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenWriter, 
 from robopolicy.demos.writer import DemoWriter
 from robopolicy.model.encoders._backbones import Backbone
 from robopolicy.model.encoders._loading import backbone_identity, load_backbone
-from robopolicy.model.old_encoders.transformers import PromptText
+from robopolicy.model.texts import TextInputs, Vocabulary
+from robopolicy.model.texts.prompt import PromptOptions, PromptText
 from robopolicy.types import Demo, DemoFormatError
 
 BATCH_FRAMES = 32
@@ -111,7 +112,9 @@ def encode_file(
             height, width, _ = images[chosen[0]]
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             backbone = load_backbone(model, (height, width)).to(device)
-            text = PromptText(model, template)
+            instructions = [demos.read(name, ()).instruction for name in demos.names]
+            vocabulary = Vocabulary.of(text for text in instructions if text is not None)
+            text = PromptText(PromptOptions(template), TextInputs(vocabulary, 0, model))
             encoded = frames = 0
             done = set(target.names)
             for name in progress(demos.names):

@@ -4,14 +4,16 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 
+from robopolicy.experiment.config import OptimizerConfig
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
+from robopolicy.training.objective import Objective
 from robopolicy.types import Batch
 
 
@@ -84,59 +86,57 @@ class PolicyTraining(LightningModule):
 
     Args:
         policy: what is trained.
+        objective: its losses.
         schedule: learning rate over time, and when training ends.
-        lr: peak learning rate of everything but the encoder.
-        encoder_lr_scale: the encoder's learning rate relative to `lr`.
-        betas: AdamW's moment decays.
-        weight_decay: AdamW's decay of matrices; norms, biases and embeddings of one axis are spared.
-        clip_norm: largest norm of the gradient.
-        ema: average the weights with decay min(0.999, (1 + n) / (10 + n)) and evaluate the average.
+        optimizer: AdamW's settings; with `ema` an average of the weights is evaluated.
         augmentation: changes a training batch on its device.
     """
 
     def __init__(
         self,
         policy: ChunkPolicy,
+        objective: Objective,
         schedule: Schedule,
-        *,
-        lr: float,
-        encoder_lr_scale: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.0,
-        clip_norm: float = 1.0,
-        ema: bool = True,
+        optimizer: OptimizerConfig,
         augmentation: Callable[[Batch], Batch] | None = None,
     ) -> None:
         super().__init__()
-        self.policy = policy
-        self.averaged = copy_sharing_frozen(policy) if ema else None
-        self.schedule = schedule
-        self.lr, self.encoder_lr_scale, self.betas, self.weight_decay = lr, encoder_lr_scale, betas, weight_decay
-        self.clip_norm = clip_norm
-        self.augmentation = augmentation
+        # The parameters of a module with an attribute `freeze_steps` stay fixed for that many optimizer steps.
+        self.trained = nn.ModuleList([policy, objective])
+        self.averaged = copy_sharing_frozen(self.trained) if optimizer.ema else None
+        self.schedule, self.settings, self.augmentation = schedule, optimizer, augmentation
         self.tally = Tally()
         self.carried: MemoryState | None = None
-        self._trained: list[Tensor] = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        self._averages = [] if self.averaged is None else _matching(policy, self.averaged)
+        self._parameters_trained: list[Tensor] = [p for p in self.trained.parameters() if p.requires_grad]
+        self._averages = [] if self.averaged is None else _matching(self.trained, self.averaged)
+
+    @property
+    def policy(self) -> ChunkPolicy:
+        """The policy whose weights the optimizer moves."""
+        return cast(ChunkPolicy, self.trained[0])
+
+    @property
+    def objective(self) -> Objective:
+        """The objective whose weights the optimizer moves."""
+        return cast(Objective, self.trained[1])
 
     @property
     def evaluated(self) -> ChunkPolicy:
         """The averaged policy with the trained one's present buffers, or the trained one where averaging is off."""
         if self.averaged is None:
             return self.policy
-        for kept, buffer in zip(self.averaged.buffers(), self.policy.buffers(), strict=True):
+        for kept, buffer in zip(self.averaged.buffers(), self.trained.buffers(), strict=True):
             kept.copy_(buffer)
-        return self.averaged
+        return cast(ChunkPolicy, self.averaged[0])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over `parameter_groups`, fused into one kernel."""
-        groups = parameter_groups(self.policy, self.lr, self.encoder_lr_scale, self.weight_decay)
-        return torch.optim.AdamW(groups, betas=self.betas, fused=True)
+        return torch.optim.AdamW(parameter_groups(self.trained, self.settings), betas=self.settings.betas, fused=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         batch = batch if self.augmentation is None else self.augmentation(batch)
-        terms, self.carried = segment_losses(self.policy, batch, self.carried)
+        terms, self.carried = self.objective(self.policy, batch, self.carried)
         count = batch.action_valid.sum()
         self.tally.add(terms, count)
         return terms["loss"] * share_of_all(count)
@@ -148,12 +148,12 @@ class PolicyTraining(LightningModule):
         step = self.trainer.global_step
         scale = self.schedule.lr_scale(step, self.progress())
         for group in optimizer.param_groups:
-            group["lr"] = scale * group["peak_lr"] if step >= group["learns_after"] else 0.0
+            group["lr"] = scale * group["peak_lr"] if step >= group["freeze_steps"] else 0.0
         optimizer.step(closure=optimizer_closure)
         if self._averages:
             decay = min(0.999, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(self._averages, self._trained, 1 - decay)  # pyright: ignore
+                torch._foreach_lerp_(self._averages, self._parameters_trained, 1 - decay)  # pyright: ignore
 
     def progress(self) -> float:
         """Share of the training done, 0 .. 1; where the clock decides, that of the first process."""
@@ -170,61 +170,46 @@ class PolicyTraining(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip the gradient's norm over all trained parameters; nothing waits for the device."""
-        nn.utils.clip_grad_norm_(self._trained, self.clip_norm)
+        nn.utils.clip_grad_norm_(self._parameters_trained, self.settings.clip_norm)
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """`loss` and its terms of the evaluated policy over held-out batches; empty where there are none."""
         policy, tally, state = self.evaluated, Tally(), None
+        objective = cast(Objective, (self.trained if self.averaged is None else self.averaged)[1])
         was_training = policy.training
         policy.eval()
         for batch in batches:
-            terms, state = segment_losses(policy, batch, state)
+            terms, state = objective(policy, batch, state)
             tally.add(terms, batch.action_valid.sum())
         policy.train(was_training)
         return tally.take()
 
 
-def segment_losses(
-    policy: ChunkPolicy, batch: Batch, carried: MemoryState | None
-) -> tuple[dict[str, Tensor], MemoryState | None]:
-    """`loss` and its terms; with `history: carry` also the state for the next segments of the same episodes.
+def parameter_groups(trained: nn.ModuleList, settings: OptimizerConfig) -> list[dict[str, Any]]:
+    """Trained parameters of [policy, objective] by peak learning rate, weight decay and first step.
 
-    Truncated back-propagation through time: the state goes on from batch to batch without its gradient, and begins
-    anew where `episode_start` says so.
+    The encoder has a learning rate of its own, the memory may have a weight decay of its own, and biases, norms and other
+    parameters of one axis have none.
     """
-    if policy.config.head.history != "carry":
-        return policy.losses(batch), None
-    count = len(batch.instruction_id)
-    state = carried if carried is not None and carried.batch_shape == (count,) else policy.initial_state(count)
-    if batch.episode_start is not None:
-        state = state.reset(batch.episode_start)
-    terms, after = policy.unroll_losses(batch, state)
-    return terms, None if after is None else after.detach()
-
-
-def parameter_groups(
-    policy: nn.Module, lr: float, encoder_lr_scale: float = 1.0, weight_decay: float = 0.0
-) -> list[dict[str, Any]]:
-    """Trained parameters by peak learning rate, decay and first step.
-
-    `encoder.*` has a rate of its own, there is no decay where there is one axis only, and the parameters of a module with
-    an attribute `learns_after` stay as they are for so many optimizer steps.
-    """
-    late = {
-        id(parameter): int(getattr(module, "learns_after", 0))
-        for module in policy.modules()
-        if hasattr(module, "learns_after")
+    frozen = {
+        id(parameter): int(getattr(module, "freeze_steps", 0))
+        for module in trained.modules()
+        if hasattr(module, "freeze_steps")
         for parameter in module.parameters()
     }
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
-    for name, parameter in policy.named_parameters():
-        if parameter.requires_grad:
-            peak = lr * encoder_lr_scale if name.startswith("encoder.") else lr
-            decay = weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((peak, decay, late.get(id(parameter), 0)), []).append(parameter)
+    for name, parameter in trained.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        peak = settings.lr * (settings.encoder_lr_scale if name.startswith("0.encoder.") else 1.0)
+        decay = settings.weight_decay
+        if name.startswith("0.head.memory.") and settings.memory_weight_decay is not None:
+            decay = settings.memory_weight_decay
+        key = (peak, decay if parameter.ndim > 1 else 0.0, frozen.get(id(parameter), 0))
+        groups.setdefault(key, []).append(parameter)
     return [
-        {"params": members, "peak_lr": peak, "lr": peak, "weight_decay": decay, "learns_after": first}
+        {"params": members, "peak_lr": peak, "lr": peak, "weight_decay": decay, "freeze_steps": first}
         for (peak, decay, first), members in groups.items()
     ]
 
@@ -238,12 +223,12 @@ def share_of_all(count: Tensor) -> Tensor | float:
     return count * distributed.get_world_size() / total.clamp(min=1)
 
 
-def copy_sharing_frozen(policy: ChunkPolicy) -> ChunkPolicy:
+def copy_sharing_frozen(trained: nn.ModuleList) -> nn.ModuleList:
     """A copy for the averaged weights; parameters that are not trained are shared, since they never differ."""
-    frozen = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(policy, memo=dict(frozen)).requires_grad_(False)
+    frozen = {id(parameter): parameter for parameter in trained.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(trained, memo=dict(frozen)).requires_grad_(False)
 
 
-def _matching(policy: nn.Module, averaged: nn.Module) -> list[Tensor]:
-    pairs = zip(policy.parameters(), averaged.parameters(), strict=True)
+def _matching(trained: nn.Module, averaged: nn.Module) -> list[Tensor]:
+    pairs = zip(trained.parameters(), averaged.parameters(), strict=True)
     return [average for parameter, average in pairs if parameter.requires_grad]

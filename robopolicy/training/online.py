@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from robopolicy.config import ConfigError, ExecutionConfig, ExperimentConfig
+from robopolicy.control.execution import ExecutionConfig
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoWriter
-from robopolicy.model.checkpoint import load_policy
+from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import Actor, Episode, run_episodes

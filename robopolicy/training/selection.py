@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from robopolicy.config import ConfigError, DataConfig, ExperimentConfig
+from robopolicy.components import build, component_of
 from robopolicy.demos.actions import infer_action_spec
 from robopolicy.demos.formats import DemoReader
-from robopolicy.demos.rows import TOKENS_KEY, DemoRows, TokenPooling, row_types
-from robopolicy.model.pooling import BinPooling
-from robopolicy.types import ActionSpec, DemoFormatError
+from robopolicy.demos.rows import DemoRows, TokenPooling, row_types
+from robopolicy.experiment.config import ConfigError, DataConfig, ExperimentConfig
+from robopolicy.types import TOKENS_KEY, ActionSpec, DemoFormatError
 
 SPLIT_SEED = 0
 """Seed of the split where a file has no masks: the same demos are held out whatever the training's seed."""
@@ -52,7 +52,7 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
 
 
 def choose_keys(reader: DemoReader, name: str, config: ExperimentConfig) -> tuple[list[str], list[str]]:
-    """The observation keys that the policy sees, and those for loss terms only, judged by one demo.
+    """The observation keys of the policy, and those for auxiliary losses only, judged by one demo.
 
     Raises:
         DemoFormatError: a key or camera that the config names isn't there; those present are listed.
@@ -64,15 +64,15 @@ def choose_keys(reader: DemoReader, name: str, config: ExperimentConfig) -> tupl
     for key in chosen_cameras:
         if key not in cameras:
             raise DemoFormatError(f"{reader.path.name}, {name}: no camera '{key}'; it has: {_listed(cameras)}")
-    for key in (*(data.obs_keys or ()), *data.target_keys):
+    for key in (*(data.obs_keys or ()), *data.privileged_keys):
         if key not in rows:
             raise DemoFormatError(f"{reader.path.name}, {name}: no key '{key}'; it has: {_listed(rows)}")
-    unseen = {*data.target_keys, *(reader.attributes.get("env_args") or {}).get("privileged", ())}
+    unseen = {*data.privileged_keys, *(reader.attributes.get("env_args") or {}).get("privileged", ())}
     keys = list(data.obs_keys) if data.obs_keys is not None else [key for key in vectors if key not in unseen]
-    tokens = [TOKENS_KEY] if config.encoder.kind == "precomputed" else []
+    tokens = [TOKENS_KEY] if component_of(config.encoder).kind == "precomputed" else []
     if not (keys or chosen_cameras or tokens):
-        raise ConfigError(f"the policy would see nothing; {reader.path.name} has: {_listed(rows)}")
-    return [*keys, *chosen_cameras, *tokens], list(data.target_keys)
+        raise ConfigError(f"the policy would have no input; {reader.path.name} has: {_listed(rows)}")
+    return [*keys, *chosen_cameras, *tokens], list(data.privileged_keys)
 
 
 def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: DataConfig) -> ActionSpec:
@@ -104,10 +104,10 @@ def pooling_ahead(config: ExperimentConfig) -> TokenPooling | None:
 
     Pooled again, what is left of a frame is what it was: each of the `latent` vectors is a bin of its own.
     """
-    kind, latent = config.head.pooling, config.head.latent
-    if config.encoder.kind != "precomputed" or config.encoder.hidden != 0 or kind not in ("max", "mean"):
+    kind, latent = component_of(config.pooling).kind, config.pooling.latent
+    if component_of(config.encoder).kind != "precomputed" or config.encoder.hidden != 0 or kind not in ("max", "mean"):
         return None
-    pool = BinPooling(kind, latent)
+    pool = build(config.pooling, 1)
 
     def pooled(tokens: Tensor, token_valid: Tensor | None) -> Tensor:
         if tokens.shape[1] < latent:

@@ -22,16 +22,18 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from robopolicy.config import ConfigError, ExperimentConfig, config_to_dict
+from robopolicy.experiment.building import build_policy
+from robopolicy.experiment.config import ConfigError, ExperimentConfig
+from robopolicy.experiment.reading import config_to_dict
+from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION, read_policy, save_policy
 from robopolicy.files import write_file
 from robopolicy.heap import keep_freed_memory
-from robopolicy.model.checkpoint import CONFIG, DESCRIPTION, load_policy, save_policy
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.text import Vocabulary
-from robopolicy.training.augmentation import Augmentation
+from robopolicy.training.augmentations import AugmentationInputs, make_augmentation
 from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, RandomState, RunKeeper
 from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.module import PolicyTraining, Schedule
+from robopolicy.training.objective import Objective
 from robopolicy.training.progress import ConsoleProgress, LogProgress
 from robopolicy.training.timing import StepTimer
 
@@ -89,7 +91,7 @@ def train(
     data = DemoDataModule(config)
     data.setup("fit")
     _check_selection(config, evaluate, held_out=len(data.val_dataloader()) > 0)
-    policy = make_policy(config, data)
+    policy = build_policy(config, data.facts)
     if start is not None:
         _begin_with(policy, Path(start))
     module = _make_module(config, data, policy)
@@ -119,21 +121,8 @@ def train(
     return run_dir
 
 
-def make_policy(config: ExperimentConfig, data: DemoDataModule) -> ChunkPolicy:
-    """An untrained policy for these demos, statistics included."""
-    return ChunkPolicy(
-        config,
-        data.action_spec,
-        data.obs,
-        Vocabulary.of(data.instructions) if data.instructions else None,
-        targets=data.targets,
-        obs_statistics=data.obs_statistics,
-        action_statistics=data.action_statistics,
-    )
-
-
 def _begin_with(policy: ChunkPolicy, folder: Path) -> None:
-    earlier = dict(load_policy(folder).named_parameters())
+    earlier = dict(read_policy(folder)[0].named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in policy.named_parameters()}
     if shapes != {name: tuple(parameter.shape) for name, parameter in earlier.items()}:
         raise ConfigError(f"the policy in {folder} has other weights than this config makes; start from one like it")
@@ -183,25 +172,19 @@ def _processes(cuda: bool) -> dict[str, Any]:
 
 
 def _make_module(config: ExperimentConfig, data: DemoDataModule, policy: ChunkPolicy) -> PolicyTraining:
-    training, optimizer = config.training, config.optimizer
-    seen = [key for key, statistics in data.obs_statistics.items() if key in policy.obs]
-    changes = {name: getattr(config.augmentation, name) for name in config.augmentation.__dataclass_fields__}
-    augmentation = Augmentation(
+    seen = [key for key in data.obs_statistics if key in policy.obs]
+    inputs = AugmentationInputs(
         cameras=policy.cameras,
         obs_mean={key: torch.as_tensor(data.obs_statistics[key].mean).float() for key in seen},
         obs_std={key: torch.as_tensor(data.obs_statistics[key].std).float() for key in seen},
-        **changes,
     )
+    training, optimizer = config.training, config.optimizer
     return PolicyTraining(
         policy,
+        Objective(config, policy, data.privileged, data.obs_statistics),
         Schedule(training.max_steps, optimizer.warmup_steps, optimizer.min_lr_scale, training.max_minutes),
-        lr=optimizer.lr,
-        encoder_lr_scale=optimizer.encoder_lr_scale,
-        betas=optimizer.betas,
-        weight_decay=optimizer.weight_decay,
-        clip_norm=optimizer.clip_norm,
-        ema=optimizer.ema,
-        augmentation=augmentation if augmentation.active else None,
+        optimizer,
+        make_augmentation(config.augmentation, inputs),
     )
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from robopolicy.cli.drivers import _told, driver_of
 from robopolicy.cli.run import _parser, run
-from robopolicy.config import ConfigError, DataConfig, ExecutionConfig
+from robopolicy.components import ConfigError
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots import FakeRobot
-from robopolicy.control.server import open_policy
 from robopolicy.control.serving.mapping import KeyMapping
-from robopolicy.model.checkpoint import save_policy
+from robopolicy.experiment import save_policy
+from robopolicy.experiment.run_folder import open_policy
 from robopolicy.types import Observation
 from tests.exporting import ARM, make_policy
 from tests.serving import SPEC, running_server
@@ -34,9 +34,10 @@ def arm() -> Iterator[FakeRobot]:
         yield robot
 
 
-def saved(folder: Path, kind: str = "keys", **head: object) -> str:
+def saved(folder: Path, kind: str = "keys", **changes: object) -> str:
+    given = {"action_head.chunk": 4} | {name.replace("__", "."): value for name, value in changes.items()}
     provenance = {"task": "lift", "control_dt": 0.05}
-    return str(save_policy(make_policy(kind, action=ARM, chunk=4, **head), folder, provenance) or folder)
+    return str(save_policy(make_policy(kind, action=ARM, changes=given), folder, provenance))
 
 
 def driven(arguments: list[str], robot: FakeRobot, tmp_path: Path) -> dict:
@@ -68,19 +69,19 @@ def test_an_exported_folder_drives_it_as_it_was_trained_to(arm, tmp_path):
 
 def test_a_policy_behind_a_server_drives_it(arm, tmp_path):
     """Policy on the machine with the GPU, control loop beside the arm."""
-    policy, spec = open_policy(EXPORTED)
-    with running_server(policy, spec) as server:
+    policy = open_policy(EXPORTED)
+    with running_server(policy, policy.spec) as server:
         driven(["--server", f"127.0.0.1:{server.port}", "--instruction", "lift the red cube"], arm, tmp_path)
         assert server.metrics.value("unused_keys_total") == 0  # qpos, which it doesn't look at, stays here
 
 
 def test_a_policy_behind_a_server_is_driven_by_as_its_folder_is(tmp_path):
     """Another answer, or another way to execute it, because the policy is behind a network."""
-    made = make_policy(action=ARM, chunk=4)
-    made.config = replace(made.config, data=DataConfig(frame_stride=3), execution=ExecutionConfig("ensemble", 3))
+    execution = {"execution.strategy": "ensemble", "execution.replan_every": 3}
+    made = make_policy(action=ARM, changes={"action_head.chunk": 4, "data.frame_stride": 3} | execution)
     save_policy(made, tmp_path / "run", {"control_dt": 0.05})
-    policy, spec = open_policy(tmp_path / "run")
-    with running_server(policy, spec, KeyMapping(instruction=("task",))) as server:
+    policy = open_policy(tmp_path / "run")
+    with running_server(policy, policy.spec, KeyMapping(instruction=("task",))) as server:
         here, there = (
             driver_of(_parser().parse_args([*words, "--robot", "sim"]))
             for words in ([str(tmp_path / "run")], ["--server", f"127.0.0.1:{server.port}"])
@@ -127,7 +128,7 @@ def test_a_pixel_policy_drives_the_simulated_arm(tmp_path, capsys):
     """Pictures of the simulator's process that are of another size than the policy's, or come too late to drive by."""
     options = ["--robot", "sim", "--task", "reach", "--command-hz", "100", "--seed", "3"]
     record, figures = tmp_path / "run.hdf5", tmp_path / "run.json"
-    pixels = saved(tmp_path / "run", "pixels", layers=1, hidden=8)
+    pixels = saved(tmp_path / "run", "pixels", memory__layers=1, memory__hidden=8)
     assert run([pixels, *options, *QUIET, "--record", str(record), "--json", str(figures)]) == 0
     from robopolicy.demos.hdf5 import DemoFile
 

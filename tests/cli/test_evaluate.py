@@ -125,7 +125,7 @@ def test_what_was_randomized_is_in_the_result_and_in_the_demos(random_run, tmp_p
 def test_an_impossible_randomization_is_refused_in_one_line(random_run, capsys):
     """Friction that could vanish would be found out by cubes sliding off the table."""
     assert main(["eval", str(random_run), *EVAL, "--randomization.friction", "1.5"]) == 2
-    assert "--randomization.friction is 1.5; expected 0 or more, below 1" in capsys.readouterr().err
+    assert "--randomization.friction must be >= 0 and < 1, got 1.5" in capsys.readouterr().err
 
 
 def test_an_exported_folder_keeps_its_own_precision(capsys):
@@ -138,7 +138,7 @@ def test_an_exported_folder_keeps_its_own_precision(capsys):
 def test_a_run_folder_is_evaluated_at_another_precision(random_run, tmp_path):
     """What a robot's computer will do must be measurable before it is sent there."""
     policy, _, _ = _open_policy(str(random_run), "cpu", "int8")
-    assert policy.head.precision == "int8"
+    assert policy._frozen[0].memory.precision == "int8"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from robopolicy.cli.parsing import parse, require, verb_parser
-from robopolicy.config import ConfigError
+from robopolicy.components import ConfigError
 
 
 @pytest.mark.parametrize("flags_first", [True, False])

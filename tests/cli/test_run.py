@@ -8,7 +8,7 @@ import pytest
 
 from robopolicy.cli import main
 from robopolicy.cli.run import run
-from robopolicy.config import ConfigError
+from robopolicy.components import ConfigError
 from robopolicy.control.loop import ControlLoop
 from robopolicy.demos.hdf5 import DemoFile
 

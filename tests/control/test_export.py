@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from robopolicy.config import EncoderConfig, ExperimentConfig, HeadConfig
 from robopolicy.control import runtime
 from robopolicy.control.export import ExportError, export_policy
-from robopolicy.model.checkpoint import load_policy, save_policy
+from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy, load_policy
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.text import Vocabulary
+from robopolicy.model.texts import Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.exporting import CASES, SLOW_CASES
+from tests.tiny_backbones import save_sentence_model
 
 
 def exported(out: Path, names: list[str]) -> Path:
@@ -127,9 +127,10 @@ def test_nothing_of_the_training_machine_leaves_with_the_export(cases):
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path):
     """A stack of tracing errors tells a user nothing."""
-    config = ExperimentConfig(encoder=EncoderConfig(text_model="minilm"), head=HeadConfig(window=1, chunk=1))
-    policy = ChunkPolicy(config, ActionSpec(), {"ee_pose": ArraySpec((7,))}, Vocabulary.of(["lift"]))
-    save_policy(policy, tmp_path / "told", {})
+    config = ExperimentConfig().change(
+        {"text.kind": "sentence", "text.model": str(save_sentence_model(tmp_path / "model"))}
+    )
+    facts = DemoFacts(ActionSpec(), {"ee_pose": ArraySpec((7,))}, Vocabulary.of(["lift"]))
     with pytest.raises(ExportError, match="a sentence model isn't exported"):
-        export_policy(tmp_path / "told", tmp_path / "out")
+        export_policy(build_policy(config, facts), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,6 @@ from robopolicy.client import ACTIONS_PER_CALL_KEY, PolicyClient
 from robopolicy.control.inference import ServedStream, ThreadedInference
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots import FakeRobot
-from robopolicy.control.spec import PolicySpec
 from robopolicy.control.stream import PolicyStream
 from robopolicy.types import Observation
 from tests.exporting import ARM, make_policy
@@ -168,7 +167,7 @@ def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_w
 def test_a_served_policy_answers_as_it_does_here(frame_stride):
     """A memory fed at another spacing, or a gripper judged by other numbers, because the policy is behind a network."""
     policy = make_policy(action=ARM)
-    spec = replace(PolicySpec.of(policy, {}), frame_stride=frame_stride)
+    spec = replace(policy.spec, frame_stride=frame_stride)
     here, rng = PolicyStream(policy, frame_stride=frame_stride), np.random.default_rng(0)
     with running_server(policy, spec) as server, PolicyClient(port=server.port) as client:
         there = ServedStream(client, constants={ACTIONS_PER_CALL_KEY: 1})

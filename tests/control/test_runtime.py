@@ -11,8 +11,8 @@ import pytest
 from robopolicy.client import PolicyClient
 from robopolicy.control import runtime
 from robopolicy.control.runtime import ExportedState, ExportError
-from robopolicy.control.server import open_policy
-from robopolicy.model.text import Vocabulary
+from robopolicy.experiment import open_policy
+from robopolicy.model.texts import Vocabulary
 from robopolicy.types import Observation
 from tests.serving import running_server
 
@@ -136,8 +136,8 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path):
 
 def test_an_exported_folder_is_served(policy):
     """The robot's own computer may be the server for its arm's controller."""
-    served, spec = open_policy(TINY)
-    with running_server(served, spec) as server, PolicyClient("127.0.0.1", server.port) as client:
+    served = open_policy(TINY)
+    with running_server(served, served.spec) as server, PolicyClient("127.0.0.1", server.port) as client:
         obs = {"ee_pose": np.ones(7), "gripper": np.array([0.04]), "prompt": "lift the red cube"}
         expected, state = policy.act(look(), policy.initial_state())
         np.testing.assert_allclose(client.infer(obs)["actions"], expected, atol=1e-6)

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
-from robopolicy.control.stream import LogitPolicy, PolicyStream
-from robopolicy.types import ActionSpec, Chunk, Observation
+from robopolicy.control.stream import PolicyStream
+from robopolicy.types import ActionSpec, Observation, PolicySpec, Prediction
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,9 @@ class Seen:
 
 @dataclass
 class RememberingPolicy:
-    """Answers with how many frames it has seen, and remembers which."""
+    """Predicts zeros, and remembers which frames it was given."""
 
-    action_spec: ActionSpec = field(default_factory=lambda: ActionSpec(arm=1, gripper=0))
-    chunk: int = 2
+    spec: PolicySpec = field(default_factory=lambda: PolicySpec({}, ActionSpec(arm=1, gripper=0), chunk=2, window=1))
     told: list[tuple[str, ...]] = field(default_factory=list)
 
     def initial_state(self, batch: int) -> Seen:
@@ -36,11 +34,16 @@ class RememberingPolicy:
         return Seen(("",) * batch)
 
     def act(self, observation: Observation | Mapping[str, Any], state: Seen) -> tuple[np.ndarray, Seen]:
+        """As `predict`."""
+        prediction, state = self.predict(observation, state)
+        return prediction.actions, state
+
+    def predict(self, observation: Observation | Mapping[str, Any], state: Seen) -> tuple[Prediction, Seen]:
         """One more frame."""
         frame = observation.obs["frame"] if isinstance(observation, Observation) else observation["frame"]
         seen = Seen(tuple(row + str(now) for row, now in zip(state.rows, frame, strict=True)))
         self.told.append(seen.rows)
-        return np.full((len(seen.rows), self.chunk, 1), 0.0), seen
+        return Prediction(np.full((len(seen.rows), 2, 1), 0.0)), seen
 
 
 def test_each_frame_joins_the_memory_of_its_own_episode_until_that_is_reset():
@@ -70,29 +73,18 @@ def test_with_a_frame_stride_every_tick_is_answered_from_every_nth_frame_before_
     assert [rows[0] for rows in policy.told[-2:]] == ["7", "8"]
 
 
-@pytest.fixture
-def logit_policy() -> Any:
+def test_the_grippers_logits_are_kept_beside_the_actions():
+    """Guards against: a hysteresis that gets values already rounded to open and closed."""
+
     class WithLogits(RememberingPolicy):
         def predict(self, observation, state):
-            _, state = self.act(observation, state)
-            return Chunk(torch.zeros(1, 2, 1), torch.tensor([[[0.3], [-0.2]]])), state
+            prediction, state = super().predict(observation, state)
+            return Prediction(prediction.actions + 7, torch.tensor([[[0.3], [-0.2]]])), state
 
-        @property
-        def action_normalizer(self):
-            class Rows:
-                def to_rows(self, chunk):
-                    return chunk.arm + 7
-
-            return Rows()
-
-    return WithLogits()
-
-
-def test_the_grippers_logits_are_kept_beside_the_actions_where_the_policy_tells_them(logit_policy):
-    """A hysteresis on values that were already rounded to open and closed has nothing to hold on to."""
-    assert isinstance(logit_policy, LogitPolicy)
-    stream = PolicyStream(logit_policy, batch=1)
+    stream = PolicyStream(WithLogits(), batch=1)
     assert stream({"frame": [0]}).flatten().tolist() == [7.0, 7.0]
     assert stream.gripper_logit is not None
     torch.testing.assert_close(stream.gripper_logit, torch.tensor([[[0.3], [-0.2]]]))
-    assert PolicyStream(RememberingPolicy(), batch=1).gripper_logit is None
+    without = PolicyStream(RememberingPolicy(), batch=1)
+    without({"frame": [0]})
+    assert without.gripper_logit is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robopolicy import load_policy
-from robopolicy.config import ExecutionConfig
+from robopolicy.control.execution import ExecutionConfig
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.tasks.cubes import COLORS, Reach
@@ -25,7 +25,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reach")
     robopolicy(folder, "collect", "--task", "reach", "--episodes", "150", "--out", "reach.hdf5")
     seen = ["--data.obs_keys", "[gripper, to_cube_red, to_cube_green, to_cube_blue]"]
-    quick = ["--head.history", "none", "--head.cell", "none", "--head.window", "1", "--data.segment", "8"]
+    quick = ["--memory.kind", "none", "--data.segment", "8"]
     few = ["--data.batch_size", "16", "--max-steps", "800"]
     config = ["--config", str(ROOT / "configs/reach_lowdim.yaml"), "--data.files", "reach.hdf5"]
     robopolicy(folder, "train", *config, "--run-dir", "run", *seen, *quick, *few)

@@ -22,7 +22,7 @@ FAMILIES = {
 }
 """Each with what the policy sees of it."""
 SMALL = (
-    "--encoder.width 8 --encoder.hidden 8 --head.window 3 --head.chunk 2 --head.hidden 8 --head.layers 1 "
+    "--encoder.width 8 --encoder.hidden 8 --memory.window 3 --action_head.chunk 2 --memory.hidden 8 --memory.layers 1 "
     "--data.batch_size 8 --training.valid_every 3 --max-steps 6"
 )
 """A policy whose training takes a second."""
@@ -134,8 +134,16 @@ def as_it_is(path: Path) -> None:
         (as_it_is, "--data.train_filter half", "no such filter key; it has: train, valid"),
         (as_it_is, "--data.gripper 0", "--data.gripper 0: that column has"),
         (as_it_is, "--data.arm 9", "names column 9; actions have columns 0 .. 6"),
-        (as_it_is, "--encoder.kind precomputed", "lift.hdf5: no tokens in it; `robopolicy encode` writes them"),
-        (as_it_is, "--encoder.kind pixels", "needs at least one camera; give --data.cameras"),
+        (
+            as_it_is,
+            "--encoder.kind precomputed",
+            "lift.hdf5: no tokens in it or beside it; `robopolicy encode` makes them",
+        ),
+        (
+            as_it_is,
+            "--encoder.kind pixels",
+            "needs at least one camera; the policy sees: robot0_eef_pos; give --data.cameras",
+        ),
         (as_it_is, '--normalization.rotations {"actions[0:4]":"quaternion"}', "actions: quaternions are of length"),
     ],
 )

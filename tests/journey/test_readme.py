@@ -20,7 +20,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("robopolicy ")]
 SMALLER = {
     "collect": ["--episodes", "4"],
-    "train": ["--max-steps", "4", "--head.hidden", "8"],
+    "train": ["--max-steps", "4", "--memory.hidden", "8"],
     "eval": ["--episodes", "2"],
     "run": ["--seconds", "1"],
     "serve": ["--port", "0"],
@@ -86,7 +86,7 @@ def test_the_head_of_the_readme_steps_as_it_trains():
         (["collect", "--task", "fly", "--out", "a.hdf5"], "no task 'fly'"),
         (["collect", "--task", "lift", "--out", "a.hdf5", "--cameras", "side"], "no camera 'side'"),
         (["train", "--run-dir", "r", "--data.files", "none.hdf5"], "none.hdf5"),
-        (["train", "--run-dir", "r", "--head.windw", "3", "--data.files", "none.hdf5"], "windw"),
+        (["train", "--run-dir", "r", "--memory.windw", "3", "--data.files", "none.hdf5"], "windw"),
         (["eval", "nowhere"], "nowhere"),
         (["check", "none.hdf5"], "none.hdf5"),
         (["fly"], "unknown verb 'fly'"),

@@ -11,7 +11,11 @@ from robopolicy.types import ActionSpec
 
 def head_of(**options):
     torch.manual_seed(0)
-    options = {"window": 3, "chunk": 2, "layers": 2, "hidden": 8, "head_widths": (8,), "attention_heads": 2} | options
+    options = {"window": 3, "chunk": 2, "layers": 2, "hidden": 8, "widths": (8,)} | options
+    if options.get("memory") == "transformer":
+        options = {"heads": 1} | options
+    if options.get("memory") == "none":
+        del options["layers"]
     action = options.pop("action", ActionSpec(arm=6, gripper=1))
     return PolicyHead(5, action, **options).eval()
 
@@ -49,16 +53,16 @@ def test_a_chunk_has_the_documented_shape(batch, action):
 def test_a_stream_equals_the_window_for_every_kind(data):
     """Prevents a combination of options whose stream is not its window."""
     pick = data.draw
-    cell = pick(st.sampled_from(["lstm", "gru", "transformer", "none"]))
-    history = pick(st.sampled_from(["window", "none"] + (["carry"] if cell in ("lstm", "gru") else [])))
+    memory = pick(st.sampled_from(["lstm", "gru", "transformer", "none"]))
+    history = pick(st.sampled_from(["window", "carry"])) if memory in ("lstm", "gru") else None
     head = head_of(
-        cell=cell,
-        history=history,
+        memory=memory,
+        **({"history": history} if history else {}),
         pooling=pick(st.sampled_from(["max", "mean", "attention", "resampler", "none"])),
         latent=pick(st.integers(1, 3)),
         layers=pick(st.integers(1, 3)),
         window=pick(st.integers(1, 5)),
-        head=pick(st.sampled_from(["regression", "gmm"])),
+        action_head=pick(st.sampled_from(["regression", "gmm"])),
     )
     count = head.pooling.latent if hasattr(head.pooling, "latent") else 4
     steps = head.window
@@ -76,15 +80,15 @@ def test_sizes_and_parameter_count_are_those_of_robovlms():
         head = PolicyHead(2048, ActionSpec(arm=6, gripper=1), window=16, chunk=10)
     assert sum(parameter.numel() for parameter in head.parameters()) == 41_210_950
     shapes = {name: tuple(weight.shape) for name, weight in head.state_dict().items()}
-    assert shapes["rnn.weight_ih_l0"] == (4096, 2048)
-    assert shapes["rnn.bias_hh_l3"] == (4096,)
+    assert shapes["memory.weight_ih_l0"] == (4096, 2048)
+    assert shapes["memory.bias_hh_l3"] == (4096,)
 
 
 def test_latent_vectors_widen_the_memory():
     """Prevents latent > 1 heads that don't fit RoboVLMs' [4*H*L, in*L] weights."""
     shapes = {name: tuple(weight.shape) for name, weight in head_of(latent=2).state_dict().items()}
-    assert shapes["rnn.weight_ih_l0"] == (64, 10)
-    assert shapes["rnn.weight_hh_l1"] == (64, 16)
+    assert shapes["memory.weight_ih_l0"] == (64, 10)
+    assert shapes["memory.weight_hh_l1"] == (64, 16)
 
 
 def test_pooling_frames_once_and_cutting_windows_equals_pooling_each_window():
@@ -94,7 +98,7 @@ def test_pooling_frames_once_and_cutting_windows_equals_pooling_each_window():
     pooled = head.pool(tokens)
     windows = torch.stack([pooled[:, start : start + 3] for start in range(3)], dim=1)
     each = torch.stack([head(tokens[:, start : start + 3]).arm for start in range(3)], dim=1)
-    assert (head.decode(windows).arm - each).abs().max() < 1e-6
+    assert (head.action_head.decode(head.memory(windows)).arm - each).abs().max() < 1e-6
 
 
 def test_unroll_over_two_chunks_equals_one_pass_in_numbers_and_gradients():
@@ -114,7 +118,7 @@ def test_unroll_over_two_chunks_equals_one_pass_in_numbers_and_gradients():
 
 def test_a_detached_state_stops_the_gradient_at_the_chunk():
     """Prevents truncated BPTT that isn't truncated."""
-    head = head_of(history="carry", head_widths=(64,))
+    head = head_of(history="carry", widths=(64,))
     tokens = torch.randn(2, 6, 4, 5, requires_grad=True)
     _, state = head.unroll(tokens[:, :4], head.initial_state(2))
     chunk, _ = head.unroll(tokens[:, 4:], state.detach())
@@ -140,7 +144,7 @@ def test_training_between_robot_steps_leaves_the_stream_right():
 @pytest.mark.parametrize("kind", ["regression", "gmm", "discrete"])
 def test_loss_is_the_action_heads_own_and_its_gradient_reaches_every_weight(kind):
     """Prevents a head that is trained with another head's loss, or in part."""
-    head = head_of(head=kind).train()
+    head = head_of(action_head=kind).train()
     target = torch.cat([torch.rand(2, 3, 2, 6) * 2 - 1, torch.randint(0, 2, (2, 3, 2, 1)).float()], dim=-1)
     valid = torch.ones(2, 3, 2, dtype=torch.bool)
     terms = head.loss(head(torch.randn(2, 3, 4, 5)), target, valid)
@@ -153,7 +157,7 @@ def test_loss_is_the_action_heads_own_and_its_gradient_reaches_every_weight(kind
 def test_a_head_option_of_another_kind_is_refused():
     """Prevents a setting that is silently not used."""
     with pytest.raises(TypeError):
-        head_of(head="regression", modes=5)
+        head_of(action_head="regression", modes=5)
 
 
 def test_a_window_of_one_trains_and_streams():
@@ -170,7 +174,7 @@ def test_a_window_of_one_trains_and_streams():
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 0, 5)], ids=["another width", "no tokens"])
 def test_tokens_that_do_not_fit_are_refused_in_one_line(shape):
     """Prevents oneDNN's "could not create a primitive descriptor" as the answer to a wrong width."""
-    with pytest.raises(ValueError, match=r"expected \(..., N, 5\) with N of 1 or more"):
+    with pytest.raises(ValueError, match=r"must have shape \(..., N, 5\) with N >= 1"):
         head_of().pool(torch.randn(shape))
 
 
@@ -185,10 +189,10 @@ def test_an_empty_batch_gives_an_empty_chunk(pooling, batch):
     assert chunk.arm.shape == (*batch, 2, 6)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "transformer", "none"])
-def test_a_step_under_autocast_is_near_float32(cell):
+@pytest.mark.parametrize("memory", ["lstm", "gru", "transformer", "none"])
+def test_a_step_under_autocast_is_near_float32(memory):
     """Prevents packed float32 weights from meeting autocast's bfloat16 rows, which oneDNN refuses."""
-    head = head_of(cell=cell, pooling="attention")
+    head = head_of(memory=memory, pooling="attention")
     tokens = torch.randn(2, 4, 5)
     with torch.no_grad():
         expected, _ = head.step(tokens, head.initial_state(2))

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from robopolicy.model.checkpoint import load_policy, read_provenance
+from robopolicy.experiment import load_policy, read_provenance
+from robopolicy.experiment.robovlms import convert_checkpoint
 from robopolicy.model.losses import action_loss
 from robopolicy.model.normalization import ActionNormalizer
 from robopolicy.model.policy_head import PolicyHead
-from robopolicy.model.robovlms import RoboVlmsError, calvin_statistics, convert_checkpoint, read_head
+from robopolicy.model.robovlms import RoboVlmsError, calvin_statistics, read_head
 from robopolicy.types import ActionSpec, Chunk
 
 D, H, W, K, A, LAYERS = 12, 16, 4, 3, 6, 2
@@ -180,8 +181,8 @@ def test_the_published_size_has_the_published_number_of_parameters():
         head = PolicyHead(2048, ActionSpec(6, 1), window=16, chunk=10)
     assert sum(parameter.numel() for parameter in head.parameters()) == 41_210_950
     shapes = {key: tuple(value.shape) for key, value in head.state_dict().items()}
-    assert shapes["rnn.weight_ih_l0"] == (4096, 2048)
-    assert shapes["rnn.weight_hh_l3"] == shapes["rnn.weight_ih_l3"] == (4096, 1024)
+    assert shapes["memory.weight_ih_l0"] == (4096, 2048)
+    assert shapes["memory.weight_hh_l3"] == shapes["memory.weight_ih_l3"] == (4096, 1024)
     assert shapes["action_head.actions.mlp.6.weight"] == (60, 256)
     assert shapes["action_head.gripper.mlp.6.weight"] == (10, 256)
 
@@ -196,7 +197,7 @@ def test_prefixes_and_wrappers_are_taken_off(prefix, wrapper):
     named = {prefix + key: value for key, value in weights.items()}
     head = read_head({wrapper: named} if wrapper else named, window=W)
     for key, value in weights.items():
-        ours = key if key.startswith("rnn.") else f"action_head.{key}"
+        ours = f"memory.{key[4:]}" if key.startswith("rnn.") else f"action_head.{key}"
         assert torch.equal(head.state_dict()[ours], value)
 
 
@@ -221,7 +222,7 @@ def test_keys_outside_the_head_are_reported_and_doubled_ones_are_not(caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rnn.bias_hh_l1": None}, "lacks .*rnn.bias_hh_l1"),
+        ({"rnn.bias_hh_l1": None}, "lacks .*memory.bias_hh_l1"),
         ({"gripper.mlp.6.weight": None}, "lacks 'gripper.mlp.6.weight'"),
         ({"actions.extra.weight": torch.zeros(1)}, "holds .*actions.extra.weight"),
         ({"rnn.weight_ih_l1": torch.zeros(4 * H, H + 1)}, "sizes that don't fit each other"),

@@ -3,15 +3,13 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from robopolicy.config import ExecutionConfig
-from robopolicy.types import ActionSpec, ArraySpec
+from robopolicy.types import ActionSpec, ArraySpec, PolicySpec, Prediction
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -35,7 +33,9 @@ class WalkingPolicy:
     def __init__(self, obs: Mapping[str, ArraySpec], action: ActionSpec | None = None, text: Any = None) -> None:
         self.obs, self.text = dict(obs), text
         self.action_spec = action or ActionSpec(arm=1, gripper=0)
-        self.config = SimpleNamespace(execution=ExecutionConfig(replan_every=1), data=SimpleNamespace(frame_stride=1))
+        self.spec = PolicySpec(
+            self.obs, self.action_spec, chunk=2, window=1, instruction=text is not None, execution={"replan_every": 1}
+        )
         self.seen: list[tuple[np.ndarray, Any]] = []
         self.last: dict[str, np.ndarray] = {}
 
@@ -44,6 +44,11 @@ class WalkingPolicy:
         return Counter(np.zeros(batch, int))
 
     def act(self, observation: Any, state: Counter) -> tuple[torch.Tensor, Counter]:
+        """As `predict`."""
+        prediction, state = self.predict(observation, state)
+        return prediction.actions, state
+
+    def predict(self, observation: Any, state: Counter) -> tuple[Prediction, Counter]:
         """Twice the distance to the goal, at most 1."""
         self.last = {key: np.asarray(value) for key, value in observation.obs.items()}
         state = Counter(state.frames + 1)
@@ -53,7 +58,7 @@ class WalkingPolicy:
         actions = np.repeat(
             np.stack([ahead, np.zeros_like(ahead)], axis=-1)[..., None], self.action_spec.width, axis=-1
         )
-        return torch.as_tensor(actions, dtype=torch.float32), state
+        return Prediction(torch.as_tensor(actions, dtype=torch.float32)), state
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 import robopolicy
-from robopolicy.config import EncoderConfig, ExecutionConfig, ExperimentConfig, HeadConfig
+from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy
 from robopolicy.model.normalization import Statistics
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.types import ActionSpec, ArraySpec
+from tests.small_runs import SMALL
 
 ROWS = np.random.default_rng(0).normal(size=(50, 2))
 
@@ -17,19 +18,15 @@ ROWS = np.random.default_rng(0).normal(size=(50, 2))
 def policy() -> ChunkPolicy:
     """A policy of random weights with a memory of three frames and chunks of two actions."""
     torch.manual_seed(0)
-    config = ExperimentConfig(
-        encoder=EncoderConfig(width=8, hidden=8, instruction=False),
-        head=HeadConfig(window=3, chunk=2, hidden=8, layers=1, head_widths=(8,)),
-        execution=ExecutionConfig(replan_every=2),
-    )
+    config = ExperimentConfig().change(SMALL | {"execution.replan_every": 2})
     statistics = Statistics.of(ROWS)
-    return ChunkPolicy(
-        config,
+    facts = DemoFacts(
         ActionSpec(arm=2, gripper=0, kind="delta"),
         {"state": ArraySpec((2,))},
         obs_statistics={"state": statistics},
         action_statistics=statistics,
-    ).eval()
+    )
+    return build_policy(config, facts).eval()
 
 
 def test_a_runner_executes_the_chunk_as_the_policy_was_trained(policy):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from robopolicy.config import DataConfig, EncoderConfig, ExecutionConfig, ExperimentConfig, HeadConfig
+from robopolicy.experiment import DemoFacts, ExecutionConfig, ExperimentConfig, build_policy
 from robopolicy.model.normalization import Statistics
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.text import Vocabulary
+from robopolicy.model.texts import Vocabulary
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import run_episodes
 from robopolicy.sim.collection import ActionNoise, DeviceExpertActor, collect
@@ -15,6 +15,7 @@ from robopolicy.sim.device_rollout import DevicePolicyActor, Stopwatch, _Ledger,
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.evaluation import evaluate
 from robopolicy.types import ActionSpec, ArraySpec
+from tests.small_runs import SMALL
 
 SEEDS = (11, 12, 13, 14, 15, 16)
 NOISE = ActionNoise(std=0.1, push_share=0.0)
@@ -23,19 +24,14 @@ NOISE = ActionNoise(std=0.1, push_share=0.0)
 def policy(env: RobotVectorEnv, frame_stride: int = 1) -> ChunkPolicy:
     """Random weights that look at pictures and proprioception, and read the instruction."""
     torch.manual_seed(0)
-    config = ExperimentConfig(
-        data=DataConfig(frame_stride=frame_stride),
-        encoder=EncoderConfig(kind="pixels", width=8, hidden=8),
-        head=HeadConfig(window=3, chunk=2, hidden=8, layers=1, head_widths=(8,)),
-    )
+    config = ExperimentConfig().change(SMALL | {"data.frame_stride": frame_stride, "encoder.kind": "pixels"})
     obs = {"front": ArraySpec((32, 32, 3), "uint8"), "ee_pose": ArraySpec((7,))}
     spec = ActionSpec(arm=6, gripper=1, gripper_values=((-1.0, 1.0),), kind="delta", space="ee", rate_hz=20.0)
     rows = np.random.default_rng(0).normal(size=(50, 7))
     words = Vocabulary.of(env.draw(SEEDS) and env.sentences.texts)
     statistics = {"ee_pose": Statistics.of(rows * 0.2)}
-    return ChunkPolicy(
-        config, spec, obs, words, obs_statistics=statistics, action_statistics=Statistics.of(np.sign(rows))
-    ).eval()
+    facts = DemoFacts(spec, obs, words, obs_statistics=statistics, action_statistics=Statistics.of(np.sign(rows)))
+    return build_policy(config, facts).eval()
 
 
 def demos(env: RobotVectorEnv) -> dict:

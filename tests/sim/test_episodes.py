@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 
-from robopolicy.config import RandomizationConfig
 from robopolicy.sim.episodes import Sentences, draw, turns
 from robopolicy.sim.pool import EpisodePool, Instructions
-from robopolicy.sim.randomization import Randomization
+from robopolicy.sim.randomization import Randomization, RandomizationConfig
 from robopolicy.sim.scene import build_scene
 from robopolicy.sim.tasks import make_task
 

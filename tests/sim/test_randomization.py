@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from robopolicy.config import ConfigError, RandomizationConfig
+from robopolicy.components import ConfigError
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-from robopolicy.sim.randomization import Randomization, noise
+from robopolicy.sim.randomization import Randomization, RandomizationConfig, noise
 from robopolicy.sim.scene import Scene, build_scene
 
 EVERYTHING = RandomizationConfig(
@@ -176,7 +176,8 @@ def test_the_expert_copes_with_moderate_randomization():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "message"), [({"mass": 1.0}, "mass is 1.0; expected 0 or more, below 1"), ({"light": -0.1}, "0 or more")]
+    ("sizes", "message"),
+    [({"mass": 1.0}, "mass must be >= 0 and < 1, got 1.0"), ({"light": -0.1}, "light must be >= 0")],
 )
 def test_impossible_sizes_are_refused(sizes, message):
     """A cube without mass falls through everything."""

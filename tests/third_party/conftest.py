@@ -7,14 +7,13 @@ five subtasks a sequence. SimplerEnv: a gymnasium environment with nested dicts.
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from robopolicy.config import ExecutionConfig
-from robopolicy.types import ActionSpec, ArraySpec
+from robopolicy.types import ActionSpec, ArraySpec, PolicySpec, Prediction
 
 MAPS = Path(__file__).parents[2] / "eval" / "maps"
 
@@ -38,7 +37,9 @@ class SeeingPolicy:
     def __init__(self, obs: Mapping[str, ArraySpec], row: Sequence[float]) -> None:
         self.obs, self.row, self.text = dict(obs), np.array(row, np.float32), "a text model"
         self.action_spec = ActionSpec(arm=len(row), gripper=0)
-        self.config = SimpleNamespace(execution=ExecutionConfig(replan_every=1), data=SimpleNamespace(frame_stride=1))
+        self.spec = PolicySpec(
+            self.obs, self.action_spec, chunk=1, window=1, instruction=True, execution={"replan_every": 1}
+        )
         self.seen: list[dict[str, Any]] = []
 
     def initial_state(self, batch: int | Sequence[int] = ()) -> Frames:
@@ -46,10 +47,15 @@ class SeeingPolicy:
         return Frames(np.zeros(batch, int))
 
     def act(self, observation: Any, state: Frames) -> tuple[np.ndarray, Frames]:
+        """As `predict`."""
+        prediction, state = self.predict(observation, state)
+        return prediction.actions, state
+
+    def predict(self, observation: Any, state: Frames) -> tuple[Prediction, Frames]:
         """The row, for every entry of the batch."""
         state = Frames(state.count + 1)
         self.seen.append({**observation.obs, "instruction": observation.instruction, "frames": state.count})
-        return np.broadcast_to(self.row, (*state.count.shape, 1, len(self.row))).copy(), state
+        return Prediction(np.broadcast_to(self.row, (*state.count.shape, 1, len(self.row))).copy()), state
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The maps of `eval/maps`: all are read; those of LIBERO, CALVIN and SimplerEnv run against stand-ins with the real spaces."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -217,7 +218,7 @@ def test_simpler_env_needs_a_map_only(stand_in, seeing):
 def test_gymnasiums_own_tasks_succeed_by_their_reward_threshold(seeing):
     """Guards against: tasks without a goal that can't be evaluated; a pendulum that is left alone falls."""
     policy = seeing({"state": ArraySpec((4,))}, [0])
-    policy.text = None
+    policy.spec = replace(policy.spec, instruction=False)
     result = robopolicy.evaluate(
         policy, "gymnasium:InvertedPendulum-v5", range(2), env_map=MAPS / "gymnasium_mujoco.yaml"
     )

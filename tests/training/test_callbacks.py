@@ -7,8 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from robopolicy.config import ExperimentConfig
-from robopolicy.model.checkpoint import load_policy
+from robopolicy.experiment import ExperimentConfig, load_policy
 from robopolicy.training.callbacks import TrainingDivergedError
 from robopolicy.training.train import train
 from tests.small_runs import changed, metrics, run, small_config, weights

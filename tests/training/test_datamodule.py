@@ -8,35 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from robopolicy.config import (
-    AugmentationConfig,
-    ConfigError,
-    DataConfig,
-    EncoderConfig,
-    ExperimentConfig,
-    HeadConfig,
-    NormalizationConfig,
-    TrainingConfig,
-)
 from robopolicy.demos.formats import open_demos
-from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.model.checkpoint import load_policy
+from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile, DemoWriter
+from robopolicy.demos.tokens import IDENTITY
+from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy
 from robopolicy.training.datamodule import DemoDataModule
-from robopolicy.training.encode import IDENTITY, PADDED
 from robopolicy.training.loader import BatchLoader
 from robopolicy.training.provenance import fingerprint
 from robopolicy.types import ActionSpec, ArraySpec, Demo, DemoFormatError
 from tests.small_runs import run, small_config
 
 
-def experiment(
-    path: Path, head: HeadConfig | None = None, tbptt: int | None = None, **data: object
-) -> ExperimentConfig:
-    return ExperimentConfig(
-        data=DataConfig(files=(str(path),), batch_size=6, **data),
-        head=head or HeadConfig(window=4, chunk=3),
-        training=TrainingConfig(tbptt=tbptt),
-    )
+def experiment(path: Path, changes: dict | None = None, **data: object) -> ExperimentConfig:
+    given = {"data.files": [str(path)], "data.batch_size": 6, "memory.window": 4, "action_head.chunk": 3}
+    return ExperimentConfig().change(given | {f"data.{name}": value for name, value in data.items()} | (changes or {}))
 
 
 def opened(config: ExperimentConfig) -> DemoDataModule:
@@ -47,14 +32,14 @@ def opened(config: ExperimentConfig) -> DemoDataModule:
 
 def test_everything_a_policy_needs_is_there(tiny_demos):
     """A policy built from other shapes than it is trained on fails in its first step, or worse, does not."""
-    module = opened(experiment(tiny_demos, cameras=("front",), target_keys=("cube_red",)))
+    module = opened(experiment(tiny_demos, cameras=("front",), privileged_keys=("cube_red",)))
     assert module.action_spec == open_demos(tiny_demos).action_spec
     assert module.obs == {
         "ee_pose": ArraySpec((7,)),
         "gripper": ArraySpec((1,)),
         "front": ArraySpec((16, 16, 3), "uint8"),
     }
-    assert module.targets == {"cube_red": ArraySpec((3,))}
+    assert module.privileged == {"cube_red": ArraySpec((3,))}
     assert module.instructions == ("lift the blue cube", "lift the red cube")
     batch = next(iter(module.train_dataloader()))
     assert batch.obs["front"].shape == (6, 4, 16, 16, 3)
@@ -105,12 +90,12 @@ def test_no_held_out_demo_means_no_validation(tmp_path, make_demo):
 
 def test_carried_memory_gets_whole_demos_in_order(tiny_demos):
     """Truncated BPTT over shuffled windows would carry a state from one demo into another."""
-    carry = HeadConfig(window=4, chunk=3, history="carry")
+    carry = {"memory.history": "carry"}
     whole = next(iter(opened(experiment(tiny_demos, carry)).train_dataloader()))
-    assert whole.frame_valid.shape == (6, 15), "without tbptt a segment is the longest demo"
+    assert whole.frame_valid.shape == (6, 15), "without a segment length it is the longest demo"
     assert whole.episode_start is not None
     assert whole.episode_start.all()
-    cut = list(opened(experiment(tiny_demos, carry, tbptt=5)).train_dataloader())
+    cut = list(opened(experiment(tiny_demos, carry, segment=5)).train_dataloader())
     assert cut[0].frame_valid.shape == (6, 5)
     assert len(cut) == 3
     assert sum(int(batch.frame_valid.sum()) for batch in cut) == 43
@@ -122,11 +107,11 @@ def test_a_segment_may_be_longer_than_the_window(tiny_demos):
     assert batch.target.shape == (6, 9, 3, 7)
 
 
-def test_a_key_may_be_seen_and_a_target_too(tiny_demos):
+def test_a_key_may_be_an_input_and_privileged_too(tiny_demos):
     """A state estimator predicts what a privileged policy sees."""
-    module = opened(experiment(tiny_demos, obs_keys=("gripper", "cube_red"), target_keys=("cube_red",)))
+    module = opened(experiment(tiny_demos, obs_keys=("gripper", "cube_red"), privileged_keys=("cube_red",)))
     assert list(module.obs) == ["gripper", "cube_red"]
-    assert list(module.targets) == ["cube_red"]
+    assert list(module.privileged) == ["cube_red"]
     batch = next(iter(module.train_dataloader()))
     assert batch.obs["cube_red"].shape == (6, 4, 3)
 
@@ -136,20 +121,17 @@ def test_several_files_are_one_set(tiny_demos, tmp_path, make_demo):
     with DemoWriter(tmp_path / "more.hdf5", action_spec=open_demos(tiny_demos).action_spec) as writer:
         for number in range(20, 22):
             writer.write(make_demo(number))
-    config = ExperimentConfig(data=DataConfig(files=(str(tiny_demos), str(tmp_path / "more.hdf5")), batch_size=6))
+    config = experiment(tiny_demos, {"data.files": [str(tiny_demos), str(tmp_path / "more.hdf5")]})
     module = opened(config)
     assert module.provenance["train_demos"] == 5
     assert module.provenance["valid_demos"] == 2
     assert [file["name"] for file in module.provenance["files"]] == ["tiny.hdf5", "more.hdf5"]
 
 
-def test_the_log_says_when_the_policy_is_told_nothing(tiny_demos):
-    """An untold baseline whose log lists instructions looks like a policy that was told."""
-    config = experiment(tiny_demos)
-    told = opened(config).summary()
-    untold = opened(replace(config, encoder=replace(config.encoder, instruction=False))).summary()
-    assert "(--encoder.instruction false)" in untold
-    assert "(--encoder.instruction false)" not in told
+def test_the_log_says_when_the_instruction_is_not_used(tiny_demos):
+    """Guards against: the log of an unconditional baseline that reads like that of a conditioned policy."""
+    assert "not used (--text.kind none)" in opened(experiment(tiny_demos, {"text.kind": "none"})).summary()
+    assert "not used" not in opened(experiment(tiny_demos)).summary()
 
 
 def test_provenance_is_json_and_names_seeds_rate_and_files(tiny_demos):
@@ -208,12 +190,8 @@ def posed(path, flipped, absolute=True):
 def test_a_quaternions_sign_in_the_file_changes_nothing_that_is_learned(tmp_path, form):
     """Trained to send q and -q for one pose, a policy sends their mean: nothing."""
     files = [posed(tmp_path / f"{flipped}.hdf5", flipped) for flipped in (False, True)]
-    config = replace(
-        small_config(files[0]),
-        augmentation=AugmentationConfig(),
-        normalization=NormalizationConfig(rotation=form),
-    )
-    runs = [replace(config, data=replace(config.data, files=(str(path),))) for path in files]
+    config = replace(small_config(files[0]), augmentation={}).change({"normalization.rotation": form})
+    runs = [config.change({"data.files": [str(path)]}) for path in files]
     losses = [run(each, tmp_path / str(place)) for place, each in enumerate(runs)]
     assert losses[0] == losses[1]
     policy = load_policy(tmp_path / "1")
@@ -236,16 +214,14 @@ def test_the_log_says_what_is_taken_for_a_rotation(tmp_path):
     """A guess by name must be seen by who knows better."""
     module = opened(experiment(posed(tmp_path / "a.hdf5", flipped=True)))
     assert "eef_quat (quaternion), actions (quaternion), learned aligned" in module.summary()
-    config = replace(
-        experiment(tmp_path / "a.hdf5"), normalization=NormalizationConfig(rotations={"eef_quart": "quaternion"})
-    )
+    config = experiment(tmp_path / "a.hdf5", {"normalization.rotations": {"eef_quart": "quaternion"}})
     with pytest.raises(ConfigError, match="'eef_quart': no such key; there are eef_pos, eef_quat, actions"):
         opened(config)
 
 
 def with_tokens(path, padding=None):
     """Four demos with five tokens of width 6 a frame, as `encode` writes them; demo n has n of padding, filled with this."""
-    about = {IDENTITY: json.dumps({"model": "tiny"})} | ({} if padding is None else {PADDED: True})
+    about = {IDENTITY: json.dumps({"model": "tiny"})} | ({} if padding is None else {TOKENS_PADDED: True})
     with DemoWriter(path, attributes=about) as writer:
         for number in range(4):
             random = np.random.default_rng(number)
@@ -259,22 +235,25 @@ def with_tokens(path, padding=None):
     return path
 
 
-def tokens_alone(path, **head):
+def tokens_alone(path, pooling="max", latent=1):
     """Tokens that need no more than pooling before the memory."""
-    config = small_config(path)
-    return replace(
-        config,
-        data=replace(config.data, obs_keys=("tokens",)),
-        encoder=EncoderConfig(kind="precomputed", width=6, hidden=0, instruction=False),
-        head=replace(config.head, **head),
-    )
+    changes = {
+        "data.obs_keys": ["tokens"],
+        "encoder.kind": "precomputed",
+        "encoder.width": 6,
+        "encoder.hidden": 0,
+        "text.kind": "none",
+        "pooling.kind": pooling,
+        "pooling.latent": latent,
+    }
+    return replace(small_config(path), augmentation={}).change(changes)
 
 
 @pytest.mark.parametrize(("pooling", "latent", "rounding"), [("max", 2, 0.0), ("mean", 1, 1e-6)])
 def test_tokens_that_need_only_pooling_are_pooled_once_for_the_same_numbers(tmp_path, pooling, latent, rounding):
     """Pooled in every step, 256 tokens a frame cost 256 times the memory; pooled otherwise, it is another policy."""
     config = tokens_alone(with_tokens(tmp_path / "a.hdf5"), pooling=pooling, latent=latent)
-    on_disk = replace(config, data=replace(config.data, placement="disk"))
+    on_disk = config.change({"data.placement": "disk"})
     ahead, as_they_are = opened(config), opened(on_disk)
     assert next(iter(ahead.train_dataloader())).obs["tokens"].shape == (8, 3, latent, 6)
     assert next(iter(as_they_are.train_dataloader())).obs["tokens"].shape == (8, 3, 5, 6)
@@ -293,7 +272,7 @@ def test_what_padding_holds_changes_nothing_that_is_learned(tmp_path, head):
     """An instruction that is weighed by how much shorter it is than the longest one."""
     ones, nines = (with_tokens(tmp_path / f"{value}.hdf5", padding=value) for value in (1, 9))
     configs = [tokens_alone(ones, **head), tokens_alone(nines, **head)]
-    configs.append(replace(configs[1], data=replace(configs[1].data, placement="disk")))
+    configs.append(configs[1].change({"data.placement": "disk"}))
     losses = [run(config, tmp_path / str(place)) for place, config in enumerate(configs)]
     assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-5)
     policy = load_policy(tmp_path / "2")
@@ -309,6 +288,5 @@ def test_what_padding_holds_changes_nothing_that_is_learned(tmp_path, head):
 def test_tokens_are_not_pooled_ahead_where_weights_come_first(tmp_path):
     """A perceptron over each token, or attention, sees what pooling would have lost."""
     path = with_tokens(tmp_path / "a.hdf5")
-    perceptron = EncoderConfig(kind="precomputed", width=6, hidden=8, instruction=False)
-    for config in (tokens_alone(path, pooling="attention"), replace(tokens_alone(path), encoder=perceptron)):
+    for config in (tokens_alone(path, pooling="attention"), tokens_alone(path).change({"encoder.hidden": 8})):
         assert next(iter(opened(config).train_dataloader())).obs["tokens"].shape == (8, 3, 5, 6)

@@ -4,29 +4,21 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from robopolicy.config import (
-    DataConfig,
-    EncoderConfig,
-    ExperimentConfig,
-    HeadConfig,
-    OptimizerConfig,
-    TrainingConfig,
-    config_to_dict,
-)
+from robopolicy.experiment import ExperimentConfig, config_to_dict
 from robopolicy.training import callbacks
 from robopolicy.training.train import train
+from tests.small_runs import SMALL
 
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from lightning.pytorch import Callback
-from robopolicy.config import read_config
+from robopolicy.experiment import read_config
 from robopolicy.training import callbacks
 from robopolicy.training.train import TrainingInterrupted, train
 
@@ -57,13 +49,9 @@ def test_two_processes_train_as_one_and_resume_exactly(
     tiny_demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str
 ) -> None:
     """Means of unequally padded shares, samplers that overlap, or a stop on one process only: all seen in the losses."""
-    config = ExperimentConfig(
-        data=DataConfig(files=(str(tiny_demos),), batch_size=4),
-        encoder=EncoderConfig(width=8, hidden=8),
-        head=HeadConfig(window=3, chunk=4, hidden=8, layers=1, head_widths=(8,), history=memory),
-        optimizer=OptimizerConfig(warmup_steps=2),
-        training=TrainingConfig(max_steps=6, valid_every=3, tbptt=3 if memory == "carry" else None),
-    )
+    changes = {"data.files": [str(tiny_demos)], "data.batch_size": 4, "action_head.chunk": 4, "memory.history": memory}
+    changes |= {"optimizer.warmup_steps": 2, "training.max_steps": 6, "training.valid_every": 3}
+    config = ExperimentConfig().change(SMALL | changes | ({"data.segment": 3} if memory == "carry" else {}))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -72,7 +60,7 @@ def test_two_processes_train_as_one_and_resume_exactly(
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert finished.returncode == 0, finished.stderr[-2000:]
     monkeypatch.setattr(callbacks, "LOG_EVERY", 1)
-    train(replace(config), tmp_path / "single")
+    train(config, tmp_path / "single")
     single, pair = history(tmp_path / "single"), history(tmp_path / "pair")
     assert history(tmp_path / "stopped") == pair
     for kind in ("train", "valid"):

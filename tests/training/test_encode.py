@@ -15,7 +15,8 @@ pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.model.encoders._loading import load_backbone
-from robopolicy.model.old_encoders.transformers import PromptText
+from robopolicy.model.texts import TextInputs, Vocabulary
+from robopolicy.model.texts.prompt import PromptOptions, PromptText
 from robopolicy.training import encode
 from robopolicy.training.encode import are_padded, encode_file, require_one_encoder, run_encode
 from robopolicy.types import DemoFormatError
@@ -48,9 +49,11 @@ def test_every_frame_gains_the_tokens_that_the_live_encoder_gives(file, model):
     """A policy trained on stored tokens meets live ones on the robot; they must be the same."""
     done = encode_file(file, model, batch_frames=4)
     assert (done.demos, done.frames) == (5, 54)
-    backbone, text = load_backbone(model, (16, 16)), PromptText(model, "{instruction}")
     with open_demos(file) as demos:
         demo = demos.read("demo_2")
+        vocabulary = Vocabulary.of(str(demos.read(name, ()).instruction) for name in demos.names)
+    backbone = load_backbone(model, (16, 16))
+    text = PromptText(PromptOptions(), TextInputs(vocabulary, 0, model))
     live, valid = backbone(
         [torch.from_numpy(demo.obs["front"])], text.prepare([demo.instruction]).expand(len(demo), -1)
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from robopolicy.config import DataConfig, EncoderConfig, ExperimentConfig, HeadConfig
+from robopolicy.experiment import ExperimentConfig, OptimizerConfig, build_policy
+from robopolicy.model.policy import ChunkPolicy
 from robopolicy.training import module as module_under_test
 from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.module import (
@@ -16,18 +17,26 @@ from robopolicy.training.module import (
     Tally,
     copy_sharing_frozen,
     parameter_groups,
-    segment_losses,
 )
-from robopolicy.training.train import make_policy, make_trainer, quiet_lightning
+from robopolicy.training.objective import Objective
+from robopolicy.training.train import make_trainer, quiet_lightning
 from robopolicy.types import Batch
+from tests.small_runs import SMALL, changed
 
 
-def experiment(path: Path, history: str = "window", **data: object) -> ExperimentConfig:
-    return ExperimentConfig(
-        data=DataConfig(files=(str(path),), batch_size=6, **data),
-        encoder=EncoderConfig(width=8, hidden=8),
-        head=HeadConfig(window=3, chunk=2, hidden=8, layers=1, head_widths=(8,), history=history),
-    )
+def experiment(path: Path, **changes: object) -> ExperimentConfig:
+    given = SMALL | {"data.files": [str(path)], "data.batch_size": 6}
+    return ExperimentConfig().change(given | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def parts(data: DemoDataModule) -> tuple[ChunkPolicy, Objective]:
+    """An untrained policy for these demos and what it is trained on."""
+    policy = build_policy(data.experiment, data.facts)
+    return policy, Objective(data.experiment, policy, data.privileged, data.obs_statistics)
+
+
+def training(data: DemoDataModule, schedule: Schedule, **settings: object) -> PolicyTraining:
+    return PolicyTraining(*parts(data), schedule, OptimizerConfig(**settings))
 
 
 @pytest.fixture
@@ -49,18 +58,19 @@ def weights(policy: torch.nn.Module) -> torch.Tensor:
 def fit(module: PolicyTraining, data: DemoDataModule, config: ExperimentConfig, folder: Path) -> None:
     steps = module.schedule.max_steps
     with quiet_lightning():
-        make_trainer(replace(config, training=replace(config.training, max_steps=steps)), folder, []).fit(module, data)
+        make_trainer(changed(config, max_steps=steps), folder, []).fit(module, data)
 
 
 def test_training_is_the_loop_one_would_write_by_hand(data: DemoDataModule, tmp_path: Path) -> None:
     """Lightning's hooks hide mistakes well: a skipped clip, a schedule off by one, an average taken before the step."""
-    policy = make_policy(data.experiment, data)
+    policy, objective = parts(data)
     by_hand, average = copy.deepcopy(policy), copy.deepcopy(policy)
     schedule = Schedule(max_steps=9, warmup_steps=3, min_lr_scale=0.1)
-    module = PolicyTraining(policy, schedule, lr=1e-2, encoder_lr_scale=0.5, weight_decay=0.1, clip_norm=0.05)
+    settings = OptimizerConfig(lr=1e-2, encoder_lr_scale=0.5, weight_decay=0.1, clip_norm=0.05)
+    module = PolicyTraining(policy, objective, schedule, settings)
     fit(module, data, data.experiment, tmp_path)
 
-    groups = parameter_groups(by_hand, 1e-2, 0.5, 0.1)
+    groups = parameter_groups(torch.nn.ModuleList([by_hand]), settings)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     loader, step = opened(data.experiment).train_dataloader(), 0
     while step < 9:
@@ -68,7 +78,7 @@ def test_training_is_the_loop_one_would_write_by_hand(data: DemoDataModule, tmp_
             if step == 9:
                 break
             optimizer.zero_grad()
-            by_hand.losses(batch)["loss"].backward()
+            objective(by_hand, batch)[0]["loss"].backward()
             torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 0.05)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * schedule.lr_scale(step, step / 9)
@@ -84,8 +94,8 @@ def test_training_is_the_loop_one_would_write_by_hand(data: DemoDataModule, tmp_
 
 def test_without_averaging_the_policy_itself_is_evaluated(data: DemoDataModule) -> None:
     """An average that is off but still evaluated would be the untrained policy."""
-    policy = make_policy(data.experiment, data)
-    assert PolicyTraining(policy, Schedule(1), lr=1e-3, ema=False).evaluated is policy
+    module = training(data, Schedule(1), ema=False)
+    assert module.evaluated is module.policy
 
 
 def test_the_schedule_warms_up_and_ends_at_its_lowest_rate() -> None:
@@ -116,9 +126,10 @@ def test_the_schedule_follows_the_clock_where_time_runs_out_first(monkeypatch: p
 
 def test_each_trained_parameter_is_in_one_group_and_only_matrices_decay(data: DemoDataModule) -> None:
     """Decayed biases and norms shrink what they must not; a parameter in no group never learns."""
-    policy = make_policy(data.experiment, data)
+    policy, _ = parts(data)
     frozen = next(policy.head.parameters()).requires_grad_(False)
-    groups = parameter_groups(policy, 1e-3, encoder_lr_scale=0.1, weight_decay=0.05)
+    settings = OptimizerConfig(lr=1e-3, encoder_lr_scale=0.1, weight_decay=0.05, memory_weight_decay=0.5)
+    groups = parameter_groups(torch.nn.ModuleList([policy]), settings)
     grouped = {id(member): group for group in groups for member in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(grouped)
     for name, parameter in policy.named_parameters():
@@ -126,30 +137,31 @@ def test_each_trained_parameter_is_in_one_group_and_only_matrices_decay(data: De
             assert id(parameter) not in grouped
             continue
         group = grouped[id(parameter)]
-        assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0)
+        decay = 0.5 if name.startswith("head.memory.") else 0.05
+        assert group["weight_decay"] == (decay if parameter.ndim > 1 else 0.0)
         assert group["peak_lr"] == pytest.approx(1e-4 if name.startswith("encoder.") else 1e-3)
 
 
-@pytest.mark.parametrize(("learns_after", "moves"), [(9, False), (8, True)])
+@pytest.mark.parametrize(("freeze_steps", "moves"), [(9, False), (8, True)])
 def test_late_parameters_stay_until_their_first_step(
-    data: DemoDataModule, tmp_path: Path, learns_after: int, moves: bool
+    data: DemoDataModule, tmp_path: Path, freeze_steps: int, moves: bool
 ) -> None:
     """A chooser among objects that learns from the first step on follows random weights, and shuts out the named one."""
-    policy = make_policy(data.experiment, data)
-    late = policy.encoder.together
-    late.learns_after = learns_after
+    module = training(data, Schedule(max_steps=9), lr=1e-2, weight_decay=0.1)
+    late = module.policy.encoder.together
+    late.freeze_steps = freeze_steps
     before = [parameter.clone() for parameter in late.parameters()]
-    fit(PolicyTraining(policy, Schedule(max_steps=9), lr=1e-2, weight_decay=0.1), data, data.experiment, tmp_path)
+    fit(module, data, data.experiment, tmp_path)
     same = [torch.equal(one, other) for one, other in zip(before, late.parameters(), strict=True)]
     assert not any(same) if moves else all(same)
 
 
 def test_the_average_shares_what_is_not_trained(data: DemoDataModule) -> None:
     """A frozen vision-language backbone held twice would fill the memory for nothing."""
-    policy = make_policy(data.experiment, data)
+    policy, _ = parts(data)
     frozen = next(policy.head.parameters()).requires_grad_(False)
-    average = copy_sharing_frozen(policy)
-    assert next(average.head.parameters()) is frozen
+    average = copy_sharing_frozen(torch.nn.ModuleList([policy]))
+    assert next(average[0].head.parameters()) is frozen
     assert not {id(p) for p in average.parameters()} & {id(p) for p in policy.parameters() if p.requires_grad}
 
 
@@ -165,8 +177,8 @@ def test_means_over_batches_weigh_each_valid_action_alike() -> None:
 
 def test_validation_measures_the_average_and_leaves_training_as_it_was(data: DemoDataModule) -> None:
     """Validation that left the policy in eval mode would switch dropout off for the rest of the run."""
-    policy = make_policy(data.experiment, data)
-    module = PolicyTraining(policy, Schedule(1), lr=1e-3)
+    module = training(data, Schedule(1))
+    policy = module.policy
     for parameter in policy.parameters():
         parameter.data.fill_(float("nan"))
     policy.train()
@@ -180,31 +192,28 @@ def test_validation_measures_the_average_and_leaves_training_as_it_was(data: Dem
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_the_validation_loss_does_not_depend_on_the_batch_size(tiny_demos: Path, size: int) -> None:
     """A checkpoint chosen by a loss that moves with the batch size is chosen by chance."""
-    data = opened(replace(experiment(tiny_demos), data=DataConfig(files=(str(tiny_demos),), batch_size=size)))
+    data = opened(experiment(tiny_demos, data__batch_size=size))
     torch.manual_seed(0)
-    terms = PolicyTraining(make_policy(data.experiment, data), Schedule(1), lr=1e-3).validate(data.val_dataloader())
+    terms = training(data, Schedule(1)).validate(data.val_dataloader())
     whole = opened(experiment(tiny_demos))
     torch.manual_seed(0)
-    expected = PolicyTraining(make_policy(whole.experiment, whole), Schedule(1), lr=1e-3).validate(
-        whole.val_dataloader()
-    )
+    expected = training(whole, Schedule(1)).validate(whole.val_dataloader())
     assert terms == pytest.approx(expected, rel=1e-5)
 
 
-def carry_batches(tiny_demos: Path, tbptt: int | None) -> tuple[DemoDataModule, list[Batch]]:
-    config = experiment(tiny_demos, history="carry")
-    data = opened(replace(config, training=replace(config.training, tbptt=tbptt)))
+def carry_batches(tiny_demos: Path, segment: int | None) -> tuple[DemoDataModule, list[Batch]]:
+    data = opened(experiment(tiny_demos, memory__history="carry", data__segment=segment))
     return data, list(data.train_dataloader())
 
 
 def test_truncated_training_of_whole_episodes_has_the_gradients_of_the_full_pass(tiny_demos: Path) -> None:
     """A state left over from other episodes, or a gradient cut inside the chunk, would pass unnoticed."""
-    data, batches = carry_batches(tiny_demos, tbptt=None)
-    policy, batch = make_policy(data.experiment, data), batches[0]
+    data, batches = carry_batches(tiny_demos, segment=None)
+    (policy, objective), batch = parts(data), batches[0]
     left_over = replace(policy.initial_state(6), tensors=tuple(torch.ones(1, 6, 8) for _ in range(2)))
-    terms, _ = segment_losses(policy, batch, left_over)
+    terms, _ = objective(policy, batch, left_over)
     truncated = torch.autograd.grad(terms["loss"], list(policy.parameters()), allow_unused=True)
-    full = torch.autograd.grad(policy.losses(batch)["loss"], list(policy.parameters()), allow_unused=True)
+    full = torch.autograd.grad(objective(policy, batch)[0]["loss"], list(policy.parameters()), allow_unused=True)
     for one, other in zip(truncated, full, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
@@ -213,14 +222,14 @@ def test_truncated_training_of_whole_episodes_has_the_gradients_of_the_full_pass
 
 def test_the_state_goes_on_between_segments_of_an_episode_without_its_gradient(tiny_demos: Path) -> None:
     """Segments begun from zero forget the episode; a state with its graph keeps every earlier batch in memory."""
-    data, batches = carry_batches(tiny_demos, tbptt=4)
-    _, (full,) = carry_batches(tiny_demos, tbptt=None)
-    policy = make_policy(data.experiment, data)
+    data, batches = carry_batches(tiny_demos, segment=4)
+    _, (full,) = carry_batches(tiny_demos, segment=None)
+    policy, objective = parts(data)
     tally, state = Tally(), None
     for batch in batches:
-        terms, state = segment_losses(policy, batch, state)
+        terms, state = objective(policy, batch, state)
         assert not any(part.requires_grad for part in state.tensors)
         tally.add(terms, batch.action_valid.sum())
     assert batches[1].episode_start is not None
     assert not batches[1].episode_start.all()
-    assert tally.take()["loss_arm"] == pytest.approx(policy.losses(full)["loss_arm"].item(), rel=1e-5)
+    assert tally.take()["loss_arm"] == pytest.approx(objective(policy, full)[0]["loss_arm"].item(), rel=1e-5)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from robopolicy.config import ConfigError, DataConfig, EncoderConfig, ExperimentConfig, HeadConfig, TrainingConfig
 from robopolicy.demos.hdf5 import DemoFile
-from robopolicy.model.checkpoint import load_policy, read_provenance
+from robopolicy.experiment import ConfigError, DemoFacts, ExperimentConfig, build_policy, load_policy, read_provenance
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
 from robopolicy.training.online import RelabelingActor, dagger, relabeled_episodes
 from robopolicy.types import ActionSpec, ArraySpec, Demo
+from tests.small_runs import SMALL
 
 
 class Student:
@@ -73,12 +73,13 @@ def test_a_share_that_is_no_share_is_refused() -> None:
 
 @pytest.fixture
 def config(tiny_demos: Path) -> ExperimentConfig:
-    return ExperimentConfig(
-        data=DataConfig(files=(str(tiny_demos),), batch_size=8),
-        encoder=EncoderConfig(width=8, hidden=8),
-        head=HeadConfig(window=3, chunk=2, hidden=8, layers=1, head_widths=(8,)),
-        training=TrainingConfig(max_steps=4, valid_every=4),
-    )
+    changes = {
+        "data.files": [str(tiny_demos)],
+        "data.batch_size": 8,
+        "training.max_steps": 4,
+        "training.valid_every": 4,
+    }
+    return ExperimentConfig().change(SMALL | changes)
 
 
 def vector(policy: ChunkPolicy) -> torch.Tensor:
@@ -135,7 +136,7 @@ def test_no_round_at_all_is_refused(config: ExperimentConfig, tmp_path: Path) ->
 def test_relabeled_episodes_of_the_simulator_hold_the_experts_labels(config: ExperimentConfig) -> None:
     """Labels of the state after the step, or of another world, would look right and teach nonsense."""
     seen = {"ee_pose": ArraySpec((7,)), "gripper": ArraySpec((1,))}
-    policy = ChunkPolicy(config, ActionSpec(arm=6, gripper=1), seen)
+    policy = build_policy(config, DemoFacts(ActionSpec(arm=6, gripper=1), seen))
     env = RobotVectorEnv("reach", 2, num_threads=1, max_episode_steps=15)
     labels: list[np.ndarray] = []
 

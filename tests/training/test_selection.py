@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robopolicy.config import ConfigError, DataConfig, EncoderConfig, ExperimentConfig
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats.base import ReaderBase
 from robopolicy.demos.rows import DemoRows, load_rows
+from robopolicy.experiment import ConfigError, DataConfig, ExperimentConfig
 from robopolicy.training.selection import choose_action_spec, choose_keys, split_names
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
@@ -84,11 +84,11 @@ def test_a_split_that_can_not_be_made_is_refused():
 
 def test_by_default_every_vector_is_seen_and_targets_are_not(reader):
     """A key meant for a loss term only would let the policy read the answer."""
-    config = ExperimentConfig(data=DataConfig(target_keys=("cube_red",)))
+    config = ExperimentConfig(data=DataConfig(privileged_keys=("cube_red",)))
     assert choose_keys(reader, "demo_0", config) == (["ee_pose", "gripper"], ["cube_red"])
     config = ExperimentConfig(data=DataConfig(obs_keys=("gripper",), cameras=("front",)))
     assert choose_keys(reader, "demo_0", config) == (["gripper", "front"], [])
-    config = ExperimentConfig(data=DataConfig(obs_keys=()), encoder=EncoderConfig(kind="precomputed"))
+    config = ExperimentConfig().change({"data.obs_keys": [], "encoder.kind": "precomputed"})
     assert choose_keys(reader, "demo_0", config) == (["tokens"], [])
 
 
@@ -98,7 +98,7 @@ def test_a_key_that_is_not_there_lists_those_that_are(reader):
         choose_keys(reader, "demo_0", ExperimentConfig(data=DataConfig(cameras=("wrist",))))
     with pytest.raises(DemoFormatError, match=r"no key 'joints'; it has: cube_red, ee_pose, front, gripper"):
         choose_keys(reader, "demo_0", ExperimentConfig(data=DataConfig(obs_keys=("joints",))))
-    with pytest.raises(ConfigError, match="the policy would see nothing"):
+    with pytest.raises(ConfigError, match="the policy would have no input"):
         choose_keys(reader, "demo_0", ExperimentConfig(data=DataConfig(obs_keys=())))
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from robopolicy.config import AugmentationConfig, ConfigError, EncoderConfig, ExperimentConfig, OptimizerConfig
-from robopolicy.model.checkpoint import load_policy, read_provenance
+from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy, read_provenance
 from robopolicy.training.train import train
 from tests.small_runs import changed, metrics, run, small_config, weights
 
@@ -40,9 +39,9 @@ def test_a_run_folder_is_a_policy_that_acts_with_its_figures_beside_it(
 
 def test_training_learns(config: ExperimentConfig, tmp_path: Path) -> None:
     """Gradients that never reach the weights leave every other test of this file green."""
-    head = replace(config.head, dropout=0.0, layers=1, hidden=64, head_widths=(64,))
-    calm = replace(config, augmentation=AugmentationConfig(), encoder=EncoderConfig(width=32, hidden=32), head=head)
-    calm = replace(calm, optimizer=OptimizerConfig(lr=1e-2, warmup_steps=5))
+    sizes = {"encoder.width": 32, "encoder.hidden": 32, "memory.hidden": 64, "action_head.widths": [64]}
+    calm = replace(config, augmentation={}).change(sizes | {"memory.dropout": 0.0, "memory.layers": 1})
+    calm = calm.change({"optimizer.lr": 1e-2, "optimizer.warmup_steps": 5})
     losses = run(changed(calm, max_steps=150, valid_every=150), tmp_path / "run")
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
@@ -66,12 +65,9 @@ def test_carried_states_and_accumulation_resume_exactly_too(
 ) -> None:
     """A carried state that is lost, or half an accumulated gradient counted as a step, changes the losses."""
     if kind == "carry":
-        config = changed(
-            replace(config, head=replace(config.head, history="carry"), data=replace(config.data, batch_size=2)),
-            tbptt=3,
-        )
+        config = config.change({"memory.history": "carry", "data.batch_size": 2, "data.segment": 3})
     else:
-        config = replace(config, optimizer=replace(config.optimizer, accumulate=2))
+        config = config.change({"optimizer.accumulate": 2})
     whole = run(config, tmp_path / "whole")
     stopped = run(config, tmp_path / "stopped", stop_at=(4,)) + run(config, tmp_path / "stopped", resume=True)
     assert stopped == whole
@@ -85,8 +81,8 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(config: ExperimentC
     train(changed(config, max_steps=2), tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a run already"):
         train(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"--head\.hidden is 16 but the run .* began with 8"):
-        train(replace(config, head=replace(config.head, hidden=16)), tmp_path / "run", resume=True)
+    with pytest.raises(ConfigError, match=r"--memory\.hidden is 16 but the run .* began with 8"):
+        train(config.change({"memory.hidden": 16}), tmp_path / "run", resume=True)
     train(changed(config, max_steps=4), tmp_path / "run", resume=True)
     assert metrics(tmp_path / "run")["steps"] == 4
     train(changed(config, max_steps=4), tmp_path / "run", resume=True)
@@ -98,7 +94,6 @@ def test_a_selection_that_cannot_be_made_is_refused_before_anything_is_written(
     """Selection by what is never measured would keep no policy at all, found out hours later."""
     with pytest.raises(ConfigError, match="--eval-every"):
         train(changed(config, select="success"), tmp_path / "run")
-    everything = replace(config.data, train_filter="all_of_them")
     with pytest.raises(ConfigError, match="all_of_them"):
-        train(replace(config, data=everything), tmp_path / "run")
+        train(config.change({"data.train_filter": "all_of_them"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -12,32 +12,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from robopolicy.client import ProtocolError, pack
 from robopolicy.control.serving.metrics import Metrics
-from robopolicy.control.serving.session import BatchState, Session
-from robopolicy.control.spec import PolicySpec
-
-if TYPE_CHECKING:
-    from robopolicy.control.stream import Policy
+from robopolicy.control.serving.session import Session
+from robopolicy.types import Policy, PolicySpec
 
 logger = logging.getLogger("robopolicy.serve")
-
-
-@runtime_checkable
-class ServedPolicy(Protocol):
-    """What can be served: what `robopolicy.load_policy` or `robopolicy.control.runtime.load` gives."""
-
-    def initial_state(self, batch: int) -> BatchState:
-        """A fresh memory for `batch` episodes."""
-        ...
-
-    def act(self, observation: Mapping[str, Any], state: Any) -> tuple[Any, Any]:
-        """Actions (*B, K, width) in the demos' units, and the state after them."""
-        ...
 
 
 @dataclass
@@ -57,7 +41,7 @@ class InferenceThread:
     Messages are read on the event loop: the next ones while the policy thinks, and out of memory that is still warm.
     """
 
-    def __init__(self, policy: ServedPolicy, spec: PolicySpec, metrics: Metrics, max_batch: int = 64) -> None:
+    def __init__(self, policy: Policy, spec: PolicySpec, metrics: Metrics, max_batch: int = 64) -> None:
         self.policy, self.spec, self.metrics, self.max_batch = policy, spec, metrics, max_batch
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._warm: Future[None] = Future()
@@ -134,13 +118,13 @@ class InferenceThread:
         return [_packed(request, reply, infer_s) for request, reply in zip(requests, replies, strict=True)]
 
     def _forward(self, observations: Sequence[Mapping[str, Any]], state: Any) -> tuple[list[dict[str, Any]], Any]:
-        """What belongs to each observation: `actions` and, where the policy tells, `gripper_logit`; and the state."""
+        """For each observation `actions` and, where the policy gives it, `gripper_logit`; and the state."""
         batch: dict[str, Any] = {key: _stacked([seen[key] for seen in observations]) for key in self.spec.observation}
         if self.spec.instruction:
             batch["instruction"] = [observation["instruction"] for observation in observations]
-        actions, logit, state = _asked(self.policy, batch, state)
-        told = {"actions": actions, "gripper_logit": logit}
-        rows = {name: _array(values) for name, values in told.items() if values is not None and values.shape[-1]}
+        prediction, state = self.policy.predict(batch, state)
+        found = {"actions": prediction.actions, "gripper_logit": prediction.gripper_logit}
+        rows = {name: _array(values) for name, values in found.items() if values is not None and values.shape[-1]}
         return [{name: values[place] for name, values in rows.items()} for place in range(len(observations))], state
 
     def _failed(self, session: Session, where: str) -> ProtocolError:
@@ -148,15 +132,6 @@ class InferenceThread:
         logger.exception("%s: %s failed", session.name, where)
         self.metrics.count("internal_errors_total")
         return ProtocolError("internal error; the server's log tells more")
-
-
-def _asked(policy: ServedPolicy, batch: Mapping[str, Any], state: Any) -> tuple[Any, Any, Any]:
-    if not hasattr(policy, "predict"):  # such as an exported one, which needs no torch
-        actions, state = policy.act(batch, state)
-        return actions, None, state
-    from robopolicy.control.stream import answer
-
-    return answer(cast("Policy", policy), batch, state)
 
 
 def _packed(request: Request, reply: dict[str, Any], infer_s: float) -> bytes | ProtocolError:

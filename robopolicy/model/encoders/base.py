@@ -80,6 +80,8 @@ class TokenEncoder(nn.Module):
 
     token_width: int
     """D, the width of one token."""
+    exportable: bool = True
+    """Whether it can be part of an exported graph."""
     token_count: int
     """N, the same for every frame."""
     prediction_widths: Mapping[str, int] = {}

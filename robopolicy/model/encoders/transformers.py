@@ -41,6 +41,8 @@ class TransformersEncoder(TokenEncoder):
     found again under its name when the policy is loaded.
     """
 
+    exportable = False
+
     def __init__(self, options: TransformersOptions, inputs: EncoderInputs) -> None:
         super().__init__()
         inputs.require_cameras("transformers")

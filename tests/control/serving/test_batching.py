@@ -11,6 +11,7 @@ from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.control.serving.metrics import Metrics
 from robopolicy.control.serving.protocol import ObservationReader
 from robopolicy.control.serving.session import Session
+from robopolicy.types import Prediction
 from tests.serving import SPEC, FakePolicy, observation
 
 
@@ -115,7 +116,7 @@ def test_a_policy_that_fails_while_warming_up_fails_the_start():
     """A server that listens with a broken policy looks healthy until a robot moves."""
 
     class Broken(FakePolicy):
-        def act(self, observation, state):
+        def predict(self, observation, state):
             raise ValueError("weights are missing")
 
     inference, _ = make(Broken(), 0)
@@ -127,9 +128,9 @@ def test_actions_that_are_not_finite_are_not_sent():
     """A clamp on the robot's side would let NaN through."""
 
     class Diverged(FakePolicy):
-        def act(self, observation, state):
-            actions, state = super().act(observation, state)
-            return actions * np.nan, state
+        def predict(self, observation, state):
+            prediction, state = super().predict(observation, state)
+            return Prediction(prediction.actions * np.nan), state
 
     policy = Diverged()
     inference, (session,) = make(policy, 1)

@@ -1,0 +1,96 @@
+"""An experiment's config and what the demos hold -> an untrained policy."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from robopolicy.components import build
+from robopolicy.experiment.config import ExperimentConfig
+from robopolicy.model.encoders import EncoderInputs
+from robopolicy.model.memories import history_of, window_of
+from robopolicy.model.normalization import ActionNormalizer
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.policy_head import PolicyHead
+from robopolicy.model.rotations import action_rotations
+from robopolicy.model.scaling import KeyScaling
+from robopolicy.model.statistics import Statistics
+from robopolicy.model.texts import TextInputs, Vocabulary
+from robopolicy.types import ActionSpec, ArraySpec, PolicySpec
+
+PUBLIC_PROVENANCE = ("task", "control_dt", "renderer", "versions")
+"""What of a policy's provenance a server may tell a stranger: no path, no seed."""
+
+
+@dataclass(frozen=True)
+class DemoFacts:
+    """What a policy has to know of its demos, beside the config."""
+
+    action: ActionSpec
+    """The columns of the action rows."""
+    observation: Mapping[str, ArraySpec]
+    """Every key that the policy reads, with the shape and type of one frame."""
+    vocabulary: Vocabulary | None = None
+    """Words of the training instructions; None where there are no instructions."""
+    obs_statistics: Mapping[str, Statistics] | None = None
+    """Of each low-dimensional key, from the training split; None when weights are loaded afterwards."""
+    action_statistics: Statistics | None = None
+    """Of the action rows, from the training split; None when weights are loaded afterwards."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the demos come from."""
+
+
+def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
+    """An untrained policy of this config for these demos.
+
+    Raises:
+        ConfigError: a component can't use what the demos hold.
+    """
+    scaling = config.normalization
+    keys = KeyScaling(facts.observation, facts.obs_statistics, scaling.obs, scaling.rotation, scaling.rotations)
+    actions = action_normalizer(config, facts.action, facts.action_statistics)
+    text = None
+    if facts.vocabulary is not None:
+        inputs = TextInputs(facts.vocabulary, config.encoder.width, getattr(config.encoder, "model", None))
+        text = build(config.text, inputs)
+    words = (config.encoder.width, text.token_count) if text is not None else (None, 0)
+    encoder = build(config.encoder, EncoderInputs(keys.scaled_specs, *words))
+    head = PolicyHead(
+        encoder.token_width,
+        actions.learned_spec,
+        pooling=config.pooling,
+        memory=config.memory,
+        action_head=config.action_head,
+    )
+    spec = policy_spec(config, facts.action, facts.observation, text is not None, facts.provenance)
+    policy = ChunkPolicy(spec, keys, actions, text, encoder, head)
+    policy.config, policy.vocabulary = config, facts.vocabulary
+    return policy
+
+
+def action_normalizer(config: ExperimentConfig, spec: ActionSpec, statistics: Statistics | None) -> ActionNormalizer:
+    """The map between action rows and action targets."""
+    form, declared = config.normalization.rotation, config.normalization.rotations
+    return ActionNormalizer(spec, statistics, action_rotations(spec, form, declared), form)
+
+
+def policy_spec(
+    config: ExperimentConfig,
+    action: ActionSpec,
+    observation: Mapping[str, ArraySpec],
+    instruction: bool,
+    provenance: Mapping[str, Any],
+) -> PolicySpec:
+    """What a policy of this config needs and gives."""
+    rate_hz = action.rate_hz
+    return PolicySpec(
+        observation={key: spec if spec.is_image else ArraySpec(spec.shape) for key, spec in observation.items()},
+        action=action,
+        chunk=config.action_head.chunk,
+        window=window_of(config.memory),
+        history=history_of(config.memory),
+        instruction=instruction,
+        frame_stride=config.data.frame_stride,
+        control_dt=provenance.get("control_dt") or (1.0 / rate_hz if rate_hz else None),
+        execution=asdict(config.execution),
+        provenance={key: provenance[key] for key in PUBLIC_PROVENANCE if key in provenance},
+    )

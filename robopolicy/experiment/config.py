@@ -1,0 +1,230 @@
+"""The config tree of one experiment: plain sections as dataclasses, component sections as the chosen kind's options."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from robopolicy.components import ConfigError, component, component_of, expect, require
+from robopolicy.control.execution import ExecutionConfig
+from robopolicy.model.memories import history_of, window_of
+
+Normalization: TypeAlias = Literal["min-max", "mean-std", "quantile", "none"]
+
+COMPONENT_SECTIONS: Mapping[str, str | None] = {
+    "encoder": "keys",
+    "text": None,
+    "pooling": "max",
+    "memory": "lstm",
+    "action_head": "regression",
+}
+"""Sections whose fields depend on their `kind`, and the default kind; the default text is the encoder's."""
+
+DEFAULT_LOSSES: Mapping[str, float] = {"arm": 1.0, "gripper": 0.01}
+"""Losses of a config that names none; one from the command line joins them."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which demonstrations, which of their keys, and how batches are drawn from them."""
+
+    files: tuple[str, ...] = ()
+    """Demo files in the robomimic layout, or any format that `robopolicy check` opens."""
+    file_weights: tuple[float, ...] = ()
+    """Relative sampling weight of each file; empty: by its number of steps. Not for a carried memory."""
+    train_demos: int | None = None
+    """Use only the first N training demos of each file; null: all."""
+    train_filter: str = "train"
+    """Filter key (`mask/<name>`) of the training demos, where the file has it."""
+    valid_filter: str = "valid"
+    """Filter key (`mask/<name>`) of the validation demos, where the file has it."""
+    valid_fraction: float = 0.1
+    """Share of demos held out for validation where the file has no masks."""
+    obs_keys: tuple[str, ...] | None = None
+    """Low-dimensional observation keys of the policy; null: every 1-D key."""
+    cameras: tuple[str, ...] | None = ()
+    """Image observation keys of the policy; null: every camera of the demos."""
+    privileged_keys: tuple[str, ...] = ()
+    """Keys that auxiliary losses may use in training and that are not policy inputs, such as `target_pos`."""
+    batch_size: int = 64
+    """Segments per batch."""
+    segment: int | None = None
+    """Frames of one sampled segment, from which all its windows are cut; null: one window. With a carried memory: steps of
+    one truncated-BPTT chunk; null: whole demos."""
+    first_step_share: float = 0.0
+    """Share of the segments that start at a demo's first step; for tasks where the cue comes first. Not for a carried
+    memory, which always starts there."""
+    frame_stride: int = 1
+    """Control steps between two frames of a window; above 1 for a slow backbone or a client that executes chunks."""
+    placement: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where the demos are held while training; auto chooses by size and logs its choice."""
+    num_workers: int = 0
+    """Reader threads, for `placement: disk` only; 0: one per core, at most 4."""
+    arm: tuple[int, ...] | None = None
+    """Arm columns of the action rows; null: from the file, or inferred and printed."""
+    gripper: tuple[int, ...] | None = None
+    """Binary gripper columns of the action rows; null: from the file, or inferred and printed."""
+
+    def __post_init__(self) -> None:
+        expect(self, "data", ">= 1", "train_demos", "batch_size", "segment", "frame_stride")
+        expect(self, "data", "> 0", "file_weights")
+        expect(self, "data", ">= 0", "num_workers")
+        expect(self, "data", "0 .. 1", "first_step_share")
+        expect(self, "data", ">= 0 and < 1", "valid_fraction")
+        require(
+            not self.file_weights or len(self.file_weights) == len(self.files),
+            f"--data.file_weights has {len(self.file_weights)} entries for {len(self.files)} --data.files; give one each",
+        )
+
+
+@dataclass(frozen=True)
+class NormalizationConfig:
+    """How observations are scaled; arm actions always go to [-1, 1] by the training split's min and max."""
+
+    obs: Normalization = "mean-std"
+    """min-max, mean-std, quantile (1-99 %) or none, per dimension, from the training split only."""
+    rotation: Literal["aligned", "6d", "none"] = "aligned"
+    """Form in which rotations are learned: aligned (of equal quaternions or angles the one nearest to the mean), 6d, or
+    unchanged."""
+    rotations: Mapping[str, Literal["quaternion", "axis-angle", "angle", "none"]] = field(default_factory=dict)
+    """Columns that are rotations, such as {"actions[3:6]": axis-angle}; by default keys named `quat`, absolute poses."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, as RoboVLMs trains its heads."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    encoder_lr_scale: float = 1.0
+    """Learning rate of the encoder relative to the rest."""
+    min_lr_scale: float = 0.01
+    """The cosine ends at lr * min_lr_scale."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decays."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    memory_weight_decay: float | None = None
+    """Weight decay of the memory's parameters; null: as `weight_decay`."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    ema: bool = True
+    """Keep and evaluate an exponential moving average of the weights, decay min(0.999, (1 + n) / (10 + n))."""
+
+    def __post_init__(self) -> None:
+        expect(self, "optimizer", "> 0", "lr", "clip_norm")
+        expect(self, "optimizer", ">= 0", "encoder_lr_scale", "min_lr_scale", "warmup_steps", "weight_decay")
+        expect(self, "optimizer", ">= 0", "memory_weight_decay")
+        expect(self, "optimizer", ">= 0 and < 1", "betas")
+        expect(self, "optimizer", ">= 1", "accumulate")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length, validation and precision of a training run."""
+
+    max_steps: int = 2000
+    """Optimizer steps."""
+    max_minutes: float | None = None
+    """Safety limit [min]: training stops there even if steps remain, and says so; null: none."""
+    valid_every: int = 200
+    """Steps between two passes over the validation demos."""
+    checkpoint_every: int = 200
+    """Steps between two resume files."""
+    eval_every: int | None = None
+    """Steps between two closed-loop evaluations; null: none."""
+    eval_episodes: int = 50
+    """Episodes of each such evaluation, on seeds that reported evaluations don't use."""
+    select: Literal["valid_loss", "success", "last"] = "valid_loss"
+    """Which checkpoint becomes the run's policy."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 on GPUs, float32 on the CPU."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        every = ("valid_every", "checkpoint_every", "eval_every")
+        expect(self, "training", ">= 1", "max_steps", "eval_episodes", *every)
+        expect(self, "training", "> 0", "max_minutes")
+        expect(self, "training", "0 .. 4294967295", "seed")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment, as a file in `configs/` writes it.
+
+    The sections `encoder`, `text`, `pooling`, `memory` and `action_head` hold the options of the chosen kind, an instance
+    of the dataclass that the kind is registered with.
+    """
+
+    task: str | None = None
+    """Simulator task used for closed-loop evaluation while training (`--eval-every`)."""
+    plugins: tuple[str, ...] = ()
+    """Modules that register further components; imported when this config is read, never when a run folder is."""
+    data: DataConfig = field(default_factory=DataConfig)
+    normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    """Random changes to training batches: kind -> its options, such as {shift: {pixels: 4}}."""
+    encoder: Any = field(default_factory=lambda: default_options("encoder"))
+    text: Any = None
+    pooling: Any = field(default_factory=lambda: default_options("pooling"))
+    memory: Any = field(default_factory=lambda: default_options("memory"))
+    action_head: Any = field(default_factory=lambda: default_options("action_head"))
+    losses: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULT_LOSSES))
+    """Loss -> weight, or for an auxiliary loss {weight: w, option: value, ...}."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        if self.text is None:
+            object.__setattr__(self, "text", component("text", self.encoder.default_text).options())
+        for section in COMPONENT_SECTIONS:
+            found = component_of(getattr(self, section)).family
+            require(found == section, f"the section {section} holds options of a {found}; give those of a {section}")
+        for name, value in self.losses.items():
+            weight = value.get("weight") if isinstance(value, Mapping) else value
+            number = isinstance(weight, int | float) and not isinstance(weight, bool) and weight >= 0
+            require(number, f"--losses.{name} must be a weight >= 0, or {{weight: w, ...}}, got {value}")
+        self._check_memory()
+        replan, chunk = self.execution.replan_every, self.action_head.chunk
+        require(replan <= chunk, f"--execution.replan_every must be <= --action_head.chunk, got {replan} > {chunk}")
+
+    def _check_memory(self) -> None:
+        data, window = self.data, window_of(self.memory)
+        if history_of(self.memory) != "carry":
+            require(
+                data.segment is None or data.segment >= window,
+                f"--data.segment must be >= --memory.window, got {data.segment} < {window}: windows are cut from segments",
+            )
+            return
+        for name in ("file_weights", "first_step_share"):
+            require(
+                not getattr(data, name),
+                f"--data.{name} can't be used with --memory.history carry, which reads whole demos in order",
+            )
+
+    def change(self, changes: Mapping[str, Any]) -> "ExperimentConfig":
+        """The config with other values at dotted paths, such as {"memory.window": 16, "encoder.kind": "concat"}.
+
+        Raises:
+            ConfigError: a path or value doesn't fit.
+        """
+        from robopolicy.experiment.reading import config_from_dict, config_to_dict, merged
+
+        values = config_to_dict(self)
+        own_text = component_of(self.text).kind == self.encoder.default_text
+        if "encoder.kind" in changes and own_text and not any(path.startswith("text") for path in changes):
+            del values["text"]  # the new encoder's default
+        return config_from_dict(merged(values, changes), source="change")
+
+
+def default_options(section: str) -> Any:
+    """The options of the section's default kind."""
+    kind = COMPONENT_SECTIONS[section]
+    if kind is None:
+        raise ConfigError(f"the section {section} has no default kind of its own")
+    return component(section, kind).options()

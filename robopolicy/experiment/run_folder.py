@@ -1,0 +1,208 @@
+"""A policy as one folder: weights and statistics as safetensors, the rest as JSON and YAML; nothing is unpickled.
+
+policy.safetensors   weights, and the normalizers' buffers
+policy.json          format version, action spec, observation keys, vocabulary, components, provenance
+config.yaml          the resolved experiment
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save
+
+from robopolicy.components import ConfigError, component_of, load_plugins
+from robopolicy.control import runtime
+from robopolicy.experiment.building import DemoFacts, build_policy
+from robopolicy.experiment.config import COMPONENT_SECTIONS, ExperimentConfig
+from robopolicy.experiment.reading import config_from_dict, config_to_dict
+from robopolicy.files import write_file
+from robopolicy.model.packed import Precision
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.texts import Vocabulary
+from robopolicy.types import ActionSpec, ArraySpec, Policy
+
+FORMAT = 2
+"""Version of the folder's layout; raised when an older reader could no longer understand it."""
+
+WEIGHTS, DESCRIPTION, CONFIG = "policy.safetensors", "policy.json", "config.yaml"
+
+
+class CheckpointError(ValueError):
+    """A run folder that can't be read as a policy; the message is one line."""
+
+
+def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
+    """Write a policy into a run folder; each file is complete or absent at any moment, the weights come last.
+
+    Args:
+        policy: what to keep.
+        folder: created if missing; earlier files of a policy are replaced.
+        provenance: JSON-ready facts of where it came from: demo files, seeds, task, control_dt, renderer, versions.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary, config = policy.vocabulary, policy.config
+    description = {
+        "format": FORMAT,
+        "action_spec": policy.action_spec.to_dict(),
+        "obs": {key: {"shape": list(spec.shape), "dtype": spec.dtype} for key, spec in policy.obs.items()},
+        "vocabulary": None if vocabulary is None else _vocabulary_to_dict(vocabulary),
+        "components": {section: _origin(getattr(config, section)) for section in COMPONENT_SECTIONS},
+        "provenance": dict(provenance or {}),
+    }
+    text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in policy.state_dict().items()}
+    write_file(folder / CONFIG, text)
+    write_file(folder / DESCRIPTION, json.dumps(description, indent=1))
+    write_file(folder / WEIGHTS, save(tensors))
+    return folder
+
+
+def load_policy(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    precision: Precision | None = None,
+    plugins: Iterable[str] = (),
+) -> ChunkPolicy:
+    """The policy that `save_policy` wrote, in eval mode, ready to act.
+
+    Args:
+        folder: a run folder. Nothing that it names is imported.
+        device: where to run it.
+        precision: arithmetic of its steps on the CPU: `float32` (exact, the default), `bf16` or `int8`.
+        plugins: modules that register the components it needs, unless they are installed.
+
+    Raises:
+        CheckpointError: the folder or one of its files is missing, of another format version, or doesn't fit together.
+        ConfigError: it needs a component that is neither built in, nor installed, nor in `plugins`.
+        ValueError: the precision is unknown, this CPU can't compute in it, or the device is not a CPU.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    if precision is not None and not on_cpu:
+        raise ValueError(f"precision {precision} is for steps on the CPU; with device {device} leave it out")
+    load_plugins(plugins)
+    policy = read_policy(folder)[0].to(device).eval()
+    return policy.freeze(precision or "float32") if on_cpu else policy
+
+
+def open_policy(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    precision: Precision | None = None,
+    plugins: Iterable[str] = (),
+) -> Policy:
+    """A policy to act with, from a run folder or an exported one; see `load_policy`.
+
+    Raises:
+        ValueError: an exported policy, whose precision was chosen at its export, is asked for another.
+    """
+    if (Path(folder) / runtime.MANIFEST).is_file():
+        runtime.require_own_precision(folder, precision or "float32")
+        return runtime.load(folder)
+    return load_policy(folder, device, precision, plugins)
+
+
+def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
+    """The policy in a run folder and the config that made it, on the CPU; for training on."""
+    folder = Path(folder)
+    description = _description(folder)
+    for name in (CONFIG, WEIGHTS):
+        _require_file(folder, name)
+    config = _read_config(folder, description)
+    try:
+        words = description["vocabulary"]
+        facts = DemoFacts(
+            action=ActionSpec.from_dict(description["action_spec"]),
+            observation={key: ArraySpec(tuple(s["shape"]), s["dtype"]) for key, s in description["obs"].items()},
+            vocabulary=_vocabulary_from_dict(words) if words else None,
+            provenance=dict(description["provenance"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: not as robopolicy writes it ({_line(error)})") from error
+    policy = build_policy(config, facts)
+    try:
+        policy.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: doesn't fit {CONFIG} and {DESCRIPTION} beside it: {_line(error)}"
+        ) from error
+    return policy, config
+
+
+def read_provenance(folder: str | Path) -> dict[str, Any]:
+    """Where the policy in a run folder or an exported one came from; an export keeps only what a stranger may see."""
+    folder = Path(folder)
+    if (folder / runtime.MANIFEST).is_file():
+        return dict(runtime.read_manifest(folder)["spec"]["provenance"])
+    return dict(_description(folder)["provenance"])
+
+
+def _origin(options: Any) -> dict[str, str]:
+    found = component_of(options)
+    return {"kind": found.kind, "origin": found.origin}
+
+
+def _read_config(folder: Path, description: Mapping[str, Any]) -> ExperimentConfig:
+    try:
+        values = yaml.safe_load((folder / CONFIG).read_text())
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: not YAML ({_line(error)})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{folder / CONFIG}: holds a {type(values).__name__}; expected a mapping")
+    try:
+        return config_from_dict(values, source=str(folder / CONFIG))
+    except ConfigError as error:
+        recorded = description.get("components")
+        parts = recorded.values() if isinstance(recorded, Mapping) else ()
+        origins = {str(part.get("origin")) for part in parts if isinstance(part, Mapping)}
+        foreign = sorted(origins - {"robopolicy"})
+        hint = (
+            f"; the run used components of {', '.join(foreign)}: install it, or name its module as a plug-in"
+            if foreign
+            else ""
+        )
+        raise ConfigError(f"{error}{hint}") from None
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    _require_file(folder, DESCRIPTION)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: not valid JSON ({_line(error)}); the folder is damaged, train again"
+        ) from error
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: format version {found}; this robopolicy reads {FORMAT}; "
+            "use the version that wrote it, or train again"
+        )
+    return description
+
+
+def _require_file(folder: Path, name: str) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such run folder; give one that `robopolicy train` wrote")
+    if not (folder / name).is_file():
+        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise CheckpointError(
+            f"{folder}: no {name} in it. It has: {there}; give a folder that `robopolicy train` wrote"
+        )
+
+
+def _vocabulary_to_dict(vocabulary: Vocabulary) -> dict[str, Any]:
+    words, weights = list(vocabulary.words), list(vocabulary.weights)
+    return {"words": words, "length": vocabulary.length, "weights": weights, "longest": vocabulary.longest}
+
+
+def _vocabulary_from_dict(values: Mapping[str, Any]) -> Vocabulary:
+    return Vocabulary(tuple(values["words"]), values["length"], tuple(values["weights"]), values["longest"])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

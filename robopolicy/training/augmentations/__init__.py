@@ -1,0 +1,82 @@
+"""Random changes to training batches, drawn per segment and computed where the batch is.
+
+A kind of the family `augmentation` is built as `Kind(options, inputs)` and called as `kind(batch) -> batch`. All frames of
+a segment are changed alike: a camera that jumps between two frames would teach the memory a motion that never happened.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from robopolicy.components import ConfigError, component
+from robopolicy.experiment.reading import section_from
+from robopolicy.types import Batch
+
+
+@dataclass(frozen=True)
+class AugmentationInputs:
+    """What of a batch can be changed."""
+
+    cameras: tuple[str, ...] = ()
+    """Keys of the images, uint8 (B, S, height, width, channels)."""
+    obs_mean: Mapping[str, Tensor] = field(default_factory=dict)
+    """Low-dimensional keys and their mean (d,) in the training split, in the demos' units."""
+    obs_std: Mapping[str, Tensor] = field(default_factory=dict)
+    """Their standard deviation (d,); 0 where a dimension never changes."""
+
+    def require_cameras(self, kind: str) -> tuple[str, ...]:
+        """The cameras.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if not self.cameras:
+            raise ConfigError(
+                f"--augmentation.{kind} changes images, and the policy has no camera; give --data.cameras"
+            )
+        return self.cameras
+
+    def require_keys(self, kind: str) -> tuple[str, ...]:
+        """The low-dimensional keys.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if not self.obs_mean:
+            raise ConfigError(f"--augmentation.{kind} changes low-dimensional keys, and the policy has none")
+        return tuple(self.obs_mean)
+
+
+def make_augmentation(kinds: Mapping[str, Any], inputs: AugmentationInputs) -> Callable[[Batch], Batch] | None:
+    """All augmentations of a config, one after another; None where there are none.
+
+    Args:
+        kinds: kind -> its options.
+        inputs: what of a batch can be changed.
+
+    Raises:
+        ConfigError: a kind or an option is unknown, or there is nothing for it to change.
+    """
+    changes = []
+    for kind, given in kinds.items():
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"--augmentation.{kind} must be a mapping of options, got {given!r}")
+        found = component("augmentation", kind)
+        options = section_from(found.options, given, f"augmentation.{kind}", f"augmentation {kind!r}")
+        changes.append(found.make(options, inputs))
+    if not changes:
+        return None
+
+    def augment(batch: Batch) -> Batch:
+        for change in changes:
+            batch = change(batch)
+        return batch
+
+    return augment
+
+
+def with_obs(batch: Batch, changed: Mapping[str, Tensor]) -> Batch:
+    """The batch with these observations replaced."""
+    return replace(batch, obs={**batch.obs, **changed})

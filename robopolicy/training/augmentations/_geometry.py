@@ -1,0 +1,25 @@
+"""Moving images by a gather of bytes: nearest pixel, edges repeated."""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+def resampled(
+    images: UInt8[Tensor, "batch segment height width channels"],
+    share: Float[Tensor, "batch 1"],
+    shift: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Each segment's window of side `share` at a random corner, scaled back, then shifted by (rows, columns) pixels."""
+    count, segment, height, width, _ = images.shape
+    rows, columns = (_sources(size, share, by) for size, by in zip((height, width), shift, strict=True))
+    batch = torch.arange(count, device=images.device)[:, None, None, None]
+    frame = torch.arange(segment, device=images.device)[None, :, None, None]
+    return images[batch, frame, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _sources(size: int, share: Tensor, shift: Tensor) -> Tensor:
+    """(B, size): the source row or column of each row or column of the result."""
+    corner = torch.rand_like(share) * (1 - share) * size
+    centres = corner + (torch.arange(size, device=share.device) + 0.5) * share + shift
+    return centres.floor().long().clamp(0, size - 1)

@@ -1,0 +1,38 @@
+"""The augmentation `crop`: a random part of the image, scaled back to full size."""
+
+from dataclasses import dataclass
+
+import torch
+
+from robopolicy.components import register, require
+from robopolicy.training.augmentations import AugmentationInputs, with_obs
+from robopolicy.training.augmentations._geometry import resampled
+from robopolicy.types import Batch
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """Options of `crop`."""
+
+    share: float = 0.9
+    """Smallest side of the crop as a share of the image's side; sizes between it and 1 are equally likely."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, f"--augmentation.crop.share must be > 0 and <= 1, got {self.share}")
+
+
+@register("augmentation", "crop", CropOptions)
+class Crop:
+    """Every camera shows its own random crop."""
+
+    def __init__(self, options: CropOptions, inputs: AugmentationInputs) -> None:
+        self.share, self.cameras = options.share, inputs.require_cameras("crop")
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with cropped images."""
+        changed = {}
+        for camera in self.cameras:
+            images = batch.obs[camera]
+            share = 1 - (1 - self.share) * torch.rand(len(images), 1, device=images.device)
+            changed[camera] = resampled(images, share, (torch.zeros_like(share), torch.zeros_like(share)))
+        return with_obs(batch, changed)

@@ -1,0 +1,40 @@
+"""The augmentation `obs_dropout`: low-dimensional observations hidden at random."""
+
+from dataclasses import dataclass
+
+import torch
+
+from robopolicy.components import expect, register
+from robopolicy.training.augmentations import AugmentationInputs, with_obs
+from robopolicy.types import Batch
+
+
+@dataclass(frozen=True)
+class ObsDropoutOptions:
+    """Options of `obs_dropout`."""
+
+    probability: float = 0.1
+    """Probability that all low-dimensional keys of a segment are replaced by their mean."""
+
+    def __post_init__(self) -> None:
+        expect(self, "augmentation.obs_dropout", "0 .. 1", "probability")
+
+
+@register("augmentation", "obs_dropout", ObsDropoutOptions)
+class ObsDropout:
+    """The same segments lose all keys, so that the policy has to use its images."""
+
+    def __init__(self, options: ObsDropoutOptions, inputs: AugmentationInputs) -> None:
+        inputs.require_keys("obs_dropout")
+        self.probability, self.mean = options.probability, inputs.obs_mean
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with some segments hidden."""
+        first = batch.obs[next(iter(self.mean))]
+        hidden = torch.rand(len(first), device=first.device) < self.probability
+        changed = {}
+        for key, mean in self.mean.items():
+            values = batch.obs[key]
+            mask = hidden.reshape(-1, *(1,) * (values.ndim - 1))
+            changed[key] = torch.where(mask, mean.to(values.device, values.dtype), values)
+        return with_obs(batch, changed)

@@ -1,0 +1,39 @@
+"""The augmentation `shift`: images moved by a few pixels."""
+
+from dataclasses import dataclass
+
+import torch
+
+from robopolicy.components import expect, register
+from robopolicy.training.augmentations import AugmentationInputs, with_obs
+from robopolicy.training.augmentations._geometry import resampled
+from robopolicy.types import Batch
+
+
+@dataclass(frozen=True)
+class ShiftOptions:
+    """Options of `shift`."""
+
+    pixels: int = 4
+    """Largest shift along each axis [pixels]; edges are repeated."""
+
+    def __post_init__(self) -> None:
+        expect(self, "augmentation.shift", ">= 0", "pixels")
+
+
+@register("augmentation", "shift", ShiftOptions)
+class Shift:
+    """Every camera moves by its own random shift."""
+
+    def __init__(self, options: ShiftOptions, inputs: AugmentationInputs) -> None:
+        self.pixels, self.cameras = options.pixels, inputs.require_cameras("shift")
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with shifted images."""
+        changed = {}
+        for camera in self.cameras:
+            images = batch.obs[camera]
+            shape, device = (len(images), 1), images.device
+            shift = tuple(torch.randint(-self.pixels, self.pixels + 1, shape, device=device) for _ in range(2))
+            changed[camera] = resampled(images, torch.ones(shape, device=device), shift)  # type: ignore[arg-type]
+        return with_obs(batch, changed)

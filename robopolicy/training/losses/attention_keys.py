@@ -1,0 +1,44 @@
+"""The loss `attention_keys`: the camera encoder predicts privileged keys from the attended image features alone."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robopolicy.components import ConfigError, register
+from robopolicy.model.losses import masked_mean
+from robopolicy.training.losses import LossContext, LossInputs
+
+
+@dataclass(frozen=True)
+class AttentionKeysOptions:
+    """Options of the loss `attention_keys`."""
+
+    keys: tuple[str, ...] | None = None
+    """Privileged keys to predict; null: all of `--data.privileged_keys`."""
+
+
+@register("loss", "attention_keys", AttentionKeysOptions)
+class AttentionKeys(nn.Module):
+    """Mean squared error of privileged keys, such as the named object's position.
+
+    A policy learns from time and proprioception first, and from images late; this loss teaches the attention where to look
+    from the first step on. The prediction is the encoder's own (`encoder.predict` columns), so that the policy sees it too.
+    """
+
+    def __init__(self, options: AttentionKeysOptions, context: LossContext) -> None:
+        super().__init__()
+        self.keys = tuple(context.privileged) if options.keys is None else options.keys
+        wanted, given = context.privileged_width("attention_keys", self.keys), context.predictions.get("attended", 0)
+        if wanted != given:
+            raise ConfigError(
+                f"--losses.attention_keys has {wanted} columns of {', '.join(self.keys)}, and the encoder predicts {given}; "
+                f"set --encoder.predict {wanted}"
+            )
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        """A scalar, over the real frames."""
+        valid = inputs.frame_valid[..., None]
+        wanted = torch.where(valid, inputs.joined(self.keys), 0.0)
+        error = torch.where(valid, inputs.predictions["attended"].float() - wanted, 0.0).square()
+        return masked_mean(error, valid)

@@ -1,0 +1,35 @@
+"""The loss `forward`: the memory predicts the next pooled frame."""
+
+import torch
+from torch import Tensor, nn
+
+from robopolicy.components import ConfigError, NoOptions, register
+from robopolicy.model.losses import cut_windows, masked_mean
+from robopolicy.training.losses import LossContext, LossInputs
+
+
+@register("loss", "forward")
+class ForwardPrediction(nn.Module):
+    """Mean squared error of the next frame's pooled vector, predicted linearly from the memory's output.
+
+    The predicted frame gets no gradient: otherwise the encoder would make it easy to predict by making it constant.
+    """
+
+    def __init__(self, options: NoOptions, context: LossContext) -> None:
+        super().__init__()
+        self.predict = nn.Linear(context.hidden_width, context.pooled_width)
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        """A scalar, over the pairs of real frames.
+
+        Raises:
+            ConfigError: windows of one frame have no next frame.
+        """
+        window = inputs.hidden.shape[2]
+        if window < 2:
+            raise ConfigError("--losses.forward needs windows of 2 or more frames; --memory.window is 1")
+        predicted = self.predict(inputs.hidden[:, :, :-1])
+        following = cut_windows(inputs.pooled.detach(), window)[:, :, 1:]
+        valid = cut_windows(inputs.frame_valid, window)[:, :, 1:, None]
+        error = torch.where(valid, predicted.float() - following.float(), 0.0).square()
+        return masked_mean(error, valid)

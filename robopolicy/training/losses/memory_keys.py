@@ -1,0 +1,36 @@
+"""The loss `memory_keys`: the memory predicts privileged keys at every frame."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robopolicy.components import register
+from robopolicy.model.losses import cut_windows, masked_mean
+from robopolicy.training.losses import LossContext, LossInputs
+
+
+@dataclass(frozen=True)
+class MemoryKeysOptions:
+    """Options of the loss `memory_keys`."""
+
+    keys: tuple[str, ...] | None = None
+    """Privileged keys to predict; null: all of `--data.privileged_keys`."""
+
+
+@register("loss", "memory_keys", MemoryKeysOptions)
+class MemoryKeys(nn.Module):
+    """Mean squared error of privileged keys predicted linearly from the memory, also after they have gone out of view."""
+
+    def __init__(self, options: MemoryKeysOptions, context: LossContext) -> None:
+        super().__init__()
+        self.keys = tuple(context.privileged) if options.keys is None else options.keys
+        self.predict = nn.Linear(context.hidden_width, context.privileged_width("memory_keys", self.keys))
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        """A scalar, over the real frames of every window."""
+        window = inputs.hidden.shape[2]
+        predicted = self.predict(inputs.hidden).float()
+        wanted = cut_windows(inputs.joined(self.keys), window)
+        valid = cut_windows(inputs.frame_valid, window)[..., None]
+        return masked_mean((predicted - torch.where(valid, wanted, 0.0)).square(), valid)

@@ -1,0 +1,138 @@
+"""What is minimized: the losses of the action head and auxiliary ones, weighted; not part of the policy, and not saved."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robopolicy.components import ConfigError, component
+from robopolicy.experiment.config import ExperimentConfig
+from robopolicy.experiment.reading import section_from
+from robopolicy.model.inputs import checked_inputs
+from robopolicy.model.losses import cut_windows
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.scaling import KeyScaling
+from robopolicy.model.statistics import Statistics
+from robopolicy.model.streaming import MemoryState
+from robopolicy.training.losses import LossContext, LossInputs
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ArraySpec, Batch
+
+
+class Objective(nn.Module):
+    """The weighted sum of named losses of a policy on a batch of segments.
+
+    Args:
+        config: its `losses`, and the sizes of what they are computed from.
+        policy: what is trained; not held, so that an averaged copy can be measured by the same objective.
+        privileged: shape of one frame of each key that losses may use and the policy doesn't see.
+        statistics: of the privileged keys, from the training split.
+
+    Raises:
+        ConfigError: a weight names a loss that neither the action head nor the family `loss` provides, or nothing is weighted.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        policy: ChunkPolicy,
+        privileged: Mapping[str, ArraySpec] | None = None,
+        statistics: Mapping[str, Statistics] | None = None,
+    ) -> None:
+        super().__init__()
+        scaling = config.normalization
+        self.privileged = KeyScaling(
+            privileged or {}, statistics if privileged else None, scaling.obs, scaling.rotation, scaling.rotations
+        )
+        head = policy.head
+        context = LossContext(
+            pooled_width=head.pooled_width,
+            hidden_width=head.memory.output_width,
+            arm_width=policy.action_normalizer.learned_spec.arm_width,
+            predictions=policy.encoder.prediction_widths,
+            privileged={key: spec.width for key, spec in self.privileged.scaled_specs.items()},
+        )
+        self.weights: dict[str, float] = {}
+        # A list, since a ModuleDict can't hold names such as `forward` or those with dots.
+        self.auxiliary, self.auxiliary_names = nn.ModuleList(), list[str]()
+        for name, value in config.losses.items():
+            options = {} if not isinstance(value, Mapping) else {k: v for k, v in value.items() if k != "weight"}
+            self.weights[name] = float(value["weight"] if isinstance(value, Mapping) else value)
+            if name in head.action_head.loss_names:
+                if options:
+                    raise ConfigError(f"--losses.{name} takes a weight only; its options belong to --action_head")
+            else:
+                self.auxiliary.append(auxiliary_loss(name, options, context, head.action_head.loss_names))
+                self.auxiliary_names.append(name)
+        if not self.weights:
+            raise ConfigError(f"no loss has a weight; weight one or more of: {', '.join(head.action_head.loss_names)}")
+
+    def forward(
+        self, policy: ChunkPolicy, batch: Batch, state: MemoryState | None = None
+    ) -> tuple[dict[str, Tensor], MemoryState | None]:
+        """The weighted sum `loss`, each loss as `loss_<name>`, the metric `gripper_accuracy`, and the state afterwards.
+
+        Each frame is encoded and pooled once; all S - W + 1 windows of a segment are then cut from the pooled frames. With a
+        carried memory the segment is unrolled from `state`, without the gradient of the segments before it, after resetting
+        the episodes that `batch.episode_start` marks.
+        """
+        head = policy.head
+        obs = checked_inputs(batch.obs, _as_stored(policy, batch), policy.device)
+        encoding = policy.encode(obs, batch_text(policy, batch))
+        pooled = head.pool(encoding.tokens, encoding.token_valid)
+        if head.history == "carry":
+            hidden, after = head.memory.unroll(pooled, _start(policy, batch, state))
+            hidden, state = hidden[:, None], after.detach()
+        elif pooled.shape[1] < head.window:
+            raise ValueError(f"segments must hold a window of {head.window} frames, got {pooled.shape[1]}")
+        else:
+            hidden, state = head.memory(cut_windows(pooled, head.window)), None
+        window = hidden.shape[2]
+        labels = cut_windows(torch.as_tensor(batch.target, device=policy.device), window)
+        valid = cut_windows(torch.as_tensor(batch.action_valid, device=policy.device), window)
+        figures = dict(head.action_head.losses(hidden, labels, valid))
+        metrics = {"gripper_accuracy": figures.pop("gripper_accuracy")}
+        present = {key: spec for key, spec in self.privileged.specs.items() if key in batch.obs}
+        privileged = self.privileged(checked_inputs(batch.obs, present, policy.device))
+        inputs = LossInputs(batch, privileged, encoding.predictions, pooled, hidden)
+        figures |= {name: loss(inputs) for name, loss in zip(self.auxiliary_names, self.auxiliary, strict=True)}
+        total = torch.stack([weight * figures[name] for name, weight in self.weights.items()]).sum()
+        return {"loss": total, **{f"loss_{name}": value for name, value in figures.items()}, **metrics}, state
+
+
+def auxiliary_loss(name: str, options: Mapping[str, Any], context: LossContext, own: tuple[str, ...]) -> nn.Module:
+    """The auxiliary loss of this name with these options; `own` are the names of the action head's losses.
+
+    Raises:
+        ConfigError: there is no loss of this name (those that exist are listed), or it has no such option.
+    """
+    try:
+        found = component("loss", name)
+    except ConfigError as error:
+        raise ConfigError(f"--losses.{name}: {error}; the action head's own are {', '.join(own)}") from None
+    return found.make(section_from(found.options, options, f"losses.{name}", f"loss {name!r}"), context)
+
+
+def batch_text(policy: ChunkPolicy, batch: Batch) -> Tensor | None:
+    """The text model's input for each segment, (B, 1, ...); None for an unconditional policy."""
+    if policy.text is None:
+        return None
+    # One more entry, so that -1 (a segment without an instruction) picks None.
+    prepared = policy.prepared((*batch.instructions, None))
+    return prepared[torch.as_tensor(batch.instruction_id, device=policy.device)][:, None]
+
+
+def _start(policy: ChunkPolicy, batch: Batch, state: MemoryState | None) -> MemoryState:
+    count = len(batch.instruction_id)
+    if state is None or state.batch_shape != (count,):
+        state = policy.initial_state(count)
+    return state if batch.episode_start is None else state.reset(batch.episode_start)
+
+
+def _as_stored(policy: ChunkPolicy, batch: Batch) -> Mapping[str, ArraySpec]:
+    """The keys as a batch may hold them: tokens that were pooled ahead of time are fewer, and all valid."""
+    tokens, obs = batch.obs.get(TOKENS_KEY), policy.obs
+    if tokens is None or TOKENS_KEY not in obs or tokens.shape[-2] == obs[TOKENS_KEY].shape[0]:
+        return obs
+    kept = {key: spec for key, spec in obs.items() if key != TOKEN_VALID_KEY}
+    return {**kept, TOKENS_KEY: ArraySpec((tokens.shape[-2], obs[TOKENS_KEY].shape[1]))}
