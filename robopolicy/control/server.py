@@ -36,21 +36,19 @@ from robopolicy.control.serving.batching import InferenceThread
 from robopolicy.control.serving.connection import ConnectionGuard
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.control.serving.metrics import Metrics
-from robopolicy.control.serving.protocol import ObservationReader
+from robopolicy.control.serving.protocol import ObservationReader, largest_image_bytes
 from robopolicy.control.serving.session import Session
 from robopolicy.heap import keep_freed_memory
 from robopolicy.types import Policy, PolicySpec
 
 logger = logging.getLogger("robopolicy.serve")
 
-PICTURE_BYTES = 8 * 2**20
-"""Room in one message for each camera: a 1920 x 1080 picture fits."""
 OTHER_BYTES = 2**20
 """Room in one message for all the rest, beside 8 bytes for each number that the policy looks at."""
 KEPT_BYTES = 64 * 2**20
 """Free memory that stays with the process, for the pictures of the next messages."""
-SPARE_CONNECTIONS = 16
-"""TCP connections beyond `max_connections`, for health checks and handshakes under way."""
+LOG_LINES, LOG_S = 60, 60.0
+"""Lines that clients' mistakes may add to the log in so many seconds; the rest is counted in the metrics only."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,8 @@ class ServerLimits:
     max_batch: int = 64
     """Observations in one forward pass."""
     max_message_bytes: int | None = None
-    """Size of one message; None: 1 MiB, and 8 MiB more per camera."""
-    handshake_timeout_s: float = 10.0
+    """Size of one message; None: 1 MiB, and the largest image that is taken for each camera."""
+    handshake_timeout_s: float = 3.0
     """From the TCP connection to the end of the websocket's handshake [s]."""
     message_timeout_s: float = 10.0
     """From the first to the last fragment of a message [s]."""
@@ -135,6 +133,7 @@ class PolicyServer:
         self._metadata = pack(reader.metadata())
         self._busy: set[ServerConnection] = set()
         self._draining = False
+        self._log_began_s, self._logged = 0.0, 0
 
     async def run(self, on_ready: Callable[[str, int], None] | None = None) -> None:
         """Warm up, listen, and serve until `stop` or a signal."""
@@ -144,7 +143,7 @@ class PolicyServer:
             for name in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(name, self._stop.set)
         limits = self.limits
-        guard = ConnectionGuard(limits.max_connections + SPARE_CONNECTIONS, limits.message_timeout_s)
+        guard = ConnectionGuard(limits.message_timeout_s)
         try:
             async with serve_websockets(
                 self._converse,
@@ -198,11 +197,22 @@ class PolicyServer:
             pass
         except ProtocolError as error:
             self.metrics.count("errors_total")
-            logger.warning("%s: %s", session.name, str(error))  # not the error: a log must not keep its message alive
+            if self._may_log():
+                logger.warning("%s: %s", session.name, str(error))  # the text: a log must not keep the message alive
             await self._refuse(connection, str(error))
         finally:
             self._busy.discard(connection)
             self.metrics.change("connections", -1)
+
+    def _may_log(self) -> bool:
+        """Whether one more line about a client's mistake fits into the present minute's share of the log."""
+        now_s = time.monotonic()
+        if now_s - self._log_began_s > LOG_S:
+            self._log_began_s, self._logged = now_s, 0
+        self._logged += 1
+        if self._logged == LOG_LINES + 1:
+            logger.warning("clients make more than %d mistakes in %g s; the rest is not logged", LOG_LINES, LOG_S)
+        return self._logged <= LOG_LINES
 
     async def _reply(self, session: Session, data: str | bytes) -> bytes:
         self.metrics.count("requests_total")
@@ -244,7 +254,7 @@ class PolicyServer:
 
 def _message_bytes(spec: PolicySpec) -> int:
     fields = spec.observation.values()
-    return OTHER_BYTES + sum(PICTURE_BYTES if wanted.is_image else 8 * wanted.width for wanted in fields)
+    return OTHER_BYTES + sum(largest_image_bytes(wanted) if wanted.is_image else 8 * wanted.width for wanted in fields)
 
 
 def _library_logger() -> logging.Logger:

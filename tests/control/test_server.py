@@ -320,6 +320,65 @@ def test_connections_that_say_nothing_are_capped():
         assert dropped >= 20
 
 
+def test_strangers_who_hold_connections_keep_no_client_out():
+    """Guards against: 200 silent connections without a key that silence /healthz and lock the robot out."""
+    with running_server(api_key=KEY) as server, ExitStack() as stack:
+        address = ("127.0.0.1", server.port)
+        for _ in range(200):
+            stack.enter_context(socket.create_connection(address))
+        for _ in range(3):
+            with PolicyClient("127.0.0.1", server.port, KEY, connect_timeout_s=5.0) as client:
+                assert client.infer(observation())["actions"].shape == (4, 5)
+            assert get(server.port, "/healthz") == (200, "OK\n")
+            for _ in range(20):
+                stack.enter_context(socket.create_connection(address))
+
+
+def test_a_reset_alone_is_answered():
+    """Guards against: a client that waits for ever for the answer to its reset."""
+    with running_server() as server, PolicyClient("127.0.0.1", server.port) as client:
+        first = client.infer(observation())["actions"]
+        client.infer(observation())
+        assert client.infer({"reset": True}) == {"reset": True}
+        np.testing.assert_array_equal(client.infer(observation())["actions"], first)
+
+
+def test_large_images_of_others_do_not_make_a_client_late():
+    """Guards against: images resized on the event loop, while everybody else waits."""
+    large = pack(observation(front=np.zeros((700, 1900, 3), np.uint8)))
+    with running_server() as server, PolicyClient("127.0.0.1", server.port) as client, ExitStack() as stack:
+        others = [open_raw(server.port) for _ in range(4)]
+        done = threading.Event()
+
+        def send(connection) -> None:
+            while not done.is_set():
+                connection.send(large)
+                connection.recv(timeout=10)
+
+        threads = [threading.Thread(target=send, args=(other,), daemon=True) for other in others]
+        for thread in threads:
+            thread.start()
+        stack.callback(done.set)
+        for _ in range(20):
+            assert client.infer(observation())["actions"].shape == (4, 5)
+        done.set()
+        for thread in threads:
+            thread.join(20)
+        assert server._inference._readers._threads
+
+
+def test_mistakes_of_clients_fill_no_log(caplog):
+    """Guards against: a disk filled by one stranger's broken messages."""
+    with running_server() as server:
+        for _ in range(80):
+            connection = open_raw(server.port)
+            connection.send(b"\xc1" * 100)
+            connection.recv(timeout=5)
+            connection.close()
+    assert len([record for record in caplog.records if "msgpack" in record.getMessage()]) == 60
+    assert caplog.text.count("the rest is not logged") == 1
+
+
 def hostile_message(rng: np.random.Generator) -> bytes | str:
     """One of the frames that servers of this kind have fallen over."""
     good = pack(observation(float(rng.normal())))

@@ -9,19 +9,26 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from robopolicy.client import ProtocolError, pack
+from robopolicy.client import RESET_KEY, ProtocolError, pack
 from robopolicy.control.serving.metrics import Metrics
 from robopolicy.control.serving.session import Session
 from robopolicy.types import Policy, PolicySpec
 
 logger = logging.getLogger("robopolicy.serve")
+
+INLINE_BYTES = 256 * 2**10
+"""Messages up to this size are read on the event loop."""
+READERS = 2
+"""Threads that read larger ones."""
+RESET_REPLY = pack({RESET_KEY: True})
+"""The answer to a message that asks for a reset and holds no observation."""
 
 
 @dataclass
@@ -38,13 +45,14 @@ class Request:
 class InferenceThread:
     """Runs the policy and packs replies for all sessions, in a thread of its own.
 
-    Messages are read on the event loop: the next ones while the policy thinks, and out of memory that is still warm.
+    Small messages are read on the event loop, the next ones while the policy computes; large ones in threads of their own.
     """
 
     def __init__(self, policy: Policy, spec: PolicySpec, metrics: Metrics, max_batch: int = 64) -> None:
         self.policy, self.spec, self.metrics, self.max_batch = policy, spec, metrics, max_batch
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._warm: Future[None] = Future()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
@@ -56,6 +64,7 @@ class InferenceThread:
         """End the thread after the requests already handed in; one that hangs longer than `timeout_s` is left behind."""
         self._requests.put(None)
         self._thread.join(timeout_s)
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, session: Session, data: bytes) -> bytes:
         """The reply to a client's message.
@@ -64,13 +73,19 @@ class InferenceThread:
             ProtocolError: what the client is told instead.
         """
         received_s = time.monotonic()
+        loop = asyncio.get_running_loop()
         try:
-            observation = session.observation(data)
+            if len(data) > INLINE_BYTES:  # resizing a large image takes milliseconds, in which all others would wait
+                observation = await loop.run_in_executor(self._readers, session.observation, data)
+            else:
+                observation = session.observation(data)
         except ProtocolError:
             raise
         except Exception:
             raise self._failed(session, "reading an observation") from None
-        request = Request(session, observation, asyncio.get_running_loop().create_future(), received_s)
+        if observation is None:
+            return RESET_REPLY
+        request = Request(session, observation, loop.create_future(), received_s)
         self._requests.put(request)
         return await request.answer
 

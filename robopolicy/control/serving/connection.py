@@ -1,47 +1,85 @@
-"""Websocket connections that can't be held open cheaply: a cap on their number, a clock on each message."""
+"""Websocket connections that can't be held open cheaply: a cap on strangers, a clock on each message."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame
 
+PENDING = 64
+"""TCP connections at once that have not finished their handshake."""
+PENDING_PER_ADDRESS = 16
+"""Those among them from one address."""
+
 
 class ConnectionGuard:
-    """Makes the server's connections, and knows how many are open.
+    """Makes the server's connections, and drops strangers that only hold a TCP connection open.
+
+    A connection is pending until its websocket handshake, key included, is done. Pending ones don't take the room of
+    clients: where there are too many, the oldest of the busiest address is dropped, so that a client with a key, whose
+    handshake takes milliseconds, always gets in, and so do requests to /healthz.
 
     Args:
-        max_open: TCP connections at once; the next is dropped before it says a word.
         message_timeout_s: from the first to the last fragment of a message [s].
     """
 
-    def __init__(self, max_open: int, message_timeout_s: float) -> None:
-        self.max_open, self.message_timeout_s = max_open, message_timeout_s
-        self.open = 0
+    def __init__(self, message_timeout_s: float) -> None:
+        self.message_timeout_s = message_timeout_s
+        self.pending: dict["GuardedConnection", str] = {}
+        """Connection -> address, oldest first."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> "GuardedConnection":
         """One more connection, as the websocket library asks for it."""
         return GuardedConnection(self, *args, **kwargs)
 
+    def add(self, connection: "GuardedConnection", address: str) -> None:
+        """Count a new connection, and drop another one if there are too many."""
+        self.pending[connection] = address
+        counts = Counter(self.pending.values())
+        if counts[address] > PENDING_PER_ADDRESS:
+            busiest = address
+        elif len(self.pending) > PENDING:
+            busiest = counts.most_common(1)[0][0]
+        else:
+            return
+        oldest = next(pending for pending, where in self.pending.items() if where == busiest)
+        del self.pending[oldest]
+        oldest.transport.abort()
+
+    def admit(self, connection: "GuardedConnection") -> None:
+        """The connection is no longer pending: its handshake is done, or it is closed."""
+        self.pending.pop(connection, None)
+
 
 class GuardedConnection(ServerConnection):
-    """A connection that is dropped when there are too many, or when its message takes too long."""
+    """A connection that is dropped when too many are pending, or when its message takes too long."""
 
     def __init__(self, guard: ConnectionGuard, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._guard = guard
         self._deadline: asyncio.TimerHandle | None = None
 
+    async def handshake(self, *args: Any, **kwargs: Any) -> None:
+        """The library's handshake; a refused client stays pending until it has left."""
+        await super().handshake(*args, **kwargs)
+        if self.protocol.handshake_exc is None:
+            self._guard.admit(self)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count it, and drop it at once if there are too many."""
+        """Count it among the pending ones."""
         super().connection_made(transport)
-        self._guard.open += 1
-        if self._guard.open > self._guard.max_open:
-            self.transport.abort()
+        address = transport.get_extra_info("peername")
+        self._guard.add(self, address[0] if address else "")
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes; those that arrive after the connection was dropped are thrown away."""
+        if not self.transport.is_closing():
+            super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count it out again."""
-        self._guard.open -= 1
+        self._guard.admit(self)
         self._stop_clock()
         super().connection_lost(exc)
 

@@ -14,8 +14,22 @@ from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_pict
 from robopolicy.control.spec import ANNOUNCED, PolicySpec
 from robopolicy.types import ArraySpec
 
-MAX_PICTURE_SIDE = 4096
-"""Pixels; what a client may send along either side of a picture."""
+IMAGE_FACTOR = 16
+"""How many times as large as the policy's, along either side, an image may come; it is resized here."""
+SMALLEST_CAP, LARGEST_CAP = 1920, 4096
+"""Range of the longest side [pixels] that is taken for any policy: common cameras fit."""
+REPORTED = 64
+"""Unknown names reported over the server's life; more are counted, not kept."""
+
+
+def largest_side(wanted: ArraySpec) -> int:
+    """The longest side [pixels] of an image that is taken for one of the policy's cameras."""
+    return min(max(IMAGE_FACTOR * max(wanted.shape[:2]), SMALLEST_CAP), LARGEST_CAP)
+
+
+def largest_image_bytes(wanted: ArraySpec) -> int:
+    """Bytes of the largest image that is taken for one of the policy's cameras: 4:3 at the longest side."""
+    return 3 * largest_side(wanted) ** 2 * 3 // 4
 
 
 class ObservationReader:
@@ -26,6 +40,7 @@ class ObservationReader:
         self._sources = {key: mapping.keys.get(key, KeySource(names=(key,))) for key in spec.observation}
         known = {name for key, source in self._sources.items() for name in (*source.names, key)}
         self._known = known | {RESET_KEY, ACTIONS_PER_CALL_KEY, *mapping.instruction}
+        self._reported: set[str] = set()
 
     def metadata(self) -> dict[str, Any]:
         """What the server tells a client first: the keys it should send, under the client's own names."""
@@ -76,8 +91,11 @@ class ObservationReader:
         return observation
 
     def unused(self, message: Any) -> list[str]:
-        """Keys of a message that the policy doesn't look at, fit for a log."""
-        return sorted(_shown(key) for key in flatten(message) if key not in self._known)
+        """Keys of a message that the policy doesn't look at, fit for a log; each is given once, to whichever client."""
+        unknown = [key for key in flatten(message) if key not in self._known and key not in self._reported]
+        unknown = sorted(unknown)[: REPORTED - len(self._reported)]
+        self._reported.update(unknown)
+        return [_shown(key) for key in unknown]
 
     def _instruction(self, sent: Mapping[str, Any]) -> str:
         name = next((name for name in self.mapping.instruction if name in sent), None)
@@ -141,8 +159,8 @@ def _picture(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str)
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] != wanted.shape[2] or not min(array.shape) > 0:
         raise ProtocolError(f"'{name}' has shape {array.shape}; expected a picture such as {wanted.shape}")
-    if max(array.shape) > MAX_PICTURE_SIDE:
-        raise ProtocolError(f"'{name}' has shape {array.shape}; expected sides of at most {MAX_PICTURE_SIDE} pixels")
+    if max(array.shape) > (side := largest_side(wanted)):
+        raise ProtocolError(f"'{name}' has shape {array.shape}; expected sides of at most {side} pixels")
     return place_picture(array, wanted.shape[0], wanted.shape[1], source)
 
 

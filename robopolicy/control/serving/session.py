@@ -58,13 +58,17 @@ class Session:
     def state(self, state: BatchState) -> None:
         self._memories[self._turn] = state
 
-    def observation(self, data: bytes) -> dict[str, Any]:
-        """The policy's observation in a client's message; forgets the memory where the client asks for it.
+    def observation(self, data: bytes) -> dict[str, Any] | None:
+        """The policy's observation in a client's message; None if it is nothing but a reset, as RoboMME's client sends it.
 
         Raises:
             ProtocolError: the message can't be read or doesn't fit the policy.
         """
         message = unpack(data)
+        if isinstance(message, dict) and set(message) == {RESET_KEY}:
+            if _truth(message, RESET_KEY):
+                self._memories, self._turn, self._last_s = {}, 0, None
+            return None
         observation = self.reader.read(message)
         reset, executed = _truth(message, RESET_KEY), _count(message, ACTIONS_PER_CALL_KEY)
         self._take_turn(self._turns if executed is None else self._turns_for(executed), reset)
@@ -92,8 +96,7 @@ class Session:
         if message.keys() == self._keys:
             return
         self._keys = set(message)
-        if unused := [key for key in self.reader.unused(message) if key not in self._reported]:
-            self._reported.update(unused)
+        if unused := self.reader.unused(message):
             self.metrics.count("unused_keys_total", len(unused))
             logger.warning("%s sends '%s', which the policy doesn't look at", self.name, "', '".join(unused))
 

@@ -5,7 +5,7 @@ import pytest
 
 from robopolicy.client import ProtocolError
 from robopolicy.control.serving.mapping import KeyMapping, KeySource
-from robopolicy.control.serving.protocol import MAX_PICTURE_SIDE, ObservationReader, flatten
+from robopolicy.control.serving.protocol import SMALLEST_CAP, ObservationReader, flatten
 from robopolicy.control.spec import PolicySpec
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.serving import LOW_DIM_SPEC, SPEC, observation
@@ -34,7 +34,7 @@ def test_floats_are_cast_and_everything_else_is_left_as_it_came():
         ({"front": np.full((8, 8, 3), np.nan, np.float32)}, "'front' is float32; expected a picture of uint8"),
         ({"front": np.zeros((8, 8, 4), np.uint8)}, r"'front' has shape \(8, 8, 4\); expected a picture such as"),
         ({"front": np.zeros((0, 8, 3), np.uint8)}, "expected a picture such as"),
-        ({"front": np.zeros((8, MAX_PICTURE_SIDE + 1, 3), np.uint8)}, "sides of at most"),
+        ({"front": np.zeros((8, SMALLEST_CAP + 1, 3), np.uint8)}, "sides of at most"),
         ({"prompt": 5}, "'prompt' is a int; expected the instruction as text"),
     ],
 )

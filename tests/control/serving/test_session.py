@@ -144,3 +144,26 @@ def test_a_reset_forgets_the_state(clock):
     assert session.state is None
     with pytest.raises(ProtocolError, match="'reset' is a str; expected true or false"):
         session.observation(pack(observation(reset="yes")))
+
+
+def test_a_reset_alone_is_a_message_of_its_own(clock):
+    """Guards against: clients, such as RoboMME's, that are refused because their reset holds no observation."""
+    session = new_session()
+    session.observation(pack(observation()))
+    session.state = Frames("0")
+    assert session.observation(pack({"reset": False})) is None
+    assert session.state is not None
+    assert session.observation(pack({"reset": True})) is None
+    assert session.state is None
+
+
+def test_new_names_in_every_message_fill_neither_memory_nor_log(clock, caplog):
+    """Guards against: 125 MB and 31 MB of log in half a minute, from one client that makes up names."""
+    reader = ObservationReader(SPEC, KeyMapping())
+    for client in range(10):
+        session = Session(reader, Metrics(), name="stranger")
+        for message in range(100):
+            session.observation(pack(observation(**{f"name_{client}_{message}_{number}": 1 for number in range(20)})))
+    assert len(reader._reported) == 64
+    assert len(session._reported) == 0
+    assert len(caplog.text) < 5000
