@@ -1,10 +1,11 @@
-"""Batched kinematics of a serial arm from its DH table: pose, Jacobian, damped least squares.
+"""Batched kinematics of a serial arm: pose, Jacobian, damped least squares.
 
-Every function takes NumPy arrays or torch tensors with any leading axes and answers in kind, so that one code runs in
-the CPU simulator, on the GPU and on the robot. A rotation is a matrix (*B, 3, 3); a twist is (*B, 6): linear [m], then
+Every function takes NumPy arrays or torch tensors with any leading axes and returns the same kind, so that one code runs
+in the CPU simulator, on the GPU and on the robot. A rotation is a matrix (*B, 3, 3); a twist is (*B, 6): linear [m], then
 rotation vector [rad], both in the base frame.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,66 +21,95 @@ DAMPING = 0.05
 
 @dataclass(frozen=True)
 class Arm:
-    """A serial arm of revolute joints by modified (Craig) DH parameters, with a tool fixed to its flange."""
+    """A serial arm of revolute joints, given by its `dh` table or by the `frames` of its joints, with a tool at its end.
 
-    dh: tuple[tuple[float, float, float], ...]
-    """Per joint: a [m], d [m], alpha [rad]."""
-    flange_m: float
-    """Distance from the last joint's frame to the flange, along its z axis [m]."""
-    tool_position_m: tuple[float, float, float]
-    """Tool frame's origin in the flange's frame [m]."""
-    tool_rotation: tuple[tuple[float, float, float], ...]
-    """Tool frame's rotation matrix in the flange's frame."""
-    lower_rad: tuple[float, ...]
-    """Lower joint limits [rad]."""
-    upper_rad: tuple[float, ...]
-    """Upper joint limits [rad]."""
+    Raises:
+        ValueError: both or neither are given, or a row has the wrong length.
+    """
+
+    dh: tuple[tuple[float, float, float], ...] | None = None
+    """Modified (Craig) Denavit-Hartenberg parameters of each joint: a [m], d [m], alpha [rad]."""
+    frames: tuple[tuple[float, float, float, float, float, float], ...] | None = None
+    """Each joint's frame in the previous one at angle 0, as a URDF's `origin`: x y z [m], roll pitch yaw [rad]."""
+    axes: tuple[tuple[float, float, float], ...] | None = None
+    """Each joint's axis in its own frame, with `frames` only; None: z."""
+    tool: tuple[float, float, float, float, float, float] = (0.0,) * 6
+    """The tool's frame in the last joint's: x y z [m], roll pitch yaw [rad]."""
+
+    def __post_init__(self) -> None:
+        if (self.dh is None) == (self.frames is None):
+            raise ValueError("kinematics need either `dh` (a, d, alpha of each joint) or `frames`, not both")
+        if self.axes is not None and (self.frames is None or len(self.axes) != len(self.frames)):
+            raise ValueError(f"kinematics have {len(self.axes)} axes; give one for each of `frames`, or none")
+        if self.axes is not None and not all(np.linalg.norm(axis) > 0 for axis in self.axes):
+            raise ValueError(f"kinematics have axes {self.axes}; expected directions, not zeros")
+
+    @property
+    def joints(self) -> int:
+        """Number of joints."""
+        return len(self._origins)
 
     @cached_property
-    def affine(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Three (joints, 4, 4) arrays of which each joint's transform is the first + cos q * second + sin q * third."""
-        constant, cosine, sine = np.zeros((3, len(self.dh), 4, 4))
-        for joint, (a, d, alpha) in enumerate(self.dh):
+    def affine(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Three (joints, 4, 4) arrays and the tool's transform (4, 4).
+
+        Each joint's transform is the first array + cos q * the second + sin q * the third. The joints' frames are turned so
+        that every axis is z.
+        """
+        axes = self.axes or ((0.0, 0.0, 1.0),) * self.joints
+        turned = np.eye(4)
+        constant, cosine, sine = np.zeros((3, self.joints, 4, 4))
+        for joint, (origin, axis) in enumerate(zip(self._origins, axes, strict=True)):
+            aligned = _z_to(axis)
+            frame = turned.T @ origin @ aligned
+            constant[joint, :, 2:] = frame[:, 2:]
+            cosine[joint, :, :2] = frame[:, :2]
+            sine[joint, :, 0], sine[joint, :, 1] = frame[:, 1], -frame[:, 0]
+            turned = aligned
+        return constant, cosine, sine, turned.T @ _transform(self.tool)
+
+    @cached_property
+    def _origins(self) -> list[np.ndarray]:
+        """Transform (4, 4) of each joint's frame in the previous one at angle 0."""
+        if self.frames is not None:
+            return [_transform(frame) for frame in self.frames]
+        origins = []
+        for a, d, alpha in self.dh or ():
             ca, sa = np.cos(alpha), np.sin(alpha)
-            constant[joint] = [[0, 0, 0, a], [0, 0, -sa, -d * sa], [0, 0, ca, d * ca], [0, 0, 0, 1]]
-            cosine[joint, :3, :2] = [[1, 0], [0, ca], [0, sa]]
-            sine[joint, :3, :2] = [[0, -1], [ca, 0], [sa, 0]]
-        return constant, cosine, sine
-
-    @cached_property
-    def tool(self) -> np.ndarray:
-        """Transform (4, 4) from the last joint's frame to the tool."""
-        tool = np.eye(4)
-        tool[:3, :3] = self.tool_rotation
-        tool[:3, 3] = np.add(self.tool_position_m, (0.0, 0.0, self.flange_m))
-        return tool
+            origins.append(np.array([[1, 0, 0, a], [0, ca, -sa, -d * sa], [0, sa, ca, d * ca], [0, 0, 0, 1]]))
+        return origins
 
 
-_HALF = np.pi / 2
-_DIAGONAL = float(np.sqrt(0.5))
+def _transform(frame: Sequence[float]) -> np.ndarray:
+    """Transform (4, 4) of x y z [m] and roll pitch yaw [rad]: turns about the fixed x, y and z axes, in this order."""
+    transform = np.eye(4)
+    transform[:3, 3] = frame[:3]
+    for axis, angle in enumerate(frame[3:]):
+        transform[:3, :3] = rotation_from_vector(np.eye(3)[axis] * angle) @ transform[:3, :3]
+    return transform
 
-PANDA = Arm(
-    dh=(
-        (0.0, 0.333, 0.0),
-        (0.0, 0.0, -_HALF),
-        (0.0, 0.316, _HALF),
-        (0.0825, 0.0, _HALF),
-        (-0.0825, 0.384, -_HALF),
-        (0.0, 0.0, _HALF),
-        (0.088, 0.0, _HALF),
-    ),
-    flange_m=0.107,
-    tool_position_m=(0.0, 0.0, 0.1034),
-    tool_rotation=(
-        (_DIAGONAL, -_DIAGONAL, 0.0),
-        (-_DIAGONAL, -_DIAGONAL, 0.0),
-        (0.0, 0.0, -1.0),
-    ),
-    lower_rad=(-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973),
-    upper_rad=(2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973),
-)
-"""Franka's Panda with its hand (Franka Control Interface documentation). The tool frame lies between the fingertips and
-is turned so that it is the base frame's own orientation when the hand points straight down: x forward, z up."""
+
+def _z_to(axis: Sequence[float]) -> np.ndarray:
+    """A rotation, as a transform (4, 4), that turns z into this direction."""
+    transform, direction = np.eye(4), np.asarray(axis, float) / np.linalg.norm(axis)
+    turn, cosine = np.cross([0.0, 0.0, 1.0], direction), direction[2]
+    sine = np.linalg.norm(turn)
+    if sine > 1e-12:
+        transform[:3, :3] = rotation_from_vector(turn / sine * np.arctan2(sine, cosine))
+    elif cosine < 0:
+        transform[:3, :3] = np.diag([1.0, -1.0, -1.0])
+    return transform
+
+
+def tool_position(arm: Arm, qpos: Float[Array, "*B joints"]) -> Float[Array, "*B 3"]:
+    """Position of the tool in the base frame [m]."""
+    return _frames(arm, qpos)[-1][..., :3, 3]
+
+
+def tool_pose(arm: Arm, qpos: Float[Array, "*B joints"]) -> tuple[Float[Array, "*B 3"], Float[Array, "*B 3 3"]]:
+    """Position [m] and rotation of the tool in the base frame."""
+    end = _frames(arm, qpos)[-1]
+    return end[..., :3, 3], end[..., :3, :3]
 
 
 def pose_and_jacobian(
@@ -90,20 +120,25 @@ def pose_and_jacobian(
     Row order of the Jacobian is that of a twist: linear, then angular.
     """
     xp = namespace(qpos)
-    constant, cosine, sine, tool = (like(qpos, each) for each in (*arm.affine, arm.tool))
-    transforms = constant + xp.cos(qpos)[..., None, None] * cosine + xp.sin(qpos)[..., None, None] * sine
-    frame = transforms[..., 0, :, :]
-    frames = [frame]
-    for joint in range(1, len(arm.dh)):
-        frame = frame @ transforms[..., joint, :, :]
-        frames.append(frame)
-    end = frame @ tool
+    *frames, end = _frames(arm, qpos)
     stacked = xp.stack(frames, -1)  # (*B, 4, 4, joints)
     axes = stacked[..., :3, 2, :]
     arms = end[..., :3, 3, None] - stacked[..., :3, 3, :]
+    # the cross product of axes and arms; xp.cross takes twice as long
     axes_twice, arms_twice = (xp.concatenate([each, each[..., :2, :]], -2) for each in (axes, arms))
     linear = axes_twice[..., 1:4, :] * arms_twice[..., 2:5, :] - axes_twice[..., 2:5, :] * arms_twice[..., 1:4, :]
     return end[..., :3, 3], end[..., :3, :3], xp.concatenate([linear, axes], -2)
+
+
+def _frames(arm: Arm, qpos: Array) -> list[Array]:
+    """Transforms (*B, 4, 4) of every joint's frame, turned by its angle, and of the tool, in the base frame."""
+    xp = namespace(qpos)
+    constant, cosine, sine, tool = (like(qpos, each) for each in arm.affine)
+    transforms = constant + xp.cos(qpos)[..., None, None] * cosine + xp.sin(qpos)[..., None, None] * sine
+    frames = [transforms[..., 0, :, :]]
+    for joint in range(1, arm.joints):
+        frames.append(frames[-1] @ transforms[..., joint, :, :])
+    return [*frames, frames[-1] @ tool]
 
 
 _EYE_3, _EYE_4, _EYE_6 = np.eye(3), np.eye(4), np.eye(6)
@@ -117,7 +152,7 @@ def damped_least_squares(
 ) -> Float[Array, "*B joints"]:
     """Joint displacement [rad] that moves the tool by `twist`: J^T (J J^T + damping^2 I)^-1 twist (Wampler 1986).
 
-    `posture` is a joint displacement wished for besides [rad]; only its part that leaves the tool at rest is added.
+    `posture` is a second joint displacement [rad], of which only the part that leaves the tool at rest is added.
     """
     transposed = jacobian.mT
     gram = jacobian @ transposed + damping**2 * like(jacobian, _EYE_6)

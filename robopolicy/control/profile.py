@@ -1,21 +1,20 @@
-"""What a robot can do and may do, as a YAML file: shipped for the Panda and the FR3, or the user's own."""
+"""A robot's limits and kinematics as a YAML file: shipped for the Panda and the FR3, or the user's own."""
 
 from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 from jsonargparse import ArgumentParser
 
 from robopolicy.components import refuse_import_paths
-from robopolicy.control.kinematics import PANDA, Arm
+from robopolicy.control.kinematics import Arm
 
 PROFILES = Path(__file__).parent / "profiles"
-KINEMATICS = {"panda": PANDA}
-"""Arms whose kinematics are known, by the name a profile uses."""
 _LIMITS = ("position_lower_rad", "position_upper_rad", "velocity_rad_s", "acceleration_rad_s2", "jerk_rad_s3")
 
 
@@ -32,7 +31,7 @@ class RobotProfile:
     """As the robot's driver calls them."""
     position_lower_rad: tuple[float, ...]
     position_upper_rad: tuple[float, ...]
-    """Ends of each joint, which no command crosses [rad]."""
+    """Limits of each joint, which no command crosses [rad]."""
     velocity_rad_s: tuple[float, ...]
     acceleration_rad_s2: tuple[float, ...]
     jerk_rad_s3: tuple[float, ...]
@@ -40,7 +39,7 @@ class RobotProfile:
     home_rad: tuple[float, ...]
     """Where an episode begins."""
     soft_margin_rad: float = 0.1
-    """Targets stay this far inside the ends of each joint [rad]."""
+    """Targets stay this far inside the limits of each joint [rad]."""
     joint_step_rad: float = 0.2
     """Largest distance of a target from where the joint is [rad]."""
     first_jump_rad: float = 0.2
@@ -49,17 +48,19 @@ class RobotProfile:
     """Largest distance of a joint from where it was sent [rad]; beyond it the robot is stopped as blocked."""
     opening_m: float = 0.08
     """Distance between the fingers when the gripper is open [m]."""
-    kinematics: str | None = None
-    """Name of the arm's kinematics; None: joint targets only, and no Cartesian limit."""
+    gripper_opens: Literal["first", "second"] = "first"
+    """Which of the two gripper values of the demos' action spec opens the gripper; of a continuous one, -1 is the first."""
+    kinematics: Arm | None = None
+    """The arm's geometry; None: joint targets only, and no Cartesian limit."""
     speed_m_s: float | None = None
     rotation_speed_rad_s: float | None = None
-    """Largest speed of the tool."""
+    """Largest speed of the tool [m/s], [rad/s]."""
     workspace_lower_m: tuple[float, ...] | None = None
     workspace_upper_m: tuple[float, ...] | None = None
     """Corners of the box that the tool stays in [m]."""
     step_m: float = 0.075
     step_rad: float = 0.15
-    """Largest displacement of the tool that one action asks for."""
+    """Largest displacement of the tool in one control step [m], [rad]."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -81,15 +82,14 @@ class RobotProfile:
             self._require(low <= home <= high, f"{joint}: home {home} rad is not within {low:.4f} .. {high:.4f} rad")
 
     def _check_tool(self) -> None:
-        known = ", ".join(KINEMATICS)
+        arm, box = self.kinematics, (self.workspace_lower_m, self.workspace_upper_m)
         self._require(
-            self.kinematics is None or self.kinematics in KINEMATICS,
-            f"unknown kinematics {self.kinematics!r}; known: {known}; leave it out where joint limits are enough",
+            arm is None or arm.joints == self.joints,
+            f"kinematics have {arm.joints if arm else 0} joints for {self.joints} joint names; give one each",
         )
-        box = (self.workspace_lower_m, self.workspace_upper_m)
         self._require(
-            self.kinematics is not None or not any((*box, self.speed_m_s, self.rotation_speed_rad_s)),
-            f"limits of the tool's speed or workspace need `kinematics`, one of: {known}",
+            arm is not None or not any((*box, self.speed_m_s, self.rotation_speed_rad_s)),
+            "limits of the tool's speed or workspace need `kinematics`",
         )
         self._require((box[0] is None) == (box[1] is None), "give both corners of the workspace, or none")
         if box[0] is not None and box[1] is not None:
@@ -108,11 +108,11 @@ class RobotProfile:
     @property
     def arm(self) -> Arm | None:
         """The kinematics, where known."""
-        return None if self.kinematics is None else KINEMATICS[self.kinematics]
+        return self.kinematics
 
-    @property
+    @cached_property
     def soft_limits_rad(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends of what a target may be (joints,) each [rad]."""
+        """Lower and upper bounds of targets (joints,) each [rad]."""
         lower = np.asarray(self.position_lower_rad) + self.soft_margin_rad
         return lower, np.asarray(self.position_upper_rad) - self.soft_margin_rad
 
@@ -136,14 +136,14 @@ def read_profile(source: str | Path) -> RobotProfile:
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"robot profile {path}: no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"robot profile {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
-        raise ValueError(f"robot profile {path}: a mapping of fields expected, found {type(values).__name__}")
+        raise ValueError(f"robot profile {path}: expected a mapping of fields, found {type(values).__name__}")
     return profile_from_dict(values, f"robot profile {path}")
 
 
 def profile_from_dict(values: Mapping[str, Any], source: str = "robot profile") -> RobotProfile:
-    """A profile from plain values, such as those that a robot over the network tells of itself."""
+    """A profile from plain values, such as those that a robot sends over the network."""
     refuse_import_paths(values, source)
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_class_arguments(RobotProfile, None)

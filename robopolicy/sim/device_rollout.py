@@ -176,6 +176,7 @@ class _Ledger:
             "success": env.succeeded.clone(),
             "steps": env.state.step.clone(),
             "solved": env.solved.clone(),
+            "limited": env.limited.clone(),
             "fault": env.fault.clone(),
         }
         if states is not None:

@@ -58,6 +58,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         max_episode_steps: Time limit; None takes the task's.
         task_options: Keyword arguments of the task's class, such as `delay_steps` of `recall`.
         randomization: How episodes differ in what the task leaves alone.
+        limits: Keep to the robot's limits, as the real-time loop does; False commands what an action asks for at once.
         render_mode: `rgb_array`: `render()` gives the `front` camera's pictures, which are then observed as well.
     """
 
@@ -79,6 +80,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         max_episode_steps: int | None = None,
         task_options: Mapping[str, Any] | None = None,
         randomization: RandomizationConfig | None = None,
+        limits: bool = True,
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1:
@@ -100,7 +102,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         renderer = None
         if cameras:
             renderer = Renderer(worlds, cameras, image_size, depth=depth, segmentation=segmentation, shadows=shadows)
-        super().__init__(made, worlds, max_episode_steps or made.max_episode_steps, renderer, changes)
+        super().__init__(made, worlds, max_episode_steps or made.max_episode_steps, renderer, changes, limits)
         self.on_device = namespace(worlds.qpos) is not np
         """Whether arrays are torch tensors."""
         if self.on_device and self.autoreset_mode == AutoresetMode.NEXT_STEP:
@@ -122,7 +124,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
     @property
     def episode_figures(self) -> tuple[str, ...]:
         """Names in `info` that say how far an episode came."""
-        return ("solved",)
+        return ("solved", "limited")
 
     @property
     def model_xml(self) -> str:
@@ -238,6 +240,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         records = {
             "success": self._success,
             "solved": self._stage,
+            "limited": self.limited,
             "seed": self._seed,
             "fault": self.fault,
             "instruction_id": self.instruction_id,

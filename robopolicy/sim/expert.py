@@ -12,16 +12,24 @@ from jaxtyping import Bool, Float
 
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.control.kinematics import rotation_vector
+from robopolicy.control.limits import POSITION_SCALE_M, ROTATION_SCALE_RAD, joint_targets
 from robopolicy.sim.tasks import State, Task
 from robopolicy.sim.tasks.chain import LINKS, of_link
 from robopolicy.sim.tasks.cubes import RELEASED_M, is_other, plate_spot, stack_spot
 from robopolicy.sim.tasks.recall import HOME_M, LID_HALF_M, Recall
-from robopolicy.sim.worlds import POSITION_SCALE_M, ROTATION_SCALE_RAD, Worlds
+from robopolicy.sim.worlds import ACTIONS, Worlds
 from robopolicy.types import Array
 
 Intent: TypeAlias = tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]
 """Where the fingertips should go next [m], and whether the gripper should be closed."""
 OPEN, CLOSED = -1.0, 1.0
+STEP_M = 0.05
+STEP_RAD = 0.08
+"""Largest displacement of the tool that an expert asks for in one step [m], [rad]; well within the robot's limits."""
+VELOCITY_SHARE = 0.8
+"""Share of the joints' velocity limits that an expert asks for, so that the robot's limits change none of its actions."""
+APPROACH_GAIN = 0.8
+"""Share of the way to its goal that an expert asks for in one step, so that the arm can come to rest there."""
 GRASP_M = 0.016
 """Offset of the fingertips from a cube's centre, along each axis, at which closing them grasps it [m]."""
 BLOCKED_M = (0.032, 0.062)
@@ -50,15 +58,29 @@ def expert_actions(worlds: Worlds) -> Float[Array, "worlds 7"]:
     """The scripted expert's action (N, 7) for the present state of every world."""
     state = worlds.state
     goal, closed = EXPERTS[worlds.task.name](worlds.task, state)
-    return towards(state, goal, closed)
+    return _within_velocity(worlds, towards(state, goal, closed))
+
+
+def _within_velocity(worlds: Worlds, action: Float[Array, "worlds 7"]) -> Float[Array, "worlds 7"]:
+    """The action with its displacement shortened where it asks a joint for most of its velocity, or more."""
+    qpos, profile = worlds.state.qpos[:, : worlds.profile.joints], worlds.profile
+    asked = joint_targets(profile, ACTIONS, action, qpos, worlds.scene.control_dt).joint_position_rad - qpos
+    reach = like(qpos, np.multiply(profile.velocity_rad_s, VELOCITY_SHARE * worlds.scene.control_dt))
+    excess = namespace(qpos).amax(abs(asked) / reach, -1)[:, None].clip(1.0)
+    return row(action[:, :6] / excess, action[:, 6:])
 
 
 def towards(state: State, goal: Float[Array, "worlds 3"], closed: Bool[Array, " worlds"]) -> Float[Array, "worlds 7"]:
     """Action that moves the fingertips towards `goal` [m], keeps the hand pointing down, and sets the gripper."""
-    clip = namespace(goal).clip
-    shift = clip((goal - state.ee_position) / POSITION_SCALE_M, -1, 1)
-    turn = clip(rotation_vector(state.ee_rotation.mT) / ROTATION_SCALE_RAD, -1, 1)
+    shift = _bounded(APPROACH_GAIN * (goal - state.ee_position), STEP_M) / POSITION_SCALE_M
+    turn = _bounded(rotation_vector(state.ee_rotation.mT), STEP_RAD) / ROTATION_SCALE_RAD
     return row(shift, turn, OPEN + (CLOSED - OPEN) * closed[:, None])
+
+
+def _bounded(vector: Float[Array, "worlds 3"], longest: float) -> Float[Array, "worlds 3"]:
+    """The vector, shortened to this length where it is longer."""
+    length = (vector * vector).sum(-1)[:, None] ** 0.5
+    return vector * (longest / length.clip(longest))
 
 
 def reach(task: Task, state: State) -> Intent:

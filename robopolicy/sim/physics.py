@@ -52,7 +52,7 @@ class Physics(Protocol):
         ...
 
     def step(self, ctrl: Array) -> None:
-        """One control step of all worlds, all its substeps, under joint and finger targets (N, nu) [rad, m]."""
+        """One control step of all worlds under joint and finger targets [rad, m]: (N, nu), or (ticks, N, nu) one a tick."""
         ...
 
     def reset(self, mask: Array, qpos: Array, mocap_pos: Array) -> None:
@@ -104,10 +104,15 @@ class BatchPhysics:
         self.poses = {name: self.batch.bind(name) for name in names}
         """By MuJoCo's field name; empty unless asked for."""
 
-    def step(self, ctrl: Float[np.ndarray, "worlds nu"]) -> None:
+    def step(self, ctrl: Float[np.ndarray, "*ticks worlds nu"]) -> None:
         """One control step of all worlds."""
-        self._ctrl[:] = ctrl
-        self.batch.step(nstep=self.scene.n_substeps)
+        if ctrl.ndim == 2:
+            self._ctrl[:] = ctrl
+            self.batch.step(nstep=self.scene.n_substeps)
+            return
+        for tick in ctrl:
+            self._ctrl[:] = tick
+            self.batch.step(nstep=1)
 
     def reset(
         self,

@@ -53,15 +53,17 @@ class WarpPhysics:
         self.qvel: Float[Tensor, "worlds nv"] = self.stage.tensor("qvel")
         self.mocap_pos: Float[Tensor, "worlds nmocap 3"] = self.stage.tensor("mocap_pos")
         self.fields = self.stage.fields
-        self._ctrl, self._overflow = self.stage.tensor("ctrl"), self.stage.tensor("overflow")
+        ctrl, self._overflow = self.stage.tensor("ctrl"), self.stage.tensor("overflow")
+        self._path = torch.zeros((scene.n_substeps, *ctrl.shape), device=ctrl.device)
+        self._ticks = [warp.from_torch(tick) for tick in self._path]
         self._mask = torch.zeros(num_worlds, dtype=torch.bool, device=self.stage.device)
         self._step = Replay(self.stage, self._substeps)
         self._reset = Replay(self.stage, self._clear)
         self._forward = Replay(self.stage, self.show)
 
-    def step(self, ctrl: Float[Tensor, "worlds nu"]) -> None:
+    def step(self, ctrl: Float[Tensor, "*ticks worlds nu"]) -> None:
         """One control step of all worlds."""
-        self._ctrl.copy_(ctrl)
+        self._path.copy_(ctrl)
         self._step()
 
     def reset(
@@ -98,7 +100,8 @@ class WarpPhysics:
         mujoco_warp.camlight(self.stage.model, self.stage.data)
 
     def _substeps(self) -> None:
-        for _ in range(self.scene.n_substeps):
+        for tick in self._ticks:
+            warp.copy(self.stage.data.ctrl, tick)
             mujoco_warp.step(self.stage.model, self.stage.data)
 
     def _clear(self) -> None:

@@ -1,7 +1,8 @@
-"""N worlds of one task, stepped together: actions to joint targets, the state that tasks judge, what a policy sees.
+"""N worlds of one task, stepped together: actions to joint motions, the state that tasks judge, what a policy sees.
 
-The code is the same for NumPy arrays and torch tensors: whatever the physics keeps, stays in its kind and on its device.
-Records are written in place and no value decides what is run, so that nothing waits for a device.
+Actions go through the control law of the real-time loop: `joint_targets` and `limit_targets` of `robopolicy.control`, with
+the robot's profile. The code is the same for NumPy arrays and torch tensors, on the physics' device. Records are written
+in place and no value decides what is run, so that nothing waits for a device.
 """
 
 from collections.abc import Sequence
@@ -10,20 +11,30 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from robopolicy.control.arrays import like, namespace, row
-from robopolicy.control.kinematics import PANDA, damped_least_squares, matrix_to_quaternion, pose_and_jacobian
+from robopolicy.control.kinematics import matrix_to_quaternion, tool_pose
+from robopolicy.control.limits import joint_targets, limit_targets
+from robopolicy.control.motion import move
+from robopolicy.control.profile import read_profile
 from robopolicy.sim.episodes import Episodes, Sentences, draw
 from robopolicy.sim.physics import Fault, Physics
 from robopolicy.sim.randomization import Randomization, noise
 from robopolicy.sim.render import Renderer
-from robopolicy.sim.scene import ARM_JOINTS, MAX_OPENING_M
+from robopolicy.sim.scene import ARM_JOINTS
 from robopolicy.sim.tasks import State, Task
-from robopolicy.types import Array
+from robopolicy.types import ActionSpec, Array
 
-POSITION_SCALE_M = 0.05
-ROTATION_SCALE_RAD = 0.5
-"""What an action of 1 asks for in one control step, as robosuite's OSC_POSE."""
-POSTURE_GAIN = 0.1
-"""Share of the way back to the home posture, made each step in the arm's null space."""
+ROBOT = "panda"
+"""Profile of the simulated arm."""
+ACTIONS = ActionSpec(
+    arm=6,
+    gripper=1,
+    gripper_values=((-1.0, 1.0),),
+    kind="delta",
+    space="ee",
+    units=("0.05 m",) * 3 + ("0.5 rad",) * 3,
+    rate_hz=20.0,
+)
+"""What the simulator's action columns are; gripper -1 open, +1 closed."""
 PRIVILEGED = ("target_pos", "target_offset")
 """Keys for loss terms and experts, which no noise falls on."""
 
@@ -35,8 +46,9 @@ class Worlds:
         task: What is asked.
         physics: N worlds of the task's scene.
         max_episode_steps: Time limit [control steps].
-        renderer: Makes the pictures; None where there are none.
+        renderer: Renders the cameras' images; None without cameras.
         randomization: How episodes differ in what the task leaves alone.
+        limits: Keep to the robot's limits, as the real-time loop does. False commands what an action asks for at once.
     """
 
     def __init__(
@@ -46,8 +58,12 @@ class Worlds:
         max_episode_steps: int,
         renderer: Renderer | None = None,
         randomization: Randomization | None = None,
+        limits: bool = True,
     ) -> None:
         self.task, self.physics, self.scene = task, physics, physics.scene
+        self.profile, self.limits = read_profile(ROBOT), limits
+        assert self.profile.arm is not None
+        self._arm = self.profile.arm
         self.max_episode_steps, self.randomization = max_episode_steps, randomization or Randomization()
         self.sentences = Sentences()
         """Every instruction met so far; `instruction_id` counts in it."""
@@ -67,9 +83,11 @@ class Worlds:
         self._success = self._integers(worlds) > 0
         self.fault = self._integers(worlds)
         """(N,) `Fault` bits of each world's episode; an episode with any has failed."""
-        limits = self.randomization.config
+        self.limited = self._integers(worlds)
+        """(N,) control steps of each world's episode in which the robot's limits changed the target."""
+        self._commanded, self._velocity = (self._kept(np.zeros((worlds, ARM_JOINTS))) for _ in range(2))
         self._told: tuple[str, ...] | None = None
-        self._late = self._kept(np.zeros((limits.delay_steps, worlds, ARM_JOINTS)))
+        self._late = self._kept(np.zeros((self.randomization.config.delay_steps, worlds, ARM_JOINTS)))
         self._observe_state()
 
     def set_up(self, mask: Bool[Array, " worlds"], episodes: Episodes, rows: Int[Array, " worlds"]) -> None:
@@ -85,15 +103,17 @@ class Worlds:
         ):
             chosen = mask.reshape(-1, *(1,) * (len(record.shape) - 1))
             record[:] = xp.where(chosen, values[rows], record)
-        for record in (self._stage, self._held, self._steps, self._success, self.fault):
+        for record in (self._stage, self._held, self._steps, self._success, self.fault, self.limited):
             record *= ~mask
+        self._commanded[:] = xp.where(mask[:, None], episodes.qpos[rows][:, :ARM_JOINTS], self._commanded)
+        self._velocity[:] = xp.where(mask[:, None], 0.0, self._velocity)
         self._late *= ~mask[:, None]
         self._tell()
         self._observe_state()
 
     def act(self, actions: Float[Array, "worlds 7"]) -> Bool[Array, " worlds"]:
         """One control step of all worlds; True where an episode is decided."""
-        self.physics.step(self._targets(self._executed(actions)))
+        self.physics.step(self._commands(self._executed(actions)))
         return self.judge()
 
     def judge(self) -> Bool[Array, " worlds"]:
@@ -168,14 +188,27 @@ class Worlds:
         self.fault |= int(Fault.ACTION) * ~finite.all(-1)
         return self._xp.where(finite, wanted, 0.0)
 
-    def _targets(self, clipped: Float[Array, "worlds 7"]) -> Float[Array, "worlds 9"]:
-        """Joint targets [rad] and finger targets [m] of an action."""
-        xp, qpos = self._xp, self.physics.qpos[:, :ARM_JOINTS]
-        posture = POSTURE_GAIN * (like(qpos, self.scene.home_qpos[:ARM_JOINTS]) - qpos)
-        step = damped_least_squares(self._jacobian, clipped[:, :6] * like(qpos, _SCALE), posture=posture)
-        joints = xp.minimum(xp.maximum(qpos + step, like(qpos, _LOWER_RAD)), like(qpos, _UPPER_RAD))
-        finger = MAX_OPENING_M / 4 * (1.0 - clipped[:, 6:])
-        return xp.concatenate([joints, finger, finger], -1)
+    def _commands(self, actions: Float[Array, "worlds 7"]) -> Float[Array, "..."]:
+        """Joint and finger targets (N, 9) [rad, m] of the whole control step, or of each of its ticks (ticks, N, 9)."""
+        xp, qpos, profile = self._xp, self.physics.qpos[:, :ARM_JOINTS], self.profile
+        targets = joint_targets(profile, ACTIONS, actions, qpos, self.scene.control_dt)
+        if not self.limits:
+            fingers = targets.gripper_opening_m[:, None] / 2
+            return xp.concatenate([targets.joint_position_rad, fingers, fingers], -1)
+        opening_m = self._state.opening
+        targets = limit_targets(profile, targets, qpos, opening_m, self.scene.control_dt, self._commanded)
+        self.limited += targets.intervened
+        path, self._velocity[:] = move(
+            profile,
+            targets.joint_position_rad,
+            self._commanded,
+            self._velocity,
+            self.scene.control_dt,
+            self.scene.n_substeps,
+        )
+        self._commanded[:] = path[-1]
+        fingers = (targets.gripper_opening_m / 2)[None, :, None] + 0.0 * path[..., :2]
+        return xp.concatenate([path, fingers], -1)
 
     def _judge(self) -> Bool[Array, " worlds"]:
         """Count solved stages; True where the episode is decided."""
@@ -206,7 +239,7 @@ class Worlds:
         """Read the present out of the physics."""
         physics, scene = self.physics, self.scene
         qpos = physics.qpos
-        position, rotation, self._jacobian = pose_and_jacobian(PANDA, qpos[:, :ARM_JOINTS])
+        position, rotation = tool_pose(self._arm, qpos[:, :ARM_JOINTS])
         velocity = physics.qvel[:, scene.object_velocity_slice].reshape(len(qpos), -1, 6)[..., :3]
         self._state = State(
             worlds=self._worlds,
@@ -258,7 +291,5 @@ class Worlds:
         return values if self._xp is np else like(self.physics.qpos, values).clone()
 
 
-_LOWER_RAD, _UPPER_RAD = np.array(PANDA.lower_rad), np.array(PANDA.upper_rad)
 _LEAST, _MOST = np.array(-1.0), np.array(1.0)
-_SCALE = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 _REST = np.array([0.0] * 6 + [-1.0])
