@@ -57,7 +57,6 @@ def summarize(
     statistics = loop.statistics
     figures = statistics.to_dict()
     late, latency = figures["deviation_ms"], figures["latency_ms"]
-    limited = sum(statistics.limited.values())
     print(
         f"steps     {statistics.steps} at {statistics.rate_hz:.2f} Hz, p99 {late.get('p99', 0.0):.2f} ms behind the grid, "
         f"{statistics.overruns} of {statistics.commands} commands overrun"
@@ -66,7 +65,10 @@ def summarize(
         print(
             f"policy    p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms; {statistics.missed_frames} frames missed"
         )
-    print(f"limited   {limited} interventions in {statistics.steps} steps: {dict(statistics.limited)}")
+    print(
+        f"limited   {statistics.interventions} of {statistics.steps} commands "
+        f"({100 * statistics.interventions / max(statistics.steps, 1):.1f} %): {dict(statistics.limited)}"
+    )
     failures = [statistics.failure] if statistics.failure else []
     if record is not None:
         figures["replay"] = outcome = record.outcome()

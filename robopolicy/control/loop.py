@@ -304,6 +304,7 @@ class ControlLoop:
             limited += kinds
         if limited:
             self.statistics.limited.update(limited)
+            self.statistics.interventions += 1
         if limited != self._limited:
             self._limited = limited
             into_s = self._step_s - self._began_s
@@ -332,13 +333,15 @@ class ControlLoop:
             )
             return self.smoother.state[0], ["first_jump"]
         self._moved = True
-        targets = limit_targets(profile, asked, qpos, np.float64(self._opening_m))
+        control_dt, commanded = self.executor.control_dt, self.smoother.state[0]
+        targets = limit_targets(profile, asked, qpos, np.float64(self._opening_m), control_dt, commanded)
         self._opening_m = float(targets.gripper_opening_m)
-        ahead = targets.joint_position_rad - self.smoother.state[0]
+        ahead = targets.joint_position_rad - commanded
         absolute = self.action_spec.kind == "absolute"
-        why = self.smoother.aim(targets.joint_position_rad, None if absolute else ahead / self.executor.control_dt)
-        limited = [kind for kind, changed in targets.limited.items() if changed]
-        return targets.joint_position_rad, limited + ([why] if why else [])
+        deferred = self.smoother.aim(targets.joint_position_rad, None if absolute else ahead / control_dt)
+        if deferred is not None:
+            self.statistics.deferred[deferred] += 1
+        return targets.joint_position_rad, [kind for kind, changed in targets.limited.items() if changed]
 
     def _stop(self, reason: str, grid: FixedGrid) -> None:
         """Begin a controlled stop; of several reasons the first is the one that is kept."""

@@ -31,15 +31,16 @@ def move(
     xp, tick_s = namespace(target), control_dt / ticks
     fastest, hardest = (like(target, np.asarray(each)) for each in (profile.velocity_rad_s, profile.acceleration_rad_s2))
     way = target - position
-    arrival_s = xp.amax(_shortest_s(way, velocity, hardest), -1)[..., None].clip(control_dt)
-    # What can't be reached in this step ends at rest, to which a constant deceleration leads from twice the mean velocity.
-    factor = 1.0 + (arrival_s > control_dt)
+    shortest_s, direction = _shortest_s(way, velocity, hardest)
+    arrival_s = xp.amax(shortest_s, -1)[..., None].clip(control_dt)
+    in_time = arrival_s <= control_dt
+    cruise = direction * _cruise(direction * way, direction * velocity, hardest, arrival_s)
     passing = xp.minimum(abs(way) / control_dt, PASSING_SHARE * hardest * control_dt)
     path = []
     for tick in range(ticks):
         way = target - position
+        wanted = xp.where(in_time, way / (control_dt - tick * tick_s), cruise)
         braking = xp.sqrt(passing * passing + 2 * hardest * abs(way))
-        wanted = factor * way / (arrival_s - tick * tick_s)
         wanted = _bounded(wanted, xp.minimum(braking, fastest))
         velocity = velocity + _bounded(wanted - velocity, hardest * tick_s)
         position = position + velocity * tick_s
@@ -47,13 +48,25 @@ def move(
     return xp.stack(path), velocity
 
 
-def _shortest_s(way: Array, velocity: Array, hardest: Array) -> Array:
-    """The shortest time [s] of each joint to rest at the end of `way` [rad], with accelerations of +-`hardest`."""
+def _shortest_s(way: Array, velocity: Array, hardest: Array) -> tuple[Array, Array]:
+    """The shortest time [s] of each joint to rest at the end of `way` [rad], and the sign of its first acceleration."""
     xp = namespace(way)
-    overshoot = way - velocity * abs(velocity) / (2 * hardest)
-    direction = xp.sign(overshoot)
+    direction = xp.sign(way - velocity * abs(velocity) / (2 * hardest))
     peak = xp.sqrt((hardest * direction * way + velocity * velocity / 2).clip(0.0))
-    return (2 * peak - direction * velocity) / hardest
+    return (2 * peak - direction * velocity) / hardest, direction
+
+
+def _cruise(way: Array, velocity: Array, hardest: Array, arrival_s: Array) -> Array:
+    """The velocity [rad/s] between the first and the last acceleration by which a joint arrives at rest after `arrival_s`.
+
+    `way` and `velocity` are counted in the direction of the first acceleration of the fastest motion.
+    """
+    xp = namespace(way)
+    half = (arrival_s + velocity / hardest) / 2
+    covered = (way + velocity * velocity / (2 * hardest)) / hardest
+    faster = hardest * (half - xp.sqrt((half * half - covered).clip(0.0)))
+    slower = (way - velocity * velocity / (2 * hardest)) / (arrival_s - velocity / hardest).clip(1e-6)
+    return xp.where(faster >= velocity, faster, slower)
 
 
 def _bounded(value: Array, limit: Array) -> Array:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from robopolicy.control.kinematics import pose_and_jacobian
 from robopolicy.control.limits import outside_workspace
+from robopolicy.control.motion import PASSING_SHARE
 from robopolicy.control.profile import RobotProfile
 
 if TYPE_CHECKING:
@@ -102,15 +103,20 @@ class JointSmoother:
     ) -> str | None:
         """Head for `target` [rad], which lies within the position limits, from the present state on.
 
-        It is passed at `heading_rad_s`, however far it is; or without that at the velocity from the last target to this
-        one if it is within reach of one control step, and else it is where the motion ends.
+        It is passed at `heading_rad_s`, as far as one control step can brake that away (`PASSING_SHARE`). Without a heading
+        it is passed at the velocity from the last target to this one if it is within reach of one control step; otherwise
+        the motion ends there.
 
         Gives None if it will be reached one control step from now; else what stands against it: `motion` (velocity,
         acceleration or jerk: it is reached later), `tool` (tool speed or workspace: it is reached later), `kept` (it
         can't be reached from here without breaking a limit: the motion under way goes on).
         """
-        heading = (target - self._target) / self.control_dt if heading_rad_s is None else heading_rad_s
-        heading = heading.clip(-HEADING_SHARE * self._velocity, HEADING_SHARE * self._velocity)
+        fastest = HEADING_SHARE * self._velocity
+        if heading_rad_s is None:
+            heading = (target - self._target) / self.control_dt
+        else:
+            heading, fastest = heading_rad_s, fastest.clip(max=PASSING_SHARE * self._acceleration * self.control_dt)
+        heading = heading.clip(-fastest, fastest)
         self._target = np.array(target, np.float64)
         passing = self._motion_to(target, heading, self.control_dt)
         in_time_s = 1.5 * self.control_dt

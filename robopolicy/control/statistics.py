@@ -52,8 +52,13 @@ class LoopStatistics:
     """From each request to its chunk."""
     slack_s: array = field(default_factory=_times)
     """What each control step had left when its chunk was there; negative when it was late."""
+    interventions: int = 0
+    """Control steps in which a limit changed the target."""
     limited: Counter[str] = field(default_factory=Counter)
-    """Control steps changed by each kind of limit."""
+    """The same by kind of limit."""
+    deferred: Counter[str] = field(default_factory=Counter)
+    """Control steps whose target is reached later than it should be, by what is in the way: `motion` (velocity,
+    acceleration or jerk), `tool` (tool speed or workspace), `kept` (the earlier motion goes on)."""
     stops: list[str] = field(default_factory=list)
     """Reason of each controlled stop."""
     stop_s: list[float] = field(default_factory=list)
@@ -73,6 +78,7 @@ class LoopStatistics:
             "missed_frames",
             "held",
             "late_chunks",
+            "interventions",
         )
         return {
             "rate_hz": self.rate_hz,
@@ -82,6 +88,7 @@ class LoopStatistics:
                 for name in names
             },
             "limited": dict(self.limited),
+            "deferred": dict(self.deferred),
             "stops": list(self.stops),
             "stop_ms": [1e3 * time_s for time_s in self.stop_s],
         }
@@ -141,8 +148,9 @@ def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Tab
     table.add_row("overruns", f"{figures['overruns']} ticks", f"{figures['missed_steps']} steps", "")
     table.add_row("policy", f"{figures['missed_frames']} frames missed", f"{figures['late_chunks']} late", "")
     table.add_row("held", f"{figures['held']} steps", "", "")
-    for kind, count in sorted(figures["limited"].items()):
-        table.add_row(f"limited: {kind}", f"{count}", f"{100 * count / max(statistics.steps, 1):.1f} %", "")
+    for name in ("limited", "deferred"):
+        for kind, count in sorted(figures[name].items()):
+            table.add_row(f"{name}: {kind}", f"{count}", f"{100 * count / max(statistics.steps, 1):.1f} %", "")
     for reason in figures["stops"]:
         table.add_row("stopped", reason, "", "")
     return table

@@ -12,7 +12,7 @@ from torch import Tensor
 from robopolicy.rollout.episodes import Episode, Timing, run_episodes
 from robopolicy.sim.device_rollout import run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.expert import expert_actions
+from robopolicy.sim.expert import expert_actions, within_limits
 
 NOISE_STREAM = 1
 """Second word of the noise generator's seed; keeps it apart from the scene's."""
@@ -28,15 +28,15 @@ class ActionNoise:
 
     std: float = 0.3
     """Standard deviation of the jitter on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
-    rotation_std: float = 0.06
+    rotation_std: float = 0.02
     """Likewise on its rotation; policies err less there."""
     share: float = 0.7
     """Share of the steps with jitter."""
     push_std: float = 0.5
     """Standard deviation of a push, the same displacement added in each of its steps; 0 is off."""
-    push_share: float = 0.15
+    push_share: float = 0.04
     """Probability that a push begins at a step."""
-    push_steps: int = 4
+    push_steps: int = 5
     """Steps that a push lasts."""
     flip_share: float = 0.3
     """Share of the pushes during which the gripper does the opposite."""
@@ -84,8 +84,7 @@ class Disturbance:
     def __call__(self, label: np.ndarray) -> np.ndarray:
         """The action (7,) to execute where `label` (7,) is right."""
         added, factor = self.draw()
-        executed = np.append(label[:6] + added, label[6] * factor)
-        return np.clip(executed, -1.0, 1.0).astype(label.dtype)
+        return np.append(label[:6] + added, label[6] * factor).astype(label.dtype)
 
 
 class ExpertActor:
@@ -104,7 +103,8 @@ class ExpertActor:
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The expert's action as label; the disturbed one as the action executed."""
         label = expert_actions(self.env)
-        return label, np.stack([disturb(row) for disturb, row in zip(self.disturbances, label, strict=True)])
+        executed = np.stack([disturb(row) for disturb, row in zip(self.disturbances, label, strict=True)])
+        return label, within_limits(self.env, executed)
 
 
 class DeviceExpertActor:
@@ -136,7 +136,7 @@ class DeviceExpertActor:
         label = torch.as_tensor(expert_actions(self.env))
         disturbed = self._table[self._rows, self.env.state.step.clamp(max=self._last)]
         executed = torch.cat([label[:, :6] + disturbed[:, :6], label[:, 6:] * disturbed[:, 6:]], -1)
-        return label, executed.clamp(-1.0, 1.0)
+        return label, within_limits(self.env, executed)
 
 
 def collect(

@@ -58,22 +58,25 @@ def expert_actions(worlds: Worlds) -> Float[Array, "worlds 7"]:
     """The scripted expert's action (N, 7) for the present state of every world."""
     state = worlds.state
     goal, closed = EXPERTS[worlds.task.name](worlds.task, state)
-    return _within_velocity(worlds, towards(state, goal, closed))
+    return within_limits(worlds, towards(state, goal, closed))
 
 
-def _within_velocity(worlds: Worlds, action: Float[Array, "worlds 7"]) -> Float[Array, "worlds 7"]:
-    """The action with its displacement shortened where it asks a joint for most of its velocity, or more."""
-    qpos, profile = worlds.state.qpos[:, : worlds.profile.joints], worlds.profile
-    asked = joint_targets(profile, ACTIONS, action, qpos, worlds.scene.control_dt).joint_position_rad - qpos
-    reach = like(qpos, np.multiply(profile.velocity_rad_s, VELOCITY_SHARE * worlds.scene.control_dt))
+def within_limits(worlds: Worlds, action: Float[Array, "worlds 7"]) -> Float[Array, "worlds 7"]:
+    """The action (N, 7) with its displacement shortened to what the robot's limits leave unchanged, with some margin."""
+    shift = _bounded(action[:, :3], STEP_M / POSITION_SCALE_M)
+    turn = _bounded(action[:, 3:6], STEP_RAD / ROTATION_SCALE_RAD)
+    profile, control_dt = worlds.profile, worlds.scene.control_dt
+    qpos = worlds.state.qpos[:, : profile.joints]
+    asked = joint_targets(profile, ACTIONS, row(shift, turn, action[:, 6:]), qpos, control_dt).joint_position_rad - qpos
+    reach = like(qpos, np.multiply(profile.velocity_rad_s, VELOCITY_SHARE * control_dt))
     excess = namespace(qpos).amax(abs(asked) / reach, -1)[:, None].clip(1.0)
-    return row(action[:, :6] / excess, action[:, 6:])
+    return row(shift / excess, turn / excess, action[:, 6:])
 
 
 def towards(state: State, goal: Float[Array, "worlds 3"], closed: Bool[Array, " worlds"]) -> Float[Array, "worlds 7"]:
     """Action that moves the fingertips towards `goal` [m], keeps the hand pointing down, and sets the gripper."""
-    shift = _bounded(APPROACH_GAIN * (goal - state.ee_position), STEP_M) / POSITION_SCALE_M
-    turn = _bounded(rotation_vector(state.ee_rotation.mT), STEP_RAD) / ROTATION_SCALE_RAD
+    shift = APPROACH_GAIN * (goal - state.ee_position) / POSITION_SCALE_M
+    turn = rotation_vector(state.ee_rotation.mT) / ROTATION_SCALE_RAD
     return row(shift, turn, OPEN + (CLOSED - OPEN) * closed[:, None])
 
 

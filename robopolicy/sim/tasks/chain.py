@@ -42,7 +42,7 @@ class Chain(Task):
         if length < 1:
             raise ValueError(f"length {length}; a chain has 1 instruction or more")
         self.length = self.instructions_in_a_row = length
-        self.max_episode_steps = 80 * length
+        self.max_episode_steps = 120 * length
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """Cubes and plates as for `place`, and a row of instructions that can each be followed when its turn comes."""

@@ -68,7 +68,7 @@ class Reach(Task):
 
     name = "reach"
     parts = ("cubes",)
-    max_episode_steps = 60
+    max_episode_steps = 100
     template = "touch the {} cube"
     touch_m = 0.03
     """Fingertips this near to a cube's centre touch it [m]."""
@@ -98,7 +98,7 @@ class Lift(Reach):
     """Raise the named cube of three by 5 cm and hold it for 10 steps; lifting another is a failure."""
 
     name = "lift"
-    max_episode_steps = 100
+    max_episode_steps = 150
     hold_steps = 10
     template = "lift the {} cube"
     raise_m = 0.05
@@ -118,7 +118,7 @@ class Place(Task):
 
     name = "place"
     parts = ("cubes", "plates")
-    max_episode_steps = 150
+    max_episode_steps = 250
     hold_steps = 3
     tolerance_m = 0.03
 

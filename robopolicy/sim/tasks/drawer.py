@@ -22,7 +22,7 @@ class Drawer(Task):
 
     name = "drawer"
     parts = ("drawers",)
-    max_episode_steps = 100
+    max_episode_steps = 150
     open_m = 0.1
     wrong_m = 0.05
 

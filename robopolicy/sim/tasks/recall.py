@@ -52,7 +52,7 @@ class Recall(Task):
             )
         self.cue_steps = cue_steps
         self.delay_steps = delay_steps
-        self.max_episode_steps = cue_steps + delay_steps + 40
+        self.max_episode_steps = cue_steps + delay_steps + 60
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """A row of three cubes in random order; the goal holds the named cube, and then each cube's lid."""
