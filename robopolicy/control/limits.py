@@ -149,23 +149,26 @@ def outside_workspace(profile: RobotProfile, position: Float[Array, "*B 3"]) -> 
 def _shortened(
     start: Array, target: Array, jacobian: Array | None, limits: Mapping[str, float | np.ndarray]
 ) -> tuple[Array, dict[str, Array]]:
-    """The target moved towards `start` until the displacement keeps to three limits, and where each was exceeded.
+    """The target moved towards `start` until the displacement keeps to three limits, and where each shortened it.
 
-    The limits are those of the joints' displacement [rad], and of the tool's [m] and [rad]; the tool's are linearized.
+    The limits are those of the joints' displacement [rad], and of the tool's [m] and [rad]; the tool's are linearized. The
+    joints' comes first, so that no outlier overflows in the tool's.
     """
     xp = namespace(start)
-    displacement = target - start
-    sizes = [abs(displacement)]
-    if jacobian is not None:
-        twist = (jacobian @ displacement[..., None])[..., 0]
-        sizes += [xp.sqrt((part * part).sum(-1))[..., None] for part in (twist[..., :3], twist[..., 3:])]
-    excess, limited = [], {}
-    for (name, limit), size in zip(limits.items(), sizes, strict=False):
-        ratio = xp.amax(size / (like(size, limit) if isinstance(limit, np.ndarray) else limit), -1)
-        excess.append(ratio)
-        limited[name] = ratio > 1 + UNCHANGED
-    largest = xp.amax(xp.stack(excess), 0)[..., None]
-    return xp.where(largest > 1, start + displacement / largest.clip(1.0), target), limited
+    displacement, limited = target - start, {}
+    for place, (name, limit) in enumerate(limits.items()):
+        if place == 0:
+            size = abs(displacement)
+        elif jacobian is None:
+            break
+        else:
+            part = (jacobian[..., 3 * place - 3 : 3 * place, :] @ displacement[..., None])[..., 0]
+            size = xp.sqrt((part * part).sum(-1))[..., None]
+        excess = xp.amax(size / (like(size, limit) if isinstance(limit, np.ndarray) else limit), -1)
+        limited[name] = excess > 1 + UNCHANGED
+        displacement = displacement / excess.clip(1.0)[..., None]
+    shortened = xp.stack(list(limited.values())).any(0)
+    return xp.where(shortened[..., None], start + displacement, target), limited
 
 
 def _within_workspace(profile: RobotProfile, qpos: Array, target: Array) -> tuple[Array, Array]:

@@ -29,7 +29,9 @@ def move(
     The joints arrive together: at the end of the step, or as soon after it as the limits allow.
     """
     xp, tick_s = namespace(target), control_dt / ticks
-    fastest, hardest = (like(target, np.asarray(each)) for each in (profile.velocity_rad_s, profile.acceleration_rad_s2))
+    fastest, hardest = (
+        like(target, np.asarray(each)) for each in (profile.velocity_rad_s, profile.acceleration_rad_s2)
+    )
     way = target - position
     shortest_s, direction = _shortest_s(way, velocity, hardest)
     arrival_s = xp.amax(shortest_s, -1)[..., None].clip(control_dt)

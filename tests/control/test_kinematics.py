@@ -9,16 +9,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from robopolicy.control.kinematics import (
-    PANDA,
+    Arm,
     damped_least_squares,
     matrix_to_quaternion,
     pose_and_jacobian,
     rotation_from_vector,
     rotation_vector,
+    tool_pose,
+    tool_position,
 )
+from robopolicy.control.profile import read_profile
 from robopolicy.sim.scene import ARM_JOINTS, build_scene
 
-LOWER, UPPER = np.array(PANDA.lower_rad), np.array(PANDA.upper_rad)
+PROFILE = read_profile("panda")
+PANDA = PROFILE.arm
+LOWER, UPPER = np.array(PROFILE.position_lower_rad), np.array(PROFILE.position_upper_rad)
 vectors = hnp.arrays(np.float64, (3,), elements=st.floats(-3.0, 3.0))
 
 
@@ -125,3 +130,43 @@ def test_half_turns_have_exact_quaternions(axis):
     """Reading the axis off the antisymmetric part of the matrix gives 0 / 0 here."""
     rotation = rotation_from_vector(np.pi * np.eye(3)[axis])
     np.testing.assert_allclose(np.abs(matrix_to_quaternion(rotation)), np.eye(4)[1 + axis], atol=1e-9)
+
+
+def test_an_arm_given_by_joint_frames_and_axes_is_the_same_arm():
+    """Guards against: a robot described as a URDF does, whose joints turn about other axes than z, placed elsewhere."""
+    half = np.pi / 2
+    frames = [
+        (0.0, 0.0, 0.333, 0.0, 0.0, 0.0),
+        (0.0, 0.0, 0.0, -half, 0.0, 0.0),
+        (0.0, -0.316, 0.0, half, 0.0, 0.0),
+        (0.0825, 0.0, 0.0, half, 0.0, 0.0),
+        (-0.0825, 0.384, 0.0, -half, 0.0, 0.0),
+        (0.0, 0.0, 0.0, half, 0.0, 0.0),
+        (0.088, 0.0, 0.0, half, 0.0, 0.0),
+    ]
+    by_frames = Arm(frames=tuple(frames), tool=PANDA.tool)
+    # the second joint's frame turned so that its axis is y instead of z, and the third one's turned back
+    frames[1], frames[2] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.316, 0.0, 0.0, 0.0)
+    other = Arm(frames=tuple(frames), axes=((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), *((0.0, 0.0, 1.0),) * 5), tool=PANDA.tool)
+    qpos = random_qpos(20)
+    expected = pose_and_jacobian(PANDA, qpos)
+    for arm in (by_frames, other):
+        for ours, theirs in zip(pose_and_jacobian(arm, qpos), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    np.testing.assert_array_equal(tool_position(PANDA, qpos), expected[0])
+    np.testing.assert_array_equal(tool_pose(PANDA, qpos)[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either `dh`"),
+        ({"dh": ((0.0,) * 3,), "frames": ((0.0,) * 6,)}, "either `dh`"),
+        ({"dh": ((0.0,) * 3,), "axes": ((0.0, 0.0, 1.0),)}, "1 axes; give one for each of `frames`"),
+        ({"frames": ((0.0,) * 6,), "axes": ((0.0,) * 3,)}, "expected directions"),
+    ],
+)
+def test_kinematics_that_say_nothing_or_two_things_are_refused(options, message):
+    """Guards against: a typo in a profile that gives the arm another shape."""
+    with pytest.raises(ValueError, match=message):
+        Arm(**options)

@@ -1,5 +1,7 @@
 """From actions to joint targets: what is asked, what is allowed, and what is counted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ PROFILE = read_profile("panda")
 EE = ActionSpec(arm=6, gripper=1, kind="delta", space="ee")
 JOINTS = ActionSpec(arm=7, gripper=0, kind="absolute", space="joint_position")
 HOME = np.asarray(PROFILE.home_rad)
+DT = 0.05
 
 anything = hnp.arrays(
     np.float64, (3, 7), elements=st.floats(-1e6, 1e6) | st.sampled_from([np.nan, np.inf, -np.inf, 1e300])
@@ -25,7 +28,7 @@ poses = hnp.arrays(np.float64, (3, 7), elements=st.floats(0.0, 1.0))
 
 def limited(spec: ActionSpec, action: np.ndarray, qpos: np.ndarray, opening_m: float = 0.03) -> Targets:
     held = np.full(qpos.shape[:-1], opening_m)
-    return limit_targets(PROFILE, joint_targets(PROFILE, spec, action, qpos, 0.05), qpos, held)
+    return limit_targets(PROFILE, joint_targets(PROFILE, spec, action, qpos, DT), qpos, held, DT)
 
 
 def tool(qpos: np.ndarray) -> np.ndarray:
@@ -36,13 +39,13 @@ def tool(qpos: np.ndarray) -> np.ndarray:
 @settings(max_examples=50, deadline=None)
 @given(action=anything, share=poses, spec=st.sampled_from([EE, JOINTS]))
 def test_whatever_is_asked_the_targets_are_finite_and_within_every_limit(action, share, spec):
-    """NaN that slips through a min/max clamp, an outlier that flings a joint to its end stop."""
+    """Guards against: NaN that slips through a min/max clamp, an outlier that flings a joint to its end stop."""
     lower, upper = PROFILE.soft_limits_rad
     qpos = lower + share * (upper - lower)
     targets = limited(spec, action, qpos)
     result = targets.joint_position_rad
     assert np.isfinite(result).all()
-    assert (np.abs(result - qpos) <= PROFILE.joint_step_rad + 1e-9).all()
+    assert (np.abs(result - qpos) <= np.multiply(PROFILE.velocity_rad_s, DT) + 1e-9).all()
     assert ((result >= lower - 1e-12) & (result <= upper + 1e-12)).all()
     before, after = outside_workspace(PROFILE, tool(qpos)), outside_workspace(PROFILE, tool(result))
     assert (after <= np.maximum(before, 0) + 1e-8).all()
@@ -58,13 +61,13 @@ def test_whatever_is_asked_the_targets_are_finite_and_within_every_limit(action,
     share=hnp.arrays(np.float64, (4, 7), elements=st.floats(0, 1)),
 )
 def test_numpy_and_torch_and_one_at_a_time_give_the_same(action, share):
-    """Rollouts that are limited otherwise than the robot."""
+    """Guards against: rollouts limited in another way than the robot."""
     lower, upper = PROFILE.soft_limits_rad
     qpos = lower + share * (upper - lower)
     batched = limited(EE, action, qpos)
     qpos_t = torch.from_numpy(qpos)
     asked = joint_targets(PROFILE, EE, torch.from_numpy(action), qpos_t, 0.05)
-    in_torch = limit_targets(PROFILE, asked, qpos_t, torch.full((4,), 0.03, dtype=torch.float64))
+    in_torch = limit_targets(PROFILE, asked, qpos_t, torch.full((4,), 0.03, dtype=torch.float64), DT)
     np.testing.assert_allclose(in_torch.joint_position_rad.numpy(), batched.joint_position_rad, atol=1e-9)
     for row in range(4):
         alone = limited(EE, action[row], qpos[row])
@@ -75,7 +78,7 @@ def test_numpy_and_torch_and_one_at_a_time_give_the_same(action, share):
 
 
 def test_an_end_effector_action_moves_the_tool_as_far_as_it_says():
-    """A scale of the action that differs from the simulator's moves the arm twice as far as in training."""
+    """Guards against: a scale that differs from the simulator's and moves the arm twice as far as in training."""
     for axis in range(3):
         action = np.zeros(7)
         action[axis] = 0.4
@@ -83,8 +86,28 @@ def test_an_end_effector_action_moves_the_tool_as_far_as_it_says():
         np.testing.assert_allclose(moved, 0.4 * 0.05 * np.eye(3)[axis], atol=1.5e-3)
 
 
+def test_the_profile_says_which_gripper_value_opens():
+    """Guards against: a hand that opens where the demos closed it, because 1 opens in their data set."""
+    inverted = replace(PROFILE, gripper_opens="second")
+    action = np.zeros((2, 7))
+    action[:, 6] = [-1, 1]
+    qpos = np.tile(HOME, (2, 1))
+    assert joint_targets(inverted, EE, action, qpos, DT).gripper_opening_m.tolist() == [0.0, 0.08]
+    assert joint_targets(PROFILE, EE, action, qpos, DT).gripper_opening_m.tolist() == [0.08, 0.0]
+
+
+def test_a_target_is_limited_by_what_was_commanded_before():
+    """Guards against: commands faster than the joints may move, because the arm lags behind them."""
+    commanded = HOME + [0.1, 0, 0, 0, 0, 0, 0]
+    asked = joint_targets(PROFILE, JOINTS, HOME - [0.1, 0, 0, 0, 0, 0, 0], HOME, DT)
+    targets = limit_targets(PROFILE, asked, HOME, np.float64(0.03), DT, commanded)
+    assert targets.limited["joint_velocity"]
+    assert targets.intervened
+    np.testing.assert_allclose(targets.joint_position_rad[0] - commanded[0], -2.175 * DT, rtol=1e-6)
+
+
 def test_joint_spaces_are_understood_and_anything_else_is_refused():
-    """A joint velocity taken for a position; six unnamed columns taken for end-effector deltas."""
+    """Guards against: a joint velocity taken for a position; six unnamed columns taken for end-effector deltas."""
     rates = np.linspace(-0.3, 0.3, 7)
     velocity = ActionSpec(arm=7, gripper=0, space="joint_velocity")
     delta = ActionSpec(arm=7, gripper=0, kind="delta", space="joint_position")
@@ -100,7 +123,7 @@ def test_joint_spaces_are_understood_and_anything_else_is_refused():
 
 
 def test_the_gripper_opens_and_closes_by_the_values_of_the_demos():
-    """A gripper that is closed at 0 and open at 255 in one data set, at 1 and -1 in another."""
+    """Guards against: a gripper that is closed at 0 and open at 255 in one data set, at 1 and -1 in another."""
     other = ActionSpec(arm=6, gripper=1, gripper_values=((255.0, 0.0),), kind="delta", space="ee")
     continuous = ActionSpec(arm=7, gripper=0, continuous_gripper=(6,), kind="delta", space="ee")
     action = np.zeros((3, 7))
@@ -115,22 +138,24 @@ def test_the_gripper_opens_and_closes_by_the_values_of_the_demos():
     ("kind", "spec", "action"),
     [
         ("action", EE, [1.5, 0, 0, 0, 0, 0, -1]),
-        ("step_m", EE, [1, 1, 1, 0, 0, 0, -1]),
+        ("step_m", EE, [1, -1, 1, 0, 0, 0, -1]),
         ("step_rad", EE, [0, 0, 0, 0.5, 0, 0, -1]),
         ("non_finite", EE, [np.nan, 0, 0, 0, 0, 0, -1]),
         ("joint_step", JOINTS, np.add(HOME, [0.3, 0, 0, 0, 0, 0, 0])),
+        ("joint_velocity", JOINTS, np.add(HOME, [0.12, 0, 0, 0, 0, 0, 0])),
+        ("gripper", EE, [0, 0, 0, 0, 0, 0, -1.5]),
     ],
 )
-def test_every_intervention_is_told_by_its_kind(kind, spec, action):
-    """A clamp that nobody counts hides a policy that was trained in other units."""
+def test_every_intervention_is_counted_by_its_kind(kind, spec, action):
+    """Guards against: a clamp that nobody counts and that hides a policy trained in other units."""
     flags = limited(spec, np.asarray(action, np.float64), HOME).limited
     assert flags[kind]
     calm = np.zeros(7) if spec is EE else HOME
     assert not any(limited(spec, calm, HOME).limited.values())
 
 
-def test_a_target_outside_the_workspace_or_a_joint_limit_is_brought_back_and_told():
-    """The tool driven into the table, a joint into its end stop."""
+def test_a_target_outside_the_workspace_or_a_joint_limit_is_brought_back_and_counted():
+    """Guards against: the tool driven into the table, a joint into its end stop."""
     low = HOME.copy()
     for _ in range(60):
         targets = limited(EE, np.array([0, 0, -1.0, 0, 0, 0, -1]), low)
@@ -146,7 +171,7 @@ def test_a_target_outside_the_workspace_or_a_joint_limit_is_brought_back_and_tol
 
 
 def test_a_robot_found_outside_may_come_back_but_not_leave_further():
-    """A robot switched on outside its box that refuses every command, or takes one that leads further out."""
+    """Guards against: a robot outside its box that refuses every command, or takes one that leads further out."""
     lower, _ = PROFILE.soft_limits_rad
     outside = HOME.copy()
     outside[3] = lower[3] - 0.05

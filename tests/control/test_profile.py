@@ -24,7 +24,9 @@ def test_shipped_profiles_have_the_data_sheets_limits_and_the_sims_home():
         ({"jerk_rad_s3": [0.0] * 7}, "jerk_rad_s3 is .* expected positive numbers"),
         ({"speed_m_s": float("nan")}, "speed_m_s is nan; expected finite numbers"),
         ({"home_rad": [0.0] * 7}, "panda_joint4: home 0.0 rad is not within"),
-        ({"kinematics": "ur5"}, "unknown kinematics 'ur5'; known: panda"),
+        ({"kinematics": {"dh": [[0.0, 0.0, 0.0]]}}, "kinematics have 1 joints for 7 joint names"),
+        ({"kinematics": {"dh": [[0.0, 0.0]] * 7}}, "kinematics"),
+        ({"gripper_opens": "third"}, "gripper_opens"),
         ({"kinematics": None}, "need `kinematics`"),
         ({"workspace_lower_m": [2.0, 0.0, 0.0]}, "is no box"),
         ({"workspace_lower_m": None}, "both corners"),
@@ -45,5 +47,5 @@ def test_an_unknown_or_broken_profile_file_names_what_there_is(tmp_path):
     with pytest.raises(ValueError, match="no robot profile 'ur5'; shipped are: fr3, panda"):
         read_profile("ur5")
     (tmp_path / "mine.yaml").write_text("- 1\n")
-    with pytest.raises(ValueError, match="a mapping of fields expected, found list"):
+    with pytest.raises(ValueError, match="expected a mapping of fields, found list"):
         read_profile(tmp_path / "mine.yaml")

@@ -94,13 +94,13 @@ def test_as_many_seeds_as_worlds_are_asked_for():
 
 @pytest.mark.parametrize(("axis", "sign"), [(0, 1), (1, -1), (2, 1)])
 def test_an_action_moves_the_gripper_along_its_axis_of_the_base(axis, sign):
-    """Swapped axes would be learned from demos but fail on a robot."""
+    """Guards against: swapped axes, which would be learned from demos but fail on a robot."""
     env = RobotVectorEnv("lift", 1)
     env.reset(seed=0)
     before = env.state.ee_position.copy()
     actions = np.zeros((1, 7))
-    actions[0, axis] = sign
-    for _ in range(3):
+    actions[0, axis] = 0.7 * sign
+    for _ in range(8):
         env.step(actions)
     moved = (env.state.ee_position - before)[0]
     assert 0.06 < moved[axis] * sign < 0.16
@@ -108,12 +108,12 @@ def test_an_action_moves_the_gripper_along_its_axis_of_the_base(axis, sign):
 
 
 def test_an_action_turns_the_gripper_about_its_axis_of_the_base():
-    """The rotation vector is in the base frame, as robosuite's."""
+    """Guards against: a rotation vector in the tool's frame; it is in the base frame, as robosuite's."""
     env = RobotVectorEnv("lift", 1)
     env.reset(seed=0)
     start = env.state.ee_rotation[0].copy()
-    for _ in range(3):
-        env.step(np.array([[0, 0, 0, 0, 0, 0.3, 0]]))
+    for _ in range(6):
+        env.step(np.array([[0, 0, 0, 0, 0, 0.15, 0]]))
     turned = env.state.ee_rotation[0] @ start.T
     angle = np.arctan2(turned[1, 0], turned[0, 0])
     assert 0.15 < angle < 0.5

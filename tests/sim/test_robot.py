@@ -10,14 +10,11 @@ import pytest
 
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import ThreadedInference
-from robopolicy.control.limits import joint_targets
 from robopolicy.control.loop import ControlLoop
-from robopolicy.control.profile import read_profile
 from robopolicy.control.replay import CHUNK, Record, RecordedStream
 from robopolicy.control.robot import RobotError
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.robot import SimRobot
-from robopolicy.sim.scene import ARM_JOINTS
 from robopolicy.types import ActionSpec, Command
 
 EE = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
@@ -27,20 +24,6 @@ EE = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
 def robot() -> Iterator[SimRobot]:
     with SimRobot("reach", seed=3, command_dt=0.005, deadline_s=0.2, timeout_s=2.0) as made:
         yield made
-
-
-def test_an_action_means_the_same_joint_targets_on_the_robot_as_in_the_environment():
-    """A success in the simulator that was earned by other code than the robot's."""
-    env = RobotVectorEnv("reach", 3)
-    env.reset(seed=0)
-    actions = np.random.default_rng(0).uniform(-0.15, 0.15, (3, 7))
-    profile, qpos = read_profile("panda"), env.physics.qpos[:, :ARM_JOINTS].copy()
-    asked = joint_targets(profile, EE, actions, qpos, env.control_dt)
-    in_env = env._targets(actions)
-    np.testing.assert_allclose(asked.joint_position_rad, in_env[:, :ARM_JOINTS], atol=1e-9)
-    np.testing.assert_allclose(asked.gripper_opening_m, in_env[:, ARM_JOINTS:].sum(-1), atol=1e-12)
-    np.testing.assert_allclose(profile.home_rad, env.scene.home_qpos[:ARM_JOINTS], atol=1e-12)
-    env.close()
 
 
 def test_an_unknown_task_is_refused_before_a_process_is_started():

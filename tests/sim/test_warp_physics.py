@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from robopolicy.control.kinematics import PANDA, damped_least_squares, pose_and_jacobian
+from robopolicy.control.kinematics import damped_least_squares, pose_and_jacobian
+from robopolicy.control.profile import read_profile
 from robopolicy.sim.physics import Fault
 from robopolicy.sim.scene import ARM_JOINTS, build_scene
 
@@ -26,7 +27,7 @@ def test_the_jacobian_on_the_device_is_that_of_mujoco_warp(device_env):
     device_env.reset(seed=0)
     device_env.step(torch.full((4, 7), 0.3))
     stage, model = device_env.physics.stage, device_env.scene.model
-    position, _, ours = pose_and_jacobian(PANDA, device_env.physics.qpos[:, :ARM_JOINTS])
+    position, _, ours = pose_and_jacobian(read_profile("panda").arm, device_env.physics.qpos[:, :ARM_JOINTS])
     with stage.on_device():
         linear, angular = (warp.zeros((4, 3, model.nv), dtype=float) for _ in range(2))
         points = warp.from_torch(position.contiguous(), dtype=warp.vec3)

@@ -12,7 +12,7 @@ from robopolicy.types import Array
 DRAWERS = ("red", "blue")
 HANDLE_OFFSET_M = ((0.0, -0.09, 0.045), (0.0, 0.09, 0.045))
 """Middle of each handle, relative to the cabinet, while the drawer is shut [m]."""
-CABINET_X = (0.4, 0.7)
+CABINET_X = (0.44, 0.74)
 CABINET_Y = (-0.11, 0.11)
 """Where the cabinet is put, so that handles lie on 30 x 40 cm [m]."""
 
