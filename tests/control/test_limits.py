@@ -98,8 +98,8 @@ def test_the_profile_says_which_gripper_value_opens():
 
 def test_a_target_is_limited_by_what_was_commanded_before():
     """Guards against: commands faster than the joints may move, because the arm lags behind them."""
-    commanded = HOME + [0.1, 0, 0, 0, 0, 0, 0]
-    asked = joint_targets(PROFILE, JOINTS, HOME - [0.1, 0, 0, 0, 0, 0, 0], HOME, DT)
+    commanded = np.add(HOME, [0.1, 0, 0, 0, 0, 0, 0])
+    asked = joint_targets(PROFILE, JOINTS, np.subtract(HOME, [0.1, 0, 0, 0, 0, 0, 0]), HOME, DT)
     targets = limit_targets(PROFILE, asked, HOME, np.float64(0.03), DT, commanded)
     assert targets.limited["joint_velocity"]
     assert targets.intervened

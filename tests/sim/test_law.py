@@ -1,7 +1,5 @@
 """One control law: what an action does in the simulator's worlds is what it does on the robot."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -23,12 +21,12 @@ DT = 0.05
 
 
 @pytest.fixture
-def limited(monkeypatch) -> Iterator[list[Targets]]:
+def limited(monkeypatch) -> list[Targets]:
     """The results of every call of `limit_targets` by the worlds."""
     results: list[Targets] = []
     original = worlds.limit_targets
     monkeypatch.setattr(worlds, "limit_targets", lambda *args: results.append(original(*args)) or results[-1])
-    yield results
+    return results
 
 
 @pytest.mark.parametrize(("physics", "count", "tolerance"), [("batch", 10_000, 1e-6), ("warp", 256, 1e-4)])
@@ -95,7 +93,7 @@ def test_worlds_keep_to_velocity_and_acceleration():
 
 def test_a_target_that_stays_is_reached_and_kept():
     """Guards against: an arm that swings around its target."""
-    target = np.asarray(PROFILE.home_rad) + [0.3, -0.2, 0.1, 0.01, 0.0, 0.2, -0.3]
+    target = np.add(PROFILE.home_rad, [0.3, -0.2, 0.1, 0.01, 0.0, 0.2, -0.3])
     position, velocity = np.asarray(PROFILE.home_rad), np.zeros(ARM_JOINTS)
     for _ in range(12):
         path, velocity = move(PROFILE, target, position, velocity, DT, 10)
