@@ -17,7 +17,6 @@ from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import parse, require, verb_parser
 from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
 from robopolicy.components import ConfigError
-from robopolicy.types import ActionSpec
 
 if TYPE_CHECKING:
     from robopolicy.demos.hdf5 import DemoWriter
@@ -30,16 +29,6 @@ ROUND = 4
 """Episodes a world between two gatherings, where several processes collect."""
 HOPELESS = 50
 """So many tries without a success say that there will be none."""
-SIM_ACTIONS = ActionSpec(
-    arm=6,
-    gripper=1,
-    gripper_values=((-1.0, 1.0),),
-    kind="delta",
-    space="ee",
-    units=("0.05 m",) * 3 + ("0.5 rad",) * 3,
-    rate_hz=20.0,
-)
-"""What the simulator's action columns are; gripper -1 open, +1 closed."""
 
 
 def collect(arguments: Sequence[str]) -> int:
@@ -113,7 +102,8 @@ def _collect(options: Namespace, shard: "Shard") -> int:
         before = f" after {done} before" if done else ""
         print(
             f"collected {tally.tried - tally.failed} episodes of {options.task}{before}: {tally.demos} demos, "
-            f"{tally.steps} steps; {tally.failed} of {tally.tried} tries failed; {time.perf_counter() - began:.1f} s"
+            f"{tally.steps} steps; {tally.failed} of {tally.tried} tries failed; limited commands "
+            f"{100 * tally.limited / max(tally.steps, 1):.1f} %; {time.perf_counter() - began:.1f} s"
         )
         print(f"demos     {options.out}")
     return 0
@@ -127,6 +117,8 @@ class _Tally:
     failed: int = 0
     demos: int = 0
     steps: int = 0
+    limited: int = 0
+    """Steps in which the robot's limits changed the target."""
     next_seed: int | None = None
 
     def count(self, episode: "Episode") -> None:
@@ -134,6 +126,7 @@ class _Tally:
         if episode.success:
             self.demos += len(episode.demos)
             self.steps += episode.steps
+            self.limited += int(episode.info["limited"])
         else:
             self.failed += 1
         if episode.faults:
@@ -204,12 +197,13 @@ def _check_out(out: Path, options: Namespace) -> None:
 def _writer(options: Namespace) -> "DemoWriter":
     from robopolicy.demos.hdf5 import DemoWriter
     from robopolicy.sim.render import NAME
+    from robopolicy.sim.worlds import ACTIONS
 
     facts = {"renderer": NAME} if options.cameras else {}
     return DemoWriter(
         options.out,
         env_args=_env_args(options),
-        action_spec=SIM_ACTIONS,
+        action_spec=ACTIONS,
         attributes=facts,
         resume=options.resume,
         by_seed=True,

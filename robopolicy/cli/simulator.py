@@ -13,7 +13,7 @@ MAX_SEED = 2**62
 
 
 def add_simulator(parser: ArgumentParser) -> None:
-    """Add `--device`, `--physics`, `--num-envs` and the `--randomization` table."""
+    """Add `--device`, `--physics`, `--num-envs`, `--limits` and the `--randomization` table."""
     parser.add_argument(
         "--device", type=str, default="cpu", help="cpu, cuda or cuda:<n>: where the policy is, and the worlds with it"
     )
@@ -24,6 +24,9 @@ def add_simulator(parser: ArgumentParser) -> None:
         help="batch: MuJoCo's C engine on the CPU, whatever --device; warp: mujoco_warp on --device; auto: by --device",
     )
     parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once by each process")
+    parser.add_argument(
+        "--limits", type=bool, default=True, help="keep to the robot's limits; false shows what they cost"
+    )
     parser.add_class_arguments(RandomizationConfig, "randomization")
 
 
@@ -41,7 +44,12 @@ def check_simulator(options: Namespace) -> None:
 
 def simulator_facts(options: Namespace) -> dict[str, Any]:
     """The same as a record of what was run."""
-    return {"device": options.device, "physics": options.physics, "randomization": vars(options.randomization)}
+    return {
+        "device": options.device,
+        "physics": options.physics,
+        "limits": options.limits,
+        "randomization": vars(options.randomization),
+    }
 
 
 def simulator_options(options: Namespace, device: str) -> dict[str, Any]:
@@ -51,4 +59,5 @@ def simulator_options(options: Namespace, device: str) -> dict[str, Any]:
         "device": "cpu" if on_host else device,
         "physics": options.physics,
         "randomization": options.randomization,
+        "limits": options.limits,
     }

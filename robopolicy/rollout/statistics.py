@@ -56,6 +56,13 @@ class Evaluation:
         return self.successes / self.episodes
 
     @property
+    def limited_share(self) -> float | None:
+        """Share of the commands that the robot's limits changed; None for environments that don't count them."""
+        if "limited" not in self.figures:
+            return None
+        return self.figures["limited"] / self.mean_steps
+
+    @property
     def failed_seeds(self) -> tuple[int, ...]:
         """Seeds of the episodes that failed."""
         return tuple(outcome["seed"] for outcome in self.outcomes if not outcome["success"])
@@ -63,7 +70,8 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `success_rate`, `successes`, `episodes` and `interval` first."""
         head = {"success_rate": self.success_rate, "successes": self.successes, "episodes": self.episodes}
-        return head | asdict(self) | {"failed_seeds": list(self.failed_seeds)}
+        tail = {"limited_share": self.limited_share, "failed_seeds": list(self.failed_seeds)}
+        return head | asdict(self) | tail
 
 
 def refuse_seen_seeds(seeds: Sequence[int], trained_on: Sequence[int]) -> None:

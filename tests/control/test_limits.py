@@ -139,7 +139,7 @@ def test_the_gripper_opens_and_closes_by_the_values_of_the_demos():
     [
         ("action", EE, [1.5, 0, 0, 0, 0, 0, -1]),
         ("step_m", EE, [1, -1, 1, 0, 0, 0, -1]),
-        ("step_rad", EE, [0, 0, 0, 0.5, 0, 0, -1]),
+        ("step_rad", EE, [0, 0, 0, 0, 0, 0.35, -1]),
         ("non_finite", EE, [np.nan, 0, 0, 0, 0, 0, -1]),
         ("joint_step", JOINTS, np.add(HOME, [0.3, 0, 0, 0, 0, 0, 0])),
         ("joint_velocity", JOINTS, np.add(HOME, [0.12, 0, 0, 0, 0, 0, 0])),
