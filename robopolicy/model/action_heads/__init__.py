@@ -6,7 +6,7 @@ losses; their weights belong to the config's `losses`.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from robopolicy.types import Chunk
 
 
+@runtime_checkable
 class ActionHead(Protocol):
     """What every action head offers; it is an `nn.Module`. `robopolicy.testing.action_head` checks it."""
 

@@ -80,12 +80,12 @@ class TokenEncoder(nn.Module):
 
     token_width: int
     """D, the width of one token."""
-    exportable: bool = True
-    """Whether it can be part of an exported graph."""
     token_count: int
     """N, the same for every frame."""
     prediction_widths: Mapping[str, int] = {}
     """Name -> width of what `Encoding.predictions` holds."""
+    exportable: bool = True
+    """Whether `forward` can be traced into a graph for any batch size."""
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """Encode frames with any leading axes *B; deterministic in eval mode.

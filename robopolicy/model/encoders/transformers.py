@@ -42,6 +42,7 @@ class TransformersEncoder(TokenEncoder):
     """
 
     exportable = False
+    """A backbone's forward pass depends on the prompts of the batch, and its weights would be part of the graph."""
 
     def __init__(self, options: TransformersOptions, inputs: EncoderInputs) -> None:
         super().__init__()

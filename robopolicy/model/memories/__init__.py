@@ -10,13 +10,14 @@ at every frame:
 `robopolicy.testing.memory` checks every promise made here.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from robopolicy.model.streaming import History, MemoryState
 
 
+@runtime_checkable
 class Memory(Protocol):
     """What every memory offers; it is an `nn.Module`.
 

@@ -7,11 +7,12 @@ influence, NaN included. Where there is no valid token to pool - in a bin of `ma
 result is 0.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 
+@runtime_checkable
 class Pooling(Protocol):
     """What every pooling offers; it is an `nn.Module`. `robopolicy.testing.pooling` checks it."""
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,7 @@ class TextTokens(NamedTuple):
     """One vector for the whole instruction, in which the order of the words counts; 0 without an instruction."""
 
 
+@runtime_checkable
 class Text(Protocol):
     """What every text model offers; it is an `nn.Module`."""
 

@@ -1,0 +1,102 @@
+"""Assertions with messages of their own, since only test files get pytest's."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from inspect import Parameter, signature
+from typing import Any
+
+import jaxtyping
+import torch
+from torch import Tensor
+
+
+def require(holds: Any, message: str) -> None:
+    """Raise AssertionError with this message unless `holds`."""
+    if not holds:
+        raise AssertionError(message)
+
+
+def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Refuse tensors of other shapes, or that differ by more than `tolerance` anywhere."""
+    require(found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
+    if not found.numel():
+        return
+    difference = (found - expected).abs().max().item()
+    require(difference <= tolerance, f"{what}: differs by {difference:.2e}, expected at most {tolerance:.0e}")
+
+
+def require_equal(found: Tensor, expected: Tensor, what: str) -> None:
+    """Refuse tensors that are not equal bit for bit."""
+    require(torch.equal(found, expected), f"{what}: not equal bit for bit")
+
+
+def require_error(call: Callable[[], Any], what: str) -> None:
+    """Refuse a call that does not raise ValueError."""
+    try:
+        call()
+    except ValueError:
+        return
+    raise AssertionError(f"{what}: expected a ValueError, got none")
+
+
+def random_like(generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal numbers from this generator."""
+    return torch.randn(*shape, generator=generator)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A generator of its own, so that a check neither reads nor changes the global seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """The module in eval mode, and in its former mode afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+@contextmanager
+def symbolic_shapes() -> Iterator[None]:
+    """Tracing replaces sizes by symbols, which jaxtyping's checks, where they are on, refuse: off for the time being."""
+    checked = not jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", not checked)
+
+
+def require_export(
+    module: torch.nn.Module, inputs: tuple[Any, ...], more: tuple[Any, ...], axes: tuple[int, ...]
+) -> None:
+    """Refuse a module whose exported graph, made for one batch size, differs from it at another.
+
+    Args:
+        module: takes tensors, or mappings of tensors, and returns tensors.
+        inputs: the example that the graph is made from.
+        more: inputs of another batch size.
+        axes: where the batch axis of each input is.
+    """
+    episodes = torch.export.Dim("episodes", min=1, max=64)
+    shapes = tuple(_dynamic(value, {axis: episodes}) for value, axis in zip(inputs, axes, strict=True))
+    with torch.no_grad(), symbolic_shapes():
+        graph = torch.export.export(module, inputs, dynamic_shapes=_arguments(module, shapes)).module()
+        for index, (found, expected) in enumerate(zip(graph(*more), module(*more), strict=True)):
+            require_close(found, expected, 1e-5, f"exported graph, output {index}")
+
+
+def _arguments(module: torch.nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Shapes as `torch.export` takes them: nested once more for a `forward(*tensors)`."""
+    kinds = [parameter.kind for parameter in signature(module.forward).parameters.values()]
+    return (shapes,) if Parameter.VAR_POSITIONAL in kinds else shapes
+
+
+def _dynamic(value: Any, shape: dict[int, Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _dynamic(item, shape) for key, item in value.items()}
+    return shape
