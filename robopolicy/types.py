@@ -36,6 +36,11 @@ TOKEN_VALID_KEY = "token_valid"
 """The observation key of their mask, (N,): 1, or 0 where a token is padding. Absent: all are valid."""
 
 
+def printable(text: str) -> str:
+    """The text with control characters escaped, since names in a stranger's file may hold a terminal's commands."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+
+
 class DemoFormatError(ValueError):
     """A demo file can't be used as it is; the message names the file, the demo and the key."""
 

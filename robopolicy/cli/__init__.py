@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from robopolicy.types import printable
+
 VERBS = {
     "collect": ("robopolicy.cli.collect", "demonstrations of a task by the scripted expert -> HDF5"),
     "check": ("robopolicy.cli.files", "what is inside demo files, and what is wrong with them"),
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _refuse(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, handlers=[_log_handler()])
     logging.getLogger("lightning").setLevel(logging.WARNING)
     run = getattr(importlib.import_module(VERBS[verb][0]), verb if verb != "eval" else "evaluate")
     try:
@@ -52,8 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"robopolicy: {message}", file=sys.stderr)
+    print(printable(f"robopolicy: {message}"), file=sys.stderr)
     return 2
+
+
+def _log_handler() -> logging.Handler:
+    """To standard output, control characters escaped: what is logged may come from a stranger's file."""
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(super().format(record))
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(Formatter("%(message)s"))
+    return handler
 
 
 def _help() -> str:

@@ -23,7 +23,7 @@ from robopolicy.demos.findings import (
 from robopolicy.demos.formats import DemoReader, action_spec_of, convert, open_demos
 from robopolicy.demos.formats.base import is_image
 from robopolicy.demos.remote import local_path
-from robopolicy.types import DemoFormatError
+from robopolicy.types import DemoFormatError, printable
 
 SHEET_DEMOS, SHEET_FRAMES = 6, 6
 """Demos on the contact sheet, and pictures of each."""
@@ -59,10 +59,10 @@ def run_check(
     for report in reports:
         print_report(report, console)
     for line in refused:
-        console.print(line, markup=False, highlight=False)
+        console.print(printable(line), markup=False, highlight=False)
     if salvage_to is not None and reports:
         for note in salvage(reports[0], salvage_to):
-            console.print(note, markup=False, highlight=False)
+            console.print(printable(note), markup=False, highlight=False)
         console.print(f"salvaged  {salvage_to}: {len(reports[0].good)} of {len(reports[0].names)} demos", markup=False)
     if html is not None and reports:
         write_page(reports, Path(html))

@@ -10,6 +10,7 @@ from rich.text import Text
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.findings import Finding, KeySummary, copied_share
+from robopolicy.types import printable
 
 SHOWN = 8
 """Lines of one kind that are shown before the rest is counted."""
@@ -17,13 +18,13 @@ SHOWN = 8
 
 def print_report(report: FileReport, console: Console) -> None:
     """Print one file's report."""
-    console.print(Text(str(report.path), style="bold"))
+    console.print(Text(printable(str(report.path)), style="bold"))
     for label, value in summary_lines(report):
-        console.print(Text(f"  {label:<12} {value}"))
+        console.print(Text(printable(f"  {label:<12} {value}")))
     console.print(_key_table(report.keys))
     for title, findings, style in (("problems", report.problems, "red"), ("notes", report.notes, "yellow")):
         for line in finding_lines(findings):
-            console.print(Text(f"  {title[:-1]:<8} {line}", style=style))
+            console.print(Text(printable(f"  {title[:-1]:<8} {line}"), style=style))
     good, all_demos = len(report.good), len(report.names)
     verdict = f"nothing wrong in {all_demos} demos" if not report.problems else f"{good} of {all_demos} demos are good"
     console.print(Text(f"  {verdict}\n", style="red" if report.problems else "green"))
@@ -80,7 +81,7 @@ def _key_table(keys: dict[str, KeySummary]) -> Table:
         table.add_column(title, style="dim" if title == "type" else None)
     for key, known in keys.items():
         name = key if key == "actions" else f"obs/{key}"
-        table.add_row(Text(name), " x ".join(map(str, known.shape)) or "1", known.dtype, key_range(known))
+        table.add_row(Text(printable(name)), " x ".join(map(str, known.shape)) or "1", known.dtype, key_range(known))
     return table
 
 

@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import h5py
 import numpy as np
 
+from robopolicy.demos.guarded import attributes_of, datasets_below, group_in, keys_of
 from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS
+from robopolicy.demos.schema import json_object
 from robopolicy.types import Demo, DemoFormatError
+
+DEMOS_ONLY = "crc32"
+"""The attribute `checksums` of a file of version 0.1.0."""
 
 
 def with_checksums(demo: Demo) -> Demo:
@@ -45,6 +51,31 @@ def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = Fa
     return bare
 
 
+def seal_of(file: h5py.File, where: str) -> str:
+    """The attribute `checksums` of a whole file: CRC-32 of its attributes, its masks and the names of its demos."""
+    data = group_in(file, "data", where)
+    facts = attributes_of(file, where) | attributes_of(data, where)
+    facts.pop(CHECKSUMS, None)
+    masks = datasets_below(group_in(file, "mask", where), where, text=True) if "mask" in file else {}
+    members = {key: np.atleast_1d(names[()]).tolist() for key, names in masks.items()}
+    return json.dumps({"file": _crc_text({"facts": facts, "masks": members, "demos": keys_of(data, where)})})
+
+
+def require_seal(file: h5py.File, where: str) -> bool:
+    """Whether the file has checksums at all; one of an earlier version has them for its demos alone.
+
+    Raises:
+        DemoFormatError: an attribute, a mask or the list of demos changed since it was written.
+    """
+    written = attributes_of(group_in(file, "data", where), where).get(CHECKSUMS)
+    if written not in (None, DEMOS_ONLY, seal_of(file, where)):
+        raise DemoFormatError(
+            f"{where}: attributes, masks or the list of demos changed since it was written; copy the file again, or, if the "
+            f"change was meant, delete the attribute {CHECKSUMS} of data"
+        )
+    return written is not None
+
+
 def _checksums(demo: Demo) -> dict[str, int]:
     """CRC-32 of every array as the file stores it, and of all its other facts, as `attributes`."""
     arrays = {"actions": demo.actions, **{f"obs/{key}": values for key, values in demo.obs.items()}}
@@ -56,10 +87,9 @@ def _checksums(demo: Demo) -> dict[str, int]:
 def _parsed(text: Any) -> dict[str, Any]:
     """The attribute as a dictionary; empty where it is damaged itself."""
     try:
-        found = json.loads(text)
-    except (TypeError, ValueError):
+        return json_object(text, CHECKSUMS)
+    except DemoFormatError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def checksum(values: np.ndarray) -> int:

@@ -10,8 +10,7 @@ A file of robomimic, robosuite, MimicGen or LIBERO opens as it is. Tokens may li
 `robopolicy.demos.tokens`. Reading never writes.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.demos.checksums import verified
+from robopolicy.demos.checksums import require_seal, verified
 from robopolicy.demos.guarded import (
     attributes_of,
     damage_named,
@@ -31,6 +30,7 @@ from robopolicy.demos.guarded import (
 )
 from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS, by_number, demo_number
 from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.schema import action_spec_of_text, env_args_of, is_integer, json_object
 from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenFile, mark_of, tokens_beside
 from robopolicy.demos.writer import DemoWriter
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
@@ -61,7 +61,8 @@ class DemoFile:
             self._data = group_in(self._file, "data", self.path.name)
             self.attributes = _file_attributes(self._file, self._data, self.path.name)
             """What the file says of itself; `env_args` is a dictionary, `action_spec` an ActionSpec or None."""
-            self._checksums = self.attributes.pop(CHECKSUMS, None) is not None
+            self._checksums = require_seal(self._file, self.path.name)
+            self.attributes.pop(CHECKSUMS, None)
             self.names = by_number(keys_of(self._data, self.path.name), self.path.name)
             """The demos' names, by number."""
             if not self.names:
@@ -106,7 +107,7 @@ class DemoFile:
         if "mask" not in self._file:
             return {}
         where, masks, known = self.path.name, {}, set(self.names)
-        for key, dataset in datasets_below(group_in(self._file, "mask", where), where).items():
+        for key, dataset in datasets_below(group_in(self._file, "mask", where), where, text=True).items():
             with damage_named(f"{where}: mask/{key}"):
                 names = [bytes(name).decode() for name in np.atleast_1d(dataset[()])]
             if unknown := sorted(set(names) - known):
@@ -158,10 +159,11 @@ class DemoFile:
                 f"{where}: no {', '.join(missing)} among the observations; it has: {', '.join(available)}"
             )
         attributes = attributes_of(self._group(name), where)
-        written = dict(attributes)
-        attributes.pop("num_samples", None)
-        seed = attributes.pop("seed", None)
-        instruction = attributes.pop("instruction", None)
+        written = attributes
+        seed, instruction = _demo_facts(attributes, where)
+        attributes = {
+            key: value for key, value in attributes.items() if key not in ("num_samples", "seed", "instruction")
+        }
         beside = self._tokens_of(name)
         inside = [key for key in STEP_ARRAYS if key in datasets and not (key == TOKENS and beside)]
         try:
@@ -169,8 +171,8 @@ class DemoFile:
                 name=name,
                 obs={key: read_rows(datasets[f"obs/{key}"], f"{where}: obs/{key}") for key in wanted},
                 actions=read_rows(datasets["actions"], f"{where}: actions"),
-                instruction=None if instruction is None else str(instruction),
-                seed=None if seed is None else int(seed),
+                instruction=instruction,
+                seed=seed,
                 attributes=attributes,
                 **{key: read_rows(datasets[key], f"{where}: {key}") for key in inside},
             )
@@ -209,7 +211,7 @@ class DemoFile:
             self.attributes[IDENTITY] = self._tokens.identity or "{}"
         if self._tokens is not None or self.has_tokens_inside:
             masks = (self.demo_attributes(name).get(TOKEN_VALID, ()) for name in self.names)
-            self.attributes[TOKENS_PADDED] = any(0 in mask for mask in masks)
+            self.attributes[TOKENS_PADDED] = any(isinstance(mask, list) and 0 in mask for mask in masks)
 
     def _tokens_of(self, name: str) -> TokenFile | None:
         """The file beside this one, if it holds the demo's tokens."""
@@ -220,9 +222,10 @@ class DemoFile:
 
 
 def read_rows(dataset: h5py.Dataset, where: str, rows: slice = slice(None)) -> np.ndarray:
-    """Rows of a step dataset, refused where a low-dimensional value is not finite."""
+    """Rows of a step dataset in the machine's byte order, bool as int64; refused where a value is not finite."""
     with damage_named(where):
         values = np.asarray(dataset[rows])
+    values = values.astype(np.int64 if values.dtype == bool else values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = np.argwhere(~np.isfinite(values))[0]
         raise DemoFormatError(
@@ -233,13 +236,22 @@ def read_rows(dataset: h5py.Dataset, where: str, rows: slice = slice(None)) -> n
 
 def _file_attributes(file: h5py.File, data: h5py.Group, where: str) -> dict[str, Any]:
     found = attributes_of(file, where) | attributes_of(data, where)
-    try:
-        found["env_args"] = json.loads(found.get("env_args", "{}"))
-        spec = found.get("action_spec")
-        found["action_spec"] = None if spec is None else ActionSpec.from_dict(json.loads(spec))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DemoFormatError(f"{where}: attributes env_args or action_spec are not as expected ({error})") from error
+    found["env_args"] = env_args_of(found.get("env_args", "{}"), where)
+    spec = found.get("action_spec")
+    found["action_spec"] = None if spec is None else action_spec_of_text(spec, where)
+    if IDENTITY in found:
+        json_object(found[IDENTITY], f"{where}: {IDENTITY}")
     return found
+
+
+def _demo_facts(attributes: Mapping[str, Any], where: str) -> tuple[int | None, str | None]:
+    """Seed and instruction of a demo."""
+    seed, instruction = attributes.get("seed"), attributes.get("instruction")
+    if seed is not None and not is_integer(seed):
+        raise DemoFormatError(f"{where}: seed is {str(seed)[:40]}; expected a whole number")
+    if instruction is not None and not isinstance(instruction, str):
+        raise DemoFormatError(f"{where}: instruction is {str(instruction)[:40]}; expected text")
+    return seed, instruction
 
 
 def _no_observations(present: Sequence[str]) -> str:

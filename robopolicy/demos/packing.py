@@ -31,7 +31,7 @@ def file_facts(
     # The keys that robomimic reads; type 2 is its number for a gymnasium environment.
     environment = {"env_name": "", "type": 2, "env_version": "", "env_kwargs": {}, **(env_args or {})}
     facts = {**attributes, "env_args": json.dumps(environment), "total": 0, "robopolicy_version": __version__}
-    facts[CHECKSUMS] = "crc32"  # every demo has them: one whose own are not found is damaged
+    facts[CHECKSUMS] = ""  # made when all is written
     if action_spec is not None:
         facts["action_spec"] = json.dumps(action_spec.to_dict())
     return facts

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import resource
 import select
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,15 +26,23 @@ import h5py
 import numpy as np
 from h5py import h5o  # type: ignore[attr-defined]
 
-from robopolicy.demos.guarded import BROKEN, GREATEST_RATIO, SMALL_BYTES, open_checked, require_file
+from robopolicy.demos.guarded import BROKEN, attributes_of, open_checked, require_file
 from robopolicy.types import DemoFormatError
 
 SILENCE_S = 20.0
 """How long the examination may stay at one object of the file [s]."""
 READ_BYTES = 64 * 2**20
 """Data read in full during the examination [bytes]; beyond it, the first and the last row of each dataset."""
-MEMORY_BYTES = 16 * 2**30
+MEMORY_BYTES = 4 * 2**30
 """Address space of the examining child [bytes]."""
+SMALL_BYTES, GREATEST_RATIO = 256 * 2**20, 100
+"""What a file may declare in all [bytes], and for each byte that it holds: the budget for the memory of its readers."""
+GREATEST_DEPTH = 8
+"""Groups nested deeper than this are refused."""
+CHUNK_BYTES = 2**20
+"""Packed chunks beyond this are unpacked during the examination; smaller ones can't grow beyond 1 GiB (zlib: 1032 : 1)."""
+DEFLATE, SHUFFLE, FLETCHER = 1, 2, 3
+"""Numbers of HDF5's filters."""
 
 
 class UnsafeFileError(DemoFormatError):
@@ -163,26 +173,32 @@ def _in_child(path: str, silence_s: float) -> str | None:
 def fault(path: str, alive: Callable[[], object]) -> str | None:
     """What speaks against the file, or None; run in a process that may die of it. `alive` is called for each object."""
     try:
+        held = os.stat(path).st_size
         with open_checked(path) as file:
-            budget = READ_BYTES
+            declared, unread = 0, READ_BYTES
+            seen: set[int] = set()
             for name, item in _objects(file):
                 alive()
-                for attribute in item.attrs:
-                    item.attrs[attribute]
+                attributes_of(item, name)
                 if isinstance(item, h5py.Dataset):
-                    budget = _read_dataset(name, item, budget)
+                    declared += _declared_bytes(name, item)
+                    if declared > SMALL_BYTES + GREATEST_RATIO * held:
+                        text = f"{name} declares {item.nbytes} bytes, {declared} with those before"
+                        raise UnsafeFileError(f"{text}; the file holds {held}; refused")
+                    if (address := h5o.get_info(item.id).addr) not in seen:
+                        seen.add(address)
+                        unread = _read_dataset(name, item, unread)
     except UnsafeFileError as error:
         return f"{Path(path).name}: {error}"
     except DemoFormatError as error:
-        return str(error)
+        return str(error) if str(error).startswith(Path(path).name) else f"{Path(path).name}: {error}"
     except Exception as error:  # whatever h5py makes of damaged bytes
         return f"{Path(path).name}: damaged ({' '.join(str(error).split())[:300]})"
     return None
 
 
 def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
-    """Every object once, however the links run."""
-    seen = set()
+    """Every object by each of its names; a group with several names is refused, since links may form a ring."""
     waiting: list[tuple[str, h5py.Group]] = [("", file)]
     while waiting:
         prefix, group = waiting.pop()
@@ -191,28 +207,56 @@ def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]
             name = f"{prefix}/{key}" if prefix else key
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise UnsafeFileError(f"{name} is a link to elsewhere; refused, since it may read any file here")
+            if name.count("/") > GREATEST_DEPTH:
+                raise UnsafeFileError(f"groups nested more than {GREATEST_DEPTH} deep at {name}; refused")
             item = group[key]
-            address = h5o.get_info(item.id).addr
-            if address in seen:
-                continue
-            seen.add(address)
-            if isinstance(item, h5py.Group):
-                waiting.append((name, item))
-            elif isinstance(item, h5py.Dataset):
+            if isinstance(item, h5py.Dataset):
                 yield name, item
+            elif isinstance(item, h5py.Group):
+                if h5o.get_info(item.id).rc > 1:
+                    raise UnsafeFileError(f"{name} has another name too; refused, since readers would read it twice")
+                waiting.append((name, item))
+
+
+def _declared_bytes(name: str, dataset: h5py.Dataset) -> int:
+    """Memory that reading the dataset takes at least; refused where it is stored elsewhere, or unpacks to more."""
+    if dataset.external or dataset.is_virtual:
+        raise UnsafeFileError(f"{name} is stored in another file; refused, since it may read any file here")
+    if not dataset.chunks:
+        return dataset.nbytes
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    settings = dataset.id.get_create_plist()
+    filters = [settings.get_filter(place)[0] for place in range(settings.get_nfilters())]
+    if DEFLATE in filters:
+        if filters not in ([DEFLATE], [SHUFFLE, DEFLATE], [DEFLATE, FLETCHER], [SHUFFLE, DEFLATE, FLETCHER]):
+            raise UnsafeFileError(f"{name} is packed in several ways at once (HDF5 filters {filters}); refused")
+        _require_chunks(name, dataset, chunk_bytes)
+    return max(dataset.nbytes, chunk_bytes)
+
+
+def _require_chunks(name: str, dataset: h5py.Dataset, chunk_bytes: int) -> None:
+    """Refuse a gzip chunk that unpacks to more than it may; HDF5 would fill the memory with it."""
+    large: list[tuple[int, ...]] = []
+
+    def note(chunk: h5py.h5d.StoreInfo) -> None:
+        if chunk.size > CHUNK_BYTES:
+            large.append(chunk.chunk_offset)
+
+    with contextlib.suppress(*BROKEN):
+        dataset.id.chunk_iter(note)
+    for offset in large:
+        _, packed = dataset.id.read_direct_chunk(offset)
+        with contextlib.suppress(zlib.error):  # its reader names it
+            if len(zlib.decompressobj().decompress(packed, chunk_bytes + 1)) > chunk_bytes:
+                raise UnsafeFileError(f"{name}: a chunk unpacks to more than its {chunk_bytes} bytes; refused")
 
 
 def _read_dataset(name: str, dataset: h5py.Dataset, budget: int) -> int:
-    """Read it, or its first and last row where the budget is spent; gives what is left of the budget [bytes]."""
-    if dataset.external or dataset.is_virtual:
-        raise UnsafeFileError(f"{name} is stored in another file; refused, since it may read any file here")
-    stored = dataset.id.get_storage_size()
-    if dataset.nbytes > SMALL_BYTES and dataset.nbytes > GREATEST_RATIO * stored:
-        raise UnsafeFileError(f"{name} declares {dataset.nbytes} bytes but holds {stored}; refused")
-    # Data that can't be unpacked is left for its reader to name, so that the other demos can be read.
-    with contextlib.suppress(*BROKEN):
-        if dataset.chunks:
-            dataset.id.chunk_iter(lambda _: None)
+    """Read it, or its first and last row where the budget is spent; returns what is left of the budget [bytes].
+
+    Data that can't be unpacked is left for its reader to name, so that the other demos can be read.
+    """
+    with contextlib.suppress(*(kind for kind in BROKEN if kind is not MemoryError)):
         if dataset.ndim == 0 or dataset.nbytes <= budget:
             np.asarray(dataset[()])
             return budget - dataset.nbytes

@@ -17,10 +17,11 @@ import h5py
 import numpy as np
 from jaxtyping import Bool, Float16
 
-from robopolicy.demos.checksums import checksum
+from robopolicy.demos.checksums import checksum, require_seal
 from robopolicy.demos.guarded import attributes_of, dataset_in, group_in
 from robopolicy.demos.packing import CHECKSUMS, write_rows
 from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.schema import is_integer, json_object, list_of
 from robopolicy.demos.writer import PartWriter, begun
 from robopolicy.types import Demo, DemoFormatError
 
@@ -62,8 +63,11 @@ class TokenFile:
         self._file = open_hdf5(path)
         try:
             self._data = group_in(self._file, "data", path.name)
+            require_seal(self._file, path.name)
             self.identity = attributes_of(self._data, path.name).get(IDENTITY)
             """JSON text."""
+            if self.identity is not None:
+                json_object(self.identity, f"{path.name}: {IDENTITY}")
         except BaseException:
             self._file.close()
             raise
@@ -101,6 +105,8 @@ class TokenFile:
         found = attributes_of(group_in(self._data, name, self.path.name), where)
         if missing := [key for key in (TOKEN_VALID, SOURCE, CHECKSUMS) if key not in found]:
             raise DemoFormatError(f"{where}: no attribute {missing[0]}; encode the demo file again")
+        if not list_of(is_integer)(found[TOKEN_VALID]):
+            raise DemoFormatError(f"{where}: {TOKEN_VALID} is not a list of 0 and 1; encode the demo file again")
         return found
 
 
@@ -124,10 +130,10 @@ class TokenWriter(PartWriter):
                 found = attributes_of(group_in(file, "data", path.name), path.name).get(IDENTITY, "{}")
             if found != text:
                 raise DemoFormatError(
-                    f"{first}: holds tokens of {encoder_described(json.loads(found))}, not of "
+                    f"{first}: holds tokens of {encoder_described(json_object(found, first.name))}, not of "
                     f"{encoder_described(identity)}; remove it, or write another file with --out"
                 )
-        super().__init__(path, {IDENTITY: text}, resume=True)
+        super().__init__(path, {IDENTITY: text, CHECKSUMS: ""}, resume=True)
 
     def write(
         self, name: str, tokens: Float16[np.ndarray, "time tokens width"], valid: Bool[np.ndarray, " tokens"]

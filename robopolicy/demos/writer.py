@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from robopolicy.demos.checksums import with_checksums
+from robopolicy.demos.checksums import seal_of, with_checksums
 from robopolicy.demos.guarded import attributes_of, damage_named, group_in, keys_of, open_checked
 from robopolicy.demos.packing import CHECKSUMS, by_number, demo_number, file_facts, write_demo
 from robopolicy.demos.parts import Parts, parts_folder, stream_hdf5
@@ -89,6 +89,7 @@ class PartWriter:
             data = _described(file, self._facts)
             for name, (write, _) in groups.items():
                 write(data.create_group(name))
+            self._seal(file)
 
         part = next(iter(groups))
         self._parts.add(part, fill)
@@ -136,6 +137,16 @@ class PartWriter:
             with open_checked(path) as file, damage_named(f"{path.name}, {name}"):
                 file.copy(file[f"data/{name}"], data, new_name)
             yield
+        self._add_rest(target)
+        self._seal(target)
+
+    def _add_rest(self, target: h5py.File) -> None:
+        """Write what the file holds beside its groups."""
+
+    def _seal(self, file: h5py.File) -> None:
+        """Write the file's checksums, where its demos have them."""
+        if CHECKSUMS in self._facts:
+            file["data"].attrs[CHECKSUMS] = seal_of(file, self.path.name)
 
     def _order(self) -> dict[str, str]:
         """The groups in their order in the file, with the name of each there."""
@@ -226,7 +237,9 @@ class DemoWriter(PartWriter):
 
     def _fill(self, target: h5py.File) -> Iterator[None]:
         self._facts["total"] = sum(int(facts.get("num_samples", 0)) for _, facts in self._groups.values())
-        yield from super()._fill(target)
+        return super()._fill(target)
+
+    def _add_rest(self, target: h5py.File) -> None:
         masks, new_name = self._masks, self._order()
         if self.path.exists():
             with open_checked(self.path) as file, damage_named(self.path.name):
@@ -258,6 +271,7 @@ def write_demo_file(
             yield
         data.attrs["total"] = total
         _write_masks(file, masks)
+        data.attrs[CHECKSUMS] = seal_of(file, path.name)
 
     stream_hdf5(path, fill)
 
@@ -283,7 +297,7 @@ def _write_masks(file: h5py.File, masks: Mapping[str, Sequence[str]]) -> None:
 def _described(file: h5py.File, facts: Mapping[str, Any]) -> h5py.Group:
     """The group `data` of a new file, with its attributes."""
     data = file.create_group("data")
-    for key in sorted(facts):
+    for key in sorted(set(facts) - {CHECKSUMS}):
         data.attrs[key] = facts[key]
     return data
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import h5py
 import numpy as np
 import pytest
 
 from robopolicy.demos.checksums import verified, with_checksums
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.demos.packing import CHECKSUMS
 from robopolicy.types import DemoFormatError
 
@@ -77,3 +79,50 @@ def test_a_demo_without_them_is_fine_in_others_files_and_damage_in_ours(make_dem
     assert verified(demo, "x.hdf5, demo_1") is demo
     with pytest.raises(DemoFormatError, match="checksums changed since it was written"):
         verified(demo, "x.hdf5, demo_1", expected=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file["data"].attrs.modify("env_args", file["data"].attrs["env_args"].replace("2", "3")),
+        lambda file: file["data"].attrs.modify(
+            "action_spec", file["data"].attrs["action_spec"].replace("20.0", "21.0")
+        ),
+        lambda file: file["data"].attrs.__setitem__("renderer", "another"),
+        lambda file: file["mask/valid"].__setitem__(0, b"demo_3"),
+        lambda file: file.move("mask/valid", "mask/vali"),
+        lambda file: file["data"].attrs.modify("checksums", '{"file": 1}'),
+        lambda file: file["data"].attrs.modify("checksums", "crc33"),
+        lambda file: file["data"].__delitem__("demo_4"),
+        lambda file: file.attrs.__setitem__("env_arg", "{}"),
+    ],
+)
+def test_what_the_file_says_of_itself_is_covered(tiny_demos, tmp_path, change):
+    """Guards against: another control rate, split or list of demos after one flipped bit."""
+    path = tmp_path / "demos.hdf5"
+    path.write_bytes(tiny_demos.read_bytes())
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(DemoFormatError, match=r"demos.hdf5: attributes, masks or the list of demos changed since"):
+        DemoFile(path)
+
+
+def test_tokens_in_the_file_are_covered(tmp_path, make_demo):
+    """Guards against: tokens that were written by a process of one's own, and any number in them."""
+    tokens = np.random.default_rng(0).normal(size=(10, 3, 4)).astype(np.float16)
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        writer.write(dataclasses.replace(make_demo(0), tokens=tokens))
+    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
+        file["data/demo_0/tokens"][3, 1, 1] += 1
+    with DemoFile(tmp_path / "a.hdf5") as file, pytest.raises(DemoFormatError, match="demo_0: tokens changed since"):
+        file.read("demo_0")
+
+
+def test_a_file_of_an_earlier_version_opens(tiny_demos, tmp_path):
+    """Guards against: demos that were recorded last month, refused by today's reader."""
+    path = tmp_path / "demos.hdf5"
+    path.write_bytes(tiny_demos.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["checksums"] = "crc32"
+    with DemoFile(path) as file:
+        assert len(list(file)) == 5

@@ -84,17 +84,18 @@ def test_terabytes_declared_in_kilobytes_are_refused(tmp_path):
     path = tmp_path / "huge.hdf5"
     with h5py.File(path, "w") as hostile:
         hostile.create_dataset("data/demo_0/actions", (2**39,), "f8", chunks=(2**16,), compression="gzip")
-    with pytest.raises(UnsafeFileError, match="declares 4398046511104 bytes but holds 0; refused"):
+    with pytest.raises(UnsafeFileError, match=r"declares 4398046511104 bytes, .* the file holds \d+; refused"):
         examine(path)
 
 
 def test_a_ring_of_hard_links_ends(tmp_path):
-    """A group that contains itself would be walked for ever."""
+    """Guards against: a group that contains itself, which would be walked for ever."""
     path = tmp_path / "ring.hdf5"
     with h5py.File(path, "w") as hostile:
         group = hostile.create_group("data")
         group["data"] = group
-    examine(path)
+    with pytest.raises(UnsafeFileError, match="data has another name too; refused"):
+        examine(path)
 
 
 def test_a_file_that_crashes_the_library_is_refused_and_the_next_one_is_read(file, tmp_path, monkeypatch):

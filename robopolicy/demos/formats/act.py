@@ -122,6 +122,8 @@ class ActReader(ReaderBase):
             obs = {key: _values(found[key], path.name) for key in wanted}
             attributes = attributes_of(file, path.name)
         instruction = attributes.pop("instruction", None)
+        if instruction is not None and not isinstance(instruction, str):
+            raise DemoFormatError(f"{path.name}: instruction is {str(instruction)[:40]}; expected text")
         attributes.pop("compress", None)  # of the file, no longer of the pictures
         return Demo(
             name=name, obs=obs, actions=np.concatenate(actions, axis=-1), instruction=instruction, attributes=attributes

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from robopolicy.demos.formats.registry import open_demos, writable_format
 from robopolicy.files import TEMPORARY
+from robopolicy.types import printable
 
 
 def convert(
@@ -53,7 +54,7 @@ def run_convert(
     """
     console = console or Console(soft_wrap=True)
     for note in convert(source, target, format):
-        console.print(f"note      {note}", markup=False, highlight=False)
+        console.print(printable(f"note      {note}"), markup=False, highlight=False)
     console.print(f"written   {target}", markup=False, highlight=False)
     return 0
 

@@ -4,7 +4,6 @@ v2.1 keeps one parquet and one mp4 per episode, v3.0 many episodes in each. `met
 writer adds `meta/robopolicy.json`, which LeRobot ignores, for what its tables can't say (`SIDECAR`).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from robopolicy.demos.formats.base import ReaderBase, require_demo, wanted_keys
 from robopolicy.demos.formats.lerobot_tables import Episodes, column_values, open_episodes
 from robopolicy.demos.formats.video import decode_picture, read_video
 from robopolicy.demos.guarded import damage_named
-from robopolicy.types import ActionSpec, Demo, DemoFormatError
+from robopolicy.demos.schema import action_spec_from, json_file, lerobot_info
+from robopolicy.types import Demo, DemoFormatError
 
 SIDECAR = "meta/robopolicy.json"
 """Keys: names, obs_columns (key -> start, stop, dtype, shape within observation.state), dtypes, action_spec, filter_keys,
@@ -53,22 +53,18 @@ class LeRobotReader(ReaderBase):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         with damage_named(f"{path.name}/meta"):
-            self._describe(read_json(path / "meta" / "info.json"))
+            self._describe(lerobot_info(path / "meta" / "info.json"))
 
     def _describe(self, info: dict[str, Any]) -> None:
         """Take everything that the metadata says."""
         path = self.path
-        if not {"codebase_version", "fps", "features"} <= set(info):
-            raise DemoFormatError(
-                f"{path.name}/meta/info.json: no codebase_version, fps or features; expected a LeRobot data set"
-            )
         self._rate_hz = float(info["fps"])
         self._features: dict[str, Any] = info["features"]
         if "action" not in self._features:
             raise DemoFormatError(f"{path.name}: no feature action; it has: {', '.join(self._features)}")
         self._episodes: Episodes = open_episodes(path, info)
         sidecar = path / SIDECAR
-        self._own: dict[str, Any] = read_json(sidecar) if sidecar.is_file() else {}
+        self._own: dict[str, Any] = json_file(sidecar) if sidecar.is_file() else {}
         names = self._own.get("names") or [f"demo_{index}" for index in self._episodes.lengths]
         self._index = dict(zip(names, self._episodes.lengths, strict=True))
         self.names = tuple(self._index)
@@ -80,7 +76,7 @@ class LeRobotReader(ReaderBase):
         if "env_args" in self._own:
             self.attributes = {**self.attributes, "env_args": self._own["env_args"]}
         spec = self._own.get("action_spec")
-        self.action_spec = ActionSpec.from_dict(spec) if spec else None
+        self.action_spec = action_spec_from(spec, f"{path.name}: action_spec") if spec else None
         self.action_facts = {"rate_hz": self._rate_hz, **_named_columns(self._features["action"])}
         used = {*BOOKKEEPING, *STEP_COLUMNS.values(), *self._keys.values()}
         if left_out := sorted(set(self._features) - used):
@@ -136,21 +132,6 @@ class LeRobotReader(ReaderBase):
 
     def _typed(self, field: str, values: np.ndarray) -> np.ndarray:
         return values.astype(self._own.get("dtypes", {}).get(field, values.dtype), copy=False)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        DemoFormatError: it is no JSON, or no object.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DemoFormatError(f"{path.name}: can't be read as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise DemoFormatError(f"{path.name}: holds a {type(found).__name__}; expected an object")
-    return found
 
 
 def _observation_keys(features: Mapping[str, Any], obs_columns: Mapping[str, Any]) -> dict[str, str]:

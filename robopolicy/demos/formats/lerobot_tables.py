@@ -1,12 +1,12 @@
 """Where a LeRobot data set keeps each episode: the tables and video files of v2.1 and of v3.0."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from robopolicy.demos.schema import filled, json_object, text_of
 from robopolicy.types import DemoFormatError
 
 
@@ -71,10 +71,10 @@ class _Layout:
 
     def _inside(self, template: str, **values: Any) -> Path:
         """The path that a template of `info.json` makes; it must not lead out of the data set."""
-        try:
-            path = (self._root / self._info[template].format(**values)).resolve()
-        except (KeyError, IndexError, ValueError) as error:
-            raise DemoFormatError(f"{self._root.name}/meta/info.json: {template} can't be used ({error!r})") from error
+        where = f"{self._root.name}/meta/info.json: {template}"
+        if not isinstance(self._info.get(template), str):
+            raise DemoFormatError(f"{where} is missing; expected text such as {{episode_index:06d}}.parquet")
+        path = (self._root / filled(self._info[template], values, where)).resolve()
         if not path.is_relative_to(self._root.resolve()):
             raise DemoFormatError(f"{self._root.name}: {template} leads out of the data set; refused")
         return path
@@ -181,7 +181,4 @@ def _tasks_v3(path: Path) -> dict[int, str]:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DemoFormatError(f"{path.name}: can't be read as lines of JSON ({error})") from error
+    return [json_object(line, path.name) for line in text_of(path).splitlines() if line.strip()]

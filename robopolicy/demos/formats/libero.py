@@ -4,7 +4,6 @@ One file per task; the instruction stands in the attribute `problem_info`, and t
 row at the bottom. They are turned the right way up on the way in (flipped vertically, not turned by 180 degrees).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 from robopolicy.demos.formats.base import is_image
 from robopolicy.demos.formats.robomimic import RobomimicReader
 from robopolicy.demos.probe import open_hdf5
-from robopolicy.types import Demo
+from robopolicy.demos.schema import json_object
+from robopolicy.types import Demo, DemoFormatError
 
 RATE_HZ = 20.0
 """LIBERO's control rate, where `env_args` doesn't say."""
@@ -65,8 +65,8 @@ class LiberoReader(RobomimicReader):
 def _instruction(problem_info: Any) -> str | None:
     """`language_instruction` of the JSON text: a string, or a list of its pieces; quotes around it go."""
     try:
-        found = json.loads(problem_info)["language_instruction"]
-    except (TypeError, ValueError, KeyError):
+        found = json_object(problem_info, "problem_info").get("language_instruction", "")
+    except DemoFormatError:
         return None
-    text = "".join(found) if isinstance(found, list) else str(found)
+    text = "".join(map(str, found)) if isinstance(found, list) else str(found)
     return text.strip().strip('"').strip() or None

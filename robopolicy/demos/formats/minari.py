@@ -4,7 +4,6 @@
 text observation `mission` (MiniGrid, BabyAI) is the instruction; other texts are left out.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in, keys_of
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.schema import json_file, json_object
 from robopolicy.types import Demo, DemoFormatError
 
 EPISODE = re.compile(r"episode_(\d+)")
@@ -60,9 +60,10 @@ class MinariReader(ReaderBase):
         )
         self.names = tuple(f"demo_{number}" for number in episodes)
         self.attributes = attributes_of(self._file, self._where) | _metadata(main.with_name("metadata.json"))
-        env = _json(self.attributes.get("env_spec"))
+        spec = self.attributes.get("env_spec")
+        env = json_object(spec, f"{self._where}: env_spec") if isinstance(spec, str) else spec
         if isinstance(env, Mapping) and "id" in env:
-            env_args = {"env_name": env["id"], "type": 2, "env_kwargs": env.get("kwargs", {})}
+            env_args = {"env_name": str(env["id"]), "type": 2, "env_kwargs": env.get("kwargs", {})}
             self.attributes = {**self.attributes, "env_args": env_args}
         self.notes = ("the last observation of each episode, on which no action was taken, is left out",)
         if episodes:
@@ -153,14 +154,4 @@ def _main_file(folder: Path) -> Path | None:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """What newer versions keep beside the HDF5 file."""
-    if not path.is_file():
-        return {}
-    found = _json(path.read_text())
-    return found if isinstance(found, dict) else {}
-
-
-def _json(text: Any) -> Any:
-    try:
-        return json.loads(text) if isinstance(text, str) else text
-    except json.JSONDecodeError:
-        return None
+    return json_file(path) if path.is_file() else {}

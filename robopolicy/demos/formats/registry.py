@@ -9,6 +9,7 @@ from robopolicy.demos.formats.lerobot_writer import LeRobotWriter
 from robopolicy.demos.formats.libero import LiberoFormat
 from robopolicy.demos.formats.minari import MinariFormat
 from robopolicy.demos.formats.robomimic import RobomimicFormat, RobosuiteRawFormat
+from robopolicy.demos.guarded import damage_named
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.remote import local_path
 from robopolicy.types import DemoFormatError
@@ -45,8 +46,9 @@ def open_demos(path: str | Path) -> DemoReader:
     if not path.exists():
         raise DemoFormatError(f"{path}: no such file or folder")
     for candidate in FORMATS:
-        if candidate.recognises(path):
-            return candidate.open(path)
+        with damage_named(path.name):
+            if candidate.recognises(path):
+                return candidate.open(path)
     known = ", ".join(candidate.name for candidate in FORMATS)
     raise DemoFormatError(f"{path.name}: no demo format known here ({_content(path)}); known are {known}")
 

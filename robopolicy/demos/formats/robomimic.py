@@ -1,6 +1,5 @@
 """The robomimic v1 layout, which is our native one: robomimic, MimicGen, RoboCasa, and robosuite's files with observations."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
 from robopolicy.demos.packing import STEP_ARRAYS, file_facts
 from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.schema import is_number, json_object
 from robopolicy.demos.writer import write_demo_file
 from robopolicy.types import Demo, DemoFormatError
 
@@ -116,13 +116,16 @@ def robosuite_action_facts(env_args: Mapping[str, Any]) -> dict[str, Any]:
     settings = env_args.get("env_kwargs") or {}
     facts: dict[str, Any] = {}
     rate_hz = settings.get("control_freq")
-    if isinstance(rate_hz, (int, float)) and rate_hz > 0:
+    if is_number(rate_hz) and 0 < rate_hz <= 1e6:
         facts["rate_hz"] = float(rate_hz)
     controller = settings.get("controller_configs") or {}
     controller = controller[0] if isinstance(controller, list) and controller else controller
     if not isinstance(controller, Mapping):
         return facts
-    controller = (controller.get("body_parts") or {}).get("right", controller)
+    parts = controller.get("body_parts")
+    controller = parts.get("right", controller) if isinstance(parts, Mapping) else controller
+    if not isinstance(controller, Mapping):
+        return facts
     kind = str(controller.get("type", ""))
     spaces = {"OSC": "ee", "IK": "ee", "JOINT_POSITION": "joint_position", "JOINT_VELOCITY": "joint_velocity"}
     space = next((space for prefix, space in spaces.items() if kind.startswith(prefix)), None)
@@ -134,7 +137,7 @@ def robosuite_action_facts(env_args: Mapping[str, Any]) -> dict[str, Any]:
 
 def _language(ep_meta: Any) -> str | None:
     try:
-        found = json.loads(ep_meta).get("lang") if isinstance(ep_meta, str) else None
-    except (ValueError, AttributeError):
+        found = json_object(ep_meta, "ep_meta").get("lang")
+    except DemoFormatError:
         return None
     return found if isinstance(found, str) and found else None

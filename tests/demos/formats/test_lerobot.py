@@ -84,9 +84,9 @@ def test_paths_that_lead_out_of_the_data_set_are_refused(tmp_path):
     [
         ({"codebase_version": "v1.6"}, "codebase_version v1.6; expected v2.1 or v3.0"),
         ({"features": {}}, "no feature action"),
-        ({"fps": None}, "no codebase_version, fps or features"),
-        ({"fps": "fast"}, "set/meta: damaged"),
-        ({"features": {"action": []}}, "set/meta: damaged"),
+        ({"fps": None}, "no fps; expected a LeRobot data set"),
+        ({"fps": "fast"}, "fps is 'fast'; expected a number"),
+        ({"features": {"action": []}}, "expected an object of objects"),
         ({"splits": {"train": "all", "val": "none"}}, "set/meta: damaged"),
     ],
 )
