@@ -18,33 +18,27 @@ from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_lerobot
 
 NESTED = "[" * 10_000 + "]" * 10_000
+ENV_ARGS = ["[]", "3", '"text"', NESTED, '{"a":' * 2000 + "1" + "}" * 2000, '{"env_name": 3}', '{"env_kwargs": []}']
+ENV_ARGS += [
+    '{"env_kwargs": {"task": []}}',
+    '{"env_kwargs": {"image_size": 1e99}}',
+    '{"privileged": "qpos"}',
+    "{",
+    "9" * 9999,
+]
+ENV_ARGS += ['{"rate": NaN}', '{"rate": 1e999}', '{"seed": ' + "1" * 400 + "}"]
+SPECS = ["[]", "null", '{"arm": 1000000000}', '{"arm": [0, 1, 1000000000]}', '{"arm": -1}', '{"arm": "six"}']
+SPECS += ['{"rate_hz": Infinity}', '{"rate_hz": 1e308}', '{"rate_hz": "20"}', '{"constant": {"x": 1}}', '{"colour": 1}']
+SPECS += [
+    '{"gripper_values": [[1]]}',
+    '{"kind": []}',
+    '{"arm": 2, "gripper": 0, "units": [1, 2]}',
+    '{"arm": true}',
+    NESTED,
+]
 JSON_ATTRIBUTES = {
-    "env_args": [
-        "[]",
-        "3",
-        '"text"',
-        NESTED,
-        '{"a":' * 2000 + "1" + "}" * 2000,
-        '{"env_name": 3}',
-        '{"env_kwargs": []}',
-    ]
-    + [
-        '{"env_kwargs": {"task": []}}',
-        '{"env_kwargs": {"image_size": 1e99}}',
-        '{"privileged": "qpos"}',
-        "{",
-        "9" * 9999,
-    ]
-    + ['{"rate": NaN}', '{"rate": 1e999}', "{" + '"seed": ' + "1" * 400 + "}"],
-    "action_spec": ["[]", "null", '{"arm": 1000000000}', '{"arm": [0, 1, 1000000000]}', '{"arm": -1}', '{"arm": "six"}']
-    + ['{"rate_hz": Infinity}', '{"rate_hz": 1e308}', '{"rate_hz": "20"}', '{"constant": {"x": 1}}', '{"colour": 1}']
-    + [
-        '{"gripper_values": [[1]]}',
-        '{"kind": []}',
-        '{"arm": 2, "gripper": 0, "units": [1, 2]}',
-        '{"arm": true}',
-        NESTED,
-    ],
+    "env_args": ENV_ARGS,
+    "action_spec": SPECS,
     "checksums": ["[]", "{", NESTED, '{"crc32": "x"}'],
     "token_encoder": ["[]", NESTED],
 }
