@@ -15,6 +15,7 @@ VERBS = {
     "encode": ("robopolicy.cli.files", "run a frozen vision-language backbone over a demo file once"),
     "train": ("robopolicy.cli.train", "demos -> a policy in a run folder"),
     "eval": ("robopolicy.cli.evaluate", "a policy's success rate in closed loop, with its interval"),
+    "components": ("robopolicy.cli.components", "every kind of encoder, memory, action head, task, robot, ..."),
     "report": ("robopolicy.cli.show", "compare runs in one HTML page"),
     "view": ("robopolicy.cli.show", "play a recorded episode or demo"),
     "export": ("robopolicy.cli.deploy", "a policy as an ONNX graph with explicit state"),
@@ -40,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
     logging.basicConfig(level=logging.INFO, handlers=[_log_handler()])
     logging.getLogger("lightning").setLevel(logging.WARNING)
-    run = getattr(importlib.import_module(VERBS[verb][0]), verb if verb != "eval" else "evaluate")
     try:
-        return run(rest)
+        run = getattr(importlib.import_module(VERBS[verb][0]), verb if verb != "eval" else "evaluate")
+        return run(rest if verb == "train" else _with_plugins(rest))
     except KeyboardInterrupt as interruption:
         print(str(interruption) or "interrupted", file=sys.stderr)
         return 130
@@ -51,6 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         return _refuse(f"{verb}: {' '.join(str(message).split())}")
+
+
+def _with_plugins(arguments: Sequence[str]) -> list[str]:
+    """The arguments without `--plugins MODULE ...`, whose modules are imported."""
+    from robopolicy.components import load_plugins
+
+    rest, modules, reading = [], [], False
+    for word in arguments:
+        reading = word == "--plugins" or (reading and not word.startswith("-"))
+        if not reading:
+            rest.append(word)
+        elif word != "--plugins":
+            modules.append(word)
+    load_plugins(modules)
+    return rest
 
 
 def _refuse(message: str) -> int:
@@ -71,10 +87,11 @@ def _log_handler() -> logging.Handler:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:<9}{line}" for verb, (_, line) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<12}{line}" for verb, (_, line) in VERBS.items())
     return (
         "usage: robopolicy VERB ... | --version | --help\n\n"
         f"{verbs}\n\n"
-        "`robopolicy VERB --help` tells a verb's options; each takes --config FILE.yaml and dotted overrides.\n"
+        "`robopolicy VERB --help` shows a verb's options. Each takes --config FILE.yaml, and --plugins MODULE ... as its\n"
+        "last option: modules that register further components (`robopolicy components`).\n"
         "ROBOPOLICY_TRACEBACK=1 shows where an error came from."
     )

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import distributed
 
+from robopolicy.experiment.config import TrainingConfig
 from robopolicy.files import replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
@@ -22,6 +24,16 @@ RESUME_FILE = "resume.ckpt"
 METRICS_FILE = "metrics.json"
 LOG_EVERY = 25
 """Optimizer steps between two rows of the training log."""
+
+
+@dataclass
+class Stop:
+    """A request to end the training after the present step."""
+
+    requested: bool = False
+    """Set by a signal."""
+    training: bool = False
+    """Whether steps are under way; before, a signal ends the process at once."""
 
 
 class TrainingDivergedError(ValueError):
@@ -79,12 +91,10 @@ class RunKeeper(Callback):
         timer: measures steps.
         save: writes a policy and the run's provenance into the run folder.
         valid_batches: gives the held-out batches.
+        settings: how often to measure and save, and which policy to keep.
         evaluate: closed loop, policy -> success rate; every `eval_every` steps.
-        select: which policy the run keeps: `valid_loss`, `success` or `last`.
-        valid_every: steps between two validations.
-        checkpoint_every: steps between two resume files.
-        eval_every: steps between two closed-loop evaluations.
-        facts: what else `metrics.json` says of the run.
+        stop: asks for the end of the training.
+        facts: further entries of `metrics.json`.
     """
 
     def __init__(
@@ -93,22 +103,18 @@ class RunKeeper(Callback):
         timer: StepTimer,
         save: Callable[[ChunkPolicy], Any],
         valid_batches: Callable[[], Iterable[Batch]],
-        *,
-        select: str,
-        valid_every: int,
-        checkpoint_every: int,
-        evaluate: Callable[[ChunkPolicy], float] | None = None,
-        eval_every: int | None = None,
+        settings: TrainingConfig,
+        evaluate: Callable[[ChunkPolicy], float] | None,
+        stop: Stop,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.run_dir, self.timer, self.save, self.valid_batches = run_dir, timer, save, valid_batches
-        self.select, self.evaluate = select, evaluate
-        self.valid_every, self.checkpoint_every, self.eval_every = valid_every, checkpoint_every, eval_every
+        self.settings, self.evaluate, self.stop = settings, evaluate, stop
         self.facts = dict(facts or {})
         self.history: dict[str, list[dict[str, float | int]]] = {"train": [], "valid": [], "success": []}
         self.best: dict[str, float | int] | None = None
-        self.stop_requested = False
         self.finished = False
+        self.step = 0
         self._elapsed_s = 0.0
         self._seen = 0
         self._carried: list[dict[str, torch.Tensor] | None] | None = None
@@ -123,8 +129,8 @@ class RunKeeper(Callback):
         self._elapsed_s, self._carried = state_dict["elapsed_s"], state_dict["carried"]
 
     def on_train_start(self, trainer: Trainer, pl_module: PolicyTraining) -> None:
-        """The clock goes on where it stood, and so do carried states."""
-        self._seen = trainer.global_step
+        """The clock continues where it stood, and so do carried states."""
+        self._seen = self.step = trainer.global_step
         pl_module.schedule.start(self._elapsed_s)
         if self._carried is not None and (mine := self._carried[trainer.global_rank]) is not None:
             pl_module.carried = MemoryState.load({name: part.to(pl_module.device) for name, part in mine.items()})
@@ -135,12 +141,13 @@ class RunKeeper(Callback):
         step = trainer.global_step
         if step == self._seen:  # accumulating
             return
-        self._seen = step
+        self._seen = self.step = step
         done = pl_module.progress() >= 1
-        self.stop_requested = stopping = bool(pl_module.from_first(float(self.stop_requested)))
-        save_due = done or stopping or step % self.checkpoint_every == 0
-        valid_due = done or step % self.valid_every == 0
-        eval_due = self.eval_every is not None and (done or step % self.eval_every == 0)
+        self.stop.requested = stopping = bool(pl_module.from_first(float(self.stop.requested)))
+        settings = self.settings
+        save_due = done or stopping or step % settings.checkpoint_every == 0
+        valid_due = done or step % settings.valid_every == 0
+        eval_due = settings.eval_every is not None and (done or step % settings.eval_every == 0)
         if step % LOG_EVERY == 0 or save_due or valid_due or eval_due:
             self._log_training(trainer, pl_module, step)
         if valid_due or eval_due:
@@ -149,7 +156,7 @@ class RunKeeper(Callback):
                     self._validate(trainer, pl_module, step)
                 if eval_due:
                     self._evaluate(trainer, pl_module, step)
-        if self.select == "last" and save_due:
+        if settings.select == "last" and save_due:
             self._keep(trainer, pl_module, {"step": step})
         self.finished = done
         if save_due:
@@ -173,7 +180,7 @@ class RunKeeper(Callback):
         if not terms:
             return
         self._record(trainer, "valid", {"step": step, **terms})
-        if self.select == "valid_loss" and (self.best is None or terms["loss"] < self.best["loss"]):
+        if self.settings.select == "valid_loss" and (self.best is None or terms["loss"] < self.best["loss"]):
             self._keep(trainer, module, {"step": step, "loss": terms["loss"]})
 
     def _evaluate(self, trainer: Trainer, module: PolicyTraining, step: int) -> None:
@@ -185,7 +192,7 @@ class RunKeeper(Callback):
             module.evaluated.train(was_training)
         rate = module.from_first(rate)
         self._record(trainer, "success", {"step": step, "rate": rate})
-        if self.select == "success" and (self.best is None or rate >= self.best["rate"]):
+        if self.settings.select == "success" and (self.best is None or rate >= self.best["rate"]):
             self._keep(trainer, module, {"step": step, "rate": rate})
 
     def _record(self, trainer: Trainer, kind: str, row: dict[str, float | int]) -> None:

@@ -23,7 +23,7 @@ class LogProgress(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Say where the run stands."""
         step = trainer.global_step
-        due = step % self.keeper.valid_every == 0 or trainer.should_stop
+        due = step % self.keeper.settings.valid_every == 0 or trainer.should_stop
         if not due or step == self._shown or not trainer.is_global_zero:
             return
         self._shown = step

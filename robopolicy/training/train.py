@@ -1,6 +1,7 @@
 """`train`: demos and a config in, a run folder with a policy out.
 
-The run folder is the policy's folder (`save_policy`), with `resume.ckpt`, `metrics.json` and `tensorboard/` beside it.
+The run folder is the policy's folder (`save_policy`), with `resume.ckpt`, `metrics.json`, `train.lock` and `tensorboard/`
+beside it.
 """
 
 import logging
@@ -30,12 +31,17 @@ from robopolicy.files import write_file
 from robopolicy.heap import keep_freed_memory
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.training.augmentations import AugmentationInputs, make_augmentation
-from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, RandomState, RunKeeper
+from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, RandomState, RunKeeper, Stop
 from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.module import PolicyTraining, Schedule
 from robopolicy.training.objective import Objective
 from robopolicy.training.progress import ConsoleProgress, LogProgress
 from robopolicy.training.timing import StepTimer
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two trainings into one folder are not noticed there
+    fcntl = None
 
 LOG = logging.getLogger(__name__)
 
@@ -46,17 +52,20 @@ FREE_TO_CHANGE = (
     "data.num_workers",
     *(f"training.{name}" for name in ("max_", "valid_every", "checkpoint_every", "eval_", "select")),
 )
-"""What a resumed run may be given anew; everything else is part of what it was."""
+"""Options that may differ when a run is resumed; with any other change it would be another run."""
 
 LIGHTNING_ADVICE = (
     "You passed in a `val_dataloader` but have no `validation_step`",  # RunKeeper validates
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
 )
-"""Beginnings of warnings about what is so on purpose, or not ours to change."""
+"""Beginnings of warnings about deliberate choices, or about code that isn't ours."""
+
+LOCK_FILE = "train.lock"
+"""Locked while a training writes into the run folder; left behind, it marks the folder as a training's."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Stopped by Ctrl-C or SIGTERM, with a resume file in place; the message says how to go on."""
+    """Stopped by Ctrl-C, SIGTERM or SIGHUP; the message says how to continue."""
 
 
 def train(
@@ -67,25 +76,44 @@ def train(
     start: str | Path | None = None,
     callbacks: tuple[Callback, ...] = (),
 ) -> Path:
-    """Train a policy on demonstrations; gives the run folder, which `load_policy` reads.
+    """Train a policy on demonstrations; returns the run folder, which `load_policy` reads.
 
-    From here on the process keeps memory that it frees (`robopolicy.heap`): 1.5 times as fast from pixels on a CPU.
+    From here on the process keeps memory that it frees (`robopolicy.heap`): 1.5 times as fast from images on a CPU.
 
     Args:
         config: the experiment.
-        run_dir: where policy, logs and resume file go; must not hold a run yet, unless it is resumed.
+        run_dir: where policy, logs and resume file go; must not hold a run yet, unless it is resumed. A run that was
+            interrupted before its first resume file starts again, with and without `resume`.
         evaluate: closed loop, policy -> success rate, called every `training.eval_every` steps.
-        resume: go on with the run in `run_dir`, exactly as if it had not been interrupted.
-        start: run folder whose weights to begin with; its statistics are not taken, but fit anew on these demos.
+        resume: continue the run in `run_dir`, exactly as if it had not been interrupted.
+        start: run folder whose weights to start from; its statistics are not used, but computed again on these demos.
         callbacks: further Lightning callbacks, called before the run's own.
 
     Raises:
-        ConfigError: the run folder is taken, there is nothing to resume, or the config contradicts itself.
+        ConfigError: the run folder is taken or another training writes into it, there is nothing to resume, or the config
+            contradicts itself.
         TrainingDivergedError: the loss is no longer finite.
-        TrainingInterrupted: Ctrl-C or SIGTERM; `resume` goes on from there.
+        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP; `resume` continues from there.
     """
     run_dir = Path(run_dir)
     _check_run(config, run_dir, resume)
+    if (evaluate is None) != (config.training.eval_every is None):
+        raise ConfigError("--training.eval_every and a closed-loop evaluation belong together; give both or neither")
+    with _stop_on_signal() as stop:
+        module, data = _prepare(config, evaluate, start)
+        with _locked(run_dir):
+            _check_run(config, run_dir, resume)  # another training may have ended meanwhile
+            keeper = _fit(module, data, run_dir, evaluate, callbacks, stop)
+    if stop.requested and not keeper.finished:
+        raise TrainingInterrupted(f"stopped after step {keeper.step}; continue {run_dir} with --resume")
+    _report(keeper, config)
+    return run_dir
+
+
+def _prepare(
+    config: ExperimentConfig, evaluate: Callable[[ChunkPolicy], float] | None, start: str | Path | None
+) -> tuple[PolicyTraining, DemoDataModule]:
+    """The demos, opened, and an untrained policy for them, or one with the weights in `start`."""
     seed_everything(config.training.seed, verbose=False)
     keep_freed_memory()
     data = DemoDataModule(config)
@@ -94,31 +122,40 @@ def train(
     policy = build_policy(config, data.facts)
     if start is not None:
         _begin_with(policy, Path(start))
-    module = _make_module(config, data, policy)
-    timer = StepTimer()
-    provenance = data.provenance
+    return _make_module(config, data, policy), data
+
+
+def _fit(
+    module: PolicyTraining,
+    data: DemoDataModule,
+    run_dir: Path,
+    evaluate: Callable[[ChunkPolicy], float] | None,
+    callbacks: tuple[Callback, ...],
+    stop: Stop,
+) -> RunKeeper:
+    """Train to the end, or to the stop that a signal asks for; from the resume file, where there is one."""
+    config, timer, provenance = data.experiment, StepTimer(), data.provenance
+    parameters = sum(parameter.numel() for parameter in module.policy.parameters())
     keeper = RunKeeper(
         run_dir,
         timer,
         lambda kept: save_policy(kept, run_dir, provenance),
         data.val_dataloader,
-        select=config.training.select,
-        valid_every=config.training.valid_every,
-        checkpoint_every=config.training.checkpoint_every,
-        evaluate=evaluate,
-        eval_every=config.training.eval_every,
-        facts={"parameters": sum(parameter.numel() for parameter in policy.parameters()), "provenance": provenance},
+        config.training,
+        evaluate,
+        stop,
+        facts={"parameters": parameters, "provenance": provenance},
     )
     progress = (ConsoleProgress if sys.stdout.isatty() else LogProgress)(keeper, config.training.max_steps)
-    _write_config(config, run_dir)
-    with quiet_lightning(), _stop_on_signal(keeper):
+    if rank_zero_only.rank == 0:
+        write_file(run_dir / CONFIG, yaml.safe_dump(config_to_dict(config), sort_keys=False))
+    resume = run_dir / RESUME_FILE
+    with quiet_lightning():
         own = [RandomState(config.training.seed), *callbacks, keeper, progress, timer]
         trainer = make_trainer(config, run_dir, own, timer.fetch)
-        trainer.fit(module, datamodule=data, ckpt_path=run_dir / RESUME_FILE if resume else None, weights_only=True)
-    if keeper.stop_requested and not keeper.finished:
-        raise TrainingInterrupted(f"stopped after step {trainer.global_step}; {run_dir} goes on with --resume")
-    _report(keeper, trainer)
-    return run_dir
+        stop.training = True
+        trainer.fit(module, datamodule=data, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    return keeper
 
 
 def _begin_with(policy: ChunkPolicy, folder: Path) -> None:
@@ -190,21 +227,25 @@ def _make_module(config: ExperimentConfig, data: DemoDataModule, policy: ChunkPo
 
 def _check_run(config: ExperimentConfig, run_dir: Path, resume: bool) -> None:
     taken = [name for name in (RESUME_FILE, DESCRIPTION, METRICS_FILE) if (run_dir / name).exists()]
+    # Killed before its first resume file: there is nothing that starting again would lose.
+    cut_short = (run_dir / LOCK_FILE).exists() and RESUME_FILE not in taken
     if not resume:
-        if taken:
+        if taken and not cut_short:
             raise ConfigError(
-                f"{run_dir} holds a run already ({taken[0]}); go on with --resume, or give another --run-dir"
+                f"{run_dir} holds a run already ({taken[0]}); continue it with --resume, or give another --run-dir"
             )
         return
+    if cut_short:
+        return
     if RESUME_FILE not in taken:
-        raise ConfigError(f"{run_dir} holds no {RESUME_FILE}: nothing to go on with; train without --resume")
+        raise ConfigError(f"{run_dir} holds no {RESUME_FILE}: nothing to resume; train without --resume")
     before = _flat(yaml.safe_load((run_dir / CONFIG).read_text()))
     now = _flat(config_to_dict(config))
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(FREE_TO_CHANGE)]
     if changed:
         key = changed[0]
         raise ConfigError(
-            f"--{key} is {now[key]} but the run in {run_dir} began with {before.get(key)}; a resumed run keeps it"
+            f"--{key} is {now[key]} but the run in {run_dir} began with {before.get(key)}; resume it with the same value"
         )
 
 
@@ -216,12 +257,6 @@ def _check_selection(config: ExperimentConfig, evaluate: Callable[[ChunkPolicy],
         )
     if config.training.select == "success" and (evaluate is None or config.training.eval_every is None):
         raise ConfigError("--training.select success needs closed-loop evaluations; give --eval-every and --task")
-
-
-def _write_config(config: ExperimentConfig, run_dir: Path) -> None:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if rank_zero_only.rank == 0:
-        write_file(run_dir / CONFIG, yaml.safe_dump(config_to_dict(config), sort_keys=False))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -248,31 +283,58 @@ def quiet_lightning() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_signal(keeper: RunKeeper) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends training after the step, with a resume file; the second one at once."""
-
-    def request(*_: Any) -> None:
-        if keeper.stop_requested:
-            raise KeyboardInterrupt
-        keeper.stop_requested = True
-
-    if threading.current_thread() is not threading.main_thread():
+def _locked(run_dir: Path) -> Iterator[None]:
+    """The run folder, created if missing, for this training alone; other processes of the same training take no lock."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if rank_zero_only.rank != 0 or fcntl is None:
         yield
         return
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with (run_dir / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{run_dir}: another training writes into it; wait for it, or give another --run-dir"
+            ) from None
         yield
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Stop]:
+    """The first Ctrl-C, SIGTERM or SIGHUP ends training after the step, with a resume file; the second one at once."""
+    stop = Stop()
+
+    def request(*_: Any) -> None:
+        if stop.requested or not stop.training:
+            raise KeyboardInterrupt("interrupted" if stop.training else "stopped before the first step; start it again")
+        stop.requested = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    signals = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+    before = {number: signal.signal(number, request) for number in signals}
+    try:
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _report(keeper: RunKeeper, trainer: Trainer) -> None:
+def _report(keeper: RunKeeper, config: ExperimentConfig) -> None:
+    training = config.training
+    if training.max_minutes is not None and keeper.step < training.max_steps:
+        LOG.warning(
+            "stopped by --training.max_minutes %g after %d of %d steps: another machine, or a less busy one, trains further",
+            training.max_minutes,
+            keeper.step,
+            training.max_steps,
+        )
     timer = keeper.timer
     best = "" if keeper.best is None else "   kept " + " ".join(f"{k} {v:.5g}" for k, v in keeper.best.items())
     LOG.info(
         "trained   %d steps, %.2f ms per batch, %.2f %% of it waiting for data%s",
-        trainer.global_step,
+        keeper.step,
         timer.step_ms,
         100 * timer.data_fraction,
         best,

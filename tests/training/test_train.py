@@ -1,10 +1,13 @@
 """A run folder holds the policy, and a run that was stopped goes on as if it never had been."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy, read_provenance
 from robopolicy.training.train import train
@@ -75,7 +78,7 @@ def test_carried_states_and_accumulation_resume_exactly_too(
 
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(config: ExperimentConfig, tmp_path: Path) -> None:
     """A forgotten --run-dir would destroy yesterday's run; a resume with another size would be neither of the two."""
-    with pytest.raises(ConfigError, match="nothing to go on with"):
+    with pytest.raises(ConfigError, match="nothing to resume"):
         train(config, tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
     train(changed(config, max_steps=2), tmp_path / "run")
@@ -97,3 +100,62 @@ def test_a_selection_that_cannot_be_made_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="all_of_them"):
         train(config.change({"data.train_filter": "all_of_them"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_before_its_first_resume_file_starts_again(
+    config: ExperimentConfig, tmp_path: Path, resume: bool
+) -> None:
+    """Guards against: a folder with a policy and no resume file, refused by both commands for ever."""
+    train(config, tmp_path / "whole")
+    train(changed(config, max_steps=4), tmp_path / "killed")
+    (tmp_path / "killed" / "resume.ckpt").unlink()
+    train(config, tmp_path / "killed", resume=resume)
+    assert torch.equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_a_folder_that_no_training_made_is_not_overwritten(config: ExperimentConfig, tmp_path: Path) -> None:
+    """Guards against: a converted policy taken for an interrupted training and trained over."""
+    train(config, tmp_path / "run")
+    for name in ("resume.ckpt", "train.lock"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config, tmp_path / "run")
+
+
+def test_two_trainings_do_not_share_a_folder(config: ExperimentConfig, tmp_path: Path) -> None:
+    """Guards against: two trainings that both end with exit code 0 and leave a mixture of both."""
+
+    class Second(Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            with pytest.raises(ConfigError, match="another training writes into it"):
+                train(config, tmp_path / "run", resume=True)
+            raise RuntimeError("seen")
+
+    with pytest.raises(RuntimeError, match="seen"):
+        train(config, tmp_path / "run", callbacks=(Second(),))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_before_the_first_step_is_one_line(tiny_demos: Path, tmp_path: Path, name: str) -> None:
+    """Guards against: a traceback for a Ctrl-C while the demos are read."""
+    program = (
+        "import os, signal, sys\n"
+        "from robopolicy.training import train as module\n"
+        "from robopolicy.cli import main\n"
+        f"module.build_policy = lambda *_: os.kill(os.getpid(), signal.{name})\n"
+        "sys.exit(main())\n"
+    )
+    words = ["train", "--data.files", str(tiny_demos), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip() == "stopped before the first step; start it again"
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_without_its_interval_is_refused(config: ExperimentConfig, tmp_path: Path) -> None:
+    """Guards against: a closed-loop evaluation that is given and never run."""
+    with pytest.raises(ConfigError, match="belong together"):
+        train(config, tmp_path / "run", evaluate=lambda policy: 1.0)

@@ -1,0 +1,36 @@
+"""`robopolicy components`: what can be chosen in a config, and where it comes from."""
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+
+from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.components import FAMILIES, Component, ConfigError, component, kinds
+
+
+def components(arguments: Sequence[str]) -> int:
+    """List families, or the kinds of one family with their options; returns the exit code."""
+    parser = verb_parser("components", "List the component families, or every kind of one family with its options.")
+    parser.add_argument("family", type=str | None, nargs="?", default=None, help=", ".join(FAMILIES))
+    options = parse(parser, arguments)
+    if options.family is None:
+        for family in FAMILIES:
+            print(f"{family:<14}{', '.join(kinds(family))}")
+        return 0
+    for kind in kinds(options.family):
+        try:
+            found = component(options.family, kind)
+        except (ImportError, ConfigError) as error:  # an extra that isn't installed must not hide the other kinds
+            print(f"{kind}   not available: {error}")
+            continue
+        _show(found)
+    return 0
+
+
+def _show(found: Component) -> None:
+    summary = (inspect.getdoc(found.make) or "").partition("\n")[0]
+    origin = "" if found.origin == "robopolicy" else f"   [{found.origin}]"
+    print(f"{found.kind}{origin}   {summary}")
+    for field in dataclasses.fields(found.options):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        print(f"    {field.name} = {default!r}")

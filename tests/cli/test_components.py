@@ -1,0 +1,50 @@
+"""`robopolicy components`, and plug-ins named on the command line."""
+
+import pytest
+
+from robopolicy import components as registry
+from robopolicy.cli import main
+
+PLUGIN = '''
+from dataclasses import dataclass
+from robopolicy.components import register
+
+@dataclass(frozen=True)
+class ConstantOptions:
+    value: float = 0.5
+
+@register("memory", "constant", ConstantOptions)
+def make(options, width):
+    """A memory that forgets everything."""
+'''
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry, "_by_options", dict(registry._by_options))
+
+
+def test_families_and_kinds_are_listed(capsys):
+    """Guards against: a kind that exists and can't be found without reading the code."""
+    assert main(["components"]) == 0
+    shown = capsys.readouterr().out
+    assert "memory        gru, lstm, none, transformer" in shown
+    assert main(["components", "memory"]) == 0
+    assert "layers = 2" in capsys.readouterr().out
+
+
+def test_an_unknown_family_is_one_line(capsys):
+    """Guards against: an empty list for a misspelled family."""
+    assert main(["components", "memories"]) == 2
+    assert "unknown component family 'memories'; choose one of encoder" in capsys.readouterr().err
+
+
+def test_a_plug_in_is_listed_with_its_origin(tmp_path, monkeypatch, capsys):
+    """Guards against: a plug-in that only `train` can use."""
+    (tmp_path / "constant_memory.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["components", "memory", "--plugins", "constant_memory"]) == 0
+    assert "constant   [constant_memory]   A memory that forgets everything." in capsys.readouterr().out
+    assert main(["components", "memory", "--plugins", "no_such_module"]) == 2
+    assert "plug-in no_such_module can't be imported" in capsys.readouterr().err
