@@ -54,9 +54,7 @@ def freeze(module: nn.Module, precision: Precision = "float32") -> nn.Module:
     require_precision(precision, module)
     if not _packable(module):
         return copy.deepcopy(module).eval().requires_grad_(False)
-    if isinstance(module, RecurrentMemory):
-        return FrozenRecurrent(module, precision).eval()
-    return _pack_linears(module, precision).eval()
+    return _pack(module, precision).eval()
 
 
 def require_precision(precision: str, module: nn.Module | None = None) -> None:
@@ -214,8 +212,10 @@ class FrozenRecurrent(nn.Module):
             below = after[0].flatten(0, 1)
 
 
-def _pack_linears(module: nn.Module, precision: Precision) -> nn.Module:
-    """A copy with weights of its own, in which every linear layer is packed; their inputs are unbounded."""
+def _pack(module: nn.Module, precision: Precision) -> nn.Module:
+    """A copy with weights of its own, in which every LSTM, GRU and linear layer is packed; linear inputs are unbounded."""
+    if isinstance(module, RecurrentMemory):
+        return FrozenRecurrent(module, precision)
     if type(module) is nn.Linear:
         return PackedLinear(module.weight, module.bias, _unbounded(precision))
     packed = copy.copy(module)
@@ -225,7 +225,7 @@ def _pack_linears(module: nn.Module, precision: Precision) -> nn.Module:
     }
     packed._buffers = {name: None if t is None else t.detach().clone() for name, t in module._buffers.items()}
     packed._modules = {
-        name: None if child is None else _pack_linears(child, precision) for name, child in module._modules.items()
+        name: None if child is None else _pack(child, precision) for name, child in module._modules.items()
     }
     return packed
 

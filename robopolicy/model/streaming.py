@@ -1,8 +1,8 @@
 """The memory of running episodes, as a value that the caller holds.
 
-With `history="window"` the answer at tick t is that of the cell run from zero over the last min(t+1, W) frames. The
+With `history="window"` the output at step t is that of the cell run from zero over the last min(t+1, W) frames. The
 state keeps W staggered rows per episode, row k having seen the last k+1 frames. A tick shifts the rows by one, puts
-a zero state in row 0 and advances all rows in one batched step on the newest frame; the answer is the row of
+a zero state in row 0 and advances all rows in one batched step on the newest frame; the output is the row of
 the episode's age. Rows that reach back beyond the episode's start are never read, so a reset is `age = 0`.
 """
 
@@ -19,7 +19,7 @@ History: TypeAlias = Literal["window", "carry", "none"]
 
 @dataclass(frozen=True, eq=False)
 class MemoryState:
-    """What a memory knows of each running episode; `*B` are the batch's axes.
+    """What a memory holds of each running episode; `*B` are the batch's axes.
 
     Every method gives a new state and leaves this one as it was.
     """
@@ -38,7 +38,7 @@ class MemoryState:
         return tuple(self.age.shape)
 
     def reset(self, done: Bool[Tensor, "*batch"]) -> "MemoryState":
-        """Forget the episodes where `done` (*B) is True; the others go on bit by bit as they were."""
+        """Forget the episodes where `done` (*B) is True; the others stay as they were, bit for bit."""
         if done.shape != self.age.shape:
             raise ValueError(
                 f"done has shape {tuple(done.shape)}; this state holds episodes of shape {self.batch_shape}"

@@ -17,10 +17,11 @@ def require(holds: Any, message: str) -> None:
 
 
 def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Refuse tensors of other shapes, or that differ by more than `tolerance` anywhere."""
+    """Refuse tensors of other shapes, or that differ by more than `tolerance` times the largest expected value, or times 1."""
     require(found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
     if not found.numel():
         return
+    tolerance *= max(1.0, expected.abs().max().item())
     difference = (found - expected).abs().max().item()
     require(difference <= tolerance, f"{what}: differs by {difference:.2e}, expected at most {tolerance:.0e}")
 

@@ -41,6 +41,16 @@ def test_without_memory_a_frame_is_computed_by_itself():
     assert torch.equal(memory(frames)[:, 4], memory(other_past)[:, 4])
 
 
+def test_a_gated_lstm_starts_without_memory():
+    """Guards against: a gate that is open before training, so that random recurrent features reach the actions."""
+    memory = small("gated_lstm").eval()
+    frames = torch.randn(2, 5, 4)
+    other_past = torch.cat([torch.randn(2, 4, 4), frames[:, 4:]], dim=1)
+    assert torch.equal(memory(frames)[:, 4], memory(other_past)[:, 4])
+    memory(frames)[:, 4].sum().backward()
+    assert memory.gate.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru", "transformer"])
 def test_with_memory_the_past_counts(cell):
     """Guards against: a memory that ignores the past."""

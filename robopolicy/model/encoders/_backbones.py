@@ -1,7 +1,7 @@
-"""Vision-language backbones of the `transformers` package: pictures and a prompt in, hidden states out.
+"""Vision-language backbones of the `transformers` package: images and a prompt in, hidden states out.
 
 CLIP and SigLIP give patch tokens and text tokens in their shared space; PaliGemma, Qwen2.5-VL and SmolVLM the last hidden
-states of pictures and prompt together. Pictures are prepared here, in torch and on the device, from the numbers in the
+states of images and prompt together. Images are prepared here, in torch and on the device, from the numbers in the
 model's `preprocessor_config.json`, so that torchvision isn't needed and the gradient-free part is one graph.
 """
 
@@ -23,22 +23,22 @@ class Backbone(nn.Module):
 
     Args:
         model: the loaded `transformers` model.
-        pictures: how its pictures are prepared.
+        prepare: how its images are prepared.
         lora_rank: of the adapters on the attention's linear maps; 0 freezes everything.
     """
 
     token_width: int
     """D."""
 
-    def __init__(self, model: nn.Module, pictures: "Pictures", lora_rank: int = 0) -> None:
+    def __init__(self, model: nn.Module, prepare: "ImagePreparation", lora_rank: int = 0) -> None:
         super().__init__()
-        self.pictures = pictures
+        self.prepare = prepare
         self.trained = lora_rank > 0
         model.requires_grad_(False)
         self.model: Any = _with_adapters(model, lora_rank) if self.trained else model
 
     def token_count(self, cameras: int, words: int) -> int:
-        """N, for so many cameras and a prompt of so many tokens."""
+        """N, for this number of cameras and prompt tokens."""
         raise NotImplementedError
 
     def forward(
@@ -47,16 +47,16 @@ class Backbone(nn.Module):
         """Tokens and their mask.
 
         Args:
-            images: one batch of pictures for each camera.
-            prompt: token numbers, -1 beyond the end; None for a policy that is told nothing.
+            images: one batch of images for each camera.
+            prompt: token numbers, -1 beyond the end; None for a policy without the instruction.
         """
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
-            pixels = torch.stack([self.pictures(image) for image in images], dim=1)
+            pixels = torch.stack([self.prepare(image) for image in images], dim=1)
             tokens, valid = self.encode(pixels.to(self.model.dtype), prompt)
         return tokens.float(), valid
 
     def encode(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `forward`, on prepared pictures (frames, cameras, 3, height, width)."""
+        """As `forward`, on prepared images (frames, cameras, 3, height, width)."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -64,8 +64,8 @@ class Backbone(nn.Module):
         return super().train(mode and self.trained)
 
 
-class Pictures(nn.Module):
-    """uint8 pictures of any size -> what a model was trained on: resized, scaled, mean and deviation taken out."""
+class ImagePreparation(nn.Module):
+    """uint8 images of any size, resized and standardized as the model was trained."""
 
     def __init__(self, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -86,8 +86,8 @@ class Pictures(nn.Module):
 class ContrastiveBackbone(Backbone):
     """CLIP and SigLIP: patch tokens of every camera, then the prompt's tokens, in the space the two towers share."""
 
-    def __init__(self, model: Any, pictures: Pictures, lora_rank: int = 0) -> None:
-        super().__init__(model, pictures, lora_rank)
+    def __init__(self, model: Any, prepare: ImagePreparation, lora_rank: int = 0) -> None:
+        super().__init__(model, prepare, lora_rank)
         vision = model.config.vision_config
         self.patches = (vision.image_size // vision.patch_size) ** 2
         self.longest_prompt = model.config.text_config.max_position_embeddings
@@ -129,36 +129,36 @@ class ContrastiveBackbone(Backbone):
 
 
 class GenerativeBackbone(Backbone):
-    """PaliGemma, Qwen2.5-VL, SmolVLM: the last hidden states over the pictures of all cameras and the prompt.
+    """PaliGemma, Qwen2.5-VL, SmolVLM: the last hidden states over the images of all cameras and the prompt.
 
     Args:
-        model, pictures, lora_rank: as for `Backbone`.
-        around: token numbers that stand before and after each picture.
+        model, prepare, lora_rank: as for `Backbone`.
+        around: token numbers that stand before and after each image.
     """
 
     def __init__(
         self,
         model: Any,
-        pictures: Pictures,
+        prepare: ImagePreparation,
         lora_rank: int = 0,
         around: tuple[Sequence[int], Sequence[int]] = ((), ()),
     ) -> None:
-        super().__init__(model, pictures, lora_rank)
+        super().__init__(model, prepare, lora_rank)
         self.family = model.config.model_type
         self.token_width = model.config.get_text_config().hidden_size
         before, after = around
-        self.picture_ids = [*before, *[model.config.image_token_id] * self._picture_tokens(), *after]
+        self.image_ids = [*before, *[model.config.image_token_id] * self._image_tokens(), *after]
 
     def token_count(self, cameras: int, words: int) -> int:
         """See `Backbone`."""
-        return cameras * len(self.picture_ids) + words
+        return cameras * len(self.image_ids) + words
 
     def encode(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Backbone`."""
         frames, cameras = pixels.shape[:2]
-        pictures = torch.tensor(self.picture_ids * cameras, device=pixels.device).expand(frames, -1)
-        words = prompt if prompt is not None else pictures[:, :0]
-        ids = torch.cat([pictures, words], dim=1)
+        images = torch.tensor(self.image_ids * cameras, device=pixels.device).expand(frames, -1)
+        words = prompt if prompt is not None else images[:, :0]
+        ids = torch.cat([images, words], dim=1)
         valid = ids >= 0
         padding = self.model.config.get_text_config().pad_token_id or 0
         states = self.model(
@@ -170,9 +170,9 @@ class GenerativeBackbone(Backbone):
         )
         return states.last_hidden_state, valid
 
-    def _picture_tokens(self) -> int:
+    def _image_tokens(self) -> int:
         vision = self.model.config.vision_config
-        rows, columns = (side // vision.patch_size for side in self.pictures.size)
+        rows, columns = (side // vision.patch_size for side in self.prepare.size)
         if self.family == "qwen2_5_vl":
             return rows * columns // vision.spatial_merge_size**2
         if self.family == "smolvlm":
@@ -180,14 +180,14 @@ class GenerativeBackbone(Backbone):
         return rows * columns
 
     def _pixel_inputs(self, pixels: Tensor) -> dict[str, Tensor]:
-        """What the family's model takes its pictures as."""
+        """The arguments with which the family's model takes its images."""
         if self.family == "smolvlm":
             return {"pixel_values": pixels.contiguous()}
         flat = pixels.flatten(0, 1)
         if self.family != "qwen2_5_vl":
             return {"pixel_values": flat}
         vision = self.model.config.vision_config
-        rows, columns = (side // vision.patch_size for side in self.pictures.size)
+        rows, columns = (side // vision.patch_size for side in self.prepare.size)
         patches = rearrange(
             flat[:, None].expand(-1, vision.temporal_patch_size, -1, -1, -1),
             "b t c (gh mh ph) (gw mw pw) -> (b gh gw mh mw) (c t ph pw)",

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from robopolicy.components import ConfigError
-from robopolicy.model.encoders._backbones import Backbone, ContrastiveBackbone, GenerativeBackbone, Pictures
+from robopolicy.model.encoders._backbones import Backbone, ContrastiveBackbone, GenerativeBackbone, ImagePreparation
 
 FINGERPRINT_BYTES = 2**20
-"""Of each weights file, the size and its first and last MiB tell which it is."""
+"""A weights file is identified by its size and its first and last MiB."""
 CONTRASTIVE = ("clip", "siglip")
 GENERATIVE = ("paligemma", "qwen2_5_vl", "smolvlm")
 """Values of `model_type` in a model's config.json."""
@@ -21,7 +21,7 @@ def load_backbone(name: str, image_size: tuple[int, int], lora_rank: int = 0) ->
 
     Args:
         name: folder or name, as `from_pretrained` takes it.
-        image_size: height and width of the demos' pictures; only Qwen2.5-VL, which takes any size, looks at it.
+        image_size: height and width of the demos' images; only Qwen2.5-VL, which takes any size, uses it.
         lora_rank: rank of trainable adapters; 0: frozen.
 
     Raises:
@@ -41,11 +41,11 @@ def load_backbone(name: str, image_size: tuple[int, int], lora_rank: int = 0) ->
         raise ConfigError(
             f"no model at {name!r}, neither folder nor cached nor downloadable: {_first_line(error)}"
         ) from error
-    pictures = _pictures(name, config, image_size)
+    prepare = _preparation(name, config, image_size)
     model.eval()
     if config.model_type in CONTRASTIVE:
-        return ContrastiveBackbone(model, pictures, lora_rank)
-    return GenerativeBackbone(model, pictures, lora_rank, _around_picture(name, config))
+        return ContrastiveBackbone(model, prepare, lora_rank)
+    return GenerativeBackbone(model, prepare, lora_rank, _around_image(name, config))
 
 
 def load_tokenizer(name: str) -> Any:
@@ -99,21 +99,21 @@ def require_transformers() -> Any:
     return transformers
 
 
-def _pictures(name: str, config: Any, image_size: tuple[int, int]) -> Pictures:
+def _preparation(name: str, config: Any, image_size: tuple[int, int]) -> ImagePreparation:
     from transformers.utils.hub import cached_file
 
     found = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     settings = json.loads(Path(found).read_text()) if found else {}
     mean, std = settings.get("image_mean", [0.5] * 3), settings.get("image_std", [0.5] * 3)
     if config.model_type != "qwen2_5_vl":
-        return Pictures(config.vision_config.image_size, config.vision_config.image_size, mean, std)
+        return ImagePreparation(config.vision_config.image_size, config.vision_config.image_size, mean, std)
     unit = config.vision_config.patch_size * config.vision_config.spatial_merge_size
     height, width = (max(1, round(side / unit)) * unit for side in image_size)
-    return Pictures(height, width, mean, std)
+    return ImagePreparation(height, width, mean, std)
 
 
-def _around_picture(name: str, config: Any) -> tuple[list[int], list[int]]:
-    """Token numbers before and after each picture, as the family was trained (its processor in `transformers`)."""
+def _around_image(name: str, config: Any) -> tuple[list[int], list[int]]:
+    """Token numbers before and after each image, as the family was trained (its processor in `transformers`)."""
     if config.model_type == "qwen2_5_vl":
         return [config.vision_start_token_id], [config.vision_end_token_id]
     if config.model_type == "smolvlm":

@@ -68,7 +68,7 @@ def prompt(text, *instructions):
 
 
 def test_tokens_have_the_declared_shape_and_a_mask(folder):
-    """The head is built from the declared count and width before the first frame."""
+    """Guards against: a head built for another count and width than the encoder declares."""
     encoder, text = make_encoder(folder)
     tokens, valid, _ = encoder.eval()(frames(2), prompt(text, "lift the red cube", "lift"))
     assert tokens.shape == (2, encoder.token_count, encoder.token_width)
@@ -78,7 +78,7 @@ def test_tokens_have_the_declared_shape_and_a_mask(folder):
 
 
 def test_leading_axes_do_not_change_the_numbers(folder):
-    """A window of frames must be encoded as its frames one by one, or streaming differs from training."""
+    """Guards against: a window encoded otherwise than its frames one by one, so that streaming differs from training."""
     encoder, text = make_encoder(folder)
     encoder.eval()
     words = text.prepare(["lift the cube"])
@@ -88,20 +88,20 @@ def test_leading_axes_do_not_change_the_numbers(folder):
     torch.testing.assert_close(windowed.tokens.flatten(0, 1), flat.tokens, atol=1e-5, rtol=1e-5)
 
 
-def test_instruction_and_pictures_both_change_the_tokens(folder):
-    """A backbone that ignores either is no vision-language model."""
+def test_instruction_and_images_both_change_the_tokens(folder):
+    """Guards against: a backbone that ignores either."""
     encoder, text = make_encoder(folder)
     encoder.eval()
     seen = frames(1)
     base = encoder(seen, prompt(text, "lift the red cube")).tokens
     other_words = encoder(seen, prompt(text, "lift the blue cube")).tokens
-    other_picture = encoder(seen | {"front": 255 - seen["front"]}, prompt(text, "lift the red cube")).tokens
+    other_image = encoder(seen | {"front": 255 - seen["front"]}, prompt(text, "lift the red cube")).tokens
     assert (base - other_words).abs().max() > 1e-4
-    assert (base - other_picture).abs().max() > 1e-4
+    assert (base - other_image).abs().max() > 1e-4
 
 
 def test_padding_of_the_prompt_changes_no_real_token(folder):
-    """Batched with a longer instruction, the same frame must give the same tokens."""
+    """Guards against: tokens of a frame that change beside a longer instruction."""
     encoder, text = make_encoder(folder)
     encoder.eval()
     alone = encoder(frames(2), prompt(text, "lift"))
@@ -111,8 +111,8 @@ def test_padding_of_the_prompt_changes_no_real_token(folder):
     torch.testing.assert_close(alone.tokens[alone.token_valid], short.tokens[short.token_valid], atol=1e-5, rtol=1e-5)
 
 
-def test_a_policy_that_is_told_nothing_gets_picture_tokens_only(folder):
-    """The untold baseline must not be told through an empty prompt."""
+def test_without_instruction_there_are_image_tokens_only(folder):
+    """Guards against: an unconditioned baseline that gets an empty prompt."""
     encoder, _ = make_encoder(folder, with_text=False)
     tokens, valid, _ = encoder(frames(2), None)
     assert tokens.shape[1] == encoder.token_count
@@ -120,7 +120,7 @@ def test_a_policy_that_is_told_nothing_gets_picture_tokens_only(folder):
 
 
 def test_a_frozen_backbone_gets_no_gradient_and_stays_out_of_the_weights(folder):
-    """Gigabytes in every checkpoint, and a backbone that drifts while it is called frozen."""
+    """Guards against: gigabytes in every checkpoint, and a frozen backbone that is trained."""
     encoder, text = make_encoder(folder)
     encoder.train()(frames(1), prompt(text, "lift")).tokens.square().sum().backward()
     assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
@@ -132,13 +132,13 @@ def test_a_frozen_backbone_gets_no_gradient_and_stays_out_of_the_weights(folder)
 
 
 def test_lora_s_gradient_reaches_the_backbone_and_only_its_adapters(folder):
-    """Fine-tuning that trains nothing looks like fine-tuning that doesn't help."""
+    """Guards against: fine-tuning that trains nothing."""
     encoder, text = make_encoder(folder, lora_rank=2)
     encoder.train()(frames(1), prompt(text, "lift the red cube")).tokens.square().sum().backward()
     moved = {name for name, p in encoder.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert moved
     assert all("lora_B" in name for name in moved), "A has no gradient yet, since B starts at zero"
-    assert any("visual" in name or "vision" in name for name in moved), "the pictures' side is adapted"
+    assert any("visual" in name or "vision" in name for name in moved), "the images' side is adapted"
     assert any("language" in name or "text" in name for name in moved), "and the words' side"
     state = encoder.state_dict()
     assert all("lora_" in name for name in state if name.startswith("backbone."))
@@ -150,7 +150,7 @@ def test_lora_s_gradient_reaches_the_backbone_and_only_its_adapters(folder):
 
 
 def test_another_model_has_another_identity(folder, tmp_path):
-    """Tokens of one backbone, fed to a policy trained on another's, are noise."""
+    """Guards against: tokens of one backbone fed to a policy trained on another's."""
     import transformers
 
     model = transformers.AutoModel.from_pretrained(folder)
@@ -161,19 +161,19 @@ def test_another_model_has_another_identity(folder, tmp_path):
     assert one["weights"] != other["weights"]
 
 
-def test_pictures_are_prepared_as_the_model_s_own_processor_does(tmp_path):
-    """Other mean or scale than in pre-training makes a strong backbone a weak one."""
+def test_images_are_prepared_as_the_model_s_own_processor_does(tmp_path):
+    """Guards against: another mean or scale than in pre-training, which weakens the backbone."""
     import transformers
     from PIL import Image
 
     folder = str(save_backbone("clip", tmp_path / "clip"))
-    picture = torch.randint(0, 256, (1, 37, 53, 3), dtype=torch.uint8)
+    image = torch.randint(0, 256, (1, 37, 53, 3), dtype=torch.uint8)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
     processor = transformers.CLIPImageProcessor(
         size={"height": 16, "width": 16}, do_center_crop=False, image_mean=mean, image_std=std
     )
-    theirs = processor(Image.fromarray(picture[0].numpy()), return_tensors="np")["pixel_values"]
-    ours = load_backbone(folder, (37, 53)).pictures(picture).numpy()
+    theirs = processor(Image.fromarray(image[0].numpy()), return_tensors="np")["pixel_values"]
+    ours = load_backbone(folder, (37, 53)).prepare(image).numpy()
     assert np.abs(ours - theirs).max() < 0.05, "bicubic on floats instead of rounded bytes"
 
 

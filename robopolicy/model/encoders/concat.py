@@ -1,0 +1,60 @@
+"""Low-dimensional keys side by side through one perceptron: one token."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robopolicy.components import ConfigError, expect, register
+from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, with_sentence
+from robopolicy.model.texts import TextTokens
+
+
+@dataclass(frozen=True)
+class ConcatOptions:
+    """Options of the encoder `concat`."""
+
+    width: int = 256
+    """D, width of the token."""
+    hidden: int = 256
+    """Width of the hidden layers."""
+    layers: int = 2
+    """Linear layers, with ReLU between them."""
+
+    default_text: ClassVar[str] = "vocabulary"
+
+    def __post_init__(self) -> None:
+        expect(self, "encoder", ">= 1", "width", "hidden", "layers")
+
+
+@register("encoder", "concat", ConcatOptions)
+class ConcatEncoder(TokenEncoder):
+    """All keys, and the sentence vector, as one vector through a perceptron: behavior cloning's plain baseline.
+
+    There is one token, also with the instruction, so that every pooling passes it on unchanged. Constant columns need no
+    care: normalization maps them to 0.
+    """
+
+    def __init__(self, options: ConcatOptions, inputs: EncoderInputs) -> None:
+        super().__init__()
+        inputs.refuse_cameras("concat")
+        inputs.refuse_tokens("concat")
+        widths = inputs.key_widths
+        if not widths:
+            raise ConfigError("--encoder.kind concat needs at least one low-dimensional key; give --data.obs_keys")
+        self.keys = tuple(widths)
+        self.token_count = 1
+        columns = sum(widths.values()) + (inputs.text_width or 0)
+        layers: list[nn.Module] = []
+        for _ in range(options.layers - 1):
+            layers += [nn.Linear(columns, options.hidden), nn.ReLU()]
+            columns = options.hidden
+        self.mlp = nn.Sequential(*layers, nn.Linear(columns, options.width))
+        self.token_width = options.width
+
+    def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
+        """See `TokenEncoder`."""
+        values = torch.cat([obs[key] for key in self.keys], dim=-1)
+        return Encoding(self.mlp(with_sentence(values, text))[..., None, :], None, predictions={})
