@@ -37,7 +37,10 @@ TINY = {
     "tiny": ("keys", {"memory.layers": 1, "memory.hidden": 8}, False),
     "robot": ("keys", {"memory.layers": 1, "memory.hidden": 8, "action_head.chunk": 4}, False),
 }
-SLOW_CASES = {"int8": ("keys", {}, True)} | {
+SLOW_CASES = {
+    "int8": ("keys", {}, True),
+    "int8-transformer": ("keys", {"memory.kind": "transformer", "memory.hidden": 32}, True),
+} | {
     f"{kind}-{memory}-{history}-{pooling}-{head}": (
         kind,
         {"memory.kind": memory, "pooling.kind": pooling, "action_head.kind": head}
@@ -107,8 +110,14 @@ def export_case(out: Path, name: str) -> None:
     kind, head, int8 = (CASES | SLOW_CASES | TINY)[name]
     provenance = {"task": "lift", "control_dt": 0.05, "demo_files": ["/home/someone/lift.hdf5"]}
     action = ARM if name == "robot" else INTERLEAVED
-    run = save_policy(make_policy(kind, action=action, changes=head), out / name / "run", provenance)
-    export_policy(load_policy(run), out / name / "exported", int8)
+    policy, rng = make_policy(kind, action=action, changes=head), np.random.default_rng(1)
+    run = save_policy(policy, out / name / "run", provenance)
+    frames = [
+        {key: rng.normal(1, 2, spec.shape).astype(np.float32) for key, spec in policy.obs.items()}
+        | {"instruction": "lift the red cube"}
+        for _ in range(512 if int8 else 0)
+    ]
+    export_policy(load_policy(run), out / name / "exported", int8, frames=frames)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
 
 from robopolicy.cli.parsing import add_precision, parse, verb_parser
+
+MEASURED_FRAMES = 512
+"""Recorded frames on which an int8 export is measured."""
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -14,13 +20,27 @@ def export(arguments: Sequence[str]) -> int:
     parser.add_argument("--format", type=Literal["onnx"], default="onnx", help="kind of graph")
     parser.add_argument("--out", type=str, required=True, help="folder for the graph and its manifest")
     parser.add_argument("--int8", action="store_true", help="int8 weights in matrix products")
+    parser.add_argument(
+        "--int8-tolerance",
+        type=float,
+        default=0.02,
+        help="largest difference of an int8 export to torch, as a share of each action column's range",
+    )
+    parser.add_argument(
+        "--frames", type=str | None, default=None, help="demo file on which int8 is measured; default: the training's"
+    )
     options = parse(parser, arguments)
     from robopolicy.control.export import export_policy
     from robopolicy.experiment import load_policy
 
-    folder = export_policy(load_policy(options.policy), options.out, options.int8)
-    error = json.loads((folder / "manifest.json").read_text())["error_to_torch"]
-    print(f"differs   {error:.2g} of an action's range from torch, at most")
+    frames = _recorded_frames(options.policy, options.frames) if options.int8 else []
+    if options.int8 and not frames:
+        print("int8      no recorded frames: measured on random observations; give a demo file with --frames")
+    folder = export_policy(load_policy(options.policy), options.out, options.int8, options.int8_tolerance, frames)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    print(f"differs   {manifest['error_to_torch']:.2g} of an action's range from torch, at most")
+    if options.int8:
+        print(f"float     {len(manifest['float_layers'])} layers that are too sensitive for int8")
     print(f"exported  {folder}")
     return 0
 
@@ -57,3 +77,24 @@ def serve(arguments: Sequence[str]) -> int:
         on_ready=lambda host, port: print(f"serving   ws://{host}:{port}", flush=True),
     )
     return 0
+
+
+def _recorded_frames(run: str, given: str | None) -> list[dict[str, Any]]:
+    """Up to 512 consecutive observations of a demo file: the one given, or the first of the training's that is still there."""
+    from robopolicy.demos.hdf5 import DemoFile
+
+    config = Path(run) / "config.yaml"
+    trained = ((yaml.safe_load(config.read_text()) or {}).get("data") or {}).get("files") if config.is_file() else None
+    file = given or next((name for name in trained or () if Path(name).is_file()), None)
+    frames: list[dict[str, Any]] = []
+    if file is None:
+        return frames
+    with DemoFile(file) as demos:
+        for demo in demos:
+            tokens = {} if demo.tokens is None else {"tokens": demo.tokens}
+            for step in range(len(demo)):
+                frame = {key: rows[step] for key, rows in {**demo.obs, **tokens}.items()}
+                frames.append(frame | {"instruction": demo.instruction})
+            if len(frames) >= MEASURED_FRAMES:
+                break
+    return frames[:MEASURED_FRAMES]

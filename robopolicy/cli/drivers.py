@@ -1,5 +1,6 @@
 """What decides a robot's actions in `robopolicy run`: a policy here, one behind a server, or a recorded demo."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,8 @@ from robopolicy.control.replay import CHUNK, JOINTS, Record, RecordedStream, alo
 from robopolicy.control.spec import ANNOUNCED, PolicySpec
 from robopolicy.control.stream import PolicyStream
 from robopolicy.types import ActionSpec
+
+logger = logging.getLogger(__name__)
 
 MAX_SPEED = 4.0
 """A record replayed faster than that is a mistake."""
@@ -72,13 +75,19 @@ def _local(options: Namespace) -> Driver:
 
 def _served(options: Namespace) -> Driver:
     from robopolicy.client import ACTIONS_PER_CALL_KEY, PolicyClient
-    from robopolicy.control.serving.access import read_api_key
+    from robopolicy.control.serving.access import read_api_key, trusted, warn_of_plain_text
 
-    host, _, port = options.server.rpartition(":")
-    if not port.isdigit():
-        raise ConfigError(f"--server {options.server}: expected HOST:PORT")
+    scheme, _, address = options.server.rpartition("://")
+    host, _, port = address.rpartition(":")
+    if scheme not in ("", "ws", "wss") or not port.isdigit():
+        raise ConfigError(f"--server {options.server}: expected HOST:PORT or wss://HOST:PORT")
+    if options.server_ca is not None and scheme != "wss":
+        raise ConfigError(f"--server-ca is for wss://HOST:PORT, got --server {options.server}")
+    tls = trusted(options.server_ca) if scheme == "wss" else None
+    if tls is None:
+        warn_of_plain_text(logger, host or "127.0.0.1", f"--server {options.server}")
     key = read_api_key(options.api_key_file) if options.api_key_file else None
-    client = PolicyClient(host or "127.0.0.1", int(port), api_key=key, timeout_s=5.0, connect_timeout_s=10.0)
+    client = PolicyClient(host or "127.0.0.1", int(port), api_key=key, timeout_s=5.0, connect_timeout_s=10.0, tls=tls)
     spec = _told(client.metadata, options.server)
     texts = [key for key, field in client.metadata["observation"].items() if field["dtype"] == "str"]
     every_step = {ACTIONS_PER_CALL_KEY: 1}  # whatever is executed of a chunk, each control step's observation is sent

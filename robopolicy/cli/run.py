@@ -22,7 +22,7 @@ from robopolicy.control.loop import ControlLoop
 from robopolicy.control.profile import read_profile
 from robopolicy.control.replay import RecordedStream, first_place
 from robopolicy.control.robot import Recorder, Robot
-from robopolicy.control.serving.access import read_api_key
+from robopolicy.control.serving.access import read_api_key, trusted
 
 SECONDS = 30.0
 """How long a policy drives, if nothing is said [s]."""
@@ -76,7 +76,12 @@ def _parser() -> ArgumentParser:
     parser = verb_parser("run", "Drive a robot by a policy, or by a recorded demo, in real time and within its limits.")
     parser.add_argument("policy", type=str | None, nargs="?", default=None, help="run folder, or an exported folder")
     add_precision(parser)
-    parser.add_argument("--server", type=str | None, default=None, help="HOST:PORT of a policy behind robopolicy serve")
+    parser.add_argument(
+        "--server", type=str | None, default=None, help="[wss://]HOST:PORT of a policy behind robopolicy serve"
+    )
+    parser.add_argument(
+        "--server-ca", type=str | None, default=None, help="certificates (PEM) to trust for wss; default: the system's"
+    )
     parser.add_argument("--api-key-file", type=str | None, default=None, help="file that holds the server's key")
     parser.add_argument("--replay", type=str | None, default=None, help="demo file of which a demo is executed again")
     parser.add_argument("--demo", type=str | None, default=None, help="name of the demo to replay; default: the first")
@@ -93,7 +98,13 @@ def _parser() -> ArgumentParser:
         help="what is replayed: `actions`, or an observation key of joint positions [rad]; default: qpos where recorded",
     )
     parser.add_argument(
-        "--robot", type=str, required=True, help="sim, ws://HOST:PORT (a RobotServer) or rosbridge://HOST:PORT"
+        "--robot",
+        type=str,
+        required=True,
+        help="sim, ws:// or wss://HOST:PORT (a RobotServer), or rosbridge://HOST:PORT",
+    )
+    parser.add_argument(
+        "--robot-ca", type=str | None, default=None, help="certificates (PEM) to trust for wss; default: the system's"
     )
     parser.add_argument("--robot-key-file", type=str | None, default=None, help="file that holds a ws robot's key")
     parser.add_argument(
@@ -135,13 +146,19 @@ def _robot(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Robot,
     if kind == "sim":
         return _simulated(options, driver, stack)
     host, _, port = address.rpartition(":")
-    if kind not in ("ws", "rosbridge") or not port.isdigit():
-        raise ConfigError(f"--robot {options.robot}: expected sim, ws://HOST:PORT or rosbridge://HOST:PORT")
-    if kind == "ws":
+    if kind not in ("ws", "wss", "rosbridge") or not port.isdigit():
+        raise ConfigError(
+            f"--robot {options.robot}: expected sim, ws://HOST:PORT, wss://HOST:PORT or rosbridge://HOST:PORT"
+        )
+    if options.robot_ca is not None and kind != "wss":
+        raise ConfigError(f"--robot-ca is for wss://HOST:PORT, got --robot {options.robot}")
+    if kind in ("ws", "wss"):
         from robopolicy.control.robots import WebsocketRobot
 
         key = read_api_key(options.robot_key_file) if options.robot_key_file else None
-        robot: Robot = WebsocketRobot(host, int(port), api_key=key)
+        robot: Robot = WebsocketRobot(
+            host, int(port), api_key=key, tls=trusted(options.robot_ca) if kind == "wss" else None
+        )
     else:
         from robopolicy.control.rosbridge import RosbridgeRobot
 

@@ -6,9 +6,8 @@ what remains outside is turning the instruction into word numbers, which `runtim
 
 import json
 import logging
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from robopolicy.control import runtime
 from robopolicy.control.graph import GraphPolicy
+from robopolicy.control.quantization import quantize
 from robopolicy.control.runtime import ACTIONS, FORMAT, GRAPH, MANIFEST, ONNX, ExportError
 from robopolicy.control.spec import PolicySpec
 from robopolicy.files import replacing, write_file
@@ -27,38 +27,62 @@ from robopolicy.model.texts.vocabulary import VocabularyText
 
 TOLERANCE = 1e-4
 """Largest difference to torch that a float32 export may show, relative to each action column's range."""
+INT8_TOLERANCE = 0.02
+"""The same for int8, unless another is asked for."""
+FRAMES, ROWS = 512, 8
+"""Recorded frames on which int8 is measured, and the stretches they are cut into."""
 EXAMPLE_BATCH = 3
 """Episodes of the example that is traced; an example of 1 would make the batch axis static."""
 
 
-def export_policy(policy: ChunkPolicy, out: str | Path, int8: bool = False) -> Path:
+def export_policy(
+    policy: ChunkPolicy,
+    out: str | Path,
+    int8: bool = False,
+    int8_tolerance: float = INT8_TOLERANCE,
+    frames: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Export a policy into the folder `out`: the graph and `manifest.json`.
 
-    The graph is run against torch before it is kept, for batches of 1, 2 and 5 over twice the window.
+    The graph is run against torch before it is kept, for batches of 1, 2 and 5 over twice the window, and with int8 on
+    recorded frames.
 
     Args:
         policy: as `robopolicy.load_policy` returns it, on the CPU.
         out: made if it doesn't exist.
-        int8: dynamic int8 weights in matrix products. The manifest says what it costs in accuracy.
+        int8: dynamic int8 weights in matrix products. Those to which the actions are most sensitive stay float until the
+            graph keeps to `int8_tolerance`; the manifest names them and the difference that remains.
+        int8_tolerance: largest difference of an action to torch's, as a share of its column's range.
+        frames: consecutive observations of demos, without batch axes, on which int8 is measured; up to 512 are used.
+            Without them random observations are.
 
     Raises:
-        ExportError: the policy can't be exported, or the float32 graph differs from torch by more than 1e-4.
+        ExportError: the policy can't be exported, the float32 graph differs from torch by more than 1e-4, or no int8 graph
+            keeps to the tolerance.
     """
     out = Path(out)
+    if not int8_tolerance > 0:
+        raise ExportError(f"--int8-tolerance must be > 0, got {int8_tolerance:g}")
     _require_exportable(policy)
     graph = GraphPolicy(policy).eval()
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
     with replacing(out / GRAPH) as temporary:
         _write_onnx(graph, temporary)
-        if int8:
-            _quantize(temporary)
     manifest = _manifest(graph, policy.spec, int8)
     write_file(out / MANIFEST, json.dumps(manifest, indent=1))
-    error = _largest_error(policy, out)
-    if not int8 and not error <= TOLERANCE:
+    error = Reference(policy, _random_runs(policy)).largest_error(out)
+    if not error <= TOLERANCE:
         (out / MANIFEST).unlink()
         raise ExportError(f"{out}: the graph differs from torch by {error:.2g} of an action's range; nothing exported")
+    if int8:
+        reference = Reference(policy, _recorded_runs(policy, frames) or _random_runs(policy))
+        try:
+            manifest["float_layers"], error = quantize(out, reference, int8_tolerance)
+        except ExportError:
+            (out / MANIFEST).unlink()
+            raise
+        manifest |= {"int8_tolerance": int8_tolerance, "int8_frames": min(len(frames), FRAMES)}
     write_file(out / MANIFEST, json.dumps(manifest | {"error_to_torch": error}, indent=1))
     return out
 
@@ -97,22 +121,6 @@ def _write_onnx(graph: GraphPolicy, path: Path) -> None:
         )
     assert program is not None
     program.save(path)
-
-
-def _quantize(path: Path) -> None:
-    """Int8 weights in the graph's matrix products, one scale per column; activations are quantized as they come."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    model = onnx.load(path)
-    del model.graph.value_info[:]  # the exporter's shapes are stale where it has transposed weights
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        plain, prepared = Path(scratch) / "plain.onnx", Path(scratch) / "prepared.onnx"
-        onnx.save(model, plain)
-        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-        products = ["MatMul", "Gemm"]
-        quantize_dynamic(prepared, path, products, weight_type=QuantType.QInt8, per_channel=True)
 
 
 def _manifest(graph: GraphPolicy, spec: PolicySpec, int8: bool) -> dict[str, Any]:
@@ -158,23 +166,59 @@ def _require_exportable(policy: ChunkPolicy) -> None:
         raise ExportError("--text.kind sentence: a sentence model isn't exported; train with --text.kind vocabulary")
 
 
-def _largest_error(policy: ChunkPolicy, out: Path) -> float:
-    """Largest difference of an action to torch's over episodes longer than the window, in shares of its column's range."""
-    exported = runtime.load(out)
+class Reference:
+    """What torch answers to runs of observations, against which exported graphs are measured.
+
+    Args:
+        policy: the policy in torch.
+        runs: each a batch size and consecutive observations with that batch axis; the memory starts empty.
+    """
+
+    def __init__(self, policy: ChunkPolicy, runs: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> None:
+        self.runs = runs
+        self._columns = list(policy.action_spec.arm_columns)
+        self._range = np.maximum(2 * policy.action_normalizer.arm_scale.numpy(), 1e-6)
+        self._expected = []
+        for batch, observations in runs:
+            state = policy.initial_state(batch)
+            for observation in observations:
+                actions, state = policy.act(observation, state)
+                self._expected.append(actions.numpy()[..., self._columns])
+
+    def largest_error(self, folder: Path) -> float:
+        """Largest difference of an action to torch's, as a share of its column's range."""
+        exported, expected, worst = runtime.load(folder), iter(self._expected), 0.0
+        for batch, observations in self.runs:
+            state = exported.initial_state(batch)
+            for observation in observations:
+                actions, state = exported.act(observation, state)
+                difference = np.abs(actions[..., self._columns] - next(expected)) / self._range
+                worst = max(worst, float(difference.max(initial=0.0)))
+        return worst
+
+
+def _random_runs(policy: ChunkPolicy) -> list[tuple[int, list[dict[str, Any]]]]:
     words = list(policy.vocabulary.words) if policy.vocabulary else []
-    scale = np.ones(policy.action_spec.width, np.float32)
-    scale[list(policy.action_spec.arm_columns)] = np.maximum(2 * policy.action_normalizer.arm_scale.numpy(), 1e-6)
-    worst = 0.0
+    runs = []
     for batch in (1, 2, 5):
-        state, reference = exported.initial_state(batch), policy.initial_state(batch)
-        for step in range(2 * policy.window + 1):
-            observation = _random_observation(policy, batch, seed=step)
+        observations = [_random_observation(policy, batch, seed=step) for step in range(2 * policy.window + 1)]
+        for observation in observations:
             observation["instruction"] = [" ".join(words[:3]) if words else None] * batch
-            actions, state = exported.act(observation, state)
-            expected, reference = policy.act(observation, reference)
-            difference = np.abs(actions - expected.numpy()) / scale
-            worst = max(worst, float(difference[..., list(policy.action_spec.arm_columns)].max(initial=0.0)))
-    return worst
+        runs.append((batch, observations))
+    return runs
+
+
+def _recorded_runs(policy: ChunkPolicy, frames: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[dict[str, Any]]]]:
+    """Up to 512 recorded frames as one batch of 8 stretches; nothing if they lack a key or are too few."""
+    steps = min(len(frames), FRAMES) // ROWS
+    if not steps or any(key not in frame for frame in frames[: steps * ROWS] for key in policy.obs):
+        return []
+    observations = []
+    for step in range(steps):
+        rows = [frames[row * steps + step] for row in range(ROWS)]
+        observation = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in policy.obs}
+        observations.append(observation | {"instruction": [row.get("instruction") for row in rows]})
+    return [(ROWS, observations)]
 
 
 def _random_observation(policy: ChunkPolicy, batch: int, seed: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import http
 import logging
 import math
 import queue
+import ssl
 import threading
 import time
 from types import TracebackType
@@ -20,7 +21,7 @@ import numpy as np
 from robopolicy.client import ProtocolError, pack, unpack
 from robopolicy.control.guard import CommandGuard
 from robopolicy.control.robot import REST_COMMANDS, Robot, RobotError
-from robopolicy.control.serving.access import is_loopback, key_fits
+from robopolicy.control.serving.access import is_loopback, key_fits, warn_of_plain_text
 from robopolicy.control.timing import FixedGrid, SystemClock
 from robopolicy.types import Command
 
@@ -44,6 +45,7 @@ class RobotServer:
         port: port to listen on; 0 takes a free one, `port` tells which.
         deadline_s: longest silence of the client in the middle of a motion [s].
         api_key: clients must send `Authorization: Api-Key <key>`.
+        tls: certificate (`robopolicy.control.serving.access.tls_context`); None: plain text.
 
     Raises:
         ValueError: a public address without a key.
@@ -56,6 +58,7 @@ class RobotServer:
         port: int = 8100,
         deadline_s: float = 0.05,
         api_key: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         try:
             from websockets.sync.server import serve
@@ -65,12 +68,15 @@ class RobotServer:
             raise ValueError(
                 f"host {host} is open to the network, and whoever reaches it moves the robot; give an api_key"
             )
+        if tls is None:
+            warn_of_plain_text(logger, host, f"robot server on {host}:{port}")
         self.robot, self.deadline_s, self._api_key = robot, deadline_s, api_key
         self._taken = threading.Lock()
         self._server = serve(
             self._attend,
             host,
             port,
+            ssl=tls,
             origins=[None],  # no page of a browser drives a robot
             compression=None,
             process_request=self._admit,

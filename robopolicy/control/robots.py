@@ -1,7 +1,9 @@
 """Robots without an arm of their own: one for tests, and one at the other end of a network."""
 
 import contextlib
+import logging
 import math
+import ssl
 import threading
 import time
 from types import TracebackType
@@ -13,8 +15,11 @@ from robopolicy.client import pack, unpack
 from robopolicy.control.kinematics import matrix_to_quaternion, pose_and_jacobian
 from robopolicy.control.profile import RobotProfile, profile_from_dict
 from robopolicy.control.robot import RobotError
+from robopolicy.control.serving.access import warn_of_plain_text
 from robopolicy.control.timing import Clock, SystemClock
 from robopolicy.types import Command, Observation
+
+logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 """A longer message of a robot closes the connection."""
@@ -100,11 +105,19 @@ class WebsocketRobot:
         port: its port.
         timeout_s: longest silence [s].
         api_key: sent as `Authorization: Api-Key <key>`.
+        tls: certificates to trust (`robopolicy.control.serving.access.trusted`), for a server with one; None: plain text.
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 8100, timeout_s: float = 0.25, api_key: str | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8100,
+        timeout_s: float = 0.25,
+        api_key: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        if tls is None:
+            warn_of_plain_text(logger, host, f"robot at {host}:{port}")
         try:
             from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
             from websockets.sync.client import connect
@@ -115,7 +128,8 @@ class WebsocketRobot:
         try:
             self._connection = self._stack.enter_context(
                 connect(
-                    f"ws://{host}:{port}",
+                    f"{'wss' if tls else 'ws'}://{host}:{port}",
+                    ssl=tls,
                     additional_headers={"Authorization": f"Api-Key {api_key}"} if api_key else None,
                     compression=None,
                     max_size=MAX_MESSAGE_BYTES,

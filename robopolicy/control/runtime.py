@@ -31,6 +31,8 @@ FORMAT = 1
 AGE, TEXT, ACTIONS = "age", "instruction", "actions"
 """Names in the graph beside the observation's keys; states are `state.0`, `state.1`, ... in and `next.<name>` out."""
 
+REPORTED = 64
+"""Words reported over the policy's life; instructions may come from strangers."""
 PAD, UNKNOWN = 0, 1
 """Word numbers as in `robopolicy.model.text`; the first known word has number 2."""
 
@@ -158,7 +160,7 @@ class ExportedPolicy:
 
         Raises:
             KeyError: a camera or key is missing.
-            ValueError: a shape or type is not what the policy was trained on.
+            ValueError: a shape or type is not what the policy was trained on, or a value is NaN or infinite.
         """
         if isinstance(observation, Observation):
             observation = {**observation.obs, TEXT: observation.instruction}
@@ -183,7 +185,12 @@ class ExportedPolicy:
         if array.shape != (*batch, *wanted.shape):
             raise ValueError(f"observation {key!r} has shape {array.shape}; expected {(*batch, *wanted.shape)}")
         array = array.reshape(-1, *wanted.shape)
-        return np.ascontiguousarray(array if wanted.is_image else array.astype(np.float32, copy=False))
+        if not wanted.is_image:
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32, copy=False)
+            if not np.isfinite(array).all():  # the graph's max and clip turn NaN into a plausible action
+                raise ValueError(f"observation {key!r} holds NaN or infinite values; expected finite numbers")
+        return np.ascontiguousarray(array)
 
     def _words(self, told: Any, count: int, batch: tuple[int, ...]) -> Int[np.ndarray, "episodes words"]:
         """Word numbers (episodes, words), as `Vocabulary.encode` gives them."""
@@ -196,14 +203,19 @@ class ExportedPolicy:
 
     def _numbered(self, instruction: str | None) -> Int[np.ndarray, "words"]:
         words = re.findall(r"\w+", (instruction or "").lower())
-        for word in words:
-            if word not in self._numbers and word not in self._reported:
-                self._reported.add(word)
-                logger.warning("instruction word %r not in the training instructions: read as <unk>", word)
         numbers = np.full(self._text["length"], PAD, np.int64)
+        unknown = [word for word in words if word not in self._numbers]
+        self._report(unknown, "not in the training instructions: read as <unk>")
+        self._report(words[len(numbers) :], f"beyond the {len(numbers)} words that this policy reads: left out")
         known = [self._numbers.get(word, UNKNOWN) for word in words[: len(numbers)]]
         numbers[: len(known)] = known
         return numbers
+
+    def _report(self, words: Sequence[str], why: str) -> None:
+        for word in words:
+            if word not in self._reported and len(self._reported) < REPORTED:
+                self._reported.add(word)
+                logger.warning("instruction word %r %s", word, why)
 
 
 class Graph:

@@ -24,7 +24,9 @@ from robopolicy.demos.hdf5 import DemoFile
         (["--replay", "DEMOS", "--robot", "sim", "--task", "reach", "--speed", "auto"], "needs a replay with recorded"),
         (["--replay", "DEMOS", "--robot", "sim", "--speed", "quick"], "quick.*; see robopolicy run --help"),
         (["--replay", "DEMOS", "--robot", "sim", "--follow", "qpos"], "not in demo_0; it has: actions, cube_red"),
-        (["--replay", "DEMOS", "--robot", "ur5"], "expected sim, ws://HOST:PORT or rosbridge://HOST:PORT"),
+        (["--replay", "DEMOS", "--robot", "ur5"], "expected sim, ws://HOST:PORT, wss://HOST:PORT or ros"),
+        (["--replay", "DEMOS", "--robot", "ws://h:1", "--robot-ca", "ca.pem"], "--robot-ca is for wss://HOST:PORT"),
+        (["--server", "h:1", "--robot", "sim", "--server-ca", "ca.pem"], "--server-ca is for wss://HOST:PORT"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_moves(tiny_demos, arguments, message):

@@ -84,18 +84,40 @@ def test_500_closed_loop_steps_equal_torch(cases):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SLOW_CASES if name != "int8"])
+@pytest.mark.parametrize("name", [name for name in SLOW_CASES if not name.startswith("int8")])
 def test_every_memory_pooling_and_head_exports(slow_cases, name):
     """Each has its own operators, and its own way of not being traceable."""
     assert largest_difference(slow_cases / name) < 1e-4
 
 
 @pytest.mark.slow
-def test_int8_stays_close_and_says_how_close(slow_cases):
-    """Quantization is a trade; the manifest names its price."""
-    manifest = json.loads((slow_cases / "int8" / "exported" / "manifest.json").read_text())
-    assert 0 < manifest["error_to_torch"] < 0.05
-    assert largest_difference(slow_cases / "int8") < 0.25  # units of the actions, whose range is 5
+@pytest.mark.parametrize("name", ["int8", "int8-transformer"])
+def test_int8_keeps_to_its_tolerance(slow_cases, name):
+    """Guards against: an int8 export that differs by half of an action's range and is written all the same."""
+    manifest = json.loads((slow_cases / name / "exported" / "manifest.json").read_text())
+    assert 0 < manifest["error_to_torch"] <= 0.02
+    assert manifest["int8_frames"] == 512
+    assert largest_difference(slow_cases / name) < 0.25  # units of the actions, whose range is 5
+
+
+@pytest.mark.slow
+def test_int8_that_cannot_keep_to_its_tolerance_is_refused(slow_cases, tmp_path):
+    """Guards against: a tolerance that is printed and not kept."""
+    code = (
+        "import sys, warnings; warnings.simplefilter('ignore')\n"
+        "from robopolicy import load_policy\n"
+        "from robopolicy.control.export import export_policy\n"
+        f"run = load_policy({str(slow_cases / 'int8-transformer' / 'run')!r})\n"
+        f"export_policy(run, {str(tmp_path / 'close')!r}, int8=True, int8_tolerance=1e-3)\n"
+        f"export_policy(run, {str(tmp_path / 'out')!r}, int8=True, int8_tolerance=1e-9)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert result.returncode != 0
+    assert "raise --int8-tolerance or export in float32" in result.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    manifest = json.loads((tmp_path / "close" / "manifest.json").read_text())
+    assert manifest["float_layers"]
+    assert manifest["error_to_torch"] <= 1e-3
 
 
 def test_the_manifest_tells_names_shapes_rates_and_words(cases):

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from robopolicy.client import pack, unpack
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots import FakeRobot, WebsocketRobot
+from robopolicy.control.serving.access import tls_context, trusted
 from robopolicy.types import Command, Observation
 from tests.serving import running_server
 
@@ -183,6 +185,47 @@ def test_a_robot_beyond_this_machine_is_moved_with_its_key_only_and_by_no_web_pa
             pass
         with WebsocketRobot(port=server.port, api_key="a-key-of-16-chars") as robot:
             np.testing.assert_allclose(robot.observe().obs["qpos"], arm.qpos(), atol=1e-6)
+
+
+def test_a_robot_is_driven_over_tls(arm, tmp_path, caplog):
+    """Guards against: commands and keys that anybody between the policy and the arm can read and change."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    made += [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
+    try:
+        subprocess.run(made, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed, so there is no certificate to serve with")
+    with RobotServer(arm, port=0, tls=tls_context(certificate, key)) as server:
+        with WebsocketRobot(port=server.port, tls=trusted(certificate), timeout_s=2.0) as robot:
+            np.testing.assert_allclose(robot.observe().obs["qpos"], arm.qpos(), atol=1e-6)
+        with pytest.raises(RobotError, match="certificate verify failed"):
+            WebsocketRobot(port=server.port, tls=trusted())
+    with pytest.raises(ValueError, match=r"nowhere\.pem: .* expected a file of certificates"):
+        trusted(tmp_path / "nowhere.pem")
+    assert not caplog.records
+    with RobotServer(arm, host="0.0.0.0", port=0, api_key="a-key-of-16-chars"):
+        assert "without TLS" in caplog.text
 
 
 def test_only_one_client_drives(arm):

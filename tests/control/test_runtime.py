@@ -75,6 +75,16 @@ def test_words_are_numbered_as_in_training(policy):
     np.testing.assert_array_equal(policy._words(told, 5, (5,)), expected)
 
 
+def test_words_that_are_not_read_are_reported_once(policy, caplog):
+    """Guards against: a long instruction cut off in silence where the policy in torch warns."""
+    for _ in range(2):
+        policy.act(look(instruction="lift the red cube slowly lift the red cube blue"), policy.initial_state())
+    reported = [record.getMessage() for record in caplog.records]
+    assert "instruction word 'blue' beyond the 8 words that this policy reads: left out" in reported
+    assert "instruction word 'slowly' not in the training instructions: read as <unk>" in reported
+    assert len(reported) == len(set(reported))
+
+
 def test_the_instruction_matters(policy):
     """An export that drops the instruction's input would move to any cube."""
     red, _ = policy.act(look(), policy.initial_state())
@@ -107,6 +117,9 @@ def test_a_reset_is_of_the_episodes_named_and_carried_states_are_cleared():
     ("changes", "error", "words"),
     [
         ({"ee_pose": np.ones((2, 7))}, ValueError, r"'ee_pose' has shape \(2, 7\); expected \(1, 7\)"),
+        ({"ee_pose": np.full((1, 7), np.nan)}, ValueError, "'ee_pose' holds NaN or infinite values"),
+        ({"ee_pose": np.full((1, 7), 1e300)}, ValueError, "'ee_pose' holds NaN or infinite values"),
+        ({"gripper": np.full((1, 1), -np.inf)}, ValueError, "'gripper' holds NaN or infinite values"),
         ({"instruction": ["a", "b"]}, ValueError, "2 instructions for a batch of"),
     ],
 )

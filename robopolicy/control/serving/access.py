@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import logging
 import socket
 import ssl
 from collections.abc import Sequence
@@ -53,6 +54,32 @@ def tls_context(cert: str | Path | None, key: str | Path | None) -> ssl.SSLConte
             f"--tls-cert {cert}, --tls-key {key}: {error}; expected PEM files that belong together"
         ) from None
     return context
+
+
+def trusted(ca: str | Path | None = None) -> ssl.SSLContext:
+    """TLS 1.2 or newer for a client that trusts the system's certificates, or only those signed by `ca` (PEM).
+
+    Raises:
+        ValueError: the file can't be read or holds no certificate.
+    """
+    try:
+        context = ssl.create_default_context(cafile=None if ca is None else str(ca))
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"{ca}: {error}; expected a file of certificates (PEM)") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def warn_of_plain_text(logger: logging.Logger, host: str, what: str) -> None:
+    """Log that a key and everything else travels readable to a host beyond this machine."""
+    try:
+        local = is_loopback(host)
+    except ValueError:  # not an address; connecting will say so
+        return
+    if not local:
+        logger.warning(
+            "%s: without TLS (wss://), the key, images and commands can be read and changed on the way", what
+        )
 
 
 def key_fits(headers: Sequence[str], api_key: str | None) -> bool:

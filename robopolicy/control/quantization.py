@@ -1,0 +1,83 @@
+"""Int8 weights in an exported graph, where the actions allow it."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from robopolicy.control.runtime import GRAPH, MANIFEST, ExportError
+from robopolicy.files import replacing
+
+PRODUCTS = ("MatMul", "Gemm")
+"""Operators that can be quantized."""
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """Tells how far an exported folder is from the policy it was made of."""
+
+    def largest_error(self, folder: Path) -> float:
+        """As a share of the action's range."""
+        ...
+
+
+def quantize(folder: Path, measure: Measure, tolerance: float) -> tuple[list[str], float]:
+    """Replace the graph in an exported folder by one with int8 weights; those of sensitive layers stay float.
+
+    Weights get one scale per column, activations are quantized as they come. Where all products together differ too
+    much, each is quantized alone, and the most sensitive ones stay float, one after another, until the rest keeps to the
+    tolerance.
+
+    Returns:
+        Names of the layers that stayed float, and the difference that remains.
+
+    Raises:
+        ExportError: no layer can be quantized within the tolerance.
+    """
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        scratch = Path(name)
+        shutil.copyfile(folder / MANIFEST, scratch / MANIFEST)
+        plain, prepared = scratch / "plain.onnx", scratch / "prepared.onnx"
+        model = onnx.load(folder / GRAPH)
+        del model.graph.value_info[:]  # the exporter's shapes are stale where it has transposed weights
+        onnx.save(model, plain)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        layers = [node.name for node in onnx.load(prepared).graph.node if node.op_type in PRODUCTS]
+
+        def error_with(quantized: Sequence[str]) -> float:
+            _write(prepared, scratch / GRAPH, quantized)
+            return measure.largest_error(scratch)
+
+        error = error_with(layers)
+        kept: list[str] = []
+        if error > tolerance:
+            alone = {layer: error_with([layer]) for layer in layers}
+            ranked = sorted(layers, key=alone.__getitem__)  # the most sensitive last
+            while error > tolerance:
+                kept.append(ranked.pop())
+                if not ranked:
+                    raise ExportError(
+                        f"--int8: each of {len(layers)} layers differs from torch by {min(alone.values()):.2g} of an "
+                        f"action's range or more, at most {tolerance:g} allowed; raise --int8-tolerance or export in float32"
+                    )
+                error = error_with(ranked)
+        with replacing(folder / GRAPH) as temporary:
+            shutil.copyfile(scratch / GRAPH, temporary)
+    return sorted(kept), error
+
+
+def _write(prepared: Path, out: Path, layers: Sequence[str]) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        prepared,
+        out,
+        op_types_to_quantize=list(PRODUCTS),
+        nodes_to_quantize=list(layers),
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
