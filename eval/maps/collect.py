@@ -10,7 +10,7 @@ finds them again. An expert's action is written as the expert gives it, possibly
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,11 +55,19 @@ class MappedTask:
         env: as for `robopolicy eval --env`.
         env_map: the YAML file; None: no map.
         kwargs: further arguments of the environment's maker.
+        keys: observation keys to show, such as a demo file's; None: all.
     """
 
     steps_after_success = 10
 
-    def __init__(self, env: str, env_map: str | Path | None, kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        env: str,
+        env_map: str | Path | None,
+        kwargs: Mapping[str, Any] | None = None,
+        keys: Collection[str] | None = None,
+    ) -> None:
+        self._keys = keys
         self._map = yaml.safe_load(Path(env_map).read_text()) if env_map else {}
         make = dict(self._map.get("make") or {})
         make["kwargs"] = {**(make.get("kwargs") or {}), **(kwargs or {})}
@@ -92,9 +100,16 @@ class MappedTask:
         return np.asarray(self._expert(self._arrays))
 
     def _seen(self) -> Obs:
-        """The arrays under the policy's keys of the map; without a map, under the environment's own names."""
-        sources = self._map.get("observation") or {path: path for path in self._arrays}
-        return {key: _read(source, self._arrays) for key, source in sources.items()}
+        """The arrays under the policy's keys: those of the map, and the environment's own that no key of the map takes."""
+        mapped = self._map.get("observation") or {}
+        taken = {name for source in mapped.values() for name in _names(source)}
+        sources = {path: path for path in self._arrays if path not in taken} | mapped
+        shown = {key: source for key, source in sources.items() if self._keys is None or key in self._keys}
+        return {
+            key: _read(source, self._arrays)
+            for key, source in shown.items()
+            if {*_names(source)} <= self._arrays.keys()
+        }
 
 
 def _names(source: Any) -> list[str]:

@@ -39,7 +39,7 @@ def view(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--rerun", action="store_true", help="open in the rerun viewer instead")
     options = parse(parser, arguments)
-    from robopolicy.report import demo_pictures, show_in_rerun, write_video
+    from robopolicy.report import demo_images, show_in_rerun, write_video
 
     demo = _read_demo(Path(options.file), options.demo)
     if options.rerun:
@@ -51,7 +51,7 @@ def view(arguments: Sequence[str]) -> int:
             f"--out {out} does not say which kind of video; expected {' or '.join(VIDEO_ENDINGS)} at its end"
         )
     check_file("--out", out)
-    print(f"video     {write_video(demo_pictures(demo), out)}")
+    print(f"video     {write_video(demo_images(demo), out)}")
     return 0
 
 

@@ -2,6 +2,6 @@
 
 from robopolicy.report.comparison import write_comparison
 from robopolicy.report.evaluation import write_evaluation_report
-from robopolicy.report.video import demo_pictures, show_in_rerun, write_video
+from robopolicy.report.video import demo_images, show_in_rerun, write_video
 
-__all__ = ["demo_pictures", "show_in_rerun", "write_comparison", "write_evaluation_report", "write_video"]
+__all__ = ["demo_images", "show_in_rerun", "write_comparison", "write_evaluation_report", "write_video"]

@@ -1,4 +1,4 @@
-"""Runs side by side in a page: success with its interval, paired tests, what differs in their configs, and the losses."""
+"""A page that compares runs: success with intervals, training seeds, paired tests, config differences and losses."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from robopolicy.report.page import percent, percent_range, table, write_page
 from robopolicy.report.plots import COLORS, Series, interval_plot, line_plot
+from robopolicy.rollout.run_groups import config_values, group_runs
 from robopolicy.rollout.statistics import paired_test
+from robopolicy.rollout.training_seeds import Outcomes, compare_runs, success_by_seed, summarize_runs
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> Path:
@@ -23,7 +23,14 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     metrics = {str(run): found for run in runs if (found := _read_json(run / "metrics.json"))}
     if not evaluations and not metrics:
         raise ValueError(f"no metrics.json and no evaluation in {', '.join(map(str, runs))}; expected run folders")
-    parts = [_closed_loop(evaluations), _paired(evaluations), _differences(runs), _trained(metrics), _curves(metrics)]
+    parts = [
+        _closed_loop(evaluations),
+        _training_seeds(runs),
+        _paired(evaluations),
+        _differences(runs),
+        _trained(metrics),
+        _curves(metrics),
+    ]
     title = str(runs[0]) if len(runs) == 1 else f"{len(runs)} runs compared"
     return write_page(out, title, parts)
 
@@ -52,22 +59,66 @@ def _closed_loop(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     return f"<h2>Closed loop</h2>{table(head, rows, numbers_from=2)}{plot}"
 
 
+def _training_seeds(runs: Sequence[Path]) -> str:
+    """Runs whose configs differ in their seed only, in one number; and the first such group against the others.
+
+    Counted are each run's newest evaluation of a task, on the seeds that all have.
+    """
+    newest = {str(run): {values["task"]: values for _, values in _evaluations(run)} for run in runs}
+    groups = group_runs({str(run): config_values(run) for run in runs})
+    rows = []
+    for task in dict.fromkeys(task for found in newest.values() for task in found):
+        first: Sequence[Outcomes] = ()
+        for group in groups:
+            outcomes = [success_by_seed(newest[run][task]) for run in group.runs if task in newest[run]]
+            if not outcomes or not set(outcomes[0]).intersection(*outcomes[1:]):
+                continue
+            summary = summarize_runs(outcomes)
+            rates = ", ".join(percent(rate) for rate in summary.rates)
+            spread = f"{100 * summary.std:.1f} points" if len(outcomes) > 1 else ""
+            row = (
+                group.name,
+                task,
+                len(outcomes),
+                percent(summary.mean),
+                spread,
+                percent_range(summary.interval),
+                rates,
+            )
+            rows.append((*row, _difference(outcomes, first)))
+            first = first or outcomes
+    if len(runs) < 2 or not rows:
+        return ""
+    head = ("config", "task", "runs", "mean", "std over runs", "95 % interval", "each run", "minus the first")
+    note = "<p>Intervals count training runs and episodes (bootstrap over both). Differences are on shared seeds.</p>"
+    return f"<h2>Training seeds</h2>{table(head, rows, numbers_from=2)}{note}"
+
+
+def _difference(outcomes: Sequence[Outcomes], first: Sequence[Outcomes]) -> str:
+    """The difference to the first group with its interval and p-value; empty for the first group."""
+    if not first or not set(first[0]).intersection(*first[1:], *outcomes):
+        return ""
+    difference = compare_runs(outcomes, first)
+    low, high = (100 * bound for bound in difference.interval)
+    return f"{100 * difference.mean:+.1f} ({low:+.0f} to {high:+.0f}), p = {difference.p_value:.3f}"
+
+
 def _paired(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """McNemar's test between any two evaluations of a task that share seeds."""
     rows = []
-    for (name, one), (rival, other) in combinations(evaluations.items(), 2):
+    for (name, one), (second_name, other) in combinations(evaluations.items(), 2):
         first, second = ({each["seed"]: each["success"] for each in values["outcomes"]} for values in (one, other))
         if one["task"] == other["task"] and first.keys() & second.keys():
             test = paired_test(first, second)
             figures = (test["seeds"], test["only_first"], test["only_second"], f"{test['p_value']:.3f}")
-            rows.append((name, rival, *figures))
+            rows.append((name, second_name, *figures))
     head = ("first", "second", "shared seeds", "only the first", "only the second", "p (McNemar, exact)")
     return f"<h2>On the same seeds</h2>{table(head, rows, numbers_from=2)}" if rows else ""
 
 
 def _differences(runs: Sequence[Path]) -> str:
     """The fields of the configs in which the runs differ."""
-    configs = {str(run): _flat(_read_yaml(run / "config.yaml")) for run in runs}
+    configs = {str(run): config_values(run) for run in runs}
     configs = {name: values for name, values in configs.items() if values}
     fields = dict.fromkeys(field for values in configs.values() for field in values)
     rows = [(field, *(values.get(field, "") for values in configs.values())) for field in fields]
@@ -89,7 +140,7 @@ def _kept(found: Mapping[str, Any]) -> str:
 
 
 def _curves(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """A plot for each loss and one for the success while training, the runs in different colours."""
+    """A plot of each loss, and one of the success during training, each run in its own colour."""
     rows = [row for found in metrics.values() for split in ("train", "valid") for row in found.get(split, ())]
     names = dict.fromkeys(key for row in rows for key in row if key.startswith("loss"))
     plots = []
@@ -117,24 +168,9 @@ def _curves(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     return "".join(plots)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -1,4 +1,4 @@
-"""One evaluation as a page: how often, how long, on which instruction, and how it looked."""
+"""The page of one evaluation: success, episode lengths, results by instruction, and videos."""
 
 import base64
 import html
@@ -12,7 +12,7 @@ import numpy as np
 from robopolicy.files import write_file
 from robopolicy.report.page import percent, percent_range, table, write_page
 from robopolicy.report.plots import histogram
-from robopolicy.report.video import demo_pictures, write_video
+from robopolicy.report.video import demo_images, write_video
 from robopolicy.types import Demo
 
 
@@ -24,9 +24,9 @@ def write_evaluation_report(
     Args:
         folder: Made if missing.
         result: `Evaluation.to_dict()`.
-        episodes: Recorded episodes (`rollout.episodes.Episode`) whose demos hold pictures.
+        episodes: Recorded episodes (`rollout.episodes.Episode`) whose demos hold images.
         videos: How many successes and how many failures to show.
-        fps: Pictures per second of the videos.
+        fps: images per second of the videos.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "result.json", json.dumps(dict(result), indent=2))
@@ -36,6 +36,7 @@ def write_evaluation_report(
         _in_a_row(result.get("in_a_row", ())),
         _instructions(result["per_instruction"]),
         _lengths(result["outcomes"], result["control_dt"]),
+        _faults(result.get("faults", {})),
         *_videos(folder, episodes, videos, fps),
         _provenance(provenance),
     ]
@@ -76,15 +77,23 @@ def _lengths(outcomes: Sequence[Mapping[str, Any]], control_dt: float) -> str:
     return f"{plot}<h2>Failed seeds</h2><p>{', '.join(failed) or 'none'}</p>"
 
 
+def _faults(faults: Mapping[str, Sequence[int]]) -> str:
+    """Episodes that failed because the simulator broke, whatever the policy did."""
+    if not faults:
+        return ""
+    rows = [(fault, len(seeds), ", ".join(map(str, seeds))) for fault, seeds in faults.items()]
+    return f"<h2>The simulator broke</h2>{table(('fault', 'episodes', 'seeds'), rows)}"
+
+
 def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> list[str]:
     parts = []
-    filmed = [episode for episode in episodes if any(_has_pictures(demo) for demo in episode.demos)]
+    filmed = [episode for episode in episodes if any(_has_images(demo) for demo in episode.demos)]
     for title, name, wanted in (("Successes", "success", True), ("Failures", "failure", False)):
         chosen = sorted((e for e in filmed if e.success == wanted), key=lambda e: e.seed)[:count]
         figures = []
         for episode in chosen:
-            pictures = np.concatenate([demo_pictures(demo) for demo in episode.demos])
-            path = write_video(pictures, folder / f"{name}_{episode.seed}.mp4", fps)
+            images = np.concatenate([demo_images(demo) for demo in episode.demos])
+            path = write_video(images, folder / f"{name}_{episode.seed}.mp4", fps)
             data = base64.b64encode(path.read_bytes()).decode()
             caption = f"seed {episode.seed}: {html.escape(episode.instruction)}, {episode.steps} steps"
             video = f"<video controls loop muted autoplay height=256 src='data:video/mp4;base64,{data}'></video>"
@@ -94,7 +103,7 @@ def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> li
     return parts
 
 
-def _has_pictures(demo: Demo) -> bool:
+def _has_images(demo: Demo) -> bool:
     return any(value.ndim == 4 for value in demo.obs.values())
 
 

@@ -1,4 +1,4 @@
-"""What every page is made of: its style, tables, and how it is written."""
+"""The parts of every page: style, tables, and writing a file whole."""
 
 import html
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ video{border-radius:4px;image-rendering:pixelated} svg{overflow:visible} svg tex
 
 
 def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
-    """Write one HTML file that needs nothing beside it."""
+    """Write one self-contained HTML file."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
     write_file(path, f"{head}<h1>{html.escape(title)}</h1>{''.join(parts)}</html>")
     return path

@@ -1,4 +1,4 @@
-"""Pictures of demos as videos that play in a browser, or in the rerun viewer."""
+"""Images of demos as videos for a browser, or in the rerun viewer."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from robopolicy.types import Demo
 
 
 def write_video(frames: np.ndarray, path: Path, fps: float = 20.0, scale: int = 4) -> Path:
-    """Write pictures (T, height, width, 3) uint8 as mp4 (H.264, plays in a browser) or GIF, by the path's ending.
+    """Write images (T, height, width, 3) uint8 as mp4 (H.264, plays in a browser) or GIF, by the path's ending.
 
     Args:
-        frames: One camera's pictures, right way up.
-        path: Ends in `.mp4` or `.gif`.
-        fps: Pictures per second.
-        scale: Whole factor by which small pictures are enlarged.
+        frames: one camera's images, right way up.
+        path: ends in `.mp4` or `.gif`.
+        fps: images per second.
+        scale: integer factor by which small images are enlarged.
     """
     try:
         import imageio.v3 as imageio
@@ -44,24 +44,24 @@ def _require_frames(written: Path, path: Path, frames: int) -> None:
         raise OSError(f"{path}: {found} of {frames} frames could be written; is the disk full?")
 
 
-def demo_pictures(demo: Demo) -> np.ndarray:
+def demo_images(demo: Demo) -> np.ndarray:
     """All cameras of a demo side by side, (T, height, width, 3) uint8.
 
     Raises:
-        ValueError: the demo holds no pictures.
+        ValueError: the demo holds no images.
     """
-    pictures = [value for _, value in sorted(demo.obs.items()) if value.ndim == 4 and value.dtype == np.uint8]
-    if not pictures:
-        raise ValueError(f"{demo.name} holds no pictures; it has {', '.join(sorted(demo.obs))}; collect with --cameras")
-    return np.concatenate(pictures, axis=2)
+    images = [value for _, value in sorted(demo.obs.items()) if value.ndim == 4 and value.dtype == np.uint8]
+    if not images:
+        raise ValueError(f"{demo.name} holds no images; it has {', '.join(sorted(demo.obs))}; collect with --cameras")
+    return np.concatenate(images, axis=2)
 
 
 def show_in_rerun(demo: Demo, control_dt: float = 0.05) -> None:
-    """Open a demo in the rerun viewer: pictures, low-dimensional observations and actions over time.
+    """Open a demo in the rerun viewer: images, low-dimensional observations and actions over time.
 
     Args:
-        demo: What to show.
-        control_dt: Seconds of one step.
+        demo: what to show.
+        control_dt: time of one step [s].
     """
     try:
         import rerun
@@ -72,5 +72,5 @@ def show_in_rerun(demo: Demo, control_dt: float = 0.05) -> None:
         rerun.set_time("time", duration=step * control_dt)
         rerun.log("actions", rerun.Scalars(demo.actions[step]))
         for key, value in demo.obs.items():
-            is_picture = value.ndim == 4
-            rerun.log(f"obs/{key}", rerun.Image(value[step]) if is_picture else rerun.Scalars(np.ravel(value[step])))
+            is_image = value.ndim == 4
+            rerun.log(f"obs/{key}", rerun.Image(value[step]) if is_image else rerun.Scalars(np.ravel(value[step])))

@@ -19,7 +19,7 @@ def write_run(folder, evaluation, hidden, losses=(1.0, 0.1)):
 
 
 def test_two_runs_are_compared_in_success_config_and_loss(tmp_path, evaluation):
-    """A page of two lists leaves it to the reader to find out whether a difference is chance, and where it is from."""
+    """Guards against: two lists side by side, without whether the difference is chance and where it comes from."""
     one = write_run(tmp_path / "one", evaluation(set(range(18))), hidden=64)
     other = write_run(tmp_path / "other", evaluation(set(range(8))), hidden=128)
     page = write_comparison([one, other], tmp_path / "report.html").read_text()
@@ -32,21 +32,37 @@ def test_two_runs_are_compared_in_success_config_and_loss(tmp_path, evaluation):
 
 
 def test_a_run_that_was_not_evaluated_says_how_to(tmp_path, evaluation):
-    """A page of loss curves alone left a new user to guess where the success rate is."""
+    """Guards against: A page of loss curves alone left a new user to guess where the success rate is."""
     run = write_run(tmp_path / "run", evaluation({1}), hidden=64)
     (run / "eval" / "lift.json").unlink()
     assert "robopolicy eval" in write_comparison([run], tmp_path / "report.html").read_text()
 
 
 def test_evaluations_of_different_tasks_are_not_paired(tmp_path, evaluation):
-    """The same seeds are other scenes in another task."""
+    """Guards against: The same seeds are other scenes in another task."""
     one = write_run(tmp_path / "one", evaluation({1}), hidden=64)
     other = write_run(tmp_path / "other", evaluation({1}) | {"task": "reach"}, hidden=64)
     assert "McNemar" not in write_comparison([one, other], tmp_path / "report.html").read_text()
 
 
 def test_no_run_at_all_is_refused(tmp_path):
-    """An empty page would look like a result."""
+    """Guards against: An empty page would look like a result."""
     with pytest.raises(ValueError, match="expected run folders"):
         write_comparison([tmp_path], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_runs_that_differ_in_their_seed_are_one_row(tmp_path, evaluation):
+    """Guards against: a page that leaves the mean over training seeds, and its interval, to the reader."""
+    runs = []
+    for number, (solved, hidden) in enumerate([(18, 64), (16, 64), (8, 128)]):
+        run = write_run(tmp_path / f"run{number}", evaluation(set(range(solved))), hidden=hidden)
+        (run / "config.yaml").write_text(f"memory: {{hidden: {hidden}}}\ntraining: {{seed: {number}}}\n")
+        runs.append(run)
+    page = write_comparison(runs, tmp_path / "report.html").read_text()
+    assert (
+        "<td>memory.hidden 64</td><td>lift</td><td class=n>2</td><td class=n>85 %</td><td class=n>7.1 points</td>"
+        in page
+    )
+    assert "<td>memory.hidden 128</td><td>lift</td><td class=n>1</td><td class=n>40 %</td>" in page
+    assert "-45.0 (" in page

@@ -11,7 +11,7 @@ from robopolicy.report.plots import Series, histogram, interval_plot, line_plot
 @settings(max_examples=40, deadline=None)
 @given(values=st.lists(st.floats(1e-6, 1e4), min_size=2, max_size=20), log=st.booleans())
 def test_every_point_lies_between_the_first_and_the_last_tick(values, log):
-    """A curve that leaves its axes, or a constant one that divides by a range of 0, tells nothing."""
+    """Guards against: A curve that leaves its axes, or a constant one that divides by a range of 0, tells nothing."""
     svg = line_plot(
         [Series("run", [(float(step), value) for step, value in enumerate(values, start=1)])],
         "steps",
@@ -27,7 +27,7 @@ def test_every_point_lies_between_the_first_and_the_last_tick(values, log):
 
 
 def test_success_is_drawn_with_its_interval():
-    """A dot without its interval makes 4 of 5 look like 80 of 100."""
+    """Guards against: A dot without its interval makes 4 of 5 look like 80 of 100."""
     svg = interval_plot({"a <b>": (0.5, (0.25, 0.75))}, width=400)
     assert "x1=100.0 x2=300.0" in svg
     assert "cx=200.0" in svg
@@ -37,7 +37,7 @@ def test_success_is_drawn_with_its_interval():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=50))
 def test_a_histogram_counts_every_value_once(values):
-    """Bins that miss the largest value hide the longest episodes."""
+    """Guards against: Bins that miss the largest value hide the longest episodes."""
     svg = histogram(values, "steps")
     assert sum(int(count) for count in re.findall(r": (\d+)</title>", svg)) == len(values)
     assert svg.count("<rect") <= 31

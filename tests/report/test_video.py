@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from robopolicy.report import demo_pictures, write_video
+from robopolicy.report import demo_images, write_video
 from robopolicy.types import Demo
 
 
 def test_a_gif_shows_every_picture_enlarged(tmp_path):
-    """Pictures of 64 pixels are too small to see a cube in; a dropped one hides the moment of failure."""
+    """Guards against: Pictures of 64 pixels are too small to see a cube in; a dropped one hides the moment of failure."""
     import imageio.v3 as imageio
 
     frames = np.zeros((4, 8, 10, 3), np.uint8)
@@ -20,7 +20,7 @@ def test_a_gif_shows_every_picture_enlarged(tmp_path):
 
 
 def test_a_video_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
-    """Half a video, of a full disk, plays as if the episode had ended there."""
+    """Guards against: Half a video, of a full disk, plays as if the episode had ended there."""
     import imageio.v3 as imageio
 
     def half(path, *_, **__):
@@ -34,10 +34,10 @@ def test_a_video_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch)
 
 
 def test_cameras_are_shown_side_by_side_and_their_absence_is_told():
-    """A demo without pictures must not become an empty video."""
+    """Guards against: A demo without pictures must not become an empty video."""
     picture = np.zeros((2, 8, 8, 3), np.uint8)
     actions = np.zeros((2, 1), np.float32)
     demo = Demo(name="demo_0", obs={"front": picture, "wrist": picture + 9}, actions=actions)
-    assert demo_pictures(demo).shape == (2, 8, 16, 3)
-    with pytest.raises(ValueError, match="demo_1 holds no pictures; it has pose; collect with --cameras"):
-        demo_pictures(Demo(name="demo_1", obs={"pose": np.zeros((2, 3), np.float32)}, actions=actions))
+    assert demo_images(demo).shape == (2, 8, 16, 3)
+    with pytest.raises(ValueError, match="demo_1 holds no images; it has pose; collect with --cameras"):
+        demo_images(Demo(name="demo_1", obs={"pose": np.zeros((2, 3), np.float32)}, actions=actions))

@@ -9,7 +9,7 @@ from robopolicy.rollout.statistics import SeenSeedsError, paired_test, refuse_se
 
 
 def test_wilson_interval_is_the_published_one():
-    """A wrong interval would make an honest-looking claim false (Newcombe 1998, table I: 81 of 263)."""
+    """Guards against: A wrong interval would make an honest-looking claim false (Newcombe 1998, table I: 81 of 263)."""
     low, high = wilson_interval(81, 263)
     assert low == pytest.approx(0.2553, abs=1e-4)
     assert high == pytest.approx(0.3662, abs=1e-4)
@@ -18,7 +18,7 @@ def test_wilson_interval_is_the_published_one():
 @given(share=st.floats(0, 1), episodes=st.integers(1, 2000))
 @settings(max_examples=50, deadline=None)
 def test_interval_holds_the_rate_and_stays_within_0_and_1(share, episodes):
-    """At 0 or all successes, a normal approximation leaves [0, 1] or has no width."""
+    """Guards against: At 0 or all successes, a normal approximation leaves [0, 1] or has no width."""
     successes = round(share * episodes)
     low, high = wilson_interval(successes, episodes)
     assert 0.0 <= low <= successes / episodes <= high <= 1.0
@@ -26,13 +26,13 @@ def test_interval_holds_the_rate_and_stays_within_0_and_1(share, episodes):
 
 
 def test_interval_of_no_episode_is_refused():
-    """0 / 0 must not come out as a rate."""
+    """Guards against: 0 / 0 must not come out as a rate."""
     with pytest.raises(ValueError, match="episodes > 0"):
         wilson_interval(0, 0)
 
 
 def test_paired_test_counts_only_the_seeds_on_which_they_differ():
-    """Shared successes say nothing of a difference; McNemar's exact p of 1 against 9 is 22 / 1024."""
+    """Guards against: Shared successes say nothing of a difference; McNemar's exact p of 1 against 9 is 22 / 1024."""
     first = dict.fromkeys(range(20), True) | dict.fromkeys(range(20, 29), False) | {29: True}
     second = dict.fromkeys(range(20), True) | dict.fromkeys(range(20, 29), True) | {29: False}
     test = paired_test(first, second)
@@ -41,25 +41,25 @@ def test_paired_test_counts_only_the_seeds_on_which_they_differ():
 
 
 def test_paired_test_of_equal_policies_finds_nothing():
-    """Identical outcomes are no evidence; p must be 1, not above it."""
+    """Guards against: Identical outcomes are no evidence; p must be 1, not above it."""
     same = {seed: seed % 3 == 0 for seed in range(30)}
     assert paired_test(same, same)["p_value"] == 1.0
 
 
 def test_paired_test_without_a_shared_seed_is_refused():
-    """Two evaluations on different scenes can't be paired."""
+    """Guards against: Two evaluations on different scenes can't be paired."""
     with pytest.raises(ValueError, match="share no seed"):
         paired_test({1: True}, {2: True})
 
 
 def test_seeds_of_the_training_demos_are_refused():
-    """A success rate on scenes of the training file is no success rate."""
+    """Guards against: A success rate on scenes of the training file is no success rate."""
     with pytest.raises(SeenSeedsError, match=r"seeds 195 .. 199 \(5 of 105\)"):
         refuse_seen_seeds(range(195, 300), range(200))
 
 
 def test_summary_does_not_depend_on_the_order_in_which_episodes_end():
-    """Short episodes end first; a summary that cared would favour them."""
+    """Guards against: Short episodes end first; a summary that cared would favour them."""
     episodes = [
         Episode(seed=seed, instruction=f"lift {seed % 2}", success=seed % 3 > 0, steps=10 + seed, info={"solved": seed})
         for seed in range(9)
