@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
@@ -16,37 +16,87 @@ if TYPE_CHECKING:
 
 
 def report_runs(options: Namespace, results: "Sequence[Evaluation]") -> int:
-    """Print and write what several runs have in common; a single run has said everything."""
+    """Print and write what several runs have in common; returns the exit code.
+
+    Runs whose configs differ in their seed only are training seeds of one config. Other runs are rows of a table, each
+    compared with the first on the same seeds.
+    """
     if len(results) == 0 or (len(results) == 1 and len(options.against) < 2):
         return 0
+    from robopolicy.rollout.run_groups import config_values, group_runs
+
+    names = [f"{run} ({place})" if run in options.policy[:place] else run for place, run in enumerate(options.policy)]
+    evaluations = dict(zip(names, results, strict=True))
+    configs = {name: config_values(run) for name, run in zip(names, options.policy, strict=True)}
+    others, rows = read_others(options, results[0].task), []
+    for group in group_runs(configs):
+        mine = [evaluations[run] for run in group.runs]
+        rows.append({"config": group.name, "runs": list(group.runs), **_summary(mine, others, options)})
+        if len(results) > len(mine):
+            print(f"config    {group.name}")
+        _print_group(rows[-1])
+    if len(rows) > 1:
+        _print_differences(rows, evaluations)
+    if options.json and len(results) > 1:
+        common = rows[0] if len(rows) == 1 else {"configs": rows}
+        values = {"task": results[0].task, **common, "runs": [result.to_dict() for result in results]}
+        write_json(Path(options.json), values)
+        print(f"result    {options.json}")
+    return 0
+
+
+def _summary(
+    results: "Sequence[Evaluation]", others: Sequence[Mapping[int, bool]], options: Namespace
+) -> dict[str, Any]:
+    """Mean, spread and interval of one config's runs, by instruction too, and against other runs."""
     from robopolicy.rollout.training_seeds import compare_runs, success_by_seed, summarize_runs
 
     runs = [success_by_seed(result.to_dict()) for result in results]
-    summary = summarize_runs(runs)
-    values = {"task": results[0].task, **asdict(summary), "per_instruction": _rates_by_instruction(results)}
-    low, high = (round(100 * bound) for bound in summary.interval)
-    rates = ", ".join(f"{100 * rate:.0f}" for rate in summary.rates)
-    if len(results) > 1:
+    values = {**asdict(summarize_runs(runs)), "per_instruction": _rates_by_instruction(results)}
+    if others:
+        difference = asdict(compare_runs(runs, others))
+        values["against"] = {"files": list(options.against), "count": len(others), **difference}
+    return values
+
+
+def _print_group(row: Mapping[str, Any]) -> None:
+    """One config: its runs in one number, by instruction, and against other runs."""
+    rates = ", ".join(f"{100 * rate:.0f}" for rate in row["rates"])
+    if len(row["rates"]) > 1:
+        low, high = (round(100 * bound) for bound in row["interval"])
         print(
-            f"training  {len(runs)} runs: mean {100 * summary.mean:.1f} %, std {100 * summary.std:.1f} points ({rates} %)   "
-            f"(95 % interval {low}-{high} %, training runs and episodes)"
+            f"training  {len(row['rates'])} runs: mean {100 * row['mean']:.1f} %, std {100 * row['std']:.1f} points "
+            f"({rates} %)   (95 % interval {low}-{high} %, training runs and episodes)"
         )
-        for instruction, by_run in values["per_instruction"].items():
+        for instruction, by_run in row["per_instruction"].items():
             shares = ", ".join(f"{100 * rate:.0f}" for rate in by_run)
             print(f"          {100 * sum(by_run) / len(by_run):4.0f} % {instruction}   ({shares} %)")
-    others = read_others(options, results[0].task)
-    if others:
-        difference = compare_runs(runs, others)
-        values["against"] = {"files": list(options.against), **asdict(difference)}
-        low, high = (100 * bound for bound in difference.interval)
-        print(
-            f"against   {len(others)} runs, {difference.episodes} shared seeds: {100 * difference.mean:+.1f} points "
-            f"(95 % interval {low:+.0f} to {high:+.0f}), p = {difference.p_value:.3f} (bootstrap, training runs and episodes)"
-        )
-    if options.json and len(results) > 1:
-        write_json(Path(options.json), values | {"runs": [result.to_dict() for result in results]})
-        print(f"result    {options.json}")
-    return 0
+    if "against" in row:
+        against = row["against"]
+        print(f"against   {against['count']} runs, {against['episodes']} shared seeds: {_difference_text(against)}")
+
+
+def _print_differences(rows: Sequence[dict[str, Any]], evaluations: "Mapping[str, Evaluation]") -> None:
+    """A table of all configs, each with its difference to the first; the differences are kept in `rows`."""
+    from robopolicy.rollout.training_seeds import compare_runs, success_by_seed
+
+    outcomes = [[success_by_seed(evaluations[run].to_dict()) for run in row["runs"]] for row in rows]
+    width = max(len(row["config"]) for row in rows)
+    for row, mine in zip(rows, outcomes, strict=True):
+        low, high = (round(100 * bound) for bound in row["interval"])
+        text = f"{row['config']:<{width}}  {len(mine)} runs  {100 * row['mean']:5.1f} %  ({low}-{high} %)"
+        if row is not rows[0]:
+            row["minus_first"] = asdict(compare_runs(mine, outcomes[0]))
+            text += f"  minus the first: {_difference_text(row['minus_first'])}"
+        print(f"table     {text}")
+
+
+def _difference_text(difference: Mapping[str, Any]) -> str:
+    low, high = (100 * bound for bound in difference["interval"])
+    return (
+        f"{100 * difference['mean']:+.1f} points (95 % interval {low:+.0f} to {high:+.0f}), p = {difference['p_value']:.3f} "
+        f"(bootstrap, training runs and episodes)"
+    )
 
 
 def _rates_by_instruction(results: "Sequence[Evaluation]") -> dict[str, list[float]]:

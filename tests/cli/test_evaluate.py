@@ -256,6 +256,23 @@ def test_several_runs_are_training_seeds_of_one_config(random_run, pose_map, tmp
     assert "against   3 runs, 6 shared seeds: +0.0 points" in capsys.readouterr().out
 
 
+def test_runs_of_different_configs_are_rows_of_a_table(random_run, pose_map, tmp_path, capsys):
+    """Guards against: a mean over a policy with memory and one without."""
+    other = Path(shutil.copytree(random_run, tmp_path / "other"))
+    config = other / "config.yaml"
+    assert "replan_every: 2" in config.read_text()
+    config.write_text(config.read_text().replace("replan_every: 2", "replan_every: 1"))
+    out = tmp_path / "table.json"
+    runs = [str(random_run), str(random_run), str(other)]
+    assert main(["eval", *runs, *IN_ENV, "--env-map", pose_map, "--json", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "table     execution.replan_every 2  2 runs" in said
+    assert "table     execution.replan_every 1  1 runs" in said
+    rows = json.loads(out.read_text())["configs"]
+    assert [len(row["rates"]) for row in rows] == [2, 1]
+    assert rows[1]["minus_first"]["episodes"] == 6
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
