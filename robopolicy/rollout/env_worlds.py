@@ -12,7 +12,7 @@ from robopolicy.rollout.copies import Copy, CopyLostError, LocalCopy, ProcessCop
 from robopolicy.rollout.env_map import EnvMap, task_name
 from robopolicy.rollout.env_map_parts import EnvMapError
 from robopolicy.rollout.env_runner import RENDER, EnvSetupError, Session
-from robopolicy.types import ArraySpec
+from robopolicy.types import ArraySpec, Policy
 
 LOG = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class EnvWorlds:
     Args:
         copies: what to run in; see `open_worlds`.
         env_map: how the environment's names and units meet the policy's.
-        policy: has `obs` and `action_spec`.
+        policy: a `Policy`; its `spec` says what it sees and gives.
         task: name for results.
         seed: of an episode that is begun to look at the environment.
         film: also give the image of the environment's `render()`, as observation key `render`.
@@ -45,7 +45,7 @@ class EnvWorlds:
         self,
         copies: Sequence[Copy],
         env_map: EnvMap,
-        policy: Any,
+        policy: Policy,
         task: str,
         seed: int,
         *,
@@ -54,7 +54,7 @@ class EnvWorlds:
         self.num_envs, self.task = len(copies), task
         self.instructions_in_a_row = env_map.instructions_in_a_row
         self.reset_on_instruction = env_map.reset_on_instruction
-        self._copies, self._map, self._wanted = copies, env_map, dict(policy.obs)
+        self._copies, self._map, self._wanted = copies, env_map, dict(policy.spec.observation)
         self._step_timeout_s = env_map.step_timeout_s
         self._open = [False] * len(copies)
         self._running = np.zeros(len(copies), dtype=bool)
@@ -63,7 +63,7 @@ class EnvWorlds:
         has = {path: given for path, given in first["observation"].items() if path != RENDER or _reads_render(env_map)}
         self._sources = env_map.sources(self._wanted, has)
         shape = first["action"]["shape"]
-        env_map.check_action(policy.action_spec.width, shape, first["action"]["space"])
+        env_map.check_action(policy.spec.action.width, shape, first["action"]["space"])
         self._bounds = None if shape is None else (arrays["action/low"], arrays["action/high"])
         paths = [path for source in self._sources.values() for path in source.paths]
         self._film = film and RENDER in first["observation"]
@@ -187,7 +187,7 @@ class EnvWorlds:
 
 def open_worlds(
     env: str | Callable[[], Any],
-    policy: Any,
+    policy: Policy,
     seeds: Sequence[int],
     *,
     env_map: EnvMap | None = None,
@@ -199,7 +199,7 @@ def open_worlds(
 
     Args:
         env: `MODULE:ID`, `ID` or `MODULE:FACTORY`, or a callable that makes an environment.
-        policy: has `obs` and `action_spec`.
+        policy: a `Policy`; its `spec` says what it sees and gives.
         seeds: of the episodes; there are never more copies than seeds.
         env_map: how names and units meet the policy's.
         python: interpreter of the copies' processes; None: in this process.
@@ -207,7 +207,7 @@ def open_worlds(
         film: also give the image of the environment's `render()`, if the policy sees no camera.
     """
     env_map = env_map or EnvMap()
-    cameras = any(spec.is_image for spec in policy.obs.values())
+    cameras = any(spec.is_image for spec in policy.spec.observation.values())
     spec = env_map.runner_spec(env if isinstance(env, str) else "", render=film and not cameras)
     default = LOCAL_COPIES if python is None else os.cpu_count() or 2
     count = min(num_envs or default, len(seeds))

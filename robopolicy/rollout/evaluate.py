@@ -12,10 +12,11 @@ from robopolicy.rollout.env_map_parts import EnvMapError
 from robopolicy.rollout.env_worlds import EnvWorlds, open_worlds
 from robopolicy.rollout.episodes import Episode, Timing, run_episodes
 from robopolicy.rollout.statistics import Evaluation, summarize
+from robopolicy.types import Policy
 
 
 def evaluate(
-    policy: Any,
+    policy: Policy,
     env_factory: str | Callable[[], Any],
     seeds: Sequence[int],
     *,
@@ -58,7 +59,7 @@ def evaluate(
 
 
 def evaluate_in_worlds(
-    policy: Any,
+    policy: Policy,
     worlds: EnvWorlds,
     seeds: Sequence[int],
     execution: ExecutionConfig | None = None,
@@ -89,7 +90,7 @@ def evaluate_in_worlds(
     return summarize(worlds.task, episodes, worlds.control_dt, timing, wall_s, provenance or {}, in_a_row)
 
 
-def check_instruction(policy: Any, env_map: EnvMap) -> None:
+def check_instruction(policy: Policy, env_map: EnvMap) -> None:
     """Refuse a policy that reads an instruction in an environment whose map names none.
 
     Raises:
