@@ -27,7 +27,7 @@ class RecurrentCell(nn.RNNBase):
 
     def layer_weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """weight_ih, weight_hh, bias_ih and bias_hh of one layer."""
-        # By name: torch's own list of them knows nothing of parametrizations and `functional_call`.
+        # By name: torch's own list of the weights misses parametrizations and `functional_call`.
         weight_ih, weight_hh, bias_ih, bias_hh = (getattr(self, f"{name}_l{layer}") for name in WEIGHTS)
         return weight_ih, weight_hh, bias_ih, bias_hh
 

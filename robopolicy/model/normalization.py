@@ -23,8 +23,8 @@ Kind: TypeAlias = Literal["min-max", "mean-std", "quantile", "none"]
 class Normalizer(nn.Module):
     """One observation key: rotations into their learned form, then scaling per dimension; `unnormalize` is the inverse.
 
-    min-max puts the training range on [-1, 1], quantile the 1 % and 99 % quantiles, mean-std gives mean 0 and deviation 1.
-    Without statistics it is the identity, to be filled by `load_state_dict`.
+    min-max puts the training range on [-1, 1], quantile the 1 % and 99 % quantiles, mean-std gives mean 0 and standard
+    deviation 1. Without statistics it is the identity, to be filled by `load_state_dict`.
     """
 
     offset: Tensor

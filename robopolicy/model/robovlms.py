@@ -28,7 +28,7 @@ CALVIN_LIMIT = 0.65
 """RoboVLMs clips CALVIN's arm actions to +-0.65 and divides by it; the gripper's -1 and 1 become labels 0 and 1."""
 
 GPT_HEADS = 8
-"""Attention heads of RoboVLMs' GPT decoder; no shape in the file tells."""
+"""Attention heads of RoboVLMs' GPT decoder; no shape in the file depends on them."""
 
 _PREFIX = re.compile(r"^(?:module\.)*(?:model\.)*(?:(act_head|lm_head)\.)*")
 _PARTS = ("rnn.", "actions.", "gripper.", "mlp.", "gpt.", "fc.")
@@ -195,7 +195,7 @@ def _sizes(tensors: Mapping[str, Tensor], latent: int, name: str) -> HeadSizes:
     for what, size in {"input": inputs, "memory": hidden}.items():
         if size % latent:
             raise RoboVlmsError(
-                f"{name}: {what} width {size} is no multiple of latent {latent}; give the latent it was trained with"
+                f"{name}: {what} width {size} must be a multiple of latent {latent}; give the latent it was trained with"
             )
     outputs = rows(f"actions.mlp.{depth}.weight")
     if outputs % chunk:

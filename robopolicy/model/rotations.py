@@ -32,7 +32,7 @@ from robopolicy.model.rotation_math import (
 from robopolicy.types import ActionSpec
 
 RotationForm: TypeAlias = Literal["aligned", "6d", "none"]
-"""What is learned of it."""
+"""Its form as the network learns it."""
 
 LOG = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class RotationColumns:
     columns: tuple[int, ...]
     kind: RotationKind
     declared: bool = False
-    """Asked for: values that are no such rotation are an error, where a guess by name is dropped."""
+    """Declared: other values are an error; where the name alone suggests the rotation, they are left as they are."""
 
     def learned_width(self, form: RotationForm) -> int:
         """Columns that are learned."""
@@ -61,14 +61,14 @@ class RotationColumns:
 
 @dataclass(frozen=True)
 class RotationFit:
-    """What the training split says of the rotations of one array (d columns)."""
+    """Statistics of the rotations of one array (d columns) over the training split."""
 
     reference: np.ndarray
     """(d,) mean rotation, in the file's own representation; 0 in other columns."""
     origin: np.ndarray
     """(d,) least value of the file's range of angles: -pi or 0 [rad]."""
     known: np.ndarray
-    """(rotations,) bool: False where the values are no such rotation, and are left as they are."""
+    """(rotations,) bool: False where the values are not such rotations, and are left as they are."""
 
     def of_columns(self, columns: Sequence[int]) -> "RotationFit":
         """The same for some of the array's columns."""
@@ -171,7 +171,7 @@ class Rotations(nn.Module):
         )
 
     def inverse(self, learned: Float[Tensor, "*batch learned"]) -> Float[Tensor, "*batch width"]:
-        """(..., e) as a network says it -> (..., d) as in the file."""
+        """(..., e) as a network predicts it -> (..., d) as in the file."""
         if self.coded:
             return self._decoded(learned)
         values = learned
@@ -196,7 +196,7 @@ class Rotations(nn.Module):
 def fit_rotations(
     rows: Float[np.ndarray, "rows width"], parts: Sequence[RotationColumns], where: str
 ) -> RotationFit | None:
-    """The reference of each rotation; None where there is none.
+    """The reference of each rotation; None for one without a reference.
 
     Args:
         rows: of the training split.

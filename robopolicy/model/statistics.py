@@ -78,8 +78,8 @@ class Statistics:
 class RunningStatistics:
     """Statistics of rows that come array by array and need not fit in memory together.
 
-    Count, extremes, mean and deviation are exact in float64 (Chan's pairwise update). Quantiles are exact up to `capacity`
-    rows; beyond, they are those of a uniform sample of that many rows (Vitter's reservoir with a fixed seed), whose
+    Count, extremes, mean and standard deviation are exact in float64 (Chan's pairwise update). Quantiles are exact up to
+    `capacity` rows; beyond, they are those of a uniform sample of that many rows (Vitter's reservoir with a fixed seed), whose
     1 % quantile has a standard error of about 0.03 % in rank at the default.
     """
 

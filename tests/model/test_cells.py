@@ -27,14 +27,14 @@ def peer_run(peer, frames, state=None):
 
 @cells
 def test_parameters_are_named_and_shaped_as_torchs(cell):
-    """Prevents RoboVLMs' and robomimic's checkpoints from no longer fitting."""
+    """Guards against: RoboVLMs' and robomimic's checkpoints that no longer fit."""
     mine, peer = pair(cell)
     assert {n: w.shape for n, w in mine.state_dict().items()} == {n: w.shape for n, w in peer.state_dict().items()}
 
 
 @cells
 def test_initial_weights_are_torchs(cell):
-    """Prevents training that starts elsewhere than the field's."""
+    """Guards against: training that starts elsewhere than the field's."""
     torch.manual_seed(3)
     mine = RecurrentCell(cell, 5, 7, layers=2)
     torch.manual_seed(3)
@@ -45,7 +45,7 @@ def test_initial_weights_are_torchs(cell):
 @cells
 @pytest.mark.parametrize("started", [False, True], ids=["zero state", "given state"])
 def test_a_run_and_its_gradients_are_torchs(cell, started):
-    """Prevents an LSTM or GRU that trains otherwise than the field's."""
+    """Guards against: an LSTM or GRU that trains otherwise than the field's."""
     mine, peer = pair(cell)
     frames = torch.randn(4, 6, 5, requires_grad=True)
     start = tuple(torch.randn(3, 4, 7, requires_grad=True) for _ in range(mine.state_count)) if started else None
@@ -62,7 +62,7 @@ def test_a_run_and_its_gradients_are_torchs(cell, started):
 
 @cells
 def test_gradients_reach_the_weights_through_the_final_state_too(cell):
-    """Prevents truncated BPTT whose loss on a later chunk stops at the boundary when it should not."""
+    """Guards against: truncated BPTT whose loss on a later chunk stops at the boundary when it should not."""
     mine, peer = pair(cell)
     frames = torch.randn(4, 6, 5)
     final = mine.run(frames)[1]
@@ -76,7 +76,7 @@ def test_gradients_reach_the_weights_through_the_final_state_too(cell):
 
 @cells
 def test_dropout_acts_between_layers_in_training_only(cell):
-    """Prevents dropout on the output, or on the robot."""
+    """Guards against: dropout on the output, or on the robot."""
     mine, _ = pair(cell, dropout=0.5)
     frames = torch.randn(4, 6, 5)
     assert not torch.equal(mine.run(frames)[0], mine.run(frames)[0])
@@ -87,13 +87,13 @@ def test_dropout_acts_between_layers_in_training_only(cell):
 
 @cells
 def test_one_layer_takes_a_dropout_setting_without_complaint(cell):
-    """Prevents a warning, which is an error here, from a config that sets both."""
+    """Guards against: a warning, which is an error here, where a config sets both."""
     RecurrentCell(cell, 5, 7, layers=1, dropout=0.5)
 
 
 @cells
 def test_advancing_step_by_step_equals_a_run(cell):
-    """Prevents a step with other gates than the run."""
+    """Guards against: a step with other gates than the run."""
     mine, _ = pair(cell)
     frames = torch.randn(4, 6, 5)
     hidden, final = mine.run(frames)
@@ -106,7 +106,7 @@ def test_advancing_step_by_step_equals_a_run(cell):
 
 @cells
 def test_bf16_autocast_trains_near_float32(cell):
-    """Prevents `training.precision: bf16` from failing on a float32 start state, or from losing the gradient."""
+    """Guards against: `training.precision: bf16` that fails on a float32 start state, or loses the gradient."""
     mine, peer = pair(cell)
     frames = torch.randn(4, 6, 5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -121,7 +121,7 @@ def test_bf16_autocast_trains_near_float32(cell):
 
 @cells
 def test_weights_given_for_one_call_are_used(cell):
-    """Prevents `functional_call` (and with it torch.func) from silently running on the old weights, as `nn.LSTM` does."""
+    """Guards against: `functional_call`, and with it torch.func, on the old weights, as `nn.LSTM` silently runs."""
     mine, _ = pair(cell)
     other, _ = pair(cell)
     frames = torch.randn(4, 6, 5)
@@ -134,7 +134,7 @@ def test_weights_given_for_one_call_are_used(cell):
 
 @cells
 def test_a_normalized_weight_is_used_as_normalized(cell):
-    """Prevents `weight_norm` from training parameters that no pass reads."""
+    """Guards against: `weight_norm` that trains parameters which no pass reads."""
     mine, _ = pair(cell)
     frames = torch.randn(4, 6, 5)
     before = mine.run(frames)[0]

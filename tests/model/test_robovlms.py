@@ -237,7 +237,7 @@ def test_a_head_that_is_incomplete_or_unknown_is_refused(change, message):
 
 def test_a_wrong_latent_window_or_file_is_one_line(tmp_path):
     """The user's mistakes."""
-    with pytest.raises(RoboVlmsError, match="width 12 is no multiple of latent 5"):
+    with pytest.raises(RoboVlmsError, match="width 12 must be a multiple of latent 5"):
         read_head(make_weights("lstm"), window=W, latent=5)
     with pytest.raises(RoboVlmsError, match="window 9, but the head has positions for 4 frames"):
         read_head(make_weights("gpt"), window=9)

@@ -76,7 +76,7 @@ def test_stack_and_index_are_inverse(cell, history):
 
 @histories
 def test_a_stacked_state_streams_as_its_parts(cell, history):
-    """Guards against: batched serving that answers otherwise than serving one by one."""
+    """Guards against: batched serving that gives other actions than serving one by one."""
     memory, state = running(cell, history)
     frame = torch.randn(4, 3)
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_a_matrix_valued_state_is_reset_by_episode():
 
 
 def test_reset_refuses_flags_of_another_shape():
-    """Guards against: a single flag from being broadcast over agents."""
+    """Guards against: a single flag that is broadcast over agents."""
     _, state = running("lstm", "window", batch=(2, 2))
     with pytest.raises(ValueError, match=r"done has shape \(1, 2\); this state holds episodes of shape \(2, 2\)"):
         state.reset(torch.tensor([[True, False]]))
@@ -190,7 +190,7 @@ def test_states_of_different_memories_are_not_joined():
 
 @pytest.mark.parametrize("keys", [(), ("rnn.weight",), ("window.age", "window.1"), ("window.age", "carry.0")], ids=str)
 def test_loading_what_is_no_state_is_refused(keys):
-    """Guards against: a checkpoint's weights, or half a state, from being taken for a memory."""
+    """Guards against: a checkpoint's weights, or half a state, taken for a memory."""
     with pytest.raises(ValueError, match="no state in"):
         MemoryState.load({key: torch.zeros(2) for key in keys})
 
