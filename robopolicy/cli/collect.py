@@ -161,6 +161,7 @@ def _expert_episodes(env: "RobotVectorEnv", seeds: Sequence[int], options: Names
 def _env_args(options: Namespace) -> dict[str, Any]:
     """How the demos come about, as robomimic stores it."""
     from robopolicy.sim.collection import ActionNoise
+    from robopolicy.sim.worlds import PRIVILEGED
 
     return {
         "env_name": f"robopolicy/{options.task}",
@@ -169,7 +170,7 @@ def _env_args(options: Namespace) -> dict[str, Any]:
         "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size},
         "simulator": simulator_facts(options),
         "disturbance": vars(options.disturbance if options.noise else ActionNoise.off()),
-        "privileged": ["target_pos", "target_offset"],
+        "privileged": list(PRIVILEGED),
     }
 
 

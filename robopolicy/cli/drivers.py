@@ -12,7 +12,7 @@ from robopolicy.components import ConfigError
 from robopolicy.control.execution import ExecutionConfig
 from robopolicy.control.inference import ServedStream, Stream
 from robopolicy.control.profile import RobotProfile
-from robopolicy.control.replay import CHUNK, JOINTS, Record, RecordedStream, along_path
+from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
 from robopolicy.control.spec import ANNOUNCED, PolicySpec
 from robopolicy.control.stream import PolicyStream
 from robopolicy.types import ActionSpec
@@ -144,7 +144,8 @@ def _replayed(options: Namespace) -> Driver:
     if key not in demo.obs and options.follow == key:
         raise ConfigError(f"--follow {key}: not in {name}; it has: actions, {', '.join(demo.obs)}")
     actions = demo.actions if demo.executed_actions is None else demo.executed_actions
-    record = Record(actions, spec, demo.obs.get(key)).at_speed(speed)
+    reference = demo.obs.get(REFERENCE) if options.follow is None else None
+    record = Record(actions, spec, demo.obs.get(key), reference).at_speed(speed)
     if record.path_rad is not None and options.follow != "actions":
         record = along_path(record)
     control_dt = 1 / spec.rate_hz

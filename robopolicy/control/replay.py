@@ -16,6 +16,8 @@ SETTLING_S = 0.5
 """How long the end of a record is held before it counts as reached [s]."""
 TOLERANCE_RAD = 0.1
 """How far from the record a joint may have been for the replay to count as having followed it [rad]."""
+REFERENCE = "reference_qpos"
+"""Observation key of the commanded joint positions [rad], in demos of the simulator."""
 JOINTS = "qpos"
 """Observation key of the joint positions [rad], as every robot shows them."""
 
@@ -32,6 +34,8 @@ class Record:
     """What the columns are; it must say `kind` and `space`."""
     path_rad: Float[np.ndarray, "place joints"] | None = None
     """Joint positions at the beginning of each step [rad], where recorded; there may be one more, or one less."""
+    reference_rad: Float[np.ndarray, "place joints"] | None = None
+    """Commanded joint positions at the beginning of each step [rad], where recorded; the joints lag behind them."""
 
     def speed_within(self, profile: RobotProfile) -> float:
         """The largest speed, up to 1, at which the curve along the path keeps to the profile's velocity and acceleration."""
@@ -64,24 +68,27 @@ class Record:
         else:
             total = np.concatenate([np.zeros((1, len(arm))), np.cumsum(self.actions[:, arm], axis=0)])
             actions[:, arm] = _between(total, ended) - _between(total, began)
-        path = None if self.path_rad is None else _curve(self.path_rad, np.arange(steps + 1) * speed)
-        return Record(actions, self.spec, path)
+        places = np.arange(steps + 1) * speed
+        path, reference = (None if each is None else _curve(each, places) for each in (self.path_rad, self.reference_rad))
+        return Record(actions, self.spec, path, reference)
 
 
 def along_path(record: Record) -> Record:
     """The record with its joint path as absolute targets instead of its actions; the gripper's columns stay.
 
-    A motion that is repeated through its joint positions comes back to them after every disturbance and limit; one
-    repeated through deltas, each relative to where the arm is, keeps every deviation to its end.
+    A motion that is repeated through its joint positions returns to them after every disturbance and limit; one repeated
+    through deltas, each relative to where the arm is, keeps every deviation to its end. Where the commanded positions were
+    recorded, they are the targets, so that an arm that lags behind its commands is where it was in the record.
 
     Raises:
         ValueError: there is no path, or only its first place.
     """
     path, spec = record.path_rad, record.spec
+    targets = path if record.reference_rad is None else record.reference_rad
     if path is None or len(path) < 2:
-        raise ValueError("the record tells no joint positions to follow; follow its actions")
+        raise ValueError("the record has no joint positions to follow; follow its actions")
     grippers = [*spec.gripper_columns[:1], *spec.continuous_gripper[:1]][:1]
-    places = np.concatenate([path, 2 * path[-1:] - path[-2:-1]])[: len(record.actions) + 1]
+    targets = np.concatenate([targets, 2 * targets[-1:] - targets[-2:-1]])[: len(record.actions) + 1]
     joints = path.shape[1]
     binary = bool(spec.gripper_columns)
     followed = ActionSpec(
@@ -93,8 +100,8 @@ def along_path(record: Record) -> Record:
         space="joint_position",
         rate_hz=spec.rate_hz,
     )
-    actions = np.concatenate([places[1:], record.actions[: len(places) - 1, grippers]], axis=1)
-    return Record(actions.astype(np.float32), followed, places)
+    actions = np.concatenate([targets[1:], record.actions[: len(targets) - 1, grippers]], axis=1)
+    return Record(actions.astype(np.float32), followed, path)
 
 
 class RecordedStream:

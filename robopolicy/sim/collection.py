@@ -23,7 +23,8 @@ class ActionNoise:
     """Disturbance of the executed action, so that demos show how to come back (DART, Laskey et al. 2017).
 
     Jitter alone shows how to stay on course. Pushes that last a few steps, and a gripper that for once does the
-    opposite, show how to recover: from a missed grasp, a dropped cube, a hand led astray.
+    opposite, show how to recover: from a missed grasp, from fingers closed too early, from a hand off its way. A closed
+    gripper is never opened: where a dropped object comes to rest can't be repeated on a robot.
     """
 
     std: float = 0.3
@@ -39,7 +40,7 @@ class ActionNoise:
     push_steps: int = 5
     """Steps that a push lasts."""
     flip_share: float = 0.3
-    """Share of the pushes during which the gripper does the opposite."""
+    """Share of the pushes during which an open gripper closes."""
 
     def __post_init__(self) -> None:
         for name, size in vars(self).items():
@@ -84,7 +85,8 @@ class Disturbance:
     def __call__(self, label: np.ndarray) -> np.ndarray:
         """The action (7,) to execute where `label` (7,) is right."""
         added, factor = self.draw()
-        return np.append(label[:6] + added, label[6] * factor).astype(label.dtype)
+        gripper = label[6] * factor if label[6] < 0 else label[6]
+        return np.append(label[:6] + added, gripper).astype(label.dtype)
 
 
 class ExpertActor:
@@ -135,7 +137,8 @@ class DeviceExpertActor:
         """The expert's action as label; the disturbed one as the action executed."""
         label = torch.as_tensor(expert_actions(self.env))
         disturbed = self._table[self._rows, self.env.state.step.clamp(max=self._last)]
-        executed = torch.cat([label[:, :6] + disturbed[:, :6], label[:, 6:] * disturbed[:, 6:]], -1)
+        gripper = torch.where(label[:, 6:] < 0, label[:, 6:] * disturbed[:, 6:], label[:, 6:])
+        executed = torch.cat([label[:, :6] + disturbed[:, :6], gripper], -1)
         return label, within_limits(self.env, executed)
 
 

@@ -15,6 +15,7 @@ from robopolicy.control.kinematics import matrix_to_quaternion, tool_pose
 from robopolicy.control.limits import joint_targets, limit_targets
 from robopolicy.control.motion import move
 from robopolicy.control.profile import read_profile
+from robopolicy.control.replay import REFERENCE
 from robopolicy.sim.episodes import Episodes, Sentences, draw
 from robopolicy.sim.physics import Fault, Physics
 from robopolicy.sim.randomization import Randomization, noise
@@ -35,8 +36,8 @@ ACTIONS = ActionSpec(
     rate_hz=20.0,
 )
 """What the simulator's action columns are; gripper -1 open, +1 closed."""
-PRIVILEGED = ("target_pos", "target_offset")
-"""Keys for loss terms and experts, which no noise falls on."""
+PRIVILEGED = ("target_pos", "target_offset", REFERENCE)
+"""Keys for losses, experts and replays, which no noise falls on."""
 
 
 class Worlds:
@@ -193,6 +194,7 @@ class Worlds:
         xp, qpos, profile = self._xp, self.physics.qpos[:, :ARM_JOINTS], self.profile
         targets = joint_targets(profile, ACTIONS, actions, qpos, self.scene.control_dt)
         if not self.limits:
+            self._commanded[:] = targets.joint_position_rad
             fingers = targets.gripper_opening_m[:, None] / 2
             return xp.concatenate([targets.joint_position_rad, fingers, fingers], -1)
         opening_m = self._state.opening
@@ -271,7 +273,8 @@ class Worlds:
             obs = self._noisy(obs)
         target = self.task.target(state)
         obs |= {f"to_{key}": obs[key][:, -3:] for key, values in objects.items() if values.shape[1] > 3}
-        obs |= dict(zip(PRIVILEGED, (row(target), row(target - state.ee_position)), strict=True))
+        privileged = (target, target - state.ee_position, self._commanded)
+        obs |= {key: row(values) for key, values in zip(PRIVILEGED, privileged, strict=True)}
         if self._renderer is not None:
             obs |= self._renderer.render()
         return obs
