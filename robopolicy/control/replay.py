@@ -69,7 +69,9 @@ class Record:
             total = np.concatenate([np.zeros((1, len(arm))), np.cumsum(self.actions[:, arm], axis=0)])
             actions[:, arm] = _between(total, ended) - _between(total, began)
         places = np.arange(steps + 1) * speed
-        path, reference = (None if each is None else _curve(each, places) for each in (self.path_rad, self.reference_rad))
+        path, reference = (
+            None if each is None else _curve(each, places) for each in (self.path_rad, self.reference_rad)
+        )
         return Record(actions, self.spec, path, reference)
 
 
@@ -88,7 +90,9 @@ def along_path(record: Record) -> Record:
     if path is None or len(path) < 2:
         raise ValueError("the record has no joint positions to follow; follow its actions")
     grippers = [*spec.gripper_columns[:1], *spec.continuous_gripper[:1]][:1]
-    targets = np.concatenate([targets, 2 * targets[-1:] - targets[-2:-1]])[: len(record.actions) + 1]
+    path, targets = (
+        np.concatenate([each, 2 * each[-1:] - each[-2:-1]])[: len(record.actions) + 1] for each in (path, targets)
+    )
     joints = path.shape[1]
     binary = bool(spec.gripper_columns)
     followed = ActionSpec(

@@ -27,13 +27,13 @@ class ActionNoise:
     gripper is never opened: where a dropped object comes to rest can't be repeated on a robot.
     """
 
-    std: float = 0.3
+    std: float = 0.25
     """Standard deviation of the jitter on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
     rotation_std: float = 0.02
     """Likewise on its rotation; policies err less there."""
     share: float = 0.7
     """Share of the steps with jitter."""
-    push_std: float = 0.5
+    push_std: float = 0.4
     """Standard deviation of a push, the same displacement added in each of its steps; 0 is off."""
     push_share: float = 0.04
     """Probability that a push begins at a step."""

@@ -118,3 +118,12 @@ def test_a_record_of_another_robot_is_refused(panda):
     with pytest.raises(ValueError, match="the places of 2 joints; panda has 7"):
         first_place(record(), panda)
     assert first_place(Record(record().actions, DELTAS), panda) is None
+
+
+def test_the_commanded_positions_are_followed_where_recorded():
+    """Guards against: a replay that lags behind its record by the lag of the arm."""
+    original = record()
+    reference = original.path_rad + 0.01
+    followed = along_path(Record(original.actions, original.spec, original.path_rad, reference))
+    np.testing.assert_allclose(followed.actions[:5, :2], reference[1:6], atol=1e-6)
+    np.testing.assert_array_equal(followed.path_rad[:6], original.path_rad[:6])

@@ -12,7 +12,8 @@ from robopolicy import load_policy
 from robopolicy.control.execution import ExecutionConfig
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.tasks.cubes import COLORS, Reach
+from robopolicy.sim.tasks._cubes import COLORS
+from robopolicy.sim.tasks.reach import Reach
 
 ROOT = Path(__file__).parents[2]
 WORLDS = 48

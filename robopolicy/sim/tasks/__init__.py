@@ -1,20 +1,20 @@
-"""The simulator's tasks, by name."""
+"""The simulator's tasks: one file each, found by name."""
 
+from typing import Any
+
+from robopolicy.components import build, kinds, options_from
 from robopolicy.sim.tasks.base import Setup, State, Task
-from robopolicy.sim.tasks.chain import Chain
-from robopolicy.sim.tasks.cubes import Lift, Place, Reach, Stack
-from robopolicy.sim.tasks.drawer import Drawer
-from robopolicy.sim.tasks.recall import LongRecall, Recall
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Reach, Lift, Place, Stack, Drawer, Recall, LongRecall, Chain)
-}
+TASKS = kinds("task")
+"""Names of the tasks: built in, and of installed plug-ins."""
 
 __all__ = ["TASKS", "Setup", "State", "Task", "make_task"]
 
 
-def make_task(name: str, **options: int) -> Task:
-    """The task called `name`; options are the keyword arguments of its class."""
-    if name not in TASKS:
-        raise ValueError(f"no task {name!r} in the simulator; it has: {', '.join(TASKS)}")
-    return TASKS[name](**options)
+def make_task(name: str, **options: Any) -> Task:
+    """The task called `name`; options are the fields of its options.
+
+    Raises:
+        ConfigError: there is no such task, or it has no such option; those that exist are listed.
+    """
+    return build(options_from("task", name, options))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -64,7 +65,11 @@ class State:
 
 
 class Task:
-    """One task; subclasses say what differs. All checks are batched over worlds."""
+    """One task; subclasses say what differs. All checks are batched over worlds.
+
+    A task is registered (`@register("task", "lift", LiftOptions)`) in a file of its kind's name; it is built from its
+    options alone.
+    """
 
     name: str
     parts: tuple[str, ...]
@@ -74,6 +79,9 @@ class Task:
     """Control steps in a row for which `reached` must hold."""
     instructions_in_a_row: int = 0
     """Instructions of a chain's episode, for the share that solves 1, 2, ... of them; 0 for other tasks."""
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = options
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """Draw the start of one episode."""
@@ -94,6 +102,10 @@ class Task:
     def target(self, state: State) -> Float[Array, "worlds 3"]:
         """Position of the named object [m]: privileged, for loss terms only."""
         return state.chosen(0)
+
+    def intent(self, state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
+        """Where the scripted expert's fingertips go next [m], and whether it closes the gripper."""
+        raise NotImplementedError
 
     def required_hold(self, state: State) -> Int[Array, " worlds"] | int:
         """Control steps in a row for which `reached` must hold."""

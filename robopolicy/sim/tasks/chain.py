@@ -1,24 +1,26 @@
 """Five instructions in a row in one scene, as CALVIN measures a policy: cubes and plates, nothing put back in between."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from robopolicy.components import ConfigError, register
 from robopolicy.control.arrays import like, namespace
 from robopolicy.sim.scene import Scene
-from robopolicy.sim.tasks.base import Setup, State, Task
-from robopolicy.sim.tasks.cubes import (
+from robopolicy.sim.tasks._cubes import (
     COLORS,
     PLATES,
-    Lift,
-    Place,
-    Reach,
-    Stack,
     observed_plates,
     placed_cubes,
     placed_plates_and_cubes,
 )
+from robopolicy.sim.tasks._moves import Intent
+from robopolicy.sim.tasks.base import Setup, State, Task
+from robopolicy.sim.tasks.lift import Lift
+from robopolicy.sim.tasks.place import Place
+from robopolicy.sim.tasks.reach import Reach
+from robopolicy.sim.tasks.stack import Stack
 from robopolicy.types import Array
 
 LINKS: tuple[Task, ...] = (Reach(), Lift(), Place(), Stack())
@@ -32,17 +34,29 @@ SENTENCES = (
 )
 
 
+@dataclass(frozen=True)
+class ChainOptions:
+    """Options of the task `chain`."""
+
+    length: int = 5
+    """Instructions in a row."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"length {self.length}; a chain has 1 instruction or more")
+
+
+@register("task", "chain", ChainOptions)
 class Chain(Task):
     """Solve `length` instructions one after another; the next is given when the last is solved."""
 
     name = "chain"
     parts = ("cubes", "plates")
 
-    def __init__(self, length: int = 5) -> None:
-        if length < 1:
-            raise ValueError(f"length {length}; a chain has 1 instruction or more")
-        self.length = self.instructions_in_a_row = length
-        self.max_episode_steps = 120 * length
+    def __init__(self, options: ChainOptions = ChainOptions()) -> None:
+        super().__init__(options)
+        self.length = options.length
+        self.max_episode_steps = 120 * self.length
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """Cubes and plates as for `place`, and a row of instructions that can each be followed when its turn comes."""
@@ -69,6 +83,13 @@ class Chain(Task):
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Cubes and plates, as in `place`."""
         return super().observe(state, scene) | observed_plates(state)
+
+    def intent(self, state: State) -> Intent:
+        """As the expert of the present instruction."""
+        intents = [link.intent(of_link(state, kind)) for kind, link in enumerate(LINKS)]
+        goals, closed = zip(*intents, strict=True)
+        xp, kind = namespace(state.opening), state.goal[:, 0]
+        return xp.stack(goals)[kind, state.worlds], xp.stack(closed)[kind, state.worlds]
 
 
 def of_link(state: State, kind: int) -> State:

@@ -3,10 +3,12 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
+from robopolicy.components import register
 from robopolicy.control.arrays import like, row
 from robopolicy.sim.scene import Scene
+from robopolicy.sim.tasks._cubes import with_arm_near_home
+from robopolicy.sim.tasks._moves import Intent, approach, choose
 from robopolicy.sim.tasks.base import Setup, State, Task
-from robopolicy.sim.tasks.cubes import with_arm_near_home
 from robopolicy.types import Array
 
 DRAWERS = ("red", "blue")
@@ -16,7 +18,13 @@ CABINET_X = (0.44, 0.74)
 CABINET_Y = (-0.11, 0.11)
 """Where the cabinet is put, so that handles lie on 30 x 40 cm [m]."""
 
+GRIPPED_HANDLE_M = (0.006, 0.03)
+"""Distances between fingers that a drawer's handle keeps from closing [m]."""
+PULL_M = 0.04
+"""How far ahead of the handle its puller aims [m]."""
 
+
+@register("task", "drawer")
 class Drawer(Task):
     """Pull the named drawer open by 10 cm; opening the other by 5 cm is a failure."""
 
@@ -55,6 +63,15 @@ class Drawer(Task):
         handle = handles(state)
         rows = row(handle, slides(state)[..., None], handle - state.ee_position[:, None])
         return {f"drawer_{color}": rows[:, place] for place, color in enumerate(DRAWERS)}
+
+    def intent(self, state: State) -> Intent:
+        """Come down over the named handle, close the fingers on it, and pull it towards the arm."""
+        handle = self.target(state)
+        offset = abs(state.ee_position - handle)
+        near = (offset[:, 0] < 0.015) & (offset[:, 1] < 0.02) & (offset[:, 2] < 0.016)
+        gripped = near & (state.opening < GRIPPED_HANDLE_M[1]) & (state.opening > GRIPPED_HANDLE_M[0])
+        pulled = handle - like(handle, np.array([PULL_M, 0.0, 0.0]))
+        return choose(gripped, pulled, approach(state, handle)), near & (state.opening > GRIPPED_HANDLE_M[0])
 
 
 def slides(state: State) -> Float[Array, "worlds drawers"]:

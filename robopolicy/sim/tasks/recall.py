@@ -1,12 +1,16 @@
 """Tasks of memory: three cubes in a row are shown, then hidden under lids that look alike; which lid is the named one's?"""
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from robopolicy.components import ConfigError, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
+from robopolicy.sim.tasks._cubes import COLORS, placed_cubes
+from robopolicy.sim.tasks._moves import Intent, above, choose
 from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, Setup, State, Task
-from robopolicy.sim.tasks.cubes import COLORS, placed_cubes
 from robopolicy.types import Array
 
 LIDS = 3
@@ -25,16 +29,29 @@ _FLAT, _TOP = np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, LID_HALF_M])
 _BEHIND = np.array([BEHIND_M, 0.0, 0.0])
 
 
+@dataclass(frozen=True)
+class RecallOptions:
+    """Options of the task `recall`."""
+
+    cue_steps: int = 3
+    """Control steps for which the cubes are visible."""
+    delay_steps: int = 4
+    """Control steps from the lids' coming until the lamp is lit."""
+
+    def __post_init__(self) -> None:
+        if self.cue_steps < 1 or self.delay_steps < 0:
+            raise ConfigError(
+                f"cue_steps {self.cue_steps}, delay_steps {self.delay_steps}; recall needs >= 1 step of cue, >= 0 of delay"
+            )
+
+
+@register("task", "recall", RecallOptions)
 class Recall(Task):
     """Touch the lid over the named cube, which was visible before the lids came; move only once the lamp is lit.
 
     Three cubes in a row are visible for `cue_steps`, each with a lid behind it. Then the lids cover them, and for
     `delay_steps` more the arm must stay within 6 cm of home. What can be seen after that says nothing of which lid is
     the right one: without memory one in three tries succeeds at best. Lids are numbered from right to left.
-
-    Args:
-        cue_steps: Control steps for which the cubes are visible.
-        delay_steps: Control steps from the lids' coming until the lamp is lit.
     """
 
     name = "recall"
@@ -45,14 +62,10 @@ class Recall(Task):
     still_m = 0.06
     """How far from home the fingertips may stray before the lamp is lit [m]."""
 
-    def __init__(self, cue_steps: int = 3, delay_steps: int = 4) -> None:
-        if cue_steps < 1 or delay_steps < 0:
-            raise ValueError(
-                f"cue_steps {cue_steps}, delay_steps {delay_steps}; recall needs >= 1 step of cue, >= 0 of delay"
-            )
-        self.cue_steps = cue_steps
-        self.delay_steps = delay_steps
-        self.max_episode_steps = cue_steps + delay_steps + 60
+    def __init__(self, options: RecallOptions = RecallOptions()) -> None:
+        super().__init__(options)
+        self.cue_steps, self.delay_steps = options.cue_steps, options.delay_steps
+        self.max_episode_steps = self.cue_steps + self.delay_steps + 60
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """A row of three cubes in random order; the goal holds the named cube, and then each cube's lid."""
@@ -110,14 +123,15 @@ class Recall(Task):
         lid_keys = {f"lid_{lid}": rows[:, lid] for lid in range(LIDS)}
         return cubes | lid_keys | {"lamp": row(self.may_move(state)[:, None])}
 
+    def intent(self, state: State) -> Intent:
+        """Wait at home until the lamp is lit, then come down on the right lid with closed fingers; it knows which.
 
-class LongRecall(Recall):
-    """`recall` with three seconds between the lids' coming and the lamp: longer than windows of memory are."""
-
-    name = "recall_long"
-
-    def __init__(self, cue_steps: int = 3, delay_steps: int = 60) -> None:
-        super().__init__(cue_steps, delay_steps)
+        It aims below the lid's top, so that whoever does the mean of what it does over the three lids touches one of them.
+        """
+        lid = state.mocap_pos[state.worlds, self.right_lid(state)]
+        lid = lid + like(lid, np.array([0.0, 0.0, LID_HALF_M]))
+        goal = above(state, lid, resting_m=-LID_HALF_M)
+        return choose(self.may_move(state), goal, goal * 0.0 + like(goal, np.array(HOME_M))), state.step >= 0
 
 
 def row_on_table(rng: np.random.Generator) -> Float[np.ndarray, "3 2"]:

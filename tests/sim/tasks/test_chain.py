@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.tasks.chain import LIFT, PLACE, REACH, STACK, Chain, draw_goals
+from robopolicy.sim.tasks import make_task
+from robopolicy.sim.tasks.chain import LIFT, PLACE, REACH, STACK, draw_goals
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -59,4 +60,4 @@ def test_length_is_an_option():
     """Shorter chains are quicker to try out."""
     assert RobotVectorEnv("chain", 1, task_options={"length": 2}).draw([0]).sentence.shape == (1, 2)
     with pytest.raises(ValueError, match="a chain has 1 instruction or more"):
-        Chain(length=0)
+        make_task("chain", length=0)

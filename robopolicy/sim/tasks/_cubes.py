@@ -1,0 +1,101 @@
+"""What the tasks with three coloured 4 cm cubes share."""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from robopolicy.control.arrays import like, row
+from robopolicy.sim.scene import ARM_JOINTS, Scene
+from robopolicy.sim.tasks.base import State, place_apart
+from robopolicy.types import Array
+
+COLORS = ("red", "green", "blue")
+PLATES = ("yellow", "purple")
+HALF_M = 0.02
+"""Half a cube's side [m]."""
+SUNK_M = 6.1e-5
+"""How far a cube at rest sinks into the table; begun any higher it would fall first, and in single precision it might
+not touch the table yet [m]."""
+PLATE_TOP_M = 0.006
+"""Height of a plate's upper side above the table [m]."""
+RELEASED_M = 0.065
+"""Distance between the fingers from which on they hold no cube [m]."""
+REST_M_S = 0.05
+"""A cube slower than this is at rest [m/s]."""
+GAP_M = 0.1
+"""Least distance between the centres of two cubes at the start: room for an open finger [m]."""
+PLATE_GAP_M = 0.12
+"""Least distance between the centres of plates, and of a plate and a cube, at the start [m]."""
+YAW_RAD = 0.3
+"""Largest turn of a cube about the vertical at the start [rad]."""
+JOINT_NOISE_RAD = 0.02
+"""Largest deviation of each arm joint from home at the start [rad]."""
+
+
+def with_arm_near_home(scene: Scene, rng: np.random.Generator) -> Float[np.ndarray, " nq"]:
+    """`qpos` of the scene's start with every arm joint a little off."""
+    qpos = scene.home_qpos.copy()
+    qpos[:ARM_JOINTS] += rng.uniform(-JOINT_NOISE_RAD, JOINT_NOISE_RAD, ARM_JOINTS)
+    return qpos
+
+
+def placed_cubes(
+    scene: Scene, rng: np.random.Generator, points: Float[np.ndarray, "cubes 2"]
+) -> Float[np.ndarray, " nq"]:
+    """`qpos` with the arm near home and the cubes at rest at `points` [m], each turned a little."""
+    qpos = with_arm_near_home(scene, rng)
+    poses = qpos[scene.object_slice].reshape(-1, 7)
+    half_yaw = rng.uniform(-YAW_RAD, YAW_RAD, len(poses)) / 2
+    poses[:, :2] = points
+    poses[:, 2] = HALF_M - SUNK_M
+    poses[:, 3:] = 0.0
+    poses[:, 3] = np.cos(half_yaw)
+    poses[:, 6] = np.sin(half_yaw)
+    return qpos
+
+
+def height_above_table(state: State) -> Float[Array, "worlds objects"]:
+    """How far each cube is above where it rests on the table [m]."""
+    return state.positions[..., 2] - HALF_M
+
+
+def is_other(state: State) -> Bool[Array, "worlds objects"]:
+    """True for the objects that are not the named one."""
+    return state.goal[:, :1] != like(state.goal, np.arange(state.objects.shape[1]))
+
+
+def placed_plates_and_cubes(
+    rng: np.random.Generator,
+) -> tuple[Float[np.ndarray, "plates 2"], Float[np.ndarray, "cubes 2"]]:
+    """Points for the plates and the cubes, with room for an open hand around each [m]."""
+    points = place_apart(rng, len(PLATES) + len(COLORS), PLATE_GAP_M)
+    return points[: len(PLATES)], points[len(PLATES) :]
+
+
+def plate_spot(state: State, plate: Int[Array, " worlds"]) -> Float[Array, "worlds 3"]:
+    """Where the centre of a cube lies that is on the middle of a plate [m]."""
+    spot = state.mocap_pos[state.worlds, plate] * 1.0
+    spot[:, 2] = PLATE_TOP_M + HALF_M
+    return spot
+
+
+def stack_spot(state: State, base: Int[Array, " worlds"]) -> Float[Array, "worlds 3"]:
+    """Where the centre of a cube lies that is right on top of another [m]."""
+    spot = state.positions[state.worlds, base] * 1.0
+    spot[:, 2] += 2 * HALF_M
+    return spot
+
+
+def rests_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> Bool[Array, " worlds"]:
+    """The named cube is within the tolerance of `spot` sideways and 1 cm in height, at rest, and let go."""
+    offset = state.chosen(0) - spot
+    sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
+    there = (sideways < tolerance_m) & (abs(offset[:, 2]) < 0.01)
+    speed = state.object_speed[state.worlds, state.goal[:, 0]]
+    return there & (speed < REST_M_S) & (state.opening > RELEASED_M)
+
+
+def observed_plates(state: State) -> dict[str, Float[Array, "worlds 6"]]:
+    """Per plate its position and its position relative to the gripper [m]."""
+    plates = state.mocap_pos[:, : len(PLATES)]
+    rows = row(plates, plates - state.ee_position[:, None])
+    return {f"plate_{color}": rows[:, place] for place, color in enumerate(PLATES)}

@@ -1,0 +1,37 @@
+"""Raise the named one of three cubes."""
+
+from jaxtyping import Bool
+
+from robopolicy.components import register
+from robopolicy.sim.tasks._cubes import HALF_M, height_above_table, is_other
+from robopolicy.sim.tasks._moves import LIFTED_M, Intent, approach, around, at_height, choose, holding
+from robopolicy.sim.tasks.base import State, Task
+from robopolicy.sim.tasks.reach import Reach
+from robopolicy.types import Array
+
+
+@register("task", "lift")
+class Lift(Reach):
+    """Raise the named cube of three by 5 cm and hold it for 10 steps; lifting another is a failure."""
+
+    name = "lift"
+    max_episode_steps = 150
+    hold_steps = 10
+    template = "lift the {} cube"
+    raise_m = 0.05
+
+    def reached(self, state: State) -> Bool[Array, " worlds"]:
+        """The named cube is raised."""
+        return state.chosen(0)[:, 2] >= HALF_M + self.raise_m
+
+    def failed(self, state: State) -> Bool[Array, " worlds"]:
+        """Another cube is raised, or one fell off the table."""
+        raised = height_above_table(state) >= self.raise_m
+        return (raised & is_other(state)).any(-1) | Task.failed(self, state)
+
+    def intent(self, state: State) -> Intent:
+        """Grasp the named cube and raise it straight up."""
+        cube = state.chosen(0)
+        held = holding(state, cube)
+        goal = choose(held, at_height(state, LIFTED_M), approach(state, cube))
+        return goal, held | around(state, cube)

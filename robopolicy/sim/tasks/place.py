@@ -1,0 +1,55 @@
+"""Put the named cube on the named plate."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from robopolicy.components import register
+from robopolicy.sim.scene import Scene
+from robopolicy.sim.tasks._cubes import (
+    COLORS,
+    PLATES,
+    observed_plates,
+    placed_cubes,
+    placed_plates_and_cubes,
+    plate_spot,
+    rests_at,
+)
+from robopolicy.sim.tasks._moves import Intent, put_at
+from robopolicy.sim.tasks.base import Setup, State, Task
+from robopolicy.types import Array
+
+
+@register("task", "place")
+class Place(Task):
+    """Put the named cube on the named plate, within 3 cm of its centre, and let go."""
+
+    name = "place"
+    parts = ("cubes", "plates")
+    max_episode_steps = 250
+    hold_steps = 3
+    tolerance_m = 0.03
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
+        """Three cubes and two plates, none on another."""
+        cube, plate = int(rng.integers(len(COLORS))), int(rng.integers(len(PLATES)))
+        plates, cubes = placed_plates_and_cubes(rng)
+        mocap_pos = scene.home_mocap.copy()
+        mocap_pos[: len(PLATES), :2] = plates
+        instruction = f"put the {COLORS[cube]} cube on the {PLATES[plate]} plate"
+        return Setup((instruction,), np.array([[cube, plate]]), placed_cubes(scene, rng, cubes), mocap_pos)
+
+    def spot(self, state: State) -> Float[Array, "worlds 3"]:
+        """Where the centre of the named cube should come to rest [m]."""
+        return plate_spot(state, state.goal[:, 1])
+
+    def reached(self, state: State) -> Bool[Array, " worlds"]:
+        """The named cube rests at its spot, and the gripper is open."""
+        return rests_at(state, self.spot(state), self.tolerance_m)
+
+    def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
+        """Cubes as in every task; per plate its position and its position relative to the gripper [m]."""
+        return super().observe(state, scene) | observed_plates(state)
+
+    def intent(self, state: State) -> Intent:
+        """Carry the named cube to the named plate."""
+        return put_at(state, plate_spot(state, state.goal[:, 1]), tolerance_m=0.024)

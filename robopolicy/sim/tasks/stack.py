@@ -1,0 +1,41 @@
+"""Put the named cube on the named other cube."""
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.components import register
+from robopolicy.sim.scene import Scene
+from robopolicy.sim.tasks._cubes import COLORS, PLATE_GAP_M, placed_cubes, stack_spot
+from robopolicy.sim.tasks._moves import Intent, put_at
+from robopolicy.sim.tasks.base import Setup, State, Task, place_apart
+from robopolicy.sim.tasks.place import Place
+from robopolicy.types import Array
+
+
+@register("task", "stack")
+class Stack(Place):
+    """Put the named cube on the named other cube, let go, and it stays."""
+
+    name = "stack"
+    parts = ("cubes",)
+    hold_steps = 5
+    tolerance_m = 0.025
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
+        """Three cubes; two different ones are named."""
+        cube, base = (int(each) for each in rng.permutation(len(COLORS))[:2])
+        qpos = placed_cubes(scene, rng, place_apart(rng, 3, PLATE_GAP_M))
+        instruction = f"stack the {COLORS[cube]} cube on the {COLORS[base]} cube"
+        return Setup((instruction,), np.array([[cube, base]]), qpos, scene.home_mocap)
+
+    def spot(self, state: State) -> Float[Array, "worlds 3"]:
+        """Right on top of the named other cube [m]."""
+        return stack_spot(state, state.goal[:, 1])
+
+    def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
+        """Cubes as in every task."""
+        return Task.observe(self, state, scene)
+
+    def intent(self, state: State) -> Intent:
+        """Carry the named cube onto the named other cube."""
+        return put_at(state, stack_spot(state, state.goal[:, 1]), tolerance_m=0.015)
