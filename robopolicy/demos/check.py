@@ -145,7 +145,8 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
     report.told[name] = demo.instruction
     report.actions[name] = demo.actions
     problems = list(demo_problems(demo, clock, report.rate_hz))
-    for key, values in {"actions": demo.actions, **demo.obs}.items():
+    tokens = {} if demo.tokens is None else {"tokens": demo.tokens}
+    for key, values in {"actions": demo.actions, **tokens, **demo.obs}.items():
         problems += _add_key(report.keys, key, values)
     twin = seen.setdefault(_fingerprint(demo.actions, *(demo.obs[key] for key in sorted(demo.obs))), name)
     if twin != name:

@@ -80,7 +80,7 @@ def _key_table(keys: dict[str, KeySummary]) -> Table:
     for title in ("key", "shape", "type", "range"):
         table.add_column(title, style="dim" if title == "type" else None)
     for key, known in keys.items():
-        name = key if key == "actions" else f"obs/{key}"
+        name = key if key in ("actions", "tokens") else f"obs/{key}"
         table.add_row(Text(printable(name)), " x ".join(map(str, known.shape)) or "1", known.dtype, key_range(known))
     return table
 

@@ -116,6 +116,18 @@ def action_findings(
     A gripper that stays still is compared with the other demos that were `told` the same.
     """
     told = told or {}
+    rows = np.concatenate(list(actions.values()))
+    for column, pair in zip(spec.gripper_columns, spec.gripper_values, strict=True):
+        values = np.unique(rows[:, column])
+        if len(values) > 2:
+            text = (
+                f"action {column} is declared a binary gripper and has {len(values)} values; declare it an arm column"
+            )
+            yield Finding("problem", f"{text} and continuous_gripper")
+        elif not set(values.tolist()) <= set(pair):
+            text = f"the gripper (action {column}) holds {_listed(values)}; the action spec says {_listed(pair)}"
+            inferred = tuple(pair) == (-1.0, 1.0) and len(values) == 2
+            yield Finding("note" if inferred else "problem", text)
     for column in (*spec.gripper_columns, *spec.continuous_gripper):
         still = [name for name, rows in actions.items() if np.ptp(rows[:, column]) == 0]
         all_told, still_told = Counter(told.get(name) for name in actions), Counter(told.get(name) for name in still)
@@ -133,6 +145,10 @@ def action_findings(
     if repeated and (share := np.concatenate(repeated)).size and share.mean() >= REPEATS:
         text = f"{share.mean():.0%} of the arm's actions merely repeat the one before; a policy may learn to copy"
         yield Finding("note", text)
+
+
+def _listed(values: Sequence[float] | np.ndarray) -> str:
+    return " and ".join(f"{value:g}" for value in values)
 
 
 def copied_share(actions: Sequence[np.ndarray], spec: ActionSpec) -> float | None:

@@ -90,8 +90,8 @@ class DiskFrames:
     of Python's lock; whatever else HDF5 offers goes through HDF5, one thread at a time.
     """
 
-    def __init__(self, readers: Sequence["RowReader"], threads: int) -> None:
-        self._readers = list(readers)
+    def __init__(self, readers: Sequence["RowReader"], threads: int, files: Sequence["Descriptor"] = ()) -> None:
+        self._readers, self._files = list(readers), list(files)
         self._starts = np.concatenate([[0], np.cumsum([reader.length for reader in readers])])
         self.shape = readers[0].shape
         self.dtype = torch_type(readers[0].dtype)
@@ -100,6 +100,8 @@ class DiskFrames:
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
         """See `Frames`; the result is in host memory."""
+        for file in self._files:
+            file.require_unchanged()
         wanted = rows.cpu().numpy()
         batch = self._recycler.empty((*rows.shape, *self.shape), self.dtype)
         demos = np.searchsorted(self._starts, wanted[:, 0], side="right") - 1
@@ -135,10 +137,27 @@ def torch_type(dtype: np.dtype) -> torch.dtype:
 
 
 class Descriptor:
-    """A file opened for reading as long as someone reads it."""
+    """A file opened for reading as long as someone reads it; it notices that the file was written to meanwhile."""
 
     def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
         self.number = os.open(path, os.O_RDONLY)
+        self._state = self._now()
+
+    def require_unchanged(self) -> None:
+        """Refuse a file that has another size or time than when it was opened.
+
+        Raises:
+            DemoFormatError: what was read before and what would be read now are not of one data set.
+        """
+        if self._now() != self._state:
+            raise DemoFormatError(
+                f"{self._path.name}: the file was written to while it was read; start again when it is complete"
+            )
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self.number)
+        return status.st_size, status.st_mtime_ns
 
     def __del__(self) -> None:
         os.close(self.number)

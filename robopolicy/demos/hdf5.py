@@ -28,6 +28,7 @@ from robopolicy.demos.guarded import (
     group_in,
     keys_of,
 )
+from robopolicy.demos.images import as_image
 from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS, by_number, demo_number
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import action_spec_of_text, env_args_of, is_integer, json_object
@@ -145,7 +146,7 @@ class DemoFile:
         return found
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """One demo; `keys` limits which observations are read.
+        """One demo, its images as `images.as_image` makes them; `keys` limits which observations are read.
 
         Raises:
             DemoFormatError: an observation key is missing (those present are listed), a length differs, a value of the
@@ -179,6 +180,7 @@ class DemoFile:
         except DemoFormatError as error:
             raise DemoFormatError(_prefixed(str(error), self.path.name)) from error
         demo = verified(demo, where, whole=keys is None, expected=self._checksums)
+        demo = replace(demo, obs={key: as_image(values) for key, values in demo.obs.items()})
         if beside is None:
             return demo
         tokens = read_rows(datasets[TOKENS], f"{where}: {TOKENS}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robopolicy.demos.frames import Descriptor, DiskFrames, Frames, MemoryFrames, RowReader, row_reader, torch_type
 from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.demos.images import image_form
 from robopolicy.demos.placement import Placement, choose_placement
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
 
@@ -98,6 +99,7 @@ def load_rows(
     picked = [(source, name) for source, names in sources for name in names]
     if not picked:
         raise DemoFormatError("no demo in this split; name files that hold some, or other filter keys")
+    files = [Descriptor(source.path) for source, _ in sources if source.path.is_file()]
     masked = TOKEN_VALID_KEY in keys
     wide = _wide_rows(picked[0], [key for key in keys if key != TOKEN_VALID_KEY])
     narrow = [key for key in keys if key not in wide and key != TOKEN_VALID_KEY]
@@ -114,6 +116,8 @@ def load_rows(
     else:
         room = _room(kept, int(lengths.sum()), device if chosen == "device" else "cpu")
         frames = _load_wide(picked, wide, pooling, room, masked)
+    for file in files:  # rows of two data sets would be mixed without a word
+        file.require_unchanged()
     return DemoRows(
         lengths=lengths,
         actions=_stacked([demo.actions for demo in demos], picked, "actions"),
@@ -133,8 +137,13 @@ def row_types(source: DemoSource, name: str) -> dict[str, Row]:
     Of a native file nothing but the description is read, since one demo's pictures may be gigabytes.
     """
     if _is_native(source):
-        found = _native(source).datasets(name)
-        return {key.removeprefix("obs/"): (data.shape[1:], data.dtype) for key, data in found.items() if _is_seen(key)}
+        found = {
+            key.removeprefix("obs/"): data for key, data in _native(source).datasets(name).items() if _is_seen(key)
+        }
+        rows = {key: (data.shape[1:], data.dtype) for key, data in found.items()}
+        odd = [key for key, row in rows.items() if key != TOKENS_KEY and image_form(*row) is not None]
+        read = source.read(name, odd).obs if odd else {}
+        return rows | {key: (values.shape[1:], values.dtype) for key, values in read.items()}
     demo = source.read(name)
     arrays = {**demo.obs, **({} if demo.tokens is None else {TOKENS_KEY: demo.tokens})}
     return {key: (values.shape[1:], values.dtype) for key, values in arrays.items()}
@@ -235,12 +244,17 @@ def _open_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], thr
             path = key if key == TOKENS_KEY else f"obs/{key}"
             if path not in datasets:
                 raise DemoFormatError(f"{where}: no {path}; it has: {', '.join(datasets)}")
+            if key != TOKENS_KEY and (form := image_form(datasets[path].shape[1:], datasets[path].dtype)) is not None:
+                raise DemoFormatError(
+                    f"{where}: {key} holds images that are {form}, which can't be converted while training from the disk; "
+                    "`robopolicy convert` makes a file of uint8 images, or set --data.placement host"
+                )
             _require_rows(datasets[path].shape, datasets[path].dtype, row, where, key)
             inside = datasets[path].file.filename  # tokens may lie in a file of their own
             if inside not in descriptors:
                 descriptors[inside] = Descriptor(inside)
             readers[key].append(row_reader(datasets[path], descriptors[inside], f"{where}: {path}"))
-    return {key: DiskFrames(found, threads) for key, found in readers.items()}
+    return {key: DiskFrames(found, threads, list(descriptors.values())) for key, found in readers.items()}
 
 
 def _is_native(source: DemoSource) -> bool:

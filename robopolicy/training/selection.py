@@ -1,5 +1,6 @@
 """What of the demo files is used: which demos train and which are held out, which keys, tokens and action columns."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ from robopolicy.types import TOKENS_KEY, ActionSpec, DemoFormatError
 
 SPLIT_SEED = 0
 """Seed of the split where a file has no masks: the same demos are held out whatever the training's seed."""
+
+LOG = logging.getLogger(__name__)
 
 
 def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[str]]:
@@ -33,7 +36,7 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
         if key not in masks and key != usual:
             raise ConfigError(f"--data.{option} {key}: {where} has no such filter key; it has: {_listed(masks)}")
     train = list(masks.get(data.train_filter, reader.names))
-    if data.valid_filter in masks:
+    if data.valid_filter in masks and data.valid_filter != data.train_filter:  # the same for both: it is split in turn
         valid = list(masks[data.valid_filter])
         if data.train_filter not in masks:
             train = [name for name in train if name not in set(valid)]
@@ -70,6 +73,13 @@ def choose_keys(reader: DemoReader, name: str, config: ExperimentConfig) -> tupl
     unseen = {*data.privileged_keys, *(reader.attributes.get("env_args") or {}).get("privileged", ())}
     keys = list(data.obs_keys) if data.obs_keys is not None else [key for key in vectors if key not in unseen]
     tokens = [TOKENS_KEY] if component_of(config.encoder).kind == "precomputed" else []
+    if data.cameras is None:
+        for key, (shape, dtype) in rows.items():
+            if key not in (*cameras, *vectors, *unseen, *tokens) and key != TOKENS_KEY:
+                raise DemoFormatError(
+                    f"{reader.path.name}, {name}: {key} is {dtype} {shape}, neither numbers side by side nor an image (uint8, "
+                    "or float in [0, 1]); list the images to use in --data.cameras"
+                )
     if not (keys or chosen_cameras or tokens):
         raise ConfigError(f"the policy would have no input; {reader.path.name} has: {_listed(rows)}")
     return [*keys, *chosen_cameras, *tokens], list(data.privileged_keys)
@@ -96,7 +106,33 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
         raise DemoFormatError(
             f"{', '.join(told) or 'the demos'}: actions have {rows.actions.shape[1]} columns but the action spec {spec.width}"
         )
-    return spec
+    return _with_gripper_values(spec, rows.actions, ", ".join(told) or "the demos")
+
+
+def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> ActionSpec:
+    """The spec with the values that the binary grippers really have, where it has the default pair.
+
+    Raises:
+        DemoFormatError: more than two values, or others than a pair that was declared.
+    """
+    pairs = []
+    for column, pair in zip(spec.gripper_columns, spec.gripper_values, strict=True):
+        values = tuple(np.unique(actions[:, column]).tolist())
+        if len(values) > 2:
+            raise DemoFormatError(
+                f"{where}: action {column} is declared a binary gripper and has {len(values)} values; declare it an arm "
+                "column and continuous_gripper"
+            )
+        if not set(values) <= set(pair):
+            named = " and ".join(f"{value:g}" for value in values)
+            if pair != (-1.0, 1.0) or len(values) < 2:
+                raise DemoFormatError(
+                    f"{where}: the gripper (action {column}) holds {named}; gripper_values say {pair[0]:g} and {pair[1]:g}"
+                )
+            LOG.info("gripper   action %d holds %s, of which the second is label 1 (closed)", column, named)
+            pair = values
+        pairs.append(pair)
+    return replace(spec, gripper_values=tuple(pairs))
 
 
 def pooling_ahead(config: ExperimentConfig) -> TokenPooling | None:

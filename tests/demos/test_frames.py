@@ -1,5 +1,6 @@
 """Wide rows from memory and from the disk: the same bytes, whatever way they are stored."""
 
+import os
 import zlib
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from robopolicy.demos.frames import (
     MemoryFrames,
     row_reader,
 )
+from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.demos.rows import load_rows
 from robopolicy.types import DemoFormatError
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (21, 6, 5, 3), dtype=np.uint8)
@@ -83,3 +86,30 @@ def test_damaged_data_is_reported_not_returned(path):
     path.write_bytes(content[: end - 1])
     with pytest.raises(DemoFormatError, match=r"^a.hdf5: contiguous: the file ends before row 20"):
         readers[1].read(np.array([20]), into)
+
+
+@pytest.mark.parametrize("placement", ["disk", "host"])
+def test_a_file_overwritten_while_it_is_read_is_noticed(tiny_demos, tmp_path, monkeypatch, placement):
+    """Guards against: a training that goes to its end on the rows of two data sets."""
+    path = tmp_path / "a.hdf5"
+    path.write_bytes(tiny_demos.read_bytes())
+    with DemoFile(path) as file:
+        if placement == "host":
+            read = DemoFile.read
+
+            def overwriting(self, name, keys=None):
+                os.utime(path, ns=(1, 1))
+                return read(self, name, keys)
+
+            monkeypatch.setattr(DemoFile, "read", overwriting)
+            with pytest.raises(DemoFormatError, match=r"a.hdf5: the file was written to while it was read"):
+                load_rows([(file, file.names)], ("front",), placement="host")
+            return
+        rows = load_rows([(file, file.names)], ("front",), placement="disk")
+        rows.wide["front"].gather(torch.arange(4).view(2, 2))
+        with path.open("r+b") as raw:
+            raw.seek(0)
+            raw.write(raw.read(8))
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(DemoFormatError, match=r"a.hdf5: the file was written to while it was read"):
+            rows.wide["front"].gather(torch.arange(4).view(2, 2))

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robopolicy.demos.check import check_files
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats.base import ReaderBase
+from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.demos.rows import DemoRows, load_rows
 from robopolicy.experiment import ConfigError, DataConfig, ExperimentConfig
+from robopolicy.training.encode import require_one_encoder
 from robopolicy.training.selection import choose_action_spec, choose_keys, split_names
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
@@ -140,3 +143,61 @@ def test_constant_columns_stay_constant_under_an_override(rows):
     spec = choose_action_spec([Stub()], still, DataConfig(gripper=(6,)))
     assert spec.constant == {3: 0.25}
     assert spec.arm_columns == (0, 1, 2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("pair", "outcome"),
+    [((-1.0, 1.0), (0.0, 1.0)), ((0.0, 1.0), (0.0, 1.0)), ((1.0, 0.0), (1.0, 0.0)), ((0.0, 0.08), None)],
+)
+def test_gripper_values_are_those_of_the_data(tmp_path, pair, outcome):
+    """Guards against: a gripper of 0 and 1 trained as one of -1 and 1, or a declared pair that the data contradict."""
+    path = tmp_path / "a.hdf5"
+    with DemoWriter(path, action_spec=ActionSpec(arm=2, gripper=1, gripper_values=(pair,))) as writer:
+        rows = np.random.default_rng(0).normal(size=(10, 3))
+        rows[:, 2] = np.arange(10) < 5
+        writer.write(Demo("demo_0", {"qpos": np.ones((10, 7))}, rows))
+    with open_demos(path) as demos:
+        found = load_rows([(demos, demos.names)], ("qpos",))
+        if outcome is None:
+            with pytest.raises(
+                DemoFormatError, match=r"the gripper \(action 2\) holds 0 and 1; gripper_values say 0 and 0.08"
+            ):
+                choose_action_spec([demos], found, DataConfig())
+        else:
+            assert choose_action_spec([demos], found, DataConfig()).gripper_values == (outcome,)
+
+
+def test_a_ramp_is_not_a_binary_gripper(tmp_path):
+    """Guards against: a continuous gripper in metres, declared binary and rounded to open or closed."""
+    path = tmp_path / "a.hdf5"
+    with DemoWriter(path, action_spec=ActionSpec(arm=2, gripper=1)) as writer:
+        writer.write(Demo("demo_0", {"qpos": np.ones((10, 7))}, np.linspace(-1, 1, 30).reshape(10, 3)))
+    with open_demos(path) as demos:
+        found = load_rows([(demos, demos.names)], ("qpos",))
+        with pytest.raises(DemoFormatError, match="action 2 is declared a binary gripper and has 10 values"):
+            choose_action_spec([demos], found, DataConfig())
+    assert any("declared a binary gripper" in finding.text for finding in check_files([path])[0].problems)
+
+
+def test_one_filter_key_for_both_splits_is_split_in_turn(demo_file):
+    """Guards against: "demo_4 is both in valid and in valid" where a small subset is tried first."""
+    with open_demos(demo_file.path) as demos:
+        train, valid = split_names(demos, DataConfig(train_filter="train", valid_filter="train"))
+    assert sorted([*train, *valid]) == ["demo_0", "demo_1", "demo_2", "demo_3"]
+    assert valid
+
+
+def test_tokens_of_ones_own_process_are_enough_to_train_on(tmp_path, make_demo):
+    """Guards against: `DemoWriter(..., tokens=...)` writing a file that training refuses for a missing attribute."""
+    tokens = np.random.default_rng(0).normal(size=(10, 3, 4)).astype(np.float16)
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        writer.write(replace(make_demo(0), tokens=tokens))
+        writer.write(replace(make_demo(1), tokens=tokens[:, :2]))
+    with open_demos(tmp_path / "a.hdf5") as demos:
+        assert require_one_encoder([demos]) == {}
+        rows = load_rows([(demos, ["demo_0"])], ("tokens",), placement="host")
+        assert rows.wide["tokens"].shape == (3, 4)
+        with pytest.raises(DemoFormatError, match="demo_1: tokens has rows of float16"):
+            load_rows([(demos, demos.names)], ("tokens",), placement="host")
+    problems = check_files([tmp_path / "a.hdf5"])[0].problems
+    assert "tokens has shape (2, 4) a step; in the demos before it is (3, 4)" in [problem.text for problem in problems]

@@ -26,6 +26,7 @@ from robopolicy.demos.formats.base import (
 from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
 from robopolicy.demos.hdf5 import read_rows
+from robopolicy.demos.images import as_image
 from robopolicy.demos.parts import write_hdf5
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
@@ -119,7 +120,7 @@ class ActReader(ReaderBase):
                 if key.startswith("observations/")
             }
             wanted = wanted_keys(found, keys, path.name)
-            obs = {key: _values(found[key], path.name) for key in wanted}
+            obs = {key: as_image(_values(found[key], path.name)) for key in wanted}
             attributes = attributes_of(file, path.name)
         instruction = attributes.pop("instruction", None)
         if instruction is not None and not isinstance(instruction, str):

@@ -16,6 +16,7 @@ from robopolicy.demos.formats.base import ReaderBase, require_demo, wanted_keys
 from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in, keys_of
 from robopolicy.demos.hdf5 import read_rows
+from robopolicy.demos.images import as_image
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import json_file, json_object
 from robopolicy.types import Demo, DemoFormatError
@@ -102,7 +103,7 @@ class MinariReader(ReaderBase):
             texts = {key: found.pop(key) for key in list(found) if found[key].dtype.kind == "O"}
             instruction = str(texts[MISSION].asstr()[0]) if MISSION in texts else None
             wanted = wanted_keys(found, keys, where)
-            obs = {key: _values(found[key], len(actions), f"{where}: {key}") for key in wanted}
+            obs = {key: as_image(_values(found[key], len(actions), f"{where}: {key}")) for key in wanted}
         ends = [optional[key] for key in ("terminations", "truncations") if key in optional]
         attributes = attributes_of(episode, where)
         seed = attributes.pop("seed", None)

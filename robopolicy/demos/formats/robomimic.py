@@ -8,6 +8,7 @@ from typing import Any
 from robopolicy.demos.formats.base import DemoReader, ReaderBase, action_spec_of
 from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
+from robopolicy.demos.images import image_form
 from robopolicy.demos.packing import STEP_ARRAYS, file_facts
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import is_number, json_object
@@ -66,6 +67,9 @@ class RobomimicReader(ReaderBase):
             unread = sorted(set(first) - {"actions", "obs", *STEP_ARRAYS})
         if unread:
             self.notes = (f"of each demo, {', '.join(unread)} is not read",)
+        for key, data in self._file.datasets(self.names[0]).items():
+            if key.startswith("obs/") and (form := image_form(data.shape[1:], data.dtype)) is not None:
+                self.notes += (f"{key}: {form}; taken as images, uint8 (height, width, 3)",)
         self.filter_keys = self._file.filter_keys
         self.attributes = self._file.attributes
         self.action_spec = self._file.action_spec

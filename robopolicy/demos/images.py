@@ -1,0 +1,53 @@
+"""Camera images as the package uses them, uint8 (T, height, width, 3), out of the other forms that files hold."""
+
+import numpy as np
+
+LEAST_PX = 8
+"""Arrays with a smaller side are not taken for images."""
+
+
+def image_form(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
+    """What must be done to a key with such rows to make it uint8 (height, width, 3), in words; None: nothing, or no image.
+
+    Only uint8 and float arrays are converted. A float image must lie in [0, 1], which `as_image` looks at.
+    """
+    layout = _layout(shape, dtype)
+    if layout is None or (layout == "color" and dtype == np.uint8):
+        return None
+    parts = {"gray": "grayscale", "gray last": "grayscale", "gray first": "grayscale", "first": "channels first"}
+    words = [parts[layout]] if layout in parts else []
+    words += ["float in [0, 1]"] if dtype.kind == "f" else []
+    return ", ".join(words)
+
+
+def as_image(values: np.ndarray) -> np.ndarray:
+    """The rows (T, ...) as uint8 (T, height, width, 3) where `image_form` says that they are images; others as they are."""
+    shape, dtype = values.shape[1:], values.dtype
+    if image_form(shape, dtype) is None:
+        return values
+    if dtype.kind == "f":
+        if not values.size or values.min() < 0 or values.max() > 1:
+            return values
+        values = (values * 255).round().astype(np.uint8)
+    layout = _layout(shape, dtype)
+    if layout == "gray":
+        values = values[..., None]
+    elif layout in ("first", "gray first"):
+        values = np.moveaxis(values, 1, -1)
+    return np.ascontiguousarray(values) if values.shape[-1] == 3 else values.repeat(3, axis=-1)
+
+
+def _layout(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
+    if dtype != np.uint8 and dtype.kind != "f":
+        return None
+    if len(shape) == 2 and min(shape) >= LEAST_PX and dtype == np.uint8:
+        return "gray"
+    if len(shape) != 3:
+        return None
+    for place, name in ((2, ("color", "gray last")), (0, ("first", "gray first"))):
+        sides = shape[:2] if place == 2 else shape[1:]
+        if shape[place] in (1, 3) and (
+            min(sides) >= LEAST_PX or (dtype == np.uint8 and shape[place] == 3 and place == 2)
+        ):
+            return name[0] if shape[place] == 3 else name[1]
+    return None
