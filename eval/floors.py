@@ -2,8 +2,9 @@
 
     python eval/floors.py mlp --data push.hdf5 --demos 10 --env metaworld:push-v3 --env-map eval/maps/metaworld.yaml
 
-They read any file of the robomimic layout, train by steps and are evaluated on seeds that no demo has seen. `--env` and
-`--env-map` are those of `robopolicy eval`; the script runs in the simulator's own environment, with torch, h5py and pyyaml.
+They read any file of the robomimic layout, train by steps and are evaluated on seeds that no demo has seen, in the environment
+and through the map that `robopolicy eval` takes. The script runs in the simulator's own interpreter, which also needs torch,
+h5py and pyyaml.
 Every low-dimensional key is concatenated and z-scored; constant columns are dropped; actions are clipped to `--clip`, then
 scaled to [-1, 1]. `conv` also reads every image key. Adam with weight decay 1e-4, learning rate 1e-3 on a cosine, MSE, one
 action per frame.
@@ -272,7 +273,7 @@ def clipped(demos: Sequence[Demo], bound: float) -> list[Demo]:
 
 
 def load_simulator(env: str, env_map: Path | None) -> Any:
-    """The environment behind its map, as `eval/maps/collect.py` runs it."""
+    """The environment and its map as a `Simulator` of `eval/maps/collect.py`."""
     sys.path.insert(0, str(Path(__file__).parent / "maps"))
     from collect import MappedTask
 

@@ -123,3 +123,41 @@ def test_spatial_softmax_finds_a_bright_pixel(floors):
     features = torch.zeros(1, 1, 5, 9)
     features[0, 0, 4, 2] = 100.0
     torch.testing.assert_close(floors.spatial_softmax(features), torch.tensor([[1.0, -0.5]]))
+
+
+@pytest.fixture(scope="module")
+def study(floors) -> ModuleType:
+    sys.modules["floors"] = floors
+    spec = importlib.util.spec_from_file_location("eval_memory_study", FLOORS.with_name("memory_study.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("memory", ["none", "output", "hidden", "input"])
+def test_a_variant_of_the_memory_study_learns(floors, study, point_file, memory):
+    """Guards against: a memory that is not trained, or that sees the frames in another order than the rollout's."""
+    demos = floors.clipped(floors.read_demos(point_file, 12), 1.0)
+    variant = study.parse_variant(
+        f"memory={memory},window=3,batch=8,steps=300,width=64,memory_width=16,loss=huber,skip=true"
+    )
+    policy = study.train(variant, demos, seed=0)
+    assert sum(floors.evaluate(policy, PointSimulator(), range(1000, 1010))) >= 9
+
+
+def test_a_gated_memory_starts_as_no_memory(study):
+    """Guards against: a memory that disturbs the policy before it has learned anything."""
+    torch.manual_seed(0)
+    network = study.Network(study.Variant(memory="output"), 4, 2)
+    frames = torch.randn(3, 5, 4)
+    reordered = torch.cat([frames[:, 1:4], frames[:, :1], frames[:, 4:]], dim=1)
+    torch.testing.assert_close(network(frames, frames)[:, -1], network(reordered, reordered)[:, -1])
+
+
+def test_an_unknown_option_of_a_variant_is_refused(study):
+    """Guards against: a misspelt option that silently leaves a variant at its defaults."""
+    with pytest.raises(SystemExit, match="no option 'windo'"):
+        study.parse_variant("windo=3")
