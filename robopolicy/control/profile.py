@@ -145,6 +145,8 @@ def read_profile(source: str | Path) -> RobotProfile:
 def profile_from_dict(values: Mapping[str, Any], source: str = "robot profile") -> RobotProfile:
     """A profile from plain values, such as those that a robot sends over the network."""
     refuse_import_paths(values, source)
+    if not isinstance(values.get("kinematics") or {}, Mapping):  # the parser would import what a string there names
+        raise ValueError(f"{source}: kinematics must be a mapping of fields, got {values['kinematics']!r}")
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_class_arguments(RobotProfile, None)
     try:
