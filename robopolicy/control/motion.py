@@ -11,6 +11,9 @@ from robopolicy.control.arrays import like, namespace
 from robopolicy.control.profile import RobotProfile
 from robopolicy.types import Array
 
+ACCELERATION_SHARE = 0.75
+"""Share of the acceleration limits that the worlds use: the loop can follow a recorded motion in time only where jerk and
+its own corrections leave some."""
 PASSING_SHARE = 0.5
 """A target is passed at no more than this share of the velocity that one control step can brake away. A steady stream of
 small displacements then moves evenly, and a large one ends at its target instead of swinging around it."""
@@ -32,6 +35,7 @@ def move(
     fastest, hardest = (
         like(target, np.asarray(each)) for each in (profile.velocity_rad_s, profile.acceleration_rad_s2)
     )
+    hardest = ACCELERATION_SHARE * hardest
     way = target - position
     shortest_s, direction = _shortest_s(way, velocity, hardest)
     arrival_s = xp.amax(shortest_s, -1)[..., None].clip(control_dt)

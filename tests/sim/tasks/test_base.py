@@ -19,7 +19,7 @@ def test_an_episode_is_determined_by_its_random_generator(name):
         assert np.array_equal(getattr(one, field), getattr(other, field))
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("count", "sequence")])  # shown, not told
 def test_every_goal_has_its_own_instruction_and_the_other_way_round(name):
     """Two goals with one sentence could not be told apart by any policy."""
     task = make_task(name)
