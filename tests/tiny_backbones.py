@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -72,14 +73,19 @@ def save_backbone(kind: str, folder: Path) -> Path:
             vision_end_token_id=4,
         )
         model = hf.Qwen2_5_VLForConditionalGeneration(config)
+    elif kind == "dinov2":
+        model = hf.Dinov2Model(hf.Dinov2Config(**VISION))
     else:
         config = hf.SmolVLMConfig(
             text_config=TEXT | {"model_type": "llama"}, vision_config=VISION, image_token_id=2, scale_factor=2
         )
         model = hf.SmolVLMForConditionalGeneration(config)
     model.save_pretrained(folder)
-    _save_tokenizer(folder)
-    settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
+    settings: dict[str, Any] = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
+    if kind == "dinov2":
+        settings["crop_size"] = {"height": 16, "width": 16}
+    else:
+        _save_tokenizer(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 

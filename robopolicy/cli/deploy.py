@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from robopolicy.cli.parsing import add_precision, parse, verb_parser
+from robopolicy.cli.parsing import add_backbone, add_precision, parse, verb_parser
 
 MEASURED_FRAMES = 512
 """Recorded frames on which an int8 export is measured."""
@@ -32,15 +32,19 @@ def export(arguments: Sequence[str]) -> int:
     options = parse(parser, arguments)
     from robopolicy.control.export import export_policy
     from robopolicy.experiment import load_policy
+    from robopolicy.experiment.run_folder import save_token_encoder
 
     frames = _recorded_frames(options.policy, options.frames) if options.int8 else []
     if options.int8 and not frames:
         print("int8      no recorded frames: measured on random observations; give a demo file with --frames")
-    folder = export_policy(load_policy(options.policy), options.out, options.int8, options.int8_tolerance, frames)
+    policy = load_policy(options.policy)
+    folder = export_policy(policy, options.out, options.int8, options.int8_tolerance, frames)
     manifest = json.loads((folder / "manifest.json").read_text())
     print(f"differs   {manifest['error_to_torch']:.2g} of an action's range from torch, at most")
     if options.int8:
         print(f"float     {len(manifest['float_layers'])} layers that are too sensitive for int8")
+    if tokens := save_token_encoder(policy, options.policy, folder):
+        print(f"tokens    the graph reads tokens; {tokens.name} records the backbone that makes them")
     print(f"exported  {folder}")
     return 0
 
@@ -58,13 +62,15 @@ def serve(arguments: Sequence[str]) -> int:
         "--mapping", type=str, default="native", help="preset or YAML: the clients' names -> the policy's"
     )
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    add_backbone(parser)
     add_precision(parser)
     options = parse(parser, arguments)
     from robopolicy.control.server import read_api_key
     from robopolicy.control.server import serve as run_server
     from robopolicy.experiment.run_folder import open_policy
 
-    policy = open_policy(options.policy, options.device, None if options.precision == "float32" else options.precision)
+    precision = None if options.precision == "float32" else options.precision
+    policy = open_policy(options.policy, options.backbone, options.device, precision)
     run_server(
         policy,
         policy.spec,

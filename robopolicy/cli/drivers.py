@@ -58,18 +58,21 @@ def driver_of(options: Namespace) -> Driver:
 def _local(options: Namespace) -> Driver:
     from robopolicy.control.runtime import MANIFEST, load, require_own_precision
 
-    if (Path(options.policy) / MANIFEST).is_file():
+    if options.backbone is None and (Path(options.policy) / MANIFEST).is_file():
         require_own_precision(options.policy, options.precision)
         policy: Any = load(options.policy, threads=1)
-        spec = policy.spec
     else:
         import torch
 
-        from robopolicy.experiment import load_policy
+        from robopolicy.experiment import open_policy
 
-        torch.set_num_threads(1)  # a second thread costs more than it gains at batch 1, and the commands wait for it
-        policy = load_policy(options.policy, precision=None if options.precision == "float32" else options.precision)
-        spec = policy.spec
+        if options.backbone is None:
+            torch.set_num_threads(
+                1
+            )  # a second thread costs more than it gains at batch 1, and the commands wait for it
+        precision = None if options.precision == "float32" else options.precision
+        policy = open_policy(options.policy, options.backbone, options.device, precision)
+    spec = policy.spec
     return _by_spec(options, spec, PolicyStream(policy, frame_stride=spec.frame_stride))
 
 

@@ -12,11 +12,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.evaluation_text import print_evaluation, print_paired, read_others, report_runs
 from robopolicy.cli.outputs import check_file, check_folder, write_json
-from robopolicy.cli.parsing import add_precision, parse, require, verb_parser
+from robopolicy.cli.parsing import add_backbone, add_precision, parse, require, verb_parser
 from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
 from robopolicy.components import ConfigError
 from robopolicy.control.execution import ExecutionConfig
 from robopolicy.sim.randomization import RandomizationConfig
+from robopolicy.types import TOKENS_KEY
 
 if TYPE_CHECKING:
     from robopolicy.model.packed import Precision
@@ -70,6 +71,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
     add_simulator(parser)
+    add_backbone(parser)
     add_precision(parser)
     parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
     parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")
@@ -135,7 +137,7 @@ def _evaluate_in_env(run: str, options: Namespace) -> "Evaluation":
     env_map = EnvMap.read(options.env_map)
     if options.env_kwargs:
         env_map = env_map.with_kwargs(options.env_kwargs)
-    policy, trained, provenance = _open_policy(run, options.device, options.precision)
+    policy, trained, provenance = _open_policy(run, options.device, options.precision, options.backbone)
     check_instruction(policy, env_map)
     others = read_others(options, task_name(options.env))
     seeds, film = range(options.seed, options.seed + options.episodes), options.videos > 0
@@ -177,7 +179,12 @@ def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Eva
 
     device = shard.device(options.device)
     require_device(device)
-    policy, trained, provenance = _open_policy(run, device, options.precision)
+    policy, trained, provenance = _open_policy(run, device, options.precision, options.backbone)
+    if TOKENS_KEY in policy.spec.observation:
+        raise ConfigError(
+            f"{run} was trained on encoded tokens, which a simulator doesn't give; give --backbone auto, or the folder "
+            "or name of the backbone that made them"
+        )
     task = options.task or provenance.get("task")
     if task is None:
         raise ConfigError("which task? The policy's demos don't say; give --task, or --env for another environment")
@@ -293,10 +300,10 @@ def _world_maker(policy: Any, task: str, film: bool, simulator: Mapping[str, Any
 
 
 def _open_policy(
-    folder: str, device: str, precision: "Precision" = "float32"
+    folder: str, device: str, precision: "Precision" = "float32", backbone: str | None = None
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """A run's policy or an exported one, its own execution options, and its provenance."""
     from robopolicy.experiment import open_policy, read_provenance
 
-    policy: Any = open_policy(folder, device, None if precision == "float32" else precision)
+    policy: Any = open_policy(folder, backbone, device, None if precision == "float32" else precision)
     return policy, dict(policy.spec.execution), read_provenance(folder)

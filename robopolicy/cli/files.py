@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from robopolicy.cli.outputs import check_file, check_folder
-from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.parsing import parse, require, verb_parser
 from robopolicy.components import ConfigError
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -54,15 +54,40 @@ def convert(arguments: Sequence[str]) -> int:
 
 
 def encode(arguments: Sequence[str]) -> int:
-    """Write a backbone's tokens beside the demos; gives the exit code."""
-    parser = verb_parser("encode", "Run a frozen vision-language backbone over all frames of a demo file once.")
-    parser.add_argument("file", type=str, help="demo file in our layout; it stays as it is")
+    """Write a backbone's tokens beside the demos; returns the exit code."""
+    parser = verb_parser("encode", "Run a frozen backbone over all frames of a demo file once.")
+    parser.add_argument("file", type=str, help="demo file in our layout; it is not changed")
     parser.add_argument("--encoder", type=Literal["transformers"], default="transformers", help="kind of backbone")
     parser.add_argument("--model", type=str, required=True, help="local folder or hub name of the backbone")
     parser.add_argument(
-        "--cameras", type=str, nargs="*", default=[], help="pictures it sees, in this order; default: all"
+        "--cameras", type=str, nargs="*", default=[], help="images it sees, in this order; default: all"
     )
-    parser.add_argument("--template", type=str, default="{instruction}", help="how an instruction is put to it")
+    parser.add_argument(
+        "--template",
+        type=str,
+        default="{instruction}",
+        help="the prompt; {instruction} stands for a demo's instruction",
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int | None,
+        default=None,
+        help="tokens of every prompt, the same for files trained on together; default: as this file's instructions need",
+    )
+    parser.add_argument(
+        "--readout",
+        type=Literal["all", "last", "mean"],
+        default="all",
+        help="all: every token of images and prompt; last: the last one; mean: their mean",
+    )
+    parser.add_argument("--layer", type=int, default=-1, help="which hidden states; -1: the last")
+    parser.add_argument(
+        "--dtype",
+        type=Literal["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the backbone's weights; auto: as they are stored",
+    )
+    parser.add_argument("--device", type=str | None, default=None, help="cpu or cuda; default: the GPU if there is one")
     parser.add_argument(
         "--out",
         type=str | None,
@@ -72,6 +97,13 @@ def encode(arguments: Sequence[str]) -> int:
     options = parse(parser, arguments)
     if "://" in options.file:
         raise ConfigError(f"{options.file}: tokens are written beside the file; copy it to this machine first")
-    from robopolicy.training.encode import run_encode
+    if options.prompt_tokens is not None:
+        require(options, 1, "prompt_tokens")
+    from robopolicy.model.encoders._backbones import Reading
+    from robopolicy.training.encode import EncodeOptions, run_encode
 
-    return run_encode(options.file, options.model, options.cameras or None, options.template, options.out)
+    reading = Reading(options.readout, options.layer)
+    how = EncodeOptions(
+        tuple(options.cameras), options.template, options.prompt_tokens, reading, options.dtype, options.device
+    )
+    return run_encode(options.file, options.model, how, options.out)

@@ -57,6 +57,17 @@ def add_precision(parser: ArgumentParser) -> None:
     )
 
 
+def add_backbone(parser: ArgumentParser) -> None:
+    """Add `--backbone`."""
+    parser.add_argument(
+        "--backbone",
+        type=str | None,
+        default=None,
+        help="for a policy trained on encoded tokens: folder or name of the backbone that made them, or auto for the one "
+        "that the run records; the policy then reads images",
+    )
+
+
 def add_plugins(parser: ArgumentParser) -> None:
     """Add `--plugins`."""
     parser.add_argument(

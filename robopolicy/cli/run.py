@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import add_precision, parse, verb_parser
+from robopolicy.cli.parsing import add_backbone, add_precision, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
 from robopolicy.cli.run_report import shown, summarize
 from robopolicy.components import ConfigError
@@ -75,6 +75,8 @@ def run(arguments: Sequence[str]) -> int:
 def _parser() -> ArgumentParser:
     parser = verb_parser("run", "Drive a robot by a policy, or by a recorded demo, in real time and within its limits.")
     parser.add_argument("policy", type=str | None, nargs="?", default=None, help="run folder, or an exported folder")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda: where the policy runs")
+    add_backbone(parser)
     add_precision(parser)
     parser.add_argument(
         "--server", type=str | None, default=None, help="[wss://]HOST:PORT of a policy behind robopolicy serve"

@@ -8,7 +8,7 @@ config.yaml          the resolved experiment
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import yaml
@@ -23,12 +23,18 @@ from robopolicy.files import write_file
 from robopolicy.model.packed import Precision
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import Vocabulary
-from robopolicy.types import ActionSpec, ArraySpec, Policy
+from robopolicy.types import TOKENS_KEY, ActionSpec, ArraySpec, Policy
+
+if TYPE_CHECKING:
+    from robopolicy.experiment.backbone import LivePolicy
+    from robopolicy.model.encoders._tokens import FrameTokens
 
 FORMAT = 2
 """Version of the folder's layout; raised when an older reader could no longer understand it."""
 
 WEIGHTS, DESCRIPTION, CONFIG = "policy.safetensors", "policy.json", "config.yaml"
+TOKEN_ENCODER = "tokens.json"
+"""Beside an exported graph that reads tokens: which backbone makes them."""
 
 
 class CheckpointError(ValueError):
@@ -62,23 +68,47 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
     return folder
 
 
+@overload
 def load_policy(
     folder: str | Path,
+    backbone: None = None,
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
-) -> ChunkPolicy:
+) -> ChunkPolicy: ...
+
+
+@overload
+def load_policy(
+    folder: str | Path,
+    backbone: "str | FrameTokens",
+    device: str | torch.device = "cpu",
+    precision: Precision | None = None,
+    plugins: Iterable[str] = (),
+) -> "LivePolicy": ...
+
+
+def load_policy(
+    folder: str | Path,
+    backbone: "str | FrameTokens | None" = None,
+    device: str | torch.device = "cpu",
+    precision: Precision | None = None,
+    plugins: Iterable[str] = (),
+) -> "ChunkPolicy | LivePolicy":
     """The policy that `save_policy` wrote, in eval mode, ready to act.
 
     Args:
         folder: a run folder. Nothing that it names is imported.
-        device: where to run it.
+        backbone: for a policy trained on encoded tokens, the backbone that made them: its folder or name, or `auto` for the
+            one that the run folder records. The policy then reads images.
+        device: where to run it, and the backbone.
         precision: arithmetic of its steps on the CPU: `float32` (exact, the default), `bf16` or `int8`.
         plugins: modules that register the components it needs, unless they are installed.
 
     Raises:
         CheckpointError: the folder or one of its files is missing, of another format version, or doesn't fit together.
-        ConfigError: it needs a component that is neither built in, nor installed, nor in `plugins`.
+        ConfigError: it needs a component that is neither built in, nor installed, nor in `plugins`; or the backbone is
+            missing, or not the one that made the training tokens.
         ValueError: the precision is unknown, this CPU can't compute in it, or the device is not a CPU.
     """
     on_cpu = torch.device(device).type == "cpu"
@@ -86,11 +116,16 @@ def load_policy(
         raise ValueError(f"precision {precision} is for steps on the CPU; with device {device} leave it out")
     load_plugins(plugins)
     policy = read_policy(folder)[0].to(device).eval()
-    return policy.freeze(precision or "float32") if on_cpu else policy
+    policy = policy.freeze(precision or "float32") if on_cpu else policy
+    if backbone is None:
+        return policy
+    recorded, prompted = read_provenance(folder).get("token_encoder"), policy.vocabulary is not None
+    return _behind_backbone(policy, recorded, backbone, device, prompted)
 
 
 def open_policy(
     folder: str | Path,
+    backbone: "str | FrameTokens | None" = None,
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
@@ -102,8 +137,12 @@ def open_policy(
     """
     if (Path(folder) / runtime.MANIFEST).is_file():
         runtime.require_own_precision(folder, precision or "float32")
-        return runtime.load(folder)
-    return load_policy(folder, device, precision, plugins)
+        policy = runtime.load(folder)
+        if backbone is None:
+            return policy
+        recorded, prompted = _exported_token_encoder(Path(folder))
+        return _behind_backbone(policy, recorded, backbone, device, prompted)
+    return load_policy(folder, backbone, device, precision, plugins)
 
 
 def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
@@ -139,6 +178,40 @@ def read_provenance(folder: str | Path) -> dict[str, Any]:
     if (folder / runtime.MANIFEST).is_file():
         return dict(runtime.read_manifest(folder)["spec"]["provenance"])
     return dict(_description(folder)["provenance"])
+
+
+def save_token_encoder(policy: ChunkPolicy, run: str | Path, folder: str | Path) -> Path | None:
+    """Write `tokens.json` beside an exported graph: what makes its tokens. None for a policy that reads no tokens."""
+    recorded = read_provenance(run).get("token_encoder")
+    if TOKENS_KEY not in policy.obs or not recorded:
+        return None
+    path = Path(folder) / TOKEN_ENCODER
+    write_file(path, json.dumps({"token_encoder": recorded, "prompted": policy.vocabulary is not None}, indent=1))
+    return path
+
+
+def _behind_backbone(
+    policy: Policy,
+    recorded: Mapping[str, Any] | None,
+    backbone: "str | FrameTokens",
+    device: str | torch.device,
+    prompted: bool,
+) -> "LivePolicy":
+    from robopolicy.experiment.backbone import bind_backbone
+
+    return bind_backbone(policy, recorded, backbone, prompted=prompted, device=device)
+
+
+def _exported_token_encoder(folder: Path) -> tuple[dict[str, Any] | None, bool]:
+    """What `save_token_encoder` wrote beside a graph: the encoder's identity, and whether it reads instructions."""
+    path = folder / TOKEN_ENCODER
+    if not path.is_file():
+        return None, False
+    try:
+        found = json.loads(path.read_text())
+        return dict(found["token_encoder"]), bool(found["prompted"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not as robopolicy writes it ({_line(error)})") from error
 
 
 def _origin(options: Any) -> dict[str, str]:

@@ -103,6 +103,9 @@ def _rolled_out(
         actor = PolicyActor(policy, env.num_envs, env.control_dt, execution)
         return run_episodes(env, actor, seeds, record=record, timing=timing)
     if not isinstance(policy, ChunkPolicy):
-        raise ValueError("an exported policy runs on the CPU with physics 'batch'; for 'warp' give its run folder")
+        raise ValueError(
+            "worlds on a device run a run folder's policy alone; for an exported policy, or one behind a backbone, give "
+            "--physics batch"
+        )
     actor = DevicePolicyActor(policy, env, execution)
     return run_episodes_on_device(env, actor, seeds, record=record, timing=timing)

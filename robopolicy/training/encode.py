@@ -7,8 +7,8 @@ was interrupted resumes.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,28 @@ from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
 from robopolicy.demos.rows import row_types
 from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenWriter, encoder_described, tokens_beside
 from robopolicy.demos.writer import DemoWriter
-from robopolicy.model.encoders._backbones import Backbone
-from robopolicy.model.encoders._loading import backbone_identity, load_backbone
-from robopolicy.model.texts import TextInputs, Vocabulary
-from robopolicy.model.texts.prompt import PromptOptions, PromptText
+from robopolicy.model.encoders._backbones import Reading
+from robopolicy.model.encoders._loading import Dtype, identity_difference
+from robopolicy.model.encoders._tokens import FrameTokens
 from robopolicy.types import Demo, DemoFormatError
 
-BATCH_FRAMES = 32
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How a backbone reads the demos."""
+
+    cameras: tuple[str, ...] = ()
+    """The cameras it sees, in this order; empty: all, sorted."""
+    template: str = "{instruction}"
+    """The prompt; `{instruction}` stands for a demo's instruction."""
+    prompt_tokens: int | None = None
+    """Tokens of every prompt, the same for files that are trained on together; None: as this file's instructions need."""
+    reading: Reading = field(default_factory=Reading)
+    """What of the hidden states becomes tokens."""
+    dtype: Dtype = "auto"
+    """Of the backbone's weights."""
+    device: str | None = None
+    """Where the backbone runs; None: the GPU where there is one."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +63,7 @@ class Encoded:
 
 
 def run_encode(
-    path: str | Path,
-    model: str,
-    cameras: Sequence[str] | None = None,
-    template: str = "{instruction}",
-    out: str | Path | None = None,
-    console: Console | None = None,
+    path: str | Path, model: str, options: EncodeOptions, out: str | Path | None = None, console: Console | None = None
 ) -> int:
     """Encode with a progress bar on a terminal, and print what was done; returns the exit code.
 
@@ -62,7 +72,7 @@ def run_encode(
     """
     console = console or Console(soft_wrap=True)
     bar = (lambda names: track(names, description="encoding", transient=True)) if console.is_terminal else iter
-    done = encode_file(path, model, cameras=cameras, template=template, out=out, progress=bar)
+    done = encode_file(path, model, options, out=out, progress=bar)
     console.print(f"encoded   {done.demos} demos, {done.frames} frames", highlight=False)
     console.print(f"tokens    {done.token_count} of width {done.token_width} a frame, float16", highlight=False)
     console.print(f"written   {done.path}", markup=False, highlight=False)
@@ -72,12 +82,9 @@ def run_encode(
 def encode_file(
     path: str | Path,
     model: str,
+    options: EncodeOptions | None = None,
     *,
-    cameras: Sequence[str] | None = None,
-    template: str = "{instruction}",
     out: str | Path | None = None,
-    batch_frames: int = BATCH_FRAMES,
-    device: str | torch.device | None = None,
     progress: Any = iter,
 ) -> Encoded:
     """Write the backbone's tokens of every frame of a native demo file, which itself is not changed.
@@ -85,51 +92,35 @@ def encode_file(
     Args:
         path: a file in the native layout; other formats are converted first.
         model: local folder or hub name of the backbone.
-        cameras: the cameras it sees, in this order; None: all, sorted.
-        template: how a demo's instruction is put to the backbone.
+        options: how it reads the demos.
         out: a new demo file for the demos and their tokens; None: the tokens alone, beside the demo file.
-        batch_frames: frames encoded together.
-        device: where the backbone runs; None: the GPU where there is one.
         progress: wraps the demos' names.
 
     Raises:
         DemoFormatError: the file can't be used, or the target holds tokens of another encoder.
         FileExistsError: `out` exists.
-        ValueError: there is no such model.
+        ConfigError: there is no such model, or it can't be read in this way.
     """
-    path = Path(path)
+    path, options = Path(path), options or EncodeOptions()
     with _without_tokens(path) as demos:
-        first = demos.read(demos.names[0])
-        images = {key: values.shape[1:] for key, values in first.obs.items() if is_image(values)}
-        chosen = list(cameras) if cameras is not None else sorted(images)
-        if missing := [camera for camera in chosen if camera not in images] or ([] if chosen else ["a camera"]):
-            raise DemoFormatError(
-                f"{path.name}: no {', '.join(missing)} to encode; cameras: {', '.join(images) or 'none'}"
-            )
-        identity = {**backbone_identity(model), "cameras": chosen, "template": template}
-        writer = _sidecar(path, identity) if out is None else _copy(demos, Path(out), identity)
+        made = _frame_tokens(demos, model, options)
+        cameras = tuple(made.image_sizes)
+        writer = _sidecar(path, made.identity) if out is None else _copy(demos, Path(out), made.identity)
         with writer as target:
-            height, width, _ = images[chosen[0]]
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            backbone = load_backbone(model, (height, width)).to(device)
-            instructions = [demos.read(name, ()).instruction for name in demos.names]
-            vocabulary = Vocabulary.of(text for text in instructions if text is not None)
-            text = PromptText(PromptOptions(template), TextInputs(vocabulary, 0, model))
             encoded = frames = 0
             done = set(target.names)
             for name in progress(demos.names):
                 if name in done:
                     continue
-                demo = demos.read(name) if out is not None else demos.read(name, chosen)
-                tokens, valid = _encode_demo(demo, chosen, backbone, text, batch_frames, f"{path.name}, {name}")
+                demo = demos.read(name) if out is not None else demos.read(name, cameras)
+                tokens, valid = _encode_demo(demo, made, f"{path.name}, {name}")
                 if isinstance(target, TokenWriter):
                     target.write(name, tokens, valid)
                 else:
                     mask = {TOKEN_VALID: valid.astype(np.int64)}
                     target.write(replace(demo, tokens=tokens, attributes={**demo.attributes, **mask}))
                 encoded, frames = encoded + 1, frames + len(tokens)
-    count = backbone.token_count(len(chosen), text.token_count)
-    return Encoded(target.path, encoded, frames, count, backbone.token_width)
+    return Encoded(target.path, encoded, frames, *made.shape)
 
 
 def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
@@ -144,10 +135,10 @@ def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
             raise DemoFormatError(f"{reader.path.name}: no tokens in it or beside it; `robopolicy encode` makes them")
         identity = json.loads(reader.attributes.get(IDENTITY, "{}"))
         first = first or (reader.path.name, identity)
-        if identity != first[1]:
+        if difference := identity_difference(identity, first[1]):
             raise DemoFormatError(
                 f"{reader.path.name}: tokens of {encoder_described(identity)}, those of {first[0]} are of "
-                f"{encoder_described(first[1])}; encode one of them again"
+                f"{encoder_described(first[1])}: {difference}; encode one of them again"
             )
     if first is None:
         raise DemoFormatError("no demo files to look for tokens in")
@@ -190,24 +181,36 @@ def _without_tokens(path: Path) -> RobomimicReader:
     return RobomimicReader(path, tokens=False)
 
 
+def _frame_tokens(demos: RobomimicReader, model: str, options: EncodeOptions) -> FrameTokens:
+    first = demos.read(demos.names[0])
+    images = {key: values.shape[1:] for key, values in first.obs.items() if is_image(values)}
+    cameras = options.cameras or tuple(sorted(images))
+    if missing := [camera for camera in cameras if camera not in images] or ([] if cameras else ["a camera"]):
+        raise DemoFormatError(
+            f"{demos.path.name}: no {', '.join(missing)} to encode; cameras: {', '.join(images) or 'none'}"
+        )
+    instructions = {demos.read(name, ()).instruction or "" for name in demos.names}
+    made = FrameTokens(
+        model,
+        {camera: (images[camera][0], images[camera][1]) for camera in cameras},
+        options.template,
+        options.prompt_tokens,
+        instructions=sorted(instructions),
+        reading=options.reading,
+        dtype=options.dtype,
+    )
+    return made.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _encode_demo(
-    demo: Demo, cameras: Sequence[str], backbone: Backbone, text: PromptText, batch_frames: int, where: str
+    demo: Demo, made: FrameTokens, where: str
 ) -> tuple[Float16[np.ndarray, "time tokens width"], np.ndarray]:
     """Tokens of one demo, and which of them are real, (N,) bool."""
-    device = next(backbone.parameters()).device
-    prompt = text.prepare([demo.instruction]).to(device)
-    parts = []
-    valid = torch.ones(0, dtype=torch.bool)
-    for start in range(0, len(demo), batch_frames):
-        batch = [torch.from_numpy(demo.obs[camera][start : start + batch_frames]).to(device) for camera in cameras]
-        tokens, kept = backbone(batch, prompt.expand(len(batch[0]), -1))
-        valid = kept[0]
-        last = int(valid.nonzero()[-1])
-        tokens = tokens.where(valid[:, None], tokens[:, last : last + 1])
-        parts.append(tokens.half().cpu().numpy())
-    found = np.concatenate(parts)
+    images = {camera: torch.from_numpy(demo.obs[camera]) for camera in made.image_sizes}
+    tokens, valid = made(images, made.prompts([demo.instruction]))
+    found = tokens.cpu().numpy()
     if not np.isfinite(found).all():
         raise DemoFormatError(
             f"{where}: a token is beyond what float16 holds (65504); this backbone can't be precomputed"
         )
-    return found, valid.cpu().numpy()
+    return found, valid[0].cpu().numpy()

@@ -108,7 +108,7 @@ def test_a_precision_of_the_cpu_is_refused_elsewhere(tmp_path):
     """Guards against: int8 that is asked for on a GPU, silently not used, and measured as int8."""
     save_policy(make_policy(), tmp_path / "run")
     with pytest.raises(ValueError, match="precision int8 is for steps on the CPU; with device cuda leave it out"):
-        load_policy(tmp_path / "run", "cuda", "int8")
+        load_policy(tmp_path / "run", device="cuda", precision="int8")
 
 
 def test_provenance_is_given_back(tmp_path):

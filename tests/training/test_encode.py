@@ -15,10 +15,9 @@ pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.model.encoders._loading import load_backbone
-from robopolicy.model.texts import TextInputs, Vocabulary
-from robopolicy.model.texts.prompt import PromptOptions, PromptText
+from robopolicy.model.texts.prompt import Prompter
 from robopolicy.training import encode
-from robopolicy.training.encode import are_padded, encode_file, require_one_encoder, run_encode
+from robopolicy.training.encode import EncodeOptions, are_padded, encode_file, require_one_encoder, run_encode
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_lerobot
 from tests.tiny_backbones import save_backbone
@@ -47,13 +46,14 @@ def file(tiny_demos, tmp_path):
 
 def test_every_frame_gains_the_tokens_that_the_live_encoder_gives(file, model):
     """A policy trained on stored tokens meets live ones on the robot; they must be the same."""
-    done = encode_file(file, model, batch_frames=4)
+    done = encode_file(file, model)
     assert (done.demos, done.frames) == (5, 54)
     with open_demos(file) as demos:
         demo = demos.read("demo_2")
-        vocabulary = Vocabulary.of(str(demos.read(name, ()).instruction) for name in demos.names)
+        instructions = [str(demos.read(name, ()).instruction) for name in demos.names]
     backbone = load_backbone(model, (16, 16))
-    text = PromptText(PromptOptions(), TextInputs(vocabulary, 0, model))
+    text = Prompter(model, "{instruction}")
+    text.fit(instructions)
     live, valid = backbone(
         [torch.from_numpy(demo.obs["front"])], text.prepare([demo.instruction]).expand(len(demo), -1)
     )
@@ -130,7 +130,7 @@ def test_a_flipped_bit_among_the_tokens_is_noticed(file, model):
 def test_demos_and_tokens_can_go_to_a_file_of_their_own(file, model, tmp_path):
     """Guards against: one demo file that can't be encoded with two backbones."""
     encode_file(file, model)
-    done = encode_file(file, model, template="please {instruction}", out=tmp_path / "both.hdf5")
+    done = encode_file(file, model, EncodeOptions(template="please {instruction}"), out=tmp_path / "both.hdf5")
     assert (done.path, done.demos) == (tmp_path / "both.hdf5", 5)
     with open_demos(file) as one, open_demos(done.path) as both:
         assert require_one_encoder([both])["template"] == "please {instruction}"
@@ -152,7 +152,7 @@ def test_tokens_of_another_encoder_are_refused(file, model, tmp_path):
     ):
         encode_file(file, other)
     with pytest.raises(DemoFormatError, match="holds tokens of clip"):
-        encode_file(file, model, template="please {instruction}")
+        encode_file(file, model, EncodeOptions(template="please {instruction}"))
 
 
 def test_files_of_different_encoders_can_t_be_mixed(file, model, tiny_demos, tmp_path):
@@ -163,7 +163,7 @@ def test_files_of_different_encoders_can_t_be_mixed(file, model, tiny_demos, tmp
         assert require_one_encoder([one])["kind"] == "clip"
         with pytest.raises(DemoFormatError, match=r"second.hdf5: no tokens in it or beside it; `robopolicy encode`"):
             require_one_encoder([one, bare])
-    encode_file(second, model, template="please {instruction}")
+    encode_file(second, model, EncodeOptions(template="please {instruction}"))
     with (
         open_demos(file) as one,
         open_demos(second) as other,
@@ -175,7 +175,7 @@ def test_files_of_different_encoders_can_t_be_mixed(file, model, tiny_demos, tmp
 def test_a_missing_camera_or_another_format_is_refused_before_any_work(file, model, tmp_path):
     """The model takes minutes to load; the typo shows at once."""
     with pytest.raises(DemoFormatError, match="no wrist to encode; cameras: front"):
-        encode_file(file, model, cameras=["wrist"])
+        encode_file(file, model, EncodeOptions(cameras=("wrist",)))
     with pytest.raises(DemoFormatError, match="convert"):
         encode_file(write_lerobot(tmp_path / "set"), model)
     assert not file.with_name("demos.tokens.hdf5").exists()
@@ -184,7 +184,7 @@ def test_a_missing_camera_or_another_format_is_refused_before_any_work(file, mod
 def test_what_was_done_is_printed_with_the_place_last(file, model):
     """The last line is where the result lies."""
     console = Console(record=True, width=300)
-    assert run_encode(file, model, console=console) == 0
+    assert run_encode(file, model, EncodeOptions(), console=console) == 0
     lines = console.export_text().splitlines()
     assert lines[0].split() == ["encoded", "5", "demos,", "54", "frames"]
     assert lines[-1].endswith("demos.tokens.hdf5")

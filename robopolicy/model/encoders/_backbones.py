@@ -1,12 +1,13 @@
-"""Vision-language backbones of the `transformers` package: images and a prompt in, hidden states out.
+"""Backbones of the `transformers` package: images and a prompt in, hidden states out.
 
-CLIP and SigLIP give patch tokens and text tokens in their shared space; PaliGemma, Qwen2.5-VL and SmolVLM the last hidden
-states of images and prompt together. Images are prepared here, in torch and on the device, from the numbers in the
-model's `preprocessor_config.json`, so that torchvision isn't needed and the gradient-free part is one graph.
+Contrastive models (CLIP, SigLIP, SigLIP 2) give patch tokens and text tokens in their shared space; generative ones
+(PaliGemma, Qwen2-VL and later, SmolVLM, Idefics3, and any other that takes `pixel_values` beside image tokens in its
+text) the hidden states of images and prompt together; vision models (DINOv2, ViT, ...) their patch tokens.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 from einops import rearrange
@@ -14,31 +15,51 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv")
-"""Names of the linear maps that LoRA adapts."""
+from robopolicy.components import ConfigError
+from robopolicy.model.encoders._images import ImagePreparation
+
+Readout: TypeAlias = Literal["all", "last", "mean"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What of a backbone's hidden states becomes tokens."""
+
+    readout: Readout = "all"
+    """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens."""
+    layer: int = -1
+    """Which hidden states: -1 the last, after the final norm; 0 the embeddings, n those after layer n; negative counts
+    from the end."""
 
 
 class Backbone(nn.Module):
-    """One loaded model; frozen, or with LoRA adapters as its only trainable weights.
+    """One loaded model, frozen unless adapters are added to it.
 
     Args:
         model: the loaded `transformers` model.
-        prepare: how its images are prepared.
-        lora_rank: of the adapters on the attention's linear maps; 0 freezes everything.
+        images: how its images are prepared.
+        reading: what of its hidden states becomes tokens.
     """
 
     token_width: int
     """D."""
+    reads_text: bool = True
+    """Whether it reads a prompt."""
 
-    def __init__(self, model: nn.Module, prepare: "ImagePreparation", lora_rank: int = 0) -> None:
+    def __init__(self, model: nn.Module, images: ImagePreparation, reading: Reading) -> None:
         super().__init__()
-        self.prepare = prepare
-        self.trained = lora_rank > 0
-        model.requires_grad_(False)
-        self.model: Any = _with_adapters(model, lora_rank) if self.trained else model
+        self.images, self.reading = images, reading
+        self.trained = False
+        self.model: Any = model.requires_grad_(False)
+        self.identity: dict[str, Any] = {}
+        """Which model it is and how it is read, JSON-ready; set by `load_backbone`."""
 
     def token_count(self, cameras: int, words: int) -> int:
-        """N, for this number of cameras and prompt tokens."""
+        """N, for this number of cameras and a prompt of this number of tokens."""
+        return self.state_count(cameras, words) if self.reading.readout == "all" else 1
+
+    def state_count(self, cameras: int, words: int) -> int:
+        """Hidden states of one frame."""
         raise NotImplementedError
 
     def forward(
@@ -48,64 +69,69 @@ class Backbone(nn.Module):
 
         Args:
             images: one batch of images for each camera.
-            prompt: token numbers, -1 beyond the end; None for a policy without the instruction.
+            prompt: token numbers, -1 beyond the end; None without a prompt.
         """
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
-            pixels = torch.stack([self.prepare(image) for image in images], dim=1)
-            tokens, valid = self.encode(pixels.to(self.model.dtype), prompt)
-        return tokens.float(), valid
+            pixels = torch.stack([self.images(image) for image in images], dim=1)
+            states, valid = self.hidden_states(pixels.to(self.model.dtype), prompt)
+            tokens, valid = _read(states.float(), valid, self.reading.readout)
+        return tokens, valid
 
-    def encode(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `forward`, on prepared images (frames, cameras, 3, height, width)."""
+    def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All hidden states (frames, states, D) and their mask, of prepared images (frames, cameras, 3, height, width)."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Backbone":
         """Adapters train; a frozen model stays in eval mode, so that its dropout is off."""
         return super().train(mode and self.trained)
 
+    def _layer_of(self, outputs: Any) -> Tensor:
+        layer = self.reading.layer
+        if layer == -1:
+            return outputs.last_hidden_state
+        states = outputs.hidden_states
+        if not -len(states) <= layer < len(states):
+            raise ConfigError(
+                f"layer {layer} of a backbone with {len(states) - 1} layers; expected 0 .. {len(states) - 1}"
+            )
+        return states[layer]
 
-class ImagePreparation(nn.Module):
-    """uint8 images of any size, resized and standardized as the model was trained."""
-
-    def __init__(self, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.size = (height, width)
-        self.mean = nn.Buffer(torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.std = nn.Buffer(torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    def forward(
-        self, images: UInt8[Tensor, "frames height width 3"]
-    ) -> Float[Tensor, "frames 3 resized_height resized_width"]:
-        """Bicubic, antialiased, as the models' own processors do; the aspect ratio is not kept."""
-        pixels = rearrange(images, "b h w c -> b c h w").to(self.mean.dtype) / 255
-        if tuple(pixels.shape[-2:]) != self.size:
-            pixels = functional.interpolate(pixels, self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        return (pixels - self.mean) / self.std
+    @property
+    def _outputs(self) -> dict[str, bool]:
+        return {"output_hidden_states": True} if self.reading.layer != -1 else {}
 
 
 class ContrastiveBackbone(Backbone):
     """CLIP and SigLIP: patch tokens of every camera, then the prompt's tokens, in the space the two towers share."""
 
-    def __init__(self, model: Any, prepare: ImagePreparation, lora_rank: int = 0) -> None:
-        super().__init__(model, prepare, lora_rank)
+    def __init__(self, model: Any, images: ImagePreparation, reading: Reading) -> None:
+        super().__init__(model, images, reading)
+        if reading.layer != -1:
+            raise ConfigError(
+                f"layer {reading.layer} of a {model.config.model_type}; expected -1: its towers share only the last"
+            )
         vision = model.config.vision_config
-        self.patches = (vision.image_size // vision.patch_size) ** 2
+        self.patch_size = vision.patch_size
+        self.grid = tuple(side // vision.patch_size for side in images.size)
         self.longest_prompt = model.config.text_config.max_position_embeddings
         self.projected = hasattr(model, "visual_projection")
+        self.patched = model.config.model_type == "siglip2"
+        """Whether images go in as flat patches."""
         self.token_width = model.config.projection_dim if self.projected else vision.hidden_size
         if not self.projected and vision.hidden_size != model.config.text_config.hidden_size:
-            raise ValueError(
-                f"the towers are {vision.hidden_size} and {model.config.text_config.hidden_size} wide; expected one width"
+            raise ConfigError(
+                f"the towers of this {model.config.model_type} are {vision.hidden_size} and "
+                f"{model.config.text_config.hidden_size} wide; expected one width"
             )
 
-    def token_count(self, cameras: int, words: int) -> int:
+    def state_count(self, cameras: int, words: int) -> int:
         """See `Backbone`."""
-        return cameras * self.patches + words
+        return cameras * self.grid[0] * self.grid[1] + words
 
-    def encode(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+    def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Backbone`."""
         frames = len(pixels)
-        seen = self.model.vision_model(pixel_values=pixels.flatten(0, 1)).last_hidden_state
+        seen = self.model.vision_model(**self._pixel_inputs(pixels.flatten(0, 1))).last_hidden_state
         if self.projected:  # CLIP: a class token first; the final norm is only applied to that one by the tower itself
             seen = self.model.visual_projection(self.model.vision_model.post_layernorm(seen[:, 1:]))
         tokens = [seen.reshape(frames, -1, seen.shape[-1])]
@@ -115,6 +141,14 @@ class ContrastiveBackbone(Backbone):
             tokens.append(self._words(kinds)[place])
             valid.append(prompt >= 0)
         return torch.cat(tokens, dim=1), torch.cat(valid, dim=1)
+
+    def _pixel_inputs(self, pixels: Tensor) -> dict[str, Tensor | None]:
+        if not self.patched:
+            return {"pixel_values": pixels}
+        side = self.patch_size
+        patches = rearrange(pixels, "b c (gh ph) (gw pw) -> b (gh gw) (ph pw c)", ph=side, pw=side)
+        shapes = torch.tensor([self.grid], device=pixels.device).expand(len(pixels), -1)
+        return {"pixel_values": patches, "attention_mask": None, "spatial_shapes": shapes}
 
     def _words(self, prompt: Tensor) -> Tensor:
         text = self.model.config.text_config
@@ -129,31 +163,39 @@ class ContrastiveBackbone(Backbone):
 
 
 class GenerativeBackbone(Backbone):
-    """PaliGemma, Qwen2.5-VL, SmolVLM: the last hidden states over the images of all cameras and the prompt.
+    """The hidden states over the images of all cameras and the prompt.
 
     Args:
-        model, prepare, lora_rank: as for `Backbone`.
+        model, images, reading: as for `Backbone`.
         around: token numbers that stand before and after each image.
     """
 
     def __init__(
         self,
         model: Any,
-        prepare: ImagePreparation,
-        lora_rank: int = 0,
+        images: ImagePreparation,
+        reading: Reading,
         around: tuple[Sequence[int], Sequence[int]] = ((), ()),
     ) -> None:
-        super().__init__(model, prepare, lora_rank)
-        self.family = model.config.model_type
-        self.token_width = model.config.get_text_config().hidden_size
+        super().__init__(model, images, reading)
+        config = model.config
+        self.family = config.model_type
+        self.token_width = config.get_text_config().hidden_size
+        vision = config.vision_config
+        self.gridded = hasattr(vision, "spatial_merge_size") and hasattr(vision, "temporal_patch_size")
+        """Qwen2-VL and later: images go in as patches with the size of their grid."""
+        self.several = hasattr(config, "scale_factor") and self.family in ("smolvlm", "idefics3")
+        """SmolVLM and Idefics3: images go in with an axis for the images of a frame."""
         before, after = around
-        self.image_ids = [*before, *[model.config.image_token_id] * self._image_tokens(), *after]
+        image_token = getattr(config, "image_token_id", None)
+        image_token = config.image_token_index if image_token is None else image_token
+        self.image_ids = [*before, *[image_token] * self._image_tokens(), *after]
 
-    def token_count(self, cameras: int, words: int) -> int:
+    def state_count(self, cameras: int, words: int) -> int:
         """See `Backbone`."""
         return cameras * len(self.image_ids) + words
 
-    def encode(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+    def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Backbone`."""
         frames, cameras = pixels.shape[:2]
         images = torch.tensor(self.image_ids * cameras, device=pixels.device).expand(frames, -1)
@@ -161,33 +203,38 @@ class GenerativeBackbone(Backbone):
         ids = torch.cat([images, words], dim=1)
         valid = ids >= 0
         padding = self.model.config.get_text_config().pad_token_id or 0
-        states = self.model(
+        outputs = self.model(
             input_ids=ids.where(valid, padding),
             attention_mask=valid.long(),
             use_cache=False,
             **self._pixel_inputs(pixels),
             **({"token_type_ids": torch.zeros_like(ids)} if self.family == "paligemma" else {}),
+            **self._outputs,
         )
-        return states.last_hidden_state, valid
+        return self._layer_of(outputs), valid
 
     def _image_tokens(self) -> int:
-        vision = self.model.config.vision_config
-        rows, columns = (side // vision.patch_size for side in self.prepare.size)
-        if self.family == "qwen2_5_vl":
-            return rows * columns // vision.spatial_merge_size**2
-        if self.family == "smolvlm":
-            return rows * columns // self.model.config.scale_factor**2
-        return rows * columns
+        """Tokens of one image in the text."""
+        config = self.model.config
+        if self.gridded or self.several or self.family == "paligemma":
+            rows, columns = (side // config.vision_config.patch_size for side in self.images.size)
+            merged = config.vision_config.spatial_merge_size**2 if self.gridded else 1
+            return rows * columns // (config.scale_factor**2 if self.several else merged)
+        blank = torch.zeros(1, 1, 3, *self.images.size, dtype=self.model.dtype)
+        with torch.no_grad():
+            found = self.model.get_image_features(**self._pixel_inputs(blank))
+        found = getattr(found, "pooler_output", found)
+        return sum(len(part.flatten(0, -2)) for part in (found if isinstance(found, list | tuple) else [found]))
 
     def _pixel_inputs(self, pixels: Tensor) -> dict[str, Tensor]:
-        """The arguments with which the family's model takes its images."""
-        if self.family == "smolvlm":
+        """The images in the form that the family's model takes."""
+        if self.several:
             return {"pixel_values": pixels.contiguous()}
         flat = pixels.flatten(0, 1)
-        if self.family != "qwen2_5_vl":
+        if not self.gridded:
             return {"pixel_values": flat}
         vision = self.model.config.vision_config
-        rows, columns = (side // vision.patch_size for side in self.prepare.size)
+        rows, columns = (side // vision.patch_size for side in self.images.size)
         patches = rearrange(
             flat[:, None].expand(-1, vision.temporal_patch_size, -1, -1, -1),
             "b t c (gh mh ph) (gw mw pw) -> (b gh gw mh mw) (c t ph pw)",
@@ -200,14 +247,46 @@ class GenerativeBackbone(Backbone):
         return {"pixel_values": patches, "image_grid_thw": grid}
 
 
-def _with_adapters(model: nn.Module, rank: int) -> nn.Module:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("LoRA needs the package peft; pip install 'robopolicy[vlm]'") from error
-    there = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted(there & set(ATTENTION)))
-    adapted = inject_adapter_in_model(config, model)
-    for name, parameter in adapted.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    return adapted
+class VisionBackbone(Backbone):
+    """DINOv2, ViT or any other model of images alone: the patch tokens of every camera, without class and register tokens."""
+
+    reads_text = False
+
+    def __init__(self, model: Any, images: ImagePreparation, reading: Reading) -> None:
+        super().__init__(model, images, reading)
+        if reading.readout == "last":
+            raise ConfigError(f"readout last of a {model.config.model_type}, which reads no text; expected all or mean")
+        side = getattr(model.config, "patch_size", None)
+        patches = None if side is None else (images.size[0] // side) * (images.size[1] // side)
+        with torch.no_grad():
+            states = self._states(torch.zeros(1, 3, *images.size, dtype=model.dtype))
+        self.prefix = 0 if patches is None or patches > states.shape[1] else states.shape[1] - patches
+        self.patches, self.token_width = states.shape[1] - self.prefix, states.shape[2]
+
+    def state_count(self, cameras: int, words: int) -> int:
+        """See `Backbone`."""
+        return cameras * self.patches
+
+    def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Backbone`."""
+        states = self._states(pixels.flatten(0, 1))[:, self.prefix :]
+        states = states.reshape(len(pixels), -1, states.shape[-1])
+        return states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+
+    def _states(self, pixels: Tensor) -> Tensor:
+        """(images, states, D); the cells of a convolutional model's map (images, D, rows, columns) are its states."""
+        states = self._layer_of(self.model(pixel_values=pixels, **self._outputs))
+        return rearrange(states, "b d h w -> b (h w) d") if states.dim() == 4 else states
+
+
+def _read(states: Tensor, valid: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
+    """Hidden states (frames, states, D) and their mask -> tokens and theirs."""
+    if readout == "all":
+        return states, valid
+    if readout == "mean":
+        weight = valid[..., None].to(states.dtype)
+        read = (states * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
+    else:
+        places = torch.arange(valid.shape[1], device=valid.device).where(valid, -1).amax(dim=1)
+        read = states[torch.arange(len(states), device=states.device), places][:, None]
+    return read, torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)

@@ -1,87 +1,126 @@
-"""Finds vision-language backbones by folder or hub name, and says which one it is."""
+"""Finds backbones by folder or hub name, and identifies them."""
 
 import hashlib
 import json
+import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from robopolicy.components import ConfigError
-from robopolicy.model.encoders._backbones import Backbone, ContrastiveBackbone, GenerativeBackbone, ImagePreparation
+from robopolicy.model.encoders._backbones import (
+    Backbone,
+    ContrastiveBackbone,
+    GenerativeBackbone,
+    Reading,
+    VisionBackbone,
+)
+from robopolicy.model.encoders._images import image_preparation
+from robopolicy.model.encoders._lora import add_adapters
 
+LOG = logging.getLogger(__name__)
 FINGERPRINT_BYTES = 2**20
 """A weights file is identified by its size and its first and last MiB."""
-CONTRASTIVE = ("clip", "siglip")
-GENERATIVE = ("paligemma", "qwen2_5_vl", "smolvlm")
-"""Values of `model_type` in a model's config.json."""
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of a backbone's weights; auto: as they are stored."""
 
 
-def load_backbone(name: str, image_size: tuple[int, int], lora_rank: int = 0) -> Backbone:
-    """The model of a local folder or a hub name.
+def load_backbone(
+    name: str,
+    image_size: tuple[int, int],
+    reading: Reading | None = None,
+    *,
+    dtype: Dtype = "auto",
+    lora_rank: int = 0,
+) -> Backbone:
+    """The model of a local folder or a hub name, with its identity, in eval mode on the CPU.
 
     Args:
         name: folder or name, as `from_pretrained` takes it.
-        image_size: height and width of the demos' images; only Qwen2.5-VL, which takes any size, uses it.
+        image_size: height and width of the demos' images; only models that read any size use it.
+        reading: what of its hidden states becomes tokens; None: all tokens of the last layer.
+        dtype: of its weights.
         lora_rank: rank of trainable adapters; 0: frozen.
 
     Raises:
         ImportError: `transformers` isn't installed.
-        ConfigError: the model isn't there, or is of an unknown kind.
+        ConfigError: the model isn't there, reads no images, or can't be read in this way.
     """
-    transformers = require_transformers()
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        if config.model_type not in CONTRASTIVE + GENERATIVE:
-            known = ", ".join(CONTRASTIVE + GENERATIVE)
-            raise ConfigError(f"--encoder.model {name} is a {config.model_type} model; expected one of: {known}")
-        if not sys.stderr.isatty():
-            transformers.utils.logging.disable_progress_bar()
-        model = transformers.AutoModel.from_pretrained(name)
-    except OSError as error:
+    config, reading = _config(name), reading or Reading()
+    family = _family(config)
+    if family is None:
         raise ConfigError(
-            f"no model at {name!r}, neither folder nor cached nor downloadable: {_first_line(error)}"
-        ) from error
-    prepare = _preparation(name, config, image_size)
+            f"{name} is a {config.model_type} model, which reads no images; expected a vision-language model such as "
+            "CLIP, SigLIP, PaliGemma, Qwen2.5-VL or SmolVLM, or a vision model such as DINOv2"
+        )
+    model = _model(name, dtype)
+    images = image_preparation(config, _processor(name), image_size)
     model.eval()
-    if config.model_type in CONTRASTIVE:
-        return ContrastiveBackbone(model, prepare, lora_rank)
-    return GenerativeBackbone(model, prepare, lora_rank, _around_image(name, config))
+    try:
+        if family is GenerativeBackbone:
+            backbone = GenerativeBackbone(model, images, reading, _around_image(name, config))
+        else:
+            backbone = family(model, images, reading)
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"{name} is a {config.model_type} model, which can't be read by pixel values and image tokens alone: "
+            f"{_first_line(error)}; encode it with its own code and give its tokens to the policy"
+        ) from error
+    backbone.identity = {
+        "model": Path(name).name,
+        "source": str(Path(name).resolve()) if Path(name).is_dir() else name,
+        "kind": config.model_type,
+        "weights": _fingerprint(name, config),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "processor": images.settings,
+        "readout": reading.readout,
+        "layer": reading.layer,
+    }
+    if lora_rank:
+        backbone.model, backbone.trained = add_adapters(model, lora_rank), True
+    return backbone
+
+
+def identity_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """The first field in which two identities differ, with both values; None where they are the same encoder."""
+    names = {**expected, **found}
+    for name in names:
+        if name not in ("model", "source") and found.get(name) != expected.get(name):
+            return f"{name.replace('_', ' ')} {found.get(name)!r}, not {expected.get(name)!r}"
+    return None
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a local folder or a hub name; `tokenizer.json` where there is one, which needs no sentencepiece."""
+    """The tokenizer of a local folder or a hub name; `tokenizer.json` where there is one, which needs no sentencepiece.
+
+    Raises:
+        ConfigError: there is none.
+    """
     transformers = require_transformers()
     try:
         return transformers.PreTrainedTokenizerFast.from_pretrained(name)
     except (OSError, ValueError):
-        return transformers.AutoTokenizer.from_pretrained(name)
+        try:
+            return transformers.AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{name}: no tokenizer there: {_first_line(error)}") from error
 
 
 def prompt_limit(name: str) -> int:
-    """The longest prompt [tokens] that the model of a local folder or a hub name reads."""
-    transformers = require_transformers()
-    config = transformers.AutoConfig.from_pretrained(name)
-    if config.model_type in CONTRASTIVE:
-        return config.text_config.max_position_embeddings
-    return config.get_text_config().max_position_embeddings
+    """The longest prompt [tokens] that the model of a local folder or a hub name reads.
 
-
-def backbone_identity(name: str) -> dict[str, Any]:
-    """Which model it is, so that tokens of one are never mistaken for another's: its kind and a hash of its weights."""
-    transformers = require_transformers()
-    config = transformers.AutoConfig.from_pretrained(name)
-    digest = hashlib.sha256()
-    folder = Path(name)
-    if folder.is_dir():
-        for path in sorted(folder.glob("*.safetensors")):
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                digest.update(f"{path.name} {size}".encode() + file.read(FINGERPRINT_BYTES))
-                file.seek(max(0, size - FINGERPRINT_BYTES))
-                digest.update(file.read())
-    else:
-        digest.update(f"{name} {getattr(config, '_commit_hash', None)}".encode())
-    return {"model": folder.name, "kind": config.model_type, "weights": digest.hexdigest()[:16]}
+    Raises:
+        ConfigError: it reads no text.
+    """
+    config = _config(name)
+    family = _family(config)
+    if family is None or not family.reads_text:
+        raise ConfigError(
+            f"{name} is a {config.model_type} model, which reads no prompt; give --text.kind vocabulary, or none"
+        )
+    text = config.text_config if family is ContrastiveBackbone else config.get_text_config()
+    return text.max_position_embeddings
 
 
 def require_transformers() -> Any:
@@ -94,31 +133,90 @@ def require_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ImportError(
-            "the encoder transformers needs the package transformers; pip install 'robopolicy[vlm]'"
+            "a backbone needs the package transformers, which isn't installed; pip install 'robopolicy[vlm]'"
         ) from error
     return transformers
 
 
-def _preparation(name: str, config: Any, image_size: tuple[int, int]) -> ImagePreparation:
+def _config(name: str) -> Any:
+    if (
+        Path(name).is_dir() and not (Path(name) / "config.json").is_file()
+    ):  # the library would guess from the folder's name
+        raise ConfigError(f"no model at {name!r}: the folder has no config.json; give one that `save_pretrained` wrote")
+    try:
+        return require_transformers().AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no model at {name!r}, neither folder nor cached nor downloadable: {_first_line(error)}"
+        ) from error
+
+
+def _model(name: str, dtype: Dtype) -> Any:
+    """The model with its weights; its unused parts, such as an output layer, are not loaded."""
+    transformers = require_transformers()
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # else a table of the unused weights is printed
+    try:
+        model, found = transformers.AutoModel.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: the weights can't be loaded: {_first_line(error)}") from error
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+    if missing := sorted(found["missing_keys"]):
+        LOG.warning("%s holds no weights of %s: they are random", name, ", ".join(missing[:5]))
+    return model
+
+
+def _family(config: Any) -> type[Backbone] | None:
+    """How a model is read, by what its config has; None for one that reads no images."""
+    if hasattr(config, "vision_config"):
+        inside = any(getattr(config, key, None) is not None for key in ("image_token_id", "image_token_index"))
+        return GenerativeBackbone if inside else ContrastiveBackbone if hasattr(config, "text_config") else None
+    if hasattr(config, "num_channels") and not hasattr(config, "vocab_size"):
+        return VisionBackbone
+    return None
+
+
+def _processor(name: str) -> dict[str, Any]:
+    """Content of `preprocessor_config.json`; empty where there is none."""
     from transformers.utils.hub import cached_file
 
     found = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    settings = json.loads(Path(found).read_text()) if found else {}
-    mean, std = settings.get("image_mean", [0.5] * 3), settings.get("image_std", [0.5] * 3)
-    if config.model_type != "qwen2_5_vl":
-        return ImagePreparation(config.vision_config.image_size, config.vision_config.image_size, mean, std)
-    unit = config.vision_config.patch_size * config.vision_config.spatial_merge_size
-    height, width = (max(1, round(side / unit)) * unit for side in image_size)
-    return ImagePreparation(height, width, mean, std)
+    try:
+        return json.loads(Path(found).read_text()) if found else {}
+    except ValueError as error:
+        raise ConfigError(f"{found}: not JSON ({_first_line(error)})") from error
+
+
+def _fingerprint(name: str, config: Any) -> str:
+    """A hash of the weights; the same for a folder and for the hub's model that it is a copy of."""
+    from transformers.utils.hub import cached_file
+
+    digest = hashlib.sha256()
+    found = cached_file(name, "config.json")
+    files = sorted(Path(found).parent.glob("*.safetensors")) if found else []
+    for path in files:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size}".encode() + file.read(FINGERPRINT_BYTES))
+            file.seek(max(0, size - FINGERPRINT_BYTES))
+            digest.update(file.read())
+    if not files:
+        digest.update(f"{name} {getattr(config, '_commit_hash', None)}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _around_image(name: str, config: Any) -> tuple[list[int], list[int]]:
     """Token numbers before and after each image, as the family was trained (its processor in `transformers`)."""
-    if config.model_type == "qwen2_5_vl":
-        return [config.vision_start_token_id], [config.vision_end_token_id]
-    if config.model_type == "smolvlm":
-        tokenizer = load_tokenizer(name)
-        known = tokenizer.get_vocab()
+    for start, end in (("vision_start_token_id", "vision_end_token_id"), ("boi_token_index", "eoi_token_index")):
+        if isinstance(getattr(config, start, None), int) and isinstance(getattr(config, end, None), int):
+            return [getattr(config, start)], [getattr(config, end)]
+    if config.model_type in ("smolvlm", "idefics3"):
+        known = load_tokenizer(name).get_vocab()
         fence, whole = (known.get(token) for token in ("<fake_token_around_image>", "<global-img>"))
         if fence is not None and whole is not None:
             return [fence, whole], [fence]
@@ -126,4 +224,4 @@ def _around_image(name: str, config: Any) -> tuple[list[int], list[int]]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -51,7 +51,7 @@ class TransformersEncoder(TokenEncoder):
         if options.model is None:
             raise ConfigError("--encoder.kind transformers needs a model; give --encoder.model FOLDER_OR_NAME")
         cameras, widths = inputs.cameras, inputs.key_widths
-        self.backbone = load_backbone(options.model, next(iter(cameras.values())), options.lora_rank)
+        self.backbone = load_backbone(options.model, next(iter(cameras.values())), lora_rank=options.lora_rank)
         self.cameras, self.keys = tuple(cameras), tuple(widths)
         self.token_width = options.width
         self.token_count = self.backbone.token_count(len(cameras), inputs.text_tokens) + bool(widths)

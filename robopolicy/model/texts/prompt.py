@@ -1,7 +1,7 @@
 """The instruction as the token numbers of the encoder's own backbone."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,62 @@ class PromptOptions:
     """The prompt that the backbone reads; `{instruction}` stands for the instruction."""
 
     def __post_init__(self) -> None:
-        require(
-            "{instruction}" in self.template,
-            f"--text.template {self.template!r} has no place for the instruction; write {{instruction}} in it",
-        )
+        _check_template(self.template, "--text.template")
+
+
+class Prompter:
+    """Instructions -> token numbers of a backbone's prompt.
+
+    Args:
+        model: local folder or hub name of the backbone.
+        template: the prompt; `{instruction}` stands for the instruction.
+        token_count: tokens of every prompt; None: as many as the backbone reads.
+
+    Raises:
+        ConfigError: the backbone reads no text, or the template has no place for the instruction.
+    """
+
+    def __init__(self, model: str, template: str, token_count: int | None = None) -> None:
+        from robopolicy.model.encoders._loading import load_tokenizer, prompt_limit
+
+        _check_template(template, "--template")
+        self.model, self.template = model, template
+        limit = prompt_limit(model)
+        self.tokenizer = load_tokenizer(model)
+        self.token_count = limit if token_count is None else min(token_count, limit)
+
+    def numbers(self, instruction: str) -> list[int]:
+        """Token numbers of the whole prompt."""
+        return self.tokenizer(self.template.replace("{instruction}", instruction))["input_ids"]
+
+    def prepare(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
+        """Token numbers, -1 beyond the end; without an instruction, those of the template around an empty one."""
+        ids = torch.full((len(instructions), self.token_count), -1, dtype=torch.int64)
+        for row, instruction in enumerate(instructions):
+            numbers = self.numbers(instruction or "")
+            if len(numbers) > self.token_count:
+                LOG.warning(
+                    "prompt of %d tokens cut off after %d, which this policy reads; lost: %r",
+                    len(numbers),
+                    self.token_count,
+                    self.tokenizer.decode(numbers[self.token_count :]),
+                )
+            ids[row, : len(numbers)] = torch.tensor(numbers[: self.token_count], dtype=torch.int64)
+        return ids
+
+    def fit(self, instructions: Iterable[str]) -> None:
+        """Read as many tokens as the longest of the instructions needs and a few more, within what the backbone reads."""
+        longest = max(map(self.numbers, instructions), key=len, default=self.numbers(""))
+        needed, limit = len(longest), self.token_count
+        self.token_count = min(needed + SPARE_TOKENS, limit)
+        if self.token_count < needed:
+            LOG.warning(
+                "the longest training instruction takes %d tokens; %s reads %d, the rest is cut off: %r",
+                needed,
+                self.model,
+                limit,
+                self.tokenizer.decode(longest[limit:]),
+            )
 
 
 @register("text", "prompt", PromptOptions)
@@ -39,45 +91,27 @@ class PromptText(nn.Module):
 
     def __init__(self, options: PromptOptions, inputs: TextInputs) -> None:
         super().__init__()
-        from robopolicy.model.encoders._loading import load_tokenizer, prompt_limit
-
         if inputs.model is None:
             raise ConfigError(
                 "--text.kind prompt needs an encoder with a backbone that reads it; give --encoder.kind transformers and "
                 "--encoder.model, or another --text.kind"
             )
-        self.template = options.template
-        self.tokenizer = load_tokenizer(inputs.model)
-        needed = len(self._numbers(inputs.vocabulary.longest)) + SPARE_TOKENS
-        self.token_count = min(needed, prompt_limit(inputs.model))
-        if self.token_count < needed - SPARE_TOKENS:
-            LOG.warning(
-                "the longest training instruction takes %d tokens; %s reads %d, the rest is cut off: %r",
-                needed - SPARE_TOKENS,
-                inputs.model,
-                self.token_count,
-                inputs.vocabulary.longest,
-            )
+        self.prompter = Prompter(inputs.model, options.template)
+        self.prompter.fit([inputs.vocabulary.longest])
+        self.token_count = self.prompter.token_count
 
     def prepare(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
-        """Token numbers, -1 beyond the end; without an instruction, those of the template around an empty one."""
-        ids = torch.full((len(instructions), self.token_count), -1, dtype=torch.int64)
-        for row, instruction in enumerate(instructions):
-            numbers = self._numbers(instruction or "")
-            if len(numbers) > self.token_count:
-                LOG.warning(
-                    "prompt of %d tokens cut off after %d, which this policy reads; lost: %r",
-                    len(numbers),
-                    self.token_count,
-                    self.tokenizer.decode(numbers[self.token_count :]),
-                )
-            ids[row, : len(numbers)] = torch.tensor(numbers[: self.token_count], dtype=torch.int64)
-        return ids
+        """See `Prompter.prepare`."""
+        return self.prompter.prepare(instructions)
 
     def forward(self, prepared: Int[Tensor, "*batch words"]) -> TextTokens:
         """The numbers, which of them are real, and a sentence vector of width 0."""
         sentence = torch.zeros((*prepared.shape[:-1], 0), device=prepared.device)
         return TextTokens(prepared[..., None], prepared >= 0, sentence)
 
-    def _numbers(self, instruction: str) -> list[int]:
-        return self.tokenizer(self.template.replace("{instruction}", instruction))["input_ids"]
+
+def _check_template(template: str, option: str) -> None:
+    require(
+        "{instruction}" in template,
+        f"{option} {template!r} has no place for the instruction; write {{instruction}} in it",
+    )
