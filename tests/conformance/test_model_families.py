@@ -74,6 +74,7 @@ TWO_CAMERAS = {**FRONT, "wrist": ArraySpec((17, 18, 3), "uint8")}
 TOKENS = {"tokens": ArraySpec((5, 9))}
 ENCODERS = {
     "auto": [(LOW_DIM, {}), (FRONT, {})],
+    "conv": [(FRONT, {}), ({**LOW_DIM, **TWO_CAMERAS}, {"shared": False, "resize": (12, 16)})],
     "keys": [(LOW_DIM, {}), ({**LOW_DIM, **CUBES}, {"groups": {"cube": tuple(CUBES)}})],
     "pixels": [({**LOW_DIM, **TWO_CAMERAS}, {}), (FRONT, {"predict": 3})],
     "precomputed": [({**LOW_DIM, **TOKENS}, {}), (TOKENS, {})],
@@ -119,6 +120,6 @@ def test_every_encoder_keeps_the_contract(kind, obs, options, check, request):
 
     def build(wanted):
         without_text = {**options, "groups": {}} if "groups" in options and wanted.text_width is None else options
-        return make("encoder", kind, wanted, width=WIDTH, hidden=16, **without_text)
+        return make("encoder", kind, wanted, **small("encoder", kind, width=WIDTH, hidden=16), **without_text)
 
     check(encoder.EncoderCase(build, obs, lambda instructions: text(text.prepare(instructions))))

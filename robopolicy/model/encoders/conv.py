@@ -1,0 +1,117 @@
+"""Images by strided convolutions and spatial softmax: where each feature is, beside the low-dimensional keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robopolicy.components import ConfigError, expect, register
+from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, with_sentence
+from robopolicy.model.texts import TextTokens
+
+
+@dataclass(frozen=True)
+class ConvOptions:
+    """Options of the encoder `conv`."""
+
+    width: int = 256
+    """D, width of the token."""
+    channels: tuple[int, ...] = (32, 64, 64, 32)
+    """Channels of the convolutions: 5x5 with stride 2, 3x3 with stride 2, then 3x3; the last ones are the keypoints."""
+    queries: int = 2
+    """Attention maps per camera that the instruction steers, where the policy reads one."""
+    shared: bool = True
+    """One network for all cameras; false: one for each. Cameras of different channels need one each."""
+    resize: tuple[int, int] | None = None
+    """Height and width [pixels] that images are averaged down to; null: as they are."""
+
+    default_text: ClassVar[str] = "vocabulary"
+
+    def __post_init__(self) -> None:
+        expect(self, "encoder", ">= 1", "width", "channels", "queries", "resize")
+
+
+@register("encoder", "conv", ConvOptions)
+class ConvEncoder(TokenEncoder):
+    """One token: keypoints of every camera, keys and sentence vector through one linear map.
+
+    The receptive field of 25 pixels sees parts of a scene, not only colors. Images of any size, and with any number of channels
+    (grayscale, depth scaled to bytes), are taken; without cameras it is a linear map of the keys.
+    """
+
+    def __init__(self, options: ConvOptions, inputs: EncoderInputs) -> None:
+        super().__init__()
+        inputs.refuse_tokens("conv")
+        self.cameras, self.keys = tuple(inputs.cameras), tuple(inputs.key_widths)
+        depths = [inputs.obs[camera].shape[-1] for camera in self.cameras]
+        if options.shared and len(set(depths)) > 1:
+            found = ", ".join(f"{camera} {depth}" for camera, depth in zip(self.cameras, depths, strict=True))
+            raise ConfigError(
+                f"--encoder.shared needs cameras with equally many channels, got {found}; set it to false"
+            )
+        if not self.cameras and not self.keys:
+            raise ConfigError("--encoder.kind conv needs a camera or a low-dimensional key; give --data.cameras")
+        self.shared, self.resize = options.shared, options.resize
+        trunks = depths[:1] if options.shared else depths
+        self.trunks = nn.ModuleList(_trunk(depth, options.channels) for depth in trunks)
+        points, queries = options.channels[-1], options.queries if inputs.text_width else 0
+        self.query = nn.Linear(inputs.text_width or 0, queries * points) if queries and self.cameras else None
+        per_camera = 2 * points + queries * (points + 2)
+        columns = len(self.cameras) * per_camera + sum(inputs.key_widths.values()) + (inputs.text_width or 0)
+        self.project = nn.Linear(columns, options.width)
+        self.token_width, self.token_count = options.width, 1
+
+    def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
+        """See `TokenEncoder`."""
+        parts = [self._seen(obs[camera], place, text) for place, camera in enumerate(self.cameras)]
+        values = torch.cat([*parts, *(obs[key] for key in self.keys)], dim=-1)
+        return Encoding(self.project(with_sentence(values, text))[..., None, :], None, predictions={})
+
+    def _seen(self, images: Tensor, place: int, text: TextTokens | None) -> Tensor:
+        """Keypoints (*B, 2 C) of one camera, then what the instruction's queries attend to."""
+        batch = images.shape[:-3]
+        features = self._features(images.reshape(-1, *images.shape[-3:]), 0 if self.shared else place)
+        grid = _grid(features)
+        values = rearrange(features, "b c h w -> b (h w) c")
+        points = functional.softmax(values, dim=1).mT @ grid
+        found = [points.flatten(1)]
+        if self.query is not None and text is not None:
+            sentence = text.sentence.expand(*batch, text.sentence.shape[-1]).reshape(-1, text.sentence.shape[-1])
+            queries = self.query(sentence).unflatten(-1, (-1, values.shape[-1]))
+            attention = functional.softmax(queries @ values.mT / values.shape[-1] ** 0.5, dim=-1)
+            found.append(torch.cat([attention @ values, attention @ grid], dim=-1).flatten(1))
+        return torch.cat(found, dim=-1).reshape(*batch, -1)
+
+    def _features(
+        self, images: UInt8[Tensor, "frames height width channels"], trunk: int
+    ) -> Float[Tensor, "frames points rows columns"]:
+        pixels = rearrange(images, "b h w c -> b c h w").to(self.project.weight.dtype) / 127.5 - 1
+        if self.resize is not None:
+            pixels = functional.adaptive_avg_pool2d(pixels, self.resize)
+        return self.trunks[trunk](pixels)
+
+
+def _trunk(depth: int, channels: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for place, width in enumerate(channels):
+        size, stride = (5, 2) if place == 0 else (3, 2 if place == 1 else 1)
+        layers += [nn.Conv2d(depth, width, size, stride, padding=size // 2)]
+        if place < len(channels) - 1:
+            # Statistics of a group, not of the batch: batches are small and their frames alike.
+            layers += [nn.GroupNorm(min(8, width), width), nn.ReLU()]
+        depth = width
+    return nn.Sequential(*layers)
+
+
+def _grid(features: Tensor) -> Float[Tensor, "cells 2"]:
+    """Centers of the cells of a feature map, x to the right and y down, each in [-1, 1]."""
+    height, width = features.shape[-2:]
+    rows = (2 * torch.arange(height, device=features.device, dtype=features.dtype) + 1) / height - 1
+    columns = (2 * torch.arange(width, device=features.device, dtype=features.dtype) + 1) / width - 1
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=-1)
