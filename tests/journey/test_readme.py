@@ -83,7 +83,7 @@ def test_the_head_of_the_readme_steps_as_it_trains():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["collect", "--task", "fly", "--out", "a.hdf5"], "no task 'fly'"),
+        (["collect", "--task", "fly", "--out", "a.hdf5"], "task 'fly' is unknown; choose one of"),
         (["collect", "--task", "lift", "--out", "a.hdf5", "--cameras", "side"], "no camera 'side'"),
         (["train", "--run-dir", "r", "--data.files", "none.hdf5"], "none.hdf5"),
         (["train", "--run-dir", "r", "--memory.windw", "3", "--data.files", "none.hdf5"], "windw"),

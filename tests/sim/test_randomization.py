@@ -13,6 +13,7 @@ from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
 from robopolicy.sim.randomization import Randomization, RandomizationConfig, noise
 from robopolicy.sim.scene import Scene, build_scene
+from robopolicy.sim.worlds import PRIVILEGED
 
 EVERYTHING = RandomizationConfig(
     joint_rad=0.05,
@@ -135,7 +136,7 @@ def test_noise_falls_on_readings_but_not_on_privileged_keys_nor_on_the_world():
     np.testing.assert_array_equal(noisy.physics.qpos, clean.physics.qpos)
     for key, values in true.items():
         error = np.abs(seen[key] - values).max()
-        assert error == 0 if key.startswith("target") else 0 < error < 0.06, key
+        assert error == 0 if key in PRIVILEGED else 0 < error < 0.06, key
     np.testing.assert_array_equal(seen["to_cube_red"], seen["cube_red"][:, -3:])
 
 
