@@ -5,8 +5,7 @@ first n finished episodes, which would favour short ones.
 """
 
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
@@ -103,6 +102,104 @@ class Timing:
         )
 
 
+@dataclass(frozen=True)
+class Step:
+    """One control step of all N worlds of a rollout."""
+
+    obs: Mapping[str, np.ndarray]
+    """What the actor saw, per key (N, ...)."""
+    states: np.ndarray | None
+    """Full simulator states (N, n) before the action, where asked for."""
+    instructions: Sequence[str]
+    """(N,) what was asked."""
+    label: np.ndarray
+    """(N, width) the right action, for demos."""
+    action: np.ndarray
+    """(N, width) the action executed."""
+    reward: np.ndarray
+    """(N,)."""
+    terminated: np.ndarray
+    """(N,) True where the episode came to a real end."""
+    truncated: np.ndarray
+    """(N,) True where the time limit cut the episode off, and it did not also terminate."""
+    running: np.ndarray
+    """(N,) False where no seed was left for the world: its rows mean nothing."""
+    next_obs: Mapping[str, np.ndarray]
+    """What follows the action; of an episode that ended, its last observation."""
+    info: Mapping[str, Any]
+    """As returned by `step`, after the action."""
+    seeds: np.ndarray
+    """(N,) the seed of each world's episode."""
+    steps: np.ndarray
+    """(N,) steps of each world's episode, this one included."""
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(N,) True where the episode ended with this step."""
+        return self.terminated | self.truncated
+
+
+def run_steps(
+    env: EpisodeWorlds,
+    actor: Actor,
+    seeds: Iterable[int],
+    *,
+    states: bool = False,
+    timing: Timing | None = None,
+) -> Iterator[Step]:
+    """Every control step of all worlds, until no seed is left. This is the only closed loop on the host.
+
+    A world whose episode ended begins the next seed's when the following step is asked for, so whoever takes the steps may
+    still look at the ended episode in `env`.
+
+    Args:
+        env: worlds with autoreset disabled.
+        actor: decides the actions.
+        seeds: one episode each, at least as many as worlds; may be endless.
+        states: also give the simulator's states.
+        timing: where to add up the time of inference and physics.
+    """
+    timing = timing if timing is not None else Timing()
+    waiting, worlds = iter(seeds), env.num_envs
+    current = np.array([int(next(waiting)) for _ in range(worlds)])
+    obs, info = env.reset(seed=current.tolist())
+    actor.reset(np.ones(worlds, dtype=bool), current.tolist())
+    running, steps = np.ones(worlds, dtype=bool), np.zeros(worlds, dtype=int)
+    while running.any():
+        instructions = list(info["instruction"])
+        before = env.states() if states else None
+        began = time.perf_counter()
+        label, action = actor.act(obs, instructions)
+        acted = time.perf_counter()
+        next_obs, reward, terminated, truncated, info = env.step(action)
+        timing.physics_s += time.perf_counter() - acted
+        timing.inference_s += acted - began
+        timing.env_steps += int(running.sum())
+        steps += running
+        terminated, truncated = terminated & running, truncated & running & ~terminated
+        yield Step(
+            obs,
+            before,
+            instructions,
+            label,
+            action,
+            reward,
+            terminated,
+            truncated,
+            running.copy(),
+            next_obs,
+            info,
+            current.copy(),
+            steps.copy(),
+        )
+        obs = next_obs
+        refill = _refill(terminated | truncated, current, waiting, running)
+        if refill.any():
+            obs, info = env.reset(seed=current.tolist(), options={"reset_mask": refill})
+            actor.reset(refill, current.tolist())
+            steps[refill] = 0
+
+
 def run_episodes(
     env: EpisodeWorlds,
     actor: Actor,
@@ -114,64 +211,50 @@ def run_episodes(
     """Run one episode per seed, `env.num_envs` at a time, and yield each as it ends.
 
     Args:
-        env: Worlds with autoreset disabled; no more of them than seeds.
-        actor: Decides the actions.
-        seeds: One episode each; an episode depends on its seed alone.
-        record: Keep each episode's observations, states and actions as a `Demo`.
-        timing: Where to add up the time of inference and physics.
+        env: worlds with autoreset disabled; no more of them than seeds.
+        actor: decides the actions.
+        seeds: one episode each; an episode depends on its seed alone.
+        record: keep each episode's observations, states and actions as a `Demo`.
+        timing: where to add up the time of inference and physics.
     """
-    timing = timing if timing is not None else Timing()
-    waiting = deque(int(seed) for seed in seeds)
     worlds = env.num_envs
-    if worlds > len(waiting):
-        raise ValueError(f"{worlds} worlds for {len(waiting)} episodes; make no more worlds than there are seeds")
-    current = np.array([waiting.popleft() for _ in range(worlds)])
-    obs, info = env.reset(seed=current.tolist())
-    actor.reset(np.ones(worlds, dtype=bool), current.tolist())
-    recorders = [Record() for _ in range(worlds)]
-    running = np.ones(worlds, dtype=bool)
-    steps = np.zeros(worlds, dtype=int)
-    while running.any():
-        instructions = list(info["instruction"])
-        states = env.states() if record else None
-        began = time.perf_counter()
-        label, action = actor.act(obs, instructions)
-        acted = time.perf_counter()
-        next_obs, reward, terminated, truncated, next_info = env.step(action)
-        timing.physics_s += time.perf_counter() - acted
-        timing.inference_s += acted - began
-        timing.env_steps += int(running.sum())
-        steps += running
-        ended = (terminated | truncated) & running
+    if worlds > len(seeds):
+        raise ValueError(f"{worlds} worlds for {len(seeds)} episodes; make no more worlds than there are seeds")
+    records = [Record() for _ in range(worlds)]
+    for step in run_steps(env, actor, seeds, states=record, timing=timing):
         if record:
-            for world in np.flatnonzero(running):
-                recorders[world].add(obs, states, label, action, reward, ended, instructions, int(world))
-        for world in np.flatnonzero(ended):
-            seed, instruction = int(current[world]), instructions[world]
-            success = bool(next_info["success"][world])
-            demos = recorders[world].to_demos(seed) if record else ()
-            figures = {key: float(next_info[key][world]) for key in env.episode_figures}
-            faults = env.faults(int(world))
-            yield Episode(seed, instruction, success and not faults, int(steps[world]), figures, demos, faults)
-        obs, info = next_obs, next_info
-        refill = _refill(ended, current, waiting, running)
-        if refill.any():
-            obs, info = env.reset(seed=current.tolist(), options={"reset_mask": refill})
-            actor.reset(refill, current.tolist())
-            steps[refill] = 0
-            for world in np.flatnonzero(refill):
-                recorders[world] = Record()
+            for world in np.flatnonzero(step.running):
+                records[world].add(step, int(world))
+        for world in map(int, np.flatnonzero(step.ended)):
+            seed = int(step.seeds[world])
+            demos = records[world].to_demos(seed) if record else ()
+            records[world] = Record()
+            yield finished_episode(env, step, world, demos)
 
 
-def _refill(ended: np.ndarray, current: np.ndarray, waiting: deque[int], running: np.ndarray) -> np.ndarray:
+def finished_episode(env: EpisodeWorlds, step: Step, world: int, demos: tuple[Demo, ...] = ()) -> Episode:
+    """The episode of a world that ended with this step."""
+    faults = env.faults(world)
+    return Episode(
+        seed=int(step.seeds[world]),
+        instruction=step.instructions[world],
+        success=bool(step.info["success"][world]) and not faults,
+        steps=int(step.steps[world]),
+        info={key: float(step.info[key][world]) for key in env.episode_figures},
+        demos=demos,
+        faults=faults,
+    )
+
+
+def _refill(ended: np.ndarray, current: np.ndarray, waiting: Iterator[int], running: np.ndarray) -> np.ndarray:
     """Give each ended world the next waiting seed, or stop it if no seed waits; True where a new episode begins."""
     refill = np.zeros_like(ended)
     for world in np.flatnonzero(ended):
-        if waiting:
-            current[world] = waiting.popleft()
-            refill[world] = True
-        else:
+        seed = next(waiting, None)
+        if seed is None:
             running[world] = False
+        else:
+            current[world], refill[world] = int(seed), True
     return refill
 
 
@@ -182,24 +265,13 @@ class Record:
         self.rows: list[dict[str, Any]] = []
         self.instructions: list[str] = []
 
-    def add(
-        self,
-        obs: Mapping[str, np.ndarray],
-        states: np.ndarray | None,
-        label: np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        ended: np.ndarray,
-        instructions: Sequence[str],
-        world: int,
-    ) -> None:
-        """One step of one of many worlds."""
-        row: dict[str, Any] = {f"obs/{key}": np.array(value[world]) for key, value in obs.items()}
-        row |= {} if states is None else {"states": np.array(states[world])}
-        row |= {"actions": np.array(label[world])}
-        row |= {"executed_actions": np.array(action[world]), "rewards": np.float32(reward[world])}
-        row |= {"dones": np.bool_(ended[world])}
-        self.add_row(row, instructions[world])
+    def add(self, step: Step, world: int) -> None:
+        """Keep one world's part of a step."""
+        row: dict[str, Any] = {f"obs/{key}": np.array(value[world]) for key, value in step.obs.items()}
+        row |= {} if step.states is None else {"states": np.array(step.states[world])}
+        row |= {"actions": np.array(step.label[world]), "executed_actions": np.array(step.action[world])}
+        row |= {"rewards": np.float32(step.reward[world]), "dones": np.bool_(step.ended[world])}
+        self.add_row(row, step.instructions[world])
 
     def add_row(self, row: dict[str, Any], instruction: str) -> None:
         """One step, by the names of a demo's arrays, those of observations after `obs/`."""

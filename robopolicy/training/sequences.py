@@ -8,18 +8,22 @@ Two ways of cutting, each with its inverse:
   padded to the longest, with a mask and the saved state of its first step. `Trajectories`, `SequenceStorage`.
 
 A cell's state is a tuple of tensors (layers, E, H), a pair for LSTM, or a single tensor for GRU, as `torch.nn` has it.
+A policy's `MemoryState` of any kind needs to be saved at the rollout's first step only: every later trajectory begins an
+episode (`Trajectories.start_states`).
 Steps are a tensor or a TensorDict; for the latter the leading axes named here are its batch size.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from tensordict import TensorDict
 from torch import Tensor
+
+from robopolicy.model.streaming import MemoryState
 
 Steps: TypeAlias = Tensor | TensorDict
 CellState: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -38,7 +42,7 @@ def split_episodes(
     if steps < 1:
         raise ValueError(f"chunks of {steps} steps; expected 1 or more")
     if remainder not in ("drop", "pad"):
-        raise ValueError(f"remainder {remainder!r} is not known; choose drop or pad")
+        raise ValueError(f"remainder {remainder!r} is unknown; expected drop or pad")
     count, length = episodes.shape[0], episodes.shape[1]
     if remainder == "drop" and length < steps:
         raise ValueError(
@@ -160,21 +164,37 @@ class Trajectories:
             lambda saved: saved.permute(2, 0, 1, 3)[self.starts.t()].transpose(0, 1).contiguous().detach(), recorded
         )
 
+    def start_states(self, before: MemoryState) -> MemoryState:
+        """A memory's state before the rollout's first step, of E environments -> before each trajectory's, of J.
+
+        The first trajectory of each environment continues the state; the others begin an episode.
+        """
+        environment, time = self.starts.t().nonzero(as_tuple=True)
+        return before[environment].reset(time > 0).detach()
+
 
 @dataclass(frozen=True)
 class RecurrentMiniBatch:
     """The trajectories of a group of environments, and the same steps as they lie in the rollout."""
 
-    trajectories: TensorDict
-    """[S, J]: padded trajectories, time-major."""
-    valid: Bool[Tensor, "steps trajectories"]
-    """True where a step of `trajectories` is real."""
-    state: CellState | None
-    """(layers, J, H): each trajectory's state at its first step; None where none was recorded."""
     steps: TensorDict
     """[T, e]: the group's rollout, which joined outputs meet."""
     layout: Trajectories
     """`layout.join(outputs)` brings (S, J, ...) back to (T, e, ...)."""
+    state: CellState | None
+    """(layers, J, H): each trajectory's state at its first step; None where no states were recorded."""
+    environments: Int[Tensor, "e"]
+    """Which environments of the rollout are in the group."""
+
+    @cached_property
+    def trajectories(self) -> TensorDict:
+        """[S, J]: padded trajectories, time-major."""
+        return cast(TensorDict, self.layout.split(self.steps))
+
+    @property
+    def valid(self) -> Bool[Tensor, "steps trajectories"]:
+        """True where a step of `trajectories` is real."""
+        return self.layout.valid
 
 
 class SequenceStorage:
@@ -224,8 +244,18 @@ class SequenceStorage:
         self._data[self._filled] = row
         self._filled += 1
 
+    def add(self, name: str, values: Shaped[Tensor, "time environments ..."]) -> None:
+        """Add what was computed from the whole rollout, such as advantages, to its steps.
+
+        Raises:
+            ValueError: the storage is not full, since what is appended later would lack it.
+        """
+        if self._filled < self._data.shape[0]:
+            raise ValueError(f"{self._filled} of {self._data.shape[0]} steps are filled; add {name!r} when all are")
+        self._data[name] = values
+
     def clear(self) -> None:
-        """Begin again at step 0; the next rollout may hold other keys."""
+        """Start again at step 0; the next rollout may hold other keys."""
         self._filled = 0
         self._data = self._empty
 
@@ -236,7 +266,7 @@ class SequenceStorage:
 
     @property
     def states(self) -> CellState | None:
-        """(T, layers, E, H): the states before each step; None where none was recorded."""
+        """(T, layers, E, H): the states before each step; None if no states were recorded."""
         if "state" not in self._data.keys():  # noqa: SIM118 (a TensorDict iterates over its first axis)
             return None
         recorded = self._data["state"][: self._filled]
@@ -254,7 +284,7 @@ class SequenceStorage:
         return ~self.steps["terminated"]
 
     def mini_batches(self, groups: int, generator: torch.Generator | None = None) -> Iterator[RecurrentMiniBatch]:
-        """The rollout in `groups` mini-batches of whole environments; shuffled where a generator is given.
+        """The rollout in `groups` mini-batches of whole environments, shuffled if a generator is given.
 
         Raises:
             ValueError: there are more groups than environments, or no steps.
@@ -269,9 +299,8 @@ class SequenceStorage:
         for group in order.to(done.device).tensor_split(groups):
             layout = Trajectories(done[:, group])
             picked = None if states is None else map_state(lambda saved, group=group: saved[:, :, group], states)
-            rows = steps[:, group]
             start = None if picked is None else layout.first(picked)
-            yield RecurrentMiniBatch(layout.split(rows), layout.valid, start, rows, layout)
+            yield RecurrentMiniBatch(steps[:, group], layout, start, group)
 
 
 class EpisodeStatistics:

@@ -1,0 +1,60 @@
+"""Numbers that change over a run: the expert's share over rounds, the anchor's weight over iterations.
+
+A schedule is written as text:
+
+    0.5  or  constant:0.5            the same throughout
+    linear:1:0                       from 1 at step 0 to 0 at the last step
+    exponential:1:0.5                1 at step 0, halved with every further step
+    piecewise:0=1,2=0.5,4=0          1 from step 0 on, 0.5 from step 2 on, 0 from step 4 on
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import TypeAlias
+
+from robopolicy.components import ConfigError
+
+Schedule: TypeAlias = Callable[[int, int], float]
+"""(step, last step), both counted from 0 -> the value at the step."""
+
+FORMS = "a number, constant:V, linear:FROM:TO, exponential:FROM:FACTOR or piecewise:STEP=V,STEP=V,..."
+
+
+def read_schedule(text: str, option: str, high: float = float("inf")) -> Schedule:
+    """The schedule that a text describes.
+
+    Args:
+        text: see the module's docstring.
+        option: name for error messages, such as `--expert-share`.
+        high: largest value allowed; the smallest is 0.
+
+    Raises:
+        ConfigError: the text is none of the forms, or a value lies outside 0 .. high.
+    """
+    kind, _, rest = text.partition(":")
+    if not rest:
+        kind, rest = "constant", text
+    try:
+        if kind == "piecewise":
+            pairs = [pair.split("=") for pair in rest.split(",")]
+            steps, values = [int(step) for step, _ in pairs], [float(value) for _, value in pairs]
+        else:
+            steps, values = [0], [float(value) for value in rest.split(":")]
+    except ValueError:
+        raise ConfigError(f"{option} is {text}; expected {FORMS}") from None
+    numbers = {"constant": 1, "linear": 2, "exponential": 2}.get(kind, len(values))
+    ordered = steps[0] == 0 and steps == sorted(set(steps))
+    if kind not in ("constant", "linear", "exponential", "piecewise") or len(values) != numbers or not ordered:
+        raise ConfigError(f"{option} is {text}; expected {FORMS}, with steps that rise from 0")
+    bounded = values[:1] if kind == "exponential" else values
+    if not all(0 <= value <= high for value in bounded) or not all(0 <= value < float("inf") for value in values):
+        raise ConfigError(f"{option} is {text}; expected values from 0 to {high:g}")
+
+    def at(step: int, last: int) -> float:
+        if kind == "linear":
+            return values[0] + (values[1] - values[0]) * step / max(last, 1)
+        if kind == "exponential":
+            return min(values[0] * values[1] ** step, high)
+        return values[bisect_right(steps, step) - 1]
+
+    return at
