@@ -15,6 +15,8 @@ VERBS = {
     "encode": ("robopolicy.cli.files", "run a frozen vision-language backbone over a demo file once"),
     "train": ("robopolicy.cli.train", "demos -> a policy in a run folder"),
     "eval": ("robopolicy.cli.evaluate", "a policy's success rate in closed loop, with its interval"),
+    "dagger": ("robopolicy.cli.learn", "demos and an expert -> a policy trained on its own states, round by round"),
+    "improve": ("robopolicy.cli.learn", "a policy that succeeds now and then -> a better one, by practice"),
     "components": ("robopolicy.cli.components", "every kind of encoder, memory, action head, task, robot, ..."),
     "report": ("robopolicy.cli.show", "compare runs in one HTML page"),
     "view": ("robopolicy.cli.show", "play a recorded episode or demo"),

@@ -73,7 +73,7 @@ class ImproveConfig:
 
 def improve(
     start: str | Path,
-    worlds: EpisodeWorlds,
+    open_worlds: Callable[[ChunkPolicy], Any],
     run_dir: str | Path,
     config: ImproveConfig,
     ppo: PPOConfig,
@@ -87,7 +87,7 @@ def improve(
 
     Args:
         start: run folder of a policy that succeeds now and then.
-        worlds: where to practise; autoreset disabled.
+        open_worlds: makes the `EpisodeWorlds` to practise in, for the policy's keys and actions; they are closed at the end.
         run_dir: the new run folder; must not hold a run, unless it is resumed.
         config: length, reward, evaluation and checkpoints.
         ppo: the algorithm.
@@ -107,13 +107,15 @@ def improve(
     policy.config = replace(experiment, execution=execution)
     policy.spec = replace(policy.spec, execution=asdict(execution))
     provenance = {**read_provenance(start), **(facts or {}), "improved_from": Path(start).name}
-    run = _Run(learner, worlds, run_dir, config, provenance, evaluate)
-    if resume:
-        run.load()
+    worlds = open_worlds(policy)
     try:
+        run = _Run(learner, worlds, run_dir, config, provenance, evaluate)
+        if resume:
+            run.load()
         run.go()
-    finally:
         run.board.close()
+    finally:
+        worlds.close()
     return run_dir
 
 
@@ -146,8 +148,8 @@ class _Run:
         self.first_seed = PRACTICE_SEED + SEEDS_PER_RUN * config.seed
         self.next_seed = self.first_seed
         self.rewarded, self.episodes = False, 0
-        self.best: dict[str, float] | None = None
-        self.history: dict[str, list[dict[str, float]]] = {"improve": [], "success": []}
+        self.best: dict[str, float | int] | None = None
+        self.history: dict[str, list[dict[str, float | int]]] = {"improve": [], "success": []}
         self.generator = torch.Generator()
         device = learner.policy.device
         self.storage = SequenceStorage(learner.config.rollout_steps, worlds.num_envs, device)
@@ -166,7 +168,11 @@ class _Run:
             figures |= self.learner.update(self.storage, before, anchor, self.generator, critic_only=warming_up)
             self._check_reward()
             self.iteration += 1
-            figures |= {"std": float(self.learner.log_std.exp().mean()), "lr": self.learner.lr, "anchor": anchor}
+            figures |= {
+                "std": self.learner.log_std.detach().exp().mean().item(),
+                "lr": self.learner.lr,
+                "anchor": anchor,
+            }
             self.elapsed_s += time.monotonic() - began
             figures["steps_per_s"] = self.storage.done.numel() / (time.monotonic() - began)
             self._record("improve", {"step": self.env_steps, "iteration": self.iteration, **figures})
@@ -194,7 +200,7 @@ class _Run:
             self.next_seed += 1
             yield self.next_seed - 1
 
-    def _roll_out(self) -> tuple[tuple[MemoryState, MemoryState], dict[str, float]]:
+    def _roll_out(self) -> tuple[tuple[MemoryState, MemoryState], dict[str, float | int]]:
         """Fill the storage; returns the memories' states before its first step, and statistics of the ended episodes."""
         self.storage.clear()
         ppo, device = self.learner.config, self.learner.policy.device
@@ -227,7 +233,7 @@ class _Run:
         figures = {name: torch.cat(values).mean().item() for name, values in ended.items() if torch.cat(values).numel()}
         count = torch.cat(ended["success"]).numel()
         self.episodes += count
-        return before, {"episodes": count, **figures}
+        return before, {"episodes": float(count), **figures}
 
     def _reward(self, step: Step) -> np.ndarray:
         if self.config.reward == "env":
@@ -251,10 +257,12 @@ class _Run:
 
     # -- what is kept
 
-    def _line(self, figures: Mapping[str, float], warming_up: bool) -> str:
+    def _line(self, figures: Mapping[str, float | int], warming_up: bool) -> str:
         shown = f"{self.iteration}/{self.config.iterations}"
         rate = (
-            f"{100 * figures['success']:.0f} % of {figures['episodes']}" if "success" in figures else "no episode ended"
+            f"{100 * figures['success']:.0f} % of {figures['episodes']:.0f}"
+            if "success" in figures
+            else "no episode ended"
         )
         parts = [f"{shown:<9} success {rate}", f"return {figures.get('return', float('nan')):.2f}"]
         parts += [f"length {figures.get('length', float('nan')):.0f}", f"value error {figures['value_error']:.3f}"]
@@ -275,7 +283,7 @@ class _Run:
             self.best = {"step": self.env_steps, "rate": rate}
             self._keep()
 
-    def _record(self, kind: str, row: dict[str, float]) -> None:
+    def _record(self, kind: str, row: dict[str, float | int]) -> None:
         self.history[kind].append(row)
         for name, value in row.items():
             if name not in ("step", "iteration"):

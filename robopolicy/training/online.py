@@ -1,25 +1,29 @@
 """Online imitation (DAgger, Ross et al. 2011): roll out the policy, let an expert relabel, aggregate, train again.
 
-A policy trained on an expert's demonstrations is led astray by its own small mistakes, into states that no
-demonstration shows. Here it visits those states itself, and the expert says what it would have done there.
+A policy trained on an expert's demonstrations drifts, by its own small mistakes, into states that no demonstration shows.
+Here it visits those states itself, and the expert labels every one of them with the action it would have taken.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from robopolicy.components import require
 from robopolicy.control.execution import ExecutionConfig
 from robopolicy.demos.formats import open_demos
-from robopolicy.demos.hdf5 import DemoWriter
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy
+from robopolicy.files import write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.actor import PolicyActor
-from robopolicy.rollout.episodes import Actor, Episode, run_episodes
-from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.rollout.episodes import Actor, Episode, EpisodeWorlds, run_episodes
+from robopolicy.training.callbacks import RESUME_FILE
 from robopolicy.training.train import train
 from robopolicy.types import Demo
 
@@ -27,6 +31,8 @@ LOG = logging.getLogger(__name__)
 
 MIXING_STREAM = 2
 """Second word of the mixing generator's seed; keeps it apart from the scene's and the demonstrations' noise."""
+ROUNDS_FILE = "dagger.json"
+"""What each round gave, in the folder of the run."""
 
 
 class RelabelingActor:
@@ -34,36 +40,45 @@ class RelabelingActor:
 
     Args:
         student: acts, such as a `PolicyActor`.
-        expert: gives the expert's actions (N, 7) for the present state of all worlds.
+        expert: its labels are recorded; it sees every frame, so it may have a memory of its own.
         expert_share: share of the steps in which the expert's action is executed, drawn from the episode's seed.
     """
 
-    def __init__(self, student: Actor, expert: Callable[[], np.ndarray], expert_share: float = 0.0) -> None:
+    def __init__(self, student: Actor, expert: Actor, expert_share: float = 0.0) -> None:
         if not 0 <= expert_share <= 1:
             raise ValueError(f"expert_share is {expert_share}; expected a share of the steps, 0 .. 1")
         self.student, self.expert, self.expert_share = student, expert, expert_share
         self._rngs: list[np.random.Generator] = []
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """An episode of `seeds` begins in the worlds where `done`."""
+        """Clear both memories in the worlds where `done`: an episode of `seeds` begins there."""
         self.student.reset(done, seeds)
+        self.expert.reset(done, seeds)
         fresh = [np.random.default_rng([seed, MIXING_STREAM]) for seed in seeds]
         kept = self._rngs or fresh
         self._rngs = [new if begins else old for begins, new, old in zip(done, fresh, kept, strict=True)]
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The expert's action as label, and the action to execute."""
-        label = self.expert()
+        """The expert's action as label, and the action to execute.
+
+        Raises:
+            ConfigError: the expert's actions are not shaped as the student's.
+        """
+        label = np.asarray(self.expert.act(obs, instructions)[0])
         _, action = self.student.act(obs, instructions)
+        require(
+            label.shape == np.shape(action),
+            f"the expert gives actions of shape {label.shape}, the policy {np.shape(action)}; give an expert of this task",
+        )
         by_expert = np.array([rng.random() < self.expert_share for rng in self._rngs])
         return label, np.where(by_expert[:, None], label, action)
 
 
 def relabeled_episodes(
     policy: ChunkPolicy,
-    env: RobotVectorEnv,
+    env: EpisodeWorlds,
     seeds: Sequence[int],
-    expert: Callable[[RobotVectorEnv], np.ndarray],
+    expert: Actor,
     execution: ExecutionConfig | None = None,
     expert_share: float = 0.0,
 ) -> Iterator[Episode]:
@@ -73,61 +88,82 @@ def relabeled_episodes(
         policy: acts, through the executor that also runs on a robot.
         env: worlds; no more of them than seeds.
         seeds: one episode each.
-        expert: gives the expert's actions (N, 7) in the worlds' present state.
-        execution: which action of which chunk is executed when.
+        expert: labels every state.
+        execution: which action of which chunk is executed when; None: as the policy was trained.
         expert_share: share of the steps in which the expert's action is executed.
     """
-    student = PolicyActor(policy, env.num_envs, env.control_dt, execution or ExecutionConfig())
-    return run_episodes(env, RelabelingActor(student, lambda: expert(env), expert_share), seeds, record=True)
+    student = PolicyActor(policy, env.num_envs, env.control_dt, execution)
+    return run_episodes(env, RelabelingActor(student, expert, expert_share), seeds, record=True)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often `dagger` rolls out, and what it trains on."""
+
+    count: int
+    """Rollouts, each followed by training."""
+    steps: int | None = None
+    """Optimizer steps of each training after the first; None: as many as the first."""
+    keep: int | None = None
+    """Newest rounds of relabeled demos to train on beside the first demos; None: all."""
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"--rounds must be >= 1, got {self.count}")
+        require(self.steps is None or self.steps >= 1, f"--round-steps must be >= 1, got {self.steps}")
+        require(self.keep is None or self.keep >= 1, f"--keep-rounds must be >= 1, got {self.keep}")
 
 
 def dagger(
     config: ExperimentConfig,
     run_dir: str | Path,
-    rounds: int,
-    roll_out: Callable[[ChunkPolicy, int], Iterable[Demo]],
+    rounds: Rounds,
+    roll_out: Callable[[ChunkPolicy, int, Sequence[int]], Iterable[Demo]],
+    *,
     evaluate: Callable[[ChunkPolicy], float] | None = None,
-    round_steps: int | None = None,
+    measure: Callable[[ChunkPolicy], Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Train on `config.data.files`, then `rounds` times on all demos and the relabeled ones so far.
+    """Train on `config.data.files`, then after each rollout on these and the relabeled demos; returns the last run folder.
 
-    `run_dir` gets a run folder `round_<i>` per round, 0 being the first training, and a demo file `round_<i>.hdf5` per
-    later one. A round goes on from the weights of the one before. A call that was interrupted goes on where it stood.
+    `run_dir` holds a run folder `round_<i>` per round, 0 being the first training, a demo file `round_<i>.hdf5` per later
+    one, and `dagger.json`. A training starts from the last round's weights. A call that was interrupted continues where it
+    stood: of a rollout only the episodes under way are lost.
 
     Args:
         config: the experiment.
         run_dir: holds the rounds.
-        rounds: how often to roll out and train again.
-        roll_out: (policy, round from 1 on) -> demos whose `actions` are the expert's labels.
+        rounds: how many, and what they train on.
+        roll_out: (policy, round from 1 on, seeds already written) -> demos whose `actions` are the expert's labels.
         evaluate: as for `train`.
-        round_steps: optimizer steps of rounds 1 and on; default as in the first.
-
-    Returns:
-        The last round's folder.
+        measure: what to note of each round's policy in `dagger.json`, such as its success rate.
 
     Raises:
-        ConfigError: `rounds` is below 1, or there are no demos to begin with.
+        ConfigError: the config weighs its files, or names none.
     """
-    if rounds < 1:
-        raise ConfigError(f"{rounds} rounds of online imitation; expected 1 or more")
+    if config.data.file_weights:
+        raise ConfigError("--data.file_weights can't be used with dagger, which adds a demo file in every round")
+    if not config.data.files:
+        raise ConfigError("no demo file to train on first; name one or more with --data.files FILE ...")
     run_dir = Path(run_dir)
     folder = _train_round(config, run_dir / "round_0", evaluate, start=None)
-    later = config
-    if round_steps is not None:
-        later = replace(config, training=replace(config.training, max_steps=round_steps))
-    for number in range(1, rounds + 1):
+    _note(run_dir, 0, folder, measure, {})
+    later, files = config, []
+    if rounds.steps is not None:
+        later = replace(config, training=replace(config.training, max_steps=rounds.steps))
+    for number in range(1, rounds.count + 1):
         demos = run_dir / f"round_{number}.hdf5"
         if not demos.exists():
             _write_round(demos, config.data.files[0], load_policy(folder), roll_out, number)
-        later = replace(later, data=replace(later.data, files=(*later.data.files, str(demos))))
-        folder = _train_round(later, run_dir / f"round_{number}", evaluate, start=folder)
+        files = [*files, str(demos)][-(rounds.keep or number) :]
+        data = replace(later.data, files=(*config.data.files, *files))
+        folder = _train_round(replace(later, data=data), run_dir / f"round_{number}", evaluate, start=folder)
+        _note(run_dir, number, folder, measure, _count(demos))
     return folder
 
 
 def _train_round(
     config: ExperimentConfig, folder: Path, evaluate: Callable[[ChunkPolicy], float] | None, start: Path | None
 ) -> Path:
-    resume = (folder / "resume.ckpt").exists()
+    resume = (folder / RESUME_FILE).exists()
     return train(config, folder, evaluate=evaluate, resume=resume, start=None if resume else start)
 
 
@@ -135,18 +171,45 @@ def _write_round(
     path: Path,
     like: str,
     policy: ChunkPolicy,
-    roll_out: Callable[[ChunkPolicy, int], Iterable[Demo]],
+    roll_out: Callable[[ChunkPolicy, int, Sequence[int]], Iterable[Demo]],
     number: int,
 ) -> None:
-    """Write a round's demos; the file appears when all are in it. Those that an interrupted call left are kept."""
+    """Write a round's demos, each as its episode ends; the file appears when all are in it."""
     with open_demos(like) as first:
         facts = {key: first.attributes[key] for key in ("renderer",) if key in first.attributes}
         env_args = first.attributes.get("env_args")
     with DemoWriter(
         path, env_args=env_args, action_spec=policy.action_spec, attributes=facts, resume=True, by_seed=True
     ) as writer:
-        there = {*writer.seeds}
-        for seed, demos in groupby(roll_out(policy, number), lambda demo: id(demo) if demo.seed is None else demo.seed):
-            if seed not in there:
-                writer.write_together(list(demos))
-        LOG.info("round %d   %d relabeled episodes", number, len(writer.names))
+        written = sorted({*writer.seeds})
+        demos = roll_out(policy, number, written)
+        for _, episode in groupby(demos, lambda demo: id(demo) if demo.seed is None else demo.seed):
+            writer.write_together(list(episode))
+        LOG.info("round %d   %d relabeled demos", number, len(writer.names))
+
+
+def _count(path: Path) -> dict[str, int]:
+    with DemoFile(path) as file:
+        return {
+            "demos": len(file.names),
+            "labeled_steps": sum(int(file.demo_attributes(name)["num_samples"]) for name in file.names),
+        }
+
+
+def _note(
+    run_dir: Path,
+    number: int,
+    folder: Path,
+    measure: Callable[[ChunkPolicy], Mapping[str, Any]] | None,
+    facts: Mapping[str, Any],
+) -> None:
+    """Add a round to `dagger.json`, unless an earlier call did."""
+    path = run_dir / ROUNDS_FILE
+    rows = json.loads(path.read_text())["rounds"] if path.exists() else []
+    if any(row["round"] == number for row in rows):
+        return
+    measured = measure(load_policy(folder)) if measure is not None else {}
+    row = {"round": number, "folder": folder.name, **facts, **measured}
+    write_file(path, json.dumps({"rounds": [*rows, row]}, indent=1) + "\n")
+    if "success_rate" in measured:
+        LOG.info("round %d   success %.1f %%", number, 100 * measured["success_rate"])

@@ -1,5 +1,6 @@
 """Online imitation: the student visits, the expert labels, and everything seen so far is trained on."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import torch
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import ConfigError, DemoFacts, ExperimentConfig, build_policy, load_policy, read_provenance
 from robopolicy.model.policy import ChunkPolicy
+from robopolicy.sim.collection import ActionNoise, ExpertActor
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.expert import expert_actions
-from robopolicy.training.online import RelabelingActor, dagger, relabeled_episodes
+from robopolicy.training.online import RelabelingActor, Rounds, dagger, relabeled_episodes
 from robopolicy.types import ActionSpec, ArraySpec, Demo
 from tests.small_runs import SMALL
 
@@ -30,9 +31,21 @@ class Student:
         return np.ones((2, 7)), np.ones((2, 7))
 
 
+class Expert:
+    """Labels everything with zeros."""
+
+    width = 7
+
+    def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:  # noqa: D102
+        pass
+
+    def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:  # noqa: D102
+        return np.zeros((2, self.width)), np.zeros((2, self.width))
+
+
 def acted(share: float, seeds: Sequence[int], steps: int = 40) -> np.ndarray:
     """(steps, 2): True where the expert's action was executed."""
-    actor = RelabelingActor(Student(), lambda: np.zeros((2, 7)), share)
+    actor = RelabelingActor(Student(), Expert(), share)
     actor.reset(np.array([True, True]), seeds)
     pairs = [actor.act({}, ["", ""]) for _ in range(steps)]
     assert all((label == 0).all() for label, _ in pairs)
@@ -54,7 +67,7 @@ def test_the_mixture_depends_on_the_episodes_seed_alone() -> None:
 
 def test_a_reset_begins_one_worlds_mixture_and_leaves_the_other() -> None:
     """A reset of all worlds' draws at every episode's end would correlate the episodes."""
-    actor = RelabelingActor(student := Student(), lambda: np.zeros((2, 7)), 0.5)
+    actor = RelabelingActor(student := Student(), Expert(), 0.5)
     actor.reset(np.array([True, True]), [1, 2])
     for _ in range(20):
         actor.act({}, ["", ""])
@@ -68,7 +81,7 @@ def test_a_reset_begins_one_worlds_mixture_and_leaves_the_other() -> None:
 def test_a_share_that_is_no_share_is_refused() -> None:
     """A share in percent would let the expert act always."""
     with pytest.raises(ValueError, match=r"expert_share is 30\.0"):
-        RelabelingActor(Student(), lambda: np.zeros((2, 7)), 30.0)
+        RelabelingActor(Student(), Expert(), 30.0)
 
 
 @pytest.fixture
@@ -92,11 +105,11 @@ def test_each_round_trains_on_all_demos_so_far_from_the_last_rounds_weights(
     """Forgetting earlier rounds unlearns the demonstrations; starting over each time wastes them."""
     seen: list[tuple[int, torch.Tensor]] = []
 
-    def roll_out(policy: ChunkPolicy, number: int) -> Iterator[Demo]:
+    def roll_out(policy: ChunkPolicy, number: int, written: Sequence[int]) -> Iterator[Demo]:
         seen.append((number, vector(policy)))
         yield from (make_demo(10 * number + place) for place in range(3))
 
-    folder = dagger(config, tmp_path, rounds=2, roll_out=roll_out, round_steps=2)
+    folder = dagger(config, tmp_path, Rounds(2, steps=2), roll_out)
     assert folder == tmp_path / "round_2"
     assert [number for number, _ in seen] == [1, 2]
     assert torch.equal(seen[1][1], vector(load_policy(tmp_path / "round_1")))
@@ -106,44 +119,79 @@ def test_each_round_trains_on_all_demos_so_far_from_the_last_rounds_weights(
     assert 0 < (after - before).norm() < 0.2 * before.norm()
 
 
-def test_an_interrupted_call_goes_on_with_the_round_it_was_in(
+def test_an_interrupted_call_keeps_the_episodes_that_ended(
     config: ExperimentConfig, make_demo: Callable[..., Demo], tmp_path: Path
 ) -> None:
-    """Rolling out and training again what is done already costs the night."""
-    asked: list[int] = []
+    """Guards against: a kill that costs the round's episodes, and one that is written twice."""
+    asked: list[tuple[int, list[int]]] = []
 
-    def roll_out(policy: ChunkPolicy, number: int) -> Iterator[Demo]:
-        asked.append(number)
-        yield make_demo(number)
-        if asked == [1, 2]:
-            raise KeyboardInterrupt
-        yield make_demo(number + 1)
+    def roll_out(policy: ChunkPolicy, number: int, written: Sequence[int]) -> Iterator[Demo]:
+        asked.append((number, list(written)))
+        for seed in (number, number + 1):
+            if seed not in written:
+                yield make_demo(seed)
+            if len(asked) == 2:
+                raise KeyboardInterrupt
 
+    measured = lambda policy: {"success_rate": 0.5}  # noqa: E731
     with pytest.raises(KeyboardInterrupt):
-        dagger(config, tmp_path, rounds=2, roll_out=roll_out)
-    dagger(config, tmp_path, rounds=2, roll_out=roll_out)
-    assert asked == [1, 2, 2]
+        dagger(config, tmp_path, Rounds(2), roll_out, measure=measured)
+    dagger(config, tmp_path, Rounds(2), roll_out, measure=measured)
+    assert asked == [(1, []), (2, []), (2, [2])]
     with DemoFile(tmp_path / "round_2.hdf5") as file:
-        assert len(file.names) == 2
+        assert [file.read(name).seed for name in file.names] == [2, 3]
+    rows = json.loads((tmp_path / "dagger.json").read_text())["rounds"]
+    assert [row["round"] for row in rows] == [0, 1, 2]
+    assert rows[2]["demos"] == 2
+    assert rows[2]["labeled_steps"] == 20
+    assert rows[2]["success_rate"] == 0.5
 
 
-def test_no_round_at_all_is_refused(config: ExperimentConfig, tmp_path: Path) -> None:
-    """Zero rounds would be plain training under another name."""
-    with pytest.raises(ConfigError, match="0 rounds"):
-        dagger(config, tmp_path, rounds=0, roll_out=lambda policy, number: [])
+def test_only_the_newest_rounds_are_kept(
+    config: ExperimentConfig, make_demo: Callable[..., Demo], tmp_path: Path
+) -> None:
+    """Guards against: an aggregate that outgrows the memory, or one that drops the demonstrations."""
+    roll_out = lambda policy, number, written: [make_demo(number)]  # noqa: E731
+    folder = dagger(config, tmp_path, Rounds(3, steps=1, keep=2), roll_out)
+    assert [file["name"] for file in read_provenance(folder)["files"]] == ["tiny.hdf5", "round_2.hdf5", "round_3.hdf5"]
+
+
+def test_what_no_round_could_use_is_refused(config: ExperimentConfig, tmp_path: Path) -> None:
+    """Guards against: plain training under another name, and weights for files that are yet to come."""
+    with pytest.raises(ConfigError, match="--rounds must be >= 1, got 0"):
+        Rounds(0)
+    weighted = config.change({"data.file_weights": [1.0]})
+    with pytest.raises(ConfigError, match="file_weights can't be used with dagger"):
+        dagger(weighted, tmp_path, Rounds(1), lambda policy, number, written: [])
+
+
+def test_an_expert_of_other_actions_is_refused() -> None:
+    """Guards against: labels of another robot, which would be broadcast or fail deep inside."""
+    expert = Expert()
+    expert.width = 6
+    actor = RelabelingActor(Student(), expert, 0.5)
+    actor.reset(np.array([True, True]), [1, 2])
+    with pytest.raises(ConfigError, match=r"the expert gives actions of shape \(2, 6\), the policy \(2, 7\)"):
+        actor.act({}, ["", ""])
 
 
 def test_relabeled_episodes_of_the_simulator_hold_the_experts_labels(config: ExperimentConfig) -> None:
-    """Labels of the state after the step, or of another world, would look right and teach nonsense."""
+    """Guards against: labels of the state after the step, or of another world."""
     seen = {"ee_pose": ArraySpec((7,)), "gripper": ArraySpec((1,))}
     policy = build_policy(config, DemoFacts(ActionSpec(arm=6, gripper=1), seen))
     env = RobotVectorEnv("reach", 2, num_threads=1, max_episode_steps=15)
     labels: list[np.ndarray] = []
 
-    def expert(env: RobotVectorEnv) -> np.ndarray:
-        labels.append(expert_actions(env))
-        return labels[-1]
+    class Noting(ExpertActor):
+        """Keeps its labels."""
 
+        def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            """As the scripted expert."""
+            label, _ = super().act(obs, instructions)
+            labels.append(label)
+            return label, label
+
+    expert = Noting(env, ActionNoise.off())
     episodes = {episode.seed: episode for episode in relabeled_episodes(policy, env, [5, 6], expert)}
     env.close()
     for world, seed in enumerate((5, 6)):
