@@ -1,6 +1,7 @@
 """`robopolicy dagger` and `robopolicy improve`: a policy gets better in closed loop, from an expert or from reward."""
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from robopolicy.rollout.episodes import Actor, EpisodeWorlds
     from robopolicy.sim.env import RobotVectorEnv
     from robopolicy.types import Demo, Policy
+
+LOG = logging.getLogger(__name__)
 
 HANDS_FREE = ("reach", "recall", "recall_long")
 """Tasks of the simulator that are solved without the gripper."""
@@ -116,7 +119,7 @@ class _Relabeling:
         if options.expert is not None:  # a mistake is said before the first training
             check_expert(options.expert, task)
 
-    def __call__(self, policy: "ChunkPolicy", number: int, written: Sequence[int]) -> "Iterator[Demo]":
+    def __call__(self, policy: "ChunkPolicy", number: int, written: Sequence[int]) -> "Iterator[Sequence[Demo]]":
         from robopolicy.training.online import relabeled_episodes
 
         first = self.first_seed + SEEDS_PER_ROUND * number
@@ -130,8 +133,15 @@ class _Relabeling:
         env = make_worlds(policy, self.task, min(self.options.num_envs, len(seeds)), self.options, cameras)
         try:
             expert = make_expert(self.options.expert, teacher, env)
-            for episode in relabeled_episodes(policy, env, seeds, expert, expert_share=self.share(number)):
-                yield from episode.demos
+            share, lengths, successes = self.share(number), [], 0
+            for episode in relabeled_episodes(policy, env, seeds, expert, expert_share=share):
+                lengths.append(episode.steps)
+                successes += episode.success
+                yield episode.demos
+            LOG.info(
+                "round %d   share of the expert %.2f   success %d / %d   mean length %.0f steps",
+                *(number, share, successes, len(lengths), sum(lengths) / len(lengths)),
+            )
         finally:
             env.close()
 

@@ -38,6 +38,8 @@ PRACTICE_SEED = 1_000_000_000
 SEEDS_PER_RUN = 10_000_000
 """Seeds set aside for one training seed; all stay below 2^32, which is as far as some environments take them."""
 MAX_SEED = 300
+BOARD = "tensorboard"
+"""Folder of the curves."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def improve(
     worlds = open_worlds(policy)
     try:
         run = _Run(learner, worlds, run_dir, config, provenance, evaluate)
-        if resume:
+        if (run_dir / RESUME_FILE).exists():
             run.load()
         run.go()
         run.board.close()
@@ -120,8 +122,9 @@ def improve(
 
 
 def _check_folder(run_dir: Path, resume: bool) -> None:
+    """Refuse a folder that is taken; one that was killed before its first checkpoint may start again with `resume`."""
     taken = [name for name in (RESUME_FILE, DESCRIPTION, METRICS_FILE) if (run_dir / name).exists()]
-    if resume and RESUME_FILE not in taken:
+    if resume and not (run_dir / BOARD).exists():
         raise ConfigError(f"{run_dir} holds no {RESUME_FILE}: nothing to resume; start without --resume")
     if taken and not resume:
         raise ConfigError(
@@ -153,7 +156,7 @@ class _Run:
         self.generator = torch.Generator()
         device = learner.policy.device
         self.storage = SequenceStorage(learner.config.rollout_steps, worlds.num_envs, device)
-        self.board = SummaryWriter(str(run_dir / "tensorboard"))
+        self.board = SummaryWriter(str(run_dir / BOARD))
         self._restart_worlds()
 
     def go(self) -> None:

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def dagger(
     config: ExperimentConfig,
     run_dir: str | Path,
     rounds: Rounds,
-    roll_out: Callable[[ChunkPolicy, int, Sequence[int]], Iterable[Demo]],
+    roll_out: Callable[[ChunkPolicy, int, Sequence[int]], Iterable[Sequence[Demo]]],
     *,
     evaluate: Callable[[ChunkPolicy], float] | None = None,
     measure: Callable[[ChunkPolicy], Mapping[str, Any]] | None = None,
@@ -132,7 +131,8 @@ def dagger(
         config: the experiment.
         run_dir: holds the rounds.
         rounds: how many, and what they train on.
-        roll_out: (policy, round from 1 on, seeds already written) -> demos whose `actions` are the expert's labels.
+        roll_out: (policy, round from 1 on, seeds already written) -> the demos of each episode as it ends, whose `actions` are
+            the expert's labels.
         evaluate: as for `train`.
         measure: what to note of each round's policy in `dagger.json`, such as its success rate.
 
@@ -171,7 +171,7 @@ def _write_round(
     path: Path,
     like: str,
     policy: ChunkPolicy,
-    roll_out: Callable[[ChunkPolicy, int, Sequence[int]], Iterable[Demo]],
+    roll_out: Callable[[ChunkPolicy, int, Sequence[int]], Iterable[Sequence[Demo]]],
     number: int,
 ) -> None:
     """Write a round's demos, each as its episode ends; the file appears when all are in it."""
@@ -182,9 +182,8 @@ def _write_round(
         path, env_args=env_args, action_spec=policy.action_spec, attributes=facts, resume=True, by_seed=True
     ) as writer:
         written = sorted({*writer.seeds})
-        demos = roll_out(policy, number, written)
-        for _, episode in groupby(demos, lambda demo: id(demo) if demo.seed is None else demo.seed):
-            writer.write_together(list(episode))
+        for episode in roll_out(policy, number, written):
+            writer.write_together(episode)
         LOG.info("round %d   %d relabeled demos", number, len(writer.names))
 
 

@@ -13,9 +13,11 @@ from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy, loa
 from robopolicy.rollout.env_map import EnvMap
 from robopolicy.rollout.env_worlds import open_worlds
 from robopolicy.rollout.evaluate import evaluate_in_worlds
+from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.training.improve import PRACTICE_SEED, ImproveConfig, improve
 from robopolicy.training.reinforce import PPOConfig
 from robopolicy.types import ActionSpec, ArraySpec
+from tests.small_runs import SMALL
 from tests.training.t_maze import TMaze
 
 COPIES = 16
@@ -111,7 +113,9 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
     start = untrained(tmp_path / "start", {})
     with pytest.raises(ConfigError, match="nothing to resume"):
         run(start, tmp_path / "better", resume=True)
-    run(start, tmp_path / "better", iterations=2)
+    (tmp_path / "better" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "better" / "policy.json").write_text("{}")  # killed within the first checkpoint
+    run(start, tmp_path / "better", iterations=2, resume=True)
     with pytest.raises(ConfigError, match="holds a run already"):
         run(start, tmp_path / "better")
     with pytest.raises(ConfigError, match=r"--checkpoint_every is 3 but the run .* has 2"):
@@ -124,6 +128,29 @@ def test_a_warm_up_without_reward_says_what_to_do(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(TMaze, "step", lambda self, action: (self.observe(), 0.0, True, False, {"is_success": False}))
     with pytest.raises(ConfigError, match=r"no reward in the warm-up: 0 of 192 episodes .* start from a policy that"):
         run(start, tmp_path / "better")
+
+
+def test_a_run_in_the_simulator_resumes_exactly(tmp_path: Path) -> None:
+    """Guards against: worlds whose physics remembers the episodes before a checkpoint."""
+    config = ExperimentConfig().change(SMALL)
+    facts = DemoFacts(ActionSpec(arm=6, gripper=1), {"ee_pose": ArraySpec((7,)), "gripper": ArraySpec((1,))})
+    start = save_policy(build_policy(config, facts), tmp_path / "start", {"task": "reach"})
+
+    def reaching(policy: Any) -> RobotVectorEnv:
+        return RobotVectorEnv("reach", 3, num_threads=1, max_episode_steps=7)
+
+    def practise(name: str, iterations: int, resume: bool = False) -> None:
+        ppo = PPOConfig(rollout_steps=10, warmup_iterations=0, epochs=1, mini_batches=1)
+        options = ImproveConfig(iterations=iterations, checkpoint_every=1, reward="env")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("robopolicy.training.improve._Run._check_reward", lambda self: None)
+            improve(start, reaching, tmp_path / name, options, ppo, resume=resume)
+
+    practise("whole", 3)
+    practise("broken", 1)
+    practise("broken", 3, resume=True)
+    assert torch.equal(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    assert not torch.equal(weights(tmp_path / "whole"), weights(start))
 
 
 @pytest.mark.slow

@@ -105,9 +105,9 @@ def test_each_round_trains_on_all_demos_so_far_from_the_last_rounds_weights(
     """Forgetting earlier rounds unlearns the demonstrations; starting over each time wastes them."""
     seen: list[tuple[int, torch.Tensor]] = []
 
-    def roll_out(policy: ChunkPolicy, number: int, written: Sequence[int]) -> Iterator[Demo]:
+    def roll_out(policy: ChunkPolicy, number: int, written: Sequence[int]) -> Iterator[list[Demo]]:
         seen.append((number, vector(policy)))
-        yield from (make_demo(10 * number + place) for place in range(3))
+        yield from ([make_demo(10 * number + place)] for place in range(3))
 
     folder = dagger(config, tmp_path, Rounds(2, steps=2), roll_out)
     assert folder == tmp_path / "round_2"
@@ -125,11 +125,11 @@ def test_an_interrupted_call_keeps_the_episodes_that_ended(
     """Guards against: a kill that costs the round's episodes, and one that is written twice."""
     asked: list[tuple[int, list[int]]] = []
 
-    def roll_out(policy: ChunkPolicy, number: int, written: Sequence[int]) -> Iterator[Demo]:
+    def roll_out(policy: ChunkPolicy, number: int, written: Sequence[int]) -> Iterator[list[Demo]]:
         asked.append((number, list(written)))
         for seed in (number, number + 1):
             if seed not in written:
-                yield make_demo(seed)
+                yield [make_demo(seed)]
             if len(asked) == 2:
                 raise KeyboardInterrupt
 
@@ -151,7 +151,7 @@ def test_only_the_newest_rounds_are_kept(
     config: ExperimentConfig, make_demo: Callable[..., Demo], tmp_path: Path
 ) -> None:
     """Guards against: an aggregate that outgrows the memory, or one that drops the demonstrations."""
-    roll_out = lambda policy, number, written: [make_demo(number)]  # noqa: E731
+    roll_out = lambda policy, number, written: [[make_demo(number)]]  # noqa: E731
     folder = dagger(config, tmp_path, Rounds(3, steps=1, keep=2), roll_out)
     assert [file["name"] for file in read_provenance(folder)["files"]] == ["tiny.hdf5", "round_2.hdf5", "round_3.hdf5"]
 
