@@ -41,7 +41,7 @@ def collect(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the others follow it")
     parser.add_argument("--out", type=str, required=True, help="demo file to write")
     parser.add_argument("--cameras", type=str, nargs="*", default=[], help="cameras to record: front, wrist")
-    parser.add_argument("--image-size", type=int, default=64, help="width and height of the pictures [pixels]")
+    parser.add_argument("--image-size", type=int, default=64, help="width and height of the images [pixels]")
     parser.add_argument(
         "--noise", type=bool, default=True, help="disturb what is executed; the label stays clean (DART)"
     )

@@ -1,19 +1,20 @@
-"""`robopolicy check`, `convert` and `encode`: demo files looked into, rewritten, and given a backbone's tokens."""
+"""`robopolicy check`, `convert` and `encode`: demo files checked, converted, and encoded as a backbone's tokens."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from robopolicy.cli.outputs import check_file, check_folder
 from robopolicy.cli.parsing import parse, require, verb_parser
 from robopolicy.components import ConfigError
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-"""Endings of what `convert` takes for a RoboVLMs checkpoint and not for demos."""
+"""Endings by which `convert` recognizes a RoboVLMs checkpoint."""
 
 
 def check(arguments: Sequence[str]) -> int:
-    """Look into demo files; gives 0 where nothing is wrong, 1 where problems were found, 2 where one can't be opened."""
+    """Check demo files; returns 0 without problems, 1 with some, 2 if a file can't be opened."""
     parser = verb_parser("check", "Print what is inside demo files of any format, and what is wrong with them.")
     parser.add_argument("files", type=str, nargs="+", help="files or folders of demos")
     parser.add_argument(
@@ -30,11 +31,19 @@ def check(arguments: Sequence[str]) -> int:
 
 
 def convert(arguments: Sequence[str]) -> int:
-    """Rewrite demos in another format, or a RoboVLMs checkpoint as a run folder; gives the exit code."""
+    """Convert demos to another format, or a RoboVLMs checkpoint to a run folder; returns the exit code."""
     parser = verb_parser("convert", "Demos of any format -> another format; a RoboVLMs checkpoint -> a run folder.")
     parser.add_argument("source", type=str, help="demos, or a checkpoint (.pt, .ckpt, .safetensors)")
     parser.add_argument("target", type=str, help="file or folder to write")
-    parser.add_argument("--format", type=str | None, default=None, help="format of the target; default: our HDF5")
+    parser.add_argument(
+        "--format",
+        type=str | None,
+        default=None,
+        help="kind of the target (`components demo_format`); default: robomimic",
+    )
+    parser.add_argument(
+        "--options", type=str, nargs="+", default=[], help="of the target's format, KEY=VALUE, such as images=png"
+    )
     parser.add_argument("--window", type=int | None, default=None, help="frames of memory; for checkpoints")
     parser.add_argument("--latent", type=int, default=1, help="vectors kept per frame; for checkpoints")
     options = parse(parser, arguments)
@@ -48,9 +57,23 @@ def convert(arguments: Sequence[str]) -> int:
 
         print(f"policy    {convert_checkpoint(options.source, options.target, options.window, options.latent)}")
         return 0
-    from robopolicy.demos.formats.conversion import run_convert
+    from robopolicy.demos.formats._conversion import run_convert
 
-    return run_convert(options.source, options.target, options.format)
+    return run_convert(options.source, options.target, options.format, options=_format_options(options.options))
+
+
+def _format_options(words: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words as a mapping; a value is a JSON number or boolean, else text."""
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--options: {word!r} is not KEY=VALUE")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
 
 
 def encode(arguments: Sequence[str]) -> int:

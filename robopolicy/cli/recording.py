@@ -1,6 +1,6 @@
 """What a control loop's `Recorder` may be: a demo file, the rerun viewer, or several at once.
 
-A demo file is written by a process of its own (`record_writer`): packing pictures would hold up the commands, and a run
+A demo file is written by a process of its own (`record_writer`): packing images would hold up the commands, and a run
 that is killed leaves its record behind all the same.
 """
 
@@ -97,7 +97,7 @@ class DemoRecorder:
 
 
 class RerunRecorder:
-    """Shows every control step in the rerun viewer: pictures, low-dimensional observations, actions and commands.
+    """Shows every control step in the rerun viewer: images, low-dimensional observations, actions and commands.
 
     Raises:
         ImportError: rerun is not installed; the message says which extra brings it.
@@ -120,8 +120,8 @@ class RerunRecorder:
         if tick.action is not None:
             rerun.log("action", rerun.Scalars(tick.action))
         for key, value in tick.observation.obs.items() if tick.observation else ():
-            picture = np.ndim(value) == 3
-            rerun.log(f"obs/{key}", rerun.Image(value) if picture else rerun.Scalars(np.ravel(value)))
+            image = np.ndim(value) == 3
+            rerun.log(f"obs/{key}", rerun.Image(value) if image else rerun.Scalars(np.ravel(value)))
 
     def close(self) -> None:
         """The viewer stays open."""

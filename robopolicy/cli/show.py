@@ -31,7 +31,7 @@ def report(arguments: Sequence[str]) -> int:
 
 def view(arguments: Sequence[str]) -> int:
     """Turn a demo or a recorded episode into a video; gives the exit code."""
-    parser = verb_parser("view", "Play a demo: write its pictures as mp4 or GIF, or log it to rerun (extra `view`).")
+    parser = verb_parser("view", "Play a demo: write its images as mp4 or GIF, or log it to rerun (extra `view`).")
     parser.add_argument("file", type=str, help="demo file, or a recorded run")
     parser.add_argument("--demo", type=str | None, default=None, help="name of the demo; default: the first")
     parser.add_argument(

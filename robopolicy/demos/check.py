@@ -26,7 +26,7 @@ from robopolicy.demos.remote import local_path
 from robopolicy.types import DemoFormatError, printable
 
 SHEET_DEMOS, SHEET_FRAMES = 6, 6
-"""Demos on the contact sheet, and pictures of each."""
+"""Demos on the contact sheet, and images of each."""
 
 
 def run_check(

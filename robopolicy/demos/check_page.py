@@ -9,7 +9,7 @@ import numpy as np
 
 from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.check_text import finding_lines, key_range, summary_lines
-from robopolicy.demos.formats.video import encode_png
+from robopolicy.demos.formats._video import encode_png
 from robopolicy.files import write_file
 
 STYLE = """
@@ -22,7 +22,7 @@ img{display:block;image-rendering:pixelated;border-radius:3px}
 """
 BINS = 40
 PICTURE_PX = 128
-"""Pictures on the contact sheet are thinned out to at most this height."""
+"""Images on the contact sheet are thinned out to at most this height."""
 
 
 def write_page(reports: Sequence[FileReport], target: Path) -> None:

@@ -32,7 +32,7 @@ class FileReport:
     actions: dict[str, np.ndarray] = field(default_factory=dict)
     """(T, width) of each readable demo."""
     sheet: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Per camera, one row of pictures (frames, height, width, 3) for each of a few demos."""
+    """Per camera, one row of images (frames, height, width, 3) for each of a few demos."""
     findings: list[Finding] = field(default_factory=list)
 
     @property

@@ -44,7 +44,7 @@ class KeySummary:
     """Of one step."""
     dtype: str
     low: np.ndarray
-    """Smallest value per dimension of the last axis; over all of them for pictures."""
+    """Smallest value per dimension of the last axis; over all of them for images."""
     high: np.ndarray
     demos: int = 0
 
@@ -81,7 +81,7 @@ def demo_notes(demo: Demo) -> Iterator[str]:
         if is_image(values) and len(values) > 1:
             share = float((values[1:] == values[:-1]).all(axis=(1, 2, 3)).mean())
             if share >= REPEATS:
-                yield f"{key}: {share:.0%} of the pictures repeat the one before; the camera is slower, or stands still"
+                yield f"{key}: {share:.0%} of the images repeat the one before; the camera is slower, or stands still"
     for key, values in {"actions": demo.actions, **demo.obs}.items():
         if values.ndim == 2 and values.dtype.kind == "f":
             yield from _rotation_jumps(key, values.astype(np.float64))

@@ -18,10 +18,10 @@ STEP_ARRAYS = ("executed_actions", "rewards", "dones", "states", "tokens")
 CHECKSUMS = "checksums"
 """Attribute of the file, which kind; of a demo, JSON: name of each part -> its checksum."""
 IMAGE_CHUNK_FRAMES = 8
-"""Frames of pictures packed together: a window of 10 reads 2 or 3 such chunks. At 84x84 gzip-1 writes 140-230 MB/s,
+"""Frames of images packed together: a window of 10 reads 2 or 3 such chunks. At 84x84 gzip-1 writes 140-230 MB/s,
 reads 460 MB/s and keeps a quarter of the bytes; lzf writes 230, reads 385 and keeps half, for h5py only."""
 IMAGE_CHUNK_BYTES = 512 * 1024
-"""Larger pictures are packed fewer at a time, so that a chunk fits HDF5's chunk cache of 1 MiB."""
+"""Larger images are packed fewer at a time, so that a chunk fits HDF5's chunk cache of 1 MiB."""
 
 
 def file_facts(

@@ -1,4 +1,4 @@
-"""Where pictures and tokens are held while training: the model's device, the host's memory, or the disk."""
+"""Where images and tokens are held while training: the model's device, the host's memory, or the disk."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ MEMORY_SHARE = 0.5
 
 
 def choose_placement(placement: Placement, wide_bytes: int, device: torch.device) -> Literal["device", "host", "disk"]:
-    """Where pictures and tokens of so many bytes go; the choice and its reason are logged if there are any."""
+    """Where images and tokens of so many bytes go; the choice and its reason are logged if there are any."""
     if placement != "auto":
         return placement
     if wide_bytes == 0:
@@ -29,7 +29,7 @@ def choose_placement(placement: Placement, wide_bytes: int, device: torch.device
     else:
         chosen = "host" if wide_bytes <= MEMORY_SHARE * host else "disk"
     LOG.info(
-        "%.3g GB of pictures and tokens, %.3g GB free on %s, %.3g GB on the host: placement %s",
+        "%.3g GB of images and tokens, %.3g GB free on %s, %.3g GB on the host: placement %s",
         *(wide_bytes / 1e9, on_device / 1e9, device, host / 1e9, chosen),
     )
     return chosen

@@ -50,7 +50,7 @@ class DemoRows:
     narrow: Mapping[str, np.ndarray]
     """Low-dimensional keys (rows, ...) float32."""
     wide: Mapping[str, Frames]
-    """Pictures uint8, and tokens."""
+    """Images uint8, and tokens."""
     instruction_id: np.ndarray
     """(demos,) int64: place in `instructions`, -1 where a demo carries none."""
     instructions: tuple[str, ...]
@@ -134,7 +134,7 @@ def load_rows(
 def row_types(source: DemoSource, name: str) -> dict[str, Row]:
     """Shape and type of one row of each observation key of a demo, `tokens` included where it has them.
 
-    Of a native file nothing but the description is read, since one demo's pictures may be gigabytes.
+    Of a native file nothing but the description is read, since one demo's images may be gigabytes.
     """
     if _is_native(source):
         found = {
@@ -154,7 +154,7 @@ def _is_seen(key: str) -> bool:
 
 
 def _wide_rows(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, Row]:
-    """The pictures and tokens among the keys, with what one row of each is, from the first demo."""
+    """The images and tokens among the keys, with what one row of each is, from the first demo."""
     where, rows, wide = _where(*first), row_types(*first), {}
     for key in keys:
         if key not in rows:

@@ -17,7 +17,7 @@ class DemoStore:
 
     Low-dimensional rows of all keys stand side by side, so that the frames of a segment are one block of memory: a batch
     is one `index_select` over overlapping blocks. Each demo is followed there by copies of its last row, into which
-    segments that start near the end run. Pictures and tokens are not copied: rows beyond the end are read as the last one.
+    segments that start near the end run. Images and tokens are not copied: rows beyond the end are read as the last one.
 
     Args:
         rows: the demos.
@@ -70,7 +70,7 @@ class DemoStore:
 
     @property
     def start_device(self) -> torch.device:
-        """Where `gather` best finds its starts: with the pictures, so that fetching them waits for no GPU."""
+        """Where `gather` best finds its starts: with the images, so that fetching them waits for no GPU."""
         return self.device if self.gathers_at_once else torch.device("cpu")
 
     def gather(self, starts: Int[Tensor, " batch"], episode_start: Tensor | None = None) -> Batch:

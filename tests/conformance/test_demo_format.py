@@ -1,26 +1,18 @@
-"""The contract of every demo format: what is read, written in another format and read again is the same.
+"""The shipped conformance kit over every demo format; a new kind is covered by registering it and adding a sample.
 
-Families are read from files made without our writers (`tests/demo_samples.py`); each is written in every format that can
-be written. Video is lossy and compared within a tolerance; what a format can't hold must be named in its notes.
+Samples are made without our writers (`tests/demo_samples.py`). Each is also written in every format that can be written.
 """
 
-from dataclasses import fields
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from robopolicy.demos.formats import (
-    FORMATS,
-    WRITERS,
-    DemoFormat,
-    DemoReader,
-    WritableFormat,
-    action_spec_of,
-    convert,
-    open_demos,
-)
+from robopolicy.components import ConfigError, component, kinds
+from robopolicy.demos.formats import convert, demo_format, open_demos
 from robopolicy.demos.hdf5 import DemoWriter
+from robopolicy.testing.demo_format import CHECKS, WRITER_CHECKS
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 from tests.demo_samples import (
     pictures,
@@ -58,105 +50,64 @@ def write_native(path: Path) -> Path:
     return path
 
 
-FAMILIES = {
-    "native": lambda folder: write_native(folder / "ours.hdf5"),
-    "robomimic": lambda folder: write_robomimic(folder / "demos.hdf5"),
-    "libero": lambda folder: write_libero(folder / "task_demo.hdf5"),
-    "act": lambda folder: write_act(folder / "act"),
-    "act, jpeg": lambda folder: write_act(folder / "act", compressed=True),
-    "lerobot v3.0": lambda folder: write_lerobot(folder / "set"),
-    "lerobot v2.1": lambda folder: write_lerobot(folder / "set", "v2.1"),
-    "minari": lambda folder: write_minari(folder / "pen"),
+SAMPLES = {
+    "robomimic": {
+        "ours": lambda folder: write_native(folder / "ours.hdf5"),
+        "robomimic": lambda folder: write_robomimic(folder / "demos.hdf5"),
+    },
+    "libero": {"libero": lambda folder: write_libero(folder / "task_demo.hdf5")},
+    "act": {
+        "act": lambda folder: write_act(folder / "act"),
+        "act, jpeg": lambda folder: write_act(folder / "act", compressed=True),
+    },
+    "lerobot": {
+        "lerobot v3.0": lambda folder: write_lerobot(folder / "set"),
+        "lerobot v2.1": lambda folder: write_lerobot(folder / "set", "v2.1"),
+    },
+    "minari": {"minari": lambda folder: write_minari(folder / "pen")},
 }
-VIDEO_TOLERANCE = 6.0
-"""Mean absolute difference of a channel value (0 to 255) that H.264 at crf 18 with half the colour resolution may make."""
-UNNAMED = {"name", "obs", "attributes"}
+"""Kind -> what writes a set of it."""
+SOURCES = [
+    pytest.param(kind, make, id=name)
+    for kind in kinds("demo_format")
+    for name, make in SAMPLES.get(kind, {"no sample": None}).items()
+]
 
 
-@pytest.fixture(params=FAMILIES)
-def source(request, tmp_path):
-    """A file or folder of one family."""
-    return FAMILIES[request.param](tmp_path)
+def writers():
+    """Every writable kind, with each combination of its options that the data depend on."""
+    choices = {"version": ("v3.0", "v2.1"), "images": ("video", "png")}
+    for kind in kinds("demo_format"):
+        made = component("demo_format", kind)
+        if hasattr(made.make, "write"):
+            names = [name for name in choices if name in made.options.__dataclass_fields__]
+            for values in product(*(choices[name] for name in names)):
+                yield pytest.param(kind, dict(zip(names, values, strict=True)), id="-".join([kind, *values]))
 
 
-@pytest.fixture(params=[writer.name for writer in WRITERS])
-def writer(request):
-    """A format that can be written."""
-    return next(known for known in WRITERS if known.name == request.param)
+@pytest.mark.parametrize(("kind", "make"), SOURCES)
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_format_keeps_the_contract(kind, make, check, tmp_path):
+    """Guards against: a reader that `check`, `convert` and training can't rely on."""
+    check(demo_format(kind), make(tmp_path))
 
 
-def assert_same(first: Demo, second: Demo, lossy: bool, notes: str) -> None:
-    """Every field that the second carries equals the first's; one that it lacks is named in the notes."""
-    for name in (field.name for field in fields(Demo) if field.name not in UNNAMED):
-        one, other = getattr(first, name), getattr(second, name)
-        if one is not None and other is None:
-            assert name.rstrip("s") in notes, f"{name} was dropped without a word"
-        elif isinstance(one, np.ndarray):
-            assert one.dtype == other.dtype or {one.dtype.kind, other.dtype.kind} <= {"b", "i", "u"}, name
-            np.testing.assert_array_equal(one, other, err_msg=name)
-        else:
-            assert one == other, name
-    assert set(first.obs) == set(second.obs)
-    for key, values in first.obs.items():
-        assert values.dtype == second.obs[key].dtype, key
-        if lossy and values.ndim == 4:
-            assert np.abs(values.astype(int) - second.obs[key]).mean() < VIDEO_TOLERANCE, key
-        else:
-            np.testing.assert_array_equal(values, second.obs[key], err_msg=key)
-    for key in set(first.attributes) - set(second.attributes):
-        assert key in notes, f"the attribute {key} was dropped without a word"
-
-
-def assert_said(missing: set[str], notes: str) -> None:
-    """Attributes of the whole set that are gone are named; the number of steps and the action spec have their own places."""
-    unsaid = [key for key in missing - {"total", "action_spec"} if key not in notes]
-    assert not unsaid, f"{unsaid} was dropped without a word"
-
-
-def test_reading_writing_and_reading_again_is_the_identity(source, writer, tmp_path):
-    """A conversion that loses precision, order, masks or a key would change what is trained on."""
-    target = tmp_path / "converted"
-    with open_demos(source) as before:
-        if writer.name == "act" and "qpos" not in before.read(before.names[0]).obs:
-            with pytest.raises(DemoFormatError, match="needs the observation qpos"):
-                convert(source, target, writer.name)
-            return
-        notes = "\n".join(convert(source, target, writer.name))
-        with open_demos(target) as after:
-            assert list(after.names) == list(before.names)
-            for name in before.names:
-                assert_same(before.read(name), after.read(name), writer.name in ("lerobot", "lerobot-v2.1"), notes)
-            if writer.name != "act":  # an ACT episode says nothing of its actions
-                assert action_spec_of(after) == action_spec_of(before), "a lost rate makes a chunk last another time"
-            assert_said({key for key, value in before.attributes.items() if value} - set(after.attributes), notes)
-            kept = {key: list(names) for key, names in after.filter_keys.items()}
-            assert kept == {key: list(names) for key, names in before.filter_keys.items()} or "filter keys" in notes
-
-
-def test_a_reader_reads_only_the_keys_asked_for(source):
-    """The default rule reads all actions; it must not decode every picture for that."""
+@pytest.mark.parametrize(("kind", "make"), SOURCES)
+@pytest.mark.parametrize(("target", "options"), [*writers()])
+@pytest.mark.parametrize("check", WRITER_CHECKS)
+def test_every_writer_keeps_what_it_is_given(kind, make, target, options, check, tmp_path):
+    """Guards against: a conversion that loses precision, order, masks or a key, which changes what is trained on."""
+    source = make(tmp_path)
     with open_demos(source) as demos:
-        whole = demos.read(demos.names[0])
-        low_dim = [key for key, values in whole.obs.items() if values.ndim == 2]
-        assert dict(demos.read(demos.names[0], keys=()).obs) == {}
-        assert set(demos.read(demos.names[0], keys=low_dim).obs) == set(low_dim)
-        with pytest.raises(DemoFormatError, match="no nothing_such among the observations; it has"):
-            demos.read(demos.names[0], keys=("nothing_such",))
-        with pytest.raises(DemoFormatError, match="no demo_99; it has: demo_0"):
-            demos.read("demo_99")
+        has_qpos = "qpos" in demos.read(demos.names[0], keys=None).obs
+    if target == "act" and not has_qpos:
+        with pytest.raises(DemoFormatError, match="needs the observation qpos"):
+            convert(source, tmp_path / "converted", target)
+    else:
+        check(demo_format(target, options), source)
 
 
-def test_a_reader_keeps_its_protocol(source):
-    """`check`, `convert` and training rely on nothing else."""
-    with open_demos(source) as demos:
-        assert isinstance(demos, DemoReader)
-        assert all(isinstance(note, str) and "\n" not in note for note in demos.notes)
-        times = demos.clock(demos.names[0])
-        assert times is None or len(times) == len(demos.read(demos.names[0]))
-
-
-def test_formats_keep_their_protocols():
-    """A format without one of its methods would fail at the user's file."""
-    assert all(isinstance(known, DemoFormat) for known in FORMATS)
-    assert all(isinstance(known, WritableFormat) for known in WRITERS)
-    assert len({known.name for known in WRITERS}) == len(WRITERS)
+def test_a_format_that_is_only_read_is_refused_as_target(tmp_path, tiny_demos):
+    """Guards against: an AttributeError for `--format minari`."""
+    with pytest.raises(ConfigError, match="'minari' can only be read; convert writes: act, lerobot, robomimic"):
+        convert(tiny_demos, tmp_path / "out", "minari")

@@ -1,11 +1,10 @@
-"""The field's demo formats, each read into `Demo`, and written where users need it."""
+"""Demo formats: each kind is one file, which reads a file or folder into `Demo` values, and writes them if it can."""
 
+from robopolicy.demos.formats._conversion import convert as convert
+from robopolicy.demos.formats._conversion import run_convert as run_convert
+from robopolicy.demos.formats._detection import demo_format as demo_format
+from robopolicy.demos.formats._detection import open_demos as open_demos
 from robopolicy.demos.formats.base import DemoFormat as DemoFormat
 from robopolicy.demos.formats.base import DemoReader as DemoReader
 from robopolicy.demos.formats.base import WritableFormat as WritableFormat
 from robopolicy.demos.formats.base import action_spec_of as action_spec_of
-from robopolicy.demos.formats.conversion import convert as convert
-from robopolicy.demos.formats.conversion import run_convert as run_convert
-from robopolicy.demos.formats.registry import FORMATS as FORMATS
-from robopolicy.demos.formats.registry import WRITERS as WRITERS
-from robopolicy.demos.formats.registry import open_demos as open_demos

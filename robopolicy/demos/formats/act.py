@@ -12,7 +12,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from robopolicy.components import NoOptions, register
 from robopolicy.demos.actions import describe_action_spec
+from robopolicy.demos.formats._video import decode_image
 from robopolicy.demos.formats.base import (
     DemoReader,
     Omissions,
@@ -23,7 +25,6 @@ from robopolicy.demos.formats.base import (
     set_omissions,
     wanted_keys,
 )
-from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.images import as_image
@@ -32,19 +33,23 @@ from robopolicy.demos.probe import open_hdf5
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 RATE_HZ = 50.0
-"""ALOHA's control rate (`DT = 0.02` in its `constants.py`); the files don't say."""
+"""ALOHA's control rate (`DT = 0.02` in its `constants.py`); the files don't record it."""
 ACTIONS = ("action", "base_action")
 LENGTHS = "compress_len"
-"""How long each JPEG is without its padding; not needed to decode it."""
+"""Length of each JPEG without its padding; decoding doesn't need it."""
 EPISODE = re.compile(r"episode_(\d+)\.(hdf5|h5)")
 
 
+@register("demo_format", "act")
 class ActFormat:
-    """ACT / ALOHA episodes."""
+    """ACT / ALOHA episodes, one HDF5 file each."""
 
-    name = "act"
+    refines = ()
 
-    def recognises(self, path: Path) -> bool:
+    def __init__(self, options: NoOptions) -> None:
+        pass
+
+    def matches(self, path: Path) -> bool:
         """A file with `action` and `observations/qpos` at its root, or a folder of `episode_<i>.hdf5`."""
         if path.is_dir():
             return bool(_episodes(path))
@@ -74,7 +79,7 @@ class ActFormat:
 
 
 class ActReader(ReaderBase):
-    """Reads the episodes of a folder, or one episode file; each is opened anew when it is read."""
+    """Reads the episodes of a folder, or one episode file; each is opened when it is read."""
 
     format_name = "act"
 
@@ -83,26 +88,26 @@ class ActReader(ReaderBase):
         self._files = _episodes(path) if path.is_dir() else {f"demo_{_number(path) or 0}": path}
         self.names = tuple(self._files)
         with open_hdf5(next(iter(self._files.values()))) as file:
-            said = attributes_of(file, path.name)
+            found = attributes_of(file, path.name)
             datasets = datasets_below(file, path.name)
             width = sum(datasets[key].shape[-1] for key in ACTIONS if key in datasets)
             compressed = [key for key, dataset in datasets.items() if "/images/" in key and dataset.ndim == 2]
         self.attributes = {
-            key: value for key, value in said.items() if key != "compress"
-        }  # of the file, not of the demos
+            key: value for key, value in found.items() if key != "compress"
+        }  # describes the file, not the demos
         self.action_spec = aloha_action_spec(width)
         known = (*ACTIONS, LENGTHS)
         left_out = sorted(key for key in datasets if key not in known and not key.startswith("observations/"))
         self.notes = (
             f"actions taken as ALOHA's: absolute joint targets at {RATE_HZ:g} Hz"
             + (f", continuous grippers in columns {', '.join(map(str, grippers(width)))}" if grippers(width) else "")
-            + "; the files don't say",
+            + "; the files don't declare it",
         )
         if left_out:
             self.notes += (f"of each episode, {', '.join(left_out)} is not read",)
         if compressed:
             self.notes += (
-                f"{', '.join(key.rpartition('/')[2] for key in compressed)}: JPEG pictures decoded, taken as RGB",
+                f"{', '.join(key.rpartition('/')[2] for key in compressed)}: JPEG images decoded, taken as RGB",
             )
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
@@ -125,7 +130,7 @@ class ActReader(ReaderBase):
         instruction = attributes.pop("instruction", None)
         if instruction is not None and not isinstance(instruction, str):
             raise DemoFormatError(f"{path.name}: instruction is {str(instruction)[:40]}; expected text")
-        attributes.pop("compress", None)  # of the file, no longer of the pictures
+        attributes.pop("compress", None)  # of the file, not of the decoded images
         return Demo(
             name=name, obs=obs, actions=np.concatenate(actions, axis=-1), instruction=instruction, attributes=attributes
         )
@@ -149,7 +154,7 @@ def aloha_action_spec(width: int) -> ActionSpec:
 
 
 def grippers(width: int) -> tuple[int, ...]:
-    """Which of so many action columns move a gripper: the seventh of each arm."""
+    """The action columns that move a gripper: the seventh of each arm."""
     return {7: (6,), 14: (6, 13), 16: (6, 13)}.get(width, ())
 
 
@@ -164,10 +169,10 @@ def _number(path: Path) -> int | None:
 
 
 def _values(dataset: h5py.Dataset, where: str) -> np.ndarray:
-    """One observation; pictures that are JPEG bytes (T, length) are decoded, the padding behind each is no harm."""
+    """One observation; images that are JPEG bytes (T, length) are decoded, which ignores the padding after each."""
     if "/images/" not in str(dataset.name) or dataset.ndim == 4:
         return read_rows(dataset, f"{where}: {dataset.name}")
-    return np.stack([decode_picture(row.tobytes(), f"{where}: {dataset.name}") for row in dataset[()]])
+    return np.stack([decode_image(row.tobytes(), f"{where}: {dataset.name}") for row in dataset[()]])
 
 
 def _write_episode(demo: Demo, path: Path, omissions: Omissions) -> None:

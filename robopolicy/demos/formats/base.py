@@ -1,4 +1,7 @@
-"""What every demo format offers: a reader of `Demo` values and, for some, a writer."""
+"""The contract of the family `demo_format`: a format finds and reads its files, and writes them if it has `write`.
+
+A format is a class registered with `@register("demo_format", kind)`, whose first argument is its options.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +23,7 @@ class DemoReader(Protocol):
     path: Path
     """The file or folder."""
     format_name: str
-    """Which format it was recognised as."""
+    """Kind of the format that opened it."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -34,22 +37,22 @@ class DemoReader(Protocol):
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """What the format says of the whole set."""
+        """Attributes of the whole set."""
         ...
 
     @property
     def action_spec(self) -> ActionSpec | None:
-        """What the action columns are, as far as the format says; None: by the default rule."""
+        """The action columns as the file declares them; None: inferred by the default rule (`infer_action_spec`)."""
         ...
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was done to the data on the way in, and what was left out; each one line."""
+        """Conversions made while reading, and contents left out; one line each."""
         ...
 
     @property
     def action_facts(self) -> Mapping[str, Any]:
-        """Where `action_spec` is None: what the format says all the same, as fields of ActionSpec (kind, rate_hz, ...)."""
+        """Fields of ActionSpec (kind, rate_hz, ...) that are known although `action_spec` is None."""
         ...
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
@@ -77,11 +80,11 @@ class DemoReader(Protocol):
 class DemoFormat(Protocol):
     """A way to store demonstrations that can be read."""
 
-    name: str
-    """What `check` prints."""
+    refines: tuple[str, ...]
+    """Kinds whose files this one's also are, with additions: where both match, this one is used."""
 
-    def recognises(self, path: Path) -> bool:
-        """Whether the file or folder is of this format, by its content; `path` exists and is safe to open."""
+    def matches(self, path: Path) -> bool:
+        """Whether the existing file or folder has this format, by its content; HDF5 files are opened by `open_hdf5`."""
         ...
 
     def open(self, path: Path) -> DemoReader:
@@ -95,20 +98,22 @@ class DemoFormat(Protocol):
 
 @runtime_checkable
 class WritableFormat(Protocol):
-    """A way to store demonstrations that they can be converted to."""
-
-    @property
-    def name(self) -> str:
-        """What `convert --format` takes."""
-        ...
+    """A format that `convert` can write."""
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
-        """Write these demos of `source` to `target`, which doesn't exist yet; gives what was changed or left out."""
+        """Write these demos of `source` to `target`, which doesn't exist yet.
+
+        Returns:
+            One line for each thing that was changed or left out.
+
+        Raises:
+            DemoFormatError: the format can't hold these demos.
+        """
         ...
 
 
 class ReaderBase:
-    """What readers share: a path, defaults for what most formats lack, and the context manager."""
+    """Shared by readers: the path, defaults of the optional properties, and the context manager."""
 
     format_name: str
 
@@ -140,7 +145,7 @@ class ReaderBase:
 
 
 class Omissions:
-    """Counts what a format can't hold, demo by demo, so that it is said once."""
+    """Counts the contents that a format can't hold, over all demos, so that each is reported once."""
 
     def __init__(self, format_name: str, demos: int) -> None:
         self._format_name = format_name
@@ -148,11 +153,11 @@ class Omissions:
         self._found: Counter[str] = Counter()
 
     def add(self, *what: str) -> None:
-        """Something of one demo that is left out."""
+        """Count contents of one demo that are left out."""
         self._found.update(what)
 
     def add_fields(self, demo: Demo, *fields: str) -> None:
-        """Those of the demo's optional fields that it carries."""
+        """Count those of these optional fields that the demo has."""
         self.add(*(field for field in fields if getattr(demo, field) is not None))
 
     def lines(self) -> list[str]:
@@ -164,18 +169,18 @@ class Omissions:
 
 
 def set_omissions(format_name: str, source: DemoReader, kept: Iterable[str] = ()) -> list[str]:
-    """A line on what the source says of the whole set and a format doesn't keep; the action spec is spoken of elsewhere."""
-    said = {key for key, value in source.attributes.items() if value not in (None, "", {}, [])}
-    left_out = sorted(said - {"action_spec", "total", *kept})
+    """One line naming the attributes of the whole set that a format doesn't keep; the action spec is reported elsewhere."""
+    present = {key for key, value in source.attributes.items() if value not in (None, "", {}, [])}
+    left_out = sorted(present - {"action_spec", "total", *kept})
     return [f"{format_name} has no place for the set's attributes {', '.join(left_out)}: left out"] if left_out else []
 
 
 def action_spec_of(reader: DemoReader, actions: Iterable[np.ndarray] | None = None) -> ActionSpec:
-    """What the format says of the action columns, completed by the default rule over all its demos.
+    """The declared action spec, or one inferred from all demos by the default rule and completed by `action_facts`.
 
     Args:
         reader: the demos.
-        actions: (T, width) of each demo, where they have been read already.
+        actions: (T, width) of each demo, if they have been read already.
     """
     if reader.action_spec is not None:
         return reader.action_spec
@@ -186,10 +191,10 @@ def action_spec_of(reader: DemoReader, actions: Iterable[np.ndarray] | None = No
 
 
 def require_demo(reader: DemoReader, name: str) -> None:
-    """Refuse a name that the reader doesn't have.
+    """Refuse the name of a demo that doesn't exist.
 
     Raises:
-        DemoFormatError: it isn't there; those that are are listed.
+        DemoFormatError: no demo has this name; the first names are listed.
     """
     if name not in reader.names:
         more = f" ... {reader.names[-1]}" if len(reader.names) > 8 else ""
@@ -200,7 +205,7 @@ def wanted_keys(available: Iterable[str], keys: Sequence[str] | None, where: str
     """The observations to read: all, or those asked for.
 
     Raises:
-        DemoFormatError: one that was asked for isn't there; those present are listed.
+        DemoFormatError: one is missing; those present are listed.
     """
     available = list(available)
     if missing := [key for key in keys or () if key not in available]:
@@ -211,5 +216,5 @@ def wanted_keys(available: Iterable[str], keys: Sequence[str] | None, where: str
 
 
 def is_image(values: np.ndarray) -> bool:
-    """Whether an observation is a sequence of colour pictures, uint8 (T, height, width, 3)."""
+    """Whether an observation is a sequence of color images, uint8 (T, height, width, 3)."""
     return values.dtype == np.uint8 and values.ndim == 4 and values.shape[-1] == 3

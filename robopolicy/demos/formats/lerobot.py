@@ -1,18 +1,20 @@
-"""LeRobot data sets, v2.1 and v3.0 (github.com/huggingface/lerobot): parquet tables, and pictures as video or PNG.
+"""LeRobot data sets, v2.1 and v3.0 (github.com/huggingface/lerobot): parquet tables, and images as video or PNG.
 
 v2.1 keeps one parquet and one mp4 per episode, v3.0 many episodes in each. `meta/info.json` describes the columns. Our own
-writer adds `meta/robopolicy.json`, which LeRobot ignores, for what its tables can't say (`SIDECAR`).
+writer adds `meta/robopolicy.json`, which LeRobot ignores, for what its tables can't hold (`SIDECAR`).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robopolicy.demos.formats.base import ReaderBase, require_demo, wanted_keys
-from robopolicy.demos.formats.lerobot_tables import Episodes, column_values, open_episodes
-from robopolicy.demos.formats.video import decode_picture, read_video
+from robopolicy.components import register, require
+from robopolicy.demos.formats._lerobot_tables import Episodes, column_values, open_episodes
+from robopolicy.demos.formats._video import decode_image, read_video
+from robopolicy.demos.formats.base import DemoReader, ReaderBase, require_demo, wanted_keys
 from robopolicy.demos.guarded import damage_named
 from robopolicy.demos.schema import action_spec_from, json_file, lerobot_info
 from robopolicy.types import Demo, DemoFormatError
@@ -31,18 +33,43 @@ STEP_COLUMNS = {
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index", "action")
 
 
+@dataclass(frozen=True)
+class LeRobotOptions:
+    """How data sets are written; reading needs none of them."""
+
+    version: str = "v3.0"
+    """Layout: `v3.0` or `v2.1`."""
+    images: str = "video"
+    """`video`: H.264, which is lossy; `png`: lossless, inside the tables."""
+
+    def __post_init__(self) -> None:
+        for name, values in {"version": ("v3.0", "v2.1"), "images": ("video", "png")}.items():
+            value = getattr(self, name)
+            require(value in values, f"demo_format 'lerobot': {name} must be {' or '.join(values)}, got {value}")
+
+
+@register("demo_format", "lerobot", LeRobotOptions)
 class LeRobotFormat:
-    """LeRobot data sets."""
+    """LeRobot data sets v3.0 and v2.1: parquet tables, and video or PNG."""
 
-    name = "lerobot"
+    refines = ()
 
-    def recognises(self, path: Path) -> bool:
+    def __init__(self, options: LeRobotOptions) -> None:
+        self._options = options
+
+    def matches(self, path: Path) -> bool:
         """A folder with `meta/info.json`."""
         return (path / "meta" / "info.json").is_file()
 
     def open(self, path: Path) -> "LeRobotReader":
         """A reader of the data set."""
         return LeRobotReader(path)
+
+    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
+        """Write these demos as episodes 0, 1, ..."""
+        from robopolicy.demos.formats._lerobot_writer import LeRobotWriter
+
+        return LeRobotWriter(self._options.version, self._options.images).write(source, target, names)
 
 
 class LeRobotReader(ReaderBase):
@@ -56,7 +83,7 @@ class LeRobotReader(ReaderBase):
             self._describe(lerobot_info(path / "meta" / "info.json"))
 
     def _describe(self, info: dict[str, Any]) -> None:
-        """Take everything that the metadata says."""
+        """Set the properties from the metadata."""
         path = self.path
         self._rate_hz = float(info["fps"])
         self._features: dict[str, Any] = info["features"]
@@ -122,8 +149,8 @@ class LeRobotReader(ReaderBase):
             path, start_s = self._episodes.video(index, feature)
             return read_video(path, start_s, self._episodes.lengths[index], self._rate_hz)
         if kind == "image":
-            pictures = table.column(feature).to_pylist()
-            return np.stack([decode_picture(picture["bytes"], f"{where}: {key}") for picture in pictures])
+            images = table.column(feature).to_pylist()
+            return np.stack([decode_image(image["bytes"], f"{where}: {key}") for image in images])
         values = column_values(table, feature, where)
         part = self._own.get("obs_columns", {}).get(key)
         if part is None:
@@ -149,7 +176,7 @@ def _observation_keys(features: Mapping[str, Any], obs_columns: Mapping[str, Any
 
 
 def _named_columns(feature: Mapping[str, Any]) -> dict[str, Any]:
-    """What the names of the action's columns say."""
+    """Fields of ActionSpec that follow from the names of the action's columns."""
     names = feature.get("names")
     while isinstance(names, Mapping):
         names = next(iter(names.values()), None)
@@ -164,7 +191,7 @@ def _named_columns(feature: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _splits(splits: Mapping[str, str], index: Mapping[str, int]) -> dict[str, list[str]]:
-    """`{"train": "0:90", "val": "90:100"}` as filter keys; a single split is no split."""
+    """`{"train": "0:90", "val": "90:100"}` as filter keys; a single split is not a filter key."""
     if len(splits) < 2:
         return {}
     found = {}

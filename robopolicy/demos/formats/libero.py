@@ -1,7 +1,7 @@
-"""LIBERO files (github.com/Lifelong-Robot-Learning/LIBERO): the robomimic layout with pictures upside down.
+"""LIBERO files (github.com/Lifelong-Robot-Learning/LIBERO): the robomimic layout with images upside down.
 
-One file per task; the instruction stands in the attribute `problem_info`, and the pictures as OpenGL gave them, first
-row at the bottom. They are turned the right way up on the way in (flipped vertically, not turned by 180 degrees).
+One file per task. The attribute `problem_info` holds the instruction. Images are stored as OpenGL renders them, bottom
+row first; reading flips them vertically (which is not a rotation by 180 degrees).
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from robopolicy.components import NoOptions, register
 from robopolicy.demos.formats.base import is_image
 from robopolicy.demos.formats.robomimic import RobomimicReader
 from robopolicy.demos.probe import open_hdf5
@@ -16,15 +17,19 @@ from robopolicy.demos.schema import json_object
 from robopolicy.types import Demo, DemoFormatError
 
 RATE_HZ = 20.0
-"""LIBERO's control rate, where `env_args` doesn't say."""
+"""LIBERO's control rate, if `env_args` has none."""
 
 
+@register("demo_format", "libero")
 class LiberoFormat:
-    """LIBERO's files."""
+    """LIBERO's HDF5 files, one per task; read only."""
 
-    name = "libero"
+    refines = ("robomimic",)
 
-    def recognises(self, path: Path) -> bool:
+    def __init__(self, options: NoOptions) -> None:
+        pass
+
+    def matches(self, path: Path) -> bool:
         """The robomimic layout with `problem_info` or `bddl_file_name` among its attributes."""
         if path.is_dir():
             return False
@@ -45,15 +50,17 @@ class LiberoReader(RobomimicReader):
         super().__init__(path)
         self._instruction = _instruction(self.attributes.get("problem_info"))
         self._upright = str(self.attributes.get("macros_image_convention", "opengl")).lower() == "opencv"
-        # robosuite's word for upright pictures, which is what this reader gives and what a copy of it will hold.
+        # robosuite's name for upright images: this reader returns them, and a converted file will hold them.
         self.attributes = {**self.attributes, "macros_image_convention": "opencv"}
         self.action_facts = {"rate_hz": RATE_HZ, "kind": "delta", "space": "ee", **self.action_facts}
-        self.notes = () if self._instruction else ("problem_info names no language_instruction; the demos carry none",)
+        self.notes = (
+            () if self._instruction else ("problem_info has no language_instruction; the demos have no instruction",)
+        )
         if not self._upright:
-            self.notes += ("pictures stand upside down in LIBERO's files; flipped vertically",)
+            self.notes += ("images are upside down in LIBERO's files; flipped vertically",)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """One demo, its pictures the right way up."""
+        """One demo, its images upright."""
         demo = super().read(name, keys)
         obs = {
             key: values[:, ::-1].copy() if is_image(values) and not self._upright else values
@@ -63,7 +70,7 @@ class LiberoReader(RobomimicReader):
 
 
 def _instruction(problem_info: Any) -> str | None:
-    """`language_instruction` of the JSON text: a string, or a list of its pieces; quotes around it go."""
+    """`language_instruction` of the JSON text: a string, or a list of its parts; without quotes around it."""
     try:
         found = json_object(problem_info, "problem_info").get("language_instruction", "")
     except DemoFormatError:

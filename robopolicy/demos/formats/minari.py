@@ -1,7 +1,7 @@
 """Minari datasets: `data/main_data.hdf5` with a group `episode_<i>` each (minari.farama.org, Dataset Standards).
 
 `observations` has T + 1 rows, an array or nested groups; `actions`, `rewards`, `terminations` and `truncations` have T. The
-text observation `mission` (MiniGrid, BabyAI) is the instruction; other texts are left out.
+text observation `mission` (MiniGrid, BabyAI) is the instruction; other text observations are left out.
 """
 
 import re
@@ -12,8 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from robopolicy.components import NoOptions, register
+from robopolicy.demos.formats._video import decode_image
 from robopolicy.demos.formats.base import ReaderBase, require_demo, wanted_keys
-from robopolicy.demos.formats.video import decode_picture
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in, keys_of
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.images import as_image
@@ -23,17 +24,21 @@ from robopolicy.types import Demo, DemoFormatError
 
 EPISODE = re.compile(r"episode_(\d+)")
 MISSION = "mission"
-"""The text observation of MiniGrid and BabyAI that says what to do."""
+"""The text observation of MiniGrid and BabyAI that holds the instruction."""
 READ = {"observations", "actions", "rewards", "terminations", "truncations"}
-"""What of an episode becomes part of the demo."""
+"""Parts of an episode that are read."""
 
 
+@register("demo_format", "minari")
 class MinariFormat:
-    """Minari datasets, by their folder or their `main_data.hdf5`."""
+    """Minari datasets, by their folder or their `main_data.hdf5`; read only."""
 
-    name = "minari"
+    refines = ()
 
-    def recognises(self, path: Path) -> bool:
+    def __init__(self, options: NoOptions) -> None:
+        pass
+
+    def matches(self, path: Path) -> bool:
         """A folder that holds `main_data.hdf5`, or an HDF5 file with `episode_<i>/observations` at its root."""
         if path.is_dir():
             return _main_file(path) is not None
@@ -73,9 +78,9 @@ class MinariReader(ReaderBase):
                 self.notes += (f"of each episode, {', '.join(unread)} is not read",)
             texts = [key for key, data in _observations(first, self._where).items() if data.dtype.kind == "O"]
             if left_out := [key for key in texts if key != MISSION]:
-                self.notes += (f"observations that are texts are left out: {', '.join(left_out)}",)
+                self.notes += (f"text observations are left out: {', '.join(left_out)}",)
             if MISSION in texts:
-                self.notes += (f"the text {MISSION} is taken as the instruction, as it is in an episode's first step",)
+                self.notes += (f"the text {MISSION} at an episode's first step is taken as its instruction",)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One episode; nested observation keys are joined by `_`, `keys` limits which are read."""
@@ -86,7 +91,7 @@ class MinariReader(ReaderBase):
             actions = read_rows(dataset_in(episode, "actions", where), f"{where}: actions")
             if actions.ndim != 2:
                 raise DemoFormatError(
-                    f"{where}: actions have shape {actions.shape}; expected (steps, width), no discrete ones"
+                    f"{where}: actions have shape {actions.shape}; expected (steps, width); discrete actions are not supported"
                 )
             optional = {
                 key: dataset_in(episode, key, where)[()]
@@ -142,9 +147,9 @@ def _below(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Data
 
 
 def _values(dataset: h5py.Dataset, rows: int, where: str) -> np.ndarray:
-    """The first rows: numbers as they are, byte strings as the JPEG pictures that Minari writes."""
+    """The first rows: numbers as they are, byte strings as the JPEG images that Minari writes."""
     if dataset.dtype.kind == "S":
-        return np.stack([decode_picture(bytes(data), where) for data in dataset[:rows]])
+        return np.stack([decode_image(bytes(data), where) for data in dataset[:rows]])
     return read_rows(dataset, where, slice(0, rows))
 
 
@@ -154,5 +159,5 @@ def _main_file(folder: Path) -> Path | None:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """What newer versions keep beside the HDF5 file."""
+    """The metadata that newer versions keep beside the HDF5 file."""
     return json_file(path) if path.is_file() else {}

@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+
+from robopolicy.components import NoOptions, register
 from robopolicy.demos.formats.base import DemoReader, ReaderBase, action_spec_of
 from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
@@ -19,12 +22,16 @@ DESCRIPTIONS = ("env_args", "action_spec", "total", TOKENS_PADDED)
 """File attributes that the writer makes itself."""
 
 
+@register("demo_format", "robomimic")
 class RobomimicFormat:
-    """The native layout."""
+    """HDF5 of robomimic, MimicGen, RoboCasa and robosuite; the native layout."""
 
-    name = "robomimic"
+    refines = ()
 
-    def recognises(self, path: Path) -> bool:
+    def __init__(self, options: NoOptions) -> None:
+        pass
+
+    def matches(self, path: Path) -> bool:
         """An HDF5 file with a group `data`."""
         if path.is_dir():
             return False
@@ -32,11 +39,17 @@ class RobomimicFormat:
             return "data" in file
 
     def open(self, path: Path) -> "RobomimicReader":
-        """A reader of the file."""
+        """A reader of the file.
+
+        Raises:
+            DemoFormatError: it is damaged, or robosuite's raw `demo.hdf5`, which holds no observations.
+        """
+        with open_hdf5(path) as file:
+            _refuse_raw(file, path)
         return RobomimicReader(path)
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
-        """The native file; it holds everything that a Demo carries."""
+        """Write a native file, which holds every field of a Demo."""
         plain = {key: value for key, value in source.attributes.items() if isinstance(value, (str, int, float))}
         attributes = {key: value for key, value in plain.items() if key not in DESCRIPTIONS}
         env_args = source.attributes.get("env_args") or {}
@@ -47,7 +60,7 @@ class RobomimicFormat:
         write_demo_file(target, file_facts(env_args, spec, attributes), map(source.read, names), masks)
         left_out = sorted(set(source.attributes) - set(plain) - set(DESCRIPTIONS))
         return (
-            [f"attributes of the whole set that are no text or number: left out {', '.join(left_out)}"]
+            [f"attributes of the whole set that are neither text nor number are left out: {', '.join(left_out)}"]
             if left_out
             else []
         )
@@ -76,7 +89,7 @@ class RobomimicReader(ReaderBase):
         self.action_facts = robosuite_action_facts(self.attributes.get("env_args") or {})
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """One demo; its instruction is looked for in `ep_meta` too, where RoboCasa keeps it."""
+        """One demo; without an instruction of its own it gets that of `ep_meta`, where RoboCasa keeps it."""
         demo = self._file.read(name, keys)
         if demo.instruction is None and (language := _language(demo.attributes.get("ep_meta"))):
             return replace(demo, instruction=language)
@@ -87,36 +100,18 @@ class RobomimicReader(ReaderBase):
         self._file.close()
 
 
-class RobosuiteRawFormat:
-    """robosuite's `demo.hdf5`, which holds no observations: recognised, and refused."""
-
-    name = "robosuite-raw"
-
-    def recognises(self, path: Path) -> bool:
-        """An HDF5 file whose first demo has states and no observations."""
-        if path.is_dir():
-            return False
-        with open_hdf5(path) as file:
-            if "data" not in file:
-                return False
-            demos = group_in(file, "data", path.name)
-            first = group_in(demos, next(map(str, demos)), path.name) if len(demos) else demos
-            return "states" in first and "obs" not in first
-
-    def open(self, path: Path) -> DemoReader:
-        """Never.
-
-        Raises:
-            DemoFormatError: always; it says what to do.
-        """
+def _refuse_raw(file: h5py.File, path: Path) -> None:
+    demos = group_in(file, "data", path.name)
+    first = group_in(demos, next(map(str, demos)), path.name) if len(demos) else demos
+    if "states" in first and "obs" not in first:
         raise DemoFormatError(
-            f"{path.name}: robosuite's raw layout, states and actions without observations; nothing to train on. "
+            f"{path.name}: robosuite's raw layout, states and actions without observations, can't be trained on. "
             "Render it first with robosuite's own simulator (robomimic: dataset_states_to_obs.py)"
         )
 
 
 def robosuite_action_facts(env_args: Mapping[str, Any]) -> dict[str, Any]:
-    """Kind, space and rate of the actions, as far as the environment's controller says (robosuite 1.4 and 1.5)."""
+    """Kind, space and rate of the actions, as declared by the environment's controller (robosuite 1.4 and 1.5)."""
     settings = env_args.get("env_kwargs") or {}
     facts: dict[str, Any] = {}
     rate_hz = settings.get("control_freq")

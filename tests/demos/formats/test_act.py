@@ -56,7 +56,7 @@ def test_a_jpeg_cut_short_is_refused(tmp_path):
     folder = write_act(tmp_path / "act", compressed=True)
     with h5py.File(folder / "episode_0.hdf5", "r+") as file:
         file["observations/images/top"][2, 40:] = 0
-    with open_demos(folder) as demos, pytest.raises(DemoFormatError, match=r"episode_0.hdf5.*top.*picture"):
+    with open_demos(folder) as demos, pytest.raises(DemoFormatError, match=r"episode_0.hdf5.*top.*image"):
         demos.read("demo_0")
 
 
@@ -86,7 +86,7 @@ def test_what_is_taken_for_granted_and_what_is_not_kept_is_said(tmp_path, make_d
     with open_demos(folder) as demos:
         assert demos.notes == (
             "actions taken as ALOHA's: absolute joint targets at 50 Hz, continuous grippers in columns 6, 13; "
-            "the files don't say",
+            "the files don't declare it",
             "of each episode, torque is not read",
         )
     with DemoWriter(tmp_path / "a.hdf5", attributes={"renderer": "ours"}, env_args={"env_name": "Lift"}) as writer:

@@ -16,8 +16,10 @@ def test_an_existing_target_is_never_overwritten(tiny_demos, tmp_path):
     assert (tmp_path / "out.hdf5").read_text() == "precious"
 
 
-@pytest.mark.parametrize("format", ["robomimic", "lerobot", "lerobot-v2.1-png"])
-def test_a_conversion_that_fails_leaves_nothing(tmp_path, format):
+@pytest.mark.parametrize(
+    ("format", "options"), [("robomimic", {}), ("lerobot", {}), ("lerobot", {"version": "v2.1", "images": "png"})]
+)
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, format, options):
     """Half a data set under the right name would be trained on."""
     import h5py
 
@@ -25,7 +27,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, format):
     with h5py.File(path, "r+") as file:
         file["data/demo_2/actions"][3, 2] = float("nan")
     with pytest.raises(DemoFormatError, match="demo_2: actions: nan"):
-        convert(path, tmp_path / "out", format)
+        convert(path, tmp_path / "out", format, options=options)
     assert [item.name for item in tmp_path.iterdir()] == ["lift.hdf5"]
 
 

@@ -39,7 +39,7 @@ def test_a_mission_text_is_the_instruction(tmp_path):
     with open_demos(folder) as demos:
         assert demos.read("demo_0").instruction == "turn the pen"
         assert demos.read("demo_1").instruction is None
-        assert any("mission is taken as the instruction" in note for note in demos.notes)
+        assert any("the text mission at an episode's first step" in note for note in demos.notes)
 
 
 def test_other_texts_and_groups_are_said_to_be_left_out(tmp_path):
@@ -49,7 +49,7 @@ def test_other_texts_and_groups_are_said_to_be_left_out(tmp_path):
         file["episode_0/observations/remark"] = ["slippery"] * (LENGTHS[0] + 1)
         file["episode_0/forces"] = np.zeros(LENGTHS[0])
     with open_demos(folder) as demos:
-        assert "observations that are texts are left out: remark" in demos.notes
+        assert "text observations are left out: remark" in demos.notes
         assert "of each episode, forces, infos is not read" in demos.notes
         assert "remark" not in demos.read("demo_0").obs
 

@@ -56,7 +56,7 @@ def test_robocasa_s_language_is_the_instruction(tmp_path):
 
 def test_robosuite_s_raw_layout_is_refused_in_one_line(tmp_path):
     """Without observations there is nothing to train on; an empty training set would fail later, elsewhere."""
-    with pytest.raises(DemoFormatError, match=r"demo.hdf5: robosuite's raw layout.*nothing to train on"):
+    with pytest.raises(DemoFormatError, match=r"demo.hdf5: robosuite's raw layout.*can't be trained on"):
         open_demos(write_robosuite_raw(tmp_path / "demo.hdf5"))
 
 

@@ -1,4 +1,4 @@
-"""Writes LeRobot data sets, v3.0 and v2.1, with pictures as H.264 video or, without loss, as PNG inside the tables.
+"""Writes LeRobot data sets, v3.0 and v2.1, with images as H.264 video or, lossless, as PNG inside the tables.
 
 Low-dimensional observations become one vector, `observation.state`, as LeRobot's policies expect it; `meta/robopolicy.json`
 says which of its columns are which key, so that reading gives back what was written, types included.
@@ -8,37 +8,38 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from robopolicy.demos.formats._lerobot_layout import LayoutV2, LayoutV3, Place
+from robopolicy.demos.formats._lerobot_stats import episode_stats, merge_stats
+from robopolicy.demos.formats._video import encode_png
 from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, is_image, set_omissions
 from robopolicy.demos.formats.lerobot import SIDECAR, STATE, STEP_COLUMNS
-from robopolicy.demos.formats.lerobot_layout import LayoutV2, LayoutV3, Place
-from robopolicy.demos.formats.lerobot_stats import episode_stats, merge_stats
-from robopolicy.demos.formats.video import encode_png
 from robopolicy.types import Demo, DemoFormatError
 
 DEFAULT_RATE_HZ = 20.0
-"""Written as `fps`, which LeRobot requires, where the demos name no rate; said in the notes."""
+"""Written as `fps`, which LeRobot requires, if the demos have no rate; the notes report it."""
 LARGEST_ROW = 4096
 """Numbers per step of one observation that still goes into `observation.state`."""
 
 
 @dataclass(frozen=True)
 class LeRobotWriter:
-    """One way to write a LeRobot data set."""
+    """Writes one layout of LeRobot data sets."""
 
-    name: str = "lerobot"
-    version: Literal["v3.0", "v2.1"] = "v3.0"
-    pictures: Literal["video", "image"] = "video"
+    version: str
+    """`v3.0` or `v2.1`."""
+    images: str
+    """`video` or `png`."""
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
         """Write these demos as episodes 0, 1, ..."""
         spec = action_spec_of(source)
         rate_hz = spec.rate_hz or DEFAULT_RATE_HZ
         first = source.read(names[0])
-        columns = _Columns(first, self.pictures)
+        columns = _Columns(first, self.images)
         layout = (LayoutV3 if self.version == "v3.0" else LayoutV2)(target, columns.features, rate_hz)
         layout.robot_type = source.attributes.get("robot_type")
         omissions = Omissions("LeRobot", len(names))
@@ -50,7 +51,7 @@ class LeRobotWriter:
             values = columns.values(demo)
             clock = source.clock(name)
             place = Place(index=index, task=demo.instruction or "", task_index=task, first_frame=frames)
-            stats.append(episode_stats(values, columns.pictures))
+            stats.append(episode_stats(values, columns.images))
             layout.write_episode(place, _encoded(values, columns), _timestamps(len(demo), rate_hz, clock), stats[-1])
             frames += len(demo)
             if demo.seed is not None:
@@ -71,27 +72,29 @@ class LeRobotWriter:
         }
         (target / SIDECAR).write_text(json.dumps(own, indent=1))
         kept = ("env_args", "fps", "codebase_version", "robot_type")
-        return [*self._said(columns, spec.rate_hz), *omissions.lines(), *set_omissions("LeRobot", source, kept)]
+        return [*self._notes(columns, spec.rate_hz), *omissions.lines(), *set_omissions("LeRobot", source, kept)]
 
-    def _said(self, columns: "_Columns", rate_hz: float | None) -> list[str]:
+    def _notes(self, columns: "_Columns", rate_hz: float | None) -> list[str]:
         notes = []
-        if columns.pictures and self.pictures == "video":
+        if columns.images and self.images == "video":
             notes.append(
-                f"{', '.join(columns.pictures)}: stored as H.264 video, so not bit for bit the same; "
-                f"the format {self.name}-png keeps pictures without loss"
+                f"{', '.join(columns.images)}: stored as H.264 video, which is lossy; "
+                "the option images=png stores images without loss"
             )
         if rate_hz is None:
-            notes.append(f"the demos name no control rate; LeRobot requires one, fps is written as {DEFAULT_RATE_HZ:g}")
+            notes.append(
+                f"the demos have no control rate, which LeRobot requires; fps is written as {DEFAULT_RATE_HZ:g}"
+            )
         return notes
 
 
 class _Columns:
     """How the fields of a Demo become LeRobot's features; all demos must have those of the first."""
 
-    def __init__(self, first: Demo, pictures: str) -> None:
-        self.pictures = [key for key, values in first.obs.items() if is_image(values)]
-        held = [key for key in first.obs if key not in self.pictures and first.obs[key][0].size <= LARGEST_ROW]
-        self.left_out = [f"the observation {key}" for key in first.obs if key not in (*self.pictures, *held)]
+    def __init__(self, first: Demo, images: str) -> None:
+        self.images = [key for key, values in first.obs.items() if is_image(values)]
+        held = [key for key in first.obs if key not in self.images and first.obs[key][0].size <= LARGEST_ROW]
+        self.left_out = [f"the observation {key}" for key in first.obs if key not in (*self.images, *held)]
         self.optional = [field for field in STEP_COLUMNS if getattr(first, field) is not None]
         self.keys = sorted(first.obs)
         self.obs_columns: dict[str, dict[str, Any]] = {}
@@ -101,14 +104,14 @@ class _Columns:
             start, stop = stop, stop + row.size
             self.obs_columns[key] = {"start": start, "stop": stop, "dtype": str(row.dtype), "shape": list(row.shape)}
         self.dtypes = {field: str(getattr(first, field).dtype) for field in ("actions", *self.optional)}
-        kind = "video" if pictures == "video" else "image"
+        kind = "video" if images == "video" else "image"
         self.features: dict[str, dict[str, Any]] = {
-            picture_feature(key): {
+            image_feature(key): {
                 "dtype": kind,
                 "shape": list(first.obs[key].shape[1:]),
                 "names": ["height", "width", "channels"],
             }
-            for key in self.pictures
+            for key in self.images
         }
         for column, values in self.values(first).items():
             if column not in self.features:
@@ -116,14 +119,14 @@ class _Columns:
                 self.features[column] = {"dtype": str(values.dtype), "shape": list(values.shape[1:]), "names": names}
 
     def values(self, demo: Demo) -> dict[str, np.ndarray]:
-        """The demo's arrays by feature: pictures (T, height, width, 3), all else (T, n)."""
+        """The demo's arrays by feature: images (T, height, width, 3), everything else (T, n)."""
         optional = [field for field in STEP_COLUMNS if getattr(demo, field) is not None]
         if sorted(demo.obs) != self.keys or optional != self.optional:
             found, expected = sorted({*demo.obs, *optional}), sorted({*self.keys, *self.optional})
             raise DemoFormatError(
                 f"{demo.name}: has {', '.join(found)}; LeRobot needs the first demo's: {', '.join(expected)}"
             )
-        columns = {picture_feature(key): demo.obs[key] for key in self.pictures}
+        columns = {image_feature(key): demo.obs[key] for key in self.images}
         if self.obs_columns:
             columns[STATE] = np.concatenate([demo.obs[key].reshape(len(demo), -1) for key in self.obs_columns], axis=1)
         columns["action"] = demo.actions
@@ -144,13 +147,13 @@ class _Columns:
         return [f"{key}.{i}" for key, part in self.obs_columns.items() for i in range(part["stop"] - part["start"])]
 
 
-def picture_feature(key: str) -> str:
-    """LeRobot's name of a camera's pictures."""
+def image_feature(key: str) -> str:
+    """LeRobot's name for the images of a camera."""
     return f"observation.images.{key}"
 
 
 def _encoded(values: Mapping[str, np.ndarray], columns: _Columns) -> dict[str, Any]:
-    """Pictures that go into the table as PNG; everything else as it is."""
+    """The columns, with images that go into the table encoded as PNG."""
     return {
         name: [encode_png(frame) for frame in column] if columns.features[name]["dtype"] == "image" else column
         for name, column in values.items()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.demos.formats.video import VideoWriter
+from robopolicy.demos.formats._video import VideoWriter
 
 CHUNK_SIZE = 1000
 """Files (v3.0) or episodes (v2.1) of one `chunk-<i>` folder."""

@@ -24,7 +24,7 @@ class Episodes(Protocol):
         ...
 
     def video(self, index: int, key: str) -> tuple[Path, float]:
-        """The file that holds the episode's pictures, and when they begin in it [s]."""
+        """The file that holds the episode's images, and when they begin in it [s]."""
         ...
 
     def instruction(self, index: int, table: Any) -> str | None:

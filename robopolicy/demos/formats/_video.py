@@ -1,4 +1,4 @@
-"""Pictures in and out of video files and PNG bytes, by PyAV and Pillow."""
+"""Images in and out of video files and PNG bytes, by PyAV and Pillow."""
 
 import io
 from fractions import Fraction
@@ -81,7 +81,7 @@ def read_video(path: Path, start_s: float, count: int, rate_hz: float) -> UInt8[
 
 
 def encode_png(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """One picture as PNG, without loss."""
+    """One image as PNG, without loss."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -89,8 +89,8 @@ def encode_png(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_picture(data: bytes, where: str) -> UInt8[np.ndarray, "height width 3"]:
-    """One PNG or JPEG picture as RGB.
+def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "height width 3"]:
+    """One PNG or JPEG image as RGB.
 
     Raises:
         DemoFormatError: it is neither, or cut short.
@@ -100,7 +100,7 @@ def decode_picture(data: bytes, where: str) -> UInt8[np.ndarray, "height width 3
     try:
         return np.asarray(Image.open(io.BytesIO(data), formats=("PNG", "JPEG")).convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise DemoFormatError(f"{where}: no whole PNG or JPEG picture ({error})") from error
+        raise DemoFormatError(f"{where}: no whole PNG or JPEG image ({error})") from error
 
 
 def _pyav() -> Any:

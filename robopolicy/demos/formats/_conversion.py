@@ -1,0 +1,77 @@
+"""Demos of any format, written in another."""
+
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from robopolicy.demos.formats._detection import open_demos, writable_format
+from robopolicy.files import TEMPORARY
+from robopolicy.types import printable
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    format: str | None = None,
+    names: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Write the demos at `source` to `target`; returns a line for each thing that was changed or left out.
+
+    The target appears under its name only when it is complete.
+
+    Args:
+        source: a file or folder of any known format.
+        target: must not exist.
+        format: kind of the family `demo_format`; None: robomimic, the native file.
+        names: only these demos, in this order.
+        options: of the format, such as `{"images": "png"}` for lerobot.
+
+    Raises:
+        FileExistsError: `target` exists.
+        DemoFormatError: the source can't be read, or the target's format can't hold it.
+        ConfigError: the format or an option is unknown, or the format can only be read.
+    """
+    target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another name, or remove it first")
+    writer = writable_format(format, options)
+    unfinished = target.with_name(f".{target.stem}-{secrets.token_hex(8)}{TEMPORARY}{target.suffix}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open_demos(source) as reader:
+        try:
+            changes = writer.write(reader, unfinished, tuple(reader.names) if names is None else tuple(names))
+            unfinished.rename(target)
+        finally:
+            _remove(unfinished)
+        return [*reader.notes, *changes]
+
+
+def run_convert(
+    source: str | Path,
+    target: str | Path,
+    format: str | None = None,
+    console: Console | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> int:
+    """Convert, and print what was changed or left out; returns the exit code.
+
+    Raises:
+        FileExistsError, DemoFormatError, ConfigError: as `convert`.
+    """
+    console = console or Console(soft_wrap=True)
+    for note in convert(source, target, format, options=options):
+        console.print(printable(f"note      {note}"), markup=False, highlight=False)
+    console.print(f"written   {target}", markup=False, highlight=False)
+    return 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
