@@ -26,6 +26,17 @@ VERBS = {
 }
 """Verb -> the module whose function of the same name runs it, and one line of help."""
 
+EXTRAS = {
+    "sim": ("mujoco", "mujoco_warp", "warp", "imageio", "imageio_ffmpeg"),
+    "robot": ("msgpack", "websockets", "ruckig", "roslibpy"),
+    "serve": ("msgpack", "websockets"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "formats": ("pyarrow", "av", "fsspec"),
+    "vlm": ("transformers", "peft", "PIL"),
+    "view": ("rerun",),
+}
+"""Extra of the installation -> the packages that it brings."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; gives the exit code: 0 fine, 1 a file has problems, 2 the user's mistake, 130 interrupted."""
@@ -52,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, KeyError, OSError, ImportError) as error:
         if os.environ.get("ROBOPOLICY_TRACEBACK"):
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = error.args[0] if isinstance(error, KeyError) and error.args else _name_extra(verb, error)
         return _refuse(f"{verb}: {' '.join(str(message).split())}")
 
 
@@ -69,6 +80,16 @@ def _with_plugins(arguments: Sequence[str]) -> list[str]:
             modules.append(word)
     load_plugins(modules)
     return rest
+
+
+def _name_extra(verb: str, error: Exception) -> str:
+    """The error's message; for a missing package of an extra, which extra to install."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    extras = [extra for extra, packages in EXTRAS.items() if package in packages]
+    if not extras or not isinstance(error, ModuleNotFoundError) or "robopolicy[" in str(error):
+        return str(error)
+    extra = verb if verb in extras else extras[0]
+    return f"needs the package {package}, which is not installed; pip install 'robopolicy[{extra}]'"
 
 
 def _refuse(message: str) -> int:

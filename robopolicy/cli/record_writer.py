@@ -12,7 +12,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from robopolicy.client import pack, unpack
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.writer import DemoWriter, begun
 from robopolicy.types import ActionSpec, Demo
@@ -21,7 +20,9 @@ LENGTH = struct.Struct("<Q")
 
 
 def framed(message: Mapping[str, Any]) -> bytes:
-    """A message as it is put to the process."""
+    """A message as the process reads it: its length, then msgpack bytes."""
+    from robopolicy.client import pack
+
     data = pack(dict(message))
     return LENGTH.pack(len(data)) + data
 
@@ -47,6 +48,8 @@ def write_record(source: IO[bytes], path: Path) -> None:
 
 def _messages(source: IO[bytes]) -> Iterator[dict[str, Any]]:
     """Messages up to the end of the input; one that was cut short is dropped."""
+    from robopolicy.client import unpack
+
     while len(header := source.read(LENGTH.size)) == LENGTH.size:
         (length,) = LENGTH.unpack(header)
         if len(data := source.read(length)) == length:

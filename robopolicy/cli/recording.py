@@ -107,7 +107,7 @@ class RerunRecorder:
         try:
             import rerun
         except ImportError:
-            raise ImportError("the viewer needs rerun; install robopolicy[view]") from None
+            raise ImportError("the viewer needs rerun; pip install 'robopolicy[view]'") from None
         self._rerun = rerun
         rerun.init("robopolicy run", spawn=True)
 

@@ -63,7 +63,7 @@ class RobotServer:
         try:
             from websockets.sync.server import serve
         except ImportError:
-            raise ImportError("serving a robot needs websockets; install robopolicy[serve]") from None
+            raise ImportError("serving a robot needs websockets; pip install 'robopolicy[robot]'") from None
         if api_key is None and not is_loopback(host):
             raise ValueError(
                 f"host {host} is open to the network, and whoever reaches it moves the robot; give an api_key"

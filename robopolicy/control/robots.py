@@ -122,7 +122,7 @@ class WebsocketRobot:
             from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
             from websockets.sync.client import connect
         except ImportError:
-            raise ImportError("a robot over the network needs websockets; install robopolicy[serve]") from None
+            raise ImportError("a robot over the network needs websockets; pip install 'robopolicy[robot]'") from None
         self.timeout_s = timeout_s
         self._stack = contextlib.ExitStack()
         try:

@@ -51,7 +51,7 @@ class RosbridgeRobot:
         try:
             import roslibpy
         except ImportError:
-            raise ImportError("a robot behind rosbridge needs roslibpy; install robopolicy[serve]") from None
+            raise ImportError("a robot behind rosbridge needs roslibpy; pip install 'robopolicy[robot]'") from None
         self.profile, self.control_dt, self.command_dt, self.timeout_s = profile, control_dt, command_dt, timeout_s
         self._fingers = tuple(finger_joints)
         self._heard: dict[str, tuple[float, Any]] = {}

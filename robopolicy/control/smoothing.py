@@ -235,5 +235,5 @@ def import_ruckig() -> ModuleType:
     try:
         import ruckig
     except ImportError:
-        raise ImportError("jerk-limited motion needs ruckig; install robopolicy[serve]") from None
+        raise ImportError("jerk-limited motion needs ruckig; pip install 'robopolicy[robot]'") from None
     return ruckig

@@ -20,7 +20,7 @@ def write_video(frames: np.ndarray, path: Path, fps: float = 20.0, scale: int = 
     try:
         import imageio.v3 as imageio
     except ImportError as error:
-        raise ImportError("videos need imageio; install robopolicy[sim]") from error
+        raise ImportError("videos need imageio; pip install 'robopolicy[sim]'") from error
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
     if path.suffix == ".gif":
@@ -66,7 +66,7 @@ def show_in_rerun(demo: Demo, control_dt: float = 0.05) -> None:
     try:
         import rerun
     except ImportError as error:
-        raise ImportError("the viewer needs rerun; install robopolicy[view]") from error
+        raise ImportError("the viewer needs rerun; pip install 'robopolicy[view]'") from error
     rerun.init(f"robopolicy {demo.name}", spawn=True)
     for step in range(len(demo)):
         rerun.set_time("time", duration=step * control_dt)

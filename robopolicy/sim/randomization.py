@@ -11,7 +11,6 @@ seed and the step's number, so that no world keeps a generator and a device need
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import mujoco
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -76,6 +75,8 @@ class Change:
 
     def start(self, scene: Scene, qpos: Float[np.ndarray, " nq"]) -> Float[np.ndarray, " nq"]:
         """The episode's start, changed: arm joints moved, objects turned about the vertical."""
+        import mujoco
+
         if not self.joint_offset_rad.any() and not self.turn_rad.any():
             return qpos
         changed = qpos.copy()
@@ -190,6 +191,8 @@ def _mix(value: Array) -> Array:
 
 def _times(quaternion: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     """The orientation `quaternion` after a turn in its own frame."""
+    import mujoco
+
     product = np.zeros(4)
     mujoco.mju_mulQuat(product, quaternion, matrix_to_quaternion(rotation))
     return product

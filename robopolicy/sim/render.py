@@ -54,7 +54,7 @@ class Renderer:
             from robopolicy.sim.warp_physics import WarpPhysics
             from robopolicy.sim.warp_stage import Replay, WarpStage
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"pictures need {error.name}; pip install 'robopolicy[sim]'") from error
+            raise ModuleNotFoundError(f"images need {error.name}; pip install 'robopolicy[sim]'") from error
         self.cameras, self.image_size = tuple(cameras), image_size
         self._warp = mujoco_warp
         self._physics, model = physics, physics.scene.model

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
+
+if TYPE_CHECKING:  # importing this module must not need MuJoCo: `robopolicy eval --env` runs without it
+    import mujoco
 
 ASSETS = Path(__file__).parent / "assets"
 ARM_JOINTS = 7
@@ -32,7 +35,7 @@ class Scene:
     joints.
     """
 
-    model: mujoco.MjModel
+    model: "mujoco.MjModel"
     n_substeps: int
     """Physics steps in one control step."""
     xml: str
@@ -41,6 +44,8 @@ class Scene:
     @cached_property
     def objects(self) -> tuple[str, ...]:
         """Names of the free bodies, in the order of their poses in `qpos`."""
+        import mujoco
+
         return tuple(
             self.model.joint(joint).name
             for joint in range(self.model.njnt)
@@ -96,8 +101,10 @@ def build_scene(parts: Sequence[str], physics_dt: float = PHYSICS_DT, control_dt
     return Scene(model, n_substeps, spec.to_xml())
 
 
-def _spec(parts: Sequence[str]) -> mujoco.MjSpec:
+def _spec(parts: Sequence[str]) -> "mujoco.MjSpec":
     """The MJCF that includes the arm and the named parts."""
+    import mujoco
+
     files = {path.name: path.read_bytes() for path in ASSETS.glob("*.xml")}
     includes = "".join(f'<include file="{part}.xml"/>' for part in ("arm", *parts))
     return mujoco.MjSpec.from_string(f'<mujoco model="robopolicy">{includes}</mujoco>', include=files)

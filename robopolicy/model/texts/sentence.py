@@ -70,7 +70,7 @@ class SentenceText(nn.Module):
             import transformers
         except ImportError as error:
             raise ImportError(
-                "--text.kind sentence needs the package transformers; pip install 'robopolicy[text]'"
+                "--text.kind sentence needs the package transformers; pip install 'robopolicy[vlm]'"
             ) from error
         try:
             return getattr(transformers, part).from_pretrained(self.model)

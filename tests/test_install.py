@@ -1,0 +1,151 @@
+"""The base installation works without the extras, and a verb that needs one names it."""
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from robopolicy import cli
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = str(ROOT / "data" / "sample.hdf5")
+BLOCKED = sorted({package for packages in cli.EXTRAS.values() for package in packages} - {"fsspec"})
+"""fsspec comes with torch."""
+PROGRAM = """
+import contextlib, io, json, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+BLOCKED, lines = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+sys.meta_path.insert(0, Blocker())
+from robopolicy.cli import main
+results = []
+for words in lines:
+    error = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
+        try:
+            code = main(words)
+        except SystemExit as done:
+            code = done.code
+    results.append([code, error.getvalue()])
+print(json.dumps(results))
+"""
+"""Runs command lines in a process in which the packages of every extra are missing."""
+
+
+def run_without_extras(lines: list[list[str]], folder: Path) -> list[tuple[int, str]]:
+    finished = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(BLOCKED), json.dumps(lines)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return [tuple(result) for result in json.loads(finished.stdout.splitlines()[-1])]
+
+
+def test_every_verb_shows_its_help_without_extras(tmp_path):
+    """Guards against: a top-level import that ends `run --help` in a traceback in the base installation."""
+    verbs = [verb for verb in cli.VERBS if verb not in ("collect", "dagger", "improve")]  # these run our simulator
+    results = run_without_extras([[verb, "--help"] for verb in verbs], tmp_path)
+    assert {verb: result for verb, result in zip(verbs, results, strict=True) if result[0] != 0} == {}
+
+
+def test_a_verb_names_the_extra_that_it_lacks(tmp_path):
+    """Guards against: "No module named 'pyarrow'", from which a user can't tell what to install."""
+    lines = {
+        "sim": ["collect", "--task", "lift", "--out", "a.hdf5"],
+        "serve": ["serve", "runs/lift"],
+        "formats": ["convert", SAMPLE, "a", "--format", "lerobot"],
+        "robot": ["run", "--replay", SAMPLE, "--robot", "ws://127.0.0.1:1"],
+        "export": ["run", str(ROOT / "tests" / "control" / "tiny_export"), "--robot", "sim", "--task", "lift"],
+    }
+    for extra, (code, error) in zip(lines, run_without_extras([*lines.values()], tmp_path), strict=True):
+        assert code == 2, (extra, error)
+        assert f"pip install 'robopolicy[{extra}]'" in error.splitlines()[-1], extra
+        assert "Traceback" not in error
+
+
+def test_the_simulator_alone_is_missed_by_run_robot_sim(tmp_path):
+    """Guards against: `run --robot sim` without MuJoCo ending in a traceback."""
+    ((code, error),) = run_without_extras([["run", "--replay", SAMPLE, "--robot", "sim", "--task", "lift"]], tmp_path)
+    assert code == 2
+    assert "pip install 'robopolicy[" in error.splitlines()[-1]
+
+
+def test_every_extra_of_the_messages_is_declared():
+    """Guards against: a message that names an extra which pyproject.toml does not have."""
+    import re
+    import tomllib
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set(cli.EXTRAS)
+    for path in (ROOT / "robopolicy").rglob("*.py"):
+        named |= {name for name in re.findall(r"robopolicy\[(\w+)\]", path.read_text()) if name != "extra"}
+    assert named <= set(declared)
+
+
+def test_constraints_pin_every_installed_dependency():
+    """Guards against: a dependency whose version changes under `make env` because nothing pins it."""
+    import re
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {plain(line.partition("==")[0]) for line in lines if "==" in line}
+    waiting, seen = ["robopolicy"], set()
+    while waiting:
+        try:
+            requirements = distribution(waiting.pop()).requires or []
+        except PackageNotFoundError:
+            continue
+        for requirement in requirements:
+            name = plain(re.match(r"[\w.-]+", requirement)[0])
+            if name not in seen and "extra ==" not in requirement:
+                seen.add(name)
+                waiting.append(name)
+    installed = {name for name in seen if _installed(name)}
+    assert installed - pinned - {"setuptools", "pip", "robopolicy"} == set()
+
+
+def _installed(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_in_a_bare_environment(tmp_path):
+    """Guards against: a wheel that works only from the checkout, or a base installation that misses a dependency."""
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("robopolicy-*.whl")
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (torch_pin,) = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
+    for wanted in ([torch_pin], ["-c", str(ROOT / "constraints.txt"), str(wheel)]):
+        subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
+    head = (
+        "import torch, robopolicy; "
+        "head = robopolicy.PolicyHead(8, robopolicy.ActionSpec(arm=6, gripper=1), window=4, chunk=2); "
+        "chunk = head(torch.randn(2, 4, 3, 8)); assert chunk.arm.shape == (2, 4, 2, 6), chunk.arm.shape"
+    )
+    subprocess.run([python, "-c", head], cwd=tmp_path, check=True)
+    program = [str(tmp_path / "env" / "bin" / "robopolicy")]
+    words = ["train", "--data.files", SAMPLE, "--run-dir", "run", "--max-steps", "3", "--memory.hidden", "8"]
+    subprocess.run([*program, *words], cwd=tmp_path, check=True)
+    refused = subprocess.run([*program, "serve", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "robopolicy[serve]" in refused.stderr
