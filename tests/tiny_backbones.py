@@ -1,6 +1,7 @@
 """Tiny randomly initialized backbones, saved to disk as their families are: config, weights, tokenizer, preprocessor."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,61 +34,152 @@ VISION = {
 }
 
 
-def save_backbone(kind: str, folder: Path) -> Path:
-    """Write a tiny model of that kind; about 20 kB."""
-    import transformers as hf
+QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+QWEN_TOKENS = {"image_token_id": 2, "vision_start_token_id": 3, "vision_end_token_id": 4}
+QWEN_TEXT = TEXT | {
+    "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+}
 
+
+def save_backbone(kind: str, folder: Path) -> Path:
+    """Write a tiny model of that kind, as `model_type` names it; about 20 kB."""
     torch.manual_seed(0)
-    if kind == "clip":
-        text = TEXT | {"projection_dim": 12}
-        model = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12))
-    elif kind == "siglip":
-        model = hf.SiglipModel(hf.SiglipConfig(text_config=TEXT, vision_config=VISION))
-    elif kind == "paligemma":
-        config = hf.PaliGemmaConfig(
-            text_config=TEXT | {"model_type": "gemma"},
-            vision_config=VISION | {"model_type": "siglip_vision_model", "projection_dim": 16},
-            image_token_index=2,
-            projection_dim=16,
-        )
-        model = hf.PaliGemmaForConditionalGeneration(config)
-    elif kind == "qwen2_5_vl":
-        vision = {
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-            "out_hidden_size": 16,
-        }
-        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-        config = hf.Qwen2_5_VLConfig(
-            text_config=TEXT | {"rope_parameters": rope},
-            vision_config=vision,
-            image_token_id=2,
-            vision_start_token_id=3,
-            vision_end_token_id=4,
-        )
-        model = hf.Qwen2_5_VLForConditionalGeneration(config)
-    elif kind == "dinov2":
-        model = hf.Dinov2Model(hf.Dinov2Config(**VISION))
-    else:
-        config = hf.SmolVLMConfig(
-            text_config=TEXT | {"model_type": "llama"}, vision_config=VISION, image_token_id=2, scale_factor=2
-        )
-        model = hf.SmolVLMForConditionalGeneration(config)
-    model.save_pretrained(folder)
+    _MAKERS[kind]().save_pretrained(folder)
     settings: dict[str, Any] = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
-    if kind == "dinov2":
+    if kind in VISION_ONLY:
         settings["crop_size"] = {"height": 16, "width": 16}
     else:
         _save_tokenizer(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def _clip() -> Any:
+    import transformers as hf
+
+    text = TEXT | {"projection_dim": 12}
+    return hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12))
+
+
+def _siglip() -> Any:
+    import transformers as hf
+
+    return hf.SiglipModel(hf.SiglipConfig(text_config=TEXT, vision_config=VISION))
+
+
+def _siglip2() -> Any:
+    import transformers as hf
+
+    vision = {key: value for key, value in VISION.items() if key != "image_size"} | {"num_patches": 16}
+    return hf.Siglip2Model(hf.Siglip2Config(text_config=TEXT, vision_config=vision))
+
+
+def _paligemma() -> Any:
+    import transformers as hf
+
+    config = hf.PaliGemmaConfig(
+        text_config=TEXT | {"model_type": "gemma"},
+        vision_config=VISION | {"model_type": "siglip_vision_model", "projection_dim": 16},
+        image_token_index=2,
+        projection_dim=16,
+    )
+    return hf.PaliGemmaForConditionalGeneration(config)
+
+
+def _qwen2_vl() -> Any:
+    import transformers as hf
+
+    vision = QWEN_VISION | {"embed_dim": 16, "hidden_size": 16, "mlp_ratio": 2}
+    del vision["intermediate_size"]
+    return hf.Qwen2VLForConditionalGeneration(
+        hf.Qwen2VLConfig(text_config=QWEN_TEXT, vision_config=vision, **QWEN_TOKENS)
+    )
+
+
+def _qwen2_5_vl() -> Any:
+    import transformers as hf
+
+    vision = QWEN_VISION | {"window_size": 16, "fullatt_block_indexes": [1], "out_hidden_size": 16}
+    return hf.Qwen2_5_VLForConditionalGeneration(
+        hf.Qwen2_5_VLConfig(text_config=QWEN_TEXT, vision_config=vision, **QWEN_TOKENS)
+    )
+
+
+def _qwen3_vl() -> Any:
+    import transformers as hf
+
+    vision = QWEN_VISION | {"out_hidden_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    return hf.Qwen3VLForConditionalGeneration(
+        hf.Qwen3VLConfig(text_config=QWEN_TEXT, vision_config=vision, **QWEN_TOKENS)
+    )
+
+
+def _smolvlm() -> Any:
+    import transformers as hf
+
+    text = TEXT | {"model_type": "llama"}
+    config = hf.SmolVLMConfig(text_config=text, vision_config=VISION, image_token_id=2, scale_factor=2)
+    return hf.SmolVLMForConditionalGeneration(config)
+
+
+def _idefics3() -> Any:
+    import transformers as hf
+
+    text = TEXT | {"model_type": "llama"}
+    config = hf.Idefics3Config(text_config=text, vision_config=VISION, image_token_id=2, scale_factor=2)
+    return hf.Idefics3ForConditionalGeneration(config)
+
+
+def _llava() -> Any:
+    import transformers as hf
+
+    config = hf.LlavaConfig(
+        text_config=TEXT | {"model_type": "llama"},
+        vision_config=VISION | {"model_type": "clip_vision_model"},
+        image_token_index=2,
+    )
+    return hf.LlavaForConditionalGeneration(config)
+
+
+def _dinov2() -> Any:
+    import transformers as hf
+
+    return hf.Dinov2Model(hf.Dinov2Config(**VISION))
+
+
+def _vit() -> Any:
+    import transformers as hf
+
+    return hf.ViTModel(hf.ViTConfig(**VISION))
+
+
+_MAKERS: dict[str, Callable[[], Any]] = {
+    "clip": _clip,
+    "siglip": _siglip,
+    "siglip2": _siglip2,
+    "paligemma": _paligemma,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "smolvlm": _smolvlm,
+    "idefics3": _idefics3,
+    "llava": _llava,
+    "dinov2": _dinov2,
+    "vit": _vit,
+}
+VISION_ONLY = ("dinov2", "vit")
+FAMILIES = ("clip", "siglip", "paligemma", "qwen2_5_vl", "smolvlm")
+"""The five that are used most."""
+SUCCESSORS = ("siglip2", "qwen2_vl", "qwen3_vl", "idefics3", "llava")
+"""Read in the same way."""
 
 
 def save_sentence_model(folder: Path) -> Path:

@@ -19,9 +19,9 @@ from robopolicy.model.encoders._tokens import FrameTokens
 from robopolicy.training.encode import EncodeOptions, encode_file
 from robopolicy.training.train import train
 from tests.small_runs import SMALL
-from tests.tiny_backbones import save_backbone
+from tests.tiny_backbones import FAMILIES, save_backbone
 
-KINDS = ("clip", "siglip", "paligemma", "qwen2_5_vl", "smolvlm", "dinov2")
+KINDS = (*FAMILIES, "dinov2")
 FRAMES = 50
 
 

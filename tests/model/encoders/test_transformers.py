@@ -14,7 +14,9 @@ pytest.importorskip("peft", reason="the extra vlm isn't installed")
 from robopolicy.components import ConfigError
 from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy, load_policy, save_policy
 from robopolicy.model.encoders import EncoderInputs
+from robopolicy.model.encoders._backbones import Reading
 from robopolicy.model.encoders._loading import load_backbone
+from robopolicy.model.encoders._tokens import FrameTokens
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextInputs, Vocabulary
@@ -23,7 +25,7 @@ from robopolicy.training.objective import Objective, batch_text
 from robopolicy.types import ActionSpec, ArraySpec, Batch
 from tests.making import make
 from tests.small_runs import SMALL
-from tests.tiny_backbones import save_backbone
+from tests.tiny_backbones import FAMILIES, SUCCESSORS, VISION_ONLY, save_backbone
 
 OBS = {
     "front": ArraySpec((20, 24, 3), "uint8"),
@@ -38,7 +40,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-@pytest.fixture(scope="module", params=("clip", "siglip", "paligemma", "qwen2_5_vl", "smolvlm"))
+@pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, tmp_path_factory):
     """A tiny model of each kind."""
     return str(save_backbone(request.param, tmp_path_factory.mktemp("models") / request.param))
@@ -177,6 +179,39 @@ def test_images_are_prepared_as_the_model_s_own_processor_does(tmp_path):
     theirs = processor(Image.fromarray(image[0].numpy()), return_tensors="np")["pixel_values"]
     ours = load_backbone(folder, (37, 53)).images(image).numpy()
     assert np.abs(ours - theirs).max() < 0.05, "bicubic on floats instead of rounded bytes"
+
+
+@pytest.mark.parametrize("kind", (*SUCCESSORS, *VISION_ONLY))
+def test_other_models_are_read_by_what_their_config_has(kind, tmp_path):
+    """Guards against: a list of model names that refuses each successor, or reads one without its images or its words."""
+    made = FrameTokens(
+        str(save_backbone(kind, tmp_path / kind)),
+        {"front": (20, 24), "wrist": (16, 16)},
+        instructions=["lift the red cube"],
+    )
+    torch.manual_seed(1)
+    seen = {key: torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8) for key, size in made.image_sizes.items()}
+    words = made.prompts(["lift the red cube"])
+    tokens, valid = made(seen, words)
+    assert tokens.shape == (3, *made.shape)
+    assert bool(torch.isfinite(tokens).all())
+    alone, _ = made({key: images[1:2] for key, images in seen.items()}, words)
+    torch.testing.assert_close(alone[0], tokens[1], atol=2e-3, rtol=2e-3)
+    assert (made(seen | {"wrist": 255 - seen["wrist"]}, words)[0] - tokens).abs().max() > 1e-3
+    if kind not in VISION_ONLY:
+        assert (made(seen, made.prompts(["lift the blue cube"]))[0] - tokens).abs().max() > 1e-3
+        assert int(valid[0].sum()) == made.shape[0] - SPARE_TOKENS
+
+
+def test_a_vision_model_reads_no_prompt(tmp_path):
+    """Guards against: a tokenizer that is looked for where the model has none, and a failure that names neither."""
+    folder = str(save_backbone("dinov2", tmp_path / "dinov2"))
+    with pytest.raises(ConfigError, match="dinov2 model, which reads no prompt; give --text.kind vocabulary"):
+        make_prompt(folder)
+    with pytest.raises(ConfigError, match="readout last of a dinov2, which reads no text; expected all or mean"):
+        load_backbone(folder, (16, 16), Reading("last"))
+    with pytest.raises(ConfigError, match=r"layer 5 of a backbone with 2 layers; expected 0 .. 2"):
+        load_backbone(folder, (16, 16), Reading("all", 5))
 
 
 def test_a_prompt_is_as_long_as_the_training_instructions_need(folder):
