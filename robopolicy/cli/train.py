@@ -3,11 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import Namespace
 
 from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import parse_experiment, verb_parser
 from robopolicy.components import ConfigError
 from robopolicy.experiment.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from robopolicy.training.start import Start
 
 SELECTION_SEED = 5_000_000
 """First seed of the episodes that choose a checkpoint; far from those of demos and of reported evaluations."""
@@ -24,6 +30,19 @@ def train(arguments: Sequence[str]) -> int:
     parser.add_argument("--eval-every", type=int | None, default=None, help="short for --training.eval_every")
     parser.add_argument("--resume", action="store_true", help="continue the run that --run-dir holds")
     parser.add_argument("--start", type=str | None, default=None, help="run folder whose weights to start from")
+    parser.add_argument(
+        "--statistics",
+        type=Literal["keep", "refit"] | None,  # type: ignore[operator]
+        default=None,
+        help="with --start: keep its statistics, which its weights were made for (default), or fit those of the new demos",
+    )
+    parser.add_argument(
+        "--freeze",
+        type=str,
+        nargs="+",
+        default=[],
+        help="with --start: parts whose weights stay as they are: encoder, text, pooling, memory, action_head",
+    )
     options, config = parse_experiment(parser, arguments)
     short = {"seed": options.seed, "max_steps": options.max_steps, "eval_every": options.eval_every}
     given = {name: value for name, value in short.items() if value is not None}
@@ -38,10 +57,22 @@ def train(arguments: Sequence[str]) -> int:
     from robopolicy.training.train import train as run_training
 
     folder = run_training(
-        config, Path(options.run_dir), evaluate=_closed_loop(config), resume=options.resume, start=options.start
+        config, Path(options.run_dir), evaluate=_closed_loop(config), resume=options.resume, start=_start(options)
     )
     print(f"policy    {folder}")
     return 0
+
+
+def _start(options: Namespace) -> "Start | None":
+    from robopolicy.training.start import Start
+
+    if options.start is None:
+        for option in ("statistics", "freeze"):
+            if options[option]:
+                raise ConfigError(f"--{option} without --start; give --start RUN")
+        return None
+    parts = [part for given in options.freeze for part in given.split(",") if part]
+    return Start(options.start, options.statistics or "keep", tuple(parts))
 
 
 def _closed_loop(config: ExperimentConfig) -> Callable[..., float] | None:

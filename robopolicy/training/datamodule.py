@@ -19,6 +19,7 @@ from robopolicy.demos.store import DemoStore
 from robopolicy.experiment.building import DemoFacts, action_normalizer
 from robopolicy.experiment.config import ConfigError, ExperimentConfig
 from robopolicy.model.memories import history_of, window_of
+from robopolicy.model.normalization import ActionNormalizer
 from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import Vocabulary
@@ -64,6 +65,7 @@ class DemoDataModule(LightningDataModule):
         self._train: DemoRows | None = None
         self._valid: DemoRows | None = None
         self._stores: dict[str, DemoStore] = {}
+        self._normalizer: ActionNormalizer | None = None
         self._token_encoder: dict[str, Any] | None = None
         self._rotations: dict[str, tuple[RotationColumns, ...]] = {}
 
@@ -94,6 +96,10 @@ class DemoDataModule(LightningDataModule):
         self._take_statistics(train)
         self.instructions = train.instructions
         LOG.info("%s", self.summary())
+
+    def use_normalizer(self, normalizer: ActionNormalizer) -> None:
+        """Make action targets by another map than the one of these demos' own statistics."""
+        self._normalizer, self._stores = normalizer.to(self.device), {}
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled segments, or whole demos in lanes for `--memory.history carry`."""
@@ -225,7 +231,9 @@ class DemoDataModule(LightningDataModule):
         """The split's store; made once, so that the training's positions in it last."""
         if split not in self._stores:
             rows = self._valid if split == "valid" and self._valid is not None else self._rows()
-            normalizer = action_normalizer(self.experiment, self.action_spec, self.action_statistics)
+            normalizer = self._normalizer or action_normalizer(
+                self.experiment, self.action_spec, self.action_statistics
+            )
             self._stores[split] = DemoStore(
                 rows,
                 segment=self._segment(rows),

@@ -23,6 +23,7 @@ from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import Actor, Episode, EpisodeWorlds, run_episodes
 from robopolicy.training.callbacks import RESUME_FILE
+from robopolicy.training.start import Start
 from robopolicy.training.train import train
 from robopolicy.types import Demo
 
@@ -164,7 +165,8 @@ def _train_round(
     config: ExperimentConfig, folder: Path, evaluate: Callable[[ChunkPolicy], float] | None, start: Path | None
 ) -> Path:
     resume = (folder / RESUME_FILE).exists()
-    return train(config, folder, evaluate=evaluate, resume=resume, start=None if resume else start)
+    begin = None if resume or start is None else Start(str(start), statistics="refit")
+    return train(config, folder, evaluate=evaluate, resume=resume, start=begin)
 
 
 def _write_round(

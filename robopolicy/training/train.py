@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from robopolicy.experiment.building import build_policy
 from robopolicy.experiment.config import ConfigError, ExperimentConfig
 from robopolicy.experiment.reading import config_to_dict
-from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION, read_policy, save_policy
+from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION, save_policy
 from robopolicy.files import write_file
 from robopolicy.heap import keep_freed_memory
 from robopolicy.model.policy import ChunkPolicy
@@ -36,6 +37,7 @@ from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.module import PolicyTraining, Schedule
 from robopolicy.training.objective import Objective
 from robopolicy.training.progress import ConsoleProgress, LogProgress
+from robopolicy.training.start import Start, open_start, take_over
 from robopolicy.training.timing import StepTimer
 
 try:
@@ -73,7 +75,7 @@ def train(
     run_dir: str | Path,
     evaluate: Callable[[ChunkPolicy], float] | None = None,
     resume: bool = False,
-    start: str | Path | None = None,
+    start: Start | str | Path | None = None,
     callbacks: tuple[Callback, ...] = (),
 ) -> Path:
     """Train a policy on demonstrations; returns the run folder, which `load_policy` reads.
@@ -86,7 +88,8 @@ def train(
             interrupted before its first resume file starts again, with and without `resume`.
         evaluate: closed loop, policy -> success rate, called every `training.eval_every` steps.
         resume: continue the run in `run_dir`, exactly as if it had not been interrupted.
-        start: run folder whose weights to start from; its statistics are not used, but computed again on these demos.
+        start: run folder whose weights to start from, with its statistics and vocabulary unless it says otherwise; a
+            resumed run keeps its own.
         callbacks: further Lightning callbacks, called before the run's own.
 
     Raises:
@@ -99,10 +102,16 @@ def train(
     _check_run(config, run_dir, resume)
     if (evaluate is None) != (config.training.eval_every is None):
         raise ConfigError("--training.eval_every and a closed-loop evaluation belong together; give both or neither")
+    if isinstance(start, str | Path):
+        start = Start(str(start))
+    if resume:
+        start = Start.read(run_dir)
     with _stop_on_signal() as stop:
         module, data = _prepare(config, evaluate, start)
         with _locked(run_dir):
             _check_run(config, run_dir, resume)  # another training may have ended meanwhile
+            if start is not None and rank_zero_only.rank == 0:
+                start.write(run_dir)
             keeper = _fit(module, data, run_dir, evaluate, callbacks, stop)
     if stop.requested and not keeper.finished:
         raise TrainingInterrupted(f"stopped after step {keeper.step}; continue {run_dir} with --resume")
@@ -111,17 +120,21 @@ def train(
 
 
 def _prepare(
-    config: ExperimentConfig, evaluate: Callable[[ChunkPolicy], float] | None, start: str | Path | None
+    config: ExperimentConfig, evaluate: Callable[[ChunkPolicy], float] | None, start: Start | None
 ) -> tuple[PolicyTraining, DemoDataModule]:
-    """The demos, opened, and an untrained policy for them, or one with the weights in `start`."""
+    """The demos, opened, and an untrained policy for them, or one that begins as `start` says."""
     seed_everything(config.training.seed, verbose=False)
     keep_freed_memory()
     data = DemoDataModule(config)
     data.setup("fit")
     _check_selection(config, evaluate, held_out=len(data.val_dataloader()) > 0)
-    policy = build_policy(config, data.facts)
-    if start is not None:
-        _begin_with(policy, Path(start))
+    if start is None:
+        return _make_module(config, data, build_policy(config, data.facts)), data
+    begun = open_start(start, data.provenance["token_encoder"])
+    policy = build_policy(config, replace(data.facts, vocabulary=begun.vocabulary))
+    take_over(policy, begun, start)
+    if start.statistics == "keep":
+        data.use_normalizer(begun.action_normalizer)
     return _make_module(config, data, policy), data
 
 
@@ -156,16 +169,6 @@ def _fit(
         stop.training = True
         trainer.fit(module, datamodule=data, ckpt_path=resume if resume.exists() else None, weights_only=True)
     return keeper
-
-
-def _begin_with(policy: ChunkPolicy, folder: Path) -> None:
-    earlier = dict(read_policy(folder)[0].named_parameters())
-    shapes = {name: tuple(parameter.shape) for name, parameter in policy.named_parameters()}
-    if shapes != {name: tuple(parameter.shape) for name, parameter in earlier.items()}:
-        raise ConfigError(f"the policy in {folder} has other weights than this config makes; start from one like it")
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            parameter.copy_(earlier[name])
 
 
 def make_trainer(

@@ -181,7 +181,7 @@ def test_images_are_prepared_as_the_model_s_own_processor_does(tmp_path):
     assert np.abs(ours - theirs).max() < 0.05, "bicubic on floats instead of rounded bytes"
 
 
-@pytest.mark.parametrize("kind", (*SUCCESSORS, *VISION_ONLY))
+@pytest.mark.parametrize("kind", [*SUCCESSORS, *VISION_ONLY])
 def test_other_models_are_read_by_what_their_config_has(kind, tmp_path):
     """Guards against: a list of model names that refuses each successor, or reads one without its images or its words."""
     made = FrameTokens(
@@ -206,7 +206,7 @@ def test_other_models_are_read_by_what_their_config_has(kind, tmp_path):
 def test_a_vision_model_reads_no_prompt(tmp_path):
     """Guards against: a tokenizer that is looked for where the model has none, and a failure that names neither."""
     folder = str(save_backbone("dinov2", tmp_path / "dinov2"))
-    with pytest.raises(ConfigError, match="dinov2 model, which reads no prompt; give --text.kind vocabulary"):
+    with pytest.raises(ConfigError, match=r"dinov2 model, which reads no prompt; give --text\.kind vocabulary"):
         make_prompt(folder)
     with pytest.raises(ConfigError, match="readout last of a dinov2, which reads no text; expected all or mean"):
         load_backbone(folder, (16, 16), Reading("last"))

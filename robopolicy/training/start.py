@@ -1,0 +1,151 @@
+"""Starting a training from the policy of an earlier run: its weights, and the statistics that they were made for."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from robopolicy.components import ConfigError
+from robopolicy.experiment.run_folder import read_policy, read_provenance
+from robopolicy.files import write_file
+from robopolicy.model.encoders._loading import identity_difference
+from robopolicy.model.normalization import Normalizer
+from robopolicy.model.policy import ChunkPolicy
+
+LOG = logging.getLogger(__name__)
+START_FILE = "start.json"
+"""In a run folder: what the run started from, for its resumption."""
+PARTS = ("encoder", "text", "pooling", "memory", "action_head")
+"""Parts of a policy that can be frozen."""
+BEYOND = 1.02
+"""New actions that reach further than this share of the kept range are reported: the action head can't give them."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from."""
+
+    folder: str
+    """Run folder whose weights it starts with."""
+    statistics: Literal["keep", "refit"] = "keep"
+    """keep: those of the start, which its weights were made for; refit: those of the new demos."""
+    freeze: tuple[str, ...] = ()
+    """Parts whose weights stay as they are."""
+
+    def __post_init__(self) -> None:
+        if unknown := [part for part in self.freeze if part not in PARTS]:
+            raise ConfigError(f"--freeze {unknown[0]}: no such part; a policy has {', '.join(PARTS)}")
+
+    def write(self, run_dir: Path) -> None:
+        """Keep it in the run folder, so that `--resume` builds the same policy."""
+        write_file(run_dir / START_FILE, json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Start | None":
+        """What `write` kept; None for a run that began from random weights."""
+        path = run_dir / START_FILE
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text())
+            return cls(values["folder"], values["statistics"], tuple(values["freeze"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: not as robopolicy writes it") from error
+
+
+def open_start(start: Start, token_encoder: dict[str, Any] | None) -> ChunkPolicy:
+    """The policy that a training starts from, on the CPU.
+
+    Args:
+        start: which one.
+        token_encoder: identity of the encoder of the new demos' tokens.
+
+    Raises:
+        CheckpointError: the folder can't be read.
+        ConfigError: it was trained on the tokens of another encoder.
+    """
+    policy, before = read_policy(start.folder)[0], read_provenance(start.folder).get("token_encoder")
+    if before and token_encoder and (difference := identity_difference(token_encoder, before)):
+        raise ConfigError(
+            f"--start {start.folder} was trained on tokens of another encoder; the new ones have {difference}"
+        )
+    return policy
+
+
+def take_over(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:
+    """Put the start's weights, and with `keep` its statistics, into a new policy; freeze the parts that are named.
+
+    Raises:
+        ConfigError: the config or the demos make a policy with other weights, or other action columns.
+    """
+    _require_same(policy, begun, start)
+    earlier = begun.state_dict() if start.statistics == "keep" else dict(begun.named_parameters())
+    own = policy.state_dict()
+    with torch.no_grad():
+        if start.statistics == "keep":
+            for line in _differences(policy, begun):
+                LOG.info("%s", line)
+        for name, value in earlier.items():
+            if name in own:
+                own[name].copy_(value)
+    for part in start.freeze:
+        for module in _modules(policy, part):
+            module.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        raise ConfigError(f"--freeze {' '.join(start.freeze)} leaves nothing to train; name fewer parts")
+
+
+def _modules(policy: ChunkPolicy, part: str) -> list[nn.Module]:
+    found = getattr(policy if part in ("encoder", "text") else policy.head, part)
+    return [] if found is None else [found]
+
+
+def _require_same(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:
+    columns = [
+        (spec.arm, spec.gripper, spec.gripper_values, spec.kind) for spec in (policy.action_spec, begun.action_spec)
+    ]
+    if start.statistics == "keep" and columns[0] != columns[1]:
+        raise ConfigError(
+            f"--start {start.folder}: its action columns are {columns[1]}, those of the demos {columns[0]} (arm, gripper, "
+            "gripper values, kind); convert the demos, or give --statistics refit"
+        )
+    ours, theirs = ({name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (policy, begun))
+    names = {**theirs, **ours}
+    if changed := [name for name in names if ours.get(name) != theirs.get(name)]:
+        name = changed[0]
+        raise ConfigError(
+            f"--start {start.folder}: the policy there has other weights than this config makes: {name} is "
+            f"{theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here; start from one of the same config"
+        )
+
+
+def _differences(policy: ChunkPolicy, begun: ChunkPolicy) -> Iterator[str]:
+    """How far the new demos' statistics, in `policy`, are from those that are kept."""
+    yield "kept      the start's statistics; those of the new demos differ from them as follows"
+    for key in policy.scaling.keys:
+        new, old = (cast(Normalizer, each.scaling.normalizer(key)) for each in (policy, begun))
+        moved = ((new.offset - old.offset) / old.scale).abs()
+        spread = (new.scale / old.scale).clamp(min=1e-6)
+        place, wide = int(moved.argmax()), int(spread.log().abs().argmax())
+        yield (
+            f"          {key}: centre moved by {float(moved[place]):.2g} of its scale (dimension {place}), scale times "
+            f"{float(spread[wide]):.2g} (dimension {wide})"
+        )
+    (new_offset, new_scale), (offset, scale) = (each.action_normalizer._scaling for each in (policy, begun))
+    reach = ((new_offset - offset).abs() + new_scale) / torch.where(scale == 0, 1.0, scale)
+    if not len(reach):
+        return
+    place = int(reach.argmax())
+    yield f"          actions: they reach {float(reach[place]):.3g} of the kept range (arm column {place})"
+    if float(reach[place]) > BEYOND:
+        LOG.warning(
+            "the new demos' actions reach %.3g of the kept range in arm column %d, and the action head gives 1 at most; "
+            "--statistics refit learns them on their own range",
+            float(reach[place]),
+            place,
+        )
