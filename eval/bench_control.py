@@ -131,7 +131,7 @@ def trained(folder: str) -> tuple[Stream, ChunkExecutor, ActionSpec]:
 
     policy = load_policy(folder)
     spec = policy.action_spec
-    executor = ChunkExecutor.from_config(policy.config.execution, spec, policy.chunk, CONTROL_DT)
+    executor = ChunkExecutor(policy.chunk, CONTROL_DT, policy.config.execution, action_spec=spec)
     return PolicyStream(policy, frame_stride=policy.config.data.frame_stride), executor, spec
 
 

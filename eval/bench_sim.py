@@ -36,7 +36,8 @@ import torch
 from bench_table import bar, show
 from sim_peers import bare_physics, plain_loop, pusher, robosuite_rate
 
-from robopolicy.experiment import DemoFacts, ExecutionConfig, ExperimentConfig, build_policy
+from robopolicy.control.execution.receding import RecedingOptions
+from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy
 from robopolicy.model.normalization import Statistics
 from robopolicy.model.texts import Vocabulary
 from robopolicy.rollout.actor import PolicyActor
@@ -148,12 +149,12 @@ def with_policy(env: RobotVectorEnv) -> Callable[[], None]:
     )
     loop: dict[str, Any] = {"obs": env.observe()}
     if env.on_device:
-        on_device = DevicePolicyActor(policy.to(DEVICE), env, ExecutionConfig())
+        on_device = DevicePolicyActor(policy.to(DEVICE), env, RecedingOptions())
 
         def step() -> None:
             loop["obs"], *_ = env.step(on_device.act(loop["obs"], env.instruction_id)[1])
     else:
-        on_host = PolicyActor(policy, env.num_envs, env.control_dt, ExecutionConfig())
+        on_host = PolicyActor(policy, env.num_envs, env.control_dt, RecedingOptions())
 
         def step() -> None:
             loop["obs"], *_ = env.step(on_host.act(loop["obs"], env.instructions)[1])

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from bench_serve import child
 from bench_table import bar, show
 
 from robopolicy.client import pack, unpack
+from robopolicy.control.execution.receding import RecedingOptions
 from robopolicy.control.serving.batching import ServedPolicy
 
 PEER = Path(__file__).parent / "openpi_peer.py"
@@ -130,7 +130,7 @@ def compare(options: argparse.Namespace) -> None:
     sizes = [policy.obs[camera].shape[0] for camera in policy.cameras]
     env = RobotVectorEnv(task, options.worlds, cameras=policy.cameras, image_size=sizes[0] if sizes else 64)
     if options.horizon == 1:
-        here = evaluate(policy, env, seeds, replace(policy.config.execution, strategy="receding", replan_every=1))
+        here = evaluate(policy, env, seeds, RecedingOptions(replan_every=1))
     else:
         timing, began = Timing(), time.perf_counter()
         broker = InProcessBroker(policy, options.horizon, tuple(policy.obs), options.worlds)

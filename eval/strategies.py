@@ -15,19 +15,22 @@ import torch
 from bench_table import show
 
 from robopolicy import load_policy
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution import ExecutionOptions
+from robopolicy.control.execution.ensemble import EnsembleOptions
+from robopolicy.control.execution.freeze import FreezeOptions
+from robopolicy.control.execution.receding import RecedingOptions
 from robopolicy.rollout.episodes import Episode
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.evaluation import evaluate
 
 WAYS = {
-    "receding, every step": ExecutionConfig("receding", 1),
-    "receding, every 2nd": ExecutionConfig("receding", 2),
-    "receding, every 4th": ExecutionConfig("receding", 4),
-    "ensemble, m = 0.01 (ACT)": ExecutionConfig("ensemble", 1, ensemble_decay=0.01),
-    "ensemble, m = 0.5": ExecutionConfig("ensemble", 1, ensemble_decay=0.5),
-    "freeze, every step": ExecutionConfig("freeze", 1),
-    "freeze, every 2nd": ExecutionConfig("freeze", 2),
+    "receding, every step": RecedingOptions(1),
+    "receding, every 2nd": RecedingOptions(2),
+    "receding, every 4th": RecedingOptions(4),
+    "ensemble, m = 0.01 (ACT)": EnsembleOptions(1, ensemble_decay=0.01),
+    "ensemble, m = 0.5": EnsembleOptions(1, ensemble_decay=0.5),
+    "freeze, every step": FreezeOptions(1),
+    "freeze, every 2nd": FreezeOptions(2),
 }
 
 
@@ -50,7 +53,7 @@ def main() -> None:
     show(rows, [], options.json)
 
 
-def row(name: str, policy: Any, task: str, seeds: range, execution: ExecutionConfig) -> dict[str, Any]:
+def row(name: str, policy: Any, task: str, seeds: range, execution: ExecutionOptions) -> dict[str, Any]:
     """One way on all seeds."""
     sizes = [policy.obs[camera].shape[0] for camera in policy.cameras]
     env = RobotVectorEnv(task, min(64, len(seeds)), cameras=policy.cameras, image_size=sizes[0] if sizes else 64)

@@ -11,7 +11,7 @@ file or model card never causes an import.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -138,6 +138,11 @@ def component_of(options: Any) -> Component:
     if found is None:
         raise ConfigError(f"{type(options).__name__} is not the options of any registered component")
     return found
+
+
+def values_of(options: Any) -> dict[str, Any]:
+    """The inverse of `options_from`: `kind` and the options as plain values."""
+    return {"kind": component_of(options).kind, **asdict(options)}
 
 
 def build(options: Any, *args: Any, **context: Any) -> Any:

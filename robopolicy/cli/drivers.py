@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from robopolicy.cli.parsing import execution_of
 from robopolicy.components import ConfigError
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.control.inference import ServedStream, Stream
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
@@ -33,7 +34,7 @@ class Driver:
     spec: ActionSpec
     control_dt: float
     chunk: int
-    execution: ExecutionConfig
+    execution: ExecutionOptions
     keys: tuple[str, ...] = ()
     """Observation keys that it looks at."""
     image_size: int = 64
@@ -122,7 +123,7 @@ def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
         spec=spec.action,
         control_dt=control_dt,
         chunk=spec.chunk,
-        execution=_execution(options, ExecutionConfig(**spec.execution)),
+        execution=execution_of(options, spec.execution),
         keys=tuple(spec.observation),
         image_size=next((shape[0] for shape in pictures.values()), 64),
         cameras=tuple(pictures),
@@ -158,7 +159,7 @@ def _replayed(options: Namespace) -> Driver:
         record.spec,
         control_dt,
         CHUNK,
-        _execution(options, ExecutionConfig()),
+        execution_of(options, {}),
         seed=demo.seed,
         env_args=env_args,
     )
@@ -175,8 +176,3 @@ def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -
     options.speed = driver.stream.record.speed_within(profile)
     print(f"speed     {options.speed:.2f} of the record's, within {profile.name}'s limits")
     return driver_of(options)
-
-
-def _execution(options: Namespace, trained: ExecutionConfig) -> ExecutionConfig:
-    given = {field.name: options.execution[field.name] for field in fields(ExecutionConfig)}
-    return ExecutionConfig(**{**vars(trained), **{name: value for name, value in given.items() if value is not None}})

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.evaluation_text import print_evaluation, print_paired, read_others, report_runs
 from robopolicy.cli.outputs import check_file, check_folder, write_json
-from robopolicy.cli.parsing import add_backbone, add_precision, parse, require, verb_parser
+from robopolicy.cli.parsing import add_backbone, add_execution, add_precision, execution_of, parse, require, verb_parser
 from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
-from robopolicy.components import ConfigError
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.components import ConfigError, values_of
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.sim.randomization import RandomizationConfig
 from robopolicy.types import TOKENS_KEY
 
@@ -83,13 +83,7 @@ def _parser() -> ArgumentParser:
         default=[],
         help="JSON of other evaluations, for a paired test; several are the training seeds of another config",
     )
-    for field in fields(ExecutionConfig):
-        parser.add_argument(
-            f"--execution.{field.name}",
-            type=field.type | None,  # type: ignore[operator]
-            default=None,
-            help="as trained if not given",
-        )
+    add_execution(parser)
     return parser
 
 
@@ -150,10 +144,10 @@ def _evaluate_in_env(run: str, options: Namespace) -> "Evaluation":
         num_envs=options.env_copies,
         film=film,
     )
-    execution, episodes = _execution(options, trained), []
+    execution, episodes = execution_of(options, trained), []
     facts = {
         "policy": run,
-        "execution": vars(execution),
+        "execution": values_of(execution),
         "training": provenance,
         "environment": _env_facts(options, env_map),
     }
@@ -189,11 +183,11 @@ def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Eva
     if task is None:
         raise ConfigError("which task? The policy's demos don't say; give --task, or --env for another environment")
     others = read_others(options, task)
-    execution = _execution(options, trained)
+    execution = execution_of(options, trained)
     seeds = range(options.seed, options.seed + options.episodes)
     trained_on = provenance.get("demo_seeds", ()) if provenance.get("task") in (task, None) else ()
     refuse_seen_seeds(seeds, trained_on)
-    facts = {"policy": run, "execution": vars(execution), "training": provenance} | simulator_facts(options)
+    facts = {"policy": run, "execution": values_of(execution), "training": provenance} | simulator_facts(options)
     episodes: list[Episode] = []
     film = options.videos > 0
     result = evaluate_shard(
@@ -210,12 +204,6 @@ def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Eva
     if result is not None:
         _finish(run, options, result, episodes, others)
     return result
-
-
-def _execution(options: Namespace, trained: Mapping[str, Any]) -> ExecutionConfig:
-    """The execution options of the command line, and those of the run where nothing is given."""
-    given = {field.name: options.execution[field.name] for field in fields(ExecutionConfig)}
-    return ExecutionConfig(**{**trained, **{name: value for name, value in given.items() if value is not None}})
 
 
 def _finish(
@@ -256,7 +244,7 @@ def evaluate_policy(
     policy: Any,
     task: str,
     seeds: Sequence[int],
-    execution: ExecutionConfig,
+    execution: ExecutionOptions,
     num_envs: int = 64,
     simulator: Mapping[str, Any] | None = None,
 ) -> "Evaluation":

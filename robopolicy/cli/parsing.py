@@ -4,13 +4,22 @@ import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from robopolicy.components import ConfigError, load_plugins
+from robopolicy.components import ConfigError, component, kinds, load_plugins
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.experiment.config import ExperimentConfig
-from robopolicy.experiment.reading import SECTIONS, config_from_dict, help_parser, merged, read_yaml, split_overrides
+from robopolicy.experiment.reading import (
+    SECTIONS,
+    changed_options,
+    config_from_dict,
+    help_parser,
+    merged,
+    read_yaml,
+    split_overrides,
+)
 
 
 def verb_parser(verb: str, description: str) -> ArgumentParser:
@@ -73,6 +82,35 @@ def add_plugins(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--plugins", type=str, nargs="+", default=[], help="modules that register further components; imported first"
     )
+
+
+def add_execution(parser: ArgumentParser) -> None:
+    """Add `--execution.kind` and the options of every known kind; `execution_of` refuses those of another kind."""
+    shown = {}
+    for kind in kinds("execution"):
+        options = component("execution", kind).options
+        for name, annotation in get_type_hints(options).items():
+            shown.setdefault(name, (annotation, []))[1].append(kind)
+    parser.add_argument(
+        "--execution.kind", type=str | None, default=None, help=f"{', '.join(kinds('execution'))}; default: as trained"
+    )
+    for name, (annotation, owners) in shown.items():
+        parser.add_argument(
+            f"--execution.{name}",
+            type=annotation | None,
+            default=None,
+            help=f"of {', '.join(owners)}; default: as trained",
+        )
+
+
+def execution_of(options: Namespace, trained: Mapping[str, Any]) -> ExecutionOptions:
+    """The execution options of the command line; those that aren't given are as in `trained`, a policy's own.
+
+    Raises:
+        ConfigError: the kind is unknown, or an option belongs to another kind.
+    """
+    given = {name: value for name, value in vars(options.execution).items() if value is not None}
+    return changed_options("execution", trained, given)
 
 
 def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Namespace, ExperimentConfig]:

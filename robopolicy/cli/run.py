@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +10,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import add_backbone, add_precision, parse, verb_parser
+from robopolicy.cli.parsing import add_backbone, add_execution, add_precision, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
 from robopolicy.cli.run_report import shown, summarize
 from robopolicy.components import ConfigError
-from robopolicy.control.execution import ExecutionConfig
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import ThreadedInference
 from robopolicy.control.loop import ControlLoop
@@ -51,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
             robot, driver.stream, options.instruction, cameras=driver.cameras, realtime=options.realtime
         )
         stack.callback(inference.close)
-        executor = ChunkExecutor.from_config(driver.execution, driver.spec, driver.chunk, driver.control_dt)
+        executor = ChunkExecutor(driver.chunk, driver.control_dt, driver.execution, action_spec=driver.spec)
         loop = ControlLoop(
             robot,
             inference,
@@ -129,13 +127,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--rerun", action="store_true", help="show the run in the rerun viewer (extra `view`)")
     parser.add_argument("--realtime", type=bool, default=True, help="ask the system for real-time priority")
     parser.add_argument("--json", type=str | None, default=None, help="where to write the figures as JSON")
-    for field in fields(ExecutionConfig):
-        parser.add_argument(
-            f"--execution.{field.name}",
-            type=field.type | None,  # type: ignore[operator]
-            default=None,
-            help="as trained if not given",
-        )
+    add_execution(parser)
     return parser
 
 

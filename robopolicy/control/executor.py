@@ -1,8 +1,8 @@
 """Which action of which chunk is executed now: batched tensor code for one robot as for thousands of simulated worlds.
 
 Everything is aligned by time: action k of a chunk belongs to t_obs + k * control_dt, rounded to the control grid that
-the first chunk lays. Sources: receding horizon and dropping of late actions, Diffusion Policy (Chi et al. 2023);
-temporal ensemble, ACT (Zhao et al. 2023); frozen prefix and soft blend, real-time chunking (Black et al. 2025).
+the first chunk lays; late actions are dropped, as Diffusion Policy does (Chi et al. 2023). How a new chunk joins the
+plan is a component, see `robopolicy.control.execution`.
 """
 
 import math
@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from robopolicy.components import build
 from robopolicy.control.arrays import like
-from robopolicy.control.blending import blend
-from robopolicy.control.execution import ExecutionConfig, Strategy
+from robopolicy.control.execution import ExecutionOptions, Plans, Strategy, execution_from
 from robopolicy.model.rotation_math import RotationKind
 from robopolicy.model.rotations import action_rotations
 from robopolicy.types import ActionSpec
@@ -39,87 +39,46 @@ class ChunkExecutor:
         self,
         chunk: int,
         control_dt: float,
+        execution: ExecutionOptions | None = None,
         *,
         batch: int | Sequence[int] = (),
         action_spec: ActionSpec | None = None,
-        strategy: Strategy = "receding",
-        replan_every: int = 1,
-        ensemble_decay: float = 0.01,
-        gripper_hysteresis: float = 0.0,
         max_chunk_age_s: float | None = None,
-        latency_s: float = 0.0,
         rotations: Mapping[str, RotationKind] | None = None,
     ) -> None:
-        """Describe the execution.
+        """Prepare the strategy; there is no plan yet.
 
         Args:
             chunk: K, actions in one chunk.
             control_dt: time between two actions [s].
+            execution: options of the strategy; None: `receding` with its defaults.
             batch: the leading axes B: none for one robot, a number of worlds, or a shape.
             action_spec: names the binary gripper columns and says whether an arm at rest means zero (`delta`) or the
                 last action again (`absolute`); None: no gripper column, zero is rest.
-            strategy: `receding` follows the newest chunk taken; `ensemble` averages all chunks that cover a step, with
-                weights exp(-ensemble_decay * i), i = 0 the oldest; `freeze` keeps the steps that pass while the policy
-                thinks (latency_s) and blends the rest of the old plan into the new one.
-            replan_every: steps between two chunks taken.
-            ensemble_decay: m of the ensemble's weights.
-            gripper_hysteresis: how far the gripper's score must cross zero to change its mind; the score is the logit
-                where `add` is given logits, and else the action mapped from its two values to -1 and +1.
             max_chunk_age_s: `action` raises StaleChunkError beyond this age of the observation behind it [s].
-            latency_s: time from observation to chunk that `freeze` reckons with [s]; a later chunk freezes more.
             rotations: columns that are rotations, as for `--normalization.rotations`; an absolute pose's are found by the
                 action spec. Chunks are averaged along the shorter way.
+
+        Raises:
+            ValueError: `replan_every` and the strategy's frozen steps don't fit into a chunk.
         """
-        frozen = math.ceil(latency_s / control_dt - 1e-9)
-        if not 1 <= replan_every <= chunk - frozen:
+        execution = execution or execution_from({})
+        self._strategy: Strategy = build(execution, chunk, control_dt)
+        frozen = self._strategy.frozen
+        if not 1 <= execution.replan_every <= chunk - frozen:
             raise ValueError(
-                f"replan_every {replan_every} with {frozen} steps of latency does not fit into a chunk of {chunk} "
-                f"actions; use 1 .. {chunk - frozen}, or train a longer chunk"
+                f"replan_every {execution.replan_every} with {frozen} steps of latency does not fit into a chunk of "
+                f"{chunk} actions; use 1 .. {chunk - frozen}, or train a longer chunk"
             )
-        if gripper_hysteresis < 0 or ensemble_decay < 0 or latency_s < 0:
-            raise ValueError("gripper_hysteresis, ensemble_decay and latency_s must not be negative")
-        if strategy not in ("receding", "ensemble", "freeze"):
-            raise ValueError(f"unknown strategy {strategy!r}; there are receding, ensemble, freeze")
         self.batch = (batch,) if isinstance(batch, int) else tuple(batch)
         spec = action_spec or ActionSpec(arm=0, gripper=0)
-        self.chunk, self.control_dt, self.strategy = chunk, control_dt, strategy
-        self.replan_every, self.ensemble_decay = replan_every, ensemble_decay
-        self.gripper_hysteresis, self.max_chunk_age_s = gripper_hysteresis, max_chunk_age_s
+        self.chunk, self.control_dt, self.replan_every = chunk, control_dt, execution.replan_every
+        self.gripper_hysteresis, self.max_chunk_age_s = execution.gripper_hysteresis, max_chunk_age_s
         self._rotations = action_rotations(spec, "aligned", rotations or {})
-        weights = torch.exp(-ensemble_decay * torch.arange(chunk + 1, dtype=torch.float64))
-        self._shares = weights / weights.cumsum(0)  # of the chunk that is the i-th to cover a step
-        self._frozen, self._spec, self._action_spec = frozen, spec, action_spec
+        self._spec, self._action_spec = spec, action_spec
         self._gripper = np.array(spec.gripper_columns, dtype=np.int64)
         self._gripper_values = np.array(spec.gripper_values, dtype=np.float64).reshape(-1, 2)
         self.reset()
-
-    @classmethod
-    def from_config(
-        cls,
-        config: ExecutionConfig,
-        action_spec: ActionSpec,
-        chunk: int,
-        control_dt: float,
-        batch: int | Sequence[int] = (),
-        *,
-        max_chunk_age_s: float | None = None,
-        latency_s: float = 0.0,
-        rotations: Mapping[str, RotationKind] | None = None,
-    ) -> "ChunkExecutor":
-        """The executor that an experiment asks for."""
-        return cls(
-            chunk,
-            control_dt,
-            batch=batch,
-            action_spec=action_spec,
-            strategy=config.strategy,
-            replan_every=config.replan_every,
-            ensemble_decay=config.ensemble_decay,
-            gripper_hysteresis=config.gripper_hysteresis,
-            max_chunk_age_s=max_chunk_age_s,
-            latency_s=latency_s,
-            rotations=rotations,
-        )
 
     def reset(self, done: Bool[Tensor, "*B"] | None = None) -> None:
         """Forget the plans of the episodes in `done` (*B), or everything, batch shape and time grid included."""
@@ -209,26 +168,9 @@ class ChunkExecutor:
     def _merge(self, fresh: Tensor, take: Tensor, late: int) -> None:
         """Put a chunk shifted to now, (*B, K, width) with its last `late` steps empty, into the plans of `take`."""
         covered = torch.arange(self.chunk, device=fresh.device) < self.chunk - late
-        if self.strategy == "ensemble":
-            share = self._shares.to(fresh)[self._count.clamp(max=self.chunk)] * covered
-            plan, count = blend(self._plan, fresh, share, self._rotations), self._count + covered
-        elif self.strategy == "freeze":
-            new = (1 - self._keep(late)) * covered
-            plan, count = blend(self._plan, fresh, new, self._rotations), self._count.clamp(max=1) | covered
-        else:
-            plan, count = fresh, covered.long()
+        plan, count = self._strategy.merge(Plans(self._plan, self._count, fresh, covered, late, self._rotations))
         self._plan = torch.where(take[..., None, None], plan, self._plan)
         self._count = torch.where(take[..., None], count, self._count)
-
-    def _keep(self, late: int) -> Tensor:
-        """(*B, K) weight of the old plan: 1 while frozen, then real-time chunking's soft mask over the overlap."""
-        old = self._count > 0
-        place = torch.arange(self.chunk, device=old.device) + late  # in the new chunk
-        frozen = max(self._frozen, late)
-        end = late + old.sum(-1, keepdim=True)
-        soft = ((end - place).to(self._plan) / (end - frozen + 1).clamp(min=1)).clamp(0, 1)
-        soft = soft * torch.expm1(soft) / math.expm1(1)
-        return torch.where(place < frozen, 1.0, soft) * old
 
     def _grip(self, score: Tensor) -> Tensor:
         """Gripper values (*B, G) in the demos' units for scores (*B, G); an episode that is held keeps its grip."""

@@ -4,7 +4,6 @@ from robopolicy.components import ConfigError
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import (
     DataConfig,
-    ExecutionConfig,
     ExperimentConfig,
     NormalizationConfig,
     OptimizerConfig,
@@ -25,7 +24,6 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DemoFacts",
-    "ExecutionConfig",
     "ExperimentConfig",
     "NormalizationConfig",
     "OptimizerConfig",

@@ -1,10 +1,10 @@
 """An experiment's config and what the demos hold -> an untrained policy."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from robopolicy.components import build
+from robopolicy.components import build, values_of
 from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.model.encoders import EncoderInputs
 from robopolicy.model.memories import history_of, window_of
@@ -91,6 +91,6 @@ def policy_spec(
         instruction=instruction,
         frame_stride=config.data.frame_stride,
         control_dt=provenance.get("control_dt") or (1.0 / rate_hz if rate_hz else None),
-        execution=asdict(config.execution),
+        execution=values_of(config.execution),
         provenance={key: provenance[key] for key in PUBLIC_PROVENANCE if key in provenance},
     )

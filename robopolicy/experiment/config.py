@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from robopolicy.components import ConfigError, component, component_of, expect, require
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution import DEFAULT_KIND
 from robopolicy.model.memories import history_of, window_of
 
 Normalization: TypeAlias = Literal["min-max", "mean-std", "quantile", "none"]
@@ -16,6 +16,7 @@ COMPONENT_SECTIONS: Mapping[str, str | None] = {
     "pooling": "max",
     "memory": "lstm",
     "action_head": "regression",
+    "execution": DEFAULT_KIND,
 }
 """Sections whose fields depend on their `kind`, and the default kind; the default text is the encoder's."""
 
@@ -156,8 +157,8 @@ class TrainingConfig:
 class ExperimentConfig:
     """One experiment, as a file in `configs/` writes it.
 
-    The sections `encoder`, `text`, `pooling`, `memory` and `action_head` hold the options of the chosen kind, an instance
-    of the dataclass that the kind is registered with.
+    The sections `encoder`, `text`, `pooling`, `memory`, `action_head` and `execution` hold the options of the chosen kind,
+    an instance of the dataclass that the kind is registered with.
     """
 
     task: str | None = None
@@ -177,7 +178,7 @@ class ExperimentConfig:
     """Loss -> weight, or for an auxiliary loss {weight: w, option: value, ...}."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    execution: Any = field(default_factory=lambda: default_options("execution"))
 
     def __post_init__(self) -> None:
         if self.text is None:

@@ -15,12 +15,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from robopolicy.components import ConfigError, component, component_of, load_plugins, refuse_import_paths
+from robopolicy.components import ConfigError, component, load_plugins, refuse_import_paths, values_of
 from robopolicy.experiment.config import (
     COMPONENT_SECTIONS,
     DEFAULT_LOSSES,
     DataConfig,
-    ExecutionConfig,
     ExperimentConfig,
     NormalizationConfig,
     OptimizerConfig,
@@ -34,7 +33,6 @@ PLAIN_SECTIONS: Mapping[str, type] = {
     "normalization": NormalizationConfig,
     "optimizer": OptimizerConfig,
     "training": TrainingConfig,
-    "execution": ExecutionConfig,
 }
 """Sections whose fields are always the same."""
 MAPPINGS = ("augmentation", "losses")
@@ -84,7 +82,7 @@ def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name in COMPONENT_SECTIONS:
-            value = {"kind": component_of(value).kind, **asdict(value)}
+            value = values_of(value)
         elif field.name in PLAIN_SECTIONS:
             value = asdict(value)
         values[field.name] = _plain(value)
@@ -178,6 +176,18 @@ def help_parser(values: Mapping[str, Any]) -> ArgumentParser:
         else:
             parser.add_argument(f"--{section}", type=dict, default={}, help=f"see `robopolicy components {section}`")
     return parser
+
+
+def changed_options(family: str, values: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
+    """Options of a family's kind: those of `values` with `changes` (option -> value); another kind starts at its defaults.
+
+    Raises:
+        ConfigError: the kind is unknown, it has no option of one of these names, or a value has the wrong type.
+    """
+    tree = merged({family: values}, {f"{family}.{name}": value for name, value in changes.items()})
+    kind = _kind(family, tree)
+    given = {name: value for name, value in tree[family].items() if name != "kind"}
+    return section_from(component(family, kind).options, given, family, f"{family} {kind!r}")
 
 
 # -- one value -------------------------------------------------------------------------------------------------------------

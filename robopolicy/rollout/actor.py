@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution import ExecutionOptions, execution_from
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.stream import PolicyStream
 from robopolicy.types import Array, Observation, Policy
@@ -32,12 +32,14 @@ class Runner:
         *,
         batch: int | Sequence[int] = (),
         control_dt: float = 0.05,
-        execution: ExecutionConfig | None = None,
+        execution: ExecutionOptions | None = None,
     ) -> None:
         execution = execution or own_execution(policy)
         self.batch = (batch,) if isinstance(batch, int) else tuple(batch)
         self.stream = PolicyStream(policy, batch=batch, frame_stride=policy.spec.frame_stride)
-        self.executor = ChunkExecutor.from_config(execution, policy.spec.action, policy.spec.chunk, control_dt, batch)
+        self.executor = ChunkExecutor(
+            policy.spec.chunk, control_dt, execution, batch=batch, action_spec=policy.spec.action
+        )
         self.control_dt = control_dt
         self._step = 0
         self._device = getattr(policy, "device", torch.device("cpu"))
@@ -88,7 +90,7 @@ class PolicyActor:
         policy: Policy,
         num_envs: int,
         control_dt: float,
-        execution: ExecutionConfig | None = None,
+        execution: ExecutionOptions | None = None,
         *,
         reset_on_instruction: bool = False,
     ) -> None:
@@ -109,6 +111,6 @@ class PolicyActor:
         return action, action
 
 
-def own_execution(policy: Policy) -> ExecutionConfig:
+def own_execution(policy: Policy) -> ExecutionOptions:
     """The execution options that a policy was trained or exported with."""
-    return ExecutionConfig(**policy.spec.execution)
+    return execution_from(policy.spec.execution)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.env_map import EnvMap
 from robopolicy.rollout.env_map_parts import EnvMapError
@@ -23,7 +23,7 @@ def evaluate(
     env_map: EnvMap | Mapping[str, Any] | str | Path | None = None,
     env_python: str | Path | None = None,
     num_envs: int | None = None,
-    execution: ExecutionConfig | None = None,
+    execution: ExecutionOptions | None = None,
 ) -> Evaluation:
     """Run `policy` once per seed in copies of an environment and count successes.
 
@@ -62,7 +62,7 @@ def evaluate_in_worlds(
     policy: Policy,
     worlds: EnvWorlds,
     seeds: Sequence[int],
-    execution: ExecutionConfig | None = None,
+    execution: ExecutionOptions | None = None,
     *,
     provenance: Mapping[str, Any] | None = None,
     record: bool = False,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.policy import ChunkPolicy
@@ -51,10 +51,10 @@ class DevicePolicyActor:
         execution: Which action of which chunk is executed when.
     """
 
-    def __init__(self, policy: ChunkPolicy, env: RobotVectorEnv, execution: ExecutionConfig) -> None:
+    def __init__(self, policy: ChunkPolicy, env: RobotVectorEnv, execution: ExecutionOptions) -> None:
         self.policy, self.control_dt, self._sentences = policy, env.control_dt, env.sentences.texts
-        self.executor = ChunkExecutor.from_config(
-            execution, policy.action_spec, policy.chunk, env.control_dt, env.num_envs
+        self.executor = ChunkExecutor(
+            policy.chunk, env.control_dt, execution, batch=env.num_envs, action_spec=policy.action_spec
         )
         stride = policy.spec.frame_stride
         self._states = [policy.initial_state(env.num_envs) for _ in range(stride)]

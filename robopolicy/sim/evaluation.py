@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import Episode, Timing, run_episodes
@@ -18,7 +18,7 @@ def evaluate(
     policy: Any,
     env: RobotVectorEnv,
     seeds: Sequence[int],
-    execution: ExecutionConfig,
+    execution: ExecutionOptions,
     *,
     trained_on: Sequence[int] = (),
     provenance: Mapping[str, Any] | None = None,
@@ -56,7 +56,7 @@ def evaluate_shard(
     policy: Any,
     make_env: Callable[[int], RobotVectorEnv],
     seeds: Sequence[int],
-    execution: ExecutionConfig,
+    execution: ExecutionOptions,
     shard: Shard,
     *,
     num_envs: int = 64,
@@ -97,7 +97,7 @@ def evaluate_shard(
 
 
 def _rolled_out(
-    policy: Any, env: RobotVectorEnv, seeds: Sequence[int], execution: ExecutionConfig, record: bool, timing: Timing
+    policy: Any, env: RobotVectorEnv, seeds: Sequence[int], execution: ExecutionOptions, record: bool, timing: Timing
 ) -> Iterator[Episode]:
     if not env.on_device:
         actor = PolicyActor(policy, env.num_envs, env.control_dt, execution)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from robopolicy.components import ConfigError, require
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution.receding import RecedingOptions
 from robopolicy.experiment.run_folder import DESCRIPTION, read_policy, read_provenance, save_policy
 from robopolicy.files import replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
@@ -105,7 +105,7 @@ def improve(
     _check_folder(run_dir, resume)
     policy, experiment = read_policy(start)
     learner = Learner(policy.to(device), ppo)
-    execution = ExecutionConfig(replan_every=ppo.decision_steps)
+    execution = RecedingOptions(replan_every=ppo.decision_steps)
     policy.config = replace(experiment, execution=execution)
     policy.spec = replace(policy.spec, execution=asdict(execution))
     provenance = {**read_provenance(start), **(facts or {}), "improved_from": Path(start).name}

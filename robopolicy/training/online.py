@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from robopolicy.components import require
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy
@@ -79,7 +79,7 @@ def relabeled_episodes(
     env: EpisodeWorlds,
     seeds: Sequence[int],
     expert: Actor,
-    execution: ExecutionConfig | None = None,
+    execution: ExecutionOptions | None = None,
     expert_share: float = 0.0,
 ) -> Iterator[Episode]:
     """One recorded episode of the policy per seed, as they end; its demo holds the expert's labels.

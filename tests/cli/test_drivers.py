@@ -10,7 +10,7 @@ import pytest
 
 from robopolicy.cli.drivers import _told, driver_of
 from robopolicy.cli.run import _parser, run
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, values_of
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots import FakeRobot
@@ -61,10 +61,18 @@ def test_an_exported_folder_drives_it_as_it_was_trained_to(arm, tmp_path):
     driven([str(EXPORTED), "--instruction", "lift the red cube"], arm, tmp_path)
     driver = driver_of(_parser().parse_args([str(EXPORTED), "--robot", "sim"]))
     assert driver.execution.replan_every == 2
-    changed = ["--robot", "sim", "--execution.strategy", "ensemble"]
-    assert vars(driver_of(_parser().parse_args([str(EXPORTED), *changed])).execution) | {
-        "strategy": "receding"
-    } == vars(driver.execution)
+    changed = ["--robot", "sim", "--execution.kind", "ensemble", "--execution.ensemble_decay", "0.5"]
+    changed_driver = driver_of(_parser().parse_args([str(EXPORTED), *changed]))
+    assert values_of(changed_driver.execution) == {
+        "kind": "ensemble",
+        "replan_every": 1,
+        "gripper_hysteresis": 0.0,
+        "ensemble_decay": 0.5,
+    }
+    with pytest.raises(
+        ConfigError, match=r"unknown option --execution\.ensemble_decay; the options of execution 'receding'"
+    ):
+        driver_of(_parser().parse_args([str(EXPORTED), "--robot", "sim", "--execution.ensemble_decay", "0.5"]))
 
 
 def test_a_policy_behind_a_server_drives_it(arm, tmp_path):
@@ -77,7 +85,7 @@ def test_a_policy_behind_a_server_drives_it(arm, tmp_path):
 
 def test_a_policy_behind_a_server_is_driven_by_as_its_folder_is(tmp_path):
     """Another answer, or another way to execute it, because the policy is behind a network."""
-    execution = {"execution.strategy": "ensemble", "execution.replan_every": 3}
+    execution = {"execution.kind": "ensemble", "execution.replan_every": 3}
     made = make_policy(action=ARM, changes={"action_head.chunk": 4, "data.frame_stride": 3} | execution)
     save_policy(made, tmp_path / "run", {"control_dt": 0.05})
     policy = open_policy(tmp_path / "run")

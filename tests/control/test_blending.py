@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robopolicy.control.blending import blend
+from robopolicy.control.execution import execution_from
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.model.rotation_math import code, in_range
 from robopolicy.model.rotations import RotationColumns
@@ -70,13 +71,15 @@ def test_an_executor_finds_the_rotation_of_an_absolute_pose_and_takes_the_declar
     """The executor averaging numbers where the policy learned rotations."""
     pose = ActionSpec(arm=7, gripper=0, kind="absolute", space="ee")
     flips = torch.tensor([0.1, 0.2, 0.3, 0.0, 0.6, 0.0, 0.8]).repeat(4, 1)
-    executor = ChunkExecutor(4, 0.05, action_spec=pose, strategy=strategy)
+    executor = ChunkExecutor(4, 0.05, execution_from({"kind": strategy}), action_spec=pose)
     executor.add(flips, 0.0)
     executor.add(torch.cat([flips[:, :3], -flips[:, 3:]], dim=1), 0.05)
     action = executor.action(0.05)
     torch.testing.assert_close(action[3:].abs(), flips[0, 3:].abs())
     turning = ActionSpec(arm=2, gripper=0)
-    executor = ChunkExecutor(4, 0.05, action_spec=turning, strategy=strategy, rotations={"actions[1:2]": "angle"})
+    executor = ChunkExecutor(
+        4, 0.05, execution_from({"kind": strategy}), action_spec=turning, rotations={"actions[1:2]": "angle"}
+    )
     executor.add(torch.tensor([[1.0, 3.1]]).repeat(4, 1), 0.0)
     executor.add(torch.tensor([[0.0, -3.1]]).repeat(4, 1), 0.05)
     action = executor.action(0.05)

@@ -8,6 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robopolicy.control.execution import execution_from
+from robopolicy.control.execution.ensemble import EnsembleOptions
+from robopolicy.control.execution.freeze import FreezeOptions
+from robopolicy.control.execution.receding import RecedingOptions
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.types import ActionSpec
 
@@ -101,14 +105,9 @@ def test_batched_execution_equals_one_plain_episode_at_a_time(
     """A batch whose episodes leak into each other, or whose ring is off by one after drops, delays, NaN and resets."""
     replan_every = min(replan_every, chunk - frozen) or 1
     frozen = min(frozen, chunk - replan_every)
+    own = {"ensemble": {"ensemble_decay": 0.3}, "freeze": {"latency_s": frozen * CONTROL_DT}}.get(strategy, {})
     executor = ChunkExecutor(
-        chunk,
-        CONTROL_DT,
-        batch=3,
-        strategy=strategy,
-        replan_every=replan_every,
-        ensemble_decay=0.3,
-        latency_s=frozen * CONTROL_DT,
+        chunk, CONTROL_DT, execution_from({"kind": strategy, "replan_every": replan_every} | own), batch=3
     )
     offered = chunks(20, (3,), chunk, 1, seed)
     for step in nans:
@@ -136,7 +135,7 @@ def test_ensemble_equals_the_offline_sum_even_where_an_action_is_exactly_zero():
     offered = chunks(steps, (), chunk, 3)
     offered[3] = 0.0
     offered[7, 2] = 0.0
-    executor = ChunkExecutor(chunk, CONTROL_DT, strategy="ensemble", ensemble_decay=0.01)
+    executor = ChunkExecutor(chunk, CONTROL_DT, EnsembleOptions(ensemble_decay=0.01))
     for step in range(steps):
         executor.add(offered[step], step * CONTROL_DT)
         covering = torch.stack([offered[s, step - s] for s in range(max(0, step - chunk + 1), step + 1)])
@@ -175,7 +174,7 @@ def test_a_chunk_beyond_its_age_is_refused():
 
 def test_the_gripper_changes_its_mind_only_beyond_the_hysteresis():
     """A logit that flickers around zero opens and closes the fingers twenty times a second."""
-    executor = ChunkExecutor(1, CONTROL_DT, action_spec=SPEC, gripper_hysteresis=0.5)
+    executor = ChunkExecutor(1, CONTROL_DT, RecedingOptions(gripper_hysteresis=0.5), action_spec=SPEC)
     logits = [-0.1, 0.4, 0.6, -0.4, 0.1, -0.6, 0.3]
     grips = []
     for step, logit in enumerate(logits):
@@ -188,7 +187,7 @@ def test_the_gripper_keeps_to_its_two_values_under_every_strategy():
     """An average of open and closed is no gripper action: it must be decided before it is sent."""
     spec = ActionSpec(arm=[1], gripper=[0], gripper_values=((0.0, 255.0),))
     for strategy in ("receding", "ensemble", "freeze"):
-        executor = ChunkExecutor(4, CONTROL_DT, batch=5, action_spec=spec, strategy=strategy)
+        executor = ChunkExecutor(4, CONTROL_DT, execution_from({"kind": strategy}), batch=5, action_spec=spec)
         for step in range(12):
             actions = torch.full((5, 4, 2), 255.0 if step % 3 else 0.0)
             executor.add(actions, step * CONTROL_DT)
@@ -208,7 +207,7 @@ def test_a_held_episode_rests_with_its_gripper_as_it_was():
 def test_a_reset_of_one_episode_leaves_the_others_bit_equal():
     """Replanning everyone when one episode ends makes a result depend on its neighbours."""
     offered = chunks(10, (2,), 6, 3)
-    alone, together = (ChunkExecutor(6, CONTROL_DT, batch=n, action_spec=SPEC, replan_every=3) for n in (1, 2))
+    alone, together = (ChunkExecutor(6, CONTROL_DT, RecedingOptions(3), batch=n, action_spec=SPEC) for n in (1, 2))
     for step in range(10):
         if step == 4:
             together.reset(torch.tensor([True, False]))
@@ -220,7 +219,7 @@ def test_a_reset_of_one_episode_leaves_the_others_bit_equal():
 def test_contradictions_are_refused_in_words():
     """A plan that always runs out, a chunk of another policy, time running backwards: silent nonsense otherwise."""
     with pytest.raises(ValueError, match=r"replan_every 5 with 4 steps of latency .* use 1 \.\. 4"):
-        ChunkExecutor(8, CONTROL_DT, replan_every=5, latency_s=0.2)
+        ChunkExecutor(8, CONTROL_DT, FreezeOptions(replan_every=5, latency_s=0.2))
     executor = ChunkExecutor(4, CONTROL_DT, action_spec=SPEC)
     with pytest.raises(ValueError, match=r"chunk of shape \(5, 3\); .* = \(4, 3\)"):
         executor.add(torch.zeros(5, 3), 0.0)

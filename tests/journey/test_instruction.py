@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robopolicy import load_policy
-from robopolicy.control.execution import ExecutionConfig
+from robopolicy.control.execution.receding import RecedingOptions
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.tasks._cubes import COLORS
@@ -42,7 +42,7 @@ def robopolicy(folder: Path, *words: str) -> None:
 def first_touched(folder: Path, told: list[str]) -> np.ndarray:
     """Index of the cube that is touched first in each world where the policy is told `told`; -1 for none in time."""
     policy, env = load_policy(folder), RobotVectorEnv("reach", len(told))
-    actor = PolicyActor(policy, len(told), env.control_dt, ExecutionConfig())
+    actor = PolicyActor(policy, len(told), env.control_dt, RecedingOptions())
     seeds = range(50_000, 50_000 + len(told))
     obs, _ = env.reset(seed=list(seeds))
     actor.reset(np.ones(len(told), bool), seeds)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from robopolicy.experiment import DemoFacts, ExecutionConfig, ExperimentConfig, build_policy
+from robopolicy.control.execution.receding import RecedingOptions
+from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy
 from robopolicy.model.normalization import Statistics
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import Vocabulary
@@ -80,11 +81,11 @@ def test_a_policy_in_the_loop_acts_as_on_the_cpu(device_env, frame_stride):
     cpu = RobotVectorEnv("place", 4, cameras=("front",), image_size=32, max_episode_steps=5)
     device_env.max_episode_steps, before = 5, device_env.max_episode_steps
     try:
-        ours = DevicePolicyActor(made, device_env, ExecutionConfig(replan_every=2))
+        ours = DevicePolicyActor(made, device_env, RecedingOptions(replan_every=2))
         episodes = {e.seed: e for e in run_episodes_on_device(device_env, ours, SEEDS, record=True)}
     finally:
         device_env.max_episode_steps = before
-    theirs = PolicyActor(made, 4, cpu.control_dt, ExecutionConfig(replan_every=2))
+    theirs = PolicyActor(made, 4, cpu.control_dt, RecedingOptions(replan_every=2))
     for other in run_episodes(cpu, theirs, SEEDS, record=True):
         demo, like = episodes[other.seed].demos[0], other.demos[0]
         assert demo.instruction == like.instruction
@@ -93,7 +94,7 @@ def test_a_policy_in_the_loop_acts_as_on_the_cpu(device_env, frame_stride):
 
 def test_no_step_waits_for_the_device(device_env, unwaiting):
     """One hidden `.item()` a step makes a GPU idle most of the time."""
-    actor = DevicePolicyActor(policy(device_env), device_env, ExecutionConfig())
+    actor = DevicePolicyActor(policy(device_env), device_env, RecedingOptions())
     ledger, watch = _Ledger(device_env, actor, SEEDS), Stopwatch(torch.device("cpu"))
     ledger.tick(True, watch)
     with unwaiting():
@@ -119,7 +120,7 @@ def test_a_fault_fails_its_episode_and_is_reported(device_env):
             action[1] = float("nan")
             return label, action
 
-    actor = Broken(made, device_env, ExecutionConfig())
+    actor = Broken(made, device_env, RecedingOptions())
     episodes = [e for e, _ in zip(run_episodes_on_device(device_env, actor, SEEDS), range(2), strict=False)]
     assert not any(episode.success for episode in episodes)
     assert {episode.faults for episode in episodes} == {("action",)}
@@ -129,7 +130,7 @@ def test_an_evaluation_on_a_device_reports_as_one_on_the_cpu(device_env):
     """The same figures, by the same names."""
     device_env.max_episode_steps, before = 4, device_env.max_episode_steps
     try:
-        result = evaluate(policy(device_env), device_env, SEEDS, ExecutionConfig())
+        result = evaluate(policy(device_env), device_env, SEEDS, RecedingOptions())
     finally:
         device_env.max_episode_steps = before
     assert (result.episodes, result.successes, result.mean_steps) == (6, 0, 4.0)

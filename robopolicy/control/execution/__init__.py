@@ -1,26 +1,30 @@
-"""Which action of which chunk is executed when: the options of the executor."""
+"""The execution family: how the chunks of a policy become the plan whose actions are executed, one per control step.
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+`make(options, chunk, control_dt)` builds a `Strategy`; its options derive from `ExecutionOptions`. Built in: `receding`
+(the newest chunk replaces the plan), `ensemble` (the weighted mean of all chunks), `freeze` (soft blend behind the steps
+that pass during inference).
+"""
 
-from robopolicy.components import expect
+from collections.abc import Mapping
+from typing import Any
 
-Strategy: TypeAlias = Literal["receding", "ensemble", "freeze"]
+from robopolicy.components import ConfigError, options_from
+from robopolicy.control.execution.base import ExecutionOptions, Plans, Strategy
+
+__all__ = ["DEFAULT_KIND", "ExecutionOptions", "Plans", "Strategy", "execution_from"]
+
+DEFAULT_KIND = "receding"
 
 
-@dataclass(frozen=True)
-class ExecutionConfig:
-    """Which action of which chunk is executed when."""
+def execution_from(values: Mapping[str, Any]) -> ExecutionOptions:
+    """Options from a mapping such as `PolicySpec.execution`, {"kind": "receding", "replan_every": 2}.
 
-    strategy: Strategy = "receding"
-    """receding (a new chunk every replan_every steps), ensemble (ACT's weights), freeze (keep the latency's prefix)."""
-    replan_every: int = 1
-    """Actions executed before the next chunk is used."""
-    ensemble_decay: float = 0.01
-    """m of ACT's weights exp(-m i), i = 0 the oldest chunk."""
-    gripper_hysteresis: float = 0.0
-    """Logit beyond which the gripper changes its mind; 0 switches at 0."""
-
-    def __post_init__(self) -> None:
-        expect(self, "execution", ">= 1", "replan_every")
-        expect(self, "execution", ">= 0", "ensemble_decay", "gripper_hysteresis")
+    Raises:
+        ConfigError: the kind is unknown, has no option of one of these names, or a value has the wrong type.
+    """
+    given = dict(values)
+    kind = given.pop("kind", DEFAULT_KIND)
+    try:
+        return options_from("execution", kind, given)
+    except TypeError as error:
+        raise ConfigError(f"execution: values of {kind!r} have the wrong type: {given}") from error

@@ -1,0 +1,39 @@
+"""Temporal ensemble (ACT, Zhao et al. 2023): the weighted mean of all chunks that cover a step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robopolicy.components import expect, register
+from robopolicy.control.blending import blend
+from robopolicy.control.execution.base import ExecutionOptions, Plans
+
+
+@dataclass(frozen=True)
+class EnsembleOptions(ExecutionOptions):
+    """Options of `ensemble`."""
+
+    ensemble_decay: float = 0.01
+    """m of the weights exp(-m i), i = 0 for the oldest chunk that covers a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self, "execution", ">= 0", "ensemble_decay")
+
+
+@register("execution", "ensemble", EnsembleOptions)
+class Ensemble:
+    """Averages all chunks that cover a step."""
+
+    frozen = 0
+
+    def __init__(self, options: EnsembleOptions, chunk: int, control_dt: float) -> None:
+        weights = torch.exp(-options.ensemble_decay * torch.arange(chunk + 1, dtype=torch.float64))
+        self._shares = weights / weights.cumsum(0)  # share of the i-th chunk in the mean of the first i + 1
+
+    def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
+        """The running mean, updated by the new chunk."""
+        chunk = plans.covered.shape[-1]
+        share = self._shares.to(plans.new)[plans.count.clamp(max=chunk)] * plans.covered
+        return blend(plans.old, plans.new, share, plans.rotations), plans.count + plans.covered

@@ -1,0 +1,47 @@
+"""Frozen prefix and soft blend (real-time chunking's mask, Black et al. 2025, without its guidance of the policy)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robopolicy.components import expect, register
+from robopolicy.control.blending import blend
+from robopolicy.control.execution.base import ExecutionOptions, Plans
+
+
+@dataclass(frozen=True)
+class FreezeOptions(ExecutionOptions):
+    """Options of `freeze`."""
+
+    latency_s: float = 0.0
+    """Expected time from an observation to its chunk [s]; a chunk that comes later freezes more steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self, "execution", ">= 0", "latency_s")
+
+
+@register("execution", "freeze", FreezeOptions)
+class Freeze:
+    """Keeps the steps that pass during inference, and blends the rest of the old plan into the new chunk."""
+
+    def __init__(self, options: FreezeOptions, chunk: int, control_dt: float) -> None:
+        self.frozen = math.ceil(options.latency_s / control_dt - 1e-9)
+
+    def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
+        """The old plan at first, and more and more of the new chunk."""
+        share = (1 - self._kept(plans)) * plans.covered
+        count = plans.count.clamp(max=1) | plans.covered
+        return blend(plans.old, plans.new, share, plans.rotations), count
+
+    def _kept(self, plans: Plans) -> Tensor:
+        """(*B, K) weight of the old plan: 1 while frozen, then real-time chunking's soft mask over the overlap."""
+        old = plans.count > 0
+        place = torch.arange(old.shape[-1], device=old.device) + plans.late  # in the new chunk
+        frozen = max(self.frozen, plans.late)
+        end = plans.late + old.sum(-1, keepdim=True)
+        soft = ((end - place).to(plans.old) / (end - frozen + 1).clamp(min=1)).clamp(0, 1)
+        soft = soft * torch.expm1(soft) / math.expm1(1)
+        return torch.where(place < frozen, 1.0, soft) * old

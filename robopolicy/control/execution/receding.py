@@ -1,0 +1,27 @@
+"""Receding horizon (Diffusion Policy, Chi et al. 2023): the newest chunk taken replaces the plan."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robopolicy.components import register
+from robopolicy.control.execution.base import ExecutionOptions, Plans
+
+
+@dataclass(frozen=True)
+class RecedingOptions(ExecutionOptions):
+    """Options of `receding`: the common ones."""
+
+
+@register("execution", "receding", RecedingOptions)
+class Receding:
+    """The newest chunk replaces the plan; actions of steps that have passed are dropped."""
+
+    frozen = 0
+
+    def __init__(self, options: RecedingOptions, chunk: int, control_dt: float) -> None:
+        pass
+
+    def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
+        """The new chunk."""
+        return plans.new, plans.covered.long()
