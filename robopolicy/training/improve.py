@@ -19,7 +19,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from robopolicy.components import ConfigError, require
+from robopolicy.components import ConfigError, require, values_of
 from robopolicy.control.execution.receding import RecedingOptions
 from robopolicy.experiment.run_folder import DESCRIPTION, read_policy, read_provenance, save_policy
 from robopolicy.files import replacing, write_file
@@ -107,7 +107,7 @@ def improve(
     learner = Learner(policy.to(device), ppo)
     execution = RecedingOptions(replan_every=ppo.decision_steps)
     policy.config = replace(experiment, execution=execution)
-    policy.spec = replace(policy.spec, execution=asdict(execution))
+    policy.spec = replace(policy.spec, execution=values_of(execution))
     provenance = {**read_provenance(start), **(facts or {}), "improved_from": Path(start).name}
     worlds = open_worlds(policy)
     try:
