@@ -137,5 +137,5 @@ def test_the_viewer_is_shown_every_step(monkeypatch):
 def test_a_missing_viewer_names_the_extra_that_installs_it(monkeypatch):
     """`No module named 'rerun'` after the arm has gone home."""
     monkeypatch.setitem(sys.modules, "rerun", None)
-    with pytest.raises(ImportError, match=r"install robopolicy\[view\]"):
+    with pytest.raises(ImportError, match=r"install 'robopolicy\[view\]'"):
         RerunRecorder()

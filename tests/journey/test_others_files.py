@@ -166,5 +166,5 @@ def test_demos_without_observations_are_refused_by_every_verb(verb, tmp_path, ca
     code = train(path, tmp_path / "run") if verb == "train" else main([verb, str(path), *words])
     assert code == 2
     said = capsys.readouterr()
-    assert "nothing to train on" in said.err + said.out
+    assert "can't be trained on" in said.err + said.out
     assert [item.name for item in tmp_path.iterdir()] == ["demo.hdf5"]

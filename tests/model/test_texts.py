@@ -129,7 +129,7 @@ def test_a_sentence_model_that_is_missing_is_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"give --text\.model"):
         make("text", "sentence", inputs)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'robopolicy\[text\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'robopolicy\[vlm\]'"):
         make("text", "sentence", inputs, model="somewhere")
 
 

@@ -78,7 +78,7 @@ def test_chunks_that_cannot_be_cut_are_refused(steps: int) -> None:
 
 def test_an_unknown_way_with_the_remainder_is_refused() -> None:
     """A misspelled `drop` would train on padding."""
-    with pytest.raises(ValueError, match="remainder 'dropped' is not known; choose drop or pad"):
+    with pytest.raises(ValueError, match="remainder 'dropped' is unknown; expected drop or pad"):
         split_episodes.__wrapped__(torch.zeros(1, 5), 2, "dropped")
 
 
