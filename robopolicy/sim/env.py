@@ -1,7 +1,8 @@
 """A gymnasium vector environment: N worlds of a task, one call a control step, on the CPU or on a device."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from robopolicy.control.arrays import copied, namespace
 from robopolicy.sim.backend import Kind, make_physics
 from robopolicy.sim.episodes import turns
-from robopolicy.sim.physics import fault_names
+from robopolicy.sim.physics import BatchPhysics, fault_names
 from robopolicy.sim.pool import EpisodePool, Instructions
 from robopolicy.sim.randomization import Randomization, RandomizationConfig
 from robopolicy.sim.render import Renderer
@@ -83,6 +84,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         limits: bool = True,
         render_mode: str | None = None,
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; expected 1 or more")
         if render_mode not in (None, "rgb_array"):
@@ -115,6 +117,25 @@ class RobotVectorEnv(Worlds, VectorEnv):
         )
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as its arguments and the state of its worlds: the engine's own memory can't be.
+
+        Raises:
+            TypeError: the worlds are on a device.
+        """
+        if not isinstance(self.physics, BatchPhysics):
+            raise TypeError("only environments with physics 'batch' can be pickled or copied; this one has 'warp'")
+        records = {name: value.copy() for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        state = {"physics": self.physics.snapshot(), "records": records, "sentences": self.sentences}
+        return partial(RobotVectorEnv, **self._arguments), (), state | {"_np_random": self._np_random}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        cast(BatchPhysics, self.physics).restore(state["physics"])
+        for name, values in state["records"].items():
+            getattr(self, name)[...] = values
+        self.sentences, self._np_random, self._told = state["sentences"], state["_np_random"], None
+        self._observe_state()
 
     @property
     def control_dt(self) -> float:
@@ -245,7 +266,9 @@ class RobotVectorEnv(Worlds, VectorEnv):
             "fault": self.fault,
             "instruction_id": self.instruction_id,
         }
-        return {key: copied(record) for key, record in records.items()} | {"instruction": self.instructions}
+        # On the host an array, as gymnasium's wrappers expect of every value in a vector environment's info.
+        texts = self.instructions if self.on_device else np.array(self.instructions, dtype=object)
+        return {key: copied(record) for key, record in records.items()} | {"instruction": texts}
 
 
 def _space(rows: Array) -> gymnasium.spaces.Box:

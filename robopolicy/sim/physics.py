@@ -137,10 +137,22 @@ class BatchPhysics:
             return np.zeros(self.num_worlds, np.int64)
         return counts[:, _NUMBERS].any(1) * int(Fault.PHYSICS) + counts[:, _FULL].any(1) * int(Fault.OVERFLOW)
 
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Copies of all that the next steps depend on, by MuJoCo's field name."""
+        return {name: self.batch.bind(name).copy() for name in _STATE} | {
+            name: values.copy() for name, values in self.fields.items()
+        }
+
+    def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
+        """Continue from a snapshot of the same scene, number of worlds and fields."""
+        for name, values in snapshot.items():
+            (self.fields[name] if name in self.fields else self.batch.bind(name))[:] = values
+
     def forward(self) -> None:
         """Bring `poses` up to date with `qpos`."""
         self.batch.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
 
 
+_STATE = ("qpos", "qvel", "mocap_pos", "ctrl", "qacc_warmstart", "time")
 _FULL = [mujoco.mjtWarning.mjWARN_CONTACTFULL.value, mujoco.mjtWarning.mjWARN_CNSTRFULL.value]
 _NUMBERS = [kind for kind in range(mujoco.mjtWarning.mjNWARNING.value) if kind not in _FULL]

@@ -13,7 +13,8 @@ from robopolicy.sim.env import RobotVectorEnv
 class RobotEnv(gymnasium.Env):
     """One world of a task, for `gymnasium.make`; keyword arguments as `RobotVectorEnv`.
 
-    With `render_mode="rgb_array"`, `render()` gives the `front` camera's picture.
+    With `render_mode="rgb_array"`, `render()` gives the `front` camera's image. On the CPU an environment can be pickled and
+    copied; a copy continues from the same state with the same results.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -45,5 +46,7 @@ class RobotEnv(gymnasium.Env):
 
     def _first(self, values: Mapping[str, Any]) -> dict[str, Any]:
         first = {key: value[0] for key, value in values.items()}
+        # Python's numbers: gymnasium's wrappers don't know numpy.bool.
+        first = {key: value.item() if isinstance(value, np.generic) else value for key, value in first.items()}
         self._picture = first.get("front", self._picture)
         return first

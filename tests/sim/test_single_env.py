@@ -1,11 +1,17 @@
 """One world for `gymnasium.make`."""
 
+import copy
+import pickle
+
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers.vector import DictInfoToList
 
 import robopolicy.sim
+from robopolicy.sim.randomization import RandomizationConfig
 from robopolicy.sim.single_env import RobotEnv
 from robopolicy.sim.tasks import TASKS
 
@@ -40,3 +46,47 @@ def test_render_gives_the_front_picture():
     assert picture is not None
     assert picture.shape == (64, 64, 3)
     np.testing.assert_array_equal(picture, obs["front"])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_continues_as_the_original(copied):
+    """Guards against: an environment that can't be sent to another process, or whose copy starts from another state."""
+    env = RobotEnv("place", randomization=RandomizationConfig(mass=0.5, delay_steps=2))
+    env.reset(seed=3)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        env.step(rng.uniform(-1, 1, 7))
+    other = copied(env)
+    for _ in range(5):
+        action = rng.uniform(-1, 1, 7)
+        (mine, *rest), (theirs, *their_rest) = env.step(action), other.step(action)
+        assert rest == their_rest
+        for key, values in mine.items():
+            np.testing.assert_array_equal(values, theirs[key], err_msg=key)
+    assert env.reset()[1] == other.reset()[1]
+
+
+def test_info_holds_pythons_own_numbers():
+    """Guards against: numpy.bool in info, which gymnasium's NumpyToTorch can't convert."""
+    env = RobotEnv("lift")
+    infos = [env.reset(seed=0)[1], env.step(np.zeros(7))[-1]]
+    assert {type(value) for info in infos for value in info.values()} == {bool, int, str}
+
+
+def test_numpy_to_torch_converts_observations_and_info():
+    """Guards against: an environment that gymnasium's wrapper for torch refuses."""
+    pytest.importorskip("array_api_compat", reason="gymnasium's NumpyToTorch needs array-api-compat")
+    from gymnasium.wrappers import NumpyToTorch
+
+    obs, info = NumpyToTorch(RobotEnv("lift")).reset(seed=0)
+    assert all(isinstance(value, torch.Tensor) for value in obs.values())
+    assert not info["success"]
+
+
+def test_the_vector_infos_convert_to_a_list_of_dicts():
+    """Guards against: a value in a vector environment's info that is no array with a row for each world."""
+    env = DictInfoToList(gymnasium.make_vec("robopolicy/Lift-v0", num_envs=3))
+    _, infos = env.reset(seed=0)
+    assert [info["instruction"] for info in infos] == list(env.unwrapped.instructions)
+    *_, infos = env.step(np.zeros((3, 7)))
+    assert [info["seed"] for info in infos] == [0, 1, 2]
