@@ -115,6 +115,32 @@ def test_linear_action_learns_the_present_valid_action() -> None:
     assert not selected.grad[1, 2:].any()
 
 
+def test_linear_action_moves_the_selection_to_the_key_that_the_action_follows() -> None:
+    """Guards against: the named object shut out, since the mean of all objects lies opposite to the demonstrated motion."""
+    torch.manual_seed(0)
+    shares = nn.Parameter(torch.zeros(3))
+    widths = {"selected": 3, "sentence": 4, "keys_cube": 3, "choice_0_cube": 3}
+    linear = build_loss("linear_action", predictions=widths)
+    sentence = torch.randn(64, 1, 4)[:1].expand(64, 1, 4)
+    named = torch.randn(64, 1, 3)
+    keys = torch.stack(
+        [-0.65 * named + 1.2 * torch.randn(64, 1, 3), named, -0.65 * named + 1.2 * torch.randn(64, 1, 3)], dim=-2
+    )
+    target = torch.cat([named, torch.zeros(64, 1, 4)], dim=-1)[:, :, None]
+    batch = Batch({}, torch.zeros(64), (), target, torch.ones(64, 1, 1, dtype=torch.bool), torch.ones(64, 1).bool())
+    optimizers = [torch.optim.AdamW(linear.parameters(), lr=0.02), torch.optim.AdamW([shares], lr=0.02)]
+    for step in range(150):
+        choice = shares.softmax(-1).expand(64, 1, 3)
+        seen = {"selected": (choice[..., None] * keys).sum(-2), "sentence": sentence}
+        loss = linear(make_inputs(batch=batch, predictions=seen | {"keys_cube": keys, "choice_0_cube": choice}))
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers[: 1 + (step >= 50)]:
+            optimizer.step()
+    assert shares.softmax(-1)[1] > 0.8
+
+
 def test_linear_action_needs_an_encoder_with_groups() -> None:
     """Guards against: a weighted loss that no part of the model can compute."""
     with pytest.raises(ConfigError, match=r"--losses\.linear_action needs .* give --encoder\.groups"):

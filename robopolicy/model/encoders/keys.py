@@ -46,8 +46,11 @@ class KeysEncoder(TokenEncoder):
     For the keys of a group, the sentence vector selects among them by attention, and the common token sees the selected
     values beside all other keys. So what to do with an object is learned once, from the demos of all of them. The
     group's own tokens come from one shared perceptron and fade where a key is not selected: a token per object and
-    instruction would let the policy memorize the training scenes instead. The prediction `selected` holds the values
-    that the common token sees; the auxiliary loss on it makes the selection reliable.
+    instruction would let the policy memorize the training scenes instead.
+
+    Predictions, for the auxiliary loss that makes the selection reliable: `selected`, the values that the common token
+    sees; `sentence`, its vector; for each group `keys_<group>` (*B, keys, width) and, for its choices,
+    `choice_<n>_<group>` (*B, keys), the share of each key.
     """
 
     def __init__(self, options: KeysOptions, inputs: EncoderInputs) -> None:
@@ -62,6 +65,7 @@ class KeysEncoder(TokenEncoder):
         self.token_width = width
         self.token_count = len(widths) + 1 + inputs.text_tokens
         self.groups = tuple(tuple(keys) for keys in options.groups.values())
+        self.group_names = tuple(options.groups)
         grouped = {key for keys in self.groups for key in keys}
         self.single = tuple(key for key in widths if key not in grouped)
         self.networks = nn.ModuleList(perceptron(widths[key] + sentence, hidden, width) for key in self.single)
@@ -69,24 +73,32 @@ class KeysEncoder(TokenEncoder):
         self.selectors = nn.ModuleList(Selector(sentence, len(keys), options.choices) for keys in self.groups)
         selected = sum(options.choices * widths[keys[0]] for keys in self.groups)
         common = selected + sum(widths[key] for key in self.single)
-        self.prediction_widths = {"selected": common} if self.groups else {}
+        self.prediction_widths = {"selected": common, "sentence": sentence} if self.groups else {}
+        for name, keys in options.groups.items():
+            self.prediction_widths[f"keys_{name}"] = widths[keys[0]]
+            self.prediction_widths |= {f"choice_{choice}_{name}": len(keys) for choice in range(options.choices)}
         self.together = perceptron(common + sentence, hidden, width)
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`; the tokens of single keys come first, then those of groups, then the common one."""
         values = [obs[key] for key in self.single]
-        tokens = []
+        tokens, predictions = [], {}
         for value, network in zip(values, self.networks, strict=True):
             tokens.append(network(with_sentence(value, text))[..., None, :])
         if text is not None:
-            for keys, selector, shared in zip(self.groups, self.selectors, self.shared, strict=True):
+            predictions["sentence"] = text.sentence
+            for name, keys, selector, shared in zip(
+                self.group_names, self.groups, self.selectors, self.shared, strict=True
+            ):
                 instances = torch.stack([obs[key] for key in keys], dim=-2)
                 weights = selector(text.sentence)
                 values.append((weights @ instances).flatten(-2))
                 tokens.append(shared(instances) * weights.amax(dim=-2)[..., None])
+                predictions[f"keys_{name}"] = instances
+                predictions |= {f"choice_{choice}_{name}": share for choice, share in enumerate(weights.unbind(-2))}
         common = torch.cat(values, dim=-1)
         tokens.append(self.together(with_sentence(common, text))[..., None, :])
-        predictions = {"selected": common} if self.groups else {}
+        predictions = predictions | {"selected": common} if self.groups else {}
         return Encoding(*append_text(torch.cat(tokens, dim=-2), text), predictions)
 
 

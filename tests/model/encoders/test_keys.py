@@ -32,7 +32,8 @@ def test_only_declared_groups_are_selected_from():
     encoder = make_encoder()
     assert encoder.groups == (("cube_red", "cube_blue"),)
     assert encoder.single == ("ee_pose", "plate", "qpos")
-    assert encoder.prediction_widths == {"selected": 7 + 3 + 7 + 2 * 3}
+    choices = {"choice_0_cube": 2, "choice_1_cube": 2}
+    assert encoder.prediction_widths == {"selected": 7 + 3 + 7 + 2 * 3, "sentence": 8, "keys_cube": 3, **choices}
 
 
 def test_the_selection_starts_with_equal_shares():
