@@ -46,6 +46,12 @@ def convert(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--window", type=int | None, default=None, help="frames of memory; for checkpoints")
     parser.add_argument("--latent", type=int, default=1, help="vectors kept per frame; for checkpoints")
+    parser.add_argument(
+        "--pooling", type=Literal["max", "none"], default="max", help="RoboVLMs' down-sampling; for checkpoints"
+    )
+    parser.add_argument(
+        "--arm-limit", type=float, default=0.65, help="arm action that the head's 1 stands for; CALVIN's is 0.65"
+    )
     options = parse(parser, arguments)
     if "://" not in options.source and not Path(options.source).exists():
         raise ConfigError(f"{options.source}: no such file or folder")
@@ -55,7 +61,12 @@ def convert(arguments: Sequence[str]) -> int:
             raise ConfigError("a checkpoint does not hold its window; give --window, 8 or 16 in RoboVLMs' configs")
         from robopolicy.experiment.robovlms import convert_checkpoint
 
-        print(f"policy    {convert_checkpoint(options.source, options.target, options.window, options.latent)}")
+        if not options.arm_limit > 0:
+            raise ConfigError(f"--arm-limit is {options.arm_limit}; expected more than 0")
+        folder = convert_checkpoint(
+            options.source, options.target, options.window, options.latent, options.pooling, options.arm_limit
+        )
+        print(f"policy    {folder}")
         return 0
     from robopolicy.demos.formats._conversion import run_convert
 

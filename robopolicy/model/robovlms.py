@@ -30,7 +30,7 @@ CALVIN_LIMIT = 0.65
 GPT_HEADS = 8
 """Attention heads of RoboVLMs' GPT decoder; no shape in the file depends on them."""
 
-_PREFIX = re.compile(r"^(?:module\.)*(?:model\.)*(?:(act_head|lm_head)\.)*")
+_PREFIX = re.compile(r"^(?:_forward_module\.)*(?:module\.)*(?:model\.)*(?:(act_head|lm_head)\.)*")
 _PARTS = ("rnn.", "actions.", "gripper.", "mlp.", "gpt.", "fc.")
 
 
@@ -72,9 +72,9 @@ def read_head(
     return read_checkpoint(source, window, latent, pooling)[0]
 
 
-def calvin_statistics(spec: ActionSpec) -> Statistics:
-    """Statistics that make `ActionNormalizer` scale as RoboVLMs does on CALVIN: arm +-0.65 -> +-1."""
-    limit = np.full(spec.width, CALVIN_LIMIT)
+def calvin_statistics(spec: ActionSpec, arm_limit: float = CALVIN_LIMIT) -> Statistics:
+    """Statistics that make `ActionNormalizer` scale the arm's +-arm_limit to +-1, as RoboVLMs does on CALVIN by default."""
+    limit = np.full(spec.width, arm_limit)
     return Statistics(1, -limit, limit, 0 * limit, limit, -limit, limit)
 
 

@@ -58,6 +58,7 @@ FREE_TO_CHANGE = (
 
 LIGHTNING_ADVICE = (
     "You passed in a `val_dataloader` but have no `validation_step`",  # RunKeeper validates
+    r"Found \d+ module\(s\) in eval mode",  # a frozen backbone
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
 )
 """Beginnings of warnings about deliberate choices, or about code that isn't ours."""

@@ -188,7 +188,17 @@ def test_the_published_size_has_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "module.", "model.", "model.act_head.", "module.model.act_head.", "act_head.", "model.lm_head."]
+    "prefix",
+    [
+        "",
+        "module.",
+        "model.",
+        "model.act_head.",
+        "module.model.act_head.",
+        "_forward_module.model.act_head.",
+        "act_head.",
+        "model.lm_head.",
+    ],
 )
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
 def test_prefixes_and_wrappers_are_taken_off(prefix, wrapper):

@@ -17,7 +17,7 @@ from robopolicy.model.encoders._backbones import (
     VisionBackbone,
 )
 from robopolicy.model.encoders._images import image_preparation
-from robopolicy.model.encoders._lora import add_adapters
+from robopolicy.model.encoders._lora import Adapters, add_adapters
 
 LOG = logging.getLogger(__name__)
 FINGERPRINT_BYTES = 2**20
@@ -32,16 +32,16 @@ def load_backbone(
     reading: Reading | None = None,
     *,
     dtype: Dtype = "auto",
-    lora_rank: int = 0,
+    adapters: Adapters | None = None,
 ) -> Backbone:
-    """The model of a local folder or a hub name, with its identity, in eval mode on the CPU.
+    """The model of a local folder or a hub name, with its identity, on the CPU; in eval mode unless it has adapters.
 
     Args:
         name: folder or name, as `from_pretrained` takes it.
         image_size: height and width of the demos' images; only models that read any size use it.
         reading: what of its hidden states becomes tokens; None: all tokens of the last layer.
         dtype: of its weights.
-        lora_rank: rank of trainable adapters; 0: frozen.
+        adapters: trainable ones; None: frozen.
 
     Raises:
         ImportError: `transformers` isn't installed.
@@ -77,8 +77,9 @@ def load_backbone(
         "readout": reading.readout,
         "layer": reading.layer,
     }
-    if lora_rank:
-        backbone.model, backbone.trained = add_adapters(model, lora_rank), True
+    if adapters is not None:
+        backbone.model, backbone.trained = add_adapters(model, adapters), True
+        backbone.train()  # the trainer keeps each module's mode; dropout and checkpointing are off in eval mode
     return backbone
 
 

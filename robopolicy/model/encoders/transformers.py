@@ -7,8 +7,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from robopolicy.components import ConfigError, expect, register
-from robopolicy.model.encoders._loading import load_backbone
+from robopolicy.components import ConfigError, expect, register, require
+from robopolicy.model.encoders._backbones import Reading, Readout
+from robopolicy.model.encoders._loading import Dtype, load_backbone
+from robopolicy.model.encoders._lora import Adapters
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron
 from robopolicy.model.texts import TextTokens
 
@@ -24,13 +26,37 @@ class TransformersOptions:
     model: str | None = None
     """The backbone: a local folder or a model name."""
     lora_rank: int = 0
-    """Rank of trainable LoRA adapters on the backbone's attention; 0 keeps it frozen."""
+    """Rank of trainable LoRA adapters on the backbone's linear maps; 0 keeps it frozen."""
+    lora_alpha: float | None = None
+    """Strength of the adapters; null: twice the rank."""
+    lora_dropout: float = 0.0
+    """Dropout of the adapters' inputs, in training."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear maps with adapters, such as `q_proj`; empty: those of the attention."""
+    gradient_checkpointing: bool = False
+    """Compute the backbone's activations again in the backward pass: less memory, more time."""
+    dtype: Dtype = "auto"
+    """Of the backbone's weights; auto: as they are stored."""
+    readout: Readout = "all"
+    """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens."""
+    layer: int = -1
+    """Which hidden states are read; -1: the last."""
 
     default_text: ClassVar[str] = "prompt"
 
     def __post_init__(self) -> None:
         expect(self, "encoder", ">= 1", "width", "hidden")
         expect(self, "encoder", ">= 0", "lora_rank")
+        expect(self, "encoder", ">= 0 and < 1", "lora_dropout")
+        expect(self, "encoder", "> 0", "lora_alpha")
+        others = {"lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout, "lora_targets": self.lora_targets}
+        given = [name for name, value in others.items() if value] + [
+            "gradient_checkpointing"
+        ] * self.gradient_checkpointing
+        require(
+            self.lora_rank > 0 or not given,
+            f"--encoder.{given[0] if given else ''} without adapters; give --encoder.lora_rank",
+        )
 
 
 @register("encoder", "transformers", TransformersOptions)
@@ -51,7 +77,14 @@ class TransformersEncoder(TokenEncoder):
         if options.model is None:
             raise ConfigError("--encoder.kind transformers needs a model; give --encoder.model FOLDER_OR_NAME")
         cameras, widths = inputs.cameras, inputs.key_widths
-        self.backbone = load_backbone(options.model, next(iter(cameras.values())), lora_rank=options.lora_rank)
+        reading, adapters = Reading(options.readout, options.layer), None
+        if options.lora_rank:
+            alpha = options.lora_alpha or 2.0 * options.lora_rank
+            adapters = Adapters(options.lora_rank, alpha, options.lora_dropout, options.lora_targets)
+        size = next(iter(cameras.values()))
+        self.backbone = load_backbone(options.model, size, reading, dtype=options.dtype, adapters=adapters)
+        if options.gradient_checkpointing:
+            self.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.cameras, self.keys = tuple(cameras), tuple(widths)
         self.token_width = options.width
         self.token_count = self.backbone.token_count(len(cameras), inputs.text_tokens) + bool(widths)

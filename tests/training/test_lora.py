@@ -1,0 +1,78 @@
+"""Training LoRA adapters of a backbone together with the head, on a tiny model."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("transformers", reason="the extra vlm isn't installed")
+pytest.importorskip("peft", reason="the extra vlm isn't installed")
+
+from robopolicy.components import ConfigError
+from robopolicy.experiment import ExperimentConfig, load_policy
+from robopolicy.training.train import train
+from tests.small_runs import run, small_config, weights
+from tests.tiny_backbones import save_backbone
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """No test may look for a model on the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def lora_config(demos, model):
+    changes = {
+        "encoder.kind": "transformers",
+        "encoder.width": 8,
+        "encoder.hidden": 8,
+        "encoder.model": str(model),
+        "encoder.lora_rank": 2,
+        "encoder.lora_alpha": 3.0,
+        "encoder.lora_dropout": 0.1,
+        "encoder.lora_targets": ["q_proj", "v_proj"],
+        "encoder.gradient_checkpointing": True,
+        "data.cameras": ["front"],
+        "data.batch_size": 2,
+        "optimizer.warmup_steps": 0,
+        "training.max_steps": 4,
+        "training.valid_every": 4,
+    }
+    return small_config(demos).change(changes)
+
+
+def test_adapters_are_saved_loaded_and_resumed_bit_for_bit(tiny_demos, tmp_path):
+    """Guards against: adapters that are lost at the end, or whose dropout draws other numbers after a resumption."""
+    model = save_backbone("clip", tmp_path / "model")
+    config = lora_config(tiny_demos, model)
+    whole = train(config, tmp_path / "whole")
+    run(config, tmp_path / "cut", stop_at=(2,))
+    resumed = train(config, tmp_path / "cut", resume=True)
+    assert torch.equal(weights(resumed), weights(whole))
+    saved = load_file(whole / "policy.safetensors")
+    adapters = {name: value for name, value in saved.items() if "lora_" in name}
+    assert adapters
+    assert all("q_proj" in name or "v_proj" in name for name in adapters)
+    assert any(value.abs().max() > 0 for name, value in adapters.items() if "lora_B" in name), "they have learned"
+    loaded = dict(load_policy(whole).named_parameters())
+    assert all(torch.equal(loaded[name], value) for name, value in adapters.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder.lora_dropout": 0.1}, "--encoder.lora_dropout without adapters; give --encoder.lora_rank"),
+        ({"encoder.gradient_checkpointing": True}, "--encoder.gradient_checkpointing without adapters"),
+        ({"encoder.lora_rank": 2, "encoder.lora_dropout": 1.0}, "lora_dropout must be >= 0 and < 1, got 1.0"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(changes, message):
+    """Guards against: an option that is given and does nothing."""
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig().change({"encoder.kind": "transformers", **changes})
+
+
+def test_an_unknown_linear_map_is_refused_with_those_there(tiny_demos, tmp_path):
+    """Guards against: adapters on nothing, since the model's maps have other names."""
+    config = lora_config(tiny_demos, save_backbone("clip", tmp_path / "model"))
+    with pytest.raises(ConfigError, match=r"no linear map 'wq'; it has: .*q_proj"):
+        train(config.change({"encoder.lora_targets": ["wq"]}), tmp_path / "run")
