@@ -36,6 +36,9 @@ FAMILIES: Mapping[str, str] = {
 GROUP = "robopolicy.components"
 """Entry-point group of installed plug-ins."""
 
+BUILT_IN = "robopolicy"
+"""Origin of the built-in kinds."""
+
 _T = TypeVar("_T")
 
 
@@ -91,7 +94,9 @@ def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T]
     def add(made: _T) -> _T:
         module = getattr(made, "__module__", "?")
         package = module.partition(".")[0]
-        component = Component(family, kind, made, options, _plugin[-1] if _plugin else package)  # type: ignore[arg-type]
+        # A plug-in may import, and so register, built-in kinds: those that it builds on.
+        origin = _plugin[-1] if _plugin and package != BUILT_IN else package
+        component = Component(family, kind, made, options, origin)  # type: ignore[arg-type]
         before = _registered.get((family, kind))
         if before is not None and getattr(before.make, "__module__", "?") != module:
             raise ConfigError(
@@ -270,6 +275,11 @@ def _load_entry_point(family: str, kind: str) -> None:
         raise ConfigError(f"{family} {kind!r} is provided twice: {sources}; uninstall one of them")
     for entry in found:
         _import_plugin(entry.module, _distribution(entry))
+        require(
+            (family, kind) in _registered,
+            f"{family} {kind!r}: {_distribution(entry)} names it, but its module {entry.module} does not register it; "
+            f"expected @register({family!r}, {kind!r}, ...) there",
+        )
 
 
 def _distribution(entry: metadata.EntryPoint) -> str:

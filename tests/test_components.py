@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from robopolicy import components
 from robopolicy.components import (
     ConfigError,
     build,
@@ -16,6 +15,7 @@ from robopolicy.components import (
     options_from,
     register,
 )
+from tests.making import forget_plugins
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class GatedOptions:
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    monkeypatch.setattr(components, "_registered", dict(components._registered))
-    monkeypatch.setattr(components, "_by_options", dict(components._by_options))
+def own_registry():
+    yield
+    forget_plugins()
 
 
 def test_a_registered_kind_is_built_from_its_options():

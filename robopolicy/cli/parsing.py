@@ -15,6 +15,7 @@ from robopolicy.experiment.reading import (
     SECTIONS,
     changed_options,
     config_from_dict,
+    converted,
     help_parser,
     merged,
     read_yaml,
@@ -131,7 +132,7 @@ def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[
     given, rest = split_overrides(words)
     tree = merged(tree, given)
     if {"-h", "--help"} & set(rest):
-        load_plugins(tree.get("plugins") or ())
+        load_plugins(converted(tuple[str, ...], tree.get("plugins", ()), "plugins"))
         print(parser.format_help() + "\n" + help_parser(tree).format_help().partition("\n\n")[2])
         raise SystemExit(0)
     known = {option for action in parser._actions for option in action.option_strings}

@@ -6,7 +6,7 @@ from typing import Any
 
 from robopolicy.components import build, values_of
 from robopolicy.experiment.config import ExperimentConfig
-from robopolicy.model.encoders import EncoderInputs
+from robopolicy.model.encoders import EncoderInputs, text_width_of
 from robopolicy.model.memories import history_of, window_of
 from robopolicy.model.normalization import ActionNormalizer
 from robopolicy.model.policy import ChunkPolicy
@@ -50,9 +50,9 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
     actions = action_normalizer(config, facts.action, facts.action_statistics)
     text = None
     if facts.vocabulary is not None:
-        inputs = TextInputs(facts.vocabulary, config.encoder.width, getattr(config.encoder, "model", None))
+        inputs = TextInputs(facts.vocabulary, text_width_of(config.encoder), getattr(config.encoder, "model", None))
         text = build(config.text, inputs)
-    words = (config.encoder.width, text.token_count) if text is not None else (None, 0)
+    words = (text_width_of(config.encoder), text.token_count) if text is not None else (None, 0)
     encoder = build(config.encoder, EncoderInputs(keys.scaled_specs, *words))
     head = PolicyHead(
         encoder.token_width,

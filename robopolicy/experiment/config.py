@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from robopolicy.components import ConfigError, component, component_of, expect, require
 from robopolicy.control.execution import DEFAULT_KIND
+from robopolicy.model.encoders import default_text_of
 from robopolicy.model.memories import history_of, window_of
 
 Normalization: TypeAlias = Literal["min-max", "mean-std", "quantile", "none"]
@@ -182,7 +183,7 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         if self.text is None:
-            object.__setattr__(self, "text", component("text", self.encoder.default_text).options())
+            object.__setattr__(self, "text", component("text", default_text_of(self.encoder)).options())
         for section in COMPONENT_SECTIONS:
             found = component_of(getattr(self, section)).family
             require(found == section, f"the section {section} holds options of a {found}; give those of a {section}")
@@ -211,14 +212,21 @@ class ExperimentConfig:
     def change(self, changes: Mapping[str, Any]) -> "ExperimentConfig":
         """The config with other values at dotted paths, such as {"memory.window": 16, "encoder.kind": "concat"}.
 
+        The value of a whole section may be its options, such as {"memory": LSTMOptions(window=16)}.
+
         Raises:
             ConfigError: a path or value doesn't fit.
         """
-        from robopolicy.experiment.reading import config_from_dict, config_to_dict, merged
+        from robopolicy.experiment.reading import config_from_dict, config_to_dict, merged, section_values
 
         values = config_to_dict(self)
-        own_text = component_of(self.text).kind == self.encoder.default_text
-        if "encoder.kind" in changes and own_text and not any(path.startswith("text") for path in changes):
+        changes = {path: section_values(path, value) for path, value in changes.items()}
+        own_text = component_of(self.text).kind == default_text_of(self.encoder)
+        if (
+            {"encoder", "encoder.kind"} & set(changes)
+            and own_text
+            and not any(path.startswith("text") for path in changes)
+        ):
             del values["text"]  # the new encoder's default
         return config_from_dict(merged(values, changes), source="change")
 

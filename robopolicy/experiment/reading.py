@@ -6,7 +6,7 @@ converted to its field's type by jsonargparse; a key that nobody has is refused,
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,6 +25,7 @@ from robopolicy.experiment.config import (
     OptimizerConfig,
     TrainingConfig,
 )
+from robopolicy.model.encoders import default_text_of
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -87,6 +88,13 @@ def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
             value = asdict(value)
         values[field.name] = _plain(value)
     return values
+
+
+def section_values(section: str, value: Any) -> Any:
+    """The options of a section as plain values; any other value as it is."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return _plain(values_of(value) if section in COMPONENT_SECTIONS else asdict(value))
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +182,8 @@ def help_parser(values: Mapping[str, Any]) -> ArgumentParser:
                 f"--{section}.kind", type=str, default=kind, help=f"see `robopolicy components {section}`"
             )
         else:
-            parser.add_argument(f"--{section}", type=dict, default={}, help=f"see `robopolicy components {section}`")
+            family = {"losses": "loss"}.get(section, section)
+            parser.add_argument(f"--{section}", type=dict, default={}, help=f"see `robopolicy components {family}`")
     return parser
 
 
@@ -283,7 +292,7 @@ def section_from(options: type, given: Mapping[str, Any], prefix: str, owner: st
 def _kind(section: str, values: Mapping[str, Any]) -> str:
     kind = (values.get(section) or {}).get("kind", COMPONENT_SECTIONS[section])
     if kind is None and section == "text":
-        return component("encoder", _kind("encoder", values)).options.default_text
+        return default_text_of(component("encoder", _kind("encoder", values)).options)
     if not isinstance(kind, str):
         raise ConfigError(f"--{section}.kind must be text, got {kind!r}")
     return kind

@@ -65,7 +65,8 @@ class PolicyHead(nn.Module):
                 f"PolicyHead got an unknown option {unknown[0]!r}; these parts have: {', '.join(sorted(known))}"
             )
         if isinstance(memory, str) and "hidden" in known:
-            chosen["memory"] = replace(chosen["memory"], hidden=chosen["memory"].hidden * chosen["pooling"].latent)
+            latent = getattr(chosen["pooling"], "latent", 1)
+            chosen["memory"] = replace(chosen["memory"], hidden=chosen["memory"].hidden * latent)
         self.token_width = token_width
         self.window = window_of(chosen["memory"])
         self.history = history_of(chosen["memory"])
@@ -144,7 +145,7 @@ class PolicyHead(nn.Module):
         action_valid: Bool[Tensor, "*mask"] | None = None,
         gripper_weight: float = 0.01,
     ) -> dict[str, Tensor]:
-        """The action head's losses over the valid entries: `loss`, `loss_arm`, `loss_gripper` and `gripper_accuracy`.
+        """The action head's losses over the valid entries: their sum `loss`, each as `loss_<name>`, and its metrics.
 
         Args:
             chunk: as this head predicted it.
@@ -156,10 +157,10 @@ class PolicyHead(nn.Module):
             raise ValueError("the chunk has no hidden vectors; give one that this head predicted, or use action_loss")
         valid = expand_mask(action_valid, chunk.arm)[..., 0]
         figures = dict(self.action_head.losses(chunk.hidden, target, valid))
-        accuracy = figures.pop("gripper_accuracy")
+        metrics = {name: figures.pop(name) for name in [*figures] if name not in self.action_head.loss_names}
         total = torch.stack([value * (gripper_weight if name == "gripper" else 1.0) for name, value in figures.items()])
         named = {f"loss_{name}": value for name, value in figures.items()}
-        return {"loss": total.sum(), **named, "gripper_accuracy": accuracy}
+        return {"loss": total.sum(), **named, **metrics}
 
     def freeze(self, precision: Precision = "float32") -> "PolicyHead":
         """A copy whose `step` runs from packed weights: for a CPU without gradients, blind to later weight changes.

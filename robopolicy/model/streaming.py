@@ -105,9 +105,16 @@ class MemoryState:
         return cls(history, saved[f"{history}.age"], tensors)  # type: ignore[arg-type]
 
 
-def shift_in_zero(rows: Tensor) -> Tensor:
-    """Rows (..., W, H) moved on by one: the oldest falls out, row 0 is zero."""
-    return torch.cat([torch.zeros_like(rows[..., :1, :]), rows[..., :-1, :]], dim=-2)
+def shift_in_zero(rows: Tensor, row_axes: int = 1) -> Tensor:
+    """Rows (..., W, H) moved on by one: the oldest falls out, row 0 is zero.
+
+    Args:
+        rows: W rows of `row_axes` axes each; (..., W, heads, d, d) has 3.
+        row_axes: axes after W.
+    """
+    axis = -1 - row_axes
+    newest = rows.narrow(axis, 0, 1)
+    return torch.cat([torch.zeros_like(newest), rows.narrow(axis, 0, rows.shape[axis] - 1)], dim=axis)
 
 
 def row_of_age(rows: Tensor, age: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -66,13 +67,14 @@ class SimRobot:
         realtime: bool = False,
         task_options: dict[str, Any] | None = None,
     ) -> None:
-        make_task(task, **(task_options or {}))  # an unknown one is refused before a process is started
+        made = make_task(task, **(task_options or {}))  # an unknown one is refused before a process is started
         self.profile = read_profile("panda")
         self.command_dt, self.timeout_s = command_dt, timeout_s
         context = multiprocessing.get_context("spawn")
         self._commands, self._state = _SharedRows(context, ARM_JOINTS + 2), _SharedRows(context, ARM_JOINTS + 4)
         self._pipe, theirs = context.Pipe()
         options = {"cameras": tuple(cameras), "image_size": image_size, "task_options": task_options}
+        plugin = type(made).__module__  # a new process has not imported the plug-ins of this one
         self.process: BaseProcess = context.Process(
             target=_simulate,
             args=(
@@ -86,6 +88,7 @@ class SimRobot:
                 deadline_s,
                 realtime,
                 options,
+                plugin,
             ),
             name="robopolicy-sim",
             daemon=True,
@@ -273,9 +276,11 @@ def _simulate(
     deadline_s: float,
     realtime: bool,
     options: dict[str, Any],
+    plugin: str,
 ) -> None:
     """The simulator's process: physics on a fixed grid, until it is told to close or its owner is gone."""
     try:
+        import_module(plugin)
         world = _RealTimeWorld(task, period_s, **options)
         position, opening_m = world.begin(seed), world.opening_m
         world.look()

@@ -84,7 +84,7 @@ class Scene:
 
 
 def build_scene(parts: Sequence[str], physics_dt: float = PHYSICS_DT, control_dt: float = CONTROL_DT) -> Scene:
-    """Compile the arm with the named parts (`cubes`, `plates`, ...: files in `assets/`).
+    """Compile the arm with the parts: `cubes`, `plates`, ... (files in `assets/`), or MJCF texts that begin with `<mujoco`.
 
     Raises:
         ValueError: `control_dt` is not a whole multiple of `physics_dt`.
@@ -106,5 +106,11 @@ def _spec(parts: Sequence[str]) -> "mujoco.MjSpec":
     import mujoco
 
     files = {path.name: path.read_bytes() for path in ASSETS.glob("*.xml")}
-    includes = "".join(f'<include file="{part}.xml"/>' for part in ("arm", *parts))
+    names = ["arm"]
+    for number, part in enumerate(parts):
+        text = part.lstrip().startswith("<mujoco")
+        names.append(f"part_{number}" if text else part)
+        if text:
+            files[f"part_{number}.xml"] = part.encode()
+    includes = "".join(f'<include file="{name}.xml"/>' for name in names)
     return mujoco.MjSpec.from_string(f'<mujoco model="robopolicy">{includes}</mujoco>', include=files)

@@ -18,6 +18,7 @@ from robopolicy.demos.rows import DemoRows, load_rows, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.experiment.building import DemoFacts, action_normalizer
 from robopolicy.experiment.config import ConfigError, ExperimentConfig
+from robopolicy.model.encoders import reads_tokens
 from robopolicy.model.memories import history_of, window_of
 from robopolicy.model.normalization import ActionNormalizer
 from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
@@ -77,7 +78,7 @@ class DemoDataModule(LightningDataModule):
         if not data.files:
             raise ConfigError("no demos to train on; give --data.files FILE ...")
         self._readers = [open_demos(path) for path in data.files]
-        if component_of(self.experiment.encoder).kind == "precomputed":
+        if reads_tokens(self.experiment.encoder):
             self._token_encoder = require_one_encoder(self._readers)
         splits = [split_names(reader, data) for reader in self._readers]
         keys, privileged = choose_keys(self._readers[0], splits[0][0][0], self.experiment)

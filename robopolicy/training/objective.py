@@ -70,7 +70,7 @@ class Objective(nn.Module):
     def forward(
         self, policy: ChunkPolicy, batch: Batch, state: MemoryState | None = None
     ) -> tuple[dict[str, Tensor], MemoryState | None]:
-        """The weighted sum `loss`, each loss as `loss_<name>`, the metric `gripper_accuracy`, and the state afterwards.
+        """The weighted sum `loss`, each loss as `loss_<name>`, the head's metrics, and the state afterwards.
 
         Each frame is encoded and pooled once; all S - W + 1 windows of a segment are then cut from the pooled frames. With a
         carried memory the segment is unrolled from `state`, without the gradient of the segments before it, after resetting
@@ -91,7 +91,7 @@ class Objective(nn.Module):
         labels = cut_windows(torch.as_tensor(batch.target, device=policy.device), window)
         valid = cut_windows(torch.as_tensor(batch.action_valid, device=policy.device), window)
         figures = dict(head.action_head.losses(hidden, labels, valid))
-        metrics = {"gripper_accuracy": figures.pop("gripper_accuracy")}
+        metrics = {name: figures.pop(name) for name in [*figures] if name not in head.action_head.loss_names}
         present = {key: spec for key, spec in self.privileged.specs.items() if key in batch.obs}
         privileged = self.privileged(checked_inputs(batch.obs, present, policy.device))
         inputs = LossInputs(batch, privileged, encoding.predictions, pooled, hidden)

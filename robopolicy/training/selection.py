@@ -7,11 +7,15 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from robopolicy.components import build, component_of
+from robopolicy.components import build
 from robopolicy.demos.actions import infer_action_spec
 from robopolicy.demos.formats import DemoReader
 from robopolicy.demos.rows import DemoRows, TokenPooling, row_types
 from robopolicy.experiment.config import ConfigError, DataConfig, ExperimentConfig
+from robopolicy.model.encoders import reads_tokens
+from robopolicy.model.encoders.precomputed import PrecomputedOptions
+from robopolicy.model.poolings.max import MaxOptions
+from robopolicy.model.poolings.mean import MeanOptions
 from robopolicy.types import TOKENS_KEY, ActionSpec, DemoFormatError
 
 SPLIT_SEED = 0
@@ -72,7 +76,7 @@ def choose_keys(reader: DemoReader, name: str, config: ExperimentConfig) -> tupl
             raise DemoFormatError(f"{reader.path.name}, {name}: no key '{key}'; it has: {_listed(rows)}")
     unseen = {*data.privileged_keys, *(reader.attributes.get("env_args") or {}).get("privileged", ())}
     keys = list(data.obs_keys) if data.obs_keys is not None else [key for key in vectors if key not in unseen]
-    tokens = [TOKENS_KEY] if component_of(config.encoder).kind == "precomputed" else []
+    tokens = [TOKENS_KEY] if reads_tokens(config.encoder) else []
     if data.cameras is None:
         for key, (shape, dtype) in rows.items():
             if key not in (*cameras, *vectors, *unseen, *tokens) and key != TOKENS_KEY:
@@ -140,16 +144,17 @@ def pooling_ahead(config: ExperimentConfig) -> TokenPooling | None:
 
     Pooled again, what is left of a frame is what it was: each of the `latent` vectors is a bin of its own.
     """
-    kind, latent = component_of(config.pooling).kind, config.pooling.latent
-    if component_of(config.encoder).kind != "precomputed" or config.encoder.hidden != 0 or kind not in ("max", "mean"):
+    passes_on = isinstance(config.encoder, PrecomputedOptions) and config.encoder.hidden == 0
+    if not passes_on or not isinstance(config.pooling, MaxOptions | MeanOptions):
         return None
+    latent, keeps_values = config.pooling.latent, isinstance(config.pooling, MaxOptions)
     pool = build(config.pooling, 1)
 
     def pooled(tokens: Tensor, token_valid: Tensor | None) -> Tensor:
         if tokens.shape[1] < latent:
             return tokens
         # A maximum is one of the values; a mean is kept as exactly as the policy itself would take it.
-        values = tokens if kind == "max" else tokens.float()
+        values = tokens if keeps_values else tokens.float()
         valid = None if token_valid is None else token_valid.expand(values.shape[:2])
         return pool(values, valid).unflatten(-1, (latent, tokens.shape[2]))
 

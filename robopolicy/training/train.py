@@ -81,7 +81,8 @@ def train(
 ) -> Path:
     """Train a policy on demonstrations; returns the run folder, which `load_policy` reads.
 
-    From here on the process keeps memory that it frees (`robopolicy.heap`): 1.5 times as fast from images on a CPU.
+    Progress is logged, and printed where nobody has configured logging. From here on the process keeps memory that it frees
+    (`robopolicy.heap`): 1.5 times as fast from images on a CPU.
 
     Args:
         config: the experiment.
@@ -107,16 +108,16 @@ def train(
         start = Start(str(start))
     if resume:
         start = Start.read(run_dir)
-    with _stop_on_signal() as stop:
+    with _visible_log(), _stop_on_signal() as stop:
         module, data = _prepare(config, evaluate, start)
         with _locked(run_dir):
             _check_run(config, run_dir, resume)  # another training may have ended meanwhile
             if start is not None and rank_zero_only.rank == 0:
                 start.write(run_dir)
             keeper = _fit(module, data, run_dir, evaluate, callbacks, stop)
-    if stop.requested and not keeper.finished:
-        raise TrainingInterrupted(f"stopped after step {keeper.step}; continue {run_dir} with --resume")
-    _report(keeper, config)
+        if stop.requested and not keeper.finished:
+            raise TrainingInterrupted(f"stopped after step {keeper.step}; continue {run_dir} with --resume")
+        _report(keeper, config)
     return run_dir
 
 
@@ -284,6 +285,23 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in before.items():
             logger.setLevel(level)
+
+
+@contextmanager
+def _visible_log() -> Iterator[None]:
+    """Print what this package logs from INFO on, where nobody has configured logging: in a notebook or a script."""
+    logger = logging.getLogger("robopolicy")
+    if logger.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stdout), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 import pytest
 
-from robopolicy import components as registry
 from robopolicy.cli import main
+from tests.making import forget_plugins
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ def make(options, width):
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    monkeypatch.setattr(registry, "_by_options", dict(registry._by_options))
+def own_registry():
+    yield
+    forget_plugins()
 
 
 def test_families_and_kinds_are_listed(capsys):

@@ -2,7 +2,7 @@
 
 `Cls(options, hidden_width, action)` builds a head for hidden vectors `hidden_width` = H wide and the arm and gripper
 columns of `action`, normalized: arm columns in [-1, 1], binary gripper labels in {0, 1}. A head owns the options of its
-losses; their weights belong to the config's `losses`.
+losses; their weights belong to the config's `losses`. The options of every kind have the field `chunk`, K.
 """
 
 from collections.abc import Sequence

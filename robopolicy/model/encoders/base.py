@@ -75,7 +75,8 @@ class TokenEncoder(nn.Module):
     """What every encoder offers; `robopolicy.testing.encoder` checks it.
 
     An encoder refuses an observation that it would ignore. Its options may have a class attribute
-    `default_text: ClassVar[str]`, the text model used where the config names none; without it, `vocabulary`.
+    `default_text: ClassVar[str]`, the text model used where the config names none (without it, `vocabulary`), and
+    `reads_tokens: ClassVar[bool]`, whether the demos' tokens are among its observation (without it, False).
     """
 
     token_width: int

@@ -24,6 +24,7 @@ class PrecomputedOptions:
     """Width of the perceptrons' hidden layer; 0 passes the file's tokens on unchanged, and nothing else."""
 
     default_text: ClassVar[str] = "vocabulary"
+    reads_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         expect(self, "encoder", ">= 1", "width")

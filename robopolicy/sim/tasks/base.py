@@ -73,7 +73,7 @@ class Task:
 
     name: str
     parts: tuple[str, ...]
-    """MJCF files of the scene besides the arm."""
+    """The scene besides the arm: names of files in `sim/assets`, or MJCF texts."""
     max_episode_steps: int
     hold_steps: int = 1
     """Control steps in a row for which `reached` must hold."""
