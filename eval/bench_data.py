@@ -98,7 +98,7 @@ def pictures(path: Path, peer_python: str | None, rows: list[dict[str, Any]], ba
         before = resident_bytes()
         held = load_rows([(reader, reader.names)], keys, placement="device")
     grown = resident_bytes() - before
-    cameras = {key: wide.values for key, wide in held.wide.items() if isinstance(wide, MemoryFrames)}
+    cameras = {key: wide.values for key, wide in held.large.items() if isinstance(wide, MemoryFrames)}
     frame_bytes = sum(values.nbytes for values in cameras.values())
 
     def plain() -> Iterator[list[torch.Tensor]]:

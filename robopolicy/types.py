@@ -225,6 +225,8 @@ class Demo:
     """Whatever else the file says of this demo."""
 
     def __post_init__(self) -> None:
+        if self.actions.ndim != 2:
+            raise DemoFormatError(f"{self.name}: actions have shape {self.actions.shape}; expected (steps, width)")
         steps = len(self.actions)
         if steps == 0:
             raise DemoFormatError(f"{self.name}: no action in it; a demo needs at least one step")
@@ -238,6 +240,10 @@ class Demo:
         arrays = {f"obs/{key}": value for key, value in self.obs.items()}
         arrays |= {key: value for key, value in optional.items() if value is not None}
         for key, value in arrays.items():
+            if value.ndim == 0:
+                raise DemoFormatError(
+                    f"{self.name}: {key} is a single value; expected one row for each of {steps} actions"
+                )
             if len(value) != steps:
                 raise DemoFormatError(
                     f"{self.name}: {steps} actions but {len(value)} rows in {key}; every step needs both"

@@ -28,11 +28,11 @@ LOG = logging.getLogger(__name__)
 ROUND = 4
 """Episodes a world between two gatherings, where several processes collect."""
 HOPELESS = 50
-"""So many tries without a success say that there will be none."""
+"""Consecutive tries without a success after which collecting is given up."""
 
 
 def collect(arguments: Sequence[str]) -> int:
-    """Collect demonstrations; gives the exit code."""
+    """Collect demonstrations; returns the exit code."""
     from robopolicy.sim.collection import ActionNoise
 
     parser = verb_parser("collect", "Collect demonstrations of a task with the scripted expert and write them as HDF5.")
@@ -141,7 +141,7 @@ def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: 
         raise ConfigError(f"none of {tally.tried} expert episodes of {options.task} succeeded; try --noise false")
     there = {*writer.seeds}
     missing = options.episodes - len(there)
-    if shard.count > 1:  # what is gathered is written at the round's end
+    if shard.count > 1:  # the demos gathered are written at the round's end
         missing = min(missing, ROUND * options.num_envs * shard.count)
     untried = (
         seed for seed in count(options.seed if tally.next_seed is None else tally.next_seed) if seed not in there

@@ -15,7 +15,7 @@ CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 def check(arguments: Sequence[str]) -> int:
     """Check demo files; returns 0 without problems, 1 with some, 2 if a file can't be opened."""
-    parser = verb_parser("check", "Print what is inside demo files of any format, and what is wrong with them.")
+    parser = verb_parser("check", "Print contents and problems of demo files of any format.")
     parser.add_argument("files", type=str, nargs="+", help="files or folders of demos")
     parser.add_argument(
         "--html", type=str | None, default=None, help="page to write: action histograms, contact sheets"

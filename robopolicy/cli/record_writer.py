@@ -1,7 +1,7 @@
 """The process that writes what `robopolicy run --record` records: `python -m robopolicy.cli.record_writer FILE`.
 
 Its input is a header and then the control steps, each a msgpack map with its length before it. It answers `ready`, or in
-one line what is wrong. Where the input ends, by the end of the run or by its death, the demo is written.
+one line of error. When the input ends, by the end of the run or by its death, the demo is written.
 """
 
 import struct

@@ -37,7 +37,7 @@ class DemoRecorder:
     Args:
         path: demo file; one that exists gains a demo.
         action_spec: columns of the actions.
-        env_args: what the file says of the simulator; None: a real robot.
+        env_args: describes the simulator; None: a real robot.
         seed: seed of the simulated episode.
 
     Raises:
@@ -51,16 +51,16 @@ class DemoRecorder:
         env_args: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
-        told = dict(env_args or {"env_name": "robopolicy run", "type": 2, "env_kwargs": {}})
-        told["privileged"] = [*UNSEEN, *told.get("privileged", [])]
-        told.setdefault("env_version", version("robopolicy"))
+        described = dict(env_args or {"env_name": "robopolicy run", "type": 2, "env_kwargs": {}})
+        described["privileged"] = [*UNSEEN, *described.get("privileged", [])]
+        described.setdefault("env_version", version("robopolicy"))
         command = [sys.executable, "-m", "robopolicy.cli.record_writer", str(path)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # no Ctrl-C for it
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
-        self._send({"action_spec": action_spec.to_dict(), "env_args": told, "seed": seed})
+        self._send({"action_spec": action_spec.to_dict(), "env_args": described, "seed": seed})
         if (answer := self._answer()) != "ready":
             self.close()
             raise ValueError(f"--record {path}: {answer or 'the recorder did not start'}")
@@ -72,16 +72,16 @@ class DemoRecorder:
         seen, command = tick.observation, tick.command
         obs = {key: np.asarray(value) for key, value in seen.obs.items()}
         obs["command_qpos"] = np.asarray(command.joint_position_rad, np.float32)
-        if np.isfinite(command.gripper_opening_m):  # an arm without a gripper is told of none
+        if np.isfinite(command.gripper_opening_m):  # NaN: an arm without a gripper
             obs["command_gripper"] = np.array([command.gripper_opening_m], np.float32)
         obs["limited"] = np.array([bool(tick.limited)], np.float32)
-        told = seen.instruction
-        instruction = told if told is None or isinstance(told, str) else told[0]
+        given = seen.instruction
+        instruction = given if given is None or isinstance(given, str) else given[0]
         self._send({"obs": obs, "action": np.asarray(tick.action, np.float32), "instruction": instruction})
 
     def close(self) -> None:
-        """Wait until the demo is written; says so in the log where that failed."""
-        with suppress(BrokenPipeError):  # it has ended, and says why
+        """Wait until the demo is written; logs a failure."""
+        with suppress(BrokenPipeError):  # it has ended, and reported why
             self._input.close()
         if answer := self._answer():
             logger.error("the run was not recorded: %s", answer)
@@ -100,7 +100,7 @@ class RerunRecorder:
     """Shows every control step in the rerun viewer: images, low-dimensional observations, actions and commands.
 
     Raises:
-        ImportError: rerun is not installed; the message says which extra brings it.
+        ImportError: rerun is not installed; the message names the extra to install.
     """
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class Recorders:
         self._ticks.put(tick)
 
     def close(self) -> None:
-        """Tell each what is left, and close it."""
+        """Send each sink the remaining steps, and close it."""
         self._ticks.put(None)
         self._thread.join()
         for recorder in self.recorders:

@@ -15,7 +15,7 @@ VIDEO_ENDINGS = (".mp4", ".gif")
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Compare runs in one page; gives the exit code."""
+    """Compare runs in one page; returns the exit code."""
     parser = verb_parser(
         "report", "Compare runs: losses and every evaluation found in their folders, in one HTML page."
     )
@@ -30,7 +30,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def view(arguments: Sequence[str]) -> int:
-    """Turn a demo or a recorded episode into a video; gives the exit code."""
+    """Turn a demo or a recorded episode into a video; returns the exit code."""
     parser = verb_parser("view", "Play a demo: write its images as mp4 or GIF, or log it to rerun (extra `view`).")
     parser.add_argument("file", type=str, help="demo file, or a recorded run")
     parser.add_argument("--demo", type=str | None, default=None, help="name of the demo; default: the first")
@@ -48,7 +48,7 @@ def view(arguments: Sequence[str]) -> int:
     out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.mp4")
     if out.suffix not in VIDEO_ENDINGS:
         raise ConfigError(
-            f"--out {out} does not say which kind of video; expected {' or '.join(VIDEO_ENDINGS)} at its end"
+            f"--out {out} has no known ending of a video file; expected {' or '.join(VIDEO_ENDINGS)} at its end"
         )
     check_file("--out", out)
     print(f"video     {write_video(demo_images(demo), out)}")

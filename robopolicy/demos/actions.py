@@ -1,4 +1,4 @@
-"""What the columns of a data set's actions are: the default rule where its files don't say, and in words."""
+"""The columns of a data set's actions: inferred by the default rule if the files declare none, and described in words."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +17,7 @@ def infer_action_spec(actions: Iterable[np.ndarray]) -> ActionSpec:
         actions: (T, width) per demo; may be a generator, so that a set larger than memory passes through.
 
     Raises:
-        DemoFormatError: there is none, or the demos differ in width.
+        DemoFormatError: there are no demos, or they differ in width.
     """
     seen: list[np.ndarray] = []
     for rows in actions:

@@ -1,4 +1,4 @@
-"""What is inside a set of demos, and what is wrong with it: the verb `check`."""
+"""The verb `check`: contents and problems of a set of demos."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +35,7 @@ def run_check(
     salvage_to: str | Path | None = None,
     console: Console | None = None,
 ) -> int:
-    """Print what is inside each file and what is wrong with it; gives the exit code.
+    """Print the contents and problems of each file; returns the exit code.
 
     Args:
         files: files or folders of demos of any known format.
@@ -103,7 +103,7 @@ def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[st
             report.action_spec = action_spec_of(reader, report.actions.values())
     report.findings += set_findings(report.keys, len(report.lengths), report.instructions, report.filter_keys)
     if report.action_spec is not None:
-        report.findings += action_findings(report.actions, report.action_spec, report.told)
+        report.findings += action_findings(report.actions, report.action_spec, report.instruction_of)
     return report
 
 
@@ -122,10 +122,10 @@ def compare_files(reports: Sequence[FileReport]) -> None:
 
 
 def salvage(report: FileReport, target: str | Path) -> list[str]:
-    """Write the good demos as a native file; gives the conversion's notes.
+    """Write the good demos as a native file; returns the conversion's notes.
 
     Raises:
-        DemoFormatError: none is good.
+        DemoFormatError: every demo has a problem.
         FileExistsError: something is at `target` already.
     """
     if not report.good:
@@ -142,7 +142,7 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
         report.findings.append(Finding("problem", text, name))
         return
     report.lengths[name] = len(demo)
-    report.told[name] = demo.instruction
+    report.instruction_of[name] = demo.instruction
     report.actions[name] = demo.actions
     problems = list(demo_problems(demo, clock, report.rate_hz))
     tokens = {} if demo.tokens is None else {"tokens": demo.tokens}
@@ -160,7 +160,7 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
 
 
 def _add_key(keys: dict[str, KeySummary], key: str, values: np.ndarray) -> list[str]:
-    """Widen the key's summary; gives the problem if this demo's values don't fit it."""
+    """Extend the key's summary by these values; returns the problem if they don't fit it."""
     if values.dtype.kind not in "biuf" or not values.size:
         return [f"{key} has type {values.dtype} and shape {values.shape}; expected numbers"]
     known = keys.setdefault(key, KeySummary.of(values))

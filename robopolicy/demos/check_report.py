@@ -1,4 +1,4 @@
-"""What the verb `check` says of one file, before it is printed or drawn."""
+"""The report of the verb `check` on one file, before it is printed or drawn."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from robopolicy.types import ActionSpec
 
 @dataclass
 class FileReport:
-    """Everything `check` says of one file or folder."""
+    """Contents and problems of one file or folder."""
 
     path: Path
     format_name: str
@@ -25,7 +25,7 @@ class FileReport:
     """Steps of each readable demo."""
     keys: dict[str, KeySummary] = field(default_factory=dict)
     """`actions` and every observation key."""
-    told: dict[str, str | None] = field(default_factory=dict)
+    instruction_of: dict[str, str | None] = field(default_factory=dict)
     """The instruction of each readable demo."""
     action_spec: ActionSpec | None = None
     """None where no demo is readable, or their actions differ in width."""
@@ -37,8 +37,8 @@ class FileReport:
 
     @property
     def instructions(self) -> Counter[str | None]:
-        """How many demos were told what."""
-        return Counter(self.told.values())
+        """Number of demos with each instruction; None: without one."""
+        return Counter(self.instruction_of.values())
 
     @property
     def problems(self) -> list[Finding]:

@@ -30,10 +30,10 @@ def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = Fa
         demo: as it was read.
         where: begins the message.
         whole: all its observations were read; else those that are there are compared.
-        expected: the file says that every demo has checksums; else one without is given as it is.
+        expected: the file declares checksums for every demo; if False, a demo without passes unchecked.
 
     Raises:
-        DemoFormatError: a part is not what it was when it was written, or is no longer there.
+        DemoFormatError: a part has changed since it was written, or is missing.
     """
     if CHECKSUMS not in demo.attributes and not expected:
         return demo
@@ -80,8 +80,8 @@ def _checksums(demo: Demo) -> dict[str, int]:
     """CRC-32 of every array as the file stores it, and of all its other facts, as `attributes`."""
     arrays = {"actions": demo.actions, **{f"obs/{key}": values for key, values in demo.obs.items()}}
     arrays |= {key: getattr(demo, key) for key in STEP_ARRAYS if getattr(demo, key) is not None}
-    said = {"instruction": demo.instruction, "seed": demo.seed, **demo.attributes}
-    return {key: checksum(values) for key, values in arrays.items()} | {"attributes": _crc_text(said)}
+    described = {"instruction": demo.instruction, "seed": demo.seed, **demo.attributes}
+    return {key: checksum(values) for key, values in arrays.items()} | {"attributes": _crc_text(described)}
 
 
 def _parsed(text: Any) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def checksum(values: np.ndarray) -> int:
     return zlib.crc32(content.data, zlib.crc32(f"{stored.dtype}{stored.shape}".encode()))
 
 
-def _crc_text(said: Mapping[str, Any]) -> int:
-    stored = {key: value for key, value in said.items() if value is not None and key != CHECKSUMS}
+def _crc_text(described: Mapping[str, Any]) -> int:
+    stored = {key: value for key, value in described.items() if value is not None and key != CHECKSUMS}
     return zlib.crc32(json.dumps(stored, sort_keys=True, default=_as_read).encode())
 
 

@@ -1,4 +1,4 @@
-"""Judgements on demos: what is wrong with one, and what is odd about a set of them."""
+"""Problems of single demos, and anomalies of a set of them."""
 
 import re
 from collections import Counter
@@ -100,22 +100,22 @@ def set_findings(
         if known.constant and known.shape:
             dimensions = ", ".join(map(str, known.constant))
             yield Finding("note", f"{key}: constant over all demos in dimension {dimensions}")
-    told = sum(count for text, count in instructions.items() if text)
-    if 0 < told < demos:
-        yield Finding("note", f"{demos - told} of {demos} demos carry no instruction")
+    instructed = sum(count for text, count in instructions.items() if text)
+    if 0 < instructed < demos:
+        yield Finding("note", f"{demos - instructed} of {demos} demos have no instruction")
     shared = sorted(set(masks.get("train", ())) & set(masks.get("valid", ())))
     if shared:
         yield Finding("problem", f"{len(shared)} demos are in mask/train and in mask/valid: {', '.join(shared[:3])}")
 
 
 def action_findings(
-    actions: Mapping[str, np.ndarray], spec: ActionSpec, told: Mapping[str, str | None] | None = None
+    actions: Mapping[str, np.ndarray], spec: ActionSpec, instruction_of: Mapping[str, str | None] | None = None
 ) -> Iterator[Finding]:
     """What the actions (T, width) of each demo show: grippers that stay still, repetition, range.
 
-    A gripper that stays still is compared with the other demos that were `told` the same.
+    A gripper that stays still is compared with the other demos of the same instruction.
     """
-    told = told or {}
+    instruction_of = instruction_of or {}
     rows = np.concatenate(list(actions.values()))
     for column, pair in zip(spec.gripper_columns, spec.gripper_values, strict=True):
         values = np.unique(rows[:, column])
@@ -125,13 +125,14 @@ def action_findings(
             )
             yield Finding("problem", f"{text} and continuous_gripper")
         elif not set(values.tolist()) <= set(pair):
-            text = f"the gripper (action {column}) holds {_listed(values)}; the action spec says {_listed(pair)}"
+            text = f"the gripper (action {column}) holds {_listed(values)}; the action spec declares {_listed(pair)}"
             inferred = tuple(pair) == (-1.0, 1.0) and len(values) == 2
             yield Finding("note" if inferred else "problem", text)
     for column in (*spec.gripper_columns, *spec.continuous_gripper):
         still = [name for name, rows in actions.items() if np.ptp(rows[:, column]) == 0]
-        all_told, still_told = Counter(told.get(name) for name in actions), Counter(told.get(name) for name in still)
-        odd = [name for name in still if still_told[told.get(name)] <= all_told[told.get(name)] / 2]
+        every = Counter(instruction_of.get(name) for name in actions)
+        unmoved = Counter(instruction_of.get(name) for name in still)
+        odd = [name for name in still if unmoved[instruction_of.get(name)] <= every[instruction_of.get(name)] / 2]
         text = f"the gripper (action {column}) never moves; in most demos of the same instruction it does"
         yield from (Finding("problem", text, name) for name in odd)
         if len(still) > len(odd):
@@ -152,7 +153,7 @@ def _listed(values: Sequence[float] | np.ndarray) -> str:
 
 
 def copied_share(actions: Sequence[np.ndarray], spec: ActionSpec) -> float | None:
-    """How much of the arm's motion the last action tells: 1 - |a[t] - a[t-1]|^2 / |a[t] - mean|^2; None: no arm.
+    """Share of the arm's motion that the last action predicts: 1 - |a[t] - a[t-1]|^2 / |a[t] - mean|^2; None: no arm.
 
     Near 1, a policy that sees its last action can do well in training by copying it (the copycat problem).
     """

@@ -1,4 +1,4 @@
-"""The wide rows of demos (images, tokens), gathered from memory or read from the disk as they are needed."""
+"""The large keys of demos (images, tokens), gathered from memory or read from the disk as they are needed."""
 
 import math
 import os
@@ -39,7 +39,7 @@ class Recycler:
 
     A fresh batch of images is tens of megabytes, which the C library gives back to the system each time it is freed:
     faulting its pages in again takes longer than filling it. A tensor made from a NumPy array holds a reference to it
-    for as long as any view of the tensor lives, so the array's count of references says when it is free.
+    for as long as any view of the tensor lives, so the array's reference count shows when it is free.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ def row_reader(dataset: h5py.Dataset, file: Descriptor, where: str) -> RowReader
     Args:
         dataset: one row per step.
         file: the file that it is in.
-        where: begins the message about what is damaged.
+        where: beginning of the message about damage.
     """
     with damage_named(where):
         native = dataset.dtype.isnative and dataset.dtype.kind in "biuf"

@@ -27,7 +27,7 @@ def open_checked(path: str | Path) -> h5py.File:
     """An HDF5 file opened for reading; nothing is ever written.
 
     Raises:
-        DemoFormatError: there is no such file, or it is empty, not HDF5, or cut short.
+        DemoFormatError: the file is missing, empty, not HDF5, or cut short.
     """
     path = Path(path)
     require_file(path)
@@ -51,7 +51,7 @@ def open_checked(path: str | Path) -> h5py.File:
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is not a file, or a link to one.
+    """Refuse a path that is neither a file nor a link to one.
 
     Raises:
         DemoFormatError: in one line; it names the parts that an unfinished writer left.
@@ -85,7 +85,7 @@ def dataset_in(parent: h5py.Group, key: str, where: str, *, text: bool = False) 
     """The numeric dataset `key` of `parent`; with `text` it may hold byte strings.
 
     Raises:
-        DemoFormatError: missing (what is there is listed), or of a type that training can't use.
+        DemoFormatError: missing (available keys are listed), or of a type that training can't use.
     """
     found = _child(parent, key, where)
     if not isinstance(found, h5py.Dataset):

@@ -61,7 +61,7 @@ class DemoFile:
         try:
             self._data = group_in(self._file, "data", self.path.name)
             self.attributes = _file_attributes(self._file, self._data, self.path.name)
-            """What the file says of itself; `env_args` is a dictionary, `action_spec` an ActionSpec or None."""
+            """Attributes of the file; `env_args` is a dictionary, `action_spec` an ActionSpec or None."""
             self._checksums = require_seal(self._file, self.path.name)
             self.attributes.pop(CHECKSUMS, None)
             self.names = by_number(keys_of(self._data, self.path.name), self.path.name)
@@ -95,7 +95,7 @@ class DemoFile:
 
     @property
     def action_spec(self) -> ActionSpec | None:
-        """What the file says of its action columns, where it does."""
+        """The declared action columns; None: not declared."""
         return self.attributes["action_spec"]
 
     @property
@@ -142,7 +142,7 @@ class DemoFile:
                 raise DemoFormatError(f"{where}: {steps} actions but {rows} rows in {key}; every step needs both")
         declared = attributes_of(group, where).get("num_samples", steps)
         if declared != steps:
-            raise DemoFormatError(f"{where}: num_samples says {declared} steps but there are {steps} actions")
+            raise DemoFormatError(f"{where}: num_samples is {declared} but there are {steps} actions")
         return found
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:

@@ -21,7 +21,7 @@ def image_form(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
 
 
 def as_image(values: np.ndarray) -> np.ndarray:
-    """The rows (T, ...) as uint8 (T, height, width, 3) where `image_form` says that they are images; others as they are."""
+    """The rows (T, ...) as uint8 (T, height, width, 3) if `image_form` takes them for images; other rows unchanged."""
     shape, dtype = values.shape[1:], values.dtype
     if image_form(shape, dtype) is None:
         return values

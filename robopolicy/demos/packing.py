@@ -27,7 +27,7 @@ IMAGE_CHUNK_BYTES = 512 * 1024
 def file_facts(
     env_args: Mapping[str, Any] | None, action_spec: ActionSpec | None, attributes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a new file says of itself: the attributes of its group `data`."""
+    """The attributes of a new file's group `data`."""
     # The keys that robomimic reads; type 2 is its number for a gymnasium environment.
     environment = {"env_name": "", "type": 2, "env_version": "", "env_kwargs": {}, **(env_args or {})}
     facts = {**attributes, "env_args": json.dumps(environment), "total": 0, "robopolicy_version": __version__}

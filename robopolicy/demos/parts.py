@@ -90,7 +90,7 @@ class Parts:
             self.remove(name)
 
     def release(self) -> None:
-        """Let go of the folder; what is in it stays for a writer that resumes. An empty folder is removed."""
+        """Release the folder; its contents stay for a writer that resumes. An empty folder is removed."""
         if not os.listdir(self.folder):
             self.folder.rmdir()
         os.close(self._fd)

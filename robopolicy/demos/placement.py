@@ -17,7 +17,7 @@ MEMORY_SHARE = 0.5
 
 
 def choose_placement(placement: Placement, wide_bytes: int, device: torch.device) -> Literal["device", "host", "disk"]:
-    """Where images and tokens of so many bytes go; the choice and its reason are logged if there are any."""
+    """Choose where images and tokens of this size [bytes] are held; logs the choice and its reason unless there are none."""
     if placement != "auto":
         return placement
     if wide_bytes == 0:
@@ -41,7 +41,7 @@ def _free_host_bytes() -> int:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    with suppress(OSError, ValueError):  # without a limit the file says "max"
+    with suppress(OSError, ValueError):  # without a limit the file holds "max"
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)

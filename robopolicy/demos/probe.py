@@ -148,14 +148,14 @@ def _in_child(path: str, silence_s: float) -> str | None:
         os.write(sender, json.dumps(fault(path, lambda: os.write(sender, b"."))).encode())
         os._exit(0)
     os.close(sender)
-    said, silent = b"", False
+    reply, silent = b"", False
     try:
         while not silent:
             silent = not select.select([receiver], [], [], silence_s)[0]
             heard = b"" if silent else os.read(receiver, 65536)
             if not heard:
                 break
-            said = (said + heard).lstrip(b".")
+            reply = (reply + heard).lstrip(b".")
     finally:
         os.close(receiver)
         with contextlib.suppress(ProcessLookupError):
@@ -163,11 +163,11 @@ def _in_child(path: str, silence_s: float) -> str | None:
         _, status = os.waitpid(child, 0)
     if silent:
         return f"{Path(path).name}: no progress in reading it for {silence_s:g} s; damaged, or made to stall its reader"
-    if not said:
+    if not reply:
         return (
             f"{Path(path).name}: the HDF5 library crashed on it (signal {os.WTERMSIG(status)}); damaged, copy it again"
         )
-    return json.loads(said)
+    return json.loads(reply)
 
 
 def fault(path: str, alive: Callable[[], object]) -> str | None:
@@ -252,7 +252,7 @@ def _require_chunks(name: str, dataset: h5py.Dataset, chunk_bytes: int) -> None:
 
 
 def _read_dataset(name: str, dataset: h5py.Dataset, budget: int) -> int:
-    """Read it, or its first and last row where the budget is spent; returns what is left of the budget [bytes].
+    """Read it, or its first and last row where the budget is spent; returns the remaining budget [bytes].
 
     Data that can't be unpacked is left for its reader to name, so that the other demos can be read.
     """

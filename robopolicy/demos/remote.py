@@ -85,7 +85,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
-    """The file, or the files below the folder, each with what the storage says of it: size, time or hash."""
+    """The file, or the files below the folder, each with the size, time or hash that the storage reports."""
     try:
         info = filesystem.info(root)
         files = filesystem.find(root, detail=True) if info["type"] == "directory" else {root: info}

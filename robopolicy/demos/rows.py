@@ -25,7 +25,7 @@ TokenPooling: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 @runtime_checkable
 class DemoSource(Protocol):
-    """What demos are read from: any reader that `open_demos` gives, or a `DemoFile`."""
+    """A source of demos: any reader that `open_demos` returns, or a `DemoFile`."""
 
     path: Path
 
@@ -47,12 +47,12 @@ class DemoRows:
     """(demos,) int64: steps of each."""
     actions: np.ndarray
     """(rows, width) float32, as in the files."""
-    narrow: Mapping[str, np.ndarray]
+    low_dim: Mapping[str, np.ndarray]
     """Low-dimensional keys (rows, ...) float32."""
-    wide: Mapping[str, Frames]
+    large: Mapping[str, Frames]
     """Images uint8, and tokens."""
     instruction_id: np.ndarray
-    """(demos,) int64: place in `instructions`, -1 where a demo carries none."""
+    """(demos,) int64: place in `instructions`, -1 for a demo without one."""
     instructions: tuple[str, ...]
     """All instructions of the set, sorted."""
     source_id: np.ndarray
@@ -60,7 +60,7 @@ class DemoRows:
     seeds: tuple[int, ...]
     """Seeds of those demos that came from a simulator."""
     placement: Literal["device", "host", "disk"]
-    """Where the wide keys are."""
+    """Where the large keys are held."""
 
     @property
     def offsets(self) -> np.ndarray:
@@ -88,10 +88,10 @@ def load_rows(
         sources: each with the names of the demos to take from it.
         keys: observation keys; `tokens` stands for tokens encoded ahead of time, `token_valid` for their mask, which is
             all ones for a demo that has none.
-        placement: where wide keys are put; `auto` takes the first of device, host and disk where they fit, and logs it.
+        placement: where large keys are put; `auto` takes the first of device, host and disk where they fit, and logs it.
         device: the model's.
         threads: that read, where the placement is the disk.
-        pool_tokens: what of tokens is kept in memory; those that stay on the disk are given as they are.
+        pool_tokens: reduces tokens that are held in memory; those on the disk are returned unreduced.
 
     Raises:
         DemoFormatError: no demos, a key is missing, or shapes differ between demos.
@@ -101,30 +101,30 @@ def load_rows(
         raise DemoFormatError("no demo in this split; name files that hold some, or other filter keys")
     files = [Descriptor(source.path) for source, _ in sources if source.path.is_file()]
     masked = TOKEN_VALID_KEY in keys
-    wide = _wide_rows(picked[0], [key for key in keys if key != TOKEN_VALID_KEY])
-    narrow = [key for key in keys if key not in wide and key != TOKEN_VALID_KEY]
-    tokens = wide[TOKENS_KEY][0][0] if masked else 0
-    demos = [_narrow(source.read(name, narrow), tokens, _where(source, name)) for source, name in picked]
+    large = _large_row_types(picked[0], [key for key in keys if key != TOKEN_VALID_KEY])
+    low_dim = [key for key in keys if key not in large and key != TOKEN_VALID_KEY]
+    tokens = large[TOKENS_KEY][0][0] if masked else 0
+    demos = [_low_dim_demo(source.read(name, low_dim), tokens, _where(source, name)) for source, name in picked]
     lengths = np.array([len(demo.actions) for demo in demos], dtype=np.int64)
-    told = tuple(sorted({demo.instruction for demo in demos if demo.instruction is not None}))
-    pooling = {TOKENS_KEY: pool_tokens} if pool_tokens is not None and TOKENS_KEY in wide else {}
-    kept = {key: pooling[key](_no_row(row), None) if key in pooling else _no_row(row) for key, row in wide.items()}
+    instructions = tuple(sorted({demo.instruction for demo in demos if demo.instruction is not None}))
+    pooling = {TOKENS_KEY: pool_tokens} if pool_tokens is not None and TOKENS_KEY in large else {}
+    kept = {key: pooling[key](_no_row(row), None) if key in pooling else _no_row(row) for key, row in large.items()}
     frame_bytes = sum(rows.shape[1:].numel() * rows.element_size() for rows in kept.values())
     chosen = choose_placement(placement, int(lengths.sum()) * frame_bytes, torch.device(device))
     if chosen == "disk":
-        frames = _open_wide(picked, lengths, wide, threads)
+        frames = _open_large(picked, lengths, large, threads)
     else:
         room = _room(kept, int(lengths.sum()), device if chosen == "device" else "cpu")
-        frames = _load_wide(picked, wide, pooling, room, masked)
-    for file in files:  # rows of two data sets would be mixed without a word
+        frames = _load_large(picked, large, pooling, room, masked)
+    for file in files:  # rows of two data sets would be mixed silently
         file.require_unchanged()
     return DemoRows(
         lengths=lengths,
         actions=_stacked([demo.actions for demo in demos], picked, "actions"),
-        narrow={key: _stacked([demo.obs[key] for demo in demos], picked, f"obs/{key}") for key in demos[0].obs},
-        wide=frames,
-        instruction_id=np.array([told.index(demo.instruction) if demo.instruction else -1 for demo in demos]),
-        instructions=told,
+        low_dim={key: _stacked([demo.obs[key] for demo in demos], picked, f"obs/{key}") for key in demos[0].obs},
+        large=frames,
+        instruction_id=np.array([instructions.index(demo.instruction) if demo.instruction else -1 for demo in demos]),
+        instructions=instructions,
         source_id=np.repeat(np.arange(len(sources)), [len(names) for _, names in sources]),
         seeds=tuple(demo.seed for demo in demos if demo.seed is not None),
         placement=chosen,
@@ -153,23 +153,23 @@ def _is_seen(key: str) -> bool:
     return key.startswith("obs/") or key == TOKENS_KEY
 
 
-def _wide_rows(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, Row]:
+def _large_row_types(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, Row]:
     """The images and tokens among the keys, with what one row of each is, from the first demo."""
-    where, rows, wide = _where(*first), row_types(*first), {}
+    where, rows, large = _where(*first), row_types(*first), {}
     for key in keys:
         if key not in rows:
             what = "no tokens; `robopolicy encode` makes them" if key == TOKENS_KEY else f"no {key}"
             raise DemoFormatError(f"{where}: {what}; it has: {', '.join(rows)}")
         shape, dtype = rows[key]
         if key == TOKENS_KEY or (dtype == np.uint8 and len(shape) == 3):
-            wide[key] = rows[key]
-    return wide
+            large[key] = rows[key]
+    return large
 
 
-def _narrow(demo: Demo, tokens: int, where: str) -> Demo:
+def _low_dim_demo(demo: Demo, tokens: int, where: str) -> Demo:
     """What stays of a demo in memory: actions, low-dimensional observations (T, d, ...), instruction and seed.
 
-    The mask of so many tokens is one of the observations, unless there are 0.
+    The mask of `tokens` tokens is one of the observations, unless `tokens` is 0.
     """
     obs = {
         key: np.asarray(values, dtype=np.float32).reshape(len(demo), *(values.shape[1:] or (1,)))
@@ -184,7 +184,7 @@ def _token_valid(demo: Demo, tokens: int, where: str) -> np.ndarray:
     """(N,) float32: the mask of a demo's tokens."""
     valid = np.asarray(demo.attributes.get(TOKEN_VALID_KEY, np.ones(tokens)))
     if valid.shape != (tokens,) or not np.isin(valid, (0, 1)).all() or not valid.any():
-        raise DemoFormatError(f"{where}: {TOKEN_VALID_KEY} is no mask of its {tokens} tokens; encode the file anew")
+        raise DemoFormatError(f"{where}: {TOKEN_VALID_KEY} is not a mask of its {tokens} tokens; encode the file again")
     return valid.astype(np.float32)
 
 
@@ -202,21 +202,21 @@ def _room(kept: Mapping[str, Tensor], steps: int, device: torch.device | str) ->
     }
 
 
-def _load_wide(
+def _load_large(
     picked: Picked,
-    wide: Mapping[str, Row],
+    large: Mapping[str, Row],
     pooling: Mapping[str, TokenPooling],
     loaded: Mapping[str, Tensor],
     masked: bool,
 ) -> dict[str, Frames]:
     """Each key in one tensor, filled demo by demo; tokens are pooled with their mask where they are `masked`."""
     row = 0
-    for source, name in picked if wide else ():
+    for source, name in picked if large else ():
         where = _where(source, name)
-        demo = source.read(name, [key for key in wide if key != TOKENS_KEY])
-        for key in wide:
+        demo = source.read(name, [key for key in large if key != TOKENS_KEY])
+        for key in large:
             values = _values(demo, key, where)
-            _require_rows(values.shape, values.dtype, wide[key], where, key)
+            _require_rows(values.shape, values.dtype, large[key], where, key)
             rows = torch.from_numpy(values)
             if key in pooling:
                 valid = torch.from_numpy(_token_valid(demo, values.shape[1], where)).bool() if masked else None
@@ -226,11 +226,11 @@ def _load_wide(
     return {key: MemoryFrames(values) for key, values in loaded.items()}
 
 
-def _open_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], threads: int) -> dict[str, Frames]:
+def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], threads: int) -> dict[str, Frames]:
     """Each key read from the files as it is needed."""
     files: dict[int, DemoFile] = {}
     descriptors: dict[str, Descriptor] = {}
-    readers: dict[str, list[RowReader]] = {key: [] for key in wide}
+    readers: dict[str, list[RowReader]] = {key: [] for key in large}
     for source, name in picked:
         if not _is_native(source):
             raise DemoFormatError(
@@ -240,7 +240,7 @@ def _open_wide(picked: Picked, lengths: np.ndarray, wide: Mapping[str, Row], thr
         if id(source) not in files:
             files[id(source)] = _native(source)
         datasets, where = files[id(source)].datasets(name), _where(source, name)
-        for key, row in wide.items():
+        for key, row in large.items():
             path = key if key == TOKENS_KEY else f"obs/{key}"
             if path not in datasets:
                 raise DemoFormatError(f"{where}: no {path}; it has: {', '.join(datasets)}")

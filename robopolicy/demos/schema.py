@@ -1,4 +1,4 @@
-"""What a demo file says of itself in JSON, checked before anything is built from it: it may come from a stranger."""
+"""Validates the JSON in demo files before anything is built from it, since a file may come from a stranger."""
 
 import json
 import math
@@ -12,6 +12,8 @@ from robopolicy.types import ActionKind, ActionSpace, ActionSpec, DemoFormatErro
 GREATEST_DEPTH = 16
 """JSON nested deeper than this is refused."""
 GREATEST_CHARS = 2**24
+GREATEST_PATH = 512
+"""Characters of a path within a data set."""
 GREATEST_WIDTH = 4096
 """Columns of an action row."""
 
@@ -156,7 +158,7 @@ def filled(template: str, values: Mapping[str, str | int], where: str) -> str:
     at most a width of two digits.
 
     Raises:
-        DemoFormatError: another field, or braces that are none.
+        DemoFormatError: an unknown field, or unmatched braces.
     """
 
     def put(field: re.Match[str]) -> str:
@@ -165,9 +167,10 @@ def filled(template: str, values: Mapping[str, str | int], where: str) -> str:
         return str(values[field["name"]]).rjust(int(field["width"] or 0), "0")
 
     text = re.sub(r"\{(?P<name>[a-z_]+)(?::0(?P<width>\d{1,2})d)?\}", put, template)
-    if "{" in text or "}" in text or "\0" in text:
+    if "{" in text or "}" in text or "\0" in text or len(text) > GREATEST_PATH:
         raise DemoFormatError(
-            f"{where}: {template[:80]!r} is not a template; expected fields such as {{episode_index:06d}}"
+            f"{where}: {template[:80]!r} is not a template of at most {GREATEST_PATH} characters; "
+            "expected fields such as {episode_index:06d}"
         )
     return text
 

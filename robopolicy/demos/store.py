@@ -49,9 +49,9 @@ class DemoStore:
         targets = targets if action_transform is None else action_transform(targets)
         self._target_width = targets.shape[-1]
         self._targets = _blocks(targets[padded].to(self.device, torch.float32), self._action_span)
-        narrow = self._side_by_side()
-        self._narrow_width = narrow.shape[1]
-        self._narrow = _blocks(torch.from_numpy(narrow[padded]).to(self.device), self._frame_span)
+        low_dim = self._side_by_side()
+        self._low_dim_width = low_dim.shape[1]
+        self._low_dim = _blocks(torch.from_numpy(low_dim[padded]).to(self.device), self._frame_span)
         self._lookup = self._start_table().to(self.device)
         self._ends = torch.from_numpy(np.append(np.repeat(rows.offsets[1:], rows.lengths), 1)).to(self.start_device)
 
@@ -63,7 +63,7 @@ class DemoStore:
     def gathers_at_once(self) -> bool:
         """Whether a batch is made without the disk or a copy from the host."""
         return (
-            not self.rows.wide
+            not self.rows.large
             or self.rows.placement == "device"
             or (self.rows.placement, self.device.type) == ("host", "cpu")
         )
@@ -74,7 +74,7 @@ class DemoStore:
         return self.device if self.gathers_at_once else torch.device("cpu")
 
     def gather(self, starts: Int[Tensor, " batch"], episode_start: Tensor | None = None) -> Batch:
-        """The segments that start at these rows; -1 gives one without a valid frame."""
+        """The segments that start at these rows; -1 returns one without a valid frame."""
         number = (starts % (len(self) + 1)).to(self.device, non_blocking=True)
         place, remaining, instruction = self._lookup.index_select(1, number).unbind(0)
         count, width = len(starts), self._target_width
@@ -86,7 +86,7 @@ class DemoStore:
             (actions.shape[1], self.stride * width, width, 1),
         )
         return Batch(
-            obs=self._narrow_obs(place) | self._wide_obs(starts),
+            obs=self._low_dim_obs(place) | self._large_obs(starts),
             instruction_id=instruction,
             instructions=self.rows.instructions,
             target=actions.as_strided(sizes, strides).contiguous(),
@@ -95,29 +95,29 @@ class DemoStore:
             episode_start=None if episode_start is None else episode_start.to(self.device),
         )
 
-    def _narrow_obs(self, place: Tensor) -> dict[str, Tensor]:
-        blocks = self._narrow.index_select(0, place)
-        frames = blocks.view(len(place), self._frame_span, self._narrow_width)[:, :: self.stride]
+    def _low_dim_obs(self, place: Tensor) -> dict[str, Tensor]:
+        blocks = self._low_dim.index_select(0, place)
+        frames = blocks.view(len(place), self._frame_span, self._low_dim_width)[:, :: self.stride]
         obs = {}
         for key, (columns, shape) in self._columns.items():
             values = frames[..., columns]
             obs[key] = values if len(shape) == 1 else values.unflatten(-1, shape)
         return obs
 
-    def _wide_obs(self, starts: Tensor) -> dict[str, Tensor]:
-        if not self.rows.wide:
+    def _large_obs(self, starts: Tensor) -> dict[str, Tensor]:
+        if not self.rows.large:
             return {}
         starts = starts.to(self._ends.device)
         last = self._ends.index_select(0, starts % (len(self) + 1)) - 1
         ahead = self.stride * torch.arange(self.segment, device=starts.device)
         rows = torch.minimum(starts.clamp(min=0).view(-1, 1) + ahead, last.view(-1, 1))
-        return {key: wide.gather(rows).to(self.device, non_blocking=True) for key, wide in self.rows.wide.items()}
+        return {key: large.gather(rows).to(self.device, non_blocking=True) for key, large in self.rows.large.items()}
 
     def _side_by_side(self) -> np.ndarray:
         """(rows, all low-dimensional widths); remembers which columns are whose."""
         flat = [np.zeros((self.rows.steps, 0), dtype=np.float32)]
         column = 0
-        for key, values in self.rows.narrow.items():
+        for key, values in self.rows.low_dim.items():
             flat.append(values.reshape(len(values), -1))
             self._columns[key] = (slice(column, column + flat[-1].shape[1]), values.shape[1:])
             column += flat[-1].shape[1]

@@ -39,7 +39,7 @@ def tokens_beside(path: str | Path) -> Path:
 
 
 def mark_of(attributes: Mapping[str, Any], actions: np.ndarray) -> int:
-    """What tells a demo from another: its checksums, or that of its actions in a file without."""
+    """Identifies a demo's content: its checksums, or that of its actions in a file without."""
     written = attributes.get(CHECKSUMS)
     return checksum(actions) if written is None else zlib.crc32(str(written).encode())
 
@@ -89,11 +89,11 @@ class TokenFile:
         Raises:
             DemoFormatError: in one line.
         """
-        said, where = self._attributes(demo.name), f"{self.path.name}, {demo.name}"
-        if said.get(SOURCE) != mark:
+        stored, where = self._attributes(demo.name), f"{self.path.name}, {demo.name}"
+        if stored.get(SOURCE) != mark:
             raise DemoFormatError(f"{where}: tokens of another demo than the one beside it; encode the demo file again")
         assert demo.tokens is not None
-        if said.get(CHECKSUMS) != _checksums(demo.tokens, said[TOKEN_VALID]):
+        if stored.get(CHECKSUMS) != _checksums(demo.tokens, stored[TOKEN_VALID]):
             raise DemoFormatError(f"{where}: tokens changed since they were written; copy the file, or encode it again")
 
     def close(self) -> None:

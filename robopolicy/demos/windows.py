@@ -46,35 +46,35 @@ def frame_offsets(segment: int, chunk: int, stride: int = 1) -> Int[np.ndarray, 
     return stride * np.arange(segment)[:, None] + np.arange(chunk)
 
 
-def lanes(
+def episode_streams(
     lengths: Int[np.ndarray, " demos"], order: Sequence[int], count: int, segment: int, stride: int = 1
-) -> tuple[Int[np.ndarray, "steps lanes"], Bool[np.ndarray, "steps lanes"]]:
-    """Whole demos dealt to `count` lanes, cut into segments that follow one another: truncated BPTT.
+) -> tuple[Int[np.ndarray, "steps streams"], Bool[np.ndarray, "steps streams"]]:
+    """Whole demos distributed to `count` episode streams, each cut into consecutive segments, for truncated BPTT.
 
-    Each demo in turn goes to the lane that is free first, so that all lanes end at about the same time.
+    Each demo in turn goes to the shortest stream, so that all streams end at about the same time.
 
     Args:
         lengths: steps of every demo; their rows lie one after another.
         order: which demos, in which order.
-        count: lanes, the segments of one batch.
+        count: streams, the segments of one batch.
         segment: S, frames of a segment.
         stride: rows from one frame to the next.
 
     Returns:
-        The row at which each segment starts, -1 where its lane has run out of demos, and whether it begins its demo.
+        The row at which each segment starts, -1 where its stream has no demo left, and whether it begins its demo.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     starts: list[list[int]] = [[] for _ in range(count)]
     begins: list[list[bool]] = [[] for _ in range(count)]
     for demo in order:
-        lane = min(range(count), key=lambda number: len(starts[number]))
+        stream = min(range(count), key=lambda number: len(starts[number]))
         rows = range(int(offsets[demo]), int(offsets[demo + 1]), segment * stride)
-        starts[lane].extend(rows)
-        begins[lane].extend(row == rows[0] for row in rows)
-    steps = max(len(lane) for lane in starts)
+        starts[stream].extend(rows)
+        begins[stream].extend(row == rows[0] for row in rows)
+    steps = max(len(stream) for stream in starts)
     table = np.full((steps, count), -1, dtype=np.int64)
     first = np.ones((steps, count), dtype=bool)
-    for number, lane in enumerate(starts):
-        table[: len(lane), number] = lane
-        first[: len(lane), number] = begins[number]
+    for number, stream in enumerate(starts):
+        table[: len(stream), number] = stream
+        first[: len(stream), number] = begins[number]
     return table, first

@@ -34,7 +34,7 @@ class PartWriter:
     Raises:
         FileExistsError: the file or its parts exist and `resume` is off.
         FileInUseError: another process writes the file.
-        DemoFormatError: what is there can't be continued.
+        DemoFormatError: the existing file can't be continued.
     """
 
     def __init__(self, path: str | Path, facts: Mapping[str, Any], *, resume: bool) -> None:
@@ -101,7 +101,7 @@ class PartWriter:
         return True
 
     def _take_up(self) -> None:
-        """Read what is in the file and in the parts that were left behind."""
+        """Read the file and the parts left by an earlier writer."""
         merged = self._read(self.path, ()) if self.path.exists() else []
         for part in list(self._parts.names):
             if not self._read(self._parts.path(part), merged):  # of a merge that was killed at its very end
@@ -161,7 +161,7 @@ class DemoWriter(PartWriter):
         env_args: the environment, as robomimic stores it (`env_name`, `type`, `env_version`, `env_kwargs`).
         action_spec: the action columns, where known.
         attributes: further attributes of the whole file, such as `renderer`.
-        resume: continue a file, or the parts of one; what they say of themselves is kept.
+        resume: continue a file, or the parts of one; their attributes are kept.
         by_seed: number the demos in the order of their seeds when closing, whatever order they were written in.
     """
 
@@ -277,7 +277,7 @@ def write_demo_file(
 
 
 def begun(path: str | Path) -> Path | None:
-    """The file, or the first of its parts, which says what a writer would continue with; None where there is neither."""
+    """The file, or the first of its parts, whose attributes a writer continues with; None if neither exists."""
     if Path(path).exists():
         return Path(path)
     return min(parts_folder(path).glob("*.hdf5"), default=None)

@@ -148,8 +148,8 @@ class DemoDataModule(LightningDataModule):
         train, valid, spec = self._rows(), self._valid, self.action_spec
         held_out = f"{len(valid.lengths)} demos, {valid.steps} steps held out" if valid else "none held out"
         where = {"device": f"in the memory of {self.device}", "host": "in host memory", "disk": "read from the disk"}
-        wide = f"; {' and '.join(train.wide)} {where[train.placement]}" if train.wide else ""
-        if TOKENS_KEY in train.wide and (kept := train.wide[TOKENS_KEY].shape) != self.obs[TOKENS_KEY].shape:
+        wide = f"; {' and '.join(train.large)} {where[train.placement]}" if train.large else ""
+        if TOKENS_KEY in train.large and (kept := train.large[TOKENS_KEY].shape) != self.obs[TOKENS_KEY].shape:
             wide += (
                 f"; tokens pooled ahead of time ({component_of(self.experiment.pooling).kind}), {kept[0]} kept a frame"
             )
@@ -213,12 +213,12 @@ class DemoDataModule(LightningDataModule):
         """Of the training split; rotations are fit to it too."""
         scaling = self.experiment.normalization
         form, declared = scaling.rotation, scaling.rotations
-        if unknown := [name for name in declared if name.partition("[")[0] not in (*train.narrow, ACTIONS)]:
-            known = ", ".join((*train.narrow, ACTIONS))
+        if unknown := [name for name in declared if name.partition("[")[0] not in (*train.low_dim, ACTIONS)]:
+            known = ", ".join((*train.low_dim, ACTIONS))
             raise ConfigError(f"--normalization.rotations {unknown[0]!r}: no such key; there are {known}")
-        self._rotations = {key: key_rotations(key, rows[0].size, form, declared) for key, rows in train.narrow.items()}
+        self._rotations = {key: key_rotations(key, rows[0].size, form, declared) for key, rows in train.low_dim.items()}
         self.obs_statistics = {
-            key: Statistics.of(rows, self._rotations[key], form, f"obs/{key}") for key, rows in train.narrow.items()
+            key: Statistics.of(rows, self._rotations[key], form, f"obs/{key}") for key, rows in train.low_dim.items()
         }
         self._rotations[ACTIONS] = action_rotations(self.action_spec, form, declared)
         self.action_statistics = Statistics.of(train.actions, self._rotations[ACTIONS], form, ACTIONS)
@@ -265,9 +265,9 @@ def _process() -> tuple[int, int]:
 
 
 def _spec(rows: DemoRows, key: str) -> ArraySpec:
-    if key in rows.narrow:
-        return ArraySpec(tuple(rows.narrow[key].shape[1:]), "float32")
-    wide = rows.wide[key]
+    if key in rows.low_dim:
+        return ArraySpec(tuple(rows.low_dim[key].shape[1:]), "float32")
+    wide = rows.large[key]
     return ArraySpec(tuple(wide.shape), str(wide.dtype).removeprefix("torch."))
 
 

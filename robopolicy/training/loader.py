@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robopolicy.demos.rows import DemoRows
 from robopolicy.demos.store import DemoStore
-from robopolicy.demos.windows import lanes
+from robopolicy.demos.windows import episode_streams
 from robopolicy.types import Batch
 
 PREFETCHED = 2
@@ -119,7 +119,7 @@ class Carried:
         demos = np.arange(len(self.rows.lengths))
         if self.seed is not None:
             demos = np.random.default_rng([self.seed, number]).permutation(demos)
-        starts, begins = lanes(self.rows.lengths, demos.tolist(), self.batch_size, self.segment, self.stride)
+        starts, begins = episode_streams(self.rows.lengths, demos.tolist(), self.batch_size, self.segment, self.stride)
         return torch.from_numpy(starts), torch.from_numpy(begins)
 
 

@@ -64,7 +64,7 @@ def test_constant_dimensions_missing_keys_and_shared_masks_are_found():
     assert found == {
         "pose: constant over all demos in dimension 1": "note",
         "extra is in 1 of 4 readable demos": "problem",
-        "1 of 4 demos carry no instruction": "note",
+        "1 of 4 demos have no instruction": "note",
         "1 demos are in mask/train and in mask/valid: demo_1": "problem",
     }
 

@@ -106,10 +106,10 @@ def test_a_file_overwritten_while_it_is_read_is_noticed(tiny_demos, tmp_path, mo
                 load_rows([(file, file.names)], ("front",), placement="host")
             return
         rows = load_rows([(file, file.names)], ("front",), placement="disk")
-        rows.wide["front"].gather(torch.arange(4).view(2, 2))
+        rows.large["front"].gather(torch.arange(4).view(2, 2))
         with path.open("r+b") as raw:
             raw.seek(0)
             raw.write(raw.read(8))
         os.utime(path, ns=(1, 1))
         with pytest.raises(DemoFormatError, match=r"a.hdf5: the file was written to while it was read"):
-            rows.wide["front"].gather(torch.arange(4).view(2, 2))
+            rows.large["front"].gather(torch.arange(4).view(2, 2))

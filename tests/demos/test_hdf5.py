@@ -178,7 +178,7 @@ def _no_demos(file: h5py.File) -> None:
         (_edit(_poison), r"^tiny\.hdf5, demo_1: actions: nan at step 3"),
         (_edit(_poison_obs), r"^tiny\.hdf5, demo_1: obs/gripper: inf at step 2"),
         (_edit(_shorten), r"^tiny\.hdf5, demo_1: 9 actions but 8 rows in obs/ee_pose; every step needs both"),
-        (_edit(_lie), r"^tiny\.hdf5, demo_1: num_samples says 400 steps but there are 9 actions"),
+        (_edit(_lie), r"^tiny\.hdf5, demo_1: num_samples is 400 but there are 9 actions"),
         (_edit(_external), r"^tiny\.hdf5: data/demo_1/obs/front is a link to elsewhere"),
         (_edit(_external_storage), r"^tiny\.hdf5: data/demo_1/obs/gripper is stored in another file"),
         (_edit(_virtual), r"^tiny\.hdf5: data/demo_1/obs/gripper is stored in another file"),

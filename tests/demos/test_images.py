@@ -41,7 +41,7 @@ def test_images_of_every_form_are_read_alike(file, tmp_path):
         np.testing.assert_array_equal(demos.read("demo_0").obs["front"], expected)
         assert row_types(demos, "demo_0")["front"] == ((12, 16, 3), np.uint8)
         rows = load_rows([(demos, demos.names)], ("front", "qpos"), placement="host")
-        np.testing.assert_array_equal(rows.wide["front"].values, expected)
+        np.testing.assert_array_equal(rows.large["front"].values, expected)
     convert(path, tmp_path / "b.hdf5")
     with DemoFile(tmp_path / "b.hdf5") as copy:
         assert copy.datasets("demo_0")["obs/front"].dtype == np.uint8

@@ -21,8 +21,10 @@ def test_rows_lie_one_demo_after_another(demo_file):
     assert rows.offsets.tolist() == [0, 15, 27]
     first, second = demo_file.read("demo_2"), demo_file.read("demo_0")
     np.testing.assert_array_equal(rows.actions, np.concatenate([first.actions, second.actions]))
-    np.testing.assert_array_equal(rows.narrow["gripper"], np.concatenate([first.obs["gripper"], second.obs["gripper"]]))
-    front = rows.wide["front"]
+    np.testing.assert_array_equal(
+        rows.low_dim["gripper"], np.concatenate([first.obs["gripper"], second.obs["gripper"]])
+    )
+    front = rows.large["front"]
     assert isinstance(front, MemoryFrames)
     np.testing.assert_array_equal(front.values[15:].numpy(), second.obs["front"])
     assert rows.instructions == ("lift the red cube",)
@@ -45,7 +47,7 @@ def test_tokens_are_read_from_the_file_and_their_absence_says_what_to_do(tmp_pat
         writer.write(Demo("demo_0", {"x": np.zeros((6, 2))}, np.zeros((6, 1)), tokens=tokens))
     for placement in ("device", "disk"):
         with DemoFile(tmp_path / "a.hdf5") as file:
-            wide = load_rows([(file, file.names)], ("x", TOKENS_KEY), placement=placement).wide[TOKENS_KEY]
+            wide = load_rows([(file, file.names)], ("x", TOKENS_KEY), placement=placement).large[TOKENS_KEY]
             got = wide.gather(torch.arange(6)[:, None])
         assert got.dtype == torch.float16
         np.testing.assert_array_equal(got[:, 0].numpy(), tokens)
@@ -65,11 +67,11 @@ def test_the_mask_of_tokens_is_one_of_the_observations_and_all_ones_where_a_demo
     keys = ("x", TOKENS_KEY, TOKEN_VALID_KEY)
     with DemoFile(tmp_path / "a.hdf5") as file:
         rows = load_rows([(file, ["demo_0", "demo_1"])], keys, placement=placement)
-        assert rows.narrow[TOKEN_VALID_KEY].tolist() == [[1, 1, 0]] * 2 + [[1, 1, 1]] * 3
-        assert set(rows.wide) == {TOKENS_KEY}
-        assert set(load_rows([(file, ["demo_0"])], keys[:2], placement=placement).narrow) == {"x"}
+        assert rows.low_dim[TOKEN_VALID_KEY].tolist() == [[1, 1, 0]] * 2 + [[1, 1, 1]] * 3
+        assert set(rows.large) == {TOKENS_KEY}
+        assert set(load_rows([(file, ["demo_0"])], keys[:2], placement=placement).low_dim) == {"x"}
         for name in ("demo_2", "demo_3", "demo_4"):
-            with pytest.raises(DemoFormatError, match=f"a.hdf5, {name}: token_valid is no mask of its 3 tokens"):
+            with pytest.raises(DemoFormatError, match=f"a.hdf5, {name}: token_valid is not a mask of its 3 tokens"):
                 load_rows([(file, [name])], keys, placement=placement)
 
 
@@ -97,9 +99,9 @@ def test_one_dimensional_keys_become_columns(tmp_path):
         writer.write(Demo("demo_0", {"x": np.arange(4.0), "m": np.zeros((4, 2, 3))}, np.zeros((4, 1))))
     with DemoFile(tmp_path / "a.hdf5") as file:
         rows = load_rows([(file, file.names)], ("x", "m"))
-    assert rows.narrow["x"].shape == (4, 1)
-    assert rows.narrow["m"].shape == (4, 2, 3)
-    assert rows.narrow["x"].dtype == np.float32
+    assert rows.low_dim["x"].shape == (4, 1)
+    assert rows.low_dim["m"].shape == (4, 2, 3)
+    assert rows.low_dim["x"].dtype == np.float32
 
 
 def _resident_bytes() -> int:
@@ -125,6 +127,6 @@ def test_a_50_gb_set_is_read_in_a_small_part_of_memory(tmp_path):
         rows = load_rows([(file, file.names)], ("x", "front"))
         assert rows.placement == "disk"
         for start in range(0, rows.steps - 20, rows.steps // 20):
-            assert rows.wide["front"].gather(start + torch.arange(40).view(4, 10)).shape == (4, 10, *frame)
+            assert rows.large["front"].gather(start + torch.arange(40).view(4, 10)).shape == (4, 10, *frame)
             most = max(most, _resident_bytes())
     assert most - before < 200e6

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robopolicy.demos.windows import action_rows, frame_rows, lanes
+from robopolicy.demos.windows import action_rows, episode_streams, frame_rows
 
 
 @settings(max_examples=30, deadline=None)
@@ -37,7 +37,7 @@ def test_lanes_hold_every_demo_once_whole_and_in_order(lengths, count, segment, 
     """A carried state would else run from one demo's middle into another."""
     order = list(range(len(lengths)))
     random.shuffle(order)
-    starts, begins = lanes(np.array(lengths), order, count, segment, stride)
+    starts, begins = episode_streams(np.array(lengths), order, count, segment, stride)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     seen = []
     for lane in range(count):

@@ -196,7 +196,7 @@ def test_tokens_of_ones_own_process_are_enough_to_train_on(tmp_path, make_demo):
     with open_demos(tmp_path / "a.hdf5") as demos:
         assert require_one_encoder([demos]) == {}
         rows = load_rows([(demos, ["demo_0"])], ("tokens",), placement="host")
-        assert rows.wide["tokens"].shape == (3, 4)
+        assert rows.large["tokens"].shape == (3, 4)
         with pytest.raises(DemoFormatError, match="demo_1: tokens has rows of float16"):
             load_rows([(demos, demos.names)], ("tokens",), placement="host")
     problems = check_files([tmp_path / "a.hdf5"])[0].problems

@@ -28,7 +28,7 @@ class Episodes(Protocol):
         ...
 
     def instruction(self, index: int, table: Any) -> str | None:
-        """What the episode's first step was told."""
+        """The instruction of the episode's first step."""
         ...
 
 
@@ -44,7 +44,7 @@ def open_episodes(root: Path, info: Mapping[str, Any]) -> Episodes:
     if version.startswith("v2."):
         return _EpisodesV2(root, info)
     raise DemoFormatError(
-        f"{root.name}: LeRobot codebase_version {version}; expected v2.1 or v3.0, convert it with lerobot"
+        f"{root.name}: LeRobot codebase_version {version[:20]}; expected v2.1 or v3.0, convert it with lerobot"
     )
 
 

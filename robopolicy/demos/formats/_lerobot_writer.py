@@ -1,7 +1,7 @@
 """Writes LeRobot data sets, v3.0 and v2.1, with images as H.264 video or, lossless, as PNG inside the tables.
 
 Low-dimensional observations become one vector, `observation.state`, as LeRobot's policies expect it; `meta/robopolicy.json`
-says which of its columns are which key, so that reading gives back what was written, types included.
+records which of its columns belong to which key, so that reading returns what was written, types included.
 """
 
 import json

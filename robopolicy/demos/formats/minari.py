@@ -94,7 +94,7 @@ class MinariReader(ReaderBase):
                     f"{where}: actions have shape {actions.shape}; expected (steps, width); discrete actions are not supported"
                 )
             optional = {
-                key: dataset_in(episode, key, where)[()]
+                key: _per_step(dataset_in(episode, key, where), len(actions), f"{where}: {key}")
                 for key in ("rewards", "terminations", "truncations")
                 if key in episode
             }
@@ -126,6 +126,13 @@ class MinariReader(ReaderBase):
     def close(self) -> None:
         """Close the HDF5 file."""
         self._file.close()
+
+
+def _per_step(dataset: h5py.Dataset, steps: int, where: str) -> np.ndarray:
+    """One number for each step, (T,); booleans as int64."""
+    if dataset.shape != (steps,):
+        raise DemoFormatError(f"{where} has shape {dataset.shape}; expected one number for each of {steps} actions")
+    return read_rows(dataset, where)
 
 
 def _observations(episode: h5py.Group, where: str) -> dict[str, h5py.Dataset]:
