@@ -119,6 +119,12 @@ class ActReader(ReaderBase):
             actions = [read_rows(datasets[key], f"{path.name}: {key}") for key in ACTIONS if key in datasets]
             if not actions:
                 raise DemoFormatError(f"{path.name}: no action; an ACT episode has action and observations/qpos")
+            width = sum(rows.shape[1] if rows.ndim == 2 else 0 for rows in actions)
+            if self.action_spec is not None and width != self.action_spec.width:
+                raise DemoFormatError(
+                    f"{path.name}: actions of shape {actions[0].shape}, {width} columns in all; the first episode has "
+                    f"{self.action_spec.width}"
+                )
             found = {
                 key.removeprefix("observations/").removeprefix("images/"): dataset
                 for key, dataset in datasets.items()
