@@ -133,9 +133,15 @@ class ChunkPolicy(nn.Module):
         batch = obs[first].shape[: obs[first].dim() - len(self.obs[first].shape)]
         encoding = self.encode(obs, self.instruction_text(observation.get("instruction"), batch))
         head = self._frozen[0] if self._frozen else self.head
-        committed = None if prefix is None else self.action_normalizer.to_target(torch.as_tensor(prefix))
+        committed = None
+        if prefix is not None:
+            committed = self.action_normalizer.to_target(torch.as_tensor(prefix).to(self.device))
         chunk, state = head.step(encoding.tokens, state, encoding.token_valid, generator=generator, prefix=committed)
-        return Prediction(self.action_normalizer.to_rows(chunk), chunk.gripper_logit), state
+        rows = self.action_normalizer.to_rows(chunk)
+        if prefix is not None:  # bit for bit: units and back would round
+            given = torch.as_tensor(prefix).to(rows)
+            rows = torch.cat([given, rows[..., given.shape[-2] :, :]], dim=-2)
+        return Prediction(rows, chunk.gripper_logit), state
 
     def encode(self, obs: Mapping[str, Tensor], text: Tensor | None) -> Encoding:
         """Tokens of frames in the demos' units; `text` is what `instruction_text` returned. It can be traced."""

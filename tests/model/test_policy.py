@@ -210,7 +210,7 @@ def test_a_policy_samples_only_from_a_generator():
 def test_a_prefix_is_refused_by_a_head_that_ignores_it():
     """Guards against: committed actions that the chunk silently doesn't continue."""
     policy = make_policy()
-    with pytest.raises(ValueError, match="does not use a prefix"):
+    with pytest.raises(ValueError, match="uses_prefix is False"):
         policy.act({**frame(), "instruction": None}, policy.initial_state(4), prefix=torch.zeros(4, 1, 5))
 
 

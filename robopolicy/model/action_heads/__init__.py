@@ -31,7 +31,8 @@ class ActionHead(Protocol):
         """Named scalars, unweighted: each of `loss_names`, and metrics such as `gripper_accuracy`.
 
         Each is a sum over the valid entries divided by their number: 0 where none is valid, and what stands at an
-        invalid place, NaN included, reaches neither the value nor the gradient.
+        invalid place, NaN included, reaches neither the value nor the gradient. A head that draws noise takes it from
+        torch's global generator, row by row.
 
         Args:
             hidden: (*B, H).
@@ -47,7 +48,9 @@ class ActionHead(Protocol):
 
         Args:
             hidden: any number of leading axes.
-            generator: source of randomness for a head that samples; None: its most probable action.
-            prefix: actions already committed to, (*B, k, A+G) with k <= K, for a head that uses them.
+            generator: source of randomness for a head that samples; None: its most probable action, or, where that has no
+                closed form, the same draw every time.
+            prefix: actions already committed to, (*B, k, A+G) with k <= K, for a head that uses them; the chunk then
+                begins with exactly these.
         """
         ...

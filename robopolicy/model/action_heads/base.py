@@ -8,10 +8,14 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
-from robopolicy.components import ConfigError, expect
+from robopolicy.components import ConfigError, expect, require
 from robopolicy.model.losses import gripper_losses, split_labels
 from robopolicy.types import ActionSpec, Chunk
+
+CERTAIN_LOGIT = 20.0
+"""Size of the gripper's logit at a committed action."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,16 @@ class HeadOptions:
     """Hidden widths of the perceptrons for arm and gripper."""
     arm_weights: tuple[float, ...] = ()
     """Weight of each arm column in the loss `arm`; empty: all 1."""
+    prefix: int = 0
+    """Longest prefix of committed actions that the head is trained to continue; 0: it is trained without prefixes."""
 
     def __post_init__(self) -> None:
         expect(self, "action_head", ">= 1", "chunk", "widths")
-        expect(self, "action_head", ">= 0", "arm_weights")
+        expect(self, "action_head", ">= 0", "arm_weights", "prefix")
+        require(
+            self.prefix < self.chunk,
+            f"--action_head.prefix must be less than --action_head.chunk {self.chunk}, got {self.prefix}",
+        )
 
 
 class Perceptron(nn.Module):
@@ -56,12 +66,11 @@ class PerceptronHead(nn.Module):
         options: sizes.
         hidden_width: H.
         action: which columns are arm and which gripper.
-        arm_outputs: outputs per step of the arm's perceptron.
+        arm_outputs: outputs per step of the arm's perceptron `actions`; 0: a subclass has a network of its own.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("arm", "gripper")
     samples: ClassVar[bool] = False
-    uses_prefix: ClassVar[bool] = False
 
     def __init__(self, options: HeadOptions, hidden_width: int, action: ActionSpec, arm_outputs: int) -> None:
         super().__init__()
@@ -74,9 +83,14 @@ class PerceptronHead(nn.Module):
         self.arm_width = action.arm_width
         self.gripper_width = action.gripper_width
         self.arm_weights = options.arm_weights
-        self.actions = Perceptron(hidden_width, options.widths, options.chunk * arm_outputs)
+        if arm_outputs:
+            self.actions = Perceptron(hidden_width, options.widths, options.chunk * arm_outputs)
         gripper_outputs = options.chunk * self.gripper_width
         self.gripper = Perceptron(hidden_width, options.widths, gripper_outputs) if gripper_outputs else None
+        self.uses_prefix = options.prefix > 0
+        self.max_prefix = options.prefix if options.prefix else options.chunk
+        prefix_inputs = options.prefix * (action.arm_width + self.gripper_width + 1)
+        self.prefix = nn.Linear(prefix_inputs, hidden_width) if options.prefix else None
 
     def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         """The scalar loss `arm`.
@@ -102,8 +116,18 @@ class PerceptronHead(nn.Module):
         labels: Float[Tensor, "*batch chunk action"],
         valid: Bool[Tensor, "..."],
     ) -> dict[str, Tensor]:
-        """`arm`, `gripper` (cross-entropy) and the metric `gripper_accuracy`; see `ActionHead`."""
+        """`arm`, `gripper` (cross-entropy) and the metric `gripper_accuracy`; see `ActionHead`.
+
+        With the option `prefix`, each row continues a prefix of its own labels, of a length drawn uniformly from 0 to
+        `prefix` by torch's global generator, and the losses are those of the actions after it.
+        """
         arm_labels, gripper_labels, mask = split_labels(labels, valid, self.arm_width, self.gripper_width)
+        if self.prefix is not None:
+            length = torch.randint(self.max_prefix + 1, valid.shape[:-1], device=labels.device)[..., None]
+            committed = mask & (torch.arange(self.chunk, device=labels.device) < length)[..., None]
+            known = torch.cat([arm_labels, gripper_labels], dim=-1)[..., : self.max_prefix, :]
+            hidden = hidden + self._prefix_features(known, committed[..., : self.max_prefix, :])
+            mask = mask & ~committed
         gripper, accuracy = gripper_losses(self.gripper_logit(hidden), gripper_labels, mask)
         return {
             "arm": self.arm_loss(hidden, arm_labels, mask),
@@ -119,9 +143,59 @@ class PerceptronHead(nn.Module):
         prefix: Tensor | None = None,
     ) -> Chunk:
         """See `ActionHead`. The gripper's logits are those of its label 1; they are never sampled."""
-        if prefix is not None:
-            raise ValueError(f"{type(self).__name__} does not use a prefix (uses_prefix is False); call it without one")
-        return Chunk(arm=self.decode_arm(hidden, generator), gripper_logit=self.gripper_logit(hidden))
+        self.check_prefix(hidden, prefix)
+        hidden = self.with_prefix(hidden, prefix)
+        chunk = Chunk(arm=self.decode_arm(hidden, generator), gripper_logit=self.gripper_logit(hidden))
+        return self.keep_prefix(chunk, prefix)
+
+    def check_prefix(self, hidden: Tensor, prefix: Tensor | None) -> None:
+        """Refuse a prefix for (*B, H) hidden vectors that this head can't continue.
+
+        Raises:
+            ValueError: the head does not use prefixes, or this one has another shape or is too long.
+        """
+        if prefix is None:
+            return
+        if not self.uses_prefix:
+            raise ValueError(
+                f"{type(self).__name__} was not trained with prefixes (uses_prefix is False); call it without one, or "
+                "train with --action_head.prefix"
+            )
+        lead, width = tuple(hidden.shape[:-1]), self.arm_width + self.gripper_width
+        if prefix.shape[:-2] != lead or prefix.shape[-1] != width:
+            raise ValueError(f"prefix has shape {tuple(prefix.shape)}; expected {(*lead, 'k', width)}")
+        if prefix.shape[-2] > self.max_prefix:
+            limit = f"--action_head.{'chunk' if self.prefix is None else 'prefix'}"
+            raise ValueError(f"prefix of {prefix.shape[-2]} actions; expected at most {limit} {self.max_prefix}")
+
+    def with_prefix(self, hidden: Tensor, prefix: Tensor | None) -> Tensor:
+        """Hidden vectors (*B, H) plus what a trained prefix layer makes of the prefix (*B, k, A+G), or of none."""
+        if self.prefix is None:
+            return hidden
+        if prefix is None:
+            prefix = hidden.new_zeros((*hidden.shape[:-1], 0, self.arm_width + self.gripper_width))
+        length = prefix.shape[-2]
+        padded = functional.pad(prefix, (0, 0, 0, self.max_prefix - length))
+        committed = (torch.arange(self.max_prefix, device=hidden.device) < length)[:, None]
+        return hidden + self._prefix_features(padded, committed.expand(*padded.shape[:-1], 1))
+
+    def keep_prefix(self, chunk: Chunk, prefix: Tensor | None) -> Chunk:
+        """The chunk with its first actions replaced by the prefix (*B, k, A+G)."""
+        if prefix is None:
+            return chunk
+        arm, label = prefix.to(chunk.arm).split([self.arm_width, self.gripper_width], dim=-1)
+        length = prefix.shape[-2]
+        logit = torch.where(label > 0.5, CERTAIN_LOGIT, -CERTAIN_LOGIT).to(chunk.gripper_logit)
+        return Chunk(
+            arm=torch.cat([arm, chunk.arm[..., length:, :]], dim=-2),
+            gripper_logit=torch.cat([logit, chunk.gripper_logit[..., length:, :]], dim=-2),
+        )
+
+    def _prefix_features(self, actions: Tensor, committed: Tensor) -> Tensor:
+        """(*B, H) from actions (*B, P, A+G) and flags (*B, P, 1), False where there is no committed action."""
+        assert self.prefix is not None
+        known = torch.cat([torch.where(committed, actions, 0.0), committed.to(actions)], dim=-1)
+        return self.prefix(known.flatten(-2))
 
     def gripper_logit(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch chunk gripper"]:
         """Logits of label 1 (closed), (*B, K, G); G is 0 without a binary gripper."""

@@ -1,0 +1,215 @@
+"""Conditional flow matching: chunks drawn from a distribution that may have several modes.
+
+Sources: flow matching, Lipman et al. 2023 (arXiv 2210.02747); times that favour noise, pi0 (arXiv 2410.24164); guided
+inpainting of a prefix, real-time chunking (arXiv 2506.07339).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robopolicy.components import expect, register, require
+from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead
+from robopolicy.model.losses import masked_mean, weigh_columns
+from robopolicy.types import ActionSpec, Chunk
+
+ACTION_STD = 0.5
+"""Standard deviation of normalized actions that the scaling of the network's input assumes."""
+FREQUENCIES = 8
+"""Sines and as many cosines by which the network sees the time, of 1/8 to 1 period: a flow is smooth in time."""
+
+
+@dataclass(frozen=True)
+class FlowOptions(HeadOptions):
+    """Options of the action head `flow`."""
+
+    steps: int = 5
+    """Integration steps from noise to the chunk; it can be changed after training (`head.steps`)."""
+    solver: Literal["euler", "midpoint"] = "euler"
+    """euler evaluates the network once per step, midpoint twice."""
+    times: Literal["beta", "uniform"] = "beta"
+    """Distribution of the training times: beta (1 - Beta(1.5, 1), which favours noise) or uniform."""
+    draws: int = 1
+    """Pairs of noise and time per hidden vector in the loss."""
+    width: int = 256
+    """Width of the network that predicts the velocity."""
+    layers: int = 3
+    """Residual layers of that network."""
+    guidance: float = 5.0
+    """Largest weight of the guidance towards a prefix, for a head that was not trained with prefixes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self, "action_head", ">= 1", "steps", "draws", "width", "layers")
+        expect(self, "action_head", ">= 0", "guidance")
+        require(
+            self.solver in ("euler", "midpoint"), f"--action_head.solver must be euler or midpoint, got {self.solver}"
+        )
+        require(self.times in ("beta", "uniform"), f"--action_head.times must be beta or uniform, got {self.times}")
+
+
+class VelocityNetwork(nn.Module):
+    """A residual perceptron over the whole chunk, modulated (FiLM) by the hidden vector and the time.
+
+    It predicts where the flow ends, which gives the velocity, (end - chunk) / (1 - time).
+
+    Args:
+        hidden_width: H.
+        outputs: K * A, columns of the flattened chunk.
+        options: sizes.
+    """
+
+    def __init__(self, hidden_width: int, outputs: int, options: FlowOptions) -> None:
+        super().__init__()
+        width = options.width
+        self.condition = nn.Linear(hidden_width, width)
+        self.time = nn.Linear(2 * FREQUENCIES, width)
+        self.input = nn.Linear(outputs, width)
+        self.modulation = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(options.layers))
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(options.layers))
+        self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(options.layers))
+        self.output = nn.Linear(width, outputs)
+        self.register_buffer("frequencies", torch.pi * 2.0 ** torch.linspace(-2, 1, FREQUENCIES), persistent=False)
+
+    def forward(self, flat: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """The expected demonstrated chunk (*B, K * A) given a noisy one.
+
+        Args:
+            flat: (*B, K * A), the flattened noisy chunk.
+            time: (*B, 1).
+            condition: `self.condition(hidden)` (*B, width).
+        """
+        deviation = ((time * ACTION_STD).square() + (1 - time).square()).sqrt()
+        angles = time * self.frequencies
+        context = functional.silu(condition + self.time(torch.cat([angles.sin(), angles.cos()], dim=-1)))
+        features = self.input(flat / deviation)
+        for modulation, inner, outer in zip(self.modulation, self.inner, self.outer, strict=True):
+            scale, shift = modulation(context).chunk(2, dim=-1)
+            modulated = inner(functional.layer_norm(features, features.shape[-1:])) * (1 + scale) + shift
+            features = features + outer(functional.silu(modulated))
+        return self.output(functional.layer_norm(features, features.shape[-1:]))
+
+
+@register("action_head", "flow", FlowOptions)
+class FlowHead(PerceptronHead):
+    """The arm's chunk as the end of a flow from Gaussian noise, the gripper by logits as in the other heads.
+
+    A chunk at time t lies on the straight line from noise (t = 0) to the demonstrated chunk (t = 1). The network is trained
+    on that line's velocity, chunk minus noise, weighted by (1 - t)^2: the squared error of the line's end.
+
+    Without a generator the noise is one fixed standard normal draw, the same for every hidden vector (`fixed_noise`): zeros
+    would start from the middle between two modes, and end there.
+
+    A prefix is kept exactly. A head that was trained with prefixes (`prefix` > 0) continues it as it learned to; another
+    one is guided towards chunks that agree with it, by a gradient through the network at each step.
+    """
+
+    samples: ClassVar[bool] = True
+    fixed_noise: Tensor
+
+    def __init__(self, options: FlowOptions, hidden_width: int, action: ActionSpec) -> None:
+        super().__init__(options, hidden_width, action, arm_outputs=0)
+        self.uses_prefix = True
+        self.steps, self.solver, self.times = options.steps, options.solver, options.times
+        self.draws, self.guidance = options.draws, options.guidance
+        self.network = VelocityNetwork(hidden_width, options.chunk * action.arm_width, options)
+        # Not a submodule: a frozen copy keeps these weights, since packed ones have no gradient to guide by.
+        self._differentiable = (self.network,)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(options.chunk, action.arm_width, generator=generator)
+        self.register_buffer("fixed_noise", noise, persistent=False)
+
+    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        """Mean squared error per valid arm column of the velocity times 1 - t.
+
+        Noise and times come from torch's global generator, row by row: a row's do not depend on the rows after it.
+        """
+        shape = (self.draws, *labels.shape)
+        drawn = torch.rand(*shape[:-2], 1 + self.chunk * self.arm_width, device=labels.device)
+        time = drawn[..., :1]
+        if self.times == "beta":
+            time = 1 - time ** (2 / 3)  # the inverse of the cumulative distribution
+        # 1e-7 is more than the least positive step of torch.rand, so that no draw is infinite.
+        noise = torch.special.ndtri(drawn[..., 1:].clamp(1e-7, 1 - 1e-7))
+        clean = labels.flatten(-2).expand(*shape[:-2], -1)
+        noisy = (1 - time) * noise + time * clean
+        condition = self.network.condition(hidden).expand(*shape[:-2], -1)
+        end = self.network(noisy, time, condition).float()
+        error = (end - clean).square().unflatten(-1, labels.shape[-2:])
+        return masked_mean(weigh_columns(error, self.arm_weights), valid)
+
+    def decode(
+        self,
+        hidden: Float[Tensor, "*batch hidden"],
+        *,
+        generator: torch.Generator | None = None,
+        prefix: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Chunk:
+        """See `ActionHead`.
+
+        Args:
+            hidden: (*B, H).
+            generator: source of the noise; None: `fixed_noise`.
+            prefix: (*B, k, A+G), kept exactly.
+            noise: (*B, K, A) standard normal, instead of a generator; what an exported graph takes.
+        """
+        self.check_prefix(hidden, prefix)
+        context = self.with_prefix(hidden, prefix)
+        shape = (*hidden.shape[:-1], self.chunk, self.arm_width)
+        if noise is None:
+            noise = self.fixed_noise.expand(shape)
+            if generator is not None:
+                noise = torch.randn(shape, generator=generator, device=hidden.device, dtype=noise.dtype)
+        wanted = None if prefix is None or self.prefix is not None else prefix[..., : self.arm_width]
+        arm = self.integrate(context, noise, wanted)
+        return self.keep_prefix(Chunk(arm=arm, gripper_logit=self.gripper_logit(context)), prefix)
+
+    def integrate(self, hidden: Tensor, noise: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Arm columns (*B, K, A) in [-1, 1] at the end of the flow that starts at `noise` (*B, K, A).
+
+        Args:
+            hidden: (*B, H).
+            noise: standard normal.
+            wanted: (*B, k, A) arm columns of a prefix that the flow is guided towards.
+        """
+        condition, flat, size = self.network.condition(hidden), noise.flatten(-2), 1 / self.steps
+        goal = None
+        if wanted is not None:
+            goal = functional.pad(wanted.flatten(-2), (0, flat.shape[-1] - wanted.shape[-2] * self.arm_width))
+        known = 0 if wanted is None else wanted.shape[-2] * self.arm_width
+
+        def velocity(flat: Tensor, time: float) -> Tensor:
+            if goal is None or not known:
+                return (_end(self.network, flat, time, condition) - flat) / (1 - time)
+            return self._guided(flat, time, condition, goal, known)
+
+        for step in range(self.steps):
+            time = step * size
+            slope = velocity(flat, time)
+            if self.solver == "midpoint":
+                slope = velocity(flat + size / 2 * slope, time + size / 2)
+            flat = flat + size * slope
+        return flat.unflatten(-1, noise.shape[-2:]).clamp(-1, 1)
+
+    def _guided(self, flat: Tensor, time: float, condition: Tensor, goal: Tensor, known: int) -> Tensor:
+        """The velocity plus real-time chunking's guidance: the gradient of the predicted chunk's agreement with `goal`."""
+        with torch.inference_mode(False), torch.enable_grad():
+            start = flat.detach().clone().requires_grad_()
+            end = _end(self._differentiable[0], start, time, condition.detach().clone())
+            missing = (goal.clone() - end).detach()
+            missing[..., known:] = 0.0
+            (pull,) = torch.autograd.grad(end, start, missing)
+        strength = self.guidance
+        if time > 0:
+            strength = min(strength, (time**2 + (1 - time) ** 2) / (time * (1 - time)))
+        return (end.detach() - flat) / (1 - time) + strength * pull
+
+
+def _end(network: nn.Module, flat: Tensor, time: float, condition: Tensor) -> Tensor:
+    """The predicted end of the flow (*B, K * A) from `flat`, all rows at the same time."""
+    return network(flat, flat.new_full((*flat.shape[:-1], 1), time), condition)
