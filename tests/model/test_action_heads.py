@@ -235,7 +235,6 @@ def test_labels_of_another_shape_are_refused(kind, labels, valid, message):
         (GaussianMixtureOptions, {"temperature": 0.0}, "--action_head.temperature must be > 0, got 0.0"),
         (DiscreteOptions, {"bins": 1}, "--action_head.bins must be >= 2, got 1"),
         (FlowOptions, {"steps": 0}, "--action_head.steps must be >= 1, got 0"),
-        (FlowOptions, {"solver": "heun"}, "--action_head.solver must be euler or midpoint, got heun"),
         (RegressionOptions, {"prefix": 8}, "--action_head.prefix must be less than --action_head.chunk 8, got 8"),
     ],
 )

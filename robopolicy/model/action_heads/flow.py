@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import expect, register, require
+from robopolicy.components import expect, register
 from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec, Chunk
@@ -46,10 +46,6 @@ class FlowOptions(HeadOptions):
         super().__post_init__()
         expect(self, "action_head", ">= 1", "steps", "draws", "width", "layers")
         expect(self, "action_head", ">= 0", "guidance")
-        require(
-            self.solver in ("euler", "midpoint"), f"--action_head.solver must be euler or midpoint, got {self.solver}"
-        )
-        require(self.times in ("beta", "uniform"), f"--action_head.times must be beta or uniform, got {self.times}")
 
 
 class VelocityNetwork(nn.Module):
