@@ -227,6 +227,8 @@ def read_rows(dataset: h5py.Dataset, where: str, rows: slice = slice(None)) -> n
     """Rows of a step dataset in the machine's byte order, bool as int64; refused where a value is not finite."""
     with damage_named(where):
         values = np.asarray(dataset[rows])
+    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
+        raise DemoFormatError(f"{where} has type {values.dtype}; expected numbers of at most 64 bits")
     values = values.astype(np.int64 if values.dtype == bool else values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = np.argwhere(~np.isfinite(values))[0]

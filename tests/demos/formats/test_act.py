@@ -97,3 +97,14 @@ def test_what_is_taken_for_granted_and_what_is_not_kept_is_said(tmp_path, make_d
         "no place for the action spec (7 columns; arm 0-5; binary gripper 6 (-1 or 1))" in line for line in notes
     )
     assert any("no place for the set's attributes env_args, renderer" in line for line in notes)
+
+
+@pytest.mark.parametrize("shape", [(LENGTHS[1], 7), (LENGTHS[1],), (LENGTHS[1], 7, 2)])
+def test_an_episode_of_other_actions_than_the_first_is_refused(tmp_path, shape):
+    """Guards against: actions that the action spec of the first episode does not describe."""
+    folder = write_act(tmp_path / "act")
+    with h5py.File(folder / "episode_1.hdf5", "r+") as file:
+        del file["action"]
+        file["action"] = np.zeros(shape)
+    with open_demos(folder) as demos, pytest.raises(DemoFormatError, match="the first episode has 14"):
+        demos.read("demo_1")

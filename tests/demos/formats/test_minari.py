@@ -90,3 +90,21 @@ def test_an_observation_cut_short_is_refused(tmp_path):
         file["episode_0/observations/observation"] = np.zeros((LENGTHS[0], 45))
     with open_demos(folder) as demos, pytest.raises(DemoFormatError, match=r"9 actions but 9 rows .* expected 10"):
         demos.read("demo_0")
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("truncations", np.zeros((3, 2)), "truncations has shape"),
+        ("rewards", np.float32(1), "rewards has shape"),
+        ("observations/extra", np.zeros(LENGTHS[0] + 1, np.complex64), "extra has type complex64"),
+    ],
+)
+def test_step_arrays_of_another_shape_or_type_are_refused(tmp_path, key, values, message):
+    """Guards against: a traceback of numpy, and complex numbers that are trained on."""
+    folder = write_minari(tmp_path / "pen")
+    with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
+        file.pop(f"episode_0/{key}", None)
+        file[f"episode_0/{key}"] = values
+    with open_demos(folder) as demos, pytest.raises(DemoFormatError, match=message):
+        demos.read("demo_0")
