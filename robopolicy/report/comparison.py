@@ -165,6 +165,18 @@ def _curves(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     if success:
         plots.append(f"<h2>Success while training</h2>{line_plot(success, 'steps', log=False)}")
+    for key, title in (
+        ("success", "Success in practice, with noise"),
+        ("anchor_kl", "Divergence from the start policy"),
+    ):
+        series = [
+            Series(run, points, COLORS[place % len(COLORS)])
+            for place, (run, found) in enumerate(metrics.items())
+            if len(points := [(float(row["step"]), float(row[key])) for row in found.get("improve", ()) if key in row])
+            > 1
+        ]
+        if series:
+            plots.append(f"<h2>{title}</h2>{line_plot(series, 'environment steps', log=False)}")
     return "".join(plots)
 
 

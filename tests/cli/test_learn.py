@@ -24,7 +24,7 @@ SMALLER = {
     "train": ["--max-steps", "2", "--memory.hidden", "8"],
     "improve": shlex.split("--iterations 2 --num-envs 2 --eval-every 2 --eval-episodes 2 --ppo.rollout_steps 8"),
     "eval": ["--episodes", "2"],
-    "dagger": ["--rounds", "1", "--episodes", "2", "--max-steps", "2", "--memory.hidden", "8", "--eval-episodes", "2"],
+    "dagger": shlex.split("--rounds 1 --episodes 2 --training.max_steps 2 --memory.hidden 8 --eval-episodes 2"),
 }
 
 

@@ -31,6 +31,19 @@ def test_two_runs_are_compared_in_success_config_and_loss(tmp_path, evaluation):
     assert "http" not in page
 
 
+def test_runs_of_improve_share_one_learning_curve(tmp_path, evaluation):
+    """Guards against: practice whose progress is in a file that no page shows; iterations without an ended episode."""
+    runs = [write_run(tmp_path / name, evaluation({1}), hidden=64) for name in ("one", "other")]
+    for run in runs:
+        rows = [{"step": 10, "success": 0.1}, {"step": 20}, {"step": 30, "success": 0.4, "anchor_kl": 0.1}]
+        metrics = json.loads((run / "metrics.json").read_text()) | {"improve": rows, "success": []}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    page = write_comparison(runs, tmp_path / "report.html").read_text()
+    assert "Success in practice" in page
+    assert "Divergence" not in page  # a single point is no curve
+    assert page.count("<polyline") == 6  # train and valid loss of each, and the success of each in practice
+
+
 def test_a_run_that_was_not_evaluated_says_how_to(tmp_path, evaluation):
     """Guards against: A page of loss curves alone left a new user to guess where the success rate is."""
     run = write_run(tmp_path / "run", evaluation({1}), hidden=64)
