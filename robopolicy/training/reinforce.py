@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from robopolicy.components import expect, require
 from robopolicy.model.inputs import checked_inputs
+from robopolicy.model.losses import cut_windows
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.schedules import read_schedule
@@ -275,12 +276,21 @@ class Learner(nn.Module):
         pooled = pool(policy, batch.steps)
         frames = batch.layout.split(pooled).transpose(0, 1)
         state = batch.layout.start_states(before[batch.environments])
-        hidden = []
-        for part in frames.split(self.config.bptt_steps or frames.shape[1], dim=1):
-            out, state = policy.head.memory.unroll(part, state)
+        return batch.layout.join(self._unroll(policy, frames, state).transpose(0, 1))
+
+    def _unroll(self, policy: ChunkPolicy, frames: Tensor, state: MemoryState) -> Float[Tensor, "j s hidden"]:
+        """The hidden vectors of J trajectories of S pooled frames that continue from a state."""
+        memory, hidden = policy.head.memory, []
+        alone = max(memory.window - 1, 1) if memory.history == "window" else frames.shape[1]
+        for part in frames[:, :alone].split(self.config.bptt_steps or frames.shape[1], dim=1):
+            out, state = memory.unroll(part, state)
             hidden.append(out)
             state = state.detach()
-        return batch.layout.join(torch.cat(hidden, 1).transpose(0, 1))
+        if alone < frames.shape[1]:
+            # Later windows hold frames of the trajectory only: the same numbers in one pass instead of one step per frame.
+            windows = cut_windows(frames, memory.window)[:, alone - memory.window + 1 :]
+            hidden.append(memory(windows)[..., -1, :])
+        return torch.cat(hidden, 1)
 
     def update(
         self,

@@ -61,8 +61,11 @@ def make_policy(changes: Mapping[str, Any], action: ActionSpec | None = None) ->
 MEMORIES = {
     "lstm-window": {},
     "gru-window": {"memory.kind": "gru"},
+    "lstm-one": {"memory.window": 1},
+    "lstm-long": {"memory.window": 30},
     "lstm-carry": {"memory.history": "carry"},
     "gru-carry": {"memory.kind": "gru", "memory.history": "carry"},
+    "transformer": {"memory.kind": "transformer", "memory.heads": 2},
 }
 
 
