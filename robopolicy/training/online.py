@@ -20,6 +20,7 @@ from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy
 from robopolicy.files import write_file
 from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.texts import split_words
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import Actor, Episode, EpisodeWorlds, run_episodes
 from robopolicy.training.callbacks import RESUME_FILE
@@ -125,7 +126,8 @@ def dagger(
     """Train on `config.data.files`, then after each rollout on these and the relabeled demos; returns the last run folder.
 
     `run_dir` holds a run folder `round_<i>` per round, 0 being the first training, a demo file `round_<i>.hdf5` per later
-    one, and `dagger.json`. A training starts from the last round's weights. A call that was interrupted continues where it
+    one, and `dagger.json`. A training starts from the last round's weights, unless the new demos use words that its policy has
+    no embedding for. A call that was interrupted continues where it
     stood: of a rollout only the episodes under way are lost.
 
     Args:
@@ -156,7 +158,11 @@ def dagger(
             _write_round(demos, config.data.files[0], load_policy(folder), roll_out, number)
         files = [*files, str(demos)][-(rounds.keep or number) :]
         data = replace(later.data, files=(*config.data.files, *files))
-        folder = _train_round(replace(later, data=data), run_dir / f"round_{number}", evaluate, start=folder)
+        start = folder
+        if unknown := _unknown_words(load_policy(folder), demos):
+            LOG.warning("round %d begins from new weights: the policy has no word for %s", number, ", ".join(unknown))
+            start = None
+        folder = _train_round(replace(later, data=data), run_dir / f"round_{number}", evaluate, start)
         _note(run_dir, number, folder, measure, _count(demos))
     return folder
 
@@ -187,6 +193,16 @@ def _write_round(
         for episode in roll_out(policy, number, written):
             writer.write_together(episode)
         LOG.info("round %d   %d relabeled demos", number, len(writer.names))
+
+
+def _unknown_words(policy: ChunkPolicy, demos: Path) -> list[str]:
+    """Words of the demos' instructions that a policy with a vocabulary of its own can't tell from each other."""
+    vocabulary = getattr(policy.text, "vocabulary", None)
+    if vocabulary is None:
+        return []
+    with DemoFile(demos) as file:
+        instructions = {str(file.demo_attributes(name).get("instruction", "")) for name in file.names}
+    return sorted({word for text in instructions for word in split_words(text)} - {*vocabulary.words})
 
 
 def _count(path: Path) -> dict[str, int]:

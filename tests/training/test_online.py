@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,16 @@ def test_an_interrupted_call_keeps_the_episodes_that_ended(
     assert rows[2]["demos"] == 2
     assert rows[2]["labeled_steps"] == 20
     assert rows[2]["success_rate"] == 0.5
+
+
+def test_new_words_begin_a_round_from_new_weights(
+    config: ExperimentConfig, make_demo: Callable[..., Demo], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against: instructions that the first demos lack, which would all be one unknown word."""
+    demo = replace(make_demo(3), instruction="lift the green cube")
+    folder = dagger(config, tmp_path, Rounds(1, steps=1), lambda policy, number, written: [[demo]])
+    assert "begins from new weights: the policy has no word for green" in caplog.text
+    assert "green" in load_policy(folder).text.vocabulary.words
 
 
 def test_only_the_newest_rounds_are_kept(
