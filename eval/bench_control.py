@@ -142,7 +142,7 @@ class Watched(SimRobot):
     """Remembers every command."""
 
     def __init__(self, command_dt: float) -> None:
-        super().__init__("lift", command_dt=command_dt, realtime=True)
+        super().__init__("lift", command_dt=command_dt, priority=True)
         self.sent: list[tuple[float, ...]] = []
 
     def command(self, command: Command) -> None:
@@ -157,8 +157,8 @@ def on_time(seconds: float, command_dt: float, folder: str | None) -> tuple[list
     if folder is not None:
         stream, executor, spec = trained(folder)
     with closing(Watched(command_dt)) as robot:
-        inference = ThreadedInference(robot, stream or Circling(), realtime=True)
-        loop = ControlLoop(robot, inference, executor, spec, realtime=True)
+        inference = ThreadedInference(robot, stream or Circling(), priority=True)
+        loop = ControlLoop(robot, inference, executor, spec, priority=True)
         statistics = loop.run(seconds)
         commands = np.array(robot.sent)
         worst = worst_shares(robot, commands[:, 0], commands[:, 1:])
@@ -229,9 +229,9 @@ def stops(fault: str, command_dt: float) -> tuple[list[dict], list[dict]]:
     """The policy's server is killed, frozen or cut off while the arm moves: how soon it rests, and how."""
     with server() as (process, port), closing(Watched(command_dt)) as robot:
         client = PolicyClient("127.0.0.1", port, timeout_s=5.0)
-        inference = ThreadedInference(robot, ServedStream(client), realtime=True)
+        inference = ThreadedInference(robot, ServedStream(client), priority=True)
         executor = ChunkExecutor(CHUNK, CONTROL_DT, action_spec=SPEC)
-        loop = ControlLoop(robot, inference, executor, SPEC, deadline_s=DEADLINE_S, realtime=True)
+        loop = ControlLoop(robot, inference, executor, SPEC, deadline_s=DEADLINE_S, priority=True)
         happened_s: list[float] = []
 
         def strike() -> bool:

@@ -13,25 +13,24 @@ file or model card never causes an import.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import import_module, metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-FAMILIES: Mapping[str, str] = {
-    "encoder": "robopolicy.model.encoders",
-    "text": "robopolicy.model.texts",
-    "pooling": "robopolicy.model.poolings",
-    "memory": "robopolicy.model.memories",
-    "action_head": "robopolicy.model.action_heads",
-    "loss": "robopolicy.training.losses",
-    "augmentation": "robopolicy.training.augmentations",
-    "execution": "robopolicy.control.execution",
-    "task": "robopolicy.sim.tasks",
-    "robot": "robopolicy.control.robots",
-    "demo_format": "robopolicy.demos.formats",
-    "key_mapping": "robopolicy.control.serving.mappings",
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "encoder": ("robopolicy.model.encoders",),
+    "text": ("robopolicy.model.texts",),
+    "pooling": ("robopolicy.model.poolings",),
+    "memory": ("robopolicy.model.memories",),
+    "action_head": ("robopolicy.model.action_heads",),
+    "loss": ("robopolicy.training.losses",),
+    "augmentation": ("robopolicy.training.augmentations",),
+    "execution": ("robopolicy.control.execution",),
+    "task": ("robopolicy.sim.tasks",),
+    "robot": ("robopolicy.control.robots", "robopolicy.sim.robots"),
+    "demo_format": ("robopolicy.demos.formats",),
+    "key_mapping": ("robopolicy.control.serving.mappings",),
 }
-"""Family -> the package whose modules are its built-in kinds. Modules named `_...` or `base` are not kinds."""
+"""Family -> the packages whose modules are its built-in kinds. Modules named `_...` or `base` are not kinds."""
 
 GROUP = "robopolicy.components"
 """Entry-point group of installed plug-ins."""
@@ -124,8 +123,8 @@ def component(family: str, kind: str) -> Component:
     """
     _require_family(family)
     if (family, kind) not in _registered:
-        if kind in _built_in(family):
-            import_module(f"{FAMILIES[family]}.{kind}")
+        if module := _built_in(family).get(kind):
+            import_module(module)
         else:
             _load_entry_point(family, kind)
     if (family, kind) not in _registered:
@@ -256,12 +255,14 @@ def _require_family(family: str) -> None:
         raise ConfigError(f"unknown component family {family!r}; choose one of {', '.join(FAMILIES)}")
 
 
-def _built_in(family: str) -> tuple[str, ...]:
-    """The built-in kinds, by the file names in the family's package; only the package's parents are imported."""
-    spec = find_spec(FAMILIES[family])
-    folders = spec.submodule_search_locations if spec else None
-    files = [path.stem for folder in folders or () for path in Path(folder).glob("*.py")]
-    return tuple(name for name in files if not name.startswith("_") and name != "base")
+def _built_in(family: str) -> dict[str, str]:
+    """Built-in kind -> its module, by the file names in the family's packages; nothing is imported."""
+    found = {}
+    for package in FAMILIES[family]:
+        folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
+        names = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "base"]
+        found |= {name: f"{package}.{name}" for name in names}
+    return found
 
 
 def _entry_points() -> list[metadata.EntryPoint]:

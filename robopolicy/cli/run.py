@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -12,15 +12,15 @@ from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_o
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import add_backbone, add_execution, add_precision, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
+from robopolicy.cli.robots import add_robot, make_robot
 from robopolicy.cli.run_report import shown, summarize
 from robopolicy.components import ConfigError
 from robopolicy.control.executor import ChunkExecutor
-from robopolicy.control.inference import ThreadedInference
+from robopolicy.control.inference import Inference, SteppedInference, ThreadedInference
 from robopolicy.control.loop import ControlLoop
-from robopolicy.control.profile import read_profile
 from robopolicy.control.replay import RecordedStream, first_place
 from robopolicy.control.robot import Recorder, Robot
-from robopolicy.control.serving.access import read_api_key, trusted
+from robopolicy.control.timing import Clock
 
 SECONDS = 30.0
 """How long a policy drives, if nothing is said [s]."""
@@ -34,20 +34,20 @@ def run(arguments: Sequence[str]) -> int:
             check_file(f"--{option}", options[option])
     driver = driver_of(options)
     with ExitStack() as stack:
-        robot, env_args = _robot(options, driver, stack)
+        robot = make_robot(options, driver)
+        stack.callback(getattr(robot, "close", robot.stop))
         if options.speed == AUTO_SPEED:
             driver = at_robots_speed(options, driver, robot.profile)
         if missing := [key for key in driver.keys if key not in robot.observe().obs]:
             raise ConfigError(
-                f"the policy looks at {missing[0]!r}, which robot {options.robot} doesn't show; it has: "
+                f"the policy reads {missing[0]!r}, which robot {options.robot} doesn't observe; it has: "
                 f"{', '.join(sorted(robot.observe().obs))}"
             )
         recorded_before = _demo_count(options.record) if options.record else 0
         recording = stack.enter_context(ExitStack())
-        recorder = _recorder(options, driver, env_args, recording)
-        inference = ThreadedInference(
-            robot, driver.stream, options.instruction, cameras=driver.cameras, realtime=options.realtime
-        )
+        recorder = _recorder(options, driver, robot, recording)
+        clock = getattr(robot, "simulated_clock", None)
+        inference = _inference(options, driver, robot, clock)
         stack.callback(inference.close)
         executor = ChunkExecutor(driver.chunk, driver.control_dt, driver.execution, action_spec=driver.spec)
         loop = ControlLoop(
@@ -57,8 +57,9 @@ def run(arguments: Sequence[str]) -> int:
             driver.spec,
             deadline_s=options.deadline,
             recorder=recorder,
+            clock=clock,
             dry_run=options.dry_run,
-            realtime=options.realtime,
+            priority=options.priority and clock is None,
         )
         record = driver.stream if isinstance(driver.stream, RecordedStream) else None
         loop.go_home(None if record is None else first_place(record.record, robot.profile))
@@ -97,92 +98,32 @@ def _parser() -> ArgumentParser:
         default=None,
         help="what is replayed: `actions`, or an observation key of joint positions [rad]; default: qpos where recorded",
     )
-    parser.add_argument(
-        "--robot",
-        type=str,
-        required=True,
-        help="sim, ws:// or wss://HOST:PORT (a RobotServer), or rosbridge://HOST:PORT",
-    )
-    parser.add_argument(
-        "--robot-ca", type=str | None, default=None, help="certificates (PEM) to trust for wss; default: the system's"
-    )
-    parser.add_argument("--robot-key-file", type=str | None, default=None, help="file that holds a ws robot's key")
-    parser.add_argument(
-        "--profile", type=str, default="panda", help="limits of a rosbridge robot: panda, fr3 or a YAML file"
-    )
-    parser.add_argument("--task", type=str | None, default=None, help="task of the simulator; default: the demos' own")
-    parser.add_argument("--seed", type=int, default=10000, help="seed of the simulated episode")
+    add_robot(parser)
     parser.add_argument(
         "--instruction", type=str | None, default=None, help="what the robot is told, if not by its task"
     )
     parser.add_argument(
         "--seconds", type=float | None, default=None, help="how long at most; default: 30, or to the end of a replay"
     )
-    parser.add_argument("--command-hz", type=float, default=1000.0, help="commands a second to the simulated robot")
     parser.add_argument(
         "--deadline", type=float, default=0.25, help="age of the last observation answered at which to stop [s]"
     )
     parser.add_argument("--dry-run", action="store_true", help="compute and record the commands, but send none")
     parser.add_argument("--record", type=str | None, default=None, help="demo file to write the run to")
     parser.add_argument("--rerun", action="store_true", help="show the run in the rerun viewer (extra `view`)")
-    parser.add_argument("--realtime", type=bool, default=True, help="ask the system for real-time priority")
+    parser.add_argument("--priority", type=bool, default=True, help="ask the system for real-time priority")
     parser.add_argument("--json", type=str | None, default=None, help="where to write the figures as JSON")
     add_execution(parser)
     return parser
 
 
-# -- what is driven ----------------------------------------------------------------------------------------------------
-
-
-def _robot(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Robot, dict[str, Any] | None]:
-    """The robot, stopped when the stack closes, and its simulator's env_args."""
-    kind, _, address = options.robot.partition("://")
-    if kind == "sim":
-        return _simulated(options, driver, stack)
-    host, _, port = address.rpartition(":")
-    if kind not in ("ws", "wss", "rosbridge") or not port.isdigit():
-        raise ConfigError(
-            f"--robot {options.robot}: expected sim, ws://HOST:PORT, wss://HOST:PORT or rosbridge://HOST:PORT"
-        )
-    if options.robot_ca is not None and kind != "wss":
-        raise ConfigError(f"--robot-ca is for wss://HOST:PORT, got --robot {options.robot}")
-    if kind in ("ws", "wss"):
-        from robopolicy.control.robots import WebsocketRobot
-
-        key = read_api_key(options.robot_key_file) if options.robot_key_file else None
-        robot: Robot = WebsocketRobot(
-            host, int(port), api_key=key, tls=trusted(options.robot_ca) if kind == "wss" else None
-        )
-    else:
-        from robopolicy.control.rosbridge import RosbridgeRobot
-
-        robot = RosbridgeRobot(read_profile(options.profile), host, int(port), control_dt=driver.control_dt)
-    stack.callback(robot.stop)
-    return robot, None
-
-
-def _simulated(options: Namespace, driver: Driver, stack: ExitStack) -> tuple[Robot, dict[str, Any]]:
-    from robopolicy.sim.robot import SimRobot
-    from robopolicy.sim.worlds import PRIVILEGED
-
-    task = options.task or ((driver.env_args or {}).get("env_kwargs") or {}).get("task")
-    if task is None:
-        raise ConfigError("which task? The policy's demos don't say; give --task")
-    seed = options.seed if driver.seed is None else driver.seed
-    robot = SimRobot(
-        task,
-        seed,
-        cameras=driver.cameras,
-        image_size=driver.image_size,
-        command_dt=1 / options.command_hz,
-        deadline_s=options.deadline / 5,
-        timeout_s=options.deadline,
-        realtime=options.realtime,
+def _inference(options: Namespace, driver: Driver, robot: Robot, clock: Clock | None) -> Inference:
+    """In a thread of its own, or on a simulated clock within the loop's."""
+    if clock is not None:
+        return SteppedInference(robot, driver.stream, options.instruction, cameras=driver.cameras)
+    return ThreadedInference(
+        robot, driver.stream, options.instruction, cameras=driver.cameras, priority=options.priority
     )
-    stack.callback(robot.close)
-    kwargs = {"task": task, "cameras": list(driver.cameras), "image_size": driver.image_size}
-    told = {"env_name": f"robopolicy/{task}", "type": 2, "env_kwargs": kwargs, "seed": seed}
-    return robot, told | {"privileged": list(PRIVILEGED)}
 
 
 def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:
@@ -202,9 +143,10 @@ def _demo_count(path: str) -> int:
         return len(file.names)
 
 
-def _recorder(options: Namespace, driver: Driver, env_args: dict[str, Any] | None, stack: ExitStack) -> Recorder | None:
+def _recorder(options: Namespace, driver: Driver, robot: Robot, stack: ExitStack) -> Recorder | None:
     recorders: list[Recorder] = []
     if options.record:
+        env_args = dict(getattr(robot, "env_args", None) or {}) or None
         seed = None if env_args is None else env_args.pop("seed")
         recorders.append(DemoRecorder(options.record, driver.spec, env_args, seed))
     if options.rerun:

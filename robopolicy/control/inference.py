@@ -94,7 +94,7 @@ class ThreadedInference:
         stream: a `PolicyStream` without batch axes, or a `ServedStream`.
         instruction: what the robot is told to do, where its observation doesn't say.
         cameras: keys of the pictures that must not freeze; None: all of them.
-        realtime: ask for real-time priority, below the control loop's: a thread that is put aside while it holds the
+        priority: ask for real-time priority, below the control loop's: a thread that is put aside while it holds the
             interpreter holds up the commands.
     """
 
@@ -105,11 +105,10 @@ class ThreadedInference:
         instruction: str | None = None,
         *,
         cameras: Collection[str] | None = None,
-        realtime: bool = False,
+        priority: bool = False,
     ) -> None:
-        self.robot, self.stream, self.instruction, self.realtime = robot, stream, instruction, realtime
-        self.missed = 0
-        self._cameras = CameraWatch(cameras)
+        self._thinker = _Thinker(robot, stream, instruction, cameras)
+        self.robot, self.priority, self.missed = robot, priority, 0
         self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[tuple[int, Thought | Exception]] = queue.SimpleQueue()
         self._episode = 0
@@ -148,28 +147,87 @@ class ThreadedInference:
 
     def _think(self) -> None:
         episode = -1
-        if self.realtime:
+        if self.priority:
             request_realtime(POLICY_PRIORITY)
         while (requested := self._requests.get()) is not None:
-            began_s = time.perf_counter()
             try:
                 if requested != episode:
                     episode = requested
-                    self.stream.reset()
-                    self._cameras.reset()
-                observation = self.robot.observe()
-                self._cameras.check(observation, self.robot.qpos())
-                if self.instruction is not None:
-                    observation = replace(observation, instruction=self.instruction)
-                with torch.inference_mode():
-                    actions = _tensor(self.stream(observation))
-                logit = self.stream.gripper_logit
-                latency_s = time.perf_counter() - began_s
-                thought = Thought(observation, actions, latency_s, None if logit is None else _tensor(logit))
-                self._finished.put((episode, thought))
+                    self._thinker.reset()
+                began_s = time.perf_counter()
+                thought = self._thinker.think()
+                self._finished.put((episode, replace(thought, latency_s=time.perf_counter() - began_s)))
             except Exception as error:
                 self._finished.put((requested, error))
             self._busy.clear()
+
+
+class SteppedInference:
+    """Observes `robot` and asks `stream` in the caller's thread, within the request.
+
+    For a robot on a simulated clock, on which inference takes no time: every request is answered before the next command.
+
+    Args:
+        robot: what is observed.
+        stream: as for `ThreadedInference`.
+        instruction: as for `ThreadedInference`.
+        cameras: as for `ThreadedInference`.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        stream: "Stream",
+        instruction: str | None = None,
+        *,
+        cameras: Collection[str] | None = None,
+    ) -> None:
+        self._thinker = _Thinker(robot, stream, instruction, cameras)
+        self.missed = 0
+        self._finished: list[Thought] = []
+
+    def request(self, t_s: float) -> None:
+        """Observe and infer."""
+        self._finished.append(self._thinker.think())
+
+    def thoughts(self) -> list[Thought]:
+        """Chunks finished since the last call, oldest first."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def reset(self) -> None:
+        """The next observation begins an episode."""
+        self._finished = []
+        self._thinker.reset()
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
+class _Thinker:
+    """One observation and the chunk inferred from it."""
+
+    def __init__(
+        self, robot: Robot, stream: "Stream", instruction: str | None, cameras: Collection[str] | None
+    ) -> None:
+        self._robot, self._stream, self._instruction = robot, stream, instruction
+        self._watch = CameraWatch(cameras)
+
+    def reset(self) -> None:
+        """The next observation begins an episode."""
+        self._stream.reset()
+        self._watch.reset()
+
+    def think(self) -> Thought:
+        """The chunk of an observation taken now; its latency is left at 0."""
+        observation = self._robot.observe()
+        self._watch.check(observation, self._robot.qpos())
+        if self._instruction is not None:
+            observation = replace(observation, instruction=self._instruction)
+        with torch.inference_mode():
+            actions = _tensor(self._stream(observation))
+        logit = self._stream.gripper_logit
+        return Thought(observation, actions, 0.0, None if logit is None else _tensor(logit))
 
 
 class ServedStream:

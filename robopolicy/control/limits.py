@@ -80,6 +80,11 @@ def joint_targets(
         return Targets(arm if spec.kind == "absolute" else qpos + arm, opening, limited)
     if len(keep) == profile.joints and spec.space == "joint_velocity":
         return Targets(qpos + arm * control_dt, opening, limited)
+    if spec.space == "ee" and profile.arm is None:
+        raise ValueError(
+            f"the actions move the end effector, and the profile of {profile.name} has no `kinematics`; add them to the "
+            "profile, or train on joint actions"
+        )
     raise ValueError(
         f"can't turn {len(keep)} arm columns of space {spec.space!r} and kind {spec.kind!r} into targets for {profile.name} "
         f"with {profile.joints} joints; expected ee delta (6), joint_position or joint_velocity ({profile.joints}). "

@@ -48,10 +48,10 @@ class ControlLoop:
         recorder: who is told every control step.
         clock: the time; default: the machine's.
         dry_run: compute and record, but send nothing.
-        realtime: ask for real-time priority for the calling thread; refused, the loop says so and runs without.
+        priority: ask for real-time priority for the calling thread; refused, the loop says so and runs without.
 
     Raises:
-        ValueError: the robot's control rate differs from the policy's, or is no whole multiple of its command rate.
+        ValueError: the robot can't execute such actions, has fewer grippers, or another control rate.
     """
 
     def __init__(
@@ -67,9 +67,10 @@ class ControlLoop:
         recorder: Recorder | None = None,
         clock: Clock | None = None,
         dry_run: bool = False,
-        realtime: bool = False,
+        priority: bool = False,
     ) -> None:
         control_dt = executor.control_dt
+        _require_fits(robot, action_spec, control_dt)
         self._commands_per_step = commands_per_step(robot, control_dt)
         self.robot, self.inference, self.executor, self.action_spec = robot, inference, executor, action_spec
         self.deadline_s, self.startup_s = deadline_s, startup_s
@@ -79,7 +80,7 @@ class ControlLoop:
         self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
         self.smoother.start(robot.qpos())
         self._opening_m = math.nan  # until an action says otherwise, the gripper keeps what it holds
-        if realtime and not request_realtime(CONTROL_PRIORITY):
+        if priority and not request_realtime(CONTROL_PRIORITY):
             logger.warning("real-time priority was refused; commands may be late when the machine is busy")
         self.stopped: str | None = None
         """Why the robot was stopped; None while armed."""
@@ -350,3 +351,14 @@ class ControlLoop:
             self.smoother.brake()
             self.stopped, self._stop_began_s = reason, grid.t_s
             self.statistics.stops.append(reason)
+
+
+def _require_fits(robot: Robot, spec: ActionSpec, control_dt: float) -> None:
+    """Refuse actions that the robot can't execute, before anything moves."""
+    grippers = (*spec.gripper_columns, *spec.continuous_gripper)
+    if len(grippers) > 1:
+        raise ValueError(
+            f"the actions command {len(grippers)} grippers (columns {', '.join(map(str, grippers))}), robot "
+            f"{robot.profile.name} has one"
+        )
+    joint_targets(robot.profile, spec, np.zeros(spec.width), np.asarray(robot.qpos(), np.float64), control_dt)

@@ -196,10 +196,11 @@ class _Session:
                 if stopped is not None and not told_error:
                     told_error = True
                     self._tell({"error": f"the robot stopped itself: {stopped}"})
-        except RobotError as error:
-            self._tell({"error": str(error)})
+        except Exception as error:  # whatever a driver may raise: the client must learn why its robot stands still
+            reason = _cause(error)
+            self._tell({"error": reason})
             with self._lock:
-                self.guard.stop(str(error))
+                self.guard.stop(reason)
             self.connection.close(1011, "the robot is lost")
 
     def _look(self) -> None:
@@ -212,11 +213,19 @@ class _Session:
                     "age_s": time.monotonic() - seen.stamp_s,
                 }
                 self._tell(told | {"observe": number})
-            except RobotError as error:
-                self._tell({"error": str(error)})
+            except Exception as error:
+                self._tell({"error": _cause(error)})
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:
             self.connection.send(pack(message))
         except Exception as error:  # a client that has gone is noticed where its messages are read
             logger.debug("client not told: %s", type(error).__name__)
+
+
+def _cause(error: Exception) -> str:
+    """A robot's own error in its words; any other is a fault of the driver, whose traceback goes to the log."""
+    if isinstance(error, RobotError):
+        return str(error)
+    logger.error("the robot's driver failed", exc_info=error)
+    return f"the robot's driver failed: {type(error).__name__}: {' '.join(str(error).split())}"

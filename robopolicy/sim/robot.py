@@ -50,7 +50,7 @@ class SimRobot:
         command_dt: time between two commands, and physics step [s].
         deadline_s: longest silence of the commands [s].
         timeout_s: how long the process may stand still before it is reported as lost [s].
-        realtime: ask for real-time priority for the process.
+        priority: ask for real-time priority for the process.
         task_options: keyword arguments of the task's class.
     """
 
@@ -64,12 +64,13 @@ class SimRobot:
         command_dt: float = 0.001,
         deadline_s: float = 0.05,
         timeout_s: float = 0.25,
-        realtime: bool = False,
+        priority: bool = False,
         task_options: dict[str, Any] | None = None,
     ) -> None:
         made = make_task(task, **(task_options or {}))  # an unknown one is refused before a process is started
         self.profile = read_profile("panda")
         self.command_dt, self.timeout_s = command_dt, timeout_s
+        self.env_args: dict[str, Any] | None = None
         context = multiprocessing.get_context("spawn")
         self._commands, self._state = _SharedRows(context, ARM_JOINTS + 2), _SharedRows(context, ARM_JOINTS + 4)
         self._pipe, theirs = context.Pipe()
@@ -86,7 +87,7 @@ class SimRobot:
                 seed,
                 command_dt,
                 deadline_s,
-                realtime,
+                priority,
                 options,
                 plugin,
             ),
@@ -218,7 +219,7 @@ class _SharedRows:
         return range(max(taken, self.written - self.SLOTS // 2), self.written)
 
 
-class _RealTimeWorld:
+class World:
     """One world of the task's environment, driven by joint commands instead of actions."""
 
     def __init__(self, task: str, physics_dt: float, **options: Any) -> None:
@@ -259,7 +260,7 @@ class _RealTimeWorld:
         return {"obs": obs, "instruction": self.env.instructions[0]}
 
 
-def _figures(world: _RealTimeWorld, stopped: bool) -> list[float]:
+def _figures(world: World, stopped: bool) -> list[float]:
     """The row that tells the robot's owner how it is."""
     flags = (world.success, world.failed, stopped, time.monotonic())
     return [*world.qpos.tolist(), *map(float, flags)]
@@ -274,14 +275,14 @@ def _simulate(
     seed: int,
     period_s: float,
     deadline_s: float,
-    realtime: bool,
+    priority: bool,
     options: dict[str, Any],
     plugin: str,
 ) -> None:
     """The simulator's process: physics on a fixed grid, until it is told to close or its owner is gone."""
     try:
         import_module(plugin)
-        world = _RealTimeWorld(task, period_s, **options)
+        world = World(task, period_s, **options)
         position, opening_m = world.begin(seed), world.opening_m
         world.look()
         state.write(_figures(world, stopped=False))
@@ -289,7 +290,7 @@ def _simulate(
     except (ValueError, KeyError, ImportError) as error:
         pipe.send((0, {"error": str(error)}))
         return
-    if realtime:
+    if priority:
         request_realtime(SIM_PRIORITY)
     guard = CommandGuard(profile, period_s, position, deadline_s)
     grid, taken = FixedGrid(SystemClock(), period_s), commands.written

@@ -13,7 +13,7 @@ from robopolicy.cli.run import _parser, run
 from robopolicy.components import ConfigError, values_of
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot_server import RobotServer
-from robopolicy.control.robots import FakeRobot
+from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.experiment import save_policy
 from robopolicy.experiment.run_folder import open_policy
@@ -22,7 +22,7 @@ from tests.exporting import ARM, make_policy
 from tests.serving import SPEC, running_server
 
 EXPORTED = Path(__file__).parent / "robot_export"
-QUIET = ["--seconds", "0.6", "--deadline", "5", "--realtime", "false"]
+QUIET = ["--seconds", "0.6", "--deadline", "5", "--priority", "false"]
 
 
 @pytest.fixture

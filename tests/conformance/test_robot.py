@@ -1,93 +1,99 @@
-"""What every robot owes the control loop, whatever it is made of."""
+"""Every robot against the contract that is shipped in `robopolicy.testing.robot`."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
-import numpy as np
 import pytest
 
+from robopolicy.components import build, options_from
 from robopolicy.control.profile import read_profile
-from robopolicy.control.robot import Robot, RobotError
+from robopolicy.control.robot import Robot
 from robopolicy.control.robot_server import RobotServer
-from robopolicy.control.robots import FakeRobot, WebsocketRobot
-from robopolicy.control.rosbridge import RosbridgeRobot
+from robopolicy.control.robots.base import RobotContext
+from robopolicy.control.robots.fake import FakeRobot
+from robopolicy.testing.robot import CHECKS
 from robopolicy.types import Command
 from tests.rosbridge import StubRosbridge
 
 PROFILE = read_profile("panda")
+CONTEXT = RobotContext(deadline_s=5.0)
+
+
+def made(kind: str, **options: object) -> Robot:
+    return build(options_from("robot", kind, options), CONTEXT)
 
 
 def make_fake(stack: ExitStack) -> Robot:
-    return FakeRobot(PROFILE, opening_m=0.06)
+    return made("fake", opening_m=0.06)
 
 
 def make_networked(stack: ExitStack) -> Robot:
-    server = stack.enter_context(RobotServer(FakeRobot(PROFILE, opening_m=0.06), port=0))
-    return stack.enter_context(WebsocketRobot(port=server.port))
+    robot = FakeRobot(PROFILE, opening_m=0.06)
+    server = stack.enter_context(RobotServer(robot, port=0, deadline_s=2.0))
+    return stack.enter_context(made("websocket", address=f"127.0.0.1:{server.port}", timeout_s=2.0))  # type: ignore[arg-type]
 
 
 def make_rosbridge(stack: ExitStack) -> Robot:
     bridge = stack.enter_context(StubRosbridge(PROFILE))
     fingers = ("finger_1", "finger_2")
-    return RosbridgeRobot(PROFILE, port=bridge.port, finger_joints=fingers, gripper_topic="/gripper")
+    robot = made("rosbridge", address=f"127.0.0.1:{bridge.port}", finger_joints=fingers, gripper_topic="/gripper")
+    stack.callback(robot.stop)
+    return robot
+
+
+def make_stepped(stack: ExitStack) -> Robot:
+    robot = made("sim", task="reach", realtime=False, command_hz=200.0)
+    return stack.enter_context(closing(robot))  # type: ignore[type-var]
 
 
 def make_simulated(stack: ExitStack) -> Robot:
-    from robopolicy.sim.robot import SimRobot
-
-    return stack.enter_context(closing(SimRobot("reach", command_dt=0.005, timeout_s=5.0)))
+    return stack.enter_context(closing(made("sim", task="reach", command_hz=200.0)))  # type: ignore[type-var]
 
 
-@pytest.fixture(params=[make_fake, make_networked, make_rosbridge, make_simulated], ids=lambda make: make.__name__[5:])
+MAKERS = [
+    make_fake,
+    make_networked,
+    make_rosbridge,
+    make_stepped,
+    pytest.param(make_simulated, marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(params=MAKERS, ids=lambda make: make.__name__[5:])
 def robot(request: pytest.FixtureRequest) -> Iterator[Robot]:
     make: Callable[[ExitStack], Robot] = request.param
     with ExitStack() as stack:
         yield make(stack)
 
 
-def move(robot: Robot, joint: int, by_rad: float, seconds: float = 0.5, opening_m: float = 0.04) -> None:
-    """Stream commands that turn one joint smoothly."""
-    start = np.array(robot.qpos(), np.float64)
-    steps = round(seconds / robot.command_dt)
-    began_s = time.monotonic()
-    for step in range(1, steps + 1):
-        target = start.copy()
-        target[joint] += by_rad * (1 - np.cos(np.pi * step / steps)) / 2
-        stamp_s = began_s + step * robot.command_dt
-        robot.command(Command(target, opening_m, stamp_s))
-        time.sleep(max(stamp_s - time.monotonic(), 0.0))
-    for _ in range(3):
-        robot.command(Command(target, opening_m, time.monotonic()))
-        time.sleep(robot.command_dt)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_robot_keeps_its_promise(robot: Robot, check: Callable[[Robot], None]):
+    """Guards against: a robot that works in the loop only by accident."""
+    check(robot)
 
 
-def test_a_robot_is_observed_commanded_and_stopped(robot: Robot):
-    """A robot that works in the loop only by accident: each is held to the same contract."""
-    assert isinstance(robot, Robot)
-    assert robot.control_dt >= robot.command_dt > 0
+class Sluggish(FakeRobot):
+    """Breaks one promise after the other."""
 
-    seen = robot.observe()
-    assert set(seen.obs) >= {"qpos", "gripper", "ee_pose"}
-    assert seen.obs["qpos"].shape == (robot.profile.joints,)
-    assert seen.obs["qpos"].dtype == np.float32
-    assert abs(time.monotonic() - seen.stamp_s) < 5.0
-    np.testing.assert_allclose(robot.qpos(), seen.obs["qpos"], atol=1e-4)
+    def command(self, command: Command) -> None:
+        """Close the gripper, whatever is commanded."""
+        self._opening_m = 0.0
 
-    before = robot.qpos().copy()
-    move(robot, joint=6, by_rad=0.1, opening_m=np.nan)
-    time.sleep(0.3)
-    turned = robot.qpos() - before
-    np.testing.assert_allclose(turned, [0, 0, 0, 0, 0, 0, 0.1], atol=5e-3)
-    held = robot.observe().obs["gripper"]
-    np.testing.assert_allclose(held, seen.obs["gripper"], atol=2e-3)
-    assert held > 0.05
-    move(robot, joint=6, by_rad=0.05, opening_m=0.04)
-    time.sleep(0.3)
-    np.testing.assert_allclose(robot.observe().obs["gripper"], [0.04], atol=2e-3)
-    assert robot.observe().stamp_s > seen.stamp_s
 
-    robot.stop()
-    robot.stop()
-    with pytest.raises(RobotError, match="stopped"):
-        robot.command(Command(robot.qpos(), 0.04, time.monotonic()))
+def test_the_contract_finds_a_robot_that_ignores_its_commands():
+    """Guards against: checks that can't fail."""
+    broken = [check.__name__ for check in CHECKS if fails(check, Sluggish(PROFILE, opening_m=0.06))]
+    assert broken == [
+        "follows_commands",
+        "leaves_the_gripper_at_nan",
+        "opens_the_gripper_as_commanded",
+        "takes_no_command_after_stop",
+    ]
+
+
+def fails(check: Callable[[Robot], None], robot: Robot) -> bool:
+    try:
+        check(robot)
+    except AssertionError:
+        return True
+    return False

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from robopolicy.control.profile import RobotProfile, read_profile
-from robopolicy.control.robots import FakeRobot
+from robopolicy.control.robots.fake import FakeRobot
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from robopolicy.client import ACTIONS_PER_CALL_KEY, PolicyClient
 from robopolicy.control.inference import ServedStream, ThreadedInference
 from robopolicy.control.robot import RobotError
-from robopolicy.control.robots import FakeRobot
+from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.control.stream import PolicyStream
 from robopolicy.types import Observation
 from tests.exporting import ARM, make_policy

@@ -11,7 +11,7 @@ from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import Thought
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.robot import RobotError, Tick
-from robopolicy.control.robots import FakeRobot
+from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.types import ActionSpec, Observation
 
 EE = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
@@ -440,3 +440,21 @@ def test_waiting_for_the_first_chunk_is_no_failure(fake_robot, fake_clock):
     assert statistics.waiting >= 19
     assert statistics.acted >= 39
     assert statistics.failure is None
+
+
+def test_actions_that_the_robot_cannot_execute_are_refused_before_it_moves(panda, fake_clock):
+    """Guards against: a second gripper that is ignored, and a robot without kinematics that is told to expect what it has."""
+    still = lambda step, observation: np.zeros((4, 8))  # noqa: E731
+    two = ActionSpec(arm=6, gripper=2, kind="delta", space="ee", rate_hz=20.0)
+    with pytest.raises(ValueError, match=r"the actions command 2 grippers \(columns 6, 7\), robot panda has one"):
+        make_loop(FakeRobot(panda, clock=fake_clock), fake_clock, still, spec=two)
+    bare = replace(
+        panda,
+        kinematics=None,
+        speed_m_s=None,
+        rotation_speed_rad_s=None,
+        workspace_lower_m=None,
+        workspace_upper_m=None,
+    )
+    with pytest.raises(ValueError, match="move the end effector, and the profile of panda has no `kinematics`"):
+        make_loop(FakeRobot(bare, clock=fake_clock), fake_clock, still)

@@ -15,7 +15,8 @@ from websockets.sync.client import connect
 from robopolicy.client import pack, unpack
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robot_server import RobotServer
-from robopolicy.control.robots import FakeRobot, WebsocketRobot
+from robopolicy.control.robots.fake import FakeRobot
+from robopolicy.control.robots.websocket import WebsocketRobot
 from robopolicy.control.serving.access import tls_context, trusted
 from robopolicy.types import Command, Observation
 from tests.serving import running_server
@@ -121,7 +122,7 @@ def test_who_is_no_robot_or_taken_refuses_in_one_line(arm):
         pytest.raises(RobotError, match=r"the robot at 127\.0\.0\.1:\d+ refuses: another client drives this robot"),
     ):
         WebsocketRobot(port=server.port)
-    with running_server() as policy, pytest.raises(RobotError, match="is no robot; the server of a policy goes with"):
+    with running_server() as policy, pytest.raises(RobotError, match="is not a RobotServer; give a policy"):
         WebsocketRobot(port=policy.port)
     with socket.create_server(("127.0.0.1", 0)) as other:
 
@@ -251,3 +252,20 @@ def test_a_robot_that_is_not_there_or_goes_away_is_one_line(arm):
         robot.stop()
     with pytest.raises(RobotError, match=f"no robot at 127.0.0.1:{port}"):
         WebsocketRobot(port=port)
+
+
+@pytest.mark.parametrize("method", ["command", "observe"])
+def test_a_driver_that_crashes_is_named_at_the_other_end(arm, method):
+    """Guards against: a fault in the driver's thread that shows only as a robot which sends nothing."""
+
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("gear ratio")
+
+    with RobotServer(arm, port=0) as server, WebsocketRobot(port=server.port, timeout_s=2.0) as robot:
+        setattr(arm, method, crash)
+        if method == "command":
+            deadline_s = time.monotonic() + 5.0
+            while robot._lost is None and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+        with pytest.raises(RobotError, match="the robot's driver failed: ZeroDivisionError: gear ratio"):
+            robot.observe()

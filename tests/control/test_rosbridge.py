@@ -6,20 +6,23 @@ import numpy as np
 import pytest
 
 from robopolicy.control.robot import RobotError
-from robopolicy.control.rosbridge import RosbridgeRobot, joint_trajectory
+from robopolicy.control.robots.rosbridge import RosbridgeOptions, RosbridgeRobot, joint_trajectory
 from robopolicy.types import Command
 from tests.rosbridge import StubRosbridge
+
+FINGERS = ("finger_1", "finger_2")
 
 
 def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(panda):
     """JointState comes in any order; a trajectory whose first point is due at once makes the controller jump."""
     with StubRosbridge(panda) as bridge:
         robot = RosbridgeRobot(
-            panda,
-            port=bridge.port,
-            finger_joints=("finger_1", "finger_2"),
-            gripper_topic="/gripper",
-            cameras={"front": "/camera"},
+            RosbridgeOptions(
+                f"127.0.0.1:{bridge.port}",
+                finger_joints=FINGERS,
+                gripper_topic="/gripper",
+                cameras={"front": "/camera"},
+            )
         )
         seen = robot.observe()
         np.testing.assert_allclose(seen.obs["qpos"], panda.home_rad, atol=1e-6)
@@ -45,7 +48,7 @@ def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(p
 def test_arm_and_gripper_may_speak_apart_on_one_topic(panda):
     """On most ROS robots /joint_states has several publishers; the gripper's message is no broken arm."""
     with StubRosbridge(panda, split=True) as bridge:
-        robot = RosbridgeRobot(panda, port=bridge.port, finger_joints=("finger_1", "finger_2"))
+        robot = RosbridgeRobot(RosbridgeOptions(f"127.0.0.1:{bridge.port}", finger_joints=FINGERS))
         for _ in range(3):
             seen = robot.observe()
         np.testing.assert_allclose(seen.obs["qpos"], panda.home_rad, atol=1e-6)

@@ -1,22 +1,22 @@
-"""Robots without an arm of their own: one for tests, and one at the other end of a network."""
+"""A robot behind a `RobotServer`, on this machine or another."""
 
 import contextlib
 import logging
-import math
 import ssl
 import threading
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 from jaxtyping import Float
 
 from robopolicy.client import pack, unpack
-from robopolicy.control.kinematics import matrix_to_quaternion, pose_and_jacobian
-from robopolicy.control.profile import RobotProfile, profile_from_dict
+from robopolicy.components import ConfigError, expect, register
+from robopolicy.control.profile import profile_from_dict
 from robopolicy.control.robot import RobotError
-from robopolicy.control.serving.access import warn_of_plain_text
-from robopolicy.control.timing import Clock, SystemClock
+from robopolicy.control.robots.base import RobotContext, host_and_port
+from robopolicy.control.serving.access import read_api_key, trusted, warn_of_plain_text
 from robopolicy.types import Command, Observation
 
 logger = logging.getLogger(__name__)
@@ -25,80 +25,32 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 """A longer message of a robot closes the connection."""
 
 
-def proprioception(
-    profile: RobotProfile, qpos: Float[np.ndarray, " joints"], opening_m: float
-) -> dict[str, np.ndarray]:
-    """What every robot can tell of itself, as our simulator does: `qpos` [rad], `gripper` (1,) [m], `ee_pose` (7,)."""
-    obs = {"qpos": np.asarray(qpos, np.float32), "gripper": np.array([opening_m], np.float32)}
-    if profile.arm is not None:
-        position, rotation, _ = pose_and_jacobian(profile.arm, np.asarray(qpos, np.float64))
-        obs["ee_pose"] = np.concatenate([position, matrix_to_quaternion(rotation)]).astype(np.float32)
-    return obs
+@dataclass(frozen=True)
+class WebsocketOptions:
+    """Options of `websocket`."""
 
+    address: str = "127.0.0.1:8100"
+    """HOST:PORT of the `RobotServer`."""
+    tls: bool = False
+    """Whether the connection is encrypted, as with wss://HOST:PORT."""
+    ca: str | None = None
+    """Certificates (PEM) to trust with `tls`; null: the system's."""
+    key_file: str | None = None
+    """File that holds the server's key."""
+    timeout_s: float = 0.25
+    """Longest silence of the robot [s]."""
 
-class FakeRobot:
-    """An arm that is at once wherever it is told to be, and remembers every command.
-
-    Args:
-        profile: what it claims to be.
-        control_dt: time between two actions [s].
-        command_dt: time between two commands [s].
-        clock: the time of its stamps.
-        opening_m: how far its gripper is open as it is found [m]; None: all the way.
-    """
-
-    def __init__(
-        self,
-        profile: RobotProfile,
-        control_dt: float = 0.05,
-        command_dt: float = 0.01,
-        clock: Clock | None = None,
-        opening_m: float | None = None,
-    ) -> None:
-        self.profile, self.control_dt, self.command_dt = profile, control_dt, command_dt
-        self.clock = clock or SystemClock()
-        self.commands: list[Command] = []
-        self.instruction: str | None = None
-        self.lost: str | None = None
-        """Set to a reason to have every call fail as a robot does that can't be reached."""
-        self._qpos = np.asarray(profile.home_rad, np.float64)
-        self._opening_m = profile.opening_m if opening_m is None else opening_m
-        self._stopped = False
-
-    def observe(self) -> Observation:
-        """Where it is."""
-        self._refuse_if_lost()
-        obs = proprioception(self.profile, self._qpos, self._opening_m)
-        return Observation(obs, self.instruction, self.clock.now())
-
-    def qpos(self) -> Float[np.ndarray, " joints"]:
-        """Where it is [rad]."""
-        return self._qpos
-
-    def command(self, command: Command) -> None:
-        """Be there."""
-        self._refuse_if_lost()
-        if self._stopped:
-            raise RobotError("the robot was stopped; it takes no further command")
-        self.commands.append(command)
-        self._qpos = command.joint_position_rad
-        if math.isfinite(command.gripper_opening_m):
-            self._opening_m = command.gripper_opening_m
-
-    def stop(self) -> None:
-        """Take no further command."""
-        self._stopped = True
-
-    def _refuse_if_lost(self) -> None:
-        if self.lost:
-            raise RobotError(self.lost)
+    def __post_init__(self) -> None:
+        expect(self, "robot", "> 0", "timeout_s")
+        if self.ca is not None and not self.tls:
+            raise ConfigError(f"--robot-ca is for wss://HOST:PORT, got ws://{self.address}")
 
 
 class WebsocketRobot:
     """A robot behind a `RobotServer`, on this machine or another.
 
-    Joint positions stream in; an observation is asked for and waited for, in the policy's thread. A robot that falls
-    silent is an error after `timeout_s`, and stops itself when no command comes.
+    Joint positions stream in; an observation is requested and awaited in the policy's thread. A robot that falls silent is
+    an error after `timeout_s`; it stops itself when no command comes.
 
     Args:
         host: name or address.
@@ -149,10 +101,10 @@ class WebsocketRobot:
         except (OSError, TimeoutError, WebSocketException) as error:
             raise RobotError(f"no robot at {host}:{port}: {error or 'no answer'}") from None
         except AssertionError:  # the library's, where the other end greets before it is asked
-            raise RobotError(f"no robot at {host}:{port}: what answers is no websocket") from None
+            raise RobotError(f"no robot at {host}:{port}: not a websocket server") from None
         if not isinstance(hello, dict) or not {"profile", "control_dt", "command_dt", "qpos"} <= set(hello):
             self._stack.close()
-            raise RobotError(f"what answers at {host}:{port} is no robot; the server of a policy goes with --server")
+            raise RobotError(f"the server at {host}:{port} is not a RobotServer; give a policy's server as --server")
         self.profile = profile_from_dict(hello["profile"], f"robot at {host}:{port}")
         self.control_dt, self.command_dt = float(hello["control_dt"]), float(hello["command_dt"])
         self._qpos = np.asarray(hello["qpos"], np.float64)
@@ -160,12 +112,12 @@ class WebsocketRobot:
         self._lost: str | None = None
         self._stopped = False
         self._asked = 0
-        self._seen: tuple[int, Observation, float] | None = None  # number of the wish, what came of it, its age [s]
+        self._seen: tuple[int, Observation, float] | None = None  # request number, its observation, age [s]
         self._observed = threading.Event()
         threading.Thread(target=self._listen, name="robot", daemon=True).start()
 
     def observe(self) -> Observation:
-        """What the robot sees now; stamped with the time at which it was asked, or earlier where a sensor is behind."""
+        """The robot's observation, stamped with the time of the request, or earlier by the age that the robot reports."""
         self._refuse_if_lost()
         asked_s = time.monotonic()
         self._asked += 1
@@ -174,14 +126,14 @@ class WebsocketRobot:
         while self._observed.wait(max(asked_s + self.timeout_s - time.monotonic(), 0.0)):
             self._observed.clear()
             self._refuse_if_lost()
-            if self._seen is not None and self._seen[0] == self._asked:  # and no late answer to an earlier wish
+            if self._seen is not None and self._seen[0] == self._asked:  # not a late reply to an earlier request
                 _, seen, age_s = self._seen
                 return Observation(seen.obs, seen.instruction, min(asked_s, time.monotonic() - age_s))
         self._refuse_if_lost()
         raise RobotError(f"the robot sent no observation within {self.timeout_s} s")
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
-        """Joint positions heard last [rad]."""
+        """Joint positions received last [rad]."""
         return self._qpos
 
     def command(self, command: Command) -> None:
@@ -189,7 +141,7 @@ class WebsocketRobot:
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
         if (silent_s := time.monotonic() - self._heard_s) > self.timeout_s:
-            self._lost = self._lost or f"no word from the robot for {silent_s:.2f} s"
+            self._lost = self._lost or f"no message from the robot for {silent_s:.2f} s"
         self._refuse_if_lost()
         self._send(
             {
@@ -200,7 +152,7 @@ class WebsocketRobot:
         )
 
     def stop(self) -> None:
-        """Tell the robot to hold, and leave it."""
+        """Send a stop, and disconnect."""
         if not self._stopped:
             self._stopped = True
             with contextlib.suppress(RobotError):
@@ -216,19 +168,19 @@ class WebsocketRobot:
         self.stop()
 
     def _listen(self) -> None:
-        """Take in what the robot says, until it says no more."""
+        """Receive messages until the connection ends."""
         try:
-            for message in self._connection:
-                told = unpack(_bytes(message))
+            for received in self._connection:
+                message = unpack(_bytes(received))
                 self._heard_s = time.monotonic()
-                if "error" in told:
-                    self._lost = str(told["error"])
+                if "error" in message:
+                    self._lost = str(message["error"])
                     self._observed.set()
-                if "qpos" in told:
-                    self._qpos = np.asarray(told["qpos"], np.float64)
-                if "obs" in told:
-                    seen = Observation(told["obs"], told.get("instruction"))
-                    self._seen = told.get("observe"), seen, float(told.get("age_s", 0.0))
+                if "qpos" in message:
+                    self._qpos = np.asarray(message["qpos"], np.float64)
+                if "obs" in message:
+                    seen = Observation(message["obs"], message.get("instruction"))
+                    self._seen = message.get("observe"), seen, float(message.get("age_s", 0.0))
                     self._observed.set()
             self._lost = self._lost or "the robot closed the connection"
         except Exception as error:  # a lost robot is reported where it is used
@@ -245,6 +197,14 @@ class WebsocketRobot:
     def _refuse_if_lost(self) -> None:
         if self._lost:
             raise RobotError(self._lost)
+
+
+@register("robot", "websocket", WebsocketOptions)
+def make_websocket(options: WebsocketOptions, context: RobotContext) -> WebsocketRobot:
+    """A robot behind a `RobotServer`: ws://HOST:PORT or wss://HOST:PORT."""
+    host, port = host_and_port(options.address, "--robot ws://")
+    key = read_api_key(options.key_file) if options.key_file else None
+    return WebsocketRobot(host, port, options.timeout_s, key, trusted(options.ca) if options.tls else None)
 
 
 def _bytes(message: str | bytes) -> bytes:

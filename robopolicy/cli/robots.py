@@ -1,0 +1,119 @@
+"""`--robot`: a kind, an address, a file, or a factory of the user's own -> the robot that `robopolicy run` drives."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from robopolicy.cli.drivers import Driver
+from robopolicy.components import ConfigError, build, component, kinds
+from robopolicy.control.robot import Robot
+from robopolicy.control.robots.base import RobotContext
+from robopolicy.experiment.reading import read_yaml, section_from
+
+SCHEMES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "ws": ("websocket", {}),
+    "wss": ("websocket", {"tls": True}),
+    "rosbridge": ("rosbridge", {}),
+}
+"""Scheme of an address -> kind of robot, and options that follow from it."""
+
+FLAGS: Mapping[str, tuple[str, Any, str]] = {
+    "task": ("task", str, "task of the simulator; default: the demos' own"),
+    "seed": ("seed", int, "seed of the simulated episode; default: the replayed one, else 10000"),
+    "command_hz": ("command-hz", float, "commands a second to the simulated robot; default: 1000"),
+    "realtime": ("realtime", bool, "false: the simulated robot on a simulated clock, without sleeping; default: true"),
+    "ca": ("robot-ca", str, "certificates (PEM) to trust for wss; default: the system's"),
+    "key_file": ("robot-key-file", str, "file that holds a ws robot's key"),
+    "profile": ("profile", str, "limits of the robot: panda, fr3 or a YAML file; default: panda"),
+}
+"""Option of a robot -> its flag, type and help; a robot without this option refuses the flag."""
+
+
+def add_robot(parser: ArgumentParser) -> None:
+    """Add `--robot` and the flags of its options."""
+    parser.add_argument(
+        "--robot",
+        type=str,
+        required=True,
+        help=f"{', '.join(kinds('robot'))}; ws://, wss:// (a RobotServer) or rosbridge://HOST:PORT; a YAML file with "
+        "kind and options; or MODULE:FACTORY",
+    )
+    for flag, annotation, text in FLAGS.values():
+        parser.add_argument(f"--{flag}", type=annotation | None, default=None, help=text)
+
+
+def make_robot(options: Namespace, driver: Driver) -> Robot:
+    """The robot that `--robot` names.
+
+    Raises:
+        ConfigError: it has another form, the kind is unknown, or a flag or option is not one of the kind's.
+    """
+    env_args = driver.env_args or {}
+    context = RobotContext(
+        control_dt=driver.control_dt,
+        cameras=driver.cameras,
+        image_size=driver.image_size,
+        task=(env_args.get("env_kwargs") or {}).get("task"),
+        seed=driver.seed,
+        deadline_s=options.deadline,
+        priority=options.priority,
+    )
+    flags = {
+        name: value for name, (flag, *_) in FLAGS.items() if (value := options[flag.replace("-", "_")]) is not None
+    }
+    module, _, factory = options.robot.partition(":")
+    if factory.isidentifier():
+        if flags:
+            raise ConfigError(f"--{FLAGS[next(iter(flags))][0]} is not an option of --robot {options.robot}")
+        return _made_by(options.robot, _imported(module, factory), context)
+    kind, given = _kind_and_options(options.robot)
+    chosen = component("robot", kind)
+    known = [field.name for field in fields(chosen.options)]
+    for name in flags:
+        if name not in known:
+            raise ConfigError(f"--{FLAGS[name][0]} is not an option of robot {kind!r}; it has: {', '.join(known)}")
+    made = section_from(chosen.options, given | flags, "robot", f"robot {kind!r}")
+    return _made_by(options.robot, lambda context: build(made, context), context)
+
+
+def _kind_and_options(source: str) -> tuple[str, dict[str, Any]]:
+    scheme, separator, address = source.partition("://")
+    if separator:
+        if scheme not in SCHEMES:
+            raise ConfigError(f"--robot {source}: unknown scheme {scheme!r}; expected {', '.join(SCHEMES)}")
+        kind, given = SCHEMES[scheme]
+        return kind, {"address": address, **given}
+    if source.endswith((".yaml", ".yml")):
+        values = read_yaml(source)
+        kind = values.pop("kind", None)
+        if not isinstance(kind, str):
+            raise ConfigError(f"{source}: expected `kind`, one of {', '.join(kinds('robot'))}")
+        if isinstance(profile := values.get("profile"), str) and (Path(source).parent / profile).is_file():
+            values["profile"] = str(Path(source).parent / profile)  # a profile beside the file
+        return kind, values
+    return source, {}
+
+
+def _imported(module: str, factory: str) -> Callable[[RobotContext], Any]:
+    """The factory that the caller named; importing it is what they asked for."""
+    try:
+        made = getattr(importlib.import_module(module), factory)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--robot {module}:{factory} can't be imported: {type(error).__name__}: {reason}") from error
+    if not callable(made):
+        raise ConfigError(f"--robot {module}:{factory} is not callable; expected a function of a RobotContext")
+    return made
+
+
+def _made_by(source: str, make: Callable[[RobotContext], Any], context: RobotContext) -> Robot:
+    robot = make(context)
+    if not isinstance(robot, Robot):
+        missing = [name for name in ("profile", "control_dt", "command_dt") if not hasattr(robot, name)]
+        missing += [name for name in ("observe", "qpos", "command", "stop") if not callable(getattr(robot, name, None))]
+        raise ConfigError(f"--robot {source} made a {type(robot).__name__} without {', '.join(missing)}: not a Robot")
+    return robot

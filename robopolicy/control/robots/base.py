@@ -1,0 +1,53 @@
+"""What the makers of robots share: what a run knows about the robot it needs, addresses, and proprioception."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.components import ConfigError
+from robopolicy.control.kinematics import matrix_to_quaternion, pose_and_jacobian
+from robopolicy.control.profile import RobotProfile
+
+
+@dataclass(frozen=True)
+class RobotContext:
+    """What a run knows when it makes its robot; a robot takes what it needs."""
+
+    control_dt: float = 0.05
+    """Time between two actions of the policy [s]."""
+    cameras: tuple[str, ...] = ()
+    """Cameras that the policy reads."""
+    image_size: int = 64
+    """Side of their images [pixels]."""
+    task: str | None = None
+    """Simulator task of the policy's demos, where known."""
+    seed: int | None = None
+    """Seed of the replayed episode, where known."""
+    deadline_s: float = 0.25
+    """Age of the newest observation at which the loop stops the robot [s]."""
+    priority: bool = False
+    """Whether processes of the robot should ask for real-time priority."""
+
+
+def host_and_port(address: str, prefix: str) -> tuple[str, int]:
+    """The parts of HOST:PORT.
+
+    Raises:
+        ConfigError: it has another form; `prefix` begins the message.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"{prefix}: expected HOST:PORT, got {address!r}")
+    return host, int(port)
+
+
+def proprioception(
+    profile: RobotProfile, qpos: Float[np.ndarray, " joints"], opening_m: float
+) -> dict[str, np.ndarray]:
+    """Observations that every robot can give: `qpos` [rad], `gripper` (1,) [m], and with kinematics `ee_pose` (7,)."""
+    obs = {"qpos": np.asarray(qpos, np.float32), "gripper": np.array([opening_m], np.float32)}
+    if profile.arm is not None:
+        position, rotation, _ = pose_and_jacobian(profile.arm, np.asarray(qpos, np.float64))
+        obs["ee_pose"] = np.concatenate([position, matrix_to_quaternion(rotation)]).astype(np.float32)
+    return obs

@@ -1,0 +1,91 @@
+"""A robot in memory: reaches every commanded position at once, and keeps the commands. For tests and rehearsals."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.components import register
+from robopolicy.control.profile import RobotProfile, read_profile
+from robopolicy.control.robot import RobotError
+from robopolicy.control.robots.base import RobotContext, proprioception
+from robopolicy.control.timing import Clock, SystemClock
+from robopolicy.types import Command, Observation
+
+
+@dataclass(frozen=True)
+class FakeOptions:
+    """Options of `fake`."""
+
+    profile: str = "panda"
+    """Limits and kinematics: a shipped profile's name, or a YAML file."""
+    command_dt: float = 0.01
+    """Time between two commands [s]."""
+    opening_m: float | None = None
+    """Opening of the gripper at the start [m]; null: fully open."""
+
+
+class FakeRobot:
+    """Reaches every commanded position at once, and keeps the commands.
+
+    Args:
+        profile: its limits and kinematics.
+        control_dt: time between two actions [s].
+        command_dt: time between two commands [s].
+        clock: the time of its stamps.
+        opening_m: opening of the gripper at the start [m]; None: fully open.
+    """
+
+    def __init__(
+        self,
+        profile: RobotProfile,
+        control_dt: float = 0.05,
+        command_dt: float = 0.01,
+        clock: Clock | None = None,
+        opening_m: float | None = None,
+    ) -> None:
+        self.profile, self.control_dt, self.command_dt = profile, control_dt, command_dt
+        self.clock = clock or SystemClock()
+        self.commands: list[Command] = []
+        self.instruction: str | None = None
+        self.lost: str | None = None
+        """Set to a reason: every call then fails as that of a robot that can't be reached."""
+        self._qpos = np.asarray(profile.home_rad, np.float64)
+        self._opening_m = profile.opening_m if opening_m is None else opening_m
+        self._stopped = False
+
+    def observe(self) -> Observation:
+        """Its proprioception."""
+        self._refuse_if_lost()
+        obs = proprioception(self.profile, self._qpos, self._opening_m)
+        return Observation(obs, self.instruction, self.clock.now())
+
+    def qpos(self) -> Float[np.ndarray, " joints"]:
+        """The commanded position [rad]."""
+        return self._qpos
+
+    def command(self, command: Command) -> None:
+        """Take the commanded position at once."""
+        self._refuse_if_lost()
+        if self._stopped:
+            raise RobotError("the robot was stopped; it takes no further command")
+        self.commands.append(command)
+        self._qpos = command.joint_position_rad
+        if math.isfinite(command.gripper_opening_m):
+            self._opening_m = command.gripper_opening_m
+
+    def stop(self) -> None:
+        """Take no further command."""
+        self._stopped = True
+
+    def _refuse_if_lost(self) -> None:
+        if self.lost:
+            raise RobotError(self.lost)
+
+
+@register("robot", "fake", FakeOptions)
+def make_fake(options: FakeOptions, context: RobotContext) -> FakeRobot:
+    """A robot in memory, for rehearsals without hardware."""
+    profile = read_profile(options.profile)
+    return FakeRobot(profile, context.control_dt, options.command_dt, opening_m=options.opening_m)

@@ -1,0 +1,1 @@
+"""Kinds of the robot family that need the simulator."""

@@ -1,0 +1,51 @@
+"""Our simulated arm as a robot of `robopolicy run`: in real time, or on a simulated clock."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from robopolicy.components import ConfigError, expect, register
+from robopolicy.control.robots.base import RobotContext
+from robopolicy.sim.robot import SimRobot
+from robopolicy.sim.stepped import SteppedRobot
+from robopolicy.sim.worlds import PRIVILEGED
+
+
+@dataclass(frozen=True)
+class SimOptions:
+    """Options of `sim`."""
+
+    task: str | None = None
+    """Task of the simulator; null: that of the policy's demos."""
+    seed: int | None = None
+    """Seed of the episode; null: that of the replayed episode, else 10000."""
+    command_hz: float = 1000.0
+    """Commands a second."""
+    realtime: bool = True
+    """Whether the world runs in real time, in a process of its own; false: on a simulated clock, without sleeping."""
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the task, such as {delay_steps: 20}."""
+
+    def __post_init__(self) -> None:
+        expect(self, "robot", "> 0", "command_hz")
+
+
+@register("robot", "sim", SimOptions)
+def make_sim(options: SimOptions, context: RobotContext) -> SimRobot | SteppedRobot:
+    """One world of a simulator task."""
+    task = options.task or context.task
+    if task is None:
+        raise ConfigError("which task? The policy's demos don't say; give --task")
+    seed = next(seed for seed in (options.seed, context.seed, 10000) if seed is not None)
+    shown: dict[str, Any] = {"cameras": context.cameras, "image_size": context.image_size}
+    shared = shown | {"command_dt": 1 / options.command_hz, "task_options": dict(options.task_options) or None}
+    robot: SimRobot | SteppedRobot
+    if options.realtime:
+        timing = {"deadline_s": context.deadline_s / 5, "timeout_s": context.deadline_s, "priority": context.priority}
+        robot = SimRobot(task, seed, **shared, **timing)
+    else:
+        robot = SteppedRobot(task, seed, **shared)
+    kwargs = {"task": task, "cameras": list(context.cameras), "image_size": context.image_size}
+    robot.env_args = {"env_name": f"robopolicy/{task}", "type": 2, "env_kwargs": kwargs, "seed": seed}
+    robot.env_args["privileged"] = list(PRIVILEGED)
+    return robot

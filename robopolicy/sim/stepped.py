@@ -1,0 +1,107 @@
+"""Our simulated arm on a simulated clock: its outcome does not depend on the machine's load."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.control.guard import CommandGuard
+from robopolicy.control.profile import read_profile
+from robopolicy.control.robot import RobotError
+from robopolicy.sim.robot import World
+from robopolicy.types import Command, Observation
+
+
+class SteppedRobot:
+    """One world of a task as a `Robot`, and its own `Clock`: time passes only in `sleep_until`, which steps the physics.
+
+    The same guard as in real time stands between the commands and the joints.
+
+    Args:
+        task: task of the simulator.
+        seed: seed of the episode.
+        cameras: cameras whose images are part of the observation.
+        image_size: side of the images [pixels].
+        command_dt: time between two commands, and physics step [s].
+        task_options: options of the task.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        seed: int = 0,
+        *,
+        cameras: Sequence[str] = (),
+        image_size: int = 64,
+        command_dt: float = 0.001,
+        task_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.profile = read_profile("panda")
+        self.command_dt = command_dt
+        self.env_args: dict[str, Any] | None = None
+        self._world = World(task, command_dt, cameras=tuple(cameras), image_size=image_size, task_options=task_options)
+        self.control_dt = self._world.env.control_dt
+        self.reset(seed)
+
+    @property
+    def simulated_clock(self) -> "SteppedRobot":
+        """The clock that the control loop must run on."""
+        return self
+
+    def reset(self, seed: int) -> None:
+        """Start an episode, at time 0."""
+        position = self._world.begin(seed)
+        self._guard = CommandGuard(self.profile, self.command_dt, position)
+        self._opening_m = self._world.opening_m
+        self._now_s, self._ticks = 0.0, 0
+        self._stopped = False
+
+    def now(self) -> float:
+        """Simulated time [s]."""
+        return self._now_s
+
+    def sleep_until(self, t_s: float) -> None:
+        """Step the physics up to t_s."""
+        while (due_s := (self._ticks + 1) * self.command_dt) <= t_s + 1e-9:
+            self._ticks += 1
+            self._world.advance(self._guard.position(due_s), self._opening_m, 1)
+        self._now_s = max(self._now_s, t_s)
+
+    def observe(self) -> Observation:
+        """The task's observation at this moment."""
+        seen = self._world.look()
+        return Observation(seen["obs"], seen["instruction"], self._now_s)
+
+    def qpos(self) -> Float[np.ndarray, " joints"]:
+        """Joint positions [rad]."""
+        return self._world.qpos
+
+    @property
+    def success(self) -> bool:
+        """Whether the task is solved."""
+        return self._world.success
+
+    @property
+    def failed(self) -> bool:
+        """Whether the episode can't succeed any more."""
+        return self._world.failed
+
+    def command(self, command: Command) -> None:
+        """Take one command."""
+        if self._stopped:
+            raise RobotError("the robot was stopped; it takes no further command")
+        self._guard.receive(command.joint_position_rad, command.stamp_s, self._now_s)
+        if math.isfinite(command.gripper_opening_m):
+            self._opening_m = command.gripper_opening_m
+
+    def stop(self) -> None:
+        """Hold, and take no further command."""
+        self._stopped = True
+        self._guard.stop("stop was called")
+
+    def close(self) -> None:
+        """Free the world."""
+        self.stop()
+        self._world.env.close()
