@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from robopolicy.client import pack, unpack
+from robopolicy.components import ConfigError
 from robopolicy.control import runtime
 from robopolicy.control.profile import profile_from_dict, read_profile
 from robopolicy.control.runtime import ExportError
@@ -22,8 +23,13 @@ from robopolicy.control.serving.mapping import PRESETS, KeyMapping
 from robopolicy.demos.check import run_check
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import load_policy, read_provenance, save_policy
+from robopolicy.model.encoders._loading import load_backbone, load_tokenizer
+from robopolicy.model.texts import TextInputs, Vocabulary
+from robopolicy.model.texts.sentence import SentenceOptions, SentenceText
+from robopolicy.training.train import train
 from tests.demo_samples import write_robomimic
 from tests.exporting import make_policy
+from tests.small_runs import small_config
 
 EXPORTED = Path(__file__).parent / "control" / "tiny_export"
 MODULE = "planted_by_a_stranger"
@@ -232,3 +238,35 @@ def test_yaml_tags_make_no_objects(run, marker, tmp_path):
     for opened in (lambda: load_policy(run), lambda: read_profile(tmp_path / "profile.yaml")):
         with pytest.raises(REFUSALS):
             opened()
+
+
+def test_a_backbone_folder_runs_no_code_of_its_own(marker, tmp_path, monkeypatch):
+    """Guards against: `auto_map`, for which transformers asks on the terminal whether to import the folder's module."""
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "planted.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    auto_map = {name: f"planted.{name}" for name in ("AutoConfig", "AutoModel", "AutoProcessor")}
+    auto_map["AutoTokenizer"] = ["planted.Tokenizer", "planted.Tokenizer"]
+    for name in ("config", "tokenizer_config", "preprocessor_config"):
+        values = {"model_type": "stranger", "auto_map": auto_map, "hidden_size": 8}
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    openings: dict[str, Callable[[], Any]] = {
+        "backbone": lambda: load_backbone(str(folder), (16, 16)),
+        "tokenizer": lambda: load_tokenizer(str(folder)),
+        "sentence": lambda: SentenceText(SentenceOptions(str(folder)), TextInputs(Vocabulary((), 1), 8)),
+    }
+    for name, opened in openings.items():
+        with pytest.raises(ConfigError):
+            opened()
+        assert not marker.exists(), name
+
+
+def test_a_training_resumes_from_no_pickle(marker, tmp_path, tiny_demos):
+    """Guards against: a resume file in a folder from somebody else, unpickled by `train --resume`."""
+    config = small_config(tiny_demos).change({"training.checkpoint_every": 1})
+    train(config.change({"training.max_steps": 1}), tmp_path / "run")
+    torch.save(Unpickled(marker), tmp_path / "run" / "resume.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        train(config, tmp_path / "run", resume=True)

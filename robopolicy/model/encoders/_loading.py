@@ -103,7 +103,7 @@ def load_tokenizer(name: str) -> Any:
         return transformers.PreTrainedTokenizerFast.from_pretrained(name)
     except (OSError, ValueError):
         try:
-            return transformers.AutoTokenizer.from_pretrained(name)
+            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{name}: no tokenizer there: {_first_line(error)}") from error
 
@@ -144,8 +144,8 @@ def _config(name: str) -> Any:
         Path(name).is_dir() and not (Path(name) / "config.json").is_file()
     ):  # the library would guess from the folder's name
         raise ConfigError(f"no model at {name!r}: the folder has no config.json; give one that `save_pretrained` wrote")
-    try:
-        return require_transformers().AutoConfig.from_pretrained(name)
+    try:  # without trust_remote_code=False the library asks on the terminal whether to run the folder's own code
+        return require_transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"no model at {name!r}, neither folder nor cached nor downloadable: {_first_line(error)}"
@@ -161,7 +161,7 @@ def _model(name: str, dtype: Dtype) -> Any:
     transformers.utils.logging.set_verbosity_error()  # else a table of the unused weights is printed
     try:
         model, found = transformers.AutoModel.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, output_loading_info=True
+            name, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{name}: the weights can't be loaded: {_first_line(error)}") from error

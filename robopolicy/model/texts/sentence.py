@@ -73,7 +73,7 @@ class SentenceText(nn.Module):
                 "--text.kind sentence needs the package transformers; pip install 'robopolicy[vlm]'"
             ) from error
         try:
-            return getattr(transformers, part).from_pretrained(self.model)
+            return getattr(transformers, part).from_pretrained(self.model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
