@@ -142,7 +142,7 @@ class DemoFile:
                 raise DemoFormatError(f"{where}: {steps} actions but {rows} rows in {key}; every step needs both")
         declared = attributes_of(group, where).get("num_samples", steps)
         if declared != steps:
-            raise DemoFormatError(f"{where}: num_samples is {declared} but there are {steps} actions")
+            raise DemoFormatError(f"{where}: num_samples is {str(declared)[:40]} but there are {steps} actions")
         return found
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
