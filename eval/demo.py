@@ -1,7 +1,7 @@
-"""The main job, whole: collect demos of `lift` with pictures and instructions, train from pixels, measure in closed loop.
+"""The main job, whole: collect demos of `lift` with images and instructions, train from pixels, measure in closed loop.
 
 `make demo` runs it. The stages are the package's own verbs; this script only times them and writes `summary.json`. A demo
-that was interrupted goes on where it stood (`wall_s` then counts the last try of that stage).
+that was interrupted continues where it stood (`wall_s` then counts the last try of that stage).
 """
 
 import argparse
@@ -24,11 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--demos", type=int, default=400, help="demonstrations to collect")
     parser.add_argument("--episodes", type=int, default=100, help="unseen-seed episodes to evaluate")
     parser.add_argument("--max-steps", type=int, default=None, help="optimizer steps; default: the config's")
+    parser.add_argument(
+        "--device", default="cpu", help="of the worlds, and of the policy in the evaluation: cpu or cuda"
+    )
     options = parser.parse_args(arguments)
     run = options.run_dir
     run.mkdir(parents=True, exist_ok=True)
     demos, policy, result, report = run / "lift.hdf5", run / "policy", run / "evaluation.json", run / "report"
     steps = [] if options.max_steps is None else ["--max-steps", str(options.max_steps)]
+    device = [] if options.device == "cpu" else ["--device", options.device]
     stages = {
         "collect": [
             "--task",
@@ -40,12 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "wrist",
             "--out",
             str(demos),
+            *device,
         ],
         "train": ["--config", CONFIG, "--data.files", str(demos), "--run-dir", str(policy), *steps],
         "eval": [
             str(policy),
             *("--task", "lift", "--episodes", str(options.episodes), "--seed", str(FIRST_EVALUATION_SEED)),
             *("--json", str(result), "--report", str(report), "--videos", "4"),
+            *device,
         ],
     }
     made = {"collect": demos, "train": policy / "resume.ckpt"}
@@ -53,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wall_s: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
     for verb, words in stages.items():
         if verb in wall_s:
-            print(f"$ robopolicy {verb}: done before; rm -r {run} to begin anew", flush=True)
+            print(f"$ robopolicy {verb}: done before; rm -r {run} to start again", flush=True)
             continue
         if verb in made and made[verb].exists():  # interrupted there
             words = [*words, "--resume"]

@@ -169,7 +169,7 @@ class PolicyClient:
             reply = self._exchange(message)
         except ConnectionClosed:
             self.close()
-            logger.warning("connection to %s was lost; the policy's memory starts anew", self._uri)
+            logger.warning("connection to %s was lost; the policy's memory starts again", self._uri)
             try:
                 reply = self._exchange(message)
             except ConnectionClosed as error:

@@ -178,9 +178,9 @@ class ArraySpec:
     """Shape and type of one observation key, without batch or time: what a policy expects and a server announces."""
 
     shape: tuple[int, ...]
-    """Such as (7,), or (64, 64, 3) for a picture."""
+    """Such as (7,), or (64, 64, 3) for an image."""
     dtype: str = "float32"
-    """NumPy's name; a picture is `uint8` and has three axes, everything else is cast to float32."""
+    """NumPy's name; an image is `uint8` and has three axes, everything else is cast to float32."""
 
     @property
     def is_image(self) -> bool:

@@ -173,7 +173,7 @@ def test_the_client_survives_a_server_that_restarts(caplog):
     with running_server(port=port):
         assert client.infer(observation())["actions"][0, 0] == 1
         assert client.reconnects == 1
-        assert "memory starts anew" in caplog.text
+        assert "memory starts again" in caplog.text
         client.close()
 
 

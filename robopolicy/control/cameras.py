@@ -1,4 +1,4 @@
-"""A camera that has frozen: its driver goes on giving pictures, and they are all the same one."""
+"""A camera that has frozen: its driver continues giving images, and they are all the same one."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -10,9 +10,9 @@ from robopolicy.control.robot import RobotError
 from robopolicy.types import Observation
 
 STILL_S = 0.5
-"""A picture that stays the same for so long is suspicious; cameras may be slower than the control loop."""
+"""A image that stays the same for so long is suspicious; cameras may be slower than the control loop."""
 MOVED_RAD = 0.2
-"""By how much a joint must have turned meanwhile: a real picture has noise, a rendered one of a scene at rest has none."""
+"""By how much a joint must have turned meanwhile: a real image has noise, a rendered one of a scene at rest has none."""
 
 
 class _Picture(NamedTuple):
@@ -22,10 +22,10 @@ class _Picture(NamedTuple):
 
 
 class CameraWatch:
-    """Compares each picture with the one before, to the last bit.
+    """Compares each image with the one before, to the last bit.
 
     Args:
-        cameras: keys of the pictures that are watched; None: all of them.
+        cameras: keys of the images that are watched; None: all of them.
     """
 
     def __init__(self, cameras: Collection[str] | None = None) -> None:
@@ -40,7 +40,7 @@ class CameraWatch:
         """Look at an observation, taken with the joints at `qpos` [rad].
 
         Raises:
-            RobotError: a picture stayed the same although the arm moved.
+            RobotError: an image stayed the same although the arm moved.
         """
         for key, value in observation.obs.items():
             picture = np.asarray(value)
@@ -53,6 +53,6 @@ class CameraWatch:
             same_s, moved_rad = observation.stamp_s - first.stamp_s, float(np.abs(qpos - first.qpos).max())
             if same_s > STILL_S and moved_rad > MOVED_RAD:
                 raise RobotError(
-                    f"camera {key!r} has shown the same picture for {same_s:.2f} s, while a joint turned by "
+                    f"camera {key!r} has shown the same image for {same_s:.2f} s, while a joint turned by "
                     f"{moved_rad:.2f} rad: it is frozen"
                 )

@@ -222,7 +222,7 @@ def _recorded_runs(policy: ChunkPolicy, frames: Sequence[Mapping[str, Any]]) -> 
 
 
 def _random_observation(policy: ChunkPolicy, batch: int, seed: int) -> dict[str, Any]:
-    """What the demos may have shown: scaled keys around their mean, pictures of noise."""
+    """What the demos may have shown: scaled keys around their mean, images of noise."""
     rng = np.random.default_rng(seed)
     observation: dict[str, Any] = {}
     for key, spec in policy.obs.items():

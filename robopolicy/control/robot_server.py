@@ -37,7 +37,7 @@ class RobotServer:
     """Serves `robot` from a thread of its own until `close`.
 
     Commands are passed on at the robot's own rate through a `CommandGuard`, so a client that dies, hangs or is cut off
-    leaves a robot that comes to rest within its limits. The next connection starts anew.
+    leaves a robot that comes to rest within its limits. The next connection starts again.
 
     Args:
         robot: what is served.

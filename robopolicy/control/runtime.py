@@ -128,7 +128,7 @@ class ExportedPolicy:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The picture keys that the policy sees."""
+        """The image keys that the policy sees."""
         return tuple(key for key, wanted in self.spec.observation.items() if wanted.is_image)
 
     def initial_state(self, batch: int | Sequence[int] = ()) -> ExportedState:
@@ -181,7 +181,7 @@ class ExportedPolicy:
             raise KeyError(f"{kind} {key!r} is not in this observation. It has: {', '.join(observation)}")
         array = np.asarray(observation[key])
         if wanted.is_image and array.dtype != np.uint8:
-            raise ValueError(f"camera {key!r} has type {array.dtype}; expected uint8 pictures, 0 to 255")
+            raise ValueError(f"camera {key!r} has type {array.dtype}; expected uint8 images, 0 to 255")
         if array.shape != (*batch, *wanted.shape):
             raise ValueError(f"observation {key!r} has shape {array.shape}; expected {(*batch, *wanted.shape)}")
         array = array.reshape(-1, *wanted.shape)

@@ -46,7 +46,7 @@ logger = logging.getLogger("robopolicy.serve")
 OTHER_BYTES = 2**20
 """Room in one message for all the rest, beside 8 bytes for each number that the policy looks at."""
 KEPT_BYTES = 64 * 2**20
-"""Free memory that stays with the process, for the pictures of the next messages."""
+"""Free memory that stays with the process, for the images of the next messages."""
 LOG_LINES, LOG_S = 60, 60.0
 """Lines that clients' mistakes may add to the log in so many seconds; the rest is counted in the metrics only."""
 
@@ -105,7 +105,7 @@ def serve(
     reader = ObservationReader(spec, KeyMapping.read(mapping))
     server = PolicyServer(policy, reader, host=host, port=port, api_key=api_key, tls=tls, limits=limits)
     if tls is None and not is_loopback(host):
-        logger.warning("without --tls-cert, the key and the pictures travel readable for everyone on the way")
+        logger.warning("without --tls-cert, the key and the images travel readable for everyone on the way")
     keep_freed_memory(at_most=KEPT_BYTES)
     asyncio.run(server.run(on_ready))
 

@@ -37,7 +37,7 @@ class JointSmoother:
 
     Each target starts a new trajectory from the present state, which reaches it after one control step (or as soon as
     the limits allow) and then brakes. Where that breaks a limit of position, workspace or tool speed, slower ones are
-    tried; where all do, the motion under way goes on, to its own end.
+    tried; where all do, the motion under way continues, to its own end.
 
     Args:
         profile: the robot's limits.
@@ -92,7 +92,7 @@ class JointSmoother:
         return self._motion is None
 
     def step(self, ticks: int = 1) -> Float[np.ndarray, " joints"]:
-        """Go on by `ticks` commands and give the position [rad] of the one arrived at."""
+        """Continue by `ticks` commands and give the position [rad] of the one arrived at."""
         self._ticks += ticks
         if self._motion is not None and self._ticks * self.command_dt >= self._motion.duration_s:
             self._rest, self._motion = self._motion.at(self._motion.duration_s)[0], None
@@ -109,7 +109,7 @@ class JointSmoother:
 
         Gives None if it will be reached one control step from now; else what stands against it: `motion` (velocity,
         acceleration or jerk: it is reached later), `tool` (tool speed or workspace: it is reached later), `kept` (it
-        can't be reached from here without breaking a limit: the motion under way goes on).
+        can't be reached from here without breaking a limit: the motion under way continues).
         """
         fastest = HEADING_SHARE * self._velocity
         if heading_rad_s is None:

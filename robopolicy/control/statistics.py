@@ -58,7 +58,7 @@ class LoopStatistics:
     """The same by kind of limit."""
     deferred: Counter[str] = field(default_factory=Counter)
     """Control steps whose target is reached later than it should be, by what is in the way: `motion` (velocity,
-    acceleration or jerk), `tool` (tool speed or workspace), `kept` (the earlier motion goes on)."""
+    acceleration or jerk), `tool` (tool speed or workspace), `kept` (the earlier motion continues)."""
     stops: list[str] = field(default_factory=list)
     """Reason of each controlled stop."""
     stop_s: list[float] = field(default_factory=list)

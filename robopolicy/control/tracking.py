@@ -103,7 +103,7 @@ class JointTracker:
             if (np.abs(rates[-1]) > limit).any():
                 return None
             last.append(rates[-1])
-        # The parabola through the last three positions: a motion that goes on from its end with bounded jerk keeps the
+        # The parabola through the last three positions: a motion that continues from its end with bounded jerk keeps the
         # divided differences across the seam within the same bound.
         return np.stack([target, last[0] + last[1] * passed_s / 2, last[1]])
 

@@ -23,7 +23,7 @@ from robopolicy.types import Array
 STREAM = 3
 """Second word of the generator's seed; keeps it apart from the scene's, the demonstrations' and the mixing's."""
 LOOKS = ("geom_rgba", "light_diffuse")
-"""Model fields that only pictures depend on."""
+"""Model fields that only images depend on."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Pictures of all worlds and cameras in one call, by `mujoco_warp`'s ray tracer; no OpenGL, no display.
+"""Images of all worlds and cameras in one call, by `mujoco_warp`'s ray tracer; no OpenGL, no display.
 
 One renderer serves both kinds of physics: what Warp simulates is rendered where it lies, and the poses that the C engine
 computed are copied into warp's arrays, so that no physics kernel is compiled. Demonstrations and rollouts must share
-this renderer: its pictures differ from OpenGL's.
+this renderer: its images differ from OpenGL's.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ from robopolicy.sim.randomization import LOOKS
 from robopolicy.types import Array
 
 NAME = "mujoco_warp ray tracer"
-"""What a demo file says made its pictures."""
+"""What a demo file says made its images."""
 BACKGROUND = (0.1, 0.1, 0.12, 1.0)
 POSES = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
-"""MuJoCo fields that a picture depends on."""
+"""MuJoCo fields that an image depends on."""
 
 
 class Renderer:
-    """Ray-traces pictures of N worlds.
+    """Ray-traces images of N worlds.
 
     Args:
         physics: The worlds.
         cameras: Names of the cameras to render.
-        image_size: Side of the pictures [pixels].
+        image_size: Side of the images [pixels].
         depth: Also the distance along the camera's axis.
         segmentation: Also which geom is seen.
         shadows: Let lights cast shadows; several times slower.
@@ -73,7 +73,7 @@ class Renderer:
         self._context = self._make_context(depth, segmentation, shadows)
 
     def render(self) -> dict[str, Array]:
-        """Per camera one picture (N, size, size, 3), right way up, of the worlds as they are, and what else is asked for.
+        """Per camera one image (N, size, size, 3), right way up, of the worlds as they are, and what else is asked for.
 
         Arrays are of the physics' kind, in memory of their own.
         """
@@ -89,7 +89,7 @@ class Renderer:
         return {key: value.numpy() for key, value in seen.items()} if self._copied else dict(seen)
 
     def _make_context(self, depth: bool, segmentation: bool, shadows: bool) -> Any:
-        """Everything the ray tracer keeps, and how its buffers are read: suffix of the key -> camera -> pictures."""
+        """Everything the ray tracer keeps, and how its buffers are read: suffix of the key -> camera -> images."""
         from warp import to_torch
 
         with self._stage.on_device():

@@ -72,7 +72,7 @@ class WarpPhysics:
         qpos: Float[Tensor, "worlds nq"],
         mocap_pos: Float[Tensor, "worlds nmocap 3"],
     ) -> None:
-        """Start the worlds in `mask` anew, at rest."""
+        """Start the worlds in `mask` again, at rest."""
         self._mask.copy_(mask)
         self._reset()
         self.qpos.copy_(torch.where(mask[:, None], qpos, self.qpos))

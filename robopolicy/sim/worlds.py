@@ -92,7 +92,7 @@ class Worlds:
         self._observe_state()
 
     def set_up(self, mask: Bool[Array, " worlds"], episodes: Episodes, rows: Int[Array, " worlds"]) -> None:
-        """Start the worlds in `mask` anew, world w with row `rows[w]` of `episodes`; other worlds' rows are not used."""
+        """Start the worlds in `mask` again, world w with row `rows[w]` of `episodes`; other worlds' rows are not used."""
         xp, rows = self._xp, rows * mask
         self.physics.reset(mask, episodes.qpos[rows], episodes.mocap_pos[rows])
         self.physics.change(mask, {name: values[rows] for name, values in episodes.fields.items()})
@@ -172,7 +172,7 @@ class Worlds:
         return like(actions, _REST)
 
     def _checked(self, actions: Array) -> Array:
-        """The actions, finite: the host refuses others, a device marks the world and goes on with zeros."""
+        """The actions, finite: the host refuses others, a device marks the world and continues with zeros."""
         found, expected = tuple(np.shape(actions)), (self.physics.num_worlds, ARM_JOINTS)
         if found != expected:
             raise ValueError(f"actions have shape {found}; expected {expected}: a row for each world")

@@ -71,7 +71,7 @@ class Tally:
         self._sums = values if self._sums is None else self._sums + values
 
     def take(self) -> dict[str, float]:
-        """The means so far, over all processes, as numbers; begins anew. Empty where nothing was added."""
+        """The means so far, over all processes, as numbers; begins again. Empty where nothing was added."""
         if self._sums is None:
             return {}
         sums, self._sums = self._sums, None

@@ -128,7 +128,7 @@ def test_a_camera_that_freezes_is_an_error_of_the_robot(panda, stream):
     robot._qpos = robot.qpos() + 0.3
     time.sleep(0.06)
     inference.request(0.05)
-    with pytest.raises(RobotError, match="camera 'front' has shown the same picture"):
+    with pytest.raises(RobotError, match="camera 'front' has shown the same image"):
         collect(inference)
     inference.close()
 

@@ -42,18 +42,22 @@ def run(command: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
+def served(process: subprocess.Popen[str]) -> bool:
+    """Whether the server came up and stopped on SIGTERM with exit code 0."""
+    assert process.stdout is not None
+    with process.stdout:
+        shown = next((line for line in process.stdout if "ws://127.0.0.1" in line), "")
+        process.send_signal(signal.SIGTERM)
+        return process.wait(timeout=60) == 0 and bool(shown)
+
+
 def test_the_commands_of_the_readme_work_one_after_another(tmp_path, monkeypatch):
-    """A README whose commands fail is the first thing a new user meets."""
+    """Guards against: a README whose commands fail, which a new user meets first."""
     assert len(COMMANDS) >= 9
     for command in COMMANDS:
         process = run(command, tmp_path)
         if " serve " in command:
-            assert process.stdout is not None
-            with process.stdout:
-                shown = next((line for line in process.stdout if "ws://127.0.0.1" in line), "")
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(timeout=30) == 0, command
-            assert shown
+            assert served(process), command
             continue
         shown, _ = process.communicate(timeout=120)
         assert process.returncode in ((0, 1) if " run " in command else (0,)), f"{command}\n{shown}"
@@ -69,7 +73,7 @@ def test_the_commands_of_the_readme_work_one_after_another(tmp_path, monkeypatch
 
 
 def test_the_head_of_the_readme_steps_as_it_trains():
-    """The first lines of Python that a researcher copies."""
+    """Guards against: an error in the first lines of Python that a researcher copies."""
     (snippet,) = [snippet for snippet in SNIPPETS if "PolicyHead" in snippet]
     snippet = snippet.replace("1024", "32")
     valid = torch.ones(2, 16, 10, dtype=torch.bool)
@@ -93,7 +97,7 @@ def test_the_head_of_the_readme_steps_as_it_trains():
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(words, message, tmp_path, capsys, monkeypatch):
-    """A traceback tells a user nothing, and a half-written file costs an hour."""
+    """Guards against: a traceback, or a half-written file, where the command line is wrong."""
     from robopolicy.cli import main
 
     monkeypatch.chdir(tmp_path)

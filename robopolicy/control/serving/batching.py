@@ -174,7 +174,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]  # the one picture of a lone client isn't copied
+    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]  # the one image of a lone client isn't copied
 
 
 def _blank(spec: PolicySpec) -> dict[str, Any]:

@@ -36,11 +36,11 @@ class KeySource:
     columns: tuple[int, int] | None = None
     """First and last + 1 of the numbers to take, where the client has more in one array."""
     layout: Layout = "hwc"
-    """Order of a picture's axes: height, width, colour, or colour first."""
+    """Order of an image's axes: height, width, colour, or colour first."""
     flip: Flip = "none"
-    """vertical: the client's pictures are upside down; turn: turned by half a circle."""
+    """vertical: the client's images are upside down; turn: turned by half a circle."""
     fit: Fit = "pad"
-    """Pictures of another shape: keep the aspect and pad with black, as openpi's client does, or stretch."""
+    """Images of another shape: keep the aspect and pad with black, as openpi's client does, or stretch."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def presets() -> list[str]:
 def place_picture(
     picture: UInt8[np.ndarray, "height width colour"], height: int, width: int, source: KeySource
 ) -> UInt8[np.ndarray, "new_height new_width colour"]:
-    """The picture right way up and in the policy's size."""
+    """The image right way up and in the policy's size."""
     if source.flip != "none":
         picture = picture[::-1] if source.flip == "vertical" else picture[::-1, ::-1]
     if picture.shape[:2] == (height, width):
@@ -98,7 +98,7 @@ def place_picture(
 def resize(
     picture: UInt8[np.ndarray, "height width colour"], height: int, width: int
 ) -> UInt8[np.ndarray, "new_height new_width colour"]:
-    """Bilinear, with the filter widened to the area of a new pixel where the picture shrinks, as Pillow does it."""
+    """Bilinear, with the filter widened to the area of a new pixel where the image shrinks, as Pillow does it."""
     rows, columns = _weights(picture.shape[0], height), _weights(picture.shape[1], width)
     shrunk = rows @ picture.reshape(picture.shape[0], -1).astype(np.float32)
     resized = columns @ shrunk.reshape(height, *picture.shape[1:])

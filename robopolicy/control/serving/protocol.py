@@ -73,7 +73,7 @@ class ObservationReader:
     def read(self, message: Any) -> dict[str, Any]:
         """The policy's observation, without batch axes: arrays as `spec.observation` says, and `instruction` (str).
 
-        Pictures of another size are resized, floats cast to float32, unknown keys left out (`unused` names them).
+        Images of another size are resized, floats cast to float32, unknown keys left out (`unused` names them).
 
         Raises:
             ProtocolError: a key is missing, or has the wrong type or shape, or a value is NaN or infinite.
@@ -154,11 +154,11 @@ def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.
 
 def _picture(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str) -> np.ndarray:
     if array.dtype != np.uint8:
-        raise ProtocolError(f"'{name}' is {array.dtype}; expected a picture of uint8, 0 to 255")
+        raise ProtocolError(f"'{name}' is {array.dtype}; expected an image of uint8, 0 to 255")
     if source.layout == "chw" and array.ndim == 3:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] != wanted.shape[2] or not min(array.shape) > 0:
-        raise ProtocolError(f"'{name}' has shape {array.shape}; expected a picture such as {wanted.shape}")
+        raise ProtocolError(f"'{name}' has shape {array.shape}; expected an image such as {wanted.shape}")
     if max(array.shape) > (side := largest_side(wanted)):
         raise ProtocolError(f"'{name}' has shape {array.shape}; expected sides of at most {side} pixels")
     return place_picture(array, wanted.shape[0], wanted.shape[1], source)
