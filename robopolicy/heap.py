@@ -13,11 +13,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_PIECE = 32 * 2**20
 """Bytes of the largest piece that is taken from the heap; glibc allows no larger one, and maps it by itself."""
 MOST = 2**31 - 1
-"""The most bytes that glibc can be told to keep."""
+"""The most bytes that glibc accepts as the amount to keep."""
 
 
 def keep_freed_memory(at_most: int = MOST) -> bool:
-    """Have this process keep up to `at_most` free bytes at its heap's end; False where its C library knows no such wish.
+    """Have this process keep up to `at_most` free bytes at its heap's end; False where its C library has no such setting.
 
     The process's peak memory stays what it was; after the peak it is not given back before the process ends.
     """

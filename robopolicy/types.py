@@ -208,7 +208,7 @@ class Demo:
     actions: np.ndarray
     """(T, width): the label at each step, columns as the ActionSpec says."""
     instruction: str | None = None
-    """What the demonstrator was told, where the demo carries it."""
+    """The demonstrator's instruction; None if the demo has none."""
     executed_actions: np.ndarray | None = None
     """(T, width): what was really sent to the robot where noise was added to the label; replays the demo."""
     rewards: np.ndarray | None = None

@@ -155,7 +155,7 @@ class _Session:
             raise ProtocolError("a message is a map")
         if "observe" in message:
             if not isinstance(message["observe"], int):
-                raise ProtocolError("`observe` is the number of a wish")
+                raise ProtocolError("`observe` must be the number of a request")
             self._wishes.put(message["observe"])
         if "stop" in message:
             with self._lock:

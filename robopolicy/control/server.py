@@ -48,7 +48,7 @@ OTHER_BYTES = 2**20
 KEPT_BYTES = 64 * 2**20
 """Free memory that stays with the process, for the images of the next messages."""
 LOG_LINES, LOG_S = 60, 60.0
-"""Lines that clients' mistakes may add to the log in so many seconds; the rest is counted in the metrics only."""
+"""Lines that clients' mistakes may add to the log, and within how many seconds; beyond that they are counted in the metrics only."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ServerLimits:
     """What a client may take from the server."""
 
     max_connections: int = 128
-    """Clients at once; more are told 503."""
+    """Clients at once; further ones get status 503."""
     max_batch: int = 64
     """Observations in one forward pass."""
     max_message_bytes: int | None = None
@@ -68,7 +68,7 @@ class ServerLimits:
     keepalive_s: float = 20.0
     """Between two pings, and for their answer [s]; a client stuck inside a frame can't answer."""
     drain_timeout_s: float = 5.0
-    """For answers under way when the server is told to stop [s]."""
+    """Time for answers under way when the server stops [s]."""
 
 
 def serve(

@@ -65,7 +65,7 @@ class LoopStatistics:
     """From the cause of each controlled stop to rest."""
 
     def to_dict(self, last_steps: int | None = None) -> dict[str, Any]:
-        """A JSON-ready summary; times as percentiles in milliseconds, of the last so many steps or of all."""
+        """A JSON-ready summary; times as percentiles in milliseconds, of the newest steps or of all."""
         commands = None if last_steps is None else round(last_steps * self.control_dt / self.command_dt)
         names = ("deviation", "command_deviation", "latency", "slack")
         counts = (
@@ -115,7 +115,7 @@ class LoopStatistics:
 
 
 def percentiles_ms(times_s: Sequence[float], last: int | None = None) -> dict[str, float]:
-    """p50, p90, p99 and the extremes of times [s], or of the last so many, in milliseconds; empty where there are none."""
+    """p50, p90, p99 and the extremes of times [s], or of the newest, in milliseconds; empty without times."""
     if not times_s:
         return {}
     values = np.percentile(1e3 * np.asarray(times_s[-last:] if last else times_s[:]), [0, 50, 90, 99, 100])

@@ -1,1 +1,1 @@
-"""The policy: observations -> tokens -> one vector a frame -> memory -> chunks of actions. Knows no files and no simulator."""
+"""The policy: observations -> tokens -> one vector a frame -> memory -> chunks of actions. Independent of files and simulator."""

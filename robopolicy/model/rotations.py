@@ -201,7 +201,7 @@ def fit_rotations(
     Args:
         rows: of the training split.
         parts: its rotations.
-        where: begins the message about values that are no such rotation.
+        where: start of the message for values that are not such a rotation.
 
     Raises:
         ValueError: values that were declared a rotation are none.

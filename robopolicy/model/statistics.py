@@ -50,7 +50,7 @@ class Statistics:
             rows: the array.
             rotations: which of its dimensions are rotations.
             form: how they are learned.
-            where: begins the message about values that are no such rotation.
+            where: start of the message for values that are not such a rotation.
         """
         if not rotations:
             return cls._plain(rows)

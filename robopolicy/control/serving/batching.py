@@ -38,7 +38,7 @@ class Request:
     session: Session
     observation: dict[str, Any]
     answer: asyncio.Future[bytes]
-    """The reply, packed; or a ProtocolError with what the client is told instead."""
+    """The reply, packed; or a ProtocolError with the message for the client."""
     received_s: float
 
 
@@ -70,7 +70,7 @@ class InferenceThread:
         """The reply to a client's message.
 
         Raises:
-            ProtocolError: what the client is told instead.
+            ProtocolError: the message for the client.
         """
         received_s = time.monotonic()
         loop = asyncio.get_running_loop()
@@ -114,7 +114,7 @@ class InferenceThread:
         return waiting
 
     def _answers(self, requests: Sequence[Request]) -> list[bytes | ProtocolError]:
-        """What each is told."""
+        """The reply to each request."""
         states = [request.session.state or self.policy.initial_state(1) for request in requests]
         began_s = time.monotonic()
         try:
@@ -143,7 +143,7 @@ class InferenceThread:
         return [{name: values[place] for name, values in rows.items()} for place in range(len(observations))], state
 
     def _failed(self, session: Session, where: str) -> ProtocolError:
-        """Log the exception being handled; what the client is told of it."""
+        """Log the exception being handled; returns the message for the client."""
         logger.exception("%s: %s failed", session.name, where)
         self.metrics.count("internal_errors_total")
         return ProtocolError("internal error; the server's log tells more")
