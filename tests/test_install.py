@@ -149,3 +149,31 @@ def test_the_wheel_trains_in_a_bare_environment(tmp_path):
     refused = subprocess.run([*program, "serve", "run"], cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "robopolicy[serve]" in refused.stderr
+
+
+def test_an_exported_folder_runs_with_numpy_and_onnxruntime_only(tmp_path):
+    """Guards against: a runtime for robot computers that needs torch, jaxtyping or the whole package."""
+    from robopolicy.cli.deploy import _copy_runtime
+
+    runtime = _copy_runtime(tmp_path)
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "jaxtyping", "einops", "yaml", "rich", "jsonargparse", "h5py", "lightning"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker())
+import numpy as np
+from robopolicy.control import runtime
+assert runtime.__file__.startswith(sys.argv[1]), runtime.__file__
+policy = runtime.load(sys.argv[2])
+frame = {key: np.zeros((1, *spec.shape), spec.dtype) for key, spec in policy.obs.items()}
+actions, state = policy.act({**frame, "instruction": "lift the red cube"}, policy.initial_state(1))
+state.reset([True])
+print(actions.shape)
+"""
+    exported = ROOT / "tests" / "control" / "tiny_export"
+    words = [sys.executable, "-c", program, str(runtime), str(exported)]
+    finished = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert finished.stdout.strip() == "(1, 2, 5)", finished.stderr

@@ -1,6 +1,7 @@
 """`robopolicy export` and `serve`: a trained policy as a graph, and behind a socket."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,8 +46,23 @@ def export(arguments: Sequence[str]) -> int:
         print(f"float     {len(manifest['float_layers'])} layers that are too sensitive for int8")
     if tokens := save_token_encoder(policy, options.policy, folder):
         print(f"tokens    the graph reads tokens; {tokens.name} records the backbone that makes them")
+    print(f"runtime   {_copy_runtime(folder)}: what a robot computer with numpy and onnxruntime needs")
     print(f"exported  {folder}")
     return 0
+
+
+RUNTIME = ("__init__.py", "types.py", "control/__init__.py", "control/runtime.py")
+"""The files of the package that run an exported folder: they import NumPy and onnxruntime only."""
+
+
+def _copy_runtime(folder: Path) -> Path:
+    """Copy them into the exported folder as `runtime/robopolicy/`; returns `runtime`."""
+    package = Path(__file__).parents[1]
+    for name in RUNTIME:
+        target = folder / "runtime" / "robopolicy" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package / name, target)
+    return folder / "runtime"
 
 
 def serve(arguments: Sequence[str]) -> int:

@@ -1,4 +1,6 @@
-"""Replays an exported policy with onnxruntime and NumPy alone: no torch on the robot.
+"""Runs an exported policy with onnxruntime and NumPy alone: no torch on the robot computer.
+
+`robopolicy export` copies this file and the three it needs into the exported folder's `runtime/`.
 
 policy = load("exported/")
 state = policy.initial_state(1)
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from robopolicy.types import ActionSpec, Array, ArraySpec, Observation, PolicySpec, Prediction
 
@@ -155,7 +156,7 @@ class ExportedPolicy:
         *,
         generator: None = None,
         prefix: None = None,
-    ) -> tuple[Float[np.ndarray, "*batch chunk width"], ExportedState]:
+    ) -> tuple[np.ndarray, ExportedState]:
         """The next K action rows (*B, K, width) in the demos' units and column order, and the state that has seen them.
 
         Raises:
@@ -192,7 +193,7 @@ class ExportedPolicy:
                 raise ValueError(f"observation {key!r} holds NaN or infinite values; expected finite numbers")
         return np.ascontiguousarray(array)
 
-    def _words(self, told: Any, count: int, batch: tuple[int, ...]) -> Int[np.ndarray, "episodes words"]:
+    def _words(self, told: Any, count: int, batch: tuple[int, ...]) -> np.ndarray:
         """Word numbers (episodes, words), as `Vocabulary.encode` gives them."""
         entries = (told,) if told is None or isinstance(told, str) else tuple(told)
         if len(entries) > 1 and (not batch or len(entries) != batch[0]):
@@ -201,7 +202,8 @@ class ExportedPolicy:
             self._prepared = {entries: np.stack([self._numbered(entry) for entry in entries])}
         return np.repeat(self._prepared[entries], count // len(entries), axis=0)
 
-    def _numbered(self, instruction: str | None) -> Int[np.ndarray, "words"]:
+    def _numbered(self, instruction: str | None) -> np.ndarray:
+        """Word numbers (words) of one instruction."""
         words = re.findall(r"\w+", (instruction or "").lower())
         numbers = np.full(self._text["length"], PAD, np.int64)
         unknown = [word for word in words if word not in self._numbers]

@@ -48,7 +48,7 @@ OTHER_BYTES = 2**20
 KEPT_BYTES = 64 * 2**20
 """Free memory that stays with the process, for the images of the next messages."""
 LOG_LINES, LOG_S = 60, 60.0
-"""Lines that clients' mistakes may add to the log, and within how many seconds; beyond that they are counted in the metrics only."""
+"""Lines that clients' mistakes may add to the log within how many seconds; further ones are only counted in the metrics."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 policy.safetensors   weights, and the normalizers' buffers
 policy.json          format version, action spec, observation keys, vocabulary, components, provenance
 config.yaml          the resolved experiment
+README.md            the same for people
 """
 
 import json
@@ -18,6 +19,7 @@ from robopolicy.components import ConfigError, component_of, load_plugins
 from robopolicy.control import runtime
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import COMPONENT_SECTIONS, ExperimentConfig
+from robopolicy.experiment.model_card import model_card
 from robopolicy.experiment.reading import config_from_dict, config_to_dict
 from robopolicy.files import write_file
 from robopolicy.model.packed import Precision
@@ -33,6 +35,7 @@ FORMAT = 2
 """Version of the folder's layout; raised when an older reader could no longer understand it."""
 
 WEIGHTS, DESCRIPTION, CONFIG = "policy.safetensors", "policy.json", "config.yaml"
+CARD = "README.md"
 TOKEN_ENCODER = "tokens.json"
 """Beside an exported graph that reads tokens: which backbone makes them."""
 
@@ -63,6 +66,7 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in policy.state_dict().items()}
     write_file(folder / CONFIG, text)
+    write_file(folder / CARD, model_card(policy, provenance or {}))
     write_file(folder / DESCRIPTION, json.dumps(description, indent=1))
     write_file(folder / WEIGHTS, save(tensors))
     return folder

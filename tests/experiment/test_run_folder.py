@@ -121,7 +121,7 @@ def test_provenance_is_given_back(tmp_path):
 def test_nothing_in_the_folder_is_a_pickle(tmp_path):
     """Guards against: a stranger's policy that runs a stranger's code when it is loaded."""
     save_policy(make_policy(), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "policy.json", "policy.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["README.md", "config.yaml", "policy.json", "policy.safetensors"]
     for path in tmp_path.iterdir():
         assert not path.read_bytes().startswith((b"\x80", b"PK"))
 
@@ -216,7 +216,7 @@ def test_weights_that_can_not_be_written_name_the_file(tmp_path):
     """Guards against: on a full disk, safetensors' own error type as a traceback, and half a file."""
     with full_disk(12_000), pytest.raises(OSError, match=r"File too large.*policy\.safetensors"):
         save_policy(make_policy(), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "policy.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.yaml", "policy.json"]
 
 
 # -- plug-ins --------------------------------------------------------------------------------------------------------------
