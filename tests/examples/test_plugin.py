@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,16 +13,20 @@ import torch
 
 from robopolicy.cli import main
 from robopolicy.components import ConfigError, build, component, load_plugins
+from robopolicy.demos.formats import convert, demo_format
 from robopolicy.experiment import ExperimentConfig, load_policy
 from robopolicy.model.texts import TextInputs, Vocabulary
-from robopolicy.testing import action_head, encoder, memory
+from robopolicy.testing import action_head, encoder, loss, memory, task
+from robopolicy.testing import demo_format as format_kit
 from robopolicy.training.augmentations import AugmentationInputs
-from robopolicy.types import ArraySpec, Batch
+from robopolicy.types import ArraySpec, Batch, DemoFormatError
 from tests.making import forget_plugins, make
 
 FOLDER = Path(__file__).parents[2] / "examples" / "plugin"
 MODELS = ["gated_linear", "gaussian", "strided"]
-MODULES = [*MODELS, "inverse_dynamics", "gray", "hover"]
+MODULES = [*MODELS, "inverse_dynamics", "gray", "hover", "npz_episodes"]
+ENTRIES = tomllib.loads((FOLDER / "pyproject.toml").read_text())["project"]["entry-points"]["robopolicy.components"]
+KINDS = [tuple(name.split(".")) for name in ENTRIES]
 NAMES = [f"robopolicy_example.{name}" for name in MODULES]
 OPTIONS = [
     *("--encoder.kind", "strided", "--encoder.width", "8", "--encoder.channels", "[4, 8]"),
@@ -86,6 +92,38 @@ def test_the_example_encoder_keeps_the_contract(loaded, check):
         lambda instructions: text(text.prepare(instructions)),
     )
     check(case)
+
+
+@pytest.mark.parametrize("check", loss.CHECKS)
+def test_the_example_loss_keeps_the_contract(loaded, check):
+    """Guards against: a loss that padding changes."""
+    check(lambda context: build(component("loss", "inverse_dynamics").options(hidden=8), context))
+
+
+@pytest.mark.parametrize("check", task.CHECKS)
+def test_the_example_task_keeps_the_contract(loaded, check):
+    """Guards against: a task that its own expert can't solve."""
+    check("hover", height_m=0.12)
+
+
+def test_the_example_format_keeps_the_contract(loaded, tiny_demos, tmp_path):
+    """Guards against: a format of a plug-in that is found and read, but not written, or the other way round."""
+    found = demo_format("npz_episodes")
+    for check in format_kit.WRITER_CHECKS:
+        check(found, tiny_demos)
+    convert(tiny_demos, tmp_path / "npz", "npz_episodes")
+    for check in format_kit.CHECKS:
+        check(found, tmp_path / "npz")
+    (tmp_path / "npz" / "episode_000000.npz").write_bytes(b"not an archive")
+    with found.open(tmp_path / "npz") as reader, pytest.raises(DemoFormatError, match=r"episode_000000\.npz: not an"):
+        reader.read("demo_0")
+
+
+def test_its_entry_points_name_the_modules_that_register_them(loaded):
+    """Guards against: an installed plug-in of which a kind is listed and can't be loaded."""
+    for (family, kind), module in zip(KINDS, ENTRIES.values(), strict=True):
+        assert component(family, kind).make.__module__ == module
+    assert sorted(ENTRIES.values()) == sorted(NAMES)
 
 
 def trained(demos, folder, *more):
@@ -220,3 +258,51 @@ def make_batch(obs):
         instruction_id=torch.zeros(count, dtype=torch.int64),
         instructions=("lift",),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_it_is_installed_and_used_with_no_edit_of_ours(tmp_path):
+    """Guards against: a plug-in that works only where its modules are named, or from our own tree."""
+    pytest.importorskip("onnxruntime", reason="the extra export isn't installed")
+    environment, source = tmp_path / "env", tmp_path / "source"
+    shutil.copytree(FOLDER, source, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    packages = next(environment.glob("lib/python*/site-packages"))
+    ours = [str(FOLDER.parents[1]), *(path for path in sys.path if path.endswith("site-packages"))]
+    (packages / "ours.pth").write_text("\n".join(ours))
+    interpreter = environment / "bin" / "python"
+    install = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+
+    def run(*words):
+        clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        done = subprocess.run(
+            [interpreter, *map(str, words)],
+            cwd=tmp_path,
+            env={**clean, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout[-3000:]}"
+        return done.stdout
+
+    def robopolicy(*words):
+        return run("-c", "import sys; from robopolicy.cli import main; sys.exit(main())", *words)
+
+    run(*install, source)
+    shutil.rmtree(source)
+    assert robopolicy("components", "memory").count("gated_linear   [robopolicy-example 0.1.0]") == 1
+    for family, kind in KINDS:
+        assert f"{kind}   [robopolicy-example 0.1.0]" in robopolicy("components", family)
+    robopolicy("collect", "--task", "hover", "--episodes", "8", "--cameras", "front", "--out", "hover.hdf5")
+    robopolicy("convert", "hover.hdf5", "npz", "--format", "npz_episodes")
+    assert "8 demos" in robopolicy("check", "npz")
+    words = ["--data.files", "hover.hdf5", "--data.cameras", "front", "--run-dir", "run", "--max-steps", "6"]
+    robopolicy("train", *words, "--task", "hover", *OPTIONS)
+    found = json.loads((tmp_path / "run" / "policy.json").read_text())["components"]
+    assert found["memory"] == {"kind": "gated_linear", "origin": "robopolicy-example 0.1.0"}
+    assert "success" in robopolicy("eval", "run", "--episodes", "2")
+    robopolicy("export", "run", "--format", "onnx", "--out", "exported")
+    assert "success" in robopolicy("eval", "exported", "--task", "hover", "--episodes", "2")
+    robopolicy("run", "run", "--robot", "sim", "--task", "hover", "--seconds", "1")

@@ -9,7 +9,7 @@ from robopolicy.model.encoders import EncoderInputs, Encoding, TokenEncoder
 from robopolicy.model.memories.lstm import LSTMMemory, LSTMOptions
 from robopolicy.model.poolings.mean import MeanOptions, MeanPooling
 from robopolicy.model.texts import TextTokens
-from robopolicy.testing import action_head, encoder, memory, pooling
+from robopolicy.testing import action_head, encoder, loss, memory, pooling
 from robopolicy.types import ArraySpec, Chunk
 
 
@@ -162,3 +162,38 @@ def test_an_encoder_that_breaks_a_promise_is_refused(check):
     case = encoder.EncoderCase(FirstKeyEncoder, {"pose": ArraySpec((3,)), "gripper": ArraySpec((1,))}, read_words)
     with pytest.raises(AssertionError):
         check(case)
+
+
+class CountingPadding(nn.Module):
+    """A loss whose mean includes the frames beyond the demo."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.predict = nn.Linear(context.pooled_width, context.arm_width)
+
+    def forward(self, inputs):
+        """See the family `loss`."""
+        wanted = torch.as_tensor(inputs.batch.target)[:, :, 0, :3]
+        return (self.predict(inputs.pooled) - wanted).square().mean()
+
+
+class Idle(CountingPadding):
+    """A loss that reaches neither its weights nor the policy."""
+
+    def forward(self, inputs):
+        """See the family `loss`."""
+        return super().forward(inputs).detach().requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (CountingPadding, loss.frames_beyond_the_demo_have_no_influence),
+        (CountingPadding, loss.without_a_real_frame_it_is_zero),
+        (Idle, loss.every_weight_is_trained),
+    ],
+)
+def test_a_broken_loss_is_found(kind, check):
+    """Guards against: a kit that passes a loss which padding changes."""
+    with pytest.raises(AssertionError):
+        check(kind)
