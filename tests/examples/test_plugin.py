@@ -13,10 +13,11 @@ import torch
 
 from robopolicy.cli import main
 from robopolicy.components import ConfigError, build, component, load_plugins
+from robopolicy.control.robots.base import RobotContext
 from robopolicy.demos.formats import convert, demo_format
 from robopolicy.experiment import ExperimentConfig, load_policy
 from robopolicy.model.texts import TextInputs, Vocabulary
-from robopolicy.testing import action_head, encoder, loss, memory, task
+from robopolicy.testing import action_head, encoder, loss, memory, robot, task
 from robopolicy.testing import demo_format as format_kit
 from robopolicy.training.augmentations import AugmentationInputs
 from robopolicy.types import ArraySpec, Batch, DemoFormatError
@@ -24,7 +25,7 @@ from tests.making import forget_plugins, make
 
 FOLDER = Path(__file__).parents[2] / "examples" / "plugin"
 MODELS = ["gated_linear", "gaussian", "strided"]
-MODULES = [*MODELS, "inverse_dynamics", "gray", "hover", "npz_episodes"]
+MODULES = [*MODELS, "inverse_dynamics", "gray", "hover", "npz_episodes", "lagging"]
 ENTRIES = tomllib.loads((FOLDER / "pyproject.toml").read_text())["project"]["entry-points"]["robopolicy.components"]
 KINDS = [tuple(name.split(".")) for name in ENTRIES]
 NAMES = [f"robopolicy_example.{name}" for name in MODULES]
@@ -117,6 +118,12 @@ def test_the_example_format_keeps_the_contract(loaded, tiny_demos, tmp_path):
     (tmp_path / "npz" / "episode_000000.npz").write_bytes(b"not an archive")
     with found.open(tmp_path / "npz") as reader, pytest.raises(DemoFormatError, match=r"episode_000000\.npz: not an"):
         reader.read("demo_0")
+
+
+@pytest.mark.parametrize("check", robot.CHECKS)
+def test_the_example_robot_keeps_the_contract(loaded, check):
+    """Guards against: a robot that only an edit of the command line makes known."""
+    check(build(component("robot", "lagging").options(), RobotContext()))
 
 
 def test_its_entry_points_name_the_modules_that_register_them(loaded):
