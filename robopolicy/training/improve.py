@@ -216,7 +216,7 @@ class _Run:
             row["reward"] = torch.as_tensor(self._reward(step), dtype=torch.float32, device=device)
             row["final_value"] = torch.zeros_like(row["reward"])
             if last or step.truncated.any():
-                row["final_value"] = self.explorer.value(step.next_obs, step.info["instruction"])
+                row["final_value"] = self.explorer.value(step.next_obs, list(step.info["instruction"]))
             self.storage.append(TensorDict({**self.explorer.frame, **row}, [self.worlds.num_envs]))
             success = [self._successful(step, world) for world in range(self.worlds.num_envs)]
             found = self.statistics.add(

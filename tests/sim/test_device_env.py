@@ -45,7 +45,7 @@ def test_episodes_are_those_of_the_cpu(device_env):
     obs, info = device_env.reset(seed=[5, 6, 7, 8])
     cpu = RobotVectorEnv("place", 4, cameras=("front",), image_size=32)
     theirs, their_info = cpu.reset(seed=[5, 6, 7, 8])
-    assert tuple(info["instruction"]) == their_info["instruction"]
+    assert tuple(info["instruction"]) == tuple(their_info["instruction"])
     assert info["instruction"][1] == their_info["instruction"][1]
     assert len(info["instruction"]) == 4
     for _ in range(3):

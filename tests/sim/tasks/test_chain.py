@@ -43,7 +43,7 @@ def test_the_next_instruction_comes_when_the_last_is_solved():
     (first, second, *_), (other, *_) = (
         [env.sentences.texts[number] for number in row] for row in env.draw([0, 1]).sentence
     )
-    assert info["instruction"] == (first, other)
+    assert tuple(info["instruction"]) == (first, other)
     env.task.reached = lambda state: np.array([True, False])  # type: ignore[method-assign]
     env.task.required_hold = lambda state: np.array([1, 1])  # type: ignore[method-assign]
     _, _, terminated, _, info = env.step(np.zeros((2, 7)))
