@@ -55,6 +55,8 @@ SLOW_CASES = {
         ("keys", "gru", "window", "mean", "discrete"),
         ("keys", "lstm", "carry", "attention", "gmm"),
         ("keys", "transformer", "window", "max", "regression"),
+        ("keys", "lstm", "window", "max", "flow"),
+        ("keys", "gru", "carry", "max", "flow"),
         ("keys", "none", "none", "max", "regression"),
         ("precomputed", "lstm", "window", "max", "regression"),
     )

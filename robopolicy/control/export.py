@@ -138,6 +138,7 @@ def _manifest(graph: GraphPolicy, spec: PolicySpec, int8: bool) -> dict[str, Any
         "int8": int8,
         "execution": told.pop("execution"),
         "spec": told,
+        "noise": None if graph.noise is None else graph.noise.tolist(),
         "text": {"words": list(vocabulary.words), "length": vocabulary.length} if vocabulary else None,
         "units": {ACTIONS: "as the demos' action rows", "age": "frames since the episode began, up to the window"},
         "inputs": inputs,

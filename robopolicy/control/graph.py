@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from robopolicy.control.runtime import ACTIONS, AGE, TEXT
+from robopolicy.control.runtime import ACTIONS, AGE, NOISE, TEXT
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import History, MemoryState
 
@@ -19,7 +19,10 @@ class GraphPolicy(nn.Module):
         self.history = policy.initial_state(1).history
         self.state_count = len(policy.initial_state(1).tensors)
         states = [f"state.{i}" for i in range(self.state_count)]
-        self.inputs = [*policy.obs, *([TEXT] if policy.text is not None else []), AGE, *states]
+        self.noise: Tensor | None = getattr(policy.head.action_head, "fixed_noise", None)
+        """(K, A) the noise without a generator, for an action head that turns noise into actions; None for others."""
+        optional = [TEXT] * (policy.text is not None) + [NOISE] * (self.noise is not None)
+        self.inputs = [*policy.obs, *optional, AGE, *states]
         self.outputs = [ACTIONS, f"next.{AGE}", *(f"next.{name}" for name in states)]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -29,7 +32,8 @@ class GraphPolicy(nn.Module):
         pooled = self.policy.head.pool(encoding.tokens, encoding.token_valid)
         before = MemoryState(self.history, given[AGE], tensors[len(tensors) - self.state_count :])
         hidden, after = self.policy.head.memory.step(pooled, before)
-        rows = self.policy.action_normalizer.to_rows(self.policy.head.action_head.decode(hidden))
+        noise = {} if self.noise is None else {"noise": given[NOISE]}
+        rows = self.policy.action_normalizer.to_rows(self.policy.head.action_head.decode(hidden, **noise))
         return rows, after.age, *after.tensors
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -43,5 +47,7 @@ class GraphPolicy(nn.Module):
         if self.policy.text is not None:
             text = self.policy.text.prepare([None] * batch)
             values.append(torch.randint_like(text, 0, 2, generator=generator))
+        if self.noise is not None:
+            values.append(torch.randn((batch, *self.noise.shape), generator=generator))
         state = self.policy.initial_state(batch)
         return (*values, state.age, *state.tensors)

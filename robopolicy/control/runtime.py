@@ -29,7 +29,7 @@ ONNX = "onnx"
 FORMAT = 1
 """Version of an exported folder's layout; raised when an older reader could no longer understand it."""
 
-AGE, TEXT, ACTIONS = "age", "instruction", "actions"
+AGE, TEXT, ACTIONS, NOISE = "age", "instruction", "actions", "action_noise"
 """Names in the graph beside the observation's keys; states are `state.0`, `state.1`, ... in and `next.<name>` out."""
 
 REPORTED = 64
@@ -96,6 +96,8 @@ class ExportedPolicy:
         self.manifest = dict(manifest)
         self._run = run
         self._text = manifest["text"]
+        noise = manifest.get("noise")
+        self._noise = None if noise is None else np.asarray(noise, np.float32)
         self._prepared: dict[tuple[str | None, ...], np.ndarray] = {}
         self._numbers = {word: place for place, word in enumerate((self._text or {}).get("words", ()), start=2)}
         self._reported: set[str] = set()
@@ -154,10 +156,17 @@ class ExportedPolicy:
         observation: Observation | Mapping[str, Any],
         state: ExportedState,
         *,
-        generator: None = None,
+        generator: np.random.Generator | None = None,
         prefix: None = None,
     ) -> tuple[np.ndarray, ExportedState]:
         """The next K action rows (*B, K, width) in the demos' units and column order, and the state that has seen them.
+
+        Args:
+            observation: key -> array (*B, ...), and `instruction`.
+            state: of the episodes so far, from `initial_state` or the last call.
+            generator: NumPy's, source of the noise of an action head that turns noise into actions (`flow`); None: the
+                same noise every time, as in torch.
+            prefix: not exported; leave it out.
 
         Raises:
             KeyError: a camera or key is missing.
@@ -168,6 +177,10 @@ class ExportedPolicy:
         feed = {key: self._input(key, observation, state.batch_shape) for key in self.spec.observation}
         if self._text is not None:
             feed[TEXT] = self._words(observation.get(TEXT), len(state.age), state.batch_shape)
+        if self._noise is not None:
+            shape = (len(state.age), *self._noise.shape)
+            drawn = np.broadcast_to(self._noise, shape) if generator is None else generator.standard_normal(shape)
+            feed[NOISE] = np.ascontiguousarray(drawn, dtype=np.float32)
         feed[AGE] = state.age
         feed |= {f"state.{i}": tensor for i, tensor in enumerate(state.tensors)}
         given = self._run(feed)
@@ -285,6 +298,7 @@ def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
             f"{folder / MANIFEST}: not a manifest of an export ({_reason(error)}); export again"
         ) from None
     expected = {*policy.spec.observation, AGE, *([TEXT] if policy.spec.instruction else ())}
+    expected |= set() if manifest.get("noise") is None else {NOISE}
     expected |= {f"state.{place}" for place in range(len(policy.state_shapes))}
     if expected != set(run.inputs):
         differing = ", ".join(sorted(expected ^ set(run.inputs)))
