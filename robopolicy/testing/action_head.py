@@ -122,13 +122,16 @@ def a_constant_action_is_learned(make: Make, hidden_width: int) -> None:
     labels = action.expand(64, head.chunk, ARM + GRIPPER)
     valid = torch.ones(64, head.chunk, dtype=torch.bool)
     optimizer = torch.optim.Adam(_module(head).parameters(), lr=1e-2)
-    for _ in range(200):
+    # A smaller rate at the end, since the loss of a head that samples is noisy.
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (300 - step) / 100))
+    for _ in range(300):
         optimizer.zero_grad()
         _sum(head, head.losses(hidden, labels, valid)).backward()
         optimizer.step()
+        decay.step()
     with torch.no_grad():
         chunk = head.decode(hidden)
-    require_close(chunk.arm, labels[..., :ARM], 0.1, "decoded arm after 200 steps on a constant action")
+    require_close(chunk.arm, labels[..., :ARM], 0.1, "decoded arm after 300 steps on a constant action")
     require(torch.equal(chunk.gripper_logit > 0, labels[..., ARM:] > 0.5), "the gripper's label was not learned")
 
 
