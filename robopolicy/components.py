@@ -123,8 +123,12 @@ def component(family: str, kind: str) -> Component:
     """
     _require_family(family)
     if (family, kind) not in _registered:
-        if module := _built_in(family).get(kind):
-            import_module(module)
+        if found := _built_in(family).get(kind):
+            package, file = found
+            if file.suffix == ".yaml":
+                import_module(package).register_file(file)
+            else:
+                import_module(f"{package}.{kind}")
         else:
             _load_entry_point(family, kind)
     if (family, kind) not in _registered:
@@ -255,13 +259,17 @@ def _require_family(family: str) -> None:
         raise ConfigError(f"unknown component family {family!r}; choose one of {', '.join(FAMILIES)}")
 
 
-def _built_in(family: str) -> dict[str, str]:
-    """Built-in kind -> its module, by the file names in the family's packages; nothing is imported."""
+def _built_in(family: str) -> dict[str, tuple[str, Path]]:
+    """Built-in kind -> its package and file, by the files in the family's packages; nothing is imported.
+
+    A kind that is data is a YAML file; the package's `register_file(path)` registers it.
+    """
     found = {}
     for package in FAMILIES[family]:
         folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
-        names = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "base"]
-        found |= {name: f"{package}.{name}" for name in names}
+        for file in (*folder.glob("*.py"), *folder.glob("*.yaml")):
+            if not file.stem.startswith("_") and file.stem != "base":
+                found[file.stem] = (package, file)
     return found
 
 

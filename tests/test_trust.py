@@ -19,7 +19,8 @@ from robopolicy.components import ConfigError
 from robopolicy.control import runtime
 from robopolicy.control.profile import profile_from_dict, read_profile
 from robopolicy.control.runtime import ExportError
-from robopolicy.control.serving.mapping import PRESETS, KeyMapping
+from robopolicy.control.serving import mappings
+from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.demos.check import run_check
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import load_policy, read_provenance, save_policy
@@ -224,7 +225,7 @@ def test_a_profile_from_a_robot_imports_nothing(marker, tmp_path):
 def test_a_key_mapping_imports_nothing(marker, tmp_path):
     """Guards against: a mapping passed on from user to user that runs code."""
     file = tmp_path / "aloha.yaml"
-    tree = yaml.safe_load((PRESETS / "aloha.yaml").read_text())
+    tree = yaml.safe_load((Path(mappings.__file__).parent / "aloha.yaml").read_text())
     open_with_names_planted(
         file, lambda values: file.write_text(yaml.safe_dump(values)), tree, lambda: KeyMapping.read(file)
     )

@@ -35,7 +35,7 @@ def test_an_exported_folder_is_served_until_it_is_told_to_end():
     ("arguments", "words"),
     [
         (["serve", str(EXPORTED), "--host", "0.0.0.0"], "give --api-key-file, or listen on 127.0.0.1"),
-        (["serve", str(EXPORTED), "--mapping", "spot"], "no mapping 'spot'; there are aloha"),
+        (["serve", str(EXPORTED), "--mapping", "spot"], "key_mapping 'spot' is unknown; choose one of aloha"),
         (["serve", "nowhere"], "nowhere"),
         (["export", "nowhere", "--out", "OUT"], "nowhere"),
         (["export", str(EXPORTED), "--out", "OUT"], "robot_export"),

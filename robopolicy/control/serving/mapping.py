@@ -1,4 +1,4 @@
-"""From a client's observation names to the policy's: YAML, with presets for robots and simulators in use.
+"""From a client's observation names to the policy's: YAML, with kinds for robots and simulators in use (`key_mapping`).
 
     name: aloha
     instruction: [prompt]                     # the client's key; the first that came is taken
@@ -20,11 +20,11 @@ import numpy as np
 import yaml
 from jaxtyping import Float, UInt8
 
+from robopolicy.components import build, component, kinds
+
 Layout = Literal["hwc", "chw"]
 Flip = Literal["none", "vertical", "turn"]
 Fit = Literal["pad", "stretch"]
-
-PRESETS = Path(__file__).parent / "mappings"
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,30 @@ class KeyMapping:
 
     @classmethod
     def read(cls, source: str | Path) -> "KeyMapping":
-        """A preset by name, or a YAML file.
+        """A registered mapping by name, or a YAML file.
 
         Raises:
-            ValueError: there is no such preset or file, or it holds something unknown.
+            ValueError: there is no such mapping or file, or it holds something unknown.
         """
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
-            path = PRESETS / f"{source}.yaml"
+            return build(component("key_mapping", str(source)).options())
         if not path.is_file():
-            raise ValueError(f"no mapping '{source}'; there are {', '.join(presets())}, or give a .yaml file")
-        try:
-            values = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-        return _parsed(values, path.name)
+            raise ValueError(f"no mapping file {path}; give one, or a name: {', '.join(kinds('key_mapping'))}")
+        return read_file(path)
 
 
-def presets() -> list[str]:
-    """Names of the mappings that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def read_file(path: Path) -> KeyMapping:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: it is not YAML, or holds something unknown.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    return _parsed(values, path.name)
 
 
 def place_picture(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_picture, presets, resize
+from robopolicy.components import kinds
+from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_picture, resize
 
 SOURCE = KeySource(("front",))
 
@@ -45,14 +46,14 @@ def test_flips_turn_a_picture_the_right_way_up():
 
 def test_every_preset_reads():
     """A preset with a typo would be found by the first user of that robot."""
-    assert set(presets()) == {"aloha", "droid", "libero", "native", "robomimic", "robosuite"}
-    for name in presets():
+    assert set(kinds("key_mapping")) == {"aloha", "droid", "libero", "native", "robomimic", "robosuite"}
+    for name in kinds("key_mapping"):
         assert KeyMapping.read(name).name == name
 
 
 def test_an_unknown_mapping_lists_what_there_is():
     """The name is typed by hand on a command line."""
-    with pytest.raises(ValueError, match=r"no mapping 'aloh'; there are aloha, droid"):
+    with pytest.raises(ValueError, match=r"key_mapping 'aloh' is unknown; choose one of aloha, droid"):
         KeyMapping.read("aloh")
 
 
