@@ -313,3 +313,4 @@ def test_it_is_installed_and_used_with_no_edit_of_ours(tmp_path):
     robopolicy("export", "run", "--format", "onnx", "--out", "exported")
     assert "success" in robopolicy("eval", "exported", "--task", "hover", "--episodes", "2")
     robopolicy("run", "run", "--robot", "sim", "--task", "hover", "--seconds", "1")
+    assert "replayed" in robopolicy("run", "--replay", "hover.hdf5", "--robot", "lagging")
