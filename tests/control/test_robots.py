@@ -163,7 +163,7 @@ def test_hostile_commands_move_nothing_and_the_next_client_is_served(arm, messag
             time.sleep(0.05)
         wait_until(lambda: not server._taken.locked())
         np.testing.assert_array_equal(arm.qpos(), home)
-        with WebsocketRobot(port=server.port) as robot:
+        with WebsocketRobot(port=server.port, timeout_s=2.0) as robot:
             np.testing.assert_allclose(robot.observe().obs["qpos"], home, atol=1e-6)
 
 

@@ -184,7 +184,7 @@ class WebsocketRobot:
                     self._observed.set()
             self._lost = self._lost or "the robot closed the connection"
         except Exception as error:  # a lost robot is reported where it is used
-            self._lost = f"connection to the robot lost: {type(error).__name__}"
+            self._lost = self._lost or f"connection to the robot lost: {type(error).__name__}"
         self._observed.set()
 
     def _send(self, message: dict[str, object]) -> None:
