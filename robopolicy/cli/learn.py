@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -346,7 +347,7 @@ def make_worlds(
     size = policy.spec.observation[policy.spec.cameras[0]].shape[0] if policy.spec.cameras else 64
     env = RobotVectorEnv(task, count, cameras=tuple(cameras), image_size=size, **_on_host(options))
     try:
-        check_actions(policy, task, env.single_action_space.shape[0])
+        check_actions(policy, task, math.prod(env.single_action_space.shape or ()))
     except ConfigError:
         env.close()
         raise

@@ -33,7 +33,7 @@ class Arm:
     """Each joint's frame in the previous one at angle 0, as a URDF's `origin`: x y z [m], roll pitch yaw [rad]."""
     axes: tuple[tuple[float, float, float], ...] | None = None
     """Each joint's axis in its own frame, with `frames` only; None: z."""
-    tool: tuple[float, float, float, float, float, float] = (0.0,) * 6
+    tool: tuple[float, float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     """The tool's frame in the last joint's: x y z [m], roll pitch yaw [rad]."""
 
     def __post_init__(self) -> None:

@@ -90,6 +90,7 @@ def along_path(record: Record) -> Record:
     if path is None or len(path) < 2:
         raise ValueError("the record has no joint positions to follow; follow its actions")
     grippers = [*spec.gripper_columns[:1], *spec.continuous_gripper[:1]][:1]
+    assert targets is not None
     path, targets = (
         np.concatenate([each, 2 * each[-1:] - each[-2:-1]])[: len(record.actions) + 1] for each in (path, targets)
     )

@@ -118,7 +118,7 @@ def keys_of(parent: h5py.Group, where: str) -> list[str]:
         return sorted(parent.keys())
 
 
-def attributes_of(item: h5py.Group, where: str) -> dict[str, Any]:
+def attributes_of(item: h5py.Group | h5py.Dataset, where: str) -> dict[str, Any]:
     """All attributes of a group as plain Python values: bytes decoded, NumPy arrays as lists.
 
     Raises:
@@ -138,7 +138,7 @@ def _child(parent: h5py.Group, key: str, where: str) -> Any:
 
 
 def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, np.longdouble):
+    if isinstance(value, np.floating):  # also long doubles, whose item() is no Python float
         return float(value)
     if isinstance(value, np.generic):
         value = value.item()

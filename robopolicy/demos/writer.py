@@ -309,6 +309,7 @@ def _copy_rest(source: h5py.File, target: h5py.File) -> dict[str, list[str]]:
     for key in source:
         if key not in ("data", "mask"):
             source.copy(key, target)
-    if "mask" not in source:
+    masks = source.get("mask")
+    if not isinstance(masks, h5py.Group):
         return {}
-    return {key: [bytes(name).decode() for name in np.atleast_1d(names[()])] for key, names in source["mask"].items()}
+    return {key: [bytes(name).decode() for name in np.atleast_1d(names[()])] for key, names in masks.items()}

@@ -95,8 +95,7 @@ class LivePolicy:
 
     def _prompts(self, instruction: str | Sequence[str | None] | None, lead: Sequence[int]) -> Tensor | None:
         """One row of token numbers per frame of a batch (*B), or one for all; entries belong to the batch's first axis."""
-        single = instruction is None or isinstance(instruction, str)
-        entries = (instruction,) if single else tuple(instruction)
+        entries = (instruction,) if instruction is None or isinstance(instruction, str) else tuple(instruction)
         if len(entries) > 1 and (not lead or len(entries) != lead[0]):
             raise ValueError(f"{len(entries)} instructions for a batch of {tuple(lead)}; give one, or one per entry")
         prompts = self.frame_tokens.prompts(entries if self.prompted else (None,))

@@ -40,7 +40,7 @@ def _require_frames(written: Path, path: Path, frames: int) -> None:
         found, _ = count_frames_and_secs(str(written))
     except RuntimeError:
         found = 0
-    if found < frames:
+    if not found or found < frames:
         raise OSError(f"{path}: {found} of {frames} frames could be written; is the disk full?")
 
 

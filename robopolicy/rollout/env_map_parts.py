@@ -197,7 +197,7 @@ def demo_kwargs(path: Path) -> dict[str, Any]:
 
     try:
         with h5py.File(path) as file:
-            return dict(json.loads(file["data"].attrs["env_args"])["env_kwargs"])
+            return dict(json.loads(str(file["data"].attrs["env_args"]))["env_kwargs"])
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise EnvMapError(
             f"--env-kwargs {path}: no env_args with env_kwargs in it ({' '.join(str(error).split())})"

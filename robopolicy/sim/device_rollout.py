@@ -102,6 +102,7 @@ class DevicePolicyActor:
             return instruction_id
         if self._told is None or len(self._told) < len(self._sentences):
             self._told = self.policy.text.prepare(self._sentences).to(instruction_id.device)
+        assert self._told is not None
         return self._told[instruction_id]
 
 

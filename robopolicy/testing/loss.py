@@ -47,6 +47,7 @@ def frames_beyond_the_demo_have_no_influence(make: Make, context: LossContext = 
     require_close(found, expected, 1e-5, "the loss with NaN as padding against 0")
     found.backward()
     for before, weight in zip(gradients, (w for w in loss.parameters() if w.grad is not None), strict=True):
+        assert weight.grad is not None
         require_close(weight.grad, before, 1e-5, "a gradient with NaN as padding against 0")
 
 

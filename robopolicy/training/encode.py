@@ -102,7 +102,8 @@ def encode_file(
         ConfigError: there is no such model, or it can't be read in this way.
     """
     path, options = Path(path), options or EncodeOptions()
-    with _without_tokens(path) as demos:
+    demos = _without_tokens(path)
+    with demos:
         made = _frame_tokens(demos, model, options)
         cameras = tuple(made.image_sizes)
         writer = _sidecar(path, made.identity) if out is None else _copy(demos, Path(out), made.identity)

@@ -231,7 +231,7 @@ class _Run:
         assert before is not None
         rows = self.storage.steps
         names = ("reward", "value", "final_value", "terminated", "truncated", "decides")
-        estimate = advantages(*(rows[name] for name in names), ppo.gamma, ppo.gae_lambda)
+        estimate = advantages(**{name: rows[name] for name in names}, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
         self.storage.add("advantage", estimate)
         figures = {name: torch.cat(values).mean().item() for name, values in ended.items() if torch.cat(values).numel()}
         count = torch.cat(ended["success"]).numel()

@@ -126,7 +126,7 @@ def test_a_server_that_does_not_tell_of_its_policy_is_refused():
 def test_a_robot_that_lacks_what_the_policy_looks_at_is_refused_before_it_moves(arm, tmp_path):
     """A camera that isn't plugged in, found out after the arm has gone home."""
     home = arm.qpos().copy()
-    with pytest.raises(ConfigError, match=r"looks at 'front', which robot ws://.* doesn't show; it has: ee_pose"):
+    with pytest.raises(ConfigError, match=r"reads 'front', which robot ws://.* doesn't observe; it has: ee_pose"):
         run([saved(tmp_path / "pixels", "pixels"), "--robot", arm.address, *QUIET])
     assert (arm.qpos() == home).all()
 

@@ -115,7 +115,7 @@ def robosuite_action_facts(env_args: Mapping[str, Any]) -> dict[str, Any]:
     settings = env_args.get("env_kwargs") or {}
     facts: dict[str, Any] = {}
     rate_hz = settings.get("control_freq")
-    if is_number(rate_hz) and 0 < rate_hz <= 1e6:
+    if rate_hz is not None and is_number(rate_hz) and 0 < rate_hz <= 1e6:
         facts["rate_hz"] = float(rate_hz)
     controller = settings.get("controller_configs") or {}
     controller = controller[0] if isinstance(controller, list) and controller else controller

@@ -5,7 +5,7 @@ inpainting of a prefix, real-time chunking (arXiv 2506.07339).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -80,7 +80,7 @@ class VelocityNetwork(nn.Module):
             condition: `self.condition(hidden)` (*B, width).
         """
         deviation = ((time * ACTION_STD).square() + (1 - time).square()).sqrt()
-        angles = time * self.frequencies
+        angles = time * cast(Tensor, self.frequencies)
         context = functional.silu(condition + self.time(torch.cat([angles.sin(), angles.cos()], dim=-1)))
         features = self.input(flat / deviation)
         for modulation, inner, outer in zip(self.modulation, self.inner, self.outer, strict=True):

@@ -44,7 +44,7 @@ def add_adapters(model: nn.Module, adapters: Adapters) -> nn.Module:
         )
     config = LoraConfig(
         r=adapters.rank,
-        lora_alpha=adapters.alpha,
+        lora_alpha=adapters.alpha,  # type: ignore[arg-type]  # peft divides by it
         lora_dropout=adapters.dropout,
         target_modules=list(targets),  # type: ignore[arg-type]
     )

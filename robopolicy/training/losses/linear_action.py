@@ -37,9 +37,9 @@ class LinearAction(nn.Module):
         self.each = nn.ModuleDict()
         for group, choices in choices_of(widths).items():
             size = widths[choices[0]] * context.arm_width * (widths[f"keys_{group}"] + 1)
-            self.each[group] = nn.Linear(widths["sentence"], size)
-            nn.init.zeros_(self.each[group].weight)
-            nn.init.zeros_(self.each[group].bias)
+            self.each[group] = linear = nn.Linear(widths["sentence"], size)
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """A scalar, over the valid actions."""
