@@ -15,7 +15,7 @@ from jaxtyping import Float
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.control.inference import Inference, Thought
 from robopolicy.control.limits import joint_targets, limit_targets
-from robopolicy.control.robot import REST_COMMANDS, Recorder, Robot, RobotError, Tick, commands_per_step
+from robopolicy.control.robot import REST_COMMANDS, Operator, Recorder, Robot, RobotError, Tick, commands_per_step
 from robopolicy.control.smoothing import JointSmoother
 from robopolicy.control.statistics import LoopStatistics
 from robopolicy.control.timing import Clock, FixedGrid, SystemClock, request_realtime, undisturbed
@@ -46,6 +46,7 @@ class ControlLoop:
             an earlier one [s]; None: half a control step.
         startup_s: how long the first chunk may take [s].
         recorder: who is told every control step.
+        operator: may take the robot over, in any control step; their actions are limited and smoothed like the policy's.
         clock: the time; default: the machine's.
         dry_run: compute and record, but send nothing.
         priority: ask for real-time priority for the calling thread; refused, the loop says so and runs without.
@@ -65,6 +66,7 @@ class ControlLoop:
         patience_s: float | None = None,
         startup_s: float = 10.0,
         recorder: Recorder | None = None,
+        operator: Operator | None = None,
         clock: Clock | None = None,
         dry_run: bool = False,
         priority: bool = False,
@@ -76,6 +78,7 @@ class ControlLoop:
         self.deadline_s, self.startup_s = deadline_s, startup_s
         self.patience_s = control_dt / 2 if patience_s is None else patience_s
         self.recorder, self.clock, self.dry_run = recorder, clock or SystemClock(), dry_run
+        self.operator, self._operated = operator, False
         self.statistics = LoopStatistics(control_dt, robot.command_dt)
         self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
         self.smoother.start(robot.qpos())
@@ -156,7 +159,7 @@ class ControlLoop:
         self._newest_s: float | None = None
         self._began_s = self._rested_s = self._step_s = self.clock.now()
         self._step, self._to_act = -1, False
-        self._moved = False
+        self._moved = self._operated = False
         self._limited: list[str] = []
 
     def _drive(self, grid: FixedGrid, ends_s: float, finished: Callable[[], bool]) -> None:
@@ -280,6 +283,8 @@ class ControlLoop:
         """Pick the present control step's action and aim for what it asks."""
         fresh = self._fresh()
         self._to_act = False
+        if self._operated and self._arrived:  # an earlier plan is for a place where the robot isn't
+            self.executor.reset()
         refused = int(self.executor.refused)
         for thought in self._arrived:
             self.executor.add(
@@ -292,15 +297,18 @@ class ControlLoop:
             held = bool(self.executor.held)
         except StaleChunkError:
             action, held = None, True
+        action = proposed = None if held else action
+        if self.operator is not None:
+            action = self._by_operator(proposed, grid)
         target_rad = self.smoother.state[0]
-        if held or action is None:
-            action = None
+        if action is None:
             self.smoother.brake()
             self.statistics.held += self._newest_s is not None
             self.statistics.waiting += self._newest_s is None
         else:
             self.statistics.acted += 1
-            self.statistics.late_chunks += fresh is None and self._due
+            self.statistics.late_chunks += fresh is None and self._due and not self._operated
+            self.statistics.operated += self._operated
             target_rad, kinds = self._aim(action, grid)
             limited += kinds
         if limited:
@@ -313,7 +321,24 @@ class ControlLoop:
         if self.recorder is not None:
             command = Command(target_rad, self._opening_m, self._step_s)
             seen = None if fresh is None else fresh.observation
-            self.recorder.record(Tick(self._step_s, seen, action, command, tuple(limited)))
+            tick = Tick(self._step_s, seen, action, command, tuple(limited), proposed, self._operated)
+            self.recorder.record(tick)
+
+    def _by_operator(self, proposed: np.ndarray | None, grid: FixedGrid) -> np.ndarray | None:
+        """The operator's action where they have the robot, else what the policy proposed."""
+        assert self.operator is not None
+        try:
+            action = self.operator.act(self._step_s, np.asarray(self.robot.qpos(), np.float64), proposed)
+            if action is not None and np.shape(action) != (self.action_spec.width,):
+                raise ValueError(f"an action of shape {np.shape(action)}; expected ({self.action_spec.width},)")
+        except Exception as error:  # whatever a device may raise
+            self._stop(f"operator: {error or type(error).__name__}", grid)
+            return None
+        if (action is not None) != self._operated:
+            self._operated = action is not None
+            what = "the operator took over" if self._operated else "the operator handed back"
+            logger.info("%.2f s: %s", self._step_s - self._began_s, what)
+        return proposed if action is None else np.asarray(action, np.float64)
 
     def _aim(self, action: np.ndarray, grid: FixedGrid) -> tuple[np.ndarray, list[str]]:
         """Head for what an action asks within the limits: the joint targets [rad], and the limits that changed them."""

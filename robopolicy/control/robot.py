@@ -1,4 +1,4 @@
-"""What the control loop asks of a robot, and of whoever keeps a record."""
+"""What the control loop asks of a robot, of an operator who may take over, and of whoever keeps a record."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -86,6 +86,34 @@ class Tick:
     """The joint and gripper target that came of it."""
     limited: tuple[str, ...]
     """Kinds of limits that changed it."""
+    policy_action: np.ndarray | None = None
+    """(width,) the policy's action, whether executed or not; None where it had none."""
+    intervention: bool = False
+    """Whether `action` is the operator's."""
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """A person who may take the robot over and hand it back. Called from the control thread."""
+
+    def act(
+        self, t_s: float, qpos: Float[np.ndarray, " joints"], policy_action: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Their action (width,) for a control step, in the policy's units and columns; None: the policy acts. Never waits.
+
+        Args:
+            t_s: time of the step on the loop's clock [s].
+            qpos: joint positions measured last [rad].
+            policy_action: (width,) what the policy would do; None where it has no action.
+
+        Raises:
+            Exception: of any kind, such as a device that was unplugged; the robot is stopped, and the message is the reason.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
 
 
 @runtime_checkable

@@ -27,7 +27,9 @@ class LoopStatistics:
     steps: int = 0
     """Control steps begun."""
     acted: int = 0
-    """Control steps in which an action of the policy was aimed for."""
+    """Control steps in which an action was aimed for."""
+    operated: int = 0
+    """Control steps among them in which the action was the operator's."""
     waiting: int = 0
     """Control steps before the policy's first chunk, or cut short by the end of the episode."""
     commands: int = 0
@@ -71,6 +73,7 @@ class LoopStatistics:
         counts = (
             "steps",
             "acted",
+            "operated",
             "idle",
             "commands",
             "overruns",
