@@ -4,7 +4,7 @@
 
 Each case is three commands of the package, printed as they run: 200 demonstrations of the scripted expert, the task's own
 config, and episodes on seeds that no demonstration used. A case that was measured before (its result lies in the folder)
-is not run again. `recall, no memory` must stay at chance, one lid of three; `lift, untold` must not pass 45 %.
+is not run again. `recall, no memory` must stay at chance, one lid of three; `lift, no instruction` must not pass 45 %.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from bench_table import bar, show
 from robopolicy.cli import main as robopolicy
 
 DEMOS = 200
-FIRST_SEED = 900_000
-"""Settings were chosen on seeds from 10,000, 300,000 and 500,000 on; figures are taken where nobody had looked."""
+FIRST_SEED = 1_200_000
+"""Settings were chosen on seeds from 10,000, 300,000, 500,000 and 900,000 on; figures are measured on others."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ CASES = {
     "stack": Case("stack", goal=0.90),
     "drawer": Case("drawer"),
     "recall": Case("recall", goal=0.90),
-    "recall, no memory": Case("recall", chance=1 / 3, changes=("--head.history", "none"), episodes=1000),
+    "recall, no memory": Case("recall", chance=1 / 3, changes=("--memory.kind", "none"), episodes=1000),
     "recall_long": Case("recall_long", goal=0.90),
-    "lift, untold": Case("lift", ceiling=0.45, changes=("--encoder.instruction", "false")),
+    "lift, no instruction": Case("lift", ceiling=0.45, changes=("--encoder.instruction", "false")),
     "chain": Case("chain", episodes=100),
 }
 
