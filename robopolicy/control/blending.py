@@ -1,4 +1,4 @@
-"""The weighted mean of two plans, in which rotations go the shorter way: of 3.1 and -3.1 rad it is pi, and not 0."""
+"""The weighted mean of two plans; rotations are averaged along the shorter way: 3.1 and -3.1 rad give pi, not 0."""
 
 from collections.abc import Sequence
 from math import pi
@@ -17,9 +17,9 @@ def blend(
     share: Float[Tensor, "*B steps"],
     rotations: Sequence[RotationColumns] = (),
 ) -> Float[Tensor, "*B steps width"]:
-    """`old` where share is 0, `new` where it is 1, and in between their mean; rotations stay in the range of both.
+    """(1 - share) * old + share * new; rotations stay in the range that `old` and `new` use.
 
-    Columns that are meant to be a quaternion but aren't of length 1 are averaged as the numbers that they are.
+    Quaternion columns whose length is not 1 are averaged as plain numbers.
     """
     mean = torch.lerp(old, new, share[..., None])
     mixed = ((share > 0) & (share < 1))[..., None]
@@ -34,7 +34,7 @@ def blend(
 
 
 def _origin(before: Tensor, after: Tensor) -> Tensor:
-    """Where the range of angles begins that both are in: at 0, or at -pi, which only that has negative ones."""
+    """Lower end of the angle range that both use: -pi if an angle is negative, otherwise 0."""
     return torch.where(torch.minimum(before, after) < 0, -pi, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The policy beside the control loop: one thread observes and thinks, the other collects what came of it."""
+"""Policy inference beside the control loop: one thread observes and predicts, the control thread collects the chunks."""
 
 import queue
 import threading
@@ -17,12 +17,12 @@ from robopolicy.control.timing import request_realtime
 from robopolicy.types import Array, Observation
 
 POLICY_PRIORITY = 10
-"""Real-time priority of the policy's thread, where asked for."""
+"""Real-time priority of the policy's thread, if requested."""
 
 
 @dataclass(frozen=True)
-class Thought:
-    """A chunk, and what it came from."""
+class TimedChunk:
+    """An action chunk, with its observation and its latency."""
 
     observation: Observation
     actions: Float[torch.Tensor, "chunk width"]
@@ -30,41 +30,45 @@ class Thought:
     latency_s: float
     """From the request to the chunk [s]."""
     gripper_logit: Float[torch.Tensor, "chunk gripper"] | None = None
-    """Where the policy tells it."""
+    """None if the policy has no gripper logits."""
 
     def mistimed(self, now_s: float, ahead_s: float, old_s: float) -> str | None:
-        """What is wrong with the observation's stamp: it is later than now, or was old before anything was thought [s]."""
+        """Describe a wrong time stamp: the observation is in the future, or was already old when it was taken; None if neither.
+
+        Args:
+            now_s: time on the loop's clock [s].
+            ahead_s: largest lead over `now_s` [s].
+            old_s: largest age when the observation was taken [s].
+        """
         late_s = now_s - self.observation.stamp_s
         if not -late_s <= ahead_s:  # nan too
-            return f"an observation is stamped {-late_s:.3g} s in the future; use the loop's clock"
+            return f"an observation is stamped {-late_s:.3g} s in the future; stamp observations with the loop's clock"
         if (before_s := late_s - self.latency_s) > old_s:
-            return (
-                f"an observation was {before_s:.3g} s old as it was taken: a sensor stands still, or has another clock"
-            )
+            return f"an observation was already {before_s:.3g} s old when it was taken: a sensor or its clock is wrong"
         return None
 
 
 @runtime_checkable
 class Inference(Protocol):
-    """Where a control loop's chunks come from; no call waits."""
+    """Source of a control loop's chunks; no call blocks."""
 
     missed: int
-    """Requests that came while an earlier one was still being worked on, and were dropped."""
+    """Requests dropped because an earlier one was still in progress."""
 
     def request(self, t_s: float) -> None:
-        """Observe now, for the control step at t_s [s], and think."""
+        """Observe now, for the control step at t_s [s], and predict a chunk."""
         ...
 
-    def thoughts(self) -> list[Thought]:
-        """What has been finished since the last call, oldest first. Raises what the policy or the robot raised."""
+    def finished(self) -> list[TimedChunk]:
+        """Chunks finished since the last call, oldest first. Raises what the policy or the robot raised."""
         ...
 
     def reset(self) -> None:
-        """Forget the past: an episode begins. What is still being thought is dropped."""
+        """Begin an episode with an empty memory; drop a chunk that is still in progress."""
         ...
 
     def close(self) -> None:
-        """End."""
+        """Stop inferring."""
         ...
 
 
@@ -79,23 +83,23 @@ class Stream(Protocol):
         ...
 
     def reset(self) -> None:
-        """An episode begins."""
+        """Begin an episode."""
         ...
 
 
 class ThreadedInference:
-    """Observes `robot` and asks `stream` in a thread of its own.
+    """Observes `robot` and runs `stream` in a separate thread.
 
-    Each requested control step is one frame of the policy's memory. A request that comes before the last one is
-    finished is dropped and counted: the memory then misses that frame.
+    Each requested control step is one frame of the policy's memory. A request that arrives before the last one has
+    finished is dropped and counted in `missed`; the memory then lacks that frame.
 
     Args:
-        robot: what is observed.
+        robot: source of the observations.
         stream: a `PolicyStream` without batch axes, or a `ServedStream`.
-        instruction: what the robot is told to do, where its observation doesn't say.
-        cameras: keys of the pictures that must not freeze; None: all of them.
-        priority: ask for real-time priority, below the control loop's: a thread that is put aside while it holds the
-            interpreter holds up the commands.
+        instruction: replaces the instruction of the observations; None: keep theirs.
+        cameras: keys of the images that are checked for a frozen camera; None: all of them.
+        priority: request real-time priority, below the control loop's. A policy thread that is preempted while it holds
+            the interpreter lock would delay the commands.
     """
 
     def __init__(
@@ -107,24 +111,24 @@ class ThreadedInference:
         cameras: Collection[str] | None = None,
         priority: bool = False,
     ) -> None:
-        self._thinker = _Thinker(robot, stream, instruction, cameras)
+        self._observer = _Observer(robot, stream, instruction, cameras)
         self.robot, self.priority, self.missed = robot, priority, 0
         self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._finished: queue.SimpleQueue[tuple[int, Thought | Exception]] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[tuple[int, TimedChunk | Exception]] = queue.SimpleQueue()
         self._episode = 0
         self._busy = threading.Event()
-        self._thread = threading.Thread(target=self._think, name="policy", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
     def request(self, t_s: float) -> None:
-        """Observe and think, unless the thread is still at the last request."""
+        """Start an observation and a prediction, unless the last request is still in progress."""
         if self._busy.is_set():
             self.missed += 1
         else:
             self._busy.set()
             self._requests.put(self._episode)
 
-    def thoughts(self) -> list[Thought]:
+    def finished(self) -> list[TimedChunk]:
         """Chunks finished since the last call, oldest first."""
         finished = []
         while not self._finished.empty():
@@ -137,15 +141,15 @@ class ThreadedInference:
         return finished
 
     def reset(self) -> None:
-        """The next observation begins an episode."""
+        """Begin an episode at the next observation."""
         self._episode += 1
 
     def close(self) -> None:
-        """End the thread; one that hangs is left behind."""
+        """End the thread; do not wait longer than a second for one that hangs."""
         self._requests.put(None)
         self._thread.join(timeout=1.0)
 
-    def _think(self) -> None:
+    def _run(self) -> None:
         episode = -1
         if self.priority:
             request_realtime(POLICY_PRIORITY)
@@ -153,22 +157,22 @@ class ThreadedInference:
             try:
                 if requested != episode:
                     episode = requested
-                    self._thinker.reset()
+                    self._observer.reset()
                 began_s = time.perf_counter()
-                thought = self._thinker.think()
-                self._finished.put((episode, replace(thought, latency_s=time.perf_counter() - began_s)))
+                chunk = self._observer.infer()
+                self._finished.put((episode, replace(chunk, latency_s=time.perf_counter() - began_s)))
             except Exception as error:
                 self._finished.put((requested, error))
             self._busy.clear()
 
 
 class SteppedInference:
-    """Observes `robot` and asks `stream` in the caller's thread, within the request.
+    """Observes `robot` and runs `stream` in the caller's thread, within `request`.
 
-    For a robot on a simulated clock, on which inference takes no time: every request is answered before the next command.
+    For a robot on a simulated clock, where inference takes no time: each chunk is there before the next command.
 
     Args:
-        robot: what is observed.
+        robot: source of the observations.
         stream: as for `ThreadedInference`.
         instruction: as for `ThreadedInference`.
         cameras: as for `ThreadedInference`.
@@ -182,30 +186,30 @@ class SteppedInference:
         *,
         cameras: Collection[str] | None = None,
     ) -> None:
-        self._thinker = _Thinker(robot, stream, instruction, cameras)
+        self._observer = _Observer(robot, stream, instruction, cameras)
         self.missed = 0
-        self._finished: list[Thought] = []
+        self._finished: list[TimedChunk] = []
 
     def request(self, t_s: float) -> None:
-        """Observe and infer."""
-        self._finished.append(self._thinker.think())
+        """Observe, and predict the chunk."""
+        self._finished.append(self._observer.infer())
 
-    def thoughts(self) -> list[Thought]:
+    def finished(self) -> list[TimedChunk]:
         """Chunks finished since the last call, oldest first."""
         finished, self._finished = self._finished, []
         return finished
 
     def reset(self) -> None:
-        """The next observation begins an episode."""
+        """Begin an episode at the next observation."""
         self._finished = []
-        self._thinker.reset()
+        self._observer.reset()
 
     def close(self) -> None:
-        """Nothing is left to end."""
+        """Do nothing; there is no thread."""
 
 
-class _Thinker:
-    """One observation and the chunk inferred from it."""
+class _Observer:
+    """Takes observations and predicts their chunks."""
 
     def __init__(
         self, robot: Robot, stream: "Stream", instruction: str | None, cameras: Collection[str] | None
@@ -214,12 +218,12 @@ class _Thinker:
         self._watch = CameraWatch(cameras)
 
     def reset(self) -> None:
-        """The next observation begins an episode."""
+        """Begin an episode at the next observation."""
         self._stream.reset()
         self._watch.reset()
 
-    def think(self) -> Thought:
-        """The chunk of an observation taken now; its latency is left at 0."""
+    def infer(self) -> TimedChunk:
+        """The chunk for an observation taken now; its latency is 0 until the caller measures it."""
         observation = self._robot.observe()
         self._watch.check(observation, self._robot.qpos())
         if self._instruction is not None:
@@ -227,7 +231,7 @@ class _Thinker:
         with torch.inference_mode():
             actions = _tensor(self._stream(observation))
         logit = self._stream.gripper_logit
-        return Thought(observation, actions, 0.0, None if logit is None else _tensor(logit))
+        return TimedChunk(observation, actions, 0.0, None if logit is None else _tensor(logit))
 
 
 class ServedStream:
@@ -235,8 +239,8 @@ class ServedStream:
 
     Args:
         client: a `robopolicy.client.PolicyClient`; its timeout bounds how long a dead server goes unnoticed.
-        instruction_key: the server's name of the instruction.
-        keys: what the policy looks at; None sends all that the robot shows.
+        instruction_key: the server's name for the instruction.
+        keys: observation keys to send; None: all of them.
         constants: sent with every observation.
     """
 
@@ -250,7 +254,7 @@ class ServedStream:
         self.client, self.instruction_key, self.keys = client, instruction_key, keys
         self.constants = dict(constants or {})
         self.gripper_logit: Array | None = None
-        """(K, G) of the last answer, where the server tells it."""
+        """(K, G) of the last reply; None if the server sends none."""
         self._connections: int | None = None
 
     def __call__(self, observation: Observation) -> Array:
@@ -265,30 +269,32 @@ class ServedStream:
             message[self.instruction_key] = observation.instruction
         reply = self.client.infer(message)
         if self._connections is not None and self.client.reconnects != self._connections:
-            raise ConnectionError("the connection to the policy was lost in mid-episode, and its memory with it")
+            raise ConnectionError(
+                "the connection to the policy server was lost during the episode, and the policy's memory with it"
+            )
         self._connections = self.client.reconnects
         self.gripper_logit = reply.get("gripper_logit")
         return reply["actions"]
 
     def reset(self) -> None:
-        """An episode begins."""
+        """Begin an episode."""
         self.client.reset()
         self._connections = None
 
 
 @runtime_checkable
 class PolicyServer(Protocol):
-    """What `ServedStream` needs of a client."""
+    """The part of a client that `ServedStream` needs."""
 
     reconnects: int
     """Connections opened after the first; each begins with an empty memory."""
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Array]:
-        """One observation in, a map with `actions` out."""
+        """Send one observation; returns a map with `actions`."""
         ...
 
     def reset(self) -> None:
-        """An episode begins."""
+        """Begin an episode."""
         ...
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
-from robopolicy.control.inference import Inference, Thought
+from robopolicy.control.inference import Inference, TimedChunk
 from robopolicy.control.limits import joint_targets, limit_targets
 from robopolicy.control.robot import REST_COMMANDS, Operator, Recorder, Robot, RobotError, Tick, commands_per_step
 from robopolicy.control.smoothing import JointSmoother
@@ -155,7 +155,7 @@ class ControlLoop:
         """Forget the last episode."""
         self.executor.reset()
         self.inference.reset()
-        self._arrived: list[Thought] = []
+        self._arrived: list[TimedChunk] = []
         self._newest_s: float | None = None
         self._began_s = self._rested_s = self._step_s = self.clock.now()
         self._step, self._to_act = -1, False
@@ -168,7 +168,7 @@ class ControlLoop:
             if stood_s := self._advance(self.smoother, grid):
                 self._stop(f"the control loop itself stood still for {stood_s:.2f} s", grid)
             if self.stopped is None:
-                self._think(grid)
+                self._run(grid)
             self._wait_within_step(grid)
         self.statistics.waiting += self._to_act  # cut short by the episode's end
         if self.stopped is None and self._newest_s is None and self.clock.now() >= ends_s:
@@ -203,7 +203,7 @@ class ControlLoop:
         if not self.dry_run:
             self.robot.command(Command(position, self._opening_m, grid.t_s))
 
-    def _think(self, grid: FixedGrid) -> None:
+    def _run(self, grid: FixedGrid) -> None:
         """Begin each control step once, and act on it when its chunk is there or the patience is over."""
         step = grid.index // self._commands_per_step
         if step > self._step and self._to_act:  # ticks were missed: better late than never
@@ -242,19 +242,19 @@ class ControlLoop:
     def _collect(self, grid: FixedGrid) -> None:
         """Take the chunks that were finished, check their time stamps, and stop the robot if none came in time."""
         try:
-            thoughts = self.inference.thoughts()
+            chunks = self.inference.finished()
         except Exception as error:  # whatever a policy, a camera or a network may raise
             self._stop(f"{type(error).__name__}: {error}", grid)
             return
         now_s = self.clock.now()
-        for thought in thoughts:
-            if wrong := thought.mistimed(now_s, self.executor.control_dt, self.deadline_s):
+        for chunk in chunks:
+            if wrong := chunk.mistimed(now_s, self.executor.control_dt, self.deadline_s):
                 self._stop(wrong, grid)
                 return
-            self._newest_s = thought.observation.stamp_s
-            self.statistics.latency_s.append(thought.latency_s)
+            self._newest_s = chunk.observation.stamp_s
+            self.statistics.latency_s.append(chunk.latency_s)
             self.statistics.slack_s.append(self._newest_s + self.executor.control_dt - now_s)
-        self._arrived += thoughts
+        self._arrived += chunks
         since_s, limit_s = (
             (self._began_s, self.startup_s) if self._newest_s is None else (self._newest_s, self.deadline_s)
         )
@@ -274,10 +274,10 @@ class ControlLoop:
         self.inference.request(self._step_s)
         statistics.missed_frames += self.inference.missed - missed
 
-    def _fresh(self) -> Thought | None:
+    def _fresh(self) -> TimedChunk | None:
         """The chunk of the present control step's own observation, if it is there."""
         earliest_s = self._step_s - self.executor.control_dt / 2
-        return next((thought for thought in self._arrived if thought.observation.stamp_s >= earliest_s), None)
+        return next((chunk for chunk in self._arrived if chunk.observation.stamp_s >= earliest_s), None)
 
     def _act(self, grid: FixedGrid) -> None:
         """Pick the present control step's action and aim for what it asks."""
@@ -286,9 +286,9 @@ class ControlLoop:
         if self._operated and self._arrived:  # an earlier plan is for a place where the robot isn't
             self.executor.reset()
         refused = int(self.executor.refused)
-        for thought in self._arrived:
+        for chunk in self._arrived:
             self.executor.add(
-                thought.actions, thought.observation.stamp_s, now_s=self._step_s, gripper_logit=thought.gripper_logit
+                chunk.actions, chunk.observation.stamp_s, now_s=self._step_s, gripper_logit=chunk.gripper_logit
             )
         self._arrived = []
         limited = ["non_finite_chunk"] if int(self.executor.refused) > refused else []

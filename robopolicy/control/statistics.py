@@ -14,60 +14,60 @@ MISSED_SHARE = 0.05
 
 
 def _times() -> array:
-    """Eight bytes each: an hour of commands at 1 kHz fits in 29 MB."""
+    """An array of 8-byte times: an hour of commands at 1 kHz takes 29 MB."""
     return array("d")
 
 
 @dataclass
 class LoopStatistics:
-    """What a control loop counted and measured since it was made. Times in seconds, one entry per control step."""
+    """Counts and times of a control loop since it was built. Times in seconds, one entry per control step."""
 
     control_dt: float
     command_dt: float
     steps: int = 0
-    """Control steps begun."""
+    """Control steps started."""
     acted: int = 0
-    """Control steps in which an action was aimed for."""
+    """Control steps that executed an action."""
     operated: int = 0
-    """Control steps among them in which the action was the operator's."""
+    """Those of them that executed the operator's action."""
     waiting: int = 0
-    """Control steps before the policy's first chunk, or cut short by the end of the episode."""
+    """Control steps before the policy's first chunk, and a step cut short by the end of the episode."""
     commands: int = 0
-    """Commands sent, or in a dry run computed."""
+    """Commands sent; in a dry run, computed."""
     overruns: int = 0
-    """Command ticks that passed unused because the loop was late."""
+    """Command ticks missed because the loop was late."""
     missed_steps: int = 0
-    """Control steps among them."""
+    """Control steps missed for the same reason."""
     missed_frames: int = 0
-    """Control steps whose observation the policy could not take, because it was still busy."""
+    """Control steps whose observation was dropped because the policy was busy."""
     held: int = 0
-    """Control steps without a valid action, in which the robot was held."""
+    """Control steps in which the robot held its position for lack of a valid action."""
     late_chunks: int = 0
-    """Control steps that acted on an earlier observation's chunk, their own not being there in time."""
+    """Control steps that used an earlier observation's chunk because their own was late."""
     elapsed_s: float = 0.0
     """Time from the first control step to the last."""
     deviation_s: array = field(default_factory=_times)
-    """How late each control step began, against the grid."""
+    """Delay of each control step against the grid."""
     command_deviation_s: array = field(default_factory=_times)
-    """How late each command was sent, against the grid."""
+    """Delay of each command against the grid."""
     latency_s: array = field(default_factory=_times)
-    """From each request to its chunk."""
+    """Time from each request to its chunk."""
     slack_s: array = field(default_factory=_times)
-    """What each control step had left when its chunk was there; negative when it was late."""
+    """Time left in each control step when its chunk arrived; negative if the chunk was late."""
     interventions: int = 0
-    """Control steps in which a limit changed the target."""
+    """Control steps whose target a limit changed."""
     limited: Counter[str] = field(default_factory=Counter)
-    """The same by kind of limit."""
+    """The same, by kind of limit."""
     deferred: Counter[str] = field(default_factory=Counter)
-    """Control steps whose target is reached later than it should be, by what is in the way: `motion` (velocity,
-    acceleration or jerk), `tool` (tool speed or workspace), `kept` (the earlier motion continues)."""
+    """Control steps whose target is reached late, by cause: `motion` (velocity, acceleration or jerk), `tool` (tool speed
+    or workspace), `kept` (no motion to the target keeps the limits, so the earlier motion continues)."""
     stops: list[str] = field(default_factory=list)
     """Reason of each controlled stop."""
     stop_s: list[float] = field(default_factory=list)
-    """From the cause of each controlled stop to rest."""
+    """Time from the cause of each controlled stop to rest."""
 
     def to_dict(self, last_steps: int | None = None) -> dict[str, Any]:
-        """A JSON-ready summary; times as percentiles in milliseconds, of the newest steps or of all."""
+        """A JSON-ready summary; times as percentiles in milliseconds, over the last `last_steps` steps or all."""
         commands = None if last_steps is None else round(last_steps * self.control_dt / self.command_dt)
         names = ("deviation", "command_deviation", "latency", "slack")
         counts = (
@@ -98,12 +98,12 @@ class LoopStatistics:
 
     @property
     def idle(self) -> int:
-        """Control steps without an action although there should have been one: a failure of the loop or the policy."""
+        """Control steps that should have had an action and had none: a failure of the loop or the policy."""
         return self.steps - self.acted - self.waiting
 
     @property
     def failure(self) -> str | None:
-        """Why the loop did not do its work although nothing stopped it; None if it did."""
+        """Why the run failed although nothing stopped it; None if it did not fail."""
         if self.idle:
             return f"no action in {self.idle} of {self.steps - self.waiting} control steps, {self.held} of them held"
         begun = self.steps + self.missed_steps
@@ -113,12 +113,12 @@ class LoopStatistics:
 
     @property
     def rate_hz(self) -> float:
-        """Control steps per second, as they really came."""
+        """Measured control steps per second."""
         return (self.steps - 1) / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
 
 def percentiles_ms(times_s: Sequence[float], last: int | None = None) -> dict[str, float]:
-    """p50, p90, p99 and the extremes of times [s], or of the newest, in milliseconds; empty without times."""
+    """Minimum, p50, p90, p99 and maximum in milliseconds of times [s], or of the last `last` of them; empty without times."""
     if not times_s:
         return {}
     values = np.percentile(1e3 * np.asarray(times_s[-last:] if last else times_s[:]), [0, 50, 90, 99, 100])
@@ -126,11 +126,11 @@ def percentiles_ms(times_s: Sequence[float], last: int | None = None) -> dict[st
 
 
 LIVE_STEPS = 400
-"""Control steps that the live table looks back on; all of them would hold up the commands."""
+"""Control steps summarized by the live table; summarizing all of them would delay the commands."""
 
 
 def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Table:
-    """The present figures as a rich table, to be shown again and again."""
+    """The current figures as a rich table."""
     figures = statistics.to_dict(LIVE_STEPS)
     table = Table(title=title, title_justify="left")
     for column in ("", "p50", "p99", "max"):

@@ -1,4 +1,4 @@
-"""Time on a robot computer: the clock, a fixed grid of ticks, priority, and an interpreter that keeps its pauses short."""
+"""Timing on a robot computer: the clock, a fixed grid of ticks, real-time priority, and short interpreter pauses."""
 
 import gc
 import os
@@ -9,37 +9,37 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 SWITCH_INTERVAL_S = 0.0005
-"""How long the policy's thread may keep the interpreter while a command is due [s]."""
+"""Longest time the policy's thread keeps the interpreter lock while a command is due [s]."""
 
 
 @runtime_checkable
 class Clock(Protocol):
-    """The time that a loop runs by."""
+    """The clock of a control loop."""
 
     def now(self) -> float:
-        """Seconds since some fixed moment."""
+        """Time since a fixed moment [s]."""
         ...
 
     def sleep_until(self, t_s: float) -> None:
-        """Return at t_s, or at once if it has passed."""
+        """Sleep until t_s [s]; return at once if it has passed."""
         ...
 
 
 class SystemClock:
-    """The machine's monotonic clock, which all its processes share."""
+    """The machine's monotonic clock, shared by all its processes."""
 
     def now(self) -> float:
-        """Seconds since the machine started."""
+        """Time since the machine started [s]."""
         return time.monotonic()
 
     def sleep_until(self, t_s: float) -> None:
-        """Return at t_s, or at once if it has passed."""
+        """Sleep until t_s [s]; return at once if it has passed."""
         if (left := t_s - time.monotonic()) > 0:
             time.sleep(left)
 
 
 def request_realtime(priority: int) -> bool:
-    """Ask the operating system to run this thread before all ordinary ones (SCHED_FIFO); False where it refuses."""
+    """Give this thread real-time priority (SCHED_FIFO); False if the operating system refuses."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except (AttributeError, OSError):
@@ -48,10 +48,10 @@ def request_realtime(priority: int) -> bool:
 
 
 class FixedGrid:
-    """Ticks at origin + n * period, whatever happens in between; ticks that were missed are skipped, never made up for.
+    """Ticks at origin + n * period; a missed tick is skipped, so delays do not add up.
 
     Args:
-        clock: the time.
+        clock: source of time.
         period_s: time between two ticks [s]; the first is one period from now.
     """
 
@@ -62,11 +62,11 @@ class FixedGrid:
 
     @property
     def t_s(self) -> float:
-        """Time of the present tick [s]."""
+        """Time of the current tick [s]."""
         return self.origin_s + self.index * self.period_s
 
     def wait(self) -> int:
-        """Sleep until the next tick and give how many periods it is from the last: 1, or more where some were missed."""
+        """Sleep until the next tick; returns its distance from the last in periods: 1, or more if ticks were missed."""
         self.index += 1
         self.clock.sleep_until(self.t_s)
         missed = max(int((self.clock.now() - self.t_s) / self.period_s), 0)
@@ -76,7 +76,7 @@ class FixedGrid:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep the interpreter's own pauses short: what is alive is left out of garbage collection, threads switch fast."""
+    """Keep interpreter pauses short: freeze the garbage collector's live objects, and shorten the thread switch interval."""
     interval_s = sys.getswitchinterval()
     gc.collect()
     gc.freeze()

@@ -1,7 +1,7 @@
-"""Follows joint positions that somebody else commands, without ever leaving the limits of the robot.
+"""Follows commanded joint positions from an untrusted source within the robot's limits.
 
-`CommandGuard` is built on it: whoever is at the other end of a network, what reaches the joints stays within the limits of
-position, velocity, acceleration and jerk, measured as divided differences of the positions over their own times.
+`CommandGuard` uses it, so that the joints of a robot behind a network stay within the limits of position, velocity,
+acceleration and jerk. These are measured as divided differences of the positions over their own times.
 """
 
 from typing import TYPE_CHECKING
@@ -20,16 +20,16 @@ TARGET_SHARE = 0.95
 
 
 class JointTracker:
-    """Takes over a commanded position unchanged where the limits allow it, and else approaches it as fast as they allow.
+    """Moves to a commanded position if the limits allow it, otherwise approaches it as fast as they allow.
 
-    Three motions are tried at each call, and the first is taken from whose end the arm can still stop within its position
-    limits: to the commanded position itself, by a time-optimal trajectory (Ruckig) towards it, and braking. Since that held
-    after the call before, braking is always possible.
+    Each call tries three motions in turn: to the commanded position itself, along a time-optimal trajectory (Ruckig)
+    towards it, and braking. It takes the first one from whose end the arm can stop within its position limits. The last
+    call ended in such a state, so braking is always possible.
 
     Args:
         profile: the robot's limits.
         period_s: usual time between two calls [s].
-        qpos: where the joints are at rest [rad].
+        qpos: joint positions at rest [rad].
     """
 
     def __init__(self, profile: RobotProfile, period_s: float, qpos: Float[np.ndarray, " joints"]) -> None:
@@ -43,7 +43,7 @@ class JointTracker:
         self._positions = np.stack([rest, rest, rest])
         self._state = np.stack([rest, 0 * rest, 0 * rest])
         self.deviated = 0
-        """Calls in which a command was not taken over unchanged."""
+        """Calls that did not reach the commanded position."""
         self._ruckig = import_ruckig()
         self._solver = self._ruckig.Ruckig(profile.joints, period_s)
         self._input = self._ruckig.InputParameter(profile.joints)
@@ -57,7 +57,7 @@ class JointTracker:
 
     @property
     def position(self) -> Float[np.ndarray, " joints"]:
-        """What was given last [rad]."""
+        """The last position [rad]."""
         return self._positions[-1]
 
     @property
@@ -75,25 +75,25 @@ class JointTracker:
         """The position [rad] `passed_s` after the last one.
 
         Args:
-            target: commanded for now [rad].
-            velocity: of the commanded motion [rad/s].
-            acceleration: of the commanded motion [rad/s2].
+            target: position commanded for this time [rad].
+            velocity: velocity of the commanded motion [rad/s].
+            acceleration: acceleration of the commanded motion [rad/s2].
             passed_s: time since the last call [s].
         """
-        state = self._taken_over(target, passed_s)
+        state = self._reached(target, passed_s)
         if state is None or not self._can_stop(state):
             self.deviated += 1
             state = self._approached(target, velocity, acceleration, passed_s)
         if state is None or not self._can_stop(state):
             state = self._braked(passed_s)
-        return self._went(state, passed_s)
+        return self._moved(state, passed_s)
 
     def brake(self, passed_s: float) -> Float[np.ndarray, " joints"]:
         """The position [rad] `passed_s` after the last one, on the way to rest."""
-        return self._went(self._braked(passed_s), passed_s)
+        return self._moved(self._braked(passed_s), passed_s)
 
-    def _taken_over(self, target: np.ndarray, passed_s: float) -> np.ndarray | None:
-        """The state (3, joints) at the target, reached at once; None where that breaks a limit."""
+    def _reached(self, target: np.ndarray, passed_s: float) -> np.ndarray | None:
+        """The state (3, joints) at the target after `passed_s`; None if that breaks a limit."""
         times_s = np.append(self._times_s, self._times_s[-1] + passed_s)
         rates = np.concatenate([self._positions, target[None]])
         last = []
@@ -110,7 +110,7 @@ class JointTracker:
     def _approached(
         self, target: np.ndarray, velocity: np.ndarray, acceleration: np.ndarray, passed_s: float
     ) -> np.ndarray | None:
-        """The state after `passed_s` on the fastest way to a moving target, or to where it is now; None without a way."""
+        """The state after `passed_s` on the fastest trajectory to the moving target or its position; None without one."""
         ruckig, put = self._ruckig, self._input
         put.control_interface = ruckig.ControlInterface.Position
         put.target_position = target.clip(self._lower, self._upper).tolist()
@@ -124,18 +124,18 @@ class JointTracker:
         return None
 
     def _braked(self, passed_s: float) -> np.ndarray:
-        """The state after `passed_s` of the shortest way to rest."""
+        """The state after `passed_s` of the fastest braking."""
         if self.at_rest:
             return self._state
         self._aim_to_rest()
         trajectory = self._trajectory(self._state)
-        if trajectory is None:  # not seen; the joints then stay where they are
+        if trajectory is None:  # never observed; the joints would stay where they are
             return self._state * [[1], [0], [0]]
         state = np.array(trajectory.at_time(min(passed_s, trajectory.duration)))
         return state * [[1], [0], [0]] if passed_s >= trajectory.duration else state
 
     def _can_stop(self, state: np.ndarray) -> bool:
-        """Whether the shortest way to rest from a state keeps to the limits of velocity and position."""
+        """Whether the fastest braking from a state stays within the limits of velocity and position."""
         position, velocity, acceleration = state
         peak = velocity + acceleration * np.abs(acceleration) / (2 * self._jerk)
         if (np.abs(peak) > self._velocity * (1 + 1e-9)).any():
@@ -175,9 +175,9 @@ class JointTracker:
             return None
         return trajectory if result in (ruckig.Result.Working, ruckig.Result.Finished) else None
 
-    def _went(self, state: np.ndarray, passed_s: float) -> np.ndarray:
+    def _moved(self, state: np.ndarray, passed_s: float) -> np.ndarray:
         self._state = state
-        state[0] = state[0].clip(self._lower, self._upper)  # rounding: Ruckig ends 1e-15 rad beyond
+        state[0] = state[0].clip(self._lower, self._upper)  # Ruckig may end 1e-15 rad beyond a limit
         self._times_s = np.append(self._times_s[1:], self._times_s[-1] + passed_s) - self._times_s[-1] - passed_s
         self._positions = np.concatenate([self._positions[1:], state[:1]])
         return self.position

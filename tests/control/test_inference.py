@@ -55,21 +55,21 @@ def inference(panda, stream):
 
 
 def collect(inference, count: int = 1) -> list:
-    thoughts, ends_s = [], time.monotonic() + 5
-    while len(thoughts) < count and time.monotonic() < ends_s:
-        thoughts += inference.thoughts()
+    chunks, ends_s = [], time.monotonic() + 5
+    while len(chunks) < count and time.monotonic() < ends_s:
+        chunks += inference.finished()
         time.sleep(0.001)
-    return thoughts
+    return chunks
 
 
 def test_a_request_comes_back_as_a_chunk_with_what_it_was_made_from(inference):
     """A chunk that nobody can date."""
     before_s = time.monotonic()
     inference.request(0.0)
-    (thought,) = collect(inference)
-    assert thought.actions.tolist() == [[1.0] * 3] * 2
-    assert thought.observation.instruction == "lift the red cube"
-    assert before_s <= thought.observation.stamp_s <= time.monotonic()
+    (chunk,) = collect(inference)
+    assert chunk.actions.tolist() == [[1.0] * 3] * 2
+    assert chunk.observation.instruction == "lift the red cube"
+    assert before_s <= chunk.observation.stamp_s <= time.monotonic()
 
 
 def test_a_busy_policy_misses_frames_and_holds_nobody_up(inference, stream):
@@ -78,14 +78,14 @@ def test_a_busy_policy_misses_frames_and_holds_nobody_up(inference, stream):
     began_s = time.monotonic()
     for _ in range(5):
         inference.request(0.0)
-    assert inference.thoughts() == []
+    assert inference.finished() == []
     assert time.monotonic() - began_s < 0.5
     stream.gate.set()
     assert len(collect(inference)) == 1
     assert inference.missed == 4
 
 
-def test_a_reset_drops_what_is_still_being_thought_and_empties_the_memory(inference, stream):
+def test_a_reset_drops_what_is_still_in_progress_and_empties_the_memory(inference, stream):
     """The first chunk of an episode that belongs to the last one."""
     stream.gate.clear()
     inference.request(0.0)
@@ -94,10 +94,10 @@ def test_a_reset_drops_what_is_still_being_thought_and_empties_the_memory(infere
     ends_s = time.monotonic() + 5
     while inference._busy.is_set() and time.monotonic() < ends_s:
         time.sleep(0.001)
-    assert inference.thoughts() == []
+    assert inference.finished() == []
     inference.request(0.0)
-    (thought,) = collect(inference)
-    assert thought.actions[0, 0] == 1.0
+    (chunk,) = collect(inference)
+    assert chunk.actions[0, 0] == 1.0
 
 
 def test_an_error_of_the_policy_or_the_robot_is_raised_where_its_chunk_is_awaited(inference, stream):
@@ -128,7 +128,7 @@ def test_a_camera_that_freezes_is_an_error_of_the_robot(panda, stream):
     robot._qpos = robot.qpos() + 0.3
     time.sleep(0.06)
     inference.request(0.05)
-    with pytest.raises(RobotError, match="camera 'front' has shown the same image"):
+    with pytest.raises(RobotError, match="camera 'front' is frozen: the same image"):
         collect(inference)
     inference.close()
 
@@ -153,7 +153,7 @@ def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_w
     assert client.obs["prompt"] == "open the drawer"
     assert set(client.obs) == {"qpos", "gripper", "ee_pose", "prompt"}
     client.reconnects += 1
-    with pytest.raises(ConnectionError, match="mid-episode"):
+    with pytest.raises(ConnectionError, match="during the episode"):
         stream(robot.observe())
     ServedStream(client, keys=("qpos",))(robot.observe())
     assert set(client.obs) == {"qpos", "prompt"}, "pictures that nobody looks at would fill the network"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 
 from robopolicy.control.executor import ChunkExecutor
-from robopolicy.control.inference import Thought
+from robopolicy.control.inference import TimedChunk
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.robot import RobotError, Tick
 from robopolicy.control.robots.fake import FakeRobot
@@ -29,7 +29,7 @@ class ScriptedInference:
     silent_after: int = 10**9
     missed: int = 0
     resets: int = 0
-    waiting: list[tuple[float, Thought]] = field(default_factory=list)
+    waiting: list[tuple[float, TimedChunk]] = field(default_factory=list)
     asked: int = 0
 
     def request(self, t_s: float) -> None:
@@ -38,11 +38,11 @@ class ScriptedInference:
         if self.asked <= self.silent_after:
             observation = self.robot.observe()
             actions = torch.as_tensor(self.script(self.asked - 1, observation), dtype=torch.float32)
-            self.waiting.append((self.clock.now() + self.latency_s, Thought(observation, actions, self.latency_s)))
+            self.waiting.append((self.clock.now() + self.latency_s, TimedChunk(observation, actions, self.latency_s)))
 
-    def thoughts(self) -> list[Thought]:
+    def finished(self) -> list[TimedChunk]:
         """What is due."""
-        due = [thought for ready_s, thought in self.waiting if ready_s <= self.clock.now() + 1e-9]
+        due = [chunk for ready_s, chunk in self.waiting if ready_s <= self.clock.now() + 1e-9]
         self.waiting = [entry for entry in self.waiting if entry[0] > self.clock.now() + 1e-9]
         return due
 
@@ -307,15 +307,21 @@ def test_an_observation_from_the_future_is_no_fresh_chunk(fake_robot, fake_clock
     fake_robot.observe = lambda: replace(observe(), stamp_s=1.7e9)
     loop = make_loop(fake_robot, fake_clock, forward)
     loop.run(5.0)
-    assert loop.stopped == "an observation is stamped 1.7e+09 s in the future; use the loop's clock"
+    assert loop.stopped == "an observation is stamped 1.7e+09 s in the future; stamp observations with the loop's clock"
     assert np.ptp([command.joint_position_rad for command in fake_robot.commands], axis=0).max() == 0.0
 
 
 @pytest.mark.parametrize(
     ("stamped", "message"),
     [
-        (lambda stamp_s: stamp_s - 3600, "an observation was 3.6e+03 s old as it was taken: a sensor stands still"),
-        (lambda stamp_s: min(stamp_s, 101.0), "an observation was 0.26 s old as it was taken: a sensor stands still"),
+        (
+            lambda stamp_s: stamp_s - 3600,
+            "an observation was already 3.6e+03 s old when it was taken: a sensor or its clock",
+        ),
+        (
+            lambda stamp_s: min(stamp_s, 101.0),
+            "an observation was already 0.26 s old when it was taken: a sensor or its clock",
+        ),
         (lambda stamp_s: float("nan"), "an observation is stamped nan s in the future"),
     ],
 )
