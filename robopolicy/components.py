@@ -66,6 +66,8 @@ class Component:
 
 _registered: dict[tuple[str, str], Component] = {}
 _by_options: dict[type, Component] = {}
+_watchers: dict[str, list[Callable[[str], None]]] = {}
+"""Family -> what to call with each kind that is registered."""
 _plugin: list[str] = []
 """Name of the plug-in whose import is under way, innermost last."""
 
@@ -110,9 +112,16 @@ def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T]
             )
         _registered[family, kind] = component
         _by_options[options] = component
+        for call in _watchers.get(family, ()):
+            call(kind)
         return made
 
     return add
+
+
+def on_register(family: str, call: Callable[[str], None]) -> None:
+    """Call `call(kind)` whenever a kind of this family is registered from now on."""
+    _watchers.setdefault(family, []).append(call)
 
 
 def component(family: str, kind: str) -> Component:

@@ -189,13 +189,14 @@ def save_sentence_model(folder: Path) -> Path:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     hf.BertModel(hf.BertConfig(vocab_size=32, max_position_embeddings=64, **sizes)).save_pretrained(folder)
-    _save_tokenizer(folder)
+    _save_tokenizer(folder, model_max_length=64)
     return folder
 
 
-def _save_tokenizer(folder: Path) -> None:
+def _save_tokenizer(folder: Path, **options: int) -> None:
     import transformers as hf
 
     words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
-    hf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    special = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    hf.PreTrainedTokenizerFast(tokenizer_object=words, **special, **options).save_pretrained(folder)

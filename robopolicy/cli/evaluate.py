@@ -190,17 +190,12 @@ def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Eva
     facts = {"policy": run, "execution": values_of(execution), "training": provenance} | simulator_facts(options)
     episodes: list[Episode] = []
     film = options.videos > 0
-    result = evaluate_shard(
-        policy,
-        _world_maker(policy, task, film, simulator_options(options, device)),
-        seeds,
-        execution,
-        shard,
-        num_envs=options.num_envs,
-        provenance=facts,
-        record=film,
-        sink=episodes,
-    )
+    make_env = _world_maker(policy, task, film, simulator_options(options, device))
+    env = make_env(max(1, min(options.num_envs, len(shard.part(seeds)))))
+    try:
+        result = evaluate_shard(policy, env, seeds, execution, shard, provenance=facts, record=film, sink=episodes)
+    finally:
+        env.close()
     if result is not None:
         _finish(run, options, result, episodes, others)
     return result

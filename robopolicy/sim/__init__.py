@@ -1,23 +1,28 @@
 """Our MuJoCo simulator: scene, physics, tasks, renderer, environments, scripted experts.
 
-Importing it registers each task with gymnasium, as `robopolicy/<Task>-v0`.
+Importing it registers each task with gymnasium, as `robopolicy/<Task>-v0`; a task that a plug-in registers later is
+registered with gymnasium at that moment.
 """
 
 import gymnasium
 
-from robopolicy.sim.tasks import TASKS
+from robopolicy.components import kinds, on_register
 
 
-def register_environments() -> None:
-    """Register every task for `gymnasium.make` and `gymnasium.make_vec`; the environments keep their own time limit."""
-    for name in TASKS:
-        gymnasium.register(
-            id=f"robopolicy/{name.capitalize()}-v0",
-            entry_point="robopolicy.sim.single_env:RobotEnv",
-            vector_entry_point="robopolicy.sim.env:RobotVectorEnv",
-            disable_env_checker=True,
-            kwargs={"task": name},
-        )
+def register_environment(task: str) -> None:
+    """Register a task for `gymnasium.make` and `gymnasium.make_vec`; the environments keep their own time limit."""
+    name = f"robopolicy/{task.capitalize()}-v0"
+    if name in gymnasium.registry:  # a kind found by its file's name registers again when the file is imported
+        return
+    gymnasium.register(
+        id=name,
+        entry_point="robopolicy.sim.single_env:RobotEnv",
+        vector_entry_point="robopolicy.sim.env:RobotVectorEnv",
+        disable_env_checker=True,
+        kwargs={"task": task},
+    )
 
 
-register_environments()
+for name in kinds("task"):
+    register_environment(name)
+on_register("task", register_environment)

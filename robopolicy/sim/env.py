@@ -1,6 +1,7 @@
-"""A gymnasium vector environment: N worlds of a task, one call a control step, on the CPU or on a device."""
+"""A gymnasium vector environment: N worlds of a task, one call per control step, on the CPU or a CUDA device."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, cast
 
@@ -25,7 +26,49 @@ from robopolicy.sim.worlds import Worlds
 from robopolicy.types import Array
 
 FARTHEST = 1e3
-"""Bound of the observation space: an object that fell off the table ends the episode long before it is so far [m]."""
+"""Bound of the observation space [m]: an object that falls off the table ends the episode long before."""
+
+
+@dataclass(frozen=True)
+class EnvOptions:
+    """Options of an environment; `gymnasium.make` and `RobotVectorEnv` take them as keyword arguments."""
+
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:<n>`."""
+    physics: Kind = "auto"
+    """`batch` (MuJoCo's C engine, CPU), `warp` (mujoco_warp, CPU and CUDA), or `auto`: by device."""
+    cameras: Sequence[str] = ()
+    """Cameras whose images are part of the observation: `front`, `wrist`."""
+    image_size: int = 64
+    """Side of the square images [pixels]."""
+    depth: bool = False
+    """Also `<camera>_depth` (N, size, size): distance along the camera's axis [m], 0 where nothing is hit."""
+    segmentation: bool = False
+    """Also `<camera>_segmentation` (N, size, size): MuJoCo's number of the geom seen, -1 where nothing is hit."""
+    shadows: bool = False
+    """Lights cast shadows; several times slower."""
+    num_threads: int | None = None
+    """Threads of `batch`; None: one per CPU."""
+    physics_dt: float = PHYSICS_DT
+    """Seconds of one physics step; must divide the control step of 0.05 s."""
+    autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED
+    """What happens at an episode's end, as gymnasium names it; `NextStep` is for `batch` only."""
+    max_episode_steps: int | None = None
+    """Time limit [control steps]; None: the task's."""
+    task_options: Mapping[str, Any] | None = None
+    """Options of the task, such as `delay_steps` of `recall`."""
+    randomization: RandomizationConfig | None = None
+    """What is drawn for each episode beyond what the task draws."""
+    limits: bool = True
+    """Keep to the robot's limits, as the real-time loop does; False: command at once what an action asks for."""
+    render_mode: str | None = None
+    """`rgb_array`: `render()` returns the `front` camera's images, which are then observed as well."""
+
+    def __post_init__(self) -> None:
+        if self.render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode {self.render_mode!r} is unknown; expected 'rgb_array' or None")
+        if unknown := [name for name in self.cameras if name not in CAMERAS]:
+            raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(CAMERAS)}")
 
 
 class RobotVectorEnv(Worlds, VectorEnv):
@@ -34,77 +77,58 @@ class RobotVectorEnv(Worlds, VectorEnv):
     Actions (N, 7) in [-1, 1]: displacement of the gripper x y z [0.05 m], rotation vector [0.5 rad], both in the base
     frame and relative to the present pose; then the gripper, -1 open, 1 closed. Values beyond are clipped.
 
-    Observations are float32 rows, pictures uint8; `target_pos` and `target_offset`, the named object's position and the
-    way there from the fingertips [m], are privileged; `to_<object>` tells the way to each object. Each world's episode is
-    determined by its seed alone. With autoreset disabled (the default), a world whose episode ended goes on being
-    simulated until it is reset with `options={"reset_mask": ...}`.
+    Observations are float32 rows, images uint8. `to_<object>` is the object's position relative to the gripper;
+    `target_pos` and `target_offset`, position of the named object and the same relative to the fingertips [m], are
+    privileged. The seed alone determines an episode. With autoreset disabled (the default), a world whose episode ended
+    is simulated further until it is reset with `options={"reset_mask": ...}`.
 
     With `physics="warp"` (the default on a CUDA device) all arrays are torch tensors on that device and no step waits for
     it: `info["instruction"]` is read from the device only when it is looked at, and worlds that are reset without seeds
-    take episodes that were drawn and carried over ahead of time.
+    take episodes that were drawn and copied to the device ahead of time.
 
     Args:
-        task: Name of the task; the error of a wrong one lists them.
+        task: name of the task; `robopolicy components task` lists them.
         num_envs: N.
-        device: `cpu`, `cuda` or `cuda:<n>`.
-        physics: `batch` (the C engine, CPU), `warp` (mujoco_warp, CPU and CUDA), or `auto`: by device.
-        cameras: Cameras whose pictures are part of the observation: `front`, `wrist`.
-        image_size: Side of the pictures [pixels].
-        depth: Also `<camera>_depth` (N, size, size), the distance along the camera's axis [m], 0 where there is nothing.
-        segmentation: Also `<camera>_segmentation` (N, size, size), MuJoCo's number of the geom seen, -1 for none.
-        shadows: Let lights cast shadows; several times slower.
-        num_threads: Threads of `batch`; None takes one per CPU.
-        physics_dt: Seconds of one physics step; must divide the control step of 0.05 s.
-        autoreset_mode: What happens after an episode's end, as gymnasium names it; `NextStep` is for `batch` only.
-        max_episode_steps: Time limit; None takes the task's.
-        task_options: Keyword arguments of the task's class, such as `delay_steps` of `recall`.
-        randomization: How episodes differ in what the task leaves alone.
-        limits: Keep to the robot's limits, as the real-time loop does; False commands what an action asks for at once.
-        render_mode: `rgb_array`: `render()` gives the `front` camera's pictures, which are then observed as well.
+        options: the fields of `EnvOptions`.
+
+    Raises:
+        TypeError: there is no such option; those that exist are listed.
+        ValueError: an option's value can't be used.
     """
 
-    def __init__(
-        self,
-        task: str,
-        num_envs: int = 1,
-        *,
-        device: str = "cpu",
-        physics: Kind = "auto",
-        cameras: Sequence[str] = (),
-        image_size: int = 64,
-        depth: bool = False,
-        segmentation: bool = False,
-        shadows: bool = False,
-        num_threads: int | None = None,
-        physics_dt: float = PHYSICS_DT,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED,
-        max_episode_steps: int | None = None,
-        task_options: Mapping[str, Any] | None = None,
-        randomization: RandomizationConfig | None = None,
-        limits: bool = True,
-        render_mode: str | None = None,
-    ) -> None:
-        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    def __init__(self, task: str, num_envs: int = 1, **options: Any) -> None:
+        known = [field.name for field in fields(EnvOptions)]
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(f"the environment has no option {unknown[0]!r}; it has: {', '.join(known)}")
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; expected 1 or more")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode {render_mode!r} is unknown; expected 'rgb_array' or None")
-        if render_mode and "front" not in cameras:
+        self.options = given = EnvOptions(**options)
+        cameras = tuple(given.cameras)
+        if given.render_mode and "front" not in cameras:
             cameras = (*cameras, "front")
-        if unknown := [name for name in cameras if name not in CAMERAS]:
-            raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(CAMERAS)}")
-        made, changes = make_task(task, **(task_options or {})), Randomization(randomization)
+        made, changes = make_task(task, **(given.task_options or {})), Randomization(given.randomization)
+        self._task_kind = task
         self.num_envs = num_envs
-        self.cameras = tuple(cameras)
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.cameras = cameras
+        self.autoreset_mode = AutoresetMode(given.autoreset_mode)
         self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["rgb_array"], "render_fps": 20}
-        self.render_mode = render_mode
-        scene = build_scene(made.parts, physics_dt)
-        worlds = make_physics(scene, num_envs, physics, device, num_threads, bool(cameras), changes.fields)
+        self.render_mode = given.render_mode
+        scene = build_scene(made.parts, given.physics_dt)
+        worlds = make_physics(
+            scene, num_envs, given.physics, given.device, given.num_threads, bool(cameras), changes.fields
+        )
         renderer = None
         if cameras:
-            renderer = Renderer(worlds, cameras, image_size, depth=depth, segmentation=segmentation, shadows=shadows)
-        super().__init__(made, worlds, max_episode_steps or made.max_episode_steps, renderer, changes, limits)
+            renderer = Renderer(
+                worlds,
+                cameras,
+                given.image_size,
+                depth=given.depth,
+                segmentation=given.segmentation,
+                shadows=given.shadows,
+            )
+        steps = given.max_episode_steps or made.max_episode_steps
+        super().__init__(made, worlds, steps, renderer, changes, given.limits)
         self.on_device = namespace(worlds.qpos) is not np
         """Whether arrays are torch tensors."""
         if self.on_device and self.autoreset_mode == AutoresetMode.NEXT_STEP:
@@ -119,7 +143,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled and copied as its arguments and the state of its worlds: the engine's own memory can't be.
+        """Pickle and copy hold its arguments and the state of its worlds: the engine's own memory can't be copied.
 
         Raises:
             TypeError: the worlds are on a device.
@@ -128,13 +152,14 @@ class RobotVectorEnv(Worlds, VectorEnv):
             raise TypeError("only environments with physics 'batch' can be pickled or copied; this one has 'warp'")
         records = {name: value.copy() for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         state = {"physics": self.physics.snapshot(), "records": records, "sentences": self.sentences}
-        return partial(RobotVectorEnv, **self._arguments), (), state | {"_np_random": self._np_random}
+        made = partial(RobotVectorEnv, self._task_kind, self.num_envs, **vars(self.options))
+        return made, (), state | {"_np_random": self._np_random}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         cast(BatchPhysics, self.physics).restore(state["physics"])
         for name, values in state["records"].items():
             getattr(self, name)[...] = values
-        self.sentences, self._np_random, self._told = state["sentences"], state["_np_random"], None
+        self.sentences, self._np_random, self._instructions = state["sentences"], state["_np_random"], None
         self._observe_state()
 
     @property
@@ -144,29 +169,24 @@ class RobotVectorEnv(Worlds, VectorEnv):
 
     @property
     def episode_figures(self) -> tuple[str, ...]:
-        """Names in `info` that say how far an episode came."""
+        """Names in `info` of the figures kept of each episode."""
         return ("solved", "limited")
 
     @property
-    def model_xml(self) -> str:
-        """The scene as one MJCF text."""
-        return self.scene.xml
-
-    @property
     def instructions(self) -> tuple[str, ...] | Instructions:
-        """What is asked of each world at present."""
+        """The present instruction of each world."""
         if self.on_device:
             return Instructions(self.instruction_id.clone(), self.sentences.texts)
-        if self._told is None:
-            self._told = tuple(self.sentences.texts[number] for number in self.instruction_id.tolist())
-        return self._told
+        if self._instructions is None:
+            self._instructions = tuple(self.sentences.texts[number] for number in self.instruction_id.tolist())
+        return self._instructions
 
     def states(self) -> Float[Array, "worlds nq_plus_nv"]:
         """Positions and velocities of every world, side by side; a copy."""
         return self._xp.concatenate([self.physics.qpos, self.physics.qvel], -1)
 
     def faults(self, world: int) -> tuple[str, ...]:
-        """What broke in this world's present episode; empty for a sound simulation."""
+        """Faults of the simulation in this world's present episode; empty if there were none."""
         return fault_names(int(self.fault[world]))
 
     def reset(
@@ -178,8 +198,8 @@ class RobotVectorEnv(Worlds, VectorEnv):
         """Start new episodes: in all worlds, or where `options["reset_mask"]` (N,) is True.
 
         Args:
-            seed: One seed for each world, or one from which they count up; None goes on drawing.
-            options: `reset_mask`, the worlds to reset; the others are left as they are.
+            seed: One seed for each world, or one from which they count up; None draws further seeds.
+            options: `reset_mask`, the worlds to reset; the others stay as they are.
         """
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         if isinstance(seed, (int, np.integer)):
@@ -212,7 +232,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         return self._observation(), reward, terminated, truncated, self._info()
 
     def render(self) -> tuple[UInt8[np.ndarray, "height width 3"], ...] | None:
-        """The `front` camera's picture of each world; None without `render_mode`."""
+        """The `front` camera's image (height, width, 3) of each world; None without `render_mode`."""
         if self.render_mode is None or self._renderer is None:
             return None
         return tuple(torch.as_tensor(self._renderer.render()["front"]).cpu().numpy())
@@ -227,16 +247,16 @@ class RobotVectorEnv(Worlds, VectorEnv):
         return self._observation(), reward, terminated, truncated, info
 
     def _seeds(self, seeds: Sequence[int | None] | None, mask: Bool[np.ndarray, " worlds"]) -> list[int]:
-        """A seed for each world in `mask`, in order; drawn where none is given."""
+        """A seed for each world in `mask`, in order; drawn for those without one."""
         given = seeds if seeds is not None else [None] * self.num_envs
         return [
             int(self.np_random.integers(2**31)) if each is None else int(each)
-            for each, wanted in zip(given, mask, strict=True)
-            if wanted
+            for each, chosen in zip(given, mask, strict=True)
+            if chosen
         ]
 
     def _start(self, mask: Bool[np.ndarray, " worlds"], seeds: Sequence[int]) -> None:
-        """Draw and set up the episodes of the worlds in `mask`, a seed each."""
+        """Draw the episodes of the worlds in `mask`, a seed each, and set them up."""
         if len(seeds):
             self.set_up(mask, self.draw(seeds), turns(mask, 0))
         self._ended[mask] = False
@@ -248,7 +268,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         self._ended &= ~mask
 
     def _restart(self, mask: Bool[Array, " worlds"]) -> None:
-        """New episodes, of seeds that the environment draws itself."""
+        """New episodes whose seeds the environment draws itself."""
         if not self.on_device:
             return self._start(mask, self._seeds(None, mask))
         if self._pool is None:

@@ -1,14 +1,14 @@
 """Closed-loop evaluation in the simulator: every episode to its own end, on seeds that the policy was not trained on."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import Episode, Timing, run_episodes
-from robopolicy.rollout.statistics import Evaluation, refuse_seen_seeds, summarize
+from robopolicy.rollout.statistics import Evaluation, summarize
 from robopolicy.sim.device_rollout import DevicePolicyActor, run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.sharding import Shard
@@ -20,7 +20,6 @@ def evaluate(
     seeds: Sequence[int],
     execution: ExecutionOptions,
     *,
-    trained_on: Sequence[int] = (),
     provenance: Mapping[str, Any] | None = None,
     record: bool = False,
     sink: list[Episode] | None = None,
@@ -28,63 +27,45 @@ def evaluate(
     """Run `policy` once on every seed and count successes.
 
     Args:
-        policy: what `robopolicy.load_policy` gives, or an exported policy.
-        env: Worlds of the task, autoreset disabled.
-        seeds: One episode each.
-        execution: Which action of which chunk is executed when.
-        trained_on: Seeds of the demonstrations the policy has seen.
-        provenance: Kept in the result.
-        record: Keep a demo of every episode, for videos.
-        sink: Where to append the episodes as they end, for progress and videos.
-
-    Raises:
-        SeenSeedsError: some seeds are among those trained on.
+        policy: what `robopolicy.load_policy` returns, or an exported policy.
+        env: worlds of the task, autoreset disabled.
+        seeds: one episode each.
+        execution: which action of which chunk is executed when.
+        provenance: kept in the result.
+        record: keep a demo of every episode, for videos.
+        sink: where to append the episodes.
     """
-    refuse_seen_seeds(seeds, trained_on)
-    timing = Timing()
-    began = time.perf_counter()
-    episodes = []
-    for episode in _rolled_out(policy, env, seeds, execution, record, timing):
-        episodes.append(episode)
-        if sink is not None:
-            sink.append(episode)
-    wall_s, in_a_row = time.perf_counter() - began, env.task.instructions_in_a_row
-    return summarize(env.task.name, episodes, env.control_dt, timing, wall_s, provenance or {}, in_a_row)
+    result = evaluate_shard(policy, env, seeds, execution, Shard(), provenance=provenance, record=record, sink=sink)
+    assert result is not None
+    return result
 
 
 def evaluate_shard(
     policy: Any,
-    make_env: Callable[[int], RobotVectorEnv],
+    env: RobotVectorEnv,
     seeds: Sequence[int],
     execution: ExecutionOptions,
     shard: Shard,
     *,
-    num_envs: int = 64,
     provenance: Mapping[str, Any] | None = None,
     record: bool = False,
     sink: list[Episode] | None = None,
 ) -> Evaluation | None:
-    """As `evaluate`, each process on its share of the seeds; the first gives what came out of all, the others None.
+    """As `evaluate`, each process on its share of the seeds; the first returns the result of all, the others None.
 
     Args:
         policy: as for `evaluate`; every process has its own.
-        make_env: Number of worlds -> the worlds.
-        seeds: Of all processes together.
+        env: as for `evaluate`; every process has its own.
+        seeds: of all processes together.
         execution: as for `evaluate`.
-        shard: This process.
-        num_envs: Worlds at once in this process, at most.
+        shard: this process.
         provenance: as for `evaluate`.
         record: as for `evaluate`.
-        sink: Where the first process appends all episodes.
+        sink: where the first process appends all episodes.
     """
     began = time.perf_counter()
-    mine, timing, part = shard.part(seeds), Timing(), []
-    env = make_env(max(1, min(num_envs, len(mine))))
-    try:
-        part = list(_rolled_out(policy, env, mine, execution, record, timing)) if mine else []
-        task, control_dt = env.task, env.control_dt
-    finally:
-        env.close()
+    mine, timing = shard.part(seeds), Timing()
+    part = list(_rolled_out(policy, env, mine, execution, record, timing)) if mine else []
     gathered = shard.gather((part, timing))
     if not shard.first:
         return None
@@ -92,8 +73,8 @@ def evaluate_shard(
     if sink is not None:
         sink += episodes
     total = Timing.together([timing for _, timing in gathered])
-    wall_s, in_a_row = time.perf_counter() - began, task.instructions_in_a_row
-    return summarize(task.name, episodes, control_dt, total, wall_s, provenance or {}, in_a_row)
+    wall_s, in_a_row = time.perf_counter() - began, env.task.instructions_in_a_row
+    return summarize(env.task.name, episodes, env.control_dt, total, wall_s, provenance or {}, in_a_row)
 
 
 def _rolled_out(

@@ -1,6 +1,6 @@
 """One world of a task as a plain gymnasium environment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium
@@ -11,20 +11,20 @@ from robopolicy.sim.env import RobotVectorEnv
 
 
 class RobotEnv(gymnasium.Env):
-    """One world of a task, for `gymnasium.make`; keyword arguments as `RobotVectorEnv`.
+    """One world of a task, for `gymnasium.make`; the options are the fields of `EnvOptions`.
 
-    With `render_mode="rgb_array"`, `render()` gives the `front` camera's image. On the CPU an environment can be pickled and
+    With `render_mode="rgb_array"`, `render()` returns the `front` camera's image. On the CPU an environment can be pickled and
     copied; a copy continues from the same state with the same results.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
 
-    def __init__(self, task: str, render_mode: str | None = None, cameras: Sequence[str] = (), **options: Any) -> None:
-        self.render_mode = render_mode
-        self.worlds = RobotVectorEnv(task, 1, cameras=cameras, render_mode=render_mode, **options)
+    def __init__(self, task: str, **options: Any) -> None:
+        self.worlds = RobotVectorEnv(task, 1, **options)
+        self.render_mode = self.worlds.render_mode
         self.action_space = self.worlds.single_action_space
         self.observation_space = self.worlds.single_observation_space
-        self._picture: np.ndarray | None = None
+        self._image: np.ndarray | None = None
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -41,12 +41,12 @@ class RobotEnv(gymnasium.Env):
         return self._first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._first(info)
 
     def render(self) -> np.ndarray | None:
-        """The latest picture (size, size, 3) of the `front` camera, uint8."""
-        return self._picture if self.render_mode == "rgb_array" else None
+        """The latest image (size, size, 3) of the `front` camera, uint8."""
+        return self._image if self.render_mode == "rgb_array" else None
 
     def _first(self, values: Mapping[str, Any]) -> dict[str, Any]:
         first = {key: value[0] for key, value in values.items()}
         # Python's numbers: gymnasium's wrappers don't know numpy.bool.
         first = {key: value.item() if isinstance(value, np.generic) else value for key, value in first.items()}
-        self._picture = first.get("front", self._picture)
+        self._image = first.get("front", self._image)
         return first

@@ -87,7 +87,7 @@ class Worlds:
         self.limited = self._integers(worlds)
         """(N,) control steps of each world's episode in which the robot's limits changed the target."""
         self._commanded, self._velocity = (self._kept(np.zeros((worlds, ARM_JOINTS))) for _ in range(2))
-        self._told: tuple[str, ...] | None = None
+        self._instructions: tuple[str, ...] | None = None
         self._late = self._kept(np.zeros((self.randomization.config.delay_steps, worlds, ARM_JOINTS)))
         self._observe_state()
 
@@ -235,7 +235,7 @@ class Worlds:
         stages = self._xp.minimum(self._stage, like(self._stage, self._last_stage))
         self._goal[:] = self._goals[self._worlds, stages]
         self.instruction_id[:] = self._sentence[self._worlds, stages]
-        self._told = None
+        self._instructions = None
 
     def _observe_state(self) -> None:
         """Read the present out of the physics."""

@@ -1,5 +1,8 @@
 """The shipped conformance kits, over every kind of the model's families; a new kind is covered by registering it."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,9 +10,10 @@ from robopolicy.components import component, kinds
 from robopolicy.model.encoders import EncoderInputs
 from robopolicy.model.texts import TextInputs, Vocabulary
 from robopolicy.testing import action_head, encoder, memory, pooling
+from robopolicy.testing import text as text_kit
 from robopolicy.types import ArraySpec
 from tests.making import make
-from tests.tiny_backbones import save_backbone
+from tests.tiny_backbones import save_backbone, save_sentence_model
 
 WIDTH = 8
 
@@ -105,7 +109,20 @@ def models(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="the extra vlm isn't installed")
     pytest.importorskip("peft", reason="the extra vlm isn't installed")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return lambda kind: str(save_backbone(kind, tmp_path / kind))
+    savers = {"sentence": save_sentence_model}
+    return lambda kind: str(savers.get(kind, partial(save_backbone, kind))(tmp_path / kind))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds("text") if kind != "none"])
+@pytest.mark.parametrize("check", [*checks(text_kit)])
+def test_every_text_model_keeps_the_contract(kind, check, request):
+    """Guards against: instructions that read alike, and a missing one that reads like an instruction."""
+    options, inputs = {}, text_kit.INPUTS
+    if kind == "prompt":
+        inputs = replace(inputs, model=request.getfixturevalue("models")("clip"))
+    elif "model" in component("text", kind).options.__dataclass_fields__:
+        options = {"model": request.getfixturevalue("models")("sentence")}
+    check(lambda given: make("text", kind, given, **options), inputs)
 
 
 @pytest.mark.parametrize(("kind", "obs", "options"), [*encoder_cases()])

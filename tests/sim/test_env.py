@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from robopolicy.components import kinds
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-from robopolicy.sim.tasks import TASKS
 
 
 def random_actions(env: RobotVectorEnv, seed: int) -> np.ndarray:
@@ -20,7 +20,7 @@ def assert_same(one: dict, other: dict) -> None:
         np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", kinds("task"))
 def test_an_episode_depends_on_its_seed_alone(task):
     """A world that knows its index or its neighbours would make evaluations of different width differ."""
     many, one = RobotVectorEnv(task, 3), RobotVectorEnv(task, 1)
@@ -36,7 +36,7 @@ def test_an_episode_depends_on_its_seed_alone(task):
         assert terminated[2] == single_terminated[0]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", kinds("task"))
 def test_observations_fit_the_declared_space(task):
     """Another dtype or shape breaks every buffer that is made from the space."""
     env = RobotVectorEnv(task, 2)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from robopolicy.components import kinds
 from robopolicy.rollout.statistics import wilson_interval
 from robopolicy.sim.collection import ActionNoise, collect
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-from robopolicy.sim.tasks import TASKS
 
 NOISE = np.array([0.3] * 3 + [0.02] * 3)
 """Disturbance of the executed action, as `collect` makes it."""
@@ -32,7 +32,7 @@ def success_rate(task: str, episodes: int, first_seed: int, noise: np.ndarray | 
     return float(success.mean()), float(lengths.mean())
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", kinds("task"))
 def test_expert_solves_its_task(task):
     """Demonstrations that fail, or drag on, teach nothing good."""
     rate, length = success_rate(task, episodes=12, first_seed=50)
@@ -41,7 +41,7 @@ def test_expert_solves_its_task(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", kinds("task"))
 def test_expert_solves_five_hundred_seeds(task):
     """The rate that the demonstrations stand on."""
     assert success_rate(task, episodes=500, first_seed=0)[0] >= (0.97 if task == "drawer" else 0.99)
@@ -101,7 +101,7 @@ def test_expert_is_a_function_of_the_present_alone():
     np.testing.assert_array_equal(expert_actions(env), expert_actions(other))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", kinds("task"))
 def test_expert_actions_are_in_the_action_space(task):
     """Labels beyond [-1, 1] would stretch the normalization of everything else."""
     env = RobotVectorEnv(task, 3)

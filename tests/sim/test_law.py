@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from robopolicy.components import kinds
 from robopolicy.control.limits import Targets, joint_targets, limit_targets
 from robopolicy.control.motion import move
 from robopolicy.control.profile import read_profile
@@ -13,7 +14,6 @@ from robopolicy.sim.collection import ActionNoise, collect
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
 from robopolicy.sim.scene import ARM_JOINTS
-from robopolicy.sim.tasks import TASKS
 from robopolicy.sim.worlds import ACTIONS
 
 PROFILE = read_profile("panda")
@@ -131,7 +131,7 @@ def test_interventions_are_counted_per_episode_and_start_at_zero():
     assert info["limited"].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("task", [name for name in TASKS if name != "chain"])
+@pytest.mark.parametrize("task", [name for name in kinds("task") if name != "chain"])
 def test_experts_work_within_the_limits(task):
     """Guards against: demos with actions that the robot would not execute as they are."""
     env = RobotVectorEnv(task, 12)

@@ -11,19 +11,40 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers.vector import DictInfoToList
 
 import robopolicy.sim
+from robopolicy import components
+from robopolicy.components import kinds
 from robopolicy.sim.randomization import RandomizationConfig
 from robopolicy.sim.single_env import RobotEnv
-from robopolicy.sim.tasks import TASKS
 
 assert robopolicy.sim
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", kinds("task"))
 def test_every_task_is_registered_and_passes_gymnasiums_checker(task):
     """Other people's training loops rely on what the checker checks."""
     env = gymnasium.make(f"robopolicy/{task.capitalize()}-v0")
     assert isinstance(env.unwrapped, RobotEnv)
     check_env(env.unwrapped, skip_render_check=True)
+
+
+def test_a_task_registered_later_gets_an_id_too(monkeypatch):
+    """Guards against: `gymnasium.make` knowing the tasks of its first import only, never a plug-in's."""
+    monkeypatch.setattr("robopolicy.components._registered", dict(components._registered))
+    monkeypatch.setattr("robopolicy.components._by_options", dict(components._by_options))
+
+    @components.register("task", "reach_again")
+    class ReachAgain(components.component("task", "reach").make):
+        pass
+
+    env = gymnasium.make("robopolicy/Reach_again-v0", max_episode_steps=3)
+    assert env.reset(seed=0)[1]["instruction"]
+    del gymnasium.registry["robopolicy/Reach_again-v0"]
+
+
+def test_an_unknown_option_of_an_environment_is_named():
+    """Guards against: a typo in `gymnasium.make(id, ...)` that ends in a message about another class."""
+    with pytest.raises(TypeError, match=r"no option 'camera'; it has: device, physics, cameras"):
+        RobotEnv("lift", camera="front")
 
 
 def test_seeding_is_reproducible_and_unseeded_resets_go_on():

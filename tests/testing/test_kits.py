@@ -1,15 +1,21 @@
 """The shipped conformance kits refuse components that break one promise."""
 
+import time
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
 
+from robopolicy import components
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.model.action_heads.regression import RegressionHead, RegressionOptions
 from robopolicy.model.encoders import EncoderInputs, Encoding, TokenEncoder
 from robopolicy.model.memories.lstm import LSTMMemory, LSTMOptions
 from robopolicy.model.poolings.mean import MeanOptions, MeanPooling
 from robopolicy.model.texts import TextTokens
-from robopolicy.testing import action_head, encoder, loss, memory, pooling
+from robopolicy.model.texts.vocabulary import VocabularyOptions, VocabularyText
+from robopolicy.testing import action_head, augmentation, encoder, execution, loss, memory, pooling, text
 from robopolicy.types import ArraySpec, Chunk
 
 
@@ -197,3 +203,94 @@ def test_a_broken_loss_is_found(kind, check):
     """Guards against: a kit that passes a loss which padding changes."""
     with pytest.raises(AssertionError):
         check(kind)
+
+
+class ForgetfulText(VocabularyText):
+    """Reads every instruction as the first one of its batch."""
+
+    def prepare(self, instructions):
+        """See `Text`."""
+        prepared = super().prepare(instructions)
+        return prepared[:1].expand_as(prepared)
+
+
+class UnmaskedText(VocabularyText):
+    """Marks padding as words."""
+
+    def forward(self, prepared):
+        """See `Text`."""
+        read = super().forward(prepared)
+        return read._replace(valid=torch.ones_like(read.valid))
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (ForgetfulText, text.an_instruction_reads_the_same_in_any_batch),
+        (ForgetfulText, text.instructions_differ),
+        (UnmaskedText, text.no_instruction_is_masked),
+    ],
+)
+def test_a_text_model_that_breaks_a_promise_is_refused(kind, check):
+    """Guards against: a check that passes whatever the text model does."""
+    with pytest.raises(AssertionError):
+        check(lambda inputs: kind(VocabularyOptions(), inputs))
+
+
+class Restless:
+    """Changes images frame by frame, with numbers that no seed determines, in the batch that it is given."""
+
+    def __init__(self, inputs):
+        self.calls = 0
+
+    def __call__(self, batch):
+        """See the family `augmentation`."""
+        self.calls += 1
+        images = batch.obs["front"]
+        images += torch.arange(images.shape[1], dtype=torch.uint8)[:, None, None, None] + time.time_ns() % 251
+        batch.target[:] = 0.0
+        return batch
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        augmentation.the_given_batch_is_not_written_to,
+        augmentation.draws_follow_the_seed,
+        augmentation.images_of_a_segment_change_alike,
+        augmentation.nothing_to_change_is_refused,
+    ],
+)
+def test_an_augmentation_that_breaks_a_promise_is_refused(check):
+    """Guards against: a check that passes whatever the augmentation does."""
+    with pytest.raises(AssertionError):
+        check(Restless)
+
+
+@dataclass(frozen=True)
+class EagerOptions(ExecutionOptions):
+    """Options of a broken strategy."""
+
+
+class Eager:
+    """Adds the batch's mean of the chunk to the plan, in place, frozen steps included."""
+
+    def __init__(self, options, chunk, control_dt):
+        self.frozen = 2
+
+    def merge(self, plans):
+        """See `Strategy`."""
+        plans.old.add_(plans.new.mean(0))
+        return plans.old, plans.count + 1
+
+
+@pytest.mark.parametrize(
+    "check", [check for check in execution.CHECKS if check is not execution.frozen_steps_leave_room_for_a_new_plan]
+)
+def test_a_strategy_that_breaks_a_promise_is_refused(check, monkeypatch):
+    """Guards against: a check that passes whatever the strategy does."""
+    monkeypatch.setattr("robopolicy.components._registered", dict(components._registered))
+    monkeypatch.setattr("robopolicy.components._by_options", dict(components._by_options))
+    components.register("execution", "eager", EagerOptions)(Eager)
+    with pytest.raises(AssertionError):
+        check(EagerOptions())

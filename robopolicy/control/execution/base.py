@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -44,6 +44,7 @@ class Plans:
     """Columns that `blend` averages as rotations."""
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """How a new chunk joins the plan."""
 

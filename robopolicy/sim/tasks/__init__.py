@@ -2,13 +2,10 @@
 
 from typing import Any
 
-from robopolicy.components import build, kinds, options_from
+from robopolicy.components import build, options_from
 from robopolicy.sim.tasks.base import Setup, State, Task
 
-TASKS = kinds("task")
-"""Names of the tasks: built in, and of installed plug-ins."""
-
-__all__ = ["TASKS", "Setup", "State", "Task", "make_task"]
+__all__ = ["Setup", "State", "Task", "make_task"]
 
 
 def make_task(name: str, **options: Any) -> Task:

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from robopolicy.components import kinds
 from robopolicy.sim.scene import build_scene
-from robopolicy.sim.tasks import TASKS, make_task
+from robopolicy.sim.tasks import make_task
 from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, place_apart
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", kinds("task"))
 def test_an_episode_is_determined_by_its_random_generator(name):
     """A draw from elsewhere would make a seed's scene differ from run to run."""
     task = make_task(name)
@@ -19,7 +20,9 @@ def test_an_episode_is_determined_by_its_random_generator(name):
         assert np.array_equal(getattr(one, field), getattr(other, field))
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("count", "sequence")])  # shown, not told
+@pytest.mark.parametrize(
+    "name", [name for name in kinds("task") if name not in ("count", "sequence")]
+)  # shown, not told
 def test_every_goal_has_its_own_instruction_and_the_other_way_round(name):
     """Two goals with one sentence could not be told apart by any policy."""
     task = make_task(name)
