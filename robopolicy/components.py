@@ -27,6 +27,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "execution": ("robopolicy.control.execution",),
     "task": ("robopolicy.sim.tasks",),
     "robot": ("robopolicy.control.robots", "robopolicy.sim.robots"),
+    "operator": ("robopolicy.control.operators",),
     "demo_format": ("robopolicy.demos.formats",),
     "key_mapping": ("robopolicy.control.serving.mappings",),
 }

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 UNSEEN = ["command_qpos", "command_gripper", "limited"]
 """Keys of a record that no robot shows."""
+OPERATED = ["intervention", "policy_action"]
+"""Further ones of a run with an operator."""
 
 
 class DemoRecorder:
@@ -32,13 +34,15 @@ class DemoRecorder:
 
     `check` opens the file and `train` can train on it. Beside the robot's observations stand `command_qpos` [rad] and
     `command_gripper` [m], the targets that were sent, and `limited`, 1 where a limit changed them; env_args names them
-    as `privileged`: a policy shall not see them.
+    as `privileged`: a policy shall not see them. With an operator there are also `intervention`, 1 where `actions` holds the
+    operator's action, and `policy_action`, the policy's own in the demos' units.
 
     Args:
         path: demo file; one that exists gains a demo.
         action_spec: columns of the actions.
         env_args: describes the simulator; None: a real robot.
         seed: seed of the simulated episode.
+        operated: whether the run has an operator.
 
     Raises:
         ValueError: the file can't be written, or holds demos with other action columns.
@@ -50,9 +54,11 @@ class DemoRecorder:
         action_spec: ActionSpec,
         env_args: Mapping[str, Any] | None = None,
         seed: int | None = None,
+        operated: bool = False,
     ) -> None:
+        self.operated = operated
         described = dict(env_args or {"env_name": "robopolicy run", "type": 2, "env_kwargs": {}})
-        described["privileged"] = [*UNSEEN, *described.get("privileged", [])]
+        described["privileged"] = [*UNSEEN, *(OPERATED if operated else ()), *described.get("privileged", [])]
         described.setdefault("env_version", version("robopolicy"))
         command = [sys.executable, "-m", "robopolicy.cli.record_writer", str(path)]
         pipe = subprocess.PIPE
@@ -75,6 +81,10 @@ class DemoRecorder:
         if np.isfinite(command.gripper_opening_m):  # NaN: an arm without a gripper
             obs["command_gripper"] = np.array([command.gripper_opening_m], np.float32)
         obs["limited"] = np.array([bool(tick.limited)], np.float32)
+        if self.operated:
+            policy_action = tick.action if tick.policy_action is None else tick.policy_action
+            obs["intervention"] = np.array([tick.intervention], np.float32)
+            obs["policy_action"] = np.asarray(policy_action, np.float32)
         given = seen.instruction
         instruction = given if given is None or isinstance(given, str) else given[0]
         self._send({"obs": obs, "action": np.asarray(tick.action, np.float32), "instruction": instruction})

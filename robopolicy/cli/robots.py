@@ -69,8 +69,8 @@ def make_robot(options: Namespace, driver: Driver) -> Robot:
     if factory.isidentifier():
         if flags:
             raise ConfigError(f"--{FLAGS[next(iter(flags))][0]} is not an option of --robot {options.robot}")
-        return _made_by(options.robot, _imported(module, factory), context)
-    kind, given = _kind_and_options(options.robot)
+        return _made_by(options.robot, imported("--robot", module, factory, "RobotContext"), context)
+    kind, given = kind_and_options("robot", options.robot, SCHEMES)
     chosen = component("robot", kind)
     known = [field.name for field in fields(chosen.options)]
     for name in flags:
@@ -80,33 +80,44 @@ def make_robot(options: Namespace, driver: Driver) -> Robot:
     return _made_by(options.robot, lambda context: build(made, context), context)
 
 
-def _kind_and_options(source: str) -> tuple[str, dict[str, Any]]:
+def kind_and_options(
+    family: str, source: str, schemes: Mapping[str, tuple[str, dict[str, Any]]]
+) -> tuple[str, dict[str, Any]]:
+    """The kind and the options of a device that is given as a kind, an address or a YAML file.
+
+    Raises:
+        ConfigError: the address has an unknown scheme, or the file no `kind`.
+    """
     scheme, separator, address = source.partition("://")
     if separator:
-        if scheme not in SCHEMES:
-            raise ConfigError(f"--robot {source}: unknown scheme {scheme!r}; expected {', '.join(SCHEMES)}")
-        kind, given = SCHEMES[scheme]
+        if scheme not in schemes:
+            raise ConfigError(f"{family} {source}: unknown scheme {scheme!r}; expected {', '.join(schemes)}")
+        kind, given = schemes[scheme]
         return kind, {"address": address, **given}
     if source.endswith((".yaml", ".yml")):
         values = read_yaml(source)
         kind = values.pop("kind", None)
         if not isinstance(kind, str):
-            raise ConfigError(f"{source}: expected `kind`, one of {', '.join(kinds('robot'))}")
+            raise ConfigError(f"{source}: expected `kind`, one of {', '.join(kinds(family))}")
         if isinstance(profile := values.get("profile"), str) and (Path(source).parent / profile).is_file():
             values["profile"] = str(Path(source).parent / profile)  # a profile beside the file
         return kind, values
     return source, {}
 
 
-def _imported(module: str, factory: str) -> Callable[[RobotContext], Any]:
-    """The factory that the caller named; importing it is what they asked for."""
+def imported(flag: str, module: str, factory: str, context: str) -> Callable[[Any], Any]:
+    """The factory MODULE:FACTORY that the caller named after `flag`; importing it is what they asked for.
+
+    Raises:
+        ConfigError: it can't be imported, or is not callable.
+    """
     try:
         made = getattr(importlib.import_module(module), factory)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"--robot {module}:{factory} can't be imported: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"{flag} {module}:{factory} can't be imported: {type(error).__name__}: {reason}") from error
     if not callable(made):
-        raise ConfigError(f"--robot {module}:{factory} is not callable; expected a function of a RobotContext")
+        raise ConfigError(f"{flag} {module}:{factory} is not callable; expected a function of a {context}")
     return made
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of
+from robopolicy.cli.operators import make_operator
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import add_backbone, add_execution, add_precision, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
@@ -18,6 +19,7 @@ from robopolicy.components import ConfigError
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import Inference, SteppedInference, ThreadedInference
 from robopolicy.control.loop import ControlLoop
+from robopolicy.control.operators.base import OperatorContext
 from robopolicy.control.replay import RecordedStream, first_place
 from robopolicy.control.robot import Recorder, Robot
 from robopolicy.control.timing import Clock
@@ -32,6 +34,8 @@ def run(arguments: Sequence[str]) -> int:
     for option in ("json", "record"):
         if options[option] is not None:
             check_file(f"--{option}", options[option])
+    if options.intervene is not None and options.replay is not None:
+        raise ConfigError("--intervene with --replay: a recorded demo can't be taken over; give a policy or --server")
     driver = driver_of(options)
     with ExitStack() as stack:
         robot = make_robot(options, driver)
@@ -46,6 +50,11 @@ def run(arguments: Sequence[str]) -> int:
         recorded_before = _demo_count(options.record) if options.record else 0
         recording = stack.enter_context(ExitStack())
         recorder = _recorder(options, driver, robot, recording)
+        operator = None
+        if options.intervene is not None:
+            context = OperatorContext(robot.profile, driver.spec, driver.control_dt)
+            operator = make_operator(options.intervene, context)
+            stack.callback(operator.close)
         clock = getattr(robot, "simulated_clock", None)
         inference = _inference(options, driver, robot, clock)
         stack.callback(inference.close)
@@ -57,6 +66,7 @@ def run(arguments: Sequence[str]) -> int:
             driver.spec,
             deadline_s=options.deadline,
             recorder=recorder,
+            operator=operator,
             clock=clock,
             dry_run=options.dry_run,
             priority=options.priority and clock is None,
@@ -110,6 +120,13 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="compute and record the commands, but send none")
     parser.add_argument("--record", type=str | None, default=None, help="demo file to write the run to")
+    parser.add_argument(
+        "--intervene",
+        type=str | None,
+        default=None,
+        help="device of an operator who may take over: keyboard, spacemouse, ws:// or wss://HOST:PORT (a leader arm), a YAML "
+        "file with kind and options, or MODULE:FACTORY",
+    )
     parser.add_argument("--rerun", action="store_true", help="show the run in the rerun viewer (extra `view`)")
     parser.add_argument("--priority", type=bool, default=True, help="ask the system for real-time priority")
     parser.add_argument("--json", type=str | None, default=None, help="where to write the figures as JSON")
@@ -148,7 +165,7 @@ def _recorder(options: Namespace, driver: Driver, robot: Robot, stack: ExitStack
     if options.record:
         env_args = dict(getattr(robot, "env_args", None) or {}) or None
         seed = None if env_args is None else env_args.pop("seed")
-        recorders.append(DemoRecorder(options.record, driver.spec, env_args, seed))
+        recorders.append(DemoRecorder(options.record, driver.spec, env_args, seed, options.intervene is not None))
     if options.rerun:
         recorders.append(RerunRecorder())
     if not recorders:

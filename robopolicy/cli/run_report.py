@@ -65,6 +65,8 @@ def summarize(
         print(
             f"policy    p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms; {statistics.missed_frames} frames missed"
         )
+    if options.intervene:
+        print(f"operator  {statistics.operated} of {statistics.steps} steps")
     print(
         f"limited   {statistics.interventions} of {statistics.steps} commands "
         f"({100 * statistics.interventions / max(statistics.steps, 1):.1f} %): {dict(statistics.limited)}"

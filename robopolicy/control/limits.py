@@ -70,7 +70,7 @@ def joint_targets(
     action = xp.where(finite[..., None], action, 0.0)
     keep = [column for column in spec.arm_columns if column not in spec.continuous_gripper]
     arm = action[..., keep] if keep != list(range(len(keep))) else action[..., : len(keep)]
-    opening = profile.opening_m * (1 - _closed(profile, spec, action))
+    opening = profile.opening_m * (1 - closed_share(profile, spec, action))
     limited = {"non_finite": ~finite}
     if (spec.space, spec.kind, len(keep)) == ("ee", "delta", 6) and profile.arm is not None:
         clipped = arm.clip(-1.0, 1.0)
@@ -198,8 +198,8 @@ def _ee_displacement(profile: RobotProfile, action: Array, qpos: Array) -> Array
     return damped_least_squares(jacobian, action * like(action, _SCALE), posture=posture)
 
 
-def _closed(profile: RobotProfile, spec: ActionSpec, action: Array) -> Array:
-    """How closed the gripper is asked to be (*B): 0 open, 1 closed, nan where the action has no gripper."""
+def closed_share(profile: RobotProfile, spec: ActionSpec, action: Float[Array, "*B width"]) -> Float[Array, "*B"]:
+    """How closed an action wants the gripper: 0 open, 1 closed, nan where the action has no gripper."""
     if spec.gripper_columns:
         column, (first, second) = spec.gripper_columns[0], spec.gripper_values[0]
     elif spec.continuous_gripper:
@@ -208,6 +208,15 @@ def _closed(profile: RobotProfile, spec: ActionSpec, action: Array) -> Array:
         return math.nan * action[..., 0]
     at_second = (action[..., column] - first) / (second - first)
     return at_second if profile.gripper_opens == "first" else 1 - at_second
+
+
+def gripper_value(profile: RobotProfile, spec: ActionSpec, closed: float) -> float:
+    """The inverse of `closed_share`: the gripper column's value; a binary one takes the nearer of its two."""
+    at_second = closed if profile.gripper_opens == "first" else 1 - closed
+    if spec.gripper_columns:
+        first, second = spec.gripper_values[0]
+        return second if at_second > 0.5 else first
+    return min(max(2 * at_second - 1, -1.0), 1.0)
 
 
 _SCALE = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)

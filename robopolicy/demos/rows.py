@@ -149,6 +149,16 @@ def row_types(source: DemoSource, name: str) -> dict[str, Row]:
     return {key: (values.shape[1:], values.dtype) for key, values in arrays.items()}
 
 
+def read_flags(sources: Sequence[tuple[DemoSource, Sequence[str]]], key: str) -> np.ndarray:
+    """(rows,) bool, in the order of `load_rows`: where a key (1,) is above 0.5; False in a demo without the key."""
+    flags = []
+    for source, name in ((source, name) for source, names in sources for name in names):
+        there = key in row_types(source, name)
+        demo = source.read(name, [key] if there else [])
+        flags.append(np.ravel(demo.obs[key]) > 0.5 if there else np.zeros(len(demo), bool))
+    return np.concatenate(flags)
+
+
 def _is_seen(key: str) -> bool:
     return key.startswith("obs/") or key == TOKENS_KEY
 

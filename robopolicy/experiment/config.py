@@ -55,6 +55,9 @@ class DataConfig:
     first_step_share: float = 0.0
     """Share of the segments that start at a demo's first step; for tasks where the cue comes first. Not for a carried
     memory, which always starts there."""
+    intervention_weight: float | None = None
+    """How often a step in which an operator had the robot (`run --intervene`) starts a segment, another step counting 1;
+    null: as often. Not for a carried memory."""
     frame_stride: int = 1
     """Control steps between two frames of a window; above 1 for a slow backbone or a client that executes chunks."""
     placement: Literal["auto", "device", "host", "disk"] = "auto"
@@ -68,7 +71,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         expect(self, "data", ">= 1", "train_demos", "batch_size", "segment", "frame_stride")
-        expect(self, "data", "> 0", "file_weights")
+        expect(self, "data", "> 0", "file_weights", "intervention_weight")
         expect(self, "data", ">= 0", "num_workers")
         expect(self, "data", "0 .. 1", "first_step_share")
         expect(self, "data", ">= 0 and < 1", "valid_fraction")
@@ -203,7 +206,7 @@ class ExperimentConfig:
                 f"--data.segment must be >= --memory.window, got {data.segment} < {window}: windows are cut from segments",
             )
             return
-        for name in ("file_weights", "first_step_share"):
+        for name in ("file_weights", "first_step_share", "intervention_weight"):
             require(
                 not getattr(data, name),
                 f"--data.{name} can't be used with --memory.history carry, which reads whole demos in order",

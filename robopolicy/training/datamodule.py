@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import distributed
@@ -14,7 +15,7 @@ from robopolicy import __version__
 from robopolicy.components import component_of
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.formats import DemoReader, open_demos
-from robopolicy.demos.rows import DemoRows, load_rows, row_types
+from robopolicy.demos.rows import DemoRows, load_rows, read_flags, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.experiment.building import DemoFacts, action_normalizer
 from robopolicy.experiment.config import ConfigError, ExperimentConfig
@@ -69,6 +70,7 @@ class DemoDataModule(LightningDataModule):
         self._normalizer: ActionNormalizer | None = None
         self._token_encoder: dict[str, Any] | None = None
         self._rotations: dict[str, tuple[RotationColumns, ...]] = {}
+        self._row_weights: np.ndarray | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Open the files and read what stays in memory; a second call does nothing."""
@@ -86,6 +88,7 @@ class DemoDataModule(LightningDataModule):
             keys.append(TOKEN_VALID_KEY)
         wanted = tuple(dict.fromkeys((*keys, *privileged)))
         self._train = train = self._load([train for train, _ in splits], wanted)
+        self._row_weights = self._intervention_weights([train for train, _ in splits])
         held_out = [valid for _, valid in splits]
         self._valid = self._load(held_out, wanted) if any(held_out) else None
         self.action_spec = choose_action_spec(self._readers, train, data)
@@ -114,7 +117,9 @@ class DemoDataModule(LightningDataModule):
         if history_of(self.experiment.memory) == "carry":
             order = Carried(store.rows, data.batch_size, store.segment, data.frame_stride, seed)
         else:
-            order = Shuffled(store.rows, data.batch_size, seed, data.file_weights, data.first_step_share)
+            order = Shuffled(
+                store.rows, data.batch_size, seed, data.file_weights, data.first_step_share, self._row_weights
+            )
         return BatchLoader(store, order, rank, processes)
 
     def val_dataloader(self) -> BatchLoader | list[Batch]:
@@ -208,6 +213,17 @@ class DemoDataModule(LightningDataModule):
         sources = list(zip(self._readers, names, strict=True))
         pool = pooling_ahead(self.experiment)
         return load_rows(sources, keys, placement=data.placement, device=self.device, threads=threads, pool_tokens=pool)
+
+    def _intervention_weights(self, names: Sequence[Sequence[str]]) -> np.ndarray | None:
+        """How often each row of the training split starts a segment; None: all alike."""
+        weight = self.experiment.data.intervention_weight
+        if weight is None:
+            return None
+        operated = read_flags(list(zip(self._readers, names, strict=True)), "intervention")
+        if not operated.any():
+            raise ConfigError("--data.intervention_weight: no step with `intervention` 1; record with run --intervene")
+        LOG.info("operator  had the robot in %d of %d steps", operated.sum(), operated.size)
+        return np.where(operated, weight, 1.0)
 
     def _take_statistics(self, train: DemoRows) -> None:
         """Of the training split; rotations are fit to it too."""

@@ -44,6 +44,8 @@ class Shuffled:
     """How often each source is drawn from, whatever its size; then segments are drawn with replacement."""
     first_step_share: float = 0.0
     """Share of the segments that are moved to the first step of their demo."""
+    row_weights: np.ndarray | None = None
+    """(rows,) how often each row starts a segment, relative to the others of its source; then drawn with replacement."""
 
     @property
     def length(self) -> int:
@@ -55,7 +57,7 @@ class Shuffled:
         # NumPy's generator, since torch's on the CPU looks at 32 bits of its seed only.
         random = np.random.default_rng([self.seed, number])
         count = self.length * self.batch_size
-        if self.source_weights:
+        if self.source_weights or self.row_weights is not None:
             starts = self._weighted(count, random)
         else:
             rounds = -(-count // self.rows.steps)  # more than one where the demos hold less than a batch
@@ -66,14 +68,11 @@ class Shuffled:
         return torch.from_numpy(starts.reshape(self.length, self.batch_size)), None
 
     def _weighted(self, count: int, random: np.random.Generator) -> np.ndarray:
-        source_of_row = np.repeat(self.rows.source_id, self.rows.lengths)
-        weights = np.asarray(self.source_weights, dtype=np.float64)
-        sources = random.choice(len(weights), size=count, p=weights / weights.sum())
-        starts = np.empty(count, dtype=np.int64)
-        for source in range(len(weights)):
-            drawn, mine = sources == source, np.flatnonzero(source_of_row == source)
-            starts[drawn] = random.choice(mine, size=int(drawn.sum()))
-        return starts
+        weights = np.ones(self.rows.steps) if self.row_weights is None else self.row_weights.astype(np.float64)
+        if self.source_weights:
+            source = np.repeat(self.rows.source_id, self.rows.lengths)
+            weights = weights * (np.asarray(self.source_weights) / np.bincount(source, weights))[source]
+        return random.choice(len(weights), size=count, p=weights / weights.sum())
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ COMMANDS = [
 SMALLER = {
     "collect": ["--episodes", "3", "--num-envs", "3"],
     "train": ["--max-steps", "2", "--memory.hidden", "8"],
+    "run": shlex.split("--seconds 0.8 --command-hz 200 --deadline 20"),
     "improve": shlex.split("--iterations 2 --num-envs 2 --eval-every 2 --eval-episodes 2 --ppo.rollout_steps 8"),
     "eval": ["--episodes", "2"],
     "dagger": shlex.split("--rounds 1 --episodes 2 --training.max_steps 2 --memory.hidden 8 --eval-episodes 2"),
@@ -52,8 +53,13 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_the_commands_of_the_document_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against: a document whose commands fail."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    title, code = re.findall(r'```python title="(.*?)"\n(.*?)```', (ROOT / "docs" / "learn.md").read_text(), re.DOTALL)[
+        0
+    ]
+    (tmp_path / title).write_text(code)
     monkeypatch.setattr("robopolicy.training.improve._Run._check_reward", lambda self: None)  # two steps lift nothing
-    assert len(COMMANDS) >= 6
+    assert len(COMMANDS) >= 8
     for command in COMMANDS:
         verb, *words = shlex.split(command.removeprefix("robopolicy "))
         words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
@@ -69,7 +75,7 @@ def test_every_option_of_the_document_exists(capsys: pytest.CaptureFixture[str])
     """Guards against: a document that names options of yesterday."""
     text = (ROOT / "docs" / "learn.md").read_text()
     shown = ""
-    for verb in ("improve", "dagger", "eval"):
+    for verb in ("improve", "dagger", "eval", "run", "train"):
         with pytest.raises(SystemExit):
             main([verb, "--help"])
         shown += capsys.readouterr().out

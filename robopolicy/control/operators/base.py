@@ -1,0 +1,140 @@
+"""What operators share: what a run knows when it opens their device, and how their motions become the policy's actions."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.components import ConfigError
+from robopolicy.control.kinematics import rotation_vector, tool_pose
+from robopolicy.control.limits import POSITION_SCALE_M, ROTATION_SCALE_RAD, closed_share, gripper_value, joint_targets
+from robopolicy.control.profile import RobotProfile
+from robopolicy.types import ActionSpec
+
+TOOL = ActionSpec(arm=6, gripper=0, kind="delta", space="ee")
+"""Motions of the tool: x y z in units of 0.05 m, rotation vector in units of 0.5 rad, in the robot's base frame."""
+DEAD_ZONE = 0.05
+"""Deflection of a device, of 1, that counts as rest."""
+
+
+@dataclass(frozen=True)
+class OperatorContext:
+    """What a run knows when it opens an operator's device."""
+
+    profile: RobotProfile
+    """Of the robot that is taken over."""
+    action_spec: ActionSpec
+    """Columns of the policy's actions, which are those of the operator's too."""
+    control_dt: float
+    """Time between two actions [s]."""
+
+    def tool_action(
+        self, motion: Float[np.ndarray, "6"], closed: float, qpos: Float[np.ndarray, " joints"]
+    ) -> Float[np.ndarray, " width"]:
+        """The action row that moves the tool of a robot at `qpos` [rad].
+
+        Args:
+            motion: what `TOOL` describes, each in [-1, 1].
+            closed: how closed the gripper is, 0 .. 1.
+            qpos: where the joints are [rad].
+
+        Raises:
+            ValueError: the policy moves joints and the robot's profile has no kinematics.
+        """
+        if self.action_spec.space == "ee":
+            return self._row(motion, closed)
+        target = joint_targets(self.profile, TOOL, motion, qpos, self.control_dt).joint_position_rad
+        return self._row(self._joint_columns(target, qpos), closed)
+
+    def joint_action(
+        self, target_rad: Float[np.ndarray, " joints"], closed: float, qpos: Float[np.ndarray, " joints"]
+    ) -> Float[np.ndarray, " width"]:
+        """The action row that moves the joints from `qpos` to `target_rad` [rad], as far as one action can."""
+        if self.action_spec.space != "ee":
+            return self._row(self._joint_columns(target_rad, qpos), closed)
+        assert self.profile.arm is not None  # `ControlLoop` refuses such a robot
+        (position, rotation), (target, turned) = (tool_pose(self.profile.arm, joints) for joints in (qpos, target_rad))
+        turn = rotation_vector(turned @ rotation.T)
+        motion = np.concatenate([(target - position) / POSITION_SCALE_M, turn / ROTATION_SCALE_RAD])
+        return self._row(motion.clip(-1.0, 1.0), closed)
+
+    def closed(self, action: Float[np.ndarray, " width"]) -> float:
+        """How closed an action wants the gripper, 0 .. 1; nan without a gripper."""
+        return float(closed_share(self.profile, self.action_spec, action))
+
+    def _joint_columns(self, target_rad: np.ndarray, qpos: np.ndarray) -> np.ndarray:
+        if self.action_spec.space == "joint_velocity":
+            return (target_rad - qpos) / self.control_dt
+        return target_rad - qpos if self.action_spec.kind == "delta" else target_rad
+
+    def _row(self, arm: np.ndarray, closed: float) -> np.ndarray:
+        spec, row = self.action_spec, np.zeros(self.action_spec.width)
+        row[[column for column in spec.arm_columns if column not in spec.continuous_gripper]] = arm
+        for column, value in spec.constant.items():
+            row[column] = value
+        for column in (*spec.gripper_columns, *spec.continuous_gripper):
+            row[column] = gripper_value(self.profile, spec, closed)
+        return row
+
+
+@runtime_checkable
+class ToolDevice(Protocol):
+    """A device in the operator's hand."""
+
+    def read(self, t_s: float) -> tuple[Float[np.ndarray, "6"], int, int]:
+        """The tool's motion as `TOOL` describes it, and how often the buttons `take over` and `gripper` were pressed since.
+
+        Args:
+            t_s: the present on the loop's clock [s].
+
+        Raises:
+            OSError: the device is lost.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
+
+
+class ToolOperator:
+    """An operator who moves the tool; one button takes over and hands back, another one closes and opens the gripper.
+
+    The gripper begins as the policy has it.
+
+    Args:
+        device: in the operator's hand.
+        context: of the run.
+
+    Raises:
+        ConfigError: the robot's tool can't be moved, since its profile has no kinematics.
+    """
+
+    def __init__(self, device: ToolDevice, context: OperatorContext) -> None:
+        self.device, self.context = device, context
+        self._engaged, self._closed = False, 0.0
+        try:
+            context.tool_action(np.zeros(6), 0.0, np.asarray(context.profile.home_rad))
+        except ValueError as error:
+            device.close()
+            raise ConfigError(f"--intervene: {error}") from None
+
+    def act(
+        self, t_s: float, qpos: Float[np.ndarray, " joints"], policy_action: np.ndarray | None
+    ) -> np.ndarray | None:
+        """See `Operator`."""
+        motion, taken, gripped = self.device.read(t_s)
+        if not self._engaged and policy_action is not None:
+            self._closed = self.context.closed(policy_action)
+        if taken % 2:
+            self._engaged = not self._engaged
+        if not self._engaged:
+            return None
+        if gripped % 2:
+            self._closed = 0.0 if self._closed > 0.5 else 1.0
+        return self.context.tool_action(motion, self._closed, qpos)
+
+    def close(self) -> None:
+        """See `Operator`."""
+        self.device.close()
