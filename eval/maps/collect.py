@@ -4,7 +4,7 @@
 
 It runs in the simulator's own interpreter, which also needs h5py and pyyaml; of robopolicy only `rollout/env_runner.py`, which
 imports nothing else of ours. The keys in the file are the policy's keys of the map, so that `robopolicy eval` with the same map
-finds them again. An expert's action is written as the expert gives it, possibly beyond the environment's bounds.
+finds them again. An expert's action is written as the expert gives it, clipped as the map says (`action: {clip: space}`).
 """
 
 import argparse
@@ -20,7 +20,7 @@ import yaml
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-from robopolicy.rollout.env_runner import EnvSetupError, Session  # noqa: E402  the path is set above
+from robopolicy.rollout.env_runner import EnvSetupError, Session, action_bounds  # noqa: E402  the path is set above
 
 Obs = Mapping[str, np.ndarray]
 
@@ -44,7 +44,7 @@ class Simulator(Protocol):
         ...
 
     def expert(self) -> np.ndarray:
-        """The scripted demonstrator's action now, possibly beyond the simulator's bounds."""
+        """The scripted demonstrator's action now, as it is executed and written."""
         ...
 
 
@@ -77,6 +77,8 @@ class MappedTask:
         spec["render"] = any("render" in _names(source) for source in (self._map.get("observation") or {}).values())
         self._session = Session(spec)
         self._env, self._expert = env, None
+        clip = (self._map.get("action") or {}).get("clip")
+        self._bounds = action_bounds(self._session.env) if clip == "space" else clip or (None, None)
         self.max_episode_steps = self._session.max_episode_steps
         self.env_args = {"env_name": env, "type": 2, "env_kwargs": {}}
 
@@ -97,7 +99,8 @@ class MappedTask:
         if not self._begun and hasattr(self._expert, "reset"):
             self._expert.reset(self._seed)
         self._begun = True
-        return np.asarray(self._expert(self._arrays))
+        action, (low, high) = np.asarray(self._expert(self._arrays)), self._bounds
+        return action if low is None and high is None else action.clip(low, high)
 
     def _seen(self) -> Obs:
         """The arrays under the policy's keys: those of the map, and the environment's own that no key of the map takes."""

@@ -146,7 +146,7 @@ class TrainingConfig:
     select: Literal["valid_loss", "success", "last"] = "valid_loss"
     """Which checkpoint becomes the run's policy."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """auto: bf16 on GPUs, float32 on the CPU."""
+    """auto: bf16 on GPUs, and for the encoder `conv` on CPUs that compute in it (AVX-512 BF16); float32 elsewhere."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
 

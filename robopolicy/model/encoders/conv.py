@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from robopolicy.components import ConfigError, expect, register
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, with_sentence
+from robopolicy.model.encoders.pixels import cell_positions
 from robopolicy.model.texts import TextTokens
 
 
@@ -69,16 +70,15 @@ class ConvEncoder(TokenEncoder):
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`."""
         parts = [self._seen(obs[camera], place, text) for place, camera in enumerate(self.cameras)]
-        values = torch.cat([*parts, *(obs[key] for key in self.keys)], dim=-1)
+        values = torch.cat([*parts, *(obs[key] for key in self.keys)], dim=-1).to(self.project.weight.dtype)
         return Encoding(self.project(with_sentence(values, text))[..., None, :], None, predictions={})
 
     def _seen(self, images: Tensor, place: int, text: TextTokens | None) -> Tensor:
         """Keypoints (*B, 2 C) of one camera, then what the instruction's queries attend to."""
         batch = images.shape[:-3]
         features = self._features(images.reshape(-1, *images.shape[-3:]), 0 if self.shared else place)
-        grid = _grid(features)
+        points, grid = spatial_softmax(features), cell_positions(*features.shape[-2:], like=features)
         values = rearrange(features, "b c h w -> b (h w) c")
-        points = functional.softmax(values, dim=1).mT @ grid
         found = [points.flatten(1)]
         if self.query is not None and text is not None:
             sentence = text.sentence.expand(*batch, text.sentence.shape[-1]).reshape(-1, text.sentence.shape[-1])
@@ -108,10 +108,14 @@ def _trunk(depth: int, channels: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _grid(features: Tensor) -> Float[Tensor, "cells 2"]:
-    """Centers of the cells of a feature map, x to the right and y down, each in [-1, 1]."""
-    height, width = features.shape[-2:]
-    rows = (2 * torch.arange(height, device=features.device, dtype=features.dtype) + 1) / height - 1
-    columns = (2 * torch.arange(width, device=features.device, dtype=features.dtype) + 1) / width - 1
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=-1)
+def spatial_softmax(
+    features: Float[Tensor, "frames points rows columns"],
+) -> Float[Tensor, "frames points xy"]:
+    """Expected position of each channel, x to the right and y down, each in [-1, 1].
+
+    In float32, and without matrix products, which autocast would round to bfloat16: its 8 significant bits are a sixth of a
+    pixel in an image of 84.
+    """
+    weights = functional.softmax(features.float().flatten(2), dim=-1)
+    grid = cell_positions(*features.shape[-2:], like=weights)
+    return torch.stack([(weights * positions).sum(-1) for positions in grid.T], dim=-1)
