@@ -15,6 +15,8 @@ from robopolicy.control.smoothing import import_ruckig
 if TYPE_CHECKING:
     from ruckig import Trajectory
 
+ROUNDING = 1e-8
+"""Relative excess over a limit that counts as rounding: a motion planned at the limits must pass unchanged."""
 TARGET_SHARE = 0.95
 """Share of the velocity and acceleration limits at which a moving target is approached."""
 
@@ -100,7 +102,7 @@ class JointTracker:
         for order, limit in enumerate((self._velocity, self._acceleration, self._jerk), start=1):
             spans_s = (times_s[order:] - times_s[:-order]) / order
             rates = np.diff(rates, axis=0) / spans_s[:, None]
-            if (np.abs(rates[-1]) > limit).any():
+            if (np.abs(rates[-1]) > limit * (1 + ROUNDING)).any():
                 return None
             last.append(rates[-1])
         # The parabola through the last three positions: a motion that continues from its end with bounded jerk keeps the
@@ -138,7 +140,7 @@ class JointTracker:
         """Whether the fastest braking from a state stays within the limits of velocity and position."""
         position, velocity, acceleration = state
         peak = velocity + acceleration * np.abs(acceleration) / (2 * self._jerk)
-        if (np.abs(peak) > self._velocity * (1 + 1e-9)).any():
+        if (np.abs(peak) > self._velocity * (1 + ROUNDING)).any():
             return False
         near = np.minimum(position - self._lower, self._upper - position)
         speed = np.maximum(np.abs(velocity), np.abs(peak))

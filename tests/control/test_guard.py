@@ -61,6 +61,23 @@ def test_commands_that_arrive_evenly_are_played_within_the_limits_exactly(panda)
     assert_within_limits(panda, played, PERIOD, slack=1e-6)
 
 
+def test_a_motion_at_the_limits_passes_the_guard_unchanged(panda):
+    """Guards against: rounding that counts as a broken limit, after which the joints lag for the rest of the motion."""
+    period_s = 0.001
+    smoother = JointSmoother(panda, period_s, 0.05)
+    rng = np.random.default_rng(0)
+    guard = CommandGuard(panda, period_s, smoother.state[0])
+    target = np.asarray(panda.home_rad)
+    for tick in range(2000):
+        if tick % 50 == 0 and tick < 1500:
+            target = (target + rng.uniform(-0.08, 0.08, 7)).clip(*panda.soft_limits_rad)
+            smoother.aim(target)
+        guard.receive(smoother.step(), tick * period_s, tick * period_s)
+        guard.position(tick * period_s)
+    assert guard.tracker.deviated == 0
+    np.testing.assert_allclose(guard.tracker.position, smoother.state[0], atol=1e-9)
+
+
 def test_a_gap_in_a_motion_is_bridged_and_a_long_one_ends_in_rest_within_the_limits(panda):
     """An arm that stops dead at every lost packet, or flies on when the client has died."""
     rows = sweep(panda, 1.0)
