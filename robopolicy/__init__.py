@@ -3,8 +3,7 @@
 The names below are resolved when they are first used, so that importing `robopolicy.client` on a robot needs no torch.
 """
 
-from importlib import import_module
-from typing import Any
+from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
 
@@ -39,10 +38,10 @@ _HOME = {
 """Where each public name lives."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"robopolicy has no {name!r}. It has: {', '.join(_HOME)}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(_import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

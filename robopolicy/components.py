@@ -158,6 +158,16 @@ def component_of(options: Any) -> Component:
     return found
 
 
+def origin_of(family: str, kind: str) -> str:
+    """Where a kind comes from: `robopolicy`, the plug-in, or `unknown`; nothing is imported."""
+    if (family, kind) in _registered:
+        return _registered[family, kind].origin
+    if kind in _built_in(family):
+        return BUILT_IN
+    found = [entry for entry in _entry_points() if entry.name == f"{family}.{kind}"]
+    return _distribution(found[0]) if found else "unknown"
+
+
 def values_of(options: Any) -> dict[str, Any]:
     """The inverse of `options_from`: `kind` and the options as plain values."""
     return {"kind": component_of(options).kind, **asdict(options)}

@@ -1,5 +1,6 @@
 """The package's public names: `robopolicy/__init__.py`."""
 
+import inspect
 import subprocess
 import sys
 
@@ -26,6 +27,16 @@ def test_a_name_is_there_when_it_is_used():
     for name in ("ActionSpec", "Chunk", "PolicyHead", "action_loss", "load_policy", "save_policy", "ChunkPolicy"):
         assert getattr(robopolicy, name).__name__ == name
         assert name in dir(robopolicy)
+
+
+def test_a_star_import_and_completion_show_the_public_names_alone():
+    """Guards against: a notebook whose completion is full of the package's own imports."""
+    names: dict[str, object] = {}
+    exec("from robopolicy import *", names)
+    assert set(names) - {"__builtins__"} == set(robopolicy.__all__)
+    shown = {name for name in dir(robopolicy) if not name.startswith("_")}
+    assert shown >= set(robopolicy.__all__)
+    assert all(inspect.ismodule(getattr(robopolicy, name)) for name in shown - set(robopolicy.__all__))
 
 
 def test_an_unknown_name_is_refused_with_a_list():

@@ -2,10 +2,13 @@
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Sequence
 
+import docstring_parser
+
 from robopolicy.cli.parsing import parse, verb_parser
-from robopolicy.components import FAMILIES, Component, ConfigError, component, kinds
+from robopolicy.components import BUILT_IN, FAMILIES, Component, ConfigError, component, kinds
 
 
 def components(arguments: Sequence[str]) -> int:
@@ -29,8 +32,20 @@ def components(arguments: Sequence[str]) -> int:
 
 def _show(found: Component) -> None:
     summary = (inspect.getdoc(found.make) or "").partition("\n")[0]
-    origin = "" if found.origin == "robopolicy" else f"   [{found.origin}]"
+    origin = "" if found.origin == BUILT_IN else f"   [{found.origin}]"
     print(f"{found.kind}{origin}   {summary}")
+    meaning = _meanings(found.options)
     for field in dataclasses.fields(found.options):
         default = field.default_factory() if callable(field.default_factory) else field.default
-        print(f"    {field.name} = {default!r}")
+        shown = default if isinstance(default, str) else json.dumps(default, default=str)
+        print(f"    {field.name} = {shown:<{max(1, 26 - len(field.name))}}  {meaning.get(field.name, '')}".rstrip())
+
+
+def _meanings(options: type) -> dict[str, str]:
+    """The docstring under each field, those of inherited fields included."""
+    found: dict[str, str] = {}
+    for owner in reversed(options.__mro__):
+        if dataclasses.is_dataclass(owner):
+            parsed = docstring_parser.parse_from_object(owner)
+            found |= {each.arg_name: " ".join((each.description or "").split()) for each in parsed.params}
+    return found

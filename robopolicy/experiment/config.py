@@ -1,7 +1,7 @@
 """The config tree of one experiment: plain sections as dataclasses, component sections as the chosen kind's options."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, TypeAlias
 
 from robopolicy.components import ConfigError, component, component_of, expect, require
@@ -172,14 +172,14 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
     augmentation: Mapping[str, Any] = field(default_factory=dict)
-    """Random changes to training batches: kind -> its options, such as {shift: {pixels: 4}}."""
+    """Random changes to training batches: kind -> its options, such as {shift: {pixels: 4}} or {"shift": ShiftOptions(4)}."""
     encoder: Any = field(default_factory=lambda: default_options("encoder"))
     text: Any = None
     pooling: Any = field(default_factory=lambda: default_options("pooling"))
     memory: Any = field(default_factory=lambda: default_options("memory"))
     action_head: Any = field(default_factory=lambda: default_options("action_head"))
     losses: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULT_LOSSES))
-    """Loss -> weight, or for an auxiliary loss {weight: w, option: value, ...}."""
+    """Loss -> weight, or for an auxiliary loss {weight: w, option: value, ...}; from Python also (weight, options object)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     execution: Any = field(default_factory=lambda: default_options("execution"))
@@ -190,6 +190,9 @@ class ExperimentConfig:
         for section in COMPONENT_SECTIONS:
             found = component_of(getattr(self, section)).family
             require(found == section, f"the section {section} holds options of a {found}; give those of a {section}")
+        changes = {kind: _options_of("augmentation", kind, given) for kind, given in self.augmentation.items()}
+        object.__setattr__(self, "augmentation", changes)
+        object.__setattr__(self, "losses", {name: _plain_loss(name, given) for name, given in self.losses.items()})
         for name, value in self.losses.items():
             weight = value.get("weight") if isinstance(value, Mapping) else value
             number = isinstance(weight, int | float) and not isinstance(weight, bool) and weight >= 0
@@ -234,9 +237,36 @@ class ExperimentConfig:
         return config_from_dict(merged(values, changes), source="change")
 
 
+def _options_of(family: str, kind: str, options: Any) -> Any:
+    """Options of this kind, if they are an object, as plain values; anything else as it is."""
+    if not is_dataclass(options) or isinstance(options, type):
+        return options
+    found = component_of(options)
+    require(
+        (found.family, found.kind) == (family, kind), f"{family} {kind!r} got options of {found.family} {found.kind!r}"
+    )
+    return plain_values(asdict(options))
+
+
+def _plain_loss(name: str, given: Any) -> Any:
+    """A weight, or a mapping with `weight`; (weight, options object) becomes such a mapping."""
+    if isinstance(given, tuple) and len(given) == 2:
+        return {"weight": given[0], **_options_of("loss", name, given[1])}
+    return given
+
+
 def default_options(section: str) -> Any:
     """The options of the section's default kind."""
     kind = COMPONENT_SECTIONS[section]
     if kind is None:
         raise ConfigError(f"the section {section} has no default kind of its own")
     return component(section, kind).options()
+
+
+def plain_values(value: Any) -> Any:
+    """Dictionaries and lists, as YAML and JSON hold them."""
+    if isinstance(value, Mapping):
+        return {key: plain_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item) for item in value]
+    return value

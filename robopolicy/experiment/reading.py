@@ -24,6 +24,7 @@ from robopolicy.experiment.config import (
     NormalizationConfig,
     OptimizerConfig,
     TrainingConfig,
+    plain_values,
 )
 from robopolicy.model.encoders import default_text_of
 
@@ -86,7 +87,7 @@ def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
             value = values_of(value)
         elif field.name in PLAIN_SECTIONS:
             value = asdict(value)
-        values[field.name] = _plain(value)
+        values[field.name] = plain_values(value)
     return values
 
 
@@ -94,7 +95,7 @@ def section_values(section: str, value: Any) -> Any:
     """The options of a section as plain values; any other value as it is."""
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    return _plain(values_of(value) if section in COMPONENT_SECTIONS else asdict(value))
+    return plain_values(values_of(value) if section in COMPONENT_SECTIONS else asdict(value))
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -315,11 +316,3 @@ def _loaded(value: Any) -> Any:
         return float(loaded) if isinstance(loaded, str) else loaded
     except (ValueError, yaml.YAMLError):
         return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from robopolicy.components import ConfigError, component_of, load_plugins
+from robopolicy.components import ConfigError, component_of, load_plugins, origin_of
 from robopolicy.control import runtime
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import COMPONENT_SECTIONS, ExperimentConfig
@@ -60,7 +60,7 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
         "action_spec": policy.action_spec.to_dict(),
         "obs": {key: {"shape": list(spec.shape), "dtype": spec.dtype} for key, spec in policy.obs.items()},
         "vocabulary": None if vocabulary is None else _vocabulary_to_dict(vocabulary),
-        "components": {section: _origin(getattr(config, section)) for section in COMPONENT_SECTIONS},
+        "components": _origins(config, policy.head.action_head.loss_names),
         "provenance": dict(provenance or {}),
     }
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
@@ -218,9 +218,14 @@ def _exported_token_encoder(folder: Path) -> tuple[dict[str, Any] | None, bool]:
         raise CheckpointError(f"{path}: not as robopolicy writes it ({_line(error)})") from error
 
 
-def _origin(options: Any) -> dict[str, str]:
-    found = component_of(options)
-    return {"kind": found.kind, "origin": found.origin}
+def _origins(config: ExperimentConfig, own_losses: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Place in the config -> kind and origin of the component there; the action head's own losses are not components."""
+    used = {section: (section, component_of(getattr(config, section)).kind) for section in COMPONENT_SECTIONS}
+    used |= {f"losses.{name}": ("loss", name) for name in config.losses if name not in own_losses}
+    used |= {f"augmentation.{name}": ("augmentation", name) for name in config.augmentation}
+    if config.task is not None:
+        used["task"] = ("task", config.task)
+    return {place: {"kind": kind, "origin": origin_of(family, kind)} for place, (family, kind) in used.items()}
 
 
 def _read_config(folder: Path, description: Mapping[str, Any]) -> ExperimentConfig:
@@ -234,7 +239,7 @@ def _read_config(folder: Path, description: Mapping[str, Any]) -> ExperimentConf
         return config_from_dict(values, source=str(folder / CONFIG))
     except ConfigError as error:
         recorded = description.get("components")
-        parts = recorded.values() if isinstance(recorded, Mapping) else ()
+        parts = [recorded.get(section) for section in COMPONENT_SECTIONS] if isinstance(recorded, Mapping) else ()
         origins = {str(part.get("origin")) for part in parts if isinstance(part, Mapping)}
         foreign = sorted(origins - {"robopolicy"})
         hint = (

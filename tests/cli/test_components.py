@@ -32,7 +32,10 @@ def test_families_and_kinds_are_listed(capsys):
     (memories,) = [line for line in shown.splitlines() if line.startswith("memory ")]
     assert {"gru,", "lstm,", "none,"} <= set(memories.split())
     assert main(["components", "memory"]) == 0
-    assert "layers = 2" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "layers = 2 Layers of the cell." in shown
+    assert "recurrent = 128 Width of the LSTM;" in shown
+    assert "dropout = 0.0 Probability of dropout" in shown  # a field of the common base
 
 
 def test_an_unknown_family_is_one_line(capsys):

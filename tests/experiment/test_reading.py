@@ -11,6 +11,9 @@ from robopolicy import components
 from robopolicy.components import ConfigError, kinds
 from robopolicy.experiment import ExperimentConfig, config_from_dict, config_to_dict, read_config
 from robopolicy.experiment.config import COMPONENT_SECTIONS
+from robopolicy.model.memories.gru import GRUOptions
+from robopolicy.training.augmentations.shift import ShiftOptions
+from robopolicy.training.losses.memory_keys import MemoryKeysOptions
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 PLUGIN = """
@@ -287,6 +290,26 @@ def test_a_whole_section_may_be_given_as_a_mapping():
 
 
 # -- plug-ins ------------------------------------------------------------------------------------------------------------
+
+
+def test_options_of_augmentations_and_losses_may_be_objects():
+    """Guards against: a program that has to write options as dictionaries, where no editor completes or checks them."""
+    config = ExperimentConfig(
+        memory=GRUOptions(window=3),
+        augmentation={"shift": ShiftOptions(pixels=2)},
+        losses={"arm": 1.0, "memory_keys": (0.1, MemoryKeysOptions(keys=("target_pos",)))},
+    )
+    assert config == config_from_dict(config_to_dict(config))
+    assert config.augmentation == {"shift": {"pixels": 2}}
+    assert config == ExperimentConfig().change(
+        {
+            "memory": GRUOptions(window=3),
+            "augmentation.shift": ShiftOptions(pixels=2),
+            "losses": {"arm": 1.0, "memory_keys": {"weight": 0.1, "keys": ["target_pos"]}},
+        }
+    )
+    with pytest.raises(ConfigError, match="augmentation 'crop' got options of augmentation 'shift'"):
+        ExperimentConfig(augmentation={"crop": ShiftOptions()})
 
 
 def test_a_plug_in_named_in_a_config_adds_its_kinds(tmp_path, plugin):

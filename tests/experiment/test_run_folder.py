@@ -245,6 +245,18 @@ def foreign_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     forget_plugin()
 
 
+def test_a_run_folder_records_where_losses_augmentations_and_task_come_from(tmp_path):
+    """Guards against: a run that can't be trained again because nobody knows whose loss it used."""
+    changes = {"task": "lift", "augmentation": {"shift": {}, "lost": {}}, "losses": {"arm": 1.0, "forward": 0.1}}
+    save_policy(make_policy(**changes), tmp_path)
+    found = json.loads((tmp_path / "policy.json").read_text())["components"]
+    assert found["losses.forward"] == {"kind": "forward", "origin": "robopolicy"}
+    assert found["augmentation.shift"] == {"kind": "shift", "origin": "robopolicy"}
+    assert found["augmentation.lost"] == {"kind": "lost", "origin": "unknown"}
+    assert found["task"] == {"kind": "lift", "origin": "robopolicy"}
+    assert "losses.arm" not in found
+
+
 def test_a_run_folder_names_the_plug_in_that_is_missing(foreign_run):
     """Guards against: `memory 'echo' is unknown`, which doesn't say what has to be installed."""
     with pytest.raises(
