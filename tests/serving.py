@@ -97,7 +97,8 @@ def running_server(
 ) -> Iterator[PolicyServer]:
     """A server in a thread of its own, on a free port of this machine."""
     mapping = mapping if isinstance(mapping, KeyMapping) else KeyMapping.read(mapping)
-    server = PolicyServer(policy or FakePolicy(), ObservationReader(spec, mapping), **{"port": 0, **options})
+    reader = ObservationReader(spec, mapping, getattr(policy, "token_spec", None))
+    server = PolicyServer(policy or FakePolicy(), reader, **{"port": 0, **options})
     ready = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(server.run(lambda *_: ready.set())))
     thread.start()

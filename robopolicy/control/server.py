@@ -102,7 +102,7 @@ def serve(
         ValueError: a public address without a key, an unknown mapping, a certificate that can't be read.
     """
     tls = tls_context(tls_cert, tls_key)
-    reader = ObservationReader(spec, KeyMapping.read(mapping))
+    reader = ObservationReader(spec, KeyMapping.read(mapping), getattr(policy, "token_spec", None))
     server = PolicyServer(policy, reader, host=host, port=port, api_key=api_key, tls=tls, limits=limits)
     if tls is None and not is_loopback(host):
         logger.warning("without --tls-cert, the key and the images travel readable for everyone on the way")
@@ -158,7 +158,7 @@ class PolicyServer:
                 ping_interval=limits.keepalive_s,
                 ping_timeout=limits.keepalive_s,
                 close_timeout=2.0,
-                max_size=limits.max_message_bytes or _message_bytes(self._reader.spec),
+                max_size=limits.max_message_bytes or _message_bytes(self._reader),
                 max_queue=1,
                 logger=_library_logger(),
                 create_connection=cast(type[ServerConnection], guard),
@@ -252,8 +252,9 @@ class PolicyServer:
             await asyncio.sleep(0.01)
 
 
-def _message_bytes(spec: PolicySpec) -> int:
-    fields = spec.observation.values()
+def _message_bytes(reader: ObservationReader) -> int:
+    tokens = reader.tokens.observation if reader.tokens else {}
+    fields = {**tokens, **reader.spec.observation}.values()
     return OTHER_BYTES + sum(largest_image_bytes(wanted) if wanted.is_image else 8 * wanted.width for wanted in fields)
 
 

@@ -13,7 +13,9 @@ pytest.importorskip("peft", reason="the extra vlm isn't installed")
 from robopolicy.cli import main
 from robopolicy.client import PolicyClient
 from robopolicy.control.server import ServerLimits
-from robopolicy.experiment import load_policy
+from robopolicy.demos.formats import open_demos
+from robopolicy.experiment import load_policy, read_provenance
+from robopolicy.training.encode import EncodeOptions, encode_file
 from tests.experiment.test_backbone import frames_of, trained_on_tokens
 from tests.serving import running_server
 from tests.tiny_backbones import FAMILIES, save_backbone
@@ -56,24 +58,68 @@ def test_the_commands_of_the_page_work_one_after_another(kind, tmp_path, monkeyp
             assert main([verb, *words, *SMALLER.get(verb, [])]) in ((0, 1) if verb == "run" else (0,)), command
 
 
-@pytest.mark.parametrize("kind", ["smolvlm"])
-def test_a_client_is_served_from_images_as_from_tokens(kind, tiny_demos, tmp_path):
+QUICK = "smolvlm"
+KINDS = [
+    kind if kind == QUICK else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in (*FAMILIES, "dinov2", "siglip2", "qwen2_vl", "idefics3")
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request, tiny_demos, tmp_path_factory):
+    """A tiny backbone, and a run folder trained on its tokens."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = save_backbone(request.param, folder / "model")
+    run = trained_on_tokens(tiny_demos, folder / "made", model, **{"data.obs_keys": ["ee_pose"]})
+    return model, run
+
+
+def message(frame, spec):
+    """One frame as a client sends it."""
+    seen = {key: value[0] for key, value in frame.items() if key in spec.observation}
+    return seen | ({"prompt": frame["instruction"][0]} if spec.instruction else {})
+
+
+def test_clients_that_send_images_and_tokens_are_answered_alike(made):
     """Guards against: a robot that sends images to a policy trained on tokens, refused or answered otherwise."""
-    model = save_backbone(kind, tmp_path / "model")
-    run = trained_on_tokens(tiny_demos, tmp_path / "made", model)
+    model, run = made
     stored, live = load_policy(run), load_policy(run, backbone=str(model))
     state = stored.initial_state(1)
-    with running_server(live, live.spec, limits=ONE) as server, PolicyClient("127.0.0.1", server.port) as client:
-        assert client.metadata["observation"]["front"] == {"shape": [16, 16, 3], "dtype": "uint8"}
-        assert "tokens" not in client.metadata["observation"]
-        for frame in frames_of(run, ("demo_0",))[:8]:
-            seen = {key: value[0] for key, value in frame.items() if key in live.spec.observation}
-            found = client.infer({**seen, "prompt": frame["instruction"][0]})["actions"]
+    with (
+        running_server(live, live.spec, limits=ONE) as server,
+        PolicyClient("127.0.0.1", server.port) as images,
+        PolicyClient("127.0.0.1", server.port) as tokens,
+    ):
+        assert images.metadata["observation"]["front"] == {"shape": [16, 16, 3], "dtype": "uint8"}
+        assert "tokens" not in images.metadata["observation"]
+        assert "tokens" in images.metadata["optional"]
+        for frame in frames_of(run, ("demo_0",)):
             expected, state = stored.act(frame, state)
-            np.testing.assert_allclose(found, expected[0], atol=1e-5, rtol=0)
-    with running_server(stored, stored.spec, limits=ONE) as server, PolicyClient("127.0.0.1", server.port) as client:
-        (frame,) = frames_of(run, ("demo_0",))[:1]
-        sent = {key: value[0] for key, value in frame.items() if key in stored.spec.observation}
-        found = client.infer({**sent, "prompt": frame["instruction"][0]})["actions"]
-        expected, _ = stored.act(frame, stored.initial_state(1))
-        np.testing.assert_array_equal(found, expected[0])
+            for client, spec in ((images, live.spec), (tokens, live.token_spec)):
+                found = client.infer(message(frame, spec))["actions"]
+                np.testing.assert_allclose(found, expected[0], atol=1e-5, rtol=0)
+            if frame["ends"][0]:
+                state = stored.initial_state(1)
+                images.reset()
+                tokens.reset()
+
+
+def test_what_run_executes_is_what_the_stored_tokens_give(made, tmp_path):
+    """Guards against: a robot driven by other tokens than those that `encode` makes of the same images."""
+    model, run = made
+    record = tmp_path / "record.hdf5"
+    options = ["--robot", "sim", "--task", "lift", "--realtime", "false", "--command-hz", "200", "--seconds", "2.5"]
+    assert main(["run", str(run), "--backbone", "auto", *options, "--record", str(record)]) in (0, 1)
+    stored = load_policy(run)
+    length = read_provenance(run)["token_encoder"]["prompt_tokens"]
+    encode_file(record, str(model), EncodeOptions(cameras=("front",), prompt_tokens=length or None))
+    with open_demos(record) as file:
+        demo = file.read(file.names[0])
+    assert len(demo) >= 45
+    state, largest = stored.initial_state(1), 0.0
+    for t in range(len(demo)):
+        frame = {key: value[t][None] for key, value in demo.obs.items()} | {"tokens": demo.tokens[t][None]}
+        frame["token_valid"] = np.asarray(demo.attributes["token_valid"])[None]
+        rows, state = stored.act({**frame, "instruction": demo.instruction}, state)
+        largest = max(largest, float(np.abs(rows[0, 0].numpy() - demo.actions[t]).max()))
+    assert largest <= 1e-5

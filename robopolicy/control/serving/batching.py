@@ -115,11 +115,18 @@ class InferenceThread:
 
     def _answers(self, requests: Sequence[Request]) -> list[bytes | ProtocolError]:
         """The reply to each request."""
+        kinds = {tuple(request.observation) for request in requests}
+        if len(kinds) > 1:  # clients that send images beside clients that send tokens
+            replies: dict[int, bytes | ProtocolError] = {}
+            for kind in kinds:
+                mine = [request for request in requests if tuple(request.observation) == kind]
+                replies |= dict(zip(map(id, mine), self._answers(mine), strict=True))
+            return [replies[id(request)] for request in requests]
         states = [request.session.state or self.policy.initial_state(1) for request in requests]
         began_s = time.monotonic()
         try:
             state = type(states[0]).concat(states) if len(states) > 1 else states[0]
-            replies, state = self._forward([request.observation for request in requests], state)
+            rows, state = self._forward([request.observation for request in requests], state)
             after_each = state.split(1)
         except Exception:
             if len(requests) == 1:
@@ -130,13 +137,14 @@ class InferenceThread:
         self.metrics.observe("infer_seconds", infer_s)
         for request, after in zip(requests, after_each, strict=True):
             request.session.state = after
-        return [_packed(request, reply, infer_s) for request, reply in zip(requests, replies, strict=True)]
+        return [_packed(request, reply, infer_s) for request, reply in zip(requests, rows, strict=True)]
 
     def _forward(self, observations: Sequence[Mapping[str, Any]], state: Any) -> tuple[list[dict[str, Any]], Any]:
         """For each observation `actions` and, where the policy gives it, `gripper_logit`; and the state."""
-        batch: dict[str, Any] = {key: _stacked([seen[key] for seen in observations]) for key in self.spec.observation}
-        if self.spec.instruction:
-            batch["instruction"] = [observation["instruction"] for observation in observations]
+        batch: dict[str, Any] = {}
+        for key in observations[0]:
+            values = [observation[key] for observation in observations]
+            batch[key] = values if key == "instruction" else _stacked(values)
         prediction, state = self.policy.predict(batch, state)
         found = {"actions": prediction.actions, "gripper_logit": prediction.gripper_logit}
         rows = {name: _array(values) for name, values in found.items() if values is not None and values.shape[-1]}

@@ -12,7 +12,7 @@ import numpy as np
 from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError
 from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_picture
 from robopolicy.control.spec import ANNOUNCED, PolicySpec
-from robopolicy.types import ArraySpec
+from robopolicy.types import TOKENS_KEY, ArraySpec
 
 IMAGE_FACTOR = 16
 """How many times as large as the policy's, along either side, an image may come; it is resized here."""
@@ -33,11 +33,18 @@ def largest_image_bytes(wanted: ArraySpec) -> int:
 
 
 class ObservationReader:
-    """Turns a client's message into the policy's observation, or says what is wrong with it."""
+    """Turns a client's message into the policy's observation, or says what is wrong with it.
 
-    def __init__(self, spec: PolicySpec, mapping: KeyMapping) -> None:
-        self.spec, self.mapping = spec, mapping
-        self._sources = {key: mapping.keys.get(key, KeySource(names=(key,))) for key in spec.observation}
+    Args:
+        spec: what the policy expects.
+        mapping: the clients' names of its keys.
+        tokens: what it expects of a client that sends `tokens` instead of images, of a policy that takes either.
+    """
+
+    def __init__(self, spec: PolicySpec, mapping: KeyMapping, tokens: PolicySpec | None = None) -> None:
+        self.spec, self.mapping, self.tokens = spec, mapping, tokens
+        wanted = {**(tokens.observation if tokens else {}), **spec.observation}
+        self._sources = {key: mapping.keys.get(key, KeySource(names=(key,))) for key in wanted}
         known = {name for key, source in self._sources.items() for name in (*source.names, key)}
         self._known = known | {RESET_KEY, ACTIONS_PER_CALL_KEY, *mapping.instruction}
         self._reported: set[str] = set()
@@ -45,9 +52,8 @@ class ObservationReader:
     def metadata(self) -> dict[str, Any]:
         """What the server tells a client first: the keys it should send, under the client's own names."""
         observation: dict[str, Any] = {}
-        for key, source in self._sources.items():
-            wanted = self.spec.observation[key]
-            shape = list(wanted.shape)
+        for key, wanted in self.spec.observation.items():
+            source, shape = self._sources[key], list(wanted.shape)
             if source.columns is not None:
                 earlier = observation.get(source.names[0], {"shape": [0]})
                 shape = [max(source.columns[1], *earlier["shape"])]
@@ -57,9 +63,12 @@ class ObservationReader:
         if self.spec.instruction:
             observation[self.mapping.instruction[0]] = {"shape": [], "dtype": "str"}
         told = self.spec.to_dict()
+        others = self.tokens.observation if self.tokens else {}
+        instead = {key: field for key, field in others.items() if key not in self.spec.observation}
         return {
             "observation": observation,
             "optional": {
+                **{key: {"shape": list(field.shape), "dtype": field.dtype} for key, field in instead.items()},
                 RESET_KEY: {"shape": [], "dtype": "bool"},
                 ACTIONS_PER_CALL_KEY: {"shape": [], "dtype": "int"},
             },
@@ -79,15 +88,17 @@ class ObservationReader:
             ProtocolError: a key is missing, or has the wrong type or shape, or a value is NaN or infinite.
         """
         sent = flatten(message)
+        spec = self.tokens if self.tokens and TOKENS_KEY in sent else self.spec
         observation: dict[str, Any] = {}
-        for key, source in self._sources.items():
+        for key, wanted in spec.observation.items():
+            source = self._sources[key]
             name = next((name for name in (*source.names, key) if name in sent), None)
             if name is None:
-                raise ProtocolError(self._missing(source.names[0], sent))
+                raise ProtocolError(self._missing(source.names[0], sent, spec))
             taken = source if name in source.names else KeySource(names=(key,))
-            observation[key] = _fitting(sent[name], self.spec.observation[key], taken, _shown(name))
-        if self.spec.instruction:
-            observation["instruction"] = self._instruction(sent)
+            observation[key] = _fitting(sent[name], wanted, taken, _shown(name))
+        if spec.instruction:
+            observation["instruction"] = self._instruction(sent, spec)
         return observation
 
     def unused(self, message: Any) -> list[str]:
@@ -97,17 +108,17 @@ class ObservationReader:
         self._reported.update(unknown)
         return [_shown(key) for key in unknown]
 
-    def _instruction(self, sent: Mapping[str, Any]) -> str:
+    def _instruction(self, sent: Mapping[str, Any], spec: PolicySpec) -> str:
         name = next((name for name in self.mapping.instruction if name in sent), None)
         if name is None:
-            raise ProtocolError(self._missing(self.mapping.instruction[0], sent))
+            raise ProtocolError(self._missing(self.mapping.instruction[0], sent, spec))
         if not isinstance(sent[name], str):
             raise ProtocolError(f"'{name}' is a {type(sent[name]).__name__}; expected the instruction as text")
         return sent[name]
 
-    def _missing(self, name: str, sent: Mapping[str, Any]) -> str:
-        expected = ", ".join(source.names[0] for source in self._sources.values())
-        prompt = f", {self.mapping.instruction[0]}" if self.spec.instruction else ""
+    def _missing(self, name: str, sent: Mapping[str, Any], spec: PolicySpec) -> str:
+        expected = ", ".join(self._sources[key].names[0] for key in spec.observation)
+        prompt = f", {self.mapping.instruction[0]}" if spec.instruction else ""
         came = ", ".join(_shown(key) for key in list(sent)[:20]) or "nothing"
         return f"observation lacks '{name}'. Expected: {expected}{prompt}. Came: {came}"
 

@@ -1,0 +1,79 @@
+"""Fine-tuning against training from scratch: a policy of lift and place, trained further with 10 demonstrations of stack.
+
+    python eval/finetune.py [--runs runs/finetune] [--seeds 0 1 2] [--steps 3000] [--episodes 100] [--json FILE]
+
+Per training seed three runs of `configs/stack_lowdim.yaml`: `pretrained` on 200 demonstrations (100 of lift, 100 of place),
+`finetuned` from it with the 10 of stack (statistics kept), and `scratch` with the same 10 and as many steps from random
+weights. The last two are evaluated on the same episodes of stack, with seeds that no demonstration used. A run or an
+evaluation that is there already is not repeated.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench_table import bar, show
+from tasks import run
+
+from robopolicy.rollout.training_seeds import compare_runs, success_by_seed, summarize_runs
+
+DEMOS = {"lift": (100, 0), "place": (100, 0), "stack": (10, 2000)}
+"""Task -> number of demonstrations, and the seed of the first."""
+FIRST_SEED = 940_000
+CONFIG = "configs/stack_lowdim.yaml"
+PRETRAINING_STEPS = 5000
+
+
+def main() -> None:
+    """Train, evaluate, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=3000, help="of the runs on stack")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    files = {task: options.runs / f"{task}.hdf5" for task in DEMOS}
+    for task, (count, seed) in DEMOS.items():
+        if not files[task].exists():
+            run("collect", "--task", task, "--episodes", str(count), "--seed", str(seed), "--out", str(files[task]))
+    found: dict[str, list[dict[str, Any]]] = {"finetuned": [], "scratch": []}
+    for seed in options.seeds:
+        begun = options.runs / f"pretrained-{seed}"
+        train(begun, [files["lift"], files["place"]], seed, PRETRAINING_STEPS)
+        for kind, more in (("finetuned", ("--start", str(begun))), ("scratch", ())):
+            folder = options.runs / f"{kind}-{seed}"
+            train(folder, [files["stack"]], seed, options.steps, *more)
+            found[kind].append(evaluation(folder, options.episodes))
+    outcomes = {kind: [success_by_seed(each) for each in results] for kind, results in found.items()}
+    rows: list[dict[str, Any]] = []
+    for kind, each in outcomes.items():
+        summary = summarize_runs(each)
+        rows.append({"case": kind, "mean": summary.mean, "interval": summary.interval, "rates": summary.rates})
+    difference = compare_runs(outcomes["finetuned"], outcomes["scratch"])
+    low, high = difference.interval
+    rows.append({"case": "finetuned - scratch", "mean": difference.mean, "interval": (low, high)})
+    rows[-1] |= {"p": difference.p_value}
+    show(rows, [bar("finetuned - scratch, low end of the 95 % interval", low, 0.0)], options.json)
+
+
+def train(folder: Path, files: list[Path], seed: int, steps: int, *more: str) -> None:
+    """Train into the folder, unless it holds a policy."""
+    if not (folder / "policy.safetensors").exists():
+        words = ["--seed", str(seed), "--max-steps", str(steps), "--training.max_minutes", "60", *more]
+        run("train", "--config", CONFIG, "--data.files", *map(str, files), "--run-dir", str(folder), *words)
+
+
+def evaluation(folder: Path, episodes: int) -> dict[str, Any]:
+    """The result on stack's unseen seeds."""
+    result = folder / "stack.json"
+    if not result.exists():
+        words = ["--episodes", str(episodes), "--seed", str(FIRST_SEED), "--json", str(result)]
+        run("eval", str(folder), "--task", "stack", *words)
+    return json.loads(result.read_text())
+
+
+if __name__ == "__main__":
+    main()
