@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import ArgumentParser
+
 from robopolicy.cli.outputs import check_file, check_folder
 from robopolicy.cli.parsing import parse, require, verb_parser
 from robopolicy.components import ConfigError
@@ -44,33 +46,47 @@ def convert(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--options", type=str, nargs="+", default=[], help="of the target's format, KEY=VALUE, such as images=png"
     )
-    parser.add_argument("--window", type=int | None, default=None, help="frames of memory; for checkpoints")
-    parser.add_argument("--latent", type=int, default=1, help="vectors kept per frame; for checkpoints")
-    parser.add_argument(
-        "--pooling", type=Literal["max", "none"], default="max", help="RoboVLMs' down-sampling; for checkpoints"
-    )
-    parser.add_argument(
-        "--arm-limit", type=float, default=0.65, help="arm action that the head's 1 stands for; CALVIN's is 0.65"
-    )
+    _add_checkpoint_options(parser)
     options = parse(parser, arguments)
     if "://" not in options.source and not Path(options.source).exists():
         raise ConfigError(f"{options.source}: no such file or folder")
     check_folder("convert", Path(options.target).parent)
     if Path(options.source).suffix in CHECKPOINT_ENDINGS:
-        if options.window is None:
-            raise ConfigError("a checkpoint does not hold its window; give --window, 8 or 16 in RoboVLMs' configs")
-        from robopolicy.experiment.robovlms import convert_checkpoint
+        from robopolicy.experiment.robovlms import CheckpointOptions, convert_checkpoint
 
-        if not options.arm_limit > 0:
-            raise ConfigError(f"--arm-limit is {options.arm_limit}; expected more than 0")
-        folder = convert_checkpoint(
-            options.source, options.target, options.window, options.latent, options.pooling, options.arm_limit
-        )
+        for name, low in {"window": 1, "latent": 1, "image_size": 1}.items():
+            if options[name] is not None:
+                require(options, low, name)
+        for name in ("arm_limit", "rate_hz"):
+            if options[name] is not None and not options[name] > 0:
+                raise ConfigError(f"--{name.replace('_', '-')} is {options[name]}; expected more than 0")
+        fields = {name: options[name] for name in CheckpointOptions.__dataclass_fields__}
+        how = CheckpointOptions(**{**fields, "cameras": tuple(options.cameras)})
+        folder = convert_checkpoint(options.source, options.target, how)
         print(f"policy    {folder}")
         return 0
     from robopolicy.demos.formats._conversion import run_convert
 
     return run_convert(options.source, options.target, options.format, options=_format_options(options.options))
+
+
+def _add_checkpoint_options(parser: ArgumentParser) -> None:
+    """Add the options of `convert` that are for RoboVLMs checkpoints."""
+    add = parser.add_argument
+    add("--window", type=int | None, default=None, help="frames of memory; a GPT head's file has its own")
+    add("--latent", type=int, default=1, help="vectors kept per frame; for checkpoints")
+    add("--pooling", type=Literal["max", "none"], default="max", help="RoboVLMs' down-sampling; for checkpoints")
+    add("--arm-limit", type=float, default=0.65, help="arm action that the head's 1 stands for; CALVIN's is 0.65")
+    add("--rate-hz", type=float | None, default=None, help="actions per second; for checkpoints")
+    add("--backbone", type=str | None, default=None, help="folder of the checkpoint's backbone, before its fine-tuning")
+    add(
+        "--template",
+        type=str | None,
+        default=None,
+        help="the backbone's prompt, with {images}, {instruction} and {action}; default: as RoboVLMs writes it",
+    )
+    add("--cameras", type=str, nargs="+", default=["front"], help="images in the backbone's order, with --backbone")
+    add("--image-size", type=int, default=224, help="height and width of the images [pixels], with --backbone")
 
 
 def _format_options(words: Sequence[str]) -> dict[str, Any]:
@@ -100,7 +116,7 @@ def encode(arguments: Sequence[str]) -> int:
         "--template",
         type=str,
         default="{instruction}",
-        help="the prompt; {instruction} stands for a demo's instruction",
+        help="the prompt; {instruction} stands for a demo's instruction, {images} for the images, by default before it",
     )
     parser.add_argument(
         "--prompt-tokens",
@@ -110,9 +126,10 @@ def encode(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--readout",
-        type=Literal["all", "last", "mean"],
+        type=Literal["all", "last", "mean", "action_token"],
         default="all",
-        help="all: every token of images and prompt; last: the last one; mean: their mean",
+        help="all: every token of images and prompt; last: the last one; mean: their mean; action_token: vectors of the "
+        "backbone's folder that stand in the prompt",
     )
     parser.add_argument("--layer", type=int, default=-1, help="which hidden states; -1: the last")
     parser.add_argument(

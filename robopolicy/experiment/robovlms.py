@@ -1,48 +1,149 @@
-"""A RoboVLMs checkpoint -> a run folder."""
+"""A RoboVLMs checkpoint -> a run folder, with its backbone where one is given."""
 
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from robopolicy.components import component
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robopolicy.components import ConfigError, component
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import DataConfig, ExperimentConfig
-from robopolicy.experiment.run_folder import save_policy
-from robopolicy.model.robovlms import CALVIN_LIMIT, calvin_statistics, memory_options, read_checkpoint
-from robopolicy.types import TOKENS_KEY, ActionSpec, ArraySpec
+from robopolicy.experiment.run_folder import BACKBONE, save_policy
+from robopolicy.model.robovlms import (
+    CALVIN_LIMIT,
+    action_token,
+    backbone_tensors,
+    calvin_statistics,
+    log_unused,
+    memory_options,
+    read_checkpoint,
+    state_dict,
+)
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ActionSpec, ArraySpec
+
+if TYPE_CHECKING:
+    from robopolicy.model.encoders._tokens import FrameTokens
+
+PROMPT_TOKENS = 64
+"""Tokens of every prompt; the longest instruction of CALVIN takes about 20."""
+TEMPLATES: Mapping[str, str] = {"paligemma": "{eos}{images}{instruction}{action}\n"}
+"""How RoboVLMs writes the prompt, by kind of backbone; its other backbones have code of their own or other classes."""
 
 
-def convert_checkpoint(
-    source: str | Path,
-    folder: str | Path,
-    window: int,
-    latent: int = 1,
-    pooling: Literal["max", "none"] = "max",
-    arm_limit: float = CALVIN_LIMIT,
-) -> Path:
-    """Write the head of a RoboVLMs checkpoint as a run folder that `robopolicy.load_policy` reads.
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """What a RoboVLMs checkpoint doesn't say of itself."""
 
-    The policy reads the key `tokens` (latent, D), the backbone's action tokens, and acts with CALVIN's action normalization.
+    window: int | None = None
+    """W, frames of memory; None: that of the file, which only a GPT head's tells."""
+    latent: int = 1
+    """Tokens kept per frame."""
+    pooling: Literal["max", "none"] = "max"
+    """`max` for RoboVLMs' down-sampling `pooling`, `none` for its `none`."""
+    arm_limit: float = CALVIN_LIMIT
+    """The arm action that the head's 1 stands for (`norm_max`); CALVIN's by default, 1 for unscaled actions."""
+    rate_hz: float | None = None
+    """Actions per second; None: unknown."""
+    backbone: str | None = None
+    """Folder of the backbone before its fine-tuning: config, tokenizer, image processor, and weights where the checkpoint
+    holds none; None: the policy reads tokens."""
+    template: str | None = None
+    """The prompt, with `{images}`, `{instruction}` and `{action}`; None: as RoboVLMs writes it for this backbone."""
+    cameras: tuple[str, ...] = ("front",)
+    """Keys of the images, in the order in which the backbone reads them; RoboVLMs puts the wrist camera first."""
+    image_size: int = 224
+    """Height and width of the images that the policy is given [pixels]."""
+
+
+def convert_checkpoint(source: str | Path, folder: str | Path, options: CheckpointOptions | None = None) -> Path:
+    """Write a RoboVLMs checkpoint as a run folder that `robopolicy.load_policy` reads.
+
+    The policy reads the key `tokens`, the backbone's hidden states. With a backbone, `folder/backbone` holds its fine-tuned
+    weights and the learned action token, and `backbone="auto"` runs it in front of the head.
 
     Args:
         source: a checkpoint; see `robopolicy.model.robovlms.read_head`.
         folder: created if missing.
-        window: W, frames of memory.
-        latent: tokens kept per frame.
-        pooling: `max` for RoboVLMs' down-sampling `pooling`, `none` for its `none`.
-        arm_limit: the arm action that the head's 1 stands for; CALVIN's by default.
+        options: what the checkpoint doesn't say.
+
+    Raises:
+        RoboVlmsError: the checkpoint can't be read.
+        ConfigError: there is no such backbone, its prompt in RoboVLMs is unknown, or weights of it are missing.
     """
-    head, sizes, unused = read_checkpoint(source, window, latent, pooling)
-    spec = ActionSpec(arm=sizes.arm, gripper=1, kind="delta", space="ee")
+    options, state = options or CheckpointOptions(), state_dict(source)
+    head, sizes, unused = read_checkpoint(source, options.window, options.latent, options.pooling)
+    spec = ActionSpec(arm=sizes.arm, gripper=1, kind="delta", space="ee", rate_hz=options.rate_hz)
+    shapes = {TOKENS_KEY: ArraySpec((options.latent, sizes.token_width))}
+    provenance: dict[str, Any] = {"source": Path(source).name, "origin": "RoboVLMs"}
+    if options.backbone is not None:
+        made = _with_backbone(state, options, Path(folder) / BACKBONE)
+        unused = tuple(key for key in unused if not key.endswith("action_token") and ".backbone." not in f".{key}")
+        shapes = {TOKENS_KEY: ArraySpec(made.shape)}
+        if made.backbone.reading.readout == "all":
+            shapes[TOKEN_VALID_KEY] = ArraySpec(made.shape[:1])
+        provenance |= {"token_encoder": made.identity, "prompted": True}
+    log_unused(source, unused)
     config = ExperimentConfig(
         data=DataConfig(obs_keys=(TOKENS_KEY,)),
         encoder=component("encoder", "precomputed").options(width=sizes.token_width, hidden=0),
         text=component("text", "none").options(),
-        pooling=component("pooling", pooling).options(latent=latent),
-        memory=memory_options(sizes, window, latent),
+        pooling=component("pooling", options.pooling).options(latent=options.latent),
+        memory=memory_options(sizes, head.window, options.latent),
         action_head=component("action_head", "regression").options(chunk=sizes.chunk, widths=sizes.head_widths),
     )
-    observation = {TOKENS_KEY: ArraySpec((latent, sizes.token_width))}
-    policy = build_policy(config, DemoFacts(spec, observation, action_statistics=calvin_statistics(spec, arm_limit)))
+    statistics = calvin_statistics(spec, options.arm_limit)
+    policy = build_policy(config, DemoFacts(spec, shapes, action_statistics=statistics))
     policy.head.load_state_dict(head.state_dict())
-    provenance = {"source": Path(source).name, "origin": "RoboVLMs", "keys_outside_the_head": list(unused)}
-    return save_policy(policy.eval(), folder, provenance)
+    return save_policy(policy.eval(), folder, {**provenance, "keys_outside_the_head": list(unused)})
+
+
+def _with_backbone(state: Mapping[str, Any], options: CheckpointOptions, target: Path) -> "FrameTokens":
+    """The backbone's folder, written to `target`, and what it makes of images and prompt."""
+    from robopolicy.model.encoders._backbones import Reading
+    from robopolicy.model.encoders._loading import load_tokenizer, model_type
+    from robopolicy.model.encoders._tokens import FrameTokens
+
+    source = Path(str(options.backbone))
+    kind, template = model_type(str(source)), options.template
+    if template is None and kind not in TEMPLATES:
+        raise ConfigError(
+            f"--backbone {source} is a {kind}, whose prompt in RoboVLMs is not known here; give --template with {{images}}, "
+            "{instruction} and {action}"
+        )
+    if not source.is_dir():
+        raise ConfigError(f"--backbone {source}: no such folder; download the model, and give its folder")
+    tensors, token = backbone_tensors(state), action_token(state)
+    _write_backbone(source, target, tensors, token, options.latent)
+    template = template or TEMPLATES[kind].replace("{eos}", str(load_tokenizer(str(source)).eos_token or ""))
+    made = FrameTokens(
+        str(target),
+        dict.fromkeys(options.cameras, (options.image_size, options.image_size)),
+        template if token is not None else template.replace("{action}", ""),
+        PROMPT_TOKENS,
+        reading=Reading("all" if token is None else "action_token"),
+    )
+    if tensors and made.backbone.random:
+        raise ConfigError(
+            f"the checkpoint holds no weights of {', '.join(made.backbone.random[:3])}, which the model in {source} has; give "
+            "the folder of the backbone that was fine-tuned"
+        )
+    return made
+
+
+def _write_backbone(
+    source: Path, target: Path, tensors: Mapping[str, Tensor], token: Tensor | None, latent: int
+) -> None:
+    """Config, tokenizer and processor of `source`, with the checkpoint's weights where it holds them, and the action token."""
+    from robopolicy.model.encoders._loading import ACTION_TOKENS
+
+    left_out = shutil.ignore_patterns("*.safetensors*", "*.bin*") if tensors else None
+    shutil.copytree(source, target, ignore=left_out, dirs_exist_ok=True)
+    if tensors:  # clones: tied weights share memory, which the format can't hold
+        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, target / "model.safetensors")
+    if token is not None:
+        vectors = token.detach().float().reshape(1, -1).repeat(latent, 1)
+        save_file({"action_tokens": vectors.contiguous()}, target / ACTION_TOKENS)

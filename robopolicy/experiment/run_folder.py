@@ -31,11 +31,15 @@ if TYPE_CHECKING:
     from robopolicy.experiment.backbone import LivePolicy
     from robopolicy.model.encoders._tokens import FrameTokens
 
+AUTO = "auto"
+"""Instead of a backbone's folder: the one that the run folder names."""
 FORMAT = 2
 """Version of the folder's layout; raised when an older reader could no longer understand it."""
 
 WEIGHTS, DESCRIPTION, CONFIG = "policy.safetensors", "policy.json", "config.yaml"
 CARD = "README.md"
+BACKBONE = "backbone"
+"""Folder of the backbone that belongs to the run alone, where there is one."""
 TOKEN_ENCODER = "tokens.json"
 """Beside an exported graph that reads tokens: which backbone makes them."""
 
@@ -123,8 +127,10 @@ def load_policy(
     policy = policy.freeze(precision or "float32") if on_cpu else policy
     if backbone is None:
         return policy
-    recorded, prompted = read_provenance(folder).get("token_encoder"), policy.vocabulary is not None
-    return _behind_backbone(policy, recorded, backbone, device, prompted)
+    provenance = read_provenance(folder)
+    if backbone == AUTO and (own := Path(folder) / BACKBONE).is_dir():
+        backbone = str(own)
+    return _behind_backbone(policy, provenance.get("token_encoder"), backbone, device, _prompted(policy, provenance))
 
 
 def open_policy(
@@ -186,12 +192,18 @@ def read_provenance(folder: str | Path) -> dict[str, Any]:
 
 def save_token_encoder(policy: ChunkPolicy, run: str | Path, folder: str | Path) -> Path | None:
     """Write `tokens.json` beside an exported graph: what makes its tokens. None for a policy that reads no tokens."""
-    recorded = read_provenance(run).get("token_encoder")
+    provenance = read_provenance(run)
+    recorded = provenance.get("token_encoder")
     if TOKENS_KEY not in policy.obs or not recorded:
         return None
     path = Path(folder) / TOKEN_ENCODER
-    write_file(path, json.dumps({"token_encoder": recorded, "prompted": policy.vocabulary is not None}, indent=1))
+    write_file(path, json.dumps({"token_encoder": recorded, "prompted": _prompted(policy, provenance)}, indent=1))
     return path
+
+
+def _prompted(policy: ChunkPolicy, provenance: Mapping[str, Any]) -> bool:
+    """Whether the backbone read instructions when it made the training tokens."""
+    return bool(provenance.get("prompted", policy.vocabulary is not None))
 
 
 def _behind_backbone(

@@ -2,12 +2,14 @@
 
 Facts taken from Robot-VLAs/RoboVLMs, commit 8adc1d2. A head's file holds `rnn.*` (LSTM), `mlp.*` (FC) or `gpt.*` and `fc.*`
 (GPT), each with `actions.mlp.*` and `gripper.mlp.*`. In a full checkpoint it sits under `model.act_head.`, sometimes
-doubled under `model.lm_head.`; the dict may be under `state_dict` or `model_state_dict`.
+doubled under `model.lm_head.`; the dict may be under `state_dict` or `model_state_dict`. The backbone's weights are under
+`model.backbone.`, the learned vector of its action tokens is `model.action_token`. DeepSpeed puts `_forward_module.` before
+all of them.
 """
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +32,10 @@ CALVIN_LIMIT = 0.65
 GPT_HEADS = 8
 """Attention heads of RoboVLMs' GPT decoder; no shape in the file depends on them."""
 
-_PREFIX = re.compile(r"^(?:_forward_module\.)*(?:module\.)*(?:model\.)*(?:(act_head|lm_head)\.)*")
+_OUTER = r"^(?:_forward_module\.)*(?:module\.)*(?:model\.)*"
+_PREFIX = re.compile(_OUTER + r"(?:(act_head|lm_head)\.)*")
+_BACKBONE = re.compile(_OUTER + r"backbone\.")
+_ACTION_TOKEN = re.compile(_OUTER + r"action_token$")
 _PARTS = ("rnn.", "actions.", "gripper.", "mlp.", "gpt.", "fc.")
 
 
@@ -54,7 +59,7 @@ class HeadSizes:
 
 def read_head(
     source: str | Path | Mapping[str, Any],
-    window: int,
+    window: int | None = None,
     latent: int = 1,
     pooling: Literal["max", "none"] = "max",
 ) -> PolicyHead:
@@ -62,14 +67,17 @@ def read_head(
 
     Args:
         source: a checkpoint (torch file, read with `weights_only`, or safetensors), or a state dict, prefixes and all.
-        window: W, frames of memory; the file doesn't hold it (a GPT head's file bounds it).
+        window: W, frames of memory. A GPT head's is the number of its positions, since the original keeps as many frames as
+            it has; the file of the others doesn't hold it.
         latent: tokens kept per frame, RoboVLMs' `latent`; the shapes hold only its product with the widths.
         pooling: `max` for RoboVLMs' down-sampling `pooling`, `none` for its `none`.
 
     Raises:
         RoboVlmsError: there is no head, a key of it is missing or unknown, or the sizes don't fit `latent` or `window`.
     """
-    return read_checkpoint(source, window, latent, pooling)[0]
+    head, _, unused = read_checkpoint(source, window, latent, pooling)
+    log_unused(source, unused)
+    return head
 
 
 def calvin_statistics(spec: ActionSpec, arm_limit: float = CALVIN_LIMIT) -> Statistics:
@@ -79,12 +87,13 @@ def calvin_statistics(spec: ActionSpec, arm_limit: float = CALVIN_LIMIT) -> Stat
 
 
 def read_checkpoint(
-    source: str | Path | Mapping[str, Any], window: int, latent: int, pooling: Literal["max", "none"]
+    source: str | Path | Mapping[str, Any], window: int | None, latent: int, pooling: Literal["max", "none"]
 ) -> tuple[PolicyHead, HeadSizes, tuple[str, ...]]:
-    """As `read_head`, with the sizes found and the keys of the file that are not the head's."""
+    """As `read_head`, with the sizes found and the keys of the file that are not the head's, of which it doesn't warn."""
     name = "this state dict" if isinstance(source, Mapping) else str(source)
-    tensors, unused = _head_tensors(_state_dict(source), name)
+    tensors, unused = _head_tensors(state_dict(source), name)
     sizes = _sizes(tensors, latent, name)
+    window = _window(tensors, sizes, window, name)
     head = PolicyHead(
         sizes.token_width,
         ActionSpec(arm=sizes.arm, gripper=1),
@@ -92,7 +101,7 @@ def read_checkpoint(
         memory=memory_options(sizes, window, latent),
         action_head=component("action_head", "regression").options(chunk=sizes.chunk, widths=sizes.head_widths),
     )
-    ours = _as_transformer(tensors, window, name) if sizes.memory == "transformer" else _as_recurrence(tensors)
+    ours = _as_transformer(tensors) if sizes.memory == "transformer" else _as_recurrence(tensors)
     expected = head.state_dict()
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
     if missing or unknown:
@@ -107,9 +116,27 @@ def read_checkpoint(
     if wrong:
         raise RoboVlmsError(f"{name}: sizes that don't fit each other with latent {latent}: {'; '.join(wrong)}")
     head.load_state_dict({key: value.float() for key, value in ours.items()})
-    if unused:
-        LOG.warning("%s: %d keys are outside the head and not used: %s", name, len(unused), ", ".join(unused))
     return head.eval(), sizes, unused
+
+
+def log_unused(source: str | Path | Mapping[str, Any], unused: Sequence[str]) -> None:
+    """Warn of keys of a checkpoint that nothing reads."""
+    if unused:
+        name = "this state dict" if isinstance(source, Mapping) else str(source)
+        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+        LOG.warning(
+            "%s: %d keys are outside the head and not used: %s%s", name, len(unused), ", ".join(unused[:5]), more
+        )
+
+
+def backbone_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The backbone's weights by the names that its own class gives them; empty where the checkpoint holds the head alone."""
+    return {key[match.end() :]: value for key, value in state.items() if (match := _BACKBONE.match(key))}
+
+
+def action_token(state: Mapping[str, Any]) -> Tensor | None:
+    """The learned vector (D,) of the action tokens; None where the head reads other hidden states."""
+    return next((value for key, value in state.items() if _ACTION_TOKEN.match(key)), None)
 
 
 def memory_options(sizes: HeadSizes, window: int, latent: int) -> Any:
@@ -123,8 +150,12 @@ def memory_options(sizes: HeadSizes, window: int, latent: int) -> Any:
     return options(window=window, layers=sizes.layers, hidden=hidden)
 
 
-def _state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The mapping of keys to tensors, out of a file and out of what it is wrapped in."""
+def state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The mapping of keys to tensors, out of a file and out of what it is wrapped in.
+
+    Raises:
+        RoboVlmsError: the file can't be read as weights alone.
+    """
     state = source if isinstance(source, Mapping) else _load(Path(source))
     for wrapper in ("state_dict", "model_state_dict"):
         if isinstance(state.get(wrapper), Mapping):
@@ -158,6 +189,11 @@ def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor
             found.setdefault(match[1], {})[bare] = key
     home = next((place for place in ("act_head", "lm_head", None) if place in found), None)
     keys = found.get(home, {})
+    if not keys and backbone_tensors(state):
+        raise RoboVlmsError(
+            f"{name}: a backbone without a policy head: RoboVLMs' discrete decoder, whose actions the language model writes as "
+            "words; its continuous decoders (LSTM, FC, GPT) can be read"
+        )
     if not keys:
         raise RoboVlmsError(
             f"{name}: no key of a policy head (rnn, actions, gripper, mlp, gpt, fc) among {len(state)} keys"
@@ -216,13 +252,26 @@ def _our_name(key: str) -> str:
     return f"memory.{key.removeprefix('rnn.')}"
 
 
-def _as_transformer(tensors: Mapping[str, Tensor], window: int, name: str) -> dict[str, Tensor]:
+def _window(tensors: Mapping[str, Tensor], sizes: HeadSizes, window: int | None, name: str) -> int:
+    """The frames of memory: those given, or the positions of a GPT head."""
+    if sizes.memory != "transformer":
+        if window is None:
+            raise RoboVlmsError(
+                f"{name}: the file doesn't hold the head's window; give --window, 8 or 16 in RoboVLMs' configs"
+            )
+        return window
+    positions = len(tensors["gpt.wpe.weight"])
+    if window not in (None, positions):
+        raise RoboVlmsError(
+            f"{name}: window {window}, but the GPT head has positions for {positions} frames, which are its window; leave "
+            "--window out"
+        )
+    return positions
+
+
+def _as_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """GPT: GPT-2's names are ours, its `Conv1D` weights stand transposed, its masks are constants that we don't store."""
     positions = tensors["gpt.wpe.weight"]
-    if window > len(positions):
-        raise RoboVlmsError(
-            f"{name}: window {window}, but the head has positions for {len(positions)} frames; give that or less"
-        )
     names = {
         "ln_1": "norm_1",
         "attn.c_attn": "qkv",
@@ -231,7 +280,7 @@ def _as_transformer(tensors: Mapping[str, Tensor], window: int, name: str) -> di
         "mlp.c_fc": "mlp.0",
         "mlp.c_proj": "mlp.2",
     }
-    ours: dict[str, Tensor] = {"memory.positions": positions[:window]}
+    ours: dict[str, Tensor] = {"memory.positions": positions}
     if "fc.weight" not in tensors:
         ours["memory.embed.weight"], ours["memory.embed.bias"] = (
             torch.eye(positions.shape[1]),

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from robopolicy.experiment import load_policy, read_provenance
-from robopolicy.experiment.robovlms import convert_checkpoint
+from robopolicy.experiment.robovlms import CheckpointOptions, convert_checkpoint
 from robopolicy.model.losses import action_loss
 from robopolicy.model.normalization import ActionNormalizer
 from robopolicy.model.policy_head import PolicyHead
@@ -249,10 +249,15 @@ def test_a_wrong_latent_window_or_file_is_one_line(tmp_path):
     """The user's mistakes."""
     with pytest.raises(RoboVlmsError, match="width 12 must be a multiple of latent 5"):
         read_head(make_weights("lstm"), window=W, latent=5)
-    with pytest.raises(RoboVlmsError, match="window 9, but the head has positions for 4 frames"):
-        read_head(make_weights("gpt"), window=9)
+    for window in (3, 9):
+        with pytest.raises(RoboVlmsError, match=f"window {window}, but the GPT head has positions for 4 frames"):
+            read_head(make_weights("gpt"), window=window)
+    with pytest.raises(RoboVlmsError, match="doesn't hold the head's window; give --window"):
+        read_head(make_weights("lstm"))
     with pytest.raises(RoboVlmsError, match="no key of a policy head"):
-        read_head({"model.backbone.weight": torch.zeros(1)}, window=W)
+        read_head({"model.projector.weight": torch.zeros(1)}, window=W)
+    with pytest.raises(RoboVlmsError, match="RoboVLMs' discrete decoder"):
+        read_head({"model.backbone.lm_head.weight": torch.zeros(1)}, window=W)
     with pytest.raises(RoboVlmsError, match="no such checkpoint"):
         read_head(tmp_path / "none.pt", window=W)
 
@@ -309,7 +314,7 @@ def test_a_checkpoint_becomes_a_run_folder(kind, suffix, tmp_path):
         "model.action_token": torch.zeros(D)
     }
     save_file(named, source) if suffix == "safetensors" else torch.save({"state_dict": named}, source)
-    policy = load_policy(convert_checkpoint(source, tmp_path / "run", window=W))
+    policy = load_policy(convert_checkpoint(source, tmp_path / "run", CheckpointOptions(window=W)))
     tokens = make_tokens(kind, count=1)
     state = policy.initial_state(2)
     for t in range(W):

@@ -18,7 +18,7 @@ from torch.nn import functional
 from robopolicy.components import ConfigError
 from robopolicy.model.encoders._images import ImagePreparation
 
-Readout: TypeAlias = Literal["all", "last", "mean"]
+Readout: TypeAlias = Literal["all", "last", "mean", "action_token"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,13 @@ class Reading:
     """What of a backbone's hidden states becomes tokens."""
 
     readout: Readout = "all"
-    """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens."""
+    """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens; action_token:
+    learned vectors that stand in the prompt like words."""
     layer: int = -1
     """Which hidden states: -1 the last, after the final norm; 0 the embeddings, n those after layer n; negative counts
     from the end."""
+    action_tokens: int = 1
+    """How many vectors the readout action_token has, where the backbone's folder holds none; not used by the others."""
 
 
 class Backbone(nn.Module):
@@ -49,10 +52,13 @@ class Backbone(nn.Module):
     def __init__(self, model: nn.Module, images: ImagePreparation, reading: Reading) -> None:
         super().__init__()
         self.images, self.reading = images, reading
-        self.trained = False
+        self.adapted = False
+        """Whether the model has adapters, which are trained."""
         self.model: Any = model.requires_grad_(False)
         self.identity: dict[str, Any] = {}
         """Which model it is and how it is read, JSON-ready; set by `load_backbone`."""
+        self.random: tuple[str, ...] = ()
+        """Names of weights that its folder doesn't hold; set by `load_backbone`."""
 
     def token_count(self, cameras: int, words: int) -> int:
         """N, for this number of cameras and a prompt of this number of tokens."""
@@ -71,11 +77,11 @@ class Backbone(nn.Module):
             images: one batch of images for each camera.
             prompt: token numbers, -1 beyond the end; None without a prompt.
         """
-        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+        trained = any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             pixels = torch.stack([self.images(image) for image in images], dim=1)
             states, valid = self.hidden_states(pixels.to(self.model.dtype), prompt)
-            tokens, valid = _read(states.float(), valid, self.reading.readout)
-        return tokens, valid
+            return read_out(states.float(), valid, self.reading.readout)
 
     def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
         """All hidden states (frames, states, D) and their mask, of prepared images (frames, cameras, 3, height, width)."""
@@ -83,7 +89,7 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         """Adapters train; a frozen model stays in eval mode, so that its dropout is off."""
-        return super().train(mode and self.trained)
+        return super().train(mode and self.adapted)
 
     def _layer_of(self, outputs: Any) -> Tensor:
         layer = self.reading.layer
@@ -109,6 +115,11 @@ class ContrastiveBackbone(Backbone):
         if reading.layer != -1:
             raise ConfigError(
                 f"layer {reading.layer} of a {model.config.model_type}; expected -1: its towers share only the last"
+            )
+        if reading.readout == "action_token":
+            raise ConfigError(
+                f"readout action_token of a {model.config.model_type}, which reads images and prompt apart; expected all, "
+                "last or mean"
             )
         vision = model.config.vision_config
         self.patch_size = vision.patch_size
@@ -162,91 +173,6 @@ class ContrastiveBackbone(Backbone):
         return self.model.text_projection(words) if self.projected else words
 
 
-class GenerativeBackbone(Backbone):
-    """The hidden states over the images of all cameras and the prompt.
-
-    Args:
-        model, images, reading: as for `Backbone`.
-        around: token numbers that stand before and after each image.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        images: ImagePreparation,
-        reading: Reading,
-        around: tuple[Sequence[int], Sequence[int]] = ((), ()),
-    ) -> None:
-        super().__init__(model, images, reading)
-        config = model.config
-        self.family = config.model_type
-        self.token_width = config.get_text_config().hidden_size
-        vision = config.vision_config
-        self.gridded = hasattr(vision, "spatial_merge_size") and hasattr(vision, "temporal_patch_size")
-        """Qwen2-VL and later: images go in as patches with the size of their grid."""
-        self.several = hasattr(config, "scale_factor") and self.family in ("smolvlm", "idefics3")
-        """SmolVLM and Idefics3: images go in with an axis for the images of a frame."""
-        before, after = around
-        image_token = getattr(config, "image_token_id", None)
-        image_token = config.image_token_index if image_token is None else image_token
-        self.image_ids = [*before, *[image_token] * self._image_tokens(), *after]
-
-    def state_count(self, cameras: int, words: int) -> int:
-        """See `Backbone`."""
-        return cameras * len(self.image_ids) + words
-
-    def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `Backbone`."""
-        frames, cameras = pixels.shape[:2]
-        images = torch.tensor(self.image_ids * cameras, device=pixels.device).expand(frames, -1)
-        words = prompt if prompt is not None else images[:, :0]
-        ids = torch.cat([images, words], dim=1)
-        valid = ids >= 0
-        padding = self.model.config.get_text_config().pad_token_id or 0
-        outputs = self.model(
-            input_ids=ids.where(valid, padding),
-            attention_mask=valid.long(),
-            use_cache=False,
-            **self._pixel_inputs(pixels),
-            **({"token_type_ids": torch.zeros_like(ids)} if self.family == "paligemma" else {}),
-            **self._outputs,
-        )
-        return self._layer_of(outputs), valid
-
-    def _image_tokens(self) -> int:
-        """Tokens of one image in the text."""
-        config = self.model.config
-        if self.gridded or self.several or self.family == "paligemma":
-            rows, columns = (side // config.vision_config.patch_size for side in self.images.size)
-            merged = config.vision_config.spatial_merge_size**2 if self.gridded else 1
-            return rows * columns // (config.scale_factor**2 if self.several else merged)
-        blank = torch.zeros(1, 1, 3, *self.images.size, dtype=self.model.dtype)
-        with torch.no_grad():
-            found = self.model.get_image_features(**self._pixel_inputs(blank))
-        found = getattr(found, "pooler_output", found)
-        return sum(len(part.flatten(0, -2)) for part in (found if isinstance(found, list | tuple) else [found]))
-
-    def _pixel_inputs(self, pixels: Tensor) -> dict[str, Tensor]:
-        """The images in the form that the family's model takes."""
-        if self.several:
-            return {"pixel_values": pixels.contiguous()}
-        flat = pixels.flatten(0, 1)
-        if not self.gridded:
-            return {"pixel_values": flat}
-        vision = self.model.config.vision_config
-        rows, columns = (side // vision.patch_size for side in self.images.size)
-        patches = rearrange(
-            flat[:, None].expand(-1, vision.temporal_patch_size, -1, -1, -1),
-            "b t c (gh mh ph) (gw mw pw) -> (b gh gw mh mw) (c t ph pw)",
-            mh=vision.spatial_merge_size,
-            mw=vision.spatial_merge_size,
-            ph=vision.patch_size,
-            pw=vision.patch_size,
-        )
-        grid = torch.tensor([[1, rows, columns]], device=pixels.device).expand(len(flat), -1)
-        return {"pixel_values": patches, "image_grid_thw": grid}
-
-
 class VisionBackbone(Backbone):
     """DINOv2, ViT or any other model of images alone: the patch tokens of every camera, without class and register tokens."""
 
@@ -254,8 +180,10 @@ class VisionBackbone(Backbone):
 
     def __init__(self, model: Any, images: ImagePreparation, reading: Reading) -> None:
         super().__init__(model, images, reading)
-        if reading.readout == "last":
-            raise ConfigError(f"readout last of a {model.config.model_type}, which reads no text; expected all or mean")
+        if reading.readout in ("last", "action_token"):
+            raise ConfigError(
+                f"readout {reading.readout} of a {model.config.model_type}, which reads no text; expected all or mean"
+            )
         side = getattr(model.config, "patch_size", None)
         patches = None if side is None else (images.size[0] // side) * (images.size[1] // side)
         with torch.no_grad():
@@ -279,9 +207,9 @@ class VisionBackbone(Backbone):
         return rearrange(states, "b d h w -> b (h w) d") if states.dim() == 4 else states
 
 
-def _read(states: Tensor, valid: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
+def read_out(states: Tensor, valid: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
     """Hidden states (frames, states, D) and their mask -> tokens and theirs."""
-    if readout == "all":
+    if readout in ("all", "action_token"):
         return states, valid
     if readout == "mean":
         weight = valid[..., None].to(states.dtype)

@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from robopolicy.components import ConfigError
-from robopolicy.model.encoders._backbones import (
-    Backbone,
-    ContrastiveBackbone,
-    GenerativeBackbone,
-    Reading,
-    VisionBackbone,
-)
+from robopolicy.model.encoders._backbones import Backbone, ContrastiveBackbone, Reading, VisionBackbone
+from robopolicy.model.encoders._generative import GenerativeBackbone
 from robopolicy.model.encoders._images import image_preparation
 from robopolicy.model.encoders._lora import Adapters, add_adapters
 
 LOG = logging.getLogger(__name__)
 FINGERPRINT_BYTES = 2**20
 """A weights file is identified by its size and its first and last MiB."""
+ACTION_TOKENS = "action_tokens.safetensors"
+"""In a backbone's folder: the learned vectors of the readout `action_token`."""
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 """Of a backbone's weights; auto: as they are stored."""
 
@@ -54,12 +51,13 @@ def load_backbone(
             f"{name} is a {config.model_type} model, which reads no images; expected a vision-language model such as "
             "CLIP, SigLIP, PaliGemma, Qwen2.5-VL or SmolVLM, or a vision model such as DINOv2"
         )
-    model = _model(name, dtype)
+    model, missing = _model(name, dtype)
     images = image_preparation(config, _processor(name), image_size)
     model.eval()
     try:
         if family is GenerativeBackbone:
             backbone = GenerativeBackbone(model, images, reading, _around_image(name, config))
+            backbone.read_action_tokens(Path(name) / ACTION_TOKENS)
         else:
             backbone = family(model, images, reading)
     except (AttributeError, TypeError, RuntimeError) as error:
@@ -77,8 +75,9 @@ def load_backbone(
         "readout": reading.readout,
         "layer": reading.layer,
     }
+    backbone.random = tuple(missing)
     if adapters is not None:
-        backbone.model, backbone.trained = add_adapters(model, adapters), True
+        backbone.model, backbone.adapted = add_adapters(model, adapters), True
         backbone.train()  # the trainer keeps each module's mode; dropout and checkpointing are off in eval mode
     return backbone
 
@@ -124,6 +123,20 @@ def prompt_limit(name: str) -> int:
     return text.max_position_embeddings
 
 
+def model_type(name: str) -> str:
+    """The kind of the model of a local folder or a hub name, such as `paligemma`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return _config(name).model_type
+
+
+def reads_markers(name: str) -> bool:
+    """Whether the model of a local folder or a hub name reads images and prompt as one sequence."""
+    return _family(_config(name)) is GenerativeBackbone
+
+
 def require_transformers() -> Any:
     """The `transformers` package.
 
@@ -152,8 +165,8 @@ def _config(name: str) -> Any:
         ) from error
 
 
-def _model(name: str, dtype: Dtype) -> Any:
-    """The model with its weights; its unused parts, such as an output layer, are not loaded."""
+def _model(name: str, dtype: Dtype) -> tuple[Any, list[str]]:
+    """The model, and names of weights that the folder doesn't hold; unused parts, such as an output layer, are not loaded."""
     transformers = require_transformers()
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -169,7 +182,7 @@ def _model(name: str, dtype: Dtype) -> Any:
         transformers.utils.logging.set_verbosity(level)
     if missing := sorted(found["missing_keys"]):
         LOG.warning("%s holds no weights of %s: they are random", name, ", ".join(missing[:5]))
-    return model
+    return model, missing
 
 
 def _family(config: Any) -> type[Backbone] | None:

@@ -38,14 +38,17 @@ class TransformersOptions:
     dtype: Dtype = "auto"
     """Of the backbone's weights; auto: as they are stored."""
     readout: Readout = "all"
-    """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens."""
+    """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens; action_token:
+    learned vectors that stand in the prompt like words, and are trained."""
+    action_tokens: int = 1
+    """How many vectors the readout action_token learns."""
     layer: int = -1
     """Which hidden states are read; -1: the last."""
 
     default_text: ClassVar[str] = "prompt"
 
     def __post_init__(self) -> None:
-        expect(self, "encoder", ">= 1", "width", "hidden")
+        expect(self, "encoder", ">= 1", "width", "hidden", "action_tokens")
         expect(self, "encoder", ">= 0", "lora_rank")
         expect(self, "encoder", ">= 0 and < 1", "lora_dropout")
         expect(self, "encoder", "> 0", "lora_alpha")
@@ -63,8 +66,8 @@ class TransformersOptions:
 class TransformersEncoder(TokenEncoder):
     """The backbone's tokens through a learned linear map to our width, then one token for proprioception.
 
-    A frozen backbone is not part of the policy's saved weights, and one with LoRA saves its adapters only: the model is
-    found again under its name when the policy is loaded.
+    A frozen backbone is not part of the policy's saved weights, and of one that is trained only adapters and action tokens
+    are: the model is found again under its name when the policy is loaded.
     """
 
     exportable = False
@@ -77,7 +80,7 @@ class TransformersEncoder(TokenEncoder):
         if options.model is None:
             raise ConfigError("--encoder.kind transformers needs a model; give --encoder.model FOLDER_OR_NAME")
         cameras, widths = inputs.cameras, inputs.key_widths
-        reading, adapters = Reading(options.readout, options.layer), None
+        reading, adapters = Reading(options.readout, options.layer, options.action_tokens), None
         if options.lora_rank:
             alpha = options.lora_alpha or 2.0 * options.lora_rank
             adapters = Adapters(options.lora_rank, alpha, options.lora_dropout, options.lora_targets)
@@ -115,7 +118,7 @@ class TransformersEncoder(TokenEncoder):
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    """Leave the backbone's own weights out of a state dict; adapters stay."""
+    """Leave the backbone's own weights out of a state dict; adapters and learned vectors stay."""
     for name in [name for name in state if _is_frozen(name, prefix)]:
         del state[name]
 
@@ -127,4 +130,5 @@ def _keep_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: A
 
 
 def _is_frozen(name: str, prefix: str) -> bool:
-    return name.startswith(f"{prefix}backbone.") and "lora_" not in name
+    own = name == f"{prefix}backbone.action_tokens" or "lora_" in name
+    return name.startswith(f"{prefix}backbone.") and not own

@@ -1,6 +1,7 @@
 """The instruction as the token numbers of the encoder's own backbone."""
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ from robopolicy.model.texts import TextInputs, TextTokens
 LOG = logging.getLogger(__name__)
 SPARE_TOKENS = 8
 """Tokens beyond those of the longest training instruction: one with fewer letters may need a few more tokens."""
+END, IMAGES, ACTION = -1, -2, -3
+"""Instead of token numbers: beyond the end of a prompt, where the images stand, where the action tokens stand."""
+MARKERS = {"{images}": IMAGES, "{action}": ACTION}
+"""What a template may say of them; a template with `{images}` is tokenized without the tokenizer's special tokens."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class PromptOptions:
     """Options of the text model `prompt`."""
 
     template: str = "{instruction}"
-    """The prompt that the backbone reads; `{instruction}` stands for the instruction."""
+    """The prompt that the backbone reads; `{instruction}` stands for the instruction, `{images}` for the images (by default
+    before the prompt) and `{action}` for the learned tokens of `readout: action_token` (by default at the end)."""
 
     def __post_init__(self) -> None:
         _check_template(self.template, "--text.template")
@@ -32,7 +38,7 @@ class Prompter:
 
     Args:
         model: local folder or hub name of the backbone.
-        template: the prompt; `{instruction}` stands for the instruction.
+        template: the prompt; `{instruction}` stands for the instruction, `{images}` and `{action}` as `PromptOptions` says.
         token_count: tokens of every prompt; None: as many as the backbone reads.
 
     Raises:
@@ -40,21 +46,33 @@ class Prompter:
     """
 
     def __init__(self, model: str, template: str, token_count: int | None = None) -> None:
-        from robopolicy.model.encoders._loading import load_tokenizer, prompt_limit
+        from robopolicy.model.encoders._loading import load_tokenizer, prompt_limit, reads_markers
 
         _check_template(template, "--template")
+        if (marks := [mark for mark in MARKERS if mark in template]) and not reads_markers(model):
+            raise ConfigError(
+                f"--template {template!r}: {model} reads images and prompt apart, so that {marks[0]} has no place in it"
+            )
         self.model, self.template = model, template
         limit = prompt_limit(model)
         self.tokenizer = load_tokenizer(model)
         self.token_count = limit if token_count is None else min(token_count, limit)
 
     def numbers(self, instruction: str) -> list[int]:
-        """Token numbers of the whole prompt."""
-        return self.tokenizer(self.template.replace("{instruction}", instruction))["input_ids"]
+        """Token numbers of the whole prompt, with `IMAGES` and `ACTION` where the template has their marks."""
+        special = {"add_special_tokens": False} if "{images}" in self.template else {}
+        numbers: list[int] = []
+        for part in re.split(r"(\{images\}|\{action\})", self.template):
+            if part in MARKERS:
+                numbers.append(MARKERS[part])
+            elif part:
+                numbers += self.tokenizer(part.replace("{instruction}", instruction), **special)["input_ids"]
+                special = {"add_special_tokens": False}
+        return numbers
 
     def prepare(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
         """Token numbers, -1 beyond the end; without an instruction, those of the template around an empty one."""
-        ids = torch.full((len(instructions), self.token_count), -1, dtype=torch.int64)
+        ids = torch.full((len(instructions), self.token_count), END, dtype=torch.int64)
         for row, instruction in enumerate(instructions):
             numbers = self.numbers(instruction or "")
             if len(numbers) > self.token_count:
@@ -62,7 +80,7 @@ class Prompter:
                     "prompt of %d tokens cut off after %d, which this policy reads; lost: %r",
                     len(numbers),
                     self.token_count,
-                    self.tokenizer.decode(numbers[self.token_count :]),
+                    self._shown(numbers[self.token_count :]),
                 )
             ids[row, : len(numbers)] = torch.tensor(numbers[: self.token_count], dtype=torch.int64)
         return ids
@@ -78,8 +96,11 @@ class Prompter:
                 needed,
                 self.model,
                 limit,
-                self.tokenizer.decode(longest[limit:]),
+                self._shown(longest[limit:]),
             )
+
+    def _shown(self, numbers: Sequence[int]) -> str:
+        return self.tokenizer.decode([number for number in numbers if number >= 0])
 
 
 @register("text", "prompt", PromptOptions)
@@ -107,7 +128,7 @@ class PromptText(nn.Module):
     def forward(self, prepared: Int[Tensor, "*batch words"]) -> TextTokens:
         """The numbers, which of them are real, and a sentence vector of width 0."""
         sentence = torch.zeros((*prepared.shape[:-1], 0), device=prepared.device)
-        return TextTokens(prepared[..., None], prepared >= 0, sentence)
+        return TextTokens(prepared[..., None], prepared != END, sentence)
 
 
 def _check_template(template: str, option: str) -> None:

@@ -1,0 +1,165 @@
+"""Backbones that read images and prompt as one sequence: PaliGemma, Qwen2-VL and later, SmolVLM, Idefics3, LLaVA, ..."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robopolicy.components import ConfigError
+from robopolicy.model.encoders._backbones import Backbone, Reading
+from robopolicy.model.encoders._images import ImagePreparation
+from robopolicy.model.texts.prompt import ACTION, END, IMAGES
+
+
+class GenerativeBackbone(Backbone):
+    """The hidden states over the images of all cameras and the prompt.
+
+    Args:
+        model, images, reading: as for `Backbone`.
+        around: token numbers that stand before and after each image.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        images: ImagePreparation,
+        reading: Reading,
+        around: tuple[Sequence[int], Sequence[int]] = ((), ()),
+    ) -> None:
+        super().__init__(model, images, reading)
+        config = model.config
+        self.family = config.model_type
+        self.token_width = config.get_text_config().hidden_size
+        vision = config.vision_config
+        self.gridded = hasattr(vision, "spatial_merge_size") and hasattr(vision, "temporal_patch_size")
+        """Qwen2-VL and later: images go in as patches with the size of their grid."""
+        self.several = hasattr(config, "scale_factor") and self.family in ("smolvlm", "idefics3")
+        """SmolVLM and Idefics3: images go in with an axis for the images of a frame."""
+        before, after = around
+        image_token = getattr(config, "image_token_id", None)
+        image_token = config.image_token_index if image_token is None else image_token
+        self.image_ids = [*before, *[image_token] * self._image_tokens(), *after]
+        self.action_tokens: nn.Parameter | None = None
+        """(count, D), which the readout action_token puts into the prompt like the embeddings of words."""
+        if reading.readout == "action_token":
+            self.action_tokens = nn.Parameter(torch.zeros(reading.action_tokens, self.token_width))
+
+    def read_action_tokens(self, path: Path) -> bool:
+        """Take the vectors of the readout action_token from a file of the backbone's folder; False where there is none.
+
+        Raises:
+            ConfigError: the file holds something else.
+        """
+        if self.action_tokens is None or not path.is_file():
+            return False
+        found = load_file(path).get("action_tokens")
+        if found is None or found.dim() != 2 or found.shape[1] != self.token_width:
+            shape = "missing" if found is None else tuple(found.shape)
+            raise ConfigError(f"{path}: action_tokens is {shape}; expected (count, {self.token_width})")
+        self.action_tokens = nn.Parameter(found.float(), requires_grad=False)
+        return True
+
+    def token_count(self, cameras: int, words: int) -> int:
+        """See `Backbone`."""
+        return super().token_count(cameras, words) if self.action_tokens is None else len(self.action_tokens)
+
+    def state_count(self, cameras: int, words: int) -> int:
+        """See `Backbone`."""
+        return cameras * len(self.image_ids) + words + self._actions
+
+    def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Backbone`; with the readout action_token, the states of its vectors alone."""
+        frames, cameras = pixels.shape[:2]
+        rows, place = torch.zeros((1, 0), dtype=torch.int64), torch.zeros(frames, dtype=torch.int64)
+        if prompt is not None:
+            rows, place = torch.unique(prompt, dim=0, return_inverse=True)
+        length = self.state_count(cameras, rows.shape[1])
+        ids = torch.tensor([self._row(row, cameras, length) for row in rows.tolist()])[place.cpu()].to(pixels.device)
+        valid, actions = ids != END, ids == ACTION
+        with self._embedded(actions):
+            outputs = self.model(
+                input_ids=ids.where(ids >= 0, self.model.config.get_text_config().pad_token_id or 0),
+                attention_mask=valid.long(),
+                use_cache=False,
+                **self._pixel_inputs(pixels),
+                **({"token_type_ids": torch.zeros_like(ids)} if self.family == "paligemma" else {}),
+                **self._outputs,
+            )
+        states = self._layer_of(outputs)
+        if self.action_tokens is None:
+            return states, valid
+        return states[actions].reshape(frames, self._actions, -1), valid[actions].reshape(frames, self._actions)
+
+    @property
+    def _actions(self) -> int:
+        return 0 if self.action_tokens is None else len(self.action_tokens)
+
+    @contextmanager
+    def _embedded(self, actions: Tensor) -> Iterator[None]:
+        """The learned vectors among the words' embeddings where `actions` (frames, states) is True."""
+        if self.action_tokens is None:
+            yield
+            return
+        vectors = self.action_tokens
+
+        def put(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+            return embedded.masked_scatter(actions[..., None], vectors.to(embedded.dtype).repeat(len(embedded), 1))
+
+        hook = self.model.get_input_embeddings().register_forward_hook(put)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _row(self, prompt: Sequence[int], cameras: int, length: int) -> list[int]:
+        """The numbers of a whole input: those of images and action tokens in their places, or at its two ends."""
+        numbers = [number for number in prompt if number != END]
+        if IMAGES not in numbers:
+            numbers.insert(0, IMAGES)
+        if ACTION not in numbers and self._actions:
+            numbers.append(ACTION)
+        row: list[int] = []
+        for number in numbers:
+            if number == IMAGES:
+                row += self.image_ids * cameras
+            else:
+                row += [ACTION] * self._actions if number == ACTION else [number]
+        return row + [END] * (length - len(row))
+
+    def _image_tokens(self) -> int:
+        """Tokens of one image in the text."""
+        config = self.model.config
+        if self.gridded or self.several or self.family == "paligemma":
+            rows, columns = (side // config.vision_config.patch_size for side in self.images.size)
+            merged = config.vision_config.spatial_merge_size**2 if self.gridded else 1
+            return rows * columns // (config.scale_factor**2 if self.several else merged)
+        blank = torch.zeros(1, 1, 3, *self.images.size, dtype=self.model.dtype)
+        with torch.no_grad():
+            found = self.model.get_image_features(**self._pixel_inputs(blank))
+        found = getattr(found, "pooler_output", found)
+        return sum(len(part.flatten(0, -2)) for part in (found if isinstance(found, list | tuple) else [found]))
+
+    def _pixel_inputs(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The images in the form that the family's model takes."""
+        if self.several:
+            return {"pixel_values": pixels.contiguous()}
+        flat = pixels.flatten(0, 1)
+        if not self.gridded:
+            return {"pixel_values": flat}
+        vision = self.model.config.vision_config
+        rows, columns = (side // vision.patch_size for side in self.images.size)
+        patches = rearrange(
+            flat[:, None].expand(-1, vision.temporal_patch_size, -1, -1, -1),
+            "b t c (gh mh ph) (gw mw pw) -> (b gh gw mh mw) (c t ph pw)",
+            mh=vision.spatial_merge_size,
+            mw=vision.spatial_merge_size,
+            ph=vision.patch_size,
+            pw=vision.patch_size,
+        )
+        grid = torch.tensor([[1, rows, columns]], device=pixels.device).expand(len(flat), -1)
+        return {"pixel_values": patches, "image_grid_thw": grid}
