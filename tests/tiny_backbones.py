@@ -49,10 +49,10 @@ QWEN_TEXT = TEXT | {
 }
 
 
-def save_backbone(kind: str, folder: Path) -> Path:
+def save_backbone(kind: str, folder: Path, **options: Any) -> Path:
     """Write a tiny model of that kind, as `model_type` names it; about 20 kB."""
     torch.manual_seed(0)
-    _MAKERS[kind]().save_pretrained(folder)
+    _MAKERS[kind](**options).save_pretrained(folder)
     settings: dict[str, Any] = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
     if kind in VISION_ONLY:
         settings["crop_size"] = {"height": 16, "width": 16}
@@ -82,14 +82,14 @@ def _siglip2() -> Any:
     return hf.Siglip2Model(hf.Siglip2Config(text_config=TEXT, vision_config=vision))
 
 
-def _paligemma() -> Any:
+def _paligemma(width: int = 16) -> Any:
     import transformers as hf
 
     config = hf.PaliGemmaConfig(
-        text_config=TEXT | {"model_type": "gemma"},
-        vision_config=VISION | {"model_type": "siglip_vision_model", "projection_dim": 16},
+        text_config=TEXT | {"model_type": "gemma", "hidden_size": width},
+        vision_config=VISION | {"model_type": "siglip_vision_model", "projection_dim": width},
         image_token_index=2,
-        projection_dim=16,
+        projection_dim=width,
     )
     return hf.PaliGemmaForConditionalGeneration(config)
 
@@ -161,7 +161,7 @@ def _vit() -> Any:
     return hf.ViTModel(hf.ViTConfig(**VISION))
 
 
-_MAKERS: dict[str, Callable[[], Any]] = {
+_MAKERS: dict[str, Callable[..., Any]] = {
     "clip": _clip,
     "siglip": _siglip,
     "siglip2": _siglip2,
