@@ -44,6 +44,10 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(backbone):
+    return fine_tuned(backbone)
+
+
+def fine_tuned(backbone):
     """The backbone after its fine-tuning: other weights."""
     import transformers
 
@@ -54,16 +58,19 @@ def tuned(backbone):
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tuned, tmp_path_factory):
+def write_checkpoint(path, tuned):
     """A file with the original's module layout, as DeepSpeed's converter writes it."""
     torch.manual_seed(3)
     state = {f"model.backbone.{old_name(key)}": value for key, value in tuned.state_dict().items()}
     state["model.action_token"] = torch.randn(WIDTH)
     state |= {f"model.act_head.{key}": value for key, value in make_weights("lstm").items()}
-    path = tmp_path_factory.mktemp("checkpoint") / "robovlms.pt"
     torch.save({"state_dict": {f"_forward_module.{key}": value for key, value in state.items()}}, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tuned, tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "robovlms.pt", tuned)
 
 
 @torch.no_grad()

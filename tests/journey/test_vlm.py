@@ -17,6 +17,7 @@ from robopolicy.demos.formats import open_demos
 from robopolicy.experiment import load_policy, read_provenance
 from robopolicy.training.encode import EncodeOptions, encode_file
 from tests.experiment.test_backbone import frames_of, trained_on_tokens
+from tests.experiment.test_robovlms import WIDTH, fine_tuned, write_checkpoint
 from tests.serving import running_server
 from tests.tiny_backbones import FAMILIES, save_backbone
 
@@ -28,6 +29,7 @@ COMMANDS = [
     if line.startswith("robopolicy ")
 ]
 SMALLER = {
+    "convert": ["--image-size", "16"],
     "collect": ["--episodes", "4", "--image-size", "16"],
     "train": ["--max-steps", "2", "--memory.hidden", "8", "--data.batch_size", "4"],
     "eval": ["--episodes", "2", "--num-envs", "2"],
@@ -51,6 +53,8 @@ def test_the_commands_of_the_page_work_one_after_another(kind, tmp_path, monkeyp
     """Guards against: a page whose commands fail, or a path from backbone to robot that breaks in the middle."""
     monkeypatch.chdir(tmp_path)
     save_backbone(kind, Path("vlm"))
+    paligemma = save_backbone("paligemma", Path("paligemma-3b-pt-224"), width=WIDTH)
+    write_checkpoint(Path("robovlms.ckpt"), fine_tuned(paligemma))
     assert len(COMMANDS) >= 8
     for command in COMMANDS:
         verb, *words = shlex.split(command.removeprefix("robopolicy "))
