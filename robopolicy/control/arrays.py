@@ -1,8 +1,7 @@
-"""One code for NumPy arrays and torch tensors: the namespace an array belongs to, and constants of its kind.
+"""The same code for NumPy arrays and torch tensors: the namespace of an array, and constants of its type.
 
-NumPy serves a few worlds or one robot, where a call's overhead is all that counts; torch serves thousands of worlds on a
-device. Nothing here waits for a device, and a constant is carried to it once, so that what uses them can be captured as a
-CUDA graph.
+NumPy is used for one robot or a few worlds, where call overhead dominates; torch for thousands of worlds on a device. No
+function synchronizes with the device, and each constant is copied to it once, so callers can be captured as a CUDA graph.
 """
 
 from functools import lru_cache
@@ -15,14 +14,14 @@ from robopolicy.types import Array
 
 
 def namespace(array: Array) -> ModuleType:
-    """`numpy` or `torch`, whichever the array belongs to."""
+    """`numpy` for an array, `torch` for a tensor."""
     return np if isinstance(array, np.ndarray) else torch
 
 
 def like(array: Array, constant: np.ndarray) -> Array:
-    """`constant` as the kind of array, and on the device, of `array`; its numbers in the precision of `array`'s.
+    """`constant` with the array type, device and floating dtype of `array`.
 
-    A constant of another kind than floating point keeps its type, so that it can be an index.
+    An integer or bool constant keeps its dtype, so that it can be an index.
     """
     if isinstance(array, np.ndarray):
         return constant
@@ -30,12 +29,12 @@ def like(array: Array, constant: np.ndarray) -> Array:
 
 
 def copied(array: Array) -> Array:
-    """A copy in memory of its own."""
+    """A copy."""
     return array.copy() if isinstance(array, np.ndarray) else array.clone()
 
 
 def row(*parts: Array) -> Array:
-    """Parts (*B, width) side by side, in float32: a new row of an observation or an action."""
+    """Concatenate parts (*B, width) along the last axis, as float32."""
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts, -1, dtype=np.float32)
     return torch.cat(parts, -1).float()

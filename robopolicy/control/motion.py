@@ -1,7 +1,7 @@
-"""The motion of the simulator's arms to their targets: batched, closed form, within velocity and acceleration limits.
+"""Motion of the simulator's arms to their targets: batched, closed form, within velocity and acceleration limits.
 
 The real-time loop follows the same targets by `smoothing`, which also bounds jerk. At the Panda's jerk limits an
-acceleration builds up in 2 ms, so that the two differ little; `tests/sim/test_law.py` measures by how much.
+acceleration builds up in 2 ms, so the two differ little; `tests/sim/test_law.py` measures the difference.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from robopolicy.control.profile import RobotProfile
 from robopolicy.types import Array
 
 ACCELERATION_SHARE = 0.75
-"""Share of the acceleration limits that the worlds use: the loop can follow a recorded motion in time only where jerk and
-its own corrections leave some."""
+"""Share of the acceleration limits that the worlds use; the real-time loop needs the rest for jerk and corrections when it
+replays a recorded motion."""
 PASSING_SHARE = 0.5
-"""A target is passed at no more than this share of the velocity that one control step can brake away. A steady stream of
-small displacements then moves evenly, and a large one ends at its target instead of swinging around it."""
+"""Largest velocity at a target, as a share of the velocity that one control step can brake to rest. A stream of small
+displacements then moves evenly, and a large one stops at its target instead of overshooting."""
 
 
 def move(
@@ -27,9 +27,9 @@ def move(
     control_dt: float,
     ticks: int,
 ) -> tuple[Float[Array, "ticks *B joints"], Float[Array, "*B joints"]]:
-    """Commanded positions [rad] of the ticks of one control step, and the velocity at its end [rad/s].
+    """Commanded positions [rad] at the ticks of one control step, and the velocity at its end [rad/s].
 
-    The joints arrive together: at the end of the step, or as soon after it as the limits allow.
+    All joints arrive at the same time: at the end of the step, or as soon after it as the limits allow.
     """
     xp, tick_s = namespace(target), control_dt / ticks
     fastest, hardest = (
@@ -55,7 +55,7 @@ def move(
 
 
 def _shortest_s(way: Array, velocity: Array, hardest: Array) -> tuple[Array, Array]:
-    """The shortest time [s] of each joint to rest at the end of `way` [rad], and the sign of its first acceleration."""
+    """The shortest time [s] of each joint to rest at a distance `way` [rad], and the sign of its first acceleration."""
     xp = namespace(way)
     direction = xp.sign(way - velocity * abs(velocity) / (2 * hardest))
     peak = xp.sqrt((hardest * direction * way + velocity * velocity / 2).clip(0.0))
@@ -63,9 +63,9 @@ def _shortest_s(way: Array, velocity: Array, hardest: Array) -> tuple[Array, Arr
 
 
 def _cruise(way: Array, velocity: Array, hardest: Array, arrival_s: Array) -> Array:
-    """The velocity [rad/s] between the first and the last acceleration by which a joint arrives at rest after `arrival_s`.
+    """The cruise velocity [rad/s], between the two accelerations, with which a joint comes to rest after `arrival_s`.
 
-    `way` and `velocity` are counted in the direction of the first acceleration of the fastest motion.
+    `way` and `velocity` are positive in the direction of the first acceleration of the fastest motion.
     """
     xp = namespace(way)
     half = (arrival_s + velocity / hardest) / 2

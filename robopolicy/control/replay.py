@@ -1,4 +1,4 @@
-"""A recorded demonstration in place of a policy: what it did at each moment, at the speed that is asked for."""
+"""Replays a recorded demonstration in place of a policy, at a chosen speed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,34 +11,34 @@ from robopolicy.control.smoothing import HEADING_SHARE
 from robopolicy.types import ActionSpec, Observation
 
 CHUNK = 8
-"""Actions given at once; the later ones are for observations that come late."""
+"""Actions per chunk; the later ones cover late observations."""
 SETTLING_S = 0.5
-"""How long the end of a record is held before it counts as reached [s]."""
+"""Time that the last target is held before the replay ends [s]."""
 TOLERANCE_RAD = 0.1
-"""How far from the record a joint may have been for the replay to count as having followed it [rad]."""
+"""Largest distance of a joint from the recorded path at which the replay counts as followed [rad]."""
 REFERENCE = "reference_qpos"
 """Observation key of the commanded joint positions [rad], in demos of the simulator."""
 JOINTS = "qpos"
-"""Observation key of the joint positions [rad], as every robot shows them."""
+"""Observation key of the joint positions [rad]; every robot has it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Actions to be executed again, one for each control step, and where the joints were meanwhile.
+    """Recorded actions, one per control step, and the joint positions at each step.
 
-    Action k is in force from step k to step k + 1.
+    Action k applies from step k to step k + 1.
     """
 
     actions: Float[np.ndarray, "time width"]
     spec: ActionSpec
-    """What the columns are; it must say `kind` and `space`."""
+    """Meaning of the columns; `kind` and `space` must be set."""
     path_rad: Float[np.ndarray, "place joints"] | None = None
-    """Joint positions at the beginning of each step [rad], where recorded; there may be one more, or one less."""
+    """Joint positions at the beginning of each step [rad], if recorded; there may be one row more or fewer than actions."""
     reference_rad: Float[np.ndarray, "place joints"] | None = None
-    """Commanded joint positions at the beginning of each step [rad], where recorded; the joints lag behind them."""
+    """Commanded joint positions at the beginning of each step [rad], if recorded; the joints lag behind them."""
 
     def speed_within(self, profile: RobotProfile) -> float:
-        """The largest speed, up to 1, at which the curve along the path keeps to the profile's velocity and acceleration."""
+        """The largest speed, up to 1, at which the interpolated path stays within the profile's velocity and acceleration."""
         if self.path_rad is None or len(self.path_rad) < 2 or not self.spec.rate_hz:
             return 1.0
         places = np.asarray(self.path_rad, np.float64)
@@ -51,15 +51,15 @@ class Record:
         return float(1 / max(1.0, velocity.max(), np.sqrt(acceleration.max())))
 
     def at_speed(self, speed: float) -> "Record":
-        """The same motion, `speed` times as fast: steps of the same duration, but more of them, or fewer.
+        """The same motion, `speed` times as fast, in more or fewer steps of the same duration.
 
-        What an action adds (a delta, a velocity) is divided among the new steps, none of it lost; what it aims for
-        (an absolute target) is interpolated, the path by a curve; a gripper does what it did at that moment of the record.
+        Deltas and velocities are divided among the new steps so that their sum is kept; absolute targets and the path are
+        interpolated; gripper columns are taken from the nearest earlier step.
         """
         if speed == 1.0:
             return self
         steps = int(np.ceil(len(self.actions) / speed - 1e-9))
-        began = np.arange(steps) * speed  # on the record's own count of steps
+        began = np.arange(steps) * speed  # in steps of the record
         ended = np.minimum(began + speed, len(self.actions))
         actions = self.actions[(began + 1e-9).astype(int)]
         arm = [column for column in self.spec.arm_columns if column not in self.spec.continuous_gripper]
@@ -76,19 +76,19 @@ class Record:
 
 
 def along_path(record: Record) -> Record:
-    """The record with its joint path as absolute targets instead of its actions; the gripper's columns stay.
+    """The record with its joint path as absolute targets instead of its actions; gripper columns are kept.
 
-    A motion that is repeated through its joint positions returns to them after every disturbance and limit; one repeated
-    through deltas, each relative to where the arm is, keeps every deviation to its end. Where the commanded positions were
-    recorded, they are the targets, so that an arm that lags behind its commands is where it was in the record.
+    Absolute targets bring the arm back to the recorded path after a disturbance or a limit, while deltas, each relative to
+    the current position, would keep the error to the end. The targets are the commanded positions if they were recorded,
+    so that the arm lags behind them as it did in the record.
 
     Raises:
-        ValueError: there is no path, or only its first place.
+        ValueError: the record has no path, or only one position.
     """
     path, spec = record.path_rad, record.spec
     targets = path if record.reference_rad is None else record.reference_rad
     if path is None or len(path) < 2:
-        raise ValueError("the record has no joint positions to follow; follow its actions")
+        raise ValueError("the record has no joint positions; give --follow actions")
     grippers = [*spec.gripper_columns[:1], *spec.continuous_gripper[:1]][:1]
     assert targets is not None
     path, targets = (
@@ -110,14 +110,13 @@ def along_path(record: Record) -> Record:
 
 
 class RecordedStream:
-    """A record as the stream of a control loop: by the time of each observation, what belongs to it.
+    """A record as the stream of a control loop; actions are chosen by the time stamp of the observation.
 
-    The first observation is the record's beginning. An observation that comes late, or that is skipped, changes nothing
-    of what is done when.
+    The first observation marks the beginning of the record. Late and skipped observations do not shift the replay.
     """
 
     gripper_logit = None
-    """Nothing was thought."""
+    """A record has no gripper logits."""
 
     def __init__(self, record: Record, control_dt: float) -> None:
         self.record, self.control_dt = record, control_dt
@@ -130,11 +129,11 @@ class RecordedStream:
 
     @property
     def finished(self) -> bool:
-        """Whether the record is at its end, and its last target has been held for a while."""
+        """Whether the record has ended and its last target was held for `SETTLING_S`."""
         return self.step >= len(self.record.actions) + round(SETTLING_S / self.control_dt)
 
     def __call__(self, observation: Observation) -> Float[np.ndarray, "chunk width"]:
-        """The actions from this observation on; rest beyond the record's end."""
+        """The actions from this observation on; the arm rests beyond the end of the record."""
         if self._began_s is None:
             self._began_s = observation.stamp_s
         self.step = round((observation.stamp_s - self._began_s) / self.control_dt)
@@ -146,44 +145,48 @@ class RecordedStream:
         """Start from the first action."""
         self._began_s: float | None = None
         self.step = -1
-        """The step of the record that was asked for last."""
+        """The step of the record of the last observation."""
         self.visited: list[tuple[int, np.ndarray]] = []
-        """Step, and joint positions at its beginning [rad]."""
+        """Steps, and the joint positions observed at their beginning [rad]."""
 
     def outcome(self) -> dict[str, Any]:
-        """A JSON-ready account: steps done and to do, and how far the joints were from the record's path.
+        """A JSON-ready summary: steps done and in total, and the largest distance of the joints from the recorded path.
 
-        `followed` is True where the end was reached and no joint was seen more than `TOLERANCE_RAD` away.
+        `followed` is True if the end was reached and no joint was more than `TOLERANCE_RAD` away.
         """
         steps, done = len(self.record.actions), min(self.step, len(self.record.actions))
-        told: dict[str, Any] = {"steps": steps, "done": max(done, 0), "followed": self.finished}
+        outcome: dict[str, Any] = {"steps": steps, "done": max(done, 0), "followed": self.finished}
         path = self.record.path_rad
         if path is not None and self.visited:
-            asked, places = zip(*self.visited, strict=True)
-            away = np.abs(np.stack(places) - path[np.minimum(asked, len(path) - 1)])
+            steps_seen, positions = zip(*self.visited, strict=True)
+            away = np.abs(np.stack(positions) - path[np.minimum(steps_seen, len(path) - 1)])
             visit, joint = np.unravel_index(away.argmax(), away.shape)
-            told |= {"largest_rad": float(away.max()), "joint": int(joint), "at_s": asked[visit] * self.control_dt}
-            told |= {"end_rad": float(away[-1].max())}
-            told["followed"] &= told["largest_rad"] <= TOLERANCE_RAD
-        return told
+            outcome |= {
+                "largest_rad": float(away.max()),
+                "joint": int(joint),
+                "at_s": steps_seen[visit] * self.control_dt,
+            }
+            outcome |= {"end_rad": float(away[-1].max())}
+            outcome["followed"] &= outcome["largest_rad"] <= TOLERANCE_RAD
+        return outcome
 
 
 def first_place(record: Record, profile: RobotProfile) -> Float[np.ndarray, " joints"] | None:
-    """Where the joints stood as the record began [rad], where it tells.
+    """Joint positions at the beginning of the record [rad]; None if they were not recorded.
 
     Raises:
-        ValueError: it was recorded on a robot with another number of joints.
+        ValueError: the record has another number of joints than the robot.
     """
     if record.path_rad is None:
         return None
     found = record.path_rad.shape[-1]
     if found != profile.joints:
-        raise ValueError(f"the record tells the places of {found} joints; {profile.name} has {profile.joints}")
+        raise ValueError(f"the record has {found} joint positions; {profile.name} has {profile.joints} joints")
     return np.asarray(record.path_rad[0], np.float64)
 
 
 def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Rows (n, width) at fractional places, interpolated; the ends beyond them."""
+    """Rows (n, width) linearly interpolated at fractional indices; constant beyond the ends."""
     places = places.clip(0, len(rows) - 1)
     before = places.astype(int)
     after = np.minimum(before + 1, len(rows) - 1)
@@ -192,10 +195,7 @@ def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _curve(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """As `_between`, without its kinks: a cubic from row to row, with the velocity that the neighbours suggest.
-
-    It begins and ends at rest, as the robot does.
-    """
+    """Rows (n, width) at fractional indices by cubic Hermite interpolation with central differences; at rest at both ends."""
     if len(rows) < 2:
         return _between(rows, places)
     places = places.clip(0, len(rows) - 1)
@@ -207,7 +207,7 @@ def _curve(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _slopes(rows: np.ndarray) -> np.ndarray:
-    """By how much rows (n, width), n > 1, change per step at each of them."""
+    """Central differences per step of rows (n, width), n > 1; zero at both ends."""
     slope = np.gradient(rows, axis=0)
     slope[[0, -1]] = 0.0
     return slope

@@ -1,4 +1,4 @@
-"""Targets at the policy's rate -> joint positions at the robot's, with bounded velocity, acceleration and jerk.
+"""Joint targets at the policy's rate -> joint positions at the robot's rate, with bounded velocity, acceleration and jerk.
 
 The trajectories are Ruckig's (Berscheid and Kröger, 2021). What Ruckig 0.19 does not do is done here: it ignores
 `max_position`, and its `position_extrema` leave out the overshoot of a braking start (both seen, both tested), so every
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 SAMPLE_DT = 0.01
 """Spacing of the samples at which a trajectory is checked [s]."""
 TOOL_SPEED_SHARE = 0.95
-"""Share of the tool's speed limits allowed at a sample: between two it grows by about 13 m/s2, or 25 rad/s2, times 5 ms."""
+"""Share of the tool speed limits allowed at a sample; in the 5 ms to the next it can grow by about 13 m/s2 (25 rad/s2)."""
 POSITION_SLACK_RAD = 2.5e-4
 WORKSPACE_SLACK_M = 5e-4
-"""What a trajectory may do between two samples: acceleration * SAMPLE_DT^2 / 8."""
+"""Largest overshoot of a trajectory between two samples: acceleration * SAMPLE_DT^2 / 8."""
 HEADING_SHARE = 0.9
-"""Share of the velocity limits at which a target may be passed."""
+"""Largest velocity at a target, as a share of the velocity limits."""
 STRETCHES = (2.0, 4.0, 8.0)
-"""Durations tried, in control steps, where the tool would be too fast."""
+"""Durations tried, in control steps, if the tool would be too fast."""
 
 
 class JointSmoother:
-    """Follows targets without ever leaving a motion that is known to end at rest within the limits.
+    """Follows targets along motions that always end at rest within the limits.
 
-    Each target starts a new trajectory from the present state, which reaches it after one control step (or as soon as
-    the limits allow) and then brakes. Where that breaks a limit of position, workspace or tool speed, slower ones are
-    tried; where all do, the motion under way continues, to its own end.
+    Each target starts a new trajectory from the current state, which reaches it after one control step (or as soon as
+    the limits allow) and then brakes. If that breaks a limit of position, workspace or tool speed, slower ones are tried;
+    if all do, the current motion continues to its end.
 
     Args:
         profile: the robot's limits.
         command_dt: time between two commands [s].
         control_dt: time between two targets [s].
-        share: share of the velocity, acceleration and jerk limits that is used.
+        share: share of the velocity, acceleration and jerk limits to use.
     """
 
     def __init__(self, profile: RobotProfile, command_dt: float, control_dt: float, share: float = 1.0) -> None:
@@ -62,17 +62,17 @@ class JointSmoother:
         self.start(np.asarray(profile.home_rad))
 
     def start(self, qpos: Float[np.ndarray, " joints"]) -> None:
-        """Be at rest at `qpos` [rad].
+        """Start at rest at `qpos` [rad].
 
         Raises:
-            ValueError: a joint is beyond its limit.
+            ValueError: a joint is outside its limits.
         """
         wrong = (qpos < self._lower) | (qpos > self._upper) | ~np.isfinite(qpos)
         if wrong.any():
             joint = int(np.argmax(wrong))
             raise ValueError(
-                f"{self.profile.joint_names[joint]} stands at {qpos[joint]:.4f} rad, outside its limits "
-                f"{self._lower[joint]} .. {self._upper[joint]} rad; move the robot by its own means first"
+                f"{self.profile.joint_names[joint]} is at {qpos[joint]:.4f} rad, outside its limits "
+                f"{self._lower[joint]} .. {self._upper[joint]} rad; move it inside with the robot's own controls first"
             )
         self._rest = np.array(qpos, np.float64)
         self._motion: _Motion | None = None
@@ -81,18 +81,18 @@ class JointSmoother:
 
     @property
     def state(self) -> Float[np.ndarray, "3 joints"]:
-        """Commanded position [rad], velocity [rad/s] and acceleration [rad/s2] of the present tick."""
+        """Commanded position [rad], velocity [rad/s] and acceleration [rad/s2] at the current tick."""
         if self._motion is None:
             return np.stack([self._rest, np.zeros_like(self._rest), np.zeros_like(self._rest)])
         return self._motion.at(self._ticks * self.command_dt)
 
     @property
     def at_rest(self) -> bool:
-        """Whether the commands have come to a stop."""
+        """Whether the commanded motion has ended."""
         return self._motion is None
 
     def step(self, ticks: int = 1) -> Float[np.ndarray, " joints"]:
-        """Continue by `ticks` commands and give the position [rad] of the one arrived at."""
+        """Advance by `ticks` commands; returns the commanded position [rad]."""
         self._ticks += ticks
         if self._motion is not None and self._ticks * self.command_dt >= self._motion.duration_s:
             self._rest, self._motion = self._motion.at(self._motion.duration_s)[0], None
@@ -137,14 +137,14 @@ class JointSmoother:
         return "kept"
 
     def brake(self) -> None:
-        """Come to rest as fast as the limits allow."""
+        """Brake to rest as fast as the limits allow."""
         motion = _Motion(None, self._trajectory(self.state, None, None, None), self.command_dt)
         if self._allowed(motion):
             self._follow(motion)
         self._target = self.state[0]
 
     def brake_from(self, state: Float[np.ndarray, "3 joints"]) -> None:
-        """Come to rest from a position, velocity and acceleration that someone else commanded."""
+        """Brake to rest from a commanded position, velocity and acceleration (3, joints) of another source."""
         braking = self._trajectory(state, None, None, None)
         self.start(state[0])
         if braking is not None:
@@ -154,7 +154,7 @@ class JointSmoother:
         self._motion, self._ticks = motion, 0
 
     def _motion_to(self, target: np.ndarray, velocity: np.ndarray, duration_s: float) -> "_Motion | None":
-        """The motion to a target state and from there to rest; None where it would break a limit."""
+        """The motion to a target state and from there to rest; None if it would break a limit."""
         aimed = self._trajectory(self.state, target, velocity, duration_s)
         if aimed is None:
             return None
@@ -167,7 +167,7 @@ class JointSmoother:
     def _trajectory(
         self, state: np.ndarray, target: np.ndarray | None, velocity: np.ndarray | None, duration_s: float | None
     ) -> "Trajectory | None":
-        """Ruckig's trajectory from a state to a target, or to rest where there is none; None where it finds none."""
+        """Ruckig's trajectory from a state to a target, or to rest without one; None if Ruckig finds none."""
         ruckig, put = self._module, self._input
         put.current_position = state[0].tolist()
         put.current_velocity = state[1].clip(-self._velocity, self._velocity).tolist()
@@ -189,7 +189,7 @@ class JointSmoother:
         return trajectory if result in (ruckig.Result.Working, ruckig.Result.Finished) else None
 
     def _allowed(self, motion: "_Motion") -> bool:
-        """Whether a motion, up to its rest, keeps to the limits of joint position, workspace and tool speed."""
+        """Whether a motion stays within the limits of joint position, workspace and tool speed until it is at rest."""
         samples = np.arange(0.0, motion.duration_s + SAMPLE_DT, SAMPLE_DT)
         states = np.stack([motion.at(sample) for sample in samples])
         positions, velocities = states[:, 0], states[:, 1]
@@ -212,7 +212,7 @@ class JointSmoother:
 
 
 class _Motion:
-    """A trajectory to a target, then one to rest; the second begins on a whole command."""
+    """A trajectory to a target, then one to rest, which begins at a command tick."""
 
     def __init__(self, aimed: "Trajectory | None", braking: "Trajectory | None", command_dt: float) -> None:
         self.aimed, self.braking = aimed, braking
@@ -231,7 +231,7 @@ class _Motion:
 
 
 def import_ruckig() -> ModuleType:
-    """The `ruckig` package; ImportError names the extra that brings it."""
+    """Import the `ruckig` package; ImportError names the extra to install."""
     try:
         import ruckig
     except ImportError:

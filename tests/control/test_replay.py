@@ -50,7 +50,7 @@ def test_a_path_becomes_targets_one_step_ahead_and_keeps_its_gripper():
     assert along_path(record(smooth)).spec.continuous_gripper == (2,)
     without = ActionSpec(arm=2, gripper=0, constant={2: 0.0}, kind="delta", space="ee", rate_hz=20.0)
     assert along_path(record(without)).spec.width == 2
-    with pytest.raises(ValueError, match="no joint positions to follow"):
+    with pytest.raises(ValueError, match="the record has no joint positions"):
         along_path(Record(record().actions, DELTAS))
 
 
@@ -115,7 +115,7 @@ def test_the_outcome_tells_the_largest_deviation_and_whether_it_was_followed():
 
 def test_a_record_of_another_robot_is_refused(panda):
     """Two joints' angles sent to the first two of seven."""
-    with pytest.raises(ValueError, match="the places of 2 joints; panda has 7"):
+    with pytest.raises(ValueError, match="the record has 2 joint positions; panda has 7 joints"):
         first_place(record(), panda)
     assert first_place(Record(record().actions, DELTAS), panda) is None
 

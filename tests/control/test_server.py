@@ -73,7 +73,7 @@ def test_an_error_is_a_text_frame_and_a_close_without_a_path():
     """Openpi's server sends its traceback to the peer."""
     with running_server() as server:
         said = refusal(server.port, pack(observation(666.0)))
-        assert said == "internal error; the server's log tells more"
+        assert said == "internal error; see the server's log"
         assert "text message came" in refusal(server.port, "hello")
 
 

@@ -16,10 +16,10 @@ class ExecutionOptions:
     """Options of every strategy."""
 
     replan_every: int = 1
-    """Control steps between two chunks that are taken into the plan."""
+    """Control steps between two chunks that join the plan."""
     gripper_hysteresis: float = 0.0
-    """How far the gripper's score must cross zero to switch it; the score is the logit where the policy gives one, else
-    the action mapped from its two values to -1 and +1."""
+    """Distance from zero that the gripper's score must cross to switch it. The score is the logit if the policy has one,
+    otherwise the action with its two values mapped to -1 and +1."""
 
     def __post_init__(self) -> None:
         expect(self, "execution", ">= 1", "replan_every")
@@ -28,12 +28,12 @@ class ExecutionOptions:
 
 @dataclass(frozen=True)
 class Plans:
-    """The plans of a batch and a new chunk for each, aligned: step 0 of both is the control step being prepared."""
+    """The plans of a batch and a new chunk for each; step 0 of both is the control step being prepared."""
 
     old: Float[Tensor, "*B chunk width"]
-    """The present plan; zeros where `count` is 0."""
+    """The current plan; zeros where `count` is 0."""
     count: Int[Tensor, "*B chunk"]
-    """How many chunks are behind each step of the present plan; 0: no action."""
+    """Number of chunks that each step of the plan was made from; 0: no action."""
     new: Float[Tensor, "*B chunk width"]
     """The new chunk; its last `late` steps are zeros."""
     covered: Bool[Tensor, " chunk"]

@@ -16,7 +16,7 @@ class FreezeOptions(ExecutionOptions):
     """Options of `freeze`."""
 
     latency_s: float = 0.0
-    """Expected time from an observation to its chunk [s]; a chunk that comes later freezes more steps."""
+    """Expected time from an observation to its chunk [s]; a later chunk freezes more steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -25,19 +25,19 @@ class FreezeOptions(ExecutionOptions):
 
 @register("execution", "freeze", FreezeOptions)
 class Freeze:
-    """Keeps the steps that pass during inference, and blends the rest of the old plan into the new chunk."""
+    """Keeps the steps that pass during inference, and blends the rest of the plan into the new chunk."""
 
     def __init__(self, options: FreezeOptions, chunk: int, control_dt: float) -> None:
         self.frozen = math.ceil(options.latency_s / control_dt - 1e-9)
 
     def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
-        """The old plan at first, and more and more of the new chunk."""
+        """The plan at first, then a growing share of the new chunk."""
         share = (1 - self._kept(plans)) * plans.covered
         count = plans.count.clamp(max=1) | plans.covered
         return blend(plans.old, plans.new, share, plans.rotations), count
 
     def _kept(self, plans: Plans) -> Tensor:
-        """(*B, K) weight of the old plan: 1 while frozen, then real-time chunking's soft mask over the overlap."""
+        """(*B, K) weight of the plan: 1 while frozen, then real-time chunking's soft mask over the overlap."""
         old = plans.count > 0
         place = torch.arange(old.shape[-1], device=old.device) + plans.late  # in the new chunk
         frozen = max(self.frozen, plans.late)

@@ -15,7 +15,7 @@ class RecedingOptions(ExecutionOptions):
 
 @register("execution", "receding", RecedingOptions)
 class Receding:
-    """The newest chunk replaces the plan; actions of steps that have passed are dropped."""
+    """The newest chunk replaces the plan; actions for past steps are dropped."""
 
     frozen = 0
 

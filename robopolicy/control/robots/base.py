@@ -1,4 +1,4 @@
-"""What the makers of robots share: what a run knows about the robot it needs, addresses, and proprioception."""
+"""Parts that robots share: the context of a run, addresses and proprioception."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from robopolicy.control.profile import RobotProfile
 
 @dataclass(frozen=True)
 class RobotContext:
-    """What a run knows when it makes its robot; a robot takes what it needs."""
+    """What a run knows when it builds its robot; each robot uses what it needs."""
 
     control_dt: float = 0.05
     """Time between two actions of the policy [s]."""
@@ -21,20 +21,20 @@ class RobotContext:
     image_size: int = 64
     """Side of their images [pixels]."""
     task: str | None = None
-    """Simulator task of the policy's demos, where known."""
+    """Simulator task of the policy's demos, if known."""
     seed: int | None = None
-    """Seed of the replayed episode, where known."""
+    """Seed of the replayed episode, if known."""
     deadline_s: float = 0.25
-    """Age of the newest observation at which the loop stops the robot [s]."""
+    """Age of the newest observation at which the control loop stops the robot [s]."""
     priority: bool = False
-    """Whether processes of the robot should ask for real-time priority."""
+    """Whether processes of the robot request real-time priority."""
 
 
 def host_and_port(address: str, prefix: str) -> tuple[str, int]:
     """The parts of HOST:PORT.
 
     Raises:
-        ConfigError: it has another form; `prefix` begins the message.
+        ConfigError: the address has another form; the message starts with `prefix`.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -45,7 +45,7 @@ def host_and_port(address: str, prefix: str) -> tuple[str, int]:
 def proprioception(
     profile: RobotProfile, qpos: Float[np.ndarray, " joints"], opening_m: float
 ) -> dict[str, np.ndarray]:
-    """Observations that every robot can give: `qpos` [rad], `gripper` (1,) [m], and with kinematics `ee_pose` (7,)."""
+    """Observations of every robot: `qpos` [rad], `gripper` (1,) [m], and with kinematics `ee_pose` (7,)."""
     obs = {"qpos": np.asarray(qpos, np.float32), "gripper": np.array([opening_m], np.float32)}
     if profile.arm is not None:
         position, rotation, _ = pose_and_jacobian(profile.arm, np.asarray(qpos, np.float64))

@@ -1,1 +1,1 @@
-"""The inside of `robopolicy.control.server`: who may come in, what may be sent, and one forward pass for all who wait."""
+"""Parts of `robopolicy.control.server`: access, message checks, and batched inference."""

@@ -1,4 +1,4 @@
-"""Who may reach the server: addresses, keys and certificates."""
+"""Access to the server: addresses, keys and certificates."""
 
 import hmac
 import ipaddress
@@ -13,7 +13,7 @@ def read_api_key(path: str | Path) -> str:
     """The key in a file's first line.
 
     Raises:
-        ValueError: the file has none, or one shorter than 16 characters.
+        ValueError: the file has no key, or one shorter than 16 characters.
     """
     lines = Path(path).read_text().splitlines()
     key = lines[0].strip() if lines else ""
@@ -23,10 +23,10 @@ def read_api_key(path: str | Path) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on can be reached from this machine only.
+    """Whether a listening address is reachable from this machine only.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: `host` is not an address.
     """
     try:
         found = socket.getaddrinfo(host, None) if host else []
@@ -36,10 +36,10 @@ def is_loopback(host: str) -> bool:
 
 
 def tls_context(cert: str | Path | None, key: str | Path | None) -> ssl.SSLContext | None:
-    """TLS 1.2 or newer with this certificate chain and private key (PEM); None without them.
+    """A TLS 1.2+ server context with this certificate chain and private key (PEM); None without them.
 
     Raises:
-        ValueError: only one is given, or they can't be read or don't belong together.
+        ValueError: only one is given, or they can't be read or don't match.
     """
     if cert is None and key is None:
         return None
@@ -51,13 +51,13 @@ def tls_context(cert: str | Path | None, key: str | Path | None) -> ssl.SSLConte
         context.load_cert_chain(cert, key)
     except (OSError, ssl.SSLError) as error:
         raise ValueError(
-            f"--tls-cert {cert}, --tls-key {key}: {error}; expected PEM files that belong together"
+            f"--tls-cert {cert}, --tls-key {key}: {error}; expected a matching pair of PEM files"
         ) from None
     return context
 
 
 def trusted(ca: str | Path | None = None) -> ssl.SSLContext:
-    """TLS 1.2 or newer for a client that trusts the system's certificates, or only those signed by `ca` (PEM).
+    """A TLS 1.2+ client context that trusts the system's certificates, or only those signed by `ca` (PEM).
 
     Raises:
         ValueError: the file can't be read or holds no certificate.
@@ -71,14 +71,15 @@ def trusted(ca: str | Path | None = None) -> ssl.SSLContext:
 
 
 def warn_of_plain_text(logger: logging.Logger, host: str, what: str) -> None:
-    """Log that a key and everything else travels readable to a host beyond this machine."""
+    """Warn if the connection to a remote host is not encrypted."""
     try:
         local = is_loopback(host)
-    except ValueError:  # not an address; connecting will say so
+    except ValueError:  # not an address: connecting reports it
         return
     if not local:
         logger.warning(
-            "%s: without TLS (wss://), the key, images and commands can be read and changed on the way", what
+            "%s: the connection is not encrypted; anyone on the network can read and change the key, images and commands; use wss://",
+            what,
         )
 
 

@@ -1,6 +1,6 @@
-"""One inference thread for many clients: whoever waits when a forward pass begins goes into it together.
+"""One inference thread for many clients: all requests that wait when a forward pass begins are batched.
 
-Nobody waits for others to come: with one client a batch is one observation, and under load the batch grows by itself.
+A request never waits for others: with one client a batch is one observation; under load batches grow.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from robopolicy.types import Policy, PolicySpec
 logger = logging.getLogger("robopolicy.serve")
 
 INLINE_BYTES = 256 * 2**10
-"""Messages up to this size are read on the event loop."""
+"""Messages up to this size [bytes] are decoded on the event loop."""
 READERS = 2
-"""Threads that read larger ones."""
+"""Threads that decode larger messages."""
 RESET_REPLY = pack({RESET_KEY: True})
-"""The answer to a message that asks for a reset and holds no observation."""
+"""Reply to a message with a reset and no observation."""
 
 
 @dataclass
 class Request:
-    """One observation on its way through the inference thread."""
+    """One observation in the inference queue."""
 
     session: Session
     observation: dict[str, Any]
@@ -43,9 +43,9 @@ class Request:
 
 
 class InferenceThread:
-    """Runs the policy and packs replies for all sessions, in a thread of its own.
+    """Runs the policy and packs replies for all sessions in one thread.
 
-    Small messages are read on the event loop, the next ones while the policy computes; large ones in threads of their own.
+    Small messages are decoded on the event loop while the policy computes; large ones in other threads.
     """
 
     def __init__(self, policy: Policy, spec: PolicySpec, metrics: Metrics, max_batch: int = 64) -> None:
@@ -56,12 +56,12 @@ class InferenceThread:
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
-        """Warm the policy up with batches of one and of many, then take requests; raises what the policy raises."""
+        """Warm up the policy with batches of one and of many, then accept requests; raises what the policy raises."""
         self._thread.start()
         self._warm.result()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread after the requests already handed in; one that hangs longer than `timeout_s` is left behind."""
+        """End the thread after the queued requests; do not wait longer than `timeout_s` [s]."""
         self._requests.put(None)
         self._thread.join(timeout_s)
         self._readers.shutdown(wait=False, cancel_futures=True)
@@ -75,7 +75,7 @@ class InferenceThread:
         received_s = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            if len(data) > INLINE_BYTES:  # resizing a large image takes milliseconds, in which all others would wait
+            if len(data) > INLINE_BYTES:  # resizing a large image takes milliseconds and would block the event loop
                 observation = await loop.run_in_executor(self._readers, session.observation, data)
             else:
                 observation = session.observation(data)
@@ -99,16 +99,16 @@ class InferenceThread:
             return
         while requests := self._waiting():
             outcomes = self._answers(requests)
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the event loop is closed: no one waits for the reply
                 requests[0].answer.get_loop().call_soon_threadsafe(_deliver, requests, outcomes)
 
     def _waiting(self) -> list[Request]:
-        """Everyone who waits, up to a batch, or else the next to come; nobody at the end."""
+        """The waiting requests, up to a batch, or the next one to arrive; empty at the end."""
         waiting: list[Request] = []
         while not waiting or (len(waiting) < self.max_batch and not self._requests.empty()):
             request = self._requests.get()
             if request is None:
-                self._requests.put(None)  # found again, by itself, after those who came before
+                self._requests.put(None)  # kept for the next batch, after the earlier requests
                 return waiting
             waiting.append(request)
         return waiting
@@ -131,7 +131,9 @@ class InferenceThread:
         except Exception:
             if len(requests) == 1:
                 return [self._failed(requests[0].session, "the policy")]
-            return [self._answers([request])[0] for request in requests]  # one's observation must not spoil the others'
+            return [
+                self._answers([request])[0] for request in requests
+            ]  # a faulty observation must not fail the others
         infer_s = time.monotonic() - began_s
         self.metrics.observe("batch_size", len(requests))
         self.metrics.observe("infer_seconds", infer_s)
@@ -140,7 +142,7 @@ class InferenceThread:
         return [_packed(request, reply, infer_s) for request, reply in zip(requests, rows, strict=True)]
 
     def _forward(self, observations: Sequence[Mapping[str, Any]], state: Any) -> tuple[list[dict[str, Any]], Any]:
-        """For each observation `actions` and, where the policy gives it, `gripper_logit`; and the state."""
+        """For each observation `actions` and, if the policy has it, `gripper_logit`; and the state."""
         batch: dict[str, Any] = {}
         for key in observations[0]:
             values = [observation[key] for observation in observations]
@@ -151,10 +153,10 @@ class InferenceThread:
         return [{name: values[place] for name, values in rows.items()} for place in range(len(observations))], state
 
     def _failed(self, session: Session, where: str) -> ProtocolError:
-        """Log the exception being handled; returns the message for the client."""
+        """Log the current exception; returns the message for the client."""
         logger.exception("%s: %s failed", session.name, where)
         self.metrics.count("internal_errors_total")
-        return ProtocolError("internal error; the server's log tells more")
+        return ProtocolError("internal error; see the server's log")
 
 
 def _packed(request: Request, reply: dict[str, Any], infer_s: float) -> bytes | ProtocolError:
@@ -167,9 +169,9 @@ def _packed(request: Request, reply: dict[str, Any], infer_s: float) -> bytes | 
 
 
 def _deliver(requests: Sequence[Request], outcomes: Sequence[bytes | ProtocolError]) -> None:
-    """Wake those who wait; on the event loop, once for the whole batch."""
+    """Deliver the replies, on the event loop, once for the whole batch."""
     for request, outcome in zip(requests, outcomes, strict=True):
-        if request.answer.done():  # cancelled: its client has gone
+        if request.answer.done():  # cancelled: the client is gone
             continue
         if isinstance(outcome, ProtocolError):
             request.answer.set_exception(outcome)
@@ -182,7 +184,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]  # the one image of a lone client isn't copied
+    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]  # a single observation is not copied
 
 
 def _blank(spec: PolicySpec) -> dict[str, Any]:
