@@ -183,7 +183,7 @@ def test_wss_serves_with_a_certificate(tmp_path):
     ("options", "words"),
     [
         ({"tls_cert": "a.pem"}, "--tls-cert and --tls-key belong together"),
-        ({"tls_cert": "a.pem", "tls_key": "b.pem"}, "expected PEM files that belong together"),
+        ({"tls_cert": "a.pem", "tls_key": "b.pem"}, "expected a matching pair of PEM files"),
         ({"mapping": "nosuch"}, "key_mapping 'nosuch' is unknown"),
         ({"host": "no.such.host.invalid"}, "give an address of this machine"),
     ],
