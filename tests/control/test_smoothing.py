@@ -131,9 +131,7 @@ def test_what_stands_against_a_target_is_told(panda):
 def test_a_joint_beyond_its_limit_is_no_place_to_start_from(panda):
     """A command that begins where the robot can't be."""
     smoother = JointSmoother(panda, COMMAND_DT, CONTROL_DT)
-    with pytest.raises(
-        ValueError, match=r"panda_joint4 is at 0\.0000 rad, outside its limits -3\.0718 \.\. -0\.0698"
-    ):
+    with pytest.raises(ValueError, match=r"panda_joint4 is at 0\.0000 rad, outside its limits -3\.0718 \.\. -0\.0698"):
         smoother.start(np.zeros(7))
     with pytest.raises(ValueError, match="panda_joint1 is at nan"):
         smoother.start(np.full(7, np.nan))
