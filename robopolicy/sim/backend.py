@@ -1,4 +1,4 @@
-"""Which physics runs where, and what is missing where it can't."""
+"""Choice of the physics and its device."""
 
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
@@ -23,7 +23,7 @@ def make_physics(
     """The physics of `kind` on `device`; `auto` is `batch` on the CPU and `warp` on a GPU.
 
     Raises:
-        ValueError: the device is not there, or can't run that kind.
+        ValueError: the device is missing, or can't run that kind.
     """
     require_device(device)
     if kind == "auto":
@@ -38,10 +38,10 @@ def make_physics(
 
 
 def require_device(device: str) -> None:
-    """Refuse a device that this machine does not have.
+    """Check that this machine has the device.
 
     Raises:
-        ValueError: in one line, with the devices there are.
+        ValueError: it has not; the message lists the available devices.
     """
     try:
         name = torch.device(device)

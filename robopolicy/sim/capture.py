@@ -1,4 +1,4 @@
-"""Functions of tensors that run as one CUDA graph where there is a GPU."""
+"""Functions of tensors, captured as a CUDA graph on a GPU."""
 
 import logging
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch import Tensor
 
 LOG = logging.getLogger(__name__)
 WARM_UPS = 3
-"""Calls that run as they are, on a stream of their own, before the graph is captured, as torch advises."""
+"""Warm-up calls on a side stream before the capture, as the torch documentation recommends."""
 
 
 class Captured:
@@ -29,7 +29,7 @@ class Captured:
         self._outputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The function's outputs, in memory of their own."""
+        """The function's outputs, copied."""
         if not inputs[0].is_cuda:
             return self._function(*inputs)
         self._calls += 1

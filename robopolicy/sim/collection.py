@@ -15,12 +15,12 @@ from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions, within_limits
 
 NOISE_STREAM = 1
-"""Second word of the noise generator's seed; keeps it apart from the scene's."""
+"""Second word of the noise generator's seed, so that noise and scene are independent."""
 
 
 @dataclass(frozen=True)
 class ActionNoise:
-    """Disturbance of the executed action, so that demos show how to come back (DART, Laskey et al. 2017).
+    """Disturbance of the executed action, so that demos contain recoveries (DART, Laskey et al. 2017).
 
     Jitter alone shows how to stay on course. Pushes that last a few steps, and a gripper that for once does the
     opposite, show how to recover: from a missed grasp, from fingers closed too early, from a hand off its way. A closed
@@ -51,7 +51,7 @@ class ActionNoise:
 
     @classmethod
     def off(cls) -> "ActionNoise":
-        """Nothing added: the executed action is the label."""
+        """No disturbance: the executed action is the label."""
         return cls(std=0.0, rotation_std=0.0, push_std=0.0, push_share=0.0)
 
 
@@ -66,7 +66,7 @@ class Disturbance:
         self.flipped = False
 
     def draw(self) -> tuple[np.ndarray, float]:
-        """What is added to the displacement (6,) in the next step, and the gripper's factor: -1 does the opposite."""
+        """The noise on the displacement (6,) in the next step, and a factor for the gripper: -1 inverts it."""
         noise = self.noise
         added, factor = np.zeros(6), 1.0
         if self.left == 0 and self.rng.random() < noise.push_share:
@@ -83,7 +83,7 @@ class Disturbance:
         return added, factor
 
     def __call__(self, label: np.ndarray) -> np.ndarray:
-        """The action (7,) to execute where `label` (7,) is right."""
+        """The action (7,) to execute for the expert's action `label` (7,)."""
         added, factor = self.draw()
         gripper = label[6] * factor if label[6] < 0 else label[6]
         return np.append(label[:6] + added, gripper).astype(label.dtype)
@@ -98,7 +98,7 @@ class ExpertActor:
         self.disturbances = [Disturbance(noise, seed=0) for _ in range(env.num_envs)]
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Draw new disturbances; the expert itself sees the simulator's present state only."""
+        """Draw new disturbances; the expert has no state of its own."""
         for world in np.flatnonzero(done).tolist():
             self.disturbances[world] = Disturbance(self.noise, seeds[world])
 
@@ -110,7 +110,7 @@ class ExpertActor:
 
 
 class DeviceExpertActor:
-    """The scripted expert, disturbed in the same way, on the worlds' device: what will be added is drawn beforehand.
+    """The scripted expert, disturbed in the same way, on the worlds' device; the noise is drawn in advance.
 
     Args:
         env: Worlds on a device.
@@ -130,7 +130,7 @@ class DeviceExpertActor:
         self._rows = torch.zeros(env.num_envs, dtype=torch.int64, device=device)
 
     def reset(self, done: Bool[Tensor, " worlds"], rows: Int[Tensor, " worlds"]) -> None:
-        """Take the disturbance of the episodes that begin; the expert itself sees the simulator's present state only."""
+        """Select the disturbances of the new episodes; the expert has no state of its own."""
         self._rows = torch.where(done, rows, self._rows)
 
     def act(self, obs: Mapping[str, Tensor], instruction_id: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +150,7 @@ def collect(
     record: bool = True,
     timing: Timing | None = None,
 ) -> Iterator[Episode]:
-    """Expert episodes, one per seed, as they end, by default recorded; failures too, for the caller to drop and count."""
+    """Expert episodes, one per seed, in the order in which they end; failures too, for the caller to drop and count."""
     if env.on_device:
         actor = DeviceExpertActor(env, noise, seeds)
         return run_episodes_on_device(env, actor, seeds, record=record, timing=timing)

@@ -1,4 +1,4 @@
-"""Closed-loop episodes on a device: physics, pictures, policy and book-keeping stay there, thousands of worlds at once.
+"""Closed-loop episodes on a device: physics, images, policy and bookkeeping for thousands of worlds.
 
 It does what `rollout.run_episodes` does, and gives the same episodes: every seed to its own end, the next seed to the
 first free world. But no step asks the device anything. What happened is kept there and looked at every few steps.
@@ -26,15 +26,15 @@ from robopolicy.sim.physics import fault_names
 from robopolicy.types import Chunk
 
 LOOK_EVERY = 32
-"""Steps between two looks at a GPU; each waits for it once."""
+"""Steps between two synchronizations with a GPU."""
 
 
 @runtime_checkable
 class DeviceActor(Protocol):
-    """Decides the actions of all worlds at every control step, on their device."""
+    """Computes the actions of all worlds at every control step, on their device."""
 
     def reset(self, done: Tensor, rows: Tensor) -> None:
-        """Forget the past of the worlds where `done` (N,): there, the episode of seed number `rows` (N,) begins."""
+        """Reset the worlds where `done` (N,) is True; the episode with seed number `rows` (N,) begins there."""
         ...
 
     def act(self, obs: Mapping[str, Tensor], instruction_id: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,14 +63,14 @@ class DevicePolicyActor:
         self._step = 0
 
     def reset(self, done: Bool[Tensor, " worlds"], rows: Int[Tensor, " worlds"]) -> None:
-        """Forget the past of the worlds where a new episode begins."""
+        """Reset the worlds where a new episode begins."""
         self._states = [state.reset(done) for state in self._states]
         self.executor.reset(done)
 
     def act(
         self, obs: Mapping[str, Tensor], instruction_id: Int[Tensor, " worlds"]
     ) -> tuple[Float[Tensor, "worlds 7"], Float[Tensor, "worlds 7"]]:
-        """Feed every frame to the memory, and pick the present action from the chunks."""
+        """Feed each frame to the memory, and take the current action from the chunks."""
         now_s, turn = self._step * self.control_dt, self._step % len(self._states)
         self._step += 1
         with torch.no_grad():
@@ -97,7 +97,7 @@ class DevicePolicyActor:
         return torch.as_tensor(chunk.arm), torch.as_tensor(chunk.gripper_logit), after.age, *after.tensors
 
     def _text(self, instruction_id: Tensor) -> Tensor:
-        """What the text model reads of each world's instruction; the sentences are carried to the device once."""
+        """The text model's input for each world's instruction; the sentences are copied to the device once."""
         if self.policy.text is None:
             return instruction_id
         if self._told is None or len(self._told) < len(self._sentences):
@@ -147,7 +147,7 @@ def run_episodes_on_device(
 
 
 class _Ledger:
-    """Which world runs which episode, in tensors that are changed in place."""
+    """The episode that each world runs, in tensors that are updated in place."""
 
     def __init__(self, env: RobotVectorEnv, actor: DeviceActor, seeds: Sequence[int]) -> None:
         self.env, self.actor, self.count = env, actor, len(seeds)
@@ -231,7 +231,7 @@ def _demo_row(now: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Stopwatch:
-    """Time spent in the two halves of a step, without waiting for the device.
+    """Time spent in inference and in physics, measured without synchronizing each step.
 
     Args:
         device: Where the work is done.
@@ -251,7 +251,7 @@ class Stopwatch:
             self._laps.append(time.perf_counter())
 
     def totals_s(self) -> tuple[float, float]:
-        """Inference, then physics [s]; on a GPU this waits for it."""
+        """Times of inference and physics [s]; synchronizes with a GPU."""
         if self._on_gpu:
             torch.cuda.synchronize()
         between = [self._between(*pair) for pair in zip(self._laps, self._laps[1:], strict=False)]

@@ -1,4 +1,4 @@
-"""The starts of episodes, drawn on the host from their seeds and gathered wherever the worlds are.
+"""Starts of episodes, drawn on the host from their seeds and copied to the worlds' device.
 
 An episode is determined by its seed alone, whatever runs it: the CPU draws it when a world is free, a device is given a
 table of many and each world takes the row that is its turn.
@@ -21,17 +21,17 @@ from robopolicy.types import Array
 
 @dataclass(frozen=True)
 class Episodes:
-    """E episodes' starts, a row each."""
+    """Starts of E episodes, one row each."""
 
     seed: Int[Array, " episodes"]
     qpos: Float[Array, "episodes nq"]
     mocap_pos: Float[Array, "episodes nmocap 3"]
     goals: Int[Array, "episodes stages parts"]
-    """What is asked in each stage, in numbers."""
+    """The request of each stage, as numbers."""
     sentence: Int[Array, "episodes stages"]
-    """The same in words: places in the list of sentences that `draw` was given."""
+    """The instruction of each stage, as an index into the sentences given to `draw`."""
     delay: Int[Array, " episodes"]
-    """Control steps by which actions come late."""
+    """Delay of the actions [control steps]."""
     fields: Mapping[str, Float[Array, "episodes ..."]]
     """Fields of the MuJoCo model that differ from episode to episode, by MuJoCo's name."""
 
@@ -57,14 +57,14 @@ class Episodes:
 
 
 class Sentences:
-    """Every sentence that some episode was told, each with a number."""
+    """All instructions of the episodes, numbered."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self._numbers: dict[str, int] = {}
 
     def number(self, sentence: str) -> int:
-        """Its number, a new one where it was not met before."""
+        """The number of an instruction; a new one is added."""
         if sentence not in self._numbers:
             self._numbers[sentence] = len(self.texts)
             self.texts.append(sentence)
@@ -75,7 +75,7 @@ def draw(
     task: Task, scene: Scene, seeds: Sequence[int], sentences: Sentences, randomization: Randomization
 ) -> Episodes:
     """One episode per seed, drawn from that seed alone; NumPy arrays."""
-    stream = crc32(task.name.encode())  # of the name alone: a new task changes no other's seeds
+    stream = crc32(task.name.encode())  # from the name alone, so that a new task does not change the seeds of others
     setups = [task.sample(scene, np.random.default_rng([seed, stream])) for seed in seeds]
     changes = [randomization.draw(scene, seed) for seed in seeds]
     return Episodes(

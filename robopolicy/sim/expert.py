@@ -1,4 +1,4 @@
-"""The scripted experts' actions, batched, from the present state of every world and nothing else.
+"""The scripted experts' actions, batched, as a function of the worlds' current state alone.
 
 An expert keeps no memory, so that it can label any state that a policy reached (DAgger) and recovers from a disturbance
 (DART). Each task says where its expert goes next (`Task.intent`); here that becomes an action within the robot's limits.
@@ -25,14 +25,14 @@ APPROACH_GAIN = 0.8
 
 
 def expert_actions(worlds: Worlds) -> Float[Array, "worlds 7"]:
-    """The scripted expert's action (N, 7) for the present state of every world."""
+    """The scripted expert's action (N, 7) for the current state of every world."""
     state = worlds.state
     goal, closed = worlds.task.intent(state)
     return within_limits(worlds, towards(state, goal, closed))
 
 
 def within_limits(worlds: Worlds, action: Float[Array, "worlds 7"]) -> Float[Array, "worlds 7"]:
-    """The action (N, 7) with its displacement shortened to what the robot's limits leave unchanged, with some margin."""
+    """The action (N, 7), its displacement shortened to stay within the robot's limits, with a margin."""
     shift = _bounded(action[:, :3], STEP_M / POSITION_SCALE_M)
     turn = _bounded(action[:, 3:6], STEP_RAD / ROTATION_SCALE_RAD)
     profile, control_dt = worlds.profile, worlds.scene.control_dt
@@ -51,6 +51,6 @@ def towards(state: State, goal: Float[Array, "worlds 3"], closed: Bool[Array, " 
 
 
 def _bounded(vector: Float[Array, "worlds 3"], longest: float) -> Float[Array, "worlds 3"]:
-    """The vector, shortened to this length where it is longer."""
+    """The vector, shortened to at most this length."""
     length = (vector * vector).sum(-1)[:, None] ** 0.5
     return vector * (longest / length.clip(longest))

@@ -18,14 +18,14 @@ from robopolicy.types import Array
 
 
 class Fault(IntFlag):
-    """Why a world's episode can't be trusted; each fails it."""
+    """Faults of the simulation; each fails the episode."""
 
     PHYSICS = 1
-    """Positions or velocities that are no numbers, or that MuJoCo itself gave up on."""
+    """Positions or velocities that are not finite, or that MuJoCo reported as unstable."""
     OVERFLOW = 2
-    """More contacts or constraints than there is room for: things fall through each other."""
+    """More contacts or constraints than the buffers hold: objects fall through each other."""
     ACTION = 4
-    """An action that is no number."""
+    """An action that is not finite."""
 
 
 def fault_names(bits: int) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ def fault_names(bits: int) -> tuple[str, ...]:
 
 @runtime_checkable
 class Physics(Protocol):
-    """N worlds of one scene. Arrays are live: after every call they show the present state."""
+    """N worlds of one scene. Arrays are views: after every call they hold the current state."""
 
     scene: Scene
     num_worlds: int
@@ -44,7 +44,7 @@ class Physics(Protocol):
     qvel: Array
     """(N, nv) velocities."""
     mocap_pos: Array
-    """(N, nmocap, 3) positions of the bodies moved by hand [m]; written, they hold from the next call on."""
+    """(N, nmocap, 3) positions of the mocap bodies [m]; writes take effect at the next call."""
 
     @property
     def fields(self) -> Mapping[str, Array]:
@@ -56,7 +56,7 @@ class Physics(Protocol):
         ...
 
     def reset(self, mask: Array, qpos: Array, mocap_pos: Array) -> None:
-        """Start the worlds in `mask` (N,) anew from rows of (N, nq) and (N, nmocap, 3); the others stay bit-equal."""
+        """Reset the worlds in `mask` (N,) to rows of (N, nq) and (N, nmocap, 3); the others stay bit-equal."""
         ...
 
     def change(self, mask: Array, fields: Mapping[str, Array]) -> None:
@@ -68,7 +68,7 @@ class Physics(Protocol):
         ...
 
     def forward(self) -> None:
-        """Bring the poses that pictures are made of up to date."""
+        """Update the poses that images are rendered from."""
         ...
 
 
@@ -120,25 +120,25 @@ class BatchPhysics:
         qpos: Float[np.ndarray, "worlds nq"],
         mocap_pos: Float[np.ndarray, "worlds nmocap 3"],
     ) -> None:
-        """Start the worlds in `mask` anew, at rest."""
+        """Reset the worlds in `mask`, at rest."""
         self.batch.reset(mask, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
         self.qpos[mask] = qpos[mask]
         self.mocap_pos[mask] = mocap_pos[mask]
 
     def change(self, mask: Bool[np.ndarray, " worlds"], fields: Mapping[str, np.ndarray]) -> None:
-        """Give the worlds in `mask` their own values."""
+        """Set the fields of the worlds in `mask`."""
         for name, values in fields.items():
             self.fields[name][mask] = values[mask]
 
     def faults(self) -> Int[np.ndarray, " worlds"]:
-        """Where MuJoCo warned: of numbers that are none (it then starts the world anew), or of a full arena."""
+        """Worlds where MuJoCo warned of values that are not finite (it then resets the world), or of a full arena."""
         counts = self.batch.warning[:, :, 1]
         if not counts.any():
             return np.zeros(self.num_worlds, np.int64)
         return counts[:, _NUMBERS].any(1) * int(Fault.PHYSICS) + counts[:, _FULL].any(1) * int(Fault.OVERFLOW)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """Copies of all that the next steps depend on, by MuJoCo's field name."""
+        """Copies of the state that the next steps depend on, by MuJoCo's field name."""
         return {name: self.batch.bind(name).copy() for name in _STATE} | {
             name: values.copy() for name, values in self.fields.items()
         }
@@ -149,7 +149,7 @@ class BatchPhysics:
             (self.fields[name] if name in self.fields else self.batch.bind(name))[:] = values
 
     def forward(self) -> None:
-        """Bring `poses` up to date with `qpos`."""
+        """Update `poses` from `qpos`."""
         self.batch.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
 
 

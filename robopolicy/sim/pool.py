@@ -1,4 +1,4 @@
-"""Episodes drawn ahead of time, so that worlds on a device are reset without asking the host."""
+"""Episodes drawn in advance, so that worlds on a device are reset without the host."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from torch import Tensor
 from robopolicy.sim.episodes import Episodes, turns
 
 ROUNDS = 4
-"""Episodes drawn ahead, per world. Each step takes one a world at most, and the host learns of it a step or two late."""
+"""Episodes drawn in advance per world. A step uses at most one per world; the host learns of it a step or two later."""
 
 
 class EpisodePool:
-    """A ring of episodes on a device; those that were taken are replaced by new ones.
+    """A ring of episodes on a device; used ones are replaced by new ones.
 
     Args:
         draw: Seeds -> their episodes, on the device.
@@ -33,7 +33,7 @@ class EpisodePool:
         self._seen_tensor, self._seen = seen, seen.numpy()
 
     def take(self, mask: Bool[Tensor, " worlds"]) -> Int[Tensor, " worlds"]:
-        """The row of `episodes` for each world of `mask`; the rows are theirs until the next call."""
+        """The row of `episodes` for each world of `mask`; rows stay valid until the next call."""
         self._refill()
         rows = turns(mask, self._taken) % self._size
         self._taken += mask.sum()
@@ -42,7 +42,7 @@ class EpisodePool:
         return rows
 
     def _refill(self) -> None:
-        """Replace the episodes that the host knows to be taken."""
+        """Replace the episodes that the host knows to be used."""
         wanted = int(self._seen[0]) + self._size - self._drawn
         if wanted > 0:
             rows = (torch.arange(wanted, device=self._taken.device) + self._drawn) % self._size
@@ -54,7 +54,7 @@ class EpisodePool:
 
 
 class Instructions(Sequence[Any]):
-    """What each world is asked, as words that are read from the device when they are looked at.
+    """The instruction of each world; read from the device on access.
 
     Args:
         ids: (N,) places in `texts`.

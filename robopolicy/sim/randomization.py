@@ -1,4 +1,4 @@
-"""Domain randomization: each episode's own looks, physics and imperfections, drawn from its seed alone.
+"""Domain randomization: appearance, physics and noise of each episode, drawn from its seed alone.
 
 What is drawn once per episode (placement, colours, light, camera, friction, mass, latency) becomes a start and fields of
 the MuJoCo model, which every `Physics` takes alike. Noise differs from step to step: it is computed from the episode's
@@ -21,17 +21,17 @@ from robopolicy.sim.scene import ARM_JOINTS, Scene
 from robopolicy.types import Array
 
 STREAM = 3
-"""Second word of the generator's seed; keeps it apart from the scene's, the demonstrations' and the mixing's."""
+"""Second word of the generator's seed, so that it is independent of the scene's, the demos' and the mixing's."""
 LOOKS = ("geom_rgba", "light_diffuse")
 """Model fields that only images depend on."""
 
 
 @dataclass(frozen=True)
 class RandomizationConfig:
-    """How far the simulator's episodes differ in what a task leaves alone, each drawn from its seed; 0 is off."""
+    """Ranges of what differs between episodes beyond the task itself, drawn from the seed; 0 is off."""
 
     joint_rad: float = 0.0
-    """Placement: largest deviation of each arm joint from its start, besides the task's own [rad]."""
+    """Placement: largest offset of each arm joint from its start, besides the task's own [rad]."""
     turn_rad: float = 0.0
     """Placement: largest turn of each free object about the vertical, besides the task's own [rad]."""
     color: float = 0.0
@@ -47,7 +47,7 @@ class RandomizationConfig:
     mass: float = 0.0
     """Largest relative change of each free object's mass, below 1."""
     delay_steps: int = 0
-    """Latency: most control steps by which an episode's actions come late."""
+    """Latency: largest delay of an episode's actions [control steps]."""
     action_noise: float = 0.0
     """Standard deviation of noise on the executed displacement, in the action's units of [-1, 1]."""
     obs_noise: float = 0.0
@@ -59,13 +59,13 @@ class RandomizationConfig:
 
     @property
     def active(self) -> bool:
-        """Whether anything differs at all."""
+        """Whether anything is randomized."""
         return any(vars(self).values())
 
 
 @dataclass(frozen=True)
 class Change:
-    """What one episode's randomization came to."""
+    """The randomization of one episode."""
 
     joint_offset_rad: Float[np.ndarray, " joints"]
     turn_rad: Float[np.ndarray, " objects"]
@@ -74,7 +74,7 @@ class Change:
     """The model's fields in this episode, by MuJoCo's name."""
 
     def start(self, scene: Scene, qpos: Float[np.ndarray, " nq"]) -> Float[np.ndarray, " nq"]:
-        """The episode's start, changed: arm joints moved, objects turned about the vertical."""
+        """The randomized start: arm joints moved, objects turned about the vertical."""
         import mujoco
 
         if not self.joint_offset_rad.any() and not self.turn_rad.any():
@@ -89,7 +89,7 @@ class Change:
 
 
 class Randomization:
-    """Draws changes as a config says; with the default config nothing changes and no field is touched."""
+    """Draws the randomization of episodes; with the default config nothing is changed."""
 
     def __init__(self, config: RandomizationConfig | None = None) -> None:
         self.config = config or RandomizationConfig()
@@ -182,7 +182,7 @@ _WORD = 0xFFFFFFFF
 
 
 def _mix(value: Array) -> Array:
-    """A permutation of 32-bit words, held in 64-bit integers, that leaves no pattern."""
+    """A hash of 32-bit words, held in 64-bit integers (a permutation)."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         value = value ^ (value >> shift)
         value = (value * factor) & _WORD

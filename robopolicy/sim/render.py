@@ -17,7 +17,7 @@ from robopolicy.sim.randomization import LOOKS
 from robopolicy.types import Array
 
 NAME = "mujoco_warp ray tracer"
-"""What a demo file says made its images."""
+"""The renderer's name in demo files."""
 BACKGROUND = (0.1, 0.1, 0.12, 1.0)
 POSES = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
 """MuJoCo fields that an image depends on."""

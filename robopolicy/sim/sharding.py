@@ -1,4 +1,4 @@
-"""Episodes shared among processes by torch.distributed: each runs its seeds, the first gathers what came out.
+"""Episodes divided among processes by torch.distributed: each runs its seeds, the first gathers the results.
 
 Processes are started by `torchrun`, or by anything that sets its environment variables; a process alone is one shard.
 What travels are results, so gloo does, and on GPUs each process takes the one of its local rank.
@@ -21,11 +21,11 @@ class Shard:
     rank: int = 0
     count: int = 1
     local_rank: int = 0
-    """Number of this process among those of its machine."""
+    """Rank of this process on its machine."""
 
     @property
     def first(self) -> bool:
-        """Whether this process gathers, writes and prints."""
+        """Whether this is the process that gathers, writes and prints."""
         return self.rank == 0
 
     def part(self, seeds: Sequence[int]) -> Sequence[int]:
@@ -33,7 +33,7 @@ class Shard:
         return seeds[self.rank :: self.count]
 
     def device(self, name: str) -> str:
-        """The device meant by `cuda` here; a name with a number stays."""
+        """The device that `cuda` stands for in this process; names with an index are unchanged."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.count > 1 else name
 
     def gather(self, values: Any) -> list[Any]:
@@ -45,7 +45,7 @@ class Shard:
         return gathered or []
 
     def agree(self, value: Any) -> Any:
-        """The first process's value, in all of them."""
+        """The first process's value, in all processes."""
         if self.count == 1:
             return value
         told = [value]
@@ -55,7 +55,7 @@ class Shard:
 
 @contextmanager
 def open_shard() -> Iterator[Shard]:
-    """This process's shard, joined with the others' for as long as the context lasts."""
+    """This process's shard; the process group exists within the context."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Shard()
