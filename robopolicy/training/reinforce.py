@@ -66,7 +66,7 @@ class PPOConfig:
     anchor: str = "0.01"
     """Weight of the KL divergence from the start policy, over iterations: a number, linear:FROM:TO, exponential:FROM:FACTOR,
     piecewise:0=A,50=B; 0 switches it off."""
-    lr: float = 3e-4
+    lr: float = 3e-5
     """Learning rate of the policy at the start."""
     critic_lr: float = 1e-3
     """Learning rate of the critic."""
