@@ -286,6 +286,8 @@ class RobotVectorEnv(Worlds, VectorEnv):
             "fault": self.fault,
             "instruction_id": self.instruction_id,
         }
+        if not self.on_device and (progress := self.task.progress(self.state)) is not None:
+            records["progress"] = progress
         # On the host an array, as gymnasium's wrappers expect of every value in a vector environment's info.
         texts = self.instructions if self.on_device else np.array(self.instructions, dtype=object)
         return {key: copied(record) for key, record in records.items()} | {"instruction": texts}

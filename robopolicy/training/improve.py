@@ -8,15 +8,12 @@ worlds which their seed determines a resumed run equals one that was never inter
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from tensordict import TensorDict
-from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from robopolicy.components import ConfigError, require, values_of
@@ -24,12 +21,11 @@ from robopolicy.control.execution.receding import RecedingOptions
 from robopolicy.experiment.run_folder import DESCRIPTION, read_policy, read_provenance, save_policy
 from robopolicy.files import replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.streaming import MemoryState
-from robopolicy.rollout.episodes import EpisodeWorlds, Step, finished_episode, run_steps
+from robopolicy.rollout.episodes import EpisodeWorlds
 from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE
-from robopolicy.training.reinforce import Explorer, Learner, PPOConfig, advantages
+from robopolicy.training.practice import Practice, Reward
+from robopolicy.training.reinforce import Learner, PPOConfig, advantages
 from robopolicy.training.schedules import read_schedule
-from robopolicy.training.sequences import EpisodeStatistics, SequenceStorage
 
 LOG = logging.getLogger(__name__)
 
@@ -40,6 +36,8 @@ SEEDS_PER_RUN = 10_000_000
 MAX_SEED = 300
 BOARD = "tensorboard"
 """Folder of the curves."""
+VIDEOS = "videos"
+"""Folder of the filmed episodes, one folder in it for each evaluation."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,15 @@ class ImproveConfig:
     """Rollouts, each followed by an update."""
     max_minutes: float | None = None
     """Time limit [min]; the run ends after the iteration in which it is reached; null: none."""
-    reward: Literal["success", "env"] = "success"
-    """success: 1 at the step that makes the episode a success, else 0; env: as the environment gives it."""
+    reward: Reward = "success"
+    """success: 1 at the step that makes the episode a success, else 0; progress: the same, and what the simulator's task says
+    of how near the goal is; env: as the environment gives it."""
     checkpoint_every: int = 10
     """Iterations between two checkpoints; also part of what a run is, since worlds start again there."""
     eval_every: int | None = None
     """Iterations between two evaluations without noise, in worlds and on seeds of their own; null: none."""
+    videos: int = 0
+    """Episodes of each evaluation to film, into `videos/` (simulator only)."""
     select: Literal["last", "success"] = "last"
     """Which policy the run keeps: the last one, or the one of the best evaluation."""
     seed: int = 0
@@ -65,6 +66,7 @@ class ImproveConfig:
         for name in ("iterations", "checkpoint_every", "eval_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be >= 1, got {value}")
+        require(self.videos >= 0, f"--videos must be >= 0, got {self.videos}")
         require(self.max_minutes is None or self.max_minutes > 0, f"--max-minutes must be > 0, got {self.max_minutes}")
         require(0 <= self.seed <= MAX_SEED, f"--seed must be 0 .. {MAX_SEED}, got {self.seed}")
         require(
@@ -73,29 +75,37 @@ class ImproveConfig:
         )
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a policy practises, and where it is measured."""
+
+    open_worlds: Callable[[ChunkPolicy], Any]
+    """Makes the `EpisodeWorlds` to practise in, for the policy's keys and actions; `improve` closes them."""
+    evaluate: Callable[[ChunkPolicy, Path], float] | None = None
+    """(policy, folder for videos) -> success rate in closed loop, on seeds of its own."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Provenance to add, such as `task`."""
+
+
 def improve(
     start: str | Path,
-    open_worlds: Callable[[ChunkPolicy], Any],
+    surroundings: Surroundings,
     run_dir: str | Path,
     config: ImproveConfig,
     ppo: PPOConfig,
     *,
-    evaluate: Callable[[ChunkPolicy], float] | None = None,
     resume: bool = False,
-    facts: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> Path:
     """Improve the policy in the run folder `start` by practice; returns the new run folder.
 
     Args:
         start: run folder of a policy that succeeds now and then.
-        open_worlds: makes the `EpisodeWorlds` to practise in, for the policy's keys and actions; they are closed at the end.
+        surroundings: where it practises.
         run_dir: the new run folder; must not hold a run, unless it is resumed.
         config: length, reward, evaluation and checkpoints.
         ppo: the algorithm.
-        evaluate: closed loop, policy -> success rate, on seeds of its own.
         resume: continue from the last checkpoint in `run_dir`.
-        facts: provenance to add, such as `task`.
         device: where the policy is.
 
     Raises:
@@ -108,13 +118,13 @@ def improve(
     execution = RecedingOptions(replan_every=ppo.decision_steps)
     policy.config = replace(experiment, execution=execution)
     policy.spec = replace(policy.spec, execution=values_of(execution))
-    provenance = {**read_provenance(start), **(facts or {}), "improved_from": Path(start).name}
-    worlds = open_worlds(policy)
+    provenance = {**read_provenance(start), **surroundings.facts, "improved_from": Path(start).name}
+    worlds = surroundings.open_worlds(policy)
     try:
-        run = _Run(learner, worlds, run_dir, config, provenance, evaluate)
+        run = _Run(learner, worlds, run_dir, config, provenance)
         if (run_dir / RESUME_FILE).exists():
             run.load()
-        run.go()
+        run.go(surroundings.evaluate)
         run.board.close()
     finally:
         worlds.close()
@@ -133,7 +143,7 @@ def _check_folder(run_dir: Path, resume: bool) -> None:
 
 
 class _Run:
-    """One run: where it stands, its worlds, and what is written."""
+    """One run: where it stands, and what is written."""
 
     def __init__(
         self,
@@ -142,158 +152,81 @@ class _Run:
         run_dir: Path,
         config: ImproveConfig,
         provenance: Mapping[str, Any],
-        evaluate: Callable[[ChunkPolicy], float] | None,
     ) -> None:
-        self.learner, self.worlds, self.run_dir, self.config = learner, worlds, run_dir, config
-        self.evaluate, self.provenance = evaluate, dict(provenance)
+        self.learner, self.run_dir, self.config, self.provenance = learner, run_dir, config, dict(provenance)
         self.anchor = read_schedule(learner.config.anchor, "--ppo.anchor")
-        self.iteration, self.env_steps, self.elapsed_s = 0, 0, 0.0
-        self.first_seed = PRACTICE_SEED + SEEDS_PER_RUN * config.seed
-        self.next_seed = self.first_seed
-        self.rewarded, self.episodes = False, 0
+        ppo, first_seed = learner.config, PRACTICE_SEED + SEEDS_PER_RUN * config.seed
+        self.practice = Practice(learner, worlds, ppo.rollout_steps, config.reward, ppo.gamma, first_seed)
+        self.iteration, self.elapsed_s = 0, 0.0
         self.best: dict[str, float | int] | None = None
         self.history: dict[str, list[dict[str, float | int]]] = {"improve": [], "success": []}
-        self.generator = torch.Generator()
-        device = learner.policy.device
-        self.storage = SequenceStorage(learner.config.rollout_steps, worlds.num_envs, device)
         self.board = SummaryWriter(str(run_dir / BOARD))
-        self._restart_worlds()
 
-    def go(self) -> None:
+    def go(self, evaluate: Callable[[ChunkPolicy, Path], float] | None) -> None:
         """All iterations that are left."""
-        last = self.config.iterations - 1
-        while self.iteration < self.config.iterations:
+        config, finished = self.config, False
+        while not finished and self.iteration < config.iterations:
             began = time.monotonic()
-            self.generator.manual_seed(1_000_003 * self.config.seed + self.iteration)
-            before, figures = self._roll_out()
-            warming_up = self.iteration < self.learner.config.warmup_iterations
-            anchor = self.anchor(self.iteration, last)
-            figures |= self.learner.update(self.storage, before, anchor, self.generator, critic_only=warming_up)
-            self._check_reward()
-            self.iteration += 1
-            figures |= {
-                "std": self.learner.log_std.detach().exp().mean().item(),
-                "lr": self.learner.lr,
-                "anchor": anchor,
-            }
-            self.elapsed_s += time.monotonic() - began
-            figures["steps_per_s"] = self.storage.done.numel() / (time.monotonic() - began)
-            self._record("improve", {"step": self.env_steps, "iteration": self.iteration, **figures})
-            LOG.info("%s", self._line(figures, warming_up))
-            out_of_time = self.config.max_minutes is not None and self.elapsed_s >= 60 * self.config.max_minutes
-            done = self.iteration == self.config.iterations or out_of_time
-            if self.config.eval_every and (done or self.iteration % self.config.eval_every == 0):
-                self._evaluate()
-            if done or self.iteration % self.config.checkpoint_every == 0:
-                self._save(done)
-            if done:
-                return
+            self._iterate()
+            spent_s = time.monotonic() - began
+            self.elapsed_s += spent_s
+            figures = self.history["improve"][-1]
+            figures["steps_per_s"] = self.practice.storage.done.numel() / spent_s
+            for name in figures.keys() - {"step", "iteration"}:
+                self.board.add_scalar(f"improve/{name}", figures[name], self.practice.env_steps)
+            LOG.info("%s", _line(figures, config.iterations))
+            out_of_time = config.max_minutes is not None and self.elapsed_s >= 60 * config.max_minutes
+            finished = self.iteration == config.iterations or out_of_time
+            if config.eval_every and (finished or self.iteration % config.eval_every == 0):
+                self._evaluate(evaluate)
+            if finished or self.iteration % config.checkpoint_every == 0:
+                self._save(finished)
 
-    # -- rollout
-
-    def _restart_worlds(self) -> None:
-        """New episodes in all worlds, with fresh memories."""
-        self.explorer = Explorer(self.learner, self.worlds.num_envs, self.generator)
-        self.statistics = EpisodeStatistics(self.worlds.num_envs, self.learner.policy.device)
-        self.succeeded = np.zeros(self.worlds.num_envs, dtype=bool)
-        self.steps = run_steps(self.worlds, self.explorer, self._seeds())
-
-    def _seeds(self) -> Iterator[int]:
-        while True:
-            self.next_seed += 1
-            yield self.next_seed - 1
-
-    def _roll_out(self) -> tuple[tuple[MemoryState, MemoryState], dict[str, float | int]]:
-        """Fill the storage; returns the memories' states before its first step, and statistics of the ended episodes."""
-        self.storage.clear()
-        ppo, device = self.learner.config, self.learner.policy.device
-        ended: dict[str, list[Tensor]] = {"return": [], "length": [], "success": []}
-        before: tuple[MemoryState, MemoryState] | None = None
-        for step in self.steps:
-            before = before or self.explorer.before
-            last = len(self.storage) == ppo.rollout_steps - 1
-            row = {name: torch.as_tensor(getattr(step, name), device=device) for name in ("terminated", "truncated")}
-            row["reward"] = torch.as_tensor(self._reward(step), dtype=torch.float32, device=device)
-            row["final_value"] = torch.zeros_like(row["reward"])
-            if last or step.truncated.any():
-                row["final_value"] = self.explorer.value(step.next_obs, list(step.info["instruction"]))
-            self.storage.append(TensorDict({**self.explorer.frame, **row}, [self.worlds.num_envs]))
-            success = [self._successful(step, world) for world in range(self.worlds.num_envs)]
-            found = self.statistics.add(
-                row["reward"], row["terminated"] | row["truncated"], torch.tensor(success, device=device)
-            )
-            for name, values in found.items():
-                ended[name].append(values.float())
-            self.env_steps += self.worlds.num_envs
-            self.rewarded = self.rewarded or bool(row["reward"].any())
-            if last:
-                break
-        assert before is not None
-        rows = self.storage.steps
+    def _iterate(self) -> None:
+        """One rollout, and one update of what is learned."""
+        learner, practice, ppo = self.learner, self.practice, self.learner.config
+        practice.generator.manual_seed(1_000_003 * self.config.seed + self.iteration)
+        before, figures = practice.roll_out()
+        rows = practice.storage.steps
         names = ("reward", "value", "final_value", "terminated", "truncated", "decides")
         estimate = advantages(**{name: rows[name] for name in names}, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
-        self.storage.add("advantage", estimate)
-        figures = {name: torch.cat(values).mean().item() for name, values in ended.items() if torch.cat(values).numel()}
-        count = torch.cat(ended["success"]).numel()
-        self.episodes += count
-        return before, {"episodes": float(count), **figures}
-
-    def _reward(self, step: Step) -> np.ndarray:
-        if self.config.reward == "env":
-            return np.asarray(step.reward)
-        now = np.asarray(step.info["success"], dtype=bool)
-        reward = now & ~self.succeeded
-        self.succeeded = (self.succeeded | now) & ~step.ended
-        return reward.astype(np.float32)
-
-    def _successful(self, step: Step, world: int) -> bool:
-        return bool(step.ended[world]) and finished_episode(self.worlds, step, world).success
+        practice.storage.add("advantage", estimate)
+        anchor, warming_up = (
+            self.anchor(self.iteration, self.config.iterations - 1),
+            self.iteration < ppo.warmup_iterations,
+        )
+        figures |= learner.update(practice.storage, before, anchor, practice.generator, critic_only=warming_up)
+        self._check_reward()
+        self.iteration += 1
+        std = learner.log_std.detach().exp().mean().item()
+        where = {"step": practice.env_steps, "iteration": self.iteration}
+        self.history["improve"].append({**where, **figures, "std": std, "lr": learner.lr, "anchor": anchor})
 
     def _check_reward(self) -> None:
-        if self.rewarded or self.iteration + 1 < max(self.learner.config.warmup_iterations, 1):
+        practice = self.practice
+        if practice.rewarded or self.iteration + 1 < max(self.learner.config.warmup_iterations, 1):
             return
         raise ConfigError(
-            f"no reward in the warm-up: 0 of {self.episodes} episodes ({self.env_steps} steps) succeeded; start from a policy "
-            "that succeeds now and then (more demos, or `robopolicy dagger`), take a smaller --ppo.std or more "
-            "--ppo.warmup_iterations, or give --reward env where the environment rewards progress"
+            f"no reward in the warm-up: 0 of {practice.episodes} episodes ({practice.env_steps} steps) succeeded; start from a "
+            "policy that succeeds now and then (more demos, or `robopolicy dagger`), take a smaller --ppo.std or more "
+            "--ppo.warmup_iterations, or give --reward progress or env where the environment rewards progress"
         )
 
-    # -- what is kept
-
-    def _line(self, figures: Mapping[str, float | int], warming_up: bool) -> str:
-        shown = f"{self.iteration}/{self.config.iterations}"
-        rate = (
-            f"{100 * figures['success']:.0f} % of {figures['episodes']:.0f}"
-            if "success" in figures
-            else "no episode ended"
-        )
-        parts = [f"{shown:<9} success {rate}", f"return {figures.get('return', float('nan')):.2f}"]
-        parts += [f"length {figures.get('length', float('nan')):.0f}", f"value error {figures['value_error']:.3f}"]
-        if warming_up:
-            parts.append("warm-up of the critic")
-        else:
-            parts += [f"KL {figures['kl']:.4f}", f"from the start {figures['anchor_kl']:.3f}"]
-            parts += [f"entropy {figures['entropy']:.2f}", f"std {figures['std']:.3f}"]
-        return "   ".join([*parts, f"{figures['steps_per_s']:.0f} steps/s"])
-
-    def _evaluate(self) -> None:
-        if self.evaluate is None:
+    def _evaluate(self, evaluate: Callable[[ChunkPolicy, Path], float] | None) -> None:
+        if evaluate is None:
             raise ConfigError("--eval-every needs worlds to evaluate in; leave it out")
-        rate = float(self.evaluate(self.learner.policy))
-        self._record("success", {"step": self.env_steps, "iteration": self.iteration, "rate": rate})
-        LOG.info("evaluated %.1f %% without noise after %d steps", 100 * rate, self.env_steps)
+        steps = self.practice.env_steps
+        rate = float(evaluate(self.learner.policy, self.run_dir / VIDEOS / f"iteration_{self.iteration:04}"))
+        self.history["success"].append({"step": steps, "iteration": self.iteration, "rate": rate})
+        self.board.add_scalar("success/rate", rate, steps)
+        LOG.info("evaluated %.1f %% without noise after %d steps", 100 * rate, steps)
         if self.config.select == "success" and (self.best is None or rate >= self.best["rate"]):
-            self.best = {"step": self.env_steps, "rate": rate}
+            self.best = {"step": steps, "rate": rate}
             self._keep()
 
-    def _record(self, kind: str, row: dict[str, float | int]) -> None:
-        self.history[kind].append(row)
-        for name, value in row.items():
-            if name not in ("step", "iteration"):
-                self.board.add_scalar(f"{kind}/{name}", value, int(row["step"]))
-
     def _keep(self) -> None:
-        practice = {"seeds": [self.first_seed, self.next_seed - 1], "env_steps": self.env_steps}
+        done = self.practice
+        practice = {"seeds": [done.first_seed, done.next_seed - 1], "env_steps": done.env_steps}
         save_policy(self.learner.policy, self.run_dir, {**self.provenance, "practice": practice})
 
     def _save(self, finished: bool) -> None:
@@ -301,7 +234,7 @@ class _Run:
         if self.config.select == "last":
             self._keep()
         metrics = {
-            "steps": self.env_steps,
+            "steps": self.practice.env_steps,
             "iterations": self.iteration,
             "finished": finished,
             "wall_s": round(self.elapsed_s, 2),
@@ -313,15 +246,14 @@ class _Run:
         write_file(self.run_dir / METRICS_FILE, json.dumps(metrics, indent=1) + "\n")
         saved = {
             "options": self._options(),
-            "numbers": {name: getattr(self, name) for name in NUMBERS},
-            "best": self.best,
-            "history": self.history,
+            "run": {name: getattr(self, name) for name in RUN_STATE},
+            "practice": {name: getattr(self.practice, name) for name in PRACTICE_STATE},
             "learner": self.learner.state_dict(),
             "optimizers": [self.learner.optimizer.state_dict(), self.learner.critic_optimizer.state_dict()],
         }
         with replacing(self.run_dir / RESUME_FILE) as own:
             torch.save(saved, own)
-        self._restart_worlds()
+        self.practice.restart()
 
     def load(self) -> None:
         """Continue from the resume file."""
@@ -332,19 +264,38 @@ class _Run:
                 raise ConfigError(
                     f"--{name} is {value} but the run in {self.run_dir} has {before}; a resumed run keeps it"
                 )
-        for name, value in saved["numbers"].items():
-            setattr(self, name, value)
-        self.best, self.history = saved["best"], saved["history"]
+        for part, state in ((self, saved["run"]), (self.practice, saved["practice"])):
+            for name, value in state.items():
+                setattr(part, name, value)
         self.learner.load_state_dict(saved["learner"])
         self.learner.optimizer.load_state_dict(saved["optimizers"][0])
         self.learner.critic_optimizer.load_state_dict(saved["optimizers"][1])
-        self._restart_worlds()
+        self.practice.restart()
 
     def _options(self) -> dict[str, Any]:
         """What a resumed run must have alike."""
         own = {name: getattr(self.config, name) for name in ("reward", "checkpoint_every", "seed")}
         ppo = {f"ppo.{name}": value for name, value in asdict(self.learner.config).items()}
-        return {**own, "num_envs": self.worlds.num_envs, **ppo}
+        return {**own, "num_envs": self.practice.worlds.num_envs, **ppo}
 
 
-NUMBERS = ("iteration", "env_steps", "elapsed_s", "next_seed", "rewarded", "episodes")
+RUN_STATE = ("iteration", "elapsed_s", "best", "history")
+PRACTICE_STATE = ("next_seed", "env_steps", "episodes", "rewarded")
+"""What a checkpoint holds of a run and of its practice."""
+
+
+def _line(figures: Mapping[str, float | int], iterations: int) -> str:
+    """An iteration in one line."""
+    rate = (
+        f"{100 * figures['success']:.0f} % of {figures['episodes']:.0f}" if "success" in figures else "no episode ended"
+    )
+    nothing = float("nan")
+    parts = [f"{figures['iteration']}/{iterations}".ljust(9) + f" success {rate}"]
+    parts += [f"return {figures.get('return', nothing):.2f}", f"length {figures.get('length', nothing):.0f}"]
+    parts += [f"value error {figures['value_error']:.3f}"]
+    if "kl" in figures:
+        parts += [f"KL {figures['kl']:.4f}", f"from the start {figures['anchor_kl']:.3f}"]
+        parts += [f"entropy {figures['entropy']:.2f}", f"std {figures['std']:.3f}"]
+    else:
+        parts.append("warm-up of the critic")
+    return "   ".join([*parts, f"{figures['steps_per_s']:.0f} steps/s"])

@@ -2,39 +2,27 @@
 
 Acting runs on the streaming state; training replays the same trajectories through `memory.unroll` from the states saved
 when the rollout began, so that the replayed log-probabilities are those of the rollout, for a windowed memory as for a
-carried one. What the policy predicts becomes the mean of a distribution:
+carried one. `actor_critic` holds what is trained.
 
-    arm      Gaussian in normalized space around the head's arm output; a learned standard deviation per column that
-             depends on no state
-    gripper  Bernoulli with the head's logit
-
-One decision is the first `decision_steps` actions of a chunk: 1, or several as one step of a semi-Markov decision process.
-The critic is a copy of encoder, pooling and memory with a value on top, so its memory is its own.
-
-Axes: T steps of a rollout, E worlds, k actions of a decision, A arm and G gripper columns.
+Axes: T steps of a rollout, E worlds.
 """
 
-import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import expect, require
-from robopolicy.model.inputs import checked_inputs
-from robopolicy.model.losses import cut_windows
+from robopolicy.components import expect
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
+from robopolicy.training.actor_critic import ActionDistribution, ActorCritic
 from robopolicy.training.schedules import read_schedule
 from robopolicy.training.sequences import RecurrentMiniBatch, SequenceStorage
-from robopolicy.types import Chunk
 
 
 @dataclass(frozen=True)
@@ -86,55 +74,6 @@ class PPOConfig:
         read_schedule(self.anchor, "--ppo.anchor")
 
 
-# -- distribution --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ActionDistribution:
-    """Independent Gaussians for the arm and Bernoullis for the gripper, of k actions."""
-
-    mean: Float[Tensor, "*batch k arm"]
-    """In normalized units."""
-    log_std: Float[Tensor, "arm"]
-    """Of every action alike."""
-    logit: Float[Tensor, "*batch k gripper"]
-    """Closed where positive."""
-    learned: Bool[Tensor, "arm"]
-    """False for columns that never change, which do not count."""
-
-    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "*batch k action"]:
-        """Arm targets, then gripper labels 0 or 1."""
-        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
-        uniform = torch.rand(self.logit.shape, generator=generator).to(self.logit)
-        return torch.cat([self.mean + self.log_std.exp() * noise, (uniform < self.logit.sigmoid()).float()], -1)
-
-    def log_prob(self, action: Float[Tensor, "*batch k action"]) -> Float[Tensor, "*batch"]:
-        """Log-density of the k actions together [nats]."""
-        arm, gripper = action.split([self.mean.shape[-1], self.logit.shape[-1]], -1)
-        density = -0.5 * ((arm - self.mean) / self.log_std.exp()).square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        mass = -functional.binary_cross_entropy_with_logits(self.logit, gripper, reduction="none")
-        return (density * self.learned).sum((-1, -2)) + mass.sum((-1, -2))
-
-    def entropy(self) -> Float[Tensor, "*batch"]:
-        """Of the k actions together [nats]."""
-        arm = ((self.log_std + 0.5 * math.log(2 * math.pi * math.e)) * self.learned).sum() * self.mean.shape[-2]
-        gripper = functional.binary_cross_entropy_with_logits(self.logit, self.logit.sigmoid(), reduction="none")
-        return arm + gripper.sum((-1, -2))
-
-    def kl(self, other: "ActionDistribution") -> Float[Tensor, "*batch"]:
-        """Kullback-Leibler divergence of `other` from this one, of the k actions together [nats]."""
-        variance, others = (2 * self.log_std).exp(), (2 * other.log_std).exp()
-        apart = (variance + (self.mean - other.mean).square()) / (2 * others)
-        arm = ((other.log_std - self.log_std + apart - 0.5) * self.learned).sum((-1, -2))
-        share = self.logit.sigmoid()
-        cross = functional.binary_cross_entropy_with_logits(other.logit, share, reduction="none")
-        own = functional.binary_cross_entropy_with_logits(self.logit, share, reduction="none")
-        return arm + (cross - own).sum((-1, -2))
-
-
-# -- advantages ----------------------------------------------------------------------------------------------------------
-
-
 def advantages(
     reward: Float[Tensor, "time worlds"],
     value: Float[Tensor, "time worlds"],
@@ -176,78 +115,17 @@ def advantages(
     return result
 
 
-# -- actor and critic ----------------------------------------------------------------------------------------------------
-
-
-class Critic(nn.Module):
-    """The value of a state, from a copy of the policy's encoder, pooling and memory.
-
-    It predicts values scaled to mean 0 and standard deviation 1 over all targets so far.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    count: Tensor
-
-    def __init__(self, policy: ChunkPolicy) -> None:
-        super().__init__()
-        frozen = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
-        self.body = copy.deepcopy(policy, memo=dict(frozen))
-        self.body.head.action_head = nn.Identity()
-        self.value = nn.Linear(policy.head.memory.output_width, 1)
-        nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)
-        for name, start in (("mean", 0.0), ("variance", 1.0), ("count", 0.0)):
-            self.register_buffer(name, torch.tensor(start, dtype=torch.float64))
-
-    def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch"]:
-        """Scaled values of the memory's hidden vectors."""
-        return self.value(hidden)[..., 0]
-
-    def unscaled(self, value: Tensor) -> Tensor:
-        """Scaled values -> values in units of the reward."""
-        return (value * self.variance.sqrt() + self.mean).float()
-
-    def scaled(self, value: Tensor) -> Tensor:
-        """The inverse of `unscaled`."""
-        return ((value - self.mean) / self.variance.sqrt()).float()
-
-    def count_targets(self, targets: Tensor) -> None:
-        """Take value targets into mean and standard deviation (Chan et al. 1979), in place."""
-        number, total = targets.numel(), self.count + targets.numel()
-        mean, variance = targets.double().mean(), targets.double().var(correction=0)
-        between = (mean - self.mean).square() * self.count * number / total
-        known = torch.where(self.count > 0, self.variance * self.count, 0.0)
-        self.variance.copy_(((known + variance * number + between) / total).clamp(min=1e-4))
-        self.mean.lerp_(mean, number / total)
-        self.count.copy_(total)
-
-
-class Learner(nn.Module):
-    """Policy, standard deviation, critic and start policy, with their optimizers: everything that a checkpoint holds.
+class Learner(ActorCritic):
+    """An actor and a critic with their optimizers: everything that a checkpoint holds.
 
     Args:
-        policy: trained in place; in eval mode, so that dropout does not change the replay.
+        policy: trained in place.
         config: of the algorithm.
     """
 
     def __init__(self, policy: ChunkPolicy, config: PPOConfig) -> None:
-        super().__init__()
-        require(
-            config.decision_steps <= policy.chunk,
-            f"--ppo.decision_steps must be <= the policy's chunk, got {config.decision_steps} > {policy.chunk}",
-        )
-        require(
-            policy.spec.frame_stride == 1,
-            f"the policy has --data.frame_stride {policy.spec.frame_stride}; improve needs 1, a frame per step",
-        )
-        self.config, self.policy = config, policy.eval()
-        self.start = copy.deepcopy(policy).requires_grad_(False)
-        self.critic = Critic(policy)
-        normalizer = policy.action_normalizer
-        scale = normalizer.coded_scale if normalizer.rotations.coded else normalizer.arm_scale
-        self.learned = scale != 0
-        self.log_std = nn.Parameter(torch.full_like(scale, math.log(config.std)))
+        super().__init__(policy, config.decision_steps, config.std, config.bptt_steps)
+        self.config = config
         self.moved = [*(part for part in policy.parameters() if part.requires_grad), self.log_std]
         valued = [part for part in self.critic.parameters() if part.requires_grad]
         self.optimizer = torch.optim.Adam(self.moved, lr=config.lr, eps=1e-5)
@@ -257,40 +135,6 @@ class Learner(nn.Module):
     def lr(self) -> float:
         """The policy's present learning rate."""
         return float(self.optimizer.param_groups[0]["lr"])
-
-    def distribution(self, hidden: Float[Tensor, "*batch hidden"], policy: ChunkPolicy) -> ActionDistribution:
-        """What the action head of `policy` makes of hidden vectors."""
-        chunk, k = policy.head.action_head.decode(hidden), self.config.decision_steps
-        return ActionDistribution(chunk.arm[..., :k, :], self.log_std, chunk.gripper_logit[..., :k, :], self.learned)
-
-    def replay(
-        self, batch: RecurrentMiniBatch, policy: ChunkPolicy, before: MemoryState
-    ) -> Float[Tensor, "t e hidden"]:
-        """The hidden vectors of a group of worlds, each trajectory unrolled from the state saved at its first step.
-
-        Args:
-            batch: observations, and where episodes begin.
-            policy: whose memory is unrolled.
-            before: its state before the rollout's first step, of all worlds.
-        """
-        pooled = pool(policy, batch.steps)
-        frames = batch.layout.split(pooled).transpose(0, 1)
-        state = batch.layout.start_states(before[batch.environments])
-        return batch.layout.join(self._unroll(policy, frames, state).transpose(0, 1))
-
-    def _unroll(self, policy: ChunkPolicy, frames: Tensor, state: MemoryState) -> Float[Tensor, "j s hidden"]:
-        """The hidden vectors of J trajectories of S pooled frames that continue from a state."""
-        memory, hidden = policy.head.memory, []
-        alone = max(memory.window - 1, 1) if memory.history == "window" else frames.shape[1]
-        for part in frames[:, :alone].split(self.config.bptt_steps or frames.shape[1], dim=1):
-            out, state = memory.unroll(part, state)
-            hidden.append(out)
-            state = state.detach()
-        if alone < frames.shape[1]:
-            # Later windows hold frames of the trajectory only: the same numbers in one pass instead of one step per frame.
-            windows = cut_windows(frames, memory.window)[:, alone - memory.window + 1 :]
-            hidden.append(memory(windows)[..., -1, :])
-        return torch.cat(hidden, 1)
 
     def update(
         self,
@@ -377,78 +221,3 @@ class Learner(nn.Module):
         else:
             return
         self.optimizer.param_groups[0]["lr"] = lr
-
-
-def pool(policy: ChunkPolicy, frame: Mapping[str, Any] | TensorDict) -> Float[Tensor, "*batch pooled"]:
-    """The pooled vectors of frames `obs` (*B, ...) and, for an instruction-conditioned policy, `text` (*B, ...)."""
-    obs = {key: frame["obs"][key] for key in policy.obs}
-    encoding = policy.encode(obs, frame["text"] if policy.text is not None else None)
-    return policy.head.pool(encoding.tokens, encoding.token_valid)
-
-
-# -- acting --------------------------------------------------------------------------------------------------------------
-
-
-class Explorer:
-    """Samples the actions of a rollout, as its `Actor`, and keeps of each step what `Learner.update` needs.
-
-    Args:
-        learner: acts and values.
-        worlds: E.
-        generator: source of noise.
-    """
-
-    def __init__(self, learner: Learner, worlds: int, generator: torch.Generator) -> None:
-        self.learner, self.generator = learner, generator
-        policies = (learner.policy, learner.critic.body, learner.start)
-        self.states: list[MemoryState] = [policy.initial_state(worlds) for policy in policies]
-        """Of the policy, the critic and the start policy."""
-        self.before = (self.states[0], self.states[1])
-        """The policy's and the critic's before the present step."""
-        self.frame: dict[str, Any] = {}
-        """Of the present step: observations, distribution, decision and value, as `TensorDict` takes them."""
-        self._place = torch.zeros(worlds, dtype=torch.int64, device=learner.policy.device)
-        self._plan: Tensor | None = None
-
-    def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Clear memories and plans of the worlds where an episode begins."""
-        mask = torch.as_tensor(np.asarray(done)).to(self._place.device)
-        self.states = [state.reset(mask) for state in self.states]
-        self._place = self._place.masked_fill(mask, 0)
-
-    @torch.no_grad()
-    def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The action to execute (E, width), twice; noise never leads the arm outside the demos' range."""
-        learner, frame = self.learner, self._inputs(obs, instructions)
-        self.before = (self.states[0], self.states[1])
-        hidden = []
-        for number, policy in enumerate((learner.policy, learner.critic.body, learner.start)):
-            latest, self.states[number] = policy.head.memory.step(pool(policy, frame), self.states[number])
-            hidden.append(latest)
-        found, first = (learner.distribution(hidden[0], learner.policy), learner.distribution(hidden[2], learner.start))
-        action, decides = found.sample(self.generator), self._place == 0
-        plan = action if self._plan is None else torch.where(decides[:, None, None], action, self._plan)
-        now = plan[torch.arange(len(plan)), self._place]
-        self._plan, self._place = plan, (self._place + 1) % learner.config.decision_steps
-        frame |= {"mean": found.mean, "logit": found.logit, "action": action, "log_prob": found.log_prob(action)}
-        frame |= {"start_mean": first.mean, "start_logit": first.logit, "decides": decides}
-        frame |= {"value": learner.critic.unscaled(learner.critic(hidden[1]))}
-        frame |= {"log_std": learner.log_std.detach().expand(len(plan), -1)}
-        self.frame = frame
-        arms = found.mean.shape[-1]
-        rows = Chunk(now[:, None, :arms].clamp(-1, 1), 2 * now[:, None, arms:] - 1)
-        row = learner.policy.action_normalizer.to_rows(rows)[:, 0].cpu().numpy()
-        return row, row
-
-    @torch.no_grad()
-    def value(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> Float[Tensor, "worlds"]:
-        """The value of the states that follow the present step; memories stay as they are."""
-        critic = self.learner.critic
-        hidden, _ = critic.body.head.memory.step(pool(critic.body, self._inputs(obs, instructions)), self.states[1])
-        return critic.unscaled(critic(hidden))
-
-    def _inputs(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> dict[str, Any]:
-        policy = self.learner.policy
-        inputs: dict[str, Any] = {"obs": checked_inputs(obs, policy.obs, policy.device, finite=True)}
-        text = policy.instruction_text(tuple(instructions), (len(instructions),))
-        return inputs if text is None else inputs | {"text": text}

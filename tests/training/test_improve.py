@@ -14,7 +14,7 @@ from robopolicy.rollout.env_map import EnvMap
 from robopolicy.rollout.env_worlds import open_worlds
 from robopolicy.rollout.evaluate import evaluate_in_worlds
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.training.improve import PRACTICE_SEED, ImproveConfig, improve
+from robopolicy.training.improve import PRACTICE_SEED, ImproveConfig, Surroundings, improve
 from robopolicy.training.reinforce import PPOConfig
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.small_runs import SMALL
@@ -57,7 +57,7 @@ SMALL_PPO = PPOConfig(rollout_steps=12, warmup_iterations=1, epochs=2, mini_batc
 def run(start: Path, folder: Path, **options: Any) -> dict[str, Any]:
     resume = options.pop("resume", False)
     config = ImproveConfig(**{"iterations": 6, "checkpoint_every": 2, **options})
-    improve(start, worlds, folder, config, SMALL_PPO, resume=resume)
+    improve(start, Surroundings(worlds), folder, config, SMALL_PPO, resume=resume)
     return json.loads((folder / "metrics.json").read_text())
 
 
@@ -144,7 +144,7 @@ def test_a_run_in_the_simulator_resumes_exactly(tmp_path: Path) -> None:
         options = ImproveConfig(iterations=iterations, checkpoint_every=1, reward="env")
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("robopolicy.training.improve._Run._check_reward", lambda self: None)
-            improve(start, reaching, tmp_path / name, options, ppo, resume=resume)
+            improve(start, Surroundings(reaching), tmp_path / name, options, ppo, resume=resume)
 
     practise("whole", 3)
     practise("broken", 1)
@@ -179,7 +179,13 @@ def test_only_a_memory_solves_the_t_maze(tmp_path: Path, seed: int) -> None:
         config = ExperimentConfig().change({**memory, **changes})
         facts = DemoFacts(ActionSpec(arm=1, gripper=0), {"state": ArraySpec((2,))})
         start = save_policy(build_policy(config, facts), tmp_path / f"{name}-start", {})
-        improve(start, worlds, tmp_path / name, ImproveConfig(iterations=80, checkpoint_every=80, seed=seed), ppo)
+        improve(
+            start,
+            Surroundings(worlds),
+            tmp_path / name,
+            ImproveConfig(iterations=80, checkpoint_every=80, seed=seed),
+            ppo,
+        )
         rate = success_rate(tmp_path / name)
         print(name, seed, rate)
         assert 0.35 < rate < 0.65 if name == "none" else rate >= 0.95, (name, rate)

@@ -12,7 +12,8 @@ from robopolicy.components import ConfigError
 from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.episodes import Step, run_steps
-from robopolicy.training.reinforce import ActionDistribution, Explorer, Learner, PPOConfig, advantages
+from robopolicy.training.actor_critic import ActionDistribution, Explorer
+from robopolicy.training.reinforce import Learner, PPOConfig, advantages
 from robopolicy.training.sequences import SequenceStorage
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.small_runs import SMALL

@@ -100,6 +100,11 @@ def holding(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " world
     return near & (state.opening > BLOCKED_M[0]) & (state.opening < BLOCKED_M[1])
 
 
+def nearness(offset: Float[Array, "worlds 3"], scale_m: float) -> Float[Array, " worlds"]:
+    """1 at no distance, 1/e at `scale_m`."""
+    return namespace(offset).exp(-((offset * offset).sum(-1) ** 0.5) / scale_m)
+
+
 def choose(
     condition: Bool[Array, " worlds"], this: Float[Array, "worlds 3"], other: Float[Array, "worlds 3"]
 ) -> Float[Array, "worlds 3"]:

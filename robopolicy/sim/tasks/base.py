@@ -107,6 +107,10 @@ class Task:
         """Where the scripted expert's fingertips go next [m], and whether it closes the gripper."""
         raise NotImplementedError
 
+    def progress(self, state: State) -> Float[Array, " worlds"] | None:
+        """How near the goal is, 0 .. 1, for learning by reinforcement (`improve --reward progress`); None: not defined."""
+        return None
+
     def required_hold(self, state: State) -> Int[Array, " worlds"] | int:
         """Control steps in a row for which `reached` must hold."""
         return self.hold_steps

@@ -1,10 +1,10 @@
 """Raise the named one of three cubes."""
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from robopolicy.components import register
 from robopolicy.sim.tasks._cubes import HALF_M, height_above_table, is_other
-from robopolicy.sim.tasks._moves import LIFTED_M, Intent, approach, around, at_height, choose, holding
+from robopolicy.sim.tasks._moves import LIFTED_M, Intent, approach, around, at_height, choose, holding, nearness
 from robopolicy.sim.tasks.base import State, Task
 from robopolicy.sim.tasks.reach import Reach
 from robopolicy.types import Array
@@ -28,6 +28,13 @@ class Lift(Reach):
         """Another cube is raised, or one fell off the table."""
         raised = height_above_table(state) >= self.raise_m
         return (raised & is_other(state)).any(-1) | Task.failed(self, state)
+
+    def progress(self, state: State) -> Float[Array, " worlds"]:
+        """A third each for the fingertips at the named cube, for holding it, and for raising it."""
+        cube = state.chosen(0)
+        held = holding(state, cube)
+        raised = ((cube[:, 2] - HALF_M) / self.raise_m).clip(0.0, 1.0)
+        return (nearness(state.ee_position - cube, 0.1) + held * (1.0 + raised)) / 3
 
     def intent(self, state: State) -> Intent:
         """Grasp the named cube and raise it straight up."""

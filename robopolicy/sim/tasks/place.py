@@ -14,7 +14,7 @@ from robopolicy.sim.tasks._cubes import (
     plate_spot,
     rests_at,
 )
-from robopolicy.sim.tasks._moves import Intent, put_at
+from robopolicy.sim.tasks._moves import Intent, holding, nearness, put_at
 from robopolicy.sim.tasks.base import Setup, State, Task
 from robopolicy.types import Array
 
@@ -45,6 +45,14 @@ class Place(Task):
     def reached(self, state: State) -> Bool[Array, " worlds"]:
         """The named cube rests at its spot, and the gripper is open."""
         return rests_at(state, self.spot(state), self.tolerance_m)
+
+    def progress(self, state: State) -> Float[Array, " worlds"]:
+        """A quarter each for the fingertips at the named cube, holding it, the cube near its spot, and at rest there."""
+        cube, spot = state.chosen(0), self.spot(state)
+        there = rests_at(state, spot, self.tolerance_m)
+        held = holding(state, cube) | there
+        near = nearness(state.ee_position - cube, 0.1)
+        return ((near + held * 1.0) * ~there + 2.0 * there + nearness(cube - spot, 0.1) + there * 1.0) / 4
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Cubes as in every task; per plate its position and its position relative to the gripper [m]."""

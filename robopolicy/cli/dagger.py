@@ -1,0 +1,205 @@
+"""`robopolicy dagger`: a policy learns from an expert's labels of the states that it visits itself."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from robopolicy.cli.outputs import check_folder
+from robopolicy.cli.parsing import parse_experiment, require, verb_parser
+from robopolicy.cli.practice import make_worlds, success_in_simulator
+from robopolicy.cli.simulator import add_simulator
+from robopolicy.components import ConfigError
+
+if TYPE_CHECKING:
+    from robopolicy.model.policy import ChunkPolicy
+    from robopolicy.rollout.episodes import Actor
+    from robopolicy.sim.env import RobotVectorEnv
+    from robopolicy.types import Demo, Policy
+
+LOG = logging.getLogger(__name__)
+
+DAGGER_SEED = 500_000_000
+"""First seed of the episodes that `dagger` relabels."""
+SEEDS_PER_RUN, SEEDS_PER_ROUND = 10_000_000, 100_000
+"""Seeds set aside for one training seed, and for one round."""
+
+
+def dagger(arguments: Sequence[str]) -> int:
+    """Train on demos, then again and again on what an expert says of the policy's own states; returns the exit code."""
+    parser = verb_parser(
+        "dagger",
+        "Train on demos; then, in each round, run the policy in the simulator, label every state it visits with the expert's "
+        "action, and train on everything so far. Every option of the config can be given.",
+    )
+    parser.add_argument("--run-dir", type=str, required=True, help="folder for the rounds: policies and demo files")
+    parser.add_argument("--rounds", type=int, default=3, help="rollouts, each followed by training")
+    parser.add_argument("--episodes", type=int, default=50, help="episodes of each rollout")
+    parser.add_argument(
+        "--expert",
+        type=str | None,
+        default=None,
+        help="who labels: a run folder, such as of a teacher that reads privileged keys, or MODULE:FACTORY, called with the "
+        "worlds; default: the task's scripted expert",
+    )
+    parser.add_argument(
+        "--expert-share",
+        type=str,
+        default="0",
+        help="share of the steps that the expert acts, over the rounds: a number, linear:1:0, exponential:1:0.5, "
+        "piecewise:0=1,2=0.5",
+    )
+    parser.add_argument("--round-steps", type=int | None, default=None, help="optimizer steps of each later training")
+    parser.add_argument(
+        "--keep-rounds", type=int | None, default=None, help="newest rounds to train on beside the first demos; all"
+    )
+    parser.add_argument(
+        "--eval-episodes", type=int, default=50, help="episodes to evaluate each round's policy on; 0: none"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue what --run-dir holds")
+    add_simulator(parser)
+    options, config = parse_experiment(parser, arguments)
+    require(options, 1, "episodes", "num_envs")
+    require(options, 0, "eval_episodes")
+    if options.episodes > SEEDS_PER_ROUND:
+        raise ConfigError(f"--episodes is {options.episodes}; expected at most {SEEDS_PER_ROUND}")
+    if config.task is None:
+        raise ConfigError("which task? Give --task, such as --task lift")
+    if missing := [name for name in config.data.files if "://" not in name and not Path(name).exists()]:
+        raise ConfigError(f"{missing[0]}: no such demo file (--data.files)")
+    check_folder("--run-dir", options.run_dir)
+    run_dir = Path(options.run_dir)
+    if run_dir.exists() and any(run_dir.iterdir()) and not options.resume:
+        raise ConfigError(f"{run_dir} is not empty; continue it with --resume, or give another --run-dir")
+    from robopolicy.training.online import Rounds
+    from robopolicy.training.online import dagger as run_dagger
+    from robopolicy.training.schedules import read_schedule
+
+    share = read_schedule(options.expert_share, "--expert-share", high=1.0)
+    rounds = Rounds(options.rounds, options.round_steps, options.keep_rounds)
+    roll_out = _Relabeling(options, config.task, config.training.seed, lambda n: share(n - 1, options.rounds - 1))
+    evaluate = success_in_simulator(options, config.task, config.training.eval_episodes)
+    measure = success_in_simulator(options, config.task, options.eval_episodes)
+    try:
+        folder = run_dagger(
+            config,
+            run_dir,
+            rounds,
+            roll_out,
+            evaluate=evaluate if config.training.eval_every else None,
+            measure=(lambda policy: {"success_rate": measure(policy), "episodes": options.eval_episodes})
+            if options.eval_episodes
+            else None,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; continue {run_dir} with --resume") from None
+    print(f"policy    {folder}")
+    return 0
+
+
+class _Relabeling:
+    """Rolls out a round: the policy acts, the expert labels, failed episodes are kept as well."""
+
+    def __init__(self, options: Namespace, task: str, seed: int, share: "Callable[[int], float]") -> None:
+        self.options, self.task, self.share = options, task, share
+        self.first_seed = DAGGER_SEED + SEEDS_PER_RUN * (seed % 40)
+        if options.expert is not None:  # a mistake is said before the first training
+            check_expert(options.expert, task)
+
+    def __call__(self, policy: "ChunkPolicy", number: int, written: Sequence[int]) -> "Iterator[Sequence[Demo]]":
+        from robopolicy.training.online import relabeled_episodes
+
+        first = self.first_seed + SEEDS_PER_ROUND * number
+        seeds = [seed for seed in range(first, first + self.options.episodes) if seed not in {*written}]
+        if not seeds:
+            return
+        cameras = policy.spec.cameras
+        teacher = open_teacher(self.options.expert)
+        if teacher is not None:
+            cameras = tuple(dict.fromkeys((*cameras, *teacher.spec.cameras)))
+        env = make_worlds(policy, self.task, min(self.options.num_envs, len(seeds)), self.options, cameras)
+        try:
+            expert = make_expert(self.options.expert, teacher, env)
+            share, lengths, successes = self.share(number), [], 0
+            for episode in relabeled_episodes(policy, env, seeds, expert, expert_share=share):
+                lengths.append(episode.steps)
+                successes += episode.success
+                yield episode.demos
+            LOG.info(
+                "round %d   share of the expert %.2f   success %d / %d   mean length %.0f steps",
+                *(number, share, successes, len(lengths), sum(lengths) / len(lengths)),
+            )
+        finally:
+            env.close()
+
+
+def check_expert(name: str, task: str) -> None:
+    """Refuse a run folder of another task, and what is neither a run folder nor MODULE:FACTORY.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    if Path(name).is_dir():
+        from robopolicy.experiment import read_provenance
+
+        trained = read_provenance(name).get("task")
+        if trained is not None and trained != task:
+            raise ConfigError(
+                f"--expert {name} was trained on {trained}; --task is {task}; give an expert of this task"
+            )
+    elif ":" not in name:
+        raise ConfigError(f"--expert {name}: neither a run folder nor MODULE:FACTORY")
+
+
+def open_teacher(name: str | None) -> "Policy | None":
+    """The policy in the run folder `name`; None if it is no folder."""
+    if name is None or not Path(name).is_dir():
+        return None
+    from robopolicy.experiment import open_policy
+
+    return open_policy(name)
+
+
+def make_expert(name: str | None, teacher: "Policy | None", env: "RobotVectorEnv") -> "Actor":
+    """Who labels the states in these worlds.
+
+    Raises:
+        ConfigError: the module, or the factory in it, is missing.
+    """
+    from robopolicy.rollout.actor import PolicyActor
+    from robopolicy.sim.collection import ActionNoise, ExpertActor
+
+    if teacher is not None:
+        return PolicyActor(teacher, env.num_envs, env.control_dt)
+    if name is None:
+        return ExpertActor(env, ActionNoise.off())
+    module, _, factory = name.partition(":")
+    sys.path.append(os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--expert {name}: {error}; expected MODULE:FACTORY, called with the worlds") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    made = make(env)
+    return made if hasattr(made, "act") else CallableExpert(made)
+
+
+class CallableExpert:
+    """A function (obs, instructions) -> actions (N, width) as an actor without memory."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self.function = function
+
+    def reset(self, done: Any, seeds: Sequence[int]) -> None:
+        """It remembers nothing."""
+
+    def act(self, obs: Any, instructions: Sequence[str]) -> tuple[Any, Any]:
+        """The function's actions, as label and as action."""
+        action = self.function(obs, instructions)
+        return action, action

@@ -1,0 +1,115 @@
+"""Rollouts of a policy that explores, one after the other in the same worlds, as `reinforce` learns from them."""
+
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from robopolicy.components import ConfigError
+from robopolicy.model.streaming import MemoryState
+from robopolicy.rollout.episodes import EpisodeWorlds, Step, finished_episode, run_steps
+from robopolicy.training.actor_critic import ActorCritic, Explorer
+from robopolicy.training.sequences import EpisodeStatistics, SequenceStorage
+
+Reward: TypeAlias = Literal["success", "progress", "env"]
+PROGRESS = "progress"
+"""Key of the worlds' info: how near the goal is (N,), 0 .. 1."""
+
+
+class Practice:
+    """Worlds in which an actor acts with noise, and the steps of its last rollout.
+
+    Args:
+        model: acts and values.
+        worlds: that it acts in.
+        steps: T, control steps of each world in a rollout.
+        reward: 1 at the step that makes the episode a success (`success`), the same plus the discounted growth of the
+            worlds' `progress`, or what the worlds give (`env`).
+        gamma: discount per step.
+        first_seed: of the first episode; the others follow it.
+    """
+
+    def __init__(
+        self, model: ActorCritic, worlds: EpisodeWorlds, steps: int, reward: Reward, gamma: float, first_seed: int
+    ) -> None:
+        self.model, self.worlds, self.steps = model, worlds, steps
+        self.reward, self.gamma = reward, gamma
+        self.first_seed = self.next_seed = first_seed
+        self.env_steps, self.episodes, self.rewarded = 0, 0, False
+        self.generator = torch.Generator()
+        """Source of all noise; seeded by whoever wants rollouts to repeat."""
+        self.storage = SequenceStorage(steps, worlds.num_envs, model.policy.device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin new episodes in all worlds, with fresh memories."""
+        worlds = self.worlds.num_envs
+        self._explorer = Explorer(self.model, worlds, self.generator)
+        self._statistics = EpisodeStatistics(worlds, self.model.policy.device)
+        self._succeeded, self._progress = np.zeros(worlds, dtype=bool), np.zeros(worlds)
+        self._loop = run_steps(self.worlds, self._explorer, self._seeds())
+
+    def roll_out(self) -> tuple[tuple[MemoryState, MemoryState], dict[str, float]]:
+        """Fill the storage.
+
+        Returns:
+            The memories' states of policy and critic before its first step, and means over the ended episodes.
+
+        Raises:
+            ConfigError: the reward is `progress` and the worlds don't give it.
+        """
+        self.storage.clear()
+        device = self.model.policy.device
+        ended: dict[str, list[Tensor]] = {"return": [], "length": [], "success": []}
+        before = None
+        for step in self._loop:
+            before = before or self._explorer.before
+            last = len(self.storage) == self.steps - 1
+            row = {name: torch.as_tensor(getattr(step, name), device=device) for name in ("terminated", "truncated")}
+            row["reward"] = torch.as_tensor(self._rewards(step), dtype=torch.float32, device=device)
+            row["final_value"] = torch.zeros_like(row["reward"])
+            if last or step.truncated.any():
+                row["final_value"] = self._explorer.value(step.next_obs, list(step.info["instruction"]))
+            self.storage.append(TensorDict({**self._explorer.frame, **row}, [self.worlds.num_envs]))
+            success = [
+                bool(step.ended[world]) and finished_episode(self.worlds, step, world).success
+                for world in range(self.worlds.num_envs)
+            ]
+            self.rewarded = self.rewarded or any(success) or (self.reward != "success" and bool(row["reward"].any()))
+            done = row["terminated"] | row["truncated"]
+            for name, values in self._statistics.add(row["reward"], done, torch.tensor(success, device=device)).items():
+                ended[name].append(values.float())
+            self.env_steps += self.worlds.num_envs
+            if last:
+                break
+        assert before is not None
+        means = {name: torch.cat(values).mean().item() for name, values in ended.items() if torch.cat(values).numel()}
+        count = torch.cat(ended["success"]).numel()
+        self.episodes += count
+        return before, {"episodes": float(count), **means}
+
+    def _rewards(self, step: Step) -> np.ndarray:
+        """(N,) as `reward` says."""
+        if self.reward == "env":
+            return np.asarray(step.reward)
+        now = np.asarray(step.info["success"], dtype=bool)
+        reward = (now & ~self._succeeded).astype(np.float64)
+        self._succeeded = (self._succeeded | now) & ~step.ended
+        if self.reward == "progress":
+            if PROGRESS not in step.info:
+                raise ConfigError(
+                    "--reward progress: these worlds don't say how near the goal is; use --reward success"
+                )
+            # Potential-based (Ng et al. 1999), and nothing after a real end, so that it favours no other policy.
+            potential = np.where(step.terminated, 0.0, step.info[PROGRESS])
+            reward += self.gamma * potential - self._progress
+            self._progress = np.where(step.ended, 0.0, potential)
+        return reward
+
+    def _seeds(self) -> Iterator[int]:
+        while True:
+            self.next_seed += 1
+            yield self.next_seed - 1
