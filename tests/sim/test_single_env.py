@@ -91,7 +91,7 @@ def test_info_holds_pythons_own_numbers():
     """Guards against: numpy.bool in info, which gymnasium's NumpyToTorch can't convert."""
     env = RobotEnv("lift")
     infos = [env.reset(seed=0)[1], env.step(np.zeros(7))[-1]]
-    assert {type(value) for info in infos for value in info.values()} == {bool, int, str}
+    assert {type(value) for info in infos for value in info.values()} == {bool, int, float, str}
 
 
 def test_numpy_to_torch_converts_observations_and_info():

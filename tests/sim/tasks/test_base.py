@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from robopolicy.components import kinds
+from robopolicy.rollout.episodes import run_steps
+from robopolicy.sim.collection import ActionNoise, ExpertActor
+from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.scene import build_scene
 from robopolicy.sim.tasks import make_task
 from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, place_apart
@@ -68,3 +71,19 @@ def test_unknown_task_is_refused_with_the_list_of_tasks():
         make_task("lfit")
     with pytest.raises(ValueError, match=r"task 'recall' has no option 'wait'; it has: cue_steps, delay_steps"):
         make_task("recall", wait=3)
+
+
+@pytest.mark.parametrize("task", ["lift", "place", "stack"])
+def test_progress_rises_to_one_with_the_expert(task):
+    """Guards against: a shaped reward that leads away from success."""
+    env = RobotVectorEnv(task, 4)
+    expert = ExpertActor(env, ActionNoise.off())
+    ended, began = {}, []
+    for step in run_steps(env, expert, range(4)):
+        began += step.info["progress"][step.steps == 1].tolist()
+        assert (step.info["progress"] >= 0).all()
+        assert (step.info["progress"] <= 1).all()
+        ended |= {int(step.seeds[world]): step.info["progress"][world] for world in np.flatnonzero(step.ended)}
+    env.close()
+    assert max(began) < 0.5
+    assert min(ended.values()) > 0.9

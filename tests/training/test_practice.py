@@ -1,0 +1,90 @@
+"""Rewards of practice: what `progress` adds favours no other policy, and is refused where there is none."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robopolicy.components import ConfigError
+from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy
+from robopolicy.training.practice import Practice, Reward
+from robopolicy.training.reinforce import Learner, PPOConfig
+from robopolicy.types import ActionSpec, ArraySpec
+from tests.small_runs import SMALL
+
+WORLDS, GAMMA = 3, 0.9
+
+
+class Walk:
+    """Each world walks its own length: world 0 succeeds, 1 fails, 2 is cut off; progress is a tenth a step."""
+
+    num_envs, control_dt = WORLDS, 0.1
+    episode_figures: tuple[str, ...] = ()
+    lengths = np.array([4, 6, 5])
+
+    def __init__(self, tells: bool = True) -> None:
+        self.tells, self.place = tells, np.zeros(WORLDS, int)
+
+    def reset(self, *, seed: Any, options: Any = None) -> tuple[dict, dict]:
+        """The walk begins."""
+        self.place[(options or {}).get("reset_mask", np.ones(WORLDS, bool))] = 0
+        return self.frame(), self.info(np.zeros(WORLDS, bool))
+
+    def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
+        """One place on."""
+        self.place += 1
+        ends = self.place == self.lengths
+        success = ends & (np.arange(WORLDS) == 0)
+        return self.frame(), np.zeros(WORLDS), ends & (np.arange(WORLDS) < 2), ends, self.info(success)
+
+    def frame(self) -> dict[str, np.ndarray]:
+        """Where each world is."""
+        return {"state": self.place[:, None].astype(np.float32)}
+
+    def info(self, success: np.ndarray) -> dict[str, Any]:
+        """Success and progress."""
+        told = {"progress": self.place / 10} if self.tells else {}
+        return {"instruction": [""] * WORLDS, "success": success, **told}
+
+    def states(self) -> None:
+        """None."""
+
+    def faults(self, world: int) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+
+def practised(reward: Reward, tells: bool = True) -> torch.Tensor:
+    """The rewards (12, N) of a rollout."""
+    config = ExperimentConfig().change(SMALL)
+    policy = build_policy(config, DemoFacts(ActionSpec(arm=2, gripper=0), {"state": ArraySpec((1,))}))
+    practice = Practice(Learner(policy, PPOConfig()), Walk(tells), 12, reward, GAMMA, 0)
+    practice.roll_out()
+    assert practice.episodes == 3 + 2 + 2
+    assert practice.rewarded
+    return practice.storage.steps["reward"]
+
+
+def test_success_is_rewarded_once() -> None:
+    """Guards against: a reward for every step after a success, or one for a failure."""
+    reward = practised("success")
+    assert reward.nonzero().tolist() == [[3, 0], [7, 0], [11, 0]]
+
+
+def test_progress_adds_nothing_to_the_return_of_an_episode() -> None:
+    """Guards against: shaping by which a policy is better off near the goal than at it."""
+    reward = practised("progress")
+    sparse = practised("success")
+    for world, length in enumerate(Walk.lengths):
+        added = (reward - sparse)[:length, world]
+        kept = 0.0 if world < 2 else GAMMA**length * length / 10  # a cut-off episode is worth its last state
+        assert torch.dot(added, GAMMA ** torch.arange(float(length))) == pytest.approx(kept, abs=1e-6)
+        torch.testing.assert_close(added, (reward - sparse)[length : 2 * length, world])
+    assert reward[0, 1] > 0
+
+
+def test_worlds_without_progress_are_refused() -> None:
+    """Guards against: practice on a reward that is silently another one."""
+    with pytest.raises(ConfigError, match="--reward progress: these worlds don't say"):
+        practised("progress", tells=False)
