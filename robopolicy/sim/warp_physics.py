@@ -13,9 +13,9 @@ from robopolicy.sim.scene import Scene
 from robopolicy.sim.warp_stage import Replay, WarpStage
 
 CONTACTS = 48
-"""Contacts there is room for, per world on average: three cubes at rest have 12, gripped and stacked about 30."""
+"""Size of the contact buffer, per world on average: three cubes at rest have 12, gripped and stacked about 30."""
 CONSTRAINTS = 192
-"""Constraint rows there is room for in each world; three cubes at rest have 49."""
+"""Size of the constraint buffer of each world; three cubes at rest have 49."""
 
 
 class WarpPhysics:
@@ -72,30 +72,30 @@ class WarpPhysics:
         qpos: Float[Tensor, "worlds nq"],
         mocap_pos: Float[Tensor, "worlds nmocap 3"],
     ) -> None:
-        """Start the worlds in `mask` again, at rest."""
+        """Reset the worlds in `mask`, at rest."""
         self._mask.copy_(mask)
         self._reset()
         self.qpos.copy_(torch.where(mask[:, None], qpos, self.qpos))
         self.mocap_pos.copy_(torch.where(mask[:, None, None], mocap_pos, self.mocap_pos))
 
     def change(self, mask: Bool[Tensor, " worlds"], fields: Mapping[str, Tensor]) -> None:
-        """Give the worlds in `mask` their own values."""
+        """Set the fields of the worlds in `mask`."""
         for name, values in fields.items():
             chosen = mask.reshape(-1, *(1,) * (values.dim() - 1))
             self.fields[name].copy_(torch.where(chosen, values, self.fields[name]))
 
     def faults(self) -> Int[Tensor, " worlds"]:
-        """Where a buffer was full, or a position or velocity is no number; reaching an iteration limit is no fault."""
+        """Worlds where a buffer overflowed, or a position or velocity is not finite; an iteration limit is not a fault."""
         full = (self._overflow & _FULL) != 0
         finite = torch.isfinite(self.qpos).all(-1) & torch.isfinite(self.qvel).all(-1)
         return full * int(Fault.OVERFLOW) + ~finite * int(Fault.PHYSICS)
 
     def forward(self) -> None:
-        """Bring the poses in `stage.data` up to date with `qpos`."""
+        """Update the poses in `stage.data` from `qpos`."""
         self._forward()
 
     def show(self) -> None:
-        """Launch what brings the poses up to date; a renderer captures it together with its own work."""
+        """Launch the update of the poses; a renderer captures it together with its own kernels."""
         mujoco_warp.kinematics(self.stage.model, self.stage.data)
         mujoco_warp.camlight(self.stage.model, self.stage.data)
 

@@ -1,4 +1,4 @@
-"""A scene as Warp arrays on one device: shared with torch by zero copy, worked on by graphs captured once and replayed."""
+"""A scene as Warp arrays on one device, shared with torch without copies and updated by captured graphs."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from torch import Tensor
 from robopolicy.sim.scene import Scene
 
 NO_DRIVER = b"Could not find or load the NVIDIA CUDA driver"
-"""What Warp's C library writes to the standard error stream where there is no GPU."""
+"""What Warp's C library writes to standard error without a GPU."""
 
 
 @contextmanager
@@ -62,14 +62,14 @@ class WarpStage:
             self.model: Any = mujoco_warp.put_model(scene.model, batch_sizes=dict.fromkeys(fields, num_worlds))
             self.data: Any = mujoco_warp.make_data(scene.model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)
         self.fields = {name: warp.to_torch(getattr(self.model, name)) for name in fields}
-        """(N, ...) live tensors over the model's fields that differ."""
+        """(N, ...) views, as tensors, of the model fields that differ between worlds."""
 
     def tensor(self, name: str) -> Tensor:
-        """A live tensor over a field of the data."""
+        """A view, as a tensor, of a field of the data."""
         return warp.to_torch(getattr(self.data, name))
 
     def on_device(self) -> AbstractContextManager[Any]:
-        """Make Warp work on this device meanwhile; on CUDA in order with torch, on torch's own stream."""
+        """Run Warp on this device within the context; on CUDA, on torch's current stream."""
         if self.device.type == "cpu":
             return warp.ScopedDevice("cpu")
         return warp.ScopedStream(warp.stream_from_torch(torch.cuda.current_stream(self.device)))
@@ -92,7 +92,7 @@ class Replay:
         self._graph: Any = None
 
     def __call__(self) -> None:
-        """Do the work once, in order with torch's."""
+        """Run the work once, in order with torch's."""
         if not self._compiled:
             self._compile()
         else:
@@ -110,7 +110,7 @@ class Replay:
         self._compiled = True
 
     def _captured(self) -> Any:
-        """Record the work on a stream of Warp's own; recording runs nothing."""
+        """Capture the work on a stream of Warp's; capturing does not run it."""
         device = warp.device_from_torch(self._stage.device)
         with warp.ScopedDevice(device), warp.ScopedCapture(device) as capture:
             for each in self._work:

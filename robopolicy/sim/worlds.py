@@ -35,7 +35,7 @@ ACTIONS = ActionSpec(
     units=("0.05 m",) * 3 + ("0.5 rad",) * 3,
     rate_hz=20.0,
 )
-"""What the simulator's action columns are; gripper -1 open, +1 closed."""
+"""Columns of the simulator's actions; gripper -1 open, +1 closed."""
 PRIVILEGED = ("target_pos", "target_offset", REFERENCE)
 """Keys for losses, experts and replays, which no noise falls on."""
 
@@ -67,7 +67,7 @@ class Worlds:
         self._arm = self.profile.arm
         self.max_episode_steps, self.randomization = max_episode_steps, randomization or Randomization()
         self.sentences = Sentences()
-        """Every instruction met so far; `instruction_id` counts in it."""
+        """All instructions so far; `instruction_id` is an index into them."""
         self._renderer = renderer
         self._xp = namespace(physics.qpos)
         template = draw(task, self.scene, [0], self.sentences, self.randomization)
@@ -92,7 +92,7 @@ class Worlds:
         self._observe_state()
 
     def set_up(self, mask: Bool[Array, " worlds"], episodes: Episodes, rows: Int[Array, " worlds"]) -> None:
-        """Start the worlds in `mask` again, world w with row `rows[w]` of `episodes`; other worlds' rows are not used."""
+        """Reset the worlds in `mask`, world w to row `rows[w]` of `episodes`; other worlds' rows are not used."""
         xp, rows = self._xp, rows * mask
         self.physics.reset(mask, episodes.qpos[rows], episodes.mocap_pos[rows])
         self.physics.change(mask, {name: values[rows] for name, values in episodes.fields.items()})
@@ -118,24 +118,24 @@ class Worlds:
         return self.judge()
 
     def judge(self) -> Bool[Array, " worlds"]:
-        """Count a control step, read the present and count what is solved; True where an episode is decided."""
+        """Count a control step, read the state and count solved stages; True where an episode is decided."""
         self._steps += 1
         self._observe_state()
         return self._judge()
 
     def observe(self) -> dict[str, Array]:
-        """Read the present, and what a policy sees of it: per key (N, ...)."""
+        """Read the state; returns the policy's observation, per key (N, ...)."""
         self._observe_state()
         return self._observation()
 
     @property
     def state(self) -> State:
-        """The present, as tasks and experts see it."""
+        """The current state, as tasks and experts see it."""
         return self._state
 
     @property
     def succeeded(self) -> Bool[Array, " worlds"]:
-        """Where all that was asked is solved."""
+        """Whether all stages are solved."""
         return self._success
 
     @property
@@ -154,7 +154,7 @@ class Worlds:
         return drawn if self._xp is np else drawn.on(self.physics.qpos.device)
 
     def _executed(self, actions: Array) -> Float[Array, "worlds 7"]:
-        """The actions that the arm makes of those wanted: checked, clipped, noisy, late."""
+        """The executed actions: checked, clipped, with the episode's noise and delay."""
         config = self.randomization.config
         wanted = self._checked(actions)
         if config.action_noise:
@@ -168,7 +168,7 @@ class Worlds:
         return line[self._delay, self._worlds] + self._resting(clipped)
 
     def _resting(self, actions: Array) -> Array:
-        """No motion, open gripper: what is executed before the first action arrives."""
+        """No motion, open gripper: executed until the first delayed action arrives."""
         return like(actions, _REST)
 
     def _checked(self, actions: Array) -> Array:
@@ -220,7 +220,9 @@ class Worlds:
         self._held *= self.task.reached(state)
         solved = self._held >= self.task.required_hold(state)
         if xp is np and not (solved.any() or faults.any()):
-            return self._success | self.task.failed(state)  # the host may look: nothing below would change anything
+            return self._success | self.task.failed(
+                state
+            )  # on the host this check is free, and nothing below would change anything
         self.fault |= faults
         sound = self.fault == 0
         self._held *= ~solved
@@ -238,7 +240,7 @@ class Worlds:
         self._instructions = None
 
     def _observe_state(self) -> None:
-        """Read the present out of the physics."""
+        """Read the state from the physics."""
         physics, scene = self.physics, self.scene
         qpos = physics.qpos
         position, rotation = tool_pose(self._arm, qpos[:, :ARM_JOINTS])

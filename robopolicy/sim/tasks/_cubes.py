@@ -1,4 +1,4 @@
-"""What the tasks with three coloured 4 cm cubes share."""
+"""Parts shared by the tasks with three coloured 4 cm cubes."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,7 @@ not touch the table yet [m]."""
 PLATE_TOP_M = 0.006
 """Height of a plate's upper side above the table [m]."""
 RELEASED_M = 0.065
-"""Distance between the fingers from which on they hold no cube [m]."""
+"""Distance between the fingers beyond which they hold no cube [m]."""
 REST_M_S = 0.05
 """A cube slower than this is at rest [m/s]."""
 GAP_M = 0.1
@@ -28,11 +28,11 @@ PLATE_GAP_M = 0.12
 YAW_RAD = 0.3
 """Largest turn of a cube about the vertical at the start [rad]."""
 JOINT_NOISE_RAD = 0.02
-"""Largest deviation of each arm joint from home at the start [rad]."""
+"""Largest offset of each arm joint from home at the start [rad]."""
 
 
 def with_arm_near_home(scene: Scene, rng: np.random.Generator) -> Float[np.ndarray, " nq"]:
-    """`qpos` of the scene's start with every arm joint a little off."""
+    """`qpos` of the scene's start with a random offset of every arm joint."""
     qpos = scene.home_qpos.copy()
     qpos[:ARM_JOINTS] += rng.uniform(-JOINT_NOISE_RAD, JOINT_NOISE_RAD, ARM_JOINTS)
     return qpos
@@ -54,7 +54,7 @@ def placed_cubes(
 
 
 def height_above_table(state: State) -> Float[Array, "worlds objects"]:
-    """How far each cube is above where it rests on the table [m]."""
+    """Height of each cube above its rest on the table [m]."""
     return state.positions[..., 2] - HALF_M
 
 
@@ -72,21 +72,21 @@ def placed_plates_and_cubes(
 
 
 def plate_spot(state: State, plate: Int[Array, " worlds"]) -> Float[Array, "worlds 3"]:
-    """Where the centre of a cube lies that is on the middle of a plate [m]."""
+    """Centre of a cube that lies on the middle of a plate [m]."""
     spot = state.mocap_pos[state.worlds, plate] * 1.0
     spot[:, 2] = PLATE_TOP_M + HALF_M
     return spot
 
 
 def stack_spot(state: State, base: Int[Array, " worlds"]) -> Float[Array, "worlds 3"]:
-    """Where the centre of a cube lies that is right on top of another [m]."""
+    """Centre of a cube that lies exactly on top of another [m]."""
     spot = state.positions[state.worlds, base] * 1.0
     spot[:, 2] += 2 * HALF_M
     return spot
 
 
 def rests_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> Bool[Array, " worlds"]:
-    """The named cube is within the tolerance of `spot` sideways and 1 cm in height, at rest, and let go."""
+    """The named cube is within the tolerance of `spot` sideways and 1 cm in height, at rest, and released."""
     offset = state.chosen(0) - spot
     sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
     there = (sideways < tolerance_m) & (abs(offset[:, 2]) < 0.01)

@@ -1,4 +1,4 @@
-"""Movements that the scripted experts are made of, batched: from the present state to where the fingertips go next."""
+"""Motion primitives of the scripted experts, batched: from the current state to the next position of the fingertips."""
 
 from typing import TypeAlias
 
@@ -10,11 +10,11 @@ from robopolicy.sim.tasks.base import State
 from robopolicy.types import Array
 
 Intent: TypeAlias = tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]
-"""Where the fingertips should go next [m], and whether the gripper should be closed."""
+"""Next position of the fingertips [m], and whether the gripper should be closed."""
 GRASP_M = 0.016
 """Offset of the fingertips from a cube's centre, along each axis, at which closing them grasps it [m]."""
 BLOCKED_M = (0.032, 0.062)
-"""Distances between fingers that a cube keeps from closing [m]; less than the first means there is none."""
+"""Range of the finger distance while a cube is held [m]; below the first, nothing is held."""
 HOVER_M = 0.07
 """Least height of the fingertips above a cube's centre while they are not yet over it [m]."""
 CARRY_M = 0.07
@@ -24,7 +24,7 @@ CLEAR_M = 0.05
 CARRY_CLEAR_M = 0.07
 """The same while they carry a cube [m]."""
 SET_DOWN_M = 0.012
-"""Height above its spot at which a cube is let go [m]."""
+"""Height above its spot at which a cube is released [m]."""
 RETREAT_M = 0.15
 """Height to which the empty hand rises in the end [m]."""
 LIFTED_M = 0.1
@@ -32,7 +32,7 @@ LIFTED_M = 0.1
 
 
 def put_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> Intent:
-    """Grasp the named cube, carry it over the others, set its centre down at `spot` [m], let go and rise."""
+    """Grasp the named cube, carry it over the others, put its centre down at `spot` [m], release it and rise."""
     xp, cube = namespace(spot), state.chosen(0)
     held = holding(state, cube)
     offset = spot - cube
@@ -72,7 +72,7 @@ def approach(state: State, spot: Float[Array, "worlds 3"]) -> Float[Array, "worl
 def rising_first(
     state: State, goal: Float[Array, "worlds 3"], rise_m: Float[Array, " worlds"]
 ) -> Float[Array, "worlds 3"]:
-    """Over to `goal` sideways and up or down by `rise_m`; no sideways motion while there is far to rise."""
+    """Move sideways to `goal` and vertically by `rise_m`; no sideways motion while far below."""
     share = namespace(goal).clip(1.0 - (rise_m - 0.02) / 0.04, 0.0, 1.0)[:, None]
     next_goal = state.ee_position + share * (goal - state.ee_position)
     next_goal[:, 2] = state.ee_position[:, 2] + rise_m

@@ -1,4 +1,4 @@
-"""What a task is: where things lie at the start, what is asked, when it is done."""
+"""The contract of a task: the start of an episode, the instruction, and the success condition."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ class Setup:
     """The start of one episode, drawn from its seed alone."""
 
     instructions: tuple[str, ...]
-    """What is asked: one sentence, or several in a row for a chain."""
+    """The instruction: one sentence, or several in a row for a chain."""
     goals: Int[np.ndarray, "stages parts"]
-    """The same in numbers that the task understands, such as (cube, plate)."""
+    """The goal as numbers defined by the task, such as (cube, plate)."""
     qpos: Float[np.ndarray, " nq"]
     mocap_pos: Float[np.ndarray, "nmocap 3"]
 
 
 @dataclass(frozen=True)
 class State:
-    """The present of all N worlds, as tasks and experts see it. Arrays are NumPy or torch alike."""
+    """The current state of all N worlds, as tasks and experts see it. Arrays are NumPy or torch."""
 
     worlds: Int[Array, " worlds"]
     """0 .. N-1, to pick one object per world: `positions[worlds, goal]`."""
@@ -50,7 +50,7 @@ class State:
     opening: Float[Array, " worlds"]
     """Distance between the fingers [m]."""
     goal: Int[Array, "worlds parts"]
-    """What is asked at present."""
+    """The current goal."""
     step: Int[Array, " worlds"]
     """Control steps since the episode began."""
 
@@ -65,7 +65,7 @@ class State:
 
 
 class Task:
-    """One task; subclasses say what differs. All checks are batched over worlds.
+    """Base class of tasks. All checks are batched over worlds.
 
     A task is registered (`@register("task", "lift", LiftOptions)`) in a file of its kind's name; it is built from its
     options alone.
@@ -88,15 +88,15 @@ class Task:
         raise NotImplementedError
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
-        """Where the goal's condition holds at present."""
+        """Whether the goal's condition holds now."""
         raise NotImplementedError
 
     def failed(self, state: State) -> Bool[Array, " worlds"]:
-        """Where the episode is lost for good: here, where an object fell off the table."""
+        """Whether the episode can no longer succeed; here, whether an object fell off the table."""
         return (state.positions[..., 2] < FALLEN_M).any(-1)
 
     def arrange(self, state: State, scene: Scene) -> Float[Array, "worlds nmocap 3"] | None:
-        """Where the bodies moved by hand are at present [m]; None where they stay as the episode began."""
+        """Current positions of the mocap bodies [m]; None if they stay where the episode began."""
         return None
 
     def target(self, state: State) -> Float[Array, "worlds 3"]:
@@ -104,7 +104,7 @@ class Task:
         return state.chosen(0)
 
     def intent(self, state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
-        """Where the scripted expert's fingertips go next [m], and whether it closes the gripper."""
+        """The next position of the scripted expert's fingertips [m], and whether it closes the gripper."""
         raise NotImplementedError
 
     def progress(self, state: State) -> Float[Array, " worlds"] | None:

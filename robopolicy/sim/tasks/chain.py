@@ -48,7 +48,7 @@ class ChainOptions:
 
 @register("task", "chain", ChainOptions)
 class Chain(Task):
-    """Solve `length` instructions one after another; the next is given when the last is solved."""
+    """Solve `length` instructions in a row; the next one is given when the last is solved."""
 
     name = "chain"
     parts = ("cubes", "plates")
@@ -68,16 +68,16 @@ class Chain(Task):
         return Setup(instructions, np.array(goals), placed_cubes(scene, rng, cubes), mocap_pos)
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
-        """Where the present instruction's condition holds."""
+        """Whether the current instruction's condition holds."""
         reached = [link.reached(of_link(state, kind)) for kind, link in enumerate(LINKS)]
         return namespace(state.goal).stack(reached)[state.goal[:, 0], state.worlds]
 
     def required_hold(self, state: State) -> Int[Array, " worlds"]:
-        """Control steps in a row that the present instruction asks for."""
+        """Control steps in a row required by the current instruction."""
         return like(state.goal, np.array([each.hold_steps for each in LINKS]))[state.goal[:, 0]]
 
     def target(self, state: State) -> Float[Array, "worlds 3"]:
-        """Position of the cube named at present [m]."""
+        """Position of the currently named cube [m]."""
         return state.chosen(1)
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
@@ -85,7 +85,7 @@ class Chain(Task):
         return super().observe(state, scene) | observed_plates(state)
 
     def intent(self, state: State) -> Intent:
-        """As the expert of the present instruction."""
+        """As the expert of the current instruction."""
         intents = [link.intent(of_link(state, kind)) for kind, link in enumerate(LINKS)]
         goals, closed = zip(*intents, strict=True)
         xp, kind = namespace(state.opening), state.goal[:, 0]

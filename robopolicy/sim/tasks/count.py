@@ -15,13 +15,13 @@ from robopolicy.sim.tasks.recall import HOME_M, LAMP_M, LID_HALF_M, LIDS
 from robopolicy.types import Array
 
 TOUCH, RISE, END = range(3)
-"""What a stage asks for: touch the lid, leave it upwards, stay away from it."""
+"""Stages: touch the lid, leave it upwards, stay away from it."""
 TOUCH_M, LEFT_M = 0.03, 0.07
 """Heights of the fingertips above the lid's top below which they touch it, and above which they have left it [m]."""
 STILL_M = 0.06
 """How far from home the fingertips may stray before the lid appears [m]."""
 END_STEPS = 15
-"""Control steps without a touch that end the episode well: as long as another touch would take."""
+"""Control steps without a further touch after which the episode succeeds: the time that another touch takes."""
 
 
 @dataclass(frozen=True)
