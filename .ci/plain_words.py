@@ -1,7 +1,6 @@
 """Refuses phrases that are not plain technical English, with what to write instead; part of `make lint`.
 
 Usage: python .ci/plain_words.py [FILE ...]   (default: the package, the configs and the pages)
-       python .ci/plain_words.py --keep        after rewriting: write down how many are left, per file
 """
 
 import io
@@ -39,8 +38,6 @@ WORDS = [(re.compile(rf"\b(?:{phrase})(?:\b|$)", re.IGNORECASE), better) for phr
 SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml"}
 CODE = re.compile(r"`[^`\n]*`|\{[^{}\n]*\}|\b\w+_\w+\b")
 """Code inside of prose: quoted names, fields of f-strings, names with underscores."""
-KNOWN = Path(__file__).with_name("plain_words_left.txt")
-"""Files whose findings are still to be rewritten, and their number, which may only fall."""
 
 
 def prose_of(path: Path) -> list[tuple[int, str]]:
@@ -70,30 +67,21 @@ def findings(path: Path) -> list[tuple[int, str, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print every finding beyond the known ones; the exit code is 1 if there is one."""
+    """Print every finding; the exit code is 1 if there is one."""
     folders = [
         ROOT / name for name in ("robopolicy", "configs", "docs", "README.md", "data/README.md", "eval/maps/README.md")
     ]
-    files = [Path(name).resolve() for name in arguments if name != "--keep"] or [
+    files = [Path(name).resolve() for name in arguments] or [
         path
         for folder in folders
         for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
         if path.suffix in SUFFIXES
     ]
-    known = dict(line.rsplit(" ", 1) for line in KNOWN.read_text().splitlines()) if KNOWN.exists() else {}
     failed = False
-    if arguments == ["--keep"]:
-        counts = {path: len(findings(path)) for path in files}
-        KNOWN.write_text("".join(f"{path.relative_to(ROOT)} {count}\n" for path, count in counts.items() if count))
-        return 0
     for path in files:
-        name = str(path.relative_to(ROOT))
-        found = findings(path)
-        if len(found) <= int(known.get(name, 0)):
-            continue
-        failed = True
-        for number, phrase, better in found:
-            print(f"{name}:{number}: {phrase!r}: write {better}")
+        for number, phrase, better in findings(path):
+            failed = True
+            print(f"{path.relative_to(ROOT)}:{number}: {phrase!r}: write {better}")
     return int(failed)
 
 

@@ -78,13 +78,6 @@ def add_backbone(parser: ArgumentParser) -> None:
     )
 
 
-def add_plugins(parser: ArgumentParser) -> None:
-    """Add `--plugins`."""
-    parser.add_argument(
-        "--plugins", type=str, nargs="+", default=[], help="modules that register further components; imported first"
-    )
-
-
 def add_execution(parser: ArgumentParser) -> None:
     """Add `--execution.kind` and the options of every known kind; `execution_of` refuses those of another kind."""
     shown = {}

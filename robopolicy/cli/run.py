@@ -109,9 +109,7 @@ def _parser() -> ArgumentParser:
         help="what is replayed: `actions`, or an observation key of joint positions [rad]; default: qpos where recorded",
     )
     add_robot(parser)
-    parser.add_argument(
-        "--instruction", type=str | None, default=None, help="what the robot is told, if not by its task"
-    )
+    parser.add_argument("--instruction", type=str | None, default=None, help="the instruction, if not the task's own")
     parser.add_argument(
         "--seconds", type=float | None, default=None, help="how long at most; default: 30, or to the end of a replay"
     )

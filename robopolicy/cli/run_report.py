@@ -100,7 +100,7 @@ def _told(outcome: Mapping[str, Any], joint_names: Sequence[str], slow_enough: f
     """The outcome of a replay in one line; `slow_enough` is the speed at which the robot's limits would not be met."""
     line = f"{outcome['done']} of {outcome['steps']} steps"
     if "largest_rad" not in outcome:
-        return f"{line}; how near to the record can't be told without its joint positions"
+        return f"{line}; its distance from the record is unknown, since the record has no joint positions"
     line += (
         f", at most {outcome['largest_rad']:.3f} rad from the record ({joint_names[outcome['joint']]} at "
         f"{outcome['at_s']:.2f} s), {outcome['end_rad']:.3f} rad at the end"

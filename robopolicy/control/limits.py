@@ -28,7 +28,7 @@ UNCHANGED = 1e-9
 """Changes up to this [rad, m, or share of a displacement] don't count as interventions."""
 
 ROUNDING = 1e-6
-"""Excess over [-1, 1] of an action in single precision that is no intervention."""
+"""Excess of an action over [-1, 1] that is not counted as an intervention: rounding in single precision."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class ControlLoop:
         patience_s: how long a control step waits for its own observation's chunk, commands going on, before it acts on
             an earlier one [s]; None: half a control step.
         startup_s: how long the first chunk may take [s].
-        recorder: who is told every control step.
+        recorder: called with every control step.
         operator: may take the robot over, in any control step; their actions are limited and smoothed like the policy's.
         clock: the time; default: the machine's.
         dry_run: compute and record, but send nothing.

@@ -125,7 +125,7 @@ class _Session:
         self.guard = CommandGuard(robot.profile, robot.command_dt, robot.qpos(), deadline_s)
         self._lock = threading.Lock()  # around the guard
         self._opening_m = math.nan  # a gripper that nobody has commanded keeps what it holds
-        self._wishes: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # number of an observation; None: the end
+        self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # number of an observation; None: the end
         self._connected = True
 
     def run(self) -> None:
@@ -146,7 +146,7 @@ class _Session:
         with self._lock:
             self.guard.stop(reason)
         self._connected = False
-        self._wishes.put(None)
+        self._requests.put(None)
         for thread in threads:
             thread.join()
 
@@ -156,7 +156,7 @@ class _Session:
         if "observe" in message:
             if not isinstance(message["observe"], int):
                 raise ProtocolError("`observe` must be the number of a request")
-            self._wishes.put(message["observe"])
+            self._requests.put(message["observe"])
         if "stop" in message:
             with self._lock:
                 self.guard.stop("told to")
@@ -204,7 +204,7 @@ class _Session:
             self.connection.close(1011, "the robot is lost")
 
     def _look(self) -> None:
-        while (number := self._wishes.get()) is not None:
+        while (number := self._requests.get()) is not None:
             try:
                 seen = self.robot.observe()
                 told = {

@@ -37,7 +37,7 @@ class Frames(Protocol):
 class Recycler:
     """Host memory for batches, used again as soon as no tensor refers to it.
 
-    A fresh batch of images is tens of megabytes, which the C library gives back to the system each time it is freed:
+    A fresh batch of images is tens of megabytes, which the C library returns to the system each time it is freed:
     faulting its pages in again takes longer than filling it. A tensor made from a NumPy array holds a reference to it
     for as long as any view of the tensor lives, so the array's reference count shows when it is free.
     """

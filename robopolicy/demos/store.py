@@ -8,7 +8,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from robopolicy.demos.rows import DemoRows
-from robopolicy.demos.windows import frame_offsets
 from robopolicy.types import Batch
 
 
@@ -40,7 +39,9 @@ class DemoStore:
     ) -> None:
         self.rows, self.segment, self.chunk, self.stride = rows, segment, chunk, stride
         self.device = torch.device(device)
-        self._offsets = torch.from_numpy(frame_offsets(segment, chunk, stride)).to(self.device)
+        # How many rows after the segment's start each action of each frame lies.
+        offsets = stride * np.arange(segment)[:, None] + np.arange(chunk)
+        self._offsets = torch.from_numpy(offsets).to(self.device)
         self._columns: dict[str, tuple[slice, tuple[int, ...]]] = {}
         self._frame_span = (segment - 1) * stride + 1
         self._action_span = self._frame_span + chunk - 1

@@ -45,8 +45,8 @@ class SimRobot:
     Args:
         task: task of the simulator.
         seed: seed of the episode.
-        cameras: cameras whose pictures are part of the observation.
-        image_size: side of the pictures [pixels].
+        cameras: cameras whose images are part of the observation.
+        image_size: side of the square images [pixels].
         command_dt: time between two commands, and physics step [s].
         deadline_s: longest silence of the commands [s].
         timeout_s: how long the process may stand still before it is reported as lost [s].
@@ -97,7 +97,7 @@ class SimRobot:
         self.process.start()
         theirs.close()
         self._stopped = False
-        self._wishes = 0
+        self._requests = 0
         started = self._answer(0, START_TIMEOUT_S)
         self.control_dt = started["control_dt"]
 
@@ -164,25 +164,25 @@ class SimRobot:
         self.close()
 
     def _ask(self, message: str | int) -> None:
-        self._wishes += 1
+        self._requests += 1
         try:
-            self._pipe.send((self._wishes, message))
+            self._pipe.send((self._requests, message))
         except OSError:
             raise RobotError("the simulated robot has ended") from None
 
     def _asked(self, message: str | int, timeout_s: float) -> dict[str, Any]:
-        """What the process answers to this; an answer to an earlier wish that came too late is dropped."""
+        """The process's reply to this; a late reply to an earlier request is dropped."""
         self._ask(message)
-        return self._answer(self._wishes, timeout_s)
+        return self._answer(self._requests, timeout_s)
 
-    def _answer(self, wish: int, timeout_s: float) -> dict[str, Any]:
+    def _answer(self, request: int, timeout_s: float) -> dict[str, Any]:
         ends_s = time.monotonic() + timeout_s
         try:
             while self._pipe.poll(max(ends_s - time.monotonic(), 0.0)):
                 number, answer = self._pipe.recv()
                 if "error" in answer:
                     raise ValueError(answer["error"])
-                if number == wish:
+                if number == request:
                     return answer
         except (EOFError, OSError):
             raise RobotError("the simulated robot has ended") from None
@@ -261,7 +261,7 @@ class World:
 
 
 def _figures(world: World, stopped: bool) -> list[float]:
-    """The row that tells the robot's owner how it is."""
+    """The robot's state as one row of numbers, for its owner."""
     flags = (world.success, world.failed, stopped, time.monotonic())
     return [*world.qpos.tolist(), *map(float, flags)]
 
@@ -279,7 +279,7 @@ def _simulate(
     options: dict[str, Any],
     plugin: str,
 ) -> None:
-    """The simulator's process: physics on a fixed grid, until it is told to close or its owner is gone."""
+    """The simulator's process: physics on a fixed grid, until it is closed or its owner is gone."""
     try:
         import_module(plugin)
         world = World(task, period_s, **options)

@@ -21,8 +21,8 @@ CONSTRAINTS = 192
 class WarpPhysics:
     """`mujoco_warp`: float32, every array a torch tensor over Warp's memory, every call a captured graph.
 
-    No call waits for the device, and all of them are in order with torch's current stream. What overflows or ceases to
-    be a number is told by `faults`; the engine itself would let cubes fall through the floor in silence.
+    No call waits for the device, and all of them are in order with torch's current stream. `faults` reports what
+    overflows or is no longer finite; the engine itself would silently let cubes fall through the floor.
 
     Args:
         scene: The model.

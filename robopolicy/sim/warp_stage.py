@@ -39,7 +39,7 @@ warp.config.log_level = warp.LOG_WARNING
 with nullcontext() if torch.cuda.is_available() else _without_line(NO_DRIVER):
     warp.init()
 
-import mujoco_warp  # noqa: E402  (it starts Warp, which has been told to be silent)
+import mujoco_warp  # noqa: E402  (it starts Warp, which is set to be silent above)
 
 
 class WarpStage:

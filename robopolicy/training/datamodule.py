@@ -106,7 +106,7 @@ class DemoDataModule(LightningDataModule):
         self._normalizer, self._stores = normalizer.to(self.device), {}
 
     def train_dataloader(self) -> BatchLoader:
-        """Shuffled segments, or whole demos in lanes for `--memory.history carry`."""
+        """Shuffled segments, or whole demos in episode streams for `--memory.history carry`."""
         data, seed = self.experiment.data, self.experiment.training.seed
         rank, processes = _process()
         if data.batch_size % processes:

@@ -1,18 +1,19 @@
-"""In which order segments are drawn, and a loader that gives them as batches and can be stopped and resumed anywhere."""
+"""In which order segments are drawn, and a loader of their batches that can be stopped and resumed anywhere."""
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robopolicy.demos.rows import DemoRows
 from robopolicy.demos.store import DemoStore
-from robopolicy.demos.windows import episode_streams
 from robopolicy.types import Batch
 
 PREFETCHED = 2
@@ -99,7 +100,7 @@ class InOrder:
 
 @dataclass(frozen=True)
 class Carried:
-    """Whole demos from their first step on, each in a lane of its own, segment after segment: truncated BPTT."""
+    """Whole demos from their first step on, each in an episode stream of its own, segment after segment: truncated BPTT."""
 
     rows: DemoRows
     batch_size: int
@@ -122,6 +123,40 @@ class Carried:
         return torch.from_numpy(starts), torch.from_numpy(begins)
 
 
+def episode_streams(
+    lengths: Int[np.ndarray, " demos"], order: Sequence[int], count: int, segment: int, stride: int = 1
+) -> tuple[Int[np.ndarray, "steps streams"], Bool[np.ndarray, "steps streams"]]:
+    """Whole demos distributed to `count` episode streams, each cut into consecutive segments, for truncated BPTT.
+
+    Each demo in turn goes to the shortest stream, so that all streams end at about the same time.
+
+    Args:
+        lengths: steps of every demo; their rows lie one after another.
+        order: which demos, in which order.
+        count: streams, the segments of one batch.
+        segment: S, frames of a segment.
+        stride: rows from one frame to the next.
+
+    Returns:
+        The row at which each segment starts, -1 where its stream has no demo left, and whether it begins its demo.
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    starts: list[list[int]] = [[] for _ in range(count)]
+    begins: list[list[bool]] = [[] for _ in range(count)]
+    for demo in order:
+        stream = min(range(count), key=lambda number: len(starts[number]))
+        rows = range(int(offsets[demo]), int(offsets[demo + 1]), segment * stride)
+        starts[stream].extend(rows)
+        begins[stream].extend(row == rows[0] for row in rows)
+    steps = max(len(stream) for stream in starts)
+    table = np.full((steps, count), -1, dtype=np.int64)
+    first = np.ones((steps, count), dtype=bool)
+    for number, stream in enumerate(starts):
+        table[: len(stream), number] = stream
+        first[: len(stream), number] = begins[number]
+    return table, first
+
+
 class BatchLoader:
     """Batches of one process, epoch after epoch: `for batch in loader` is one epoch, or what is left of it.
 
@@ -139,6 +174,8 @@ class BatchLoader:
         self.store, self.order = store, order
         self._rank, self._processes = rank, processes
         self._epoch = self._position = 0
+        self.waited_s = 0.0
+        """Time that making batches, or waiting for them, has taken [s]."""
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -155,9 +192,12 @@ class BatchLoader:
             return self.store.gather(starts[place], None if begins is None else begins[place])
 
         batches = map(made, places) if self.store.gathers_at_once else prefetched(made, places)
+        began = time.perf_counter()
         for batch in batches:
+            self.waited_s += time.perf_counter() - began
             self._position += 1
             yield batch
+            began = time.perf_counter()
         self._next_epoch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,7 +205,7 @@ class BatchLoader:
         return {"epoch": self._epoch, "position": self._position, "steps": len(self.store), "length": len(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on behind those batches.
+        """Continue after those batches.
 
         Raises:
             ValueError: the state is of other demos or another batch size.

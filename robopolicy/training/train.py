@@ -20,7 +20,6 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -168,15 +167,13 @@ def _fit(
     resume = run_dir / RESUME_FILE
     with quiet_lightning():
         own = [RandomState(config.training.seed), *callbacks, keeper, progress, timer]
-        trainer = make_trainer(config, run_dir, own, timer.fetch)
+        trainer = make_trainer(config, run_dir, own)
         stop.training = True
         trainer.fit(module, datamodule=data, ckpt_path=resume if resume.exists() else None, weights_only=True)
     return keeper
 
 
-def make_trainer(
-    config: ExperimentConfig, run_dir: Path, callbacks: list[Callback], profiler: Profiler | None = None
-) -> Trainer:
+def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callback]) -> Trainer:
     """Lightning's trainer, without what costs time in every step; one process, or those of torchrun or SLURM."""
     cuda = torch.cuda.is_available()
     return Trainer(
@@ -186,7 +183,6 @@ def make_trainer(
         max_epochs=-1,
         accumulate_grad_batches=config.optimizer.accumulate,
         callbacks=callbacks,
-        profiler=profiler,
         logger=TensorBoardLogger(run_dir, name="", version="tensorboard", default_hp_metric=False),
         log_every_n_steps=0,
         limit_val_batches=0,

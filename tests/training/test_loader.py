@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.rows import DemoRows, load_rows
 from robopolicy.demos.store import DemoStore
-from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
+from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled, episode_streams
 
 
 @pytest.fixture
@@ -191,3 +193,38 @@ def test_a_run_resumed_at_any_step_sees_exactly_the_batches_it_would_have(store,
     for step, path in enumerate(paths, start=1):
         if step in (1, 2, epoch - 1, epoch, epoch + 1, 2 * epoch):
             assert fit(total, resume=path) == whole[step:], f"resumed after step {step}"
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 2),
+    st.randoms(),
+)
+def test_streams_hold_every_demo_once_whole_and_in_order(lengths, count, segment, stride, random):
+    """Guards against: a carried state that runs from the middle of one demo into another."""
+    order = list(range(len(lengths)))
+    random.shuffle(order)
+    starts, begins = episode_streams(np.array(lengths), order, count, segment, stride)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    seen = []
+    for stream in range(count):
+        current = None
+        for start, begin in zip(starts[:, stream].tolist(), begins[:, stream].tolist(), strict=True):
+            if start < 0:
+                assert begin, "a stream without a demo starts from scratch"
+                continue
+            demo = int(np.searchsorted(offsets, start, side="right")) - 1
+            if begin:
+                assert start == offsets[demo]
+                seen.append(demo)
+            else:
+                assert start == current
+            current = start + segment * stride
+        ends = [row for row in starts[:, stream].tolist() if row >= 0]
+        assert starts[: len(ends), stream].tolist() == ends, "a stream that has run out stays empty"
+    assert sorted(seen) == list(range(len(lengths)))
+    covered = sum(-(-length // (segment * stride)) for length in lengths)
+    assert int((starts >= 0).sum()) == covered

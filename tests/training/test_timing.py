@@ -1,5 +1,7 @@
 """Times are those of steps: neither validation nor the first step counts, and waiting is what the loader took."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from robopolicy.training import timing
@@ -7,17 +9,14 @@ from robopolicy.training.timing import StepTimer
 
 
 def test_the_data_share_is_the_loaders_time_over_that_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation counted as a step, or Lightning's loop as data, would hide or invent a slow loader."""
+    """Guards against: validation counted as a step, or Lightning's loop as data, which hides or invents a slow loader."""
     now = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    timer = StepTimer()
+    timer, loader = StepTimer(), SimpleNamespace(waited_s=0.0)
+    timer.on_train_start(SimpleNamespace(train_dataloader=loader))
     for number in range(3):
-        timer.fetch.start("[_TrainingEpochLoop].train_dataloader_next")
-        now[0] += 1.0
-        timer.fetch.stop("[_TrainingEpochLoop].train_dataloader_next")
-        timer.fetch.start("run_training_batch")
-        now[0] += 9.0 if number else 100.0
-        timer.fetch.stop("run_training_batch")
+        loader.waited_s += 1.0
+        now[0] += 10.0 if number else 101.0
         timer.before_extras()
         now[0] += 1000.0
         timer.on_train_batch_end()
@@ -27,7 +26,7 @@ def test_the_data_share_is_the_loaders_time_over_that_of_the_steps(monkeypatch: 
 
 
 def test_a_run_of_one_step_has_no_times() -> None:
-    """Dividing by no step would crash the shortest runs at their very end."""
+    """Guards against: a division by zero at the very end of the shortest runs."""
     timer = StepTimer()
     timer.before_extras()
     assert timer.data_fraction == timer.step_ms == 0.0

@@ -77,7 +77,7 @@ class Session:
         return observation
 
     def _turns_for(self, executed: int) -> int:
-        """How many memories a client needs that executes so many actions per call; warns where none fits."""
+        """Memories that a client needs which executes this many actions per call; warns if no number of them fits."""
         stride = self.reader.spec.frame_stride
         if stride % executed == 0:
             return stride // executed

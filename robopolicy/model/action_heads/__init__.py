@@ -30,8 +30,8 @@ class ActionHead(Protocol):
     def losses(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Named scalars, unweighted: each of `loss_names`, and metrics such as `gripper_accuracy`.
 
-        Each is a sum over the valid entries divided by their number: 0 where none is valid, and what stands at an
-        invalid place, NaN included, reaches neither the value nor the gradient. A head that draws noise takes it from
+        Each is the mean over the valid entries, 0 if there are none. Invalid entries, NaN included, reach neither the
+        value nor the gradient. A head that draws noise takes it from
         torch's global generator, row by row.
 
         Args:

@@ -8,7 +8,7 @@ from torch import nn
 from robopolicy.components import ConfigError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv")
-"""Names of the linear maps that LoRA adapts where none are named."""
+"""Linear maps that LoRA adapts by default."""
 
 
 @dataclass(frozen=True)
