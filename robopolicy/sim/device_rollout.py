@@ -189,7 +189,7 @@ class _Ledger:
         return frame
 
     def _go_on(self, ended: Bool[Tensor, " worlds"]) -> None:
-        """The next episodes begin where one has ended; where none is left, the world runs idle."""
+        """Start the next episode in each world whose episode has ended; once all have begun, such a world idles."""
         turn = turns(ended, self.taken)
         begins = ended & (turn < self.count)
         self.taken += ended.sum()
