@@ -58,8 +58,20 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    description = describe(policy, provenance)
+    text = yaml.safe_dump(config_to_dict(policy.config), sort_keys=False)
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in policy.state_dict().items()}
+    write_file(folder / CONFIG, text)
+    write_file(folder / CARD, model_card(policy, provenance or {}))
+    write_file(folder / DESCRIPTION, json.dumps(description, indent=1))
+    write_file(folder / WEIGHTS, save(tensors))
+    return folder
+
+
+def describe(policy: ChunkPolicy, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `policy.json` holds: with the config, all that `policy_of` needs to build the policy, without its weights."""
     vocabulary, config = policy.vocabulary, policy.config
-    description = {
+    return {
         "format": FORMAT,
         "action_spec": policy.action_spec.to_dict(),
         "obs": {key: {"shape": list(spec.shape), "dtype": spec.dtype} for key, spec in policy.obs.items()},
@@ -67,13 +79,30 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
         "components": _origins(config, policy.head.action_head.loss_names),
         "provenance": dict(provenance or {}),
     }
-    text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in policy.state_dict().items()}
-    write_file(folder / CONFIG, text)
-    write_file(folder / CARD, model_card(policy, provenance or {}))
-    write_file(folder / DESCRIPTION, json.dumps(description, indent=1))
-    write_file(folder / WEIGHTS, save(tensors))
-    return folder
+
+
+def policy_of(description: Mapping[str, Any], config: ExperimentConfig, where: str = DESCRIPTION) -> ChunkPolicy:
+    """The policy that `describe` described, on the CPU, with untrained weights and no statistics: load them next.
+
+    Args:
+        description: what `describe` returned.
+        config: the experiment that made the policy.
+        where: start of the message for a description that is not one.
+
+    Raises:
+        CheckpointError: the description is not as robopolicy writes it.
+    """
+    try:
+        words = description["vocabulary"]
+        facts = DemoFacts(
+            action=ActionSpec.from_dict(description["action_spec"]),
+            observation={key: ArraySpec(tuple(s["shape"]), s["dtype"]) for key, s in description["obs"].items()},
+            vocabulary=_vocabulary_from_dict(words) if words else None,
+            provenance=dict(description["provenance"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: not as robopolicy writes it ({_line(error)})") from error
+    return build_policy(config, facts)
 
 
 @overload
@@ -162,17 +191,7 @@ def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
     for name in (CONFIG, WEIGHTS):
         _require_file(folder, name)
     config = _read_config(folder, description)
-    try:
-        words = description["vocabulary"]
-        facts = DemoFacts(
-            action=ActionSpec.from_dict(description["action_spec"]),
-            observation={key: ArraySpec(tuple(s["shape"]), s["dtype"]) for key, s in description["obs"].items()},
-            vocabulary=_vocabulary_from_dict(words) if words else None,
-            provenance=dict(description["provenance"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / DESCRIPTION}: not as robopolicy writes it ({_line(error)})") from error
-    policy = build_policy(config, facts)
+    policy = policy_of(description, config, str(folder / DESCRIPTION))
     try:
         policy.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:

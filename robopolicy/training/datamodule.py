@@ -40,6 +40,7 @@ class DemoDataModule(LightningDataModule):
     Args:
         config: the experiment.
         device: where batches are made; default this process's GPU where there is one, else the CPU.
+        read_images: False: for `facts` only, without reading (decoding) the images; there are no batches then.
 
     Raises (in `setup`):
         ConfigError: files, keys, filters or columns that the config names don't fit.
@@ -59,8 +60,11 @@ class DemoDataModule(LightningDataModule):
     instructions: tuple[str, ...]
     """Those of the training split."""
 
-    def __init__(self, config: ExperimentConfig, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, config: ExperimentConfig, device: torch.device | str | None = None, read_images: bool = True
+    ) -> None:
         super().__init__()
+        self._read_images = read_images
         self.experiment = config
         self.device = torch.device(device) if device is not None else _own_device()
         self._readers: list[DemoReader] = []
@@ -87,15 +91,19 @@ class DemoDataModule(LightningDataModule):
         if TOKENS_KEY in keys and are_padded(self._readers):
             keys.append(TOKEN_VALID_KEY)
         wanted = tuple(dict.fromkeys((*keys, *privileged)))
-        self._train = train = self._load([train for train, _ in splits], wanted)
+        types = row_types(self._readers[0], splits[0][0][0])
+        images = [] if self._read_images else [key for key in wanted if key in types and len(types[key][0]) == 3]
+        read = [key for key in wanted if key not in images]
+        self._train = train = self._load([train for train, _ in splits], read)
         self._row_weights = self._intervention_weights([train for train, _ in splits])
         held_out = [valid for _, valid in splits]
-        self._valid = self._load(held_out, wanted) if any(held_out) else None
+        self._valid = self._load(held_out, read) if any(held_out) else None
         self.action_spec = choose_action_spec(self._readers, train, data)
-        specs = {key: _spec(train, key) for key in wanted}
-        if TOKENS_KEY in specs:  # in memory there may be fewer: those that pooling leaves
-            shape, dtype = row_types(self._readers[0], splits[0][0][0])[TOKENS_KEY]
-            specs[TOKENS_KEY] = ArraySpec(shape, dtype.name)
+        specs = {key: _spec(train, key) for key in read}
+        for key in (*images, *([TOKENS_KEY] if TOKENS_KEY in specs else [])):
+            # Of tokens there may be fewer in memory: those that pooling leaves.
+            shape, dtype = types[key]
+            specs[key] = ArraySpec(shape, dtype.name)
         self.obs, self.privileged = ({key: specs[key] for key in part} for part in (keys, privileged))
         self._take_statistics(train)
         self.instructions = train.instructions

@@ -150,10 +150,14 @@ class PolicyTraining(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = scale * group["peak_lr"] if step >= group["freeze_steps"] else 0.0
         optimizer.step(closure=optimizer_closure)
+        self.average(step)
+
+    @torch.no_grad()
+    def average(self, step: int) -> None:
+        """Move the averaged weights, where there are any, towards the trained ones; after optimizer step `step`."""
         if self._averages:
             decay = min(0.999, (1 + step) / (10 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_(self._averages, self._parameters_trained, 1 - decay)  # pyright: ignore
+            torch._foreach_lerp_(self._averages, self._parameters_trained, 1 - decay)  # pyright: ignore
 
     def progress(self) -> float:
         """Share of the training done, 0 .. 1; where the clock decides, that of the first process."""

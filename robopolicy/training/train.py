@@ -131,13 +131,13 @@ def _prepare(
     data.setup("fit")
     _check_selection(config, evaluate, held_out=len(data.val_dataloader()) > 0)
     if start is None:
-        return _make_module(config, data, build_policy(config, data.facts)), data
+        return make_training(config, data, build_policy(config, data.facts)), data
     begun = open_start(start, data.provenance["token_encoder"])
     policy = build_policy(config, replace(data.facts, vocabulary=begun.vocabulary))
     take_over(policy, begun, start)
     if start.statistics == "keep":
         data.use_normalizer(begun.action_normalizer)
-    return _make_module(config, data, policy), data
+    return make_training(config, data, policy), data
 
 
 def _fit(
@@ -217,7 +217,8 @@ def _processes(cuda: bool) -> dict[str, Any]:
     return {"devices": local, "num_nodes": world // local, "strategy": ddp}
 
 
-def _make_module(config: ExperimentConfig, data: DemoDataModule, policy: ChunkPolicy) -> PolicyTraining:
+def make_training(config: ExperimentConfig, data: DemoDataModule, policy: ChunkPolicy) -> PolicyTraining:
+    """The policy under training: its objective, schedule, optimizer settings and augmentation, as the config says."""
     seen = [key for key in data.obs_statistics if key in policy.obs]
     inputs = AugmentationInputs(
         cameras=policy.cameras,

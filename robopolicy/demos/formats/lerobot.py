@@ -109,6 +109,11 @@ class LeRobotReader(ReaderBase):
         if left_out := sorted(set(self._features) - used):
             self.notes = (f"columns left out: {', '.join(left_out)}",)
 
+    def columns(self, key: str) -> tuple[str, slice]:
+        """LeRobot's feature that holds an observation key, and which of its columns; all of them for an image."""
+        part = self._own.get("obs_columns", {}).get(key)
+        return self._keys[key], slice(None) if part is None else slice(part["start"], part["stop"])
+
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One episode; `keys` limits which observations are read, so that no other video is decoded."""
         require_demo(self, name)
