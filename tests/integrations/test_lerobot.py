@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
+from robopolicy.demos.windows import action_rows, frame_rows
 
 from robopolicy import load_policy
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.formats.lerobot import LeRobotFormat, LeRobotOptions
-from robopolicy.demos.windows import action_rows, frame_rows
 from robopolicy.experiment.building import build_policy
 from robopolicy.experiment.reading import config_from_dict
 from robopolicy.experiment.run_folder import save_policy

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
+from robopolicy.demos.windows import frame_offsets
 from torch import Tensor
 
 from lerobot_policy_robopolicy.configuration_robopolicy import RobopolicyConfig
 from robopolicy.components import ConfigError
 from robopolicy.demos.formats.lerobot import LeRobotReader
-from robopolicy.demos.windows import frame_offsets
 from robopolicy.experiment.building import build_policy
 from robopolicy.experiment.reading import config_to_dict
 from robopolicy.experiment.run_folder import describe, policy_of, save_policy
