@@ -1,4 +1,4 @@
-"""The command line: `robopolicy VERB ...`. Each verb's module wires the parts together and holds no logic of theirs."""
+"""The command line: `robopolicy VERB ...`. Each verb's module only connects the parts of the package."""
 
 import importlib
 import logging
@@ -9,22 +9,25 @@ from collections.abc import Sequence
 from robopolicy.types import printable
 
 VERBS = {
-    "collect": ("robopolicy.cli.collect", "demonstrations of a task by the scripted expert -> HDF5"),
-    "check": ("robopolicy.cli.files", "what is inside demo files, and what is wrong with them"),
-    "convert": ("robopolicy.cli.files", "between demo formats, or a RoboVLMs checkpoint -> a run folder"),
-    "encode": ("robopolicy.cli.files", "run a frozen vision-language backbone over a demo file once"),
-    "train": ("robopolicy.cli.train", "demos -> a policy in a run folder"),
-    "eval": ("robopolicy.cli.evaluate", "a policy's success rate in closed loop, with its interval"),
-    "dagger": ("robopolicy.cli.dagger", "demos and an expert -> a policy trained on its own states, round by round"),
-    "improve": ("robopolicy.cli.improve", "a policy that succeeds now and then -> a better one, by practice"),
-    "components": ("robopolicy.cli.components", "every kind of encoder, memory, action head, task, robot, ..."),
-    "report": ("robopolicy.cli.show", "compare runs in one HTML page"),
+    "collect": ("robopolicy.cli.collect", "collect demonstrations of a simulator task with the scripted expert"),
+    "check": ("robopolicy.cli.files", "print the contents of demo files and the problems found in them"),
+    "convert": ("robopolicy.cli.files", "convert demos to another format, or a RoboVLMs checkpoint to a run folder"),
+    "encode": ("robopolicy.cli.files", "encode the images of a demo file with a frozen vision-language backbone"),
+    "train": ("robopolicy.cli.train", "train a policy on demos"),
+    "eval": ("robopolicy.cli.evaluate", "measure a policy's success rate in closed loop, with its interval"),
+    "dagger": ("robopolicy.cli.dagger", "train a policy on its own states, labeled by an expert, in rounds"),
+    "improve": ("robopolicy.cli.improve", "improve a policy by reinforcement learning (recurrent PPO)"),
+    "components": (
+        "robopolicy.cli.components",
+        "list the kinds of encoders, memories, action heads, tasks, robots, ...",
+    ),
+    "report": ("robopolicy.cli.show", "compare runs on one HTML page"),
     "view": ("robopolicy.cli.show", "play a recorded episode or demo"),
-    "export": ("robopolicy.cli.deploy", "a policy as an ONNX graph with explicit state"),
-    "serve": ("robopolicy.cli.deploy", "a policy behind openpi's websocket protocol"),
-    "run": ("robopolicy.cli.run", "a policy on a robot, in real time, within limits"),
+    "export": ("robopolicy.cli.deploy", "export a policy as an ONNX graph with explicit state"),
+    "serve": ("robopolicy.cli.deploy", "serve a policy over openpi's websocket protocol"),
+    "run": ("robopolicy.cli.run", "run a policy on a robot, in real time, within its limits"),
 }
-"""Verb -> the module whose function of the same name runs it, and one line of help."""
+"""Verb -> the module whose function of the same name runs it, and its line of help."""
 
 EXTRAS = {
     "sim": ("mujoco", "mujoco_warp", "warp", "imageio", "imageio_ffmpeg"),
@@ -35,11 +38,11 @@ EXTRAS = {
     "vlm": ("transformers", "peft", "PIL"),
     "view": ("rerun",),
 }
-"""Extra of the installation -> the packages that it brings."""
+"""Extra -> the packages that it installs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; gives the exit code: 0 fine, 1 a file has problems, 2 the user's mistake, 130 interrupted."""
+    """Run one verb; returns the exit code: 0 success, 1 problems found or failure, 2 usage error, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 ROUND = 4
-"""Episodes a world between two gatherings, where several processes collect."""
+"""Episodes per world between two gatherings of several processes."""
 HOPELESS = 50
-"""Consecutive tries without a success after which collecting is given up."""
+"""Consecutive failures after which collecting stops with an error."""
 
 
 def collect(arguments: Sequence[str]) -> int:
@@ -111,7 +111,7 @@ def _collect(options: Namespace, shard: "Shard") -> int:
 
 @dataclass
 class _Tally:
-    """What came of the tries so far."""
+    """Counts of the episodes so far."""
 
     tried: int = 0
     failed: int = 0
@@ -159,7 +159,7 @@ def _expert_episodes(env: "RobotVectorEnv", seeds: Sequence[int], options: Names
 
 
 def _env_args(options: Namespace) -> dict[str, Any]:
-    """How the demos come about, as robomimic stores it."""
+    """`env_args` of the demos, as robomimic stores them."""
     from robopolicy.sim.collection import ActionNoise
     from robopolicy.sim.worlds import PRIVILEGED
 

@@ -1,4 +1,4 @@
-"""`robopolicy components`: what can be chosen in a config, and where it comes from."""
+"""`robopolicy components`: the kinds that a config can choose, with their options and origin."""
 
 import dataclasses
 import inspect

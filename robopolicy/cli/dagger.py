@@ -31,7 +31,7 @@ SEEDS_PER_RUN, SEEDS_PER_ROUND = 10_000_000, 100_000
 
 
 def dagger(arguments: Sequence[str]) -> int:
-    """Train on demos, then again and again on what an expert says of the policy's own states; returns the exit code."""
+    """Train on demos, then in rounds on the policy's own states, labeled by an expert; returns the exit code."""
     parser = verb_parser(
         "dagger",
         "Train on demos; then, in each round, run the policy in the simulator, label every state it visits with the expert's "
@@ -69,7 +69,7 @@ def dagger(arguments: Sequence[str]) -> int:
     if options.episodes > SEEDS_PER_ROUND:
         raise ConfigError(f"--episodes is {options.episodes}; expected at most {SEEDS_PER_ROUND}")
     if config.task is None:
-        raise ConfigError("which task? Give --task, such as --task lift")
+        raise ConfigError("no task; give --task, such as --task lift")
     if missing := [name for name in config.data.files if "://" not in name and not Path(name).exists()]:
         raise ConfigError(f"{missing[0]}: no such demo file (--data.files)")
     check_folder("--run-dir", options.run_dir)
@@ -139,7 +139,7 @@ class _Relabeling:
 
 
 def check_expert(name: str, task: str) -> None:
-    """Refuse a run folder of another task, and what is neither a run folder nor MODULE:FACTORY.
+    """Check that `--expert` is a run folder of this task, or MODULE:FACTORY.
 
     Raises:
         ConfigError: in one line.

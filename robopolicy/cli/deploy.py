@@ -15,7 +15,7 @@ MEASURED_FRAMES = 512
 
 
 def export(arguments: Sequence[str]) -> int:
-    """Export a policy; gives the exit code."""
+    """Export a policy; returns the exit code."""
     parser = verb_parser("export", "A policy as one graph with its state as explicit inputs and outputs.")
     parser.add_argument("policy", type=str, help="run folder")
     parser.add_argument("--format", type=Literal["onnx"], default="onnx", help="kind of graph")
@@ -56,7 +56,7 @@ RUNTIME = ("__init__.py", "types.py", "control/__init__.py", "control/runtime.py
 
 
 def _copy_runtime(folder: Path) -> Path:
-    """Copy them into the exported folder as `runtime/robopolicy/`; returns `runtime`."""
+    """Copy these files into the exported folder as `runtime/robopolicy/`; returns `runtime`."""
     package = Path(__file__).parents[1]
     for name in RUNTIME:
         target = folder / "runtime" / "robopolicy" / name
@@ -66,7 +66,7 @@ def _copy_runtime(folder: Path) -> Path:
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Serve a policy until SIGTERM or Ctrl-C; gives the exit code."""
+    """Serve a policy until SIGTERM or Ctrl-C; returns the exit code."""
     parser = verb_parser("serve", "A policy behind openpi's websocket protocol; also GET /healthz and /metrics.")
     parser.add_argument("policy", type=str, help="run folder, or an exported folder")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address; beyond this machine only with a key")

@@ -88,7 +88,7 @@ def _parser() -> ArgumentParser:
 
 
 def _check_options(options: Namespace) -> None:
-    """Find out before the episodes what would lose their result after them."""
+    """Check before the episodes that their result can be written."""
     check_simulator(options)
     require(options, 0, "videos")
     if options.videos and not options.report:
@@ -181,7 +181,7 @@ def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Eva
         )
     task = options.task or provenance.get("task")
     if task is None:
-        raise ConfigError("which task? The policy's demos don't say; give --task, or --env for another environment")
+        raise ConfigError("the policy's demos name no task; give --task, or --env for another environment")
     others = read_others(options, task)
     execution = execution_of(options, trained)
     seeds = range(options.seed, options.seed + options.episodes)
@@ -225,7 +225,7 @@ def _finish(
 
 
 def _result_files(run: str, options: Namespace, task: str) -> list[Path]:
-    """Where one run's result is kept: at --json, and where `robopolicy report` looks for it, in the run folder."""
+    """Paths of one run's result: --json, and in the run folder, where `robopolicy report` finds it."""
     alone = len(options.policy) == 1
     asked = [Path(options.json)] if options.json and alone else []
     folder = Path(run)

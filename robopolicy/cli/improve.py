@@ -1,4 +1,4 @@
-"""`robopolicy improve`: a policy that succeeds now and then gets better by practice."""
+"""`robopolicy improve`: improves a policy by recurrent PPO in closed loop."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -36,7 +36,7 @@ def improve(arguments: Sequence[str]) -> int:
     config = ImproveConfig(**{field.name: options[field.name] for field in fields(ImproveConfig)})
     task = options.task or (None if options.env else read_provenance(options.policy).get("task"))
     if task is None and not options.env:
-        raise ConfigError("which task? The policy's demos don't say; give --task, or --env for another environment")
+        raise ConfigError("the policy's demos name no task; give --task, or --env for another environment")
     surroundings = _environment(options) if options.env else _simulator(options, str(task))
     try:
         folder = run_improve(

@@ -1,4 +1,4 @@
-"""Where results are written: checked before the work that makes them, and written whole or not at all."""
+"""Output files: checked before the work starts, and written atomically."""
 
 import json
 import tempfile
@@ -10,7 +10,7 @@ from robopolicy.files import require_regular, write_file
 
 
 def check_file(option: str, path: str | Path) -> None:
-    """Refuse a path that no file could be written to; nothing is written, no folder made.
+    """Check that a file can be written at this path; nothing is created.
 
     Raises:
         ConfigError: it is a folder, a link or a device, or its folder can't be written into.
@@ -24,7 +24,7 @@ def check_file(option: str, path: str | Path) -> None:
 
 
 def check_folder(option: str, folder: str | Path) -> None:
-    """Refuse a folder that could not be made or written into; nothing is left behind.
+    """Check that this folder can be created and written to; nothing is left behind.
 
     Raises:
         ConfigError: something in its way is a file, or can't be written into.
@@ -42,5 +42,5 @@ def check_folder(option: str, folder: str | Path) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON atomically."""
     write_file(path, json.dumps(values, indent=2))

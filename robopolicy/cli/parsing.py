@@ -1,4 +1,4 @@
-"""What the verbs share of argument parsing: dashed flags, `--config`, dotted overrides, one line for a mistake."""
+"""Argument parsing of the verbs: dashed flags, `--config`, dotted overrides, errors in one line."""
 
 import re
 from argparse import ArgumentError
@@ -24,14 +24,14 @@ from robopolicy.experiment.reading import (
 
 
 def verb_parser(verb: str, description: str) -> ArgumentParser:
-    """A parser for one verb, with `--config FILE.yaml` whose values come before those of the command line."""
+    """A parser for one verb, with `--config FILE.yaml`; the command line overrides the file."""
     parser = ArgumentParser(prog=f"robopolicy {verb}", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with values for any of these options")
     return parser
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """The parsed options, dataclasses made; what the command line says goes before what `--config` says, in any order.
+    """The parsed options, with dataclasses built; the command line overrides `--config`, in any order.
 
     Raises:
         ConfigError: an unknown option, a missing one, or a value of the wrong type.
@@ -108,7 +108,7 @@ def execution_of(options: Namespace, trained: Mapping[str, Any]) -> ExecutionOpt
 
 
 def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Namespace, ExperimentConfig]:
-    """A verb's own options and an experiment, from `--config` files and the command line, which goes before the files.
+    """A verb's own options and an experiment, from `--config` files and the command line, which overrides them.
 
     Raises:
         ConfigError: an unknown option, a missing one, or a value of the wrong type.
@@ -140,7 +140,7 @@ def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[
 
 
 def plain_message(error: Exception) -> str:
-    """What the parser found and what it expected, in one line and the words of the command line."""
+    """A parser error in one line, in terms of the command line: what was found and what was expected."""
     message = " ".join(str(error).split())
     for pattern in _WRONG_TYPE:
         if found := pattern.fullmatch(message):

@@ -28,7 +28,7 @@ def framed(message: Mapping[str, Any]) -> bytes:
 
 
 def write_record(source: IO[bytes], path: Path) -> None:
-    """Write the control steps that come from `source` as one demo, once there are no more; nothing where none came.
+    """Write the control steps read from `source` as one demo at the end of the input; write nothing without steps.
 
     Raises:
         ValueError: the file holds demos with other action columns.
@@ -47,7 +47,7 @@ def write_record(source: IO[bytes], path: Path) -> None:
 
 
 def _messages(source: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """Messages up to the end of the input; one that was cut short is dropped."""
+    """Messages up to the end of the input; an incomplete last one is dropped."""
     from robopolicy.client import unpack
 
     while len(header := source.read(LENGTH.size)) == LENGTH.size:

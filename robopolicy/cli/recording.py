@@ -1,7 +1,7 @@
-"""What a control loop's `Recorder` may be: a demo file, the rerun viewer, or several at once.
+"""Recorders of a control loop: a demo file, the rerun viewer, or several at once.
 
-A demo file is written by a process of its own (`record_writer`): packing images would hold up the commands, and a run
-that is killed leaves its record behind all the same.
+A separate process (`record_writer`) writes the demo file: compressing images would delay the commands, and the record
+survives if the run is killed.
 """
 
 import logging
@@ -24,7 +24,7 @@ from robopolicy.types import ActionSpec
 logger = logging.getLogger(__name__)
 
 UNSEEN = ["command_qpos", "command_gripper", "limited"]
-"""Keys of a record that no robot shows."""
+"""Keys of a record that are not observations."""
 OPERATED = ["intervention", "policy_action"]
 """Further ones of a run with an operator."""
 
@@ -90,7 +90,7 @@ class DemoRecorder:
         self._send({"obs": obs, "action": np.asarray(tick.action, np.float32), "instruction": instruction})
 
     def close(self) -> None:
-        """Wait until the demo is written; logs a failure."""
+        """Wait until the demo is written; log a failure."""
         with suppress(BrokenPipeError):  # it has ended, and reported why
             self._input.close()
         if answer := self._answer():
@@ -134,11 +134,11 @@ class RerunRecorder:
             rerun.log(f"obs/{key}", rerun.Image(value) if image else rerun.Scalars(np.ravel(value)))
 
     def close(self) -> None:
-        """The viewer stays open."""
+        """Do nothing; the viewer stays open."""
 
 
 class Recorders:
-    """Several recorders as one, in a thread of their own: none holds up the control loop, none that fails ends it."""
+    """Several recorders, in a separate thread, so that a slow or failing recorder does not affect the control loop."""
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self.recorders = list(recorders)
@@ -147,11 +147,11 @@ class Recorders:
         self._thread.start()
 
     def record(self, tick: Tick) -> None:
-        """Tell each, soon."""
+        """Queue the control step for each recorder."""
         self._ticks.put(tick)
 
     def close(self) -> None:
-        """Send each sink the remaining steps, and close it."""
+        """Pass the remaining steps to each recorder, and close it."""
         self._ticks.put(None)
         self._thread.join()
         for recorder in self.recorders:

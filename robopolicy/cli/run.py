@@ -25,7 +25,7 @@ from robopolicy.control.robot import Recorder, Robot
 from robopolicy.control.timing import Clock
 
 SECONDS = 30.0
-"""How long a policy drives, if nothing is said [s]."""
+"""Default duration of a policy's run [s]."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -94,7 +94,7 @@ def _parser() -> ArgumentParser:
         "--server-ca", type=str | None, default=None, help="certificates (PEM) to trust for wss; default: the system's"
     )
     parser.add_argument("--api-key-file", type=str | None, default=None, help="file that holds the server's key")
-    parser.add_argument("--replay", type=str | None, default=None, help="demo file of which a demo is executed again")
+    parser.add_argument("--replay", type=str | None, default=None, help="demo file with the demo to replay")
     parser.add_argument("--demo", type=str | None, default=None, help="name of the demo to replay; default: the first")
     parser.add_argument(
         "--speed",
@@ -111,10 +111,13 @@ def _parser() -> ArgumentParser:
     add_robot(parser)
     parser.add_argument("--instruction", type=str | None, default=None, help="the instruction, if not the task's own")
     parser.add_argument(
-        "--seconds", type=float | None, default=None, help="how long at most; default: 30, or to the end of a replay"
+        "--seconds", type=float | None, default=None, help="duration [s]; default: 30, or to the end of a replay"
     )
     parser.add_argument(
-        "--deadline", type=float, default=0.25, help="age of the last observation answered at which to stop [s]"
+        "--deadline",
+        type=float,
+        default=0.25,
+        help="age of the newest chunk's observation at which the robot is stopped [s]",
     )
     parser.add_argument("--dry-run", action="store_true", help="compute and record the commands, but send none")
     parser.add_argument("--record", type=str | None, default=None, help="demo file to write the run to")
@@ -126,14 +129,14 @@ def _parser() -> ArgumentParser:
         "file with kind and options, or MODULE:FACTORY",
     )
     parser.add_argument("--rerun", action="store_true", help="show the run in the rerun viewer (extra `view`)")
-    parser.add_argument("--priority", type=bool, default=True, help="ask the system for real-time priority")
+    parser.add_argument("--priority", type=bool, default=True, help="request real-time priority")
     parser.add_argument("--json", type=str | None, default=None, help="where to write the figures as JSON")
     add_execution(parser)
     return parser
 
 
 def _inference(options: Namespace, driver: Driver, robot: Robot, clock: Clock | None) -> Inference:
-    """In a thread of its own, or on a simulated clock within the loop's."""
+    """Inference in a separate thread, or within the loop on a simulated clock."""
     if clock is not None:
         return SteppedInference(robot, driver.stream, options.instruction, cameras=driver.cameras)
     return ThreadedInference(
@@ -142,7 +145,7 @@ def _inference(options: Namespace, driver: Driver, robot: Robot, clock: Clock | 
 
 
 def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:
-    """When a run is over before its time: the record is at its end, or else the task is decided."""
+    """Whether a run ends early: the record has ended, or the task succeeded or failed."""
     if record is not None:
         return lambda: record.finished
     return lambda: getattr(robot, "success", False) or getattr(robot, "failed", False)

@@ -1,4 +1,4 @@
-"""What `robopolicy run` tells: the figures live in a table, and what came of it at the end."""
+"""Output of `robopolicy run`: a live table of figures, and a summary at the end."""
 
 import math
 import threading
@@ -20,7 +20,7 @@ from robopolicy.control.statistics import LoopStatistics, live_table
 
 @contextmanager
 def shown(statistics: LoopStatistics, title: str) -> Iterator[None]:
-    """The figures in a table that lives as long as the block; on a terminal only."""
+    """Show the figures in a live table within the context; on a terminal only."""
     console = Console()
     if not console.is_terminal:
         yield
@@ -75,7 +75,7 @@ def summarize(
     if record is not None:
         figures["replay"] = outcome = record.outcome()
         speed = options.speed * record.record.speed_within(robot.profile)
-        print(f"replayed  {_told(outcome, robot.profile.joint_names, speed)}")
+        print(f"replayed  {_outcome_text(outcome, robot.profile.joint_names, speed)}")
         if not outcome["followed"]:
             failures.append("the robot did not follow the recorded demo to its end")
     success: bool | None = getattr(robot, "success", None)
@@ -96,8 +96,8 @@ def summarize(
     return loop.stopped is None and not failures
 
 
-def _told(outcome: Mapping[str, Any], joint_names: Sequence[str], slow_enough: float) -> str:
-    """The outcome of a replay in one line; `slow_enough` is the speed at which the robot's limits would not be met."""
+def _outcome_text(outcome: Mapping[str, Any], joint_names: Sequence[str], slow_enough: float) -> str:
+    """The outcome of a replay in one line; `slow_enough` is the largest --speed within the robot's limits."""
     line = f"{outcome['done']} of {outcome['steps']} steps"
     if "largest_rad" not in outcome:
         return f"{line}; its distance from the record is unknown, since the record has no joint positions"
@@ -106,5 +106,6 @@ def _told(outcome: Mapping[str, Any], joint_names: Sequence[str], slow_enough: f
         f"{outcome['at_s']:.2f} s), {outcome['end_rad']:.3f} rad at the end"
     )
     if outcome["largest_rad"] > TOLERANCE_RAD:
-        line += f"; more than {TOLERANCE_RAD:g} rad, the robot's limits want --speed {math.floor(100 * slow_enough) / 100:g}"
+        slower = math.floor(100 * slow_enough) / 100
+        line += f"; more than {TOLERANCE_RAD:g} rad: beyond the robot's limits; give --speed {slower:g}"
     return line

@@ -1,4 +1,4 @@
-"""`robopolicy report` and `view`: runs side by side in a page, and a demo as a video."""
+"""`robopolicy report` and `view`: a page that compares runs, and a demo as a video."""
 
 from collections.abc import Sequence
 from pathlib import Path

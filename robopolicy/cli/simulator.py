@@ -1,4 +1,4 @@
-"""The options of every verb that runs the simulator: where, how many worlds, how they differ."""
+"""Options of the verbs that run the simulator: device, physics, number of worlds, randomization."""
 
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ def add_simulator(parser: ArgumentParser) -> None:
 
 
 def check_simulator(options: Namespace) -> None:
-    """Refuse numbers of episodes, seeds and worlds that mean nothing.
+    """Check the numbers of episodes, seeds and worlds.
 
     Raises:
         ConfigError: in one line that names the option.

@@ -35,7 +35,7 @@ def make_sim(options: SimOptions, context: RobotContext) -> SimRobot | SteppedRo
     """One world of a simulator task."""
     task = options.task or context.task
     if task is None:
-        raise ConfigError("which task? The policy's demos don't say; give --task")
+        raise ConfigError("the policy's demos name no task; give --task")
     seed = next(seed for seed in (options.seed, context.seed, 10000) if seed is not None)
     shown: dict[str, Any] = {"cameras": context.cameras, "image_size": context.image_size}
     shared = shown | {"command_dt": 1 / options.command_hz, "task_options": dict(options.task_options) or None}
