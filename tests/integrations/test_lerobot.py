@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from robopolicy.demos.windows import action_rows, frame_rows
 
 from robopolicy import load_policy
 from robopolicy.demos.formats import open_demos
@@ -88,14 +87,14 @@ class Frames:
         """The frames at these rows, with those before and after them that the config asks for."""
         if REAL:
             return self.real_batch(starts)
-        ends = self.ends[starts]
-        rows, _ = frame_rows(starts, ends, len(self.settings.frames))
-        ahead, valid = action_rows(starts, ends, 1, len(self.settings.action_delta_indices))
-        found: dict[str, Any] = {"action": torch.from_numpy(self.actions[ahead[:, 0]])}
+        last = self.ends[starts][:, None] - 1
+        rows = np.minimum(starts[:, None] + self.settings.observation_delta_indices, last)
+        ahead = starts[:, None] + self.settings.action_delta_indices
+        found: dict[str, Any] = {"action": torch.from_numpy(self.actions[np.minimum(ahead, last)])}
         state = [values[rows] for key, values in self.obs.items() if self.keys[key] == "observation.state"]
         found["observation.state"] = torch.from_numpy(np.concatenate(state, axis=-1))
         found["observation.images.front"] = torch.from_numpy(self.obs["front"][rows]).movedim(-1, -3) / 255
-        return {**found, "action_is_pad": torch.from_numpy(~valid[:, 0]), "task": [self.tasks[row] for row in starts]}
+        return {**found, "action_is_pad": torch.from_numpy(ahead > last), "task": [self.tasks[row] for row in starts]}
 
     def real_batch(self, starts: np.ndarray) -> dict[str, Any]:
         """Out of LeRobot's own data set."""

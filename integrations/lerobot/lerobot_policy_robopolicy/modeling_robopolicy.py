@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from robopolicy.demos.windows import frame_offsets
 from torch import Tensor
 
 from lerobot_policy_robopolicy.configuration_robopolicy import RobopolicyConfig
@@ -74,7 +73,9 @@ class RobopolicyPolicy(PreTrainedPolicy):
         privileged = {key: spec for key, spec in self.learner.objective.privileged.specs.items()}
         specs = {**policy.obs, **privileged}
         chunk, stride = settings.action_head.chunk, settings.data.frame_stride
-        offsets = torch.from_numpy(frame_offsets(len(self.config.frames), chunk, stride)).to(policy.device)
+        # Row of each of the K actions of each frame, counted from the window's first.
+        offsets = stride * torch.arange(len(self.config.frames))[:, None] + torch.arange(chunk)
+        offsets = offsets.to(policy.device)
         tasks = batch.get("task") or [""] * len(batch["action"])
         valid = ~batch["action_is_pad"].to(policy.device)[:, offsets]
         ids = [self._instructions.setdefault(task, len(self._instructions)) if task else -1 for task in tasks]
