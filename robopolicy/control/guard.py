@@ -16,7 +16,9 @@ LEAP_RAD = 0.02
 SPEED_SHARE = 1.05
 """Share of the velocity limits that two commands in a row may ask for; more ends the commands."""
 AHEAD_S = 1.0
-"""How far the stamps of waiting commands may lie ahead of the one being played [s]; more ends the commands."""
+"""How far a command's stamp may lie ahead of the time being played [s]; more ends the commands."""
+MAX_WAITING = 10_000
+"""Commands that may wait while nobody asks for a position; more ends the commands."""
 
 
 class CommandGuard:
@@ -70,7 +72,7 @@ class CommandGuard:
             RobotError: it is refused; `stopped` says why.
         """
         position_rad = np.asarray(position_rad, np.float64)
-        if self.stopped is None and (wrong := self._wrong(position_rad, stamp_s)) is not None:
+        if self.stopped is None and (wrong := self._wrong(position_rad, stamp_s, now_s)) is not None:
             self.stop(wrong)
         if self.stopped is not None:
             raise RobotError(f"the robot stopped itself: {self.stopped}")
@@ -129,7 +131,7 @@ class CommandGuard:
             self.stop(f"no command for {self.deadline_s:g} s")
         return newest + (newest - start) * (gap_s / (to_s - from_s))
 
-    def _wrong(self, position_rad: np.ndarray, stamp_s: float) -> str | None:
+    def _wrong(self, position_rad: np.ndarray, stamp_s: float, now_s: float) -> str | None:
         profile = self.profile
         if position_rad.shape != (profile.joints,) or not np.isfinite(position_rad).all() or not np.isfinite(stamp_s):
             return f"a command must be {profile.joints} finite joint positions and a finite stamp"
@@ -144,8 +146,12 @@ class CommandGuard:
         before_s, before = self._waiting[-1]
         if stamp_s <= before_s:
             return "stamps of commands must increase"
-        if stamp_s - self._waiting[0][0] > AHEAD_S + self.delay_s:
+        # By the time, not by the oldest command that waits: that one is old, too, where `position` was asked late.
+        playing_s = now_s - (self._behind_s or 0.0)
+        if stamp_s - max(playing_s, self._waiting[0][0]) > AHEAD_S + self.delay_s:
             return f"commands are stamped more than {AHEAD_S:g} s ahead of the one being played"
+        if len(self._waiting) > MAX_WAITING:
+            return f"more than {MAX_WAITING} commands wait to be played"
         share = np.abs(position_rad - before) / (stamp_s - before_s) / profile.velocity_rad_s
         if share.max() > SPEED_SHARE:
             return f"commands for {profile.joint_names[int(share.argmax())]} ask for {share.max():.1f} times its velocity limit"

@@ -12,7 +12,6 @@ import math
 import queue
 import ssl
 import threading
-import time
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +21,7 @@ from robopolicy.client import ProtocolError, pack, unpack
 from robopolicy.control.guard import CommandGuard
 from robopolicy.control.robot import REST_COMMANDS, Robot, RobotError
 from robopolicy.control.serving.access import is_loopback, key_fits, warn_of_plain_text
-from robopolicy.control.timing import FixedGrid, SystemClock
+from robopolicy.control.timing import Clock, FixedGrid, SystemClock
 from robopolicy.types import Command
 
 logger = logging.getLogger(__name__)
@@ -46,6 +45,7 @@ class RobotServer:
         deadline_s: longest silence of the client in the middle of a motion [s].
         api_key: clients must send `Authorization: Api-Key <key>`.
         tls: certificate (`robopolicy.control.serving.access.tls_context`); None: plain text.
+        clock: the time by which commands are played; None: the system's.
 
     Raises:
         ValueError: a public address without a key.
@@ -59,6 +59,7 @@ class RobotServer:
         deadline_s: float = 0.05,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
+        clock: Clock | None = None,
     ) -> None:
         try:
             from websockets.sync.server import serve
@@ -71,6 +72,7 @@ class RobotServer:
         if tls is None:
             warn_of_plain_text(logger, host, f"robot server on {host}:{port}")
         self.robot, self.deadline_s, self._api_key = robot, deadline_s, api_key
+        self.clock = clock or SystemClock()
         self._taken = threading.Lock()
         self._server = serve(
             self._attend,
@@ -110,7 +112,7 @@ class RobotServer:
             connection.close(1013, "another client drives this robot")
             return
         try:
-            session = _Session(self.robot, connection, self.deadline_s)
+            session = _Session(self.robot, connection, self.deadline_s, self.clock)
             session.run()
             logger.info("client left: %s", session.guard.stopped)
         finally:
@@ -120,8 +122,8 @@ class RobotServer:
 class _Session:
     """One client driving the robot: a thread for its messages, one for the joints, one for the cameras."""
 
-    def __init__(self, robot: Robot, connection: Any, deadline_s: float) -> None:
-        self.robot, self.connection = robot, connection
+    def __init__(self, robot: Robot, connection: Any, deadline_s: float, clock: Clock) -> None:
+        self.robot, self.connection, self.clock = robot, connection, clock
         self.guard = CommandGuard(robot.profile, robot.command_dt, robot.qpos(), deadline_s)
         self._lock = threading.Lock()  # around the guard
         self._opening_m = math.nan  # a gripper that nobody has commanded keeps what it holds
@@ -172,7 +174,7 @@ class _Session:
 
     def _command(self, position: np.ndarray, opening_m: float, stamp_s: float) -> None:
         try:
-            self.guard.receive(position, stamp_s, time.monotonic())
+            self.guard.receive(position, stamp_s, self.clock.now())
         except RobotError:
             return
         if np.isfinite(opening_m):
@@ -180,7 +182,7 @@ class _Session:
 
     def _drive(self) -> None:
         """The joints, on the robot's own grid, until a client that left has left them at rest."""
-        grid = FixedGrid(SystemClock(), self.robot.command_dt)
+        grid = FixedGrid(self.clock, self.robot.command_dt)
         told_s, told_error = 0.0, False
         try:
             rested = 0  # commands sent at rest after the client left, by which the robot knows that it is over
@@ -210,7 +212,7 @@ class _Session:
                 told = {
                     "obs": dict(seen.obs),
                     "instruction": seen.instruction,
-                    "age_s": time.monotonic() - seen.stamp_s,
+                    "age_s": self.clock.now() - seen.stamp_s,
                 }
                 self._tell(told | {"observe": number})
             except Exception as error:

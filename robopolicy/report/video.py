@@ -1,5 +1,6 @@
 """Images of demos as videos for a browser, or in the rerun viewer."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,32 @@ def write_video(frames: np.ndarray, path: Path, fps: float = 20.0, scale: int = 
     """
     try:
         import imageio.v3 as imageio
+        import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
-        raise ImportError("videos need imageio; pip install 'robopolicy[sim]'") from error
+        raise ImportError("videos need imageio and imageio-ffmpeg; pip install 'robopolicy[sim]'") from error
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
     if path.suffix == ".gif":
         write_file(path, imageio.imwrite("<bytes>", large, extension=".gif", duration=1000 / fps, loop=0))
         return path
     with replacing(path) as temporary:
-        imageio.imwrite(temporary, large, fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error")
+        _encode(np.ascontiguousarray(large), temporary, fps)
         _require_frames(temporary, path, len(large))
     return path
+
+
+def _encode(frames: np.ndarray, path: Path, fps: float) -> None:
+    """Encode images (T, height, width, 3) uint8 as H.264, or leave a file of fewer frames where ffmpeg gives up.
+
+    ffmpeg is run here because `imageio` leaves its pipe open, or the process unreaped, when ffmpeg ends early.
+    """
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    height, width = frames.shape[1:3]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
+    target = ["-c:v", "libx264", "-crf", "25", "-pix_fmt", "yuv420p", "-y", str(path)]
+    words = [get_ffmpeg_exe(), "-v", "error", *source, *target]
+    subprocess.run(words, input=frames.data, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def _require_frames(written: Path, path: Path, frames: int) -> None:

@@ -18,6 +18,8 @@ from robopolicy.control.robot import Robot, RobotError
 from robopolicy.types import Command
 
 SETTLE_S = 0.4
+"""A motion has arrived when the joints did not move for that long [s]."""
+MAX_SETTLE_S = 10.0
 """How long a motion may take to arrive after its last command [s]."""
 
 
@@ -113,7 +115,11 @@ def move(robot: Robot, joint: int, by_rad: float, seconds: float = 0.5, opening_
         stamp_s = began_s + step * robot.command_dt
         robot.command(Command(target.copy(), opening_m, stamp_s))
         _sleep(robot, stamp_s - _now(robot))
-    _sleep(robot, SETTLE_S)
+    ends_s, moved_rad = _now(robot) + MAX_SETTLE_S, np.inf
+    while moved_rad > 1e-4 and _now(robot) < ends_s:
+        before = np.array(robot.qpos(), np.float64)
+        _sleep(robot, SETTLE_S)
+        moved_rad = np.abs(np.asarray(robot.qpos()) - before).max()
 
 
 def _now(robot: Robot) -> float:

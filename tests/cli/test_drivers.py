@@ -13,25 +13,43 @@ from robopolicy.cli.run import _parser, run
 from robopolicy.components import ConfigError, values_of
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot_server import RobotServer
+from robopolicy.control.robots.base import RobotContext
 from robopolicy.control.robots.fake import FakeRobot
+from robopolicy.control.robots.websocket import WebsocketRobot
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.experiment import save_policy
 from robopolicy.experiment.run_folder import open_policy
 from robopolicy.types import Observation
 from tests.exporting import ARM, make_policy
+from tests.lockstep import LockstepClock
 from tests.serving import SPEC, running_server
 
 EXPORTED = Path(__file__).parent / "robot_export"
 QUIET = ["--seconds", "0.6", "--deadline", "5", "--priority", "false"]
 
 
+ARMS: dict[str, tuple[int, LockstepClock]] = {}
+"""What `linked` connects to: port of the server, and the time of both ends."""
+
+
+def linked(context: RobotContext) -> WebsocketRobot:
+    """`--robot tests.cli.test_drivers:linked`: the arm behind its socket, on the arm's time."""
+    port, clock = ARMS["arm"]
+    robot = WebsocketRobot(port=port, timeout_s=60.0, clock=clock)
+    robot.simulated_clock = clock  # type: ignore[attr-defined]
+    return robot
+
+
 @pytest.fixture
-def arm() -> Iterator[FakeRobot]:
-    """An arm behind a socket; its address is `arm.address`."""
-    robot = FakeRobot(read_profile("panda"))
-    with RobotServer(robot, port=0, deadline_s=2.0) as server:
+def arm(monkeypatch) -> Iterator[FakeRobot]:
+    """An arm behind a socket, whose time passes for both ends alike; its address is `arm.address`."""
+    clock = LockstepClock(sleepers=2)
+    robot = FakeRobot(read_profile("panda"), clock=clock)
+    with RobotServer(robot, port=0, deadline_s=10.0, clock=clock) as server:
         robot.address = f"ws://127.0.0.1:{server.port}"  # type: ignore[attr-defined]
+        monkeypatch.setitem(ARMS, "arm", (server.port, clock))
         yield robot
+        clock.leave()  # the control loop has ended; the server's brings the arm to rest
 
 
 def saved(folder: Path, kind: str = "keys", **changes: object) -> str:
@@ -43,11 +61,12 @@ def saved(folder: Path, kind: str = "keys", **changes: object) -> str:
 def driven(arguments: list[str], robot: FakeRobot, tmp_path: Path) -> dict:
     """The figures of a run in which the arm has moved."""
     figures, home = tmp_path / "run.json", robot.qpos().copy()
-    assert run([*arguments, "--robot", robot.address, *QUIET, "--json", str(figures)]) == 0  # type: ignore[attr-defined]
+    assert run([*arguments, "--robot", f"{__name__}:linked", *QUIET, "--json", str(figures)]) == 0
     assert abs(robot.qpos() - home).max() > 1e-3
     told = json.loads(figures.read_text())
     assert told["stops"] == []
     assert told["steps"] >= 10
+    assert told["missed_steps"] == told["idle"] == 0
     return told
 
 

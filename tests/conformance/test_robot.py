@@ -14,9 +14,10 @@ from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.testing.robot import CHECKS
 from robopolicy.types import Command
 from tests.rosbridge import StubRosbridge
+from tests.waiting import PATIENCE_S
 
 PROFILE = read_profile("panda")
-CONTEXT = RobotContext(deadline_s=5.0)
+CONTEXT = RobotContext(deadline_s=PATIENCE_S)
 
 
 def made(kind: str, **options: object) -> Robot:
@@ -29,14 +30,17 @@ def make_fake(stack: ExitStack) -> Robot:
 
 def make_networked(stack: ExitStack) -> Robot:
     robot = FakeRobot(PROFILE, opening_m=0.06)
-    server = stack.enter_context(RobotServer(robot, port=0, deadline_s=2.0))
-    return stack.enter_context(made("websocket", address=f"127.0.0.1:{server.port}", timeout_s=2.0))  # type: ignore[arg-type]
+    server = stack.enter_context(RobotServer(robot, port=0, deadline_s=PATIENCE_S))
+    address = f"127.0.0.1:{server.port}"
+    return stack.enter_context(made("websocket", address=address, timeout_s=PATIENCE_S))  # type: ignore[arg-type]
 
 
 def make_rosbridge(stack: ExitStack) -> Robot:
     bridge = stack.enter_context(StubRosbridge(PROFILE))
     fingers = ("finger_1", "finger_2")
-    robot = made("rosbridge", address=f"127.0.0.1:{bridge.port}", finger_joints=fingers, gripper_topic="/gripper")
+    address = f"127.0.0.1:{bridge.port}"
+    options = {"finger_joints": fingers, "gripper_topic": "/gripper", "timeout_s": PATIENCE_S}
+    robot = made("rosbridge", address=address, **options)
     stack.callback(robot.stop)
     return robot
 

@@ -260,3 +260,25 @@ def test_commands_far_ahead_of_their_time_end_the_commands(panda):
         guard.receive(np.add(panda.home_rad, 1e-6 * number), number * PERIOD, 50.0)
     with pytest.raises(RobotError, match=r"more than 1 s ahead"):
         guard.receive(np.add(panda.home_rad, 1e-3), 1000 * PERIOD, 50.0)
+
+
+def test_a_robot_computer_that_stood_still_is_not_taken_for_a_client_ahead(panda):
+    """Guards against: a stop for commands `1 s ahead` after a second in which neither end was scheduled."""
+    rows = sweep(panda, 3.0)
+    guard = CommandGuard(panda, PERIOD, np.asarray(panda.home_rad), deadline_s=2.0)
+    stamps_s = np.arange(len(rows)) * PERIOD
+    for tick, stamp_s in enumerate(stamps_s):
+        if 0.5 < stamp_s < 1.7:
+            continue
+        guard.receive(rows[tick], stamp_s, 50.0 + stamp_s)
+        guard.position(50.0 + stamp_s)
+    assert guard.stopped is None
+
+
+def test_commands_that_nobody_plays_are_bounded(panda):
+    """Guards against: memory filled by a client while the robot's driver hangs."""
+    guard = CommandGuard(panda, PERIOD, np.asarray(panda.home_rad))
+    with pytest.raises(RobotError, match="more than 10000 commands wait"):
+        for number in range(20_000):
+            guard.receive(np.asarray(panda.home_rad), number * 1e-6, 50.0 + number * 1e-6)
+    assert len(guard._waiting) <= 10_001

@@ -20,15 +20,9 @@ from robopolicy.control.robots.websocket import WebsocketRobot
 from robopolicy.control.serving.access import tls_context, trusted
 from robopolicy.types import Command, Observation
 from tests.serving import running_server
+from tests.waiting import PATIENCE_S, wait_until
 
 COMMAND_DT = 0.005
-
-
-def wait_until(condition, seconds: float = 3.0) -> None:
-    ends_s = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_s, "it did not come to pass"
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -54,10 +48,11 @@ def test_a_client_that_vanishes_in_motion_leaves_a_robot_that_brakes(arm, panda,
     ):
         home = unpack(client.recv())["qpos"]
         drive(lambda q, t: client.send(pack({"qpos": q, "opening_m": 0.08, "stamp_s": t})), home, 0.5)
+        wait_until(lambda: arm.qpos()[6] > home[6] + 0.05)
         vanished, moving = len(arm.commands), arm.qpos()[6]
         if end == "drop":
             client.socket.shutdown(2)
-        time.sleep(1.2)
+        wait_until(lambda: len(arm.commands) > vanished + 3 and arm.commands[-3].joint_position_rad[6] == arm.qpos()[6])
         stamps = np.array([command.stamp_s for command in arm.commands[vanished:]])
         rates = np.stack([command.joint_position_rad for command in arm.commands[vanished:]])
     assert not np.ptp(rates[-3:], axis=0).any()
@@ -70,14 +65,15 @@ def test_a_client_that_vanishes_in_motion_leaves_a_robot_that_brakes(arm, panda,
 def test_a_robot_that_stopped_itself_says_so_and_a_new_connection_starts_anew(arm):
     """Commands that vanish without a word after the robot's own watchdog has stopped it."""
     with RobotServer(arm, port=0, deadline_s=0.3) as server:
-        with WebsocketRobot(port=server.port, timeout_s=2.0) as robot:
+        with WebsocketRobot(port=server.port, timeout_s=PATIENCE_S) as robot:
             home = robot.qpos()
-            drive(lambda q, t: robot.command(Command(q, 0.08, t)), home, 0.3)
-            time.sleep(1.0)
+            with contextlib.suppress(RobotError):  # on a busy machine the commands may cease before the last one
+                drive(lambda q, t: robot.command(Command(q, 0.08, t)), home, 0.3)
+            wait_until(lambda: robot._lost)
             with pytest.raises(RobotError, match=r"stopped itself: no command for 0\.3 s"):
                 robot.command(Command(robot.qpos(), 0.08, 1.0))
         wait_until(lambda: not server._taken.locked())
-        with WebsocketRobot(port=server.port) as robot:
+        with WebsocketRobot(port=server.port, timeout_s=PATIENCE_S) as robot:
             robot.command(Command(robot.qpos(), 0.08, 0.0))
 
 
@@ -99,7 +95,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(arm):
         with pytest.raises(RobotError, match=r"no observation within 0\.2 s"):
             robot.observe()
         arm.instruction = "now"
-        robot.timeout_s = 2.0
+        robot.timeout_s = PATIENCE_S
         assert robot.observe().instruction == "now"
 
 
@@ -107,11 +103,11 @@ def test_a_reading_that_was_old_when_it_was_taken_stays_old_over_the_network(arm
     """A camera that stands still behind a socket, stamped as fresh by the socket's other end."""
     look, old_s = arm.observe, 0.0
     arm.observe = lambda: replace(look(), stamp_s=look().stamp_s - old_s)
-    with RobotServer(arm, port=0) as server, WebsocketRobot(port=server.port, timeout_s=2.0) as robot:
+    with RobotServer(arm, port=0) as server, WebsocketRobot(port=server.port, timeout_s=PATIENCE_S) as robot:
         asked_s = time.monotonic()
         assert asked_s <= robot.observe().stamp_s <= time.monotonic()
-        old_s = 30.0
-        assert time.monotonic() - robot.observe().stamp_s == pytest.approx(30.0, abs=2.0)
+        old_s, asked_s = 30.0, time.monotonic()
+        assert asked_s <= robot.observe().stamp_s + old_s <= time.monotonic()
 
 
 def test_who_is_no_robot_or_taken_refuses_in_one_line(arm):
@@ -163,7 +159,7 @@ def test_hostile_commands_move_nothing_and_the_next_client_is_served(arm, messag
             time.sleep(0.05)
         wait_until(lambda: not server._taken.locked())
         np.testing.assert_array_equal(arm.qpos(), home)
-        with WebsocketRobot(port=server.port, timeout_s=2.0) as robot:
+        with WebsocketRobot(port=server.port, timeout_s=PATIENCE_S) as robot:
             np.testing.assert_allclose(robot.observe().obs["qpos"], home, atol=1e-6)
 
 
@@ -184,7 +180,7 @@ def test_a_robot_beyond_this_machine_is_moved_with_its_key_only_and_by_no_web_pa
             ),
         ):
             pass
-        with WebsocketRobot(port=server.port, api_key="a-key-of-16-chars") as robot:
+        with WebsocketRobot(port=server.port, api_key="a-key-of-16-chars", timeout_s=PATIENCE_S) as robot:
             np.testing.assert_allclose(robot.observe().obs["qpos"], arm.qpos(), atol=1e-6)
 
 
@@ -218,7 +214,7 @@ def test_a_robot_is_driven_over_tls(arm, tmp_path, caplog):
     except FileNotFoundError:
         pytest.skip("openssl is not installed, so there is no certificate to serve with")
     with RobotServer(arm, port=0, tls=tls_context(certificate, key)) as server:
-        with WebsocketRobot(port=server.port, tls=trusted(certificate), timeout_s=2.0) as robot:
+        with WebsocketRobot(port=server.port, tls=trusted(certificate), timeout_s=PATIENCE_S) as robot:
             np.testing.assert_allclose(robot.observe().obs["qpos"], arm.qpos(), atol=1e-6)
         with pytest.raises(RobotError, match="certificate verify failed"):
             WebsocketRobot(port=server.port, tls=trusted())
@@ -237,7 +233,7 @@ def test_only_one_client_drives(arm):
         connect(f"ws://127.0.0.1:{server.port}", close_timeout=0.1) as second,
         pytest.raises(ConnectionClosed, match="another client"),
     ):
-        second.recv(timeout=2)
+        second.recv(timeout=PATIENCE_S)
 
 
 def test_a_robot_that_is_not_there_or_goes_away_is_one_line(arm):
@@ -261,11 +257,9 @@ def test_a_driver_that_crashes_is_named_at_the_other_end(arm, method):
     def crash(*_: object) -> None:
         raise ZeroDivisionError("gear ratio")
 
-    with RobotServer(arm, port=0) as server, WebsocketRobot(port=server.port, timeout_s=2.0) as robot:
+    with RobotServer(arm, port=0) as server, WebsocketRobot(port=server.port, timeout_s=PATIENCE_S) as robot:
         setattr(arm, method, crash)
         if method == "command":
-            deadline_s = time.monotonic() + 5.0
-            while robot._lost is None and time.monotonic() < deadline_s:
-                time.sleep(0.01)
+            wait_until(lambda: robot._lost)
         with pytest.raises(RobotError, match="the robot's driver failed: ZeroDivisionError: gear ratio"):
             robot.observe()

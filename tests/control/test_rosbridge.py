@@ -9,6 +9,7 @@ from robopolicy.control.robot import RobotError
 from robopolicy.control.robots.rosbridge import RosbridgeOptions, RosbridgeRobot, joint_trajectory
 from robopolicy.types import Command
 from tests.rosbridge import StubRosbridge
+from tests.waiting import PATIENCE_S, wait_until
 
 FINGERS = ("finger_1", "finger_2")
 
@@ -22,6 +23,7 @@ def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(p
                 finger_joints=FINGERS,
                 gripper_topic="/gripper",
                 cameras={"front": "/camera"},
+                timeout_s=PATIENCE_S,
             )
         )
         seen = robot.observe()
@@ -30,15 +32,12 @@ def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(p
         np.testing.assert_array_equal(seen.obs["front"], np.tile(np.uint8([30, 20, 10]), (4, 8, 1)))
         target = np.add(panda.home_rad, 0.01)
         robot.command(Command(target, 0.02, 0.0))
-        ends_s = time.monotonic() + 5
-        while not np.allclose(robot.qpos(), target) and time.monotonic() < ends_s:
-            time.sleep(0.01)
-        np.testing.assert_allclose(robot.qpos(), target)
+        wait_until(lambda: np.allclose(robot.qpos(), target))
         sent = [m for m in bridge.received if m["op"] == "publish" and "points" in m["msg"]]
         assert sent[0]["msg"]["joint_names"] == list(panda.joint_names)
         assert sent[0]["msg"]["points"][0]["time_from_start"] == {"sec": 0, "nanosec": 10_000_000}
-        assert {"data": 0.02} in [m["msg"] for m in bridge.received if m["op"] == "publish"]
-        bridge.silent = True
+        wait_until(lambda: {"data": 0.02} in [m["msg"] for m in bridge.received if m["op"] == "publish"])
+        bridge.silent, robot.timeout_s = True, 0.2
         time.sleep(0.4)
         with pytest.raises(RobotError, match="no joint state for"):
             robot.command(Command(target, 0.02, 0.0))
@@ -48,13 +47,13 @@ def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(p
 def test_arm_and_gripper_may_speak_apart_on_one_topic(panda):
     """On most ROS robots /joint_states has several publishers; the gripper's message is no broken arm."""
     with StubRosbridge(panda, split=True) as bridge:
-        robot = RosbridgeRobot(RosbridgeOptions(f"127.0.0.1:{bridge.port}", finger_joints=FINGERS))
+        robot = RosbridgeRobot(RosbridgeOptions(f"127.0.0.1:{bridge.port}", finger_joints=FINGERS, timeout_s=PATIENCE_S))
         for _ in range(3):
             seen = robot.observe()
         np.testing.assert_allclose(seen.obs["qpos"], panda.home_rad, atol=1e-6)
         np.testing.assert_allclose(seen.obs["gripper"], [0.08], atol=1e-6)
         bridge.names.remove("panda_joint3")
-        time.sleep(0.1)
+        wait_until(lambda: robot._lost)
         with pytest.raises(RobotError, match="JointState lacks 'panda_joint3'"):
             robot.observe()
         robot.stop()

@@ -5,6 +5,7 @@ import pytest
 
 from robopolicy.report import demo_images, write_video
 from robopolicy.types import Demo
+from tests.full_disk import full_disk
 
 
 def test_a_gif_shows_every_picture_enlarged(tmp_path):
@@ -19,18 +20,21 @@ def test_a_gif_shows_every_picture_enlarged(tmp_path):
     assert (np.diff(shown[:, 12, 15, 0].astype(int)) > 0).all()
 
 
-def test_a_video_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
-    """Guards against: Half a video, of a full disk, plays as if the episode had ended there."""
-    import imageio.v3 as imageio
-
-    def half(path, *_, **__):
-        path.write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(imageio, "imwrite", half)
-    with pytest.raises(OSError, match="No space left"):
-        write_video(np.zeros((2, 8, 8, 3), np.uint8), tmp_path / "a.mp4")
+@pytest.mark.parametrize("free_bytes", [0, 3000])
+def test_a_video_that_could_not_be_written_leaves_nothing(tmp_path, free_bytes):
+    """Guards against: Half a video, of a full disk, plays as if the episode had ended there; a pipe left open behind it."""
+    frames = np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8)
+    with full_disk(free_bytes), pytest.raises(OSError, match="of 60 frames could be written; is the disk full"):
+        write_video(frames, tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_is_of_the_given_rate(tmp_path):
+    """Guards against: An episode played at another speed than the robot's."""
+    from imageio_ffmpeg import count_frames_and_secs
+
+    written = write_video(np.zeros((30, 16, 16, 3), np.uint8), tmp_path / "a.mp4", fps=15.0)
+    assert count_frames_and_secs(written) == (30, pytest.approx(2.0, abs=0.1))
 
 
 def test_cameras_are_shown_side_by_side_and_their_absence_is_told():

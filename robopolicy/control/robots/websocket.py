@@ -4,7 +4,6 @@ import contextlib
 import logging
 import ssl
 import threading
-import time
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -16,6 +15,7 @@ from robopolicy.components import ConfigError, expect, register
 from robopolicy.control.profile import profile_from_dict
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots.base import RobotContext, host_and_port
+from robopolicy.control.timing import Clock, SystemClock
 from robopolicy.control.serving.access import read_api_key, trusted, warn_of_plain_text
 from robopolicy.types import Command, Observation
 
@@ -58,6 +58,7 @@ class WebsocketRobot:
         timeout_s: longest silence [s].
         api_key: sent as `Authorization: Api-Key <key>`.
         tls: certificates to trust (`robopolicy.control.serving.access.trusted`), for a server with one; None: plain text.
+        clock: the time of stamps and of a silence; None: the system's.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class WebsocketRobot:
         timeout_s: float = 0.25,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
+        clock: Clock | None = None,
     ) -> None:
         if tls is None:
             warn_of_plain_text(logger, host, f"robot at {host}:{port}")
@@ -75,7 +77,7 @@ class WebsocketRobot:
             from websockets.sync.client import connect
         except ImportError:
             raise ImportError("a robot over the network needs websockets; pip install 'robopolicy[robot]'") from None
-        self.timeout_s = timeout_s
+        self.timeout_s, self.clock = timeout_s, clock or SystemClock()
         self._stack = contextlib.ExitStack()
         try:
             self._connection = self._stack.enter_context(
@@ -108,7 +110,7 @@ class WebsocketRobot:
         self.profile = profile_from_dict(hello["profile"], f"robot at {host}:{port}")
         self.control_dt, self.command_dt = float(hello["control_dt"]), float(hello["command_dt"])
         self._qpos = np.asarray(hello["qpos"], np.float64)
-        self._heard_s = time.monotonic()
+        self._heard_s = self.clock.now()
         self._lost: str | None = None
         self._stopped = False
         self._asked = 0
@@ -119,16 +121,16 @@ class WebsocketRobot:
     def observe(self) -> Observation:
         """The robot's observation, stamped with the time of the request, or earlier by the age that the robot reports."""
         self._refuse_if_lost()
-        asked_s = time.monotonic()
+        asked_s = self.clock.now()
         self._asked += 1
         self._observed.clear()
         self._send({"observe": self._asked})
-        while self._observed.wait(max(asked_s + self.timeout_s - time.monotonic(), 0.0)):
+        while self._observed.wait(max(asked_s + self.timeout_s - self.clock.now(), 0.0)):
             self._observed.clear()
             self._refuse_if_lost()
             if self._seen is not None and self._seen[0] == self._asked:  # not a late reply to an earlier request
                 _, seen, age_s = self._seen
-                return Observation(seen.obs, seen.instruction, min(asked_s, time.monotonic() - age_s))
+                return Observation(seen.obs, seen.instruction, min(asked_s, self.clock.now() - age_s))
         self._refuse_if_lost()
         raise RobotError(f"the robot sent no observation within {self.timeout_s} s")
 
@@ -140,7 +142,7 @@ class WebsocketRobot:
         """Send one command."""
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
-        if (silent_s := time.monotonic() - self._heard_s) > self.timeout_s:
+        if (silent_s := self.clock.now() - self._heard_s) > self.timeout_s:
             self._lost = self._lost or f"no message from the robot for {silent_s:.2f} s"
         self._refuse_if_lost()
         self._send(
@@ -172,7 +174,7 @@ class WebsocketRobot:
         try:
             for received in self._connection:
                 message = unpack(_bytes(received))
-                self._heard_s = time.monotonic()
+                self._heard_s = self.clock.now()
                 if "error" in message:
                     self._lost = str(message["error"])
                     self._observed.set()
