@@ -14,6 +14,7 @@ from robopolicy.control.server import PolicyServer
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.control.serving.protocol import ObservationReader
 from robopolicy.types import ActionSpec, ArraySpec, PolicySpec, Prediction
+from tests.waiting import PATIENCE_S
 
 SPEC = PolicySpec(
     observation={"qpos": ArraySpec((3,)), "front": ArraySpec((8, 8, 3), "uint8")},
@@ -52,6 +53,7 @@ class FakePolicy:
         self.chunk = chunk
         self.spec = SPEC
         self.batches: list[int] = []
+        self.asked = threading.Event()
         self.hold = threading.Event()
         self.hold.set()
 
@@ -66,7 +68,8 @@ class FakePolicy:
 
     def predict(self, observation: Mapping[str, Any], state: FakeState) -> tuple[Prediction, FakeState]:
         """Adds one frame to the state; qpos of 666 makes it fail."""
-        assert self.hold.wait(10)
+        self.asked.set()
+        assert self.hold.wait(PATIENCE_S)
         qpos = observation["qpos"]
         if (qpos == 666).any():
             raise RuntimeError("secret path /home/operator/policy.py")
@@ -103,9 +106,9 @@ def running_server(
     thread = threading.Thread(target=lambda: asyncio.run(server.run(lambda *_: ready.set())))
     thread.start()
     try:
-        assert ready.wait(10), "the server did not come up"
+        assert ready.wait(PATIENCE_S), "the server did not come up"
         yield server
     finally:
         server.stop()
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive(), "the server did not stop"

@@ -17,12 +17,15 @@ from hypothesis.extra import numpy as hnp
 from robopolicy import client as client_module
 from robopolicy.client import ChunkBroker, PolicyClient, PolicyServerError, ProtocolError, pack, unpack
 from tests.serving import FakePolicy, observation, running_server
+from tests.waiting import PATIENCE_S
 
 SOURCE = Path(client_module.__file__)
 
 
 def connect(server, **options) -> PolicyClient:
-    return PolicyClient("127.0.0.1", server.port, **{"timeout_s": 5.0, "connect_timeout_s": 5.0, **options})
+    return PolicyClient(
+        "127.0.0.1", server.port, **{"timeout_s": PATIENCE_S, "connect_timeout_s": PATIENCE_S, **options}
+    )
 
 
 # -- the codec ---------------------------------------------------------------------------------------------------------
@@ -187,7 +190,7 @@ def test_a_server_that_does_not_answer_raises_timeout_and_its_late_answer_is_not
         with pytest.raises(TimeoutError, match=r"within 0\.3 s"):
             client.infer(observation(1))
         policy.hold.set()
-        client._timeout_s = 5.0
+        client._timeout_s = PATIENCE_S
         assert client.infer(observation(5))["actions"][0].tolist()[:2] == [1.0, 15.0]
 
 
@@ -205,7 +208,7 @@ def test_the_client_waits_for_a_server_that_comes_up_later():
     thread = threading.Thread(target=lambda: answers.append(PolicyClient("127.0.0.1", port).infer(observation())))
     thread.start()
     with running_server(port=port):
-        thread.join(10)
+        thread.join(PATIENCE_S)
     assert answers[0]["actions"][0, 0] == 1
 
 
@@ -269,7 +272,7 @@ def test_the_file_works_copied_alone_with_every_other_import_blocked(tmp_path):
     (tmp_path / "client.py").write_text(SOURCE.read_text())
     with running_server() as server:
         code = COPIED.format(folder=str(tmp_path), port=server.port)
-        result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.stdout.strip() == "(4, 5)", result.stderr
 
 
@@ -283,5 +286,5 @@ def test_the_file_works_in_an_environment_of_its_three_packages(tmp_path):
     (tmp_path / "client.py").write_text(SOURCE.read_text())
     with running_server() as server:
         code = COPIED.format(folder=str(tmp_path), port=server.port)
-        result = subprocess.run([str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        result = subprocess.run([str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.stdout.strip() == "(4, 5)", result.stderr

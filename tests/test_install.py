@@ -45,7 +45,7 @@ def run_without_extras(lines: list[list[str]], folder: Path) -> list[tuple[int, 
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
     )
     assert finished.returncode == 0, finished.stderr
     return [tuple(result) for result in json.loads(finished.stdout.splitlines()[-1])]
@@ -175,5 +175,5 @@ print(actions.shape)
 """
     exported = ROOT / "tests" / "control" / "tiny_export"
     words = [sys.executable, "-c", program, str(runtime), str(exported)]
-    finished = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    finished = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert finished.stdout.strip() == "(1, 2, 5)", finished.stderr

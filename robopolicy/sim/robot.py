@@ -192,7 +192,7 @@ class SimRobot:
 class _SharedRows:
     """The latest rows of numbers, from one process to another, without a lock that a frozen process could hold."""
 
-    SLOTS = 64
+    SLOTS = 4096  # half of them are 2 s of commands at 1 kHz: a process that was held up must not miss any
 
     def __init__(self, context: Any, width: int) -> None:
         self._rows, self._written = context.RawArray("d", self.SLOTS * width), context.RawValue("q", 0)

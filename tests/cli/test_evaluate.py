@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from robopolicy.cli import main
 from robopolicy.cli.evaluate import _open_policy
@@ -35,23 +35,35 @@ def evaluated(run: Path, out: Path, *options: str) -> dict:
     return json.loads(out.read_text())
 
 
+IN_TURN = """
+import json, os, sys
+from robopolicy.cli import main
+for number, verb in enumerate(json.loads(sys.argv[1])):
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # the second group must not read the first one's addresses
+    if code := main(verb):
+        raise SystemExit(code)
+"""
+
+
 def test_two_processes_find_what_one_does(random_run, tmp_path, capsys):
     """Episodes lost, doubled or reordered between processes would be found in no single process's log."""
     alone = evaluated(random_run, tmp_path / "alone.json")
     assert main(["collect", *COLLECT, "--out", str(tmp_path / "alone.hdf5")]) == 0
     capsys.readouterr()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     verbs = [
         ["eval", str(random_run), *EVAL, "--json", str(tmp_path / "shared.json")],
         ["collect", *COLLECT, "--out", str(tmp_path / "shared.hdf5")],
     ]
-    code = f"from robopolicy.cli import main; raise SystemExit(max(main(verb) for verb in {verbs!r}))"
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),  # held by this process: a free one could be taken by somebody else meanwhile
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": "2",
+    }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", IN_TURN, json.dumps(verbs)],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,

@@ -47,7 +47,9 @@ def test_rosbridge_reads_joints_by_name_and_writes_points_due_one_period_apart(p
 def test_arm_and_gripper_may_speak_apart_on_one_topic(panda):
     """On most ROS robots /joint_states has several publishers; the gripper's message is no broken arm."""
     with StubRosbridge(panda, split=True) as bridge:
-        robot = RosbridgeRobot(RosbridgeOptions(f"127.0.0.1:{bridge.port}", finger_joints=FINGERS, timeout_s=PATIENCE_S))
+        robot = RosbridgeRobot(
+            RosbridgeOptions(f"127.0.0.1:{bridge.port}", finger_joints=FINGERS, timeout_s=PATIENCE_S)
+        )
         for _ in range(3):
             seen = robot.observe()
         np.testing.assert_allclose(seen.obs["qpos"], panda.home_rad, atol=1e-6)

@@ -225,7 +225,7 @@ def python(code):
     """What a fresh interpreter prints, with the package on its path."""
     path = os.pathsep.join([str(FOLDER), str(FOLDER.parents[1])])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -48,7 +48,7 @@ def served(process: subprocess.Popen[str]) -> bool:
     with process.stdout:
         shown = next((line for line in process.stdout if "ws://127.0.0.1" in line), "")
         process.send_signal(signal.SIGTERM)
-        return process.wait(timeout=60) == 0 and bool(shown)
+        return process.wait(timeout=600) == 0 and bool(shown)
 
 
 def test_the_commands_of_the_readme_work_one_after_another(tmp_path, monkeypatch):
@@ -59,7 +59,7 @@ def test_the_commands_of_the_readme_work_one_after_another(tmp_path, monkeypatch
         if " serve " in command:
             assert served(process), command
             continue
-        shown, _ = process.communicate(timeout=120)
+        shown, _ = process.communicate(timeout=600)
         assert process.returncode in ((0, 1) if " run " in command else (0,)), f"{command}\n{shown}"
     assert (tmp_path / "out.json").is_file()
     assert (tmp_path / "exported" / "manifest.json").is_file()

@@ -65,14 +65,17 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(robot):
 
 def test_the_arm_goes_where_the_control_loop_sends_it(robot):
     """Commands that never reach the joints, or reach them scaled."""
-    robot.reset(4)
     actions = np.tile(np.float32([0.3, 0, 0, 0, 0, 0, -1]), (20, 1))
-    stream = RecordedStream(Record(actions, EE), 0.05)
-    inference = ThreadedInference(robot, stream)
-    loop = ControlLoop(robot, inference, ChunkExecutor(CHUNK, 0.05, action_spec=EE), EE, deadline_s=30.0)
-    before = robot.observe().obs["ee_pose"]
-    loop.run(60.0, lambda: stream.finished)
-    inference.close()
+    for _ in range(20):
+        robot.reset(4)
+        stream = RecordedStream(Record(actions, EE), 0.05)
+        inference = ThreadedInference(robot, stream)
+        loop = ControlLoop(robot, inference, ChunkExecutor(CHUNK, 0.05, action_spec=EE), EE, deadline_s=30.0)
+        before = robot.observe().obs["ee_pose"]
+        statistics = loop.run(60.0, lambda: stream.finished)
+        inference.close()
+        if loop.stopped is None or statistics.overruns == 0:  # a loop that the machine held up is rightly refused
+            break
     moved = robot.observe().obs["ee_pose"] - before
     assert loop.stopped is None
     assert 0.05 < moved[0] < 0.35

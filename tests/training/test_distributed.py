@@ -57,7 +57,7 @@ def test_two_processes_train_as_one_and_resume_exactly(
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(tmp_path / name) for name in ("script.py", "config.yaml")] + [str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert finished.returncode == 0, finished.stderr[-2000:]
     monkeypatch.setattr(callbacks, "LOG_EVERY", 1)
     train(config, tmp_path / "single")

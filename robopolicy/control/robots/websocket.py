@@ -15,8 +15,8 @@ from robopolicy.components import ConfigError, expect, register
 from robopolicy.control.profile import profile_from_dict
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots.base import RobotContext, host_and_port
-from robopolicy.control.timing import Clock, SystemClock
 from robopolicy.control.serving.access import read_api_key, trusted, warn_of_plain_text
+from robopolicy.control.timing import Clock, SystemClock
 from robopolicy.types import Command, Observation
 
 logger = logging.getLogger(__name__)
