@@ -35,26 +35,9 @@ def evaluated(run: Path, out: Path, *options: str) -> dict:
     return json.loads(out.read_text())
 
 
-IN_TURN = """
-import json, os, sys
-from robopolicy.cli import main
-for number, verb in enumerate(json.loads(sys.argv[1])):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # the second group must not read the first one's addresses
-    if code := main(verb):
-        raise SystemExit(code)
-"""
-
-
-def test_two_processes_find_what_one_does(random_run, tmp_path, capsys):
-    """Episodes lost, doubled or reordered between processes would be found in no single process's log."""
-    alone = evaluated(random_run, tmp_path / "alone.json")
-    assert main(["collect", *COLLECT, "--out", str(tmp_path / "alone.hdf5")]) == 0
-    capsys.readouterr()
+def in_two_processes(verb: list[str]) -> list[str]:
+    """What each of two joined processes prints; each pair has a store of its own, so that none reads another's addresses."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    verbs = [
-        ["eval", str(random_run), *EVAL, "--json", str(tmp_path / "shared.json")],
-        ["collect", *COLLECT, "--out", str(tmp_path / "shared.hdf5")],
-    ]
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),  # held by this process: a free one could be taken by somebody else meanwhile
@@ -63,7 +46,7 @@ def test_two_processes_find_what_one_does(random_run, tmp_path, capsys):
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", IN_TURN, json.dumps(verbs)],
+            [sys.executable, "-c", f"from robopolicy.cli import main; raise SystemExit(main({verb!r}))"],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
@@ -72,8 +55,18 @@ def test_two_processes_find_what_one_does(random_run, tmp_path, capsys):
     ]
     said = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert "success" in said[0]
-    assert said[1] == ""
+    return said
+
+
+def test_two_processes_find_what_one_does(random_run, tmp_path, capsys):
+    """Episodes lost, doubled or reordered between processes would be found in no single process's log."""
+    alone = evaluated(random_run, tmp_path / "alone.json")
+    assert main(["collect", *COLLECT, "--out", str(tmp_path / "alone.hdf5")]) == 0
+    capsys.readouterr()
+    evaluation = in_two_processes(["eval", str(random_run), *EVAL, "--json", str(tmp_path / "shared.json")])
+    collection = in_two_processes(["collect", *COLLECT, "--out", str(tmp_path / "shared.hdf5")])
+    assert "success" in evaluation[0]
+    assert [evaluation[1], collection[1]] == ["", ""]
     shared = json.loads((tmp_path / "shared.json").read_text())
     assert {name: shared[name] for name in FIGURES} == {name: alone[name] for name in FIGURES}
     with DemoFile(tmp_path / "alone.hdf5") as one, DemoFile(tmp_path / "shared.hdf5") as two:

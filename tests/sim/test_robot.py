@@ -72,7 +72,7 @@ def test_the_arm_goes_where_the_control_loop_sends_it(robot):
         inference = ThreadedInference(robot, stream)
         loop = ControlLoop(robot, inference, ChunkExecutor(CHUNK, 0.05, action_spec=EE), EE, deadline_s=30.0)
         before = robot.observe().obs["ee_pose"]
-        statistics = loop.run(60.0, lambda: stream.finished)
+        statistics = loop.run(60.0, lambda stream=stream: stream.finished)
         inference.close()
         if loop.stopped is None or statistics.overruns == 0:  # a loop that the machine held up is rightly refused
             break
