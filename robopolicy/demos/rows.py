@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robopolicy.demos.frames import Descriptor, DiskFrames, Frames, MemoryFrames, RowReader, row_reader, torch_type
-from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.images import image_form
 from robopolicy.demos.placement import Placement, choose_placement
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
@@ -134,12 +133,10 @@ def load_rows(
 def row_types(source: DemoSource, name: str) -> dict[str, Row]:
     """Shape and type of one row of each observation key of a demo, `tokens` included where it has them.
 
-    Of a native file nothing but the description is read, since one demo's images may be gigabytes.
+    Where the format's datasets are known, only their description is read, since one demo's images may be gigabytes.
     """
-    if _is_native(source):
-        found = {
-            key.removeprefix("obs/"): data for key, data in _native(source).datasets(name).items() if _is_seen(key)
-        }
+    if (datasets := _datasets(source, name)) is not None:
+        found = {key.removeprefix("obs/"): data for key, data in datasets.items() if _is_seen(key)}
         rows = {key: (data.shape[1:], data.dtype) for key, data in found.items()}
         odd = [key for key, row in rows.items() if key != TOKENS_KEY and image_form(*row) is not None]
         read = source.read(name, odd).obs if odd else {}
@@ -238,18 +235,15 @@ def _load_large(
 
 def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], threads: int) -> dict[str, Frames]:
     """Each key read from the files as it is needed."""
-    files: dict[int, DemoFile] = {}
     descriptors: dict[str, Descriptor] = {}
     readers: dict[str, list[RowReader]] = {key: [] for key in large}
     for source, name in picked:
-        if not _is_native(source):
+        datasets, where = _datasets(source, name), _where(source, name)
+        if datasets is None:
             raise DemoFormatError(
                 f"{source.path.name}: only the native layout is read from the disk while training; "
                 "`robopolicy convert` makes such a file, or set --data.placement host"
             )
-        if id(source) not in files:
-            files[id(source)] = _native(source)
-        datasets, where = files[id(source)].datasets(name), _where(source, name)
         for key, row in large.items():
             path = key if key == TOKENS_KEY else f"obs/{key}"
             if path not in datasets:
@@ -267,12 +261,10 @@ def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], t
     return {key: DiskFrames(found, threads, list(descriptors.values())) for key, found in readers.items()}
 
 
-def _is_native(source: DemoSource) -> bool:
-    return isinstance(source, DemoFile) or getattr(source, "format_name", None) == "robomimic"
-
-
-def _native(source: DemoSource) -> DemoFile:
-    return source if isinstance(source, DemoFile) else DemoFile(source.path)
+def _datasets(source: DemoSource, name: str) -> Mapping[str, Any] | None:
+    """The HDF5 datasets that a demo is read from unchanged, by path; None for a source that has no such datasets."""
+    find = getattr(source, "datasets", None)
+    return None if find is None else find(name)
 
 
 def _values(demo: Demo, key: str, where: str) -> np.ndarray:

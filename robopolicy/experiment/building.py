@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robopolicy.components import build, values_of
-from robopolicy.experiment.config import ExperimentConfig
+from robopolicy.experiment.config import ExperimentConfig, NormalizationConfig
 from robopolicy.model.encoders import EncoderInputs, text_width_of
 from robopolicy.model.memories import history_of, window_of
 from robopolicy.model.normalization import ActionNormalizer
@@ -47,7 +47,7 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
     """
     scaling = config.normalization
     keys = KeyScaling(facts.observation, facts.obs_statistics, scaling.obs, scaling.rotation, scaling.rotations)
-    actions = action_normalizer(config, facts.action, facts.action_statistics)
+    actions = action_normalizer(scaling, facts.action, facts.action_statistics)
     text = None
     if facts.vocabulary is not None:
         inputs = TextInputs(facts.vocabulary, text_width_of(config.encoder), getattr(config.encoder, "model", None))
@@ -67,10 +67,12 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
     return policy
 
 
-def action_normalizer(config: ExperimentConfig, spec: ActionSpec, statistics: Statistics | None) -> ActionNormalizer:
+def action_normalizer(
+    scaling: NormalizationConfig, spec: ActionSpec, statistics: Statistics | None
+) -> ActionNormalizer:
     """The map between action rows and action targets."""
-    form, declared = config.normalization.rotation, config.normalization.rotations
-    return ActionNormalizer(spec, statistics, action_rotations(spec, form, declared), form)
+    rotations = action_rotations(spec, scaling.rotation, scaling.rotations)
+    return ActionNormalizer(spec, statistics, rotations, scaling.rotation)
 
 
 def policy_spec(

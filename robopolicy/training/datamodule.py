@@ -87,7 +87,7 @@ class DemoDataModule(LightningDataModule):
         if reads_tokens(self.experiment.encoder):
             self._token_encoder = require_one_encoder(self._readers)
         splits = [split_names(reader, data) for reader in self._readers]
-        keys, privileged = choose_keys(self._readers[0], splits[0][0][0], self.experiment)
+        keys, privileged = choose_keys(self._readers[0], splits[0][0][0], data, self._token_encoder is not None)
         if TOKENS_KEY in keys and are_padded(self._readers):
             keys.append(TOKEN_VALID_KEY)
         wanted = tuple(dict.fromkeys((*keys, *privileged)))
@@ -219,7 +219,7 @@ class DemoDataModule(LightningDataModule):
         data = self.experiment.data
         threads = data.num_workers or min(4, os.cpu_count() or 1)
         sources = list(zip(self._readers, names, strict=True))
-        pool = pooling_ahead(self.experiment)
+        pool = pooling_ahead(self.experiment.encoder, self.experiment.pooling)
         return load_rows(sources, keys, placement=data.placement, device=self.device, threads=threads, pool_tokens=pool)
 
     def _intervention_weights(self, names: Sequence[Sequence[str]]) -> np.ndarray | None:
@@ -257,7 +257,7 @@ class DemoDataModule(LightningDataModule):
         if split not in self._stores:
             rows = self._valid if split == "valid" and self._valid is not None else self._rows()
             normalizer = self._normalizer or action_normalizer(
-                self.experiment, self.action_spec, self.action_statistics
+                self.experiment.normalization, self.action_spec, self.action_statistics
             )
             self._stores[split] = DemoStore(
                 rows,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robopolicy.components import ConfigError, component
-from robopolicy.experiment.config import ExperimentConfig
+from robopolicy.experiment.config import NormalizationConfig
 from robopolicy.experiment.reading import section_from
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.losses import cut_windows
@@ -23,7 +23,8 @@ class Objective(nn.Module):
     """The weighted sum of named losses of a policy on a batch of segments.
 
     Args:
-        config: its `losses`, and the sizes of what they are computed from.
+        losses: loss -> weight, or for an auxiliary loss its weight and options; `ExperimentConfig.losses`.
+        scaling: how privileged keys are scaled.
         policy: what is trained; not held, so that an averaged copy can be measured by the same objective.
         privileged: shape of one frame of each key that losses may use and the policy doesn't see.
         statistics: of the privileged keys, from the training split.
@@ -34,13 +35,13 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        config: ExperimentConfig,
+        losses: Mapping[str, Any],
+        scaling: NormalizationConfig,
         policy: ChunkPolicy,
         privileged: Mapping[str, ArraySpec] | None = None,
         statistics: Mapping[str, Statistics] | None = None,
     ) -> None:
         super().__init__()
-        scaling = config.normalization
         self.privileged = KeyScaling(
             privileged or {}, statistics if privileged else None, scaling.obs, scaling.rotation, scaling.rotations
         )
@@ -55,7 +56,7 @@ class Objective(nn.Module):
         self.weights: dict[str, float] = {}
         # A list, since a ModuleDict can't hold names such as `forward` or those with dots.
         self.auxiliary, self.auxiliary_names = nn.ModuleList(), list[str]()
-        for name, value in config.losses.items():
+        for name, value in losses.items():
             options = {} if not isinstance(value, Mapping) else {k: v for k, v in value.items() if k != "weight"}
             self.weights[name] = float(value["weight"] if isinstance(value, Mapping) else value)
             if name in head.action_head.loss_names:

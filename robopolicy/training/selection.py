@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -11,8 +12,7 @@ from robopolicy.components import build
 from robopolicy.demos.actions import infer_action_spec
 from robopolicy.demos.formats import DemoReader
 from robopolicy.demos.rows import DemoRows, TokenPooling, row_types
-from robopolicy.experiment.config import ConfigError, DataConfig, ExperimentConfig
-from robopolicy.model.encoders import reads_tokens
+from robopolicy.experiment.config import ConfigError, DataConfig
 from robopolicy.model.encoders.precomputed import PrecomputedOptions
 from robopolicy.model.poolings.max import MaxOptions
 from robopolicy.model.poolings.mean import MeanOptions
@@ -58,13 +58,15 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
     return train, valid
 
 
-def choose_keys(reader: DemoReader, name: str, config: ExperimentConfig) -> tuple[list[str], list[str]]:
-    """The observation keys of the policy, and those for auxiliary losses only, judged by one demo.
+def choose_keys(reader: DemoReader, name: str, data: DataConfig, with_tokens: bool) -> tuple[list[str], list[str]]:
+    """The observation keys of the policy, `tokens` included if `with_tokens`, and those for auxiliary losses only.
+
+    They are judged by one demo.
 
     Raises:
         DemoFormatError: a key or camera that the config names isn't there; those present are listed.
     """
-    data, rows = config.data, row_types(reader, name)
+    rows = row_types(reader, name)
     cameras = [key for key, (shape, dtype) in rows.items() if len(shape) == 3 and dtype == np.uint8]
     vectors = [key for key, (shape, _) in rows.items() if len(shape) <= 1]
     chosen_cameras = cameras if data.cameras is None else list(data.cameras)
@@ -76,7 +78,7 @@ def choose_keys(reader: DemoReader, name: str, config: ExperimentConfig) -> tupl
             raise DemoFormatError(f"{reader.path.name}, {name}: no key '{key}'; it has: {_listed(rows)}")
     unseen = {*data.privileged_keys, *(reader.attributes.get("env_args") or {}).get("privileged", ())}
     keys = list(data.obs_keys) if data.obs_keys is not None else [key for key in vectors if key not in unseen]
-    tokens = [TOKENS_KEY] if reads_tokens(config.encoder) else []
+    tokens = [TOKENS_KEY] if with_tokens else []
     if data.cameras is None:
         for key, (shape, dtype) in rows.items():
             if key not in (*cameras, *vectors, *unseen, *tokens) and key != TOKENS_KEY:
@@ -139,16 +141,16 @@ def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> A
     return replace(spec, gripper_values=tuple(pairs))
 
 
-def pooling_ahead(config: ExperimentConfig) -> TokenPooling | None:
+def pooling_ahead(encoder: Any, pooling: Any) -> TokenPooling | None:
     """The head's pooling, if it may be applied to the file's tokens once and for all; None where weights come before it.
 
     Pooled again, what is left of a frame is what it was: each of the `latent` vectors is a bin of its own.
     """
-    passes_on = isinstance(config.encoder, PrecomputedOptions) and config.encoder.hidden == 0
-    if not passes_on or not isinstance(config.pooling, MaxOptions | MeanOptions):
+    passes_on = isinstance(encoder, PrecomputedOptions) and encoder.hidden == 0
+    if not passes_on or not isinstance(pooling, MaxOptions | MeanOptions):
         return None
-    latent, keeps_values = config.pooling.latent, isinstance(config.pooling, MaxOptions)
-    pool = build(config.pooling, 1)
+    latent, keeps_values = pooling.latent, isinstance(pooling, MaxOptions)
+    pool = build(pooling, 1)
 
     def pooled(tokens: Tensor, token_valid: Tensor | None) -> Tensor:
         if tokens.shape[1] < latent:

@@ -228,7 +228,7 @@ def make_training(config: ExperimentConfig, data: DemoDataModule, policy: ChunkP
     training, optimizer = config.training, config.optimizer
     return PolicyTraining(
         policy,
-        Objective(config, policy, data.privileged, data.obs_statistics),
+        Objective(config.losses, config.normalization, policy, data.privileged, data.obs_statistics),
         Schedule(training.max_steps, optimizer.warmup_steps, optimizer.min_lr_scale, training.max_minutes),
         optimizer,
         make_augmentation(config.augmentation, inputs),

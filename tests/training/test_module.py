@@ -32,7 +32,8 @@ def experiment(path: Path, **changes: object) -> ExperimentConfig:
 def parts(data: DemoDataModule) -> tuple[ChunkPolicy, Objective]:
     """An untrained policy for these demos and what it is trained on."""
     policy = build_policy(data.experiment, data.facts)
-    return policy, Objective(data.experiment, policy, data.privileged, data.obs_statistics)
+    config = data.experiment
+    return policy, Objective(config.losses, config.normalization, policy, data.privileged, data.obs_statistics)
 
 
 def training(data: DemoDataModule, schedule: Schedule, **settings: object) -> PolicyTraining:

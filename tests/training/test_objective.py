@@ -51,7 +51,7 @@ def make_objective(losses: Mapping[str, Any] | None = None, **changes: Any) -> t
     actions = Statistics.of(rng.uniform(-2, 2, size=(50, 5)))
     facts = DemoFacts(SPEC, obs, Vocabulary.of(INSTRUCTIONS), statistics, actions)
     policy = build_policy(config, facts)
-    return policy, Objective(config, policy, PRIVILEGED, statistics)
+    return policy, Objective(config.losses, config.normalization, policy, PRIVILEGED, statistics)
 
 
 def make_batch(count: int = 4, frames: int = S, seed: int = 0) -> Batch:

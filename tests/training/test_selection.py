@@ -13,7 +13,7 @@ from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats.base import ReaderBase
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.demos.rows import DemoRows, load_rows
-from robopolicy.experiment import ConfigError, DataConfig, ExperimentConfig
+from robopolicy.experiment import ConfigError, DataConfig
 from robopolicy.training.encode import require_one_encoder
 from robopolicy.training.selection import choose_action_spec, choose_keys, split_names
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
@@ -85,24 +85,23 @@ def test_a_split_that_can_not_be_made_is_refused():
         split_names(Stub(TEN, {"train": []}), DataConfig())
 
 
-def test_by_default_every_vector_is_seen_and_targets_are_not(reader):
-    """A key meant for a loss term only would let the policy read the answer."""
-    config = ExperimentConfig(data=DataConfig(privileged_keys=("cube_red",)))
-    assert choose_keys(reader, "demo_0", config) == (["ee_pose", "gripper"], ["cube_red"])
-    config = ExperimentConfig(data=DataConfig(obs_keys=("gripper",), cameras=("front",)))
-    assert choose_keys(reader, "demo_0", config) == (["gripper", "front"], [])
-    config = ExperimentConfig().change({"data.obs_keys": [], "encoder.kind": "precomputed"})
-    assert choose_keys(reader, "demo_0", config) == (["tokens"], [])
+def test_by_default_every_vector_is_seen_and_privileged_keys_are_not(reader):
+    """Guards against: a key meant for a loss only, from which the policy reads the position that it shall predict."""
+    data = DataConfig(privileged_keys=("cube_red",))
+    assert choose_keys(reader, "demo_0", data, False) == (["ee_pose", "gripper"], ["cube_red"])
+    data = DataConfig(obs_keys=("gripper",), cameras=("front",))
+    assert choose_keys(reader, "demo_0", data, False) == (["gripper", "front"], [])
+    assert choose_keys(reader, "demo_0", DataConfig(obs_keys=()), True) == (["tokens"], [])
 
 
-def test_a_key_that_is_not_there_lists_those_that_are(reader):
-    """The most common mistake is a name."""
+def test_a_missing_key_lists_those_that_are_present(reader):
+    """Guards against: a misspelled key, the most common mistake, whose error does not show the names to choose from."""
     with pytest.raises(DemoFormatError, match=r"tiny.hdf5, demo_0: no camera 'wrist'; it has: front"):
-        choose_keys(reader, "demo_0", ExperimentConfig(data=DataConfig(cameras=("wrist",))))
+        choose_keys(reader, "demo_0", DataConfig(cameras=("wrist",)), False)
     with pytest.raises(DemoFormatError, match=r"no key 'joints'; it has: cube_red, ee_pose, front, gripper"):
-        choose_keys(reader, "demo_0", ExperimentConfig(data=DataConfig(obs_keys=("joints",))))
+        choose_keys(reader, "demo_0", DataConfig(obs_keys=("joints",)), False)
     with pytest.raises(ConfigError, match="the policy would have no input"):
-        choose_keys(reader, "demo_0", ExperimentConfig(data=DataConfig(obs_keys=())))
+        choose_keys(reader, "demo_0", DataConfig(obs_keys=()), False)
 
 
 def test_the_files_own_spec_is_taken_and_must_fit(reader, rows):

@@ -52,7 +52,8 @@ def first_loss(config, start):
     module.policy.eval()
     own = module.objective(module.policy, batch)[0]["loss"]
     earlier = load_policy(start.folder)
-    theirs = Objective(config, earlier, data.privileged, data.obs_statistics)(earlier, batch)[0]["loss"]
+    objective = Objective(config.losses, config.normalization, earlier, data.privileged, data.obs_statistics)
+    theirs = objective(earlier, batch)[0]["loss"]
     target = batch.target[0, 0, 0]
     row = earlier.action_normalizer.to_rows(Chunk(arm=target[:6], gripper_logit=target[6:] - 0.5))
     torch.testing.assert_close(row, torch.as_tensor(data._valid.actions[0]), atol=1e-5, rtol=0)

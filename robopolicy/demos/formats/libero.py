@@ -68,6 +68,9 @@ class LiberoReader(RobomimicReader):
         }
         return replace(demo, obs=obs, instruction=demo.instruction or self._instruction)
 
+    def datasets(self, name: str) -> None:
+        """None: what `read` returns is not what the file holds."""
+
 
 def _instruction(problem_info: Any) -> str | None:
     """`language_instruction` of the JSON text: a string, or a list of its parts; without quotes around it."""

@@ -95,6 +95,10 @@ class RobomimicReader(ReaderBase):
             return replace(demo, instruction=language)
         return demo
 
+    def datasets(self, name: str) -> Mapping[str, h5py.Dataset] | None:
+        """The datasets that a demo is read from unchanged, by path such as `obs/front`, and `tokens`."""
+        return self._file.datasets(name)
+
     def close(self) -> None:
         """Close the HDF5 file."""
         self._file.close()

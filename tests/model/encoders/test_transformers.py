@@ -281,7 +281,7 @@ def test_a_policy_trains_through_the_backbone_on_what_it_was_told(folder):
     """The words must reach the model that can read them, and the loss its adapters, for both towers."""
     policy = a_policy(folder).train()
     batch = a_batch()
-    objective = Objective(policy.config, policy)
+    objective = Objective(policy.config.losses, policy.config.normalization, policy)
     objective(policy, batch)[0]["loss"].backward()
     moved = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     adapters = {name for name in moved if "backbone" in name}
