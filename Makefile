@@ -29,7 +29,7 @@ gpu: env  ## on a machine with a GPU: its tests, then every benchmark that uses 
 	$(BIN)/python eval/gpu.py --json runs/gpu.json
 
 docs: env  ## the pages of docs/ as a site, without network: open site/index.html
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: env
 	$(BIN)/python .ci/plain_words.py

@@ -34,14 +34,14 @@ def _show(found: Component) -> None:
     summary = (inspect.getdoc(found.make) or "").partition("\n")[0]
     origin = "" if found.origin == BUILT_IN else f"   [{found.origin}]"
     print(f"{found.kind}{origin}   {summary}")
-    meaning = _meanings(found.options)
+    meaning = meanings(found.options)
     for field in dataclasses.fields(found.options):
         default = field.default_factory() if callable(field.default_factory) else field.default
         shown = default if isinstance(default, str) else json.dumps(default, default=str)
         print(f"    {field.name} = {shown:<{max(1, 26 - len(field.name))}}  {meaning.get(field.name, '')}".rstrip())
 
 
-def _meanings(options: type) -> dict[str, str]:
+def meanings(options: type) -> dict[str, str]:
     """The docstring under each field, those of inherited fields included."""
     found: dict[str, str] = {}
     for owner in reversed(options.__mro__):

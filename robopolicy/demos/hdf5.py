@@ -129,7 +129,10 @@ class DemoFile:
         if "obs" not in present:
             raise DemoFormatError(f"{where}: {_no_observations(present)}")
         found = {"actions": dataset_in(group, "actions", where)}
-        found |= {key: dataset_in(group, key, where) for key in STEP_ARRAYS if key in present}
+        inside = [key for key in STEP_ARRAYS if key in present]
+        if "states" in inside and group.get("states", getclass=True) is h5py.Group:
+            inside.remove("states")  # Isaac Lab keeps the simulator's state as a tree; training does not use it
+        found |= {key: dataset_in(group, key, where) for key in inside}
         if (beside := self._tokens_of(name)) is not None:
             found[TOKENS] = beside.dataset(name)
         found |= {f"obs/{key}": data for key, data in datasets_below(group_in(group, "obs", where), where).items()}

@@ -77,7 +77,8 @@ class RobomimicReader(ReaderBase):
             self._file = DemoFile(path, tokens=tokens)
             self.names = tuple(self._file.names)
             first = group_in(group_in(file, "data", path.name), self.names[0], path.name)
-            unread = sorted(set(first) - {"actions", "obs", *STEP_ARRAYS})
+            trees = [key for key in ("states",) if first.get(key, getclass=True) is h5py.Group]
+            unread = sorted({*trees, *(set(first) - {"actions", "obs", *STEP_ARRAYS})})
         if unread:
             self.notes = (f"of each demo, {', '.join(unread)} is not read",)
         for key, data in self._file.datasets(self.names[0]).items():

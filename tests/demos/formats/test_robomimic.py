@@ -81,3 +81,16 @@ def test_a_bit_flipped_in_a_copy_is_noticed(tmp_path, part):
         demos.read("demo_0")
         with pytest.raises(DemoFormatError, match=rf"copy.hdf5, demo_1: {part} changed since it was written"):
             demos.read("demo_1")
+
+
+def test_isaac_labs_tree_of_states_is_named_and_not_read(tmp_path):
+    """Guards against: a file of Isaac Lab, whose states are a group, that is refused though training needs no states."""
+    path = write_robomimic(tmp_path / "stack.hdf5")
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            del demo["states"]
+            demo["states/articulation/robot/joint_position"] = np.zeros((len(demo["actions"]), 9))
+            demo["initial_state/articulation/robot/joint_position"] = np.zeros((1, 9))
+    with open_demos(path) as demos:
+        assert demos.notes[0] == "of each demo, initial_state, states is not read"
+        assert demos.read("demo_0").states is None
