@@ -15,19 +15,19 @@ PRODUCTS = ("MatMul", "Gemm")
 
 @runtime_checkable
 class Measure(Protocol):
-    """Tells how far an exported folder is from the policy it was made of."""
+    """Compares an exported folder with the policy it was made from."""
 
     def largest_error(self, folder: Path) -> float:
-        """As a share of the action's range."""
+        """The largest difference between their actions, as a share of the action's range."""
         ...
 
 
 def quantize(folder: Path, measure: Measure, tolerance: float) -> tuple[list[str], float]:
     """Replace the graph in an exported folder by one with int8 weights; those of sensitive layers stay float.
 
-    Weights get one scale per column, activations are quantized as they come. Where all products together differ too
-    much, each is quantized alone, and the most sensitive ones stay float, one after another, until the rest keeps to the
-    tolerance.
+    Weights get one scale per column; activations are quantized dynamically. If the error with all layers quantized
+    exceeds the tolerance, each layer is measured alone, and the most sensitive ones stay float, one after another, until
+    the error of the rest is within it.
 
     Returns:
         Names of the layers that stayed float, and the difference that remains.

@@ -44,7 +44,7 @@ def run_check(
         console: where to print.
 
     Returns:
-        0: nothing is wrong; 1: problems were found; 2: a file can't be opened as demos.
+        0: no problems; 1: problems were found; 2: a file can't be opened as demos.
     """
     console = console or Console(soft_wrap=True)
     if salvage_to is not None and len(files) != 1:
@@ -73,7 +73,7 @@ def run_check(
 
 
 def check_files(paths: Sequence[str | Path]) -> list[FileReport]:
-    """Report on each, and on what doesn't fit together among them."""
+    """Report on each file, and on contradictions between them."""
     reports = [check_file(path) for path in paths]
     compare_files(reports)
     return reports

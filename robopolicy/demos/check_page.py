@@ -22,7 +22,7 @@ img{display:block;image-rendering:pixelated;border-radius:3px}
 """
 BINS = 40
 PICTURE_PX = 128
-"""Images on the contact sheet are thinned out to at most this height."""
+"""Images on the contact sheet are subsampled to at most this height."""
 
 
 def write_page(reports: Sequence[FileReport], target: Path) -> None:

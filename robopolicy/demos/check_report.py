@@ -42,12 +42,12 @@ class FileReport:
 
     @property
     def problems(self) -> list[Finding]:
-        """What makes the exit code 1."""
+        """Findings that make the exit code 1."""
         return [finding for finding in self.findings if finding.severity == "problem"]
 
     @property
     def notes(self) -> list[Finding]:
-        """What is worth knowing."""
+        """Findings that are notes only."""
         return [finding for finding in self.findings if finding.severity == "note"]
 
     @property

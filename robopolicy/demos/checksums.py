@@ -29,7 +29,7 @@ def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = Fa
     Args:
         demo: as it was read.
         where: begins the message.
-        whole: all its observations were read; else those that are there are compared.
+        whole: all its observations were read; if False, only those that were read are compared.
         expected: the file declares checksums for every demo; if False, a demo without passes unchecked.
 
     Raises:
@@ -85,7 +85,7 @@ def _checksums(demo: Demo) -> dict[str, int]:
 
 
 def _parsed(text: Any) -> dict[str, Any]:
-    """The attribute as a dictionary; empty where it is damaged itself."""
+    """The attribute as a dictionary; empty if the attribute itself is damaged."""
     try:
         return json_object(text, CHECKSUMS)
     except DemoFormatError:

@@ -15,11 +15,11 @@ from robopolicy.types import ActionSpec, Demo
 CLOCK = re.compile(r"(.*_)?(time|timestamp|stamp)(_s)?")
 """Observation keys that are times, by name."""
 JITTER = 0.5
-"""A step whose duration is off the usual one by more than this share of it is irregular."""
+"""A step is irregular if its duration differs from the median by more than this share."""
 DRIFT = 0.05
 """Two clocks whose steps differ by more than this share disagree."""
 SAME = 1e-3
-"""By how much a quaternion's length may differ from 1."""
+"""Largest deviation of a quaternion's length from 1."""
 DECLARE = "where training doesn't list it among its rotations, declare it in --normalization.rotations as"
 REPEATS = 0.5
 """Share of steps that repeat the one before, beyond which it is noted."""
@@ -68,7 +68,7 @@ class KeySummary:
 
 
 def demo_problems(demo: Demo, clock: np.ndarray | None, rate_hz: float | None) -> Iterator[str]:
-    """What makes one demo unfit beyond what its reader refuses: times that are irregular or disagree."""
+    """Problems of one demo that its reader does not refuse: irregular or contradictory times."""
     clocks = {key: values.reshape(len(demo), -1)[:, 0] for key, values in demo.obs.items() if CLOCK.fullmatch(key)}
     if clock is not None:
         clocks["timestamp"] = clock
@@ -76,7 +76,7 @@ def demo_problems(demo: Demo, clock: np.ndarray | None, rate_hz: float | None) -
 
 
 def demo_notes(demo: Demo) -> Iterator[str]:
-    """What is worth knowing of one demo: cameras slower than the control, rotations that jump."""
+    """Notes on one demo: cameras slower than the control rate, rotations that jump."""
     for key, values in demo.obs.items():
         if is_image(values) and len(values) > 1:
             share = float((values[1:] == values[:-1]).all(axis=(1, 2, 3)).mean())

@@ -25,9 +25,9 @@ class Frames(Protocol):
     """One key's rows of all demos, one after another."""
 
     shape: tuple[int, ...]
-    """Of one row."""
+    """Shape of one row."""
     dtype: torch.dtype
-    """Of its values."""
+    """Type of its values."""
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
         """(B, S, *shape): the rows asked for; each segment's rows ascend within one demo."""
@@ -47,7 +47,7 @@ class Recycler:
         self._unused = _references([np.empty(0)], 0)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of this shape, its content undefined; pinned where there is a GPU to fetch from it."""
+        """An uninitialized tensor of this shape; pinned if there is a GPU to copy it to."""
         if torch.cuda.is_available():  # torch recycles pinned memory by itself
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         size = math.prod(shape) * dtype.itemsize
@@ -85,9 +85,9 @@ class MemoryFrames:
 class DiskFrames:
     """Rows that stay in their demo files; threads read and unpack those of a batch.
 
-    Nothing is mapped or kept, so that resident memory stays that of a few batches however large the files are. Rows that
-    lie in one piece are read straight into the batch; chunks packed by gzip are read and unpacked by us, which lets go
-    of Python's lock; whatever else HDF5 offers goes through HDF5, one thread at a time.
+    Nothing is mapped or cached, so resident memory stays that of a few batches however large the files are. Rows
+    stored contiguously are read straight into the batch; gzip chunks are read and unpacked here, which releases
+    Python's lock; every other storage goes through HDF5, one thread at a time.
     """
 
     def __init__(self, readers: Sequence["RowReader"], threads: int, files: Sequence["Descriptor"] = ()) -> None:
@@ -137,7 +137,7 @@ def torch_type(dtype: np.dtype) -> torch.dtype:
 
 
 class Descriptor:
-    """A file opened for reading as long as someone reads it; it notices that the file was written to meanwhile."""
+    """A file descriptor shared by readers; it detects that the file was written to meanwhile."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -148,7 +148,7 @@ class Descriptor:
         """Refuse a file that has another size or time than when it was opened.
 
         Raises:
-            DemoFormatError: what was read before and what would be read now are not of one data set.
+            DemoFormatError: rows read before and after the change would come from two data sets.
         """
         if self._now() != self._state:
             raise DemoFormatError(
@@ -183,7 +183,7 @@ def row_reader(dataset: h5py.Dataset, file: Descriptor, where: str) -> RowReader
 
 
 class ContiguousReader:
-    """Rows that lie in one piece in the file, read without HDF5."""
+    """Rows stored contiguously in the file, read without HDF5."""
 
     def __init__(self, dataset: h5py.Dataset, file: Descriptor, where: str) -> None:
         self.length, self.shape, self.dtype = len(dataset), dataset.shape[1:], dataset.dtype

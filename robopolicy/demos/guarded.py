@@ -1,6 +1,6 @@
 """Reading HDF5 files from strangers: every error of the HDF5 library becomes one line.
 
-`robopolicy.demos.probe` has walked the file before, and refused what points outside it or can't be as large as it claims.
+`robopolicy.demos.probe` has walked the file before, and refused links that lead out of it and sizes that can't be true.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ GREATEST_ATTRIBUTES = 1024
 """Attributes of one object; ours and robomimic's have fewer than ten."""
 
 BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
-"""What h5py, and whatever takes a file for what it should be, raise on damaged files."""
+"""Exceptions that h5py, and code that trusts what it reads, raise on damaged files."""
 
 
 def open_checked(path: str | Path) -> h5py.File:
@@ -74,7 +74,7 @@ def damage_named(where: str) -> Iterator[None]:
 
 
 def group_in(parent: h5py.Group, key: str, where: str) -> h5py.Group:
-    """The group `key` of `parent`; `where` begins the message if it is missing, damaged, or elsewhere."""
+    """The group `key` of `parent`; `where` begins the message if it is missing, damaged, or not a group."""
     found = _child(parent, key, where)
     if not isinstance(found, h5py.Group):
         raise DemoFormatError(f"{where}: {key} is a dataset; expected a group")

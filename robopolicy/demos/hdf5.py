@@ -198,7 +198,7 @@ class DemoFile:
         return found if beside is None else {**found, TOKEN_VALID: beside.valid(name)}
 
     def mark(self, name: str) -> int:
-        """What tokens of the demo carry, to tell it from another (`tokens.mark_of`)."""
+        """The demo's mark, which tokens made from it carry (`tokens.mark_of`)."""
         where = f"{self.path.name}, {name}"
         actions = read_rows(dataset_in(self._group(name), "actions", where), f"{where}: actions")
         return mark_of(attributes_of(self._group(name), where), actions)
@@ -209,7 +209,7 @@ class DemoFile:
         return TOKENS in self._group(self.names[0])
 
     def _open_tokens(self, beside: bool) -> None:
-        """Look for tokens, in the file or beside it, and add to `attributes` whose they are."""
+        """Look for tokens, in the file or beside it, and add the encoder that made them to `attributes`."""
         path = tokens_beside(self.path)
         if beside and not self.has_tokens_inside and path.is_file():
             self._tokens = TokenFile(path)

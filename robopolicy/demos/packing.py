@@ -16,7 +16,7 @@ DEMO_NAME = re.compile(r"demo_(\d+)")
 STEP_ARRAYS = ("executed_actions", "rewards", "dones", "states", "tokens")
 """Datasets with one row per step that a demo may have beside its actions and observations."""
 CHECKSUMS = "checksums"
-"""Attribute of the file, which kind; of a demo, JSON: name of each part -> its checksum."""
+"""Attribute with checksums: of the whole file, as text; of a demo, as JSON (name of each part -> its checksum)."""
 IMAGE_CHUNK_FRAMES = 8
 """Frames of images packed together: a window of 10 reads 2 or 3 such chunks. At 84x84 gzip-1 writes 140-230 MB/s,
 reads 460 MB/s and keeps a quarter of the bytes; lzf writes 230, reads 385 and keeps half, for h5py only."""
@@ -78,7 +78,7 @@ def demo_number(name: str, where: str) -> int:
     """The number behind `demo_`.
 
     Raises:
-        DemoFormatError: the name is another one; `where` begins the message.
+        DemoFormatError: the name is not `demo_<i>`; `where` begins the message.
     """
     match = DEMO_NAME.fullmatch(name)
     if match is None:

@@ -27,7 +27,7 @@ class FileInUseError(OSError):
 
 
 def parts_folder(target: str | Path) -> Path:
-    """Where the parts of a file lie until it is whole."""
+    """Folder of a file's parts until the file is complete."""
     return Path(f"{target}{ENDING}")
 
 
@@ -41,7 +41,7 @@ class Parts:
     Raises:
         FileExistsError: there are parts already, and `resume` is off.
         FileInUseError: another process writes the file.
-        OSError: something other than a folder of parts is in the way, such as a link.
+        OSError: the path of the parts is taken by something else, such as a link.
     """
 
     def __init__(self, target: Path, *, resume: bool) -> None:
@@ -143,7 +143,7 @@ def stream_hdf5(path: Path, fill: Callable[[h5py.File], Iterable[object]]) -> No
 
 
 class _PatientFile(io.FileIO):
-    """A file for h5py's file-object driver whose writes never fail in HDF5's hands.
+    """A file for h5py's file-object driver whose writes never raise inside HDF5.
 
     HDF5 can't pass on the error of a write that it does when it flushes or closes: it keeps the file open, and crashes
     when the process ends. After the first error, writes are kept in memory, where HDF5 reads them back, and the error

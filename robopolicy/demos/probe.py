@@ -2,8 +2,8 @@
 
 The HDF5 library can crash or loop on a damaged file, and a hostile one can read other files (external storage, external
 links, virtual datasets) or declare terabytes in kilobytes. A helper process, started once, forks a child for each file;
-the child walks every group, attribute and chunk index and reads the data. Its death or silence is the file's refusal, and
-the caller lives on. The verdict is remembered until the file changes.
+the child walks every group, attribute and chunk index and reads the data. If it dies or stalls, the file is refused and
+the caller is unharmed. The verdict is remembered until the file changes.
 """
 
 import atexit
@@ -30,7 +30,7 @@ from robopolicy.demos.guarded import BROKEN, attributes_of, open_checked, requir
 from robopolicy.types import DemoFormatError
 
 SILENCE_S = 20.0
-"""How long the examination may stay at one object of the file [s]."""
+"""Time limit of the examination for one object of the file [s]."""
 READ_BYTES = 64 * 2**20
 """Data read in full during the examination [bytes]; beyond it, the first and the last row of each dataset."""
 MEMORY_BYTES = 4 * 2**30
@@ -50,7 +50,7 @@ class UnsafeFileError(DemoFormatError):
 
 
 def open_hdf5(path: Path | str) -> h5py.File:
-    """The file, open for reading, after `examine` found nothing against it."""
+    """The file, open for reading, after it passed `examine`."""
     examine(path)
     return open_checked(path)
 
@@ -80,7 +80,7 @@ class _Examiner:
         self._owner = 0
 
     def ask(self, path: Path, silence_s: float) -> str | None:
-        """What speaks against the file, or None; a helper that was killed meanwhile is replaced once."""
+        """Why the file is refused, or None; a helper that was killed meanwhile is replaced once."""
         request = json.dumps([str(path.resolve()), silence_s]) + "\n"
         with self._lock:
             reply = self._exchange(request) or self._exchange(request)
@@ -129,7 +129,7 @@ atexit.register(_examiner.close)
 
 
 def serve() -> None:
-    """The helper's loop: a JSON line `[path, seconds]` from stdin, one (what speaks against it, or null) to stdout."""
+    """The helper's loop: a JSON line `[path, seconds]` from stdin, one (why it is refused, or null) to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
         path, silence_s = json.loads(line)
@@ -137,7 +137,7 @@ def serve() -> None:
 
 
 def _in_child(path: str, silence_s: float) -> str | None:
-    """What the child finds against the file; it writes a dot for each object, then its verdict as JSON."""
+    """The child's verdict; it writes a dot for each object, then why the file is refused, or null, as JSON."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
@@ -171,7 +171,7 @@ def _in_child(path: str, silence_s: float) -> str | None:
 
 
 def fault(path: str, alive: Callable[[], object]) -> str | None:
-    """What speaks against the file, or None; run in a process that may die of it. `alive` is called for each object."""
+    """Why the file is refused, or None; run in a process that may die of it. `alive` is called for each object."""
     try:
         held = os.stat(path).st_size
         with open_checked(path) as file:

@@ -52,7 +52,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], target: Path, url: str) -> None:
-    """Everything into place at once, so that a kill leaves no half copy under the name."""
+    """Copy to a temporary path and rename, so that a kill leaves no half copy under the name."""
     partial = target.with_name(f".{target.name}.partial")
     _remove(partial)
     try:

@@ -174,7 +174,7 @@ def _large_row_types(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict
 
 
 def _low_dim_demo(demo: Demo, tokens: int, where: str) -> Demo:
-    """What stays of a demo in memory: actions, low-dimensional observations (T, d, ...), instruction and seed.
+    """The part of a demo that is kept in memory: actions, low-dimensional observations (T, d, ...), instruction and seed.
 
     The mask of `tokens` tokens is one of the observations, unless `tokens` is 0.
     """
@@ -196,7 +196,7 @@ def _token_valid(demo: Demo, tokens: int, where: str) -> np.ndarray:
 
 
 def _no_row(row: Row) -> Tensor:
-    """(0, ...): what the rows of a key are, none of them."""
+    """An empty tensor (0, ...) with the shape and type of a key's rows."""
     return torch.empty((0, *row[0]), dtype=torch_type(row[1]))
 
 
@@ -234,7 +234,7 @@ def _load_large(
 
 
 def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], threads: int) -> dict[str, Frames]:
-    """Each key read from the files as it is needed."""
+    """Readers of each key, which read from the files on demand."""
     descriptors: dict[str, Descriptor] = {}
     readers: dict[str, list[RowReader]] = {key: [] for key in large}
     for source, name in picked:

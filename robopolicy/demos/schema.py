@@ -24,7 +24,7 @@ def json_object(text: Any, where: str) -> dict[str, Any]:
     """The JSON object in an attribute: finite numbers of 64 bits, nested no deeper than `GREATEST_DEPTH`.
 
     Raises:
-        DemoFormatError: it is something else; the line begins with `where`.
+        DemoFormatError: it is not; the message begins with `where`.
     """
     try:
         if not isinstance(text, str) or len(text) > GREATEST_CHARS:

@@ -71,7 +71,7 @@ class DemoStore:
 
     @property
     def start_device(self) -> torch.device:
-        """Where `gather` best finds its starts: with the images, so that fetching them waits for no GPU."""
+        """Device on which `gather` expects its starts: that of the images, so that gathering waits for no GPU."""
         return self.device if self.gathers_at_once else torch.device("cpu")
 
     def gather(self, starts: Int[Tensor, " batch"], episode_start: Tensor | None = None) -> Batch:

@@ -97,7 +97,7 @@ class PartWriter:
             self._note(name, self._parts.path(part), attributes)
 
     def _keeps(self, name: str, attributes: Mapping[str, Any]) -> bool:
-        """Whether a group that an earlier writer left is continued with."""
+        """Whether a group left by an earlier writer is kept."""
         return True
 
     def _take_up(self) -> None:
@@ -141,7 +141,7 @@ class PartWriter:
         self._seal(target)
 
     def _add_rest(self, target: h5py.File) -> None:
-        """Write what the file holds beside its groups."""
+        """Write the contents of the file other than its groups."""
 
     def _seal(self, file: h5py.File) -> None:
         """Write the file's checksums, where its demos have them."""
@@ -284,7 +284,7 @@ def begun(path: str | Path) -> Path | None:
 
 
 def _write_checked(group: h5py.Group, demo: Demo) -> None:
-    """Write a demo and its checksums; what can't be written is refused before they are made."""
+    """Write a demo and its checksums; refuse invalid arrays first."""
     write_demo(group, demo)
     group.attrs[CHECKSUMS] = with_checksums(demo).attributes[CHECKSUMS]
 

@@ -45,11 +45,11 @@ class LivePolicy:
             instruction=policy.spec.instruction or self.prompted,
         )
         self.token_spec = policy.spec
-        """Of a client that sends tokens."""
+        """Observation of a client that sends tokens itself."""
 
     @property
     def device(self) -> torch.device:
-        """Where the head is."""
+        """Device of the head."""
         return getattr(self.policy, "device", torch.device("cpu"))
 
     def initial_state(self, batch: int | Sequence[int] = ()) -> Any:

@@ -18,12 +18,12 @@ from robopolicy.model.texts import TextInputs, Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec, PolicySpec
 
 PUBLIC_PROVENANCE = ("task", "control_dt", "renderer", "versions")
-"""What of a policy's provenance a server may tell a stranger: no path, no seed."""
+"""Parts of a policy's provenance that a server may show to strangers: no path, no seed."""
 
 
 @dataclass(frozen=True)
 class DemoFacts:
-    """What a policy has to know of its demos, beside the config."""
+    """The facts about the demos that a policy is built from, beside the config."""
 
     action: ActionSpec
     """The columns of the action rows."""
@@ -32,9 +32,9 @@ class DemoFacts:
     vocabulary: Vocabulary | None = None
     """Words of the training instructions; None where there are no instructions."""
     obs_statistics: Mapping[str, Statistics] | None = None
-    """Of each low-dimensional key, from the training split; None when weights are loaded afterwards."""
+    """Statistics of each low-dimensional key, from the training split; None when weights are loaded afterwards."""
     action_statistics: Statistics | None = None
-    """Of the action rows, from the training split; None when weights are loaded afterwards."""
+    """Statistics of the action rows, from the training split; None when weights are loaded afterwards."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the demos come from."""
 
@@ -82,7 +82,7 @@ def policy_spec(
     instruction: bool,
     provenance: Mapping[str, Any],
 ) -> PolicySpec:
-    """What a policy of this config needs and gives."""
+    """Inputs, outputs and timing of a policy of this config."""
     rate_hz = action.rate_hz
     return PolicySpec(
         observation={key: spec if spec.is_image else ArraySpec(spec.shape) for key, spec in observation.items()},

@@ -56,8 +56,8 @@ class DataConfig:
     """Share of the segments that start at a demo's first step; for tasks where the cue comes first. Not for a carried
     memory, which always starts there."""
     intervention_weight: float | None = None
-    """How often a step in which an operator had the robot (`run --intervene`) starts a segment, another step counting 1;
-    null: as often. Not for a carried memory."""
+    """Sampling weight of segments that start while an operator controlled the robot (`run --intervene`), others
+    having 1; null: 1. Not for a carried memory."""
     frame_stride: int = 1
     """Control steps between two frames of a window; above 1 for a slow backbone or a client that executes chunks."""
     placement: Literal["auto", "device", "host", "disk"] = "auto"

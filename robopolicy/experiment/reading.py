@@ -1,7 +1,7 @@
 """YAML, the command line or plain dictionaries -> an experiment, and back.
 
-The kinds of the component sections are found first; what may be given then follows from their dataclasses. Each value is
-converted to its field's type by jsonargparse; a key that nobody has is refused, and those that exist are listed.
+The kinds of the component sections are determined first; their dataclasses then define which options exist. Each value is
+converted to its field's type by jsonargparse; an unknown key is refused, and those that exist are listed.
 """
 
 import json

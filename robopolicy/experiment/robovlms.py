@@ -36,10 +36,10 @@ TEMPLATES: Mapping[str, str] = {"paligemma": "{eos}{images}{instruction}{action}
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """What a RoboVLMs checkpoint doesn't say of itself."""
+    """Facts that a RoboVLMs checkpoint does not record."""
 
     window: int | None = None
-    """W, frames of memory; None: that of the file, which only a GPT head's tells."""
+    """W, frames of memory; None: that of the file, which only a GPT head records."""
     latent: int = 1
     """Tokens kept per frame."""
     pooling: Literal["max", "none"] = "max"
@@ -68,7 +68,7 @@ def convert_checkpoint(source: str | Path, folder: str | Path, options: Checkpoi
     Args:
         source: a checkpoint; see `robopolicy.model.robovlms.read_head`.
         folder: created if missing.
-        options: what the checkpoint doesn't say.
+        options: facts that the checkpoint does not record.
 
     Raises:
         RoboVlmsError: the checkpoint can't be read.
@@ -102,7 +102,7 @@ def convert_checkpoint(source: str | Path, folder: str | Path, options: Checkpoi
 
 
 def _with_backbone(state: Mapping[str, Any], options: CheckpointOptions, target: Path) -> "FrameTokens":
-    """The backbone's folder, written to `target`, and what it makes of images and prompt."""
+    """Write the backbone's folder to `target`; returns it as a `FrameTokens`."""
     from robopolicy.model.encoders._backbones import Reading
     from robopolicy.model.encoders._loading import load_tokenizer, model_type
     from robopolicy.model.encoders._tokens import FrameTokens

@@ -52,7 +52,7 @@ def save_policy(policy: ChunkPolicy, folder: str | Path, provenance: Mapping[str
     """Write a policy into a run folder; each file is complete or absent at any moment, the weights come last.
 
     Args:
-        policy: what to keep.
+        policy: the policy to save.
         folder: created if missing; earlier files of a policy are replaced.
         provenance: JSON-ready facts of where it came from: demo files, seeds, task, control_dt, renderer, versions.
     """
@@ -202,7 +202,7 @@ def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
 
 
 def read_provenance(folder: str | Path) -> dict[str, Any]:
-    """Where the policy in a run folder or an exported one came from; an export keeps only what a stranger may see."""
+    """Where the policy in a run folder or an exported one came from; an export holds only what may be shown to strangers."""
     folder = Path(folder)
     if (folder / runtime.MANIFEST).is_file():
         return dict(runtime.read_manifest(folder)["spec"]["provenance"])

@@ -60,9 +60,9 @@ def _closed_loop(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _training_seeds(runs: Sequence[Path]) -> str:
-    """Runs whose configs differ in their seed only, in one number; and the first such group against the others.
+    """Runs whose configs differ only in their seed, summarized in one number, and the first such group against the others.
 
-    Counted are each run's newest evaluation of a task, on the seeds that all have.
+    Each run's newest evaluation of a task counts, on the seeds that all runs share.
     """
     newest = {str(run): {values["task"]: values for _, values in _evaluations(run)} for run in runs}
     groups = group_runs({str(run): config_values(run) for run in runs})

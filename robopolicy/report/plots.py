@@ -1,4 +1,4 @@
-"""Plots as inline SVG: axes that can be read, and colours that tell series apart."""
+"""Plots as inline SVG: readable axes and distinguishable colours."""
 
 import html
 import math
@@ -106,7 +106,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
-    """1, 2 and 5 of each power of ten around the values; powers alone where that would be many."""
+    """1, 2 and 5 of each power of ten around the values; powers of ten alone if that would be too many."""
     first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
     inside = [i for i, tick in enumerate(ticks) if min(values) <= tick <= max(values)]

@@ -22,7 +22,7 @@ class Runner:
     Args:
         policy: what `robopolicy.load_policy` returns, or an exported policy.
         batch: leading axes of the observations: () for one robot, or a number of environments.
-        control_dt: time of one control step [s]; only its grid matters, since every call is one step.
+        control_dt: time of one control step [s]; every call is one step, whatever time has passed.
         execution: which action of which chunk is executed when; None: as the policy was trained.
     """
 

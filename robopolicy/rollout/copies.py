@@ -79,7 +79,7 @@ class LocalCopy:
             raise CopyLostError(f"{type(error).__name__}: {one_line(error)}") from error
 
     def close(self) -> None:
-        """Close the environment, as far as it lets itself be closed."""
+        """Close the environment; errors while closing are ignored."""
         if self._session is not None:
             with contextlib.suppress(Exception):
                 self._session.close()
@@ -101,7 +101,7 @@ class LocalCopy:
 
 
 class ProcessCopy:
-    """A copy in a process of another interpreter, which runs `env_runner.py` and nothing else of ours.
+    """A copy in a process of another interpreter, which runs `env_runner.py` and nothing else of this package.
 
     They share a pair of connected sockets, so no port is open and no other program can join.
 
@@ -189,7 +189,7 @@ class ProcessCopy:
 
 
 class _ExpiredError(Exception):
-    """The time is up."""
+    """A request exceeded its time limit."""
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from robopolicy.types import ArraySpec
 
 @dataclass(frozen=True)
 class EnvMap:
-    """What a map file says; each field may be left out."""
+    """The contents of a map file; every field is optional."""
 
     make: Mapping[str, Any] = field(default_factory=dict)
     """`id` or `factory` with `kwargs`, if not simply the name after the colon of --env."""
@@ -63,7 +63,7 @@ class EnvMap:
     settle: Mapping[str, Any] = field(default_factory=dict)
     """`steps` with a fixed `action` after each reset, before the policy acts."""
     step_timeout_s: float = 60.0
-    """An environment that gives no reply to a step or a reset within this time counts as hung [s]."""
+    """Time limit for a step or a reset [s], beyond which the environment counts as hung."""
     figures: Mapping[str, str] = field(default_factory=dict)
     """Name -> info key, reported as the mean over the episodes' last steps."""
     folder: str | None = None

@@ -30,7 +30,7 @@ class EnvMapError(ValueError):
 
 @dataclass(frozen=True)
 class ObsSource:
-    """Where the environment has what the policy knows under one key."""
+    """Source in the environment of one key of the policy."""
 
     paths: tuple[str, ...]
     """One array, or several that are joined end to end; `a/b` in nested dicts, `render` for the environment's `render()`."""

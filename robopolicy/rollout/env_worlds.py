@@ -17,9 +17,9 @@ from robopolicy.types import ArraySpec, Policy
 LOG = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 300.0
-"""An environment whose making takes longer counts as hung; it may compile or load much."""
+"""Time limit for making an environment [s], which may compile or load a lot; beyond it counts as hung."""
 LOCAL_COPIES = 8
-"""Copies at once in this process, unless told otherwise: enough to share a pass of the policy."""
+"""Default number of copies in this process: enough to share a forward pass of the policy."""
 
 
 class EnvWorlds:
@@ -134,7 +134,7 @@ class EnvWorlds:
         return
 
     def faults(self, world: int) -> tuple[str, ...]:
-        """What broke in the present episode of `world`."""
+        """Faults in the present episode of `world`."""
         return self._faults[world]
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ class EpisodeWorlds(Protocol):
         ...
 
     def faults(self, world: int) -> tuple[str, ...]:
-        """Why the present episode of `world` can't be trusted; empty for a sound one."""
+        """Faults of the simulator in the present episode of `world`; empty if there were none."""
         ...
 
 
@@ -81,7 +81,7 @@ class Episode:
     demos: tuple[Demo, ...] = ()
     """The recorded episode, if the rollout records: one demo for each instruction in turn."""
     faults: tuple[str, ...] = ()
-    """What broke in the simulation; an episode with any fault has failed, whatever the policy did."""
+    """Faults of the simulator; an episode with any has failed, whatever the policy did."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Timing:
 
     @classmethod
     def together(cls, parts: Sequence["Timing"]) -> "Timing":
-        """Of processes that ran side by side: the longest times, and the steps of all."""
+        """The total of processes that ran in parallel: the longest times, and the steps of all."""
         return cls(
             max(part.inference_s for part in parts),
             max(part.physics_s for part in parts),
@@ -111,7 +111,7 @@ class Step:
     states: np.ndarray | None
     """Full simulator states (N, n) before the action, where asked for."""
     instructions: Sequence[str]
-    """(N,) what was asked."""
+    """(N,) the instructions."""
     label: np.ndarray
     """(N, width) the right action, for demos."""
     action: np.ndarray
@@ -125,7 +125,7 @@ class Step:
     running: np.ndarray
     """(N,) False where no seed was left for the world: its rows mean nothing."""
     next_obs: Mapping[str, np.ndarray]
-    """What follows the action; of an episode that ended, its last observation."""
+    """The observation after the action; for an episode that ended, its last one."""
     info: Mapping[str, Any]
     """As returned by `step`, after the action."""
     seeds: np.ndarray
@@ -266,7 +266,7 @@ class Record:
         self.instructions: list[str] = []
 
     def add(self, step: Step, world: int) -> None:
-        """Keep one world's part of a step."""
+        """Append one world's part of a step."""
         row: dict[str, Any] = {f"obs/{key}": np.array(value[world]) for key, value in step.obs.items()}
         row |= {} if step.states is None else {"states": np.array(step.states[world])}
         row |= {"actions": np.array(step.label[world]), "executed_actions": np.array(step.action[world])}

@@ -27,7 +27,7 @@ class TrainingSeeds:
     interval: tuple[float, float]
     """Interval of the mean that counts both training runs and episodes."""
     level: float
-    """Of the interval, such as 0.95."""
+    """Confidence level of the interval, such as 0.95."""
     episodes: int
     """Evaluation seeds shared by all runs."""
 
@@ -41,7 +41,7 @@ class Difference:
     interval: tuple[float, float]
     """Interval of the difference that counts training runs and episodes of both groups."""
     p_value: float
-    """Two-sided, of no difference, from the same bootstrap."""
+    """Two-sided p-value of no difference, from the same bootstrap."""
     episodes: int
     """Evaluation seeds shared by all runs of both groups."""
 
@@ -51,7 +51,7 @@ def summarize_runs(runs: Sequence[Outcomes], level: float = 0.95) -> TrainingSee
 
     The bootstrap draws training runs and evaluation seeds, both with replacement; the seeds jointly for all runs, since one
     scene is equally hard or easy for each of them. The interval is never narrower than Wilson's for all episodes together,
-    so that runs which all succeed always are not given an interval of no width. With R runs, the spread between them is
+    so that runs which always succeed do not get an interval of zero width. With R runs, the spread between them is
     understated by a factor of about sqrt((R - 1) / R), as in any bootstrap.
 
     Args:

@@ -48,7 +48,7 @@ def labels_and_masks_stay(make: Make) -> None:
 
 
 def the_given_batch_is_not_written_to(make: Make) -> None:
-    """A batch may be gathered from, or compared with, data that later batches use."""
+    """The batch may share memory with the demos, which later batches are read from."""
     batch = _batch()
     before = {key: _tensor(values).clone() for key, values in batch.obs.items()}
     _drawn(make(INPUTS), batch)
@@ -57,7 +57,7 @@ def the_given_batch_is_not_written_to(make: Make) -> None:
 
 
 def draws_follow_the_seed(make: Make) -> None:
-    """All randomness is torch's, so that a resumed run draws what the run itself would have drawn."""
+    """All randomness comes from torch's generator, so that a resumed run draws what an uninterrupted one would."""
     first, again = (_drawn(make(INPUTS), _batch(), seed=3) for _ in range(2))
     for key, values in first.obs.items():
         require_equal(_tensor(again.obs[key]), _tensor(values), f"{key} of a second draw with the same seed")

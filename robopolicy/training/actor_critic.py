@@ -1,4 +1,4 @@
-"""A policy that explores, and the critic that values its states: what is learned by reinforcement, whatever the algorithm.
+"""An exploring policy and its critic: what reinforcement learning trains, whatever the algorithm.
 
 What the policy predicts becomes the mean of a distribution:
 
@@ -41,7 +41,7 @@ class ActionDistribution:
     mean: Float[Tensor, "*batch k arm"]
     """In normalized units."""
     log_std: Float[Tensor, "arm"]
-    """Of every action alike."""
+    """The same for all k actions."""
     logit: Float[Tensor, "*batch k gripper"]
     """Closed where positive."""
     learned: Bool[Tensor, "arm"]
@@ -61,7 +61,7 @@ class ActionDistribution:
         return (density * self.learned).sum((-1, -2)) + mass.sum((-1, -2))
 
     def entropy(self) -> Float[Tensor, "*batch"]:
-        """Of the k actions together [nats]."""
+        """Entropy of the k actions together [nats]."""
         arm = ((self.log_std + 0.5 * math.log(2 * math.pi * math.e)) * self.learned).sum() * self.mean.shape[-2]
         gripper = functional.binary_cross_entropy_with_logits(self.logit, self.logit.sigmoid(), reduction="none")
         return arm + gripper.sum((-1, -2))
@@ -111,7 +111,7 @@ class Critic(nn.Module):
         return ((value - self.mean) / self.variance.sqrt()).float()
 
     def count_targets(self, targets: Tensor) -> None:
-        """Take value targets into mean and standard deviation (Chan et al. 1979), in place."""
+        """Update mean and variance in place with these value targets (Chan et al. 1979)."""
         number, total = targets.numel(), self.count + targets.numel()
         mean, variance = targets.double().mean(), targets.double().var(correction=0)
         between = (mean - self.mean).square() * self.count * number / total
@@ -154,7 +154,7 @@ class ActorCritic(nn.Module):
         self.log_std = nn.Parameter(torch.full_like(scale, math.log(std)))
 
     def distribution(self, hidden: Float[Tensor, "*batch hidden"], policy: ChunkPolicy) -> ActionDistribution:
-        """What the action head of `policy` makes of hidden vectors."""
+        """The distribution that the action head of `policy` predicts from hidden vectors."""
         chunk, k = policy.head.action_head.decode(hidden), self.decision_steps
         return ActionDistribution(chunk.arm[..., :k, :], self.log_std, chunk.gripper_logit[..., :k, :], self.learned)
 
@@ -166,7 +166,7 @@ class ActorCritic(nn.Module):
         Args:
             batch: observations, and where episodes begin.
             policy: whose memory is unrolled.
-            before: its state before the rollout's first step, of all worlds.
+            before: state of all worlds before the rollout's first step.
         """
         pooled = pool(policy, batch.steps)
         frames = batch.layout.split(pooled).transpose(0, 1)
@@ -208,11 +208,11 @@ class Explorer:
         self.model, self.generator = model, generator
         policies = (model.policy, model.critic.body, model.start)
         self.states: list[MemoryState] = [policy.initial_state(worlds) for policy in policies]
-        """Of the policy, the critic and the start policy."""
+        """Memory states of the policy, the critic and the start policy."""
         self.before = (self.states[0], self.states[1])
-        """The policy's and the critic's before the present step."""
+        """Memory states of the policy and the critic before the present step."""
         self.frame: dict[str, Any] = {}
-        """Of the present step: observations, distribution, decision and value, as `TensorDict` takes them."""
+        """Observations, distribution, decision and value of the present step, as `TensorDict` takes them."""
         self._place = torch.zeros(worlds, dtype=torch.int64, device=model.policy.device)
         self._plan: Tensor | None = None
 

@@ -1,4 +1,4 @@
-"""What happens beside the steps: validation, selection, checkpoints, exact resume."""
+"""Everything but the training steps: validation, selection, checkpoints, exact resume."""
 
 import json
 import math
@@ -59,15 +59,15 @@ class RandomState(Callback):
         return {"processes": gathered(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the first step, since starting up draws random numbers."""
+        """Keep it until the first step, since starting up draws random numbers."""
         self._loaded = state_dict["processes"]
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Each process draws numbers of its own."""
+        """Seed each process differently."""
         torch.manual_seed(self.seed + trainer.global_rank)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Restore."""
+        """Restore the state before the first step."""
         if self._loaded is None:
             return
         if len(self._loaded) != trainer.world_size:
@@ -81,7 +81,7 @@ class RandomState(Callback):
 
 
 class RunKeeper(Callback):
-    """Measures the policy on the way, keeps the best one in the run folder, and saves what a resume needs.
+    """Measures the policy during training, saves the best one in the run folder, and writes the resume file.
 
     After each optimizer step, in this order: log, validate, evaluate in closed loop, keep, save, stop. Lightning's own
     validation would come after the checkpoint, and a resumed run would skip it.
@@ -120,7 +120,7 @@ class RunKeeper(Callback):
         self._carried: list[dict[str, torch.Tensor] | None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The run so far."""
+        """History, best policy and clock of the run."""
         return {"history": self.history, "best": self.best, "elapsed_s": self._elapsed_s, "carried": self._carried}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -129,14 +129,14 @@ class RunKeeper(Callback):
         self._elapsed_s, self._carried = state_dict["elapsed_s"], state_dict["carried"]
 
     def on_train_start(self, trainer: Trainer, pl_module: PolicyTraining) -> None:
-        """The clock continues where it stood, and so do carried states."""
+        """Continue the clock and the carried states of an interrupted run."""
         self._seen = self.step = trainer.global_step
         pl_module.schedule.start(self._elapsed_s)
         if self._carried is not None and (mine := self._carried[trainer.global_rank]) is not None:
             pl_module.carried = MemoryState.load({name: part.to(pl_module.device) for name, part in mine.items()})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: PolicyTraining, *_: Any) -> None:
-        """All that is due after this step."""
+        """Do whatever is due after this step."""
         self.timer.before_extras()
         step = trainer.global_step
         if step == self._seen:  # accumulating

@@ -54,11 +54,11 @@ class DemoDataModule(LightningDataModule):
     privileged: dict[str, ArraySpec]
     """Keys that auxiliary losses may use and that are not policy inputs."""
     obs_statistics: dict[str, Statistics]
-    """Of each low-dimensional and privileged key, from the training split."""
+    """Statistics of each low-dimensional and privileged key, from the training split."""
     action_statistics: Statistics
-    """Of the action rows, from the training split."""
+    """Statistics of the action rows, from the training split."""
     instructions: tuple[str, ...]
-    """Those of the training split."""
+    """Instructions of the training split."""
 
     def __init__(
         self, config: ExperimentConfig, device: torch.device | str | None = None, read_images: bool = True
@@ -110,7 +110,7 @@ class DemoDataModule(LightningDataModule):
         LOG.info("%s", self.summary())
 
     def use_normalizer(self, normalizer: ActionNormalizer) -> None:
-        """Make action targets by another map than the one of these demos' own statistics."""
+        """Make action targets with this normalizer instead of the one of these demos' own statistics."""
         self._normalizer, self._stores = normalizer.to(self.device), {}
 
     def train_dataloader(self) -> BatchLoader:
@@ -157,7 +157,7 @@ class DemoDataModule(LightningDataModule):
             reader.close()
 
     def summary(self) -> str:
-        """What will be trained on, a few lines for the start of the log."""
+        """The training data in a few lines, for the start of the log."""
         train, valid, spec = self._rows(), self._valid, self.action_spec
         held_out = f"{len(valid.lengths)} demos, {valid.steps} steps held out" if valid else "none held out"
         where = {"device": f"in the memory of {self.device}", "host": "in host memory", "disk": "read from the disk"}
@@ -186,7 +186,7 @@ class DemoDataModule(LightningDataModule):
 
     @property
     def facts(self) -> DemoFacts:
-        """What a policy has to know of these demos."""
+        """The facts about these demos that a policy is built from."""
         return DemoFacts(
             action=self.action_spec,
             observation=self.obs,
@@ -234,7 +234,7 @@ class DemoDataModule(LightningDataModule):
         return np.where(operated, weight, 1.0)
 
     def _take_statistics(self, train: DemoRows) -> None:
-        """Of the training split; rotations are fit to it too."""
+        """Compute the statistics of the training split; the forms of rotations are fitted to it too."""
         scaling = self.experiment.normalization
         form, declared = scaling.rotation, scaling.rotations
         if unknown := [name for name in declared if name.partition("[")[0] not in (*train.low_dim, ACTIONS)]:

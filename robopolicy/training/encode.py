@@ -42,16 +42,16 @@ class EncodeOptions:
     prompt_tokens: int | None = None
     """Tokens of every prompt, the same for files that are trained on together; None: as this file's instructions need."""
     reading: Reading = field(default_factory=Reading)
-    """What of the hidden states becomes tokens."""
+    """Which hidden states become tokens."""
     dtype: Dtype = "auto"
-    """Of the backbone's weights."""
+    """Type of the backbone's weights."""
     device: str | None = None
     """Where the backbone runs; None: the GPU where there is one."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What `encode_file` did."""
+    """Result of `encode_file`."""
 
     path: Path
     """The file with the tokens."""
@@ -125,7 +125,7 @@ def encode_file(
 
 
 def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
-    """Which encoder made the tokens of all these files; empty where none of them says.
+    """Identity of the encoder that made the tokens of all these files; empty if none of them records it.
 
     Raises:
         DemoFormatError: a file has no tokens, or those of another encoder than the first.
@@ -162,7 +162,7 @@ def _sidecar(path: Path, identity: dict[str, Any]) -> TokenWriter:
 
 
 def _copy(demos: DemoReader, out: Path, identity: dict[str, Any]) -> DemoWriter:
-    """A writer of a file that says of itself what the demos' own says."""
+    """A writer of a new file with the attributes of the demos' own."""
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another --out")
     plain = {key: value for key, value in demos.attributes.items() if isinstance(value, (str, int, float))}

@@ -32,7 +32,7 @@ LOG = logging.getLogger(__name__)
 PRACTICE_SEED = 1_000_000_000
 """Seed of the first episode of training seed 0; far from those of demos and of evaluations."""
 SEEDS_PER_RUN = 10_000_000
-"""Seeds set aside for one training seed; all stay below 2^32, which is as far as some environments take them."""
+"""Seeds set aside for one training seed; all stay below 2^32, the limit of some environments."""
 MAX_SEED = 300
 BOARD = "tensorboard"
 """Folder of the curves."""
@@ -49,8 +49,8 @@ class ImproveConfig:
     max_minutes: float | None = None
     """Time limit [min]; the run ends after the iteration in which it is reached; null: none."""
     reward: Reward = "success"
-    """success: 1 at the step that makes the episode a success, else 0; progress: the same, and what the simulator's task says
-    of how near the goal is; env: as the environment gives it."""
+    """success: 1 at the step that makes the episode a success, else 0; progress: the same plus the growth of
+    the task's own measure of progress; env: as the environment gives it."""
     checkpoint_every: int = 10
     """Iterations between two checkpoints; also part of what a run is, since worlds start again there."""
     eval_every: int | None = None
@@ -273,7 +273,7 @@ class _Run:
         self.practice.restart()
 
     def _options(self) -> dict[str, Any]:
-        """What a resumed run must have alike."""
+        """Settings that a resumed run must share."""
         own = {name: getattr(self.config, name) for name in ("reward", "checkpoint_every", "seed")}
         ppo = {f"ppo.{name}": value for name, value in asdict(self.learner.config).items()}
         return {**own, "num_envs": self.practice.worlds.num_envs, **ppo}
@@ -281,7 +281,7 @@ class _Run:
 
 RUN_STATE = ("iteration", "elapsed_s", "best", "history")
 PRACTICE_STATE = ("next_seed", "env_steps", "episodes", "rewarded")
-"""What a checkpoint holds of a run and of its practice."""
+"""Attributes of a run and of its practice that a checkpoint holds."""
 
 
 def _line(figures: Mapping[str, float | int], iterations: int) -> str:

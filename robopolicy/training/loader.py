@@ -17,7 +17,7 @@ from robopolicy.demos.store import DemoStore
 from robopolicy.types import Batch
 
 PREFETCHED = 2
-"""Batches made ahead of the model where making one takes the disk or a copy."""
+"""Batches prefetched while the model computes, if making one needs the disk or a copy."""
 
 
 @runtime_checkable
@@ -78,12 +78,12 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class InOrder:
-    """Segments at every step, or at evenly spaced ones where that are too many: the same each epoch; for validation."""
+    """Segments starting at every step, or at evenly spaced ones if there are too many; the same each epoch; for validation."""
 
     rows: DemoRows
     batch_size: int
     limit: int = 4096
-    """Most segments of an epoch."""
+    """Largest number of segments in an epoch."""
 
     @property
     def length(self) -> int:
@@ -107,11 +107,11 @@ class Carried:
     segment: int
     stride: int = 1
     seed: int | None = None
-    """Of the order of the demos; None keeps that of the files."""
+    """Seed of the order of the demos; None keeps that of the files."""
 
     @property
     def length(self) -> int:
-        """See `Order`; of the first epoch, from which others may differ by a few batches."""
+        """See `Order`; the length of the first epoch, from which others may differ by a few batches."""
         return len(self.epoch(0)[0])
 
     def epoch(self, number: int) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ class BatchLoader:
     """Batches of one process, epoch after epoch: `for batch in loader` is one epoch, or what is left of it.
 
     The order depends on seed and epoch alone, so it is the same for any number of reader threads, and each process of
-    several takes its own share of every batch: together they see exactly what one process would.
+    several takes its own share of every batch: together they train on exactly the batches of one process.
 
     Args:
         store: gathers the segments.
@@ -201,7 +201,7 @@ class BatchLoader:
         self._next_epoch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Which batches were given so far, and out of what."""
+        """Position in the epoch, and the sizes that it depends on."""
         return {"epoch": self._epoch, "position": self._position, "steps": len(self.store), "length": len(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from robopolicy.types import Batch
 
 
 class Schedule:
-    """How far training has come, by steps or by the clock, whichever is further, and the learning rate there.
+    """Progress of the training, by steps or by the clock, whichever is further, and the learning rate at it.
 
     Linear warm-up, then a cosine from 1 down to `min_lr_scale`. With `max_minutes`, the cosine follows the clock where
     time would run out before the steps do, so that training always ends at the lowest rate.
@@ -56,7 +56,7 @@ class Schedule:
 
 
 class Tally:
-    """Means of named terms over many batches, each weighted by its valid actions; nothing waits for the device."""
+    """Means of named terms over many batches, each weighted by its valid actions; does not synchronize with the device."""
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Tally:
         self._sums = values if self._sums is None else self._sums + values
 
     def take(self) -> dict[str, float]:
-        """The means so far, over all processes, as numbers; begins again. Empty where nothing was added."""
+        """The means so far, over all processes, as numbers, and a reset. Empty if nothing was added."""
         if self._sums is None:
             return {}
         sums, self._sums = self._sums, None
@@ -165,7 +165,7 @@ class PolicyTraining(LightningModule):
         return self.from_first(share) if math.isfinite(self.schedule.limit_s) else share
 
     def from_first(self, value: float) -> float:
-        """A number as the first process has it, so that all processes decide alike."""
+        """The first process's value of a number, so that all processes decide alike."""
         if not distributed.is_initialized():
             return value
         agreed = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -173,7 +173,7 @@ class PolicyTraining(LightningModule):
         return float(agreed)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the gradient's norm over all trained parameters; nothing waits for the device."""
+        """Clip the gradient's norm over all trained parameters, without synchronizing with the device."""
         nn.utils.clip_grad_norm_(self._parameters_trained, self.settings.clip_norm)
 
     @torch.no_grad()
@@ -219,7 +219,7 @@ def parameter_groups(trained: nn.ModuleList, settings: OptimizerConfig) -> list[
 
 
 def share_of_all(count: Tensor) -> Tensor | float:
-    """By what a process's mean loss is weighted so that the mean over processes is that over all valid actions."""
+    """Weight of a process's mean loss such that the mean over processes is the mean over all valid actions."""
     if not distributed.is_initialized():
         return 1.0
     total = count.clone()

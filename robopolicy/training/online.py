@@ -33,7 +33,7 @@ LOG = logging.getLogger(__name__)
 MIXING_STREAM = 2
 """Second word of the mixing generator's seed; keeps it apart from the scene's and the demonstrations' noise."""
 ROUNDS_FILE = "dagger.json"
-"""What each round gave, in the folder of the run."""
+"""Results of each round, in the folder of the run."""
 
 
 class RelabelingActor:
@@ -137,7 +137,7 @@ def dagger(
         roll_out: (policy, round from 1 on, seeds already written) -> the demos of each episode as it ends, whose `actions` are
             the expert's labels.
         evaluate: as for `train`.
-        measure: what to note of each round's policy in `dagger.json`, such as its success rate.
+        measure: figures of each round's policy to note in `dagger.json`, such as its success rate.
 
     Raises:
         ConfigError: the config weighs its files, or names none.

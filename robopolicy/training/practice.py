@@ -92,7 +92,7 @@ class Practice:
         return before, {"episodes": float(count), **means}
 
     def _rewards(self, step: Step) -> np.ndarray:
-        """(N,) as `reward` says."""
+        """(N,) the reward of a step, by the setting `reward`."""
         if self.reward == "env":
             return np.asarray(step.reward)
         now = np.asarray(step.info["success"], dtype=bool)

@@ -1,4 +1,4 @@
-"""Where a run stands: a bar on a terminal, lines in a file."""
+"""Progress of a run: a bar on a terminal, lines in a file."""
 
 import logging
 from typing import Any
@@ -21,7 +21,7 @@ class LogProgress(Callback):
         self._shown = 0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Say where the run stands."""
+        """Log the progress."""
         step = trainer.global_step
         due = step % self.keeper.settings.valid_every == 0 or trainer.should_stop
         if not due or step == self._shown or not trainer.is_global_zero:
@@ -51,7 +51,7 @@ class ConsoleProgress(Callback):
         self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Move the bar now and then."""
+        """Update the bar every `LOG_EVERY` steps."""
         if trainer.global_step % LOG_EVERY and not trainer.should_stop:
             return
         self._bar.update(self._task, completed=trainer.global_step, figures=_figures(self.keeper))
@@ -62,7 +62,7 @@ class ConsoleProgress(Callback):
 
 
 def _figures(keeper: RunKeeper) -> str:
-    """The latest losses and success rate, and what a step takes."""
+    """The latest losses and success rate, and the time per step."""
     last = {kind: rows[-1] for kind, rows in keeper.history.items() if rows}
     figures = [f"{kind} {last[kind].get('loss', last[kind].get('rate')):.4g}" for kind in last]
     figures.append(f"{keeper.timer.step_ms:.1f} ms/step, {100 * keeper.timer.data_fraction:.1f} % data")

@@ -1,4 +1,4 @@
-"""What of the demo files is used: which demos train and which are held out, which keys, tokens and action columns."""
+"""Chooses what is used of the demo files: training and held-out demos, keys, tokens and action columns."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -92,7 +92,7 @@ def choose_keys(reader: DemoReader, name: str, data: DataConfig, with_tokens: bo
 
 
 def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: DataConfig) -> ActionSpec:
-    """What the action columns are: as the config says, else as the files say, else by the default rule.
+    """The action spec: from the config, else from the files, else by the default rule.
 
     Raises:
         DemoFormatError: the files contradict each other, or their own rows.
@@ -144,7 +144,7 @@ def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> A
 def pooling_ahead(encoder: Any, pooling: Any) -> TokenPooling | None:
     """The head's pooling, if it may be applied to the file's tokens once and for all; None where weights come before it.
 
-    Pooled again, what is left of a frame is what it was: each of the `latent` vectors is a bin of its own.
+    Pooling the kept vectors again changes nothing: each of the `latent` vectors is a bin of its own.
     """
     passes_on = isinstance(encoder, PrecomputedOptions) and encoder.hidden == 0
     if not passes_on or not isinstance(pooling, MaxOptions | MeanOptions):
@@ -164,7 +164,7 @@ def pooling_ahead(encoder: Any, pooling: Any) -> TokenPooling | None:
 
 
 def _overridden(inferred: ActionSpec, actions: np.ndarray, data: DataConfig) -> ActionSpec:
-    """The inferred spec with the columns that the config names put where it says."""
+    """The inferred spec with the arm and gripper columns that the config declares."""
     if data.arm is None and data.gripper is None:
         return inferred
     width = actions.shape[1]

@@ -178,7 +178,7 @@ class RecurrentMiniBatch:
     """The trajectories of a group of environments, and the same steps as they lie in the rollout."""
 
     steps: TensorDict
-    """[T, e]: the group's rollout, which joined outputs meet."""
+    """[T, e]: the group's steps in rollout order, as joined outputs are."""
     layout: Trajectories
     """`layout.join(outputs)` brings (S, J, ...) back to (T, e, ...)."""
     state: CellState | None

@@ -23,12 +23,12 @@ START_FILE = "start.json"
 PARTS = ("encoder", "text", "pooling", "memory", "action_head")
 """Parts of a policy that can be frozen."""
 BEYOND = 1.02
-"""New actions that reach further than this share of the kept range are reported: the action head can't give them."""
+"""New actions beyond this multiple of the kept range are reported: the action head can't produce them."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from."""
+    """The run that a training starts from, and what it takes from it."""
 
     folder: str
     """Run folder whose weights it starts with."""
@@ -47,7 +47,7 @@ class Start:
 
     @classmethod
     def read(cls, run_dir: Path) -> "Start | None":
-        """What `write` kept; None for a run that began from random weights."""
+        """The contents of `start.json`; None for a run that began from random weights."""
         path = run_dir / START_FILE
         if not path.is_file():
             return None

@@ -1,4 +1,4 @@
-"""What a training step costs, and how much of that is waiting for data."""
+"""Time of a training step, and how much of it is waiting for data."""
 
 import time
 from typing import Any

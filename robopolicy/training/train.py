@@ -54,7 +54,7 @@ FREE_TO_CHANGE = (
     "data.num_workers",
     *(f"training.{name}" for name in ("max_", "valid_every", "checkpoint_every", "eval_", "select")),
 )
-"""Options that may differ when a run is resumed; with any other change it would be another run."""
+"""Options that may differ when a run is resumed; any other change is refused."""
 
 LIGHTNING_ADVICE = (
     "You passed in a `val_dataloader` but have no `validation_step`",  # RunKeeper validates
@@ -174,7 +174,7 @@ def _fit(
 
 
 def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callback]) -> Trainer:
-    """Lightning's trainer, without what costs time in every step; one process, or those of torchrun or SLURM."""
+    """Lightning's trainer without the features that cost time in every step; in one process, or those of torchrun or SLURM."""
     cuda = torch.cuda.is_available()
     return Trainer(
         accelerator="gpu" if cuda else "cpu",
@@ -204,7 +204,7 @@ def _in_bf16(config: ExperimentConfig, cuda: bool) -> bool:
 
 
 def _processes(cuda: bool) -> dict[str, Any]:
-    """How many processes there are per node, and nodes, as torchrun or srun tell their children."""
+    """Processes per node and number of nodes, from the environment variables of torchrun or srun."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         local, world = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
@@ -278,7 +278,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advertising and advice about choices made on purpose off the terminal."""
+    """Silence Lightning's advertising, and its advice about choices made on purpose."""
     before = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
     for logger in before:
         logger.setLevel(logging.WARNING)

@@ -118,8 +118,8 @@ def test_steady_targets_give_a_steady_speed(panda):
     np.testing.assert_allclose(speed, 0.2, rtol=0.05)
 
 
-def test_what_stands_against_a_target_is_told(panda):
-    """An arm that is late or refuses, and nobody knows why."""
+def test_the_limit_that_a_target_breaks_is_named(panda):
+    """Guards against: an arm that lags or stops without any sign of the limit that causes it."""
     smoother = JointSmoother(panda, COMMAND_DT, CONTROL_DT)
     assert smoother.aim(np.add(panda.home_rad, [0.2, 0, 0, 0, 0, 0, 0])) == "motion"
     smoother.start(np.asarray(panda.home_rad))

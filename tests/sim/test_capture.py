@@ -1,4 +1,4 @@
-"""Functions captured as CUDA graphs; on the CPU they are what they were."""
+"""Functions captured as CUDA graphs; on the CPU they run unchanged."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def calls(device: str) -> list[float]:
 
 
 def test_answers_follow_the_inputs():
-    """A function replayed on its first inputs would steer by one picture for ever."""
+    """Guards against: a graph replayed on its first inputs, so that a policy acts on one image for ever."""
     assert calls("cpu") == [6.0 * i for i in range(WARM_UPS + 4)]
 
 

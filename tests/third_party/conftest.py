@@ -25,7 +25,7 @@ class Frames:
         self.count = count
 
     def reset(self, done: Any) -> "Frames":
-        """None where an episode begins."""
+        """Set the count to 0 where an episode begins."""
         return Frames(np.where(np.asarray(done), 0, self.count))
 
 

@@ -32,12 +32,12 @@ TASK_INDEX = {
     ],
     "pandas_version": "2.0.0",
 }
-"""Tells pandas, by which LeRobot reads the tasks, that their text is the table's index."""
+"""Metadata for pandas, with which LeRobot reads the tasks: their text is the table's index."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which episode it is."""
+    """Index of the episode."""
 
     index: int
     task: str

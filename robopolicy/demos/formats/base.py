@@ -68,7 +68,7 @@ class DemoReader(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         ...
 
     def __enter__(self) -> "DemoReader": ...
@@ -131,11 +131,11 @@ class ReaderBase:
         raise NotImplementedError
 
     def clock(self, name: str) -> np.ndarray | None:
-        """None: no time is recorded."""
+        """None: the format records no time."""
         return None
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is held open."""
 
     def __enter__(self) -> "ReaderBase":
         return self
@@ -153,11 +153,11 @@ class Omissions:
         self._found: Counter[str] = Counter()
 
     def add(self, *what: str) -> None:
-        """Count contents of one demo that are left out."""
+        """Count the contents of one demo that are left out."""
         self._found.update(what)
 
     def add_fields(self, demo: Demo, *fields: str) -> None:
-        """Count those of these optional fields that the demo has."""
+        """Count which of these optional fields the demo has."""
         self.add(*(field for field in fields if getattr(demo, field) is not None))
 
     def lines(self) -> list[str]:

@@ -17,7 +17,7 @@ from robopolicy.types import Batch
 
 @dataclass(frozen=True)
 class AugmentationInputs:
-    """What of a batch can be changed."""
+    """The parts of a batch that can be changed."""
 
     cameras: tuple[str, ...] = ()
     """Keys of the images, uint8 (B, S, height, width, channels)."""
@@ -54,7 +54,7 @@ def make_augmentation(kinds: Mapping[str, Any], inputs: AugmentationInputs) -> C
 
     Args:
         kinds: kind -> its options.
-        inputs: what of a batch can be changed.
+        inputs: the parts of a batch that can be changed.
 
     Raises:
         ConfigError: a kind or an option is unknown, or there is nothing for it to change.

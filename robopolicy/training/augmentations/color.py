@@ -19,11 +19,11 @@ class ColorOptions:
     """Options of `color`; each is the largest relative change, 0 is off."""
 
     brightness: float = 0.0
-    """Of all values."""
+    """Change of all values."""
     contrast: float = 0.0
-    """Of the distance from the segment's mean."""
+    """Change of the distance from the segment's mean."""
     saturation: float = 0.0
-    """Of the distance from gray."""
+    """Change of the distance from gray."""
 
     def __post_init__(self) -> None:
         expect(self, "augmentation.color", ">= 0", "brightness", "contrast", "saturation")

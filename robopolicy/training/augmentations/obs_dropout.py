@@ -22,7 +22,7 @@ class ObsDropoutOptions:
 
 @register("augmentation", "obs_dropout", ObsDropoutOptions)
 class ObsDropout:
-    """The same segments lose all keys, so that the policy has to use its images."""
+    """A hidden segment loses all its low-dimensional keys, so that the policy has to use its images."""
 
     def __init__(self, options: ObsDropoutOptions, inputs: AugmentationInputs) -> None:
         inputs.require_keys("obs_dropout")

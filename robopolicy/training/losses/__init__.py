@@ -17,7 +17,7 @@ from robopolicy.types import Batch
 
 @dataclass(frozen=True)
 class LossContext:
-    """Sizes that an auxiliary loss is built for."""
+    """Sizes that an auxiliary loss is built from."""
 
     pooled_width: int
     """P, width of a pooled frame."""
@@ -49,7 +49,7 @@ class LossContext:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """One training batch on its way through the policy."""
+    """One training batch and the policy's intermediate results on it."""
 
     batch: Batch
     """The batch as the loader gave it, in the demos' own units."""

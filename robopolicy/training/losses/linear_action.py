@@ -58,7 +58,7 @@ class LinearAction(nn.Module):
         return error
 
     def _actions(self, group: str, sentence: Tensor, keys: Tensor) -> Tensor:
-        """(B, S, keys, arm) what each key's own policy does; only these policies get a gradient."""
+        """(B, S, keys, arm) the actions of each key's own policy; only these policies get a gradient."""
         values = nn.functional.pad(keys.detach(), (0, 1), value=1.0)
         maps = self.each[group](sentence.detach()).unflatten(-1, (keys.shape[-2], -1, values.shape[-1]))
         return (maps @ values[..., None])[..., 0].float()
