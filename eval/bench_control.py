@@ -30,11 +30,12 @@ from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import ServedStream, Stream, ThreadedInference
 from robopolicy.control.kinematics import pose_and_jacobian
 from robopolicy.control.limits import outside_workspace
-from robopolicy.control.loop import ControlLoop
+from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.statistics import percentiles_ms
 from robopolicy.control.stream import PolicyStream
 from robopolicy.control.timing import request_realtime
-from robopolicy.sim.robot import SimRobot
+from robopolicy.sim.robot import ProcessOptions, SimRobot
+from robopolicy.sim.world import WorldOptions
 from robopolicy.types import ActionSpec, ArraySpec, Command, Observation
 
 CONTROL_DT = 0.05
@@ -142,7 +143,7 @@ class Watched(SimRobot):
     """Remembers every command."""
 
     def __init__(self, command_dt: float) -> None:
-        super().__init__("lift", command_dt=command_dt, priority=True)
+        super().__init__(WorldOptions("lift", command_dt=command_dt), ProcessOptions(priority=True))
         self.sent: list[tuple[float, ...]] = []
 
     def command(self, command: Command) -> None:
@@ -158,7 +159,7 @@ def on_time(seconds: float, command_dt: float, folder: str | None) -> tuple[list
         stream, executor, spec = trained(folder)
     with closing(Watched(command_dt)) as robot:
         inference = ThreadedInference(robot, stream or Circling(), priority=True)
-        loop = ControlLoop(robot, inference, executor, spec, priority=True)
+        loop = ControlLoop(robot, inference, executor, spec, options=LoopOptions(priority=True))
         statistics = loop.run(seconds)
         commands = np.array(robot.sent)
         worst = worst_shares(robot, commands[:, 0], commands[:, 1:])
@@ -231,7 +232,7 @@ def stops(fault: str, command_dt: float) -> tuple[list[dict], list[dict]]:
         client = PolicyClient("127.0.0.1", port, timeout_s=5.0)
         inference = ThreadedInference(robot, ServedStream(client), priority=True)
         executor = ChunkExecutor(CHUNK, CONTROL_DT, action_spec=SPEC)
-        loop = ControlLoop(robot, inference, executor, SPEC, deadline_s=DEADLINE_S, priority=True)
+        loop = ControlLoop(robot, inference, executor, SPEC, options=LoopOptions(deadline_s=DEADLINE_S, priority=True))
         happened_s: list[float] = []
 
         def strike() -> bool:

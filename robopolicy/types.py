@@ -14,6 +14,7 @@ Nothing here imports torch: the client and the exported runtime use these values
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -23,12 +24,6 @@ Array: TypeAlias = Any
 
 ActionKind: TypeAlias = Literal["delta", "absolute", "unknown"]
 ActionSpace: TypeAlias = Literal["ee", "joint_position", "joint_velocity", "unknown"]
-
-TOKENS_KEY = "tokens"
-"""The observation key of tokens encoded ahead of time, (N, D)."""
-TOKEN_VALID_KEY = "token_valid"
-"""The observation key of their mask, (N,): 1, or 0 where a token is padding. Absent: all are valid."""
-
 
 TOKENS_KEY = "tokens"
 """The observation key of tokens encoded ahead of time, (N, D)."""
@@ -67,6 +62,13 @@ class ActionSpec:
     """For each gripper column, the values in the demos' units that stand for label 0 and label 1; default (-1, 1)."""
     continuous_gripper: Sequence[int] = ()
     """Those arm columns that move a gripper."""
+    continuous_gripper_values: Sequence[tuple[float, float]] = ()
+    """For each of them, the two ends of its range in the demos' units, in the sense of `gripper_values`; default (-1, 1)."""
+    base: Sequence[int] = ()
+    """Those arm columns that are velocities of a mobile base [m/s, rad/s], whatever `space` the others have."""
+    arms: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """For a robot of several arms, its columns of each by the arm's name, gripper included; empty: one arm, or joints in
+    the robot's own order. Base columns belong to no arm."""
     kind: ActionKind = "unknown"
     """Whether arm columns are added to the present pose (`delta`) or are the pose itself (`absolute`)."""
     space: ActionSpace = "unknown"
@@ -95,9 +97,22 @@ class ActionSpec:
             )
         if any(low == high for low, high in values):
             raise ValueError(f"gripper_values {values} hold a pair of equal values; a binary gripper has two")
-        if not set(self.continuous_gripper) <= set(arm):
+        for name in ("continuous_gripper", "base"):
+            if not set(getattr(self, name)) <= set(arm):
+                raise ValueError(f"{name} {list(getattr(self, name))} must be among the arm columns {list(arm)}")
+        ends = tuple((float(low), float(high)) for low, high in self.continuous_gripper_values)
+        ends = ends or ((-1.0, 1.0),) * len(self.continuous_gripper)
+        if len(ends) != len(self.continuous_gripper) or any(low == high for low, high in ends):
             raise ValueError(
-                f"continuous_gripper {list(self.continuous_gripper)} must be among the arm columns {list(arm)}"
+                f"continuous_gripper_values {ends} for {len(self.continuous_gripper)} continuous grippers; "
+                "give a pair of different values for each"
+            )
+        arms = {str(name): tuple(int(column) for column in columns) for name, columns in self.arms.items()}
+        owned = sorted(column for columns in arms.values() for column in columns)
+        if arms and owned != sorted(set((*arm, *gripper)) - set(self.base) | set(owned) & set(constant)):
+            raise ValueError(
+                f"the columns of the arms {arms} must hold each arm and gripper column once, and no base column "
+                f"{list(self.base)}"
             )
         if self.units and len(self.units) != len(arm):
             raise ValueError(f"{len(self.units)} units for {len(arm)} arm columns; give one each, or none")
@@ -109,6 +124,9 @@ class ActionSpec:
             "constant": constant,
             "gripper_values": values,
             "continuous_gripper": tuple(int(column) for column in self.continuous_gripper),
+            "continuous_gripper_values": ends,
+            "base": tuple(int(column) for column in self.base),
+            "arms": arms,
             "units": tuple(self.units),
         }.items():
             object.__setattr__(self, name, value)
@@ -122,6 +140,40 @@ class ActionSpec:
     def gripper_columns(self) -> tuple[int, ...]:
         """Indices of the binary gripper columns in a demo's action row."""
         return tuple(self.gripper)  # type: ignore[arg-type]
+
+    @property
+    def joint_columns(self) -> tuple[int, ...]:
+        """The arm columns that move an arm: neither a gripper nor a base."""
+        others = {*self.continuous_gripper, *self.base}
+        return tuple(column for column in self.arm_columns if column not in others)
+
+    @cached_property
+    def gripper_ends(self) -> tuple[tuple[int, float, float], ...]:
+        """Column and the two values of every gripper, binary or continuous, in the order of the columns."""
+        binary = zip(self.gripper_columns, self.gripper_values, strict=True)
+        continuous = zip(self.continuous_gripper, self.continuous_gripper_values, strict=True)
+        return tuple(sorted((column, first, second) for column, (first, second) in (*binary, *continuous)))
+
+    @cached_property
+    def arm_specs(self) -> "Mapping[str, ActionSpec]":
+        """For each of `arms`, the spec of a row that holds its columns alone, in ascending order."""
+        found = {}
+        for name, columns in self.arms.items():
+            place = {column: index for index, column in enumerate(sorted(columns))}
+            binary = [index for index, column in enumerate(self.gripper_columns) if column in place]
+            continuous = [index for index, column in enumerate(self.continuous_gripper) if column in place]
+            found[name] = ActionSpec(
+                arm=[place[column] for column in self.arm_columns if column in place],
+                gripper=[place[self.gripper_columns[index]] for index in binary],
+                constant={place[column]: value for column, value in self.constant.items() if column in place},
+                gripper_values=[self.gripper_values[index] for index in binary],
+                continuous_gripper=[place[self.continuous_gripper[index]] for index in continuous],
+                continuous_gripper_values=[self.continuous_gripper_values[index] for index in continuous],
+                kind=self.kind,
+                space=self.space,
+                rate_hz=self.rate_hz,
+            )
+        return found
 
     @property
     def arm_width(self) -> int:
@@ -152,6 +204,13 @@ class ActionSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` reads it back."""
+        several: dict[str, Any] = {}  # left out where not used, so that earlier versions read the rest
+        if self.continuous_gripper and set(self.continuous_gripper_values) != {(-1.0, 1.0)}:
+            several["continuous_gripper_values"] = [list(pair) for pair in self.continuous_gripper_values]
+        if self.base:
+            several["base"] = list(self.base)
+        if self.arms:
+            several["arms"] = {name: list(columns) for name, columns in self.arms.items()}
         return {
             "arm": list(self.arm_columns),
             "gripper": list(self.gripper_columns),
@@ -162,6 +221,7 @@ class ActionSpec:
             "space": self.space,
             "units": list(self.units),
             "rate_hz": self.rate_hz,
+            **several,
         }
 
     @classmethod
@@ -169,7 +229,8 @@ class ActionSpec:
         """The inverse of `to_dict`."""
         known = dict(values)
         known["constant"] = {int(column): value for column, value in known.get("constant", {}).items()}
-        known["gripper_values"] = tuple((low, high) for low, high in known.get("gripper_values", ()))
+        for pairs in ("gripper_values", "continuous_gripper_values"):
+            known[pairs] = tuple((low, high) for low, high in known.get(pairs, ()))
         return cls(**known)
 
 
@@ -303,14 +364,20 @@ class Observation:
 
 @dataclass(frozen=True)
 class Command:
-    """What is sent to a robot's joints and gripper at one instant."""
+    """What is sent to a robot's joints, grippers and base at one instant."""
 
     joint_position_rad: np.ndarray
     """(joints,) target angles [rad]."""
-    gripper_opening_m: float
-    """Distance between the fingers [m]; nan leaves them as they are."""
+    gripper_opening_m: Array
+    """(grippers,) distance between the fingers of each [m]; nan leaves them as they are. A number stands for one gripper."""
     stamp_s: float
     """When it is meant to hold, on the control loop's clock [s]."""
+    base_velocity: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """(base,) velocities of a mobile base in the order of the profile's `base_velocity` [m/s, rad/s]; mostly empty."""
+
+    def __post_init__(self) -> None:
+        openings = np.atleast_1d(np.asarray(self.gripper_opening_m, np.float64))
+        object.__setattr__(self, "gripper_opening_m", openings)
 
 
 @dataclass(frozen=True)

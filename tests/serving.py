@@ -1,6 +1,7 @@
 """A policy whose answers tell what it saw, and a server of it in a thread: shared by the tests of client and server."""
 
 import asyncio
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from robopolicy.control.server import PolicyServer
 from robopolicy.control.serving.mapping import KeyMapping
@@ -112,3 +114,15 @@ def running_server(
         server.stop()
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "the server did not stop"
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key (PEM); the test is skipped where openssl is missing."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    try:
+        subprocess.run([*command.split(), *options], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed, so there is no certificate to serve with")
+    return certificate, key

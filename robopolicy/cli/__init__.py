@@ -25,6 +25,7 @@ VERBS = {
     "view": ("robopolicy.cli.show", "play a recorded episode or demo"),
     "export": ("robopolicy.cli.deploy", "export a policy as an ONNX graph with explicit state"),
     "serve": ("robopolicy.cli.deploy", "serve a policy over openpi's websocket protocol"),
+    "profile": ("robopolicy.cli.profile", "make a robot's limits and kinematics from its URDF or MJCF"),
     "run": ("robopolicy.cli.run", "run a policy on a robot, in real time, within its limits"),
 }
 """Verb -> the module whose function of the same name runs it, and its line of help."""

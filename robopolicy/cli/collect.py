@@ -40,7 +40,7 @@ def collect(arguments: Sequence[str]) -> int:
     parser.add_argument("--episodes", type=int, default=200, help="successful demonstrations to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the others follow it")
     parser.add_argument("--out", type=str, required=True, help="demo file to write")
-    parser.add_argument("--cameras", type=str, nargs="*", default=[], help="cameras to record: front, wrist")
+    parser.add_argument("--cameras", type=str, nargs="*", default=[], help="cameras to record, such as front or wrist")
     parser.add_argument("--image-size", type=int, default=64, help="width and height of the images [pixels]")
     parser.add_argument(
         "--noise", type=bool, default=True, help="disturb what is executed; the label stays clean (DART)"
@@ -79,7 +79,7 @@ def _collect(options: Namespace, shard: "Shard") -> int:
 
     share = -(-options.episodes // shard.count)
     env = make_env(min(options.num_envs, share))  # before the file, which a wrong task must not leave behind
-    with _writer(options) if shard.first else nullcontext() as writer, _bar(shard.first) as bar:
+    with _writer(options, env) if shard.first else nullcontext() as writer, _bar(shard.first) as bar:
         done = len({*writer.seeds}) if writer else 0
         progress = bar.add_task(f"collect {options.task}", total=options.episodes, completed=done)
         while seeds := shard.agree(_next_seeds(options, writer, tally, shard) if writer else None):
@@ -195,16 +195,15 @@ def _check_out(out: Path, options: Namespace) -> None:
             )
 
 
-def _writer(options: Namespace) -> "DemoWriter":
+def _writer(options: Namespace, env: "RobotVectorEnv") -> "DemoWriter":
     from robopolicy.demos.hdf5 import DemoWriter
     from robopolicy.sim.render import NAME
-    from robopolicy.sim.worlds import ACTIONS
 
     facts = {"renderer": NAME} if options.cameras else {}
     return DemoWriter(
         options.out,
         env_args=_env_args(options),
-        action_spec=ACTIONS,
+        action_spec=env.actions,
         attributes=facts,
         resume=options.resume,
         by_seed=True,

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonargparse import Namespace
 
 from robopolicy.cli.parsing import execution_of
@@ -14,9 +15,10 @@ from robopolicy.control.execution import ExecutionOptions
 from robopolicy.control.inference import ServedStream, Stream
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
+from robopolicy.control.robot import Robot
 from robopolicy.control.spec import ANNOUNCED, PolicySpec
 from robopolicy.control.stream import PolicyStream
-from robopolicy.types import ActionSpec
+from robopolicy.types import ActionSpec, ArraySpec
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +30,15 @@ AUTO_SPEED = "auto"
 
 @dataclass(frozen=True)
 class Driver:
-    """What decides the actions, and what it needs to know and to see."""
+    """What decides the actions, and what it needs."""
 
     stream: Stream
     spec: ActionSpec
     control_dt: float
     chunk: int
     execution: ExecutionOptions
-    keys: tuple[str, ...] = ()
-    """Observation keys that it looks at."""
+    observation: Mapping[str, ArraySpec] = field(default_factory=dict)
+    """What it observes, by key."""
     image_size: int = 64
     cameras: tuple[str, ...] = ()
     seed: int | None = None
@@ -92,23 +94,23 @@ def _served(options: Namespace) -> Driver:
         warn_of_plain_text(logger, host or "127.0.0.1", f"--server {options.server}")
     key = read_api_key(options.api_key_file) if options.api_key_file else None
     client = PolicyClient(host or "127.0.0.1", int(port), api_key=key, timeout_s=5.0, connect_timeout_s=10.0, tls=tls)
-    spec = _told(client.metadata, options.server)
+    spec = _announced(client.metadata, options.server)
     texts = [key for key, field in client.metadata["observation"].items() if field["dtype"] == "str"]
     every_step = {ACTIONS_PER_CALL_KEY: 1}  # whatever is executed of a chunk, each control step's observation is sent
     stream = ServedStream(client, *texts[:1], keys=tuple(spec.observation), constants=every_step)
     return _by_spec(options, spec, stream)
 
 
-def _told(metadata: Mapping[str, Any], server: str) -> PolicySpec:
-    """What a server told of its policy."""
+def _announced(metadata: Mapping[str, Any], server: str) -> PolicySpec:
+    """The policy's spec in a server's metadata."""
     names = ("observation", "action_spec", *ANNOUNCED)
     if missing := [name for name in names if name not in metadata]:
         raise ConfigError(
-            f"--server {server} doesn't tell its policy's {missing[0]}; expected a `robopolicy serve` of this version"
+            f"--server {server} doesn't announce its policy's {missing[0]}; expected a `robopolicy serve` of this version"
         )
     observation = {key: field for key, field in metadata["observation"].items() if field["dtype"] != "str"}
-    told = {name: metadata[name] for name in ANNOUNCED}
-    return PolicySpec.from_dict({**told, "observation": observation, "action": metadata["action_spec"]})
+    others = {name: metadata[name] for name in ANNOUNCED}
+    return PolicySpec.from_dict({**others, "observation": observation, "action": metadata["action_spec"]})
 
 
 def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
@@ -117,16 +119,16 @@ def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
         raise ConfigError(
             "the policy doesn't say at what rate its actions are meant; its demos need an action_spec with rate_hz"
         )
-    pictures = {key: field.shape for key, field in spec.observation.items() if len(field.shape) == 3}
+    images = {key: array.shape for key, array in spec.observation.items() if len(array.shape) == 3}
     return Driver(
         stream=stream,
         spec=spec.action,
         control_dt=control_dt,
         chunk=spec.chunk,
         execution=execution_of(options, spec.execution),
-        keys=tuple(spec.observation),
-        image_size=next((shape[0] for shape in pictures.values()), 64),
-        cameras=tuple(pictures),
+        observation=spec.observation,
+        image_size=next((shape[0] for shape in images.values()), 64),
+        cameras=tuple(images),
         env_args=None if "task" not in spec.provenance else {"env_kwargs": {"task": spec.provenance["task"]}},
     )
 
@@ -149,7 +151,7 @@ def _replayed(options: Namespace) -> Driver:
         raise ConfigError(f"--follow {key}: not in {name}; it has: actions, {', '.join(demo.obs)}")
     actions = demo.actions if demo.executed_actions is None else demo.executed_actions
     reference = demo.obs.get(REFERENCE) if options.follow is None else None
-    record = Record(actions, spec, demo.obs.get(key), reference).at_speed(speed)
+    record = Record(actions, spec, _joint_path(demo.obs.get(key), spec), reference).at_speed(speed)
     if record.path_rad is not None and options.follow != "actions":
         record = along_path(record)
     control_dt = 1 / spec.rate_hz
@@ -163,6 +165,41 @@ def _replayed(options: Namespace) -> Driver:
         seed=demo.seed,
         env_args=env_args,
     )
+
+
+def _joint_path(rows: np.ndarray | None, spec: ActionSpec) -> np.ndarray | None:
+    """Joint positions (T, joints); of rows in the action's columns, as ALOHA records them, the joints'."""
+    if rows is None or rows.shape[1] != spec.width or spec.space != "joint_position":
+        return rows
+    return rows[:, list(spec.joint_columns)]
+
+
+def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
+    """The driver on this robot, whose observations it can read.
+
+    Raises:
+        ConfigError: the robot does not observe a key, or in another shape.
+    """
+    from robopolicy.control.stream import ActionColumnsStream
+
+    if not driver.observation:
+        return driver
+    seen, spec = robot.observe().obs, driver.spec
+    for key, expected in driver.observation.items():
+        if key not in seen:
+            raise ConfigError(
+                f"the policy reads {key!r}, which robot {name} doesn't observe; it has: {', '.join(sorted(seen))}"
+            )
+        found = tuple(np.shape(seen[key]))
+        if key == JOINTS and found != expected.shape == (spec.width,) and spec.kind == "absolute":
+            print(f"qpos      given to the policy in its action's {spec.width} columns: joints and grippers")
+            stream = ActionColumnsStream(driver.stream, spec, robot.profile)
+            driver = replace(driver, stream=stream)
+        elif found != expected.shape:
+            raise ConfigError(
+                f"the policy reads {key!r} of shape {expected.shape}, robot {name} observes {found}: another robot, or camera"
+            )
+    return driver
 
 
 def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -> Driver:

@@ -58,7 +58,8 @@ class DemoRecorder:
     ) -> None:
         self.operated = operated
         described = dict(env_args or {"env_name": "robopolicy run", "type": 2, "env_kwargs": {}})
-        described["privileged"] = [*UNSEEN, *(OPERATED if operated else ()), *described.get("privileged", [])]
+        unseen = [*UNSEEN, *(["command_base"] if action_spec.base else []), *(OPERATED if operated else ())]
+        described["privileged"] = [*unseen, *described.get("privileged", [])]
         described.setdefault("env_version", version("robopolicy"))
         command = [sys.executable, "-m", "robopolicy.cli.record_writer", str(path)]
         pipe = subprocess.PIPE
@@ -78,8 +79,10 @@ class DemoRecorder:
         seen, command = tick.observation, tick.command
         obs = {key: np.asarray(value) for key, value in seen.obs.items()}
         obs["command_qpos"] = np.asarray(command.joint_position_rad, np.float32)
-        if np.isfinite(command.gripper_opening_m):  # NaN: an arm without a gripper
-            obs["command_gripper"] = np.array([command.gripper_opening_m], np.float32)
+        if command.gripper_opening_m.size and np.isfinite(command.gripper_opening_m).all():  # NaN: never commanded
+            obs["command_gripper"] = command.gripper_opening_m.astype(np.float32)
+        if command.base_velocity.size:  # of a mobile base
+            obs["command_base"] = command.base_velocity.astype(np.float32)
         obs["limited"] = np.array([bool(tick.limited)], np.float32)
         if self.operated:
             policy_action = tick.action if tick.policy_action is None else tick.policy_action

@@ -8,7 +8,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of
+from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of, fitted
 from robopolicy.cli.operators import make_operator
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import add_backbone, add_execution, add_precision, parse, verb_parser
@@ -18,7 +18,7 @@ from robopolicy.cli.run_report import shown, summarize
 from robopolicy.components import ConfigError
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import Inference, SteppedInference, ThreadedInference
-from robopolicy.control.loop import ControlLoop
+from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.operators.base import OperatorContext
 from robopolicy.control.replay import RecordedStream, first_place
 from robopolicy.control.robot import Recorder, Robot
@@ -42,11 +42,9 @@ def run(arguments: Sequence[str]) -> int:
         stack.callback(getattr(robot, "close", robot.stop))
         if options.speed == AUTO_SPEED:
             driver = at_robots_speed(options, driver, robot.profile)
-        if missing := [key for key in driver.keys if key not in robot.observe().obs]:
-            raise ConfigError(
-                f"the policy reads {missing[0]!r}, which robot {options.robot} doesn't observe; it has: "
-                f"{', '.join(sorted(robot.observe().obs))}"
-            )
+        driver = fitted(driver, robot, options.robot)
+        if assumed := robot.profile.assumed:
+            print(f"assumed   limits of {robot.profile.name} that its maker does not publish: {', '.join(assumed)}")
         recorded_before = _demo_count(options.record) if options.record else 0
         recording = stack.enter_context(ExitStack())
         recorder = _recorder(options, driver, robot, recording)
@@ -64,12 +62,12 @@ def run(arguments: Sequence[str]) -> int:
             inference,
             executor,
             driver.spec,
-            deadline_s=options.deadline,
+            options=LoopOptions(
+                deadline_s=options.deadline, dry_run=options.dry_run, priority=options.priority and clock is None
+            ),
             recorder=recorder,
             operator=operator,
             clock=clock,
-            dry_run=options.dry_run,
-            priority=options.priority and clock is None,
         )
         record = driver.stream if isinstance(driver.stream, RecordedStream) else None
         loop.go_home(None if record is None else first_place(record.record, robot.profile))

@@ -219,6 +219,7 @@ class ChunkExecutor:
         for column, value in self._spec.constant.items():
             self._rest[column] = value
         self._stays[list(self._spec.continuous_gripper)] = True
+        self._stays[list(self._spec.base)] = False
         self._last = self._rest.expand(*batch, width)
         self.refused, self.held = self.refused.to(actions.device), self.held.to(actions.device)
 

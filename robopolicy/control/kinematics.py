@@ -35,6 +35,8 @@ class Arm:
     """Each joint's axis in its own frame, with `frames` only; None: z."""
     tool: tuple[float, float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     """The tool's frame in the last joint's: x y z [m], roll pitch yaw [rad]."""
+    base: tuple[float, float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    """The arm's base in the robot's frame: x y z [m], roll pitch yaw [rad]."""
 
     def __post_init__(self) -> None:
         if (self.dh is None) == (self.frames is None):
@@ -70,7 +72,11 @@ class Arm:
 
     @cached_property
     def _origins(self) -> list[np.ndarray]:
-        """Transform (4, 4) of each joint's frame in the previous one at angle 0."""
+        """Transform (4, 4) of each joint's frame in the previous one at angle 0; of the first in the robot's frame."""
+        first, *others = self._frames_of_joints()
+        return [_transform(self.base) @ first, *others]
+
+    def _frames_of_joints(self) -> list[np.ndarray]:
         if self.frames is not None:
             return [_transform(frame) for frame in self.frames]
         origins = []
@@ -218,6 +224,19 @@ def _quaternion_products() -> tuple[np.ndarray, np.ndarray]:
 
 
 _PRODUCT_SLOPES, _PRODUCT_OFFSETS = _quaternion_products()
+
+
+def quaternion_to_matrix(quaternion: Float[Array, "*B 4"]) -> Float[Array, "*B 3 3"]:
+    """The rotation of a quaternion w x y z of any length but 0."""
+    xp = namespace(quaternion)
+    w, x, y, z = (quaternion[..., place] for place in range(4))
+    twice = 2 / (quaternion * quaternion).sum(-1).clip(1e-12)
+    rows = [
+        [1 - twice * (y * y + z * z), twice * (x * y - w * z), twice * (x * z + w * y)],
+        [twice * (x * y + w * z), 1 - twice * (x * x + z * z), twice * (y * z - w * x)],
+        [twice * (x * z - w * y), twice * (y * z + w * x), 1 - twice * (x * x + y * y)],
+    ]
+    return xp.stack([xp.stack(row, -1) for row in rows], -2)
 
 
 def rotation_from_vector(vector: Float[Array, "*B 3"]) -> Float[Array, "*B 3 3"]:

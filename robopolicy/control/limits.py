@@ -6,14 +6,22 @@ loop: velocity, acceleration, jerk) and `motion` (in the worlds: velocity, accel
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from robopolicy.control.arrays import like, namespace
-from robopolicy.control.kinematics import damped_least_squares, pose_and_jacobian, tool_position
+from robopolicy.control.kinematics import (
+    Arm,
+    damped_least_squares,
+    pose_and_jacobian,
+    quaternion_to_matrix,
+    rotation_from_vector,
+    rotation_vector,
+    tool_position,
+)
 from robopolicy.control.profile import RobotProfile
 from robopolicy.types import ActionSpec, Array
 
@@ -27,17 +35,23 @@ WORKSPACE_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 UNCHANGED = 1e-9
 """Changes up to this [rad, m, or share of a displacement] don't count as interventions."""
 
+POSE_ITERATIONS = 10
+POSE_STEP_M = 0.1
+POSE_STEP_RAD = 0.4
+"""An absolute pose is approached by this many steps of damped least squares, each at most so long [m], [rad]."""
+POSE_DAMPING = 0.02
+"""Damping of these steps: smaller than for deltas, since their error is seen again by the next one."""
 ROUNDING = 1e-6
 """Excess of an action over [-1, 1] that is not counted as an intervention: rounding in single precision."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Joint positions and gripper opening at the end of a control step, and what limited them."""
+    """Joint positions and gripper openings at the end of a control step, and what limited them."""
 
     joint_position_rad: Float[Array, "*B joints"]
-    gripper_opening_m: Float[Array, "*B"]
-    """nan leaves the gripper as it is."""
+    gripper_opening_m: Float[Array, "*B grippers"]
+    """nan leaves a gripper as it is."""
     limited: Mapping[str, Array]
     """Kind of limit -> bool (*B), True where it changed something."""
 
@@ -56,22 +70,27 @@ def joint_targets(
 ) -> Targets:
     """What an action in the demos' units asks of a robot whose joints are at `qpos` [rad], before `limit_targets`.
 
-    Supported are end-effector deltas (robosuite's OSC_POSE: x y z in units of 0.05 m, rotation vector of 0.5 rad, base
-    frame, relative to the present pose, clipped to [-1, 1]), joint positions (absolute or delta) and joint velocities.
-    The gripper is the first binary column, else the first continuous one in [-1, 1]; the profile's `gripper_opens` says at
-    which end it is open. Without a gripper column it is left as it is.
+    Supported are joint positions (absolute or delta), joint velocities, and of each arm with kinematics the pose of its
+    tool in the base frame: deltas (robosuite's OSC_POSE: x y z in units of 0.05 m, rotation vector of 0.5 rad, relative to
+    the present pose, clipped to [-1, 1]) or absolute (x y z [m], then a rotation vector [rad] or a quaternion w x y z).
+    Of a gripper's two values the profile's `gripper_opens` says which one opens it. Grippers without a column are left
+    as they are; base columns are `base_target`'s.
 
     Raises:
         ValueError: the action spec doesn't say what the arm columns are, or they don't fit this robot.
     """
+    if spec.arms and (profile.arms or len(spec.arms) > 1):
+        return _joint_targets_by_arm(profile, spec, action, qpos, control_dt)
     xp = namespace(qpos)
     action = action.astype(qpos.dtype) if xp is np else action.to(qpos)
     finite = xp.isfinite(action).all(-1)
     action = xp.where(finite[..., None], action, 0.0)
-    keep = [column for column in spec.arm_columns if column not in spec.continuous_gripper]
+    keep = list(spec.joint_columns)
     arm = action[..., keep] if keep != list(range(len(keep))) else action[..., : len(keep)]
-    opening = profile.opening_m * (1 - closed_share(profile, spec, action))
+    opening = _openings(profile, spec, action)
     limited = {"non_finite": ~finite}
+    if (spec.space, spec.kind) == ("ee", "absolute") and len(keep) in (6, 7) and profile.arm is not None:
+        return Targets(_joints_at_pose(profile.arm, arm, qpos), opening, limited)
     if (spec.space, spec.kind, len(keep)) == ("ee", "delta", 6) and profile.arm is not None:
         clipped = arm.clip(-1.0, 1.0)
         limited["action"] = (abs(clipped - arm) > ROUNDING).any(-1)
@@ -80,6 +99,11 @@ def joint_targets(
         return Targets(arm if spec.kind == "absolute" else qpos + arm, opening, limited)
     if len(keep) == profile.joints and spec.space == "joint_velocity":
         return Targets(qpos + arm * control_dt, opening, limited)
+    if spec.space == "ee" and profile.arms:
+        raise ValueError(
+            f"the actions move an end effector without saying whose; robot {profile.name} has the arms "
+            f"{', '.join(profile.arms)}: name their columns in the action_spec's `arms`"
+        )
     if spec.space == "ee" and profile.arm is None:
         raise ValueError(
             f"the actions move the end effector, and the profile of {profile.name} has no `kinematics`; add them to the "
@@ -87,8 +111,8 @@ def joint_targets(
         )
     raise ValueError(
         f"can't turn {len(keep)} arm columns of space {spec.space!r} and kind {spec.kind!r} into targets for {profile.name} "
-        f"with {profile.joints} joints; expected ee delta (6), joint_position or joint_velocity ({profile.joints}). "
-        f"The demos' action_spec says what their columns are"
+        f"with {profile.joints} joints; expected ee delta (6), ee absolute (6 or 7), joint_position or joint_velocity "
+        f"({profile.joints}). The demos' action_spec says what their columns are"
     )
 
 
@@ -96,7 +120,7 @@ def limit_targets(
     profile: RobotProfile,
     targets: Targets,
     qpos: Float[Array, "*B joints"],
-    opening_m: Float[Array, "*B"],
+    opening_m: Float[Array, "*B grippers"],
     control_dt: float,
     commanded: Float[Array, "*B joints"] | None = None,
 ) -> Targets:
@@ -112,10 +136,12 @@ def limit_targets(
         profile: The limits.
         targets: What an action asks for.
         qpos: Where the joints are [rad].
-        opening_m: Where the gripper is, for targets that leave it there [m].
+        opening_m: Where the grippers are, for targets that leave them there [m].
         control_dt: Time to reach the targets [s].
         commanded: Where the joints have been commanded to be by now [rad]; None: where they are.
     """
+    if profile.arms:
+        return _limited_by_arm(profile, targets, qpos, opening_m, control_dt, commanded)
     xp = namespace(qpos)
     commanded = qpos if commanded is None else commanded
     wanted, limited = targets.joint_position_rad, dict(targets.limited)
@@ -138,10 +164,109 @@ def limit_targets(
     limited["joint_position"] = (abs(allowed - wanted) > UNCHANGED).any(-1)
     if profile.workspace_lower_m is not None:
         allowed, limited["workspace"] = _within_workspace(profile, qpos, allowed)
-    opening = xp.where(finite & xp.isfinite(targets.gripper_opening_m), targets.gripper_opening_m, opening_m)
+    asked = targets.gripper_opening_m
+    opening = xp.where(finite[..., None] & xp.isfinite(asked), asked, opening_m)
     within = opening.clip(0.0, profile.opening_m)
-    limited["gripper"] = abs(within - opening) > UNCHANGED
+    limited["gripper"] = (abs(within - opening) > UNCHANGED).any(-1)
     return Targets(allowed, within, limited)
+
+
+def base_target(
+    profile: RobotProfile, spec: ActionSpec, action: Float[np.ndarray, " width"]
+) -> tuple[Float[np.ndarray, " base"], bool]:
+    """Velocities of the base [m/s, rad/s] that an action asks for, within the profile's, and whether these changed them.
+
+    Zero where the action has no base columns or is not finite.
+
+    Raises:
+        ValueError: the action has another number of base columns than the robot.
+    """
+    most = np.asarray(profile.base_velocity)
+    if not spec.base:
+        return np.zeros_like(most), False
+    if len(spec.base) != len(most):
+        raise ValueError(
+            f"the actions command a base in {len(spec.base)} directions (columns {', '.join(map(str, spec.base))}), robot "
+            f"{profile.name} has {len(most) or 'no base: `base_velocity` of its profile is empty'}"
+        )
+    wanted = np.asarray(action, np.float64)[list(spec.base)]
+    if not np.isfinite(wanted).all():
+        return np.zeros_like(most), True
+    within = wanted.clip(-most, most)
+    return within, bool((np.abs(within - wanted) > UNCHANGED).any())
+
+
+def action_at(
+    profile: RobotProfile,
+    spec: ActionSpec,
+    qpos: Float[np.ndarray, " joints"],
+    opening_m: Float[np.ndarray, " grippers"],
+) -> Float[np.ndarray, " width"]:
+    """The absolute joint action that holds the robot where it is: joints [rad] and grippers in the demos' columns.
+
+    ALOHA records the robot's state in this form. Columns of a base are 0.
+    """
+    row = np.zeros(spec.width)
+    for column, value in spec.constant.items():
+        row[column] = value
+    if spec.arms and profile.arms:
+        for name, arm, joints, gripper in profile.parts:
+            columns = sorted(spec.arms[name])
+            row[columns] = action_at(arm, spec.arm_specs[name], qpos[joints], opening_m[gripper])
+        return row
+    row[list(spec.joint_columns)] = qpos
+    for (column, first, second), opening, most in zip(spec.gripper_ends, opening_m, profile.openings_m, strict=False):
+        share = opening / most
+        share = share if profile.gripper_opens == "first" else 1 - share
+        row[column] = second + share * (first - second)
+    return row
+
+
+def _joint_targets_by_arm(
+    profile: RobotProfile, spec: ActionSpec, action: Array, qpos: Array, control_dt: float
+) -> Targets:
+    """Each arm's columns for that arm."""
+    named = tuple(profile.arms) or (profile.name,)
+    if set(spec.arms) != set(named):
+        raise ValueError(
+            f"the actions move the arms {', '.join(spec.arms)}; robot {profile.name} has {', '.join(named)}: name them alike"
+        )
+    found = []
+    for name, arm, joints, _ in profile.parts:
+        columns = sorted(spec.arms[name])
+        first, last = columns[0], columns[-1] + 1
+        part = action[..., first:last] if len(columns) == last - first else action[..., columns]
+        try:
+            found.append(joint_targets(arm, spec.arm_specs[name], part, qpos[..., joints], control_dt))
+        except ValueError as error:
+            raise ValueError(f"arm {name}: {error}") from None
+    return _side_by_side(found)
+
+
+def _limited_by_arm(
+    profile: RobotProfile, targets: Targets, qpos: Array, opening_m: Array, control_dt: float, commanded: Array | None
+) -> Targets:
+    """Each arm within its own limits; what is not finite for one holds all of them."""
+    found = []
+    for _, arm, joints, gripper in profile.parts:
+        asked = Targets(
+            targets.joint_position_rad[..., joints], targets.gripper_opening_m[..., gripper], targets.limited
+        )
+        before = None if commanded is None else commanded[..., joints]
+        found.append(limit_targets(arm, asked, qpos[..., joints], opening_m[..., gripper], control_dt, before))
+    return _side_by_side(found)
+
+
+def _side_by_side(parts: Sequence[Targets]) -> Targets:
+    xp, limited = namespace(parts[0].joint_position_rad), {}
+    for part in parts:
+        for kind, flag in part.limited.items():
+            limited[kind] = limited[kind] | flag if kind in limited else flag
+    return Targets(
+        xp.concatenate([part.joint_position_rad for part in parts], -1),
+        xp.concatenate([part.gripper_opening_m for part in parts], -1),
+        limited,
+    )
 
 
 def outside_workspace(profile: RobotProfile, position: Float[Array, "*B 3"]) -> Float[Array, "*B"]:
@@ -199,15 +324,46 @@ def _ee_displacement(profile: RobotProfile, action: Array, qpos: Array) -> Array
 
 
 def closed_share(profile: RobotProfile, spec: ActionSpec, action: Float[Array, "*B width"]) -> Float[Array, "*B"]:
-    """How closed an action wants the gripper: 0 open, 1 closed, nan where the action has no gripper."""
-    if spec.gripper_columns:
-        column, (first, second) = spec.gripper_columns[0], spec.gripper_values[0]
-    elif spec.continuous_gripper:
-        column, (first, second) = spec.continuous_gripper[0], (-1.0, 1.0)
-    else:
+    """How closed an action wants the first gripper: 0 open, 1 closed, nan where the action has no gripper."""
+    if not spec.gripper_ends:
         return math.nan * action[..., 0]
+    column, first, second = spec.gripper_ends[0]
     at_second = (action[..., column] - first) / (second - first)
     return at_second if profile.gripper_opens == "first" else 1 - at_second
+
+
+def _joints_at_pose(arm: Arm, pose: Array, qpos: Array) -> Array:
+    """Joint positions (*B, joints) [rad] near `qpos` whose tool is at `pose` (*B, 6 or 7), as near as the steps come."""
+    xp = namespace(qpos)
+    turned = pose[..., 3:]
+    rotation = rotation_from_vector(turned) if turned.shape[-1] == 3 else quaternion_to_matrix(turned)
+    for _ in range(POSE_ITERATIONS):
+        position, found, jacobian = pose_and_jacobian(arm, qpos)
+        way, turn = pose[..., :3] - position, rotation_vector(rotation @ found.mT)
+        parts = []
+        for part, longest in ((way, POSE_STEP_M), (turn, POSE_STEP_RAD)):
+            length = xp.sqrt((part * part).sum(-1))[..., None]
+            parts.append(part * (longest / length.clip(longest)))
+        qpos = qpos + damped_least_squares(jacobian, xp.concatenate(parts, -1), POSE_DAMPING)
+    return qpos
+
+
+def _openings(profile: RobotProfile, spec: ActionSpec, action: Array) -> Array:
+    """Openings (*B, grippers) that an action asks for [m]; nan where it has no gripper column."""
+    xp, ends = namespace(action), spec.gripper_ends
+    if not ends:
+        return math.nan * xp.zeros_like(action[..., :1]) + 0.0 * like(action, profile.openings_m)
+    if len(ends) != profile.grippers:
+        columns = ", ".join(str(column) for column, _, _ in ends)
+        has = {0: "none", 1: "one"}.get(profile.grippers, str(profile.grippers))
+        raise ValueError(
+            f"the actions command {len(ends)} grippers (columns {columns}), robot {profile.name} has {has}"
+        )
+    opened = []
+    for (column, first, second), most in zip(ends, profile.openings_m.tolist(), strict=True):
+        at_second = (action[..., column] - first) / (second - first)
+        opened.append(most * (1 - (at_second if profile.gripper_opens == "first" else 1 - at_second)))
+    return xp.stack(opened, -1)
 
 
 def gripper_value(profile: RobotProfile, spec: ActionSpec, closed: float) -> float:

@@ -1,22 +1,22 @@
 """The control loop: a policy's actions -> limited commands on a fixed grid, and a controlled stop when anything fails.
 
-The policy observes and thinks in its own thread (`inference`). The caller's thread, here, sends a command every
+The policy observes and predicts in its own thread (`inference`). The caller's thread, here, sends a command every
 `command_dt`, takes whatever chunks have arrived, and never waits for the other one.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.control.inference import Inference, TimedChunk
-from robopolicy.control.limits import joint_targets, limit_targets
+from robopolicy.control.limits import base_target, joint_targets, limit_targets
 from robopolicy.control.robot import REST_COMMANDS, Operator, Recorder, Robot, RobotError, Tick, commands_per_step
-from robopolicy.control.smoothing import JointSmoother
+from robopolicy.control.smoothing import BaseRamp, JointSmoother
 from robopolicy.control.statistics import LoopStatistics
 from robopolicy.control.timing import Clock, FixedGrid, SystemClock, request_realtime, undisturbed
 from robopolicy.types import ActionSpec, Command
@@ -25,12 +25,31 @@ logger = logging.getLogger(__name__)
 
 HOMING_SHARE = 0.1
 """Share of the robot's velocity, acceleration and jerk used on the way to the home pose."""
+DEGREES_RAD = 3.2
+"""A first target further away than half a turn suggests actions in degrees."""
 CONTROL_PRIORITY = 20
 """Real-time priority of the control thread, where asked for."""
 POLL_S = 0.001
 """Spacing of the looks for a chunk between two commands, where no other command comes in time [s]."""
 ACT_S = 0.002
 """Time kept free before the next command for turning an action into a motion [s]; at most a quarter of its period."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How long a control loop waits, and what it does with its commands."""
+
+    deadline_s: float = 0.25
+    """Age of the newest chunk's observation at which the robot is stopped [s]."""
+    patience_s: float | None = None
+    """How long a control step waits for the chunk of its own observation, while commands continue, before it acts on an
+    earlier one [s]; None: half a control step."""
+    startup_s: float = 10.0
+    """How long the first chunk may take [s]."""
+    dry_run: bool = False
+    """Compute and record commands, and send none."""
+    priority: bool = False
+    """Ask for real-time priority for the calling thread; if it is refused, the loop logs that and runs without."""
 
 
 class ControlLoop:
@@ -41,18 +60,13 @@ class ControlLoop:
         inference: where chunks come from.
         executor: which action of which chunk is executed when; without batch axes.
         action_spec: what the action's columns are.
-        deadline_s: age of the newest chunk's observation at which the robot is stopped [s].
-        patience_s: how long a control step waits for its own observation's chunk, commands going on, before it acts on
-            an earlier one [s]; None: half a control step.
-        startup_s: how long the first chunk may take [s].
+        options: waiting times, dry run and priority; None: the defaults.
         recorder: called with every control step.
         operator: may take the robot over, in any control step; their actions are limited and smoothed like the policy's.
-        clock: the time; default: the machine's.
-        dry_run: compute and record, but send nothing.
-        priority: ask for real-time priority for the calling thread; refused, the loop says so and runs without.
+        clock: the time; None: the machine's.
 
     Raises:
-        ValueError: the robot can't execute such actions, has fewer grippers, or another control rate.
+        ValueError: the robot can't execute such actions, has other grippers, or another control rate.
     """
 
     def __init__(
@@ -62,28 +76,27 @@ class ControlLoop:
         executor: ChunkExecutor,
         action_spec: ActionSpec,
         *,
-        deadline_s: float = 0.25,
-        patience_s: float | None = None,
-        startup_s: float = 10.0,
+        options: LoopOptions | None = None,
         recorder: Recorder | None = None,
         operator: Operator | None = None,
         clock: Clock | None = None,
-        dry_run: bool = False,
-        priority: bool = False,
     ) -> None:
-        control_dt = executor.control_dt
+        control_dt, self.options = executor.control_dt, options or LoopOptions()
         _require_fits(robot, action_spec, control_dt)
         self._commands_per_step = commands_per_step(robot, control_dt)
         self.robot, self.inference, self.executor, self.action_spec = robot, inference, executor, action_spec
-        self.deadline_s, self.startup_s = deadline_s, startup_s
-        self.patience_s = control_dt / 2 if patience_s is None else patience_s
-        self.recorder, self.clock, self.dry_run = recorder, clock or SystemClock(), dry_run
+        patience_s = self.options.patience_s
+        self._patience_s = control_dt / 2 if patience_s is None else patience_s
+        self.recorder, self.clock = recorder, clock or SystemClock()
         self.operator, self._operated = operator, False
         self.statistics = LoopStatistics(control_dt, robot.command_dt)
         self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
         self.smoother.start(robot.qpos())
-        self._opening_m = math.nan  # until an action says otherwise, the gripper keeps what it holds
-        if priority and not request_realtime(CONTROL_PRIORITY):
+        self._base = BaseRamp(robot.profile, robot.command_dt)
+        self._opening_m = np.full(
+            robot.profile.grippers, np.nan
+        )  # until an action says otherwise, grippers stay as they are
+        if self.options.priority and not request_realtime(CONTROL_PRIORITY):
             logger.warning("real-time priority was refused; commands may be late when the machine is busy")
         self.stopped: str | None = None
         """Why the robot was stopped; None while armed."""
@@ -146,6 +159,7 @@ class ControlLoop:
             try:
                 with suppress(RobotError):
                     smoother.brake()
+                    self._base.brake()
                     self._follow_to_rest(smoother, grid)
             finally:
                 self.robot.stop()
@@ -174,11 +188,12 @@ class ControlLoop:
         if self.stopped is None and self._newest_s is None and self.clock.now() >= ends_s:
             self._stop(f"the policy never answered, in {ends_s - self._began_s:g} s", grid)
         self.smoother.brake()
+        self._base.brake()
         self._follow_to_rest(self.smoother, grid)
 
     def _follow_to_rest(self, smoother: JointSmoother, grid: FixedGrid) -> None:
         """Send a motion to its end, and the end a few times more, so that the robot sees that it is at rest."""
-        while not smoother.at_rest:
+        while not (smoother.at_rest and self._base.at_rest):
             self._advance(smoother, grid)
         self._rested_s = grid.t_s
         for _ in range(REST_COMMANDS):
@@ -191,17 +206,18 @@ class ControlLoop:
         """
         passed = grid.wait()
         stood_s = (passed - 1) * grid.period_s
-        if stood_s > self.deadline_s:
+        if stood_s > self.options.deadline_s:
             smoother.start(self.robot.qpos())
         self.statistics.overruns += passed - 1
+        self._base.step(passed)
         self._send(smoother.step(passed), grid)
-        return stood_s if stood_s > self.deadline_s else 0.0
+        return stood_s if stood_s > self.options.deadline_s else 0.0
 
     def _send(self, position: np.ndarray, grid: FixedGrid) -> None:
         self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)
         self.statistics.commands += 1
-        if not self.dry_run:
-            self.robot.command(Command(position, self._opening_m, grid.t_s))
+        if not self.options.dry_run:
+            self.robot.command(Command(position, self._opening_m, grid.t_s, self._base.velocity))
 
     def _run(self, grid: FixedGrid) -> None:
         """Begin each control step once, and act on it when its chunk is there or the patience is over."""
@@ -225,7 +241,7 @@ class ControlLoop:
         if (grid.index + 1) // self._commands_per_step == self._step:
             return
         period_s = self.robot.command_dt
-        last_s = min(self._step_s + self.patience_s, grid.t_s + period_s - min(ACT_S, period_s / 4))
+        last_s = min(self._step_s + self._patience_s, grid.t_s + period_s - min(ACT_S, period_s / 4))
         last = False
         while self._to_act and self.stopped is None and not last:
             self.clock.sleep_until(min(self.clock.now() + POLL_S, last_s))
@@ -235,7 +251,7 @@ class ControlLoop:
     def _act_when_due(self, grid: FixedGrid, last: bool = False) -> None:
         """Take finished chunks; act on the present step once its own is there, none is due, or the patience is over."""
         self._collect(grid)
-        over = last or self.clock.now() >= self._step_s + self.patience_s
+        over = last or self.clock.now() >= self._step_s + self._patience_s
         if self.stopped is None and self._to_act and (self._fresh() is not None or not self._due or over):
             self._act(grid)
 
@@ -248,7 +264,7 @@ class ControlLoop:
             return
         now_s = self.clock.now()
         for chunk in chunks:
-            if wrong := chunk.mistimed(now_s, self.executor.control_dt, self.deadline_s):
+            if wrong := chunk.mistimed(now_s, self.executor.control_dt, self.options.deadline_s):
                 self._stop(wrong, grid)
                 return
             self._newest_s = chunk.observation.stamp_s
@@ -256,7 +272,9 @@ class ControlLoop:
             self.statistics.slack_s.append(self._newest_s + self.executor.control_dt - now_s)
         self._arrived += chunks
         since_s, limit_s = (
-            (self._began_s, self.startup_s) if self._newest_s is None else (self._newest_s, self.deadline_s)
+            (self._began_s, self.options.startup_s)
+            if self._newest_s is None
+            else (self._newest_s, self.options.deadline_s)
         )
         if self.stopped is None and now_s - since_s > limit_s:
             self._stop(f"no fresh chunk within {limit_s:g} s", grid)
@@ -303,6 +321,7 @@ class ControlLoop:
         target_rad = self.smoother.state[0]
         if action is None:
             self.smoother.brake()
+            self._base.brake()
             self.statistics.held += self._newest_s is not None
             self.statistics.waiting += self._newest_s is None
         else:
@@ -319,7 +338,7 @@ class ControlLoop:
             into_s = self._step_s - self._began_s
             logger.info("%.2f s: %s", into_s, f"limited by {', '.join(limited)}" if limited else "not limited")
         if self.recorder is not None:
-            command = Command(target_rad, self._opening_m, self._step_s)
+            command = Command(target_rad, self._opening_m, self._step_s, self._base.target)
             seen = None if fresh is None else fresh.observation
             tick = Tick(self._step_s, seen, action, command, tuple(limited), proposed, self._operated)
             self.recorder.record(tick)
@@ -347,43 +366,42 @@ class ControlLoop:
             self._stop("the robot reports joint positions that are not finite", grid)
             return self.smoother.state[0], []
         behind_rad = np.abs(qpos - self.smoother.state[0])
-        if behind_rad.max() > profile.following_rad and not self.dry_run:
+        if behind_rad.max() > profile.following_rad and not self.options.dry_run:
             joint = profile.joint_names[int(behind_rad.argmax())]
             self._stop(f"{joint} is {behind_rad.max():.2f} rad from where it was sent: blocked, or not moving?", grid)
             return self.smoother.state[0], []
         asked = joint_targets(profile, self.action_spec, action, qpos, self.executor.control_dt)
         jump_rad = np.abs(asked.joint_position_rad - qpos).max()
         if self.action_spec.kind == "absolute" and not self._moved and jump_rad > profile.first_jump_rad:
+            unit = "; are the actions in degrees?" if jump_rad > DEGREES_RAD else ""
             self._stop(
-                f"the first target is {jump_rad:.2f} rad away, at most {profile.first_jump_rad} rad allowed", grid
+                f"the first target is {jump_rad:.2f} rad away, at most {profile.first_jump_rad} rad allowed{unit}", grid
             )
             return self.smoother.state[0], ["first_jump"]
         self._moved = True
         control_dt, commanded = self.executor.control_dt, self.smoother.state[0]
-        targets = limit_targets(profile, asked, qpos, np.float64(self._opening_m), control_dt, commanded)
-        self._opening_m = float(targets.gripper_opening_m)
+        targets = limit_targets(profile, asked, qpos, self._opening_m, control_dt, commanded)
+        self._opening_m = targets.gripper_opening_m
+        self._base.target, slowed = base_target(profile, self.action_spec, action)
         ahead = targets.joint_position_rad - commanded
         absolute = self.action_spec.kind == "absolute"
         deferred = self.smoother.aim(targets.joint_position_rad, None if absolute else ahead / control_dt)
         if deferred is not None:
             self.statistics.deferred[deferred] += 1
-        return targets.joint_position_rad, [kind for kind, changed in targets.limited.items() if changed]
+        kinds = [kind for kind, changed in targets.limited.items() if changed]
+        return targets.joint_position_rad, [*kinds, *(["base_velocity"] if slowed else [])]
 
     def _stop(self, reason: str, grid: FixedGrid) -> None:
         """Begin a controlled stop; of several reasons the first is the one that is kept."""
         logger.warning("stopped: %s", reason)
         if self.stopped is None:
             self.smoother.brake()
+            self._base.brake()
             self.stopped, self._stop_began_s = reason, grid.t_s
             self.statistics.stops.append(reason)
 
 
 def _require_fits(robot: Robot, spec: ActionSpec, control_dt: float) -> None:
     """Refuse actions that the robot can't execute, before anything moves."""
-    grippers = (*spec.gripper_columns, *spec.continuous_gripper)
-    if len(grippers) > 1:
-        raise ValueError(
-            f"the actions command {len(grippers)} grippers (columns {', '.join(map(str, grippers))}), robot "
-            f"{robot.profile.name} has one"
-        )
+    base_target(robot.profile, spec, np.zeros(spec.width))
     joint_targets(robot.profile, spec, np.zeros(spec.width), np.asarray(robot.qpos(), np.float64), control_dt)

@@ -1,8 +1,8 @@
-"""A robot's limits and kinematics as a YAML file: shipped for the Panda and the FR3, or the user's own."""
+"""A robot's limits and kinematics as a YAML file: shipped for several arms, made by `robopolicy profile`, or the user's own."""
 
 from argparse import ArgumentError
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,8 @@ _LIMITS = ("position_lower_rad", "position_upper_rad", "velocity_rad_s", "accele
 @dataclass(frozen=True)
 class RobotProfile:
     """Limits of one robot. A sequence has one number per joint; lengths are those of the tool frame in the base frame.
+
+    A robot of several arms has `arms`: its joints and grippers are theirs, side by side in this order. See `of_arms`.
 
     Raises:
         ValueError: a limit is missing, has the wrong length or sign, or a lower one is not below its upper one.
@@ -47,9 +49,9 @@ class RobotProfile:
     following_rad: float = 0.3
     """Largest distance of a joint from where it was sent [rad]; beyond it the robot is stopped as blocked."""
     opening_m: float = 0.08
-    """Distance between the fingers when the gripper is open [m]."""
+    """Distance between the fingers when the gripper is open [m]; 0: no gripper."""
     gripper_opens: Literal["first", "second"] = "first"
-    """Which of the two gripper values of the demos' action spec opens the gripper; of a continuous one, -1 is the first."""
+    """Which of the two gripper values of the demos' action spec opens the gripper."""
     kinematics: Arm | None = None
     """The arm's geometry; None: joint targets only, and no Cartesian limit."""
     speed_m_s: float | None = None
@@ -61,14 +63,28 @@ class RobotProfile:
     step_m: float = 0.075
     step_rad: float = 0.15
     """Largest displacement of the tool in one control step [m], [rad]."""
+    base_velocity: tuple[float, ...] = ()
+    base_acceleration: tuple[float, ...] = ()
+    """Limits of a mobile base in each of its directions, such as forward [m/s, m/s2] and turning [rad/s, rad/s2]."""
+    assumed: tuple[str, ...] = ()
+    """Fields that the robot's maker does not publish: conservative values, printed at the start of a run."""
+    arms: Mapping[str, "RobotProfile"] = field(default_factory=dict)
+    """The arms of a robot of several, by the names that action specs use; empty: one arm."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, float)]
-            self._require(bool(np.isfinite(numbers).all()), f"{field.name} is {value}; expected finite numbers")
+            self._require(bool(np.isfinite(numbers).all()), f"{each.name} is {value}; expected finite numbers")
         self._check_joints()
         self._check_tool()
+        for name in ("base_velocity", "base_acceleration"):
+            values = getattr(self, name)
+            fits = len(values) == len(self.base_velocity) and all(value > 0 for value in values)
+            self._require(fits, f"{name} is {values}; expected a positive number for each of the base's directions")
+        known = {each.name for each in fields(self)}
+        for name in self.assumed:
+            self._require(name in known, f"assumed names {name!r}; expected fields of the profile")
 
     def _check_joints(self) -> None:
         for name in (*_LIMITS, "home_rad"):
@@ -76,6 +92,7 @@ class RobotProfile:
             self._require(found == self.joints, f"{name} has {found} entries for {self.joints} joints; give one each")
         for name in ("velocity_rad_s", "acceleration_rad_s2", "jerk_rad_s3"):
             self._require(min(getattr(self, name)) > 0, f"{name} is {getattr(self, name)}; expected positive numbers")
+        self._require(self.opening_m >= 0, f"opening_m is {self.opening_m}; expected 0 (no gripper) or more")
         lower, upper = (limits.tolist() for limits in self.soft_limits_rad)
         for joint, low, high, home in zip(self.joint_names, lower, upper, self.home_rad, strict=True):
             self._require(low < high, f"{joint}: nothing is left between its limits less the soft margin")
@@ -98,21 +115,50 @@ class RobotProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `profile_from_dict` reads them back."""
-        return asdict(self)
+        if not self.arms:
+            return {name: value for name, value in asdict(self).items() if name != "arms"}
+        values = {each: getattr(self, each) for each in ("name", "base_velocity", "base_acceleration")}
+        return values | {"arms": {name: arm.to_dict() for name, arm in self.arms.items()}}
 
     @property
     def joints(self) -> int:
         """Number of joints."""
         return len(self.joint_names)
 
+    @cached_property
+    def openings_m(self) -> np.ndarray:
+        """(grippers,) distance between the fingers of each open gripper [m]."""
+        if self.arms:
+            return np.concatenate([arm.openings_m for arm in self.arms.values()])
+        return np.array([self.opening_m] if self.opening_m else [])
+
+    @property
+    def grippers(self) -> int:
+        """Number of grippers."""
+        return len(self.openings_m)
+
     @property
     def arm(self) -> Arm | None:
-        """The kinematics, where known."""
+        """The kinematics of a robot of one arm, where known."""
         return self.kinematics
+
+    @cached_property
+    def parts(self) -> tuple[tuple[str, "RobotProfile", slice, slice], ...]:
+        """Of each arm its name (empty for the only one), its profile, and where its joints and its gripper are."""
+        if not self.arms:
+            return (("", self, slice(0, self.joints), slice(0, self.grippers)),)
+        found, joint, gripper = [], 0, 0
+        for name, arm in self.arms.items():
+            found.append((name, arm, slice(joint, joint + arm.joints), slice(gripper, gripper + arm.grippers)))
+            joint, gripper = joint + arm.joints, gripper + arm.grippers
+        return tuple(found)
 
     @cached_property
     def soft_limits_rad(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper bounds of targets (joints,) each [rad]."""
+        if self.arms:
+            lower, upper = zip(*(arm.soft_limits_rad for arm in self.arms.values()), strict=True)
+            return np.concatenate(lower), np.concatenate(upper)
         lower = np.asarray(self.position_lower_rad) + self.soft_margin_rad
         return lower, np.asarray(self.position_upper_rad) - self.soft_margin_rad
 
@@ -121,8 +167,31 @@ class RobotProfile:
             raise ValueError(f"{self.name}: {message}")
 
 
+def of_arms(name: str, arms: Mapping[str, RobotProfile], **base: tuple[float, ...]) -> RobotProfile:
+    """The profile of a robot of several arms: their joints and limits side by side, each arm's tool limited by itself.
+
+    Joint names that occur in two arms get the arm's name before them. What a robot has one of (`first_jump_rad`,
+    `following_rad`) is the least of the arms'.
+    """
+    names = [joint for arm in arms.values() for joint in arm.joint_names]
+    if len({*names}) < len(names):
+        arms = {
+            side: replace(arm, joint_names=tuple(f"{side}_{joint}" for joint in arm.joint_names))
+            for side, arm in arms.items()
+        }
+    values: dict[str, Any] = {
+        field: tuple(value for arm in arms.values() for value in getattr(arm, field))
+        for field in ("joint_names", *_LIMITS, "home_rad")
+    }
+    least = {field: min(getattr(arm, field) for arm in arms.values()) for field in ("first_jump_rad", "following_rad")}
+    assumed = sorted({field for arm in arms.values() for field in arm.assumed})
+    margin = min(arm.soft_margin_rad for arm in arms.values())
+    values |= least | base
+    return RobotProfile(name=name, **values, soft_margin_rad=margin, assumed=tuple(assumed), arms=dict(arms))
+
+
 def read_profile(source: str | Path) -> RobotProfile:
-    """A shipped profile by name (`panda`, `fr3`), or any YAML file with the fields of `RobotProfile`.
+    """A shipped profile by name (`panda`, `fr3`, ...), or any YAML file with the fields of `RobotProfile`.
 
     Raises:
         ValueError: no such profile, or a field is unknown, missing or wrong.
@@ -139,17 +208,50 @@ def read_profile(source: str | Path) -> RobotProfile:
         raise ValueError(f"robot profile {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
         raise ValueError(f"robot profile {path}: expected a mapping of fields, found {type(values).__name__}")
-    return profile_from_dict(values, f"robot profile {path}")
+    return profile_from_dict(values, f"robot profile {path}", path.parent)
 
 
-def profile_from_dict(values: Mapping[str, Any], source: str = "robot profile") -> RobotProfile:
-    """A profile from plain values, such as those that a robot sends over the network."""
+def profile_from_dict(
+    values: Mapping[str, Any], source: str = "robot profile", folder: Path | None = None
+) -> RobotProfile:
+    """A profile from plain values, such as those that a robot sends over the network.
+
+    Args:
+        values: the fields; those of an entry of `arms` may name a `profile` whose fields they replace.
+        source: begins the message of an error.
+        folder: of the file they come from, where a `profile` may lie; None: an entry can't name one.
+    """
     refuse_import_paths(values, source)
+    values = dict(values)
+    arms = values.pop("arms", None) or {}
+    if not isinstance(arms, Mapping) or not all(isinstance(arm, Mapping) for arm in arms.values()):
+        raise ValueError(f"{source}: arms must be a mapping of names to fields, got {arms!r}")
+    if arms:
+        if unknown := sorted(set(values) - {"name", "base_velocity", "base_acceleration"}):
+            raise ValueError(
+                f"{source}: {unknown[0]} belongs to an arm; beside `arms` stand name and the base's limits"
+            )
+        base = {name: tuple(values.get(name, ())) for name in ("base_velocity", "base_acceleration")}
+        made = {name: _arm_from(name, dict(arm), source, folder) for name, arm in arms.items()}
+        return of_arms(str(values.get("name", "robot")), made, **base)
     if not isinstance(values.get("kinematics") or {}, Mapping):  # the parser would import what a string there names
         raise ValueError(f"{source}: kinematics must be a mapping of fields, got {values['kinematics']!r}")
     parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(RobotProfile, None)
+    parser.add_class_arguments(RobotProfile, None, skip={"arms"})
     try:
-        return RobotProfile(**vars(parser.instantiate(parser.parse_object(dict(values)))))
+        return RobotProfile(**vars(parser.instantiate(parser.parse_object(values))))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: {' '.join(str(error).split())}") from None
+
+
+def _arm_from(name: str, values: dict[str, Any], source: str, folder: Path | None) -> RobotProfile:
+    named = values.pop("profile", None)
+    if named is not None and folder is None:
+        raise ValueError(f"{source}: arm {name!r} names a file; give its fields")
+    if named is not None and folder is not None:
+        beside = folder / str(named)
+        whole = read_profile(beside if beside.is_file() else str(named)).to_dict()
+        if isinstance(values.get("kinematics"), Mapping) and whole["kinematics"]:
+            values["kinematics"] = whole["kinematics"] | dict(values["kinematics"])
+        values = whole | values
+    return profile_from_dict(values, f"{source}, arm {name!r}", folder)

@@ -62,7 +62,8 @@ class Record:
         began = np.arange(steps) * speed  # in steps of the record
         ended = np.minimum(began + speed, len(self.actions))
         actions = self.actions[(began + 1e-9).astype(int)]
-        arm = [column for column in self.spec.arm_columns if column not in self.spec.continuous_gripper]
+        arm, base = list(self.spec.joint_columns), list(self.spec.base)
+        actions[:, base] *= speed
         if self.spec.kind == "absolute":
             actions[:, arm] = _between(self.actions[:, arm], ended - 1)
         else:
@@ -89,23 +90,30 @@ def along_path(record: Record) -> Record:
     targets = path if record.reference_rad is None else record.reference_rad
     if path is None or len(path) < 2:
         raise ValueError("the record has no joint positions; give --follow actions")
-    grippers = [*spec.gripper_columns[:1], *spec.continuous_gripper[:1]][:1]
     assert targets is not None
     path, targets = (
         np.concatenate([each, 2 * each[-1:] - each[-2:-1]])[: len(record.actions) + 1] for each in (path, targets)
     )
     joints = path.shape[1]
-    binary = bool(spec.gripper_columns)
+    grippers = [column for column, _, _ in spec.gripper_ends]
+    binary = [joints + place for place, column in enumerate(grippers) if column in spec.gripper_columns]
+    continuous = [joints + place for place, column in enumerate(grippers) if column in spec.continuous_gripper]
+    base = tuple(joints + len(grippers) + place for place in range(len(spec.base)))
     followed = ActionSpec(
-        arm=joints if binary else joints + len(grippers),
-        gripper=int(binary),
-        gripper_values=spec.gripper_values[:1] if binary else (),
-        continuous_gripper=() if binary else tuple(range(joints, joints + len(grippers))),
+        arm=[*range(joints), *continuous, *base],
+        gripper=binary,
+        gripper_values=[(low, high) for column, low, high in spec.gripper_ends if column in spec.gripper_columns],
+        continuous_gripper=continuous,
+        continuous_gripper_values=[
+            (low, high) for column, low, high in spec.gripper_ends if column in spec.continuous_gripper
+        ],
+        base=base,
         kind="absolute",
         space="joint_position",
         rate_hz=spec.rate_hz,
     )
-    actions = np.concatenate([targets[1:], record.actions[: len(targets) - 1, grippers]], axis=1)
+    others = record.actions[: len(targets) - 1, [*grippers, *spec.base]]
+    actions = np.concatenate([targets[1:], others], axis=1)
     return Record(actions.astype(np.float32), followed, path)
 
 
@@ -122,8 +130,8 @@ class RecordedStream:
         self.record, self.control_dt = record, control_dt
         rest = np.array(record.actions[-1:])
         if record.spec.kind != "absolute":
-            moving = [column for column in record.spec.arm_columns if column not in record.spec.continuous_gripper]
-            rest[:, moving] = 0.0
+            rest[:, list(record.spec.joint_columns)] = 0.0
+        rest[:, list(record.spec.base)] = 0.0
         self._rows = np.concatenate([np.asarray(record.actions, np.float32), rest.astype(np.float32)])
         self.reset()
 

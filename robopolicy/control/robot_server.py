@@ -2,8 +2,9 @@
 
 Messages are msgpack maps as `robopolicy.client` packs them. The server speaks first: `profile`, `control_dt`,
 `command_dt`, `qpos`. It then sends `qpos` all the time, `obs`, their `age_s` and `instruction` when asked by `observe`,
-whose number it repeats, and `error` when it has stopped itself. The client sends `qpos`, `opening_m` and `stamp_s` as a
-command, `observe` with a number, or `stop`.
+whose number it repeats, and `error` when it has stopped itself. The client sends `qpos`, `opening_m` (a number for each
+gripper, or one for a single gripper), `stamp_s` and of a mobile base the velocities `base` as a command, `observe` with a
+number, or `stop`.
 """
 
 import http
@@ -21,13 +22,14 @@ from robopolicy.client import ProtocolError, pack, unpack
 from robopolicy.control.guard import CommandGuard
 from robopolicy.control.robot import REST_COMMANDS, Robot, RobotError
 from robopolicy.control.serving.access import is_loopback, key_fits, warn_of_plain_text
+from robopolicy.control.smoothing import BaseRamp
 from robopolicy.control.timing import Clock, FixedGrid, SystemClock
 from robopolicy.types import Command
 
 logger = logging.getLogger(__name__)
 
 STATE_DT = 0.005
-"""Time between two messages that tell the joint positions [s]."""
+"""Time between two messages that hold the joint positions [s]."""
 MAX_COMMAND_BYTES = 4096
 """A longer message of a client closes its connection."""
 
@@ -41,7 +43,7 @@ class RobotServer:
     Args:
         robot: what is served.
         host: address to listen on; beyond this machine only with a key.
-        port: port to listen on; 0 takes a free one, `port` tells which.
+        port: port to listen on; 0 takes a free one, `port` says which.
         deadline_s: longest silence of the client in the middle of a motion [s].
         api_key: clients must send `Authorization: Api-Key <key>`.
         tls: certificate (`robopolicy.control.serving.access.tls_context`); None: plain text.
@@ -126,14 +128,15 @@ class _Session:
         self.robot, self.connection, self.clock = robot, connection, clock
         self.guard = CommandGuard(robot.profile, robot.command_dt, robot.qpos(), deadline_s)
         self._lock = threading.Lock()  # around the guard
-        self._opening_m = math.nan  # a gripper that nobody has commanded keeps what it holds
+        self._opening_m = np.full(robot.profile.grippers, np.nan)  # a gripper without a command keeps what it holds
+        self._base, self._base_s = BaseRamp(robot.profile, robot.command_dt), -math.inf
         self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # number of an observation; None: the end
         self._connected = True
 
     def run(self) -> None:
         robot = self.robot
         hello = {"control_dt": robot.control_dt, "command_dt": robot.command_dt, "qpos": robot.qpos()}
-        self._tell({"profile": robot.profile.to_dict(), **hello})
+        self._send({"profile": robot.profile.to_dict(), **hello})
         threads = [threading.Thread(target=work, daemon=True) for work in (self._drive, self._look)]
         for thread in threads:
             thread.start()
@@ -161,46 +164,64 @@ class _Session:
             self._requests.put(message["observe"])
         if "stop" in message:
             with self._lock:
-                self.guard.stop("told to")
+                self.guard.stop("the client sent stop")
         if "qpos" in message:
             try:
                 position = np.asarray(message["qpos"], np.float64)
-                opening_m, stamp_s = float(message["opening_m"]), float(message["stamp_s"])
+                command = Command(
+                    position,
+                    np.asarray(message["opening_m"], np.float64),
+                    float(message["stamp_s"]),
+                    np.asarray(message.get("base", ()), np.float64),
+                )
             except (KeyError, TypeError, ValueError):
                 raise ProtocolError("a command has qpos, opening_m and stamp_s") from None
             with self._lock:
                 if self.guard.stopped is None:
-                    self._command(position, opening_m, stamp_s)
+                    self._command(command)
 
-    def _command(self, position: np.ndarray, opening_m: float, stamp_s: float) -> None:
+    def _command(self, command: Command) -> None:
+        profile, opening_m, base = self.robot.profile, command.gripper_opening_m, command.base_velocity
+        if np.isfinite(opening_m).any() and opening_m.shape != (profile.grippers,):
+            self.guard.stop(f"a command opens {len(opening_m)} grippers; the robot has {profile.grippers}")
+        if base.size and (base.shape != (len(profile.base_velocity),) or not np.isfinite(base).all()):
+            self.guard.stop(f"a command's base velocities must be {len(profile.base_velocity)} finite numbers")
         try:
-            self.guard.receive(position, stamp_s, self.clock.now())
+            self.guard.receive(command.joint_position_rad, command.stamp_s, self.clock.now())
         except RobotError:
             return
-        if np.isfinite(opening_m):
-            self._opening_m = min(max(opening_m, 0.0), self.robot.profile.opening_m)
+        if profile.grippers:
+            within_m = opening_m.clip(0.0, profile.openings_m)
+            self._opening_m = np.where(np.isfinite(opening_m), within_m, self._opening_m)
+        if base.size:
+            self._base.target, self._base_s = base, self.clock.now()
 
     def _drive(self) -> None:
         """The joints, on the robot's own grid, until a client that left has left them at rest."""
         grid = FixedGrid(self.clock, self.robot.command_dt)
-        told_s, told_error = 0.0, False
+        sent_s, sent_error = 0.0, False
         try:
             rested = 0  # commands sent at rest after the client left, by which the robot knows that it is over
             while self._connected or rested < REST_COMMANDS:
                 grid.wait()
-                rested += not self._connected and self.guard.at_rest
+                rested += not self._connected and self.guard.at_rest and self._base.at_rest
                 with self._lock:
+                    if self._base.target.any() and self.clock.now() - self._base_s > self.guard.deadline_s:
+                        self.guard.stop(f"no command for {self.guard.deadline_s:g} s")
                     position, stopped = self.guard.position(grid.t_s), self.guard.stopped
-                self.robot.command(Command(position, self._opening_m, grid.t_s))
-                if grid.t_s - told_s >= STATE_DT:
-                    told_s = grid.t_s
-                    self._tell({"qpos": self.robot.qpos()})
-                if stopped is not None and not told_error:
-                    told_error = True
-                    self._tell({"error": f"the robot stopped itself: {stopped}"})
+                    if stopped is not None:
+                        self._base.brake()
+                    velocity = self._base.step()
+                self.robot.command(Command(position, self._opening_m, grid.t_s, velocity))
+                if grid.t_s - sent_s >= STATE_DT:
+                    sent_s = grid.t_s
+                    self._send({"qpos": self.robot.qpos()})
+                if stopped is not None and not sent_error:
+                    sent_error = True
+                    self._send({"error": f"the robot stopped itself: {stopped}"})
         except Exception as error:  # whatever a driver may raise: the client must learn why its robot stands still
             reason = _cause(error)
-            self._tell({"error": reason})
+            self._send({"error": reason})
             with self._lock:
                 self.guard.stop(reason)
             self.connection.close(1011, "the robot is lost")
@@ -209,20 +230,20 @@ class _Session:
         while (number := self._requests.get()) is not None:
             try:
                 seen = self.robot.observe()
-                told = {
+                seen_now = {
                     "obs": dict(seen.obs),
                     "instruction": seen.instruction,
                     "age_s": self.clock.now() - seen.stamp_s,
                 }
-                self._tell(told | {"observe": number})
+                self._send(seen_now | {"observe": number})
             except Exception as error:
-                self._tell({"error": _cause(error)})
+                self._send({"error": _cause(error)})
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         try:
             self.connection.send(pack(message))
         except Exception as error:  # a client that has gone is noticed where its messages are read
-            logger.debug("client not told: %s", type(error).__name__)
+            logger.debug("client not reached: %s", type(error).__name__)
 
 
 def _cause(error: Exception) -> str:

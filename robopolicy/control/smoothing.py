@@ -196,19 +196,54 @@ class JointSmoother:
         beyond = np.maximum(self._lower - positions, positions - self._upper)
         if (beyond > np.maximum(beyond[0], -POSITION_SLACK_RAD)).any():
             return False
-        profile = self.profile
-        if profile.arm is None:
-            return True
-        tool, _, jacobian = pose_and_jacobian(profile.arm, positions)
-        if profile.workspace_lower_m is not None:
-            outside = outside_workspace(profile, tool)
-            if (outside > max(outside[0], -WORKSPACE_SLACK_M) + 1e-9).any():
-                return False
-        twist = (jacobian @ velocities[..., None])[..., 0]
         return all(
-            limit is None or (np.linalg.norm(part, axis=-1) <= TOOL_SPEED_SHARE * limit).all()
-            for limit, part in ((profile.speed_m_s, twist[:, :3]), (profile.rotation_speed_rad_s, twist[:, 3:]))
+            _tool_allowed(arm, positions[:, joints], velocities[:, joints]) for _, arm, joints, _ in self.profile.parts
         )
+
+
+class BaseRamp:
+    """Velocities of a mobile base that approach their target within the profile's accelerations, one call a command."""
+
+    def __init__(self, profile: RobotProfile, command_dt: float) -> None:
+        self._most = np.asarray(profile.base_velocity, np.float64)
+        self._change = np.asarray(profile.base_acceleration, np.float64) * command_dt
+        self.target = np.zeros_like(self._most)
+        """Where the velocities are going [m/s, rad/s]; zero brings the base to rest."""
+        self.velocity = np.zeros_like(self._most)
+        """What was commanded last [m/s, rad/s]."""
+
+    def step(self, ticks: int = 1) -> Float[np.ndarray, " base"]:
+        """The velocities `ticks` commands later [m/s, rad/s]."""
+        change = (self.target.clip(-self._most, self._most) - self.velocity).clip(
+            -ticks * self._change, ticks * self._change
+        )
+        self.velocity = self.velocity + change
+        return self.velocity
+
+    def brake(self) -> None:
+        """Head for rest."""
+        self.target = np.zeros_like(self._most)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the base stands still, and is to."""
+        return not (self.velocity.any() or self.target.any())
+
+
+def _tool_allowed(profile: RobotProfile, positions: np.ndarray, velocities: np.ndarray) -> bool:
+    """Whether sampled states (samples, joints) of one arm keep its tool in the workspace and within its speed limits."""
+    if profile.arm is None:
+        return True
+    tool, _, jacobian = pose_and_jacobian(profile.arm, positions)
+    if profile.workspace_lower_m is not None:
+        outside = outside_workspace(profile, tool)
+        if (outside > max(outside[0], -WORKSPACE_SLACK_M) + 1e-9).any():
+            return False
+    twist = (jacobian @ velocities[..., None])[..., 0]
+    return all(
+        limit is None or (np.linalg.norm(part, axis=-1) <= TOOL_SPEED_SHARE * limit).all()
+        for limit, part in ((profile.speed_m_s, twist[:, :3]), (profile.rotation_speed_rad_s, twist[:, 3:]))
+    )
 
 
 class _Motion:

@@ -1,11 +1,45 @@
 """A policy as a stream: one observation in per control tick, one chunk of actions out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from robopolicy.types import Array, Observation, Policy
+from robopolicy.control.inference import Stream
+from robopolicy.control.limits import action_at
+from robopolicy.control.profile import RobotProfile
+from robopolicy.types import ActionSpec, Array, Observation, Policy
+
+
+class ActionColumnsStream:
+    """A stream that reads `qpos` in its action's columns, as ALOHA records it, on a robot that has joints and grippers apart.
+
+    Args:
+        stream: the stream.
+        spec: its action columns: absolute joint positions.
+        profile: the robot's.
+    """
+
+    def __init__(self, stream: Stream, spec: ActionSpec, profile: RobotProfile) -> None:
+        self._stream, self._spec, self._profile = stream, spec, profile
+
+    @property
+    def gripper_logit(self) -> Array | None:
+        """As of the stream."""
+        return self._stream.gripper_logit
+
+    def __call__(self, observation: Observation) -> Array:
+        """Actions (K, width) for one observation of the robot."""
+        opening_m = np.asarray(observation.obs.get("gripper", ()), np.float64)
+        qpos = action_at(self._profile, self._spec, np.asarray(observation.obs["qpos"], np.float64), opening_m)
+        obs = {**observation.obs, "qpos": qpos.astype(np.float32)}
+        return self._stream(replace(observation, obs=obs))
+
+    def reset(self) -> None:
+        """An episode begins."""
+        self._stream.reset()
 
 
 class PolicyStream:

@@ -45,6 +45,8 @@ def describe_action_spec(spec: ActionSpec) -> str:
     for column, (low, high) in zip(spec.gripper_columns, spec.gripper_values, strict=True):
         parts.append(f"binary gripper {column} ({low:g} or {high:g})")
     parts += [f"continuous gripper {_runs(spec.continuous_gripper)}"] if spec.continuous_gripper else []
+    parts += [f"base {_runs(spec.base)}"] if spec.base else []
+    parts += [f"arm {name} {_runs(columns)}" for name, columns in spec.arms.items()]
     parts += [f"constant {column} = {value:g}" for column, value in spec.constant.items()]
     parts += [f"{spec.rate_hz:g} Hz"] if spec.rate_hz else []
     return "; ".join(parts)

@@ -207,11 +207,18 @@ ACTION_SPEC: dict[str, tuple[str, Check]] = {
     "constant": ("an object of column -> number", _are_constants),
     "gripper_values": ("a list of pairs of numbers", list_of(list_of(is_number, 2))),
     "continuous_gripper": ("a list of columns", list_of(_is_column)),
+    "continuous_gripper_values": ("a list of pairs of numbers", list_of(list_of(is_number, 2))),
+    "base": ("a list of columns", list_of(_is_column)),
+    "arms": ("an object of columns by arm", lambda value: _are_arms(value)),
     "kind": (" or ".join(get_args(ActionKind)), lambda value: value in get_args(ActionKind)),
     "space": (" or ".join(get_args(ActionSpace)), lambda value: value in get_args(ActionSpace)),
     "units": ("a list of words", list_of(_is_text)),
     "rate_hz": ("a number in (0, 1e6]", lambda value: is_number(value) and 0 < value <= 1e6),
 }
+
+
+def _are_arms(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(list_of(_is_column), value.values()))
 
 
 def _require_fields(found: Mapping[str, Any], fields: Mapping[str, tuple[str, Check]], where: str) -> None:

@@ -102,7 +102,7 @@ def action_rotations(
     if form == "none":
         return ()
     parts = _declared(ACTIONS, spec.width, declared)
-    pose = [column for column in spec.arm_columns if column not in spec.continuous_gripper]
+    pose = spec.joint_columns
     if not parts and (spec.kind, spec.space) == ("absolute", "ee") and len(pose) in (6, 7):
         parts = (RotationColumns(tuple(pose[3:]), "axis-angle" if len(pose) == 6 else "quaternion", form == "6d"),)
     found = []

@@ -13,7 +13,11 @@ from robopolicy.rollout.episodes import Episode, Timing, run_episodes
 from robopolicy.sim.device_rollout import run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions, within_limits
+from robopolicy.sim.worlds import ACTIONS
+from robopolicy.types import ActionSpec
 
+JOINT_NOISE_RAD = 0.01
+"""What a disturbance of 1 is for actions that are joint positions."""
 NOISE_STREAM = 1
 """Second word of the noise generator's seed, so that noise and scene are independent."""
 
@@ -58,8 +62,8 @@ class ActionNoise:
 class Disturbance:
     """The disturbance of one episode, drawn from its seed alone."""
 
-    def __init__(self, noise: ActionNoise, seed: int) -> None:
-        self.noise = noise
+    def __init__(self, noise: ActionNoise, seed: int, actions: ActionSpec = ACTIONS) -> None:
+        self.noise, self._joints = noise, list(actions.joint_columns) if actions.kind == "absolute" else None
         self.rng = np.random.default_rng([seed, NOISE_STREAM])
         self.left = 0
         self.push = np.zeros(3)
@@ -83,10 +87,28 @@ class Disturbance:
         return added, factor
 
     def __call__(self, label: np.ndarray) -> np.ndarray:
-        """The action (7,) to execute for the expert's action `label` (7,)."""
+        """The action (width,) to execute for the expert's action `label` (width,)."""
+        if self._joints is not None:
+            return self._disturbed_joints(label)
         added, factor = self.draw()
         gripper = label[6] * factor if label[6] < 0 else label[6]
         return np.append(label[:6] + added, gripper).astype(label.dtype)
+
+    def _disturbed_joints(self, label: np.ndarray) -> np.ndarray:
+        """Joint targets with jitter and pushes of each arm's joints; grippers do what they should."""
+        noise, executed = self.noise, label.copy()
+        assert self._joints is not None
+        added = np.zeros(len(self._joints))
+        if self.left == 0 and self.rng.random() < noise.push_share:
+            self.left = noise.push_steps
+            self.push = self.rng.normal(0.0, noise.push_std, len(added))
+        if self.rng.random() < noise.share:
+            added += self.rng.normal(0.0, noise.std, len(added))
+        if self.left > 0:
+            self.left -= 1
+            added += self.push
+        executed[self._joints] += (JOINT_NOISE_RAD * added).astype(label.dtype)
+        return executed
 
 
 class ExpertActor:
@@ -95,12 +117,12 @@ class ExpertActor:
     def __init__(self, env: RobotVectorEnv, noise: ActionNoise) -> None:
         self.env = env
         self.noise = noise
-        self.disturbances = [Disturbance(noise, seed=0) for _ in range(env.num_envs)]
+        self.disturbances = [Disturbance(noise, seed=0, actions=env.actions) for _ in range(env.num_envs)]
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
         """Draw new disturbances; the expert has no state of its own."""
         for world in np.flatnonzero(done).tolist():
-            self.disturbances[world] = Disturbance(self.noise, seeds[world])
+            self.disturbances[world] = Disturbance(self.noise, seeds[world], self.env.actions)
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The expert's action as label; the disturbed one as the action executed."""

@@ -20,7 +20,7 @@ from robopolicy.sim.physics import BatchPhysics, fault_names
 from robopolicy.sim.pool import EpisodePool, Instructions
 from robopolicy.sim.randomization import Randomization, RandomizationConfig
 from robopolicy.sim.render import Renderer
-from robopolicy.sim.scene import ARM_JOINTS, CAMERAS, PHYSICS_DT, build_scene
+from robopolicy.sim.scene import PHYSICS_DT, ROBOTS, SceneRobot, build_scene
 from robopolicy.sim.tasks import make_task
 from robopolicy.sim.worlds import Worlds
 from robopolicy.types import Array
@@ -38,7 +38,7 @@ class EnvOptions:
     physics: Kind = "auto"
     """`batch` (MuJoCo's C engine, CPU), `warp` (mujoco_warp, CPU and CUDA), or `auto`: by device."""
     cameras: Sequence[str] = ()
-    """Cameras whose images are part of the observation: `front`, `wrist`."""
+    """Cameras whose images are part of the observation, such as `front` and `wrist`."""
     image_size: int = 64
     """Side of the square images [pixels]."""
     depth: bool = False
@@ -50,7 +50,7 @@ class EnvOptions:
     num_threads: int | None = None
     """Threads of `batch`; None: one per CPU."""
     physics_dt: float = PHYSICS_DT
-    """Seconds of one physics step; must divide the control step of 0.05 s."""
+    """Seconds of one physics step; must divide the control step."""
     autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED
     """What happens at an episode's end, as gymnasium names it; `NextStep` is for `batch` only."""
     max_episode_steps: int | None = None
@@ -67,15 +67,14 @@ class EnvOptions:
     def __post_init__(self) -> None:
         if self.render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode {self.render_mode!r} is unknown; expected 'rgb_array' or None")
-        if unknown := [name for name in self.cameras if name not in CAMERAS]:
-            raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(CAMERAS)}")
 
 
 class RobotVectorEnv(Worlds, VectorEnv):
     """N worlds of one task.
 
     Actions (N, 7) in [-1, 1]: displacement of the gripper x y z [0.05 m], rotation vector [0.5 rad], both in the base
-    frame and relative to the present pose; then the gripper, -1 open, 1 closed. Values beyond are clipped.
+    frame and relative to the present pose; then the gripper, -1 open, 1 closed. Values beyond are clipped. Tasks of the
+    two-arm robot take (N, 14), for each arm six joint positions [rad] and the gripper, 1 open, 0 closed.
 
     Observations are float32 rows, images uint8. `to_<object>` is the object's position relative to the gripper;
     `target_pos` and `target_offset`, position of the named object and the same relative to the fingertips [m], are
@@ -107,13 +106,17 @@ class RobotVectorEnv(Worlds, VectorEnv):
         if given.render_mode and "front" not in cameras:
             cameras = (*cameras, "front")
         made, changes = make_task(task, **(given.task_options or {})), Randomization(given.randomization)
+        known = ROBOTS[made.robot].cameras
+        if unknown := [name for name in cameras if name not in known]:
+            raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(known)}")
         self._task_kind = task
         self.num_envs = num_envs
         self.cameras = cameras
         self.autoreset_mode = AutoresetMode(given.autoreset_mode)
-        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["rgb_array"], "render_fps": 20}
         self.render_mode = given.render_mode
-        scene = build_scene(made.parts, given.physics_dt)
+        scene = build_scene(made.parts, given.physics_dt, made.robot)
+        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["rgb_array"]}
+        self.metadata["render_fps"] = round(1 / scene.control_dt)
         worlds = make_physics(
             scene, num_envs, given.physics, given.device, given.num_threads, bool(cameras), changes.fields
         )
@@ -135,7 +138,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
             raise ValueError("autoreset NextStep needs physics 'batch'; with 'warp' choose SameStep or Disabled")
         self._pool: EpisodePool | None = None
         self._ended = self._integers(num_envs) > 0
-        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (ARM_JOINTS,), np.float32)
+        self.single_action_space = _action_space(scene.robot)
         self.single_observation_space = gymnasium.spaces.Dict(
             {key: _space(value) for key, value in self._observation().items()}
         )
@@ -216,7 +219,9 @@ class RobotVectorEnv(Worlds, VectorEnv):
             self._start(mask, self._seeds(seed, mask))
         return self._observation(), self._info()
 
-    def step(self, actions: Float[Array, "worlds 7"]) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
+    def step(
+        self, actions: Float[Array, "worlds width"]
+    ) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
         """One control step of all worlds: observation, reward (1 at success), terminated, truncated, info."""
         restarted = self._ended.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else None
         terminated = self.act(actions)
@@ -291,6 +296,18 @@ class RobotVectorEnv(Worlds, VectorEnv):
         # On the host an array, as gymnasium's wrappers expect of every value in a vector environment's info.
         texts = self.instructions if self.on_device else np.array(self.instructions, dtype=object)
         return {key: copied(record) for key, record in records.items()} | {"instruction": texts}
+
+
+def _action_space(robot: SceneRobot) -> gymnasium.spaces.Box:
+    """[-1, 1], or where actions are joint positions their limits [rad] and the ends of the grippers."""
+    spec, profile = robot.actions, robot.profile
+    low, high = np.full(spec.width, -1.0), np.full(spec.width, 1.0)
+    if spec.kind == "absolute":
+        joints = list(spec.joint_columns)
+        low[joints], high[joints] = profile.position_lower_rad, profile.position_upper_rad
+        for column, first, second in spec.gripper_ends:
+            low[column], high[column] = min(first, second), max(first, second)
+    return gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
 
 def _space(rows: Array) -> gymnasium.spaces.Box:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from robopolicy.control.arrays import like, namespace, row
-from robopolicy.control.kinematics import rotation_vector
+from robopolicy.control.kinematics import damped_least_squares, pose_and_jacobian, rotation_vector
 from robopolicy.control.limits import POSITION_SCALE_M, ROTATION_SCALE_RAD, joint_targets
 from robopolicy.sim.tasks import State
 from robopolicy.sim.worlds import ACTIONS, Worlds
@@ -24,15 +24,32 @@ APPROACH_GAIN = 0.8
 """Share of the way to its goal that an expert asks for in one step, so that the arm can come to rest there."""
 
 
-def expert_actions(worlds: Worlds) -> Float[Array, "worlds 7"]:
-    """The scripted expert's action (N, 7) for the current state of every world."""
+HAND_STEP_M = 0.007
+HAND_STEP_RAD = 0.035
+"""The same for each hand of the two-arm robot, whose control step is 0.02 s [m], [rad]."""
+JOINT_STEP_RAD = 0.025
+"""Largest displacement of a joint that its expert asks for in one step [rad]."""
+HAND_DAMPING = 0.03
+"""Damping of the least squares by which it moves its hands."""
+
+
+def expert_actions(worlds: Worlds) -> Float[Array, "worlds width"]:
+    """The scripted expert's action (N, width) for the present state of every world."""
     state = worlds.state
+    if worlds.actions.kind == "absolute":
+        return _joint_actions(worlds)
     goal, closed = worlds.task.intent(state)
     return within_limits(worlds, towards(state, goal, closed))
 
 
-def within_limits(worlds: Worlds, action: Float[Array, "worlds 7"]) -> Float[Array, "worlds 7"]:
-    """The action (N, 7), its displacement shortened to stay within the robot's limits, with a margin."""
+def within_limits(worlds: Worlds, action: Float[Array, "worlds width"]) -> Float[Array, "worlds width"]:
+    """The action (N, width) with its displacement shortened to what the robot's limits leave unchanged, with some margin."""
+    if worlds.actions.kind == "absolute":
+        joints = list(worlds.actions.joint_columns)
+        lower, upper = worlds.profile.soft_limits_rad
+        near = worlds.commanded - JOINT_STEP_RAD, worlds.commanded + JOINT_STEP_RAD
+        action[:, joints] = action[:, joints].clip(*near).clip(lower, upper)
+        return action
     shift = _bounded(action[:, :3], STEP_M / POSITION_SCALE_M)
     turn = _bounded(action[:, 3:6], STEP_RAD / ROTATION_SCALE_RAD)
     profile, control_dt = worlds.profile, worlds.scene.control_dt
@@ -41,6 +58,25 @@ def within_limits(worlds: Worlds, action: Float[Array, "worlds 7"]) -> Float[Arr
     reach = like(qpos, np.multiply(profile.velocity_rad_s, VELOCITY_SHARE * control_dt))
     excess = namespace(qpos).amax(abs(asked) / reach, -1)[:, None].clip(1.0)
     return row(shift / excess, turn / excess, action[:, 6:])
+
+
+def _joint_actions(worlds: Worlds) -> Float[Array, "worlds width"]:
+    """Absolute joint targets that move every hand towards the task's intent, from where the joints are commanded to be."""
+    action = np.zeros((len(worlds.commanded), worlds.actions.width), np.float32)
+    for (name, arm, joints, _), intent in zip(worlds.profile.parts, worlds.task.intents(worlds.state), strict=True):
+        spec, columns = worlds.actions.arm_specs[name], np.array(sorted(worlds.actions.arms[name]))
+        assert arm.arm is not None
+        commanded = worlds.commanded[:, joints]
+        position, rotation, jacobian = pose_and_jacobian(arm.arm, commanded)
+        shift = _bounded(APPROACH_GAIN * (intent.position - position), HAND_STEP_M)
+        turn = _bounded(rotation_vector(intent.rotation @ rotation.mT), HAND_STEP_RAD)
+        step = damped_least_squares(jacobian, np.concatenate([shift, turn], -1), HAND_DAMPING)
+        step = step * (JOINT_STEP_RAD / abs(step).max(-1)[:, None].clip(JOINT_STEP_RAD))
+        lower, upper = arm.soft_limits_rad
+        action[:, columns[list(spec.joint_columns)]] = (commanded + step).clip(lower, upper)
+        column, opened, shut = spec.gripper_ends[0]
+        action[:, columns[column]] = np.where(intent.closed, shut, opened)
+    return action
 
 
 def towards(state: State, goal: Float[Array, "worlds 3"], closed: Bool[Array, " worlds"]) -> Float[Array, "worlds 7"]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from robopolicy.components import expect
 from robopolicy.control.arrays import like, namespace
 from robopolicy.control.kinematics import matrix_to_quaternion, rotation_from_vector
-from robopolicy.sim.scene import ARM_JOINTS, Scene
+from robopolicy.sim.scene import Scene
 from robopolicy.types import Array
 
 STREAM = 3
@@ -79,8 +79,7 @@ class Change:
 
         if not self.joint_offset_rad.any() and not self.turn_rad.any():
             return qpos
-        changed = qpos.copy()
-        changed[:ARM_JOINTS] += self.joint_offset_rad
+        changed = scene.with_joints_moved(qpos, self.joint_offset_rad)
         for pose, turn_rad in zip(changed[scene.object_slice].reshape(-1, 7), self.turn_rad, strict=True):
             about_z, turned = np.array([np.cos(turn_rad / 2), 0, 0, np.sin(turn_rad / 2)]), np.zeros(4)
             mujoco.mju_mulQuat(turned, about_z, pose[3:])
@@ -114,9 +113,9 @@ class Randomization:
         config, objects = self.config, len(scene.objects)
         rngs = [np.random.default_rng([seed, STREAM, part]) for part in range(3)] if config.active else None
         if rngs is None:
-            return Change(np.zeros(ARM_JOINTS), np.zeros(objects), 0, {})
+            return Change(np.zeros(len(scene.robot.joints)), np.zeros(objects), 0, {})
         place, looks, physics = rngs
-        joints = config.joint_rad * place.uniform(-1, 1, ARM_JOINTS)
+        joints = config.joint_rad * place.uniform(-1, 1, len(scene.robot.joints))
         turn = config.turn_rad * place.uniform(-1, 1, objects)
         delay = int(place.integers(config.delay_steps + 1))
         drawn = {**self._looks(scene, looks), **self._physics(scene, physics)}

@@ -1,10 +1,10 @@
-"""Our simulated arm as a robot: a process of its own, in real time, that takes commands and can be looked at."""
+"""Our simulated arms as a robot: a process of its own, in real time, that takes commands and can be looked at."""
 
-import math
 import multiprocessing
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -15,13 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from robopolicy.control.guard import CommandGuard
-from robopolicy.control.profile import RobotProfile, read_profile
 from robopolicy.control.robot import RobotError
 from robopolicy.control.timing import FixedGrid, SystemClock, request_realtime
-from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.physics import BatchPhysics
-from robopolicy.sim.scene import ARM_JOINTS
-from robopolicy.sim.tasks import make_task
+from robopolicy.sim.world import World, WorldOptions
 from robopolicy.types import Command, Observation
 
 START_TIMEOUT_S = 180.0
@@ -32,8 +28,20 @@ POLL_MARGIN_S = 0.0015
 """How long before a tick the process stops to wait for requests [s]: a poll's timeout is rounded up to whole ms."""
 SIM_PRIORITY = 30
 """Real-time priority of the simulator's process, where asked for."""
-SUCCESS, FAILED, STOPPED, STAMP = range(ARM_JOINTS, ARM_JOINTS + 4)
+SUCCESS, FAILED, STOPPED, STAMP = range(-4, 0)
 """What follows the joint positions in the row that the simulator's process publishes."""
+
+
+@dataclass(frozen=True)
+class ProcessOptions:
+    """How long the two ends of a simulated robot in real time wait for each other."""
+
+    deadline_s: float = 0.05
+    """Longest silence of the commands [s]."""
+    timeout_s: float = 0.25
+    """How long the process may stand still before it is reported as lost [s]."""
+    priority: bool = False
+    """Ask for real-time priority for the process."""
 
 
 class SimRobot:
@@ -43,54 +51,23 @@ class SimRobot:
     none has come for `deadline_s`.
 
     Args:
-        task: task of the simulator.
-        seed: seed of the episode.
-        cameras: cameras whose images are part of the observation.
-        image_size: side of the square images [pixels].
-        command_dt: time between two commands, and physics step [s].
-        deadline_s: longest silence of the commands [s].
-        timeout_s: how long the process may stand still before it is reported as lost [s].
-        priority: ask for real-time priority for the process.
-        task_options: keyword arguments of the task's class.
+        world: what it does and shows.
+        process: waiting times and priority; None: the defaults.
     """
 
-    def __init__(
-        self,
-        task: str,
-        seed: int = 0,
-        *,
-        cameras: Sequence[str] = (),
-        image_size: int = 64,
-        command_dt: float = 0.001,
-        deadline_s: float = 0.05,
-        timeout_s: float = 0.25,
-        priority: bool = False,
-        task_options: dict[str, Any] | None = None,
-    ) -> None:
-        made = make_task(task, **(task_options or {}))  # an unknown one is refused before a process is started
-        self.profile = read_profile("panda")
-        self.command_dt, self.timeout_s = command_dt, timeout_s
+    def __init__(self, world: WorldOptions, process: ProcessOptions | None = None) -> None:
+        plugin = type(world.make_task()).__module__  # a new process has not imported the plug-ins of this one
+        timing = process or ProcessOptions()
+        self.profile = world.profile
+        self.command_dt, self.timeout_s = world.command_dt, timing.timeout_s
         self.env_args: dict[str, Any] | None = None
         context = multiprocessing.get_context("spawn")
-        self._commands, self._state = _SharedRows(context, ARM_JOINTS + 2), _SharedRows(context, ARM_JOINTS + 4)
+        self._commands = _SharedRows(context, self.profile.joints + self.profile.grippers + 1)
+        self._state = _SharedRows(context, self.profile.joints + 4)
         self._pipe, theirs = context.Pipe()
-        options = {"cameras": tuple(cameras), "image_size": image_size, "task_options": task_options}
-        plugin = type(made).__module__  # a new process has not imported the plug-ins of this one
         self.process: BaseProcess = context.Process(
             target=_simulate,
-            args=(
-                theirs,
-                self._commands,
-                self._state,
-                self.profile,
-                task,
-                seed,
-                command_dt,
-                deadline_s,
-                priority,
-                options,
-                plugin,
-            ),
+            args=(theirs, self._commands, self._state, world, timing, plugin),
             name="robopolicy-sim",
             daemon=True,
         )
@@ -109,7 +86,7 @@ class SimRobot:
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
         """Joint positions of the last physics step [rad]."""
-        return np.array(self._state.read()[:ARM_JOINTS])
+        return np.array(self._state.read()[: self.profile.joints])
 
     @property
     def success(self) -> bool:
@@ -130,7 +107,8 @@ class SimRobot:
             raise RobotError(f"the simulated robot has stood still for {still_s:.2f} s")
         if state[STOPPED]:
             raise RobotError("the robot stopped itself: no command came in time, or one that it refuses")
-        self._commands.write([*command.joint_position_rad, command.gripper_opening_m, command.stamp_s])
+        openings_m = np.broadcast_to(command.gripper_opening_m, self.profile.grippers)
+        self._commands.write([*command.joint_position_rad, *openings_m, command.stamp_s])
 
     def reset(self, seed: int) -> None:
         """Start another episode; a robot that had stopped is ready again."""
@@ -171,7 +149,7 @@ class SimRobot:
             raise RobotError("the simulated robot has ended") from None
 
     def _asked(self, message: str | int, timeout_s: float) -> dict[str, Any]:
-        """The process's reply to this; a late reply to an earlier request is dropped."""
+        """The reply to a request; a late one to an earlier request is dropped."""
         self._ask(message)
         return self._answer(self._requests, timeout_s)
 
@@ -219,49 +197,8 @@ class _SharedRows:
         return range(max(taken, self.written - self.SLOTS // 2), self.written)
 
 
-class World:
-    """One world of the task's environment, driven by joint commands instead of actions."""
-
-    def __init__(self, task: str, physics_dt: float, **options: Any) -> None:
-        self.env = RobotVectorEnv(task, 1, num_threads=1, physics_dt=physics_dt, **options)
-        assert isinstance(self.env.physics, BatchPhysics)
-        self._batch = self.env.physics.batch
-        self._ctrl = self._batch.bind("ctrl")
-
-    def begin(self, seed: int) -> Float[np.ndarray, " joints"]:
-        """Start an episode; gives the joint positions [rad]."""
-        self.env.reset(seed=seed)
-        self._ticks, self.success, self.failed = 0, False, False
-        return self.qpos
-
-    @property
-    def qpos(self) -> Float[np.ndarray, " joints"]:
-        """Joint positions [rad]; a copy."""
-        return self.env.physics.qpos[0, :ARM_JOINTS].copy()
-
-    @property
-    def opening_m(self) -> float:
-        """Distance between the fingers [m]."""
-        return float(self.env.physics.qpos[0, ARM_JOINTS : ARM_JOINTS + 2].sum())
-
-    def advance(self, position_rad: np.ndarray, opening_m: float, ticks: int) -> None:
-        """Some physics steps under one command; the task is judged once every control step."""
-        self._ctrl[0, :ARM_JOINTS], self._ctrl[0, ARM_JOINTS:] = position_rad, opening_m / 2
-        self._batch.step(nstep=ticks)
-        judged, self._ticks = self._ticks // self.env.scene.n_substeps, self._ticks + ticks
-        if self._ticks // self.env.scene.n_substeps > judged:
-            decided = bool(self.env.judge()[0])
-            self.success = bool(self.env.succeeded[0])
-            self.failed = decided and not self.success
-
-    def look(self) -> dict[str, Any]:
-        """The observation of now, without batch axis, and the instruction."""
-        obs = {key: np.array(rows[0]) for key, rows in self.env.observe().items()}
-        return {"obs": obs, "instruction": self.env.instructions[0]}
-
-
-def _figures(world: World, stopped: bool) -> list[float]:
-    """The robot's state as one row of numbers, for its owner."""
+def _state_row(world: World, stopped: bool) -> list[float]:
+    """Joint positions [rad], whether the task is solved or lost, whether the robot stopped itself, and the time [s]."""
     flags = (world.success, world.failed, stopped, time.monotonic())
     return [*world.qpos.tolist(), *map(float, flags)]
 
@@ -270,41 +207,38 @@ def _simulate(
     pipe: Connection,
     commands: _SharedRows,
     state: _SharedRows,
-    profile: RobotProfile,
-    task: str,
-    seed: int,
-    period_s: float,
-    deadline_s: float,
-    priority: bool,
-    options: dict[str, Any],
+    options: WorldOptions,
+    timing: ProcessOptions,
     plugin: str,
 ) -> None:
-    """The simulator's process: physics on a fixed grid, until it is closed or its owner is gone."""
+    """The simulator's process: physics on a fixed grid, until it is closed or its owner has ended."""
+    period_s = options.command_dt
     try:
         import_module(plugin)
-        world = World(task, period_s, **options)
-        position, opening_m = world.begin(seed), world.opening_m
+        world = World(options)
+        position, openings_m = world.begin(options.seed), world.openings_m
         world.look()
-        state.write(_figures(world, stopped=False))
+        state.write(_state_row(world, stopped=False))
         pipe.send((0, {"control_dt": world.env.control_dt}))
     except (ValueError, KeyError, ImportError) as error:
         pipe.send((0, {"error": str(error)}))
         return
-    if priority:
+    if timing.priority:
         request_realtime(SIM_PRIORITY)
-    guard = CommandGuard(profile, period_s, position, deadline_s)
+    profile, joints = world.env.profile, world.joints
+    guard = CommandGuard(profile, period_s, position, timing.deadline_s)
     grid, taken = FixedGrid(SystemClock(), period_s), commands.written
     while True:
         ticks = grid.wait()
         for number in commands.unread(taken):
-            *told, wanted_m, stamp_s = commands.read(number)
-            taken = number + 1
+            *received, stamp_s = commands.read(number)
+            taken, wanted_m = number + 1, np.array(received[joints:])
             with suppress(RobotError):
-                guard.receive(np.array(told), stamp_s, time.monotonic())
-                opening_m = wanted_m if math.isfinite(wanted_m) else opening_m
+                guard.receive(np.array(received[:joints]), stamp_s, time.monotonic())
+                openings_m = np.where(np.isfinite(wanted_m), wanted_m, openings_m)
         position = guard.position(grid.t_s)
-        world.advance(position, opening_m, min(ticks, MAX_CATCH_UP))
-        state.write(_figures(world, guard.stopped is not None))
+        world.advance(position, openings_m, min(ticks, MAX_CATCH_UP))
+        state.write(_state_row(world, guard.stopped is not None))
         due_s = grid.t_s + period_s - POLL_MARGIN_S
         try:
             while pipe.poll(max(due_s - time.monotonic(), 0.0)):  # an observation must not wait for the next tick
@@ -314,11 +248,11 @@ def _simulate(
                 if message == "observe":
                     pipe.send((number, world.look()))
                 elif message == "stop":
-                    guard.stop("told to")
+                    guard.stop("stop was called")
                 else:
-                    position, opening_m = world.begin(message), world.opening_m
-                    guard, taken = CommandGuard(profile, period_s, position, deadline_s), commands.written
-                    state.write(_figures(world, stopped=False))
+                    position, openings_m = world.begin(message), world.openings_m
+                    guard, taken = CommandGuard(profile, period_s, position, timing.deadline_s), commands.written
+                    state.write(_state_row(world, stopped=False))
                     pipe.send((number, {"control_dt": world.env.control_dt}))
         except (EOFError, OSError):
             return

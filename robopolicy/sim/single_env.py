@@ -35,7 +35,9 @@ class RobotEnv(gymnasium.Env):
         obs, info = self.worlds.reset(seed=[drawn])
         return self._first(obs), self._first(info)
 
-    def step(self, action: Float[np.ndarray, " 7"]) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: Float[np.ndarray, " width"]
+    ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """One control step."""
         obs, reward, terminated, truncated, info = self.worlds.step(np.asarray(action)[None])
         return self._first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._first(info)

@@ -1,16 +1,13 @@
-"""Our simulated arm on a simulated clock: its outcome does not depend on the machine's load."""
+"""Our simulated arms on a simulated clock: its outcome does not depend on the machine's load."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from robopolicy.control.guard import CommandGuard
-from robopolicy.control.profile import read_profile
 from robopolicy.control.robot import RobotError
-from robopolicy.sim.robot import World
+from robopolicy.sim.world import World, WorldOptions
 from robopolicy.types import Command, Observation
 
 
@@ -20,30 +17,16 @@ class SteppedRobot:
     The same guard as in real time stands between the commands and the joints.
 
     Args:
-        task: task of the simulator.
-        seed: seed of the episode.
-        cameras: cameras whose images are part of the observation.
-        image_size: side of the images [pixels].
-        command_dt: time between two commands, and physics step [s].
-        task_options: options of the task.
+        options: what it does and shows.
     """
 
-    def __init__(
-        self,
-        task: str,
-        seed: int = 0,
-        *,
-        cameras: Sequence[str] = (),
-        image_size: int = 64,
-        command_dt: float = 0.001,
-        task_options: dict[str, Any] | None = None,
-    ) -> None:
-        self.profile = read_profile("panda")
-        self.command_dt = command_dt
+    def __init__(self, options: WorldOptions) -> None:
+        self.profile = options.profile
+        self.command_dt = options.command_dt
         self.env_args: dict[str, Any] | None = None
-        self._world = World(task, command_dt, cameras=tuple(cameras), image_size=image_size, task_options=task_options)
+        self._world = World(options)
         self.control_dt = self._world.env.control_dt
-        self.reset(seed)
+        self.reset(options.seed)
 
     @property
     def simulated_clock(self) -> "SteppedRobot":
@@ -54,7 +37,7 @@ class SteppedRobot:
         """Start an episode, at time 0."""
         position = self._world.begin(seed)
         self._guard = CommandGuard(self.profile, self.command_dt, position)
-        self._opening_m = self._world.opening_m
+        self._openings_m = self._world.openings_m
         self._now_s, self._ticks = 0.0, 0
         self._stopped = False
 
@@ -66,7 +49,7 @@ class SteppedRobot:
         """Step the physics up to t_s."""
         while (due_s := (self._ticks + 1) * self.command_dt) <= t_s + 1e-9:
             self._ticks += 1
-            self._world.advance(self._guard.position(due_s), self._opening_m, 1)
+            self._world.advance(self._guard.position(due_s), self._openings_m, 1)
         self._now_s = max(self._now_s, t_s)
 
     def observe(self) -> Observation:
@@ -93,8 +76,8 @@ class SteppedRobot:
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
         self._guard.receive(command.joint_position_rad, command.stamp_s, self._now_s)
-        if math.isfinite(command.gripper_opening_m):
-            self._opening_m = command.gripper_opening_m
+        wanted_m = command.gripper_opening_m
+        self._openings_m = np.where(np.isfinite(wanted_m), wanted_m, self._openings_m)
 
     def stop(self) -> None:
         """Hold, and take no further command."""

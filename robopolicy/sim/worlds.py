@@ -10,32 +10,24 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.control.arrays import like, namespace, row
+from robopolicy.control.arrays import copied, like, namespace, row
 from robopolicy.control.kinematics import matrix_to_quaternion, tool_pose
 from robopolicy.control.limits import joint_targets, limit_targets
 from robopolicy.control.motion import move
-from robopolicy.control.profile import read_profile
 from robopolicy.control.replay import REFERENCE
 from robopolicy.sim.episodes import Episodes, Sentences, draw
 from robopolicy.sim.physics import Fault, Physics
 from robopolicy.sim.randomization import Randomization, noise
 from robopolicy.sim.render import Renderer
-from robopolicy.sim.scene import ARM_JOINTS
+from robopolicy.sim.scene import PANDA
 from robopolicy.sim.tasks import State, Task
-from robopolicy.types import ActionSpec, Array
+from robopolicy.sim.tasks.base import Hand
+from robopolicy.types import Array
 
-ROBOT = "panda"
-"""Profile of the simulated arm."""
-ACTIONS = ActionSpec(
-    arm=6,
-    gripper=1,
-    gripper_values=((-1.0, 1.0),),
-    kind="delta",
-    space="ee",
-    units=("0.05 m",) * 3 + ("0.5 rad",) * 3,
-    rate_hz=20.0,
-)
-"""Columns of the simulator's actions; gripper -1 open, +1 closed."""
+ACTIONS = PANDA.actions
+"""What the action columns of tasks with one arm are; gripper -1 open, +1 closed."""
+JOINT_NOISE_RAD = 0.05
+"""What `action_noise` of 1 is for actions that are joint positions."""
 PRIVILEGED = ("target_pos", "target_offset", REFERENCE)
 """Keys for losses, experts and replays, which no noise falls on."""
 
@@ -62,9 +54,9 @@ class Worlds:
         limits: bool = True,
     ) -> None:
         self.task, self.physics, self.scene = task, physics, physics.scene
-        self.profile, self.limits = read_profile(ROBOT), limits
-        assert self.profile.arm is not None
-        self._arm = self.profile.arm
+        if namespace(physics.qpos) is not np and physics.scene.robot.actions.kind == "absolute":
+            raise ValueError("tasks of the two-arm robot are simulated on the CPU; use --physics batch")
+        self.actions, self.profile, self.limits = self.scene.robot.actions, self.scene.robot.profile, limits
         self.max_episode_steps, self.randomization = max_episode_steps, randomization or Randomization()
         self.sentences = Sentences()
         """All instructions so far; `instruction_id` is an index into them."""
@@ -86,9 +78,12 @@ class Worlds:
         """(N,) `Fault` bits of each world's episode; an episode with any has failed."""
         self.limited = self._integers(worlds)
         """(N,) control steps of each world's episode in which the robot's limits changed the target."""
-        self._commanded, self._velocity = (self._kept(np.zeros((worlds, ARM_JOINTS))) for _ in range(2))
+        self.commanded, self._velocity = (self._kept(np.zeros((worlds, self.profile.joints))) for _ in range(2))
+        """(N, joints) where the joints have been commanded to be [rad], and how fast they were commanded to move."""
         self._instructions: tuple[str, ...] | None = None
-        self._late = self._kept(np.zeros((self.randomization.config.delay_steps, worlds, ARM_JOINTS)))
+        if self.randomization.config.delay_steps and self.actions.kind == "absolute":
+            raise ValueError("--randomization.delay_steps is for actions that are deltas; leave it at 0 for this task")
+        self._late = self._kept(np.zeros((self.randomization.config.delay_steps, worlds, self.actions.width)))
         self._observe_state()
 
     def set_up(self, mask: Bool[Array, " worlds"], episodes: Episodes, rows: Int[Array, " worlds"]) -> None:
@@ -106,13 +101,13 @@ class Worlds:
             record[:] = xp.where(chosen, values[rows], record)
         for record in (self._stage, self._held, self._steps, self._success, self.fault, self.limited):
             record *= ~mask
-        self._commanded[:] = xp.where(mask[:, None], episodes.qpos[rows][:, :ARM_JOINTS], self._commanded)
+        self.commanded[:] = xp.where(mask[:, None], self.scene.joints_of(episodes.qpos[rows]), self.commanded)
         self._velocity[:] = xp.where(mask[:, None], 0.0, self._velocity)
         self._late *= ~mask[:, None]
         self._tell()
         self._observe_state()
 
-    def act(self, actions: Float[Array, "worlds 7"]) -> Bool[Array, " worlds"]:
+    def act(self, actions: Float[Array, "worlds width"]) -> Bool[Array, " worlds"]:
         """One control step of all worlds; True where an episode is decided."""
         self.physics.step(self._commands(self._executed(actions)))
         return self.judge()
@@ -153,10 +148,12 @@ class Worlds:
         drawn = draw(self.task, self.scene, seeds, self.sentences, self.randomization)
         return drawn if self._xp is np else drawn.on(self.physics.qpos.device)
 
-    def _executed(self, actions: Array) -> Float[Array, "worlds 7"]:
+    def _executed(self, actions: Array) -> Float[Array, "worlds width"]:
         """The executed actions: checked, clipped, with the episode's noise and delay."""
         config = self.randomization.config
         wanted = self._checked(actions)
+        if self.actions.kind == "absolute":
+            return self._with_joint_noise(wanted, config.action_noise)
         if config.action_noise:
             disturbed = wanted[:, :6] + config.action_noise * noise(self._seed, self._steps, 0, 6)
             wanted = self._xp.concatenate([disturbed, wanted[:, 6:]], -1)
@@ -167,13 +164,20 @@ class Worlds:
         self._late[:] = line[:-1]
         return line[self._delay, self._worlds] + self._resting(clipped)
 
+    def _with_joint_noise(self, actions: Array, std: float) -> Array:
+        if not std:
+            return actions
+        joints, noisy = list(self.actions.joint_columns), copied(actions)
+        noisy[:, joints] += std * JOINT_NOISE_RAD * noise(self._seed, self._steps, 0, len(joints))
+        return noisy
+
     def _resting(self, actions: Array) -> Array:
         """No motion, open gripper: executed until the first delayed action arrives."""
         return like(actions, _REST)
 
     def _checked(self, actions: Array) -> Array:
         """The actions, finite: the host refuses others, a device marks the world and continues with zeros."""
-        found, expected = tuple(np.shape(actions)), (self.physics.num_worlds, ARM_JOINTS)
+        found, expected = tuple(np.shape(actions)), (self.physics.num_worlds, self.actions.width)
         if found != expected:
             raise ValueError(f"actions have shape {found}; expected {expected}: a row for each world")
         if self._xp is np:
@@ -189,28 +193,32 @@ class Worlds:
         self.fault |= int(Fault.ACTION) * ~finite.all(-1)
         return self._xp.where(finite, wanted, 0.0)
 
-    def _commands(self, actions: Float[Array, "worlds 7"]) -> Float[Array, "..."]:
-        """Joint and finger targets (N, 9) [rad, m] of the whole control step, or of each of its ticks (ticks, N, 9)."""
-        xp, qpos, profile = self._xp, self.physics.qpos[:, :ARM_JOINTS], self.profile
-        targets = joint_targets(profile, ACTIONS, actions, qpos, self.scene.control_dt)
+    def _commands(self, actions: Float[Array, "worlds width"]) -> Float[Array, "..."]:
+        """Joint and finger targets (N, nu) [rad, m] of the whole control step, or of each of its ticks (ticks, N, nu)."""
+        xp, qpos, profile = self._xp, self.scene.joints_of(self.physics.qpos), self.profile
+        targets = joint_targets(profile, self.actions, actions, qpos, self.scene.control_dt)
         if not self.limits:
-            self._commanded[:] = targets.joint_position_rad
-            fingers = targets.gripper_opening_m[:, None] / 2
-            return xp.concatenate([targets.joint_position_rad, fingers, fingers], -1)
-        opening_m = self._state.opening
-        targets = limit_targets(profile, targets, qpos, opening_m, self.scene.control_dt, self._commanded)
+            self.commanded[:] = targets.joint_position_rad
+            return xp.concatenate([targets.joint_position_rad, self._fingers(targets.gripper_opening_m)], -1)
+        opening_m = self._openings_m
+        targets = limit_targets(profile, targets, qpos, opening_m, self.scene.control_dt, self.commanded)
         self.limited += targets.intervened
         path, self._velocity[:] = move(
             profile,
             targets.joint_position_rad,
-            self._commanded,
+            self.commanded,
             self._velocity,
             self.scene.control_dt,
             self.scene.n_substeps,
         )
-        self._commanded[:] = path[-1]
-        fingers = (targets.gripper_opening_m / 2)[None, :, None] + 0.0 * path[..., :2]
-        return xp.concatenate([path, fingers], -1)
+        self.commanded[:] = path[-1]
+        fingers = self._fingers(targets.gripper_opening_m)
+        return xp.concatenate([path, fingers[None] + 0.0 * path[..., :1]], -1)
+
+    def _fingers(self, opening_m: Float[Array, "worlds grippers"]) -> Float[Array, "worlds fingers"]:
+        """Targets of the fingers [m], two for each gripper."""
+        half = opening_m / 2
+        return self._xp.stack([half, half], -1).reshape(len(half), -1)
 
     def _judge(self) -> Bool[Array, " worlds"]:
         """Count solved stages; True where the episode is decided."""
@@ -243,7 +251,11 @@ class Worlds:
         """Read the state from the physics."""
         physics, scene = self.physics, self.scene
         qpos = physics.qpos
-        position, rotation = tool_pose(self._arm, qpos[:, :ARM_JOINTS])
+        joints, self._openings_m = scene.joints_of(qpos), scene.openings_of(qpos)
+        hands = []
+        for place, (_, arm, columns, _) in enumerate(self.profile.parts):
+            assert arm.arm is not None
+            hands.append(Hand(*tool_pose(arm.arm, joints[:, columns]), self._openings_m[:, place]))
         velocity = physics.qvel[:, scene.object_velocity_slice].reshape(len(qpos), -1, 6)[..., :3]
         self._state = State(
             worlds=self._worlds,
@@ -252,11 +264,12 @@ class Worlds:
             mocap_pos=physics.mocap_pos,
             objects=qpos[:, scene.object_slice].reshape(len(qpos), -1, 7),
             object_speed=(velocity * velocity).sum(-1) ** 0.5,
-            ee_position=position,
-            ee_rotation=rotation,
-            opening=qpos[:, ARM_JOINTS] + qpos[:, ARM_JOINTS + 1],
+            ee_position=hands[0].position,
+            ee_rotation=hands[0].rotation,
+            opening=hands[0].opening,
             goal=self._goal,
             step=self._steps,
+            hands=tuple(hands),
         )
         arranged = self.task.arrange(self._state, scene)
         if arranged is not None:
@@ -266,16 +279,15 @@ class Worlds:
         state = self._state
         objects = self.task.observe(state, self.scene)
         obs = {
-            "ee_pose": row(state.ee_position, matrix_to_quaternion(state.ee_rotation)),
-            "gripper": row(state.opening[:, None]),
-            "qpos": row(state.qpos[:, :ARM_JOINTS]),
-            **objects,
+            f"{name}_ee_pose" if name else "ee_pose": row(hand.position, matrix_to_quaternion(hand.rotation))
+            for (name, *_), hand in zip(self.profile.parts, state.hands, strict=True)
         }
+        obs |= {"gripper": row(self._openings_m), "qpos": row(self.scene.joints_of(state.qpos)), **objects}
         if self.randomization.config.obs_noise:
             obs = self._noisy(obs)
         target = self.task.target(state)
         obs |= {f"to_{key}": obs[key][:, -3:] for key, values in objects.items() if values.shape[1] > 3}
-        privileged = (target, target - state.ee_position, self._commanded)
+        privileged = (target, target - state.ee_position, self.commanded)
         obs |= {key: row(values) for key, values in zip(PRIVILEGED, privileged, strict=True)}
         if self._renderer is not None:
             obs |= self._renderer.render()

@@ -83,7 +83,7 @@ def an_unknown_option_is_refused(name: str, **options: Any) -> None:
 
 def _built(name: str, options: dict[str, Any]) -> tuple[Task, Scene]:
     task = make_task(name, **options)
-    return task, build_scene(task.parts)
+    return task, build_scene(task.parts, robot=task.robot)
 
 
 CHECKS: tuple[Callable[..., None], ...] = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robopolicy.cli.drivers import _told, driver_of
+from robopolicy.cli.drivers import _announced, driver_of
 from robopolicy.cli.run import _parser, run
 from robopolicy.components import ConfigError, values_of
 from robopolicy.control.profile import read_profile
@@ -114,7 +114,7 @@ def test_a_policy_behind_a_server_is_driven_by_as_its_folder_is(tmp_path):
             for words in ([str(tmp_path / "run")], ["--server", f"127.0.0.1:{server.port}"])
         )
         assert there.execution == here.execution == made.config.execution
-        assert (there.spec, there.keys, there.chunk) == (here.spec, here.keys, here.chunk)
+        assert (there.spec, there.observation, there.chunk) == (here.spec, here.observation, here.chunk)
         for tick in range(12):
             obs = {key: np.full(wanted.shape, 0.1 * tick, np.float32) for key, wanted in policy.obs.items()}
             seen = Observation(obs, "lift the red cube")
@@ -138,8 +138,10 @@ def test_a_server_that_cannot_drive_a_robot_is_refused(arguments, message):
 
 def test_a_server_that_does_not_tell_of_its_policy_is_refused():
     """A traceback for whoever points `run` at another kind of policy server."""
-    with pytest.raises(ConfigError, match="--server gpu:8000 doesn't tell its policy's observation; expected a `robop"):
-        _told({}, "gpu:8000")
+    with pytest.raises(
+        ConfigError, match="--server gpu:8000 doesn't announce its policy's observation; expected a `robop"
+    ):
+        _announced({}, "gpu:8000")
 
 
 def test_a_robot_that_lacks_what_the_policy_looks_at_is_refused_before_it_moves(arm, tmp_path):

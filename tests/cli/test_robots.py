@@ -74,7 +74,7 @@ def test_a_factory_that_the_caller_names_makes_the_robot(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["toaster"], "robot 'toaster' is unknown; choose one of fake, rosbridge, sim, websocket"),
+        (["toaster"], "robot 'toaster' is unknown; choose one of fake, lerobot, rosbridge, sim"),
         (["http://1.2.3.4:80"], "unknown scheme 'http'; expected ws, wss, rosbridge"),
         (["ws://nowhere"], "expected HOST:PORT, got 'nowhere'"),
         (["fake", "--robot-ca", "x.pem"], "--robot-ca is not an option of robot 'fake'; it has: profile, command_dt"),

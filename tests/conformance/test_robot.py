@@ -11,6 +11,7 @@ from robopolicy.control.robot import Robot
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots.base import RobotContext
 from robopolicy.control.robots.fake import FakeRobot
+from robopolicy.control.robots.rosbridge import GripperTopics
 from robopolicy.testing.robot import CHECKS
 from robopolicy.types import Command
 from tests.rosbridge import StubRosbridge
@@ -37,10 +38,9 @@ def make_networked(stack: ExitStack) -> Robot:
 
 def make_rosbridge(stack: ExitStack) -> Robot:
     bridge = stack.enter_context(StubRosbridge(PROFILE))
-    fingers = ("finger_1", "finger_2")
-    address = f"127.0.0.1:{bridge.port}"
-    options = {"finger_joints": fingers, "gripper_topic": "/gripper", "timeout_s": PATIENCE_S}
-    robot = made("rosbridge", address=address, **options)
+    gripper = GripperTopics(topic="/gripper", fingers=("finger_1", "finger_2"))
+    options = {"grippers": {"hand": gripper}, "timeout_s": PATIENCE_S}
+    robot = made("rosbridge", address=f"127.0.0.1:{bridge.port}", **options)
     stack.callback(robot.stop)
     return robot
 

@@ -27,7 +27,7 @@ poses = hnp.arrays(np.float64, (3, 7), elements=st.floats(0.0, 1.0))
 
 
 def limited(spec: ActionSpec, action: np.ndarray, qpos: np.ndarray, opening_m: float = 0.03) -> Targets:
-    held = np.full(qpos.shape[:-1], opening_m)
+    held = np.full((*qpos.shape[:-1], 1), opening_m)
     return limit_targets(PROFILE, joint_targets(PROFILE, spec, action, qpos, DT), qpos, held, DT)
 
 
@@ -67,7 +67,7 @@ def test_numpy_and_torch_and_one_at_a_time_give_the_same(action, share):
     batched = limited(EE, action, qpos)
     qpos_t = torch.from_numpy(qpos)
     asked = joint_targets(PROFILE, EE, torch.from_numpy(action), qpos_t, 0.05)
-    in_torch = limit_targets(PROFILE, asked, qpos_t, torch.full((4,), 0.03, dtype=torch.float64), DT)
+    in_torch = limit_targets(PROFILE, asked, qpos_t, torch.full((4, 1), 0.03, dtype=torch.float64), DT)
     np.testing.assert_allclose(in_torch.joint_position_rad.numpy(), batched.joint_position_rad, atol=1e-9)
     for row in range(4):
         alone = limited(EE, action[row], qpos[row])
@@ -92,15 +92,15 @@ def test_the_profile_says_which_gripper_value_opens():
     action = np.zeros((2, 7))
     action[:, 6] = [-1, 1]
     qpos = np.tile(HOME, (2, 1))
-    assert joint_targets(inverted, EE, action, qpos, DT).gripper_opening_m.tolist() == [0.0, 0.08]
-    assert joint_targets(PROFILE, EE, action, qpos, DT).gripper_opening_m.tolist() == [0.08, 0.0]
+    assert joint_targets(inverted, EE, action, qpos, DT).gripper_opening_m.tolist() == [[0.0], [0.08]]
+    assert joint_targets(PROFILE, EE, action, qpos, DT).gripper_opening_m.tolist() == [[0.08], [0.0]]
 
 
 def test_a_target_is_limited_by_what_was_commanded_before():
     """Guards against: commands faster than the joints may move, because the arm lags behind them."""
     commanded = np.add(HOME, [0.1, 0, 0, 0, 0, 0, 0])
     asked = joint_targets(PROFILE, JOINTS, np.subtract(HOME, [0.1, 0, 0, 0, 0, 0, 0]), HOME, DT)
-    targets = limit_targets(PROFILE, asked, HOME, np.float64(0.03), DT, commanded)
+    targets = limit_targets(PROFILE, asked, HOME, np.array([0.03]), DT, commanded)
     assert targets.limited["joint_velocity"]
     assert targets.intervened
     np.testing.assert_allclose(targets.joint_position_rad[0] - commanded[0], -2.175 * DT, rtol=1e-6)
@@ -128,10 +128,12 @@ def test_the_gripper_opens_and_closes_by_the_values_of_the_demos():
     continuous = ActionSpec(arm=7, gripper=0, continuous_gripper=(6,), kind="delta", space="ee")
     action = np.zeros((3, 7))
     action[:, 6] = [-1, 0, 1]
-    np.testing.assert_allclose(limited(EE, action, np.tile(HOME, (3, 1))).gripper_opening_m, [0.08, 0.04, 0.0])
-    np.testing.assert_allclose(limited(continuous, action, np.tile(HOME, (3, 1))).gripper_opening_m, [0.08, 0.04, 0.0])
+    np.testing.assert_allclose(limited(EE, action, np.tile(HOME, (3, 1))).gripper_opening_m[:, 0], [0.08, 0.04, 0.0])
+    np.testing.assert_allclose(
+        limited(continuous, action, np.tile(HOME, (3, 1))).gripper_opening_m[:, 0], [0.08, 0.04, 0.0]
+    )
     action[:, 6] = [255, 0, np.nan]
-    np.testing.assert_allclose(limited(other, action, np.tile(HOME, (3, 1))).gripper_opening_m, [0.08, 0.0, 0.03])
+    np.testing.assert_allclose(limited(other, action, np.tile(HOME, (3, 1))).gripper_opening_m[:, 0], [0.08, 0.0, 0.03])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import TimedChunk
-from robopolicy.control.loop import ControlLoop
+from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.robot import RobotError, Tick
 from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.types import ActionSpec, Observation
@@ -72,7 +72,8 @@ class ListRecorder:
 def make_loop(robot, clock, script, spec=EE, chunk=4, latency_s=0.0, silent_after=10**9, **options) -> ControlLoop:
     inference = ScriptedInference(robot, clock, script, latency_s, silent_after)
     executor = ChunkExecutor(chunk, 0.05, action_spec=spec)
-    return ControlLoop(robot, inference, executor, spec, clock=clock, **options)
+    others = {name: options.pop(name) for name in ("recorder", "operator") if name in options}
+    return ControlLoop(robot, inference, executor, spec, options=LoopOptions(**options), clock=clock, **others)
 
 
 def forward(step: int, observation: Observation) -> Float[np.ndarray, "chunk width"]:
@@ -243,7 +244,7 @@ def test_the_gripper_keeps_what_it_holds_until_an_action_says_otherwise(panda, f
     robot._qpos = np.add(panda.home_rad, [0.1, 0, 0, 0, 0, 0, 0])
     loop = make_loop(robot, fake_clock, lambda *_: np.tile([0, 0, 0, 0, 0, 0, -1.0 if spec is EE else 0], (4, 1)), spec)
     loop.go_home()
-    loop.inference.silent_after, loop.startup_s = 0, 0.5
+    loop.inference.silent_after, loop.options = 0, replace(loop.options, startup_s=0.5)
     loop.run(2.0)
     assert loop.stopped == "no fresh chunk within 0.5 s"
     assert len(robot.commands) > 50

@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -19,7 +18,7 @@ from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.control.robots.websocket import WebsocketRobot
 from robopolicy.control.serving.access import tls_context, trusted
 from robopolicy.types import Command, Observation
-from tests.serving import running_server
+from tests.serving import running_server, self_signed
 from tests.waiting import PATIENCE_S, wait_until
 
 COMMAND_DT = 0.005
@@ -186,33 +185,7 @@ def test_a_robot_beyond_this_machine_is_moved_with_its_key_only_and_by_no_web_pa
 
 def test_a_robot_is_driven_over_tls(arm, tmp_path, caplog):
     """Guards against: commands and keys that anybody between the policy and the arm can read and change."""
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "1",
-    ]
-    made += [
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-    ]
-    try:
-        subprocess.run(made, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed, so there is no certificate to serve with")
+    certificate, key = self_signed(tmp_path)
     with RobotServer(arm, port=0, tls=tls_context(certificate, key)) as server:
         with WebsocketRobot(port=server.port, tls=trusted(certificate), timeout_s=PATIENCE_S) as robot:
             np.testing.assert_allclose(robot.observe().obs["qpos"], arm.qpos(), atol=1e-6)

@@ -24,7 +24,7 @@ from robopolicy.client import PolicyClient, pack, unpack
 from robopolicy.control.server import PolicyServer, ServerLimits, serve
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.control.serving.protocol import ObservationReader
-from tests.serving import LOW_DIM_SPEC, SPEC, FakePolicy, observation, running_server
+from tests.serving import LOW_DIM_SPEC, SPEC, FakePolicy, observation, running_server, self_signed
 from tests.waiting import PATIENCE_S, wait_until
 
 KEY = "a-key-of-16-chars"
@@ -144,33 +144,7 @@ def test_more_clients_than_allowed_are_told_so_and_room_is_given_again():
 
 def test_wss_serves_with_a_certificate(tmp_path):
     """Beyond the machine the key would otherwise travel in the clear."""
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "1",
-    ]
-    made += [
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-    ]
-    try:
-        subprocess.run(made, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed, so there is no certificate to serve with")
+    certificate, key = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     trust = ssl.create_default_context(cafile=str(certificate))

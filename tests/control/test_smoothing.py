@@ -69,7 +69,7 @@ def test_commands_obey_every_limit_for_any_sequence_of_policy_outputs(name, kind
         measured = (1 - lag) * commands[-1] + lag * commands[max(len(commands) - 11, 0)]
         action = policy_outputs(rng, kinds[step * len(kinds) // 20], step, spec)
         targets = joint_targets(profile, spec, action, measured, CONTROL_DT)
-        targets = limit_targets(profile, targets, measured, np.float64(0.0), CONTROL_DT, smoother.state[0])
+        targets = limit_targets(profile, targets, measured, np.array([0.0]), CONTROL_DT, smoother.state[0])
         ahead = targets.joint_position_rad - smoother.state[0]
         smoother.aim(targets.joint_position_rad, ahead / CONTROL_DT if spec is EE else None)
         if step in brakes:

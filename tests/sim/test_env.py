@@ -11,7 +11,7 @@ from robopolicy.sim.expert import expert_actions
 
 
 def random_actions(env: RobotVectorEnv, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(-1, 1, (env.num_envs, 7))
+    return np.random.default_rng(seed).uniform(-1, 1, env.action_space.shape)
 
 
 def assert_same(one: dict, other: dict) -> None:

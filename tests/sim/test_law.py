@@ -41,12 +41,12 @@ def test_worlds_and_loop_limit_every_action_alike(limited, physics, count, toler
     for _ in range(count // size):
         start = PROFILE.home_rad + 0.3 * rng.uniform(-1, 1, (size, ARM_JOINTS))
         actions, start = rng.uniform(-1, 1, (size, ARM_JOINTS)), np.clip(start, lower, upper)
-        for record in (env.physics.qpos, env._commanded):
+        for record in (env.physics.qpos, env.commanded):
             record[:, :ARM_JOINTS] = torch.from_numpy(start) if env.on_device else start
         env.act(torch.from_numpy(actions) if env.on_device else actions)
         for world in range(size):  # as the loop calls them: one robot, float64
             asked = joint_targets(PROFILE, ACTIONS, actions[world], start[world], DT)
-            ours = limit_targets(PROFILE, asked, start[world], np.float64(0.08), DT, start[world])
+            ours = limit_targets(PROFILE, asked, start[world], np.array([0.08]), DT, start[world])
             theirs = limited[-1].joint_position_rad[world]
             np.testing.assert_allclose(np.asarray(theirs), ours.joint_position_rad, atol=tolerance)
             assert bool(limited[-1].intervened[world]) == bool(ours.intervened)
@@ -79,9 +79,9 @@ def test_worlds_keep_to_velocity_and_acceleration():
     path = [position[None]] * 3
     for _ in range(40):
         asked = Targets(
-            position + 0.3 * rng.normal(size=position.shape), np.full(64, 0.08), {"non_finite": np.zeros(64, bool)}
+            position + 0.3 * rng.normal(size=position.shape), np.full((64, 1), 0.08), {"non_finite": np.zeros(64, bool)}
         )
-        target = limit_targets(PROFILE, asked, position, np.full(64, 0.08), DT).joint_position_rad
+        target = limit_targets(PROFILE, asked, position, np.full((64, 1), 0.08), DT).joint_position_rad
         ticks, velocity = move(PROFILE, target, position, velocity, DT, 10)
         position = ticks[-1]
         path.append(ticks)

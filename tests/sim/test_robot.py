@@ -11,11 +11,12 @@ import pytest
 
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import ThreadedInference
-from robopolicy.control.loop import ControlLoop
+from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.replay import CHUNK, Record, RecordedStream
 from robopolicy.control.robot import RobotError
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.robot import STOPPED, SimRobot
+from robopolicy.sim.robot import STOPPED, ProcessOptions, SimRobot
+from robopolicy.sim.world import WorldOptions
 from robopolicy.types import ActionSpec, Command
 from tests.waiting import wait_until
 
@@ -25,14 +26,14 @@ EE = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
 @pytest.fixture(scope="module")
 def robot() -> Iterator[SimRobot]:
     """One that waits long for a busy machine."""
-    with SimRobot("reach", seed=3, command_dt=0.005, deadline_s=30.0, timeout_s=30.0) as made:
+    with SimRobot(WorldOptions("reach", seed=3, command_dt=0.005), ProcessOptions(30.0, 30.0)) as made:
         yield made
 
 
 def test_an_unknown_task_is_refused_before_a_process_is_started():
     """A traceback of a child process, and a parent that waits for ever."""
     with pytest.raises((ValueError, KeyError), match="juggle"):
-        SimRobot("juggle")
+        SimRobot(WorldOptions("juggle"))
 
 
 def test_the_robot_shows_what_its_tasks_environment_shows_and_starts_anew_by_seed(robot):
@@ -70,7 +71,8 @@ def test_the_arm_goes_where_the_control_loop_sends_it(robot):
         robot.reset(4)
         stream = RecordedStream(Record(actions, EE), 0.05)
         inference = ThreadedInference(robot, stream)
-        loop = ControlLoop(robot, inference, ChunkExecutor(CHUNK, 0.05, action_spec=EE), EE, deadline_s=30.0)
+        executor, options = ChunkExecutor(CHUNK, 0.05, action_spec=EE), LoopOptions(deadline_s=30.0)
+        loop = ControlLoop(robot, inference, executor, EE, options=options)
         before = robot.observe().obs["ee_pose"]
         statistics = loop.run(60.0, lambda stream=stream: stream.finished)
         inference.close()
@@ -84,7 +86,7 @@ def test_the_arm_goes_where_the_control_loop_sends_it(robot):
 
 def test_commands_that_cease_in_mid_motion_leave_the_arm_at_rest_and_are_refused_from_then_on():
     """A simulator that is kinder than a real robot's controller hides a loop that dies."""
-    with SimRobot("reach", seed=5, command_dt=0.005, deadline_s=0.2, timeout_s=30.0) as robot:
+    with SimRobot(WorldOptions("reach", seed=5, command_dt=0.005), ProcessOptions(0.2, 30.0)) as robot:
         home, began_s = robot.qpos(), time.monotonic()
         with suppress(RobotError):  # on a busy machine the commands may cease before the last one
             for step in range(1, 80):
@@ -103,7 +105,7 @@ def test_commands_that_cease_in_mid_motion_leave_the_arm_at_rest_and_are_refused
 
 def test_a_frozen_or_killed_process_is_a_robot_that_is_lost():
     """Commands into shared memory that nobody reads any more."""
-    with SimRobot("reach", command_dt=0.005, timeout_s=0.5) as robot:
+    with SimRobot(WorldOptions("reach", command_dt=0.005), ProcessOptions(timeout_s=0.5)) as robot:
         assert robot.process.pid is not None
         os.kill(robot.process.pid, signal.SIGSTOP)
         time.sleep(0.7)

@@ -1,7 +1,7 @@
 """The robot `lagging`: an arm in memory that follows its commands with a delay, for rehearsals without hardware."""
 
 from dataclasses import dataclass
-from math import exp, isfinite
+from math import exp
 
 import numpy as np
 from jaxtyping import Float
@@ -38,7 +38,7 @@ class LaggingRobot:
         self.control_dt, self.command_dt = context.control_dt, options.command_dt
         self._lag_s, self._clock = options.lag_s, SystemClock()
         self._goal = self._start = np.asarray(self.profile.home_rad, np.float64)
-        self._opening_m, self._since_s, self._stopped = self.profile.opening_m / 2, self._clock.now(), False
+        self._opening_m, self._since_s, self._stopped = self.profile.openings_m / 2, self._clock.now(), False
 
     def observe(self) -> Observation:
         """Joint positions, gripper opening and tool pose, stamped now."""
@@ -55,8 +55,8 @@ class LaggingRobot:
             raise RobotError("the robot was stopped; it takes no further command")
         self._start, self._since_s = self.qpos(), self._clock.now()
         self._goal = np.array(command.joint_position_rad, np.float64)
-        if isfinite(command.gripper_opening_m):
-            self._opening_m = command.gripper_opening_m
+        wanted_m = command.gripper_opening_m
+        self._opening_m = np.where(np.isfinite(wanted_m), wanted_m, self._opening_m)
 
     def stop(self) -> None:
         """Hold, and take no further command."""

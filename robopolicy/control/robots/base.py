@@ -43,11 +43,19 @@ def host_and_port(address: str, prefix: str) -> tuple[str, int]:
 
 
 def proprioception(
-    profile: RobotProfile, qpos: Float[np.ndarray, " joints"], opening_m: float
+    profile: RobotProfile, qpos: Float[np.ndarray, " joints"], opening_m: Float[np.ndarray, " grippers"] | float
 ) -> dict[str, np.ndarray]:
-    """Observations of every robot: `qpos` [rad], `gripper` (1,) [m], and with kinematics `ee_pose` (7,)."""
-    obs = {"qpos": np.asarray(qpos, np.float32), "gripper": np.array([opening_m], np.float32)}
-    if profile.arm is not None:
-        position, rotation, _ = pose_and_jacobian(profile.arm, np.asarray(qpos, np.float64))
-        obs["ee_pose"] = np.concatenate([position, matrix_to_quaternion(rotation)]).astype(np.float32)
+    """Observations of every robot, from its joint positions [rad] and gripper openings [m].
+
+    `qpos` (joints,), and where it has them `gripper` (grippers,) and `ee_pose` (7,), of several arms `<arm>_ee_pose`: x y z
+    [m] and a quaternion w x y z in the base frame.
+    """
+    obs = {"qpos": np.asarray(qpos, np.float32)}
+    if profile.grippers:
+        obs["gripper"] = np.atleast_1d(np.asarray(opening_m, np.float32))
+    for name, arm, joints, _ in profile.parts:
+        if arm.arm is not None:
+            position, rotation, _ = pose_and_jacobian(arm.arm, np.asarray(qpos[joints], np.float64))
+            pose = np.concatenate([position, matrix_to_quaternion(rotation)]).astype(np.float32)
+            obs[f"{name}_ee_pose" if name else "ee_pose"] = pose
     return obs

@@ -1,6 +1,5 @@
 """A robot in memory: reaches every commanded position at once, and keeps the commands. For tests and rehearsals."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ class FakeOptions:
     command_dt: float = 0.01
     """Time between two commands [s]."""
     opening_m: float | None = None
-    """Opening of the gripper at the start [m]; null: fully open."""
+    """Opening of every gripper at the start [m]; null: fully open."""
 
 
 class FakeRobot:
@@ -34,7 +33,7 @@ class FakeRobot:
         control_dt: time between two actions [s].
         command_dt: time between two commands [s].
         clock: the time of its stamps.
-        opening_m: opening of the gripper at the start [m]; None: fully open.
+        opening_m: opening of every gripper at the start [m]; None: fully open.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class FakeRobot:
         self.lost: str | None = None
         """Set to a reason: every call then fails as that of a robot that can't be reached."""
         self._qpos = np.asarray(profile.home_rad, np.float64)
-        self._opening_m = profile.opening_m if opening_m is None else opening_m
+        self._opening_m = profile.openings_m if opening_m is None else np.full(profile.grippers, opening_m)
         self._stopped = False
 
     def observe(self) -> Observation:
@@ -72,8 +71,8 @@ class FakeRobot:
             raise RobotError("the robot was stopped; it takes no further command")
         self.commands.append(command)
         self._qpos = command.joint_position_rad
-        if math.isfinite(command.gripper_opening_m):
-            self._opening_m = command.gripper_opening_m
+        wanted_m = command.gripper_opening_m
+        self._opening_m = np.where(np.isfinite(wanted_m), wanted_m, self._opening_m)
 
     def stop(self) -> None:
         """Take no further command."""

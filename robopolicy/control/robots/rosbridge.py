@@ -1,21 +1,75 @@
-"""A ROS 2 arm through rosbridge's JSON: JointState in, JointTrajectory out; needs no ROS on this machine."""
+"""ROS 2 arms through rosbridge's JSON, described by a `robot.yaml`; needs no ROS on this machine.
 
-import base64
-import math
+kind: rosbridge
+address: 10.0.0.7:9090
+profile: viperx_pair
+command_dt: 0.02
+arms:
+left: {joint_topic: /left/joint_states, command_topic: /left/controller/joint_trajectory}
+right: {joint_topic: /right/joint_states, command_topic: /right/controller/joint_trajectory}
+grippers:
+left: {action: /left/gripper/gripper_cmd, fingers: [left_finger_1, left_finger_2]}
+right: {action: /right/gripper/gripper_cmd, fingers: [right_finger_1, right_finger_2]}
+cameras: {top: /cam_high/image_raw/compressed}
+"""
+
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from robopolicy.components import expect, register
+from robopolicy.components import ConfigError, expect, register
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot import RobotError
+from robopolicy.control.robots import _ros
 from robopolicy.control.robots.base import RobotContext, host_and_port, proprioception
 from robopolicy.types import Command, Observation
+
+CONNECT_S = 5.0
+"""How long the server, and the first message of each topic, are awaited [s]."""
+
+CommandType = Literal["joint_trajectory", "joint_group_position", "joint_group_velocity", "pose", "twist"]
+
+
+@dataclass(frozen=True)
+class ArmTopics:
+    """Topics of one arm."""
+
+    joint_topic: str = "/joint_states"
+    """Source of sensor_msgs/JointState; several arms and grippers may share one."""
+    command_topic: str = "/joint_trajectory_controller/joint_trajectory"
+    """Destination of the commands."""
+    command: CommandType = "joint_trajectory"
+    """trajectory_msgs/JointTrajectory of one point, std_msgs/Float64MultiArray of positions or velocities,
+    geometry_msgs/PoseStamped or geometry_msgs/TwistStamped of the tool in the base frame."""
+    frame_id: str = "base_link"
+    """Name of the base frame in stamped poses and twists."""
+
+
+@dataclass(frozen=True)
+class GripperTopics:
+    """Topics of one gripper; `topic` or `action`."""
+
+    topic: str | None = None
+    """Destination of its opening as std_msgs/Float64, or control_msgs/GripperCommand."""
+    message: Literal["float64", "gripper_command"] = "float64"
+    """What the topic carries."""
+    action: str | None = None
+    """Name of a control_msgs/action/GripperCommand server."""
+    scale: float = 1.0
+    """Position of the command for an opening of 1 m; 0.5 where it is that of one finger."""
+    max_effort: float = 20.0
+    """Of GripperCommand [N]."""
+    fingers: tuple[str, ...] = ()
+    """Joints of the JointState whose sum is the opening [m]; none: the opening commanded last."""
+
+    def __post_init__(self) -> None:
+        if (self.topic is None) == (self.action is None):
+            raise ConfigError("a gripper of the robot needs either `topic` or `action`")
 
 
 @dataclass(frozen=True)
@@ -24,20 +78,20 @@ class RosbridgeOptions:
 
     address: str = "127.0.0.1:9090"
     """HOST:PORT of the rosbridge server."""
+    tls: bool = False
+    """Whether the connection is encrypted (wss)."""
     profile: str = "panda"
     """Limits and kinematics: a shipped profile's name, or a YAML file; its `joint_names` are those of the JointState."""
     command_dt: float = 0.01
     """Time between two commands [s]; JSON carries about 100 of them a second."""
-    joint_topic: str = "/joint_states"
-    """Source of sensor_msgs/JointState."""
-    command_topic: str = "/joint_trajectory_controller/joint_trajectory"
-    """Destination of trajectory_msgs/JointTrajectory."""
-    finger_joints: tuple[str, ...] = ()
-    """Joints of the JointState whose sum is the gripper's opening [m]; none: the opening commanded last."""
-    gripper_topic: str | None = None
-    """Destination of the opening [m] as std_msgs/Float64; null: no gripper is commanded."""
+    arms: Mapping[str, ArmTopics] = field(default_factory=dict)
+    """By the names of the profile's arms; of one arm by any name; empty: the default topics."""
+    grippers: Mapping[str, GripperTopics] = field(default_factory=dict)
+    """By the names of the arms that carry them; of one arm by any name; one that is missing is not commanded."""
     cameras: Mapping[str, str] = field(default_factory=dict)
-    """Observation key -> topic of sensor_msgs/Image (rgb8 or bgr8)."""
+    """Observation key -> topic of sensor_msgs/Image, or of sensor_msgs/CompressedImage where it ends in /compressed."""
+    base_topic: str | None = None
+    """Destination of geometry_msgs/Twist for a mobile base of 2 (forward, turn) or 3 (forward, left, turn) directions."""
     timeout_s: float = 0.25
     """Longest silence of the joints or a camera [s]."""
 
@@ -47,7 +101,7 @@ class RosbridgeOptions:
 
 @register("robot", "rosbridge", RosbridgeOptions)
 class RosbridgeRobot:
-    """A ROS 2 arm with a joint trajectory controller, through rosbridge.
+    """ROS 2 arms and grippers behind rosbridge.
 
     Args:
         options: where it is, and its topics.
@@ -62,136 +116,185 @@ class RosbridgeRobot:
         host, port = host_and_port(options.address, "--robot rosbridge://")
         self.profile, self.control_dt = read_profile(options.profile), (context or RobotContext()).control_dt
         self.command_dt, self.timeout_s = options.command_dt, options.timeout_s
-        self._fingers = options.finger_joints
+        arms = _by_arm(self.profile.arms, options.arms, "arms") or dict.fromkeys(self.profile.arms or [""], ArmTopics())
         self._received: dict[str, tuple[float, Any]] = {}
+        self._places = {name: place for place, name in enumerate(self.profile.joint_names)}
+        self._qpos = np.full(self.profile.joints, np.nan)
+        self._openings_m = self.profile.openings_m.copy()
+        self._named: dict[str, None] = {}  # every joint that a message named
         self._changed = threading.Condition()
-        self._sent_m = math.nan  # opening commanded last [m]
-        self._measured_m = math.nan if self._fingers else self.profile.opening_m  # nan: not received yet
         self._stopped = False
         self._lost: str | None = None
-        self._ros = roslibpy.Ros(host=host, port=port)
+        self._ros = roslibpy.Ros(host=host, port=port, is_secure=options.tls)
         try:
-            self._ros.run(timeout=5)
+            self._ros.run(timeout=int(CONNECT_S) or 1)
         except Exception as error:  # roslibpy raises its own
             raise RobotError(f"no rosbridge at {host}:{port}: {error}") from None
-        self._commands = roslibpy.Topic(self._ros, options.command_topic, "trajectory_msgs/JointTrajectory")
-        gripper = options.gripper_topic
-        self._gripper = roslibpy.Topic(self._ros, gripper, "std_msgs/Float64") if gripper else None
-        self._cameras = dict(options.cameras)
-        self._listen(roslibpy.Topic(self._ros, options.joint_topic, "sensor_msgs/JointState"), "joints", self._joints)
-        for key, topic in self._cameras.items():
-            self._listen(roslibpy.Topic(self._ros, topic, "sensor_msgs/Image"), key, image)
+        self._arms = [
+            (joints, _ros.ArmPublisher(self._topic, arm, topics, options.command_dt))
+            for (name, arm, joints, _), topics in zip(self.profile.parts, arms.values(), strict=True)
+        ]
         try:
-            self._wait_for("joints", after_s=0.0, timeout_s=5.0)
-            with self._changed:
-                if not self._changed.wait_for(lambda: not math.isnan(self._measured_m), 5.0):
-                    raise RobotError(f"{options.joint_topic} never reports {', '.join(self._fingers)}")
-        except RobotError:
+            grippers = _by_arm(self.profile.arms, options.grippers, "grippers")
+            self._grippers = {
+                place.start: _ros.GripperPublisher(self._ros, self._topic, grippers[name])
+                for name, _, _, place in self.profile.parts
+                if name in grippers and place.start < place.stop
+            }
+            self._fingers = {
+                place.start: grippers[name].fingers
+                for name, _, _, place in self.profile.parts
+                if name in grippers and place.start < place.stop and grippers[name].fingers
+            }
+            self._openings_m[list(self._fingers)] = np.nan  # until they are received
+            base = options.base_topic
+            self._base = None if base is None else self._topic(base, "geometry_msgs/Twist")
+            self._joint_topics = dict.fromkeys(topics.joint_topic for topics in arms.values())
+            for topic in self._joint_topics:
+                self._listen(topic, "sensor_msgs/JointState", self._joints)
+            self._cameras = dict(options.cameras)
+            for key, topic in self._cameras.items():
+                compressed = topic.endswith("/compressed")
+                kind = "sensor_msgs/CompressedImage" if compressed else "sensor_msgs/Image"
+                self._listen(topic, kind, _ros.compressed_image if compressed else _ros.image, key)
+            self._await_first()
+        except (RobotError, ValueError, ImportError):
             self._ros.close()
             raise
 
     def observe(self) -> Observation:
         """The newest of each sensor; the stamp is that of the oldest among them."""
-        joints_s, qpos = self._wait_for("joints", time.monotonic() - self.timeout_s)
-        obs = proprioception(self.profile, qpos, self._measured_m)
-        stamps = [joints_s]
-        for key in self._cameras:
-            seen_s, obs[key] = self._wait_for(key, time.monotonic() - self.timeout_s)
-            stamps.append(seen_s)
-        return Observation(obs, None, min(stamps))
+        sources = [*self._joint_topics, *self._cameras]
+        seen = [self._wait_for(source, time.monotonic() - self.timeout_s) for source in sources]
+        obs = proprioception(self.profile, self.qpos(), self._openings_m)
+        obs |= {source: value for source, (_, value) in zip(sources, seen, strict=True) if source in self._cameras}
+        return Observation(obs, None, min(stamp_s for stamp_s, _ in seen))
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
         """Joint positions received last [rad]."""
-        return self._received["joints"][1]
+        return self._qpos.copy()
 
     def command(self, command: Command) -> None:
-        """Send a trajectory of one point, due one command period from now."""
+        """Send each arm's part, due one command period from now, and what has changed of the grippers."""
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
-        silent_s = time.monotonic() - self._received["joints"][0]
+        heard_s = min(self._received[topic][0] for topic in self._joint_topics)
+        silent_s = time.monotonic() - heard_s
         if self._lost or silent_s > self.timeout_s or not self._ros.is_connected:
             raise RobotError(self._lost or f"no joint state for {silent_s:.2f} s")
-        self._commands.publish(self._message(command.joint_position_rad[None]))
-        opening_m = command.gripper_opening_m
-        if math.isfinite(opening_m) and opening_m != self._sent_m:
-            self._sent_m = opening_m
-            if not self._fingers:
-                self._measured_m = opening_m
-            if self._gripper is not None:
-                self._gripper.publish(self._plain({"data": float(opening_m)}))
+        for joints, arm in self._arms:
+            arm.send(command.joint_position_rad[joints])
+        openings_m = np.broadcast_to(command.gripper_opening_m, self._openings_m.shape)
+        for place in np.flatnonzero(np.isfinite(openings_m)):
+            if place in self._grippers:
+                self._grippers[place].send(float(openings_m[place]))
+            if place not in self._fingers:
+                self._openings_m[place] = openings_m[place]
+        if self._base is not None and command.base_velocity.size:
+            self._base.publish(_ros.plain(_ros.base_twist(command.base_velocity)))
 
     def stop(self) -> None:
-        """Command the present position, and disconnect."""
+        """Command the present position and no velocity, and disconnect."""
         if not self._stopped:
             self._stopped = True
             if self._ros.is_connected:
-                self._commands.publish(self._message(self.qpos()[None]))
+                for joints, arm in self._arms:
+                    arm.hold(self._qpos[joints])
+                if self._base is not None:
+                    self._base.publish(_ros.plain(_ros.base_twist(np.zeros(len(self.profile.base_velocity)))))
             self._ros.close()
 
-    def _message(self, positions: Float[np.ndarray, "points joints"]) -> Any:
-        return self._plain(joint_trajectory(self.profile.joint_names, positions, 1 / self.command_dt))
-
-    def _plain(self, message: dict[str, Any]) -> Any:
+    def _topic(self, name: str, kind: str) -> Any:
         import roslibpy
 
-        return roslibpy.Message(message)
+        return roslibpy.Topic(self._ros, name, kind)
 
-    def _listen(self, topic: Any, key: str, decode: Any) -> None:
-        """Keep the newest decoded message of a topic, with the time of its arrival."""
+    def _listen(
+        self, topic: str, kind: str, decode: Callable[[Mapping[str, Any]], Any], key: str | None = None
+    ) -> None:
+        """Keep the newest decoded message of a topic, with its time on the loop's clock."""
+        clock = _ros.StampClock()
 
         def receive(message: Mapping[str, Any]) -> None:
             try:
                 value = decode(message)
-            except (KeyError, ValueError, TypeError) as error:
-                self._lost = f"{topic.name}: {error}"
+            except (KeyError, ValueError, TypeError, ImportError) as error:
+                reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+                self._lost = f"{topic}: {reason}"
                 value = None
             with self._changed:
                 if value is not None:
-                    self._received[key] = (time.monotonic(), value)
+                    self._received[key or topic] = (clock.of(message, time.monotonic()), value)
                 self._changed.notify_all()
 
-        topic.subscribe(receive)
+        self._topic(topic, kind).subscribe(receive)
 
-    def _wait_for(self, key: str, after_s: float, timeout_s: float | None = None) -> tuple[float, Any]:
-        """The newest value of a topic and when it came, once it is newer than `after_s`."""
+    def _await_first(self) -> None:
+        """Wait until every camera has sent an image, and every joint and finger is known."""
+        with self._changed:
+            known = self._changed.wait_for(
+                lambda: (
+                    self._lost is not None or (np.isfinite(self._qpos).all() and np.isfinite(self._openings_m).all())
+                ),
+                CONNECT_S,
+            )
+        if self._lost or not (known or self._named):
+            topics = ", ".join(self._joint_topics)
+            raise RobotError(self._lost or f"no message on topic {topics} for {CONNECT_S:g} s")
+        if not known:
+            needed = [*self._places, *(name for names in self._fingers.values() for name in names)]
+            unknown = [name for name in needed if name not in self._named]
+            raise RobotError(
+                f"the JointState never reports {', '.join(unknown)}, which the profile and the grippers' fingers name; it "
+                f"has: {', '.join(self._named)}"
+            )
+        for source in (*self._joint_topics, *self._cameras):
+            self._wait_for(source, after_s=0.0, timeout_s=CONNECT_S)
+
+    def _wait_for(self, source: str, after_s: float, timeout_s: float | None = None) -> tuple[float, Any]:
+        """The newest value of a source and its time, once it is newer than `after_s`."""
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         with self._changed:
             arrived = self._changed.wait_for(
-                lambda: self._lost is not None or self._received.get(key, (-1.0, None))[0] >= after_s, limit_s
+                lambda: self._lost is not None or self._received.get(source, (-1.0, None))[0] >= after_s, limit_s
             )
-        if self._lost or not arrived or key not in self._received:
-            raise RobotError(self._lost or f"no message of {key} for {limit_s:g} s")
-        return self._received[key]
+        if self._lost or not arrived or source not in self._received:
+            topic = self._cameras.get(source, source)
+            raise RobotError(self._lost or f"no message on topic {topic} for {limit_s:g} s")
+        return self._received[source]
 
-    def _joints(self, message: Mapping[str, Any]) -> np.ndarray | None:
-        """Joint positions in the profile's order [rad]; None if the message holds other joints only."""
+    def _joints(self, message: Mapping[str, Any]) -> bool | None:
+        """Take over the joints and fingers that a message names; None if it holds those of others only.
+
+        A message holds all joints of an arm or none: half an arm is a broken driver.
+        """
         positions = dict(zip(message["name"], message["position"], strict=True))
-        if self._fingers and set(self._fingers) <= set(positions):
-            self._measured_m = float(sum(positions[name] for name in self._fingers))
-        if not set(self.profile.joint_names) & set(positions):
-            return None  # a gripper, or another arm, may publish on the same topic
-        if missing := [name for name in self.profile.joint_names if name not in positions]:
-            raise ValueError(f"JointState lacks {missing[0]!r}; it has: {', '.join(positions)}")
-        return np.array([positions[name] for name in self.profile.joint_names], np.float64)
+        self._named |= dict.fromkeys(positions)
+        for place, fingers in self._fingers.items():
+            if set(fingers) <= set(positions):
+                self._openings_m[place] = float(sum(positions[name] for name in fingers))
+        found = False
+        for _, arm, _, _ in self.profile.parts:
+            if not set(arm.joint_names) & set(positions):
+                continue  # a gripper, or another arm, may publish on the same topic
+            if missing := [name for name in arm.joint_names if name not in positions]:
+                raise ValueError(f"JointState lacks {missing[0]!r}; it has: {', '.join(positions)}")
+            for name in arm.joint_names:
+                self._qpos[self._places[name]] = positions[name]
+            found = True
+        return found or None
 
 
-def joint_trajectory(
-    joint_names: Sequence[str], positions: Float[np.ndarray, "points joints"], rate_hz: float
-) -> dict[str, Any]:
-    """trajectory_msgs/JointTrajectory: point i [rad] is due (i + 1) / rate_hz after it is received."""
-    points = []
-    for place, position in enumerate(positions):
-        sec, nanosec = divmod(round(1e9 * (place + 1) / rate_hz), 10**9)
-        due = {"sec": sec, "nanosec": nanosec}
-        points.append({"positions": [float(angle) for angle in position], "time_from_start": due})
-    stamp = {"stamp": {"sec": 0, "nanosec": 0}, "frame_id": ""}  # zero: start on arrival
-    return {"header": stamp, "joint_names": list(joint_names), "points": points}
-
-
-def image(message: Mapping[str, Any]) -> np.ndarray:
-    """The pixels (height, width, 3) uint8 RGB of a sensor_msgs/Image as rosbridge sends it, in base64."""
-    if message["encoding"] not in ("rgb8", "bgr8"):
-        raise ValueError(f"images come as {message['encoding']!r}; expected rgb8 or bgr8")
-    rows = np.frombuffer(base64.b64decode(message["data"]), np.uint8).reshape(message["height"], message["step"])
-    pixels = rows[:, : 3 * message["width"]].reshape(message["height"], message["width"], 3)
-    return pixels if message["encoding"] == "rgb8" else np.ascontiguousarray(pixels[..., ::-1])
+def _by_arm(arms: Mapping[str, Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Entries by the profile's arms, in their order; of one arm under the name ''."""
+    if not given:
+        return {}
+    if not arms:
+        if len(given) > 1:
+            raise ConfigError(f"robot: {what} names {', '.join(given)}; the profile has one arm: give one entry")
+        return {"": next(iter(given.values()))}
+    if unknown := sorted(set(given) - set(arms)):
+        raise ConfigError(f"robot: {what} names {unknown[0]!r}; the profile's arms are {', '.join(arms)}")
+    if what == "arms" and (missing := [name for name in arms if name not in given]):
+        raise ConfigError(f"robot: arms lacks {missing[0]!r}; give the topics of each of {', '.join(arms)}")
+    return {name: given[name] for name in arms if name in given}

@@ -145,13 +145,7 @@ class WebsocketRobot:
         if (silent_s := self.clock.now() - self._heard_s) > self.timeout_s:
             self._lost = self._lost or f"no message from the robot for {silent_s:.2f} s"
         self._refuse_if_lost()
-        self._send(
-            {
-                "qpos": command.joint_position_rad,
-                "opening_m": float(command.gripper_opening_m),
-                "stamp_s": float(command.stamp_s),
-            }
-        )
+        self._send(message_of(command))
 
     def stop(self) -> None:
         """Send a stop, and disconnect."""
@@ -207,6 +201,17 @@ def make_websocket(options: WebsocketOptions, context: RobotContext) -> Websocke
     host, port = host_and_port(options.address, "--robot ws://")
     key = read_api_key(options.key_file) if options.key_file else None
     return WebsocketRobot(host, port, options.timeout_s, key, trusted(options.ca) if options.tls else None)
+
+
+def message_of(command: Command) -> dict[str, object]:
+    """A command as a `RobotServer` reads it; the opening of a single gripper is a number."""
+    openings_m = command.gripper_opening_m
+    message: dict[str, object] = {
+        "qpos": command.joint_position_rad,
+        "opening_m": float(openings_m[0]) if len(openings_m) == 1 else openings_m,
+        "stamp_s": float(command.stamp_s),
+    }
+    return message | ({"base": command.base_velocity} if len(command.base_velocity) else {})
 
 
 def _bytes(message: str | bytes) -> bytes:

@@ -145,6 +145,7 @@ class ActReader(ReaderBase):
 def aloha_action_spec(width: int) -> ActionSpec:
     """Absolute joint targets; with 7 columns an arm, the last of each is a continuous gripper (0 closed, 1 open)."""
     found = grippers(width)
+    arms = {"left": tuple(range(7)), "right": tuple(range(7, 14))} if len(found) == 2 else {}
     units = tuple("normalized" if column in found else "rad" for column in range(width)) if found else ()
     if width == 16:
         units = (*units[:14], "m/s", "rad/s")
@@ -152,6 +153,9 @@ def aloha_action_spec(width: int) -> ActionSpec:
         arm=width,
         gripper=0,
         continuous_gripper=found,
+        continuous_gripper_values=((1.0, 0.0),) * len(found),
+        base=(14, 15) if width == 16 else (),
+        arms=arms,
         kind="absolute",
         space="joint_position",
         units=units,

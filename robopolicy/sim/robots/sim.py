@@ -1,4 +1,4 @@
-"""Our simulated arm as a robot of `robopolicy run`: in real time, or on a simulated clock."""
+"""Our simulated arms as a robot of `robopolicy run`: in real time, or on a simulated clock."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,8 +6,9 @@ from typing import Any
 
 from robopolicy.components import ConfigError, expect, register
 from robopolicy.control.robots.base import RobotContext
-from robopolicy.sim.robot import SimRobot
+from robopolicy.sim.robot import ProcessOptions, SimRobot
 from robopolicy.sim.stepped import SteppedRobot
+from robopolicy.sim.world import WorldOptions
 from robopolicy.sim.worlds import PRIVILEGED
 
 
@@ -37,14 +38,14 @@ def make_sim(options: SimOptions, context: RobotContext) -> SimRobot | SteppedRo
     if task is None:
         raise ConfigError("the policy's demos name no task; give --task")
     seed = next(seed for seed in (options.seed, context.seed, 10000) if seed is not None)
-    shown: dict[str, Any] = {"cameras": context.cameras, "image_size": context.image_size}
-    shared = shown | {"command_dt": 1 / options.command_hz, "task_options": dict(options.task_options) or None}
+    world = WorldOptions(
+        task, seed, context.cameras, context.image_size, 1 / options.command_hz, dict(options.task_options)
+    )
     robot: SimRobot | SteppedRobot
     if options.realtime:
-        timing = {"deadline_s": context.deadline_s / 5, "timeout_s": context.deadline_s, "priority": context.priority}
-        robot = SimRobot(task, seed, **shared, **timing)
+        robot = SimRobot(world, ProcessOptions(context.deadline_s / 5, context.deadline_s, context.priority))
     else:
-        robot = SteppedRobot(task, seed, **shared)
+        robot = SteppedRobot(world)
     kwargs = {"task": task, "cameras": list(context.cameras), "image_size": context.image_size}
     robot.env_args = {"env_name": f"robopolicy/{task}", "type": 2, "env_kwargs": kwargs, "seed": seed}
     robot.env_args["privileged"] = list(PRIVILEGED)

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from robopolicy.control.arrays import like, row
-from robopolicy.sim.scene import ARM_JOINTS, Scene
+from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks.base import State, place_apart
 from robopolicy.types import Array
 
@@ -33,9 +33,8 @@ JOINT_NOISE_RAD = 0.02
 
 def with_arm_near_home(scene: Scene, rng: np.random.Generator) -> Float[np.ndarray, " nq"]:
     """`qpos` of the scene's start with a random offset of every arm joint."""
-    qpos = scene.home_qpos.copy()
-    qpos[:ARM_JOINTS] += rng.uniform(-JOINT_NOISE_RAD, JOINT_NOISE_RAD, ARM_JOINTS)
-    return qpos
+    noise = rng.uniform(-JOINT_NOISE_RAD, JOINT_NOISE_RAD, len(scene.robot.joints))
+    return scene.with_joints_moved(scene.home_qpos, noise)
 
 
 def placed_cubes(

@@ -32,6 +32,27 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Hand:
+    """The hand of one arm in all N worlds."""
+
+    position: Float[Array, "worlds 3"]
+    """Point between the fingertips [m]."""
+    rotation: Float[Array, "worlds 3 3"]
+    opening: Float[Array, " worlds"]
+    """Distance between the fingers [m]."""
+
+
+@dataclass(frozen=True)
+class HandIntent:
+    """Where the expert's hand goes next, in all N worlds."""
+
+    position: Float[Array, "worlds 3"]
+    """Point between the fingertips [m]."""
+    rotation: Float[Array, "worlds 3 3"]
+    closed: Bool[Array, " worlds"]
+
+
+@dataclass(frozen=True)
 class State:
     """The current state of all N worlds, as tasks and experts see it. Arrays are NumPy or torch."""
 
@@ -53,6 +74,8 @@ class State:
     """The current goal."""
     step: Int[Array, " worlds"]
     """Control steps since the episode began."""
+    hands: tuple[Hand, ...] = ()
+    """Every hand of the robot; `ee_position`, `ee_rotation` and `opening` are the first one's."""
 
     @property
     def positions(self) -> Float[Array, "worlds objects 3"]:
@@ -73,7 +96,9 @@ class Task:
 
     name: str
     parts: tuple[str, ...]
-    """The scene besides the arm: names of files in `sim/assets`, or MJCF texts."""
+    """The scene besides the robot: names of files in `sim/assets`, or MJCF texts."""
+    robot: str = "panda"
+    """Robot of the scene: one of `robopolicy.sim.scene.ROBOTS`."""
     max_episode_steps: int
     hold_steps: int = 1
     """Control steps in a row for which `reached` must hold."""
@@ -110,6 +135,10 @@ class Task:
     def progress(self, state: State) -> Float[Array, " worlds"] | None:
         """How near the goal is, 0 .. 1, for learning by reinforcement (`improve --reward progress`); None: not defined."""
         return None
+
+    def intents(self, state: State) -> tuple[HandIntent, ...]:
+        """For a robot of several arms: where the scripted expert's hands go next, and whether they close."""
+        raise NotImplementedError
 
     def required_hold(self, state: State) -> Int[Array, " worlds"] | int:
         """Control steps in a row for which `reached` must hold."""

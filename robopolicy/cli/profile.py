@@ -1,0 +1,40 @@
+"""`robopolicy profile`: a robot's URDF or MJCF -> a profile with its limits and kinematics."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from robopolicy.cli.outputs import check_file
+from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.components import ConfigError
+from robopolicy.control.profile import profile_from_dict
+
+
+def profile(arguments: Sequence[str]) -> int:
+    """Write the profile; values that the description doesn't state are conservative, marked and printed."""
+    from robopolicy.sim.description import profile_values
+
+    parser = verb_parser("profile", "Make a robot's profile (limits and kinematics) from its URDF or MJCF.")
+    parser.add_argument("description", type=str, help="URDF or MJCF file of the arm")
+    parser.add_argument("--out", type=str, required=True, help="YAML file to write")
+    parser.add_argument(
+        "--tool", type=str | None, default=None, help="link or site of the tool; default: the end of the longest chain"
+    )
+    parser.add_argument("--base", type=str | None, default=None, help="link the arm stands on; default: the root")
+    parser.add_argument(
+        "--opening-m", type=float, default=0.0, help="distance between the fingers of the open gripper [m]; 0: none"
+    )
+    options = parse(parser, arguments)
+    check_file("--out", options.out)
+    if Path(options.out).exists():
+        raise ConfigError(f"--out {options.out} exists; choose another file")
+    values = profile_values(Path(options.description), options.tool, options.base)
+    values["opening_m"] = options.opening_m
+    made = profile_from_dict(values, options.description)
+    header = f"# Made by `robopolicy profile` from {Path(options.description).name}.\n"
+    Path(options.out).write_text(header + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120))
+    print(f"joints    {', '.join(made.joint_names)}")
+    print(f"assumed   {', '.join(made.assumed)}: not in the description; replace them by the maker's values")
+    print(f"profile   {options.out}")
+    return 0

@@ -1,0 +1,248 @@
+"""A robot's profile from its own description: the serial chain of a URDF or MJCF, with the limits that it states.
+
+A URDF is read directly, without its meshes; an MJCF through MuJoCo, which resolves its defaults and includes.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's names come from a compiled module without stubs.)
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from robopolicy.control.kinematics import quaternion_to_matrix, rotation_from_vector
+
+ASSUMED = {"velocity_rad_s": 1.0, "acceleration_rad_s2": 2.0, "jerk_rad_s3": 20.0}
+"""Conservative limits [rad/s, rad/s2, rad/s3] of a joint for which the description states none."""
+SOFT_MARGIN_RAD = 0.1
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link (or site) of a description, and the joint that moves it."""
+
+    name: str
+    parent: str | None
+    origin: np.ndarray
+    """Its frame in the parent's at joint position 0: (4, 4)."""
+    joint: str | None = None
+    """None: fixed to its parent."""
+    kind: str = "fixed"
+    """`revolute`, `fixed`, or what the description calls it."""
+    axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    """Of the joint, in the link's frame."""
+    limits_rad: tuple[float, float] | None = None
+    velocity_rad_s: float | None = None
+
+
+def profile_values(path: Path, tool: str | None = None, base: str | None = None) -> dict[str, Any]:
+    """Fields of a `RobotProfile` from a URDF or MJCF file; what it doesn't state is listed in `assumed`.
+
+    Args:
+        path: the file.
+        tool: link or site that is the tool's frame; None: the end of the longest chain of revolute joints.
+        base: link that is the base; None: the root.
+
+    Raises:
+        ValueError: it is no such file, the chain holds a joint that is not revolute, or a joint has no limits.
+    """
+    links = {link.name: link for link in _links(path)}
+    chain = _chain(links, tool, base, path.name)
+    joints = [link for link in chain if link.joint is not None]
+    frames, pending = [], np.eye(4)
+    for link in chain:
+        pending = pending @ link.origin
+        if link.joint is not None:
+            frames.append([*map(float, pending[:3, 3]), *_roll_pitch_yaw(pending[:3, :3])])
+            pending = np.eye(4)
+    lower, upper = zip(*(_limits(link, path.name) for link in joints), strict=True)
+    given = [link.velocity_rad_s for link in joints]
+    assumed = ["velocity_rad_s"] if None in given else []
+    return {
+        "name": path.stem,
+        "joint_names": [str(link.joint) for link in joints],
+        "position_lower_rad": list(lower),
+        "position_upper_rad": list(upper),
+        "velocity_rad_s": [ASSUMED["velocity_rad_s"] if value is None else value for value in given],
+        "acceleration_rad_s2": [ASSUMED["acceleration_rad_s2"]] * len(joints),
+        "jerk_rad_s3": [ASSUMED["jerk_rad_s3"]] * len(joints),
+        "home_rad": [
+            float(np.clip(0.0, low + SOFT_MARGIN_RAD, high - SOFT_MARGIN_RAD))
+            for low, high in zip(lower, upper, strict=True)
+        ],
+        "soft_margin_rad": SOFT_MARGIN_RAD,
+        "opening_m": 0.0,
+        "kinematics": {
+            "frames": frames,
+            "axes": [list(link.axis) for link in joints],
+            "tool": [*map(float, pending[:3, 3]), *_roll_pitch_yaw(pending[:3, :3])],
+        },
+        "assumed": [*assumed, "acceleration_rad_s2", "jerk_rad_s3", "home_rad"],
+    }
+
+
+def _links(path: Path) -> Iterator[Link]:
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except (ElementTree.ParseError, OSError) as error:
+        raise ValueError(f"{path}: expected a URDF or MJCF file: {error}") from None
+    if root.tag == "robot":
+        return _urdf_links(root, path.name)
+    if root.tag == "mujoco":
+        return _mjcf_links(path)
+    raise ValueError(f"{path}: expected a URDF (<robot>) or MJCF (<mujoco>), found <{root.tag}>")
+
+
+def _urdf_links(root: ElementTree.Element, where: str) -> Iterator[Link]:
+    joints = {}
+    for joint in root.findall("joint"):
+        child = joint.find("child")
+        if child is None or joint.find("parent") is None:
+            raise ValueError(f"{where}: joint {joint.get('name')!r} lacks its parent or child link")
+        joints[child.get("link")] = joint
+    for link in root.findall("link"):
+        name, joint = str(link.get("name")), joints.get(link.get("name"))
+        if joint is None:
+            yield Link(name, None, np.eye(4))
+            continue
+        origin, axis, limit = joint.find("origin"), joint.find("axis"), joint.find("limit")
+        frame = np.eye(4)
+        if origin is not None:
+            frame[:3, 3] = _numbers(origin.get("xyz", "0 0 0"), where)
+            for place, angle in enumerate(_numbers(origin.get("rpy", "0 0 0"), where)):
+                frame[:3, :3] = rotation_from_vector(np.eye(3)[place] * angle) @ frame[:3, :3]
+        kind = str(joint.get("type"))
+        bounds = None
+        if limit is not None and limit.get("lower") is not None and kind != "continuous":
+            bounds = (float(limit.get("lower", 0)), float(limit.get("upper", 0)))
+        fastest = None if limit is None or limit.get("velocity") is None else float(str(limit.get("velocity")))
+        x, y, z = _numbers("1 0 0" if axis is None else axis.get("xyz", "1 0 0"), where)  # URDF's default axis
+        parent = joint.find("parent")
+        assert parent is not None
+        yield Link(
+            name,
+            str(parent.get("link")),
+            frame,
+            joint=None if kind == "fixed" else str(joint.get("name")),
+            kind="revolute" if kind == "continuous" else kind,
+            axis=(x, y, z),
+            limits_rad=bounds,
+            velocity_rad_s=fastest,
+        )
+
+
+def _mjcf_links(path: Path) -> Iterator[Link]:
+    import mujoco
+
+    spec = mujoco.MjSpec.from_file(str(path))
+    for kind in ("geoms", "meshes", "sensors", "actuators", "tendons", "equalities", "keys", "pairs", "excludes"):
+        for each in list(getattr(spec, kind, ())):
+            spec.delete(each)  # only the joints matter; meshes need not lie beside the file
+    for body in spec.bodies[1:]:
+        body.explicitinertial, body.mass, body.inertia = True, 1.0, [1.0, 1.0, 1.0]
+    model = spec.compile()
+    for number in range(1, model.nbody):
+        body, parent = model.body(number), model.body(model.body_parentid[number])
+        origin = _pose(model.body_pos[number], model.body_quat[number])
+        count, first = int(model.body_jntnum[number]), int(model.body_jntadr[number])
+        above = parent.name if parent.id else None
+        carried = np.zeros(3)  # from the body's frame to that of its last joint
+        for joint in range(first, first + count):
+            kind = str(mujoco.mjtJoint(model.jnt_type[joint])).rpartition("_")[2].lower()
+            shift = np.eye(4)
+            shift[:3, 3], carried = model.jnt_pos[joint] - carried, model.jnt_pos[joint]
+            x, y, z = (float(value) for value in model.jnt_axis[joint])
+            yield Link(
+                f"{body.name} joint {model.joint(joint).name}",
+                above,
+                origin @ shift,
+                joint=model.joint(joint).name,
+                kind={"hinge": "revolute", "slide": "prismatic", "free": "floating"}.get(kind, kind),
+                axis=(x, y, z),
+                limits_rad=tuple(model.jnt_range[joint]) if model.jnt_limited[joint] else None,  # type: ignore[arg-type]
+            )
+            above, origin = f"{body.name} joint {model.joint(joint).name}", np.eye(4)
+        shift = np.eye(4)
+        shift[:3, 3] = -carried
+        yield Link(body.name, above, origin @ shift)
+    for site in range(model.nsite):
+        body = model.body(model.site_bodyid[site])
+        pose = _pose(model.site_pos[site], model.site_quat[site])
+        yield Link(model.site(site).name or f"site {site}", body.name if body.id else None, pose)
+
+
+def _chain(links: Mapping[str, Link], tool: str | None, base: str | None, where: str) -> list[Link]:
+    """Links from behind the base to the tool."""
+    for role, name in (("tool", tool), ("base", base)):
+        if name is not None and name not in links:
+            raise ValueError(f"{where}: no link or site {name!r} for --{role}; it has: {', '.join(links)}")
+    chains = {name: _path_to(links, name, base) for name in links}
+    if tool is None:
+        movable = {name: sum(link.kind == "revolute" for link in chain) for name, chain in chains.items()}
+        sound = {name: count for name, count in movable.items() if count and all(map(_serves, chains[name]))}
+        ranked = sorted(sound or movable, key=lambda name: (movable[name], len(chains[name])))
+        tool = ranked[-1] if ranked else None
+    chain = chains.get(str(tool), [])
+    for link in chain:
+        if not _serves(link):
+            raise ValueError(
+                f"{where}: joint {link.joint!r} is {link.kind}; a profile's arm is a serial chain of revolute joints: choose "
+                "--base and --tool around it"
+            )
+    if not any(link.joint for link in chain):
+        raise ValueError(f"{where}: no revolute joint on the way to {tool!r}; choose another --tool")
+    return chain
+
+
+def _serves(link: Link) -> bool:
+    return link.joint is None or link.kind == "revolute"
+
+
+def _path_to(links: Mapping[str, Link], name: str, base: str | None) -> list[Link]:
+    path: list[Link] = []
+    current: str | None = name
+    while current is not None and current != base:
+        if current not in links or len(path) > len(links):
+            break
+        path.append(links[current])
+        current = links[current].parent
+    return path[::-1] if base is None or current == base else []
+
+
+def _limits(link: Link, where: str) -> tuple[float, float]:
+    if link.limits_rad is None or not link.limits_rad[0] < link.limits_rad[1]:
+        raise ValueError(
+            f"{where}: joint {link.joint!r} has no position limits; state them there (lower, upper or range) [rad]"
+        )
+    low, high = (float(value) for value in link.limits_rad)
+    return low, high
+
+
+def _numbers(text: str, where: str) -> list[float]:
+    try:
+        values = [float(word) for word in text.split()]
+    except ValueError:
+        values = []
+    if len(values) != 3:
+        raise ValueError(f"{where}: {text!r} are not three numbers")
+    return values
+
+
+def _pose(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
+    frame = np.eye(4)
+    frame[:3, 3], frame[:3, :3] = position, quaternion_to_matrix(np.asarray(quaternion))
+    return frame
+
+
+def _roll_pitch_yaw(rotation: np.ndarray) -> list[float]:
+    """Turns [rad] about the fixed x, y and z axes, in this order."""
+    sine = math.hypot(rotation[0, 0], rotation[1, 0])
+    if sine > 1e-9:
+        roll = math.atan2(rotation[2, 1], rotation[2, 2])
+        return [roll, math.atan2(-rotation[2, 0], sine), math.atan2(rotation[1, 0], rotation[0, 0])]
+    return [math.atan2(-rotation[1, 2], rotation[1, 1]), math.atan2(-rotation[2, 0], sine), 0.0]
