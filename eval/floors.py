@@ -136,7 +136,7 @@ def perceptron(width: int, actions: int) -> nn.Sequential:
 def spatial_softmax(features: Tensor) -> Tensor:
     """Expected position of each channel of (N, C, H, W), in [-1, 1]: (N, 2 C)."""
     height, width = features.shape[-2:]
-    weights = features.flatten(2).softmax(-1).unflatten(2, (height, width))
+    weights = features.float().flatten(2).softmax(-1).unflatten(2, (height, width))
     rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
     return torch.cat([(weights.sum(3) * rows).sum(2), (weights.sum(2) * columns).sum(2)], dim=1)
 
@@ -194,8 +194,13 @@ def make_network(kind: str, demo: Demo, scaling: Scaling) -> nn.Module:
     return (Perceptron if kind == "mlp" else Recurrent)(width, actions)
 
 
-def train(kind: str, demos: Sequence[Demo], recipe: Recipe, seed: int) -> "FloorPolicy":
-    """Train one floor; the same seed gives the same weights on the same machine."""
+def train(kind: str, demos: Sequence[Demo], recipe: Recipe, seed: int, bf16: bool = False) -> "FloorPolicy":
+    """Train one floor; the same seed gives the same weights on the same machine.
+
+    Args:
+        kind, demos, recipe, seed: what to train.
+        bf16: compute convolutions and matrix products in bfloat16, as `robopolicy train` does where the CPU has it.
+    """
     torch.manual_seed(seed)
     scaling = fit_scaling(demos)
     network = make_network(kind, demos[0], scaling)
@@ -212,7 +217,9 @@ def train(kind: str, demos: Sequence[Demo], recipe: Recipe, seed: int) -> "Floor
         seen = images[frames]
         if kind == "conv":
             seen = shift(seen.flatten(0, 1)).unflatten(0, frames.shape)
-        loss = functional.mse_loss(network(low[frames], seen), labels[frames])
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            predicted = network(low[frames], seen)
+        loss = functional.mse_loss(predicted.float(), labels[frames])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -289,6 +296,7 @@ def main() -> None:
     parser.add_argument("--env", required=True, help="MODULE:ID, as for `robopolicy eval`")
     parser.add_argument("--env-map", type=Path, help="YAML file, as for `robopolicy eval`")
     parser.add_argument("--clip", type=float, default=1.0, help="bound of the actions that the simulator executes")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16, evaluate in float32")
     parser.add_argument("--train-seeds", type=int, nargs="+", default=[0, 1, 2], help="one training each")
     parser.add_argument("--episodes", type=int, default=50, help="episodes of each training")
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode")
@@ -300,13 +308,13 @@ def main() -> None:
     rows = []
     for seed in options.train_seeds:
         started = time.perf_counter()
-        policy = train(options.kind, demos, RECIPES[options.kind], seed)
+        policy = train(options.kind, demos, RECIPES[options.kind], seed, options.bf16)
         seconds = time.perf_counter() - started
         outcomes = evaluate(policy, simulator, range(options.seed, options.seed + options.episodes))
         rows.append({"train_seed": seed, "train_s": round(seconds, 1), "outcomes": outcomes})
         print(f"seed {seed}  success {sum(outcomes)} / {len(outcomes)}  trained in {seconds:.0f} s", flush=True)
     if options.json is not None:
-        result = {"kind": options.kind, "task": options.env, "demos": options.demos, "rows": rows}
+        result = {"kind": options.kind, "task": options.env, "demos": options.demos, "bf16": options.bf16, "rows": rows}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -245,7 +245,7 @@ class ArraySpec:
 
     @property
     def is_image(self) -> bool:
-        """Whether the key is a camera: uint8 (height, width, 3)."""
+        """Whether the key is a camera: uint8 (height, width, channels)."""
         return self.dtype == "uint8" and len(self.shape) == 3
 
     @property

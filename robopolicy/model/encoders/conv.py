@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -24,6 +24,8 @@ class ConvOptions:
     """D, width of the token."""
     channels: tuple[int, ...] = (32, 64, 64, 32)
     """Channels of the convolutions: 5x5 with stride 2, 3x3 with stride 2, then 3x3; the last ones are the keypoints."""
+    norm: Literal["group", "none"] = "group"
+    """group: GroupNorm after each convolution but the last, a third of a training step on a CPU; none: none."""
     queries: int = 2
     """Attention maps per camera that the instruction steers, where the policy reads one."""
     shared: bool = True
@@ -59,7 +61,7 @@ class ConvEncoder(TokenEncoder):
             raise ConfigError("--encoder.kind conv needs a camera or a low-dimensional key; give --data.cameras")
         self.shared, self.resize = options.shared, options.resize
         trunks = depths[:1] if options.shared else depths
-        self.trunks = nn.ModuleList(_trunk(depth, options.channels) for depth in trunks)
+        self.trunks = nn.ModuleList(_trunk(depth, options.channels, options.norm) for depth in trunks)
         points, queries = options.channels[-1], options.queries if inputs.text_width else 0
         self.query = nn.Linear(inputs.text_width or 0, queries * points) if queries and self.cameras else None
         per_camera = 2 * points + queries * (points + 2)
@@ -96,14 +98,15 @@ class ConvEncoder(TokenEncoder):
         return self.trunks[trunk](pixels)
 
 
-def _trunk(depth: int, channels: tuple[int, ...]) -> nn.Sequential:
+def _trunk(depth: int, channels: tuple[int, ...], norm: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for place, width in enumerate(channels):
         size, stride = (5, 2) if place == 0 else (3, 2 if place == 1 else 1)
         layers += [nn.Conv2d(depth, width, size, stride, padding=size // 2)]
         if place < len(channels) - 1:
             # Statistics of a group, not of the batch: batches are small and their frames alike.
-            layers += [nn.GroupNorm(min(8, width), width), nn.ReLU()]
+            layers += [nn.GroupNorm(min(8, width), width)] if norm == "group" else []
+            layers.append(nn.ReLU())
         depth = width
     return nn.Sequential(*layers)
 
