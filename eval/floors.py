@@ -197,9 +197,7 @@ def make_network(kind: str, demo: Demo, scaling: Scaling) -> nn.Module:
 def train(kind: str, demos: Sequence[Demo], recipe: Recipe, seed: int, bf16: bool = False) -> "FloorPolicy":
     """Train one floor; the same seed gives the same weights on the same machine.
 
-    Args:
-        kind, demos, recipe, seed: what to train.
-        bf16: compute convolutions and matrix products in bfloat16, as `robopolicy train` does where the CPU has it.
+    With `bf16`, convolutions and matrix products are computed in bfloat16, as `robopolicy train` does where the CPU has it.
     """
     torch.manual_seed(seed)
     scaling = fit_scaling(demos)

@@ -72,7 +72,7 @@ def action_normalizer(
 ) -> ActionNormalizer:
     """The map between action rows and action targets."""
     rotations = action_rotations(spec, scaling.rotation, scaling.rotations)
-    return ActionNormalizer(spec, statistics, rotations, scaling.rotation)
+    return ActionNormalizer(spec, statistics, rotations, scaling.rotation, scaling.action == "common")
 
 
 def policy_spec(

@@ -83,10 +83,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NormalizationConfig:
-    """How observations are scaled; arm actions always go to [-1, 1] by the training split's min and max."""
+    """How observations and actions are scaled."""
 
     obs: Normalization = "mean-std"
     """min-max, mean-std, quantile (1-99 %) or none, per dimension, from the training split only."""
+    action: Literal["columns", "common"] = "columns"
+    """columns: each arm column to [-1, 1] by the training split's min and max; common: every arm column divided by the largest
+    half range, so that columns in one unit keep their relative sizes."""
     rotation: Literal["aligned", "6d", "none"] = "aligned"
     """Form in which rotations are learned: aligned (of equal quaternions or angles the one nearest to the mean), 6d, or
     unchanged."""

@@ -84,8 +84,9 @@ class ActionNormalizer(nn.Module):
         statistics: Statistics | None = None,
         rotations: Sequence[RotationColumns] = (),
         form: RotationForm = "aligned",
+        common_scale: bool = False,
     ) -> None:
-        """Args: the columns; statistics of the rows; rotations among the arm columns; how they are learned."""
+        """Args: the columns; statistics of the rows; rotations of the arm; how they are learned; one scale for all."""
         super().__init__()
         self.spec = spec
         place = {column: index for index, column in enumerate(spec.arm_columns)}
@@ -105,6 +106,8 @@ class ActionNormalizer(nn.Module):
                 others = Rotations(spec.width, rotations, form).others
                 kept = [others.index(column) for column in spec.arm_columns if column in others]
                 coded = _arm_offset_and_scale(statistics.coded, [*kept, *range(len(others), len(statistics.coded.low))])
+        if common_scale:
+            scale, coded = _common(scale), (coded[0], _common(coded[1]))
         if self.rotations.coded:
             self.register_buffer("coded_offset", torch.as_tensor(coded[0], dtype=torch.float32))
             self.register_buffer("coded_scale", torch.as_tensor(coded[1], dtype=torch.float32))
@@ -158,6 +161,11 @@ def _arm_offset_and_scale(statistics: Statistics, columns: Sequence[int]) -> tup
     chosen = list(columns)
     low, high, constant = statistics.low[chosen], statistics.high[chosen], statistics.constant[chosen]
     return np.where(constant, low, (high + low) / 2), np.where(constant, 0.0, (high - low) / 2)
+
+
+def _common(scale: np.ndarray) -> np.ndarray:
+    """The largest scale for every column that changes."""
+    return np.where(scale == 0, 0.0, scale.max(initial=0.0))
 
 
 def _offset_and_scale(kind: Kind, statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:

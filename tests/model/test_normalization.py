@@ -99,6 +99,17 @@ def test_rows_come_back_from_a_perfect_chunk_in_units_and_order():
     np.testing.assert_allclose(normalizer.to_rows(chunk).numpy(), rows.reshape(5, 4, 6), atol=1e-5)
 
 
+def test_a_common_scale_keeps_the_columns_relative_sizes():
+    """Guards against: rotation noise of a hundredth, put on [-1, 1] like the motion, that the policy learns by heart."""
+    rows = np.random.default_rng(0).uniform(-1, 1, size=(40, 4)) * [1.0, 0.5, 0.01, 0.0]
+    normalizer = ActionNormalizer(ActionSpec(arm=4, gripper=0), Statistics.of(rows), common_scale=True)
+    target = normalizer.to_target(rows)
+    ranges = np.ptp(rows, axis=0)
+    np.testing.assert_allclose(np.ptp(target, axis=0), 2 * ranges / ranges.max(), rtol=1e-5)
+    chunk = Chunk(arm=torch.from_numpy(target)[:, None], gripper_logit=torch.zeros(40, 1, 0))
+    np.testing.assert_allclose(normalizer.to_rows(chunk).numpy()[:, 0], rows, atol=1e-6)
+
+
 def test_numpy_and_torch_rows_give_the_same_targets():
     """The store normalizes with NumPy, online imitation with torch."""
     rows = interleaved_rows()
