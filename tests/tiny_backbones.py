@@ -198,5 +198,5 @@ def _save_tokenizer(folder: Path, **options: int) -> None:
 
     words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
-    special = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
     hf.PreTrainedTokenizerFast(tokenizer_object=words, **special, **options).save_pretrained(folder)

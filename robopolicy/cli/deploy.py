@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from robopolicy.cli.parsing import add_backbone, add_precision, parse, verb_parser
+from robopolicy.cli.parsing import add_backbone, add_group, add_precision, of_group, parse, verb_parser
 
 MEASURED_FRAMES = 512
 """Recorded frames on which an int8 export is measured."""
@@ -18,6 +18,7 @@ def export(arguments: Sequence[str]) -> int:
     """Export a policy; returns the exit code."""
     parser = verb_parser("export", "A policy as one graph with its state as explicit inputs and outputs.")
     parser.add_argument("policy", type=str, help="run folder")
+    add_group(parser)
     parser.add_argument("--format", type=Literal["onnx"], default="onnx", help="kind of graph")
     parser.add_argument("--out", type=str, required=True, help="folder for the graph and its manifest")
     parser.add_argument("--int8", action="store_true", help="int8 weights in matrix products")
@@ -31,6 +32,7 @@ def export(arguments: Sequence[str]) -> int:
         "--frames", type=str | None, default=None, help="demo file on which int8 is measured; default: the training's"
     )
     options = parse(parser, arguments)
+    options.policy = of_group(options.policy, options.group)
     from robopolicy.control.export import export_policy
     from robopolicy.experiment import load_policy
     from robopolicy.experiment.run_folder import save_token_encoder
@@ -79,8 +81,10 @@ def serve(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     add_backbone(parser)
+    add_group(parser)
     add_precision(parser)
     options = parse(parser, arguments)
+    options.policy = of_group(options.policy, options.group)
     from robopolicy.control.server import read_api_key
     from robopolicy.control.server import serve as run_server
     from robopolicy.experiment.run_folder import open_policy

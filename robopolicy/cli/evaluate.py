@@ -12,7 +12,17 @@ from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.evaluation_text import print_evaluation, print_paired, read_others, report_runs
 from robopolicy.cli.outputs import check_file, check_folder, write_json
-from robopolicy.cli.parsing import add_backbone, add_execution, add_precision, execution_of, parse, require, verb_parser
+from robopolicy.cli.parsing import (
+    add_backbone,
+    add_execution,
+    add_group,
+    add_precision,
+    execution_of,
+    of_group,
+    parse,
+    require,
+    verb_parser,
+)
 from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
 from robopolicy.components import ConfigError, values_of
 from robopolicy.control.execution import ExecutionOptions
@@ -32,6 +42,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Measure policies in closed loop; returns the exit code."""
     options = parse(_parser(), arguments)
     _check_options(options)
+    options.policy = [of_group(run, options.group) for run in options.policy]
     if options.env:
         return report_runs(options, [_evaluate_in_env(run, options) for run in options.policy])
 
@@ -72,6 +83,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
     add_simulator(parser)
     add_backbone(parser)
+    add_group(parser)
     add_precision(parser)
     parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
     parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")

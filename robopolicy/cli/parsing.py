@@ -4,6 +4,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
@@ -76,6 +77,26 @@ def add_backbone(parser: ArgumentParser) -> None:
         help="for a policy trained on encoded tokens: folder or name of the backbone that made them, or auto for the one "
         "that the run records; the policy then reads images",
     )
+
+
+def add_group(parser: ArgumentParser) -> None:
+    """Add `--group`."""
+    parser.add_argument(
+        "--group", type=str | None, default=None, help="of a run that was trained on several robots, which one"
+    )
+
+
+def of_group(folder: str, group: str | None) -> str:
+    """The run folder of `--group`; of a run without groups, the folder itself.
+
+    Raises:
+        CheckpointError: the run has groups and none, or an unknown one, is named; or it has none.
+    """
+    if group is None and not (Path(folder) / "groups").is_dir():
+        return folder  # an exported folder needs no torch
+    from robopolicy.experiment.run_folder import group_folder
+
+    return str(group_folder(folder, group))
 
 
 def add_execution(parser: ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of, fitted
 from robopolicy.cli.operators import make_operator
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import add_backbone, add_execution, add_precision, parse, verb_parser
+from robopolicy.cli.parsing import add_backbone, add_execution, add_group, add_precision, of_group, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
 from robopolicy.cli.robots import add_robot, make_robot
 from robopolicy.cli.run_report import shown, summarize
@@ -31,6 +31,8 @@ SECONDS = 30.0
 def run(arguments: Sequence[str]) -> int:
     """Drive a robot; the exit code is 1 if it was stopped, if steps went without an action, or if the record is missing."""
     options = parse(_parser(), arguments)
+    if options.policy is not None:
+        options.policy = of_group(options.policy, options.group)
     for option in ("json", "record"):
         if options[option] is not None:
             check_file(f"--{option}", options[option])
@@ -84,6 +86,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("policy", type=str | None, nargs="?", default=None, help="run folder, or an exported folder")
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda: where the policy runs")
     add_backbone(parser)
+    add_group(parser)
     add_precision(parser)
     parser.add_argument(
         "--server", type=str | None, default=None, help="[wss://]HOST:PORT of a policy behind robopolicy serve"

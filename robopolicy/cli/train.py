@@ -47,9 +47,10 @@ def train(arguments: Sequence[str]) -> int:
     short = {"seed": options.seed, "max_steps": options.max_steps, "eval_every": options.eval_every}
     given = {name: value for name, value in short.items() if value is not None}
     config = replace(config, training=replace(config.training, **given))
-    if not config.data.files:
+    files = [*config.data.files, *(file for group in config.data.groups.values() for file in group.files)]
+    if not files:
         raise ConfigError("no demo file; name one or more with --data.files FILE ...")
-    missing = [name for name in config.data.files if "://" not in name and not Path(name).exists()]
+    missing = [name for name in files if "://" not in name and not Path(name).exists()]
     if missing:
         raise ConfigError(f"{missing[0]}: no such demo file (--data.files)")
     check_folder("--run-dir", options.run_dir)

@@ -1,5 +1,6 @@
 """The config tree of one experiment: plain sections as dataclasses, component sections as the chosen kind's options."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, TypeAlias
@@ -25,12 +26,36 @@ DEFAULT_LOSSES: Mapping[str, float] = {"arm": 1.0, "gripper": 0.01}
 """Losses of a config that names none; one from the command line joins them."""
 
 
+GROUP_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """The demos of one robot, of several that are trained together."""
+
+    files: tuple[str, ...] = ()
+    """Its demo files."""
+    weight: float = 1.0
+    """Weight of its loss; the weights are divided by their sum."""
+    arm: tuple[int, ...] | None = None
+    """As `data.arm`, for its files."""
+    gripper: tuple[int, ...] | None = None
+    """As `data.gripper`, for its files."""
+
+    def __post_init__(self) -> None:
+        expect(self, "data.groups", "> 0", "weight")
+        require(bool(self.files), "--data.groups: a group without files; give each `files`")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which demonstrations, which of their keys, and how batches are drawn from them."""
 
     files: tuple[str, ...] = ()
     """Demo files in the robomimic layout, or any format that `robopolicy check` opens."""
+    groups: Mapping[str, Any] = field(default_factory=dict)
+    """Instead of `files`: robots that are trained together, such as {panda: {files: [a.hdf5]}, ur5: {files: [b.hdf5]}}. Each
+    has an action spec, normalizers and an action head of its own; encoder and memory are shared."""
     file_weights: tuple[float, ...] = ()
     """Relative sampling weight of each file; empty: by its number of steps. Not for a carried memory."""
     train_demos: int | None = None
@@ -70,6 +95,10 @@ class DataConfig:
     """Binary gripper columns of the action rows; null: from the file, or inferred and printed."""
 
     def __post_init__(self) -> None:
+        groups = {name: _group(name, value) for name, value in self.groups.items()}
+        object.__setattr__(self, "groups", groups)
+        given = [name for name in ("files", "file_weights", "arm", "gripper") if groups and getattr(self, name)]
+        require(not given, f"--data.{given[0] if given else ''} beside --data.groups; give it within the groups")
         expect(self, "data", ">= 1", "train_demos", "batch_size", "segment", "frame_stride")
         expect(self, "data", "> 0", "file_weights", "intervention_weight")
         expect(self, "data", ">= 0", "num_workers")
@@ -79,6 +108,23 @@ class DataConfig:
             not self.file_weights or len(self.file_weights) == len(self.files),
             f"--data.file_weights has {len(self.file_weights)} entries for {len(self.files)} --data.files; give one each",
         )
+
+
+def _group(name: str, value: Any) -> GroupConfig:
+    if not GROUP_NAME.fullmatch(name):
+        raise ConfigError(f"--data.groups: {name!r} is not a name of letters, digits, - and _")
+    if isinstance(value, GroupConfig):
+        return value
+    known = list(GroupConfig.__dataclass_fields__)
+    if not isinstance(value, Mapping) or (unknown := [key for key in value if key not in known]):
+        found = unknown[0] if isinstance(value, Mapping) else value
+        raise ConfigError(f"--data.groups.{name}: unknown {found!r}; a group has {', '.join(known)}")
+    files = value.get("files", ())
+    values = {**value, "files": (files,) if isinstance(files, str) else tuple(files)}
+    for key in ("arm", "gripper"):
+        if values.get(key) is not None:
+            values[key] = tuple(int(column) for column in values[key])
+    return GroupConfig(**{**values, "weight": float(values.get("weight", 1.0))})
 
 
 @dataclass(frozen=True)
@@ -212,7 +258,7 @@ class ExperimentConfig:
                 f"--data.segment must be >= --memory.window, got {data.segment} < {window}: windows are cut from segments",
             )
             return
-        for name in ("file_weights", "first_step_share", "intervention_weight"):
+        for name in ("groups", "file_weights", "first_step_share", "intervention_weight"):
             require(
                 not getattr(data, name),
                 f"--data.{name} can't be used with --memory.history carry, which reads whole demos in order",

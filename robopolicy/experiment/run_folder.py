@@ -38,6 +38,8 @@ FORMAT = 2
 
 WEIGHTS, DESCRIPTION, CONFIG = "policy.safetensors", "policy.json", "config.yaml"
 CARD = "README.md"
+GROUPS = "groups"
+"""Of a run that was trained on several robots: a run folder for each of them."""
 BACKBONE = "backbone"
 """Folder of the backbone that belongs to the run alone, where there is one."""
 TOKEN_ENCODER = "tokens.json"
@@ -112,6 +114,7 @@ def load_policy(
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
+    group: str | None = None,
 ) -> ChunkPolicy: ...
 
 
@@ -122,6 +125,7 @@ def load_policy(
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
+    group: str | None = None,
 ) -> "LivePolicy": ...
 
 
@@ -131,6 +135,7 @@ def load_policy(
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
+    group: str | None = None,
 ) -> "ChunkPolicy | LivePolicy":
     """The policy that `save_policy` wrote, in eval mode, ready to act.
 
@@ -141,6 +146,7 @@ def load_policy(
         device: where to run it, and the backbone.
         precision: arithmetic of its steps on the CPU: `float32` (exact, the default), `bf16` or `int8`.
         plugins: modules that register the components it needs, unless they are installed.
+        group: of a run that was trained on several robots, which one.
 
     Raises:
         CheckpointError: the folder or one of its files is missing, of another format version, or doesn't fit together.
@@ -152,6 +158,7 @@ def load_policy(
     if precision is not None and not on_cpu:
         raise ValueError(f"precision {precision} is for steps on the CPU; with device {device} leave it out")
     load_plugins(plugins)
+    folder = group_folder(folder, group)
     policy = read_policy(folder)[0].to(device).eval()
     policy = policy.freeze(precision or "float32") if on_cpu else policy
     if backbone is None:
@@ -182,6 +189,24 @@ def open_policy(
         recorded, prompted = _exported_token_encoder(Path(folder))
         return _behind_backbone(policy, recorded, backbone, device, prompted)
     return load_policy(folder, backbone, device, precision, plugins)
+
+
+def group_folder(folder: str | Path, group: str | None = None) -> Path:
+    """The run folder of one robot of a run that was trained on several; of another run, the folder itself.
+
+    Raises:
+        CheckpointError: no group, or an unknown one, is named of a run that has groups; or one is named of a run without.
+    """
+    folder = Path(folder)
+    groups = sorted(path.name for path in (folder / GROUPS).iterdir()) if (folder / GROUPS).is_dir() else []
+    if group is None and not groups:
+        return folder
+    if group not in groups:
+        found = "no group is given" if group is None else f"no group {group!r}"
+        raise CheckpointError(
+            f"{folder}: {found}; it has {', '.join(groups) or 'none'}" + ("; give --group NAME" if groups else "")
+        )
+    return folder / GROUPS / str(group)
 
 
 def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:

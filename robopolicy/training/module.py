@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
@@ -11,10 +12,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 
 from robopolicy.experiment.config import OptimizerConfig
-from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.objective import Objective
 from robopolicy.types import Batch
+
+_GROUP = re.compile(r"^0\.members\.[^.]+\.")
+"""Before the name of a parameter of one of several groups."""
 
 
 class Schedule:
@@ -85,7 +88,7 @@ class PolicyTraining(LightningModule):
     """Trains a `ChunkPolicy` on batches of segments; `evaluated` is the policy to be measured and kept.
 
     Args:
-        policy: what is trained.
+        policy: what is trained: a `ChunkPolicy`, or the policies of several groups (`robopolicy.training.groups`).
         objective: its losses.
         schedule: learning rate over time, and when training ends.
         optimizer: AdamW's settings; with `ema` an average of the weights is evaluated.
@@ -94,8 +97,8 @@ class PolicyTraining(LightningModule):
 
     def __init__(
         self,
-        policy: ChunkPolicy,
-        objective: Objective,
+        policy: nn.Module,
+        objective: nn.Module,
         schedule: Schedule,
         optimizer: OptimizerConfig,
         augmentation: Callable[[Batch], Batch] | None = None,
@@ -111,23 +114,23 @@ class PolicyTraining(LightningModule):
         self._averages = [] if self.averaged is None else _matching(self.trained, self.averaged)
 
     @property
-    def policy(self) -> ChunkPolicy:
+    def policy(self) -> Any:
         """The policy whose weights the optimizer moves."""
-        return cast(ChunkPolicy, self.trained[0])
+        return self.trained[0]
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> Any:
         """The objective whose weights the optimizer moves."""
-        return cast(Objective, self.trained[1])
+        return self.trained[1]
 
     @property
-    def evaluated(self) -> ChunkPolicy:
+    def evaluated(self) -> Any:
         """The averaged policy with the trained one's present buffers, or the trained one where averaging is off."""
         if self.averaged is None:
             return self.policy
         for kept, buffer in zip(self.averaged.buffers(), self.trained.buffers(), strict=True):
             kept.copy_(buffer)
-        return cast(ChunkPolicy, self.averaged[0])
+        return self.averaged[0]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over `parameter_groups`, fused into one kernel."""
@@ -206,6 +209,7 @@ def parameter_groups(trained: nn.ModuleList, settings: OptimizerConfig) -> list[
     for name, parameter in trained.named_parameters():
         if not parameter.requires_grad:
             continue
+        name = _GROUP.sub("0.", name)
         peak = settings.lr * (settings.encoder_lr_scale if name.startswith("0.encoder.") else 1.0)
         decay = settings.weight_decay
         if name.startswith("0.head.memory.") and settings.memory_weight_decay is not None:

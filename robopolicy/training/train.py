@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -34,6 +34,7 @@ from robopolicy.model.policy import ChunkPolicy
 from robopolicy.training.augmentations import AugmentationInputs, make_augmentation
 from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, RandomState, RunKeeper, Stop
 from robopolicy.training.datamodule import DemoDataModule
+from robopolicy.training.groups import GroupData, GroupObjective, GroupPolicies, GroupTraining
 from robopolicy.training.module import PolicyTraining, Schedule
 from robopolicy.training.objective import Objective
 from robopolicy.training.progress import ConsoleProgress, LogProgress
@@ -123,10 +124,12 @@ def train(
 
 def _prepare(
     config: ExperimentConfig, evaluate: Callable[[ChunkPolicy], float] | None, start: Start | None
-) -> tuple[PolicyTraining, DemoDataModule]:
+) -> tuple[PolicyTraining, DemoDataModule | GroupData]:
     """The demos, opened, and an untrained policy for them, or one that begins as `start` says."""
     seed_everything(config.training.seed, verbose=False)
     keep_freed_memory()
+    if config.data.groups:
+        return _prepare_groups(config, evaluate, start)
     data = DemoDataModule(config)
     data.setup("fit")
     _check_selection(config, evaluate, held_out=len(data.val_dataloader()) > 0)
@@ -140,9 +143,36 @@ def _prepare(
     return make_training(config, data, policy), data
 
 
+def _prepare_groups(
+    config: ExperimentConfig, evaluate: Callable[[ChunkPolicy], float] | None, start: Start | None
+) -> tuple[GroupTraining, GroupData]:
+    """The demos of several robots, opened, and untrained policies for them."""
+    if start is not None:
+        raise ConfigError("--start with --data.groups: groups begin from random weights; leave --start out")
+    if evaluate is not None:
+        raise ConfigError("--training.eval_every with --data.groups; evaluate afterwards, with eval --group NAME")
+    data = GroupData(config)
+    data.setup("fit")
+    _check_selection(config, evaluate, held_out=len(data.val_dataloader()) > 0)
+    policies = GroupPolicies.build(data)
+    modules = {
+        name: make_training(each.experiment, each, cast(ChunkPolicy, policies.members[name]))
+        for name, each in data.groups.items()
+    }
+    weights = {name: group.weight for name, group in config.data.groups.items()}
+    training = GroupTraining(
+        policies,
+        GroupObjective({name: module.objective for name, module in modules.items()}, weights),
+        _schedule(config),
+        config.optimizer,
+        {name: module.augmentation for name, module in modules.items()},
+    )
+    return training, data
+
+
 def _fit(
     module: PolicyTraining,
-    data: DemoDataModule,
+    data: DemoDataModule | GroupData,
     run_dir: Path,
     evaluate: Callable[[ChunkPolicy], float] | None,
     callbacks: tuple[Callback, ...],
@@ -154,7 +184,7 @@ def _fit(
     keeper = RunKeeper(
         run_dir,
         timer,
-        lambda kept: save_policy(kept, run_dir, provenance),
+        lambda kept: kept.save(run_dir, provenance) if config.data.groups else save_policy(kept, run_dir, provenance),
         data.val_dataloader,
         config.training,
         evaluate,
@@ -225,14 +255,14 @@ def make_training(config: ExperimentConfig, data: DemoDataModule, policy: ChunkP
         obs_mean={key: torch.as_tensor(data.obs_statistics[key].mean).float() for key in seen},
         obs_std={key: torch.as_tensor(data.obs_statistics[key].std).float() for key in seen},
     )
+    objective = Objective(config.losses, config.normalization, policy, data.privileged, data.obs_statistics)
+    augmentation = make_augmentation(config.augmentation, inputs)
+    return PolicyTraining(policy, objective, _schedule(config), config.optimizer, augmentation)
+
+
+def _schedule(config: ExperimentConfig) -> Schedule:
     training, optimizer = config.training, config.optimizer
-    return PolicyTraining(
-        policy,
-        Objective(config.losses, config.normalization, policy, data.privileged, data.obs_statistics),
-        Schedule(training.max_steps, optimizer.warmup_steps, optimizer.min_lr_scale, training.max_minutes),
-        optimizer,
-        make_augmentation(config.augmentation, inputs),
-    )
+    return Schedule(training.max_steps, optimizer.warmup_steps, optimizer.min_lr_scale, training.max_minutes)
 
 
 def _check_run(config: ExperimentConfig, run_dir: Path, resume: bool) -> None:

@@ -58,6 +58,9 @@ def test_the_commands_of_a_page_are_accepted(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "data", "eval"):
         (tmp_path / name).symlink_to(ROOT / name)
+    for fence in FENCE.finditer(page.read_text()):
+        if fence["file"] and fence["language"] == "yaml":
+            (tmp_path / fence["file"]).write_text(fence["text"])
     for command in commands(page):
         words = shlex.split(command, comments=True)[1:]
         try:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,14 @@ def test_the_commands_of_the_page_work_one_after_another(kind, tmp_path, monkeyp
     save_backbone(kind, Path("vlm"))
     paligemma = save_backbone("paligemma", Path("paligemma-3b-pt-224"), width=WIDTH)
     write_checkpoint(Path("robovlms.ckpt"), fine_tuned(paligemma))
+    file, config = re.search(r'```yaml title="(\S+)"\n(.*?)```', PAGE, flags=re.DOTALL).groups()
+    Path(file).write_text(config)
     assert len(COMMANDS) >= 8
     for command in COMMANDS:
         verb, *words = shlex.split(command.removeprefix("robopolicy "))
+        if "robots.yaml" in words:  # another robot's demos
+            shutil.copy("lift.hdf5", "ur5.hdf5")
+            shutil.copy("lift.tokens.hdf5", "ur5.tokens.hdf5")
         if verb != "serve":  # never ends; a client is served below
             assert main([verb, *words, *SMALLER.get(verb, [])]) in ((0, 1) if verb == "run" else (0,)), command
 

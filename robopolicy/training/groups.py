@@ -1,0 +1,240 @@
+"""Several robots in one training: groups of demo files with an action spec, normalizers and an action head each.
+
+Each group has a `ChunkPolicy`; all of them share encoder, text model, pooling and memory. A step takes one batch of every
+group, and its loss is the weighted mean of theirs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+from robopolicy.components import ConfigError
+from robopolicy.experiment.building import build_policy
+from robopolicy.experiment.config import ExperimentConfig, OptimizerConfig
+from robopolicy.experiment.run_folder import GROUPS, save_policy
+from robopolicy.model.encoders._loading import identity_difference
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.texts import Vocabulary
+from robopolicy.training.datamodule import DemoDataModule
+from robopolicy.training.loader import BatchLoader
+from robopolicy.training.module import PolicyTraining, Schedule, Tally, share_of_all
+from robopolicy.training.objective import Objective
+from robopolicy.types import Batch
+
+
+def group_configs(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
+    """The experiment of each group alone."""
+    configs = {}
+    for name, group in config.data.groups.items():
+        columns = {"arm": group.arm, "gripper": group.gripper}
+        configs[name] = replace(config, data=replace(config.data, files=group.files, groups={}, **columns))
+    return configs
+
+
+class GroupLoader:
+    """One batch of every group at a time; an epoch is that of the group with most batches, the others begin again.
+
+    Args:
+        loaders: of each group.
+    """
+
+    def __init__(self, loaders: Mapping[str, BatchLoader]) -> None:
+        self.loaders = dict(loaders)
+        self._position = 0
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return max(len(loader) for loader in self.loaders.values())
+
+    def __iter__(self) -> Iterator[dict[str, Batch]]:
+        streams = {name: _forever(loader) for name, loader in self.loaders.items()}
+        if self._position >= len(self):
+            self._position = 0
+        while self._position < len(self):
+            self._position += 1
+            yield {name: next(stream) for name, stream in streams.items()}
+        self._position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which batches were given so far."""
+        return {"position": self._position, **{name: loader.state_dict() for name, loader in self.loaders.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue behind those batches."""
+        self._position = state_dict["position"]
+        for name, loader in self.loaders.items():
+            loader.load_state_dict(state_dict[name])
+
+
+class GroupData(LightningDataModule):
+    """The demos of every group, each with statistics of its own.
+
+    Args:
+        config: with `data.groups`.
+
+    Raises (in `setup`):
+        ConfigError: the groups' policies would not see the same keys, or the tokens of one encoder.
+        DemoFormatError: a file can't be used.
+    """
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        super().__init__()
+        self.experiment = config
+        self.groups = {name: DemoDataModule(each) for name, each in group_configs(config).items()}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the files."""
+        (first, *_), (one, *others) = self.groups, self.groups.values()
+        for data in self.groups.values():
+            data.setup(stage)
+        for name, other in zip([*self.groups][1:], others, strict=True):
+            for key in {**one.obs, **other.obs}:
+                found = [str(data.obs[key].shape) if key in data.obs else "missing" for data in (one, other)]
+                if found[0] != found[1]:
+                    raise ConfigError(
+                        f"--data.groups: {key} is {found[0]} in {first} and {found[1]} in {name}; groups share the encoder, "
+                        "so choose keys that all have, with --data.obs_keys and --data.cameras"
+                    )
+            encoders = [data.provenance["token_encoder"] or {} for data in (other, one)]
+            if difference := identity_difference(*encoders):
+                raise ConfigError(
+                    f"--data.groups: tokens of {name} and {first} are of different encoders: {difference}"
+                )
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Of each group."""
+        return {name: data.provenance for name, data in self.groups.items()}
+
+    def train_dataloader(self) -> GroupLoader:
+        """Batches of all groups side by side."""
+        return GroupLoader({name: data.train_dataloader() for name, data in self.groups.items()})
+
+    def val_dataloader(self) -> list[tuple[str, Any]]:
+        """The held-out batches of each group that has some."""
+        loaders = {name: data.val_dataloader() for name, data in self.groups.items()}
+        return [(name, loader) for name, loader in loaders.items() if len(loader)]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batches as they are."""
+        return batch
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Close the files."""
+        for data in self.groups.values():
+            data.close()
+
+
+class GroupPolicies(nn.Module):
+    """A policy for each group, which share everything but normalizers and action head.
+
+    Args:
+        policies: group -> its policy; those after the first take over the first's shared modules.
+    """
+
+    def __init__(self, policies: Mapping[str, ChunkPolicy]) -> None:
+        super().__init__()
+        first, *others = policies.values()
+        for policy in others:
+            policy.encoder, policy.text = first.encoder, first.text
+            policy.head.pooling, policy.head.memory = first.head.pooling, first.head.memory
+        self.members = nn.ModuleDict(policies)
+
+    @classmethod
+    def build(cls, data: GroupData) -> "GroupPolicies":
+        """Untrained policies of these demos; they read the instructions of all groups."""
+        texts = tuple(dict.fromkeys(text for each in data.groups.values() for text in each.instructions))
+        vocabulary = Vocabulary.of(texts) if texts else None
+        policies = {}
+        for name, each in data.groups.items():
+            policies[name] = build_policy(each.experiment, replace(each.facts, vocabulary=vocabulary))
+        return cls(policies)
+
+    def save(self, run_dir: Path, provenance: Mapping[str, Any]) -> None:
+        """Each policy as a run folder of its own, `run_dir/groups/<name>`."""
+        for name, policy in self.members.items():
+            save_policy(cast(ChunkPolicy, policy), run_dir / GROUPS / name, provenance[name])
+
+
+class GroupObjective(nn.Module):
+    """The weighted mean of the groups' losses.
+
+    Args:
+        objectives: of each group.
+        weights: of each group's loss.
+    """
+
+    def __init__(self, objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.objectives = nn.ModuleDict(objectives)
+        self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+    def forward(self, policies: GroupPolicies, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """`loss`, and `loss_<group>` of each group."""
+        losses = {
+            name: self.objectives[name](policies.members[name], batches[name])[0]["loss"] for name in self.weights
+        }
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        return {"loss": total, **{f"loss_{name}": loss for name, loss in losses.items()}}
+
+
+class GroupTraining(PolicyTraining):
+    """Trains the policies of several groups together; see `PolicyTraining`.
+
+    Args:
+        policies, objective, schedule, optimizer: as for `PolicyTraining`.
+        augmentations: of each group, or None.
+    """
+
+    def __init__(
+        self,
+        policies: GroupPolicies,
+        objective: GroupObjective,
+        schedule: Schedule,
+        optimizer: OptimizerConfig,
+        augmentations: Mapping[str, Callable[[Batch], Batch] | None],
+    ) -> None:
+        super().__init__(policies, objective, schedule, optimizer)
+        self.augmentations = dict(augmentations)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of one batch of every group."""
+        changed = {}
+        for name, own in batch.items():
+            augment = self.augmentations[name]
+            changed[name] = own if augment is None else augment(own)
+        terms = self.objective(self.policy, changed)
+        count = torch.stack([each.action_valid.sum() for each in changed.values()]).sum()
+        self.tally.add(terms, count)
+        return terms["loss"] * share_of_all(count)
+
+    @torch.no_grad()
+    def validate(self, batches: Any) -> dict[str, float]:
+        """`loss` and `loss_<group>` of the evaluated policies over held-out batches."""
+        policies, objective = self.evaluated, (self.trained if self.averaged is None else self.averaged)[1]
+        was_training = policies.training
+        policies.eval()
+        losses = {}
+        for name, own in batches:
+            tally = Tally()
+            for batch in own:
+                terms, _ = objective.objectives[name](policies.members[name], batch)
+                tally.add({"loss": terms["loss"]}, batch.action_valid.sum())
+            losses[name] = tally.take()["loss"]
+        policies.train(was_training)
+        if not losses:
+            return {}
+        weights = {name: objective.weights[name] for name in losses}
+        total = sum(weights[name] * loss for name, loss in losses.items()) / sum(weights.values())
+        return {"loss": total, **{f"loss_{name}": loss for name, loss in losses.items()}}
+
+
+def _forever(loader: BatchLoader) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
