@@ -391,6 +391,19 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The actions under way when a chunk is predicted: those that the chunk begins with, and those it should agree with."""
+
+    actions: Array
+    """(*B, k, width) action rows of the control steps from the observation on; NaN where an episode has none."""
+    frozen: int | None = None
+    """First rows, which the chunk begins with exactly; an action head that can be guided agrees with those after them, less
+    and less. None: all rows."""
+    best_of: int = 1
+    """Chunks drawn, of which the one nearest to `actions` is given (backward coherence, arXiv 2408.17355)."""
+
+
+@dataclass(frozen=True)
 class PolicySpec:
     """What a policy needs and gives: inputs, outputs and rates."""
 
@@ -410,6 +423,10 @@ class PolicySpec:
     """Control steps between two frames of its memory."""
     control_dt: float | None = None
     """Seconds between two actions, where known."""
+    samples: bool = False
+    """Whether its chunks depend on a generator."""
+    prefix: int = 0
+    """Longest prefix of committed actions that it continues; 0: none."""
     execution: Mapping[str, Any] = field(default_factory=dict)
     """Execution options that it was trained for, such as `replan_every`; empty where unknown."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -432,6 +449,8 @@ class PolicySpec:
             "instruction": self.instruction,
             "frame_stride": self.frame_stride,
             "control_dt": self.control_dt,
+            "samples": self.samples,
+            "prefix": self.prefix,
             "execution": dict(self.execution),
             "provenance": dict(self.provenance),
         }
@@ -466,7 +485,8 @@ class Policy(Protocol):
             observation: key -> array (*B, ...), and `instruction`: a string, one per entry of the batch, or None.
             state: of the episodes so far, from `initial_state` or the last call.
             generator: source of noise of a policy that samples; None: its most likely chunk.
-            prefix: actions (*B, k, width) already committed, for policies that continue them.
+            prefix: a `Prefix`, or actions (*B, k, width) that the chunk begins with exactly, for policies that continue
+                them.
         """
         ...
 

@@ -41,6 +41,12 @@ def collect(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the others follow it")
     parser.add_argument("--out", type=str, required=True, help="demo file to write")
     parser.add_argument("--cameras", type=str, nargs="*", default=[], help="cameras to record, such as front or wrist")
+    parser.add_argument(
+        "--style",
+        type=str | None,
+        default=None,
+        help="how the expert of a task with several ways does it, such as mixed, left or right for pillar",
+    )
     parser.add_argument("--image-size", type=int, default=64, help="width and height of the images [pixels]")
     parser.add_argument(
         "--noise", type=bool, default=True, help="disturb what is executed; the label stays clean (DART)"
@@ -74,7 +80,12 @@ def _collect(options: Namespace, shard: "Shard") -> int:
         from robopolicy.sim.env import RobotVectorEnv
 
         return RobotVectorEnv(
-            options.task, worlds, cameras=tuple(options.cameras), image_size=options.image_size, **simulator
+            options.task,
+            worlds,
+            cameras=tuple(options.cameras),
+            image_size=options.image_size,
+            task_options=_task_options(options),
+            **simulator,
         )
 
     share = -(-options.episodes // shard.count)
@@ -167,11 +178,16 @@ def _env_args(options: Namespace) -> dict[str, Any]:
         "env_name": f"robopolicy/{options.task}",
         "type": 2,
         "env_version": version("robopolicy"),
-        "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size},
+        "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size}
+        | ({} if options.style is None else {"task_options": _task_options(options)}),
         "simulator": simulator_facts(options),
         "disturbance": vars(options.disturbance if options.noise else ActionNoise.off()),
         "privileged": list(PRIVILEGED),
     }
+
+
+def _task_options(options: Namespace) -> dict[str, Any]:
+    return {} if options.style is None else {"style": options.style}
 
 
 def _check_out(out: Path, options: Namespace) -> None:

@@ -17,7 +17,7 @@ from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
 from robopolicy.control.robot import Robot
 from robopolicy.control.spec import ANNOUNCED, PolicySpec
-from robopolicy.control.stream import PolicyStream
+from robopolicy.control.stream import PolicyStream, noise_for
 from robopolicy.types import ActionSpec, ArraySpec
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ def _local(options: Namespace) -> Driver:
         precision = None if options.precision == "float32" else options.precision
         policy = open_policy(options.policy, options.backbone, options.device, precision)
     spec = policy.spec
-    return _by_spec(options, spec, PolicyStream(policy, frame_stride=spec.frame_stride))
+    generator = noise_for(policy, execution_of(options, spec.execution))
+    return _by_spec(options, spec, PolicyStream(policy, frame_stride=spec.frame_stride, generator=generator))
 
 
 def _served(options: Namespace) -> Driver:
@@ -120,12 +121,14 @@ def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
             "the policy doesn't say at what rate its actions are meant; its demos need an action_spec with rate_hz"
         )
     images = {key: array.shape for key, array in spec.observation.items() if len(array.shape) == 3}
+    execution = execution_of(options, spec.execution)
+    require_supported(spec, execution, control_dt)
     return Driver(
         stream=stream,
         spec=spec.action,
         control_dt=control_dt,
         chunk=spec.chunk,
-        execution=execution_of(options, spec.execution),
+        execution=execution,
         observation=spec.observation,
         image_size=next((shape[0] for shape in images.values()), 64),
         cameras=tuple(images),

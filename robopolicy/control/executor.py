@@ -19,7 +19,7 @@ from robopolicy.control.arrays import like
 from robopolicy.control.execution import ExecutionOptions, Plans, Strategy, execution_from
 from robopolicy.model.rotation_math import RotationKind
 from robopolicy.model.rotations import action_rotations
-from robopolicy.types import ActionSpec
+from robopolicy.types import ActionSpec, Prefix
 
 
 class StaleChunkError(RuntimeError):
@@ -64,6 +64,8 @@ class ChunkExecutor:
         """
         execution = execution or execution_from({})
         self._strategy: Strategy = build(execution, chunk, control_dt)
+        self._continues: bool = getattr(self._strategy, "continues", False)
+        self._best_of = execution.best_of
         frozen = self._strategy.frozen
         if not 1 <= execution.replan_every <= chunk - frozen:
             raise ValueError(
@@ -85,6 +87,8 @@ class ChunkExecutor:
         if done is None:
             self._origin_s: float | None = None
             self._head = 0  # the grid step that plan[..., 0, :] belongs to
+            self._handed: dict[int, Tensor] = {}
+            """Grid step of an observation -> `_merges` when the plan was handed to the policy for it."""
             self.held = torch.ones(self.batch, dtype=torch.bool)
             self.refused = torch.zeros(self.batch, dtype=torch.long)
             return
@@ -105,6 +109,27 @@ class ChunkExecutor:
         due = step - self._taken >= self.replan_every
         return due | (self._count[..., ahead] == 0) if ahead < self.chunk else torch.ones_like(due)
 
+    def prefix(self, t_s: float) -> Prefix | None:
+        """The plan from the control step at t_s [s] on, for the policy that is about to observe.
+
+        None where nothing is planned, or where neither the strategy nor `best_of` asks for the plan.
+        """
+        if self._origin_s is None or not (self._continues or self._best_of > 1):
+            return None
+        step = self._step(t_s)
+        passed = min(max(step - self._head, 0), self.chunk)
+        count = functional.pad(self._count[..., passed:], (0, passed))
+        rows = functional.pad(self._plan[..., passed:, :], (0, 0, 0, passed))
+        if self._gripper.size:
+            columns = like(rows, self._gripper)
+            low, high = like(rows, self._gripper_values).unbind(-1)
+            rows[..., columns] = torch.where(rows[..., columns] > 0, high, low)
+        if self._continues:
+            self._handed = {then: merges for then, merges in self._handed.items() if step - then < self.chunk}
+            self._handed[step] = self._merges.clone()
+        rows = rows.masked_fill((count == 0)[..., None], torch.nan)
+        return Prefix(rows, self._strategy.frozen if self._continues else 0, self._best_of)
+
     def add(
         self,
         actions: Float[Tensor, "*B chunk width"],
@@ -114,6 +139,8 @@ class ChunkExecutor:
         gripper_logit: Float[Tensor, "*B chunk gripper"] | None = None,
     ) -> None:
         """Offer a chunk to every episode; those that need none yet, or whose chunk is not finite, keep their plan.
+
+        Where the policy continues the plan, so do those whose plan has changed since `prefix` handed it over.
 
         Args:
             actions: (*B, K, width), columns and units of the demos.
@@ -132,9 +159,14 @@ class ChunkExecutor:
         finite = torch.isfinite(scores).flatten(-2).all(-1)
         self.refused = self.refused + ~finite
         take = take & finite
-        late = min(self._head - self._step(t_obs_s), self.chunk - 1)
-        fresh = functional.pad(torch.nan_to_num(scores[..., late:, :]), (0, 0, 0, late))
+        observed = self._step(t_obs_s)
+        if observed in self._handed:
+            take = take & ((self._handed[observed] == self._merges) | (self._count[..., 0] == 0))
+        # Negative: the robot observed after the step being prepared had begun.
+        late = max(min(self._head - observed, self.chunk - 1), 1 - self.chunk)
+        fresh = functional.pad(torch.nan_to_num(scores), (0, 0, -late, late))
         self._merge(fresh, take, late)
+        self._merges = self._merges + take
         self._taken = torch.where(take, self._head, self._taken)
         self._observed_s = torch.where(take, t_obs_s, self._observed_s)
 
@@ -166,9 +198,15 @@ class ChunkExecutor:
         return action.clone()
 
     def _merge(self, fresh: Tensor, take: Tensor, late: int) -> None:
-        """Put a chunk shifted to now, (*B, K, width) with its last `late` steps empty, into the plans of `take`."""
-        covered = torch.arange(self.chunk, device=fresh.device) < self.chunk - late
+        """Put a chunk shifted to now, (*B, K, width), into the plans of `take`; what it doesn't cover yet stays planned.
+
+        Its last `late` steps are empty, or, where that is negative, its first ones.
+        """
+        place = torch.arange(self.chunk, device=fresh.device)
+        covered = (place < self.chunk - late) & (place >= -late)
         plan, count = self._strategy.merge(Plans(self._plan, self._count, fresh, covered, late, self._rotations))
+        plan = torch.where((place < -late)[:, None], self._plan, plan)
+        count = torch.where(place < -late, self._count, count)
         self._plan = torch.where(take[..., None, None], plan, self._plan)
         self._count = torch.where(take[..., None], count, self._count)
 
@@ -212,6 +250,7 @@ class ChunkExecutor:
         self._plan = torch.zeros_like(actions)
         self._count = torch.zeros(*batch, self.chunk, dtype=torch.long, device=actions.device)
         self._taken = torch.zeros(batch, dtype=torch.long, device=actions.device)
+        self._merges = torch.zeros(batch, dtype=torch.long, device=actions.device)
         self._observed_s = torch.full(batch, -math.inf, dtype=torch.float64, device=actions.device)
         self._label = torch.full((*batch, len(self._gripper)), -1, dtype=torch.long, device=actions.device)
         self._rest = actions.new_zeros(width)

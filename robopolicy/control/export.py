@@ -8,6 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,10 @@ def _manifest(graph: GraphPolicy, spec: PolicySpec, int8: bool) -> dict[str, Any
         answer = graph(*example)
     text = policy.text
     vocabulary = text.vocabulary if isinstance(text, VocabularyText) else None
-    inputs, told = _described(graph.inputs, example), spec.to_dict()
+    drawn = (
+        graph.noise is not None
+    )  # of the action heads that sample, the graph holds those that take noise as an input
+    inputs, told = _described(graph.inputs, example), replace(spec, samples=drawn, prefix=0).to_dict()
     return {
         "format_version": FORMAT,
         "format": ONNX,

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from robopolicy.control.cameras import CameraWatch
 from robopolicy.control.robot import Robot
 from robopolicy.control.timing import request_realtime
-from robopolicy.types import Array, Observation
+from robopolicy.types import Array, Observation, Prefix
 
 POLICY_PRIORITY = 10
 """Real-time priority of the policy's thread, if requested."""
@@ -55,8 +55,8 @@ class Inference(Protocol):
     missed: int
     """Requests dropped because an earlier one was still in progress."""
 
-    def request(self, t_s: float) -> None:
-        """Observe now, for the control step at t_s [s], and predict a chunk."""
+    def request(self, t_s: float, prefix: Prefix | None = None) -> None:
+        """Observe now, for the control step at t_s [s], and predict a chunk that continues the plan `prefix`."""
         ...
 
     def finished(self) -> list[TimedChunk]:
@@ -78,7 +78,7 @@ class Stream(Protocol):
 
     gripper_logit: Array | None
 
-    def __call__(self, observation: Observation) -> Array:
+    def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Array:
         """Actions (K, width) for one observation."""
         ...
 
@@ -113,20 +113,20 @@ class ThreadedInference:
     ) -> None:
         self._observer = _Observer(robot, stream, instruction, cameras)
         self.robot, self.priority, self.missed = robot, priority, 0
-        self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[tuple[int, Prefix | None] | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[tuple[int, TimedChunk | Exception]] = queue.SimpleQueue()
         self._episode = 0
         self._busy = threading.Event()
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
-    def request(self, t_s: float) -> None:
+    def request(self, t_s: float, prefix: Prefix | None = None) -> None:
         """Start an observation and a prediction, unless the last request is still in progress."""
         if self._busy.is_set():
             self.missed += 1
         else:
             self._busy.set()
-            self._requests.put(self._episode)
+            self._requests.put((self._episode, prefix))
 
     def finished(self) -> list[TimedChunk]:
         """Chunks finished since the last call, oldest first."""
@@ -153,13 +153,14 @@ class ThreadedInference:
         episode = -1
         if self.priority:
             request_realtime(POLICY_PRIORITY)
-        while (requested := self._requests.get()) is not None:
+        while (request := self._requests.get()) is not None:
+            requested, prefix = request
             try:
                 if requested != episode:
                     episode = requested
                     self._observer.reset()
                 began_s = time.perf_counter()
-                chunk = self._observer.infer()
+                chunk = self._observer.infer(prefix)
                 self._finished.put((episode, replace(chunk, latency_s=time.perf_counter() - began_s)))
             except Exception as error:
                 self._finished.put((requested, error))
@@ -190,9 +191,9 @@ class SteppedInference:
         self.missed = 0
         self._finished: list[TimedChunk] = []
 
-    def request(self, t_s: float) -> None:
+    def request(self, t_s: float, prefix: Prefix | None = None) -> None:
         """Observe, and predict the chunk."""
-        self._finished.append(self._observer.infer())
+        self._finished.append(self._observer.infer(prefix))
 
     def finished(self) -> list[TimedChunk]:
         """Chunks finished since the last call, oldest first."""
@@ -222,14 +223,14 @@ class _Observer:
         self._stream.reset()
         self._watch.reset()
 
-    def infer(self) -> TimedChunk:
+    def infer(self, prefix: Prefix | None) -> TimedChunk:
         """The chunk for an observation taken now; its latency is 0 until the caller measures it."""
         observation = self._robot.observe()
         self._watch.check(observation, self._robot.qpos())
         if self._instruction is not None:
             observation = replace(observation, instruction=self._instruction)
         with torch.inference_mode():
-            actions = _tensor(self._stream(observation))
+            actions = _tensor(self._stream(observation, prefix))
         logit = self._stream.gripper_logit
         return TimedChunk(observation, actions, 0.0, None if logit is None else _tensor(logit))
 
@@ -257,7 +258,7 @@ class ServedStream:
         """(K, G) of the last reply; None if the server sends none."""
         self._connections: int | None = None
 
-    def __call__(self, observation: Observation) -> Array:
+    def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Array:
         """Actions (K, width) for one observation.
 
         Raises:

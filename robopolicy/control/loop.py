@@ -289,7 +289,7 @@ class ControlLoop:
         self._step, self._to_act = step, True
         self._due = bool(self.executor.needs_chunk(self._step_s))
         missed = self.inference.missed
-        self.inference.request(self._step_s)
+        self.inference.request(self._step_s, self.executor.prefix(self._step_s))
         statistics.missed_frames += self.inference.missed - missed
 
     def _fresh(self) -> TimedChunk | None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.smoothing import HEADING_SHARE
-from robopolicy.types import ActionSpec, Observation
+from robopolicy.types import ActionSpec, Observation, Prefix
 
 CHUNK = 8
 """Actions per chunk; the later ones cover late observations."""
@@ -140,7 +140,7 @@ class RecordedStream:
         """Whether the record has ended and its last target was held for `SETTLING_S`."""
         return self.step >= len(self.record.actions) + round(SETTLING_S / self.control_dt)
 
-    def __call__(self, observation: Observation) -> Float[np.ndarray, "chunk width"]:
+    def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Float[np.ndarray, "chunk width"]:
         """The actions from this observation on; the arm rests beyond the end of the record."""
         if self._began_s is None:
             self._began_s = observation.stamp_s

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.types import ActionSpec, Array, ArraySpec, Observation, PolicySpec, Prediction
+from robopolicy.types import ActionSpec, Array, ArraySpec, Observation, PolicySpec, Prediction, Prefix
 
 logger = logging.getLogger("robopolicy.runtime")
 
@@ -157,7 +157,7 @@ class ExportedPolicy:
         state: ExportedState,
         *,
         generator: np.random.Generator | None = None,
-        prefix: None = None,
+        prefix: Prefix | Array | None = None,
     ) -> tuple[np.ndarray, ExportedState]:
         """The next K action rows (*B, K, width) in the demos' units and column order, and the state that has seen them.
 
@@ -166,12 +166,15 @@ class ExportedPolicy:
             state: of the episodes so far, from `initial_state` or the last call.
             generator: NumPy's, source of the noise of an action head that turns noise into actions (`flow`); None: the
                 same noise every time, as in torch.
-            prefix: not exported; leave it out.
+            prefix: refused; an exported policy continues no plan.
 
         Raises:
             KeyError: a camera or key is missing.
-            ValueError: a shape or type is not what the policy was trained on, or a value is NaN or infinite.
+            ValueError: a shape or type is not what the policy was trained on, or a value is NaN or infinite; or a prefix
+                is given.
         """
+        if prefix is not None:
+            raise ValueError("an exported policy continues no prefix; run it without one, or the run folder itself")
         if isinstance(observation, Observation):
             observation = {**observation.obs, TEXT: observation.instruction}
         feed = {key: self._input(key, observation, state.batch_shape) for key in self.spec.observation}

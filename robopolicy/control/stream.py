@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.control.inference import Stream
 from robopolicy.control.limits import action_at
 from robopolicy.control.profile import RobotProfile
-from robopolicy.types import ActionSpec, Array, Observation, Policy
+from robopolicy.control.runtime import ExportedPolicy
+from robopolicy.types import ActionSpec, Array, Observation, Policy, Prefix
 
 
 class ActionColumnsStream:
@@ -30,12 +32,12 @@ class ActionColumnsStream:
         """As of the stream."""
         return self._stream.gripper_logit
 
-    def __call__(self, observation: Observation) -> Array:
+    def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Array:
         """Actions (K, width) for one observation of the robot."""
         opening_m = np.asarray(observation.obs.get("gripper", ()), np.float64)
         qpos = action_at(self._profile, self._spec, np.asarray(observation.obs["qpos"], np.float64), opening_m)
         obs = {**observation.obs, "qpos": qpos.astype(np.float32)}
-        return self._stream(replace(observation, obs=obs))
+        return self._stream(replace(observation, obs=obs), prefix)
 
     def reset(self) -> None:
         """An episode begins."""
@@ -52,20 +54,30 @@ class PolicyStream:
         policy: any `Policy`.
         batch: leading axes of the observations: () for one robot, or a number of worlds.
         frame_stride: ticks between two frames of the memory.
+        generator: source of noise, for a policy that draws its chunks; None: its most likely chunk.
     """
 
-    def __init__(self, policy: Policy, batch: int | Sequence[int] = (), frame_stride: int = 1) -> None:
-        self.policy, self.batch, self.frame_stride = policy, batch, frame_stride
+    def __init__(
+        self, policy: Policy, batch: int | Sequence[int] = (), frame_stride: int = 1, generator: Any = None
+    ) -> None:
+        self.policy, self.batch, self.frame_stride, self.generator = policy, batch, frame_stride, generator
         self.gripper_logit: Array | None = None
         """(*B, K, G) of the last prediction, label 1 where positive; None where the policy gives none."""
         self.reset()
 
-    def __call__(self, observation: Observation | Mapping[str, Any]) -> Array:
-        """Actions (*B, K, width) from this frame on; action 0 belongs to the frame's own time."""
+    def __call__(self, observation: Observation | Mapping[str, Any], prefix: Prefix | None = None) -> Array:
+        """Actions (*B, K, width) from this frame on; action 0 belongs to the frame's own time.
+
+        Args:
+            observation: the newest frame.
+            prefix: the plan from the frame's own time on, for a policy that continues it.
+        """
         turn = self._ticks % self.frame_stride
         self._ticks += 1
         with torch.no_grad():
-            prediction, self._states[turn] = self.policy.predict(observation, self._states[turn])
+            options = {"generator": self.generator, "prefix": prefix}
+            given = {name: value for name, value in options.items() if value is not None}
+            prediction, self._states[turn] = self.policy.predict(observation, self._states[turn], **given)
         self.gripper_logit = prediction.gripper_logit
         return prediction.actions
 
@@ -76,3 +88,12 @@ class PolicyStream:
             self._ticks = 0
         else:
             self._states = [state.reset(done) for state in self._states]
+
+
+def noise_for(policy: Policy, execution: ExecutionOptions, seed: int = 0) -> Any:
+    """The generator of a `PolicyStream`: of the policy's own kind, or None where chunks are not drawn."""
+    if not execution.sample:
+        return None
+    if isinstance(policy, ExportedPolicy):
+        return np.random.default_rng(seed)
+    return torch.Generator(getattr(policy, "device", torch.device("cpu"))).manual_seed(seed)

@@ -1,10 +1,11 @@
 """An experiment's config and what the demos hold -> an untrained policy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robopolicy.components import build, values_of
+from robopolicy.control.execution import require_supported
 from robopolicy.experiment.config import ExperimentConfig, NormalizationConfig
 from robopolicy.model.encoders import EncoderInputs, text_width_of
 from robopolicy.model.memories import history_of, window_of
@@ -62,6 +63,11 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
         action_head=config.action_head,
     )
     spec = policy_spec(config, facts.action, facts.observation, text is not None, facts.provenance)
+    part = head.action_head
+    longest = getattr(part, "max_prefix", spec.chunk) if part.uses_prefix else 0
+    spec = replace(spec, samples=part.samples, prefix=longest)
+    if spec.control_dt is not None:
+        require_supported(spec, config.execution, spec.control_dt)
     policy = ChunkPolicy(spec, keys, actions, text, encoder, head)
     policy.config, policy.vocabulary = config, facts.vocabulary
     return policy

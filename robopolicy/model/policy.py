@@ -1,6 +1,7 @@
 """ChunkPolicy = normalize -> encode -> pool -> remember -> decode -> unnormalize."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from robopolicy.model.packed import Precision
 from robopolicy.model.policy_head import PolicyHead
 from robopolicy.model.scaling import KeyScaling
 from robopolicy.model.streaming import MemoryState
-from robopolicy.types import ActionSpec, ArraySpec, Observation, PolicySpec, Prediction
+from robopolicy.types import ActionSpec, Array, ArraySpec, Observation, PolicySpec, Prediction, Prefix
 
 
 class ChunkPolicy(nn.Module):
@@ -99,7 +100,7 @@ class ChunkPolicy(nn.Module):
         state: MemoryState,
         *,
         generator: torch.Generator | None = None,
-        prefix: Tensor | None = None,
+        prefix: Prefix | Array | None = None,
     ) -> tuple[Tensor, MemoryState]:
         """The next K action rows (*B, K, width) in the demos' units and column order, and the state after this frame.
 
@@ -107,7 +108,8 @@ class ChunkPolicy(nn.Module):
             observation: key -> array or tensor (*B, ...), and `instruction`: a string, one per entry of the batch, or None.
             state: of the episodes so far, from `initial_state` or the last call.
             generator: source of noise, for an action head that samples; None: its most likely chunk.
-            prefix: action rows (*B, k, width) already committed, for an action head that continues them.
+            prefix: the actions under way, or action rows (*B, k, width) that the chunk begins with exactly, for an action
+                head that continues them.
 
         Raises:
             KeyError: a camera or key is missing.
@@ -123,7 +125,7 @@ class ChunkPolicy(nn.Module):
         state: MemoryState,
         *,
         generator: torch.Generator | None = None,
-        prefix: Tensor | None = None,
+        prefix: Prefix | Array | None = None,
     ) -> tuple[Prediction, MemoryState]:
         """As `act`, with the gripper's logits."""
         if isinstance(observation, Observation):
@@ -132,16 +134,33 @@ class ChunkPolicy(nn.Module):
         first = next(iter(self.obs))
         batch = obs[first].shape[: obs[first].dim() - len(self.obs[first].shape)]
         encoding = self.encode(obs, self.instruction_text(observation.get("instruction"), batch))
+        return self.step(encoding, state, generator, prefix)
+
+    def step(
+        self,
+        encoding: Encoding,
+        state: MemoryState,
+        generator: torch.Generator | None = None,
+        prefix: Prefix | Array | None = None,
+    ) -> tuple[Prediction, MemoryState]:
+        """As `predict`, from an encoded frame (*B, N, D); nothing waits for the device."""
         head = self._frozen[0] if self._frozen else self.head
-        committed = None
-        if prefix is not None:
-            committed = self.action_normalizer.to_target(torch.as_tensor(prefix).to(self.device))
-        chunk, state = head.step(encoding.tokens, state, encoding.token_valid, generator=generator, prefix=committed)
+        if prefix is not None and not isinstance(prefix, Prefix):
+            prefix = Prefix(prefix)
+        targets = None if prefix is None else self._targets(prefix)
+        chunk, state = head.step(encoding.tokens, state, encoding.token_valid, generator=generator, prefix=targets)
         rows = self.action_normalizer.to_rows(chunk)
         if prefix is not None:  # bit for bit: units and back would round
-            given = torch.as_tensor(prefix).to(rows)
-            rows = torch.cat([given, rows[..., given.shape[-2] :, :]], dim=-2)
+            given = torch.as_tensor(prefix.actions).to(rows)[..., : prefix.frozen, :]
+            kept = torch.where(given.isnan(), rows[..., : given.shape[-2], :], given)
+            rows = torch.cat([kept, rows[..., given.shape[-2] :, :]], dim=-2)
         return Prediction(rows, chunk.gripper_logit), state
+
+    def _targets(self, prefix: Prefix) -> Prefix:
+        """The prefix in normalized units."""
+        rows = torch.as_tensor(prefix.actions).to(self.device)
+        missing = rows.isnan().any(dim=-1, keepdim=True)
+        return replace(prefix, actions=self.action_normalizer.to_target(rows).masked_fill(missing, torch.nan))
 
     def encode(self, obs: Mapping[str, Tensor], text: Tensor | None) -> Encoding:
         """Tokens of frames in the demos' units; `text` is what `instruction_text` returned. It can be traced."""

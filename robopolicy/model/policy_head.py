@@ -15,7 +15,7 @@ from robopolicy.model.losses import expand_mask
 from robopolicy.model.memories import history_of, window_of
 from robopolicy.model.packed import Precision
 from robopolicy.model.streaming import MemoryState
-from robopolicy.types import ActionSpec, Chunk
+from robopolicy.types import ActionSpec, Chunk, Prefix
 
 ROBOVLMS_SIZES: Mapping[str, Any] = {"layers": 4, "hidden": 1024, "widths": (1024, 512, 256)}
 """Sizes of the published head, where a kind is given by name and has such an option."""
@@ -124,7 +124,7 @@ class PolicyHead(nn.Module):
         token_valid: Bool[Tensor, "*batch tokens"] | None = None,
         *,
         generator: torch.Generator | None = None,
-        prefix: Tensor | None = None,
+        prefix: Prefix | None = None,
     ) -> tuple[Chunk, MemoryState]:
         """The chunk at the newest frame, arm (*B, K, A) and gripper_logit (*B, K, G), and the state after it.
 
@@ -133,10 +133,26 @@ class PolicyHead(nn.Module):
             state: of the episodes so far.
             token_valid: False where a token is padding.
             generator: source of noise, for an action head that samples; None: its most likely chunk.
-            prefix: action targets (*B, k, A+G) already committed, for an action head that continues them.
+            prefix: the actions under way as action targets (*B, k, A+G), for an action head that continues them.
         """
         hidden, state = self.memory.step(self.pool(tokens, token_valid), state)
-        return self.action_head.decode(hidden, generator=generator, prefix=prefix), state
+        return self.decode(hidden, generator, prefix), state
+
+    def decode(self, hidden: Tensor, generator: torch.Generator | None, prefix: Prefix | None) -> Chunk:
+        """The chunk at hidden vectors (*B, H), with the arguments of `step`."""
+        if prefix is None:
+            return self.action_head.decode(hidden, generator=generator)
+        actions = torch.as_tensor(prefix.actions)
+        if prefix.best_of > 1:
+            hidden = hidden.expand(prefix.best_of, *hidden.shape)
+            actions = actions.expand(prefix.best_of, *actions.shape)
+        given: dict[str, Any] = {}
+        if getattr(self.action_head, "guided", False):
+            given = {"prefix": actions, "frozen": prefix.frozen}
+        elif frozen := actions.shape[-2] if prefix.frozen is None else prefix.frozen:
+            given = {"prefix": actions[..., :frozen, :]}
+        chunk = self.action_head.decode(hidden, generator=generator, **given)
+        return chunk if prefix.best_of == 1 else _most_coherent(chunk, actions)
 
     def loss(
         self,
@@ -176,6 +192,24 @@ class PolicyHead(nn.Module):
         frozen._modules["memory"] = packed.freeze(self.memory, precision)
         frozen._modules["action_head"] = packed.freeze(self.action_head, precision)
         return frozen
+
+
+COHERENCE_DECAY = 0.5
+"""Weight of an action's agreement with the one under way, relative to the action before it."""
+
+
+def _most_coherent(chunks: Chunk, actions: Tensor) -> Chunk:
+    """Of N chunks per episode (N, *B, K, ...), the one whose arm is nearest to the actions under way (N, *B, k, A+G)."""
+    arm, logit = torch.as_tensor(chunks.arm), torch.as_tensor(chunks.gripper_logit)
+    width, steps = arm.shape[-1], actions.shape[-2]
+    weight = COHERENCE_DECAY ** torch.arange(steps, device=arm.device)
+    away = (arm[..., :steps, :] - actions[..., :width]).square().sum(dim=-1)
+    best = (weight * away.nan_to_num(0.0)).sum(dim=-1).argmin(dim=0)  # NaN: no action is under way
+    picked = []
+    for values in (arm, logit):
+        place = best[None, ..., None, None].expand(1, *values.shape[1:])
+        picked.append(values.gather(0, place)[0])
+    return Chunk(*picked)
 
 
 def _options(family: str, choice: Any, given: Mapping[str, Any]) -> Any:

@@ -14,16 +14,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robopolicy.control.execution import ExecutionOptions
-from robopolicy.control.executor import ChunkExecutor
+from robopolicy.control.stream import noise_for
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
+from robopolicy.rollout.actor import SteppedExecution
 from robopolicy.rollout.episodes import Episode, Record, Timing
 from robopolicy.sim.capture import Captured
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.episodes import turns
 from robopolicy.sim.physics import fault_names
-from robopolicy.types import Chunk
+from robopolicy.types import Chunk, Prefix
 
 LOOK_EVERY = 32
 """Steps between two synchronizations with a GPU."""
@@ -52,37 +53,40 @@ class DevicePolicyActor:
     """
 
     def __init__(self, policy: ChunkPolicy, env: RobotVectorEnv, execution: ExecutionOptions) -> None:
-        self.policy, self.control_dt, self._sentences = policy, env.control_dt, env.sentences.texts
-        self.executor = ChunkExecutor(
-            policy.chunk, env.control_dt, execution, batch=env.num_envs, action_spec=policy.action_spec
-        )
+        self.policy, self._sentences = policy, env.sentences.texts
+        self._execution = SteppedExecution(policy.spec, env.control_dt, execution, env.num_envs)
+        self._generator = noise_for(policy, execution)
         stride = policy.spec.frame_stride
         self._states = [policy.initial_state(env.num_envs) for _ in range(stride)]
         self._ticks = [Captured(self._think) for _ in range(stride)]
         self._told: Tensor | None = None
-        self._step = 0
+        self._tick = 0
 
     def reset(self, done: Bool[Tensor, " worlds"], rows: Int[Tensor, " worlds"]) -> None:
         """Reset the worlds where a new episode begins."""
         self._states = [state.reset(done) for state in self._states]
-        self.executor.reset(done)
+        self._execution.reset(done)
 
     def act(
         self, obs: Mapping[str, Tensor], instruction_id: Int[Tensor, " worlds"]
     ) -> tuple[Float[Tensor, "worlds 7"], Float[Tensor, "worlds 7"]]:
         """Feed each frame to the memory, and take the current action from the chunks."""
-        now_s, turn = self._step * self.control_dt, self._step % len(self._states)
-        self._step += 1
-        with torch.no_grad():
-            seen = checked_inputs(obs, self.policy.obs, self.policy.device)
+        turn = self._tick % len(self._states)
+        self._tick += 1
+        seen, text = checked_inputs(obs, self.policy.obs, self.policy.device), self._text(instruction_id)
+
+        def infer(now_s: float, prefix: Prefix | None) -> tuple[Tensor, Tensor | None]:
             state = self._states[turn]
-            arm, logit, age, *tensors = self._ticks[turn](
-                *seen.values(), self._text(instruction_id), state.age, *state.tensors
-            )
+            if self._generator is not None or prefix is not None:  # neither can be an input of a captured graph
+                encoding = self.policy.encode(seen, text if self.policy.text is not None else None)
+                prediction, self._states[turn] = self.policy.step(encoding, state, self._generator, prefix)
+                return torch.as_tensor(prediction.actions), prediction.gripper_logit
+            arm, logit, age, *tensors = self._ticks[turn](*seen.values(), text, state.age, *state.tensors)
             self._states[turn] = MemoryState(state.history, age, tuple(tensors))
-            rows = self.policy.action_normalizer.to_rows(Chunk(arm, logit))
-            self.executor.add(rows, now_s, gripper_logit=logit)
-            action = self.executor.action(now_s)
+            return self.policy.action_normalizer.to_rows(Chunk(arm, logit)), logit
+
+        with torch.no_grad():
+            action = self._execution.action(infer)
         return action, action
 
     def _think(self, *tensors: Tensor) -> tuple[Tensor, ...]:

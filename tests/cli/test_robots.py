@@ -35,7 +35,7 @@ class StillStream:
 
     gripper_logit = None
 
-    def __call__(self, observation: Observation) -> np.ndarray:
+    def __call__(self, observation: Observation, prefix: object = None) -> np.ndarray:
         """Zeros."""
         return np.zeros((4, 7))
 

@@ -71,6 +71,16 @@ def test_every_action_head_keeps_the_contract(kind, check):
     check(lambda action: make("action_head", kind, 16, action, **options), 16)
 
 
+@pytest.mark.parametrize("kind", ["regression", "gmm", "discrete", "flow"])
+@pytest.mark.parametrize(
+    "check", [action_head.invalid_labels_have_no_influence, action_head.a_prefix_is_used_or_refused]
+)
+def test_a_head_trained_with_prefixes_keeps_the_contract(kind, check):
+    """Guards against: random prefixes of one row that depend on how many rows follow it."""
+    options = small("action_head", kind, chunk=3, prefix=2, widths=(WIDTH,))
+    check(lambda action: make("action_head", kind, 16, action, **options), 16)
+
+
 LOW_DIM = {"ee_pose": ArraySpec((7,)), "gripper": ArraySpec((1,))}
 CUBES = {"cube_red": ArraySpec((3,)), "cube_blue": ArraySpec((3,))}
 FRONT = {"front": ArraySpec((24, 32, 3), "uint8")}

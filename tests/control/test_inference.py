@@ -29,7 +29,7 @@ class GatedStream:
         self.frames = 0
         self.error: Exception | None = None
 
-    def __call__(self, observation):
+    def __call__(self, observation, prefix=None):
         """Count one."""
         self.gate.wait(PATIENCE_S)
         if self.error:

@@ -32,7 +32,7 @@ class ScriptedInference:
     waiting: list[tuple[float, TimedChunk]] = field(default_factory=list)
     asked: int = 0
 
-    def request(self, t_s: float) -> None:
+    def request(self, t_s: float, prefix=None) -> None:
         """Think, unless fallen silent."""
         self.asked += 1
         if self.asked <= self.silent_after:
@@ -442,7 +442,7 @@ def test_waiting_for_the_first_chunk_is_no_failure(fake_robot, fake_clock):
     """Guards against: a policy whose first chunk takes a second to warm up taken for a loop that fails."""
     loop = make_loop(fake_robot, fake_clock, forward, latency_s=0.0)
     request, ready_s = loop.inference.request, fake_clock.now() + 1.0
-    loop.inference.request = lambda t_s: request(t_s) if fake_clock.now() >= ready_s else None
+    loop.inference.request = lambda t_s, prefix=None: request(t_s) if fake_clock.now() >= ready_s else None
     statistics = loop.run(3.0)
     assert statistics.waiting >= 19
     assert statistics.acted >= 39

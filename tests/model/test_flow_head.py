@@ -42,7 +42,7 @@ def test_a_gaussian_target_is_learned_with_its_covariance(times):
     mean = torch.tensor([0.2, -0.3])
     factor = torch.tensor([[0.2, 0.0], [0.15, 0.1]])
     head = fitted(
-        flow_head(1, 2, steps=20, solver="midpoint", times=times, draws=4),
+        flow_head(1, 2, times=times, draws=4),
         lambda n: mean + torch.randn(n, 1, 2) @ factor.T,
     )
     arm = drawn(head, 4000)[:, 0]
@@ -54,7 +54,7 @@ def test_a_gaussian_target_is_learned_with_its_covariance(times):
 def test_two_points_are_drawn_equally_often():
     """Guards against: the mean of two demonstrated ways, or one of them only."""
     points = torch.tensor([[-0.6, 0.4], [0.6, 0.4]])
-    head = flow_head(2, 1, steps=10, solver="midpoint", draws=4)
+    head = flow_head(2, 1, draws=4)
     fitted(head, lambda n: points[torch.arange(n) % 2][..., None])
     arm, count = drawn(head, 1000)[..., 0], 1000
     left = arm[:, 0] < 0

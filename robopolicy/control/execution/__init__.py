@@ -2,16 +2,17 @@
 
 `make(options, chunk, control_dt)` builds a `Strategy`; its options derive from `ExecutionOptions`. Built in: `receding`
 (the newest chunk replaces the plan), `ensemble` (the weighted mean of all chunks), `freeze` (soft blend behind the steps
-that pass during inference).
+that pass during inference), `rtc` (real-time chunking: the policy continues the plan).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from robopolicy.components import ConfigError, options_from
+from robopolicy.components import ConfigError, build, component_of, options_from, require
 from robopolicy.control.execution.base import ExecutionOptions, Plans, Strategy
+from robopolicy.types import PolicySpec
 
-__all__ = ["DEFAULT_KIND", "ExecutionOptions", "Plans", "Strategy", "execution_from"]
+__all__ = ["DEFAULT_KIND", "ExecutionOptions", "Plans", "Strategy", "execution_from", "require_supported"]
 
 DEFAULT_KIND = "receding"
 
@@ -28,3 +29,30 @@ def execution_from(values: Mapping[str, Any]) -> ExecutionOptions:
         return options_from("execution", kind, given)
     except TypeError as error:
         raise ConfigError(f"execution: values of {kind!r} have the wrong type: {given}") from error
+
+
+def require_supported(spec: PolicySpec, execution: ExecutionOptions, control_dt: float) -> None:
+    """Refuse a policy that can't be executed this way.
+
+    Raises:
+        ConfigError: the execution draws chunks or continues plans, and the policy doesn't; or it continues shorter ones.
+    """
+    require(
+        spec.samples or not execution.sample,
+        "--execution.sample true needs a policy that draws its chunks, such as one with --action_head.kind flow, gmm or "
+        "discrete; this one predicts one chunk",
+    )
+    strategy = build(execution, spec.chunk, control_dt)
+    if not getattr(strategy, "continues", False):
+        return
+    kind, frozen = component_of(execution).kind, strategy.frozen
+    require(
+        spec.prefix > 0,
+        f"--execution.kind {kind} needs a policy that continues a plan: train with --action_head.kind flow, or with "
+        "--action_head.prefix",
+    )
+    require(
+        frozen <= spec.prefix,
+        f"--execution.latency_s: {frozen} control steps, and the policy continues a prefix of at most {spec.prefix} "
+        "actions; expect less, or train with a larger --action_head.prefix",
+    )

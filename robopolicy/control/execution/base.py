@@ -1,5 +1,6 @@
 """What execution strategies share: common options, and the contract between a strategy and the executor."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -7,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robopolicy.components import expect
+from robopolicy.components import expect, require
 from robopolicy.model.rotations import RotationColumns
 
 
@@ -20,10 +21,36 @@ class ExecutionOptions:
     gripper_hysteresis: float = 0.0
     """Distance from zero that the gripper's score must cross to switch it. The score is the logit if the policy has one,
     otherwise the action with its two values mapped to -1 and +1."""
+    sample: bool = False
+    """Draw each chunk at random from what the policy has learned, instead of its most likely one."""
+    best_of: int = 1
+    """Chunks drawn at a time, of which the one that agrees best with the plan is taken; more than 1 needs `sample`."""
+    simulated_latency_steps: int = 0
+    """Control steps from an observation to its chunk in simulated episodes; a real robot's inference takes its own time."""
 
     def __post_init__(self) -> None:
-        expect(self, "execution", ">= 1", "replan_every")
-        expect(self, "execution", ">= 0", "gripper_hysteresis")
+        expect(self, "execution", ">= 1", "replan_every", "best_of")
+        expect(self, "execution", ">= 0", "gripper_hysteresis", "simulated_latency_steps")
+        require(
+            self.sample or self.best_of == 1,
+            f"--execution.best_of {self.best_of} draws chunks at random; it needs --execution.sample true",
+        )
+
+
+@dataclass(frozen=True)
+class LatencyOptions(ExecutionOptions):
+    """Options of the strategies that expect inference to take time."""
+
+    latency_s: float = 0.0
+    """Expected time from an observation to its chunk [s]; the actions of this time are kept as they are planned."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self, "execution", ">= 0", "latency_s")
+
+    def latency_steps(self, control_dt: float) -> int:
+        """Control steps that begin during inference."""
+        return math.ceil(self.latency_s / control_dt - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -35,18 +62,22 @@ class Plans:
     count: Int[Tensor, "*B chunk"]
     """Number of chunks that each step of the plan was made from; 0: no action."""
     new: Float[Tensor, "*B chunk width"]
-    """The new chunk; its last `late` steps are zeros."""
+    """The new chunk; zeros where it covers no step."""
     covered: Bool[Tensor, " chunk"]
     """Which steps the new chunk covers."""
     late: int
-    """Control steps from the chunk's observation to the step being prepared."""
+    """Control steps from the chunk's observation to the step being prepared; negative where the robot observed later."""
     rotations: Sequence[RotationColumns] = ()
     """Columns that `blend` averages as rotations."""
 
 
 @runtime_checkable
 class Strategy(Protocol):
-    """How a new chunk joins the plan."""
+    """How a new chunk joins the plan.
+
+    One with the attribute `continues` True has the policy continue the plan: the first `frozen` actions of a chunk are the
+    plan's, and a chunk is taken only if it continues the current plan.
+    """
 
     frozen: int
     """Steps at the beginning of each chunk that the old plan is expected to fill; `replan_every` + `frozen` <= chunk."""

@@ -6,21 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robopolicy.components import expect, register
+from robopolicy.components import register
 from robopolicy.control.blending import blend
-from robopolicy.control.execution.base import ExecutionOptions, Plans
+from robopolicy.control.execution.base import LatencyOptions, Plans
 
 
 @dataclass(frozen=True)
-class FreezeOptions(ExecutionOptions):
-    """Options of `freeze`."""
-
-    latency_s: float = 0.0
-    """Expected time from an observation to its chunk [s]; a later chunk freezes more steps."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self, "execution", ">= 0", "latency_s")
+class FreezeOptions(LatencyOptions):
+    """Options of `freeze`; a chunk that comes later than expected freezes more steps."""
 
 
 @register("execution", "freeze", FreezeOptions)
@@ -28,7 +21,7 @@ class Freeze:
     """Keeps the steps that pass during inference, and blends the rest of the plan into the new chunk."""
 
     def __init__(self, options: FreezeOptions, chunk: int, control_dt: float) -> None:
-        self.frozen = math.ceil(options.latency_s / control_dt - 1e-9)
+        self.frozen = options.latency_steps(control_dt)
 
     def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
         """The plan at first, then a growing share of the new chunk."""

@@ -26,6 +26,7 @@ class ActionHead(Protocol):
     """Whether `decode` takes a prefix; a head that does not refuses one."""
     chunk: int
     """K, actions per hidden vector."""
+    # Optional: `guided` True says that `decode` also takes `frozen`, and `max_prefix` limits the prefix to fewer than K.
 
     def losses(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Named scalars, unweighted: each of `loss_names`, and metrics such as `gripper_accuracy`.
@@ -51,6 +52,6 @@ class ActionHead(Protocol):
             generator: source of randomness for a head that samples; None: its most probable action, or, where that has no
                 closed form, the same draw every time.
             prefix: actions already committed to, (*B, k, A+G) with k <= K, for a head that uses them; the chunk then
-                begins with exactly these.
+                begins with exactly these. Rows of NaN stand for no action: episodes of a batch may have fewer, or none.
         """
         ...

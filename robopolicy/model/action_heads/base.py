@@ -71,6 +71,10 @@ class PerceptronHead(nn.Module):
 
     loss_names: ClassVar[tuple[str, ...]] = ("arm", "gripper")
     samples: ClassVar[bool] = False
+    guided = False
+    """Whether `decode` takes `frozen`: rows of the prefix that it should only agree with."""
+    uniforms = 0
+    """Random numbers per hidden vector in the loss `arm`."""
 
     def __init__(self, options: HeadOptions, hidden_width: int, action: ActionSpec, arm_outputs: int) -> None:
         super().__init__()
@@ -92,13 +96,14 @@ class PerceptronHead(nn.Module):
         prefix_inputs = options.prefix * (action.arm_width + self.gripper_width + 1)
         self.prefix = nn.Linear(prefix_inputs, hidden_width) if options.prefix else None
 
-    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
         """The scalar loss `arm`.
 
         Args:
             hidden: (*B, H).
             labels: (*B, K, A), 0 where invalid.
             valid: bool (*B, K, 1).
+            drawn: (*B, `uniforms`), uniform in [0, 1).
         """
         raise NotImplementedError
 
@@ -122,15 +127,19 @@ class PerceptronHead(nn.Module):
         `prefix` by torch's global generator, and the losses are those of the actions after it.
         """
         arm_labels, gripper_labels, mask = split_labels(labels, valid, self.arm_width, self.gripper_width)
+        # One call for all random numbers of a row, so that they do not depend on the rows after it.
+        drawn = labels.new_empty((*valid.shape[:-1], 0), dtype=torch.float32)
+        if count := self.uniforms + (self.prefix is not None):
+            drawn = torch.rand(*valid.shape[:-1], count, device=labels.device)
         if self.prefix is not None:
-            length = torch.randint(self.max_prefix + 1, valid.shape[:-1], device=labels.device)[..., None]
+            length, drawn = (drawn[..., :1] * (self.max_prefix + 1)).long(), drawn[..., 1:]
             committed = mask & (torch.arange(self.chunk, device=labels.device) < length)[..., None]
             known = torch.cat([arm_labels, gripper_labels], dim=-1)[..., : self.max_prefix, :]
             hidden = hidden + self._prefix_features(known, committed[..., : self.max_prefix, :])
             mask = mask & ~committed
         gripper, accuracy = gripper_losses(self.gripper_logit(hidden), gripper_labels, mask)
         return {
-            "arm": self.arm_loss(hidden, arm_labels, mask),
+            "arm": self.arm_loss(hidden, arm_labels, mask, drawn),
             "gripper": gripper,
             "gripper_accuracy": accuracy,
         }
@@ -174,21 +183,21 @@ class PerceptronHead(nn.Module):
             return hidden
         if prefix is None:
             prefix = hidden.new_zeros((*hidden.shape[:-1], 0, self.arm_width + self.gripper_width))
-        length = prefix.shape[-2]
-        padded = functional.pad(prefix, (0, 0, 0, self.max_prefix - length))
-        committed = (torch.arange(self.max_prefix, device=hidden.device) < length)[:, None]
-        return hidden + self._prefix_features(padded, committed.expand(*padded.shape[:-1], 1))
+        padded = functional.pad(prefix, (0, 0, 0, self.max_prefix - prefix.shape[-2]), value=torch.nan)
+        return hidden + self._prefix_features(padded, is_committed(padded))
 
     def keep_prefix(self, chunk: Chunk, prefix: Tensor | None) -> Chunk:
-        """The chunk with its first actions replaced by the prefix (*B, k, A+G)."""
+        """The chunk with its first actions replaced by the prefix (*B, k, A+G), where that is not NaN."""
         if prefix is None:
             return chunk
         arm, label = prefix.to(chunk.arm).split([self.arm_width, self.gripper_width], dim=-1)
-        length = prefix.shape[-2]
+        committed, length = is_committed(prefix), prefix.shape[-2]
         logit = torch.where(label > 0.5, CERTAIN_LOGIT, -CERTAIN_LOGIT).to(chunk.gripper_logit)
+        first = torch.where(committed, arm, chunk.arm[..., :length, :])
+        first_logit = torch.where(committed, logit, chunk.gripper_logit[..., :length, :])
         return Chunk(
-            arm=torch.cat([arm, chunk.arm[..., length:, :]], dim=-2),
-            gripper_logit=torch.cat([logit, chunk.gripper_logit[..., length:, :]], dim=-2),
+            arm=torch.cat([first, chunk.arm[..., length:, :]], dim=-2),
+            gripper_logit=torch.cat([first_logit, chunk.gripper_logit[..., length:, :]], dim=-2),
         )
 
     def _prefix_features(self, actions: Tensor, committed: Tensor) -> Tensor:
@@ -202,3 +211,8 @@ class PerceptronHead(nn.Module):
         if self.gripper is None:
             return hidden.new_zeros((*hidden.shape[:-1], self.chunk, 0))
         return rearrange(self.gripper(hidden), "... (k g) -> ... k g", k=self.chunk)
+
+
+def is_committed(actions: Float[Tensor, "*batch k width"]) -> Bool[Tensor, "*batch k 1"]:
+    """Which rows are actions: those without NaN."""
+    return ~actions.isnan().any(dim=-1, keepdim=True)

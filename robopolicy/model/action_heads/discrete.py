@@ -44,7 +44,7 @@ class DiscreteHead(PerceptronHead):
         """(*B, K, A, bins) at each hidden vector (*B, H)."""
         return rearrange(self.actions(hidden), "... (k a b) -> ... k a b", k=self.chunk, b=self.bins)
 
-    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
         """Mean cross-entropy per valid arm column [nats]; labels outside [-1, 1] belong to the outermost bins."""
         logits = torch.where(valid[..., None], self.logits(hidden).float(), 0.0)
         bin_index = ((labels + 1) * (self.bins / 2)).long().clamp(0, self.bins - 1)

@@ -4,21 +4,25 @@ Sources: flow matching, Lipman et al. 2023 (arXiv 2210.02747); times that favour
 inpainting of a prefix, real-time chunking (arXiv 2506.07339).
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.components import expect, register
-from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead
+from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead, is_committed
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec, Chunk
 
 ACTION_STD = 0.5
 """Standard deviation of normalized actions that the scaling of the network's input assumes."""
+TIME_POWER = 1.5
+"""Above 1, integration steps are shorter towards the end, where narrow distributions take their shape."""
 FREQUENCIES = 8
 """Sines and as many cosines by which the network sees the time, of 1/8 to 1 period: a flow is smooth in time."""
 
@@ -29,11 +33,11 @@ class FlowOptions(HeadOptions):
 
     steps: int = 5
     """Integration steps from noise to the chunk; it can be changed after training (`head.steps`)."""
-    solver: Literal["euler", "midpoint"] = "euler"
+    solver: Literal["euler", "midpoint"] = "midpoint"
     """euler evaluates the network once per step, midpoint twice."""
     times: Literal["beta", "uniform"] = "beta"
     """Distribution of the training times: beta (1 - Beta(1.5, 1), which favours noise) or uniform."""
-    draws: int = 1
+    draws: int = 4
     """Pairs of noise and time per hidden vector in the loss."""
     width: int = 256
     """Width of the network that predicts the velocity."""
@@ -51,7 +55,8 @@ class FlowOptions(HeadOptions):
 class VelocityNetwork(nn.Module):
     """A residual perceptron over the whole chunk, modulated (FiLM) by the hidden vector and the time.
 
-    It predicts where the flow ends, which gives the velocity, (end - chunk) / (1 - time).
+    It predicts where the flow ends, which gives the velocity, (end - chunk) / (1 - time). Its output is a correction of
+    unit variance to the end expected for normally distributed actions (as the preconditioning of Karras et al. 2022).
 
     Args:
         hidden_width: H.
@@ -79,7 +84,7 @@ class VelocityNetwork(nn.Module):
             time: (*B, 1).
             condition: `self.condition(hidden)` (*B, width).
         """
-        deviation = ((time * ACTION_STD).square() + (1 - time).square()).sqrt()
+        deviation = _deviation(time)
         angles = time * cast(Tensor, self.frequencies)
         context = functional.silu(condition + self.time(torch.cat([angles.sin(), angles.cos()], dim=-1)))
         features = self.input(flat / deviation)
@@ -87,7 +92,8 @@ class VelocityNetwork(nn.Module):
             scale, shift = modulation(context).chunk(2, dim=-1)
             modulated = inner(functional.layer_norm(features, features.shape[-1:])) * (1 + scale) + shift
             features = features + outer(functional.silu(modulated))
-        return self.output(functional.layer_norm(features, features.shape[-1:]))
+        correction = self.output(functional.layer_norm(features, features.shape[-1:]))
+        return time * (ACTION_STD / deviation).square() * flat + _spread(time) * correction
 
 
 @register("action_head", "flow", FlowOptions)
@@ -95,13 +101,14 @@ class FlowHead(PerceptronHead):
     """The arm's chunk as the end of a flow from Gaussian noise, the gripper by logits as in the other heads.
 
     A chunk at time t lies on the straight line from noise (t = 0) to the demonstrated chunk (t = 1). The network is trained
-    on that line's velocity, chunk minus noise, weighted by (1 - t)^2: the squared error of the line's end.
+    on the line's end, each squared error divided by the variance that the end has at time t.
 
     Without a generator the noise is one fixed standard normal draw, the same for every hidden vector (`fixed_noise`): zeros
     would start from the middle between two modes, and end there.
 
     A prefix is kept exactly. A head that was trained with prefixes (`prefix` > 0) continues it as it learned to; another
-    one is guided towards chunks that agree with it, by a gradient through the network at each step.
+    one is guided towards chunks that agree with it, by a gradient through the network at each step. The latter also takes
+    actions that the chunk should only agree with, less and less the later they are.
     """
 
     samples: ClassVar[bool] = True
@@ -109,9 +116,10 @@ class FlowHead(PerceptronHead):
 
     def __init__(self, options: FlowOptions, hidden_width: int, action: ActionSpec) -> None:
         super().__init__(options, hidden_width, action, arm_outputs=0)
-        self.uses_prefix = True
+        self.uses_prefix, self.guided = True, self.prefix is None
         self.steps, self.solver, self.times = options.steps, options.solver, options.times
         self.draws, self.guidance = options.draws, options.guidance
+        self.uniforms = options.draws * (1 + options.chunk * action.arm_width)
         self.network = VelocityNetwork(hidden_width, options.chunk * action.arm_width, options)
         # Not a submodule: a frozen copy keeps these weights, since packed ones have no gradient to guide by.
         self._differentiable = (self.network,)
@@ -119,13 +127,10 @@ class FlowHead(PerceptronHead):
         noise = torch.randn(options.chunk, action.arm_width, generator=generator)
         self.register_buffer("fixed_noise", noise, persistent=False)
 
-    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-        """Mean squared error per valid arm column of the velocity times 1 - t.
-
-        Noise and times come from torch's global generator, row by row: a row's do not depend on the rows after it.
-        """
+    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
+        """Mean squared error per valid arm column of the flow's end, relative to its variance; `drawn`: times and noise."""
         shape = (self.draws, *labels.shape)
-        drawn = torch.rand(*shape[:-2], 1 + self.chunk * self.arm_width, device=labels.device)
+        drawn = drawn.unflatten(-1, (self.draws, -1)).movedim(-2, 0)
         time = drawn[..., :1]
         if self.times == "beta":
             time = 1 - time ** (2 / 3)  # the inverse of the cumulative distribution
@@ -135,7 +140,7 @@ class FlowHead(PerceptronHead):
         noisy = (1 - time) * noise + time * clean
         condition = self.network.condition(hidden).expand(*shape[:-2], -1)
         end = self.network(noisy, time, condition).float()
-        error = (end - clean).square().unflatten(-1, labels.shape[-2:])
+        error = ((end - clean) / _spread(time)).square().unflatten(-1, labels.shape[-2:])
         return masked_mean(weigh_columns(error, self.arm_weights), valid)
 
     def decode(
@@ -144,6 +149,7 @@ class FlowHead(PerceptronHead):
         *,
         generator: torch.Generator | None = None,
         prefix: Tensor | None = None,
+        frozen: int | None = None,
         noise: Tensor | None = None,
     ) -> Chunk:
         """See `ActionHead`.
@@ -151,7 +157,8 @@ class FlowHead(PerceptronHead):
         Args:
             hidden: (*B, H).
             generator: source of the noise; None: `fixed_noise`.
-            prefix: (*B, k, A+G), kept exactly.
+            prefix: (*B, k, A+G), rows of NaN where an episode has no action.
+            frozen: rows of the prefix that are kept exactly, for a head that is `guided`; None: all.
             noise: (*B, K, A) standard normal, instead of a generator; what an exported graph takes.
         """
         self.check_prefix(hidden, prefix)
@@ -161,44 +168,51 @@ class FlowHead(PerceptronHead):
             noise = self.fixed_noise.expand(shape)
             if generator is not None:
                 noise = torch.randn(shape, generator=generator, device=hidden.device, dtype=noise.dtype)
-        wanted = None if prefix is None or self.prefix is not None else prefix[..., : self.arm_width]
-        arm = self.integrate(context, noise, wanted)
-        return self.keep_prefix(Chunk(arm=arm, gripper_logit=self.gripper_logit(context)), prefix)
+        goal = None
+        if prefix is not None and self.guided and prefix.shape[-2]:
+            goal = self._goal(prefix, prefix.shape[-2] if frozen is None else frozen)
+        chunk = Chunk(arm=self.integrate(context, noise, goal), gripper_logit=self.gripper_logit(context))
+        return self.keep_prefix(chunk, prefix if prefix is None or frozen is None else prefix[..., :frozen, :])
 
-    def integrate(self, hidden: Tensor, noise: Tensor, wanted: Tensor | None = None) -> Tensor:
+    def integrate(self, hidden: Tensor, noise: Tensor, goal: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Arm columns (*B, K, A) in [-1, 1] at the end of the flow that starts at `noise` (*B, K, A).
 
         Args:
             hidden: (*B, H).
             noise: standard normal.
-            wanted: (*B, k, A) arm columns of a prefix that the flow is guided towards.
+            goal: chunk (*B, K * A) that the flow is guided towards, and the weight (*B, K * A) of each entry.
         """
-        condition, flat, size = self.network.condition(hidden), noise.flatten(-2), 1 / self.steps
-        goal = None
-        if wanted is not None:
-            goal = functional.pad(wanted.flatten(-2), (0, flat.shape[-1] - wanted.shape[-2] * self.arm_width))
-        known = 0 if wanted is None else wanted.shape[-2] * self.arm_width
+        condition, flat = self.network.condition(hidden), noise.flatten(-2)
 
         def velocity(flat: Tensor, time: float) -> Tensor:
-            if goal is None or not known:
+            if goal is None:
                 return (_end(self.network, flat, time, condition) - flat) / (1 - time)
-            return self._guided(flat, time, condition, goal, known)
+            return self._guided(flat, time, condition, *goal)
 
-        for step in range(self.steps):
-            time = step * size
+        times = [1 - (1 - step / self.steps) ** TIME_POWER for step in range(self.steps + 1)]
+        for time, after in itertools.pairwise(times):
+            size = after - time
             slope = velocity(flat, time)
             if self.solver == "midpoint":
                 slope = velocity(flat + size / 2 * slope, time + size / 2)
             flat = flat + size * slope
         return flat.unflatten(-1, noise.shape[-2:]).clamp(-1, 1)
 
-    def _guided(self, flat: Tensor, time: float, condition: Tensor, goal: Tensor, known: int) -> Tensor:
+    def _goal(self, prefix: Tensor, frozen: int) -> tuple[Tensor, Tensor]:
+        """What the flow is guided towards, and the weight of each entry, both (*B, K * A)."""
+        missing = self.chunk - prefix.shape[-2]
+        padded = functional.pad(prefix, (0, 0, 0, missing), value=torch.nan)
+        committed = is_committed(padded)
+        weight = soft_mask(committed.squeeze(-1), frozen).to(prefix.dtype)[..., None]
+        wanted = torch.where(committed, padded[..., : self.arm_width], 0.0)
+        return wanted.flatten(-2), weight.expand_as(wanted).flatten(-2)
+
+    def _guided(self, flat: Tensor, time: float, condition: Tensor, goal: Tensor, weight: Tensor) -> Tensor:
         """The velocity plus real-time chunking's guidance: the gradient of the predicted chunk's agreement with `goal`."""
         with torch.inference_mode(False), torch.enable_grad():
             start = flat.detach().clone().requires_grad_()
             end = _end(self._differentiable[0], start, time, condition.detach().clone())
-            missing = (goal.clone() - end).detach()
-            missing[..., known:] = 0.0
+            missing = weight.clone() * (goal.clone() - end.detach())
             (pull,) = torch.autograd.grad(end, start, missing)
         strength = self.guidance
         if time > 0:
@@ -206,6 +220,24 @@ class FlowHead(PerceptronHead):
         return (end.detach() - flat) / (1 - time) + strength * pull
 
 
+def _deviation(time: Tensor) -> Tensor:
+    """Standard deviation of a noisy chunk, where that of the demonstrated ones is `ACTION_STD`."""
+    return ((time * ACTION_STD).square() + (1 - time).square()).sqrt()
+
+
+def _spread(time: Tensor) -> Tensor:
+    """Standard deviation of the flow's end given a noisy chunk, where demonstrated ones are normally distributed."""
+    # At the very end nothing is left to correct, and the loss would be divided by 0.
+    return ACTION_STD * (1 - time).clamp(min=1e-3) / _deviation(time)
+
+
 def _end(network: nn.Module, flat: Tensor, time: float, condition: Tensor) -> Tensor:
     """The predicted end of the flow (*B, K * A) from `flat`, all rows at the same time."""
     return network(flat, flat.new_full((*flat.shape[:-1], 1), time), condition)
+
+
+def soft_mask(known: Bool[Tensor, "*batch chunk"], frozen: int) -> Float[Tensor, "*batch chunk"]:
+    """Real-time chunking's weights: 1 for the first `frozen` known rows, then falling to 0 behind the last known one."""
+    end, place = known.sum(dim=-1, keepdim=True), torch.arange(known.shape[-1], device=known.device)
+    share = ((end - place) / (end - frozen + 1).clamp(min=1)).clamp(0, 1)
+    return torch.where(place < frozen, 1.0, share * torch.expm1(share) / math.expm1(1)) * known

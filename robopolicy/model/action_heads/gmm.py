@@ -66,7 +66,7 @@ class GaussianMixtureHead(PerceptronHead):
         stds = functional.softplus(parameters[..., 1 + self.arm_width :]) + self.min_std
         return Mixture(parameters[..., 0], means, stds)
 
-    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
         """Mean negative log likelihood per valid action [nats]; `arm_weights` scale each column's log density."""
         mixture = self.mixture(hidden)
         logits = torch.where(valid, mixture.logits.float(), 1.0)

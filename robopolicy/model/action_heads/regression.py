@@ -33,7 +33,7 @@ class RegressionHead(PerceptronHead):
         super().__init__(options, hidden_width, action, arm_outputs=action.arm_width)
         self.huber_delta = options.huber_delta
 
-    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
         """Mean Huber loss per valid arm column."""
         arm = torch.where(valid, self.decode_arm(hidden).float(), 0.0)
         huber = functional.huber_loss(arm, labels, reduction="none", delta=self.huber_delta)
