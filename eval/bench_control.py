@@ -82,7 +82,7 @@ class Circling:
         self.head = PolicyHead(64, SPEC, window=8, chunk=CHUNK, layers=2, hidden=256, widths=(256, 128)).eval()
         self.reset()
 
-    def __call__(self, observation: Observation | Mapping[str, Any]) -> np.ndarray:
+    def __call__(self, observation: Observation | Mapping[str, Any], prefix: Any = None) -> np.ndarray:
         """Actions (K, 7)."""
         with torch.inference_mode():
             _, self.state = self.head.step(torch.zeros(4, 64), self.state)
