@@ -1,12 +1,12 @@
 """One tick of the policy head beside the field's ways to run it, and one training step, against the machine's bounds.
 
-    python eval/bench_head.py [--quick] [--json FILE]
+    python eval/bench_head.py [--quick] [--action-heads] [--json FILE]
 
 Ticks run on one CPU thread, and a time is that thread's CPU time, so that other processes of the machine count only by
 what they take of caches and memory; the best of many calls counts, ours and the peers' alike. Training steps run on all
 cores, and their median wall time counts. Sizes are RoboVLMs'
 (4 x 1024, window 16, chunk 10, perceptrons 1024-512-256) and robomimic's (2 x 400, window 10). `--quick` leaves out
-1024 episodes. With a GPU at hand `bench_head_gpu.py` measures the rest.
+1024 episodes, `--action-heads` everything but the kinds of action heads. With a GPU at hand `bench_head_gpu.py` measures the rest.
 """
 
 import argparse
@@ -36,17 +36,23 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="leave out 1024 episodes, which take a minute")
+    parser.add_argument(
+        "--action-heads", action="store_true", help="compare the kinds of action heads, and nothing else"
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report = Report()
     with torch.no_grad():
-        single_episode(report, machine_bounds(report))
-        for episodes in (64,) if options.quick else (64, 1024):
-            many_episodes(report, episodes)
-        robomimic_size(report)
-    training_step(report)
+        action_heads(report)
+        if not options.action_heads:
+            single_episode(report, machine_bounds(report))
+            for episodes in (64,) if options.quick else (64, 1024):
+                many_episodes(report, episodes)
+            robomimic_size(report)
+    if not options.action_heads:
+        training_step(report)
     report.show_bars()
     if not torch.cuda.is_available():
         print("\nno GPU here: everything above ran on the CPU, and the figures of bench_head_gpu.py are missing")
@@ -58,6 +64,22 @@ def main() -> None:
             "torch": torch.__version__,
         }
         report.write(options.json, machine | {"load_average": os.getloadavg()[1]})
+
+
+def action_heads(report: Report) -> None:
+    """Batch 1 at RoboVLMs' size with each kind of action head, taken in turn: flow integrates with its default steps."""
+    tokens = torch.randn(1, 8, 1024)
+    histories: tuple[History, ...] = ("window", "carry")
+    for history in histories:
+        heads = {
+            kind: PolicyHead(1024, ACTION, window=16, chunk=10, history=history, action_head=kind).eval().freeze()
+            for kind in ("regression", "gmm", "discrete", "flow")
+        }
+        ms = best_ms({kind: tick(head, tokens) for kind, head in heads.items()})
+        for kind, taken in ms.items():
+            section = f"one tick by action head, batch 1, 4 x 1024, {history}, K 10, float32"
+            report.row(section, kind, taken, f"{taken / ms['regression']:.2f}x regression")
+        report.bar(f"{history}: flow's tick / regression's", ms["flow"] / ms["regression"], 1.5, "lower")
 
 
 def machine_bounds(report: Report) -> dict[str, float]:
