@@ -6,7 +6,7 @@ Ticks run on one CPU thread, and a time is that thread's CPU time, so that other
 what they take of caches and memory; the best of many calls counts, ours and the peers' alike. Training steps run on all
 cores, and their median wall time counts. Sizes are RoboVLMs'
 (4 x 1024, window 16, chunk 10, perceptrons 1024-512-256) and robomimic's (2 x 400, window 10). `--quick` leaves out
-1024 episodes, `--action-heads` everything but the kinds of action heads. With a GPU at hand `bench_head_gpu.py` measures the rest.
+1024 episodes, `--action-heads` all but the kinds of action heads. With a GPU at hand `bench_head_gpu.py` measures the rest.
 """
 
 import argparse
