@@ -16,6 +16,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from robopolicy.types import PrintableError
+
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "encoder": ("robopolicy.model.encoders",),
     "text": ("robopolicy.model.texts",),
@@ -42,7 +44,7 @@ BUILT_IN = "robopolicy"
 _T = TypeVar("_T")
 
 
-class ConfigError(ValueError):
+class ConfigError(PrintableError, ValueError):
     """A configuration that can't be used; the message is one line in the words of the command line."""
 
 

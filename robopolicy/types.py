@@ -36,7 +36,14 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
-class DemoFormatError(ValueError):
+class PrintableError(Exception):
+    """An error whose message holds no terminal's commands, whatever a stranger's file or server wrote into it."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+class DemoFormatError(PrintableError, ValueError):
     """A demo file can't be used as it is; the message names the file, the demo and the key."""
 
 

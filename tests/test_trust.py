@@ -1,6 +1,7 @@
 """Files of strangers hold values and weights: nothing in them is unpickled, nothing that they name is imported."""
 
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from robopolicy.cli import main
 from robopolicy.client import pack, unpack
 from robopolicy.components import ConfigError
 from robopolicy.control import runtime
@@ -264,10 +266,39 @@ def test_a_backbone_folder_runs_no_code_of_its_own(marker, tmp_path, monkeypatch
         assert not marker.exists(), name
 
 
-def test_a_training_resumes_from_no_pickle(marker, tmp_path, tiny_demos):
-    """Guards against: a resume file in a folder from somebody else, unpickled by `train --resume`."""
+RESUMED: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[:1000]),
+    "text": lambda path: path.write_text("not a resume file"),
+    "another": lambda path: torch.save({"a": torch.zeros(3)}, path),
+    "a list": lambda path: torch.save([1], path),
+    "a link": lambda path: (path.rename(path.with_name("moved")), path.symlink_to(path.with_name("moved"))),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+}
+
+
+def test_a_training_resumes_from_no_pickle(marker, tmp_path, tiny_demos, capsys):
+    """Guards against: a resume file in a folder from somebody else, unpickled by `train --resume`, or a traceback."""
     config = small_config(tiny_demos).change({"training.checkpoint_every": 1})
-    train(config.change({"training.max_steps": 1}), tmp_path / "run")
-    torch.save(Unpickled(marker), tmp_path / "run" / "resume.ckpt")
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        train(config, tmp_path / "run", resume=True)
+    run, resume = tmp_path / "run", tmp_path / "run" / "resume.ckpt"
+    train(config.change({"training.max_steps": 1}), run)
+    files = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    for name, plant in {"a pickle": lambda path: torch.save(Unpickled(marker), path), **RESUMED}.items():
+        resume.unlink()
+        resume.write_bytes(files["resume.ckpt"])
+        plant(resume)
+        with pytest.raises(
+            (ConfigError, OSError), match=r"remove it to start this run again|name a regular file"
+        ) as found:
+            train(config, run, resume=True)
+        assert "\n" not in str(found.value), name
+        assert not marker.exists(), name
+        resume.with_name("moved").unlink(missing_ok=True)
+    words = ["train", "--config", str(run / "config.yaml"), "--run-dir", str(run), "--max-steps", "3"]
+    torch.save(Unpickled(marker), (resume.unlink(), resume)[1])
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not marker.exists()
+    resume.unlink()
+    assert main(words) == 0, "as the message says"

@@ -1,10 +1,14 @@
 """Properties of the values that travel."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robopolicy.components import ConfigError
+from robopolicy.control.robot import RobotError
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 
@@ -71,3 +75,11 @@ def test_an_empty_demo_is_refused():
     """A demo of no steps has no window and would divide by zero."""
     with pytest.raises(DemoFormatError, match="at least one step"):
         Demo(name="demo_0", obs={}, actions=np.zeros((0, 7)))
+
+
+def test_no_error_holds_a_terminals_commands():
+    """Guards against: `str(error)` in a notebook or a log that clears the screen, from a name in a stranger's file."""
+    for kind in (DemoFormatError, ConfigError, RobotError):
+        error = kind("demos.hdf5: key 'a\x1b[2J\r\x07' has 3 rows")
+        assert str(error) == "demos.hdf5: key 'a\\x1b[2J\\r\\x07' has 3 rows"
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)

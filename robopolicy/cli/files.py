@@ -46,6 +46,13 @@ def convert(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--options", type=str, nargs="+", default=[], help="of the target's format, KEY=VALUE, such as images=png"
     )
+    parser.add_argument(
+        "--white",
+        type=str,
+        nargs="+",
+        default=[],
+        help="images that are not 8-bit, and their value of full brightness, KEY=VALUE, such as front=65535",
+    )
     _add_checkpoint_options(parser)
     options = parse(parser, arguments)
     if "://" not in options.source and not Path(options.source).exists():
@@ -67,7 +74,13 @@ def convert(arguments: Sequence[str]) -> int:
         return 0
     from robopolicy.demos.formats._conversion import run_convert
 
-    return run_convert(options.source, options.target, options.format, options=_format_options(options.options))
+    white = _key_values("--white", options.white)
+    for key, value in white.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**53:
+            raise ConfigError(f"--white {key}={value}: expected a number more than 0")
+        white[key] = float(value)
+    format_options = _key_values("--options", options.options)
+    return run_convert(options.source, options.target, options.format, options=format_options, white=white)
 
 
 def _add_checkpoint_options(parser: ArgumentParser) -> None:
@@ -89,13 +102,13 @@ def _add_checkpoint_options(parser: ArgumentParser) -> None:
     add("--image-size", type=int, default=224, help="height and width of the images [pixels], with --backbone")
 
 
-def _format_options(words: Sequence[str]) -> dict[str, Any]:
+def _key_values(option: str, words: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` words as a mapping; a value is a JSON number or boolean, else text."""
     found: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not (key and equals):
-            raise ConfigError(f"--options: {word!r} is not KEY=VALUE")
+            raise ConfigError(f"{option}: {word!r} is not KEY=VALUE")
         try:
             found[key] = json.loads(text)
         except ValueError:

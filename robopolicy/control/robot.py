@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Float
 
 from robopolicy.control.profile import RobotProfile
-from robopolicy.types import Command, Observation
+from robopolicy.types import Command, Observation, PrintableError
 
 REST_COMMANDS = 3
 """How often the end of a motion is commanded, by which a robot's own watchdog knows it from an interruption."""
 
 
-class RobotError(ConnectionError):
+class RobotError(PrintableError, ConnectionError):
     """The robot can't be reached, or refuses: it was stopped, or has stopped itself."""
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from robopolicy.types import DemoFormatError
+
 LEAST_PX = 8
 """Arrays with a smaller side are not taken for images."""
 
@@ -35,6 +37,24 @@ def as_image(values: np.ndarray) -> np.ndarray:
     elif layout in ("first", "gray first"):
         values = np.moveaxis(values, 1, -1)
     return np.ascontiguousarray(values) if values.shape[-1] == 3 else values.repeat(3, axis=-1)
+
+
+def scaled_image(values: np.ndarray, white: float, where: str) -> np.ndarray:
+    """Rows (T, ...) of numbers 0 .. white as uint8 images (T, height, width, 3).
+
+    Args:
+        values: images of any layout that `as_image` knows, of any type of number.
+        white: the value of full brightness, such as 65535 or 4095.
+        where: beginning of the message.
+
+    Raises:
+        DemoFormatError: the rows have another shape than an image's, or lie outside 0 .. white.
+    """
+    if _layout(values.shape[1:], np.dtype(np.uint8)) is None:
+        raise DemoFormatError(f"{where}: rows of shape {values.shape[1:]} are no images; expected height x width (x 3)")
+    if not (values.min() >= 0 and values.max() <= white):
+        raise DemoFormatError(f"{where}: values {values.min():g} .. {values.max():g}, expected 0 .. {white:g}")
+    return as_image((values * (255 / white)).round().astype(np.uint8))
 
 
 def _layout(shape: tuple[int, ...], dtype: np.dtype) -> str | None:

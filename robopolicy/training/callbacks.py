@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import distributed
 
-from robopolicy.experiment.config import TrainingConfig
-from robopolicy.files import replacing, write_file
+from robopolicy.experiment.config import ConfigError, TrainingConfig
+from robopolicy.files import replacing, require_regular, write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.module import PolicyTraining
@@ -38,6 +39,30 @@ class Stop:
 
 class TrainingDivergedError(ValueError):
     """The loss is NaN or infinite; what was kept before is untouched."""
+
+
+def read_resume(path: Path, fields: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a resume file holds; nothing in it is unpickled.
+
+    Args:
+        path: the file.
+        fields: what it must hold.
+        device: where its tensors go.
+
+    Raises:
+        ConfigError: it is damaged, a pickle, or another file.
+    """
+    require_regular(path)
+    try:
+        found = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0][:200]
+        raise ConfigError(
+            f"{path} can't be read as a resume file ({reason}); remove it to start this run again"
+        ) from None
+    if missing := [name for name in fields if not isinstance(found, dict) or name not in found]:
+        raise ConfigError(f"{path} is another file: it holds no {missing[0]!r}; remove it to start this run again")
+    return found
 
 
 class RandomState(Callback):

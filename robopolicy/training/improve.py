@@ -22,7 +22,7 @@ from robopolicy.experiment.run_folder import DESCRIPTION, read_policy, read_prov
 from robopolicy.files import replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.episodes import EpisodeWorlds
-from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE
+from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, read_resume
 from robopolicy.training.practice import Practice, Reward
 from robopolicy.training.reinforce import Learner, PPOConfig, advantages
 from robopolicy.training.schedules import read_schedule
@@ -257,7 +257,8 @@ class _Run:
 
     def load(self) -> None:
         """Continue from the resume file."""
-        saved = torch.load(self.run_dir / RESUME_FILE, map_location=self.learner.policy.device, weights_only=True)
+        fields = ("options", "run", "practice", "learner", "optimizers")
+        saved = read_resume(self.run_dir / RESUME_FILE, fields, self.learner.policy.device)
         for name, value in self._options().items():
             before = saved["options"].get(name)
             if before != value:

@@ -84,7 +84,7 @@ def choose_keys(reader: DemoReader, name: str, data: DataConfig, with_tokens: bo
             if key not in (*cameras, *vectors, *unseen, *tokens) and key != TOKENS_KEY:
                 raise DemoFormatError(
                     f"{reader.path.name}, {name}: {key} is {dtype} {shape}, neither numbers side by side nor an image (uint8, "
-                    "or float in [0, 1]); list the images to use in --data.cameras"
+                    "or float in [0, 1]); list the images to use in --data.cameras, or scale it by robopolicy convert --white"
                 )
     if not (keys or chosen_cameras or tokens):
         raise ConfigError(f"the policy would have no input; {reader.path.name} has: {_listed(rows)}")

@@ -32,7 +32,7 @@ from robopolicy.heap import keep_freed_memory
 from robopolicy.model.encoders.conv import ConvOptions
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.training.augmentations import AugmentationInputs, make_augmentation
-from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, RandomState, RunKeeper, Stop
+from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, RandomState, RunKeeper, Stop, read_resume
 from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.groups import GroupData, GroupObjective, GroupPolicies, GroupTraining
 from robopolicy.training.module import PolicyTraining, Schedule
@@ -195,6 +195,8 @@ def _fit(
     if rank_zero_only.rank == 0:
         write_file(run_dir / CONFIG, yaml.safe_dump(config_to_dict(config), sort_keys=False))
     resume = run_dir / RESUME_FILE
+    if resume.exists():
+        read_resume(resume, ("state_dict", "optimizer_states", "loops"))
     with quiet_lightning():
         own = [RandomState(config.training.seed), *callbacks, keeper, progress, timer]
         trainer = make_trainer(config, run_dir, own)

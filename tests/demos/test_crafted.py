@@ -312,14 +312,14 @@ def read_everything(path: Path) -> None:
             assert set(names) <= set(demos.names), "a filter key names a missing demo"
 
 
-def craft(cases: int, folder: Path) -> tuple[Counter[str], list[str]]:
-    """Make and read `cases` files; returns how many were accepted and refused, and a line for each failure."""
+def craft(cases: range, folder: Path) -> tuple[Counter[str], list[str]]:
+    """Make and read the files of these numbers; returns how many were accepted and refused, and a line for each failure."""
     outside = folder / "outside.hdf5"
     with h5py.File(outside, "w") as file:
         file["secret"] = np.full((9, 3), SECRET)
     originals = {kind: SAMPLES[kind](_made(folder / "originals" / kind)) for kind in kinds("demo_format")}
     outcome, failures = Counter[str](), []
-    for case in range(cases):
+    for case in cases:
         crafter = Crafter(np.random.default_rng(case))
         kind = list(originals)[case % len(originals)]
         work = _made(folder / f"case_{case}")
@@ -362,7 +362,7 @@ def _made(folder: Path) -> Path:
 
 def test_crafted_files_are_refused_in_one_line_or_whole(tmp_path):
     """Guards against: tracebacks, stalls, gigabytes and wrong demos from a stranger's file."""
-    outcome, failures = craft(150, tmp_path)
+    outcome, failures = craft(range(150), tmp_path)
     assert not failures, "\n".join(failures)
     assert outcome["accepted"] > 15
     assert outcome["refused"] > 30
@@ -372,6 +372,6 @@ def test_crafted_files_are_refused_in_one_line_or_whole(tmp_path):
 @pytest.mark.timeout(3600)
 def test_four_thousand_crafted_files_are_refused_in_one_line_or_whole(tmp_path):
     """Guards against: the rarer combinations."""
-    outcome, failures = craft(4000, tmp_path)
+    outcome, failures = craft(range(4000), tmp_path)
     print(dict(outcome))
     assert not failures, "\n".join(failures)

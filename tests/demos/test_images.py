@@ -81,6 +81,48 @@ def test_images_without_a_known_scale_are_refused_by_training(tmp_path, capsys, 
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("values", "white", "expected"),
+    [
+        (COLOR.astype(np.uint16) * 257, 65535, COLOR),
+        (GRAY.astype(np.uint16) * 16, 255 * 16, np.repeat(GRAY[..., None], 3, -1)),
+        (COLOR.astype(np.float32).transpose(0, 3, 1, 2), 255, COLOR),
+    ],
+)
+def test_images_of_a_stated_scale_are_converted(tmp_path, values, white, expected):
+    """Guards against: 16-bit cameras that can't be used at all, or by a guessed scale."""
+    with h5py.File(tmp_path / "a.hdf5", "w") as target:
+        target["data/demo_0/actions"] = np.random.default_rng(1).normal(size=(6, 7))
+        target["data/demo_0/obs/front"] = values
+    assert main(["convert", str(tmp_path / "a.hdf5"), str(tmp_path / "b.hdf5"), "--white", f"front={white}"]) == 0
+    with DemoFile(tmp_path / "b.hdf5") as copy:
+        np.testing.assert_array_equal(copy.read("demo_0").obs["front"], expected)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("front=100", "values 0 .. 255, expected 0 .. 100"),
+        ("qpos=1", "rows of shape (7,) are no images"),
+        ("wrist=255", "no key 'wrist'; it has: "),
+        ("front=0", "--white front=0: expected a number more than 0"),
+        ("front", "--white: 'front' is not KEY=VALUE"),
+    ],
+)
+def test_a_scale_that_contradicts_the_images_is_refused(tmp_path, capsys, word, message):
+    """Guards against: brightness cut off without a word."""
+    with h5py.File(tmp_path / "a.hdf5", "w") as target:
+        target["data/demo_0/actions"] = np.random.default_rng(1).normal(size=(6, 7))
+        image = COLOR.astype(np.uint16)
+        image[0, 0, 0] = [0, 255, 1]
+        target["data/demo_0/obs/front"], target["data/demo_0/obs/qpos"] = image, np.ones((6, 7))
+    assert main(["convert", str(tmp_path / "a.hdf5"), str(tmp_path / "b.hdf5"), "--white", word]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "b.hdf5").exists()
+
+
 def test_low_dimensional_arrays_stay_as_they_are():
     """Guards against: a matrix of rotations taken for an image."""
     for values in (np.zeros((4, 3, 3)), np.zeros((4, 7)), np.zeros((4, 2, 3)), np.zeros((4, 12, 12)), np.zeros(4)):

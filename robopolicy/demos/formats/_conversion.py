@@ -3,14 +3,17 @@
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
 from robopolicy.demos.formats._detection import open_demos, writable_format
+from robopolicy.demos.formats.base import DemoReader
+from robopolicy.demos.images import scaled_image
 from robopolicy.files import TEMPORARY
-from robopolicy.types import printable
+from robopolicy.types import Demo, DemoFormatError, printable
 
 
 def convert(
@@ -19,6 +22,7 @@ def convert(
     format: str | None = None,
     names: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    white: Mapping[str, float] | None = None,
 ) -> list[str]:
     """Write the demos at `source` to `target`; returns a line for each thing that was changed or left out.
 
@@ -30,6 +34,7 @@ def convert(
         format: kind of the family `demo_format`; None: robomimic, the native file.
         names: only these demos, in this order.
         options: of the format, such as `{"images": "png"}` for lerobot.
+        white: image key -> value of full brightness, for images that are not 8-bit, such as `{"front": 65535}`.
 
     Raises:
         FileExistsError: `target` exists.
@@ -43,12 +48,32 @@ def convert(
     unfinished = target.with_name(f".{target.stem}-{secrets.token_hex(8)}{TEMPORARY}{target.suffix}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with open_demos(source) as reader:
+        given = cast(DemoReader, _Brightened(reader, white)) if white else reader
         try:
-            changes = writer.write(reader, unfinished, tuple(reader.names) if names is None else tuple(names))
+            changes = writer.write(given, unfinished, tuple(reader.names) if names is None else tuple(names))
             unfinished.rename(target)
         finally:
             _remove(unfinished)
         return [*reader.notes, *changes]
+
+
+class _Brightened:
+    """A reader whose images of some keys are scaled to 8 bits."""
+
+    def __init__(self, reader: DemoReader, white: Mapping[str, float]) -> None:
+        self._reader, self._white = reader, white
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """See `DemoReader`."""
+        demo, where = self._reader.read(name, keys), f"{self._reader.path.name}, {name}"
+        for key in self._white:
+            if key not in demo.obs:
+                raise DemoFormatError(f"{where}: no key {key!r}; it has: {', '.join(demo.obs)}")
+        changed = {key: scaled_image(demo.obs[key], top, f"{where}: {key}") for key, top in self._white.items()}
+        return replace(demo, obs={**demo.obs, **changed})
 
 
 def run_convert(
@@ -57,6 +82,7 @@ def run_convert(
     format: str | None = None,
     console: Console | None = None,
     options: Mapping[str, Any] | None = None,
+    white: Mapping[str, float] | None = None,
 ) -> int:
     """Convert, and print what was changed or left out; returns the exit code.
 
@@ -64,7 +90,7 @@ def run_convert(
         FileExistsError, DemoFormatError, ConfigError: as `convert`.
     """
     console = console or Console(soft_wrap=True)
-    for note in convert(source, target, format, options=options):
+    for note in convert(source, target, format, options=options, white=white):
         console.print(printable(f"note      {note}"), markup=False, highlight=False)
     console.print(f"written   {target}", markup=False, highlight=False)
     return 0
