@@ -47,6 +47,11 @@ class GroupLoader:
         self.loaders = dict(loaders)
         self._position = 0
 
+    @property
+    def waited_s(self) -> float:
+        """Time that the batches took so far [s]."""
+        return sum(loader.waited_s for loader in self.loaders.values())
+
     def __len__(self) -> int:
         """Batches of an epoch."""
         return max(len(loader) for loader in self.loaders.values())
