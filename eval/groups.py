@@ -33,7 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     files = {"seven": options.files[0], "four": str(narrowed(options.files[1], options.runs / "four.hdf5"))}
-    together = last_losses(options, "together", {"data.groups": {name: {"files": [file]} for name, file in files.items()}})
+    groups = {name: {"files": [file]} for name, file in files.items()}
+    together = last_losses(options, "together", {"data.groups": groups})
     rows: list[dict[str, Any]] = []
     for name, file in files.items():
         alone = last_losses(options, name, {"data.files": [file]})["loss"]
