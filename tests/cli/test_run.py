@@ -28,7 +28,10 @@ from robopolicy.types import Observation
         (["--replay", "DEMOS", "--robot", "sim", "--task", "reach", "--speed", "auto"], "needs a replay with recorded"),
         (["--replay", "DEMOS", "--robot", "sim", "--speed", "quick"], "quick.*; see robopolicy run --help"),
         (["--replay", "DEMOS", "--robot", "sim", "--follow", "qpos"], "not in demo_0; it has: actions, cube_red"),
-        (["--replay", "DEMOS", "--robot", "ur5"], "robot 'ur5' is unknown; choose one of fake, lerobot, rosbridge, sim, websocket"),
+        (
+            ["--replay", "DEMOS", "--robot", "ur5"],
+            "robot 'ur5' is unknown; choose one of fake, lerobot, rosbridge, sim, websocket",
+        ),
         (["--replay", "DEMOS", "--robot", "ws://h:1", "--robot-ca", "ca.pem"], "--robot-ca is for wss://HOST:PORT"),
         (["--replay", "DEMOS", "--robot", "sim", "--intervene", "keyboard"], "a recorded demo can't be taken over"),
         (["--server", "h:1", "--robot", "sim", "--server-ca", "ca.pem"], "--server-ca is for wss://HOST:PORT"),

@@ -165,7 +165,8 @@ def _learner(config: RobopolicyConfig, dataset_meta: Any) -> PolicyTraining:
             )
         policy = policy_of(config.description, settings, "config.json")
         privileged = {key: ArraySpec(tuple(spec["shape"]), spec["dtype"]) for key, spec in config.privileged.items()}
-        return PolicyTraining(policy, Objective(settings, policy, privileged), Schedule(1), settings.optimizer)
+        objective = Objective(settings.losses, settings.normalization, policy, privileged)
+        return PolicyTraining(policy, objective, Schedule(1), settings.optimizer)
     # LeRobot splits off what it holds out.
     files = {"data.files": [str(dataset_meta.root)], "data.valid_fraction": 0.0}
     data = DemoDataModule(settings.change(files), "cpu", read_images=False)
