@@ -183,7 +183,7 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     Raises:
         ConfigError: the robot does not observe a key, or in another shape.
     """
-    from robopolicy.control.stream import ActionColumnsStream
+    from robopolicy.control.stream import ActionColumnsStream, ResizedStream
 
     if not driver.observation:
         return driver
@@ -197,6 +197,10 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
         if key == JOINTS and found != expected.shape == (spec.width,) and spec.kind == "absolute":
             print(f"qpos      given to the policy in its action's {spec.width} columns: joints and grippers")
             stream = ActionColumnsStream(driver.stream, spec, robot.profile)
+            driver = replace(driver, stream=stream)
+        elif expected.is_image and found != expected.shape and len(found) == 3 and found[2] == expected.shape[2]:
+            print(f"images    {key}: {found[0]} x {found[1]} resized to {expected.shape[0]} x {expected.shape[1]}")
+            stream = ResizedStream(driver.stream, {key: (expected.shape[0], expected.shape[1])})
             driver = replace(driver, stream=stream)
         elif found != expected.shape:
             raise ConfigError(

@@ -65,7 +65,10 @@ def run(arguments: Sequence[str]) -> int:
             executor,
             driver.spec,
             options=LoopOptions(
-                deadline_s=options.deadline, dry_run=options.dry_run, priority=options.priority and clock is None
+                deadline_s=options.deadline,
+                first_jump_rad=options.first_jump,
+                dry_run=options.dry_run,
+                priority=options.priority and clock is None,
             ),
             recorder=recorder,
             operator=operator,
@@ -119,6 +122,12 @@ def _parser() -> ArgumentParser:
         type=float,
         default=0.25,
         help="age of the newest chunk's observation at which the robot is stopped [s]",
+    )
+    parser.add_argument(
+        "--first-jump",
+        type=float | None,
+        default=None,
+        help="largest distance of the first absolute target from where the joint is [rad]; default: the profile's",
     )
     parser.add_argument("--dry-run", action="store_true", help="compute and record the commands, but send none")
     parser.add_argument("--record", type=str | None, default=None, help="demo file to write the run to")

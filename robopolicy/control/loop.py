@@ -46,6 +46,8 @@ class LoopOptions:
     earlier one [s]; None: half a control step."""
     startup_s: float = 10.0
     """How long the first chunk may take [s]."""
+    first_jump_rad: float | None = None
+    """Largest distance of a first absolute target from where the joint is [rad]; None: the profile's."""
     dry_run: bool = False
     """Compute and record commands, and send none."""
     priority: bool = False
@@ -371,12 +373,11 @@ class ControlLoop:
             self._stop(f"{joint} is {behind_rad.max():.2f} rad from where it was sent: blocked, or not moving?", grid)
             return self.smoother.state[0], []
         asked = joint_targets(profile, self.action_spec, action, qpos, self.executor.control_dt)
-        jump_rad = np.abs(asked.joint_position_rad - qpos).max()
-        if self.action_spec.kind == "absolute" and not self._moved and jump_rad > profile.first_jump_rad:
+        jump_rad, given_rad = np.abs(asked.joint_position_rad - qpos).max(), self.options.first_jump_rad
+        allowed_rad = profile.first_jump_rad if given_rad is None else given_rad
+        if self.action_spec.kind == "absolute" and not self._moved and jump_rad > allowed_rad:
             unit = "; are the actions in degrees?" if jump_rad > DEGREES_RAD else ""
-            self._stop(
-                f"the first target is {jump_rad:.2f} rad away, at most {profile.first_jump_rad} rad allowed{unit}", grid
-            )
+            self._stop(f"the first target is {jump_rad:.2f} rad away, at most {allowed_rad:g} rad allowed{unit}", grid)
             return self.smoother.state[0], ["first_jump"]
         self._moved = True
         control_dt, commanded = self.executor.control_dt, self.smoother.state[0]

@@ -24,12 +24,14 @@ from robopolicy.control.robot import REST_COMMANDS, Robot, RobotError
 from robopolicy.control.serving.access import is_loopback, key_fits, warn_of_plain_text
 from robopolicy.control.smoothing import BaseRamp
 from robopolicy.control.timing import Clock, FixedGrid, SystemClock
-from robopolicy.types import Command
+from robopolicy.types import Command, printable
 
 logger = logging.getLogger(__name__)
 
 STATE_DT = 0.005
 """Time between two messages that hold the joint positions [s]."""
+KNOWN_FIELDS = {"qpos", "opening_m", "stamp_s", "base", "observe", "stop"}
+"""Fields of a client's messages."""
 MAX_COMMAND_BYTES = 4096
 """A longer message of a client closes its connection."""
 
@@ -132,6 +134,7 @@ class _Session:
         self._base, self._base_s = BaseRamp(robot.profile, robot.command_dt), -math.inf
         self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # number of an observation; None: the end
         self._connected = True
+        self._reported: set[Any] = set()  # unknown fields, each logged once
 
     def run(self) -> None:
         robot = self.robot
@@ -158,6 +161,13 @@ class _Session:
     def _take(self, message: Any) -> None:
         if not isinstance(message, dict):
             raise ProtocolError("a message is a map")
+        unknown = set(message) - KNOWN_FIELDS - self._reported
+        if unknown:
+            self._reported |= unknown
+            shown = ", ".join(sorted(printable(str(field))[:40] for field in unknown)[:8])
+            logger.warning(
+                "the client sends %s, which is not read; expected %s", shown, ", ".join(sorted(KNOWN_FIELDS))
+            )
         if "observe" in message:
             if not isinstance(message["observe"], int):
                 raise ProtocolError("`observe` must be the number of a request")

@@ -12,6 +12,7 @@ from robopolicy.control.inference import Stream
 from robopolicy.control.limits import action_at
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.runtime import ExportedPolicy
+from robopolicy.control.serving.mapping import KeySource, place_image
 from robopolicy.types import ActionSpec, Array, Observation, Policy, Prefix
 
 
@@ -38,6 +39,34 @@ class ActionColumnsStream:
         qpos = action_at(self._profile, self._spec, np.asarray(observation.obs["qpos"], np.float64), opening_m)
         obs = {**observation.obs, "qpos": qpos.astype(np.float32)}
         return self._stream(replace(observation, obs=obs), prefix)
+
+    def reset(self) -> None:
+        """An episode begins."""
+        self._stream.reset()
+
+
+class ResizedStream:
+    """A stream whose policy was trained on images of another size than the robot's: they keep their aspect, padded with black.
+
+    Args:
+        stream: the stream.
+        sizes: height and width of the policy's images, by key.
+    """
+
+    def __init__(self, stream: Stream, sizes: Mapping[str, tuple[int, int]]) -> None:
+        self._stream, self._sizes = stream, dict(sizes)
+
+    @property
+    def gripper_logit(self) -> Array | None:
+        """As of the stream."""
+        return self._stream.gripper_logit
+
+    def __call__(self, observation: Observation) -> Array:
+        """Actions (K, width) for one observation of the robot."""
+        obs = dict(observation.obs)
+        for key, (height, width) in self._sizes.items():
+            obs[key] = place_image(np.asarray(obs[key]), height, width, KeySource((key,)))
+        return self._stream(replace(observation, obs=obs))
 
     def reset(self) -> None:
         """An episode begins."""

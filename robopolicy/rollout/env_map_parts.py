@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from robopolicy.control.serving.mapping import Fit, Flip, KeySource, Layout, place_picture
+from robopolicy.control.serving.mapping import Fit, Flip, KeySource, Layout, place_image
 from robopolicy.types import ArraySpec
 
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,7 @@ class ObsSource:
         if wanted.is_image:
             image = arrays[self.paths[0]]
             image = image.transpose(1, 2, 0) if self.image.layout == "chw" else image
-            return place_picture(image, wanted.shape[0], wanted.shape[1], self.image)
+            return place_image(image, wanted.shape[0], wanted.shape[1], self.image)
         parts = [np.asarray(arrays[path], np.float32).ravel() for path in self.paths]
         row = np.concatenate(parts) if len(parts) > 1 else parts[0]
         row = row if self.columns is None else row[slice(*self.columns)]

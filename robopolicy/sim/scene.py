@@ -170,6 +170,12 @@ class Scene:
         qpos[list(self._finger_places)] = np.repeat(self.robot.profile.openings_m / 2, 2)
         return qpos
 
+    def with_grippers_open(self, qpos: Float[np.ndarray, " nq"], share: float) -> Float[np.ndarray, " nq"]:
+        """A copy of `qpos` with every gripper open by a share of its opening."""
+        opened = qpos.copy()
+        opened[list(self._finger_places)] = share * np.repeat(self.robot.profile.openings_m / 2, 2)
+        return opened
+
     def with_joints_moved(
         self, qpos: Float[np.ndarray, " nq"], by_rad: Float[np.ndarray, " joints"]
     ) -> Float[np.ndarray, " nq"]:

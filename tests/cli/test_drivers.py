@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robopolicy.cli.drivers import _announced, driver_of
+from robopolicy.cli.drivers import Driver, _announced, driver_of, fitted
 from robopolicy.cli.run import _parser, run
 from robopolicy.components import ConfigError, values_of
+from robopolicy.control.execution import execution_from
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots.base import RobotContext
 from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.control.robots.websocket import WebsocketRobot
 from robopolicy.control.serving.mapping import KeyMapping
+from robopolicy.demos.formats.act import aloha_action_spec
 from robopolicy.experiment import save_policy
 from robopolicy.experiment.run_folder import open_policy
-from robopolicy.types import Observation
+from robopolicy.types import ArraySpec, Observation
 from tests.exporting import ARM, make_policy
 from tests.lockstep import LockstepClock
 from tests.serving import SPEC, running_server
@@ -165,3 +167,39 @@ def test_a_pixel_policy_drives_the_simulated_arm(tmp_path, capsys):
         assert file.read("demo_0").obs["front"].shape[1:] == (16, 16, 3)
     assert json.loads(figures.read_text())["latency_ms"]["p50"] > 0
     assert "success   no" in capsys.readouterr().out
+
+
+def test_what_a_policy_sees_is_fitted_to_the_robot(capsys):
+    """Guards against: ALOHA's policy that is refused, images of a real camera that are, another arm's joints that are not."""
+    seen: list[Observation] = []
+
+    class Watching:
+        gripper_logit = None
+
+        def __call__(self, observation: Observation) -> np.ndarray:
+            seen.append(observation)
+            return np.zeros((4, 14))
+
+        def reset(self) -> None:
+            """Nothing is kept."""
+
+    class Seeing(FakeRobot):
+        def observe(self) -> Observation:
+            found = super().observe()
+            return Observation({**found.obs, "top": np.full((48, 64, 3), 9, np.uint8)}, None, found.stamp_s)
+
+    pair, spec = read_profile("viperx_pair"), aloha_action_spec(14)
+    observation = {"qpos": ArraySpec((14,)), "top": ArraySpec((24, 32, 3), "uint8")}
+    driver = Driver(Watching(), spec, 0.02, 4, execution_from({}), observation=observation)
+    robot = Seeing(pair, 0.02)
+    made = fitted(driver, robot, "pair")
+    made.stream(robot.observe())
+    np.testing.assert_allclose(seen[0].obs["qpos"][[0, 6, 13]], [pair.home_rad[0], 1.0, 1.0], atol=1e-6)
+    assert seen[0].obs["top"].shape == (24, 32, 3)
+    assert "qpos      given to the policy in its action's 14 columns" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"reads 'qpos' of shape \(9,\), robot pair observes \(12,\)"):
+        fitted(replace(driver, observation={"qpos": ArraySpec((9,))}), robot, "pair")
+    with pytest.raises(
+        ConfigError, match="the policy reads 'wrist', which robot pair doesn't observe; it has: gripper"
+    ):
+        fitted(replace(driver, observation={"wrist": ArraySpec((9,))}), robot, "pair")

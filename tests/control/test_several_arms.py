@@ -20,6 +20,7 @@ from robopolicy.demos.formats.act import aloha_action_spec
 from robopolicy.sim.scene import VIPERX_PAIR
 from robopolicy.types import ActionSpec, Command
 from tests.control.test_loop import assert_within_limits, make_loop
+from tests.waiting import PATIENCE_S
 
 PAIR, PANDA = read_profile("viperx_pair"), read_profile("panda")
 ALOHA = aloha_action_spec(14)
@@ -291,3 +292,17 @@ def test_a_base_ramp_counts_the_commands_that_were_missed():
         ramp.step()
     assert ramp.at_rest
     pack({"base": ramp.velocity})
+
+
+def test_an_unknown_field_is_reported_once(caplog):
+    """Guards against: a client whose misspelled field has no effect and no message."""
+    with RobotServer(FakeRobot(PANDA), port=0, deadline_s=2.0) as server:
+        client = WebsocketRobot(port=server.port, timeout_s=PATIENCE_S)
+        for _ in range(3):
+            client._send({"reset": True, "obserev": 1})
+            client.observe()
+        client.stop()
+    messages = [record.getMessage() for record in caplog.records if "is not read" in record.getMessage()]
+    assert messages == [
+        "the client sends obserev, reset, which is not read; expected base, observe, opening_m, qpos, stamp_s, stop"
+    ]

@@ -81,31 +81,31 @@ def read_file(path: Path) -> KeyMapping:
     return _parsed(values, path.name)
 
 
-def place_picture(
-    picture: UInt8[np.ndarray, "height width colour"], height: int, width: int, source: KeySource
+def place_image(
+    image: UInt8[np.ndarray, "height width colour"], height: int, width: int, source: KeySource
 ) -> UInt8[np.ndarray, "new_height new_width colour"]:
     """The image right way up and in the policy's size."""
     if source.flip != "none":
-        picture = picture[::-1] if source.flip == "vertical" else picture[::-1, ::-1]
-    if picture.shape[:2] == (height, width):
-        return np.ascontiguousarray(picture)
+        image = image[::-1] if source.flip == "vertical" else image[::-1, ::-1]
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
     if source.fit == "stretch":
-        return resize(picture, height, width)
-    shrink = max(picture.shape[0] / height, picture.shape[1] / width)
-    inner = resize(picture, max(1, int(picture.shape[0] / shrink)), max(1, int(picture.shape[1] / shrink)))
-    placed = np.zeros((height, width, picture.shape[2]), np.uint8)
+        return resize(image, height, width)
+    shrink = max(image.shape[0] / height, image.shape[1] / width)
+    inner = resize(image, max(1, int(image.shape[0] / shrink)), max(1, int(image.shape[1] / shrink)))
+    placed = np.zeros((height, width, image.shape[2]), np.uint8)
     top, left = (height - inner.shape[0]) // 2, (width - inner.shape[1]) // 2
     placed[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
     return placed
 
 
 def resize(
-    picture: UInt8[np.ndarray, "height width colour"], height: int, width: int
+    image: UInt8[np.ndarray, "height width colour"], height: int, width: int
 ) -> UInt8[np.ndarray, "new_height new_width colour"]:
     """Bilinear, with the filter widened to the area of a new pixel where the image shrinks, as Pillow does it."""
-    rows, columns = _weights(picture.shape[0], height), _weights(picture.shape[1], width)
-    shrunk = rows @ picture.reshape(picture.shape[0], -1).astype(np.float32)
-    resized = columns @ shrunk.reshape(height, *picture.shape[1:])
+    rows, columns = _weights(image.shape[0], height), _weights(image.shape[1], width)
+    shrunk = rows @ image.reshape(image.shape[0], -1).astype(np.float32)
+    resized = columns @ shrunk.reshape(height, *image.shape[1:])
     return np.floor(resized.clip(0, 255) + 0.5).astype(np.uint8)
 
 

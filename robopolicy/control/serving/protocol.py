@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError
-from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_picture
+from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_image
 from robopolicy.control.spec import ANNOUNCED, PolicySpec
 from robopolicy.types import TOKENS_KEY, ArraySpec
 
@@ -145,7 +145,7 @@ def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.
         raise ProtocolError(f"'{name}' is a {type(value).__name__}; expected an array of {wanted.shape}")
     array = np.asarray(value)
     if wanted.is_image:
-        return _picture(array, wanted, source, name)
+        return _image(array, wanted, source, name)
     if array.shape == () and wanted.shape == (1,):
         array = array.reshape(1)
     if source.columns is not None:
@@ -163,7 +163,7 @@ def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.
     return array
 
 
-def _picture(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str) -> np.ndarray:
+def _image(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str) -> np.ndarray:
     if array.dtype != np.uint8:
         raise ProtocolError(f"'{name}' is {array.dtype}; expected an image of uint8, 0 to 255")
     if source.layout == "chw" and array.ndim == 3:
@@ -172,7 +172,7 @@ def _picture(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str)
         raise ProtocolError(f"'{name}' has shape {array.shape}; expected an image such as {wanted.shape}")
     if max(array.shape) > (side := largest_side(wanted)):
         raise ProtocolError(f"'{name}' has shape {array.shape}; expected sides of at most {side} pixels")
-    return place_picture(array, wanted.shape[0], wanted.shape[1], source)
+    return place_image(array, wanted.shape[0], wanted.shape[1], source)
 
 
 def _shown(name: Any) -> str:

@@ -52,8 +52,12 @@ class HandoverOptions:
     yaw_rad: float = 0.3
     """Largest turn of the bar about the vertical at the start [rad]."""
 
+    open_share: float = 1.0
+    """How far the grippers are open at the start; ALOHA's simulated demos begin at 0.1."""
+
     def __post_init__(self) -> None:
         expect(self, "task", ">= 0", "yaw_rad")
+        expect(self, "task", "0 .. 1", "open_share")
 
 
 @register("task", "handover", HandoverOptions)
@@ -69,7 +73,7 @@ class Handover(Task):
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """The bar on the right half of the table, about along the line between the arms."""
-        qpos = scene.home_qpos.copy()
+        qpos = scene.with_grippers_open(scene.home_qpos, self.options.open_share)
         pose = qpos[scene.object_slice]
         yaw = rng.uniform(-1, 1) * self.options.yaw_rad
         pose[:] = (rng.uniform(*BAR_X), rng.uniform(*BAR_Y), HALF_M, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))

@@ -1,30 +1,30 @@
-"""Clients' names, and pictures of other sizes."""
+"""Clients' names, and images of other sizes."""
 
 import numpy as np
 import pytest
 
 from robopolicy.components import kinds
-from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_picture, resize
+from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_image, resize
 
 SOURCE = KeySource(("front",))
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (224, 224), (31, 57), (480, 640)])
 def test_resizing_equals_pillows_bilinear(size):
-    """Openpi's client resizes with Pillow; a policy should see the same picture whoever shrinks it."""
+    """Openpi's client resizes with Pillow; a policy should see the same image whoever shrinks it."""
     image = pytest.importorskip("PIL.Image")
-    source = picture(120, 160)
+    source = image(120, 160)
     expected = np.asarray(image.fromarray(source).resize(size[::-1], image.Resampling.BILINEAR))
     assert np.abs(resize(source, *size).astype(int) - expected).max() <= 1
 
 
 def test_a_wide_picture_is_padded_and_keeps_its_aspect():
-    """Stretched pictures show another world than the training's."""
-    placed = place_picture(np.full((60, 120, 3), 200, np.uint8), 64, 64, SOURCE)
+    """Stretched images show another world than the training's."""
+    placed = place_image(np.full((60, 120, 3), 200, np.uint8), 64, 64, SOURCE)
     assert placed.shape == (64, 64, 3)
     assert (placed[:16] == 0).all() and (placed[48:] == 0).all()  # noqa: PT018
     assert (placed[16:48] == 200).all()
@@ -32,16 +32,16 @@ def test_a_wide_picture_is_padded_and_keeps_its_aspect():
 
 def test_a_picture_of_the_right_size_is_left_alone():
     """Resampling to the same size would blur."""
-    source = picture(64, 64)
-    np.testing.assert_array_equal(place_picture(source, 64, 64, SOURCE), source)
+    source = image(64, 64)
+    np.testing.assert_array_equal(place_image(source, 64, 64, SOURCE), source)
 
 
 def test_flips_turn_a_picture_the_right_way_up():
-    """OpenGL's pictures are upside down; LIBERO users turn theirs by half a circle."""
-    source = picture(8, 8)
-    upright = place_picture(source, 8, 8, KeySource(("a",), flip="vertical"))
+    """OpenGL's images are upside down; LIBERO users turn theirs by half a circle."""
+    source = image(8, 8)
+    upright = place_image(source, 8, 8, KeySource(("a",), flip="vertical"))
     np.testing.assert_array_equal(upright, source[::-1])
-    np.testing.assert_array_equal(place_picture(source, 8, 8, KeySource(("a",), flip="turn")), source[::-1, ::-1])
+    np.testing.assert_array_equal(place_image(source, 8, 8, KeySource(("a",), flip="turn")), source[::-1, ::-1])
 
 
 def test_every_preset_reads():
