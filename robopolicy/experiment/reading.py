@@ -287,7 +287,21 @@ def section_from(options: type, given: Mapping[str, Any], prefix: str, owner: st
     hints = get_type_hints(options)
     known = [field.name for field in fields(options)]
     _refuse_unknown(given, known, f"{prefix}.", f"options of {owner}" if owner else "options")
-    return options(**{name: converted(hints[name], value, f"{prefix}.{name}") for name, value in given.items()})
+    return options(**{name: _made(hints[name], value, f"{prefix}.{name}") for name, value in given.items()})
+
+
+def _made(hint: Any, value: Any, where: str) -> Any:
+    """A value converted to its field's type; of a mapping of names to dataclasses, each of these from its fields."""
+    entry = get_args(hint)[-1] if get_origin(hint) is Mapping else None
+    if not is_dataclass(entry) or not isinstance(value, Mapping):
+        return converted(hint, value, where)
+    for name, part in value.items():
+        if not isinstance(part, (Mapping, entry)):
+            raise ConfigError(f"--{where}.{name} must be a mapping of fields, got {part!r}")
+    return {
+        name: section_from(entry, part, f"{where}.{name}") if isinstance(part, Mapping) else part
+        for name, part in value.items()
+    }
 
 
 def _kind(section: str, values: Mapping[str, Any]) -> str:
