@@ -52,7 +52,7 @@ class Swinging:
         ).eval()
         self.reset()
 
-    def __call__(self, observation: Observation | Mapping[str, Any]) -> np.ndarray:
+    def __call__(self, observation: Observation | Mapping[str, Any], prefix: Any = None) -> np.ndarray:
         """Actions (K, 14)."""
         with torch.inference_mode():
             _, self.state = self.head.step(torch.zeros(4, 64), self.state)

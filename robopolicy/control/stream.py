@@ -61,12 +61,12 @@ class ResizedStream:
         """As of the stream."""
         return self._stream.gripper_logit
 
-    def __call__(self, observation: Observation) -> Array:
+    def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Array:
         """Actions (K, width) for one observation of the robot."""
         obs = dict(observation.obs)
         for key, (height, width) in self._sizes.items():
             obs[key] = place_image(np.asarray(obs[key]), height, width, KeySource((key,)))
-        return self._stream(replace(observation, obs=obs))
+        return self._stream(replace(observation, obs=obs), prefix)
 
     def reset(self) -> None:
         """An episode begins."""

@@ -176,7 +176,7 @@ def test_what_a_policy_sees_is_fitted_to_the_robot(capsys):
     class Watching:
         gripper_logit = None
 
-        def __call__(self, observation: Observation) -> np.ndarray:
+        def __call__(self, observation: Observation, prefix: object = None) -> np.ndarray:
             seen.append(observation)
             return np.zeros((4, 14))
 
