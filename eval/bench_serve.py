@@ -125,20 +125,24 @@ def many_robots(clients: int, seconds: float) -> tuple[list[dict], list[dict]]:
     ]
 
 
-async def load(port: int, clients: int, seconds: float) -> tuple[list[float], int]:
+async def load(
+    port: int, clients: int, seconds: float, headers: Mapping[str, str] | None = None
+) -> tuple[list[float], int]:
     """Latencies [ms] of all calls, and how many were never answered or found the robot still waiting."""
     start = time.monotonic() + 1.0
-    robots = [robot(port, start + PERIOD_S * place / clients, seconds, seed=place) for place in range(clients)]
+    robots = [robot(port, start + PERIOD_S * place / clients, seconds, place, headers) for place in range(clients)]
     outcomes = await asyncio.gather(*robots)
     return [latency for latencies, _ in outcomes for latency in latencies], sum(dropped for _, dropped in outcomes)
 
 
-async def robot(port: int, start: float, seconds: float, seed: int) -> tuple[list[float], int]:
+async def robot(
+    port: int, start: float, seconds: float, seed: int, headers: Mapping[str, str] | None
+) -> tuple[list[float], int]:
     """One robot on its own grid of 50 ms; a tick that comes while it still waits is a dropped call."""
     rng = np.random.default_rng(seed)
     ticks = round(seconds / PERIOD_S)
     latencies_ms, dropped = [], 0
-    async with connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
+    async with connect(f"ws://127.0.0.1:{port}", compression=None, additional_headers=headers) as connection:
         await connection.recv()
         tick = 0
         while tick < ticks:
@@ -174,7 +178,7 @@ class ConstantPolicy:
         return np.zeros((len(observation["state"]), 10, 7), np.float32), state
 
 
-def serve_child(kind: str) -> None:
+def serve_child(kind: str, api_key: str | None = None) -> None:
     """Serve on a free port and print it."""
     from robopolicy.control.server import ServerLimits, serve
     from robopolicy.control.spec import PolicySpec
@@ -199,7 +203,7 @@ def serve_child(kind: str) -> None:
     observed = {"ee_pose": ArraySpec((7,)), "gripper": ArraySpec((1,))}
     facts = DemoFacts(ActionSpec(), observed, Vocabulary.of(["lift the red cube"]))
     policy = build_policy(config, facts).eval().freeze()
-    serve(policy, policy.spec, port=0, on_ready=say)
+    serve(policy, policy.spec, port=0, api_key=api_key, on_ready=say)
 
 
 @contextmanager

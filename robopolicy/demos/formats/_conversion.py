@@ -1,5 +1,6 @@
 """Demos of any format, written in another."""
 
+import glob
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -51,10 +52,14 @@ def convert(
         given = cast(DemoReader, _Brightened(reader, white)) if white else reader
         try:
             changes = writer.write(given, unfinished, tuple(reader.names) if names is None else tuple(names))
+            if target.exists():
+                raise FileExistsError(f"{target} was made by another process meanwhile; this one's work is dropped")
             unfinished.rename(target)
         finally:
             _remove(unfinished)
-        return [*reader.notes, *changes]
+        left = sorted(target.parent.glob(f".{glob.escape(target.stem)}-*{TEMPORARY}*"))
+        interrupted = [f"{path} is what an interrupted run left, or one under way; remove it" for path in left]
+        return [*reader.notes, *changes, *interrupted]
 
 
 class _Brightened:

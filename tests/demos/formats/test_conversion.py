@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from robopolicy.demos.formats import convert, open_demos, run_convert
+from robopolicy.demos.formats.robomimic import RobomimicFormat
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_libero, write_robomimic
 
@@ -47,3 +48,21 @@ def test_what_was_done_and_left_out_is_printed(tmp_path):
     assert "flipped vertically" in text
     assert "agentview_rgb: stored as H.264 video" in text
     assert text.strip().endswith(str(tmp_path / "set"))
+
+
+def test_a_target_that_appears_meanwhile_is_kept_and_leftovers_are_named(tiny_demos, tmp_path, monkeypatch):
+    """Guards against: two conversions into one target of which the slower destroys the other's; gigabytes left by a kill."""
+    write = RobomimicFormat.write
+
+    def slow(self: RobomimicFormat, *words: object) -> object:
+        (tmp_path / "a.hdf5").write_bytes(b"theirs")
+        return write(self, *words)
+
+    monkeypatch.setattr(RobomimicFormat, "write", slow)
+    with pytest.raises(FileExistsError, match="was made by another process meanwhile"):
+        convert(tiny_demos, tmp_path / "a.hdf5")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.hdf5", b"theirs")]
+    monkeypatch.undo()
+    (tmp_path / ".b-0123.unfinished").mkdir()
+    (note,) = [note for note in convert(tiny_demos, tmp_path / "b", "lerobot") if ".b-0123.unfinished" in note]
+    assert "is what an interrupted run left, or one under way; remove it" in note
