@@ -103,7 +103,7 @@ def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[st
             report.action_spec = action_spec_of(reader, report.actions.values())
     report.findings += set_findings(report.keys, len(report.lengths), report.instructions, report.filter_keys)
     if report.action_spec is not None:
-        report.findings += action_findings(report.actions, report.action_spec, report.instruction_of)
+        report.findings += action_findings(report.actions, report.action_spec, report.instruction_of, report.openings)
     return report
 
 
@@ -144,6 +144,8 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
     report.lengths[name] = len(demo)
     report.instruction_of[name] = demo.instruction
     report.actions[name] = demo.actions
+    if (opening := demo.obs.get("gripper")) is not None and opening.shape == (len(demo), 1):
+        report.openings[name] = opening[:, 0]
     problems = list(demo_problems(demo, clock, report.rate_hz))
     tokens = {} if demo.tokens is None else {"tokens": demo.tokens}
     for key, values in {"actions": demo.actions, **tokens, **demo.obs}.items():

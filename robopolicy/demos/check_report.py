@@ -30,6 +30,8 @@ class FileReport:
     action_spec: ActionSpec | None = None
     """None where no demo is readable, or their actions differ in width."""
     actions: dict[str, np.ndarray] = field(default_factory=dict)
+    openings: dict[str, np.ndarray] = field(default_factory=dict)
+    """(T,) of `obs/gripper` where it is the one number of a gripper's opening."""
     """(T, width) of each readable demo."""
     sheet: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Per camera, one row of images (frames, height, width, 3) for each of a few demos."""

@@ -21,6 +21,10 @@ DRIFT = 0.05
 SAME = 1e-3
 """Largest deviation of a quaternion's length from 1."""
 DECLARE = "where training doesn't list it among its rotations, declare it in --normalization.rotations as"
+GRIPPER_STEPS = 3
+"""Steps after which a gripper's opening is compared with its command."""
+LEAST_STROKE = 0.25
+"""A continuous gripper that uses a smaller share of its declared range may be in other units."""
 REPEATS = 0.5
 """Share of steps that repeat the one before, beyond which it is noted."""
 
@@ -109,11 +113,20 @@ def set_findings(
 
 
 def action_findings(
-    actions: Mapping[str, np.ndarray], spec: ActionSpec, instruction_of: Mapping[str, str | None] | None = None
+    actions: Mapping[str, np.ndarray],
+    spec: ActionSpec,
+    instruction_of: Mapping[str, str | None] | None = None,
+    openings: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Finding]:
     """What the actions (T, width) of each demo show: grippers that stay still, repetition, range.
 
     A gripper that stays still is compared with the other demos of the same instruction.
+
+    Args:
+        actions: of each demo.
+        spec: what their columns are.
+        instruction_of: of each demo.
+        openings: opening (T,) of the one gripper that there is, of the demos that hold it.
     """
     instruction_of = instruction_of or {}
     rows = np.concatenate(list(actions.values()))
@@ -128,6 +141,21 @@ def action_findings(
             text = f"the gripper (action {column}) holds {_listed(values)}; the action spec declares {_listed(pair)}"
             inferred = tuple(pair) == (-1.0, 1.0) and len(values) == 2
             yield Finding("note" if inferred else "problem", text)
+    for column, ends in zip(spec.continuous_gripper, spec.continuous_gripper_values, strict=True):
+        low, high = rows[:, column].min(), rows[:, column].max()
+        text = (
+            f"the continuous gripper (action {column}) holds {low:g} .. {high:g}; the action spec declares its ends as "
+        )
+        text += f"{_listed(ends)}; declare continuous_gripper_values"
+        slack = 1e-3 * (max(ends) - min(ends))
+        if low < min(ends) - slack or high > max(ends) + slack:
+            yield Finding("note" if tuple(ends) == (-1.0, 1.0) else "problem", text)
+        elif high - low < LEAST_STROKE * (max(ends) - min(ends)):
+            yield Finding("note", text)
+    if len(spec.gripper_columns) == 1 and openings and opens_at_second(actions, spec, openings):
+        column, pair = spec.gripper_columns[0], spec.gripper_values[0]
+        text = f"the gripper (action {column}) opens at {pair[1]:g} and closes at {pair[0]:g}, by obs/gripper; a robot that "
+        yield Finding("note", text + "executes it needs gripper_opens: second in its profile")
     for column in (*spec.gripper_columns, *spec.continuous_gripper):
         still = [name for name, rows in actions.items() if np.ptp(rows[:, column]) == 0]
         every = Counter(instruction_of.get(name) for name in actions)
@@ -146,6 +174,17 @@ def action_findings(
     if repeated and (share := np.concatenate(repeated)).size and share.mean() >= REPEATS:
         text = f"{share.mean():.0%} of the arm's actions merely repeat the one before; a policy may learn to copy"
         yield Finding("note", text)
+
+
+def opens_at_second(actions: Mapping[str, np.ndarray], spec: ActionSpec, openings: Mapping[str, np.ndarray]) -> bool:
+    """Whether the one binary gripper is wider open after its second value than after its first, clearly."""
+    column, second = spec.gripper_columns[0], spec.gripper_values[0][1]
+    wanted = [rows[:-GRIPPER_STEPS, column] == second for name, rows in actions.items() if name in openings]
+    found = [openings[name][GRIPPER_STEPS:] for name in actions if name in openings]
+    at_second, opening = np.concatenate(wanted), np.concatenate(found)
+    if at_second.all() or not at_second.any():
+        return False
+    return bool(opening[at_second].mean() - opening[~at_second].mean() > np.ptp(opening) / 4)
 
 
 def _listed(values: Sequence[float] | np.ndarray) -> str:

@@ -116,10 +116,10 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
 
 
 def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> ActionSpec:
-    """The spec with the values that the binary grippers really have, where it has the default pair.
+    """The spec with the values, or ends, that the grippers really have, where it has the default pair.
 
     Raises:
-        DemoFormatError: more than two values, or others than a pair that was declared.
+        DemoFormatError: more than two values of a binary gripper, or others than a pair that was declared.
     """
     pairs = []
     for column, pair in zip(spec.gripper_columns, spec.gripper_values, strict=True):
@@ -135,10 +135,26 @@ def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> A
                 raise DemoFormatError(
                     f"{where}: the gripper (action {column}) holds {named}; gripper_values say {pair[0]:g} and {pair[1]:g}"
                 )
-            LOG.info("gripper   action %d holds %s, of which the second is label 1 (closed)", column, named)
+            LOG.info(
+                "gripper   action %d holds %s, of which the second is label 1; the profile says which opens",
+                column,
+                named,
+            )
             pair = values
         pairs.append(pair)
-    return replace(spec, gripper_values=tuple(pairs))
+    strokes = []
+    for column, ends in zip(spec.continuous_gripper, spec.continuous_gripper_values, strict=True):
+        low, high, slack = actions[:, column].min(), actions[:, column].max(), 1e-3 * (max(ends) - min(ends))
+        if low < min(ends) - slack or high > max(ends) + slack:
+            if ends != (-1.0, 1.0):
+                raise DemoFormatError(
+                    f"{where}: the continuous gripper (action {column}) holds {low:g} .. {high:g}; "
+                    f"continuous_gripper_values say {ends[0]:g} and {ends[1]:g}"
+                )
+            LOG.info("gripper   action %d holds %g .. %g; the first end is taken to be %g", column, low, high, high)
+            ends = (float(high), float(low))
+        strokes.append(ends)
+    return replace(spec, gripper_values=tuple(pairs), continuous_gripper_values=tuple(strokes))
 
 
 def pooling_ahead(encoder: Any, pooling: Any) -> TokenPooling | None:

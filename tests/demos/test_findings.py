@@ -141,3 +141,35 @@ def test_rotations_that_jump_are_found_where_they_are():
         "rpy[1:2]: an angle that jumps by a turn",
     ]
     assert all("--normalization.rotations" in text for text in found)
+
+
+def gripper_demos(values: tuple[float, float]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Actions that hold the first value and then the second, and an opening that is wide after the first."""
+    rows = {f"demo_{n}": np.c_[np.random.default_rng(n).normal(size=(40, 2)), np.repeat(values, 20)] for n in range(3)}
+    return rows, {name: np.repeat([0.08, 0.0], [22, 18]) for name in rows}
+
+
+def test_a_gripper_that_opens_at_its_second_value_is_noted():
+    """Guards against: a hand that closes where the demos opened, since -1 is usually open."""
+    for values, opens in (((-1.0, 1.0), False), ((1.0, 0.0), True), ((0.0, 1.0), False)):
+        rows, openings = gripper_demos(values)
+        pair = (min(values), max(values))
+        spec = ActionSpec(arm=2, gripper=1, gripper_values=[pair])
+        told = [
+            finding.text for finding in action_findings(rows, spec, openings=openings) if "opens at" in finding.text
+        ]
+        assert len(told) == opens
+        assert not opens or told[0].startswith("the gripper (action 2) opens at 1 and closes at 0, by obs/gripper")
+
+
+@pytest.mark.parametrize(
+    ("ends", "values", "severity"),
+    [((-1.0, 1.0), (0.0, 100.0), "note"), ((-1.0, 1.0), (0.0, 0.08), "note"), ((0.08, 0.0), (0.0, 0.5), "problem")],
+)
+def test_a_continuous_gripper_in_other_units_is_found(ends, values, severity):
+    """Guards against: metres or percent executed as -1 .. 1."""
+    rows = {"demo_0": np.c_[np.random.default_rng(0).normal(size=(40, 2)), np.linspace(*values, 40)]}
+    spec = ActionSpec(arm=3, gripper=0, continuous_gripper=[2], continuous_gripper_values=[ends])
+    (found,) = [finding for finding in action_findings(rows, spec) if "continuous gripper" in finding.text]
+    assert found.severity == severity
+    assert f"holds 0 .. {values[1]:g}; the action spec declares its ends as {ends[0]:g} and {ends[1]:g}" in found.text

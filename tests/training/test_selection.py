@@ -200,3 +200,17 @@ def test_tokens_of_ones_own_process_are_enough_to_train_on(tmp_path, make_demo):
             load_rows([(demos, demos.names)], ("tokens",), placement="host")
     problems = check_files([tmp_path / "a.hdf5"])[0].problems
     assert "tokens has shape (2, 4) a step; in the demos before it is (3, 4)" in [problem.text for problem in problems]
+
+
+def test_a_continuous_gripper_has_the_ends_that_the_demos_use(rows, caplog):
+    """Guards against: metres or percent executed as -1 .. 1, and ends that the demos contradict."""
+    actions = rows.actions.copy()
+    actions[:, 2] = np.linspace(0, 100, len(actions))
+    rows = replace(rows, actions=actions)
+    caplog.set_level("INFO")
+    spec = choose_action_spec([Stub(facts={"continuous_gripper": (2,)})], rows, DataConfig())
+    assert spec.continuous_gripper_values == ((100.0, 0.0),)
+    assert "action 2 holds 0 .. 100; the first end is taken to be 100" in caplog.text
+    declared = ActionSpec(arm=6, gripper=1, continuous_gripper=[2], continuous_gripper_values=[(0.08, 0.0)])
+    with pytest.raises(DemoFormatError, match=r"\(action 2\) holds 0 .. 100; continuous_gripper_values say 0.08 and 0"):
+        choose_action_spec([Stub(spec=declared)], rows, DataConfig())
