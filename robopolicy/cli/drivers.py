@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 
 from robopolicy.cli.parsing import execution_of
 from robopolicy.components import ConfigError
-from robopolicy.control.execution import ExecutionOptions
+from robopolicy.control.execution import ExecutionOptions, require_supported
 from robopolicy.control.inference import ServedStream, Stream
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
@@ -77,7 +77,8 @@ def _local(options: Namespace) -> Driver:
         policy = open_policy(options.policy, options.backbone, options.device, precision)
     spec = policy.spec
     generator = noise_for(policy, execution_of(options, spec.execution))
-    return _by_spec(options, spec, PolicyStream(policy, frame_stride=spec.frame_stride, generator=generator))
+    every = _steps_per_call(options, spec)
+    return _by_spec(options, spec, PolicyStream(policy, frame_stride=spec.frame_stride // every, generator=generator))
 
 
 def _served(options: Namespace) -> Driver:
@@ -97,8 +98,8 @@ def _served(options: Namespace) -> Driver:
     client = PolicyClient(host or "127.0.0.1", int(port), api_key=key, timeout_s=5.0, connect_timeout_s=10.0, tls=tls)
     spec = _announced(client.metadata, options.server)
     texts = [key for key, field in client.metadata["observation"].items() if field["dtype"] == "str"]
-    every_step = {ACTIONS_PER_CALL_KEY: 1}  # whatever is executed of a chunk, each control step's observation is sent
-    stream = ServedStream(client, *texts[:1], keys=tuple(spec.observation), constants=every_step)
+    spacing = {ACTIONS_PER_CALL_KEY: _steps_per_call(options, spec)}  # whatever is executed of a chunk
+    stream = ServedStream(client, *texts[:1], keys=tuple(spec.observation), constants=spacing)
     return _by_spec(options, spec, stream)
 
 
@@ -134,6 +135,21 @@ def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
         cameras=tuple(images),
         env_args=None if "task" not in spec.provenance else {"env_kwargs": {"task": spec.provenance["task"]}},
     )
+
+
+def _steps_per_call(options: Namespace, spec: PolicySpec) -> int:
+    """Control steps from one call of the policy to the next.
+
+    Raises:
+        ConfigError: the policy's frame stride isn't a multiple of it, or its chunks are shorter.
+    """
+    every = options.actions_per_call
+    if every < 1 or spec.frame_stride % every or every > spec.chunk:
+        raise ConfigError(
+            f"--actions-per-call {every}: the policy's chunks have {spec.chunk} actions, and its memory was trained on every "
+            f"{spec.frame_stride}. control step (--data.frame_stride), which must be a multiple of it"
+        )
+    return every
 
 
 def _replayed(options: Namespace) -> Driver:

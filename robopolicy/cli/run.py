@@ -22,6 +22,7 @@ from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.operators.base import OperatorContext
 from robopolicy.control.replay import RecordedStream, first_place
 from robopolicy.control.robot import Recorder, Robot
+from robopolicy.control.spacing import SpacedInference
 from robopolicy.control.timing import Clock
 
 SECONDS = 30.0
@@ -129,6 +130,12 @@ def _parser() -> ArgumentParser:
         default=None,
         help="largest distance of the first absolute target from where the joint is [rad]; default: the profile's",
     )
+    parser.add_argument(
+        "--actions-per-call",
+        type=int,
+        default=1,
+        help="control steps from one call of the policy to the next, for a slow one; its frame stride is a multiple",
+    )
     parser.add_argument("--dry-run", action="store_true", help="compute and record the commands, but send none")
     parser.add_argument("--record", type=str | None, default=None, help="demo file to write the run to")
     parser.add_argument(
@@ -148,10 +155,12 @@ def _parser() -> ArgumentParser:
 def _inference(options: Namespace, driver: Driver, robot: Robot, clock: Clock | None) -> Inference:
     """Inference in a separate thread, or within the loop on a simulated clock."""
     if clock is not None:
-        return SteppedInference(robot, driver.stream, options.instruction, cameras=driver.cameras)
-    return ThreadedInference(
+        stepped = SteppedInference(robot, driver.stream, options.instruction, cameras=driver.cameras)
+        return SpacedInference(stepped, options.actions_per_call) if options.actions_per_call > 1 else stepped
+    threaded = ThreadedInference(
         robot, driver.stream, options.instruction, cameras=driver.cameras, priority=options.priority
     )
+    return SpacedInference(threaded, options.actions_per_call) if options.actions_per_call > 1 else threaded
 
 
 def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:

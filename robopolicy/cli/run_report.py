@@ -15,7 +15,7 @@ from robopolicy.cli.outputs import write_json
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.replay import TOLERANCE_RAD, RecordedStream
 from robopolicy.control.robot import Robot
-from robopolicy.control.statistics import LoopStatistics, live_table
+from robopolicy.control.statistics import MISSED_SHARE, LoopStatistics, live_table
 
 
 @contextmanager
@@ -65,6 +65,12 @@ def summarize(
         print(
             f"policy    p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms; {statistics.missed_frames} frames missed"
         )
+        needed = math.ceil(latency["p50"] / (1e3 * loop.executor.control_dt))
+        if statistics.missed_frames > MISSED_SHARE * statistics.steps and needed > options.actions_per_call:
+            print(
+                f"memory    lacks {statistics.missed_frames} of {statistics.steps} frames: a prediction takes {needed} control "
+                f"steps; train with --data.frame_stride {needed}, and run with --actions-per-call {needed}"
+            )
     if options.intervene:
         print(f"operator  {statistics.operated} of {statistics.steps} steps")
     print(
