@@ -92,5 +92,5 @@ def test_isaac_labs_tree_of_states_is_named_and_not_read(tmp_path):
             demo["states/articulation/robot/joint_position"] = np.zeros((len(demo["actions"]), 9))
             demo["initial_state/articulation/robot/joint_position"] = np.zeros((1, 9))
     with open_demos(path) as demos:
-        assert demos.notes[0] == "of each demo, initial_state, states is not read"
+        assert demos.notes[0] == "of each demo, initial_state, next_obs, states is not read"
         assert demos.read("demo_0").states is None
