@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from head_measure import Report, best_ms, packed_rate
+from head_measure import Report, best_ms, cold_ms, packed_rate
 from head_peers import CarriedStep, OnnxStep, WindowRerun, lstm_of
 from torch import Tensor, nn
 
@@ -210,7 +210,7 @@ def many_episodes(report: Report, episodes: int) -> None:
 
 def robomimic_size(report: Report) -> None:
     """Batch 1 at robomimic's size: an LSTM of 2 x 400 with one linear layer after it."""
-    options: dict[str, Any] = {"window": 10, "chunk": 1, "layers": 2, "hidden": 400, "head_widths": ()}
+    options: dict[str, Any] = {"window": 10, "chunk": 1, "layers": 2, "hidden": 400, "widths": ()}
     window = PolicyHead(19, ACTION, **options).eval()
     carry = PolicyHead(19, ACTION, **options, history="carry").eval()
     tokens = torch.randn(1, 1, 19)
@@ -227,8 +227,20 @@ def robomimic_size(report: Report) -> None:
         "ours, carry, float32": tick(carry.freeze(), tokens),
     }
     ms = best_ms(calls)
+    section = "one tick, batch 1, 2 x 400, W 10"
     for name, taken in ms.items():
-        report.row("one tick, batch 1, 2 x 400, W 10", name, taken)
+        report.row(section, name, taken)
+    # The same calls on matrices of next to no size: Python and dispatch.
+    options |= {"hidden": 8}
+    small = {
+        name: tick(PolicyHead(19, ACTION, **options, history=name).eval().freeze(), tokens)  # type: ignore[arg-type]
+        for name in ("window", "carry")
+    }
+    for name, taken in best_ms(small).items():
+        share = taken / ms[f"ours, {name}, float32"]
+        report.row(section, f"of it Python and dispatch, {name} (2 x 8)", taken, f"{share:.0%} of the tick")
+    for name, taken in cold_ms(calls).items():
+        report.row(section, f"{name}, caches cold", taken, f"{taken / ms[name]:.2f}x; median")
     report.bar("2 x 400, batch 1: window tick [ms]", ms["ours, window, float32"], 0.5, "lower")
 
 

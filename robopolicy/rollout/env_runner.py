@@ -50,7 +50,9 @@ class Session:
         self.reads: Optional[list[str]] = None
         limit = spec.get("max_episode_steps") or time_limit(self.env)
         if not limit:
-            raise EnvSetupError("the environment has no time limit of its own; the map needs max_episode_steps: N")
+            raise EnvSetupError(
+                "the environment has no time limit of its own; give --env-map FILE with a line max_episode_steps: N"
+            )
         self.max_episode_steps = int(limit)
         self._success: dict[str, Any] = dict(spec.get("success") or {})
         if self._success.get("return") == "threshold":

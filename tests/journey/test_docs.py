@@ -14,7 +14,11 @@ import robopolicy
 from robopolicy import cli
 from robopolicy.cli import parsing
 from robopolicy.components import FAMILIES, kinds
+from robopolicy.model.texts import TextInputs, Vocabulary
+from robopolicy.testing import encoder
+from robopolicy.types import ArraySpec
 from tests.journey.test_readme import ROOT, run, served
+from tests.making import forget_plugins, make
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -46,7 +50,7 @@ def test_the_commands_of_a_page_are_accepted(page, tmp_path, monkeypatch):
 
     def config_from_dict(tree, **options):
         tree.pop("plugins", None)
-        for name in ("memory", "losses", "augmentation"):
+        for name in ("encoder", "memory", "losses", "augmentation"):
             if name in tree and "my_parts" in str(page.read_text()):
                 tree.pop(name)
         read(tree, **options)
@@ -104,6 +108,29 @@ def test_the_reference_names_every_verb_option_and_public_name():
     assert missing == []
     assert "| `weight_decay` | `0.01` |" in options
     assert [name for name in robopolicy.__all__ if f"## {name}\n" not in api] == []
+
+
+def test_the_robot_and_the_encoder_of_the_pages_keep_their_contracts(tmp_path, monkeypatch):
+    """Guards against: examples that a reader copies and the kits refuse."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for page, module in (("deploy", "my_robot"), ("extend", "my_encoder")):
+        (text,) = [f["text"] for f in FENCE.finditer((DOCS / f"{page}.md").read_text()) if f["file"] == f"{module}.py"]
+        (tmp_path / f"{module}.py").write_text(text)
+    (kit,) = [f["text"] for f in FENCE.finditer((DOCS / "deploy.md").read_text()) if "testing.robot" in f["text"]]
+    try:
+        exec(kit, {})
+        made = importlib.import_module("my_encoder")
+        text = make("text", "vocabulary", TextInputs(Vocabulary.of(encoder.INSTRUCTIONS), 8)).eval()
+        obs = {"state": ArraySpec((4,)), "pose": ArraySpec((7,))}
+        case = encoder.EncoderCase(
+            lambda inputs: made.Fourier(made.FourierOptions(), inputs), obs, lambda words: text(text.prepare(words))
+        )
+        for check in encoder.CHECKS:
+            check(case)
+    finally:
+        forget_plugins()
+        for name in ("my_robot", "my_encoder"):
+            sys.modules.pop(name, None)
 
 
 @pytest.mark.slow
