@@ -29,6 +29,21 @@ def make_fake(stack: ExitStack) -> Robot:
     return made("fake", opening_m=0.06)
 
 
+def make_two_arms(stack: ExitStack) -> Robot:
+    return made("fake", profile="viperx_pair", opening_m=0.03)
+
+
+def make_networked_pair(stack: ExitStack) -> Robot:
+    robot = FakeRobot(read_profile("viperx_pair"), opening_m=0.03)
+    server = stack.enter_context(RobotServer(robot, port=0, deadline_s=PATIENCE_S))
+    return stack.enter_context(made("websocket", address=f"127.0.0.1:{server.port}", timeout_s=PATIENCE_S))  # type: ignore[arg-type]
+
+
+def make_stepped_pair(stack: ExitStack) -> Robot:
+    options = {"task": "handover", "task_options": {"open_share": 0.5}, "realtime": False, "command_hz": 500.0}
+    return stack.enter_context(closing(made("sim", **options)))  # type: ignore[type-var]
+
+
 def make_networked(stack: ExitStack) -> Robot:
     robot = FakeRobot(PROFILE, opening_m=0.06)
     server = stack.enter_context(RobotServer(robot, port=0, deadline_s=PATIENCE_S))
@@ -56,9 +71,12 @@ def make_simulated(stack: ExitStack) -> Robot:
 
 MAKERS = [
     make_fake,
+    make_two_arms,
     make_networked,
+    make_networked_pair,
     make_rosbridge,
     make_stepped,
+    make_stepped_pair,
     pytest.param(make_simulated, marks=pytest.mark.slow),
 ]
 
