@@ -56,6 +56,13 @@ def write_file(path: str | Path, content: str | bytes | memoryview) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in a folder of one's own, which nobody else writes into."""
+    for path in folder.glob(f".*-*{TEMPORARY}*"):
+        if stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+
+
 def require_regular(path: str | Path) -> None:
     """Refuse a path at which something other than a regular file is: a link, a folder, a device, a pipe.
 

@@ -22,7 +22,7 @@ from robopolicy.control.graph import GraphPolicy
 from robopolicy.control.quantization import quantize
 from robopolicy.control.runtime import ACTIONS, FORMAT, GRAPH, MANIFEST, ONNX, ExportError
 from robopolicy.control.spec import PolicySpec
-from robopolicy.files import replacing, write_file
+from robopolicy.files import remove_unfinished, replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts.vocabulary import VocabularyText
 
@@ -67,6 +67,7 @@ def export_policy(
     _require_exportable(policy)
     graph = GraphPolicy(policy).eval()
     out.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(out)
     (out / MANIFEST).unlink(missing_ok=True)
     with replacing(out / GRAPH) as temporary:
         _write_onnx(graph, temporary)

@@ -26,6 +26,7 @@ from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, read_resume
 from robopolicy.training.practice import Practice, Reward
 from robopolicy.training.reinforce import Learner, PPOConfig, advantages
 from robopolicy.training.schedules import read_schedule
+from robopolicy.training.train import locked
 
 LOG = logging.getLogger(__name__)
 
@@ -121,11 +122,12 @@ def improve(
     provenance = {**read_provenance(start), **surroundings.facts, "improved_from": Path(start).name}
     worlds = surroundings.open_worlds(policy)
     try:
-        run = _Run(learner, worlds, run_dir, config, provenance)
-        if (run_dir / RESUME_FILE).exists():
-            run.load()
-        run.go(surroundings.evaluate)
-        run.board.close()
+        with locked(run_dir):
+            run = _Run(learner, worlds, run_dir, config, provenance)
+            if (run_dir / RESUME_FILE).exists():
+                run.load()
+            run.go(surroundings.evaluate)
+            run.board.close()
     finally:
         worlds.close()
     return run_dir

@@ -27,7 +27,7 @@ from robopolicy.experiment.building import build_policy
 from robopolicy.experiment.config import ConfigError, ExperimentConfig
 from robopolicy.experiment.reading import config_to_dict
 from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION, save_policy
-from robopolicy.files import write_file
+from robopolicy.files import remove_unfinished, require_regular, write_file
 from robopolicy.heap import keep_freed_memory
 from robopolicy.model.encoders.conv import ConvOptions
 from robopolicy.model.policy import ChunkPolicy
@@ -111,7 +111,7 @@ def train(
         start = Start.read(run_dir)
     with _visible_log(), _stop_on_signal() as stop:
         module, data = _prepare(config, evaluate, start)
-        with _locked(run_dir):
+        with locked(run_dir):
             _check_run(config, run_dir, resume)  # another training may have ended meanwhile
             if start is not None and rank_zero_only.rank == 0:
                 start.write(run_dir)
@@ -342,20 +342,32 @@ def _visible_log() -> Iterator[None]:
 
 
 @contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """The run folder, created if missing, for this training alone; other processes of the same training take no lock."""
+def locked(run_dir: Path) -> Iterator[None]:
+    """The run folder, created if missing, for this training alone; other processes of the same training take no lock.
+
+    What a killed one left unfinished is removed.
+
+    Raises:
+        ConfigError: another training writes into it.
+        OSError: a link or something else is at the lock's name; it is not followed.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank != 0 or fcntl is None:
         yield
         return
-    with (run_dir / LOCK_FILE).open("w") as lock:
+    require_regular(run_dir / LOCK_FILE)
+    lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
                 f"{run_dir}: another training writes into it; wait for it, or give another --run-dir"
             ) from None
+        remove_unfinished(run_dir)
         yield
+    finally:
+        os.close(lock)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy, read_provenance
-from robopolicy.training.train import train
+from robopolicy.training.train import locked, train
 from tests.small_runs import changed, metrics, run, small_config, weights
 
 
@@ -159,3 +159,20 @@ def test_an_evaluation_without_its_interval_is_refused(config: ExperimentConfig,
     """Guards against: a closed-loop evaluation that is given and never run."""
     with pytest.raises(ConfigError, match="belong together"):
         train(config, tmp_path / "run", evaluate=lambda policy: 1.0)
+
+
+def test_a_planted_lock_is_not_written_through_and_leftovers_are_removed(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    """Guards against: a stranger's run folder whose `train.lock` is a link to the user's own file, which was emptied."""
+    victim, run_dir = tmp_path / "precious", tmp_path / "run"
+    victim.write_text("precious")
+    run_dir.mkdir()
+    (run_dir / "train.lock").symlink_to(victim)
+    with pytest.raises(OSError, match="is a symbolic link"):
+        train(config, run_dir)
+    assert victim.read_text() == "precious"
+    (run_dir / "train.lock").unlink()
+    (run_dir / ".policy-0123456789abcdef.unfinished.safetensors").write_bytes(b"half")
+    with locked(run_dir):
+        assert [path.name for path in run_dir.iterdir()] == ["train.lock"]
