@@ -1,6 +1,6 @@
 """Refuses phrases that are not plain technical English, with what to write instead; part of `make lint`.
 
-Usage: python .ci/plain_words.py [FILE ...]   (default: the package, the configs and the pages)
+Usage: python .ci/plain_words.py [FILE ...]   (default: everything that people read)
 """
 
 import io
@@ -35,6 +35,8 @@ PHRASES = {
 }
 """Regular expression -> what to write."""
 WORDS = [(re.compile(rf"\b(?:{phrase})(?:\b|$)", re.IGNORECASE), better) for phrase, better in PHRASES.items()]
+SCOPE = ("robopolicy", "tests", "eval", "examples", "configs", "docs", "README.md", "data/README.md")
+"""Files and folders that are checked."""
 SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml"}
 CODE = re.compile(r"`[^`\n]*`|\{[^{}\n]*\}|\b\w+_\w+\b")
 """Code inside of prose: quoted names, fields of f-strings, names with underscores."""
@@ -68,9 +70,7 @@ def findings(path: Path) -> list[tuple[int, str, str]]:
 
 def main(arguments: list[str]) -> int:
     """Print every finding; the exit code is 1 if there is one."""
-    folders = [
-        ROOT / name for name in ("robopolicy", "configs", "docs", "README.md", "data/README.md", "eval/maps/README.md")
-    ]
+    folders = [ROOT / name for name in SCOPE]
     files = [Path(name).resolve() for name in arguments] or [
         path
         for folder in folders

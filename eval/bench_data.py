@@ -45,7 +45,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, required=True, help="low-dimensional demo file in the robomimic layout")
-    parser.add_argument("--image-file", type=Path, help="the same with a camera; default: pictures are not measured")
+    parser.add_argument("--image-file", type=Path, help="the same with a camera; default: images are not measured")
     parser.add_argument("--peer-python", help="a Python that has robomimic installed")
     parser.add_argument("--large", action="store_true", help="train a few steps on a sparse set of 50 GB")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -57,7 +57,7 @@ def main() -> None:
     bars: list[dict[str, Any]] = []
     low_dim(options.file, options.peer_python, rows, bars)
     if options.image_file:
-        pictures(options.image_file, options.peer_python, rows, bars)
+        images(options.image_file, options.peer_python, rows, bars)
     if options.large:
         large(rows, bars)
     print_table(rows, bars)
@@ -91,7 +91,7 @@ def low_dim(path: Path, peer_python: str | None, rows: list[dict[str, Any]], bar
     bars.append(bar("low-dimensional: times the peer without cache", uncached, 10.0))
 
 
-def pictures(path: Path, peer_python: str | None, rows: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
+def images(path: Path, peer_python: str | None, rows: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
     """Demos with cameras, in memory beside a plain gather of the same bytes, and from the disk."""
     with open_demos(path) as reader:
         keys = list(row_types(reader, reader.names[0]))
@@ -110,23 +110,23 @@ def pictures(path: Path, peer_python: str | None, rows: list[dict[str, Any]], ba
     rates = alternate(
         {
             "ours, memory": loader_of(held, 10),
-            "plain index_select of the pictures": rate_of(Repeated(plain), lambda taken: len(taken[0]) // WINDOW),
+            "plain index_select of the images": rate_of(Repeated(plain), lambda taken: len(taken[0]) // WINDOW),
             "ours, disk": ours(path, keys, 10, "disk"),
             **peers(path, keys, peer_python),
         }
     )
-    rows += [{"demos": "pictures", "loader": name, **rate._asdict()} for name, rate in rates.items()]
+    rows += [{"demos": "images", "loader": name, **rate._asdict()} for name, rate in rates.items()]
     copies = sum(np.prod(values.shape[1:]) * WINDOW for values in cameras.values()) * held.steps
     rows.append(
-        {"demos": "pictures", "loader": "ours, memory: bytes held per byte of frames", "ratio": grown / frame_bytes}
+        {"demos": "images", "loader": "ours, memory: bytes held per byte of frames", "ratio": grown / frame_bytes}
     )
-    rows.append({"demos": "pictures", "loader": "peer, cache all: likewise", "ratio": float(copies) / frame_bytes})
-    share = rates["ours, memory"].windows_per_s / rates["plain index_select of the pictures"].windows_per_s
-    bars.append(bar("pictures from memory: share of a plain index_select", share, 0.8))
-    bars.append(bar("pictures: memory per byte of frames", grown / frame_bytes, 1.2, better="lower"))
+    rows.append({"demos": "images", "loader": "peer, cache all: likewise", "ratio": float(copies) / frame_bytes})
+    share = rates["ours, memory"].windows_per_s / rates["plain index_select of the images"].windows_per_s
+    bars.append(bar("images from memory: share of a plain index_select", share, 0.8))
+    bars.append(bar("images: memory per byte of frames", grown / frame_bytes, 1.2, better="lower"))
     bars.append(
         bar(
-            "pictures from disk: times the peer without cache",
+            "images from disk: times the peer without cache",
             rates["ours, disk"].windows_per_s / fastest(rates, "no cache"),
             10.0,
         )
@@ -177,7 +177,7 @@ print("peak", json.dumps([peak * 1024, time.perf_counter() - began]))
 
 
 def large(rows: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
-    """Train on 50 GB of pictures that are holes on the disk, and note how much memory that took."""
+    """Train on 50 GB of images that are holes on the disk, and note how much memory that took."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.hdf5"
         sparse_file(path)
@@ -186,12 +186,12 @@ def large(rows: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     told = next(line for line in output.splitlines() if line.startswith("peak"))
     peak, wall_s = json.loads(told.removeprefix("peak"))
-    rows.append({"demos": f"{size / 1e9:.1f} GB of pictures", "loader": "ours, 30 training steps", "wall_s": wall_s})
+    rows.append({"demos": f"{size / 1e9:.1f} GB of images", "loader": "ours, 30 training steps", "wall_s": wall_s})
     bars.append(bar("set of 50 GB: resident memory while training [GB]", peak / 1e9, 2.0, better="lower"))
 
 
 def sparse_file(path: Path) -> None:
-    """A demo file whose pictures take room in the file, but none on the disk."""
+    """A demo file whose images take room in the file, but none on the disk."""
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         for number in range(LARGE_DEMOS):

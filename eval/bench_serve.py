@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64, help="robots at once")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long they run")
     parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--child", choices=["pictures", "low-dim", "time"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["images", "low-dim", "time"], help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child == "time":
@@ -55,10 +55,10 @@ def main() -> None:
 
 
 def overhead(peer_python: str | None, calls: int, turns: int) -> tuple[list[dict], list[dict]]:
-    """Round trip less inference, two 224 x 224 pictures, one client."""
+    """Round trip less inference, two 224 x 224 images, one client."""
     ours: list[float] = []
     peers: list[float] = []
-    with child(sys.executable, __file__, "--child", "pictures") as port:
+    with child(sys.executable, __file__, "--child", "images") as port:
         timer = [sys.executable, __file__, "--child", "time", "--calls", str(calls), "--port", str(port)]
         if peer_python is None:
             for _ in range(turns):
@@ -69,10 +69,10 @@ def overhead(peer_python: str | None, calls: int, turns: int) -> tuple[list[dict
                 for _ in range(turns):
                     ours += warm(timer)
                     peers += warm(peer_timer)
-    rows = [row("overhead, two 224x224 pictures", "robopolicy", ours)]
+    rows = [row("overhead, two 224x224 images", "robopolicy", ours)]
     if not peers:
         return rows, [bar("overhead of the server, median [ms]", np.median(ours), WITHOUT_PEER_MS, "lower")]
-    rows.append(row("overhead, two 224x224 pictures", "openpi client, openpi-like server", peers))
+    rows.append(row("overhead, two 224x224 images", "openpi client, openpi-like server", peers))
     return rows, [
         bar("overhead, median: times openpi's", np.median(ours) / np.median(peers), 1.0, "lower"),
         bar("overhead, p99: times openpi's", np.quantile(ours, 0.99) / np.quantile(peers, 0.99), 1.0, "lower"),
@@ -86,8 +86,8 @@ def warm(command: list[str]) -> list[float]:
     return figures[len(figures) // 10 :]
 
 
-def pictures(seed: int) -> dict[str, Any]:
-    """Two 224 x 224 pictures, a state and a prompt, as the peer sends them."""
+def images(seed: int) -> dict[str, Any]:
+    """Two 224 x 224 images, a state and a prompt, as the peer sends them."""
     rng = np.random.default_rng(seed)
     return {
         "front": rng.integers(0, 256, (224, 224, 3), dtype=np.uint8),
@@ -99,7 +99,7 @@ def pictures(seed: int) -> dict[str, Any]:
 
 def time_calls(port: int, calls: int) -> None:
     """Our client's round trips less the inference that the server reports [ms], as JSON."""
-    observation = pictures(0)
+    observation = images(0)
     figures = []
     with PolicyClient("127.0.0.1", port) as client:
         for _ in range(calls):
@@ -187,9 +187,9 @@ def serve_child(kind: str, api_key: str | None = None) -> None:
     def say(host: str, port: int) -> None:
         print(port, flush=True)
 
-    if kind == "pictures":
-        picture = ArraySpec((224, 224, 3), "uint8")
-        seen = {"front": picture, "wrist": picture, "state": ArraySpec((8,))}
+    if kind == "images":
+        image = ArraySpec((224, 224, 3), "uint8")
+        seen = {"front": image, "wrist": image, "state": ArraySpec((8,))}
         spec = PolicySpec(seen, ActionSpec(), chunk=10, window=1, instruction=True)
         serve(ConstantPolicy(), spec, port=0, limits=ServerLimits(max_batch=1), on_ready=say)
         return

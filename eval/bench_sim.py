@@ -2,7 +2,7 @@
 
     batch            MuJoCo's C engine on the CPU, 1 and 2 threads
     warp             mujoco_warp, every call a captured graph: on the GPU where there is one, else on the CPU
-    physics          nothing but the physics; `env` adds control, observation and success; then pictures by the ray tracer,
+    physics          nothing but the physics; `env` adds control, observation and success; then images by the ray tracer,
                      and a complete policy in the loop: tokens, 2 x 256 LSTM (window 8, chunk 8), executor
 
 and the peers:
@@ -177,8 +177,8 @@ def batch_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
             worlds, threads = args.image_worlds, max(args.threads)
             env = make_env(worlds, "batch", threads, cameras, size)
             rates = rate(stepping(env), 3 * args.seconds)
-            pictures = {"pictures/s": round(rates * worlds * len(cameras))}
-            rows.append(row(f"batch env + {len(cameras)} x {size} px", worlds, f"cpu x {threads}", rates, **pictures))
+            images = {"images/s": round(rates * worlds * len(cameras))}
+            rows.append(row(f"batch env + {len(cameras)} x {size} px", worlds, f"cpu x {threads}", rates, **images))
     return rows
 
 
@@ -197,7 +197,7 @@ def warp_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _warp_rows(worlds: int, size: int, seconds: float) -> list[dict[str, Any]]:
-    """Physics alone, environment and policy, without pictures (size 0) or with those of one camera."""
+    """Physics alone, environment and policy, without images (size 0) or with those of one camera."""
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
@@ -207,13 +207,13 @@ def _warp_rows(worlds: int, size: int, seconds: float) -> list[dict[str, Any]]:
         step()
     _wait()
     ready, rows = {"ready s": time.perf_counter() - began}, []
-    pictures = f" + 1 x {size} px" if size else ""
+    images = f" + 1 x {size} px" if size else ""
     if not size:
         target = torch.zeros(worlds, env.scene.model.nu, device=DEVICE)
         rows.append(row("warp physics", worlds, DEVICE, rate(lambda: env.physics.step(target), seconds), **ready))
-    rows.append(row(f"warp env{pictures}", worlds, DEVICE, rate(step, seconds), **ready))
+    rows.append(row(f"warp env{images}", worlds, DEVICE, rate(step, seconds), **ready))
     rates = rate(with_policy(env), seconds)
-    rows.append(row(f"warp env{pictures} + policy", worlds, DEVICE, rates, **{"peak MiB": round(peak_mib())}))
+    rows.append(row(f"warp env{images} + policy", worlds, DEVICE, rates, **{"peak MiB": round(peak_mib())}))
     return rows
 
 
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--warp-worlds", type=int, nargs="*", default=WARP_WORLDS, help="for warp; those that fit")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--image-sizes", type=int, nargs="*", default=[64, 128])
-    parser.add_argument("--image-worlds", type=int, default=64, help="worlds with pictures on the CPU, at most")
+    parser.add_argument("--image-worlds", type=int, default=64, help="worlds with images on the CPU, at most")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row")
     parser.add_argument("--pusher", action="store_true", help="gymnasium's Pusher-v5, too")
     parser.add_argument("--robosuite", default=None, metavar="PYTHON", help="interpreter that has robosuite")

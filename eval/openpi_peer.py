@@ -22,8 +22,8 @@ from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 
-def pictures(seed: int) -> dict:
-    """Two 224 x 224 pictures, a state and a prompt."""
+def images(seed: int) -> dict:
+    """Two 224 x 224 images, a state and a prompt."""
     rng = np.random.default_rng(seed)
     return {
         "front": rng.integers(0, 256, (224, 224, 3), dtype=np.uint8),
@@ -65,7 +65,7 @@ async def serve() -> None:
 def timed(port: int, calls: int) -> None:
     """Round trips less the inference that the server reports [ms]."""
     policy = WebsocketClientPolicy("127.0.0.1", port)
-    observation = pictures(0)
+    observation = images(0)
     overhead_ms = []
     for _ in range(calls):
         began = time.perf_counter()

@@ -65,7 +65,7 @@ class SequenceDataset(Dataset):
 
 
 class Repeated:
-    """`for batch in repeated` calls the function anew, as a loader begins an epoch."""
+    """`for batch in repeated` calls the function again, as a loader begins an epoch."""
 
     def __init__(self, epoch: Callable[[], Iterator[Any]]) -> None:
         self.epoch = epoch
@@ -83,7 +83,7 @@ class Measured(NamedTuple):
 
 
 def rate_of(loader: Iterable[Any], size: Callable[[Any], int]) -> Callable[[float], Measured]:
-    """Measures a loader for so many seconds, epochs begun as needed."""
+    """Measures a loader for this many seconds, beginning new epochs as needed."""
 
     def measure(seconds: float) -> Measured:
         count, began, cpu_s = 0, time.perf_counter(), time.process_time()

@@ -4,7 +4,7 @@ It speaks openpi's wire protocol, so it also talks to an openpi server, and open
 onto a robot computer if you like; its syntax is Python 3.9's, since robots lag.
 
     client = PolicyClient("127.0.0.1", 8000)
-    actions = client.infer({"ee_pose": pose, "front": picture, "prompt": "lift the red cube"})["actions"]
+    actions = client.infer({"ee_pose": pose, "front": image, "prompt": "lift the red cube"})["actions"]
 """
 
 import logging

@@ -18,7 +18,7 @@ LENGTHS = (9, 6, 7)
 """Steps of each demo."""
 
 
-def pictures(steps: int, height: int = 16, width: int = 24, seed: int = 0) -> np.ndarray:
+def images(steps: int, height: int = 16, width: int = 24, seed: int = 0) -> np.ndarray:
     """Smooth colourful frames, which survive video and JPEG, with a bright bar that moves one row a step from the top."""
     y, x = np.mgrid[:height, :width]
     frames = np.stack(
@@ -52,7 +52,7 @@ def write_robomimic(path: Path) -> Path:
             demo["states"] = rng.normal(size=(steps, 5))
             for part in ("obs", "next_obs"):
                 demo[f"{part}/robot0_eef_pos"] = rng.normal(size=(steps, 3))
-                demo[f"{part}/agentview_image"] = pictures(steps, seed=index)
+                demo[f"{part}/agentview_image"] = images(steps, seed=index)
         file["mask/train"] = np.array([b"demo_0", b"demo_1"])
         file["mask/valid"] = np.array([b"demo_2"])
     return path
@@ -70,7 +70,7 @@ def write_robosuite_raw(path: Path) -> Path:
 
 
 def write_libero(path: Path) -> Path:
-    """LIBERO: pictures upside down, instruction in problem_info, no masks."""
+    """LIBERO: images upside down, instruction in problem_info, no masks."""
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = json.dumps({"env_name": "Libero_Kitchen", "type": 1, "env_kwargs": {}})
@@ -83,7 +83,7 @@ def write_libero(path: Path) -> Path:
             demo["actions"] = np.c_[rng.uniform(-1, 1, (steps, 6)), np.where(np.arange(steps) < 4, -1.0, 1.0)]
             demo["dones"], demo["rewards"] = np.zeros(steps, np.uint8), np.zeros(steps, np.uint8)
             demo["robot_states"], demo["states"] = np.zeros((steps, 9)), np.zeros((steps, 5))
-            demo["obs/agentview_rgb"] = pictures(steps, seed=index)[:, ::-1]
+            demo["obs/agentview_rgb"] = images(steps, seed=index)[:, ::-1]
             demo["obs/ee_states"], demo["obs/gripper_states"] = rng.normal(size=(steps, 6)), np.zeros((steps, 2))
     return path
 
@@ -98,7 +98,7 @@ def write_act(folder: Path, compressed: bool = False) -> Path:
             file["action"] = rng.uniform(-2, 2, (steps, 14)).astype(np.float32)
             for key in ("qpos", "qvel"):
                 file[f"observations/{key}"] = rng.normal(size=(steps, 14)).astype(np.float32)
-            frames = pictures(steps, seed=index)
+            frames = images(steps, seed=index)
             if not compressed:
                 file["observations/images/top"] = frames
                 continue
@@ -112,7 +112,7 @@ def write_act(folder: Path, compressed: bool = False) -> Path:
 
 
 def jpeg(frame: np.ndarray) -> bytes:
-    """One picture as JPEG."""
+    """One image as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="JPEG", quality=95)
     return buffer.getvalue()
@@ -193,7 +193,7 @@ def _lerobot_v2(folder: Path, info: dict, tables: list, rows: list, tasks: list)
     for index, table in enumerate(tables):
         pq.write_table(table, folder / f"data/chunk-000/episode_{index:06d}.parquet")
         name = f"videos/chunk-000/observation.images.top/episode_{index:06d}.mp4"
-        write_video(folder / name, pictures(LENGTHS[index], seed=index))
+        write_video(folder / name, images(LENGTHS[index], seed=index))
     (folder / "meta/info.json").write_text(json.dumps(info))
     lines = [{key: row[key] for key in ("episode_index", "tasks", "length")} for row in rows]
     (folder / "meta/episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -207,7 +207,7 @@ def _lerobot_v3(folder: Path, info: dict, tables: list, rows: list, tasks: list)
     for part in ("data/chunk-000", "videos/observation.images.top/chunk-000", "meta/episodes/chunk-000"):
         (folder / part).mkdir(parents=True)
     pq.write_table(pa.concat_tables(tables), folder / "data/chunk-000/file-000.parquet")
-    frames = np.concatenate([pictures(steps, seed=index) for index, steps in enumerate(LENGTHS)])
+    frames = np.concatenate([images(steps, seed=index) for index, steps in enumerate(LENGTHS)])
     write_video(folder / "videos/observation.images.top/chunk-000/file-000.mp4", frames)
     episodes = [
         {

@@ -49,7 +49,7 @@ class FakeState:
 
 
 class FakePolicy:
-    """Answers (frames seen, sum of qpos over them, length of the instruction, mean of the picture, k)."""
+    """Answers (frames seen, sum of qpos over them, length of the instruction, mean of the image, k)."""
 
     def __init__(self, chunk: int = 4) -> None:
         self.chunk = chunk
@@ -78,8 +78,8 @@ class FakePolicy:
         self.batches.append(len(qpos))
         seen = state.seen + np.stack([np.ones(len(qpos)), qpos.sum(axis=1)], axis=1)
         told = [len(text) for text in observation.get("instruction", [""] * len(qpos))]
-        pictures = observation.get("front", np.zeros((len(qpos), 1)))
-        means = pictures.reshape(len(qpos), -1).mean(axis=1)
+        images = observation.get("front", np.zeros((len(qpos), 1)))
+        means = images.reshape(len(qpos), -1).mean(axis=1)
         rows = np.column_stack([seen, told, means, np.zeros(len(qpos))])
         actions = np.repeat(rows[:, None], self.chunk, axis=1)
         actions[..., 4] = np.arange(self.chunk)

@@ -95,7 +95,7 @@ def test_bytes_that_are_no_message_are_refused(data):
 @settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_either_decode_or_raise_protocol_error(data):
-    """An exception of another kind would reach the server's catch-all instead of the client."""
+    """Guards against: an exception of another kind, which would reach the server's catch-all instead of the client."""
     with contextlib.suppress(ProtocolError):
         unpack(data)
 
@@ -158,7 +158,7 @@ def test_reset_reconnects_where_the_server_knows_no_reset_key():
 
 
 def test_a_refused_observation_raises_with_the_servers_words_and_the_next_call_works():
-    """A robot must learn what is wrong with its observation, and go on without a restart."""
+    """Guards against: a refused observation that gives no reason, or that needs a restart of the robot."""
     with running_server() as server, connect(server) as client:
         with pytest.raises(
             PolicyServerError, match=r"lacks 'qpos'. Expected: qpos, front, prompt. Came: front, prompt"
@@ -181,7 +181,7 @@ def test_the_client_survives_a_server_that_restarts(caplog):
 
 
 def test_a_server_that_does_not_answer_raises_timeout_and_its_late_answer_is_not_mistaken():
-    """A late answer taken for the next one would lag by one observation for ever."""
+    """Guards against: a late answer taken for the next one, which would lag by one observation for ever."""
     policy = FakePolicy()
     with running_server(policy) as server, connect(server) as client:
         client.infer(observation(1))

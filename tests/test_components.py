@@ -86,7 +86,7 @@ def test_a_plug_in_that_fails_to_import_is_named(tmp_path, monkeypatch):
 
 
 def test_one_options_class_belongs_to_one_kind():
-    """Guards against: options whose kind can't be told, since two kinds share them."""
+    """Guards against: options of an unknown kind, since two kinds share the dataclass."""
     register("memory", "gated", GatedOptions)(lambda options: None)
     with pytest.raises(ConfigError, match="GatedOptions holds the options of memory 'gated'"):
         register("memory", "other", GatedOptions)(lambda options: None)

@@ -13,18 +13,18 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(200):
         message = bytearray(3_000_000)
-        picture = bytes(message)
-        del message, picture
+        image = bytes(message)
+        del message, image
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-given_back, wish = faults(), keep_freed_memory()
+first, kept = faults(), keep_freed_memory()
 faults()
-print(wish, given_back, faults())
+print(kept, first, faults())
 """
 
 
 def test_memory_that_was_freed_is_used_again():
-    """Pages mapped anew took half of a server's time, and a third of a training step."""
+    """Guards against: pages mapped again for every batch, half of a server's time and a third of a training step."""
     result = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=600)
     wish, given_back, kept = result.stdout.split()
     if wish == "False":

@@ -13,7 +13,7 @@ from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 
 def test_counts_mean_arm_first_gripper_after():
-    """A count that silently meant other columns would train the gripper on a joint."""
+    """Guards against: a count that silently meant other columns, which would train the gripper on a joint."""
     spec = ActionSpec(arm=6, gripper=1)
     assert spec.arm_columns == (0, 1, 2, 3, 4, 5)
     assert spec.gripper_columns == (6,)
@@ -30,7 +30,7 @@ def test_interleaved_layout_of_a_bimanual_robot_is_described_by_index_lists():
 @given(order=st.permutations(range(7)), cuts=st.tuples(st.integers(0, 7), st.integers(0, 7)))
 @settings(max_examples=50, deadline=None)
 def test_order_puts_a_row_together_again_after_split(order, cuts):
-    """A wrong inverse permutation would send a joint's action to another joint."""
+    """Guards against: a wrong inverse permutation, which would send a joint's action to another joint."""
     low, high = sorted(cuts)
     constant = {column: float(column) for column in order[high:]}
     spec = ActionSpec(arm=list(order[:low]), gripper=list(order[low:high]), constant=constant)
@@ -60,7 +60,7 @@ def test_action_spec_survives_its_dictionary():
     ],
 )
 def test_a_contradictory_action_spec_is_refused(arguments, message):
-    """A column named twice or not at all would be learned wrongly without a word."""
+    """Guards against: a column named twice or not at all, which would be learned wrongly without a word."""
     with pytest.raises(ValueError, match=message):
         ActionSpec(**arguments)
 

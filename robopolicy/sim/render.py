@@ -83,9 +83,9 @@ class Renderer:
             mine[:] = theirs.reshape(mine.shape)
         self._draw()
         seen: dict[str, Tensor] = {}
-        for name, pictures in self._pictures.items():
+        for name, images in self._images.items():
             for camera in self.cameras:
-                seen[camera + name] = pictures(self._order.index(camera))
+                seen[camera + name] = images(self._order.index(camera))
         return {key: value.numpy() for key, value in seen.items()} if self._copied else dict(seen)
 
     def _make_context(self, depth: bool, segmentation: bool, shadows: bool) -> Any:
@@ -110,13 +110,13 @@ class Renderer:
             )
         shape = (self._physics.num_worlds, len(self._order), self.image_size, self.image_size)
         rgb = to_torch(context.rgb_data).view(torch.uint8).view(*shape, 4)
-        self._pictures = {"": lambda camera: rgb[:, camera, :, :, :3].flip(-1)}
+        self._images = {"": lambda camera: rgb[:, camera, :, :, :3].flip(-1)}
         if depth:
             far = to_torch(context.depth_data).view(*shape)
-            self._pictures["_depth"] = lambda camera: far[:, camera].clone()
+            self._images["_depth"] = lambda camera: far[:, camera].clone()
         if segmentation:
             geoms = to_torch(context.seg_data).view(*shape, 2)
-            self._pictures["_segmentation"] = lambda camera: geoms[:, camera, :, :, 0].clone()
+            self._images["_segmentation"] = lambda camera: geoms[:, camera, :, :, 0].clone()
         return context
 
     def _trace(self) -> None:

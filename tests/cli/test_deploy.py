@@ -16,7 +16,7 @@ SERVE = "import sys; from robopolicy.cli import main; sys.exit(main(sys.argv[1:]
 
 
 def test_an_exported_folder_is_served_until_it_is_told_to_end():
-    """A robot computer's server without a training stack."""
+    """Guards against: a robot computer's server without a training stack."""
     command = [sys.executable, "-c", SERVE, "serve", str(EXPORTED), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -42,7 +42,7 @@ def test_an_exported_folder_is_served_until_it_is_told_to_end():
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(arguments, words, tmp_path, capsys):
-    """A traceback, or a server that is open to everyone."""
+    """Guards against: a traceback, or a server that is open to everyone."""
     assert main([word.replace("OUT", str(tmp_path / "out")) for word in arguments]) == 2
     said = capsys.readouterr().err.strip()
     assert words in said

@@ -128,7 +128,7 @@ def test_what_was_randomized_is_in_the_result_and_in_the_demos(random_run, tmp_p
 
 
 def test_an_impossible_randomization_is_refused_in_one_line(random_run, capsys):
-    """Friction that could vanish would be found out by cubes sliding off the table."""
+    """Guards against: friction that could vanish, which would be found out by cubes sliding off the table."""
     assert main(["eval", str(random_run), *EVAL, "--randomization.friction", "1.5"]) == 2
     assert "--randomization.friction must be >= 0 and < 1, got 1.5" in capsys.readouterr().err
 

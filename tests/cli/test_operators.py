@@ -52,7 +52,7 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_takeover_is_recorded_and_trained_on(policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Guards against: corrections that can't be told from the policy's own steps, or that a policy is shown."""
+    """Guards against: corrections that look like the policy's own steps, or that a policy is shown."""
     record, figures = tmp_path / "corrected.hdf5", tmp_path / "run.json"
     files = ["--record", str(record), "--json", str(figures)]
     assert run([policy, *SIMULATED, "--intervene", "scripted_operator:Scripted", *files]) == 0

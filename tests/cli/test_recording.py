@@ -25,7 +25,7 @@ def tick(number: int, seen: bool = True, side: int = 4) -> Tick:
 
 
 def test_a_run_becomes_one_demo_of_the_steps_in_which_the_policy_saw_and_acted(tmp_path):
-    """Rows of a step in which nothing was seen, or targets that a policy could read its answer from."""
+    """Guards against: rows of a step in which nothing was seen, or targets that a policy could read its answer from."""
     path = tmp_path / "run.hdf5"
     recorder = Recorders([DemoRecorder(path, SPEC, {"env_name": "robopolicy/lift", "privileged": ["target_pos"]}, 7)])
     for number in range(5):
@@ -78,7 +78,7 @@ def steps_in(path: Path, seconds: float = 20.0) -> int:
 
 
 def test_a_second_run_adds_its_demo_and_one_without_a_step_leaves_no_file(tmp_path):
-    """A record overwritten by the next, or an empty file that no verb opens."""
+    """Guards against: a record overwritten by the next, or an empty file that no verb opens."""
     path = tmp_path / "run.hdf5"
     for numbers in ([], [0, 1], [], [0, 1, 2]):
         recorder = DemoRecorder(path, SPEC)
@@ -91,7 +91,7 @@ def test_a_second_run_adds_its_demo_and_one_without_a_step_leaves_no_file(tmp_pa
 
 
 def test_a_file_of_other_actions_is_refused_before_anything_moves(tmp_path):
-    """Two robots' actions in one file, under one description."""
+    """Guards against: two robots' actions in one file, under one description."""
     path = tmp_path / "run.hdf5"
     recorder = DemoRecorder(path, SPEC)
     recorder.record(tick(0))
@@ -101,7 +101,7 @@ def test_a_file_of_other_actions_is_refused_before_anything_moves(tmp_path):
 
 
 def test_a_recorder_that_fails_does_not_take_the_robot_or_the_other_recorder_with_it(tmp_path, caplog):
-    """A full disk that stops the arm, or ends its own record only."""
+    """Guards against: a full disk that stops the arm, or ends its own record only."""
 
     class Full:
         def record(self, tick: Tick) -> None:
@@ -120,7 +120,7 @@ def test_a_recorder_that_fails_does_not_take_the_robot_or_the_other_recorder_wit
 
 
 def test_the_viewer_is_shown_every_step(monkeypatch):
-    """An option that fails at the first control step."""
+    """Guards against: an option that fails at the first control step."""
     rerun = pytest.importorskip("rerun", reason="rerun is not installed (extra view)")
     started, opened = [], rerun.init
     monkeypatch.setattr(rerun, "init", lambda name, spawn: (started.append(spawn), opened(name)))
@@ -135,7 +135,7 @@ def test_the_viewer_is_shown_every_step(monkeypatch):
 
 
 def test_a_missing_viewer_names_the_extra_that_installs_it(monkeypatch):
-    """`No module named 'rerun'` after the arm has gone home."""
+    """Guards against: `No module named 'rerun'` after the arm has gone home."""
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(ImportError, match=r"install 'robopolicy\[view\]'"):
         RerunRecorder()

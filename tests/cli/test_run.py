@@ -38,13 +38,13 @@ from robopolicy.types import Observation
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_moves(tiny_demos, arguments, message):
-    """A traceback, or a robot that starts without knowing what it shall do."""
+    """Guards against: a traceback, or a robot that starts without knowing what it shall do."""
     with pytest.raises(ConfigError, match=message):
         run([str(tiny_demos) if argument == "DEMOS" else argument for argument in arguments])
 
 
 def test_a_robot_that_is_not_there_is_one_line_and_exit_code_two(tiny_demos, capsys):
-    """A traceback for a cable that isn't plugged in."""
+    """Guards against: a traceback for a cable that isn't plugged in."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"ws://127.0.0.1:{free.getsockname()[1]}"
@@ -79,7 +79,7 @@ def test_what_was_collected_solves_its_task_again_within_the_limits(lifts, tmp_p
 
 
 def test_a_demo_is_replayed_recorded_and_summed_up(tiny_demos, tmp_path, capsys):
-    """A run that leaves nothing behind to look at, or a record that can't be opened."""
+    """Guards against: a run that leaves nothing behind to look at, or a record that can't be opened."""
     record, figures = tmp_path / "run.hdf5", tmp_path / "run.json"
     arguments = ["--replay", str(tiny_demos), "--robot", "sim", "--task", "reach", "--realtime", "false"]
     options = ["--command-hz", "200", "--deadline", "20.0", "--record", str(record), "--json", str(figures)]

@@ -15,7 +15,7 @@ from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.testing.demo_format import CHECKS, WRITER_CHECKS
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 from tests.demo_samples import (
-    pictures,
+    images,
     write_act,
     write_lerobot,
     write_libero,
@@ -34,7 +34,7 @@ def write_native(path: Path) -> Path:
             rows[:, 2] = np.where(np.arange(steps) < 3, -1.0, 1.0)
             demo = Demo(
                 f"demo_{index}",
-                {"qpos": rng.normal(size=(steps, 3)), "front": pictures(steps, seed=index)},
+                {"qpos": rng.normal(size=(steps, 3)), "front": images(steps, seed=index)},
                 rows,
                 instruction=f"lift cube {index}",
                 executed_actions=rows + 0.1,

@@ -118,7 +118,7 @@ def test_reset_of_some_worlds_leaves_the_rest_bit_equal(physics, scene):
 
 
 def test_a_reset_world_forgets_its_past(physics, scene):
-    """Warm starts or controls left over would make an episode depend on the one before."""
+    """Guards against: warm starts or controls left over, which would make an episode depend on the one before."""
     qpos, mocap_pos = start(physics, scene)
     physics.step(given(physics, targets(1)))
     fresh = seen(physics.qpos)
@@ -130,7 +130,7 @@ def test_a_reset_world_forgets_its_past(physics, scene):
 
 
 def test_bodies_moved_by_hand_are_where_they_were_put(physics, scene):
-    """A plate that only looks as if it had moved would be hit by nothing."""
+    """Guards against: a plate that only looks as if it had moved, which would be hit by nothing."""
     _, mocap_pos = start(physics, scene)
     physics.mocap_pos[1, 0] += 0.05
     physics.step(given(physics, targets(0)))
@@ -140,7 +140,7 @@ def test_bodies_moved_by_hand_are_where_they_were_put(physics, scene):
 
 
 def test_worlds_keep_their_own_model_fields(physics, scene):
-    """Friction or colours of one world in another would make an episode depend on its neighbours."""
+    """Guards against: friction or colours of one world in another, which would make an episode depend on its neighbours."""
     mask = np.array([False, True, False, False])
     friction = np.repeat(scene.model.geom_friction[None] * 0.0 + 0.01, WORLDS, 0)
     physics.change(given(physics, mask), {"geom_friction": given(physics, friction)})

@@ -15,13 +15,13 @@ def array(request):
 
 
 def test_an_array_tells_its_namespace(array):
-    """Work on tensors by NumPy would carry them to the host and back."""
+    """Guards against: work on tensors by NumPy, which would carry them to the host and back."""
     xp = namespace(array)
     assert type(xp.stack([array, array])) is type(array)
 
 
 def test_a_constant_takes_the_arrays_kind_and_precision(array):
-    """A constant in double precision would make everything after it as slow."""
+    """Guards against: a constant in double precision, which would make everything after it as slow."""
     constant = like(array, np.array([0.5, 0.25]))
     assert type(constant) is type(array)
     assert (array * constant).dtype == array.dtype
@@ -30,12 +30,12 @@ def test_a_constant_takes_the_arrays_kind_and_precision(array):
 
 
 def test_a_constant_index_stays_an_index(array):
-    """Numbers turned to floats would be refused as an index."""
+    """Guards against: numbers turned to floats, which would be refused as an index."""
     assert array[:, like(array, np.array([1, 0]))].tolist() == [[2.0, 1.0], [4.0, 3.0]]
 
 
 def test_a_constant_is_carried_to_the_device_once():
-    """A copy at every call would wait for the device, and could not be captured."""
+    """Guards against: a copy at every call, which would wait for the device, and could not be captured."""
     tensor = torch.ones(2)
     assert like(tensor, np.array([1.0, 2.0])) is like(tensor, np.array([1.0, 2.0]))
     assert like(tensor, np.array([1.0, 2.0])) is not like(tensor.double(), np.array([1.0, 2.0]))
@@ -51,7 +51,7 @@ def test_a_constant_made_without_gradients_can_be_used_with_them():
 
 
 def test_a_row_is_single_precision_in_memory_of_its_own(array):
-    """A view of the simulator's state would change with the next step."""
+    """Guards against: a view of the simulator's state, which would change with the next step."""
     single, double = row(array), row(array, array[:, :1] > 1)
     assert str(single.dtype).endswith("float32")
     assert double.dtype == single.dtype

@@ -35,7 +35,7 @@ def mean(old: list[float], new: list[float], share: float, *rotations: RotationC
     ],
 )
 def test_the_mean_of_two_angles_lies_between_them_on_the_shorter_way(old, new, share, expected):
-    """Two chunks that agree to the hundredth, and an arm that turns half a turn away from both."""
+    """Guards against: two chunks that agree to the hundredth, and an arm that turns half a turn away from both."""
     (found,) = mean([old], [new], share, *ANGLE)
     assert np.angle(np.exp(1j * (found - expected))) == pytest.approx(0, abs=1e-12)
     low = -pi if min(old, new) < 0 else 0.0
@@ -45,7 +45,7 @@ def test_the_mean_of_two_angles_lies_between_them_on_the_shorter_way(old, new, s
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.0, 1.0), kind=st.sampled_from(["quaternion", "axis-angle"]))
 def test_the_mean_of_two_rotations_is_near_both_however_they_are_named(seed, share, kind):
-    """A quaternion whose sign flips between two chunks, averaged to no rotation at all."""
+    """Guards against: a quaternion whose sign flips between two chunks, averaged to no rotation at all."""
     rng = np.random.default_rng(seed)
     width = 4 if kind == "quaternion" else 3
     old = rng.normal(size=width)
@@ -61,14 +61,14 @@ def test_the_mean_of_two_rotations_is_near_both_however_they_are_named(seed, sha
 
 
 def test_columns_that_only_look_like_a_quaternion_are_averaged_as_numbers():
-    """A hand's four joints behind an absolute position, turned into a unit vector."""
+    """Guards against: a hand's four joints behind an absolute position, turned into a unit vector."""
     part = RotationColumns((0, 1, 2, 3), "quaternion")
     assert mean([0.4, 0, 0, 0], [-0.2, 0, 0, 0], 0.5, part) == pytest.approx([0.1, 0, 0, 0])
 
 
 @pytest.mark.parametrize("strategy", ["ensemble", "freeze"])
 def test_an_executor_finds_the_rotation_of_an_absolute_pose_and_takes_the_declared_ones(strategy):
-    """The executor averaging numbers where the policy learned rotations."""
+    """Guards against: the executor averaging numbers where the policy learned rotations."""
     pose = ActionSpec(arm=7, gripper=0, kind="absolute", space="ee")
     flips = torch.tensor([0.1, 0.2, 0.3, 0.0, 0.6, 0.0, 0.8]).repeat(4, 1)
     executor = ChunkExecutor(4, 0.05, execution_from({"kind": strategy}), action_spec=pose)

@@ -153,7 +153,7 @@ def test_actions_are_picked_by_time_although_ticks_jitter_and_are_skipped():
 
 
 def test_a_chunk_that_is_late_as_a_whole_gives_its_last_action_to_the_next_step():
-    """Dropping every late action would leave a slow policy without any motion at all."""
+    """Guards against: dropping every late action, which would leave a slow policy without any motion at all."""
     executor = ChunkExecutor(3, CONTROL_DT)
     executor.add(torch.tensor([[1.0], [2.0], [3.0]]), t_obs_s=0.0, now_s=10 * CONTROL_DT)
     assert executor.action(10 * CONTROL_DT).item() == 3.0
@@ -162,7 +162,7 @@ def test_a_chunk_that_is_late_as_a_whole_gives_its_last_action_to_the_next_step(
 
 
 def test_a_chunk_beyond_its_age_is_refused():
-    """A hung policy whose last chunk is replayed for ever."""
+    """Guards against: a hung policy whose last chunk is replayed for ever."""
     executor = ChunkExecutor(10, CONTROL_DT, max_chunk_age_s=0.2)
     with pytest.raises(StaleChunkError, match="no chunk"):
         executor.action(0.0)

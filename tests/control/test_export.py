@@ -38,7 +38,7 @@ def slow_cases(tmp_path_factory) -> Path:
 
 
 class Plant:
-    """Two robots that move as they are told: errors feed back, as on a real one."""
+    """Two robots that execute their actions: errors feed back, as on a real one."""
 
     def __init__(self, policy) -> None:
         self.policy, self.state = policy, policy.initial_state(2)
@@ -47,7 +47,7 @@ class Plant:
         self.instructions = ["lift the red cube", "lift the blue sphere"]
 
     def tick(self, step: int, over: np.ndarray) -> np.ndarray:
-        """One control step; episodes in `over` begin anew, with their memory but not their pose."""
+        """One control step; episodes in `over` restart: their memory is reset, their pose is kept."""
         self.state = self.state.reset(torch.from_numpy(over))
         observation = {"ee_pose": self.pose, "gripper": self.gripper, "instruction": self.instructions}
         expected = self.policy.obs if isinstance(self.policy, ChunkPolicy) else self.policy.spec.observation
@@ -148,7 +148,7 @@ def test_nothing_of_the_training_machine_leaves_with_the_export(cases):
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path):
-    """A stack of tracing errors tells a user nothing."""
+    """Guards against: a stack of tracing errors instead of a reason."""
     config = ExperimentConfig().change(
         {"text.kind": "sentence", "text.model": str(save_sentence_model(tmp_path / "model"))}
     )

@@ -29,7 +29,7 @@ def assert_within_limits(panda, rates: np.ndarray, period_s: float, slack: float
 
 
 def play(guard: CommandGuard, rows: np.ndarray, arrivals_s: np.ndarray, seconds: float) -> np.ndarray:
-    """What the joints are told every period, commands arriving when they do."""
+    """The joint commands of every period, for commands that arrive at these times."""
     played, place = [], 0
     for tick in range(round(seconds / PERIOD)):
         t_s = 50.0 + tick * PERIOD
@@ -54,7 +54,7 @@ def test_commands_that_arrive_in_bursts_move_the_joints_as_evenly_as_they_were_s
 
 
 def test_commands_that_arrive_evenly_are_played_within_the_limits_exactly(panda):
-    """An interpolation that is rougher than what it interpolates."""
+    """Guards against: an interpolation that is rougher than what it interpolates."""
     rows = sweep(panda, 2.0)
     guard = CommandGuard(panda, PERIOD, rows[0])
     played = play(guard, rows, 50.0021 + np.arange(len(rows)) * PERIOD, 2.6)
@@ -79,7 +79,7 @@ def test_a_motion_at_the_limits_passes_the_guard_unchanged(panda):
 
 
 def test_a_gap_in_a_motion_is_bridged_and_a_long_one_ends_in_rest_within_the_limits(panda):
-    """An arm that stops dead at every lost packet, or flies on when the client has died."""
+    """Guards against: an arm that stops dead at every lost packet, or flies on when the client has died."""
     rows = sweep(panda, 1.0)
     arrivals_s = 50.0021 + np.arange(len(rows)) * PERIOD
     short = arrivals_s.copy()
@@ -122,7 +122,7 @@ def test_a_busy_machine_that_asks_too_seldom_still_brakes_within_the_limits(pand
 
 
 def test_a_robot_at_rest_may_be_left_alone_and_must_be_met_where_it_stands(panda):
-    """A watchdog that bites while the robot waits between two episodes; a leap after the wait."""
+    """Guards against: a watchdog that bites while the robot waits between two episodes; a leap after the wait."""
     guard = CommandGuard(panda, PERIOD, np.asarray(panda.home_rad))
     rows = np.tile(panda.home_rad, (5, 1))
     play(guard, rows, np.full(5, 50.0), 3.0)
@@ -143,7 +143,7 @@ def test_a_first_command_that_was_held_up_does_not_delay_the_motion_after_it(pan
 
 
 def test_a_stride_between_two_commands_that_no_joint_could_make_ends_them(panda):
-    """A sender that skips its own limits in the middle of a motion, trusted because the motion began well."""
+    """Guards against: a sender that skips its own limits in the middle of a motion, trusted because the motion began well."""
     rows = sweep(panda, 1.0)
     rows[60:] += [0, 0, 0.05, 0, 0, 0, 0]
     guard = CommandGuard(panda, PERIOD, rows[0])
@@ -160,7 +160,7 @@ def test_a_stride_between_two_commands_that_no_joint_could_make_ends_them(panda)
     ids=["nan", "too-few", "beyond"],
 )
 def test_a_command_that_no_robot_should_follow_ends_the_commands(panda, command, reason):
-    """A driver that trusts whoever is connected."""
+    """Guards against: a driver that trusts whoever is connected."""
     guard = CommandGuard(panda, PERIOD, np.asarray(panda.home_rad))
     with pytest.raises(RobotError, match=reason):
         guard.receive(command, 1.0, 50.0)

@@ -62,7 +62,7 @@ def collect(inference, count: int = 1) -> list:
 
 
 def test_a_request_comes_back_as_a_chunk_with_what_it_was_made_from(inference):
-    """A chunk that nobody can date."""
+    """Guards against: a chunk that nobody can date."""
     before_s = time.monotonic()
     inference.request(0.0)
     (chunk,) = collect(inference)
@@ -84,7 +84,7 @@ def test_a_busy_policy_misses_frames_and_holds_nobody_up(inference, stream):
 
 
 def test_a_reset_drops_what_is_still_in_progress_and_empties_the_memory(inference, stream):
-    """The first chunk of an episode that belongs to the last one."""
+    """Guards against: the first chunk of an episode that belongs to the last one."""
     stream.gate.clear()
     inference.request(0.0)
     inference.reset()
@@ -97,7 +97,7 @@ def test_a_reset_drops_what_is_still_in_progress_and_empties_the_memory(inferenc
 
 
 def test_an_error_of_the_policy_or_the_robot_is_raised_where_its_chunk_is_awaited(inference, stream):
-    """A thread that dies quietly."""
+    """Guards against: a thread that dies quietly."""
     stream.error = ConnectionError("server gone")
     inference.request(0.0)
     with pytest.raises(ConnectionError, match="server gone"):
@@ -112,7 +112,7 @@ def test_an_error_of_the_policy_or_the_robot_is_raised_where_its_chunk_is_awaite
 
 
 def test_a_camera_that_freezes_is_an_error_of_the_robot(panda, stream):
-    """An arm that goes on by a picture of where it was."""
+    """Guards against: an arm that is controlled from an image of where it was."""
     robot = FakeRobot(panda)
     observe, began_s = robot.observe, time.monotonic()
     robot.observe = lambda: replace(
@@ -130,7 +130,7 @@ def test_a_camera_that_freezes_is_an_error_of_the_robot(panda, stream):
 
 
 def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_wires_names(panda):
-    """A policy behind the network that never hears what it shall do, or goes on with an emptied memory."""
+    """Guards against: a policy behind the network that gets no instruction, or whose memory is not reset."""
 
     class Client:
         reconnects = 0
@@ -152,7 +152,7 @@ def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_w
     with pytest.raises(ConnectionError, match="during the episode"):
         stream(robot.observe())
     ServedStream(client, keys=("qpos",))(robot.observe())
-    assert set(client.obs) == {"qpos", "prompt"}, "pictures that nobody looks at would fill the network"
+    assert set(client.obs) == {"qpos", "prompt"}, "images that nobody looks at would fill the network"
     stream.reset()
     assert client.obs is None
     ServedStream(client, keys=(), constants={"actions_per_call": 1})(robot.observe())

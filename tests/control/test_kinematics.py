@@ -51,7 +51,7 @@ def test_pose_and_jacobian_are_those_of_mujoco(model):
 
 
 def test_joint_limits_are_those_of_the_scene(model):
-    """Joint targets that the simulated joints can't reach would be tracked forever."""
+    """Guards against: joint targets that the simulated joints can't reach, which would be tracked forever."""
     np.testing.assert_allclose(model.jnt_range[:ARM_JOINTS], np.stack([LOWER, UPPER], 1))
 
 
@@ -73,7 +73,7 @@ def test_torch_and_numpy_agree_on_any_leading_axes():
 
 
 def test_float32_tensors_stay_float32():
-    """A silent float64 would halve the speed on a GPU."""
+    """Guards against: a silent float64, which would halve the speed on a GPU."""
     qpos = torch.from_numpy(random_qpos(2)).float()
     for value in pose_and_jacobian(PANDA, qpos):
         assert value.dtype == torch.float32
@@ -116,7 +116,7 @@ def test_rotation_vector_and_matrix_are_inverses(vector):
 @settings(max_examples=50, deadline=None)
 @given(vectors)
 def test_quaternion_is_mujocos_with_positive_w(vector):
-    """Another order or sign of the components would make recorded orientations useless elsewhere."""
+    """Guards against: another order or sign of the components, which would make recorded orientations useless elsewhere."""
     rotation = rotation_from_vector(vector)
     expected = np.zeros(4)
     mujoco.mju_mat2Quat(expected, rotation.ravel())

@@ -123,7 +123,7 @@ def test_a_slow_policy_is_executed_by_time_from_its_earlier_chunk(fake_robot, fa
 
 
 def test_commands_obey_the_limits_although_ticks_are_missed_and_the_policy_stutters(fake_robot, fake_clock):
-    """Limits that hold only while the computer keeps up."""
+    """Guards against: limits that hold only while the computer keeps up."""
     rng = np.random.default_rng(0)
     fake_clock.late_s = {int(sleep): float(rng.uniform(0, 0.04)) for sleep in rng.integers(0, 300, 40)}
     wild = lambda step, observation: rng.normal(size=(4, 7)) * rng.choice([0.3, 3.0, np.nan, 1e9])  # noqa: E731
@@ -139,7 +139,7 @@ def test_commands_obey_the_limits_although_ticks_are_missed_and_the_policy_stutt
 def test_without_fresh_chunks_the_robot_is_stopped_within_the_deadline_and_the_limits(
     fake_robot, fake_clock, latency_s
 ):
-    """A policy that hangs while the arm goes on along its last chunk."""
+    """Guards against: a policy that hangs while the arm follows its last chunk."""
     loop = make_loop(fake_robot, fake_clock, forward, latency_s=latency_s, silent_after=20, deadline_s=0.2)
     began_s = fake_clock.now()
     statistics = loop.run(60.0)
@@ -153,7 +153,7 @@ def test_without_fresh_chunks_the_robot_is_stopped_within_the_deadline_and_the_l
 
 
 def test_rearming_is_explicit_and_forgets_the_old_episode(fake_robot, fake_clock):
-    """A robot that starts again by itself when the network comes back."""
+    """Guards against: a robot that starts again by itself when the network comes back."""
     loop = make_loop(fake_robot, fake_clock, forward, silent_after=5)
     loop.run(60.0)
     resets = loop.inference.resets
@@ -169,7 +169,7 @@ def test_rearming_is_explicit_and_forgets_the_old_episode(fake_robot, fake_clock
 
 
 def test_an_error_of_the_policy_stops_the_robot_at_once_and_is_told(fake_robot, fake_clock):
-    """Waiting for the watchdog when the failure is already known."""
+    """Guards against: waiting for the watchdog when the failure is already known."""
 
     def script(step, observation):
         if step == 7:
@@ -183,7 +183,7 @@ def test_an_error_of_the_policy_stops_the_robot_at_once_and_is_told(fake_robot, 
 
 
 def test_a_lost_robot_ends_the_run_with_its_reason(fake_robot, fake_clock):
-    """Commands sent into nowhere for the rest of the episode."""
+    """Guards against: commands sent into nowhere for the rest of the episode."""
 
     def script(step, observation):
         if step == 5:
@@ -216,7 +216,7 @@ def test_the_control_loop_standing_still_is_a_stop_of_its_own(fake_robot, fake_c
 
 
 def test_a_robot_set_up_for_another_rate_is_refused(panda, fake_clock, fake_robot):
-    """A 20 Hz policy on a 15 Hz robot moves at three quarters of the speed, and nobody is told."""
+    """Guards against: a 20 Hz policy that moves a 15 Hz robot at three quarters of the speed, silently."""
     fake_robot.control_dt = 1 / 15
     with pytest.raises(ValueError, match="set up for 15 actions/s, the policy was trained for 20"):
         make_loop(fake_robot, fake_clock, forward)
@@ -226,7 +226,7 @@ def test_a_robot_set_up_for_another_rate_is_refused(panda, fake_clock, fake_robo
 
 
 def test_home_is_reached_slowly(fake_robot, fake_clock, panda):
-    """A home pose taken at full speed from wherever the arm was left."""
+    """Guards against: a home pose taken at full speed from wherever the arm was left."""
     away = np.add(panda.home_rad, [0.5, 0.1, -0.3, 0.2, 0.4, -0.2, 0.6])
     fake_robot._qpos = away
     loop = make_loop(fake_robot, fake_clock, forward)
@@ -239,7 +239,7 @@ def test_home_is_reached_slowly(fake_robot, fake_clock, panda):
 
 @pytest.mark.parametrize("spec", [EE, ActionSpec(arm=7, gripper=0, kind="delta", space="joint_position")])
 def test_the_gripper_keeps_what_it_holds_until_an_action_says_otherwise(panda, fake_clock, spec):
-    """An object dropped on the way home, while the policy loads, or by a policy that has no gripper."""
+    """Guards against: an object dropped on the way home, while the policy loads, or by a policy that has no gripper."""
     robot = FakeRobot(panda, clock=fake_clock, opening_m=0.03)
     robot._qpos = np.add(panda.home_rad, [0.1, 0, 0, 0, 0, 0, 0])
     loop = make_loop(robot, fake_clock, lambda *_: np.tile([0, 0, 0, 0, 0, 0, -1.0 if spec is EE else 0], (4, 1)), spec)
@@ -257,7 +257,7 @@ def test_the_gripper_keeps_what_it_holds_until_an_action_says_otherwise(panda, f
 
 
 def test_a_dry_run_computes_and_records_but_sends_nothing(fake_robot, fake_clock):
-    """A rehearsal that moves the arm."""
+    """Guards against: a rehearsal that moves the arm."""
     loop = make_loop(fake_robot, fake_clock, forward, dry_run=True, recorder=(recorder := ListRecorder()))
     statistics = loop.run(1.0)
     assert fake_robot.commands == []
@@ -266,7 +266,7 @@ def test_a_dry_run_computes_and_records_but_sends_nothing(fake_robot, fake_clock
 
 
 def test_an_interrupt_brakes_and_stops_the_robot_before_it_is_raised(fake_robot, fake_clock):
-    """Ctrl-C that leaves the arm with its last velocity."""
+    """Guards against: Ctrl-C that leaves the arm with its last velocity."""
 
     def script(step, observation):
         if step == 10:
@@ -329,7 +329,7 @@ def test_an_observation_from_the_future_is_no_fresh_chunk(fake_robot, fake_clock
 def test_a_sensor_that_stands_still_or_has_another_clock_is_a_stop_that_says_so(
     fake_robot, fake_clock, stamped, message
 ):
-    """A driver whose clock jumps, or that gives its last reading again and again, taken for a slow policy."""
+    """Guards against: a driver whose clock jumps, or that gives its last reading again and again, taken for a slow policy."""
     observe = fake_robot.observe
     fake_clock.t_s = 100.0
     fake_robot.observe = lambda: replace(observe(), stamp_s=stamped(observe().stamp_s))
@@ -341,7 +341,7 @@ def test_a_sensor_that_stands_still_or_has_another_clock_is_a_stop_that_says_so(
 
 
 def test_a_policy_that_never_answers_is_a_stop_however_short_the_run(fake_robot, fake_clock):
-    """A run that ends well, and in which nothing ever moved."""
+    """Guards against: a run that ends well, and in which nothing ever moved."""
     loop = make_loop(fake_robot, fake_clock, forward, silent_after=0)
     loop.run(2.0)
     assert loop.stopped == "the policy never answered, in 2 s"
@@ -366,7 +366,7 @@ def test_an_arm_that_does_not_follow_its_commands_is_stopped(fake_robot, fake_cl
 
 
 def test_the_first_of_several_reasons_is_the_one_that_is_told(fake_robot, fake_clock):
-    """A policy's failure hidden behind the robot that was lost while it braked."""
+    """Guards against: a policy's failure hidden behind the robot that was lost while it braked."""
 
     def script(step, observation):
         if step == 7:
@@ -450,7 +450,7 @@ def test_waiting_for_the_first_chunk_is_no_failure(fake_robot, fake_clock):
 
 
 def test_actions_that_the_robot_cannot_execute_are_refused_before_it_moves(panda, fake_clock):
-    """Guards against: a second gripper that is ignored, and a robot without kinematics that is told to expect what it has."""
+    """Guards against: a second gripper that is ignored, and a robot without kinematics that passes for one with them."""
     still = lambda step, observation: np.zeros((4, 8))  # noqa: E731
     two = ActionSpec(arm=6, gripper=2, kind="delta", space="ee", rate_hz=20.0)
     with pytest.raises(ValueError, match=r"the actions command 2 grippers \(columns 6, 7\), robot panda has one"):

@@ -6,7 +6,7 @@ from robopolicy.control.profile import RobotProfile, profile_from_dict, read_pro
 
 
 def test_shipped_profiles_have_the_data_sheets_limits_and_the_sims_home():
-    """A transposed digit in a limit of a real robot."""
+    """Guards against: a transposed digit in a limit of a real robot."""
     panda, fr3 = read_profile("panda"), read_profile("fr3")
     assert panda.velocity_rad_s == (2.175,) * 4 + (2.61,) * 3
     assert panda.acceleration_rad_s2 == (15.0, 7.5, 10.0, 12.5, 15.0, 20.0, 20.0)
@@ -33,7 +33,7 @@ def test_shipped_profiles_have_the_data_sheets_limits_and_the_sims_home():
     ],
 )
 def test_a_wrong_profile_is_refused_in_words(change, message):
-    """A typo in a safety limit that is taken for its default."""
+    """Guards against: a typo in a safety limit that is taken for its default."""
     with pytest.raises(ValueError, match=message):
         profile_with(**change)
 
@@ -43,7 +43,7 @@ def profile_with(**change: object) -> RobotProfile:
 
 
 def test_an_unknown_or_broken_profile_file_names_what_there_is(tmp_path):
-    """FileNotFoundError where a list of the shipped profiles would help."""
+    """Guards against: FileNotFoundError where a list of the shipped profiles would help."""
     with pytest.raises(ValueError, match="no robot profile 'ur5'; shipped are: fr3, panda"):
         read_profile("ur5")
     (tmp_path / "mine.yaml").write_text("- 1\n")

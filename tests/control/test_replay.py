@@ -18,7 +18,7 @@ def record(spec: ActionSpec = DELTAS, steps: int = 6) -> Record:
 
 @pytest.mark.parametrize("speed", [0.25, 0.4, 0.7, 1.0, 1.5])
 def test_deltas_at_another_speed_add_up_to_the_same_motion(speed):
-    """A replay at half the speed that goes half the way, or twice as far."""
+    """Guards against: a replay at half the speed that goes half the way, or twice as far."""
     original, stretched = record(), record().at_speed(speed)
     assert len(stretched.actions) == np.ceil(6 / speed)
     np.testing.assert_allclose(stretched.actions[:, :2].sum(0), original.actions[:, :2].sum(0), atol=1e-9)
@@ -36,7 +36,7 @@ def test_targets_at_half_the_speed_are_the_same_with_others_between_them():
 
 
 def test_a_path_becomes_targets_one_step_ahead_and_keeps_its_gripper():
-    """Targets that lag one step behind, or a replay that never grasps."""
+    """Guards against: targets that lag one step behind, or a replay that never grasps."""
     followed = along_path(record())
     np.testing.assert_allclose(followed.actions[:5, :2], record().path_rad[1:], atol=1e-6)
     np.testing.assert_allclose(followed.actions[5, :2], [0.6, -0.2], atol=1e-6)
@@ -55,7 +55,7 @@ def test_a_path_becomes_targets_one_step_ahead_and_keeps_its_gripper():
 
 
 def test_the_speed_within_the_limits_is_that_of_the_fastest_joint(panda):
-    """A suggestion that is still too fast, or needlessly slow."""
+    """Guards against: a suggestion that is still too fast, or needlessly slow."""
     path = np.array(panda.home_rad) + 0.4 * np.sin(np.linspace(0, 2 * np.pi, 21))[:, None] ** 2
     spec = ActionSpec(arm=7, gripper=0, kind="absolute", space="joint_position", rate_hz=20.0)
     fast = Record(path[1:], spec, path)
@@ -97,7 +97,7 @@ def test_what_is_done_when_depends_on_the_time_alone():
 
 
 def test_the_outcome_tells_the_largest_deviation_and_whether_it_was_followed():
-    """A replay that strayed half a radian and reports success."""
+    """Guards against: a replay that strayed half a radian and reports success."""
     stream = RecordedStream(along_path(record()), 0.05)
     for step in range(17):
         place = stream.record.path_rad[min(step, 6)] + [0.0, 0.02 * (step == 3)]
@@ -114,7 +114,7 @@ def test_the_outcome_tells_the_largest_deviation_and_whether_it_was_followed():
 
 
 def test_a_record_of_another_robot_is_refused(panda):
-    """Two joints' angles sent to the first two of seven."""
+    """Guards against: two joints' angles sent to the first two of seven."""
     with pytest.raises(ValueError, match="the record has 2 joint positions; panda has 7 joints"):
         first_place(record(), panda)
     assert first_place(Record(record().actions, DELTAS), panda) is None

@@ -40,7 +40,7 @@ def drive(send, home, seconds: float, speed_rad_s: float = 0.5) -> None:
 
 @pytest.mark.parametrize("end", ["drop", "freeze"])
 def test_a_client_that_vanishes_in_motion_leaves_a_robot_that_brakes(arm, panda, end):
-    """A pulled cable, or a client that hangs: the arm goes on with its last velocity, or stops dead."""
+    """Guards against: an arm that keeps its last velocity, or stops dead, when the cable is pulled or the client hangs."""
     with (
         RobotServer(arm, port=0, deadline_s=0.2) as server,
         connect(f"ws://127.0.0.1:{server.port}", close_timeout=0.1) as client,
@@ -62,7 +62,7 @@ def test_a_client_that_vanishes_in_motion_leaves_a_robot_that_brakes(arm, panda,
 
 
 def test_a_robot_that_stopped_itself_says_so_and_a_new_connection_starts_anew(arm):
-    """Commands that vanish without a word after the robot's own watchdog has stopped it."""
+    """Guards against: commands that vanish without a word after the robot's own watchdog has stopped it."""
     with RobotServer(arm, port=0, deadline_s=0.3) as server:
         with WebsocketRobot(port=server.port, timeout_s=PATIENCE_S) as robot:
             home = robot.qpos()
@@ -77,7 +77,7 @@ def test_a_robot_that_stopped_itself_says_so_and_a_new_connection_starts_anew(ar
 
 
 def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(arm):
-    """After one slow picture the policy sees the last moment instead of this one, for ever, and stamped as fresh."""
+    """After one slow image the policy sees the last moment instead of this one, for ever, and stamped as fresh."""
     look, slow = arm.observe, threading.Event()
 
     def observe() -> Observation:
@@ -99,7 +99,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(arm):
 
 
 def test_a_reading_that_was_old_when_it_was_taken_stays_old_over_the_network(arm):
-    """A camera that stands still behind a socket, stamped as fresh by the socket's other end."""
+    """Guards against: a camera that stands still behind a socket, stamped as fresh by the socket's other end."""
     look, old_s = arm.observe, 0.0
     arm.observe = lambda: replace(look(), stamp_s=look().stamp_s - old_s)
     with RobotServer(arm, port=0) as server, WebsocketRobot(port=server.port, timeout_s=PATIENCE_S) as robot:
@@ -110,7 +110,7 @@ def test_a_reading_that_was_old_when_it_was_taken_stays_old_over_the_network(arm
 
 
 def test_who_is_no_robot_or_taken_refuses_in_one_line(arm):
-    """A traceback of the websocket library for a second operator, or for the wrong port."""
+    """Guards against: a traceback of the websocket library for a second operator, or for the wrong port."""
     with (
         RobotServer(arm, port=0) as server,
         WebsocketRobot(port=server.port),
@@ -149,7 +149,7 @@ def test_who_is_no_robot_or_taken_refuses_in_one_line(arm):
     ids=["garbage", "list", "wish", "text", "incomplete", "nan", "too-few", "nan-gripper", "too-long"],
 )
 def test_hostile_commands_move_nothing_and_the_next_client_is_served(arm, message):
-    """One broken client that takes the robot's driver down with it."""
+    """Guards against: one broken client that takes the robot's driver down with it."""
     home = arm.qpos().copy()
     with RobotServer(arm, port=0) as server:
         with connect(f"ws://127.0.0.1:{server.port}", close_timeout=0.1) as client:
@@ -199,7 +199,7 @@ def test_a_robot_is_driven_over_tls(arm, tmp_path, caplog):
 
 
 def test_only_one_client_drives(arm):
-    """Two policies that pull at one arm."""
+    """Guards against: two policies that pull at one arm."""
     with (
         RobotServer(arm, port=0) as server,
         WebsocketRobot(port=server.port),
@@ -210,7 +210,7 @@ def test_only_one_client_drives(arm):
 
 
 def test_a_robot_that_is_not_there_or_goes_away_is_one_line(arm):
-    """A traceback out of a thread instead of a reason."""
+    """Guards against: a traceback out of a thread instead of a reason."""
     with RobotServer(arm, port=0) as server:
         port = server.port
         robot = WebsocketRobot(port=port, timeout_s=0.2)

@@ -292,7 +292,7 @@ def test_a_low_dim_policy_takes_smaller_messages_than_one_with_cameras():
 
 
 def test_connections_that_say_nothing_are_capped():
-    """Thousands of silent connections would use up the process's file descriptors."""
+    """Guards against: thousands of silent connections, which would use up the process's file descriptors."""
     with running_server(limits=replace(PATIENT, max_connections=4)) as server, ExitStack() as stack:
         address = ("127.0.0.1", server.port)
         silent = [stack.enter_context(socket.create_connection(address)) for _ in range(40)]
@@ -411,7 +411,7 @@ def attack(frames: int, seed: int) -> None:
                 continue
             finally:
                 connection.close()
-            if isinstance(said, bytes):  # a flipped bit may hit a picture: then it is an observation like any other
+            if isinstance(said, bytes):  # a flipped bit may hit an image: then it is an observation like any other
                 assert np.isfinite(unpack(said)["actions"]).all()
                 continue
             assert len(said) <= 500

@@ -84,7 +84,7 @@ def test_commands_obey_every_limit_for_any_sequence_of_policy_outputs(name, kind
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_the_limits_hold_at_a_thousand_commands_a_second(seed):
-    """Rounding that only shows in third differences of a short period."""
+    """Guards against: rounding that only shows in third differences of a short period."""
     profile, rng = read_profile("panda"), np.random.default_rng(seed)
     smoother = JointSmoother(profile, 0.001, CONTROL_DT)
     commands = [smoother.state[0]] * 3
@@ -95,7 +95,7 @@ def test_the_limits_hold_at_a_thousand_commands_a_second(seed):
 
 
 def test_a_target_within_reach_is_reached_one_control_step_later(panda):
-    """Smoothing that lags behind by more than it must."""
+    """Guards against: smoothing that lags behind by more than it must."""
     smoother = JointSmoother(panda, COMMAND_DT, CONTROL_DT)
     target = np.add(panda.home_rad, 0.001)
     assert smoother.aim(target) is None
@@ -129,7 +129,7 @@ def test_the_limit_that_a_target_breaks_is_named(panda):
 
 
 def test_a_joint_beyond_its_limit_is_no_place_to_start_from(panda):
-    """A command that begins where the robot can't be."""
+    """Guards against: a command that begins where the robot can't be."""
     smoother = JointSmoother(panda, COMMAND_DT, CONTROL_DT)
     with pytest.raises(ValueError, match=r"panda_joint4 is at 0\.0000 rad, outside its limits -3\.0718 \.\. -0\.0698"):
         smoother.start(np.zeros(7))

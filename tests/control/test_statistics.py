@@ -9,7 +9,7 @@ from robopolicy.control.statistics import LoopStatistics, live_table, percentile
 
 
 def test_percentiles_are_of_all_times_or_of_the_last_ones():
-    """A live table that slows down as the run grows, or never forgets its start."""
+    """Guards against: a live table that slows down as the run grows, or never forgets its start."""
     times_s = [0.1] * 100 + [0.001] * 100
     assert percentiles_ms(times_s)["max"] == pytest.approx(100.0)
     assert percentiles_ms(times_s, last=50)["max"] == pytest.approx(1.0)
@@ -17,14 +17,14 @@ def test_percentiles_are_of_all_times_or_of_the_last_ones():
 
 
 def test_the_rate_is_that_at_which_steps_really_came():
-    """A loop that says 20 Hz because it was asked to."""
+    """Guards against: a loop that says 20 Hz because it was asked to."""
     statistics = LoopStatistics(control_dt=0.05, command_dt=0.001, steps=19, elapsed_s=0.95)
     assert statistics.rate_hz == pytest.approx(18 / 0.95)
     assert LoopStatistics(0.05, 0.001).rate_hz == 0.0
 
 
 def test_the_table_shows_what_a_robot_engineer_looks_for():
-    """A limit that is hit at every step, and a table that doesn't say so."""
+    """Guards against: a limit that is hit at every step, and a table that doesn't say so."""
     statistics = LoopStatistics(control_dt=0.05, command_dt=0.001, steps=10, elapsed_s=0.45, overruns=3)
     statistics.deviation_s.extend([0.0001] * 10)
     statistics.limited.update(motion=5)

@@ -32,7 +32,7 @@ def test_a_continuous_gripper_is_an_arm_column():
 
 
 def test_no_demo_or_changing_width_is_refused():
-    """An empty split would otherwise give a policy without actions."""
+    """Guards against: an empty split, which would otherwise give a policy without actions."""
     with pytest.raises(DemoFormatError, match="no actions"):
         infer_action_spec([])
     with pytest.raises(DemoFormatError, match="3 columns after others of 2"):

@@ -13,7 +13,7 @@ from tests.demo_samples import LENGTHS, write_act, write_libero, write_robomimic
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A robomimic file whose demo_0 is sound, demo_1 has a NaN, demo_2 has more pictures than actions, demo_3 equals demo_0."""
+    """A robomimic file whose demo_0 is sound, demo_1 has a NaN, demo_2 has more images than actions, demo_3 equals demo_0."""
     path = write_robomimic(tmp_path / "lift.hdf5")
     with h5py.File(path, "r+") as file:
         file["data/demo_1/actions"][2, 3] = np.nan
@@ -68,7 +68,7 @@ def test_salvage_writes_the_good_demos_only(damaged, tmp_path):
 
 
 def test_nothing_good_is_nothing_to_salvage(damaged, tmp_path):
-    """An empty file would be refused later, without the reason."""
+    """Guards against: an empty file, which would be refused later, without the reason."""
     with h5py.File(damaged, "r+") as file:
         for index in (0, 2, 3, 4):
             del file[f"data/demo_{index}"]
@@ -96,7 +96,7 @@ def test_files_that_don_t_fit_together_are_noted(tiny_demos, tmp_path):
 
 
 def test_the_page_holds_everything_in_itself(tiny_demos, tmp_path):
-    """A page that loads scripts or pictures from elsewhere shows nothing on the lab's machine."""
+    """A page that loads scripts or images from elsewhere shows nothing on the lab's machine."""
     page = tmp_path / "out" / "check.html"
     run_check([tiny_demos], html=page, console=Console(quiet=True))
     text = page.read_text()

@@ -41,13 +41,13 @@ def test_clocks_that_stutter_turn_back_or_disagree_are_problems(times, expected)
 
 
 def test_two_sensors_with_different_clocks_are_a_problem():
-    """A camera at half the rate, resampled carelessly, shows half-old pictures."""
+    """A camera at half the rate, resampled carelessly, shows half-old images."""
     obs = {"camera_time": np.arange(10) / 10, "joint_time": np.arange(10) / 20}
     assert any("unequal clocks" in text for text in demo_problems(a_demo(obs), None, None))
 
 
 def test_a_camera_that_stands_still_is_noted():
-    """Frozen pictures teach the policy to ignore them."""
+    """Frozen images teach the policy to ignore them."""
     frozen = np.zeros((10, 4, 4, 3), np.uint8)
     moving = np.arange(10, dtype=np.uint8)[:, None, None, None] + frozen
     assert [text.partition(":")[0] for text in demo_notes(a_demo({"front": frozen, "wrist": moving}))] == ["front"]

@@ -69,7 +69,7 @@ def test_foreign_byte_order_and_unwritten_chunks_are_read_as_hdf5_reads_them(pat
 
 
 def test_damaged_data_is_reported_not_returned(path):
-    """Garbage pictures would train silently."""
+    """Guards against: garbage images, which would train silently."""
     with h5py.File(path, "r") as file:
         chunk = file["gzip"].id.get_chunk_info(1)
         contiguous = file["contiguous"]

@@ -1,7 +1,7 @@
 """Damaged files: whatever bytes change, a file is refused in one line or its demos are what they were; nothing hangs.
 
 Native files that were converted carry checksums: every demo that is given back must equal the one written. Others' files
-have none, so a changed number can't be told from a true one: what is given back must be whole and finite.
+have none, so a changed number can't be detected: what is returned must be whole and finite.
 """
 
 from collections import Counter
@@ -56,7 +56,7 @@ def _native(folder):
 
 
 def fuzz(family: str, cases: int, folder, monkeypatch, silence_s: float) -> Counter:
-    """Open and read so many damaged files; gives how many files and demos were refused, and how many demos were given.
+    """Open and read this many damaged files; returns how many files and demos were refused, and how many demos were given.
 
     A file that stalls its reader is given up after `silence_s`, for the sake of the test's own time.
     """

@@ -71,7 +71,7 @@ def test_demos_are_sorted_by_number(tmp_path, make_demo):
 
 
 def test_filter_keys_are_read_and_must_name_demos_of_the_file(tmp_path, make_demo):
-    """A mask that names a demo from elsewhere would silently shrink the split."""
+    """Guards against: a mask that names a demo from elsewhere, which would silently shrink the split."""
     path = tmp_path / "a.hdf5"
     with DemoWriter(path) as writer:
         for number in range(3):
@@ -212,7 +212,7 @@ def test_a_missing_observation_lists_those_present(demo_file):
 
 
 def test_damaged_chunks_name_demo_and_key(tiny_demos, tmp_path):
-    """Pictures that don't unpack must not become black ones."""
+    """Images that don't unpack must not become black ones."""
     path = tmp_path / "tiny.hdf5"
     content = bytearray(tiny_demos.read_bytes())
     with h5py.File(tiny_demos, "r") as file:

@@ -1,4 +1,4 @@
-"""Where pictures and tokens are held."""
+"""Where images and tokens are held."""
 
 import logging
 

@@ -99,7 +99,7 @@ def test_a_ring_of_hard_links_ends(tmp_path):
 
 
 def test_a_file_that_crashes_the_library_is_refused_and_the_next_one_is_read(file, tmp_path, monkeypatch):
-    """A fault inside the HDF5 library would take the training run, or the robot's log, with it."""
+    """Guards against: a fault inside the HDF5 library, which would take the training run, or the robot's log, with it."""
 
     def crash(path: str, alive: object) -> None:
         if path.endswith("bad.hdf5"):
@@ -112,7 +112,7 @@ def test_a_file_that_crashes_the_library_is_refused_and_the_next_one_is_read(fil
 
 
 def test_a_file_that_stalls_its_reader_is_refused_in_time(file, monkeypatch):
-    """A loop in a damaged index would hang the command for ever."""
+    """Guards against: a loop in a damaged index, which would hang the command for ever."""
     monkeypatch.setattr(probe, "fault", lambda path, alive: time.sleep(60))
     start = time.monotonic()
     assert "no progress in reading it for 0.2 s" in (probe._in_child(str(file), 0.2) or "")
@@ -120,7 +120,7 @@ def test_a_file_that_stalls_its_reader_is_refused_in_time(file, monkeypatch):
 
 
 def test_a_large_file_may_take_longer_than_the_limit_on_silence(file, monkeypatch):
-    """A limit on the whole would refuse ten thousand sound demos on a slow disk."""
+    """Guards against: a limit on the whole, which would refuse ten thousand sound demos on a slow disk."""
 
     def slow(path: str, alive: Callable[[], object]) -> None:
         for _ in range(8):

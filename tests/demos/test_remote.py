@@ -60,7 +60,7 @@ def test_a_folder_by_url_is_one_data_set(tmp_path):
 
 
 def test_a_copy_that_is_not_whole_leaves_nothing(storage, cache, monkeypatch):
-    """A connection that breaks would leave a file that the next run takes for the copy."""
+    """Guards against: a connection that breaks, which would leave a file that the next run takes for the copy."""
     whole = type(storage).get_file
 
     def cut(self, source, target, **options):

@@ -41,7 +41,7 @@ def test_several_sources_are_told_apart(tiny_demos):
 
 
 def test_tokens_are_read_from_the_file_and_their_absence_says_what_to_do(tmp_path, demo_file):
-    """A precomputed encoder without tokens would fail deep in the model."""
+    """Guards against: a precomputed encoder without tokens, which would fail deep in the model."""
     tokens = np.random.default_rng(0).normal(size=(6, 3, 4)).astype(np.float16)
     with DemoWriter(tmp_path / "a.hdf5") as writer:
         writer.write(Demo("demo_0", {"x": np.zeros((6, 2))}, np.zeros((6, 1)), tokens=tokens))
@@ -57,7 +57,7 @@ def test_tokens_are_read_from_the_file_and_their_absence_says_what_to_do(tmp_pat
 
 @pytest.mark.parametrize("placement", ["device", "disk"])
 def test_the_mask_of_tokens_is_one_of_the_observations_and_all_ones_where_a_demo_has_none(tmp_path, placement):
-    """Padding pooled as if it were words; a file from before masks that can't be read any more."""
+    """Guards against: padding pooled as if it were words; a file from before masks that can't be read any more."""
     with DemoWriter(tmp_path / "a.hdf5") as writer:
         for number, mask in enumerate(([1, 1, 0], None, [1, 2, 0], [1, 1], [0, 0, 0])):
             told = {} if mask is None else {TOKEN_VALID_KEY: np.array(mask, np.uint8)}
@@ -110,7 +110,7 @@ def _resident_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to read the resident memory from")
 def test_a_50_gb_set_is_read_in_a_small_part_of_memory(tmp_path):
-    """Memory-mapped or cached pictures would grow until the machine kills the training."""
+    """Guards against: memory-mapped or cached images, which would grow until the machine kills the training."""
     path, frame, steps = tmp_path / "large.hdf5", (240, 320, 3), 4400
     with h5py.File(path, "w") as file:  # in one piece and allocated, but a hole on the disk
         for number in range(50):

@@ -67,7 +67,7 @@ def test_every_step_starts_a_segment_and_its_own_action_is_valid(demo_file):
 
 
 def test_nothing_is_a_segment_without_a_valid_frame(demo_file):
-    """Lanes that have run out of demos must not train on whatever lies in row 0."""
+    """Guards against: episode streams without a demo left that train on whatever lies in row 0."""
     rows = load_rows([(demo_file, demo_file.names)], ("ee_pose", "front"))
     batch = DemoStore(rows, segment=4, chunk=3).gather(torch.tensor([-1, 0, -1]))
     assert batch.frame_valid.any(dim=1).tolist() == [False, True, False]
@@ -76,7 +76,7 @@ def test_nothing_is_a_segment_without_a_valid_frame(demo_file):
 
 
 def test_targets_are_transformed_once_and_padding_with_them(demo_file):
-    """A transform per batch would cost more than the gather."""
+    """Guards against: a transform per batch, which would cost more than the gather."""
     calls = []
 
     def double(rows: torch.Tensor) -> torch.Tensor:

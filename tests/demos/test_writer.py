@@ -19,8 +19,8 @@ from robopolicy.types import Demo, DemoFormatError
 from tests.full_disk import full_disk
 
 
-def test_pictures_are_packed_such_that_a_window_reads_few_chunks(tmp_path, make_demo):
-    """One chunk per demo would unpack 500 frames for a window of 10; one per frame costs a read each."""
+def test_images_are_packed_such_that_a_window_reads_few_chunks(tmp_path, make_demo):
+    """Guards against: one chunk per demo, which would unpack 500 frames for a window of 10; one per frame costs a read each."""
     with DemoWriter(tmp_path / "a.hdf5") as writer:
         writer.write(make_demo(0, steps=50, image_size=16))
     with h5py.File(tmp_path / "a.hdf5", "r") as file:
@@ -30,7 +30,7 @@ def test_pictures_are_packed_such_that_a_window_reads_few_chunks(tmp_path, make_
 
 
 def test_an_existing_file_is_never_overwritten(tmp_path, make_demo):
-    """A second collect with the same name would destroy hours of demonstrations."""
+    """Guards against: a second collect with the same name, which would destroy hours of demonstrations."""
     path = tmp_path / "a.hdf5"
     with DemoWriter(path) as writer:
         writer.write(make_demo(0))
@@ -45,7 +45,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path, make_demo):
 
 
 def test_a_demo_that_can_not_be_stored_leaves_the_file_as_it_was(tmp_path, make_demo):
-    """A half-written group would count as a demo when the file is opened again."""
+    """Guards against: a half-written group, which would count as a demo when the file is opened again."""
     path = tmp_path / "a.hdf5"
     with DemoWriter(path) as writer:
         writer.write(make_demo(0))
@@ -136,7 +136,7 @@ def _collect_two(path: Path, make_demo) -> None:
 
 
 def dies_in_a_child(work: Callable[[], None], event: str, fatal: int) -> bool:
-    """Run it in a forked process that dies at the n-th audit event of a kind; whether there were so many."""
+    """Run it in a forked process that dies at the n-th audit event of a kind; returns whether there were n."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()

@@ -1,4 +1,4 @@
-"""Does a policy do what it is told? Trained for some seconds on `reach`, it must touch whatever cube is named."""
+"""Does a policy follow its instruction? Trained for some seconds on `reach`, it must touch whatever cube is named."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def robopolicy(folder: Path, *words: str) -> None:
 
 
 def first_touched(folder: Path, told: list[str]) -> np.ndarray:
-    """Index of the cube that is touched first in each world where the policy is told `told`; -1 for none in time."""
+    """Index of the cube that is touched first in each world, for the instructions `told`; -1 if none in time."""
     policy, env = load_policy(folder), RobotVectorEnv("reach", len(told))
     actor = PolicyActor(policy, len(told), env.control_dt, RecedingOptions())
     seeds = range(50_000, 50_000 + len(told))

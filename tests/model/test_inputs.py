@@ -11,7 +11,7 @@ EXPECTED = {"ee_pose": ArraySpec((7,)), "front": ArraySpec((4, 4, 3), "uint8")}
 CPU = torch.device("cpu")
 
 
-def test_numbers_become_float32_and_pictures_stay_bytes():
+def test_numbers_become_float32_and_images_stay_bytes():
     """float64 from a simulator would make every product of the policy fail, or twice as slow."""
     obs = {"ee_pose": np.ones((2, 7)), "front": np.full((2, 4, 4, 3), 9, np.uint8), "unused": np.zeros(1)}
     tensors = checked_inputs(obs, EXPECTED, CPU)

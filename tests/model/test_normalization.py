@@ -44,7 +44,7 @@ def test_each_kind_puts_the_training_range_where_it_says():
 @pytest.mark.parametrize("kind", ["min-max", "mean-std", "quantile"])
 @pytest.mark.parametrize("value", [0.0, 0.7, -1e6])
 def test_a_constant_dimension_becomes_zero_and_comes_back_exactly(kind, value):
-    """0 / 0, or rounding noise scaled up to size 1."""
+    """Guards against: 0 / 0, or rounding noise scaled up to size 1."""
     rows = np.full((50, 1), value)
     rows[::2] *= 1 + 1e-8
     normalizer = Normalizer(1, kind, Statistics.of(rows))
@@ -119,7 +119,7 @@ def test_numpy_and_torch_rows_give_the_same_targets():
 
 
 def test_a_constant_arm_column_is_given_back_whatever_the_head_says():
-    """A dead column that the head jitters would move a joint that never moved in the demos."""
+    """Guards against: a dead column that the head jitters, which would move a joint that never moved in the demos."""
     rows = np.random.default_rng(0).uniform(-1, 1, size=(30, 2))
     rows[:, 1] = 0.3
     normalizer = ActionNormalizer(ActionSpec(arm=2, gripper=0), Statistics.of(rows))

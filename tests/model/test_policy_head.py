@@ -38,7 +38,7 @@ def stream(head, frames, valid=None):
     "action", [ActionSpec(6, 1), ActionSpec([0, 1, 3], [2]), ActionSpec(4, 0), ActionSpec(2, 2)], ids=str
 )
 def test_a_chunk_has_the_documented_shape(batch, action):
-    """Prevents an action width of 6 + 1 wired in anywhere."""
+    """Guards against: an action width of 6 + 1 wired in anywhere."""
     head = head_of(action=action)
     chunk = head(torch.randn(*batch, 3, 4, 5))
     assert chunk.arm.shape == (*batch, 3, 2, action.arm_width)
@@ -51,7 +51,7 @@ def test_a_chunk_has_the_documented_shape(batch, action):
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_stream_equals_the_window_for_every_kind(data):
-    """Prevents a combination of options whose stream is not its window."""
+    """Guards against: a combination of options whose stream is not its window."""
     pick = data.draw
     memory = pick(st.sampled_from(["lstm", "gru", "transformer", "none"]))
     history = pick(st.sampled_from(["window", "carry"])) if memory in ("lstm", "gru") else None
@@ -75,7 +75,7 @@ def test_a_stream_equals_the_window_for_every_kind(data):
 
 
 def test_sizes_and_parameter_count_are_those_of_robovlms():
-    """Prevents a head into which published checkpoints don't fit: 2048 wide tokens give 41,210,950 parameters."""
+    """Guards against: a head into which published checkpoints don't fit: 2048 wide tokens give 41,210,950 parameters."""
     with torch.device("meta"):
         head = PolicyHead(2048, ActionSpec(arm=6, gripper=1), window=16, chunk=10)
     assert sum(parameter.numel() for parameter in head.parameters()) == 41_210_950
@@ -85,14 +85,14 @@ def test_sizes_and_parameter_count_are_those_of_robovlms():
 
 
 def test_latent_vectors_widen_the_memory():
-    """Prevents latent > 1 heads that don't fit RoboVLMs' [4*H*L, in*L] weights."""
+    """Guards against: latent > 1 heads that don't fit RoboVLMs' [4*H*L, in*L] weights."""
     shapes = {name: tuple(weight.shape) for name, weight in head_of(latent=2).state_dict().items()}
     assert shapes["memory.weight_ih_l0"] == (64, 10)
     assert shapes["memory.weight_hh_l1"] == (64, 16)
 
 
 def test_pooling_frames_once_and_cutting_windows_equals_pooling_each_window():
-    """Prevents long segments that train on other numbers than windows."""
+    """Guards against: long segments that train on other numbers than windows."""
     head = head_of()
     tokens = torch.randn(2, 5, 4, 5)
     pooled = head.pool(tokens)
@@ -102,7 +102,7 @@ def test_pooling_frames_once_and_cutting_windows_equals_pooling_each_window():
 
 
 def test_unroll_over_two_chunks_equals_one_pass_in_numbers_and_gradients():
-    """Prevents truncated BPTT that differs from the full pass when nothing is cut."""
+    """Guards against: truncated BPTT that differs from the full pass when nothing is cut."""
     head = head_of(history="carry")
     tokens = torch.randn(2, 6, 4, 5)
     first, state = head.unroll(tokens[:, :4], head.initial_state(2))
@@ -117,7 +117,7 @@ def test_unroll_over_two_chunks_equals_one_pass_in_numbers_and_gradients():
 
 
 def test_a_detached_state_stops_the_gradient_at_the_chunk():
-    """Prevents truncated BPTT that isn't truncated."""
+    """Guards against: truncated BPTT that isn't truncated."""
     head = head_of(history="carry", widths=(64,))
     tokens = torch.randn(2, 6, 4, 5, requires_grad=True)
     _, state = head.unroll(tokens[:, :4], head.initial_state(2))
@@ -128,7 +128,7 @@ def test_a_detached_state_stops_the_gradient_at_the_chunk():
 
 
 def test_training_between_robot_steps_leaves_the_stream_right():
-    """Prevents RoboVLMs' fault: after training without a reset, the first robot step is silently wrong."""
+    """Guards against: RoboVLMs' fault: after training without a reset, the first robot step is silently wrong."""
     head = head_of()
     frames = torch.randn(2, 3, 4, 5)
     state = head.initial_state(2)
@@ -143,7 +143,7 @@ def test_training_between_robot_steps_leaves_the_stream_right():
 
 @pytest.mark.parametrize("kind", ["regression", "gmm", "discrete"])
 def test_loss_is_the_action_heads_own_and_its_gradient_reaches_every_weight(kind):
-    """Prevents a head that is trained with another head's loss, or in part."""
+    """Guards against: a head that is trained with another head's loss, or in part."""
     head = head_of(action_head=kind).train()
     target = torch.cat([torch.rand(2, 3, 2, 6) * 2 - 1, torch.randint(0, 2, (2, 3, 2, 1)).float()], dim=-1)
     valid = torch.ones(2, 3, 2, dtype=torch.bool)
@@ -155,13 +155,13 @@ def test_loss_is_the_action_heads_own_and_its_gradient_reaches_every_weight(kind
 
 
 def test_a_head_option_of_another_kind_is_refused():
-    """Prevents a setting that is silently not used."""
+    """Guards against: a setting that is silently not used."""
     with pytest.raises(TypeError):
         head_of(action_head="regression", modes=5)
 
 
 def test_a_window_of_one_trains_and_streams():
-    """Prevents RoboVLMs' fault: training with W = 1 runs the robot's branch and fails at step 2."""
+    """Guards against: RoboVLMs' fault: training with W = 1 runs the robot's branch and fails at step 2."""
     head = head_of(window=1)
     for _ in range(2):
         head(torch.randn(2, 1, 4, 5)).arm.sum().backward()
@@ -173,7 +173,7 @@ def test_a_window_of_one_trains_and_streams():
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 0, 5)], ids=["another width", "no tokens"])
 def test_tokens_that_do_not_fit_are_refused_in_one_line(shape):
-    """Prevents oneDNN's "could not create a primitive descriptor" as the answer to a wrong width."""
+    """Guards against: oneDNN's "could not create a primitive descriptor" as the answer to a wrong width."""
     with pytest.raises(ValueError, match=r"must have shape \(..., N, 5\) with N >= 1"):
         head_of().pool(torch.randn(shape))
 
@@ -204,7 +204,7 @@ def test_a_step_under_autocast_is_near_float32(memory):
 
 
 def test_a_normalized_linear_layer_streams():
-    """Prevents a step that tries to copy a layer with `spectral_norm`, which torch refuses."""
+    """Guards against: a step that tries to copy a layer with `spectral_norm`, which torch refuses."""
     head = head_of()
     torch.nn.utils.parametrizations.spectral_norm(head.eval().action_head.actions.mlp[0])
     head.eval()

@@ -93,7 +93,7 @@ def test_a_rotation_vector_that_turns_over_at_pi_goes_on(form):
 @pytest.mark.parametrize("form", ["aligned", "6d"])
 @pytest.mark.parametrize("kind", ["mean-std", "min-max", "quantile"])
 def test_the_inverse_gives_the_same_rotation(kind, form):
-    """A form that loses something would move every arm a little away from what was demonstrated."""
+    """Guards against: a form that loses something, which would move every arm a little away from what was demonstrated."""
     rows = poses(random_quaternions())
     normalizer = scaled(rows, QUATERNION, form, kind)
     back = normalizer.unnormalize(normalizer.normalize(torch.from_numpy(rows))).numpy()
@@ -157,7 +157,7 @@ def test_rotations_are_found_by_name_and_by_the_action_spec():
 
 
 def test_what_is_no_rotation_is_refused_if_declared_and_left_alone_if_guessed(caplog):
-    """Normalizing what merely is called `quat` would lose its length without a word."""
+    """Guards against: normalizing what merely is called `quat`, which would lose its length without a word."""
     rows = poses(2 * random_quaternions())
     declared = RotationColumns(QUATERNION.columns, "quaternion", declared=True)
     with pytest.raises(ValueError, match=r"of length 2 .* expected 1; say what it is, or none"):

@@ -35,7 +35,7 @@ def test_a_large_offset_costs_no_precision():
 
 
 def test_beyond_the_capacity_quantiles_come_from_a_uniform_sample():
-    """A sample of the first rows only would not see what changes later in the file."""
+    """Guards against: a sample of the first rows only, which would not see what changes later in the file."""
     running = RunningStatistics(capacity=2000)
     for start in range(0, 100_000, 1000):
         running.update(np.arange(start, start + 1000)[:, None])
@@ -47,7 +47,7 @@ def test_beyond_the_capacity_quantiles_come_from_a_uniform_sample():
 
 
 def test_nan_and_nothing_are_refused():
-    """One NaN would make every statistic NaN, and every observation after it."""
+    """Guards against: one NaN, which would make every statistic NaN, and every observation after it."""
     with pytest.raises(ValueError, match="2 of 4 values are NaN or infinite"):
         Statistics.of(np.array([[0.0, np.nan], [np.inf, 1.0]]))
     with pytest.raises(ValueError, match="no rows"):

@@ -8,8 +8,8 @@ from robopolicy.types import Demo
 from tests.full_disk import full_disk
 
 
-def test_a_gif_shows_every_picture_enlarged(tmp_path):
-    """Guards against: Pictures of 64 pixels are too small to see a cube in; a dropped one hides the moment of failure."""
+def test_a_gif_shows_every_image_enlarged(tmp_path):
+    """Guards against: Images of 64 pixels are too small to see a cube in; a dropped one hides the moment of failure."""
     import imageio.v3 as imageio
 
     frames = np.zeros((4, 8, 10, 3), np.uint8)
@@ -38,10 +38,10 @@ def test_a_video_is_of_the_given_rate(tmp_path):
 
 
 def test_cameras_are_shown_side_by_side_and_their_absence_is_told():
-    """Guards against: A demo without pictures must not become an empty video."""
-    picture = np.zeros((2, 8, 8, 3), np.uint8)
+    """Guards against: A demo without images must not become an empty video."""
+    image = np.zeros((2, 8, 8, 3), np.uint8)
     actions = np.zeros((2, 1), np.float32)
-    demo = Demo(name="demo_0", obs={"front": picture, "wrist": picture + 9}, actions=actions)
+    demo = Demo(name="demo_0", obs={"front": image, "wrist": image + 9}, actions=actions)
     assert demo_images(demo).shape == (2, 8, 16, 3)
     with pytest.raises(ValueError, match="demo_1 holds no images; it has pose; collect with --cameras"):
         demo_images(Demo(name="demo_1", obs={"pose": np.zeros((2, 3), np.float32)}, actions=actions))

@@ -20,7 +20,7 @@ def steps(env: RobotVectorEnv, count: int) -> tuple:
 
 @pytest.fixture(scope="module")
 def same_step(device_env) -> RobotVectorEnv:
-    """Worlds that begin anew by themselves after three steps."""
+    """Worlds that reset themselves after three steps."""
     import robopolicy.sim
 
     assert robopolicy.sim
@@ -30,7 +30,7 @@ def same_step(device_env) -> RobotVectorEnv:
 
 
 def test_everything_is_a_tensor(device_env):
-    """An array on the host would be a copy out of the device at every step."""
+    """Guards against: an array on the host, which would be a copy out of the device at every step."""
     obs, info = device_env.reset(seed=3)
     more = device_env.step(expert_actions(device_env))
     for value in [*obs.values(), *more[0].values(), *more[1:4], info["success"], info["seed"], info["fault"]]:
@@ -58,7 +58,7 @@ def test_episodes_are_those_of_the_cpu(device_env):
 
 
 def test_reset_mask_leaves_the_other_worlds_alone(device_env):
-    """A world that finishes takes the next seed while its neighbours go on."""
+    """Guards against: a reset of one world that disturbs its neighbours."""
     device_env.reset(seed=0)
     obs, *_, info = steps(device_env, 2)
     mask = torch.tensor([False, True, False, False])
@@ -72,7 +72,7 @@ def test_reset_mask_leaves_the_other_worlds_alone(device_env):
 
 
 def test_observations_of_two_steps_do_not_share_memory(device_env):
-    """A recorded frame that changes with the next step would make every frame of a demo the last one."""
+    """Guards against: a recorded frame that changes with the next step, which would make every frame of a demo the last one."""
     first, _ = device_env.reset(seed=0)
     kept = {key: value.clone() for key, value in first.items()}
     steps(device_env, 2)
@@ -109,7 +109,7 @@ def test_no_step_and_no_reset_by_itself_waits_for_the_device(same_step, unwaitin
 
 
 def test_new_episodes_go_on_and_on(same_step):
-    """A ring that runs dry would show the same scenes again and again."""
+    """Guards against: a ring that runs dry, which would show the same scenes again and again."""
     same_step.reset(seed=0)
     seeds: list[int] = []
     for _ in range(60):
@@ -119,7 +119,7 @@ def test_new_episodes_go_on_and_on(same_step):
 
 
 def test_an_action_that_is_no_number_fails_its_world_alone(device_env):
-    """A device can't raise; the episode must not go on as if nothing had happened."""
+    """Guards against: an episode that continues as if nothing had happened, since a device can't raise."""
     device_env.reset(seed=0)
     actions = torch.zeros(4, 7)
     actions[2, 1] = float("nan")
@@ -147,7 +147,7 @@ def test_what_cannot_be_is_refused(options, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["reach", "lift", "stack", "drawer", "recall", "chain"])
 def test_the_expert_solves_every_task_on_a_device(task):
-    """A task whose code knows only NumPy, or a scene that Warp simulates otherwise."""
+    """Guards against: a task whose code knows only NumPy, or a scene that Warp simulates otherwise."""
     env = RobotVectorEnv(task, 8, physics="warp")
     env.reset(seed=0)
     success, fault = torch.zeros(8, dtype=torch.bool), torch.zeros(8, dtype=torch.int64)

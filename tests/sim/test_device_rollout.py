@@ -23,7 +23,7 @@ NOISE = ActionNoise(std=0.1, push_share=0.0)
 
 
 def policy(env: RobotVectorEnv, frame_stride: int = 1) -> ChunkPolicy:
-    """Random weights that look at pictures and proprioception, and read the instruction."""
+    """Random weights that look at images and proprioception, and read the instruction."""
     torch.manual_seed(0)
     config = ExperimentConfig().change(SMALL | {"data.frame_stride": frame_stride, "encoder.kind": "pixels"})
     obs = {"front": ArraySpec((32, 32, 3), "uint8"), "ee_pose": ArraySpec((7,))}
@@ -64,7 +64,7 @@ def test_expert_episodes_are_those_of_the_cpu(device_env):
 
 
 def test_every_seed_is_run_once_however_rarely_the_device_is_looked_at(device_env):
-    """Episodes lost or counted twice between two looks would bend the success rate."""
+    """Guards against: episodes lost or counted twice between two looks, which would bend the success rate."""
     device_env.max_episode_steps, before = 3, device_env.max_episode_steps
     try:
         actor = DeviceExpertActor(device_env, ActionNoise.off(), SEEDS)
@@ -142,7 +142,7 @@ def test_an_evaluation_on_a_device_reports_as_one_on_the_cpu(device_env):
 
 
 def test_more_worlds_than_seeds_are_refused(device_env):
-    """Worlds that never had an episode would be read as episodes."""
+    """Guards against: worlds that never had an episode, which would be read as episodes."""
     actor = DeviceExpertActor(device_env, NOISE, (1,))
     with pytest.raises(ValueError, match="4 worlds for 1 episodes"):
         next(run_episodes_on_device(device_env, actor, (1,)))

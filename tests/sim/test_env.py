@@ -48,7 +48,7 @@ def test_observations_fit_the_declared_space(task):
 
 
 def test_observations_of_two_steps_do_not_share_memory():
-    """A recorded frame that changes with the next step would make every frame of a demo the last one."""
+    """Guards against: a recorded frame that changes with the next step, which would make every frame of a demo the last one."""
     env = RobotVectorEnv("place", 2)
     first, _ = env.reset(seed=0)
     kept = {key: value.copy() for key, value in first.items()}
@@ -73,7 +73,7 @@ def test_observation_holds_pose_gripper_and_relative_positions():
 
 
 def test_reset_mask_leaves_the_other_worlds_alone():
-    """A world that finishes takes the next seed while its neighbours go on."""
+    """Guards against: a reset of one world that disturbs its neighbours."""
     env = RobotVectorEnv("lift", 3)
     env.reset(seed=0)
     for step in range(3):
@@ -129,7 +129,7 @@ def test_actions_beyond_one_are_clipped():
 
 
 def test_an_action_that_is_no_number_is_refused():
-    """MuJoCo would quietly reset the world, and the episode would go on as another one."""
+    """Guards against: a world that MuJoCo quietly resets, so that its episode continues as another one."""
     env = RobotVectorEnv("lift", 3)
     env.reset(seed=0)
     actions = np.zeros((3, 7))
@@ -226,14 +226,14 @@ def test_made_by_gymnasium_it_is_the_same_environment():
     assert_same(obs, ours)
 
 
-def test_render_gives_each_worlds_front_picture():
+def test_render_gives_each_worlds_front_image():
     """`make_vec(..., render_mode="rgb_array")`, which the metadata offers, ended in a TypeError."""
-    pytest.importorskip("mujoco_warp", reason="pictures need the extra 'sim'")
+    pytest.importorskip("mujoco_warp", reason="images need the extra 'sim'")
     env = gymnasium.make_vec("robopolicy/Lift-v0", num_envs=2, render_mode="rgb_array", image_size=16)
     obs, _ = env.reset(seed=0)
-    pictures = env.render()
-    assert pictures is not None
-    np.testing.assert_array_equal(np.stack(list(pictures)), obs["front"])
+    images = env.render()
+    assert images is not None
+    np.testing.assert_array_equal(np.stack(list(images)), obs["front"])
     assert RobotVectorEnv("lift", 1).render() is None
 
 

@@ -28,7 +28,7 @@ def test_an_episode_is_the_same_among_others_and_alone():
 
 
 def test_worlds_take_their_turn_in_order():
-    """Two worlds with one episode, or an episode with none."""
+    """Guards against: two worlds with one episode, or an episode with none."""
     mask = np.array([True, False, True, True])
     assert (turns(mask, 5)[mask] == [5, 6, 7]).all()
     assert torch.equal(
@@ -37,7 +37,7 @@ def test_worlds_take_their_turn_in_order():
 
 
 def test_the_ring_never_gives_an_episode_twice():
-    """The same scene again and again would be learned by heart."""
+    """Guards against: the same scene again and again, which would be learned by heart."""
     pool = EpisodePool(drawn, np.random.default_rng(0), 3)
     rng, seeds = np.random.default_rng(1), []
     for _ in range(40):

@@ -52,7 +52,7 @@ def test_expert_solves_five_hundred_seeds(task):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["reach", "lift", "place", "stack", "drawer", "recall"])
 def test_both_kinds_of_physics_are_as_easy_for_the_expert(task):
-    """A simulator that is easier or harder on a GPU would make its success rates another thing."""
+    """Guards against: a simulator that is easier or harder on a GPU, which would make its success rates another thing."""
     pytest.importorskip("mujoco_warp", reason="this physics needs the extra 'sim'")
     rates = []
     for kind in ("batch", "warp"):
@@ -89,7 +89,7 @@ def test_expert_recovers_from_a_missed_grasp():
 
 
 def test_expert_is_a_function_of_the_present_alone():
-    """A hidden counter would give a relabelled state another action than the same state in a demo."""
+    """Guards against: a hidden counter, which would give a relabelled state another action than the same state in a demo."""
     env = RobotVectorEnv("stack", 2)
     env.reset(seed=0)
     for _ in range(9):

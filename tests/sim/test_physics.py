@@ -7,7 +7,7 @@ from robopolicy.sim.scene import build_scene
 
 
 def test_poses_are_current_after_forward():
-    """Pictures one substep behind the observation would teach the policy a delay."""
+    """Guards against: images one substep behind the observation, which would teach the policy a delay."""
     scene = build_scene(("cubes",))
     physics = BatchPhysics(scene, 2, poses=True)
     qpos = np.repeat(scene.home_qpos[None], 2, 0)

@@ -75,7 +75,7 @@ def test_each_setting_changes_its_own_fields_within_its_bounds(scene, setting):
 
 
 def test_what_follows_from_a_mass_is_what_mujoco_derives(scene):
-    """A contact as stiff as for the old mass would make a heavy cube sink into the table."""
+    """Guards against: a contact as stiff as for the old mass, which would make a heavy cube sink into the table."""
     change = Randomization(RandomizationConfig(mass=0.5)).draw(scene, 0)
     model = copy.copy(scene.model)
     model.body_mass[:], model.body_inertia[:] = change.fields["body_mass"], change.fields["body_inertia"]
@@ -85,7 +85,7 @@ def test_what_follows_from_a_mass_is_what_mujoco_derives(scene):
 
 
 def test_turned_and_moved_starts_stay_on_the_table(scene):
-    """A cube turned about another axis would begin on its edge."""
+    """Guards against: a cube turned about another axis, which would begin on its edge."""
     change = Randomization(EVERYTHING).draw(scene, 4)
     qpos = change.start(scene, scene.home_qpos)
     poses = qpos[scene.object_slice].reshape(-1, 7)
@@ -96,7 +96,7 @@ def test_turned_and_moved_starts_stay_on_the_table(scene):
 
 
 def test_late_actions_are_those_of_some_steps_ago():
-    """Latency that drops or repeats actions would be another disturbance."""
+    """Guards against: latency that drops or repeats actions, which would be another disturbance."""
     late, prompt = make(delay_steps=2), make()
     late.reset(seed=0)
     delays = late._delay.tolist()
@@ -113,7 +113,7 @@ def test_late_actions_are_those_of_some_steps_ago():
 
 
 def test_noise_is_normal_and_depends_on_seed_step_and_stream_alone():
-    """Noise of one generator for all worlds would make an episode depend on its neighbours."""
+    """Guards against: noise of one generator for all worlds, which would make an episode depend on its neighbours."""
     seeds, steps = np.arange(400), np.full(400, 7)
     values = noise(seeds, steps, 0, 6)
     assert abs(values.mean()) < 0.06
@@ -130,7 +130,7 @@ def test_noise_is_normal_and_depends_on_seed_step_and_stream_alone():
 
 
 def test_noise_falls_on_readings_but_not_on_privileged_keys_nor_on_the_world():
-    """A disturbed label would teach the disturbance."""
+    """Guards against: a disturbed label, which would teach the disturbance."""
     noisy, clean = make(obs_noise=0.01), make()
     seen, true = noisy.reset(seed=0)[0], clean.reset(seed=0)[0]
     np.testing.assert_array_equal(noisy.physics.qpos, clean.physics.qpos)
@@ -165,7 +165,7 @@ def test_every_kind_of_physics_is_randomized_alike(device_env):
 
 
 def test_the_expert_copes_with_moderate_randomization():
-    """Demonstrations that mostly fail would show how to fail."""
+    """Guards against: demonstrations that mostly fail, which would show how to fail."""
     moderate = replace(EVERYTHING, turn_rad=0.1, delay_steps=1)
     env = RobotVectorEnv("lift", 12, randomization=moderate)
     env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""Ray-traced pictures of all worlds."""
+"""Ray-traced images of all worlds."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from robopolicy.sim.env import RobotVectorEnv
 
-pytest.importorskip("mujoco_warp", reason="pictures need the extra 'sim'")
+pytest.importorskip("mujoco_warp", reason="images need the extra 'sim'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -15,15 +15,15 @@ def env() -> RobotVectorEnv:
     return RobotVectorEnv("lift", 3, cameras=("wrist", "front"), image_size=64)
 
 
-def reddest(picture: np.ndarray) -> tuple[float, float]:
+def reddest(image: np.ndarray) -> tuple[float, float]:
     """Mean row and column of the clearly red pixels."""
-    red = picture.astype(int)
+    red = image.astype(int)
     rows, columns = np.nonzero((red[..., 0] > 100) & (red[..., 1] < 60) & (red[..., 2] < 60))
     assert len(rows) > 0
     return float(rows.mean()), float(columns.mean())
 
 
-def test_pictures_fit_the_declared_space(env):
+def test_images_fit_the_declared_space(env):
     """Images are uint8, height x width x 3, one key per camera."""
     obs, _ = env.reset(seed=0)
     for camera in ("front", "wrist"):
@@ -32,8 +32,8 @@ def test_pictures_fit_the_declared_space(env):
     assert env.observation_space.contains(obs)
 
 
-def test_every_world_has_its_own_picture_whatever_its_index(env):
-    """Pictures of one world shown for another would decouple images from actions."""
+def test_every_world_has_its_own_image_whatever_its_index(env):
+    """Guards against: images of one world shown for another, which would decouple images from actions."""
     obs, _ = env.reset(seed=[4, 5, 6])
     swapped, _ = env.reset(seed=[6, 5, 4])
     for camera in ("front", "wrist"):
@@ -42,8 +42,8 @@ def test_every_world_has_its_own_picture_whatever_its_index(env):
         assert not np.array_equal(obs[camera][0], obs[camera][1])
 
 
-def test_front_picture_is_upright_and_red_is_red(env):
-    """A flipped or BGR picture trains well and fails on the robot: +y is right, nearer to the camera is lower."""
+def test_front_image_is_upright_and_red_is_red(env):
+    """A flipped or BGR image trains well and fails on the robot: +y is right, nearer to the camera is lower."""
     env.reset(seed=0)
     places = {}
     for where, (x, y) in {"middle": (0.5, 0.0), "right": (0.5, 0.15), "near": (0.62, 0.0)}.items():
@@ -54,8 +54,8 @@ def test_front_picture_is_upright_and_red_is_red(env):
     assert places["near"][0] > places["middle"][0] + 5
 
 
-def test_the_whole_placement_area_is_in_the_front_picture(env):
-    """A cube outside the picture can't be found by any policy."""
+def test_the_whole_placement_area_is_in_the_front_image(env):
+    """A cube outside the image can't be found by any policy."""
     env.reset(seed=0)
     for x in (0.35, 0.65):
         for y in (-0.2, 0.2):
@@ -65,7 +65,7 @@ def test_the_whole_placement_area_is_in_the_front_picture(env):
             assert 2 < column < 61
 
 
-def test_pictures_are_reproducible(env):
+def test_images_are_reproducible(env):
     """Demos and rollouts must show the same scene alike."""
     first, _ = env.reset(seed=1)
     again, _ = env.reset(seed=1)
@@ -81,7 +81,7 @@ def deep_env(request) -> RobotVectorEnv:
 
 
 def test_depth_is_the_distance_along_the_cameras_axis(deep_env):
-    """Distances along each pixel's ray would bend every plane."""
+    """Guards against: distances along each pixel's ray, which would bend every plane."""
     obs, _ = deep_env.reset(seed=0)
     assert deep_env.observation_space["front_depth"].shape == (2, 32, 32)
     depth = np.asarray(obs["front_depth"])
@@ -104,16 +104,16 @@ def test_segmentation_names_the_geoms_that_are_seen(deep_env):
     seen = np.asarray(obs["front_segmentation"])
     assert seen.dtype == np.int32
     assert deep_env.observation_space["front_segmentation"].contains(seen)
-    model, picture = deep_env.scene.model, np.asarray(obs["front"])
+    model, image = deep_env.scene.model, np.asarray(obs["front"])
     red = int(model.body("cube_red").geomadr[0])
-    colors = picture[seen == red].astype(int)
+    colors = image[seen == red].astype(int)
     assert len(colors) > 5
     assert (colors[:, 0] > 1.5 * colors[:, 1]).all()
     assert set(np.unique(seen)) <= set(range(-1, model.ngeom))
 
 
-def test_both_kinds_of_physics_show_the_same_pictures():
-    """A policy trained on the CPU's pictures would be measured on others."""
+def test_both_kinds_of_physics_show_the_same_images():
+    """A policy trained on the CPU's images would be measured on others."""
     kinds = [
         RobotVectorEnv(
             "place", 2, physics=kind, cameras=("wrist", "front"), image_size=32, depth=True, segmentation=True
@@ -132,7 +132,7 @@ def test_both_kinds_of_physics_show_the_same_pictures():
 
 @pytest.mark.slow
 def test_shadows_darken_and_nothing_else():
-    """An option that does nothing, or lights the scene otherwise."""
+    """Guards against: an option that does nothing, or lights the scene otherwise."""
     plain, shaded = (
         RobotVectorEnv("place", 1, cameras=("front",), image_size=32, shadows=shadows).reset(seed=0)[0]["front"]
         for shadows in (False, True)

@@ -9,7 +9,7 @@ from robopolicy.sim.scene import CAMERAS, build_scene
 
 @pytest.mark.parametrize(("physics_dt", "n_substeps"), [(0.005, 10), (0.002, 25)])
 def test_control_step_is_a_whole_number_of_physics_steps(physics_dt, n_substeps):
-    """A rounded count would make the control rate differ from the one that demos declare."""
+    """Guards against: a rounded count, which would make the control rate differ from the one that demos declare."""
     scene = build_scene(("cubes",), physics_dt)
     assert scene.n_substeps == n_substeps
     assert scene.control_dt == pytest.approx(0.05)
@@ -22,7 +22,7 @@ def test_physics_step_that_does_not_divide_the_control_step_is_refused():
 
 
 def test_objects_lie_in_qpos_where_the_scene_says():
-    """Poses read from the wrong columns would still look like poses."""
+    """Guards against: poses read from the wrong columns, which would still look like poses."""
     scene = build_scene(("cubes", "plates"))
     assert scene.objects == ("cube_red", "cube_green", "cube_blue")
     for place, name in enumerate(scene.objects):
@@ -51,6 +51,6 @@ def test_arm_holds_its_home_under_gravity():
 
 
 def test_scene_has_the_cameras_it_lists():
-    """A camera renamed in the MJCF would fail only once pictures are asked for."""
+    """Guards against: a camera renamed in the MJCF, which would fail only once images are asked for."""
     model = build_scene(()).model
     assert {model.camera(index).name for index in range(model.ncam)} == set(CAMERAS)

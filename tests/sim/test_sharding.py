@@ -4,7 +4,7 @@ from robopolicy.sim.sharding import Shard, open_shard
 
 
 def test_every_seed_belongs_to_one_shard():
-    """Seeds run twice or never would bend a rate without a trace."""
+    """Guards against: seeds run twice or never, which would bend a rate without a trace."""
     seeds = range(100, 111)
     parts = [Shard(rank, 3).part(seeds) for rank in range(3)]
     assert sorted(seed for part in parts for seed in part) == list(seeds)
@@ -22,7 +22,7 @@ def test_one_process_needs_no_network(monkeypatch):
 
 
 def test_each_process_takes_its_own_gpu():
-    """All processes on the first GPU would be slower than one."""
+    """Guards against: all processes on the first GPU, which would be slower than one."""
     assert Shard(5, 8, local_rank=1).device("cuda") == "cuda:1"
     assert Shard(5, 8, local_rank=1).device("cuda:3") == "cuda:3"
     assert Shard(5, 8, local_rank=1).device("cpu") == "cpu"

@@ -50,7 +50,7 @@ def test_an_unknown_option_of_an_environment_is_named():
 
 
 def test_seeding_is_reproducible_and_unseeded_resets_go_on():
-    """The same scene again and again would be learned by heart."""
+    """Guards against: the same scene again and again, which would be learned by heart."""
     env = gymnasium.make("robopolicy/Place-v0")
     first, info = env.reset(seed=11)
     second, _ = env.reset()
@@ -60,15 +60,15 @@ def test_seeding_is_reproducible_and_unseeded_resets_go_on():
     assert not np.array_equal(first["cube_red"], second["cube_red"])
 
 
-def test_render_gives_the_front_picture():
+def test_render_gives_the_front_image():
     """A video recorder gets nothing from an environment that only has observations."""
-    pytest.importorskip("mujoco_warp", reason="pictures need the extra 'sim'")
+    pytest.importorskip("mujoco_warp", reason="images need the extra 'sim'")
     env = RobotEnv("lift", render_mode="rgb_array")
     obs, _ = env.reset(seed=0)
-    picture = env.render()
-    assert picture is not None
-    assert picture.shape == (64, 64, 3)
-    np.testing.assert_array_equal(picture, obs["front"])
+    image = env.render()
+    assert image is not None
+    assert image.shape == (64, 64, 3)
+    np.testing.assert_array_equal(image, obs["front"])
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
@@ -107,7 +107,7 @@ def test_numpy_to_torch_converts_observations_and_info():
 
 
 def test_the_vector_infos_convert_to_a_list_of_dicts():
-    """Guards against: a value in a vector environment's info that is no array with a row for each world."""
+    """Guards against: a value in a vector environment's info that is not an array with a row for each world."""
     env = DictInfoToList(gymnasium.make_vec("robopolicy/Lift-v0", num_envs=3))
     _, infos = env.reset(seed=0)
     assert [info["instruction"] for info in infos] == list(env.unwrapped.instructions)

@@ -21,7 +21,7 @@ def scene():
 
 
 def test_the_jacobian_on_the_device_is_that_of_mujoco_warp(device_env):
-    """A twist mapped by another Jacobian than the simulated arm's would lead it astray."""
+    """Guards against: a twist mapped by another Jacobian than the simulated arm's, which would lead it astray."""
     import warp
 
     device_env.reset(seed=0)

@@ -46,7 +46,7 @@ def test_goal_instruction_and_expert_change_together(env):
 
 
 def test_a_fault_fails_the_episode_for_good_until_its_reset(env, tmp_path, monkeypatch):
-    """The C engine starts a broken world anew by itself; the episode must not go on as if nothing had happened."""
+    """Guards against: an episode that continues as if nothing had happened, after the engine reset a broken world."""
     monkeypatch.chdir(tmp_path)  # where MuJoCo writes its log
     env.physics.qvel[1, 0] = np.nan
     still = np.array([[0.0, 0, 0, 0, 0, 0, -1]] * 2)

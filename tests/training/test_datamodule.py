@@ -89,7 +89,7 @@ def test_no_held_out_demo_means_no_validation(tmp_path, make_demo):
 
 
 def test_carried_memory_gets_whole_demos_in_order(tiny_demos):
-    """Truncated BPTT over shuffled windows would carry a state from one demo into another."""
+    """Guards against: truncated BPTT over shuffled windows, which would carry a state from one demo into another."""
     carry = {"memory.history": "carry"}
     whole = next(iter(opened(experiment(tiny_demos, carry)).train_dataloader()))
     assert whole.frame_valid.shape == (6, 15), "without a segment length it is the longest demo"
@@ -269,7 +269,7 @@ def test_tokens_that_need_only_pooling_are_pooled_once_for_the_same_numbers(tmp_
 
 @pytest.mark.parametrize("head", [{"pooling": "max", "latent": 2}, {"pooling": "mean"}, {"pooling": "attention"}])
 def test_what_padding_holds_changes_nothing_that_is_learned(tmp_path, head):
-    """An instruction that is weighed by how much shorter it is than the longest one."""
+    """Guards against: an instruction that is weighed by how much shorter it is than the longest one."""
     ones, nines = (with_tokens(tmp_path / f"{value}.hdf5", padding=value) for value in (1, 9))
     configs = [tokens_alone(ones, **head), tokens_alone(nines, **head)]
     configs.append(configs[1].change({"data.placement": "disk"}))

@@ -55,7 +55,7 @@ def test_fewer_steps_than_a_batch_still_fill_it(rows):
 
 
 def test_file_weights_decide_how_often_each_file_is_drawn_from(tiny_demos):
-    """A small set of corrections would drown in a large one, weight or no weight."""
+    """Guards against: a small set of corrections, which would drown in a large one, weight or no weight."""
     with DemoFile(tiny_demos) as one, DemoFile(tiny_demos) as other:
         rows = load_rows([(one, ["demo_3"]), (other, ["demo_0", "demo_1", "demo_2"])], ("gripper",))
     order = Shuffled(rows, batch_size=40, seed=0, source_weights=(3.0, 1.0))
@@ -124,7 +124,7 @@ def test_an_error_while_reading_ahead_reaches_the_training(tiny_demos, monkeypat
 
 
 def test_another_data_set_is_not_resumed(rows, store):
-    """Positions of another set of demos would silently be taken as positions in this one."""
+    """Guards against: positions of another set of demos, which would silently be taken as positions in this one."""
     state = BatchLoader(store, Shuffled(rows, 6, seed=1)).state_dict()
     with pytest.raises(ValueError, match="9 batches of 54 steps an epoch, these demos and batch size give 6 of 54"):
         BatchLoader(store, Shuffled(rows, 9, seed=1)).load_state_dict(state)
@@ -167,7 +167,7 @@ class SaveAt(Callback):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("carried", [False, True])
 def test_a_run_resumed_at_any_step_sees_exactly_the_batches_it_would_have(store, tmp_path, carried):
-    """A resume that begins the epoch anew, or skips a batch at its border, trains another model."""
+    """Guards against: a resume that restarts the epoch, or skips a batch at its border."""
 
     def fit(steps, *callbacks, resume=None):
         order = Carried(store.rows, 2, 3, seed=5) if carried else Shuffled(store.rows, 9, seed=5)

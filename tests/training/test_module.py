@@ -94,7 +94,7 @@ def test_training_is_the_loop_one_would_write_by_hand(data: DemoDataModule, tmp_
 
 
 def test_without_averaging_the_policy_itself_is_evaluated(data: DemoDataModule) -> None:
-    """An average that is off but still evaluated would be the untrained policy."""
+    """Guards against: an average that is off but still evaluated, which would be the untrained policy."""
     module = training(data, Schedule(1), ema=False)
     assert module.evaluated is module.policy
 
@@ -147,7 +147,7 @@ def test_each_trained_parameter_is_in_one_group_and_only_matrices_decay(data: De
 def test_late_parameters_stay_until_their_first_step(
     data: DemoDataModule, tmp_path: Path, freeze_steps: int, moves: bool
 ) -> None:
-    """A chooser among objects that learns from the first step on follows random weights, and shuts out the named one."""
+    """Guards against: an instruction gate that learns from random weights in the first steps and shuts out the named object."""
     module = training(data, Schedule(max_steps=9), lr=1e-2, weight_decay=0.1)
     late = module.policy.encoder.together
     late.freeze_steps = freeze_steps
@@ -158,7 +158,7 @@ def test_late_parameters_stay_until_their_first_step(
 
 
 def test_the_average_shares_what_is_not_trained(data: DemoDataModule) -> None:
-    """A frozen vision-language backbone held twice would fill the memory for nothing."""
+    """Guards against: a frozen vision-language backbone held twice, which would fill the memory for nothing."""
     policy, _ = parts(data)
     frozen = next(policy.head.parameters()).requires_grad_(False)
     average = copy_sharing_frozen(torch.nn.ModuleList([policy]))
@@ -177,7 +177,7 @@ def test_means_over_batches_weigh_each_valid_action_alike() -> None:
 
 
 def test_validation_measures_the_average_and_leaves_training_as_it_was(data: DemoDataModule) -> None:
-    """Validation that left the policy in eval mode would switch dropout off for the rest of the run."""
+    """Guards against: validation that left the policy in eval mode, which would switch dropout off for the rest of the run."""
     module = training(data, Schedule(1))
     policy = module.policy
     for parameter in policy.parameters():

@@ -67,7 +67,7 @@ def test_the_mixture_depends_on_the_episodes_seed_alone() -> None:
 
 
 def test_a_reset_begins_one_worlds_mixture_and_leaves_the_other() -> None:
-    """A reset of all worlds' draws at every episode's end would correlate the episodes."""
+    """Guards against: a reset of all worlds' draws at every episode's end, which would correlate the episodes."""
     actor = RelabelingActor(student := Student(), Expert(), 0.5)
     actor.reset(np.array([True, True]), [1, 2])
     for _ in range(20):
@@ -80,7 +80,7 @@ def test_a_reset_begins_one_worlds_mixture_and_leaves_the_other() -> None:
 
 
 def test_a_share_that_is_no_share_is_refused() -> None:
-    """A share in percent would let the expert act always."""
+    """Guards against: a share in percent, which would let the expert act always."""
     with pytest.raises(ValueError, match=r"expert_share is 30\.0"):
         RelabelingActor(Student(), Expert(), 30.0)
 

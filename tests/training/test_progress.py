@@ -11,7 +11,7 @@ from tests.small_runs import metrics, small_config
 def test_a_run_in_a_log_file_says_where_it_stands_at_every_validation(
     tiny_demos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ten minutes of silence, and then no word of the validation loss."""
+    """Guards against: ten minutes of silence, and then no word of the validation loss."""
     with caplog.at_level("INFO", logger="robopolicy.training.progress"):
         folder = train(small_config(tiny_demos), tmp_path / "run")
     lines = [record.getMessage() for record in caplog.records if record.name == "robopolicy.training.progress"]

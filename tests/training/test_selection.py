@@ -75,7 +75,7 @@ def test_without_filter_keys_a_share_is_held_out_the_same_each_time():
 
 
 def test_a_split_that_can_not_be_made_is_refused():
-    """A misspelt filter key would silently train on everything."""
+    """Guards against: a misspelt filter key, which would silently train on everything."""
     masks = {"train": TEN[:6], "valid": TEN[5:8]}
     with pytest.raises(ConfigError, match=r"--data.train_filter tarin: some.hdf5 has no such .* it has: train, valid"):
         split_names(Stub(TEN, masks), DataConfig(train_filter="tarin"))
@@ -105,7 +105,7 @@ def test_a_missing_key_lists_those_that_are_present(reader):
 
 
 def test_the_files_own_spec_is_taken_and_must_fit(reader, rows):
-    """A spec of another robot would send arm columns to the gripper."""
+    """Guards against: a spec of another robot, which would send arm columns to the gripper."""
     assert choose_action_spec([reader], rows, DataConfig()) == reader.action_spec
     with pytest.raises(DemoFormatError, match="actions have 7 columns but the action spec 3"):
         choose_action_spec([Stub(spec=ActionSpec(arm=2, gripper=1))], rows, DataConfig())

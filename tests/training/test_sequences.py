@@ -40,7 +40,7 @@ def zero_state(kind: str, episodes: int):
 @FEW
 @given(st.integers(1, 4), st.integers(1, 20), st.integers(1, 8))
 def test_padded_chunks_join_to_the_episodes_they_were_cut_from(count: int, length: int, steps: int) -> None:
-    """A remainder lost or shifted would train on frames beside the wrong actions."""
+    """Guards against: a remainder lost or shifted, which would train on frames beside the wrong actions."""
     episodes = torch.randn(count, length, 2)
     chunks, valid = split_episodes(episodes, steps, "pad")
     assert chunks.shape == (-(-length // steps), steps, count, 2)
@@ -71,13 +71,13 @@ def test_a_tensordict_is_cut_key_by_key_with_its_batch_size() -> None:
 
 @pytest.mark.parametrize("steps", [0, 6])
 def test_chunks_that_cannot_be_cut_are_refused(steps: int) -> None:
-    """Zero chunks would train on nothing and say nothing."""
+    """Guards against: zero chunks, which would train on nothing and say nothing."""
     with pytest.raises(ValueError, match="chunk"):
         split_episodes(torch.zeros(1, 5), steps, "drop")
 
 
 def test_an_unknown_way_with_the_remainder_is_refused() -> None:
-    """A misspelled `drop` would train on padding."""
+    """Guards against: a misspelled `drop`, which would train on padding."""
     with pytest.raises(ValueError, match="remainder 'dropped' is unknown; expected drop or pad"):
         split_episodes.__wrapped__(torch.zeros(1, 5), 2, "dropped")
 
@@ -146,7 +146,7 @@ def test_trajectories_join_to_the_rollout_they_were_split_from(done: torch.Tenso
 @FEW
 @given(rollouts())
 def test_no_trajectory_runs_across_an_episode_end(done: torch.Tensor) -> None:
-    """A trajectory that spans a reset would carry one episode's memory into the next."""
+    """Guards against: a trajectory that spans a reset, which would carry one episode's memory into the next."""
     layout = Trajectories(done)
     ended = layout.split(done)
     last = layout.valid & ~torch.cat([layout.valid[1:], torch.zeros_like(layout.valid[:1])])
@@ -206,7 +206,7 @@ def test_only_a_real_end_stops_bootstrapping() -> None:
 
 
 def test_a_full_storage_and_an_incomplete_step_are_refused() -> None:
-    """Overwriting step 0 would mix two rollouts; a step without its ends joins episodes."""
+    """Guards against: overwriting step 0, which would mix two rollouts; a step without its ends joins episodes."""
     storage = SequenceStorage(1, 2)
     with pytest.raises(KeyError, match="truncated"):
         storage.append(TensorDict({"terminated": torch.zeros(2, dtype=torch.bool)}, [2]))

@@ -1,4 +1,4 @@
-"""A run folder holds the policy, and a run that was stopped goes on as if it never had been."""
+"""A run folder holds the policy, and a stopped run resumes exactly."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_training_learns(config: ExperimentConfig, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop_at", [3, 4, 5])
 def test_a_run_stopped_by_ctrl_c_goes_on_exactly(config: ExperimentConfig, tmp_path: Path, stop_at: int) -> None:
-    """Mid-epoch, at a validation, at an epoch's end: whatever begins anew (order, noise, average) changes the losses."""
+    """Guards against: order, noise or average restarted by a resume, mid-epoch, at a validation or at an epoch's end."""
     whole = run(config, tmp_path / "whole")
     first = run(config, tmp_path / "stopped", stop_at=(stop_at,))
     rest = run(config, tmp_path / "stopped", resume=True)
@@ -94,7 +94,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(config: ExperimentC
 def test_a_selection_that_cannot_be_made_is_refused_before_anything_is_written(
     config: ExperimentConfig, tmp_path: Path
 ) -> None:
-    """Selection by what is never measured would keep no policy at all, found out hours later."""
+    """Guards against: selection by what is never measured, which would keep no policy at all, found out hours later."""
     with pytest.raises(ConfigError, match="--eval-every"):
         train(changed(config, select="success"), tmp_path / "run")
     with pytest.raises(ConfigError, match="all_of_them"):

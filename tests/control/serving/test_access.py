@@ -8,7 +8,7 @@ KEY = "a-key-of-16-chars"
 
 
 def test_key_files_are_read_and_weak_ones_refused(tmp_path):
-    """An empty file as the key would let everyone in."""
+    """Guards against: an empty file as the key, which would let everyone in."""
     (tmp_path / "key").write_text(f"{KEY}\n")
     assert read_api_key(tmp_path / "key") == KEY
     for weak in ("", "\n", "short\n"):

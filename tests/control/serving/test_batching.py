@@ -84,7 +84,7 @@ def test_a_bad_observation_is_refused_while_the_policy_is_still_busy_with_anothe
 
 
 def test_an_answer_that_nobody_waits_for_any_more_does_no_harm():
-    """A client that hangs up in the middle of its request, or a server that closes while the policy hangs."""
+    """Guards against: a client that hangs up in the middle of its request, or a server that closes while the policy hangs."""
     policy = FakePolicy()
     inference, (gone, other) = make(policy, 2)
     inference.start()
@@ -125,7 +125,7 @@ def test_a_policy_that_fails_while_warming_up_fails_the_start():
 
 
 def test_actions_that_are_not_finite_are_not_sent():
-    """A clamp on the robot's side would let NaN through."""
+    """Guards against: a clamp on the robot's side, which would let NaN through."""
 
     class Diverged(FakePolicy):
         def predict(self, observation, state):

@@ -63,7 +63,7 @@ def test_names_from_strangers_are_cut_and_escaped():
 
 @pytest.mark.parametrize("message", [[1], None, {1: 2}, {b"a": 1}])
 def test_a_message_that_is_no_map_of_names_is_refused(message):
-    """A list where a map is expected would raise AttributeError in the inference thread."""
+    """Guards against: a list where a map is expected, which would raise AttributeError in the inference thread."""
     with pytest.raises(ProtocolError):
         flatten(message)
 
@@ -77,7 +77,7 @@ def test_a_single_number_serves_a_key_of_width_one():
 
 
 def test_a_mapping_slices_nests_and_transposes():
-    """LIBERO packs position, rotation and gripper into one array; ALOHA nests its pictures, colour first."""
+    """LIBERO packs position, rotation and gripper into one array; ALOHA nests its images, colour first."""
     spec = PolicySpec(
         {"ee_pos": ArraySpec((3,)), "gripper_states": ArraySpec((2,)), "top": ArraySpec((4, 4, 3), "uint8")},
         ActionSpec(),
@@ -90,11 +90,11 @@ def test_a_mapping_slices_nests_and_transposes():
         "top": KeySource(("images/cam_high",), layout="chw"),
     }
     reader = ObservationReader(spec, KeyMapping("test", ("prompt",), sources))
-    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    seen = reader.read({"state": np.arange(8.0), "images": {"cam_high": picture.transpose(2, 0, 1)}})
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    seen = reader.read({"state": np.arange(8.0), "images": {"cam_high": image.transpose(2, 0, 1)}})
     assert seen["ee_pos"].tolist() == [0, 1, 2]
     assert seen["gripper_states"].tolist() == [6, 7]
-    np.testing.assert_array_equal(seen["top"], picture)
+    np.testing.assert_array_equal(seen["top"], image)
     told = reader.metadata()["observation"]
     assert told == {
         "state": {"shape": [8], "dtype": "float32"},

@@ -122,7 +122,7 @@ def test_a_client_that_asks_at_every_control_step_of_a_frame_stride_is_not_warne
 
 
 def test_the_number_of_memories_changes_at_an_episodes_beginning_only(clock):
-    """Frames of one spacing shown to memories of another."""
+    """Guards against: frames of one spacing shown to memories of another."""
     session = new_session(frame_stride=4)
     session.observation(pack(observation(**{ACTIONS_PER_CALL_KEY: 1})))
     session.state = Frames("0")

@@ -9,11 +9,11 @@ import pytest
 from robopolicy.demos.formats import convert, open_demos
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.types import DemoFormatError
-from tests.demo_samples import LENGTHS, pictures, write_act
+from tests.demo_samples import LENGTHS, images, write_act
 
 
 def test_a_folder_of_episodes_is_read_by_episode_number(tmp_path):
-    """Sorting by name would put episode_10 before episode_2."""
+    """Guards against: sorting by name, which would put episode_10 before episode_2."""
     folder = write_act(tmp_path / "act")
     (folder / "episode_2.hdf5").rename(folder / "episode_10.hdf5")
     with open_demos(folder) as demos:
@@ -28,7 +28,7 @@ def test_one_episode_file_is_read_alone(tmp_path):
     with open_demos(folder / "episode_1.hdf5") as demos:
         demo = demos.read("demo_1")
     assert set(demo.obs) == {"qpos", "qvel", "top"}
-    np.testing.assert_array_equal(demo.obs["top"], pictures(LENGTHS[1], seed=1))
+    np.testing.assert_array_equal(demo.obs["top"], images(LENGTHS[1], seed=1))
 
 
 def test_the_action_spec_is_aloha_s(tmp_path):
@@ -41,18 +41,18 @@ def test_the_action_spec_is_aloha_s(tmp_path):
     assert (spec.kind, spec.space, spec.rate_hz) == ("absolute", "joint_position", 50.0)
 
 
-def test_jpeg_pictures_are_decoded_whatever_their_padding(tmp_path):
-    """Padded JPEG bytes taken as pixels would be noise of the wrong shape."""
+def test_jpeg_images_are_decoded_whatever_their_padding(tmp_path):
+    """Guards against: padded JPEG bytes taken as pixels, which would be noise of the wrong shape."""
     with open_demos(write_act(tmp_path / "act", compressed=True)) as demos:
         decoded = demos.read("demo_0").obs["top"]
         assert any("JPEG" in note for note in demos.notes)
-    true = pictures(LENGTHS[0], seed=0)
+    true = images(LENGTHS[0], seed=0)
     assert decoded.shape == true.shape
     assert np.abs(decoded.astype(int) - true).mean() < 6
 
 
 def test_a_jpeg_cut_short_is_refused(tmp_path):
-    """Half a picture is grey below; training on it teaches nothing, silently."""
+    """Half an image is grey below; training on it teaches nothing, silently."""
     folder = write_act(tmp_path / "act", compressed=True)
     with h5py.File(folder / "episode_0.hdf5", "r+") as file:
         file["observations/images/top"][2, 40:] = 0

@@ -10,7 +10,7 @@ from tests.demo_samples import write_libero, write_robomimic
 
 
 def test_an_existing_target_is_never_overwritten(tiny_demos, tmp_path):
-    """The source given as target would be destroyed."""
+    """Guards against: the source given as target, which would be destroyed."""
     (tmp_path / "out.hdf5").write_text("precious")
     with pytest.raises(FileExistsError, match=r"out.hdf5 exists; choose another name"):
         convert(tiny_demos, tmp_path / "out.hdf5")
@@ -21,7 +21,7 @@ def test_an_existing_target_is_never_overwritten(tiny_demos, tmp_path):
     ("format", "options"), [("robomimic", {}), ("lerobot", {}), ("lerobot", {"version": "v2.1", "images": "png"})]
 )
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, format, options):
-    """Half a data set under the right name would be trained on."""
+    """Guards against: half a data set under the right name, which would be trained on."""
     import h5py
 
     path = write_robomimic(tmp_path / "lift.hdf5")

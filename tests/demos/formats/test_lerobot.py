@@ -8,7 +8,7 @@ import pytest
 
 from robopolicy.demos.formats import action_spec_of, open_demos
 from robopolicy.types import DemoFormatError
-from tests.demo_samples import LENGTHS, pictures, write_lerobot
+from tests.demo_samples import LENGTHS, images, write_lerobot
 
 VIDEO_TOLERANCE = 6.0
 """Mean absolute difference of a channel value after H.264 at crf 10 and half the colour resolution."""
@@ -25,7 +25,7 @@ def test_both_layouts_give_the_same_episodes(tmp_path, version):
             np.testing.assert_array_equal(demo.actions, rng.normal(size=(LENGTHS[index], 5)).astype(np.float32))
             np.testing.assert_array_equal(demo.obs["state"], rng.normal(size=(LENGTHS[index], 5)).astype(np.float32))
             assert demo.instruction == ("pick the cube", "wipe the table")[index % 2]
-            expected = pictures(LENGTHS[index], seed=index).astype(int)
+            expected = images(LENGTHS[index], seed=index).astype(int)
             assert np.abs(demo.obs["top"] - expected).mean() < VIDEO_TOLERANCE
             bar = demo.obs["top"].astype(int).mean(axis=(2, 3)).argmax(axis=1)
             assert bar.tolist() == list(range(LENGTHS[index])), "each frame is that of its own step"
@@ -56,7 +56,7 @@ def test_only_the_keys_asked_for_are_read(tmp_path):
 
 
 def test_a_video_with_too_few_frames_is_refused(tmp_path):
-    """Fewer pictures than steps would shift or repeat the rest."""
+    """Guards against: fewer images than steps, which would shift or repeat the rest."""
     folder = write_lerobot(tmp_path / "set")
     episodes = folder / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(episodes).to_pylist()
@@ -100,7 +100,7 @@ def test_what_can_t_be_read_is_refused_in_one_line(tmp_path, change, message):
 
 
 def test_splits_become_filter_keys(tmp_path):
-    """Episodes that their maker held out would be trained on."""
+    """Guards against: episodes that their maker held out, which would be trained on."""
     folder = write_lerobot(tmp_path / "set")
     info = json.loads((folder / "meta/info.json").read_text())
     info["splits"] = {"train": "0:2", "val": "2:3"}

@@ -6,11 +6,11 @@ import pytest
 
 from robopolicy.demos.formats import open_demos
 from robopolicy.types import DemoFormatError
-from tests.demo_samples import LENGTHS, jpeg, pictures, write_minari
+from tests.demo_samples import LENGTHS, images, jpeg, write_minari
 
 
 def test_observations_line_up_with_the_actions_taken_on_them(tmp_path):
-    """Taking the last T of T + 1 observations would show each action the state after it."""
+    """Guards against: taking the last T of T + 1 observations, which would show each action the state after it."""
     folder = write_minari(tmp_path / "pen")
     with h5py.File(folder / "data/main_data.hdf5") as file:
         stored = file["episode_1/observations/observation"][()]
@@ -32,7 +32,7 @@ def test_nested_observations_seed_and_ends_are_kept(tmp_path):
 
 
 def test_a_mission_text_is_the_instruction(tmp_path):
-    """A file with a text among its observations would be refused, or its instruction lost."""
+    """Guards against: a file with a text among its observations, which would be refused, or its instruction lost."""
     folder = write_minari(tmp_path / "pen")
     with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
         file["episode_0/observations/mission"] = ["turn the pen"] * (LENGTHS[0] + 1)
@@ -54,9 +54,9 @@ def test_other_texts_and_groups_are_said_to_be_left_out(tmp_path):
         assert "remark" not in demos.read("demo_0").obs
 
 
-def test_jpeg_pictures_are_decoded(tmp_path):
-    """Minari packs picture observations as JPEG byte strings."""
-    folder, frames = write_minari(tmp_path / "pen"), pictures(LENGTHS[0] + 1)
+def test_jpeg_images_are_decoded(tmp_path):
+    """Minari packs image observations as JPEG byte strings."""
+    folder, frames = write_minari(tmp_path / "pen"), images(LENGTHS[0] + 1)
     with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
         file["episode_0/observations/front"] = np.array([jpeg(frame) for frame in frames])
     with open_demos(folder) as demos:
@@ -73,7 +73,7 @@ def test_the_hdf5_file_inside_opens_alone(tmp_path):
 
 
 def test_discrete_actions_are_refused_in_one_line(tmp_path):
-    """A column of action numbers would be regressed as if 3 were between 2 and 4."""
+    """Guards against: a column of action numbers, which would be regressed as if 3 were between 2 and 4."""
     folder = write_minari(tmp_path / "grid")
     with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
         del file["episode_0/actions"]

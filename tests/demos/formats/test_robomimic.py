@@ -13,7 +13,7 @@ from tests.demo_samples import write_robomimic, write_robosuite_raw
 
 
 def test_kind_and_rate_come_from_the_controller_columns_from_the_data(tmp_path):
-    """Deltas taken as poses would fling the arm; a wrong rate plays chunks too fast."""
+    """Guards against: deltas taken as poses, which would fling the arm; a wrong rate plays chunks too fast."""
     with open_demos(write_robomimic(tmp_path / "lift.hdf5")) as demos:
         spec = action_spec_of(demos)
         assert any("next_obs" in note for note in demos.notes)

@@ -14,7 +14,7 @@ from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, place_apart
 
 @pytest.mark.parametrize("name", kinds("task"))
 def test_an_episode_is_determined_by_its_random_generator(name):
-    """A draw from elsewhere would make a seed's scene differ from run to run."""
+    """Guards against: a draw from elsewhere, which would make a seed's scene differ from run to run."""
     task = make_task(name)
     scene = build_scene(task.parts, robot=task.robot)
     one, other = (task.sample(scene, np.random.default_rng(5)) for _ in range(2))
@@ -29,7 +29,7 @@ SHOWN = ("count", "handover", "sequence", "swap")
 
 @pytest.mark.parametrize("name", [name for name in kinds("task") if name not in SHOWN])
 def test_every_goal_has_its_own_instruction_and_the_other_way_round(name):
-    """Two goals with one sentence could not be told apart by any policy."""
+    """Guards against: two goals with one sentence, which no policy could distinguish."""
     task = make_task(name)
     scene = build_scene(task.parts, robot=task.robot)
     pairs = set()
@@ -59,7 +59,7 @@ def test_placement_covers_the_table_and_nothing_overlaps(name):
 
 
 def test_points_keep_their_gap_to_those_taken():
-    """A plate put under a cube would make `place` solved before it begins."""
+    """Guards against: a plate put under a cube, which would make `place` solved before it begins."""
     taken = [np.array([0.5, 0.0])]
     points = place_apart(np.random.default_rng(0), 3, 0.12, taken)
     assert np.linalg.norm(points - taken[0], axis=1).min() >= 0.12

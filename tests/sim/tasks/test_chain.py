@@ -10,7 +10,7 @@ from robopolicy.sim.tasks.chain import LIFT, PLACE, REACH, STACK, draw_goals
 
 @pytest.mark.parametrize("seed", range(20))
 def test_each_goal_can_be_followed_when_its_turn_comes(seed):
-    """An instruction that names an occupied plate or a buried cube would make the chain impossible."""
+    """Guards against: an instruction that names an occupied plate or a buried cube, which would make the chain impossible."""
     below: dict[int, tuple[str, int]] = {}
     held = None
     for kind, cube, other in draw_goals(np.random.default_rng(seed), 8):
@@ -30,14 +30,14 @@ def test_each_goal_can_be_followed_when_its_turn_comes(seed):
 
 
 def test_all_kinds_of_instructions_occur():
-    """A chain of touches would be no measure."""
+    """Guards against: a chain of touches, which would be no measure."""
     kinds = [kind for seed in range(30) for kind, _, _ in draw_goals(np.random.default_rng(seed), 5)]
     counts = np.bincount(kinds, minlength=4)
     assert counts.min() > 15
 
 
 def test_the_next_instruction_comes_when_the_last_is_solved():
-    """A policy that is told the old instruction for ever can't go on."""
+    """Guards against: a policy that gets the old instruction for ever and can't continue."""
     env = RobotVectorEnv("chain", 2)
     _, info = env.reset(seed=0)
     (first, second, *_), (other, *_) = (

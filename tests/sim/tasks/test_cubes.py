@@ -23,7 +23,7 @@ def move(state: State, cube: int, to: np.ndarray) -> None:
 
 
 def test_reach_is_done_at_the_named_cube_and_lost_at_another():
-    """A task that any cube satisfies would make the instruction meaningless."""
+    """Guards against: a task that any cube satisfies, which would make the instruction meaningless."""
     env, state = state_of("reach")
     over = [0.0, 0.0, 0.025]
     at_red = replace(state, ee_position=state.positions[:, 0] + over)

@@ -31,7 +31,7 @@ def test_opening_the_other_drawer_is_a_failure():
 
 
 def test_handles_are_where_the_physics_has_them():
-    """The observation of a handle that lags its drawer would be grasped beside it."""
+    """Guards against: the observation of a handle that lags its drawer, which would be grasped beside it."""
     env = opened(1, 0.07, goal=1)
     bodies = env.physics.batch.bind("xpos")
     env.physics.batch.forward()

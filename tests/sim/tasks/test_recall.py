@@ -46,7 +46,7 @@ def test_lids_stand_in_a_row_in_the_order_of_their_numbers():
 
 
 def test_after_the_cue_nothing_but_privileged_keys_depends_on_which_lid_is_right():
-    """Lids in the order of the cubes would give the answer away to a policy without memory."""
+    """Guards against: lids in the order of the cubes, which would give the answer away to a policy without memory."""
     env, obs = hidden_env(worlds=120)
     assert not any(obs[f"cube_{color}"].any() for color in ("red", "green", "blue"))
     pairs = np.stack([env.state.goal[:, 0], env.task.right_lid(env.state)], axis=1)
@@ -54,7 +54,7 @@ def test_after_the_cue_nothing_but_privileged_keys_depends_on_which_lid_is_right
 
 
 def test_moving_before_the_lamp_is_lit_is_a_failure():
-    """Going to the cube while it is visible would need no memory."""
+    """Guards against: going to the cube while it is visible, which would need no memory."""
     env = RobotVectorEnv("recall", 1, task_options={"cue_steps": 3, "delay_steps": 10})
     env.reset(seed=1)
     forward = np.array([[1.0, 0, 0, 0, 0, 0, 0]])
