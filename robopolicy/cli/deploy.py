@@ -85,20 +85,18 @@ def serve(arguments: Sequence[str]) -> int:
     add_precision(parser)
     options = parse(parser, arguments)
     options.policy = of_group(options.policy, options.group)
-    from robopolicy.control.server import read_api_key
     from robopolicy.control.server import serve as run_server
+    from robopolicy.control.serving.access import read_api_key, tls_context
     from robopolicy.experiment.run_folder import open_policy
 
     precision = None if options.precision == "float32" else options.precision
     policy = open_policy(options.policy, options.backbone, options.device, precision)
     run_server(
         policy,
-        policy.spec,
         host=options.host,
         port=options.port,
         api_key=read_api_key(options.api_key_file) if options.api_key_file else None,
-        tls_cert=options.tls_cert,
-        tls_key=options.tls_key,
+        tls=tls_context(options.tls_cert, options.tls_key),
         mapping=options.mapping,
         on_ready=lambda host, port: print(f"serving   ws://{host}:{port}", flush=True),
     )

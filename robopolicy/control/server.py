@@ -30,8 +30,7 @@ except ImportError as error:
     raise ImportError(f"serving needs {missing}, which isn't installed; pip install 'robopolicy[serve]'") from error
 
 from robopolicy.client import ProtocolError, pack
-from robopolicy.control.serving.access import is_loopback, key_fits, tls_context
-from robopolicy.control.serving.access import read_api_key as read_api_key
+from robopolicy.control.serving.access import is_loopback, key_fits
 from robopolicy.control.serving.batching import InferenceThread
 from robopolicy.control.serving.connection import ConnectionGuard
 from robopolicy.control.serving.mapping import KeyMapping
@@ -39,7 +38,7 @@ from robopolicy.control.serving.metrics import Metrics
 from robopolicy.control.serving.protocol import ObservationReader, largest_image_bytes
 from robopolicy.control.serving.session import Session
 from robopolicy.heap import keep_freed_memory
-from robopolicy.types import Policy, PolicySpec
+from robopolicy.types import Policy
 
 logger = logging.getLogger("robopolicy.serve")
 
@@ -73,13 +72,11 @@ class ServerLimits:
 
 def serve(
     policy: Policy,
-    spec: PolicySpec,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
-    tls_cert: str | Path | None = None,
-    tls_key: str | Path | None = None,
+    tls: ssl.SSLContext | None = None,
     mapping: str | Path = "native",
     limits: ServerLimits | None = None,
     on_ready: Callable[[str, int], None] | None = None,
@@ -87,22 +84,19 @@ def serve(
     """Serve a policy until SIGTERM or Ctrl-C, then answer what is under way and close.
 
     Args:
-        policy: what `load_policy` or `runtime.load` gives.
-        spec: what it expects.
+        policy: what `load_policy` or `runtime.load` returns.
         host: address to listen on; beyond this machine only with a key.
         port: 0 takes a free one.
         api_key: clients must send `Authorization: Api-Key <key>`.
-        tls_cert: certificate chain (PEM), for wss.
-        tls_key: its private key (PEM).
+        tls: serves wss with this certificate; `tls_context` reads one.
         mapping: preset or YAML file that maps the clients' names to the policy's.
         limits: what clients may take.
         on_ready: called with address and port once the policy is warm and the server listens.
 
     Raises:
-        ValueError: a public address without a key, an unknown mapping, a certificate that can't be read.
+        ValueError: a public address without a key, or an unknown mapping.
     """
-    tls = tls_context(tls_cert, tls_key)
-    reader = ObservationReader(spec, KeyMapping.read(mapping), getattr(policy, "token_spec", None))
+    reader = ObservationReader(policy.spec, KeyMapping.read(mapping), getattr(policy, "token_spec", None))
     server = PolicyServer(policy, reader, host=host, port=port, api_key=api_key, tls=tls, limits=limits)
     if tls is None and not is_loopback(host):
         logger.warning("without --tls-cert, the key and the images travel readable for everyone on the way")

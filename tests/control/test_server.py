@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 
 from robopolicy.client import PolicyClient, pack, unpack
 from robopolicy.control.server import PolicyServer, ServerLimits, serve
+from robopolicy.control.serving.access import tls_context
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.control.serving.protocol import ObservationReader
 from tests.serving import LOW_DIM_SPEC, SPEC, FakePolicy, observation, running_server, self_signed
@@ -158,8 +159,6 @@ def test_wss_serves_with_a_certificate(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tls_cert": "a.pem"}, "--tls-cert and --tls-key belong together"),
-        ({"tls_cert": "a.pem", "tls_key": "b.pem"}, "expected a matching pair of PEM files"),
         ({"mapping": "nosuch"}, "key_mapping 'nosuch' is unknown"),
         ({"host": "no.such.host.invalid"}, "give an address of this machine"),
     ],
@@ -167,7 +166,11 @@ def test_wss_serves_with_a_certificate(tmp_path):
 def test_a_mistake_on_the_command_line_is_one_line(options, words):
     """A traceback from inside ssl or socket names no option."""
     with pytest.raises(ValueError, match=words):
-        serve(FakePolicy(), SPEC, **options)
+        serve(FakePolicy(), **options)
+    with pytest.raises(ValueError, match="--tls-cert and --tls-key belong together"):
+        tls_context("a.pem", None)
+    with pytest.raises(ValueError, match="expected a matching pair of PEM files"):
+        tls_context("a.pem", "b.pem")
 
 
 def test_a_missing_package_names_the_extra_that_installs_it():
@@ -204,8 +207,8 @@ def test_stopping_answers_what_is_under_way():
 SERVE = """
 import sys
 from robopolicy.control.server import serve
-from tests.serving import FakePolicy, SPEC
-serve(FakePolicy(), SPEC, port=0, on_ready=lambda host, port: print(port, flush=True))
+from tests.serving import FakePolicy
+serve(FakePolicy(), port=0, on_ready=lambda host, port: print(port, flush=True))
 """
 
 
