@@ -1,1 +1,1 @@
-"""The policy: observations -> tokens -> one vector a frame -> memory -> chunks of actions. Needs no files or simulator."""
+"""The policy: observations -> tokens -> one vector per frame -> memory -> chunks of actions. Needs no files or simulator."""

@@ -1,4 +1,4 @@
-"""LSTM and GRU cells of many layers, with the parameters and the arithmetic of torch's own."""
+"""Multi-layer LSTM and GRU cells with the parameters and the arithmetic of torch's own."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Observations of a caller -> tensors where the weights are, checked against the training demos' keys and shapes."""
+"""A caller's observations -> tensors on the policy's device, checked against the training demos' keys and shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ def checked_inputs(
     """The expected keys as tensors (*B, ...) on `device`: images uint8, the rest float32, with the same leading axes.
 
     Args:
-        obs: what the caller gives.
+        obs: the caller's observation.
         expected: the keys that are needed, with the shape and type of one frame.
         device: where the tensors go.
         finite: refuse values that are not finite, where that doesn't mean waiting for a GPU.

@@ -2,7 +2,7 @@
 
 Every inward map has its inverse beside it; rotations are put into their learned form first. A dimension that never
 changed in training is defined: observations are moved by its value and not scaled; an arm column has target 0 and is
-given back as its value whatever the head says.
+returned as its value, whatever the head predicts.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Normalizer(nn.Module):
         super().__init__()
         self.rotations = Rotations(width, rotations, form)
         self.width = self.rotations.learned_width
-        """Of what `normalize` gives: d, or more where rotations are learned in a wider form."""
+        """Width of normalized values: d, or more where rotations are learned in a wider form."""
         offset, scale = np.zeros(self.width), np.ones(self.width)
         if statistics is not None:
             if statistics.mean.shape != (width,):
@@ -157,7 +157,7 @@ class ActionNormalizer(nn.Module):
 
 
 def _arm_offset_and_scale(statistics: Statistics, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Onto [-1, 1] by least and greatest value; a column that never changed has scale 0."""
+    """Offset and scale that map the range of each column to [-1, 1]; a column that never changed has scale 0."""
     chosen = list(columns)
     low, high, constant = statistics.low[chosen], statistics.high[chosen], statistics.constant[chosen]
     return np.where(constant, low, (high + low) / 2), np.where(constant, 0.0, (high - low) / 2)

@@ -1,4 +1,4 @@
-"""ChunkPolicy = normalize -> encode -> pool -> remember -> decode -> unnormalize."""
+"""ChunkPolicy: normalize -> encode -> pool -> memory -> decode -> unnormalize."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -52,7 +52,7 @@ class ChunkPolicy(nn.Module):
         self.config: Any = None
         """The experiment that built it, which `save_policy` writes beside the weights."""
         self.vocabulary: Any = None
-        """Words of the training instructions, likewise."""
+        """Words of the training instructions, which `save_policy` also writes."""
         self._prepared: dict[tuple[str | None, ...], Tensor] = {}
 
     @property
@@ -87,7 +87,7 @@ class ChunkPolicy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.action_normalizer.arm_scale.device
 
     def initial_state(self, batch: int | Sequence[int] = ()) -> MemoryState:

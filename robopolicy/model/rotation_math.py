@@ -1,7 +1,7 @@
 """The arithmetic of rotations: which of several equal values, the 6-D form and back, the mean of many.
 
-Quaternions may be in either order, x y z w or w x y z, as long as it is one: the other order names other rotations as
-continuously. Rotation vectors and angles are in [rad].
+Quaternions may be in either order, x y z w or w x y z, as long as it is the same throughout. Rotation vectors and
+angles are in [rad].
 """
 
 from math import pi
@@ -15,12 +15,12 @@ RotationKind: TypeAlias = Literal["quaternion", "axis-angle", "angle", "none"]
 """What columns hold: a unit quaternion in either order, a rotation vector [rad], or angles [rad] that turn on their own."""
 
 TOLERANCE = 1e-2
-"""By how much a quaternion's length may differ from 1, and a rotation vector's or an angle exceed its range [rad]."""
+"""Tolerance of a quaternion's length, and of the range of a rotation vector or an angle [rad]."""
 TINY = 1e-9
 
 
 def why_not(kind: RotationKind, values: np.ndarray) -> str | None:
-    """Why the values (n, d) are no such rotation; None where they are."""
+    """Why the values (n, d) are not rotations of this kind; None if they are."""
     length = np.linalg.norm(values, axis=1)
     if kind == "quaternion" and (worst := float(np.abs(length - 1).max())) > TOLERANCE:
         return f"quaternions are of length {length[np.abs(length - 1).argmax()]:.4g} (off by {worst:.2g}), expected 1"

@@ -71,7 +71,7 @@ class RotationFit:
     """(rotations,) bool: False where the values are not such rotations, and are left as they are."""
 
     def of_columns(self, columns: Sequence[int]) -> "RotationFit":
-        """The same for some of the array's columns."""
+        """These statistics for some of the array's columns."""
         return replace(self, reference=self.reference[list(columns)], origin=self.origin[list(columns)])
 
 
@@ -97,7 +97,7 @@ def action_rotations(
     """The rotations among the arm columns.
 
     Where nothing is declared, an absolute end-effector pose of 6 columns ends in a rotation vector (robosuite's
-    `OSC_POSE`), one of 7 in a quaternion. Columns that never change are not learned, and not of the rotation.
+    `OSC_POSE`), one of 7 in a quaternion. Columns that never change are not learned and not part of the rotation.
     """
     if form == "none":
         return ()
@@ -204,7 +204,7 @@ def fit_rotations(
         where: start of the message for values that are not such a rotation.
 
     Raises:
-        ValueError: values that were declared a rotation are none.
+        ValueError: values that were declared a rotation are not one.
     """
     if not parts:
         return None
@@ -267,6 +267,6 @@ def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tup
 
 
 def _as_they_are(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Policies saved before rotations were known load, and leave them as they are."""
+    """Load policies saved before rotations were supported; they leave rotations as they are."""
     for name, buffer in module.named_buffers(recurse=False):
         state.setdefault(prefix + name, torch.zeros_like(buffer))

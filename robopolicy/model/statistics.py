@@ -1,4 +1,4 @@
-"""What is known of each dimension of an array: statistics of the training split, streamed over files too big for memory."""
+"""Statistics of each dimension of an array over the training split, streamed over files too big for memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ CONSTANT_RANGE = 1e-6
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of each dimension of an array; all arrays (d,), float64."""
+    """Statistics of each dimension of an array; all fields (d,), float64."""
 
     count: int
     """Rows seen."""
@@ -32,9 +32,9 @@ class Statistics:
     quantile_high: np.ndarray
     """99 % quantile."""
     rotations: RotationFit | None = None
-    """Of the rotations among the dimensions; then all the rest is of their aligned values."""
+    """Statistics of the rotations among the dimensions; the other fields are then those of their aligned values."""
     coded: "Statistics | None" = None
-    """Of the learned form, where that is of another width."""
+    """Statistics of the learned form, if it has another width."""
 
     @classmethod
     def of(

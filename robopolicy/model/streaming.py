@@ -21,11 +21,11 @@ History: TypeAlias = Literal["window", "carry", "none"]
 class MemoryState:
     """What a memory holds of each running episode; `*B` are the batch's axes.
 
-    Every method gives a new state and leaves this one as it was.
+    Every method returns a new state and leaves this one unchanged.
     """
 
     history: History
-    """How `tensors` are to be read."""
+    """What `tensors` hold: window, carry or none."""
     age: Int[Tensor, "*batch"]
     """(*B) frames seen since the episode began, counted up to W; 0 where nothing is remembered."""
     tensors: tuple[Tensor, ...]
@@ -106,7 +106,7 @@ class MemoryState:
 
 
 def shift_in_zero(rows: Tensor, row_axes: int = 1) -> Tensor:
-    """Rows (..., W, H) moved on by one: the oldest falls out, row 0 is zero.
+    """Rows (..., W, H) shifted by one: the oldest is dropped, row 0 is zero.
 
     Args:
         rows: W rows of `row_axes` axes each; (..., W, heads, d, d) has 3.
@@ -169,7 +169,7 @@ def require_state(memory: "Steps", batch: torch.Size, state: MemoryState) -> Non
 
 
 class Steps(Protocol):
-    """The part of a memory that the functions above need."""
+    """The members of a memory that the functions above need."""
 
     history: History
     window: int
@@ -179,7 +179,7 @@ class Steps(Protocol):
         ...
 
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """Of the tensors in the state of a batch."""
+        """Shapes of the tensors in the state of a batch."""
         ...
 
     def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:

@@ -178,7 +178,7 @@ class PerceptronHead(nn.Module):
             raise ValueError(f"prefix of {prefix.shape[-2]} actions; expected at most {limit} {self.max_prefix}")
 
     def with_prefix(self, hidden: Tensor, prefix: Tensor | None) -> Tensor:
-        """Hidden vectors (*B, H) plus what a trained prefix layer makes of the prefix (*B, k, A+G), or of none."""
+        """Hidden vectors (*B, H) plus the output of a trained prefix layer for the prefix (*B, k, A+G), or for none."""
         if self.prefix is None:
             return hidden
         if prefix is None:

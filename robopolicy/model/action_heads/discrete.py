@@ -21,7 +21,7 @@ class DiscreteOptions(HeadOptions):
     bins: int = 256
     """Bins of equal width per arm column over [-1, 1]."""
     temperature: float = 1.0
-    """When sampling: logits are divided by it."""
+    """Divisor of the logits when sampling."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

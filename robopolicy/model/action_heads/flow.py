@@ -24,7 +24,7 @@ ACTION_STD = 0.5
 TIME_POWER = 1.5
 """Above 1, integration steps are shorter towards the end, where narrow distributions take their shape."""
 FREQUENCIES = 8
-"""Sines and as many cosines by which the network sees the time, of 1/8 to 1 period: a flow is smooth in time."""
+"""Number of sines, and of cosines, that encode the time, of 1/8 to 1 period: a flow is smooth in time."""
 
 
 @dataclass(frozen=True)

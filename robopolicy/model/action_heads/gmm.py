@@ -79,7 +79,7 @@ class GaussianMixtureHead(PerceptronHead):
         return masked_mean(-log_likelihood, valid[..., 0])
 
     def decode_arm(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """See `PerceptronHead`; samples are clamped to [-1, 1], which is all that a normalized action can be."""
+        """See `PerceptronHead`; samples are clamped to [-1, 1], the range of a normalized action."""
         logits, means, stds = self.mixture(hidden)
         if generator is None:
             return _select(means, logits.argmax(dim=-1))
@@ -92,6 +92,6 @@ class GaussianMixtureHead(PerceptronHead):
 
 
 def _select(values: Tensor, mode: Tensor) -> Tensor:
-    """Of values (*B, K, M, A), those (*B, K, A) of one mode (*B, K) per step."""
+    """The values (*B, K, A) of one mode (*B, K) per step, out of (*B, K, M, A)."""
     index = mode[..., None, None].expand(*values.shape[:-2], 1, values.shape[-1])
     return values.gather(-2, index).squeeze(-2)

@@ -1,7 +1,7 @@
 """The encoder family: observation and instruction -> tokens.
 
 `Cls(options, inputs)` builds an encoder for the observation that `inputs` describes; `robopolicy.model.encoders.base`
-holds the contract and `robopolicy.testing.encoder` checks it. The functions below read what options may say of their kind
+holds the contract and `robopolicy.testing.encoder` checks it. The functions below read properties of a kind from its options
 without building it.
 """
 
@@ -13,7 +13,7 @@ __all__ = ["EncoderInputs", "Encoding", "TokenEncoder", "default_text_of", "read
 
 
 def default_text_of(options: Any) -> str:
-    """The text model used where the config names none: the class attribute `default_text`, else `vocabulary`."""
+    """The text model used if the config names none: the class attribute `default_text`, else `vocabulary`."""
     return getattr(options, "default_text", "vocabulary")
 
 

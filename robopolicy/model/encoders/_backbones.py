@@ -23,7 +23,7 @@ Readout: TypeAlias = Literal["all", "last", "mean", "action_token"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What of a backbone's hidden states becomes tokens."""
+    """Which of a backbone's hidden states become tokens."""
 
     readout: Readout = "all"
     """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens; action_token:
@@ -32,7 +32,7 @@ class Reading:
     """Which hidden states: -1 the last, after the final norm; 0 the embeddings, n those after layer n; negative counts
     from the end."""
     action_tokens: int = 1
-    """How many vectors the readout action_token has, where the backbone's folder holds none; not used by the others."""
+    """Number of vectors of the readout action_token if the backbone's folder holds none; not used by the others."""
 
 
 class Backbone(nn.Module):
@@ -41,7 +41,7 @@ class Backbone(nn.Module):
     Args:
         model: the loaded `transformers` model.
         images: how its images are prepared.
-        reading: what of its hidden states becomes tokens.
+        reading: which of its hidden states become tokens.
     """
 
     token_width: int
@@ -88,7 +88,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Adapters train; a frozen model stays in eval mode, so that its dropout is off."""
+        """Set the mode of the adapters; a frozen model stays in eval mode, so that its dropout is off."""
         return super().train(mode and self.adapted)
 
     def _layer_of(self, outputs: Any) -> Tensor:

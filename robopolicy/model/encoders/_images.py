@@ -61,7 +61,7 @@ def image_preparation(config: Any, processor: Mapping[str, Any], image_size: tup
 
 
 def _sides(size: Any) -> tuple[int, int]:
-    """Height and width out of a processor's `size`: a number, a pair, or a mapping of sides."""
+    """Height and width from a processor's `size`: a number, a pair, or a mapping of sides."""
     if isinstance(size, Mapping):
         short = size.get("shortest_edge", size.get("longest_edge"))
         return int(size.get("height", short)), int(size.get("width", short))

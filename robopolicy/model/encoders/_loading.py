@@ -20,7 +20,7 @@ FINGERPRINT_BYTES = 2**20
 ACTION_TOKENS = "action_tokens.safetensors"
 """In a backbone's folder: the learned vectors of the readout `action_token`."""
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-"""Of a backbone's weights; auto: as they are stored."""
+"""Type of a backbone's weights; auto: as they are stored."""
 
 
 def load_backbone(
@@ -36,9 +36,9 @@ def load_backbone(
     Args:
         name: folder or name, as `from_pretrained` takes it.
         image_size: height and width of the demos' images; only models that read any size use it.
-        reading: what of its hidden states becomes tokens; None: all tokens of the last layer.
-        dtype: of its weights.
-        adapters: trainable ones; None: frozen.
+        reading: which of its hidden states become tokens; None: all tokens of the last layer.
+        dtype: type of its weights.
+        adapters: trainable adapters; None: the model is frozen.
 
     Raises:
         ImportError: `transformers` isn't installed.
@@ -186,7 +186,7 @@ def _model(name: str, dtype: Dtype) -> tuple[Any, list[str]]:
 
 
 def _family(config: Any) -> type[Backbone] | None:
-    """How a model is read, by what its config has; None for one that reads no images."""
+    """The class that reads a model, chosen by its config; None for one that reads no images."""
     if hasattr(config, "vision_config"):
         inside = any(getattr(config, key, None) is not None for key in ("image_token_id", "image_token_index"))
         return GenerativeBackbone if inside else ContrastiveBackbone if hasattr(config, "text_config") else None

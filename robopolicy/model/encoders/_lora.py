@@ -18,9 +18,9 @@ class Adapters:
     rank: int
     """Rows of A; >= 1."""
     alpha: float
-    """Strength."""
+    """Strength of the adapters."""
     dropout: float = 0.0
-    """Of the adapter's input, in training."""
+    """Dropout of the adapter's input, in training."""
     targets: tuple[str, ...] = ()
     """Last part of the names of the linear maps; empty: the attention's."""
 

@@ -1,4 +1,4 @@
-"""Images and instruction -> the tokens of a frame, the same whether they are written ahead of time or made on the robot."""
+"""Images and instruction -> the tokens of a frame, the same whether computed ahead of time or on the robot."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ class FrameTokens(nn.Module):
         template: the prompt; `{instruction}` stands for the instruction.
         prompt_tokens: tokens of a prompt; longer ones are cut off. None: as many as the longest of `instructions` needs.
         instructions: those that will be read; ignored where `prompt_tokens` is given.
-        reading: what of the hidden states becomes tokens.
+        reading: which of the hidden states become tokens.
         dtype: of the backbone's weights.
 
     Raises:
@@ -62,12 +62,12 @@ class FrameTokens(nn.Module):
             "template": template if self.prompter else None,
             "prompt_tokens": self.prompt_tokens,
         }
-        """All that tells these tokens from others, JSON-ready; see `identity_difference`."""
+        """Everything that these tokens depend on, JSON-ready; see `identity_difference`."""
         self._prompts: dict[tuple[str | None, ...], Tensor] = {}
 
     @classmethod
     def recorded(cls, identity: Mapping[str, Any], model: str) -> "FrameTokens":
-        """What made the tokens that carry this identity, out of the model in a folder or under a hub name.
+        """The encoder with this identity, from the model in a folder or under a hub name.
 
         Raises:
             ConfigError: it is another model, or the identity is one that an older robopolicy wrote.
@@ -89,7 +89,7 @@ class FrameTokens(nn.Module):
         return made
 
     def require(self, identity: Mapping[str, Any], name: str) -> None:
-        """Refuse to stand in for the encoder with this identity, unless this is it.
+        """Refuse an identity that is not this encoder's.
 
         Raises:
             ConfigError: the first difference, with both values.
@@ -104,7 +104,7 @@ class FrameTokens(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone is."""
+        """Device of the backbone."""
         return next(self.backbone.parameters()).device
 
     def prompts(self, instructions: Sequence[str | None]) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""`pixels` where the policy sees images, else `keys`: one config for a family of files."""
+"""`pixels` where the policy sees images, else `keys`: so that one config serves files with and without cameras."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -21,12 +21,12 @@ class Encoding(NamedTuple):
     token_valid: Bool[Tensor, "*batch tokens"] | None
     """False where a token is padding; None: all are valid."""
     predictions: Mapping[str, Tensor]
-    """By name (*B, d), as `TokenEncoder.prediction_widths` declares them."""
+    """Name -> prediction (*B, d), as `TokenEncoder.prediction_widths` declares them."""
 
 
 @dataclass(frozen=True)
 class EncoderInputs:
-    """What an encoder is built for."""
+    """The observation and instruction that an encoder is built for."""
 
     obs: Mapping[str, ArraySpec]
     """Every key that the policy sees, with the shape of one frame after normalization."""

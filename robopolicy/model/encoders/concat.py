@@ -34,7 +34,7 @@ class ConcatEncoder(TokenEncoder):
     """All keys, and the sentence vector, as one vector through a perceptron: behavior cloning's plain baseline.
 
     There is one token, also with the instruction, so that every pooling passes it on unchanged. Constant columns need no
-    care: normalization maps them to 0.
+    special treatment: normalization maps them to 0.
     """
 
     def __init__(self, options: ConcatOptions, inputs: EncoderInputs) -> None:

@@ -44,7 +44,7 @@ class KeysEncoder(TokenEncoder):
     """One token per key, one that sees all keys together, then the instruction's tokens.
 
     For the keys of a group, the sentence vector selects among them by attention, and the common token sees the selected
-    values beside all other keys. So what to do with an object is learned once, from the demos of all of them. The
+    values beside all other keys. So the handling of an object is learned once, from the demos of all of them. The
     group's own tokens come from one shared perceptron and fade where a key is not selected: a token per object and
     instruction would let the policy memorize the training scenes instead.
 
@@ -103,10 +103,10 @@ class KeysEncoder(TokenEncoder):
 
 
 class Selector(nn.Module):
-    """The sentence vector selects among the keys of a group, `choices` times over: the cube, the plate.
+    """The sentence vector selects among the keys of a group, `choices` times: for example the cube and the plate.
 
-    The weights start at zero and there is no bias, so that every key has the same share and the first thing to change
-    that is a word that distinguishes instructions. The softmax is sharp, so that the selection is made early: while
+    The weights start at zero and there is no bias, so that every key has the same share until a word that
+    distinguishes instructions changes it. The softmax is sharp, so that the selection is made early: while
     values are still mixed, the rest of the network starts to memorize the training scenes. But the weights don't move
     for the first steps: before the rest has learned to follow the mixed value, the sign of the gradient is that of
     random weights, and half of all seeds would suppress the very object that is named.

@@ -36,12 +36,12 @@ class TransformersOptions:
     gradient_checkpointing: bool = False
     """Compute the backbone's activations again in the backward pass: less memory, more time."""
     dtype: Dtype = "auto"
-    """Of the backbone's weights; auto: as they are stored."""
+    """Type of the backbone's weights; auto: as they are stored."""
     readout: Readout = "all"
     """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens; action_token:
     learned vectors that stand in the prompt like words, and are trained."""
     action_tokens: int = 1
-    """How many vectors the readout action_token learns."""
+    """Number of vectors that the readout action_token learns."""
     layer: int = -1
     """Which hidden states are read; -1: the last."""
 

@@ -1,4 +1,4 @@
-"""What the kinds `lstm` and `gru` share."""
+"""Shared parts of the kinds `lstm` and `gru`."""
 
 from dataclasses import dataclass
 from typing import Literal

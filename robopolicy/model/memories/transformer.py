@@ -41,8 +41,8 @@ class TransformerMemory(nn.Module):
     """Pre-normalized blocks with learned positions, counted from the oldest frame in the window; see `Memory`.
 
     The state is the last W pooled frames, and a step is one parallel pass over them. A sliding key-value cache would be
-    faster but would not give the output of the window pass: the deeper layers' keys would still hold what has left the
-    window, and positions would be off.
+    faster but would not give the output of the window pass: the deeper layers' keys would still depend on frames that
+    have left the window, and positions would be off.
     """
 
     def __init__(self, options: TransformerOptions, width: int) -> None:

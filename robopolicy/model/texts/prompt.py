@@ -18,7 +18,7 @@ SPARE_TOKENS = 8
 END, IMAGES, ACTION = -1, -2, -3
 """Instead of token numbers: beyond the end of a prompt, where the images stand, where the action tokens stand."""
 MARKERS = {"{images}": IMAGES, "{action}": ACTION}
-"""What a template may say of them; a template with `{images}` is tokenized without the tokenizer's special tokens."""
+"""Marks in a template for them; a template with `{images}` is tokenized without the tokenizer's special tokens."""
 
 
 @dataclass(frozen=True)
