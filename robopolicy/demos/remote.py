@@ -8,12 +8,12 @@ import fcntl
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from robopolicy.files import remove
 from robopolicy.types import DemoFormatError
 
 LOG = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def local_path(path: str | Path) -> Path:
 def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], target: Path, url: str) -> None:
     """Copy to a temporary path and rename, so that a kill leaves no half copy under the name."""
     partial = target.with_name(f".{target.name}.partial")
-    _remove(partial)
+    remove(partial)
     try:
         for name, info in files.items():
             inside = PurePosixPath(name).relative_to(root)
@@ -67,7 +67,7 @@ def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], ta
                 raise DemoFormatError(f"{url}: {place.stat().st_size} of {info['size']} bytes came; try again")
         partial.rename(target)
     finally:
-        _remove(partial)
+        remove(partial)
     size = sum(file.stat().st_size for file in (target.rglob("*") if target.is_dir() else [target]) if file.is_file())
     LOG.info("%s: copied to %s, %.3g MB", url, target, size / 1e6)
 
@@ -110,10 +110,3 @@ def _alone(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from robopolicy.files import remove_unfinished, require_regular, write_file
 from robopolicy.heap import keep_freed_memory
 from robopolicy.model.encoders.conv import ConvOptions
 from robopolicy.model.policy import ChunkPolicy
+from robopolicy.rollout.run_groups import flat
 from robopolicy.training.augmentations import AugmentationInputs, make_augmentation
 from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, RandomState, RunKeeper, Stop, read_resume
 from robopolicy.training.datamodule import DemoDataModule
@@ -281,8 +282,8 @@ def _check_run(config: ExperimentConfig, run_dir: Path, resume: bool) -> None:
         return
     if RESUME_FILE not in taken:
         raise ConfigError(f"{run_dir} holds no {RESUME_FILE}: nothing to resume; train without --resume")
-    before = _flat(yaml.safe_load((run_dir / CONFIG).read_text()))
-    now = _flat(config_to_dict(config))
+    before = flat(yaml.safe_load((run_dir / CONFIG).read_text()))
+    now = flat(config_to_dict(config))
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(FREE_TO_CHANGE)]
     if changed:
         key = changed[0]
@@ -299,13 +300,6 @@ def _check_selection(config: ExperimentConfig, evaluate: Callable[[ChunkPolicy],
         )
     if config.training.select == "success" and (evaluate is None or config.training.eval_every is None):
         raise ConfigError("--training.select success needs closed-loop evaluations; give --eval-every and --task")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 @contextmanager

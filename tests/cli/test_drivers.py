@@ -156,7 +156,7 @@ def test_a_robot_that_lacks_what_the_policy_looks_at_is_refused_before_it_moves(
 
 @pytest.mark.slow
 def test_a_pixel_policy_drives_the_simulated_arm(tmp_path, capsys):
-    """Pictures of the simulator's process that are of another size than the policy's, or come too late to drive by."""
+    """Guards against: images of the simulator's process that are of another size than the policy's, or come too late."""
     options = ["--robot", "sim", "--task", "reach", "--command-hz", "100", "--seed", "3"]
     record, figures = tmp_path / "run.hdf5", tmp_path / "run.json"
     pixels = saved(tmp_path / "run", "pixels", memory__layers=1, memory__hidden=8)

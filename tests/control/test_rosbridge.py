@@ -139,7 +139,7 @@ def test_stamps_come_from_the_headers_on_the_loops_clock(panda):
 
 
 def test_a_base_takes_a_twist(bridge, panda):
-    """Guards against: a mobile base that goes on after the robot was stopped."""
+    """Guards against: a mobile base that keeps driving after the robot was stopped."""
     robot = RosbridgeRobot(options_of(bridge, base_topic="/cmd_vel"))
     robot.command(Command(np.asarray(panda.home_rad), np.nan, 0.0, np.array([0.2, 0.1])))
     wait_until(lambda: bool(bridge.sent("/cmd_vel")))

@@ -75,7 +75,7 @@ def test_each_arm_is_limited_as_if_it_were_alone():
 
 
 def test_what_is_not_finite_for_one_arm_holds_both():
-    """Guards against: a bimanual grasp of which one hand goes on while the other has no target."""
+    """Guards against: a bimanual grasp in which one hand keeps moving while the other has no target."""
     qpos = np.tile(PANDA.home_rad, 2)
     action = np.zeros(14)
     action[2], action[9] = np.nan, 1.0

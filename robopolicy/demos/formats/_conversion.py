@@ -2,7 +2,6 @@
 
 import glob
 import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from robopolicy.demos.formats._detection import open_demos, writable_format
 from robopolicy.demos.formats.base import DemoReader
 from robopolicy.demos.images import scaled_image
-from robopolicy.files import TEMPORARY
+from robopolicy.files import TEMPORARY, remove
 from robopolicy.types import Demo, DemoFormatError, printable
 
 
@@ -56,7 +55,7 @@ def convert(
                 raise FileExistsError(f"{target} was made by another process meanwhile; this one's work is dropped")
             unfinished.rename(target)
         finally:
-            _remove(unfinished)
+            remove(unfinished)
         left = sorted(target.parent.glob(f".{glob.escape(target.stem)}-*{TEMPORARY}*"))
         interrupted = [f"{path} is what an interrupted run left, or one under way; remove it" for path in left]
         return [*reader.notes, *changes, *interrupted]
@@ -99,10 +98,3 @@ def run_convert(
         console.print(printable(f"note      {note}"), markup=False, highlight=False)
     console.print(f"written   {target}", markup=False, highlight=False)
     return 0
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
