@@ -6,7 +6,7 @@
 Jerk is the root mean square of the third difference of the tool's position over all episodes [m/s3]; speed that of the
 first [m/s]. The jump is the root mean square of the change between the last executed action and the first of the plan that
 a new chunk has changed [action units], the gripper left out. ACT's temporal ensemble is the peer: it is known to smooth and
-to cost success. With --latency, the ways to bridge inference that takes so many control steps are compared instead; a policy
+to cost success. With --latency, the ways to bridge inference that takes this many control steps are compared instead; a policy
 that draws its chunks does so in all of them. Left is the share of the successes that pass a pillar on its left.
 """
 
