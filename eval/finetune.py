@@ -1,11 +1,11 @@
 """Fine-tuning against training from scratch: a policy of lift and place, trained further with 10 demonstrations of stack.
 
-    python eval/finetune.py [--runs runs/finetune] [--seeds 0 1 2] [--steps 1000] [--episodes 100] [--json FILE]
+    python eval/finetune.py [--runs runs/finetune] [--seeds 0 1 2] [--steps 3000] [--episodes 100] [--json FILE]
 
 Per training seed three runs of `configs/stack_lowdim.yaml`: `pretrained` on 200 demonstrations (100 of lift, 100 of place),
-`finetuned` from it with the 10 of stack (statistics kept, a learning rate of 3e-4), and `scratch` with the same 10 and as many
-steps from random weights, at the config's learning rate of 2e-3. The last two are evaluated on the same episodes of stack,
-with seeds that no demonstration used. A run or an evaluation that is there already is not repeated.
+`finetuned` from it with the 10 of stack (statistics kept), and `scratch` with the same 10 and as many steps from random
+weights. The last two are evaluated on the same episodes of stack, with seeds that no demonstration used. A run or an
+evaluation that is there already is not repeated.
 """
 
 import argparse
@@ -22,8 +22,7 @@ DEMOS = {"lift": (100, 0), "place": (100, 0), "stack": (10, 2000)}
 """Task -> number of demonstrations, and the seed of the first."""
 FIRST_SEED = 940_000
 CONFIG = "configs/stack_lowdim.yaml"
-PRETRAINING_STEPS = 2000
-FINETUNING_LR = 3e-4
+PRETRAINING_STEPS = 5000
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000, help="of the runs on stack")
+    parser.add_argument("--steps", type=int, default=3000, help="of the runs on stack")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -44,8 +43,7 @@ def main() -> None:
     for seed in options.seeds:
         begun = options.runs / f"pretrained-{seed}"
         train(begun, [files["lift"], files["place"]], seed, PRETRAINING_STEPS)
-        tuned = ("--start", str(begun), "--optimizer.lr", str(FINETUNING_LR))
-        for kind, more in (("finetuned", tuned), ("scratch", ())):
+        for kind, more in (("finetuned", ("--start", str(begun))), ("scratch", ())):
             folder = options.runs / f"{kind}-{seed}"
             train(folder, [files["stack"]], seed, options.steps, *more)
             found[kind].append(evaluation(folder, options.episodes))

@@ -23,6 +23,13 @@ class Recorded:
         """Keep the time."""
         self.times.append(t_s)
 
+    def finished(self):
+        """Nothing."""
+        return []
+
+    def close(self):
+        """Nothing."""
+
     def reset(self):
         """Count."""
         self.resets += 1
