@@ -126,7 +126,9 @@ def test_on_a_simulated_clock_a_run_repeats_exactly_however_slow_the_machine(tin
     think, rows = RecordedStream.__call__, []
     for pause_s in (0.0, 0.3):  # above the deadline of 0.25 s
 
-        def slow(stream: RecordedStream, observation: Observation, pause_s: float = pause_s) -> np.ndarray:
+        def slow(
+            stream: RecordedStream, observation: Observation, prefix: object = None, pause_s: float = pause_s
+        ) -> np.ndarray:
             time.sleep(pause_s if len(rows) < 4 else 0.0)
             rows.append(observation.obs["qpos"])
             return think(stream, observation)
