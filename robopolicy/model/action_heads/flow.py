@@ -6,8 +6,9 @@ inpainting of a prefix, real-time chunking (arXiv 2506.07339).
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,7 +32,7 @@ FREQUENCIES = 8
 class FlowOptions(HeadOptions):
     """Options of the action head `flow`."""
 
-    steps: int = 5
+    steps: int = 4
     """Integration steps from noise to the chunk; it can be changed after training (`head.steps`)."""
     solver: Literal["euler", "midpoint"] = "midpoint"
     """euler evaluates the network once per step, midpoint twice."""
@@ -76,24 +77,29 @@ class VelocityNetwork(nn.Module):
         self.output = nn.Linear(width, outputs)
         self.register_buffer("frequencies", torch.pi * 2.0 ** torch.linspace(-2, 1, FREQUENCIES), persistent=False)
 
-    def forward(self, flat: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+    def modulations(self, hidden: Tensor, time: Tensor) -> list[Tensor]:
+        """Scale and shift of each layer, (..., 2 * width), for hidden vectors (*B, H) at times (..., 1)."""
+        angles = time * cast(Tensor, self.frequencies)
+        context = self.condition(hidden) + self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        context = functional.silu(context)
+        return [layer(context) for layer in self.modulation]
+
+    def forward(self, flat: Tensor, time: Tensor | float, modulations: Sequence[Tensor]) -> Tensor:
         """The expected demonstrated chunk (*B, K * A) given a noisy one.
 
         Args:
             flat: (*B, K * A), the flattened noisy chunk.
-            time: (*B, 1).
-            condition: `self.condition(hidden)` (*B, width).
+            time: (*B, 1), or one for all.
+            modulations: of these times.
         """
-        deviation = _deviation(time)
-        angles = time * cast(Tensor, self.frequencies)
-        context = functional.silu(condition + self.time(torch.cat([angles.sin(), angles.cos()], dim=-1)))
+        deviation, spread = _deviations(time)
         features = self.input(flat / deviation)
-        for modulation, inner, outer in zip(self.modulation, self.inner, self.outer, strict=True):
-            scale, shift = modulation(context).chunk(2, dim=-1)
+        for modulation, inner, outer in zip(modulations, self.inner, self.outer, strict=True):
+            scale, shift = modulation.chunk(2, dim=-1)
             modulated = inner(functional.layer_norm(features, features.shape[-1:])) * (1 + scale) + shift
             features = features + outer(functional.silu(modulated))
         correction = self.output(functional.layer_norm(features, features.shape[-1:]))
-        return time * (ACTION_STD / deviation).square() * flat + _spread(time) * correction
+        return (time * (ACTION_STD / deviation) ** 2) * flat + spread * correction
 
 
 @register("action_head", "flow", FlowOptions)
@@ -134,13 +140,13 @@ class FlowHead(PerceptronHead):
         time = drawn[..., :1]
         if self.times == "beta":
             time = 1 - time ** (2 / 3)  # the inverse of the cumulative distribution
+        time = time.clamp(max=0.999)  # at the very end nothing is left to predict
         # 1e-7 is more than the least positive step of torch.rand, so that no draw is infinite.
         noise = torch.special.ndtri(drawn[..., 1:].clamp(1e-7, 1 - 1e-7))
         clean = labels.flatten(-2).expand(*shape[:-2], -1)
         noisy = (1 - time) * noise + time * clean
-        condition = self.network.condition(hidden).expand(*shape[:-2], -1)
-        end = self.network(noisy, time, condition).float()
-        error = ((end - clean) / _spread(time)).square().unflatten(-1, labels.shape[-2:])
+        end = self.network(noisy, time, self.network.modulations(hidden, time)).float()
+        error = ((end - clean) / _deviations(time)[1]).square().unflatten(-1, labels.shape[-2:])
         return masked_mean(weigh_columns(error, self.arm_weights), valid)
 
     def decode(
@@ -182,19 +188,27 @@ class FlowHead(PerceptronHead):
             noise: standard normal.
             goal: chunk (*B, K * A) that the flow is guided towards, and the weight (*B, K * A) of each entry.
         """
-        condition, flat = self.network.condition(hidden), noise.flatten(-2)
+        borders = [1 - (1 - step / self.steps) ** TIME_POWER for step in range(self.steps + 1)]
+        midpoint = self.solver == "midpoint"
+        times: list[float] = []
+        for time, after in itertools.pairwise(borders):
+            times += [time, (time + after) / 2] if midpoint else [time]
+        # Those of all times at once: their weights are read once instead of at every time.
+        stacked = hidden.new_tensor(times).reshape(-1, *(1,) * hidden.dim())
+        modulations = self.network.modulations(hidden, stacked)
 
-        def velocity(flat: Tensor, time: float) -> Tensor:
+        def velocity(flat: Tensor, place: int) -> Tensor:
+            now = [layer[place] for layer in modulations]
             if goal is None:
-                return (_end(self.network, flat, time, condition) - flat) / (1 - time)
-            return self._guided(flat, time, condition, *goal)
+                return (self.network(flat, times[place], now) - flat) / (1 - times[place])
+            return self._guided(flat, times[place], now, *goal)
 
-        times = [1 - (1 - step / self.steps) ** TIME_POWER for step in range(self.steps + 1)]
-        for time, after in itertools.pairwise(times):
+        flat = noise.flatten(-2)
+        for step, (time, after) in enumerate(itertools.pairwise(borders)):
             size = after - time
-            slope = velocity(flat, time)
-            if self.solver == "midpoint":
-                slope = velocity(flat + size / 2 * slope, time + size / 2)
+            slope = velocity(flat, 2 * step if midpoint else step)
+            if midpoint:
+                slope = velocity(flat + size / 2 * slope, 2 * step + 1)
             flat = flat + size * slope
         return flat.unflatten(-1, noise.shape[-2:]).clamp(-1, 1)
 
@@ -207,11 +221,11 @@ class FlowHead(PerceptronHead):
         wanted = torch.where(committed, padded[..., : self.arm_width], 0.0)
         return wanted.flatten(-2), weight.expand_as(wanted).flatten(-2)
 
-    def _guided(self, flat: Tensor, time: float, condition: Tensor, goal: Tensor, weight: Tensor) -> Tensor:
+    def _guided(self, flat: Tensor, time: float, modulations: Sequence[Tensor], goal: Tensor, weight: Tensor) -> Tensor:
         """The velocity plus real-time chunking's guidance: the gradient of the predicted chunk's agreement with `goal`."""
         with torch.inference_mode(False), torch.enable_grad():
             start = flat.detach().clone().requires_grad_()
-            end = _end(self._differentiable[0], start, time, condition.detach().clone())
+            end = self._differentiable[0](start, time, [layer.detach().clone() for layer in modulations])
             missing = weight.clone() * (goal.clone() - end.detach())
             (pull,) = torch.autograd.grad(end, start, missing)
         strength = self.guidance
@@ -220,20 +234,13 @@ class FlowHead(PerceptronHead):
         return (end.detach() - flat) / (1 - time) + strength * pull
 
 
-def _deviation(time: Tensor) -> Tensor:
-    """Standard deviation of a noisy chunk, where that of the demonstrated ones is `ACTION_STD`."""
-    return ((time * ACTION_STD).square() + (1 - time).square()).sqrt()
+def _deviations(time: Any) -> tuple[Any, Any]:
+    """Standard deviation of a noisy chunk, and of its flow's end given it, where demonstrated ones are normal.
 
-
-def _spread(time: Tensor) -> Tensor:
-    """Standard deviation of the flow's end given a noisy chunk, where demonstrated ones are normally distributed."""
-    # At the very end nothing is left to correct, and the loss would be divided by 0.
-    return ACTION_STD * (1 - time).clamp(min=1e-3) / _deviation(time)
-
-
-def _end(network: nn.Module, flat: Tensor, time: float, condition: Tensor) -> Tensor:
-    """The predicted end of the flow (*B, K * A) from `flat`, all rows at the same time."""
-    return network(flat, flat.new_full((*flat.shape[:-1], 1), time), condition)
+    The demonstrated actions are taken to have the standard deviation `ACTION_STD`.
+    """
+    deviation = ((time * ACTION_STD) ** 2 + (1 - time) ** 2) ** 0.5
+    return deviation, ACTION_STD * (1 - time) / deviation
 
 
 def soft_mask(known: Bool[Tensor, "*batch chunk"], frozen: int) -> Float[Tensor, "*batch chunk"]:

@@ -42,7 +42,7 @@ class PillarOptions:
 
 @register("task", "pillar", PillarOptions)
 class Pillar(Task):
-    """Touch the lid behind the pillar for 8 steps without touching the pillar.
+    """Touch the lid behind the pillar for 20 steps without touching the pillar.
 
     Demonstrations pass the pillar on either side, and nothing that is observed says on which: the mean of what they do goes
     through the pillar.
@@ -50,8 +50,8 @@ class Pillar(Task):
 
     name = "pillar"
     parts = ("pillar",)
-    max_episode_steps = 80
-    hold_steps = 8
+    max_episode_steps = 100
+    hold_steps = 20
     touch_m = 0.04
     """Fingertips this near to the middle of the lid's top touch it [m]."""
     clear_m = 0.04
