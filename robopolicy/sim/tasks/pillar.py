@@ -52,7 +52,7 @@ class Pillar(Task):
     parts = ("pillar",)
     max_episode_steps = 100
     hold_steps = 20
-    touch_m = 0.04
+    touch_m = 0.05
     """Fingertips this near to the middle of the lid's top touch it [m]."""
     clear_m = 0.04
     """Fingertips this near to the pillar's axis touch the pillar, at any height [m]."""
