@@ -46,7 +46,7 @@ class GraphPolicy(nn.Module):
             values.append(picture if spec.is_image else torch.randn(shape, generator=generator))
         if self.policy.text is not None:
             text = self.policy.text.prepare([None] * batch)
-            values.append(torch.randint_like(text, 0, 2, generator=generator))
+            values.append(torch.randint(0, 2, text.shape, generator=generator, dtype=text.dtype))
         if self.noise is not None:
             values.append(torch.randn((batch, *self.noise.shape), generator=generator))
         state = self.policy.initial_state(batch)

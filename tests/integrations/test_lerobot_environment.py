@@ -121,3 +121,73 @@ def test_losses_and_actions_are_ours_with_the_real_lerobot(python):
     done = subprocess.run([python, *words], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
+
+
+ROBOT = """from dataclasses import dataclass
+
+from lerobot.robots import Robot, RobotConfig
+
+from robopolicy.components import component
+from robopolicy.control.robots.base import RobotContext
+from robopolicy.testing.robot import CHECKS
+
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+
+
+@RobotConfig.register_subclass("mock_arm")
+@dataclass
+class MockArmConfig(RobotConfig):
+    port: str = ""
+
+
+class MockArm(Robot):
+    config_class, name = MockArmConfig, "mock_arm"
+    observation_features = action_features = property(lambda self: {f"{joint}.pos": float for joint in JOINTS})
+    is_connected = property(lambda self: self.connected)
+    is_calibrated = property(lambda self: True)
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.connected, self.values = False, {f"{joint}.pos": 0.0 for joint in JOINTS} | {"gripper.pos": 30.0}
+
+    def connect(self, calibrate=True):
+        self.connected = True
+
+    def calibrate(self): ...
+
+    def configure(self): ...
+
+    def get_observation(self):
+        return dict(self.values)
+
+    def send_action(self, action):
+        self.values |= action
+        return action
+
+    def disconnect(self):
+        self.connected = False
+
+
+def main():
+    found = component("robot", "lerobot")
+    for check in CHECKS:
+        robot = found.make(found.options(type="mock_arm"), RobotContext(control_dt=0.1))
+        check(robot)
+        robot.stop()
+    print(len(CHECKS), "checks")
+"""
+
+
+def test_a_robot_of_lerobots_own_class_keeps_our_contract(python, tmp_path):
+    """Guards against: `kind: lerobot` that fits a stand-in of LeRobot's Robot only."""
+    (tmp_path / "mock_arm.py").write_text(ROBOT)
+    done = subprocess.run(
+        [python, "-c", "import mock_arm; mock_arm.main()"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "7 checks" in done.stdout
