@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import parse_experiment, require, verb_parser
 from robopolicy.cli.practice import make_worlds, success_in_simulator
 from robopolicy.cli.simulator import add_simulator
 from robopolicy.components import ConfigError
+from robopolicy.experiment.config import ExperimentConfig
 
 if TYPE_CHECKING:
     from robopolicy.model.policy import ChunkPolicy
@@ -31,7 +32,36 @@ SEEDS_PER_RUN, SEEDS_PER_ROUND = 10_000_000, 100_000
 
 
 def dagger(arguments: Sequence[str]) -> int:
-    """Train on demos, then in rounds on the policy's own states, labeled by an expert; returns the exit code."""
+    """Train on demos, then again and again on what an expert says of the policy's own states; returns the exit code."""
+    options, config = parse_experiment(_parser(), arguments)
+    task = _checked_task(options, config)
+    from robopolicy.training.online import Rounds
+    from robopolicy.training.online import dagger as run_dagger
+    from robopolicy.training.schedules import read_schedule
+
+    share = read_schedule(options.expert_share, "--expert-share", high=1.0)
+    rounds = Rounds(options.rounds, options.round_steps, options.keep_rounds)
+    roll_out = _Relabeling(options, task, config.training.seed, lambda n: share(n - 1, options.rounds - 1))
+    evaluate = success_in_simulator(options, task, config.training.eval_episodes)
+    measure = success_in_simulator(options, task, options.eval_episodes)
+    try:
+        folder = run_dagger(
+            config,
+            Path(options.run_dir),
+            rounds,
+            roll_out,
+            evaluate=evaluate if config.training.eval_every else None,
+            measure=(lambda policy: {"success_rate": measure(policy), "episodes": options.eval_episodes})
+            if options.eval_episodes
+            else None,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; continue {options.run_dir} with --resume") from None
+    print(f"policy    {folder}")
+    return 0
+
+
+def _parser() -> ArgumentParser:
     parser = verb_parser(
         "dagger",
         "Train on demos; then, in each round, run the policy in the simulator, label every state it visits with the expert's "
@@ -63,7 +93,15 @@ def dagger(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--resume", action="store_true", help="continue what --run-dir holds")
     add_simulator(parser)
-    options, config = parse_experiment(parser, arguments)
+    return parser
+
+
+def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
+    """The task, once the other options are found to fit; a mistake is said before the first training.
+
+    Raises:
+        ConfigError: in one line.
+    """
     require(options, 1, "episodes", "num_envs")
     require(options, 0, "eval_episodes")
     if options.episodes > SEEDS_PER_ROUND:
@@ -76,30 +114,9 @@ def dagger(arguments: Sequence[str]) -> int:
     run_dir = Path(options.run_dir)
     if run_dir.exists() and any(run_dir.iterdir()) and not options.resume:
         raise ConfigError(f"{run_dir} is not empty; continue it with --resume, or give another --run-dir")
-    from robopolicy.training.online import Rounds
-    from robopolicy.training.online import dagger as run_dagger
-    from robopolicy.training.schedules import read_schedule
-
-    share = read_schedule(options.expert_share, "--expert-share", high=1.0)
-    rounds = Rounds(options.rounds, options.round_steps, options.keep_rounds)
-    roll_out = _Relabeling(options, config.task, config.training.seed, lambda n: share(n - 1, options.rounds - 1))
-    evaluate = success_in_simulator(options, config.task, config.training.eval_episodes)
-    measure = success_in_simulator(options, config.task, options.eval_episodes)
-    try:
-        folder = run_dagger(
-            config,
-            run_dir,
-            rounds,
-            roll_out,
-            evaluate=evaluate if config.training.eval_every else None,
-            measure=(lambda policy: {"success_rate": measure(policy), "episodes": options.eval_episodes})
-            if options.eval_episodes
-            else None,
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; continue {run_dir} with --resume") from None
-    print(f"policy    {folder}")
-    return 0
+    if options.expert is not None:
+        check_expert(options.expert, config.task)
+    return config.task
 
 
 class _Relabeling:
@@ -108,8 +125,6 @@ class _Relabeling:
     def __init__(self, options: Namespace, task: str, seed: int, share: "Callable[[int], float]") -> None:
         self.options, self.task, self.share = options, task, share
         self.first_seed = DAGGER_SEED + SEEDS_PER_RUN * (seed % 40)
-        if options.expert is not None:  # a mistake is said before the first training
-            check_expert(options.expert, task)
 
     def __call__(self, policy: "ChunkPolicy", number: int, written: Sequence[int]) -> "Iterator[Sequence[Demo]]":
         from robopolicy.training.online import relabeled_episodes

@@ -7,6 +7,7 @@ import struct
 import sys
 import termios
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from robopolicy.control.operators.leader import LeaderOptions, make_leader
 from robopolicy.control.operators.spacemouse import Spacemouse, SpacemouseOptions, make_spacemouse
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots.fake import FakeRobot
+from robopolicy.testing.operator import CHECKS
 from robopolicy.types import ActionSpec, Observation
 from tests.control.test_loop import ListRecorder, assert_within_limits, forward, make_loop
 
@@ -282,3 +284,35 @@ def test_a_leader_without_a_pedal_is_refused(panda):
     """Guards against: a leader that can never take over."""
     with RobotServer(Leader(panda, pedal=False), port=0) as server, pytest.raises(ConfigError, match="show 'engaged'"):
         make_leader(LeaderOptions(address=f"127.0.0.1:{server.port}"), OperatorContext(panda, EE, 0.05))
+
+
+def keyboard(context, stack):
+    master, slave = pty.openpty()
+    for descriptor in (master, slave):
+        stack.callback(os.close, descriptor)
+    return ToolOperator(Keyboard(KeyboardOptions(), slave), context), lambda: os.write(master, b"t")
+
+
+def spacemouse(context, stack):
+    reports = Reports()
+    reports.close = lambda: None
+    press = lambda: reports.reports.append(b"\x03\x02\x00")  # noqa: E731
+    return ToolOperator(Spacemouse(SpacemouseOptions(), reports), context), press
+
+
+def leader(context, stack):
+    arm = Leader(context.profile)
+    server = stack.enter_context(RobotServer(arm, port=0))
+    operator = make_leader(LeaderOptions(address=f"127.0.0.1:{server.port}", timeout_s=5.0), context)
+    return operator, lambda: setattr(arm, "engaged", True)
+
+
+@pytest.mark.parametrize("make", [keyboard, spacemouse, leader])
+@pytest.mark.parametrize("check", CHECKS)
+def test_operators_keep_their_contract(panda, make, check):
+    """Guards against: an operator that holds up the commands, or whose first action stops the robot."""
+    context = OperatorContext(panda, SPECS[1], 0.05)
+    with ExitStack() as stack:
+        operator, take_over = make(context, stack)
+        stack.callback(operator.close)
+        check(operator, context, take_over)

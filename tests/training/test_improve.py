@@ -17,6 +17,7 @@ from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.training.improve import PRACTICE_SEED, ImproveConfig, Surroundings, improve
 from robopolicy.training.reinforce import PPOConfig
 from robopolicy.types import ActionSpec, ArraySpec
+from tests.demos.test_writer import dies_in_a_child
 from tests.small_runs import SMALL
 from tests.training.t_maze import TMaze
 
@@ -106,6 +107,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: 
         assert {k: v for k, v in ours.items() if k != "steps_per_s"} == {
             k: v for k, v in theirs.items() if k != "steps_per_s"
         }
+
+
+@pytest.mark.slow
+def test_death_at_any_change_of_the_disk_changes_nothing(tmp_path: Path) -> None:
+    """Guards against: a checkpoint whose parts are of different iterations, wherever a kill comes."""
+    start = untrained(tmp_path / "start", {"memory.history": "carry"})
+    run(start, tmp_path / "whole", iterations=4)
+    fatal, reached = 0, True
+    while reached:
+        killed = tmp_path / f"killed_{fatal}"
+        reached = dies_in_a_child(lambda killed=killed: run(start, killed, iterations=4), "os.rename", fatal)
+        begun = (killed / "tensorboard").exists()
+        if not reached:
+            break
+        run(start, killed, iterations=4, resume=begun)
+        assert torch.equal(weights(tmp_path / "whole"), weights(killed)), fatal
+        fatal += 1
+    assert fatal >= 6
 
 
 def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
