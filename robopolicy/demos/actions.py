@@ -19,15 +19,15 @@ def infer_action_spec(actions: Iterable[np.ndarray]) -> ActionSpec:
     Raises:
         DemoFormatError: there are no demos, or they differ in width.
     """
-    seen: list[np.ndarray] = []
+    seen: list[np.ndarray] | None = None
     for rows in actions:
-        if seen and rows.shape[1] != len(seen):
+        if seen is not None and rows.shape[1] != len(seen):
             raise DemoFormatError(f"actions of {rows.shape[1]} columns after others of {len(seen)}; all need the same")
-        columns = seen or [rows[:0, column] for column in range(rows.shape[1])]
+        columns = seen if seen is not None else [rows[:0, column] for column in range(rows.shape[1])]
         # Three values are enough to know that a column is neither constant nor binary.
         seen = [np.unique(np.concatenate([known, rows[:, i]]))[:3] for i, known in enumerate(columns)]
     if not seen:
-        raise DemoFormatError("no actions to infer an action spec from; expected at least one demo")
+        raise DemoFormatError("no actions to infer an action spec from; expected at least one demo, and one column")
     gripper = [column for column, values in enumerate(seen) if len(values) == 2]
     return ActionSpec(
         arm=[column for column, values in enumerate(seen) if len(values) > 2],

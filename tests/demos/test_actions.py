@@ -55,3 +55,10 @@ def test_actions_are_described_in_words():
         "8 columns; arm 0-2, 7 (absolute, joint position); binary gripper 4 (0 or 0.04); continuous gripper 7; "
         "constant 3 = 0; constant 5 = 1.5; constant 6 = 0; 50 Hz"
     )
+
+
+def test_actions_without_a_column_are_refused_wherever_they_stand():
+    """Guards against: a first demo of no columns after which any other width was taken (a crafted Minari file)."""
+    for widths in ((0, 3), (3, 0), (0, 0)):
+        with pytest.raises(DemoFormatError, match="all need the same|at least one demo, and one column"):
+            infer_action_spec([np.zeros((4, width)) for width in widths])
