@@ -36,11 +36,16 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
+MAX_MESSAGE = 1200
+"""Characters of an error's message; of a longer one the middle is left out."""
+
+
 class PrintableError(Exception):
-    """An error whose message holds no terminal's commands, whatever a stranger's file or server wrote into it."""
+    """An error whose message holds no terminal's commands and is short, whatever a stranger's file or server wrote into it."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message)))
+        text = printable(str(message))
+        super().__init__(text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 300]} ... {text[-250:]}")
 
 
 class DemoFormatError(PrintableError, ValueError):

@@ -83,3 +83,6 @@ def test_no_error_holds_a_terminals_commands():
         error = kind("demos.hdf5: key 'a\x1b[2J\r\x07' has 3 rows")
         assert str(error) == "demos.hdf5: key 'a\\x1b[2J\\r\\x07' has 3 rows"
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
+        endless = str(kind("demos.hdf5: no demo " + "\0" * 5000 + "; it has: demo_0"))
+        assert len(endless) <= 1200
+        assert (endless[:20], endless[-8:]) == ("demos.hdf5: no demo ", ": demo_0")

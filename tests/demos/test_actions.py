@@ -60,5 +60,5 @@ def test_actions_are_described_in_words():
 def test_actions_without_a_column_are_refused_wherever_they_stand():
     """Guards against: a first demo of no columns after which any other width was taken (a crafted Minari file)."""
     for widths in ((0, 3), (3, 0), (0, 0)):
-        with pytest.raises(DemoFormatError, match="all need the same|at least one demo, and one column"):
+        with pytest.raises(DemoFormatError, match=r"all need the same|at least one demo, and one column"):
             infer_action_spec([np.zeros((4, width)) for width in widths])
