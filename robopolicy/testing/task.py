@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from robopolicy.control.replay import REFERENCE
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
 from robopolicy.sim.scene import Scene, build_scene
@@ -54,9 +55,13 @@ def a_start_fits_the_scene(name: str, **options: Any) -> None:
 def no_episode_is_decided_at_its_start(name: str, **options: Any) -> None:
     """A step without motion neither solves nor loses the task."""
     env = RobotVectorEnv(name, SEEDS, task_options=options)
-    env.reset(seed=0)
-    still = np.zeros((SEEDS, 7), np.float32)
-    still[:, 6] = -1.0
+    obs, _ = env.reset(seed=0)
+    spec = env.actions
+    still = np.zeros((SEEDS, spec.width), np.float32)
+    if spec.kind == "absolute":
+        still[:, list(spec.joint_columns)] = obs[REFERENCE]  # the joint targets that hold the pose
+    else:
+        still[:, list(spec.gripper_columns)] = -1.0  # open
     _, _, terminated, _, info = env.step(still)
     require(not terminated.any(), f"{terminated.sum()} of {SEEDS} episodes end in their first step")
     require(not info["success"].any(), f"{info['success'].sum()} of {SEEDS} episodes are solved in their first step")

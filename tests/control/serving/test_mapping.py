@@ -16,9 +16,9 @@ def image(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [(64, 64), (224, 224), (31, 57), (480, 640)])
 def test_resizing_equals_pillows_bilinear(size):
     """Openpi's client resizes with Pillow; a policy should see the same image whoever shrinks it."""
-    image = pytest.importorskip("PIL.Image")
+    pillow = pytest.importorskip("PIL.Image")
     source = image(120, 160)
-    expected = np.asarray(image.fromarray(source).resize(size[::-1], image.Resampling.BILINEAR))
+    expected = np.asarray(pillow.fromarray(source).resize(size[::-1], pillow.Resampling.BILINEAR))
     assert np.abs(resize(source, *size).astype(int) - expected).max() <= 1
 
 
