@@ -72,7 +72,7 @@ def bridged(policy: Any, latencies: list[int], replan_every: int) -> dict[str, E
         waits = {**common, "latency_s": steps * CONTROL_DT}
         ways[f"receding, latency {steps}"] = RecedingOptions(**common)
         ways[f"freeze, latency {steps}"] = FreezeOptions(**waits)
-        if policy.spec.prefix >= steps:
+        if policy.spec.prefix >= max(steps, 1):
             ways[f"rtc, latency {steps}"] = RealTimeOptions(**waits)
     return ways
 
