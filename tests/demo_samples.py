@@ -95,7 +95,9 @@ def write_act(folder: Path, compressed: bool = False) -> Path:
         rng = np.random.default_rng(index)
         with h5py.File(folder / f"episode_{index}.hdf5", "w") as file:
             file.attrs["sim"] = True
-            file["action"] = rng.uniform(-2, 2, (steps, 14)).astype(np.float32)
+            action = rng.uniform(-2, 2, (steps, 14)).astype(np.float32)
+            action[:, [6, 13]] = action[:, [6, 13]].clip(-0.1, 1.2)  # a leader's gripper goes beyond its ends 0 and 1
+            file["action"] = action
             for key in ("qpos", "qvel"):
                 file[f"observations/{key}"] = rng.normal(size=(steps, 14)).astype(np.float32)
             frames = images(steps, seed=index)

@@ -18,6 +18,9 @@ from robopolicy.model.poolings.max import MaxOptions
 from robopolicy.model.poolings.mean import MeanOptions
 from robopolicy.types import TOKENS_KEY, ActionSpec, DemoFormatError
 
+OVERSHOOT = 0.5
+"""Share of a continuous gripper's stroke by which commands may exceed its ends: a leader arm's gripper closes on nothing and
+goes beyond, while values in another unit are farther off."""
 SPLIT_SEED = 0
 """Seed of the split where a file has no masks: the same demos are held out whatever the training's seed."""
 
@@ -144,7 +147,8 @@ def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> A
         pairs.append(pair)
     strokes = []
     for column, ends in zip(spec.continuous_gripper, spec.continuous_gripper_values, strict=True):
-        low, high, slack = actions[:, column].min(), actions[:, column].max(), 1e-3 * (max(ends) - min(ends))
+        low, high = actions[:, column].min(), actions[:, column].max()
+        slack = OVERSHOOT * (max(ends) - min(ends))
         if low < min(ends) - slack or high > max(ends) + slack:
             if ends != (-1.0, 1.0):
                 raise DemoFormatError(

@@ -89,6 +89,9 @@ def test_an_exported_folder_drives_it_as_it_was_trained_to(arm, tmp_path):
         "replan_every": 1,
         "gripper_hysteresis": 0.0,
         "ensemble_decay": 0.5,
+        "sample": False,
+        "best_of": 1,
+        "simulated_latency_steps": 0,
     }
     with pytest.raises(
         ConfigError, match=r"unknown option --execution\.ensemble_decay; the options of execution 'receding'"

@@ -187,7 +187,7 @@ def test_memory_begins_with_each_episode_and_sees_every_frame(policy):
     [
         ("point_envs:PointInTime-v9", {}, "--env point_envs:PointInTime-v9: .*PointInTime"),
         ("no_such_module:Task", {}, "No module named 'no_such_module' .needed for --env no_such_module:Task"),
-        ("point_envs:Point", {}, "map needs max_episode_steps"),
+        ("point_envs:Point", {}, "give --env-map FILE with a line max_episode_steps: N"),
         ("point_envs:Point", {"make": {"kwargs": {"colour": 1}}}, "unexpected keyword argument 'colour'"),
         ("point_envs:Discrete", LIMIT, "action space is Discrete.3.; expected a Box"),
         ("point_envs:PointInTime-v0", {"success": {"info": "won"}}, "info has no won .it has: is_success, task"),

@@ -36,6 +36,9 @@ def test_every_goal_has_its_own_instruction_and_the_other_way_round(name):
     for seed in range(60):
         setup = task.sample(scene, np.random.default_rng(seed))
         named = setup.goals[:, :1] if name.startswith("recall") else setup.goals
+        if name == "pillar":  # the side of a goal is the demonstrator's choice, not part of the request
+            assert set(setup.instructions) == {"touch the lid behind the pillar"}
+            return
         assert len(setup.instructions) == len(named)
         pairs |= {(sentence, tuple(goal)) for sentence, goal in zip(setup.instructions, named.tolist(), strict=True)}
     assert len({sentence for sentence, _ in pairs}) == len({goal for _, goal in pairs}) == len(pairs) > 1
