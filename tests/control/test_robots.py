@@ -51,7 +51,9 @@ def test_a_client_that_vanishes_in_motion_leaves_a_robot_that_brakes(arm, panda,
         vanished, moving = len(arm.commands), arm.qpos()[6]
         if end == "drop":
             client.socket.shutdown(2)
-        wait_until(lambda: len(arm.commands) > vanished + 3 and arm.commands[-3].joint_position_rad[6] == arm.qpos()[6])
+        wait_until(
+            lambda: len(arm.commands) >= vanished + 3 and arm.commands[-3].joint_position_rad[6] == arm.qpos()[6]
+        )
         stamps = np.array([command.stamp_s for command in arm.commands[vanished:]])
         rates = np.stack([command.joint_position_rad for command in arm.commands[vanished:]])
     assert not np.ptp(rates[-3:], axis=0).any()
