@@ -52,8 +52,10 @@ class TimedChunk:
 class Inference(Protocol):
     """Source of a control loop's chunks; no call blocks."""
 
-    missed: int
-    """Requests dropped because an earlier one was still in progress."""
+    @property
+    def missed(self) -> int:
+        """Requests dropped because an earlier one was still in progress."""
+        ...
 
     def request(self, t_s: float, prefix: Prefix | None = None) -> None:
         """Observe now, for the control step at t_s [s], and predict a chunk that continues the plan `prefix`."""

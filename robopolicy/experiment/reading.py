@@ -293,7 +293,7 @@ def section_from(options: type, given: Mapping[str, Any], prefix: str, owner: st
 def _made(hint: Any, value: Any, where: str) -> Any:
     """A value converted to its field's type; of a mapping of names to dataclasses, each of these from its fields."""
     entry = get_args(hint)[-1] if get_origin(hint) is Mapping else None
-    if not is_dataclass(entry) or not isinstance(value, Mapping):
+    if not isinstance(entry, type) or not is_dataclass(entry) or not isinstance(value, Mapping):
         return converted(hint, value, where)
     for name, part in value.items():
         if not isinstance(part, (Mapping, entry)):

@@ -57,8 +57,9 @@ def gives_rows_of_the_policys_actions(
     while (action := _asked(operator, context, None)) is None:
         require(time.monotonic() < ends_s, f"act() gave no action within {PATIENCE_S:g} s of taking over")
     for given in (action, _asked(operator, context, np.zeros(width))):
-        require(np.shape(given) == (width,), f"an action of shape {np.shape(given)}; expected ({width},)")
-        require(bool(np.isfinite(np.asarray(given, np.float64)).all()), f"the action {given} is not finite")
+        row = np.asarray(given, np.float64)
+        require(row.shape == (width,), f"an action of shape {row.shape}; expected ({width},)")
+        require(bool(np.isfinite(row).all()), f"the action {given} is not finite")
 
 
 def _asked(operator: Operator, context: OperatorContext, proposed: np.ndarray | None) -> np.ndarray | None:

@@ -19,7 +19,6 @@ from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.module import PolicyTraining
 from robopolicy.training.timing import StepTimer
-from robopolicy.types import Batch
 
 RESUME_FILE = "resume.ckpt"
 METRICS_FILE = "metrics.json"
@@ -127,7 +126,7 @@ class RunKeeper(Callback):
         run_dir: Path,
         timer: StepTimer,
         save: Callable[[ChunkPolicy], Any],
-        valid_batches: Callable[[], Iterable[Batch]],
+        valid_batches: Callable[[], Iterable[Any]],
         settings: TrainingConfig,
         evaluate: Callable[[ChunkPolicy], float] | None,
         stop: Stop,

@@ -221,10 +221,11 @@ class GroupTraining(PolicyTraining):
     @torch.no_grad()
     def validate(self, batches: Any) -> dict[str, float]:
         """`loss` and `loss_<group>` of the evaluated policies over held-out batches."""
-        policies, objective = self.evaluated, (self.trained if self.averaged is None else self.averaged)[1]
+        policies: GroupPolicies = self.evaluated
+        objective: Any = (self.trained if self.averaged is None else self.averaged)[1]
         was_training = policies.training
         policies.eval()
-        losses = {}
+        losses: dict[str, float] = {}
         for name, own in batches:
             tally = Tally()
             for batch in own:

@@ -182,10 +182,18 @@ def _fit(
     """Train to the end, or to the stop that a signal asks for; from the resume file, where there is one."""
     config, timer, provenance = data.experiment, StepTimer(), data.provenance
     parameters = sum(parameter.numel() for parameter in module.policy.parameters())
+
+    def save(kept: Any) -> None:
+        """Write the policy, or those of the groups."""
+        if config.data.groups:
+            kept.save(run_dir, provenance)
+        else:
+            save_policy(kept, run_dir, provenance)
+
     keeper = RunKeeper(
         run_dir,
         timer,
-        lambda kept: kept.save(run_dir, provenance) if config.data.groups else save_policy(kept, run_dir, provenance),
+        save,
         data.val_dataloader,
         config.training,
         evaluate,
