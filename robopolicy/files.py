@@ -4,6 +4,7 @@ Every file that the package writes goes through here: created exclusively, under
 target's own folder; synced; renamed. A link planted at the temporary name is never followed, one at the target is refused.
 """
 
+import glob
 import os
 import secrets
 import shutil
@@ -62,6 +63,15 @@ def remove_unfinished(folder: Path) -> None:
     for path in folder.glob(f".*-*{TEMPORARY}*"):
         if stat.S_ISREG(path.lstat().st_mode):
             path.unlink()
+
+
+def remove_unfinished_of(path: Path) -> None:
+    """Remove the temporary files of `path` that a killed process left beside it; no other process may be writing `path`."""
+    for left in path.parent.glob(
+        f".{glob.escape(path.stem[:100])}-{'[0-9a-f]' * 16}{TEMPORARY}{glob.escape(path.suffix)}"
+    ):
+        if stat.S_ISREG(left.lstat().st_mode):
+            left.unlink()
 
 
 def require_regular(path: str | Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import h5py
 
-from robopolicy.files import TEMPORARY, replacing, require_regular, write_file
+from robopolicy.files import TEMPORARY, remove_unfinished_of, replacing, require_regular, write_file
 
 ENDING = ".parts"
 
@@ -50,6 +50,7 @@ class Parts:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._fd = _locked_folder(self.folder)
         try:
+            remove_unfinished_of(target)
             self.names = sorted(path.stem for path in self._left_behind())
             """Names of the parts, without ending."""
             if self.names and not resume:

@@ -242,3 +242,14 @@ def test_a_writer_without_a_demo_leaves_no_file(tmp_path):
     with DemoWriter(tmp_path / "a.hdf5"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_beside_the_file_goes_with_the_next_writer(tmp_path, make_demo):
+    """Guards against: hidden half-written files that pile up beside a demo file, or another file's being removed."""
+    left, others = tmp_path / f".a-{'0a' * 8}.unfinished.hdf5", tmp_path / f".a-b-{'0a' * 8}.unfinished.hdf5"
+    left.touch()
+    others.touch()
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        writer.write(make_demo(0))
+    assert not left.exists()
+    assert others.exists()
