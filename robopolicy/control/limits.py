@@ -367,12 +367,12 @@ def _openings(profile: RobotProfile, spec: ActionSpec, action: Array) -> Array:
 
 
 def gripper_value(profile: RobotProfile, spec: ActionSpec, closed: float) -> float:
-    """The inverse of `closed_share`: the gripper column's value; a binary one takes the nearer of its two."""
+    """The inverse of `closed_share`: the value of the first gripper's column; a binary one takes the nearer of its two."""
     at_second = closed if profile.gripper_opens == "first" else 1 - closed
-    if spec.gripper_columns:
-        first, second = spec.gripper_values[0]
+    column, first, second = spec.gripper_ends[0]
+    if column in spec.gripper_columns:
         return second if at_second > 0.5 else first
-    return min(max(2 * at_second - 1, -1.0), 1.0)
+    return first + min(max(at_second, 0.0), 1.0) * (second - first)
 
 
 _SCALE = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)

@@ -114,10 +114,18 @@ SPECS = [
     ActionSpec(arm=7, gripper=1, kind="absolute", space="joint_position"),
     ActionSpec(arm=7, gripper=1, kind="delta", space="joint_position", gripper_values=((0.0, 1.0),)),
     ActionSpec(arm=8, gripper=0, kind="delta", space="joint_velocity", continuous_gripper=(7,)),
+    ActionSpec(
+        arm=8,
+        gripper=0,
+        kind="absolute",
+        space="joint_position",
+        continuous_gripper=(7,),
+        continuous_gripper_values=((0.08, 0.0),),
+    ),
 ]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["ee", "absolute", "delta", "velocity"])
+@pytest.mark.parametrize("spec", SPECS, ids=["ee", "absolute", "delta", "velocity", "opening in metres"])
 def test_one_motion_is_the_same_in_every_action_space(panda, spec):
     """Guards against: an operator who moves the robot elsewhere where the policy commands joints."""
     motion = np.array([0.3, -0.2, 0.1, 0.1, 0.0, -0.2])
@@ -278,6 +286,15 @@ def test_a_leader_moves_the_robot_from_where_it_was_taken(panda):
         with pytest.raises(ConnectionError, match="unplugged"):
             until(lambda: operator.act(0.0, HOME, None) is not None)
         operator.close()
+
+
+def test_actions_of_two_grippers_are_refused_at_the_start(panda):
+    """Guards against: one device that moves both grippers of a robot alike, and a stop in the middle of a takeover."""
+    context = OperatorContext(panda, ActionSpec(arm=7, gripper=2, kind="absolute", space="joint_position"), 0.05)
+    with pytest.raises(ConfigError, match="command 2 grippers, this operator's device one"):
+        ToolOperator(Buttons(), context)
+    with RobotServer(Leader(panda), port=0) as server, pytest.raises(ConfigError, match="command 2 grippers"):
+        make_leader(LeaderOptions(address=f"127.0.0.1:{server.port}"), context)
 
 
 def test_a_leader_without_a_pedal_is_refused(panda):

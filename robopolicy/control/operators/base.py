@@ -40,7 +40,7 @@ class OperatorContext:
             qpos: where the joints are [rad].
 
         Raises:
-            ValueError: the policy moves joints and the robot's profile has no kinematics.
+            ValueError: the policy moves joints and the robot's profile has no kinematics, or it commands several grippers.
         """
         if self.action_spec.space == "ee":
             return self._row(motion, closed)
@@ -50,7 +50,11 @@ class OperatorContext:
     def joint_action(
         self, target_rad: Float[np.ndarray, " joints"], closed: float, qpos: Float[np.ndarray, " joints"]
     ) -> Float[np.ndarray, " width"]:
-        """The action row that moves the joints from `qpos` to `target_rad` [rad], as far as one action can."""
+        """The action row that moves the joints from `qpos` to `target_rad` [rad], as far as one action can.
+
+        Raises:
+            ValueError: the policy commands several grippers.
+        """
         if self.action_spec.space != "ee":
             return self._row(self._joint_columns(target_rad, qpos), closed)
         assert self.profile.arm is not None  # `ControlLoop` refuses such a robot
@@ -70,10 +74,15 @@ class OperatorContext:
 
     def _row(self, arm: np.ndarray, closed: float) -> np.ndarray:
         spec, row = self.action_spec, np.zeros(self.action_spec.width)
-        row[[column for column in spec.arm_columns if column not in spec.continuous_gripper]] = arm
+        if len(spec.gripper_ends) > 1:
+            raise ValueError(
+                f"the policy's actions command {len(spec.gripper_ends)} grippers, this operator's device one; give an "
+                "operator of your own as MODULE:FACTORY"
+            )
+        row[list(spec.joint_columns)] = arm
         for column, value in spec.constant.items():
             row[column] = value
-        for column in (*spec.gripper_columns, *spec.continuous_gripper):
+        for column, _, _ in spec.gripper_ends:
             row[column] = gripper_value(self.profile, spec, closed)
         return row
 

@@ -29,7 +29,7 @@ class LeaderOperator:
         context: of the run.
 
     Raises:
-        ConfigError: it has other joints, or doesn't show `engaged`.
+        ConfigError: it has other joints, doesn't show `engaged`, or the policy commands several grippers.
     """
 
     def __init__(self, leader: Robot, context: OperatorContext) -> None:
@@ -46,6 +46,12 @@ class LeaderOperator:
             raise ConfigError(
                 f"--intervene: the leader has {leader.profile.joints} joints, the robot {context.profile.joints}"
             )
+        try:
+            home = np.asarray(context.profile.home_rad)
+            context.joint_action(home, 0.0, home)
+        except ValueError as error:
+            leader.stop()
+            raise ConfigError(f"--intervene: {error}") from None
         self._offset: np.ndarray | None = None
         self._closed = 0.0
         self._failed: Exception | None = None
