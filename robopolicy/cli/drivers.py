@@ -70,9 +70,8 @@ def _local(options: Namespace) -> Driver:
         from robopolicy.experiment import open_policy
 
         if options.backbone is None:
-            torch.set_num_threads(
-                1
-            )  # a second thread costs more than it gains at batch 1, and the commands wait for it
+            # A second thread costs more than it gains at batch 1, and the commands wait for it.
+            torch.set_num_threads(1)
         precision = None if options.precision == "float32" else options.precision
         policy = open_policy(options.policy, options.backbone, options.device, precision)
     spec = policy.spec

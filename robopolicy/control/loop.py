@@ -30,7 +30,7 @@ DEGREES_RAD = 3.2
 CONTROL_PRIORITY = 20
 """Real-time priority of the control thread, where asked for."""
 POLL_S = 0.001
-"""Spacing of the looks for a chunk between two commands, where no other command comes in time [s]."""
+"""Polling interval for a chunk between two commands [s]."""
 ACT_S = 0.002
 """Time kept free before the next command for turning an action into a motion [s]; at most a quarter of its period."""
 
@@ -95,9 +95,8 @@ class ControlLoop:
         self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
         self.smoother.start(robot.qpos())
         self._base = BaseRamp(robot.profile, robot.command_dt)
-        self._opening_m = np.full(
-            robot.profile.grippers, np.nan
-        )  # until an action says otherwise, grippers stay as they are
+        # NaN: until an action says otherwise, grippers stay as they are.
+        self._opening_m = np.full(robot.profile.grippers, np.nan)
         if self.options.priority and not request_realtime(CONTROL_PRIORITY):
             logger.warning("real-time priority was refused; commands may be late when the machine is busy")
         self.stopped: str | None = None
@@ -152,7 +151,7 @@ class ControlLoop:
 
     @contextmanager
     def _braked_at_last(self, smoother: JointSmoother, grid: FixedGrid) -> Iterator[None]:
-        """Whatever is raised in the block but a robot's own error, Ctrl-C included: rest, then the end of all commands."""
+        """On any exception in the context except RobotError, Ctrl-C included: brake to rest, then stop the robot for good."""
         try:
             yield
         except RobotError:
@@ -179,10 +178,10 @@ class ControlLoop:
         self._limited: list[str] = []
 
     def _drive(self, grid: FixedGrid, ends_s: float, finished: Callable[[], bool]) -> None:
-        """Command after command, until the end or a stop, and on to rest."""
+        """Send commands until the end or a stop, then bring the robot to rest."""
         while self.stopped is None and self.clock.now() < ends_s and not finished():
-            if stood_s := self._advance(self.smoother, grid):
-                self._stop(f"the control loop itself stood still for {stood_s:.2f} s", grid)
+            if blocked_s := self._advance(self.smoother, grid):
+                self._stop(f"the control loop itself was blocked for {blocked_s:.2f} s", grid)
             if self.stopped is None:
                 self._run(grid)
             self._wait_within_step(grid)
@@ -194,7 +193,7 @@ class ControlLoop:
         self._follow_to_rest(self.smoother, grid)
 
     def _follow_to_rest(self, smoother: JointSmoother, grid: FixedGrid) -> None:
-        """Send a motion to its end, and the end a few times more, so that the robot sees that it is at rest."""
+        """Send a motion to its end, then repeat the last command, by which the robot recognizes rest."""
         while not (smoother.at_rest and self._base.at_rest):
             self._advance(smoother, grid)
         self._rested_s = grid.t_s
@@ -202,18 +201,18 @@ class ControlLoop:
             self._advance(smoother, grid)
 
     def _advance(self, smoother: JointSmoother, grid: FixedGrid) -> float:
-        """Send the next tick's command; gives for how long the loop stood still [s] where that was beyond the deadline.
+        """Send the next tick's command; returns how long the loop was blocked [s] if that exceeds the deadline, otherwise 0.
 
-        What it should have sent meanwhile would then be one leap: it sends where the robot is instead.
+        After such a gap the planned position would be a leap, so the robot's measured position is sent instead.
         """
         passed = grid.wait()
-        stood_s = (passed - 1) * grid.period_s
-        if stood_s > self.options.deadline_s:
+        blocked_s = (passed - 1) * grid.period_s
+        if blocked_s > self.options.deadline_s:
             smoother.start(self.robot.qpos())
         self.statistics.overruns += passed - 1
         self._base.step(passed)
         self._send(smoother.step(passed), grid)
-        return stood_s if stood_s > self.options.deadline_s else 0.0
+        return blocked_s if blocked_s > self.options.deadline_s else 0.0
 
     def _send(self, position: np.ndarray, grid: FixedGrid) -> None:
         self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)
@@ -222,9 +221,9 @@ class ControlLoop:
             self.robot.command(Command(position, self._opening_m, grid.t_s, self._base.velocity))
 
     def _run(self, grid: FixedGrid) -> None:
-        """Begin each control step once, and act on it when its chunk is there or the patience is over."""
+        """Begin each control step once, and act on it when its chunk has arrived or the patience has run out."""
         step = grid.index // self._commands_per_step
-        if step > self._step and self._to_act:  # ticks were missed: better late than never
+        if step > self._step and self._to_act:  # ticks were missed: act late
             self._collect(grid)
             if self.stopped is None:
                 self._act(grid)
@@ -236,9 +235,9 @@ class ControlLoop:
         self._act_when_due(grid)
 
     def _wait_within_step(self, grid: FixedGrid) -> None:
-        """Wait for the chunk between two commands, where the next one already belongs to the next control step.
+        """Wait for the chunk between two commands if the next command belongs to the next control step.
 
-        With one command per control step, a decision left to the next command would never be taken for its own step.
+        With one command per control step, a decision left to the next command would always be one step late.
         """
         if (grid.index + 1) // self._commands_per_step == self._step:
             return
@@ -251,14 +250,14 @@ class ControlLoop:
             self._act_when_due(grid, last)
 
     def _act_when_due(self, grid: FixedGrid, last: bool = False) -> None:
-        """Take finished chunks; act on the present step once its own is there, none is due, or the patience is over."""
+        """Take finished chunks; act on the current step once its own has arrived, none is due, or the patience has run out."""
         self._collect(grid)
         over = last or self.clock.now() >= self._step_s + self._patience_s
         if self.stopped is None and self._to_act and (self._fresh() is not None or not self._due or over):
             self._act(grid)
 
     def _collect(self, grid: FixedGrid) -> None:
-        """Take the chunks that were finished, check their time stamps, and stop the robot if none came in time."""
+        """Take the finished chunks, check their time stamps, and stop the robot if none came in time."""
         try:
             chunks = self.inference.finished()
         except Exception as error:  # whatever a policy, a camera or a network may raise
@@ -295,12 +294,12 @@ class ControlLoop:
         statistics.missed_frames += self.inference.missed - missed
 
     def _fresh(self) -> TimedChunk | None:
-        """The chunk of the present control step's own observation, if it is there."""
+        """The chunk of the current control step's own observation, if it has arrived."""
         earliest_s = self._step_s - self.executor.control_dt / 2
         return next((chunk for chunk in self._arrived if chunk.observation.stamp_s >= earliest_s), None)
 
     def _act(self, grid: FixedGrid) -> None:
-        """Pick the present control step's action and aim for what it asks."""
+        """Take the current control step's action and aim for its targets."""
         fresh = self._fresh()
         self._to_act = False
         if self._operated and self._arrived:  # an earlier plan is for a place where the robot isn't
@@ -346,7 +345,7 @@ class ControlLoop:
             self.recorder.record(tick)
 
     def _by_operator(self, proposed: np.ndarray | None, grid: FixedGrid) -> np.ndarray | None:
-        """The operator's action where they have the robot, else what the policy proposed."""
+        """The operator's action while they control the robot, otherwise the policy's."""
         assert self.operator is not None
         try:
             action = self.operator.act(self._step_s, np.asarray(self.robot.qpos(), np.float64), proposed)
@@ -362,7 +361,7 @@ class ControlLoop:
         return proposed if action is None else np.asarray(action, np.float64)
 
     def _aim(self, action: np.ndarray, grid: FixedGrid) -> tuple[np.ndarray, list[str]]:
-        """Head for what an action asks within the limits: the joint targets [rad], and the limits that changed them."""
+        """Aim for an action's targets within the limits; returns the joint targets [rad] and the limits that changed them."""
         profile, qpos = self.robot.profile, np.asarray(self.robot.qpos(), np.float64)
         if not np.isfinite(qpos).all():
             self._stop("the robot reports joint positions that are not finite", grid)
@@ -393,7 +392,7 @@ class ControlLoop:
         return targets.joint_position_rad, [*kinds, *(["base_velocity"] if slowed else [])]
 
     def _stop(self, reason: str, grid: FixedGrid) -> None:
-        """Begin a controlled stop; of several reasons the first is the one that is kept."""
+        """Begin a controlled stop; the first of several reasons is kept."""
         logger.warning("stopped: %s", reason)
         if self.stopped is None:
             self.smoother.brake()

@@ -210,7 +210,7 @@ def test_the_control_loop_standing_still_is_a_stop_of_its_own(fake_robot, fake_c
     fake_clock.late_s = {60: 2.0}
     loop = make_loop(fake_robot, fake_clock, forward)
     loop.run(60.0)
-    assert loop.stopped == "the control loop itself stood still for 2.00 s"
+    assert loop.stopped == "the control loop itself was blocked for 2.00 s"
     last, before = fake_robot.commands[-1], fake_robot.commands[-2]
     np.testing.assert_array_equal(last.joint_position_rad, before.joint_position_rad)
 
