@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from robopolicy.model.policy import ChunkPolicy
     from robopolicy.sim.env import RobotVectorEnv
 
-HANDS_FREE = ("reach", "recall", "recall_long")
-"""Tasks of the simulator that are solved without the gripper."""
-
 
 def make_worlds(
     policy: "ChunkPolicy", task: str, count: int, options: Namespace, cameras: Sequence[str]
@@ -85,10 +82,12 @@ def check_actions(policy: "ChunkPolicy", task: str, width: int) -> None:
     Raises:
         ConfigError: another number of columns, or no gripper for a task that needs one.
     """
+    from robopolicy.sim.tasks import make_task
+
     spec = policy.action_spec
     if spec.width != width:
-        raise ConfigError(f"the policy gives {spec.width} action columns; task {task} takes {width}: 6 arm, 1 gripper")
-    if task not in HANDS_FREE and not spec.gripper_width and not spec.continuous_gripper:
+        raise ConfigError(f"the policy gives {spec.width} action columns; task {task} takes {width}")
+    if make_task(task).needs_gripper and not spec.gripper_width and not spec.continuous_gripper:
         raise ConfigError(
             f"the policy moves no gripper (its action columns: {spec.arm_width} arm, {len(spec.constant)} constant), which "
             f"task {task} needs; train on demos in which the gripper opens and closes"

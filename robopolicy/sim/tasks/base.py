@@ -100,6 +100,8 @@ class Task:
     robot: str = "panda"
     """Robot of the scene: one of `robopolicy.sim.scene.ROBOTS`."""
     max_episode_steps: int
+    needs_gripper: bool = True
+    """Whether it can't be solved without moving the gripper."""
     hold_steps: int = 1
     """Control steps in a row for which `reached` must hold."""
     instructions_in_a_row: int = 0

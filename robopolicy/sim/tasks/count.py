@@ -51,6 +51,7 @@ class Count(Task):
     """
 
     name = "count"
+    needs_gripper = False
     parts = ("lids",)
 
     def __init__(self, options: CountOptions = CountOptions()) -> None:

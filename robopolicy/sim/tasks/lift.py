@@ -15,6 +15,7 @@ class Lift(Reach):
     """Raise the named cube of three by 5 cm and hold it for 10 steps; lifting another is a failure."""
 
     name = "lift"
+    needs_gripper = True
     max_episode_steps = 150
     hold_steps = 10
     template = "lift the {} cube"

@@ -49,6 +49,7 @@ class Pillar(Task):
     """
 
     name = "pillar"
+    needs_gripper = False
     parts = ("pillar",)
     max_episode_steps = 100
     hold_steps = 20

@@ -16,6 +16,7 @@ class Reach(Task):
     """Touch the named cube of three; touching another is a failure."""
 
     name = "reach"
+    needs_gripper = False
     parts = ("cubes",)
     max_episode_steps = 100
     template = "touch the {} cube"

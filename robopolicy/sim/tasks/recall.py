@@ -55,6 +55,7 @@ class Recall(Task):
     """
 
     name = "recall"
+    needs_gripper = False
     parts = ("cubes", "lids")
     touch_m = 0.06
     """Fingertips this near to the middle of a lid's top touch it, if no other is nearer [m]: more than half the gap, so

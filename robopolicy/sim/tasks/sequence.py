@@ -50,6 +50,7 @@ class Sequence(Task):
     """
 
     name = "sequence"
+    needs_gripper = False
     parts = ("lids",)
 
     def __init__(self, options: SequenceOptions = SequenceOptions()) -> None:
