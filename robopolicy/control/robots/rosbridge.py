@@ -5,11 +5,11 @@ address: 10.0.0.7:9090
 profile: viperx_pair
 command_dt: 0.02
 arms:
-left: {joint_topic: /left/joint_states, command_topic: /left/controller/joint_trajectory}
-right: {joint_topic: /right/joint_states, command_topic: /right/controller/joint_trajectory}
+  left: {joint_topic: /left/joint_states, command_topic: /left/controller/joint_trajectory}
+  right: {joint_topic: /right/joint_states, command_topic: /right/controller/joint_trajectory}
 grippers:
-left: {action: /left/gripper/gripper_cmd, fingers: [left_finger_1, left_finger_2]}
-right: {action: /right/gripper/gripper_cmd, fingers: [right_finger_1, right_finger_2]}
+  left: {action: /left/gripper/gripper_cmd, fingers: [left_finger_1, left_finger_2]}
+  right: {action: /right/gripper/gripper_cmd, fingers: [right_finger_1, right_finger_2]}
 cameras: {top: /cam_high/image_raw/compressed}
 """
 
