@@ -19,8 +19,8 @@ from robopolicy.model.poolings.mean import MeanOptions
 from robopolicy.types import TOKENS_KEY, ActionSpec, DemoFormatError
 
 OVERSHOOT = 0.5
-"""Share of a continuous gripper's stroke by which commands may exceed its ends: a leader arm's gripper closes on nothing and
-goes beyond, while values in another unit are farther off."""
+"""Share of the stroke by which commands may exceed the declared ends of a continuous gripper: a leader arm's gripper closes
+on nothing and goes beyond them, while values in another unit are farther off."""
 SPLIT_SEED = 0
 """Seed of the split where a file has no masks: the same demos are held out whatever the training's seed."""
 
@@ -148,9 +148,10 @@ def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> A
     strokes = []
     for column, ends in zip(spec.continuous_gripper, spec.continuous_gripper_values, strict=True):
         low, high = actions[:, column].min(), actions[:, column].max()
-        slack = OVERSHOOT * (max(ends) - min(ends))
+        declared = ends != (-1.0, 1.0)
+        slack = (OVERSHOOT if declared else 1e-3) * (max(ends) - min(ends))
         if low < min(ends) - slack or high > max(ends) + slack:
-            if ends != (-1.0, 1.0):
+            if declared:
                 raise DemoFormatError(
                     f"{where}: the continuous gripper (action {column}) holds {low:g} .. {high:g}; "
                     f"continuous_gripper_values say {ends[0]:g} and {ends[1]:g}"

@@ -211,6 +211,12 @@ def test_a_continuous_gripper_has_the_ends_that_the_demos_use(rows, caplog):
     spec = choose_action_spec([Stub(facts={"continuous_gripper": (2,)})], rows, DataConfig())
     assert spec.continuous_gripper_values == ((100.0, 0.0),)
     assert "action 2 holds 0 .. 100; the first end is taken to be 100" in caplog.text
+    actions[:, 2] = np.linspace(0, 1.5, len(actions))
+    spec = choose_action_spec([Stub(facts={"continuous_gripper": (2,)})], rows, DataConfig())
+    assert spec.continuous_gripper_values == ((1.5, 0.0),)
+    leader = ActionSpec(arm=6, gripper=1, continuous_gripper=[2], continuous_gripper_values=[(1.0, 0.0)])
+    assert choose_action_spec([Stub(spec=leader)], rows, DataConfig()).continuous_gripper_values == ((1.0, 0.0),)
+    actions[:, 2] = np.linspace(0, 100, len(actions))
     declared = ActionSpec(arm=6, gripper=1, continuous_gripper=[2], continuous_gripper_values=[(0.08, 0.0)])
     with pytest.raises(DemoFormatError, match=r"\(action 2\) holds 0 .. 100; continuous_gripper_values say 0.08 and 0"):
         choose_action_spec([Stub(spec=declared)], rows, DataConfig())
