@@ -12,6 +12,7 @@ VERBS = {
     "collect": ("robopolicy.cli.collect", "collect demonstrations of a simulator task with the scripted expert"),
     "check": ("robopolicy.cli.files", "print the contents of demo files and the problems found in them"),
     "convert": ("robopolicy.cli.files", "convert demos to another format, or a RoboVLMs checkpoint to a run folder"),
+    "edit": ("robopolicy.cli.files", "merge, split, select, relabel, trim or resample demos into new files"),
     "encode": ("robopolicy.cli.files", "encode the images of a demo file with a frozen vision-language backbone"),
     "train": ("robopolicy.cli.train", "train a policy on demos"),
     "eval": ("robopolicy.cli.evaluate", "measure a policy's success rate in closed loop, with its interval"),

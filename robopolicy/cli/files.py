@@ -1,4 +1,4 @@
-"""`robopolicy check`, `convert` and `encode`: demo files checked, converted, and encoded as a backbone's tokens."""
+"""`robopolicy check`, `convert`, `edit` and `encode`: demo files checked, converted, changed, and encoded as tokens."""
 
 import json
 from collections.abc import Sequence
@@ -81,6 +81,75 @@ def convert(arguments: Sequence[str]) -> int:
         white[key] = float(value)
     format_options = _key_values("--options", options.options)
     return run_convert(options.source, options.target, options.format, options=format_options, white=white)
+
+
+def edit(arguments: Sequence[str]) -> int:
+    """Write changed copies of demo files; returns the exit code."""
+    parser = verb_parser("edit", "New demo files out of existing ones of any format; no source is changed.")
+    add = parser.add_argument
+    add("sources", type=str, nargs="+", help="files or folders of demos; several are merged")
+    add("--out", type=str | None, default=None, help="file or folder to write, with all demos that are left")
+    add(
+        "--split",
+        type=str,
+        nargs="+",
+        default=[],
+        help="files to write instead, FILE=PART: a count (20), a share (0.9, 90%%), rest, or a filter key",
+    )
+    add("--select", type=str, nargs="+", default=[], help="demos to keep: demo_3, demo_3..demo_9, or a filter key")
+    add("--drop", type=str, nargs="+", default=[], help="demos to leave out, in the same words")
+    add("--drop-keys", type=str, nargs="+", default=[], help="observation keys to leave out")
+    add("--rename", type=str, nargs="+", default=[], help="observation keys, OLD=NEW")
+    add(
+        "--relabel",
+        type=str | None,
+        default=None,
+        help="CSV file of new instructions, with the header demo,instruction",
+    )
+    add("--trim-idle", type=int | None, default=None, help="steps to which longer stretches without motion are cut")
+    add("--rate", type=float | None, default=None, help="lower control rate to resample to [Hz]")
+    add("--filter-keys", type=str, nargs="+", default=[], help="filter keys to write, NAME=PART as in --split")
+    add("--seed", type=int, default=0, help="of the choice of demos for counts and shares")
+    add("--format", type=str | None, default=None, help="kind of the files to write; default: robomimic")
+    add("--options", type=str, nargs="+", default=[], help="of the format, KEY=VALUE, such as images=png")
+    add("--dry-run", action="store_true", help="print what would be written, and write nothing")
+    options = parse(parser, arguments)
+    if (options.out is None) == (not options.split):
+        raise ConfigError("give either --out FILE or --split FILE=PART ...")
+    outputs = {options.out: "all"} if options.out is not None else _words("--split", options.split)
+    for path in outputs:
+        check_folder("--split" if options.split else "--out", Path(path).parent)
+    require(options, 0, "seed")
+    from robopolicy.demos.edit import Edit, read_instructions, run_edit
+
+    changes = Edit(
+        drop_keys=options.drop_keys,
+        rename=_words("--rename", options.rename),
+        trim_idle=options.trim_idle,
+        rate_hz=options.rate,
+        select=options.select,
+        drop=options.drop,
+        instructions={} if options.relabel is None else read_instructions(options.relabel),
+        filter_keys=_words("--filter-keys", options.filter_keys),
+        seed=options.seed,
+    )
+    format_options = _key_values("--options", options.options)
+    return run_edit(
+        options.sources, outputs, changes, format=options.format, options=format_options, dry_run=options.dry_run
+    )
+
+
+def _words(option: str, words: Sequence[str]) -> dict[str, str]:
+    """`KEY=TEXT` words as a mapping; each key once."""
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, text = word.rpartition("=")
+        if not (key and equals and text):
+            raise ConfigError(f"{option}: {word!r} is not NAME=VALUE")
+        if key in found:
+            raise ConfigError(f"{option} names {key!r} twice; expected each name once")
+        found[key] = text
+    return found
 
 
 def _add_checkpoint_options(parser: ArgumentParser) -> None:

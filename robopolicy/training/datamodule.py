@@ -15,6 +15,7 @@ from robopolicy import __version__
 from robopolicy.components import component_of
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.formats import DemoReader, open_demos
+from robopolicy.demos.provenance import fingerprint
 from robopolicy.demos.rows import DemoRows, load_rows, read_flags, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.experiment.building import DemoFacts, action_normalizer
@@ -27,7 +28,6 @@ from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import Vocabulary
 from robopolicy.training.encode import are_padded, require_one_encoder
 from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
-from robopolicy.training.provenance import fingerprint
 from robopolicy.training.selection import choose_action_spec, choose_keys, pooling_ahead, split_names
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ActionSpec, ArraySpec, Batch
 

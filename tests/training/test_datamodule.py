@@ -10,11 +10,11 @@ import torch
 
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile, DemoWriter
+from robopolicy.demos.provenance import fingerprint
 from robopolicy.demos.tokens import IDENTITY
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy
 from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.loader import BatchLoader
-from robopolicy.training.provenance import fingerprint
 from robopolicy.types import ActionSpec, ArraySpec, Demo, DemoFormatError
 from tests.small_runs import run, small_config
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from robopolicy.demos.formats._detection import open_demos, writable_format
-from robopolicy.demos.formats.base import DemoReader
+from robopolicy.demos.formats.base import DemoReader, WritableFormat
 from robopolicy.demos.images import scaled_image
 from robopolicy.files import TEMPORARY, remove
 from robopolicy.types import Demo, DemoFormatError, printable
@@ -41,24 +41,41 @@ def convert(
         DemoFormatError: the source can't be read, or the target's format can't hold it.
         ConfigError: the format or an option is unknown, or the format can only be read.
     """
-    target = Path(target)
-    if target.exists():
-        raise FileExistsError(f"{target} exists; choose another name, or remove it first")
     writer = writable_format(format, options)
-    unfinished = target.with_name(f".{target.stem}-{secrets.token_hex(8)}{TEMPORARY}{target.suffix}")
-    target.parent.mkdir(parents=True, exist_ok=True)
     with open_demos(source) as reader:
         given = cast(DemoReader, _Brightened(reader, white)) if white else reader
-        try:
-            changes = writer.write(given, unfinished, tuple(reader.names) if names is None else tuple(names))
+        chosen = tuple(reader.names) if names is None else tuple(names)
+        return [*reader.notes, *write_new({Path(target): (given, chosen)}, writer)]
+
+
+def write_new(targets: Mapping[Path, tuple[DemoReader, Sequence[str]]], writer: WritableFormat) -> list[str]:
+    """Write each target, the demos named of its reader; returns a line for each thing that was changed or left out.
+
+    No target appears under its name before all are complete.
+
+    Raises:
+        FileExistsError, DemoFormatError: as `convert`.
+    """
+    unfinished: dict[Path, Path] = {}
+    notes: list[str] = []
+    try:
+        for target, (reader, names) in targets.items():
+            if target.exists():
+                raise FileExistsError(f"{target} exists; choose another name, or remove it first")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished[target] = target.with_name(f".{target.stem}-{secrets.token_hex(8)}{TEMPORARY}{target.suffix}")
+            notes += writer.write(reader, unfinished[target], tuple(names))
+        for target, temporary in unfinished.items():
             if target.exists():
                 raise FileExistsError(f"{target} was made by another process meanwhile; this one's work is dropped")
-            unfinished.rename(target)
-        finally:
-            remove(unfinished)
-        left = sorted(target.parent.glob(f".{glob.escape(target.stem)}-*{TEMPORARY}*"))
-        interrupted = [f"{path} is what an interrupted run left, or one under way; remove it" for path in left]
-        return [*reader.notes, *changes, *interrupted]
+            temporary.rename(target)
+    finally:
+        for temporary in unfinished.values():
+            remove(temporary)
+    for target in targets:
+        for path in sorted(target.parent.glob(f".{glob.escape(target.stem)}-*{TEMPORARY}*")):
+            notes.append(f"{path} is what an interrupted run left, or one under way; remove it")
+    return list(dict.fromkeys(notes))
 
 
 class _Brightened:

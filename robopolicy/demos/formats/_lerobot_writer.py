@@ -69,9 +69,10 @@ class LeRobotWriter:
             },
             "env_args": source.attributes.get("env_args") or {},
             "seeds": seeds,
+            "edits": source.attributes.get("edits"),
         }
         (target / SIDECAR).write_text(json.dumps(own, indent=1))
-        kept = ("env_args", "fps", "codebase_version", "robot_type")
+        kept = ("edits", "env_args", "fps", "codebase_version", "robot_type")
         return [*self._notes(columns, spec.rate_hz), *omissions.lines(), *set_omissions("LeRobot", source, kept)]
 
     def _notes(self, columns: "_Columns", rate_hz: float | None) -> list[str]:

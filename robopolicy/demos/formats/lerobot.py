@@ -21,7 +21,7 @@ from robopolicy.types import Demo, DemoFormatError
 
 SIDECAR = "meta/robopolicy.json"
 """Keys: names, obs_columns (key -> start, stop, dtype, shape within observation.state), dtypes, action_spec, filter_keys,
-env_args, seeds."""
+env_args, seeds, edits."""
 STATE = "observation.state"
 STEP_COLUMNS = {
     "executed_actions": "executed_action",
@@ -100,8 +100,9 @@ class LeRobotReader(ReaderBase):
         self.attributes = {
             key: info[key] for key in ("codebase_version", "fps", "robot_type") if info.get(key) is not None
         }
-        if "env_args" in self._own:
-            self.attributes = {**self.attributes, "env_args": self._own["env_args"]}
+        for key in ("env_args", "edits"):
+            if self._own.get(key) is not None:
+                self.attributes = {**self.attributes, key: self._own[key]}
         spec = self._own.get("action_spec")
         self.action_spec = action_spec_from(spec, f"{path.name}: action_spec") if spec else None
         self.action_facts = {"rate_hz": self._rate_hz, **_named_columns(self._features["action"])}

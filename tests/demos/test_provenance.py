@@ -1,6 +1,6 @@
 """Which files a policy was trained on."""
 
-from robopolicy.training.provenance import fingerprint
+from robopolicy.demos.provenance import fingerprint
 
 
 def test_a_fingerprint_changes_with_the_content(tmp_path):

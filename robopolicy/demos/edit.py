@@ -1,0 +1,317 @@
+"""The verb `edit`: new demo files out of existing ones, of any format, a demo at a time; no source is changed."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from rich.console import Console
+
+from robopolicy.components import ConfigError
+from robopolicy.demos.edit_readers import Chosen, Merged, OtherKeys, Resampled, TrimmedIdle
+from robopolicy.demos.formats import DemoReader, open_demos
+from robopolicy.demos.formats._conversion import write_new
+from robopolicy.demos.formats._detection import writable_format
+from robopolicy.demos.packing import DEMO_NAME, demo_number
+from robopolicy.demos.provenance import EDITS, edit_history
+from robopolicy.demos.schema import text_of
+from robopolicy.types import DemoFormatError, printable
+
+ALL, REST = "all", "rest"
+"""Parts that are neither a filter key, a count nor a share: every demo, and every demo that is in no other part."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is changed, in this order: keys, idle stretches and rate of each source; then the sources are merged.
+
+    `select`, `drop`, `instructions` and `filter_keys` then name the demos of the merged set.
+    """
+
+    drop_keys: Sequence[str] = ()
+    """Observation keys to leave out."""
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """Observation key -> its new name."""
+    trim_idle: int | None = None
+    """Steps to which longer idle stretches are cut."""
+    rate_hz: float | None = None
+    """Lower control rate to resample to."""
+    select: Sequence[str] = ()
+    """Demos to keep: names, ranges such as `demo_3..demo_9`, filter keys; empty: all."""
+    drop: Sequence[str] = ()
+    """Demos to leave out, in the same words."""
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    """Demo -> its new instruction; an empty one removes it."""
+    filter_keys: Mapping[str, str] = field(default_factory=dict)
+    """Filter key -> the part of the demos that it names: a count, a share (`0.9`, `90%`), `rest`, or a filter key."""
+    seed: int = 0
+    """Of the choice of demos for counts and shares."""
+
+    def __post_init__(self) -> None:
+        if self.trim_idle is not None and self.trim_idle < 1:
+            raise ConfigError(f"trim_idle is {self.trim_idle}; expected 1 step or more to be left of an idle stretch")
+        if self.rate_hz is not None and not 0 < self.rate_hz < np.inf:
+            raise ConfigError(f"rate is {self.rate_hz}; expected more than 0 Hz")
+        new = list(self.rename.values())
+        if twice := sorted({key for key in new if new.count(key) > 1}):
+            raise ConfigError(f"two keys would be called {twice[0]!r}; give each a name of its own")
+        if both := sorted(set(self.rename) & set(self.drop_keys)):
+            raise ConfigError(f"the key {both[0]!r} is to be dropped and renamed; name it once")
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One file that was written, or would be."""
+
+    path: Path
+    steps: Mapping[str, int]
+    """Steps of each demo."""
+    origin: Mapping[str, tuple[Path, str]]
+    """The file that each demo comes from, and its name there."""
+    keys: tuple[str, ...]
+    """Its observation keys."""
+
+
+def edit_demos(
+    sources: Sequence[str | Path],
+    outputs: Mapping[Any, str],
+    changes: Edit | None = None,
+    *,
+    format: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+) -> tuple[list[Edited], list[str]]:
+    """Write changed copies of demos; memory holds the actions of a source, and one demo.
+
+    Args:
+        sources: files or folders of any known format; several are merged.
+        outputs: path of a new file -> the part of the demos that it gets, in the words of `Edit.filter_keys`, or `all`. None
+            appears under its name before all are complete.
+        changes: what is changed; None: nothing.
+        format: kind of the family `demo_format`; None: robomimic, the native file.
+        options: of the format.
+        dry_run: write nothing.
+
+    Returns:
+        The files, and a line for each thing that was changed or left out.
+
+    Raises:
+        FileExistsError: an output exists.
+        DemoFormatError: a source can't be read, names a demo or key that isn't there, or does not fit the others.
+        ConfigError: an option contradicts another one, or the format is unknown or can only be read.
+    """
+    changes = changes or Edit()
+    writer = writable_format(format, options)
+    for path in map(Path, outputs):
+        if path.exists():
+            raise FileExistsError(f"{path} exists; choose another name, or remove it first")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_demos(path)) for path in sources]
+        merged = Merged([cast(DemoReader, reader) for reader in _changed(opened, changes)])
+        names = _chosen(merged, changes)
+        if unknown := [name for name in changes.instructions if name not in merged.names]:
+            raise DemoFormatError(
+                f"no demo {unknown[0]!r} to give an instruction to; there are {_listed(merged.names)}"
+            )
+        operations = {key: value for key, value in asdict(changes).items() if value and key != "instructions"}
+        operations |= {"relabelled": len(changes.instructions)} if changes.instructions else {}
+        readers = [(reader.path, reader.attributes) for reader in opened]
+        parts = parts_of(outputs, names, merged.filter_keys, changes.seed)
+        keys = parts_of(changes.filter_keys, names, merged.filter_keys, changes.seed)
+        files: dict[Path, Chosen] = {}
+        for path, members in parts.items():
+            made = files[Path(path)] = Chosen(cast(DemoReader, merged), members, changes.instructions, keys)
+            part = {} if outputs[path] == ALL else {"part": str(outputs[path])}
+            made.attributes = {**made.attributes, EDITS: edit_history(readers, {**operations, **part})}
+        notes = list(next(iter(files.values())).notes)
+        left_out = len(set(names)) - len({name for members in parts.values() for name in members})
+        notes += [f"{left_out} of {len(names)} demos are in no output"] if left_out else []
+        if dry_run:
+            for reader in files.values():
+                for name in reader.names:
+                    reader.read(name, keys=())
+        else:
+            notes += write_new({path: (cast(DemoReader, made), made.names) for path, made in files.items()}, writer)
+        return [_described(path, made, merged) for path, made in files.items()], notes
+
+
+def run_edit(
+    sources: Sequence[str | Path],
+    outputs: Mapping[Any, str],
+    changes: Edit,
+    *,
+    format: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    console: Console | None = None,
+) -> int:
+    """As `edit_demos`, and print what was done, or would be; returns the exit code."""
+    console = console or Console(soft_wrap=True)
+    files, notes = edit_demos(sources, outputs, changes, format=format, options=options, dry_run=dry_run)
+    for note in notes:
+        console.print(printable(f"note      {note}"), markup=False, highlight=False)
+    for file in files:
+        if dry_run:
+            for name, steps in file.steps.items():
+                path, old = file.origin[name]
+                console.print(
+                    printable(f"demo      {name}: {steps} steps, {old} of {path.name}"), markup=False, highlight=False
+                )
+        text = f"{file.path}: {len(file.steps)} demos, {sum(file.steps.values())} steps; {', '.join(file.keys)}"
+        console.print(printable(f"{'would be' if dry_run else 'written '}  {text}"), markup=False, highlight=False)
+    return 0
+
+
+def read_instructions(path: str | Path) -> dict[str, str]:
+    """The instructions of a CSV file with the columns `demo` and `instruction`.
+
+    Raises:
+        DemoFormatError: another header, a row of another length, or a demo that is named twice.
+    """
+    path = Path(path)
+    try:
+        rows = list(csv.reader(io.StringIO(text_of(path).removeprefix("\ufeff"), newline=""), strict=True))
+    except csv.Error as error:
+        raise DemoFormatError(f"{path.name}: not a CSV file ({error}); expected demo,instruction in each row") from None
+    header = [word.strip() for word in rows[0]] if rows else []
+    if header != ["demo", "instruction"]:
+        raise DemoFormatError(f"{path.name}: the first line is {','.join(header)[:80]!r}; expected demo,instruction")
+    found: dict[str, str] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
+        if len(row) != 2:
+            raise DemoFormatError(f"{path.name}, row {number}: {len(row)} columns; expected demo,instruction")
+        name = row[0].strip()
+        if name in found:
+            raise DemoFormatError(f"{path.name}, row {number}: names {name} a second time; expected each demo once")
+        found[name] = row[1].strip()
+    return found
+
+
+def parts_of(
+    parts: Mapping[Any, str], names: Sequence[str], filter_keys: Mapping[str, Sequence[str]], seed: int
+) -> dict[Any, list[str]]:
+    """The demos of each part, in their order; those of counts and shares are drawn by the seed, without overlap.
+
+    Args:
+        parts: of each part, `all`, `rest`, a filter key, a count (`20`), or a share of the demos (`0.9`, `90%`).
+        names: all demos.
+        filter_keys: the demos of each.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: a part is none of these, holds no demo, or there are too few demos.
+    """
+    found: dict[Any, set[str]] = {}
+    for part, text in parts.items():
+        if text == ALL:
+            found[part] = set(names)
+        elif text in filter_keys:
+            found[part] = set(filter_keys[text]) & set(names)
+    taken = set().union(*found.values()) if ALL not in parts.values() else set()
+    free = [name for name in names if name not in taken]
+    order = [free[place] for place in np.random.default_rng(seed).permutation(len(free))]
+    drawn, share = 0, 0.0
+    for part, text in parts.items():
+        if part in found or text == REST:
+            continue
+        number = _number(part, text, filter_keys)
+        if isinstance(number, float):  # rounded sums, so that shares of 1 in all leave no demo out
+            start, share = round(share * len(names)), share + number
+            number = round(share * len(names)) - start
+        if drawn + number > len(order):
+            raise ConfigError(f"{part}={text}: {drawn + number} demos are wanted; there are {len(order)} to draw from")
+        found[part] = set(order[drawn : drawn + number])
+        drawn += number
+    taken = set().union(*found.values())
+    found |= {part: set(names) - taken for part, text in parts.items() if text == REST}
+    for part, members in found.items():
+        if not members:
+            raise ConfigError(f"{part}={parts[part]}: no demo would be in it, of {len(names)}")
+    return {part: [name for name in names if name in found[part]] for part in parts}
+
+
+def _number(part: Any, text: str, filter_keys: Mapping[str, Sequence[str]]) -> int | float:
+    """A count of demos, or a share as a float."""
+    try:
+        number = float(text[:-1]) / 100 if text.endswith("%") else float(text) if "." in text else int(text)
+        if (
+            (isinstance(number, int) and number < 1)
+            or not 0 < number < np.inf
+            or (isinstance(number, float) and number > 1)
+        ):
+            raise ValueError
+    except ValueError:
+        known = ", ".join((ALL, REST, *filter_keys))
+        raise ConfigError(
+            f"{part}={text}: expected a count such as 20, a share such as 0.9 or 90%, or one of {known}"
+        ) from None
+    return number
+
+
+def _changed(opened: Sequence[DemoReader], changes: Edit) -> Iterable[DemoReader]:
+    """Each source with its own changes; a key must be in one of them at least."""
+    wanted = dict.fromkeys((*changes.drop_keys, *changes.rename))
+    there = [set(reader.read(reader.names[0]).obs) if wanted else set() for reader in opened]
+    for key in wanted:
+        if not any(key in keys for keys in there):
+            raise DemoFormatError(f"{opened[0].path.name}: no key {key!r}; it has: {', '.join(sorted(there[0]))}")
+    for reader, keys in zip(opened, there, strict=True):
+        changed = reader
+        if wanted:
+            rename = {key: new for key, new in changes.rename.items() if key in keys}
+            changed = OtherKeys(changed, [key for key in changes.drop_keys if key in keys], rename)
+        if changes.trim_idle is not None:
+            changed = TrimmedIdle(changed, changes.trim_idle)
+        if changes.rate_hz is not None:
+            changed = Resampled(changed, changes.rate_hz)
+        yield changed
+
+
+def _chosen(merged: Merged, changes: Edit) -> list[str]:
+    """The names that are selected and not dropped."""
+    select, drop = (_named(words, merged) for words in (changes.select, changes.drop))
+    names = [name for name in merged.names if (name in select or not changes.select) and name not in drop]
+    if not names:
+        raise ConfigError(f"no demo is left of {len(merged.names)}; select more or drop fewer")
+    return names
+
+
+def _named(words: Sequence[str], merged: Merged) -> set[str]:
+    """The demos that the words name: names, ranges `demo_3..demo_9`, or filter keys."""
+    found: set[str] = set()
+    for word in words:
+        first, _, last = word.partition("..")
+        ends = [DEMO_NAME.fullmatch(end) for end in (first, last or first)]
+        if word in merged.filter_keys:
+            members = set(merged.filter_keys[word])
+        elif all(ends):
+            low, high = (demo_number(end, word) for end in (first, last or first))
+            members = {name for name in merged.names if low <= demo_number(name, word) <= high}
+        else:
+            members = set()
+        if not members:
+            known = f"{_listed(merged.names)}; filter keys {', '.join(merged.filter_keys) or 'none'}"
+            raise DemoFormatError(f"no demo {word!r}; there are {known}")
+        found |= members
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" ... {names[-1]}" if len(names) > 8 else "")
+
+
+def _described(path: Path, made: Chosen, merged: Merged) -> Edited:
+    origin = {name: merged.origin[name] for name in made.names}
+    keys = tuple(sorted(made.read(made.names[0]).obs))
+    return Edited(
+        path,
+        {name: made.lengths[name] for name in made.names},
+        {name: (source.path, old) for name, (source, old) in origin.items()},
+        keys,
+    )

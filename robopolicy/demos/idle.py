@@ -1,0 +1,66 @@
+"""Idle stretches of a demo: consecutive steps on which no joint, base or gripper is commanded to move."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from robopolicy.types import ActionSpec
+
+IDLE_SHARE = 0.05
+"""A column moves on a step if it is commanded to move more than this share of its usual fast motion."""
+GRIPPER_WAIT_S = 0.5
+"""After a command of the gripper the arm may wait this long for it [s]; those steps are not idle."""
+DEFAULT_RATE_HZ = 20.0
+"""Taken where the demos declare no rate."""
+
+
+class IdleSteps:
+    """Tells which steps of a set's demos are idle.
+
+    Args:
+        actions: (T, width) of each demo; the fast motion of a column is the 99th percentile over all of them.
+        spec: what their columns are. Columns of unknown kind are taken as deltas.
+    """
+
+    def __init__(self, actions: Iterable[np.ndarray], spec: ActionSpec) -> None:
+        self._spec = spec
+        self._wait = round(GRIPPER_WAIT_S * (spec.rate_hz or DEFAULT_RATE_HZ))
+        rows = list(actions)
+        self._fast = np.percentile(np.concatenate([self._motion(demo) for demo in rows]), 99, axis=0)
+        self._strokes = {
+            column: IDLE_SHARE * max(float(np.ptp(demo[:, column])) for demo in rows)
+            for column, _, _ in spec.gripper_ends
+        }
+
+    def of(self, actions: np.ndarray) -> np.ndarray:
+        """(T,) bool: the steps of a demo on which nothing is commanded to move."""
+        idle = np.all(self._motion(actions) <= IDLE_SHARE * self._fast, axis=1)
+        for column, stroke in self._strokes.items():
+            for step in np.flatnonzero(np.abs(np.diff(actions[:, column])) > stroke) + 1:
+                idle[step : step + self._wait] = False
+        return idle
+
+    def stretches(self, actions: np.ndarray, longer_than: int) -> list[tuple[int, int]]:
+        """First step of each idle stretch of more than that many steps, and the step after its last."""
+        return [(start, stop) for start, stop in runs(self.of(actions)) if stop - start > longer_than]
+
+    def kept(self, actions: np.ndarray, longest: int) -> np.ndarray:
+        """The steps that remain when only the last `longest` steps of each idle stretch are kept, ascending."""
+        keep = np.ones(len(actions), bool)
+        for start, stop in self.stretches(actions, longest):
+            keep[start : stop - longest] = False
+        return np.flatnonzero(keep)
+
+    def _motion(self, actions: np.ndarray) -> np.ndarray:
+        """(T, columns): how far each column of joints and base is commanded to move on each step."""
+        joints, base = list(self._spec.joint_columns), list(self._spec.base)
+        moved = actions[:, joints]
+        if self._spec.kind == "absolute" and self._spec.space != "joint_velocity":
+            moved = np.diff(moved, axis=0, prepend=moved[:1])
+        return np.abs(np.concatenate([moved, actions[:, base]], axis=1).astype(np.float64))
+
+
+def runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Start and end (exclusive) of each stretch of True in (T,)."""
+    edges = np.flatnonzero(np.diff(np.r_[False, flags, False]))
+    return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
