@@ -65,7 +65,7 @@ class OtherKeys(ChangedReader):
 
 
 class TrimmedIdle(ChangedReader):
-    """Idle stretches cut to their last `longest` steps; clocks among the observations go on without a gap."""
+    """Idle stretches cut to their last `longest` steps; clocks among the observations have no gap there."""
 
     def __init__(self, source: DemoReader, longest: int) -> None:
         super().__init__(source)
@@ -164,7 +164,7 @@ class Resampled(ChangedReader):
 
 
 class Merged(ChangedReader):
-    """The demos of several readers, under their own names where no two have the same, else numbered anew in order.
+    """The demos of several readers, under their own names where no two have the same, else numbered again in the order of the readers.
 
     Raises:
         DemoFormatError: keys, action columns or rates differ.

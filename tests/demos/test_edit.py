@@ -124,7 +124,7 @@ def test_a_long_history_loses_its_oldest_edits_first(tiny_demos, tmp_path):
     assert [edit["sources"][0]["name"] for edit in history] in (["1.hdf5"], ["0.hdf5", "1.hdf5"])
 
 
-def test_demos_of_one_name_are_numbered_anew_with_their_masks(tiny_demos, tmp_path):
+def test_demos_of_one_name_are_renumbered_with_their_masks(tiny_demos, tmp_path):
     """Guards against: of two demo_0 one that replaces the other, or a mask that names the wrong one."""
     other = tmp_path / "other.hdf5"
     edit_demos([tiny_demos], {other: "all"}, Edit(select=["demo_3..demo_4"]))
