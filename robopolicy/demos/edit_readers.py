@@ -164,7 +164,7 @@ class Resampled(ChangedReader):
 
 
 class Merged(ChangedReader):
-    """The demos of several readers, under their own names where no two have the same, else numbered again in the order of the readers.
+    """The demos of several readers, under their own names, or renumbered in the order of the readers where names collide.
 
     Raises:
         DemoFormatError: keys, action columns or rates differ.
