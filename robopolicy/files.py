@@ -33,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -43,7 +43,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_file(path: str | Path, content: str | bytes | memoryview) -> None:
@@ -90,7 +90,7 @@ def require_regular(path: str | Path) -> None:
     raise OSError(f"{path} is {what}; name a regular file, or one that does not exist yet")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or a folder's entries, are on disk."""
     fd = os.open(path, os.O_RDONLY)
     try:

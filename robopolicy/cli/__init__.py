@@ -26,6 +26,8 @@ VERBS = {
     "view": ("robopolicy.cli.show", "play a recorded episode or demo"),
     "export": ("robopolicy.cli.deploy", "export a policy as an ONNX graph with explicit state"),
     "serve": ("robopolicy.cli.deploy", "serve a policy over openpi's websocket protocol"),
+    "push": ("robopolicy.cli.sharing", "copy a run folder to a hub, without anything that is yours alone"),
+    "pull": ("robopolicy.cli.sharing", "copy a run folder from a hub, and examine it"),
     "profile": ("robopolicy.cli.profile", "make a robot's limits and kinematics from its URDF or MJCF"),
     "run": ("robopolicy.cli.run", "run a policy on a robot, in real time, within its limits"),
 }
@@ -39,6 +41,7 @@ EXTRAS = {
     "formats": ("pyarrow", "av", "fsspec"),
     "vlm": ("transformers", "peft", "PIL"),
     "view": ("rerun",),
+    "hub": ("huggingface_hub",),
 }
 """Extra -> the packages that it installs."""
 

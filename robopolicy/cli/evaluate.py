@@ -220,7 +220,9 @@ def _finish(
     episodes: "Sequence[Episode]",
     others: Sequence[Mapping[int, bool]],
 ) -> None:
-    """Print one run's result, and write its files."""
+    """Print one run's result, and write its files and its line in the run's README."""
+    from robopolicy.experiment.model_card import update_results
+
     if len(options.policy) > 1:
         print(f"policy    {run}")
     print_evaluation(result)
@@ -229,6 +231,7 @@ def _finish(
     for path in _result_files(run, options, result.task):
         write_json(path, result.to_dict())
         print(f"result    {path}")
+    update_results(run)
     if options.report:
         from robopolicy.report import write_evaluation_report
 

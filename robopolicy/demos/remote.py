@@ -37,8 +37,8 @@ def local_path(path: str | Path) -> Path:
     if not is_url(path):
         return Path(path)
     url = str(path)
-    filesystem, root = _filesystem(url)
-    files = _listed(filesystem, root, url)
+    filesystem, root = filesystem_of(url)
+    files = listed(filesystem, root, url)
     facts = sorted((name, sorted(map(str, info.items()))) for name, info in files.items())
     version = hashlib.sha256(repr((url, facts)).encode()).hexdigest()[:16]
     target = _cache() / version / (PurePosixPath(root).name or "demos")
@@ -72,7 +72,13 @@ def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], ta
     LOG.info("%s: copied to %s, %.3g MB", url, target, size / 1e6)
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The fsspec file system behind a URL, and the path in it.
+
+    Raises:
+        DemoFormatError: the URL is none that fsspec speaks.
+        ImportError: fsspec, or its part for this kind of URL, isn't installed.
+    """
     try:
         import fsspec
     except ImportError as error:
@@ -84,8 +90,12 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return filesystem, root.rstrip("/")
 
 
-def _listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
-    """The file, or the files below the folder, each with the size, time or hash that the storage reports."""
+def listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
+    """The file, or the files below the folder, each with the size, time or hash that the storage reports.
+
+    Raises:
+        DemoFormatError: nothing is there, or the storage can't be reached.
+    """
     try:
         info = filesystem.info(root)
         files = filesystem.find(root, detail=True) if info["type"] == "directory" else {root: info}

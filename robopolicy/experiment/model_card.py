@@ -1,64 +1,138 @@
-"""A run folder's README.md: what the policy is, what it was trained on, and how to run it."""
+"""A run folder's README.md: what the policy is, what it was trained on, how well it does, and how to run it."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from robopolicy.components import component_of, origin_of
+from robopolicy.experiment.config import COMPONENT_SECTIONS
+from robopolicy.experiment.privacy import scrubbed
 from robopolicy.experiment.reading import config_to_dict
+from robopolicy.files import write_file
 from robopolicy.model.policy import ChunkPolicy
 
+CARD = "README.md"
+HUB_FACTS = """\
+---
+library_name: robopolicy
+pipeline_tag: robotics
+tags: [robotics, imitation-learning]
+---
+"""
+"""What Hugging Face's hub reads of a model card."""
 HOW_TO_RUN = """\
-    robopolicy eval FOLDER{task}
-    robopolicy serve FOLDER --port 8000
+    pip install robopolicy{extra}
+    robopolicy eval FOLDER{task}{backbone}
+    robopolicy serve FOLDER --port 8000{backbone}
     robopolicy export FOLDER --out exported
 
 or in Python:
 
-    policy = robopolicy.load_policy("FOLDER")
+    policy = robopolicy.load_policy("FOLDER"{argument})
     actions, state = policy.act(observation, policy.initial_state(1))
 """
+RESULTS, END = "<!-- results -->", "<!-- end of results -->"
+"""What `update_results` writes stands between these lines."""
+NO_RESULTS = "Not evaluated yet; `robopolicy eval FOLDER` adds the success rate here."
 
 
 def model_card(policy: ChunkPolicy, provenance: Mapping[str, Any]) -> str:
-    """Markdown: task, observations, actions, demo files with fingerprints, versions, the config; no path of this machine."""
+    """Markdown: task, results, observations, actions, demo files with fingerprints, config; no path of this machine."""
     spec, config = policy.spec, config_to_dict(policy.config)
     config.pop("plugins", None)
     config.get("data", {}).pop("files", None)
     task = provenance.get("task")
+    rate = f", one every {provenance['control_dt']:g} s" if provenance.get("control_dt") else ""
+    tokens = bool(provenance.get("token_encoder"))
+    run = HOW_TO_RUN.format(
+        extra="[vlm]" if tokens else "",
+        task=f" --task {task}" if task else " --env MODULE:ID",
+        backbone=" --backbone FOLDER_OR_NAME" if tokens else "",
+        argument=', backbone="FOLDER_OR_NAME"' if tokens else "",
+    )
     lines = [
-        f"# Policy for {task or 'a task that the demos do not name'}",
+        f"{HUB_FACTS}# Policy for {task or 'a task that the demos do not name'}",
         "",
-        f"A robopolicy policy: memory `{config['memory']['kind']}`, action head `{config['action_head']['kind']}`, "
-        f"{spec.chunk} actions per frame, {sum(weight.numel() for weight in policy.parameters()):,} weights.",
+        f"A robopolicy policy: encoder `{config['encoder']['kind']}`, memory `{config['memory']['kind']}`, action head "
+        f"`{config['action_head']['kind']}`, {sum(weight.numel() for weight in policy.parameters()):,} weights.",
+        *_needs(policy, provenance),
+        "",
+        "## Success in closed loop",
+        "",
+        RESULTS,
+        NO_RESULTS,
+        END,
         "",
         "## Inputs and outputs",
         "",
         "| observation | shape of one frame | type |",
         "|---|---|---|",
         *(f"| `{key}` | {tuple(array.shape)} | {array.dtype} |" for key, array in policy.obs.items()),
+        *([f"| instruction | such as: {policy.vocabulary.longest} | text |"] if policy.vocabulary else []),
         "",
-        f"Actions: {spec.action.width} columns in the demos' units and order"
-        + (f", one every {provenance['control_dt']} s." if provenance.get("control_dt") else "."),
+        f"Actions: {spec.action.width} columns in the demos' units and order, {spec.action.kind}{rate}; "
+        f"{spec.chunk} are predicted from each frame.",
         "",
         "## Training data",
         "",
         *(_file(facts) for facts in provenance.get("files", ())),
+        "",
         f"{provenance.get('train_demos', 0)} demos for training, {provenance.get('valid_demos', 0)} held out. "
         f"Versions: {', '.join(f'{name} {number}' for name, number in provenance.get('versions', {}).items())}.",
         "",
         "## Run it",
         "",
-        HOW_TO_RUN.format(task=f" --task {task}" if task else " --env MODULE:ID"),
-        "Success rates with intervals are in `eval/` after `robopolicy eval`.",
-        "",
+        run,
         "## Config",
         "",
         "```yaml",
-        yaml.safe_dump(config, sort_keys=False).rstrip(),
+        yaml.safe_dump(scrubbed(config), sort_keys=False).rstrip(),
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def update_results(folder: str | Path) -> None:
+    """Write the newest evaluation of each task, as found in the folder, into its README; another README stays as it is."""
+    path = Path(folder) / CARD
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, start, rest = text.partition(RESULTS)
+    _, end, after = rest.partition(END)
+    if start and end:
+        write_file(path, f"{before}{start}\n{_results(Path(folder))}\n{end}{after}")
+
+
+def _results(folder: Path) -> str:
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted((folder / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime):
+        values = json.loads(path.read_text())
+        if isinstance(values, dict) and {"task", "success_rate", "interval", "outcomes"} <= values.keys():
+            newest[values["task"]] = values
+    if not newest:
+        return NO_RESULTS
+    rows = ["| task | solved | success | 95 % interval | seeds | mean steps |", "|---|---|---|---|---|---|"]
+    for task, values in sorted(newest.items()):
+        low, high = (100 * bound for bound in values["interval"])
+        seeds = [outcome["seed"] for outcome in values["outcomes"]]
+        rows.append(
+            f"| {task} | {values['successes']} / {values['episodes']} | {100 * values['success_rate']:.0f} % | "
+            f"{low:.0f}-{high:.0f} % | {min(seeds)} to {max(seeds)} | {values['mean_steps']:.0f} of {values['control_dt']} s |"
+        )
+    return "\n".join(rows)
+
+
+def _needs(policy: ChunkPolicy, provenance: Mapping[str, Any]) -> list[str]:
+    """What has to be there beside this package."""
+    used = {section: component_of(getattr(policy.config, section)).kind for section in COMPONENT_SECTIONS}
+    origins = {origin_of(section, kind) for section, kind in used.items()} - {"robopolicy"}
+    models = [getattr(getattr(policy.config, section), "model", None) for section in ("encoder", "text")]
+    models.append((provenance.get("token_encoder") or {}).get("source"))
+    needed = [f"plug-in `{origin}`" for origin in sorted(origins)]
+    needed += [f"model `{scrubbed(model)}`" for model in dict.fromkeys(models) if model]
+    return [f"It needs, beside robopolicy: {', '.join(needed)}."] if needed else []
 
 
 def _file(facts: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from robopolicy.components import ConfigError, component_of, load_plugins, origi
 from robopolicy.control import runtime
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import COMPONENT_SECTIONS, ExperimentConfig
-from robopolicy.experiment.model_card import model_card
+from robopolicy.experiment.model_card import CARD, model_card
 from robopolicy.experiment.reading import config_from_dict, config_to_dict
 from robopolicy.files import write_file
 from robopolicy.model.packed import Precision
@@ -37,7 +37,6 @@ FORMAT = 2
 """Version of the folder's layout; raised when an older reader could no longer understand it."""
 
 WEIGHTS, DESCRIPTION, CONFIG = "policy.safetensors", "policy.json", "config.yaml"
-CARD = "README.md"
 GROUPS = "groups"
 """Of a run that was trained on several robots: a run folder for each of them."""
 BACKBONE = "backbone"
@@ -212,10 +211,7 @@ def group_folder(folder: str | Path, group: str | None = None) -> Path:
 def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
     """The policy in a run folder and the config that made it, on the CPU; for training on."""
     folder = Path(folder)
-    description = _description(folder)
-    for name in (CONFIG, WEIGHTS):
-        _require_file(folder, name)
-    config = _read_config(folder, description)
+    description, config = read_description(folder)
     policy = policy_of(description, config, str(folder / DESCRIPTION))
     try:
         policy.load_state_dict(load_file(folder / WEIGHTS))
@@ -224,6 +220,19 @@ def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
             f"{folder / WEIGHTS}: doesn't fit {CONFIG} and {DESCRIPTION} beside it: {_line(error)}"
         ) from error
     return policy, config
+
+
+def read_description(folder: Path) -> tuple[dict[str, Any], ExperimentConfig]:
+    """What `policy_of` takes, from a run folder; its weights are there, and not read.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another format version.
+        ConfigError: the config holds an unknown option, or a component that is not installed.
+    """
+    description = _description(folder)
+    for name in (CONFIG, WEIGHTS):
+        _require_file(folder, name)
+    return description, _read_config(folder, description)
 
 
 def read_provenance(folder: str | Path) -> dict[str, Any]:
@@ -286,7 +295,12 @@ def _origins(config: ExperimentConfig, own_losses: Iterable[str]) -> dict[str, d
 
 def _read_config(folder: Path, description: Mapping[str, Any]) -> ExperimentConfig:
     try:
-        values = yaml.safe_load((folder / CONFIG).read_text())
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # ten lines of them are 10^10 values
+            raise CheckpointError(
+                f"{folder / CONFIG}: holds a YAML alias (*name), which robopolicy never writes; refused"
+            )
+        values = yaml.safe_load(text)
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not YAML ({_line(error)})") from error
     if not isinstance(values, dict):

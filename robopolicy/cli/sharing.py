@@ -1,0 +1,46 @@
+"""`robopolicy push` and `pull`: run folders and exported ones to and from a hub."""
+
+from collections.abc import Sequence
+
+from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.components import ConfigError
+
+
+def push(arguments: Sequence[str]) -> int:
+    """Copy a folder to a hub; returns the exit code."""
+    parser = verb_parser("push", "Copy a run folder or an exported one to a hub, without anything that is yours alone.")
+    parser.add_argument("policy", type=str, help="run folder, or an exported folder")
+    parser.add_argument("url", type=str, help="hf://owner/name, or a URL that fsspec speaks: s3://bucket/runs/lift")
+    parser.add_argument(
+        "--public", action="store_true", help="on hf://, everyone may see a repository made by this push"
+    )
+    options = parse(parser, arguments)
+    from robopolicy.experiment.sharing import push as send
+
+    pushed = send(options.policy, options.url, options.public)
+    for name in pushed.changed:
+        print(f"scrubbed  {name}: paths and private URLs are only their last part there")
+    if pushed.left_out:
+        print(f"left out  {', '.join(pushed.left_out)}")
+    print(f"pushed    {len(pushed.files)} files, {sum(pushed.files.values()) / 1e6:.3g} MB, to {pushed.place}")
+    return 0
+
+
+def pull(arguments: Sequence[str]) -> int:
+    """Copy a folder from a hub; returns the exit code."""
+    parser = verb_parser(
+        "pull", "Copy a pushed folder from a hub, read it as a stranger's, and keep it if it is sound."
+    )
+    parser.add_argument("url", type=str, help="as for push; hf://owner/name@revision for a branch, tag or commit")
+    parser.add_argument("folder", type=str, help="new folder")
+    parser.add_argument("--limit-gb", type=float, default=20.0, help="size of all files above which nothing is copied")
+    options = parse(parser, arguments)
+    if not options.limit_gb > 0:
+        raise ConfigError(f"--limit-gb is {options.limit_gb}; expected more than 0")
+    from robopolicy.experiment.sharing import pull as fetch
+
+    pulled = fetch(options.url, options.folder, options.limit_gb)
+    if pulled.left_out:
+        print(f"left out  {', '.join(pulled.left_out)}")
+    print(f"pulled    {len(pulled.files)} files, {sum(pulled.files.values()) / 1e6:.3g} MB, to {pulled.place}")
+    return 0
