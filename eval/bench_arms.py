@@ -14,6 +14,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from robopolicy.control.kinematics import pose_and_jacobian
 from robopolicy.control.limits import action_at, outside_workspace
 from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.profile import RobotProfile
-from robopolicy.control.stream import ActionColumnsStream, PolicyStream
+from robopolicy.control.stream import AdaptedStream, PolicyStream, qpos_in_action_columns
 from robopolicy.sim.robot import ProcessOptions, SimRobot
 from robopolicy.sim.scene import VIPERX_PAIR
 from robopolicy.sim.world import WorldOptions
@@ -125,7 +126,8 @@ def driven(seconds: float, command_dt: float, folder: str | None) -> tuple[list[
 
             policy = load_policy(folder)
             spec = policy.spec.action
-            stream = ActionColumnsStream(PolicyStream(policy), spec, robot.profile)
+            adapt = partial(qpos_in_action_columns, spec=spec, profile=robot.profile)
+            stream = AdaptedStream(PolicyStream(policy), adapt)
             execution = execution_from(policy.spec.execution)
             executor = ChunkExecutor(policy.spec.chunk, VIPERX_PAIR.control_dt, execution, action_spec=spec)
         inference = ThreadedInference(robot, stream, priority=True)

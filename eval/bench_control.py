@@ -280,7 +280,7 @@ def serve_child() -> None:
     from robopolicy.control.server import PolicyServer
     from robopolicy.control.serving.mapping import KeyMapping
     from robopolicy.control.serving.protocol import ObservationReader
-    from robopolicy.control.spec import PolicySpec
+    from robopolicy.types import PolicySpec
 
     request_realtime(5)
     spec = PolicySpec({"qpos": ArraySpec((7,))}, SPEC, CHUNK, window=8, control_dt=CONTROL_DT)

@@ -181,8 +181,7 @@ class ConstantPolicy:
 def serve_child(kind: str, api_key: str | None = None) -> None:
     """Serve on a free port and print it."""
     from robopolicy.control.server import ServerLimits, serve
-    from robopolicy.control.spec import PolicySpec
-    from robopolicy.types import ActionSpec, ArraySpec
+    from robopolicy.types import ActionSpec, ArraySpec, PolicySpec
 
     def say(host: str, port: int) -> None:
         print(port, flush=True)

@@ -127,18 +127,18 @@ def compare(options: argparse.Namespace) -> None:
     policy, spec = open_policy(options.run)
     task = options.task or spec.provenance["task"]
     seeds = range(options.seed, options.seed + options.episodes)
-    sizes = [policy.obs[camera].shape[0] for camera in policy.cameras]
-    env = RobotVectorEnv(task, options.worlds, cameras=policy.cameras, image_size=sizes[0] if sizes else 64)
+    sizes = [policy.spec.observation[camera].shape[0] for camera in policy.spec.cameras]
+    env = RobotVectorEnv(task, options.worlds, cameras=policy.spec.cameras, image_size=sizes[0] if sizes else 64)
     if options.horizon == 1:
         here = evaluate(policy, env, seeds, RecedingOptions(replan_every=1))
     else:
         timing, began = Timing(), time.perf_counter()
-        broker = InProcessBroker(policy, options.horizon, tuple(policy.obs), options.worlds)
+        broker = InProcessBroker(policy, options.horizon, tuple(policy.spec.observation), options.worlds)
         episodes = list(run_episodes(env, broker, seeds, timing=timing))
         here = summarize(task, episodes, env.control_dt, timing, time.perf_counter() - began, {})
     timing, began = Timing(), time.perf_counter()
     with child(sys.executable, __file__, options.run, "--serve") as port:
-        actor = OpenpiActor(options.peer_python, port, options.horizon, tuple(policy.obs), options.worlds)
+        actor = OpenpiActor(options.peer_python, port, options.horizon, tuple(policy.spec.observation), options.worlds)
         episodes = list(run_episodes(env, actor, seeds, timing=timing))
         actor.close()
     there = summarize(task, episodes, env.control_dt, timing, time.perf_counter() - began, {})

@@ -168,7 +168,7 @@ import numpy as np
 from robopolicy.control import runtime
 assert runtime.__file__.startswith(sys.argv[1]), runtime.__file__
 policy = runtime.load(sys.argv[2])
-frame = {key: np.zeros((1, *spec.shape), spec.dtype) for key, spec in policy.obs.items()}
+frame = {key: np.zeros((1, *spec.shape), spec.dtype) for key, spec in policy.spec.observation.items()}
 actions, state = policy.act({**frame, "instruction": "lift the red cube"}, policy.initial_state(1))
 state.reset([True])
 print(actions.shape)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from robopolicy.cli.parsing import add_backbone, add_group, add_precision, of_group, parse, verb_parser
+from robopolicy.cli.parsing import add_group, add_policy_options, of_group, parse, verb_parser
 
 MEASURED_FRAMES = 512
 """Recorded frames on which an int8 export is measured."""
@@ -80,9 +80,7 @@ def serve(arguments: Sequence[str]) -> int:
         "--mapping", type=str, default="native", help="preset or YAML: the clients' names -> the policy's"
     )
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
-    add_backbone(parser)
-    add_group(parser)
-    add_precision(parser)
+    add_policy_options(parser)
     options = parse(parser, arguments)
     options.policy = of_group(options.policy, options.group)
     from robopolicy.control.server import serve as run_server

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from robopolicy.control.inference import ServedStream, Stream
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
 from robopolicy.control.robot import Robot
-from robopolicy.control.spec import ANNOUNCED, PolicySpec
 from robopolicy.control.stream import PolicyStream, noise_for
-from robopolicy.types import ActionSpec, ArraySpec
+from robopolicy.types import ActionSpec, ArraySpec, PolicySpec
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,8 @@ def _served(options: Namespace) -> Driver:
 
 def _announced(metadata: Mapping[str, Any], server: str) -> PolicySpec:
     """The policy's spec in a server's metadata."""
+    from robopolicy.control.serving.protocol import ANNOUNCED
+
     names = ("observation", "action_spec", *ANNOUNCED)
     if missing := [name for name in names if name not in metadata]:
         raise ConfigError(
@@ -198,7 +200,7 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     Raises:
         ConfigError: the robot does not observe a key, or in another shape.
     """
-    from robopolicy.control.stream import ActionColumnsStream, ResizedStream
+    from robopolicy.control.stream import AdaptedStream, qpos_in_action_columns, with_image_resized
 
     if not driver.observation:
         return driver
@@ -211,12 +213,12 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
         found = tuple(np.shape(seen[key]))
         if key == JOINTS and found != expected.shape == (spec.width,) and spec.kind == "absolute":
             print(f"qpos      given to the policy in its action's {spec.width} columns: joints and grippers")
-            stream = ActionColumnsStream(driver.stream, spec, robot.profile)
-            driver = replace(driver, stream=stream)
+            adapt = partial(qpos_in_action_columns, spec=spec, profile=robot.profile)
+            driver = replace(driver, stream=AdaptedStream(driver.stream, adapt))
         elif expected.is_image and found != expected.shape and len(found) == 3 and found[2] == expected.shape[2]:
             print(f"images    {key}: {found[0]} x {found[1]} resized to {expected.shape[0]} x {expected.shape[1]}")
-            stream = ResizedStream(driver.stream, {key: (expected.shape[0], expected.shape[1])})
-            driver = replace(driver, stream=stream)
+            adapt = partial(with_image_resized, key=key, height=expected.shape[0], width=expected.shape[1])
+            driver = replace(driver, stream=AdaptedStream(driver.stream, adapt))
         elif found != expected.shape:
             raise ConfigError(
                 f"the policy reads {key!r} of shape {expected.shape}, robot {name} observes {found}: another robot, or camera"

@@ -13,10 +13,8 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli.evaluation_text import print_evaluation, print_paired, read_others, report_runs
 from robopolicy.cli.outputs import check_file, check_folder, write_json
 from robopolicy.cli.parsing import (
-    add_backbone,
     add_execution,
-    add_group,
-    add_precision,
+    add_policy_options,
     execution_of,
     of_group,
     parse,
@@ -82,9 +80,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
     add_simulator(parser)
-    add_backbone(parser)
-    add_group(parser)
-    add_precision(parser)
+    add_policy_options(parser)
     parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
     parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")
     parser.add_argument("--videos", type=int, default=0, help="successes and failures each to show in the report")

@@ -58,18 +58,14 @@ def require(options: Namespace, low: int, *names: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {options[name]}; expected {low} or more")
 
 
-def add_precision(parser: ArgumentParser) -> None:
-    """Add `--precision`."""
+def add_policy_options(parser: ArgumentParser) -> None:
+    """Add `--precision`, `--backbone` and `--group`: how the policy of a run folder is opened."""
     parser.add_argument(
         "--precision",
         type=Literal["float32", "bf16", "int8"],
         default="float32",
         help="arithmetic of a run folder's policy on the CPU; an exported one has its own",
     )
-
-
-def add_backbone(parser: ArgumentParser) -> None:
-    """Add `--backbone`."""
     parser.add_argument(
         "--backbone",
         type=str | None,
@@ -77,6 +73,7 @@ def add_backbone(parser: ArgumentParser) -> None:
         help="for a policy trained on encoded tokens: folder or name of the backbone that made them, or auto for the one "
         "that the run records; the policy then reads images",
     )
+    add_group(parser)
 
 
 def add_group(parser: ArgumentParser) -> None:

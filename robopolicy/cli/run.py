@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of, fitted
 from robopolicy.cli.operators import make_operator
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import add_backbone, add_execution, add_group, add_precision, of_group, parse, verb_parser
+from robopolicy.cli.parsing import add_execution, add_policy_options, of_group, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
 from robopolicy.cli.robots import add_robot, make_robot
 from robopolicy.cli.run_report import shown, summarize
@@ -89,9 +89,7 @@ def _parser() -> ArgumentParser:
     parser = verb_parser("run", "Drive a robot by a policy, or by a recorded demo, in real time and within its limits.")
     parser.add_argument("policy", type=str | None, nargs="?", default=None, help="run folder, or an exported folder")
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda: where the policy runs")
-    add_backbone(parser)
-    add_group(parser)
-    add_precision(parser)
+    add_policy_options(parser)
     parser.add_argument(
         "--server", type=str | None, default=None, help="[wss://]HOST:PORT of a policy behind robopolicy serve"
     )
@@ -154,13 +152,13 @@ def _parser() -> ArgumentParser:
 
 def _inference(options: Namespace, driver: Driver, robot: Robot, clock: Clock | None) -> Inference:
     """Inference in a separate thread, or within the loop on a simulated clock."""
-    if clock is not None:
-        stepped = SteppedInference(robot, driver.stream, options.instruction, cameras=driver.cameras)
-        return SpacedInference(stepped, options.actions_per_call) if options.actions_per_call > 1 else stepped
-    threaded = ThreadedInference(
-        robot, driver.stream, options.instruction, cameras=driver.cameras, priority=options.priority
+    stream, instruction, cameras = driver.stream, options.instruction, driver.cameras
+    inference: Inference = (
+        ThreadedInference(robot, stream, instruction, cameras=cameras, priority=options.priority)
+        if clock is None
+        else SteppedInference(robot, stream, instruction, cameras=cameras)
     )
-    return SpacedInference(threaded, options.actions_per_call) if options.actions_per_call > 1 else threaded
+    return SpacedInference(inference, options.actions_per_call)
 
 
 def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:

@@ -30,7 +30,7 @@ class ChunkExecutor:
     """Holds the plan of each episode: the actions of the control steps from now on.
 
     One executor serves any leading axes `*B` (none for a robot), which share one clock. Episodes never influence each
-    other: each takes a chunk when its own plan needs one. `reset` forgets.
+    other: each takes a chunk when its own plan needs one. `reset` clears plans.
 
     On a device, no call waits for it unless `max_chunk_age_s` is given.
     """

@@ -21,10 +21,10 @@ from robopolicy.control import runtime
 from robopolicy.control.graph import GraphPolicy
 from robopolicy.control.quantization import quantize
 from robopolicy.control.runtime import ACTIONS, FORMAT, GRAPH, MANIFEST, ONNX, ExportError
-from robopolicy.control.spec import PolicySpec
 from robopolicy.files import remove_unfinished, replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts.vocabulary import VocabularyText
+from robopolicy.types import PolicySpec
 
 TOLERANCE = 1e-4
 """Largest difference to torch that a float32 export may show, relative to each action column's range."""
@@ -51,8 +51,8 @@ def export_policy(
     Args:
         policy: as `robopolicy.load_policy` returns it, on the CPU.
         out: made if it doesn't exist.
-        int8: dynamic int8 weights in matrix products. Those to which the actions are most sensitive stay float until the
-            graph keeps to `int8_tolerance`; the manifest names them and the difference that remains.
+        int8: dynamic int8 weights in matrix products. The layers to which the actions are most sensitive stay float until
+            the error is within `int8_tolerance`; the manifest names them and the remaining error.
         int8_tolerance: largest difference of an action to torch's, as a share of its column's range.
         frames: consecutive observations of demos, without batch axes, on which int8 is measured; up to 512 are used.
             Without them random observations are.
@@ -173,7 +173,7 @@ def _require_exportable(policy: ChunkPolicy) -> None:
 
 
 class Reference:
-    """What torch answers to runs of observations, against which exported graphs are measured.
+    """Torch's actions for runs of observations, against which exported graphs are measured.
 
     Args:
         policy: the policy in torch.
@@ -228,7 +228,7 @@ def _recorded_runs(policy: ChunkPolicy, frames: Sequence[Mapping[str, Any]]) -> 
 
 
 def _random_observation(policy: ChunkPolicy, batch: int, seed: int) -> dict[str, Any]:
-    """What the demos may have shown: scaled keys around their mean, images of noise."""
+    """A random observation: keys drawn around the demos' mean, images of noise."""
     rng = np.random.default_rng(seed)
     observation: dict[str, Any] = {}
     for key, spec in policy.obs.items():

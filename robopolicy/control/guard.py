@@ -1,4 +1,4 @@
-"""The robot's own side of safety: play commands as they were meant, within the limits, and come to rest when they cease."""
+"""Safety on the robot's side: plays commands at the times of their stamps, within the limits, and brakes when they stop."""
 
 from collections import deque
 
@@ -10,33 +10,33 @@ from robopolicy.control.robot import RobotError
 from robopolicy.control.tracking import JointTracker
 
 SLOWING = 0.001
-"""Share by which the playback is slowed down while commands come later than they used to; more would jerk the arm."""
+"""Fraction by which playback slows down while commands arrive later than before; a larger one would jerk the arm."""
 LEAP_RAD = 0.02
-"""How far from where the robot rests its first command may be [rad]: measured and commanded positions differ a little."""
+"""Largest distance of the first command from the robot's position [rad]; measured and commanded positions differ a little."""
 SPEED_SHARE = 1.05
-"""Share of the velocity limits that two commands in a row may ask for; more ends the commands."""
+"""Largest velocity between two consecutive commands, as a share of the limits; beyond it the guard stops the robot."""
 AHEAD_S = 1.0
-"""How far a command's stamp may lie ahead of the time being played [s]; more ends the commands."""
+"""Largest lead of a command's stamp over the playback time [s]; beyond it the guard stops the robot."""
 MAX_WAITING = 10_000
-"""Commands that may wait while nobody asks for a position; more ends the commands."""
+"""Most commands that may wait for playback; beyond it the guard stops the robot."""
 
 
 class CommandGuard:
-    """Stands between the commands that arrive and the joints of one robot.
+    """Checks the commands that arrive for one robot, and turns them into joint positions within its limits.
 
-    Commands are played by their stamps, a little later than they come, and interpolated between two of them: so those
-    that arrive in bursts move the joints as evenly as they were sent. A gap is bridged at constant velocity. What is played
-    reaches the joints through a `JointTracker`, so that it stays within the limits of position, velocity, acceleration and
-    jerk whatever is sent and whenever it comes. A gap longer than `deadline_s`, a command that is not finite or beyond a
-    joint's limit, one too far from the one before, or a leap from where the robot stands ends the commands for good. A new
-    connection is a new guard.
+    Commands are played back by their time stamps after a short delay, interpolated between neighbours, so that commands
+    that arrive in bursts still move the joints evenly. A gap is bridged at constant velocity. Playback goes through a
+    `JointTracker`, which keeps it within the limits of position, velocity, acceleration and jerk, whatever is sent and
+    whenever it arrives. The guard brakes, and accepts no further command, after a gap longer than `deadline_s`, a command
+    that is not finite or beyond a joint's limit, or one too far from the last one or from the robot's position. Each
+    connection gets a new guard.
 
     Args:
         profile: the robot's limits.
         period_s: time between two calls of `position` [s].
         qpos: where the joints are [rad].
-        deadline_s: longest gap in the middle of a motion [s]; a robot at rest is in no hurry.
-        delay_s: how much later than they first come commands are played [s]; None: four periods.
+        deadline_s: longest gap in the middle of a motion [s]; at rest, a gap may be of any length.
+        delay_s: delay from a command's arrival to its playback [s]; None: four periods.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class CommandGuard:
         self.bridged = 0
         """Calls of `position` that had to bridge a gap."""
         self.stopped: str | None = None
-        """Why commands are no longer taken."""
+        """Why commands are no longer accepted; None while they are."""
         self.tracker = JointTracker(profile, period_s, qpos)
         self._wanted = self.tracker.position
         self._velocity = np.zeros_like(self._wanted)
@@ -66,7 +66,7 @@ class CommandGuard:
         return self.stopped is not None and self.tracker.at_rest
 
     def receive(self, position_rad: Float[np.ndarray, " joints"], stamp_s: float, now_s: float) -> None:
-        """Take a command [rad], meant for stamp_s on the sender's clock [s].
+        """Accept a command [rad] for the time `stamp_s` on the sender's clock [s].
 
         Raises:
             RobotError: it is refused; `stopped` says why.
@@ -78,17 +78,17 @@ class CommandGuard:
             raise RobotError(f"the robot stopped itself: {self.stopped}")
         behind_s = now_s - stamp_s + self.delay_s
         if self._behind_s is None or (behind_s < self._behind_s and self._resting):
-            self._behind_s = behind_s  # the first commands may have been held up; the motion need not be
+            self._behind_s = behind_s  # only the first commands were delayed; playback need not be
         self._waiting.append(
             (stamp_s, position_rad.clip(self.profile.position_lower_rad, self.profile.position_upper_rad))
         )
 
     def stop(self, reason: str) -> None:
-        """Come to rest as fast as the limits allow, and take no more commands."""
+        """Brake to rest as fast as the limits allow, and accept no more commands."""
         self.stopped = self.stopped or reason
 
     def position(self, t_s: float) -> Float[np.ndarray, " joints"]:
-        """Where the joints shall be at t_s [rad]; to be asked every `period_s`, and if that fails, later."""
+        """Joint positions to command at t_s [rad]; called every `period_s`, or later if that is missed."""
         passed_s = self.period_s if self._asked_s is None else max(t_s - self._asked_s, self.period_s / 2)
         self._asked_s = t_s
         wanted = self._wanted if self._behind_s is None or self.stopped else self._play(t_s, self._behind_s)
@@ -120,7 +120,7 @@ class CommandGuard:
         return (1 - share) * start + share * end
 
     def _bridge(self, gap_s: float, newest: np.ndarray) -> np.ndarray:
-        """Continue as in the last two commands; a motion that had ended may rest as long as it likes."""
+        """Extrapolate the last two commands; after a motion that has ended, stay at rest."""
         if len(self._waiting) < 2 or not (newest - self._waiting[-2][1]).any():
             self._waiting.clear()
             self._behind_s = None
@@ -146,7 +146,7 @@ class CommandGuard:
         before_s, before = self._waiting[-1]
         if stamp_s <= before_s:
             return "stamps of commands must increase"
-        # By the time, not by the oldest command that waits: that one is old, too, where `position` was asked late.
+        # Measured from the playback time too: the oldest waiting command is old if `position` was called late.
         playing_s = now_s - (self._behind_s or 0.0)
         if stamp_s - max(playing_s, self._waiting[0][0]) > AHEAD_S + self.delay_s:
             return f"commands are stamped more than {AHEAD_S:g} s ahead of the one being played"

@@ -38,9 +38,9 @@ UNCHANGED = 1e-9
 POSE_ITERATIONS = 10
 POSE_STEP_M = 0.1
 POSE_STEP_RAD = 0.4
-"""An absolute pose is approached by this many steps of damped least squares, each at most so long [m], [rad]."""
+"""An absolute pose is approached by this many steps of damped least squares, each at most this long [m], [rad]."""
 POSE_DAMPING = 0.02
-"""Damping of these steps: smaller than for deltas, since their error is seen again by the next one."""
+"""Damping of these steps: smaller than for deltas, since each step corrects the error of the last one."""
 ROUNDING = 1e-6
 """Excess of an action over [-1, 1] that is not counted as an intervention: rounding in single precision."""
 
@@ -73,8 +73,8 @@ def joint_targets(
     Supported are joint positions (absolute or delta), joint velocities, and of each arm with kinematics the pose of its
     tool in the base frame: deltas (robosuite's OSC_POSE: x y z in units of 0.05 m, rotation vector of 0.5 rad, relative to
     the present pose, clipped to [-1, 1]) or absolute (x y z [m], then a rotation vector [rad] or a quaternion w x y z).
-    Of a gripper's two values the profile's `gripper_opens` says which one opens it. Grippers without a column are left
-    as they are; base columns are `base_target`'s.
+    The profile's `gripper_opens` says which of a gripper's two values opens it. Grippers without a column keep their
+    opening; `base_target` handles base columns.
 
     Raises:
         ValueError: the action spec doesn't say what the arm columns are, or they don't fit this robot.
@@ -126,19 +126,19 @@ def limit_targets(
 ) -> Targets:
     """The targets brought within the profile's limits.
 
-    NaN or infinity anywhere keeps all where it is, a gripper opening of nan just the gripper. A displacement from where the
-    joints are that is beyond `joint_step_rad`, or that moves the tool by more than `step_m` or `step_rad`, is shortened; so
-    is one from the commanded positions that would take more than the velocity limits of joints and tool. Targets stay
-    inside the soft joint limits and the workspace box; a robot found outside may stay or come back, never leave further.
-    The result is always finite, for finite `qpos`, `opening_m` and `commanded`.
+    With NaN or infinity in any target, joints and grippers hold; a gripper opening of NaN holds that gripper only. The
+    displacement from the measured joints is shortened to `joint_step_rad`, and to `step_m` and `step_rad` of the tool; the
+    displacement from the commanded positions is shortened to the velocity limits of joints and tool. Targets stay inside
+    the soft joint limits and the workspace box; a robot found outside may stay or come back, but move no further out. The
+    result is always finite, for finite `qpos`, `opening_m` and `commanded`.
 
     Args:
-        profile: The limits.
-        targets: What an action asks for.
-        qpos: Where the joints are [rad].
-        opening_m: Where the grippers are, for targets that leave them there [m].
-        control_dt: Time to reach the targets [s].
-        commanded: Where the joints have been commanded to be by now [rad]; None: where they are.
+        profile: the limits.
+        targets: what an action asks for.
+        qpos: measured joint positions [rad].
+        opening_m: openings to keep where the targets give none [m].
+        control_dt: time to reach the targets [s].
+        commanded: joint positions commanded for now [rad]; None: the measured ones.
     """
     if profile.arms:
         return _limited_by_arm(profile, targets, qpos, opening_m, control_dt, commanded)
@@ -270,7 +270,7 @@ def _side_by_side(parts: Sequence[Targets]) -> Targets:
 
 
 def outside_workspace(profile: RobotProfile, position: Float[Array, "*B 3"]) -> Float[Array, "*B"]:
-    """How far a point in the base frame [m] is outside the workspace box at its worst side [m]; negative inside."""
+    """Largest distance of a point in the base frame beyond a side of the workspace box [m]; negative inside."""
     xp = namespace(position)
     lower, upper = (like(position, np.asarray(each)) for each in (profile.workspace_lower_m, profile.workspace_upper_m))
     return xp.amax(xp.maximum(lower - position, position - upper), -1)
@@ -333,7 +333,7 @@ def closed_share(profile: RobotProfile, spec: ActionSpec, action: Float[Array, "
 
 
 def _joints_at_pose(arm: Arm, pose: Array, qpos: Array) -> Array:
-    """Joint positions (*B, joints) [rad] near `qpos` whose tool is at `pose` (*B, 6 or 7), as near as the steps come."""
+    """Joint positions (*B, joints) [rad] near `qpos` whose tool is at `pose` (*B, 6 or 7), as far as the steps converge."""
     xp = namespace(qpos)
     turned = pose[..., 3:]
     rotation = rotation_from_vector(turned) if turned.shape[-1] == 3 else quaternion_to_matrix(turned)

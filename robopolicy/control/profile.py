@@ -20,9 +20,9 @@ _LIMITS = ("position_lower_rad", "position_upper_rad", "velocity_rad_s", "accele
 
 @dataclass(frozen=True)
 class RobotProfile:
-    """Limits of one robot. A sequence has one number per joint; lengths are those of the tool frame in the base frame.
+    """Limits of one robot. A sequence has one number per joint; Cartesian limits are those of the tool in the base frame.
 
-    A robot of several arms has `arms`: its joints and grippers are theirs, side by side in this order. See `of_arms`.
+    A robot of several arms has `arms`, whose joints and grippers are concatenated in this order. See `of_arms`.
 
     Raises:
         ValueError: a limit is missing, has the wrong length or sign, or a lower one is not below its upper one.
@@ -111,7 +111,9 @@ class RobotProfile:
         self._require((box[0] is None) == (box[1] is None), "give both corners of the workspace, or none")
         if box[0] is not None and box[1] is not None:
             fits = len(box[0]) == len(box[1]) == 3 and all(np.less(box[0], box[1]))
-            self._require(fits, f"workspace {box[0]} .. {box[1]} is no box; give x y z of its lower and upper corner")
+            self._require(
+                fits, f"workspace {box[0]} .. {box[1]} is not a box; give x y z of its lower and upper corner"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `profile_from_dict` reads them back."""
@@ -170,8 +172,8 @@ class RobotProfile:
 def of_arms(name: str, arms: Mapping[str, RobotProfile], **base: tuple[float, ...]) -> RobotProfile:
     """The profile of a robot of several arms: their joints and limits side by side, each arm's tool limited by itself.
 
-    Joint names that occur in two arms get the arm's name before them. What a robot has one of (`first_jump_rad`,
-    `following_rad`) is the least of the arms'.
+    Joint names that occur in two arms are prefixed with the arm's name. Limits of the whole robot (`first_jump_rad`,
+    `following_rad`) are the smallest of its arms'.
     """
     names = [joint for arm in arms.values() for joint in arm.joint_names]
     if len({*names}) < len(names):

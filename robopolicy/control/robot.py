@@ -1,4 +1,4 @@
-"""What the control loop asks of a robot, of an operator who may take over, and of whoever keeps a record."""
+"""The contracts of the control loop: the robot, an operator who may take over, and a recorder."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from robopolicy.control.profile import RobotProfile
 from robopolicy.types import Command, Observation, PrintableError
 
 REST_COMMANDS = 3
-"""How often the end of a motion is commanded, by which a robot's own watchdog knows it from an interruption."""
+"""Times that the end of a motion is commanded, so that a robot's watchdog can tell it from an interruption."""
 
 
 class RobotError(PrintableError, ConnectionError):
@@ -28,7 +28,7 @@ class Robot(Protocol):
     """Time between two commands that it expects [s]."""
 
     def observe(self) -> Observation:
-        """What it sees now, stamped on the clock of the loop; may take a while (cameras).
+        """The current observation, stamped on the loop's clock; may block (cameras).
 
         Raises:
             RobotError: the robot is lost.
@@ -48,7 +48,7 @@ class Robot(Protocol):
         ...
 
     def stop(self) -> None:
-        """The end: the robot holds where it is and takes no further command. May be called twice."""
+        """Stop for good: the robot holds its position and accepts no further command. May be called twice."""
         ...
 
 
@@ -79,11 +79,11 @@ class Tick:
     t_s: float
     """Its time on the loop's clock [s]."""
     observation: Observation | None
-    """What the policy saw at it; None where it had not got round to looking."""
+    """The policy's observation in this step; None if it took none."""
     action: np.ndarray | None
     """(width,) in the demos' units; None where the robot held."""
     command: Command
-    """The joint and gripper target that came of it."""
+    """The resulting joint and gripper targets."""
     limited: tuple[str, ...]
     """Kinds of limits that changed it."""
     policy_action: np.ndarray | None = None
@@ -99,7 +99,7 @@ class Operator(Protocol):
     def act(
         self, t_s: float, qpos: Float[np.ndarray, " joints"], policy_action: np.ndarray | None
     ) -> np.ndarray | None:
-        """Their action (width,) for a control step, in the policy's units and columns; None: the policy acts. Never waits.
+        """The action (width,) for a control step, in the policy's units and columns; None: the policy acts. Never waits.
 
         Args:
             t_s: time of the step on the loop's clock [s].
@@ -118,12 +118,12 @@ class Operator(Protocol):
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Keeps what happened. Called from the control thread, so `record` must not take long."""
+    """Records what happened. Called from the control thread, so `record` must not block."""
 
     def record(self, tick: Tick) -> None:
-        """Take one control step."""
+        """Record one control step."""
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what remains."""
         ...

@@ -70,9 +70,7 @@ class RobotServer:
         except ImportError:
             raise ImportError("serving a robot needs websockets; pip install 'robopolicy[robot]'") from None
         if api_key is None and not is_loopback(host):
-            raise ValueError(
-                f"host {host} is open to the network, and whoever reaches it moves the robot; give an api_key"
-            )
+            raise ValueError(f"host {host} is open to the network, where anyone could move the robot; give an api_key")
         if tls is None:
             warn_of_plain_text(logger, host, f"robot server on {host}:{port}")
         self.robot, self.deadline_s, self._api_key = robot, deadline_s, api_key
@@ -83,7 +81,7 @@ class RobotServer:
             host,
             port,
             ssl=tls,
-            origins=[None],  # no page of a browser drives a robot
+            origins=[None],  # web pages must not reach the robot
             compression=None,
             process_request=self._admit,
             max_size=MAX_COMMAND_BYTES,
@@ -207,11 +205,11 @@ class _Session:
             self._base.target, self._base_s = base, self.clock.now()
 
     def _drive(self) -> None:
-        """The joints, on the robot's own grid, until a client that left has left them at rest."""
+        """Command the joints on the robot's own grid until the client has disconnected and they are at rest."""
         grid = FixedGrid(self.clock, self.robot.command_dt)
         sent_s, sent_error = 0.0, False
         try:
-            rested = 0  # commands sent at rest after the client left, by which the robot knows that it is over
+            rested = 0  # commands sent at rest after the client left, so that the robot recognizes the end
             while self._connected or rested < REST_COMMANDS:
                 grid.wait()
                 rested += not self._connected and self.guard.at_rest and self._base.at_rest
@@ -229,7 +227,7 @@ class _Session:
                 if stopped is not None and not sent_error:
                     sent_error = True
                     self._send({"error": f"the robot stopped itself: {stopped}"})
-        except Exception as error:  # whatever a driver may raise: the client must learn why its robot stands still
+        except Exception as error:  # whatever a driver may raise: the client needs the reason why the robot stopped
             reason = _cause(error)
             self._send({"error": reason})
             with self._lock:
@@ -252,12 +250,12 @@ class _Session:
     def _send(self, message: dict[str, Any]) -> None:
         try:
             self.connection.send(pack(message))
-        except Exception as error:  # a client that has gone is noticed where its messages are read
+        except Exception as error:  # a lost client is noticed where its messages are read
             logger.debug("client not reached: %s", type(error).__name__)
 
 
 def _cause(error: Exception) -> str:
-    """A robot's own error in its words; any other is a fault of the driver, whose traceback goes to the log."""
+    """The text of a `RobotError`; any other exception is a fault of the driver, and its traceback is logged."""
     if isinstance(error, RobotError):
         return str(error)
     logger.error("the robot's driver failed", exc_info=error)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.types import ActionSpec, Array, ArraySpec, Observation, PolicySpec, Prediction, Prefix
+from robopolicy.types import Array, Observation, PolicySpec, Prediction, Prefix
 
 logger = logging.getLogger("robopolicy.runtime")
 
@@ -104,38 +104,8 @@ class ExportedPolicy:
         self.state_shapes = [run.inputs[name] for name in run.inputs if name.startswith("state.")]
         """Shape of each tensor of the state, as the graph itself says; the batch axis is not an integer."""
 
-    @property
-    def action_spec(self) -> ActionSpec:
-        """Columns of the actions."""
-        return self.spec.action
-
-    @property
-    def chunk(self) -> int:
-        """K, actions predicted per frame."""
-        return self.spec.chunk
-
-    @property
-    def window(self) -> int:
-        """W, frames of memory."""
-        return self.spec.window
-
-    @property
-    def obs(self) -> Mapping[str, ArraySpec]:
-        """Every key the policy sees, with the shape and type of one frame."""
-        return self.spec.observation
-
-    @property
-    def obs_keys(self) -> tuple[str, ...]:
-        """The low-dimensional keys that the policy sees."""
-        return tuple(key for key, wanted in self.spec.observation.items() if not wanted.is_image)
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """The image keys that the policy sees."""
-        return tuple(key for key, wanted in self.spec.observation.items() if wanted.is_image)
-
     def initial_state(self, batch: int | Sequence[int] = ()) -> ExportedState:
-        """The state of episodes that have seen nothing; `batch` is a count, a shape, or () for one robot without axes."""
+        """The state before the first frame; `batch` is a count, a shape, or () for one robot without axes."""
         shape = (batch,) if isinstance(batch, int) else tuple(batch)
         count = math.prod(shape)
         tensors = tuple(
@@ -264,7 +234,7 @@ class Graph:
 
 
 def require_own_precision(folder: str | Path, precision: str) -> None:
-    """Refuse another precision than an exported policy's own.
+    """Refuse a precision other than that of the exported policy.
 
     Raises:
         ExportError: in one line, with what to do.
@@ -310,7 +280,7 @@ def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """What an exported folder says of itself.
+    """The manifest of an exported folder.
 
     Raises:
         ExportError: the manifest is not JSON, or of another version or format.

@@ -1,8 +1,9 @@
-"""A policy behind openpi's websocket protocol, for robots and simulators near and far.
+"""A policy behind openpi's websocket protocol, for robots and simulators on this machine or others.
 
-The server speaks first, with the metadata; then every binary message is an observation and is answered with actions. A
-connection is an episode's memory. Whatever a stranger sends, the answer is a short text frame and a closed connection:
-no traceback, no path, bounded memory, and the others are served on. See `client.unpack` for what a message may hold.
+The server first sends its metadata; then every binary message is an observation and is answered with actions. Each
+connection has a memory of its own. A message that can't be used is answered with a short text frame, and its connection is
+closed: no traceback, no path, bounded memory, and no effect on other clients. See `client.unpack` for what a message may
+hold.
 """
 
 import asyncio
@@ -43,16 +44,16 @@ from robopolicy.types import Policy
 logger = logging.getLogger("robopolicy.serve")
 
 OTHER_BYTES = 2**20
-"""Room in one message for all the rest, beside 8 bytes for each number that the policy looks at."""
+"""Bytes of one message beyond its images and 8 bytes for each number that the policy reads."""
 KEPT_BYTES = 64 * 2**20
-"""Free memory that stays with the process, for the images of the next messages."""
+"""Freed memory that the process keeps for the images of the next messages."""
 LOG_LINES, LOG_S = 60, 60.0
-"""Lines that clients' mistakes may add to the log within how many seconds; further ones are only counted in the metrics."""
+"""Log lines about clients' mistakes, at most, per period [s]; further mistakes are only counted in the metrics."""
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What a client may take from the server."""
+    """Limits on what clients may use."""
 
     max_connections: int = 128
     """Clients at once; further ones get status 503."""
@@ -67,7 +68,7 @@ class ServerLimits:
     keepalive_s: float = 20.0
     """Between two pings, and for their answer [s]; a client stuck inside a frame can't answer."""
     drain_timeout_s: float = 5.0
-    """Time for answers under way when the server stops [s]."""
+    """Time for pending replies when the server stops [s]."""
 
 
 def serve(
@@ -81,16 +82,16 @@ def serve(
     limits: ServerLimits | None = None,
     on_ready: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Serve a policy until SIGTERM or Ctrl-C, then answer what is under way and close.
+    """Serve a policy until SIGTERM or Ctrl-C, then send pending replies and close.
 
     Args:
         policy: what `load_policy` or `runtime.load` returns.
-        host: address to listen on; beyond this machine only with a key.
+        host: address to listen on; one that other machines can reach needs a key.
         port: 0 takes a free one.
         api_key: clients must send `Authorization: Api-Key <key>`.
         tls: serves wss with this certificate; `tls_context` reads one.
         mapping: preset or YAML file that maps the clients' names to the policy's.
-        limits: what clients may take.
+        limits: on what clients may use.
         on_ready: called with address and port once the policy is warm and the server listens.
 
     Raises:
@@ -105,7 +106,7 @@ def serve(
 
 
 class PolicyServer:
-    """The server itself; `serve` runs it, tests hold on to it."""
+    """The server itself; `serve` runs it."""
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class PolicyServer:
                 self.host,
                 self.port,
                 ssl=self._tls,
-                origins=[None],  # browsers name their page's origin; a page must not reach a server on loopback
+                origins=[None],  # browsers send their page's origin; web pages must not reach a server on loopback
                 compression=None,
                 process_request=self._admit,
                 server_header=None,
@@ -167,7 +168,7 @@ class PolicyServer:
             self._inference.stop()
 
     def stop(self) -> None:
-        """Answer what is under way, close, and end `run`; callable from any thread, and after the end."""
+        """Send pending replies, close, and end `run`; callable from any thread, and after the end."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
             self._loop.call_soon_threadsafe(self._stop.set)
 
@@ -199,7 +200,7 @@ class PolicyServer:
             self.metrics.change("connections", -1)
 
     def _may_log(self) -> bool:
-        """Whether one more line about a client's mistake fits into the present minute's share of the log."""
+        """Whether the log's quota of clients' mistakes has room for one more line."""
         now_s = time.monotonic()
         if now_s - self._log_began_s > LOG_S:
             self._log_began_s, self._logged = now_s, 0
@@ -253,7 +254,7 @@ def _message_bytes(reader: ObservationReader) -> int:
 
 
 def _library_logger() -> logging.Logger:
-    """The websocket library's own log, without the noise that strangers make."""
+    """The websocket library's logger, silenced: anyone who connects can trigger its messages."""
     library = logging.getLogger("robopolicy.serve.websockets")
     library.setLevel(logging.CRITICAL)
     return library

@@ -1,11 +1,10 @@
 """Joint targets at the policy's rate -> joint positions at the robot's rate, with bounded velocity, acceleration and jerk.
 
-The trajectories are Ruckig's (Berscheid and Kröger, 2021). What Ruckig 0.19 does not do is done here: it ignores
+The trajectories are Ruckig's. What Ruckig 0.19 does not do is done here: it ignores
 `max_position`, and its `position_extrema` leave out the overshoot of a braking start (both seen, both tested), so every
 trajectory is sampled and checked before it is followed, up to the rest in which it ends.
 """
 
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from robopolicy.control.kinematics import pose_and_jacobian
 from robopolicy.control.limits import outside_workspace
 from robopolicy.control.motion import PASSING_SHARE
 from robopolicy.control.profile import RobotProfile
+from robopolicy.control.trajectories import TrajectoryPlanner
 
 if TYPE_CHECKING:
     from ruckig import Trajectory
@@ -48,17 +48,8 @@ class JointSmoother:
 
     def __init__(self, profile: RobotProfile, command_dt: float, control_dt: float, share: float = 1.0) -> None:
         self.profile, self.command_dt, self.control_dt = profile, command_dt, control_dt
-        self._velocity, self._acceleration, self._jerk = (
-            share * np.asarray(limit)
-            for limit in (profile.velocity_rad_s, profile.acceleration_rad_s2, profile.jerk_rad_s3)
-        )
+        self._planner = TrajectoryPlanner(profile, command_dt, share)
         self._lower, self._upper = np.asarray(profile.position_lower_rad), np.asarray(profile.position_upper_rad)
-        self._module = import_ruckig()
-        self._ruckig = self._module.Ruckig(profile.joints, command_dt)
-        self._input = self._module.InputParameter(profile.joints)
-        self._input.max_velocity = self._velocity.tolist()
-        self._input.max_acceleration = self._acceleration.tolist()
-        self._input.max_jerk = self._jerk.tolist()
         self.start(np.asarray(profile.home_rad))
 
     def start(self, qpos: Float[np.ndarray, " joints"]) -> None:
@@ -101,21 +92,25 @@ class JointSmoother:
     def aim(
         self, target: Float[np.ndarray, " joints"], heading_rad_s: Float[np.ndarray, " joints"] | None = None
     ) -> str | None:
-        """Head for `target` [rad], which lies within the position limits, from the present state on.
+        """Plan a motion from the current state to `target` [rad], which lies within the position limits.
 
-        It is passed at `heading_rad_s`, as far as one control step can brake that away (`PASSING_SHARE`). Without a heading
-        it is passed at the velocity from the last target to this one if it is within reach of one control step; otherwise
-        the motion ends there.
+        The target is passed at the velocity `heading_rad_s`, reduced to what one control step can brake (`PASSING_SHARE`).
+        Without a heading it is passed at the velocity from the last target to this one if one control step suffices to
+        reach it; otherwise the motion ends there.
 
-        Gives None if it will be reached one control step from now; else what stands against it: `motion` (velocity,
-        acceleration or jerk: it is reached later), `tool` (tool speed or workspace: it is reached later), `kept` (it
-        can't be reached from here without breaking a limit: the motion under way continues).
+        Returns:
+            None if the target is reached one control step from now. Otherwise the cause: `motion` (velocity, acceleration
+            or jerk: it is reached later), `tool` (tool speed or workspace: it is reached later), `kept` (no motion to it
+            keeps the limits: the current motion continues).
         """
-        fastest = HEADING_SHARE * self._velocity
+        fastest = HEADING_SHARE * self._planner.velocity
         if heading_rad_s is None:
             heading = (target - self._target) / self.control_dt
         else:
-            heading, fastest = heading_rad_s, fastest.clip(max=PASSING_SHARE * self._acceleration * self.control_dt)
+            heading, fastest = (
+                heading_rad_s,
+                fastest.clip(max=PASSING_SHARE * self._planner.acceleration * self.control_dt),
+            )
         heading = heading.clip(-fastest, fastest)
         self._target = np.array(target, np.float64)
         passing = self._motion_to(target, heading, self.control_dt)
@@ -138,55 +133,24 @@ class JointSmoother:
 
     def brake(self) -> None:
         """Brake to rest as fast as the limits allow."""
-        motion = _Motion(None, self._trajectory(self.state, None, None, None), self.command_dt)
+        motion = _Motion(None, self._planner.to_rest(self.state), self.command_dt)
         if self._allowed(motion):
             self._follow(motion)
         self._target = self.state[0]
-
-    def brake_from(self, state: Float[np.ndarray, "3 joints"]) -> None:
-        """Brake to rest from a commanded position, velocity and acceleration (3, joints) of another source."""
-        braking = self._trajectory(state, None, None, None)
-        self.start(state[0])
-        if braking is not None:
-            self._follow(_Motion(None, braking, self.command_dt))
 
     def _follow(self, motion: "_Motion") -> None:
         self._motion, self._ticks = motion, 0
 
     def _motion_to(self, target: np.ndarray, velocity: np.ndarray, duration_s: float) -> "_Motion | None":
         """The motion to a target state and from there to rest; None if it would break a limit."""
-        aimed = self._trajectory(self.state, target, velocity, duration_s)
+        aimed = self._planner.to_state(self.state, np.stack([target, velocity, 0 * velocity]), duration_s)
         if aimed is None:
             return None
         ticks = int(np.ceil(aimed.duration / self.command_dt - 1e-9))
         reached = np.array(aimed.at_time(ticks * self.command_dt))
-        braking = self._trajectory(reached, None, None, None) if velocity.any() else None
+        braking = self._planner.to_rest(reached) if velocity.any() else None
         motion = _Motion(aimed, braking, self.command_dt)
         return motion if self._allowed(motion) else None
-
-    def _trajectory(
-        self, state: np.ndarray, target: np.ndarray | None, velocity: np.ndarray | None, duration_s: float | None
-    ) -> "Trajectory | None":
-        """Ruckig's trajectory from a state to a target, or to rest without one; None if Ruckig finds none."""
-        ruckig, put = self._module, self._input
-        put.current_position = state[0].tolist()
-        put.current_velocity = state[1].clip(-self._velocity, self._velocity).tolist()
-        put.current_acceleration = state[2].clip(-self._acceleration, self._acceleration).tolist()
-        put.minimum_duration = duration_s
-        if target is None or velocity is None:
-            put.control_interface = ruckig.ControlInterface.Velocity
-            put.synchronization = ruckig.Synchronization.No
-            put.target_velocity = [0.0] * len(self._rest)
-        else:
-            put.control_interface = ruckig.ControlInterface.Position
-            put.synchronization = ruckig.Synchronization.Time
-            put.target_position, put.target_velocity = target.tolist(), velocity.tolist()
-        trajectory = ruckig.Trajectory(len(self._rest))
-        try:
-            result = self._ruckig.calculate(put, trajectory)
-        except ruckig.RuckigError:
-            return None
-        return trajectory if result in (ruckig.Result.Working, ruckig.Result.Finished) else None
 
     def _allowed(self, motion: "_Motion") -> bool:
         """Whether a motion stays within the limits of joint position, workspace and tool speed until it is at rest."""
@@ -202,15 +166,15 @@ class JointSmoother:
 
 
 class BaseRamp:
-    """Velocities of a mobile base that approach their target within the profile's accelerations, one call a command."""
+    """Velocities of a mobile base that approach their target within the profile's accelerations, a step per command."""
 
     def __init__(self, profile: RobotProfile, command_dt: float) -> None:
         self._most = np.asarray(profile.base_velocity, np.float64)
         self._change = np.asarray(profile.base_acceleration, np.float64) * command_dt
         self.target = np.zeros_like(self._most)
-        """Where the velocities are going [m/s, rad/s]; zero brings the base to rest."""
+        """Target velocities [m/s, rad/s]; zero brings the base to rest."""
         self.velocity = np.zeros_like(self._most)
-        """What was commanded last [m/s, rad/s]."""
+        """Velocities commanded last [m/s, rad/s]."""
 
     def step(self, ticks: int = 1) -> Float[np.ndarray, " base"]:
         """The velocities `ticks` commands later [m/s, rad/s]."""
@@ -221,12 +185,12 @@ class BaseRamp:
         return self.velocity
 
     def brake(self) -> None:
-        """Head for rest."""
+        """Set the target to rest."""
         self.target = np.zeros_like(self._most)
 
     @property
     def at_rest(self) -> bool:
-        """Whether the base stands still, and is to."""
+        """Whether velocities and target are zero."""
         return not (self.velocity.any() or self.target.any())
 
 
@@ -263,12 +227,3 @@ class _Motion:
             assert self.aimed is not None
             return np.array(self.aimed.at_time(time_s))
         return np.array(self.braking.at_time(time_s - self.brakes_s))
-
-
-def import_ruckig() -> ModuleType:
-    """Import the `ruckig` package; ImportError names the extra to install."""
-    try:
-        import ruckig
-    except ImportError:
-        raise ImportError("jerk-limited motion needs ruckig; pip install 'robopolicy[robot]'") from None
-    return ruckig

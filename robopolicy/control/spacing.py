@@ -1,4 +1,4 @@
-"""A slow policy beside the control loop: asked at every n-th control step."""
+"""A slow policy beside the control loop: called at every n-th control step."""
 
 from robopolicy.control.inference import Inference, TimedChunk
 from robopolicy.types import Prefix

@@ -1,6 +1,6 @@
 """A policy as a stream: one observation in per control tick, one chunk of actions out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,61 +16,42 @@ from robopolicy.control.serving.mapping import KeySource, place_image
 from robopolicy.types import ActionSpec, Array, Observation, Policy, Prefix
 
 
-class ActionColumnsStream:
-    """A stream that reads `qpos` in its action's columns, as ALOHA records it, on a robot that has joints and grippers apart.
+class AdaptedStream:
+    """A stream whose policy reads other observations than the robot's.
 
     Args:
-        stream: the stream.
-        spec: its action columns: absolute joint positions.
-        profile: the robot's.
+        stream: the policy's stream.
+        adapt: the robot's observation -> the policy's.
     """
 
-    def __init__(self, stream: Stream, spec: ActionSpec, profile: RobotProfile) -> None:
-        self._stream, self._spec, self._profile = stream, spec, profile
+    def __init__(self, stream: Stream, adapt: Callable[[Observation], Observation]) -> None:
+        self._stream, self._adapt = stream, adapt
 
     @property
     def gripper_logit(self) -> Array | None:
-        """As of the stream."""
+        """That of the policy's stream."""
         return self._stream.gripper_logit
 
     def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Array:
         """Actions (K, width) for one observation of the robot."""
-        opening_m = np.asarray(observation.obs.get("gripper", ()), np.float64)
-        qpos = action_at(self._profile, self._spec, np.asarray(observation.obs["qpos"], np.float64), opening_m)
-        obs = {**observation.obs, "qpos": qpos.astype(np.float32)}
-        return self._stream(replace(observation, obs=obs), prefix)
+        return self._stream(self._adapt(observation), prefix)
 
     def reset(self) -> None:
-        """An episode begins."""
+        """Begin an episode."""
         self._stream.reset()
 
 
-class ResizedStream:
-    """A stream whose policy was trained on images of another size than the robot's: they keep their aspect, padded with black.
+def qpos_in_action_columns(observation: Observation, spec: ActionSpec, profile: RobotProfile) -> Observation:
+    """The observation with `qpos` in the columns of absolute joint actions, grippers included, as ALOHA records it."""
+    opening_m = np.asarray(observation.obs.get("gripper", ()), np.float64)
+    qpos = action_at(profile, spec, np.asarray(observation.obs["qpos"], np.float64), opening_m)
+    return replace(observation, obs={**observation.obs, "qpos": qpos.astype(np.float32)})
 
-    Args:
-        stream: the stream.
-        sizes: height and width of the policy's images, by key.
-    """
 
-    def __init__(self, stream: Stream, sizes: Mapping[str, tuple[int, int]]) -> None:
-        self._stream, self._sizes = stream, dict(sizes)
-
-    @property
-    def gripper_logit(self) -> Array | None:
-        """As of the stream."""
-        return self._stream.gripper_logit
-
-    def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Array:
-        """Actions (K, width) for one observation of the robot."""
-        obs = dict(observation.obs)
-        for key, (height, width) in self._sizes.items():
-            obs[key] = place_image(np.asarray(obs[key]), height, width, KeySource((key,)))
-        return self._stream(replace(observation, obs=obs), prefix)
-
-    def reset(self) -> None:
-        """An episode begins."""
-        self._stream.reset()
+def with_image_resized(observation: Observation, key: str, height: int, width: int) -> Observation:
+    """The observation with one image in another size; its aspect ratio is kept, the rest is padded with black."""
+    image = place_image(np.asarray(observation.obs[key]), height, width, KeySource((key,)))
+    return replace(observation, obs={**observation.obs, key: image})
 
 
 class PolicyStream:
@@ -111,7 +92,7 @@ class PolicyStream:
         return prediction.actions
 
     def reset(self, done: Array | None = None) -> None:
-        """Forget the past of the episodes in `done` (bool, *B), or of all."""
+        """Clear the memory of the episodes in `done` (bool, *B), or of all."""
         if done is None:
             self._states = [self.policy.initial_state(self.batch) for _ in range(self.frame_stride)]
             self._ticks = 0

@@ -4,16 +4,11 @@
 acceleration and jerk. These are measured as divided differences of the positions over their own times.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from jaxtyping import Float
 
 from robopolicy.control.profile import RobotProfile
-from robopolicy.control.smoothing import import_ruckig
-
-if TYPE_CHECKING:
-    from ruckig import Trajectory
+from robopolicy.control.trajectories import TrajectoryPlanner
 
 ROUNDING = 1e-8
 """Relative excess over a limit that counts as rounding: a motion planned at the limits must pass unchanged."""
@@ -36,9 +31,8 @@ class JointTracker:
 
     def __init__(self, profile: RobotProfile, period_s: float, qpos: Float[np.ndarray, " joints"]) -> None:
         self.profile, self.period_s = profile, period_s
-        self._velocity, self._acceleration, self._jerk = (
-            np.asarray(limit) for limit in (profile.velocity_rad_s, profile.acceleration_rad_s2, profile.jerk_rad_s3)
-        )
+        self._planner = TrajectoryPlanner(profile, period_s)
+        self._velocity, self._acceleration = self._planner.velocity, self._planner.acceleration
         self._lower, self._upper = np.asarray(profile.position_lower_rad), np.asarray(profile.position_upper_rad)
         rest = np.array(qpos, np.float64)
         self._times_s = np.array([-2.0, -1.0, 0.0]) * period_s
@@ -46,16 +40,6 @@ class JointTracker:
         self._state = np.stack([rest, 0 * rest, 0 * rest])
         self.deviated = 0
         """Calls that did not reach the commanded position."""
-        self._ruckig = import_ruckig()
-        self._solver = self._ruckig.Ruckig(profile.joints, period_s)
-        self._input = self._ruckig.InputParameter(profile.joints)
-        self._input.synchronization = self._ruckig.Synchronization.No
-        for name, limit in (
-            ("max_velocity", self._velocity),
-            ("max_acceleration", self._acceleration),
-            ("max_jerk", self._jerk),
-        ):
-            setattr(self._input, name, limit.tolist())
 
     @property
     def position(self) -> Float[np.ndarray, " joints"]:
@@ -99,7 +83,7 @@ class JointTracker:
         times_s = np.append(self._times_s, self._times_s[-1] + passed_s)
         rates = np.concatenate([self._positions, target[None]])
         last = []
-        for order, limit in enumerate((self._velocity, self._acceleration, self._jerk), start=1):
+        for order, limit in enumerate((self._velocity, self._acceleration, self._planner.jerk), start=1):
             spans_s = (times_s[order:] - times_s[:-order]) / order
             rates = np.diff(rates, axis=0) / spans_s[:, None]
             if (np.abs(rates[-1]) > limit * (1 + ROUNDING)).any():
@@ -113,24 +97,21 @@ class JointTracker:
         self, target: np.ndarray, velocity: np.ndarray, acceleration: np.ndarray, passed_s: float
     ) -> np.ndarray | None:
         """The state after `passed_s` on the fastest trajectory to the moving target or its position; None without one."""
-        ruckig, put = self._ruckig, self._input
-        put.control_interface = ruckig.ControlInterface.Position
-        put.target_position = target.clip(self._lower, self._upper).tolist()
-        put.minimum_duration = passed_s
+        position = target.clip(self._lower, self._upper)
         most_rad_s, most_rad_s2 = TARGET_SHARE * self._velocity, TARGET_SHARE * self._acceleration
         moving = (velocity.clip(-most_rad_s, most_rad_s), acceleration.clip(-most_rad_s2, most_rad_s2))
         for heading, turning in (moving, (moving[0], 0 * velocity), (0 * velocity, 0 * velocity)):
-            put.target_velocity, put.target_acceleration = heading.tolist(), turning.tolist()
-            if (state := self._solved(passed_s)) is not None:
-                return state
+            aim = np.stack([position, heading, turning])
+            trajectory = self._planner.to_state(self._state, aim, passed_s, synchronized=False)
+            if trajectory is not None:
+                return np.array(trajectory.at_time(min(passed_s, trajectory.duration)))
         return None
 
     def _braked(self, passed_s: float) -> np.ndarray:
         """The state after `passed_s` of the fastest braking."""
         if self.at_rest:
             return self._state
-        self._aim_to_rest()
-        trajectory = self._trajectory(self._state)
+        trajectory = self._planner.to_rest(self._state)
         if trajectory is None:  # never observed; the joints would stay where they are
             return self._state * [[1], [0], [0]]
         state = np.array(trajectory.at_time(min(passed_s, trajectory.duration)))
@@ -139,43 +120,20 @@ class JointTracker:
     def _can_stop(self, state: np.ndarray) -> bool:
         """Whether the fastest braking from a state stays within the limits of velocity and position."""
         position, velocity, acceleration = state
-        peak = velocity + acceleration * np.abs(acceleration) / (2 * self._jerk)
+        peak = velocity + acceleration * np.abs(acceleration) / (2 * self._planner.jerk)
         if (np.abs(peak) > self._velocity * (1 + ROUNDING)).any():
             return False
         near = np.minimum(position - self._lower, self._upper - position)
         speed = np.maximum(np.abs(velocity), np.abs(peak))
         # Braking takes at most the time to the largest deceleration and back; far from the ends no trajectory is needed.
-        braking_s = speed / self._acceleration + 2 * self._acceleration / self._jerk
+        braking_s = speed / self._acceleration + 2 * self._acceleration / self._planner.jerk
         if (near > speed * braking_s).all():
             return True
-        self._aim_to_rest()
-        trajectory = self._trajectory(state)
+        trajectory = self._planner.to_rest(state)
         if trajectory is None:
             return False
         places = np.stack([trajectory.at_time(share * trajectory.duration)[0] for share in (0.25, 0.5, 0.75, 1.0)])
         return bool((places >= self._lower).all() and (places <= self._upper).all())
-
-    def _aim_to_rest(self) -> None:
-        put = self._input
-        put.control_interface = self._ruckig.ControlInterface.Velocity
-        put.target_velocity = put.target_acceleration = [0.0] * len(self._lower)
-        put.minimum_duration = None
-
-    def _solved(self, passed_s: float) -> np.ndarray | None:
-        trajectory = self._trajectory(self._state)
-        return None if trajectory is None else np.array(trajectory.at_time(min(passed_s, trajectory.duration)))
-
-    def _trajectory(self, state: np.ndarray) -> "Trajectory | None":
-        ruckig, put = self._ruckig, self._input
-        put.current_position = state[0].tolist()
-        put.current_velocity = state[1].clip(-self._velocity, self._velocity).tolist()
-        put.current_acceleration = state[2].clip(-self._acceleration, self._acceleration).tolist()
-        trajectory = ruckig.Trajectory(len(self._lower))
-        try:
-            result = self._solver.calculate(put, trajectory)
-        except ruckig.RuckigError:
-            return None
-        return trajectory if result in (ruckig.Result.Working, ruckig.Result.Finished) else None
 
     def _moved(self, state: np.ndarray, passed_s: float) -> np.ndarray:
         self._state = state

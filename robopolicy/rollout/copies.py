@@ -88,16 +88,9 @@ class LocalCopy:
     def _carry_out(self, request: Mapping[str, Any], action: np.ndarray | None) -> Reply:
         if request["do"] == "open":
             self._session = self._session or self._make()
-            self._session.reads = None
-            reply = self._session.open(request["seed"])
-            self._session.reads = request.get("reads")
-            return reply
         if self._session is None:
             raise CopyLostError("the environment is closed")
-        if request["do"] == "read":
-            self._session.reads = request["reads"]
-            return {}, {}
-        return self._session.reset(request["seed"]) if action is None else self._session.step(action)
+        return self._session.answer(request, action)
 
 
 class ProcessCopy:

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from robopolicy.control.serving.mapping import Fit, Flip, KeySource, Layout, place_image
+from robopolicy.control.serving.mapping import KeySource, key_source, place_image
 from robopolicy.types import ArraySpec
 
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -19,7 +19,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "settle": ("steps", "action"),
     "instruction": ("info", "method", "attribute", "observation"),
     "action": ("columns", "scale", "offset", "sign", "clip"),
-    "observation key": ("from", "columns", "layout", "flip", "fit"),
 }
 SIGNALS = ("info", "reward", "return", "terminated", "method")
 
@@ -146,22 +145,11 @@ def _mapping(values: Any, where: str) -> Mapping[str, Any]:
 
 
 def _obs_source(entry: Any, where: str) -> ObsSource:
-    entry = {"from": entry} if isinstance(entry, (str, list)) else entry
-    if "from" not in _known(entry, ALLOWED["observation key"], where):
-        raise EnvMapError(f"{where}: expected `from: NAME`")
-    names = [entry["from"]] if isinstance(entry["from"], str) else entry["from"]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise EnvMapError(f"{where}: from is {entry['from']!r}; expected a name or a list of names")
-    columns = entry.get("columns")
-    if columns is not None:
-        if not _integers(columns) or len(columns) != 2 or not 0 <= columns[0] < columns[1]:
-            raise EnvMapError(f"{where}: columns is {columns!r}; expected [first, last + 1]")
-        columns = (columns[0], columns[1])
-    for option, allowed in (("layout", get_args(Layout)), ("flip", get_args(Flip)), ("fit", get_args(Fit))):
-        if entry.get(option, allowed[0]) not in allowed:
-            raise EnvMapError(f"{where}: {option} is {entry[option]!r}; expected one of {', '.join(allowed)}")
-    image = {option: entry[option] for option in ("layout", "flip", "fit") if option in entry}
-    return ObsSource(tuple(names), columns, KeySource(names=(names[0],), **image))
+    try:
+        source = key_source(entry, where)
+    except ValueError as error:
+        raise EnvMapError(str(error)) from None
+    return ObsSource(source.names, source.columns, source)
 
 
 def _action(values: Mapping[str, Any], where: str) -> ActionMap:

@@ -113,6 +113,18 @@ class Session:
             terminated = True
         return self._frame(obs, info, reward, terminated, truncated)
 
+    def answer(self, request: Mapping[str, Any], action: Optional[np.ndarray]) -> tuple[dict[str, Any], Arrays]:
+        """Carry out a request: `open`, `reset`, `read` (the observations that replies hold from now on), or a step."""
+        if request["do"] == "open":
+            self.reads = None
+            reply = self.open(request["seed"])
+            self.reads = request.get("reads")
+            return reply
+        if request["do"] == "read":
+            self.reads = request["reads"]
+            return {}, {}
+        return self.reset(request["seed"]) if action is None else self.step(action)
+
     def close(self) -> None:
         """Release the environment."""
         if hasattr(self.env, "close"):
@@ -449,16 +461,7 @@ def main(file_number: int) -> None:
         try:
             if request["do"] == "open":
                 session = session or Session(request["spec"])
-                session.reads = None
-                reply = session.open(request["seed"])
-                session.reads = request.get("reads")
-            elif request["do"] == "read":
-                session.reads = request["reads"]
-                reply = {}, {}
-            elif request["do"] == "reset":
-                reply = session.reset(request["seed"])
-            else:
-                reply = session.step(arrays["action"])
+            reply = session.answer(request, arrays.get("action"))
         except EnvSetupError as error:
             reply = ({"mistake": str(error)}, {})
         except Exception as error:

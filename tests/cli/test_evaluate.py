@@ -85,7 +85,7 @@ def test_an_exported_policy_brings_its_own_execution_settings(random_run, tmp_pa
     exported, execution, provenance = _open_policy(str(folder), "cpu")
     assert execution == {"replan_every": 2}
     assert provenance["task"] == "lift"
-    assert exported.chunk == 2
+    assert exported.spec.chunk == 2
     trained, execution, provenance = _open_policy(str(random_run), "cpu")
     assert execution["replan_every"] == 2
     assert provenance["task"] == "reach"

@@ -25,7 +25,7 @@ def test_the_example_in_the_documentation_is_read(tmp_path):
     ("text", "message"),
     [
         ("obsrvation: {}", "unknown key 'obsrvation'; expected any of make, observation, action"),
-        ("observation: {state: {form: a}}", "observation: state: unknown key 'form'"),
+        ("observation: {state: {form: a}}", "observation: state: expected `from: NAME`"),
         ("observation: {state: {columns: [0, 1]}}", "expected `from: NAME`"),
         ("observation: {state: {from: a, columns: [2, 1]}}", "expected .first, last"),
         ("observation: {front: {from: a, flip: left}}", "flip is 'left'; expected one of none, vertical, turn"),

@@ -75,7 +75,7 @@ class Plans:
 class Strategy(Protocol):
     """How a new chunk joins the plan.
 
-    One with the attribute `continues` True has the policy continue the plan: the first `frozen` actions of a chunk are the
+    If its attribute `continues` is True, the policy continues the plan: the first `frozen` actions of a chunk are the
     plan's, and a chunk is taken only if it continues the current plan.
     """
 

@@ -1,8 +1,8 @@
 """Real-time chunking (Black et al. 2025, arXiv 2506.07339): each chunk continues the plan that is executed meanwhile.
 
-The policy is given the plan as it infers. Its chunk begins with the actions that pass during inference, exactly. An action
-head that was trained with prefixes (arXiv 2512.05964) continues these; one that can be guided (`flow`) also agrees with the
-plan's later actions, less and less.
+The policy receives the plan with each observation. Its chunk begins exactly with the actions that pass during inference. An
+action head that was trained with prefixes (arXiv 2512.05964) continues these; one that can be guided (`flow`) also agrees with
+the plan's later actions, less and less.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What operators share: what a run knows when it opens their device, and how their motions become the policy's actions."""
+"""Shared by all operators: facts about the run, and the conversion of an operator's motions to the policy's actions."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -15,17 +15,17 @@ from robopolicy.types import ActionSpec
 TOOL = ActionSpec(arm=6, gripper=0, kind="delta", space="ee")
 """Motions of the tool: x y z in units of 0.05 m, rotation vector in units of 0.5 rad, in the robot's base frame."""
 DEAD_ZONE = 0.05
-"""Deflection of a device, of 1, that counts as rest."""
+"""Deflection of a device, as a share of the full one, up to which it counts as at rest."""
 
 
 @dataclass(frozen=True)
 class OperatorContext:
-    """What a run knows when it opens an operator's device."""
+    """Facts about a run that its operator needs."""
 
     profile: RobotProfile
-    """Of the robot that is taken over."""
+    """Profile of the robot."""
     action_spec: ActionSpec
-    """Columns of the policy's actions, which are those of the operator's too."""
+    """Columns of the policy's actions; the operator's actions have the same."""
     control_dt: float
     """Time between two actions [s]."""
 
@@ -36,8 +36,8 @@ class OperatorContext:
 
         Args:
             motion: what `TOOL` describes, each in [-1, 1].
-            closed: how closed the gripper is, 0 .. 1.
-            qpos: where the joints are [rad].
+            closed: 0 for an open gripper, 1 for a closed one.
+            qpos: joint positions [rad].
 
         Raises:
             ValueError: the policy moves joints and the robot's profile has no kinematics, or it commands several grippers.
@@ -64,7 +64,7 @@ class OperatorContext:
         return self._row(motion.clip(-1.0, 1.0), closed)
 
     def closed(self, action: Float[np.ndarray, " width"]) -> float:
-        """How closed an action wants the gripper, 0 .. 1; nan without a gripper."""
+        """Gripper command of an action, 0 open .. 1 closed; NaN without a gripper."""
         return float(closed_share(self.profile, self.action_spec, action))
 
     def _joint_columns(self, target_rad: np.ndarray, qpos: np.ndarray) -> np.ndarray:
@@ -89,13 +89,13 @@ class OperatorContext:
 
 @runtime_checkable
 class ToolDevice(Protocol):
-    """A device in the operator's hand."""
+    """An input device that moves the tool."""
 
     def read(self, t_s: float) -> tuple[Float[np.ndarray, "6"], int, int]:
-        """The tool's motion as `TOOL` describes it, and how often the buttons `take over` and `gripper` were pressed since.
+        """The tool's motion as `TOOL` describes it, and presses of the buttons `take over` and `gripper` since the last call.
 
         Args:
-            t_s: the present on the loop's clock [s].
+            t_s: current time on the loop's clock [s].
 
         Raises:
             OSError: the device is lost.
@@ -110,11 +110,11 @@ class ToolDevice(Protocol):
 class ToolOperator:
     """An operator who moves the tool; one button takes over and hands back, another one closes and opens the gripper.
 
-    The gripper begins as the policy has it.
+    The gripper starts in the state that the policy commanded.
 
     Args:
-        device: in the operator's hand.
-        context: of the run.
+        device: the operator's device.
+        context: facts about the run.
 
     Raises:
         ConfigError: the robot's tool can't be moved, since its profile has no kinematics.

@@ -27,9 +27,9 @@ class KeyboardOptions:
     """
 
     speed: float = 0.2
-    """Share of a full action that a key asks for; 1 is 0.05 m, or 0.5 rad, a control step."""
+    """Share of a full action that a key commands; 1 is 0.05 m, or 0.5 rad, per control step."""
     hold_s: float = 0.2
-    """How long a key moves the tool; the terminal repeats one that is held down [s]."""
+    """How long one key press moves the tool [s]; the terminal repeats a key that is held down."""
 
     def __post_init__(self) -> None:
         expect(self, "operator", "0 .. 1", "speed")
@@ -68,7 +68,7 @@ class Keyboard:
         return self.options.speed * (held[:, 0] - held[:, 1]), keys.count(TAKE_OVER), keys.count(GRIPPER)
 
     def close(self) -> None:
-        """Give the terminal back as it was."""
+        """Restore the terminal's settings."""
         termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
 
 

@@ -13,20 +13,20 @@ from robopolicy.control.robots.base import RobotContext
 from robopolicy.control.robots.websocket import WebsocketOptions, make_websocket
 
 ENGAGED = "engaged"
-"""Observation key (1,): above 0.5 while the operator has the robot, such as while a pedal is pressed."""
+"""Observation key (1,): above 0.5 while the operator controls the robot, such as while a pedal is pressed."""
 
 
 @dataclass(frozen=True)
 class LeaderOptions(WebsocketOptions):
-    """Options of `leader`: an arm with the robot's joints; shows `qpos` [rad], `engaged` and, with a gripper, `gripper` [m]."""
+    """Options of `leader`: an arm with the robot's joints that observes `qpos` [rad], `engaged` and perhaps `gripper` [m]."""
 
 
 class LeaderOperator:
-    """Moves the robot as the leader moves from the moment of taking over; the two need not stand alike.
+    """Repeats the leader's motion from the moment of taking over; the two arms need not start in the same pose.
 
     Args:
-        leader: a robot whose driver ignores commands; observed in a thread of its own.
-        context: of the run.
+        leader: a robot whose driver ignores commands; observed in a separate thread.
+        context: facts about the run.
 
     Raises:
         ConfigError: it has other joints, doesn't show `engaged`, or the policy commands several grippers.
@@ -87,7 +87,7 @@ class LeaderOperator:
         while not self._closing.wait(self.context.control_dt / 2):
             try:
                 self._obs = dict(self.leader.observe().obs)
-            except Exception as error:  # raised where the operator is asked
+            except Exception as error:  # raised by the next call of `act`
                 self._failed = error
                 return
 

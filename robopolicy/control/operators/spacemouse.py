@@ -27,7 +27,7 @@ class SpacemouseOptions:
     """
 
     speed: float = 0.3
-    """Share of a full action at full deflection; 1 is 0.05 m, or 0.5 rad, a control step."""
+    """Share of a full action at full deflection; 1 is 0.05 m, or 0.5 rad, per control step."""
 
     def __post_init__(self) -> None:
         expect(self, "operator", "0 .. 1", "speed")
@@ -37,8 +37,8 @@ class Spacemouse:
     """The state of the cap and its buttons, from the device's reports.
 
     Args:
-        options: of the kind.
-        device: an opened `hid.device` that doesn't wait.
+        options: the kind's options.
+        device: an opened `hid.device` in non-blocking mode.
     """
 
     def __init__(self, options: SpacemouseOptions, device: Any) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 GRIPPER_STEP_M = 0.005
 GRIPPER_DT = 0.1
-"""A gripper is commanded when its opening has changed by this much [m], or at all and for this long [s]: actions are goals,
-which no controller takes at the rate of the joints."""
+"""A gripper is commanded when its opening differs by this much [m] from the last command, or at all after this time [s]:
+actions are goals, which controllers don't accept at the rate of joint commands."""
 DRIFT = 1e-4
 """Seconds by which two computers' clocks may drift apart in one second."""
 KINDS = {
@@ -40,17 +40,17 @@ Advertise = Callable[[str, str], Any]
 
 
 class StampClock:
-    """Carries header stamps of a sender's clock over to the clock of the loop.
+    """Converts header stamps from the sender's clock to the loop's clock.
 
-    The offset between the two is the least seen between a stamp and its arrival, so that it holds the shortest delay only; it
-    may grow as fast as clocks drift.
+    The offset is the smallest difference seen between a message's arrival and its stamp, so that it includes only the
+    shortest delay; it may grow at the rate at which clocks drift.
     """
 
     def __init__(self) -> None:
         self._offset_s, self._arrived_s = math.inf, 0.0
 
     def of(self, message: Mapping[str, Any], arrived_s: float) -> float:
-        """When a message was stamped, on the loop's clock, no later than it arrived [s]; one without a stamp: at arrival."""
+        """Time of a message's stamp on the loop's clock [s], at most its arrival; the arrival if it has no stamp."""
         stamp = (message.get("header") or {}).get("stamp") or {}
         stamped_s = stamp.get("sec", stamp.get("secs", 0)) + 1e-9 * stamp.get("nanosec", stamp.get("nsecs", 0))
         if not stamped_s:

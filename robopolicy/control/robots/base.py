@@ -12,7 +12,7 @@ from robopolicy.control.profile import RobotProfile
 
 @dataclass(frozen=True)
 class RobotContext:
-    """What a run knows when it builds its robot; each robot uses what it needs."""
+    """Facts about the run that a robot is built for; each kind uses those it needs."""
 
     control_dt: float = 0.05
     """Time between two actions of the policy [s]."""

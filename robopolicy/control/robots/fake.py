@@ -1,4 +1,4 @@
-"""A robot in memory: reaches every commanded position at once, and keeps the commands. For tests and rehearsals."""
+"""A robot in memory: reaches every commanded position at once, and keeps the commands. For tests and dry runs."""
 
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class FakeRobot:
         self.commands: list[Command] = []
         self.instruction: str | None = None
         self.lost: str | None = None
-        """Set to a reason: every call then fails as that of a robot that can't be reached."""
+        """If set, the reason with which every call fails, as if the robot could not be reached."""
         self._qpos = np.asarray(profile.home_rad, np.float64)
         self._opening_m = profile.openings_m if opening_m is None else np.full(profile.grippers, opening_m)
         self._stopped = False
@@ -65,7 +65,7 @@ class FakeRobot:
         return self._qpos
 
     def command(self, command: Command) -> None:
-        """Take the commanded position at once."""
+        """Move to the commanded position at once."""
         self._refuse_if_lost()
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
@@ -75,7 +75,7 @@ class FakeRobot:
         self._opening_m = np.where(np.isfinite(wanted_m), wanted_m, self._opening_m)
 
     def stop(self) -> None:
-        """Take no further command."""
+        """Accept no further command."""
         self._stopped = True
 
     def _refuse_if_lost(self) -> None:
@@ -85,6 +85,6 @@ class FakeRobot:
 
 @register("robot", "fake", FakeOptions)
 def make_fake(options: FakeOptions, context: RobotContext) -> FakeRobot:
-    """A robot in memory, for rehearsals without hardware."""
+    """A robot in memory, for dry runs without hardware."""
     profile = read_profile(options.profile)
     return FakeRobot(profile, context.control_dt, options.command_dt, opening_m=options.opening_m)

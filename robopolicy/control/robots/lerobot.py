@@ -35,7 +35,7 @@ class LerobotOptions:
     gripper_range: tuple[float, float] = (0.0, 100.0)
     """LeRobot's values of the closed and the open gripper."""
     command_dt: float = 0.02
-    """Time between two commands [s]; what the robot's bus and cameras take at the most."""
+    """Time between two commands [s]; at least the longest time that bus and cameras take."""
     timeout_s: float = 0.5
     """Longest silence of the robot [s]."""
 
@@ -70,10 +70,10 @@ class DrivenRobot(Protocol):
 
 
 class LerobotRobot:
-    """A LeRobot robot, whose calls come from one thread only: its motors share a bus.
+    """A LeRobot robot, called from one thread only, since its motors share a bus.
 
-    Every `command_dt` the thread sends the newest command and reads an observation. A call of its that fails is the cause
-    that the next `command` or `observe` reports.
+    Every `command_dt` the thread sends the newest command and reads an observation. If one of these calls fails, the next
+    `command` or `observe` raises the cause.
 
     Args:
         robot: the LeRobot object; connected here if it isn't.
@@ -95,7 +95,7 @@ class LerobotRobot:
                 f"{', '.join(robot.action_features)}"
             )
         if not robot.is_connected:
-            robot.connect(calibrate=False)  # calibrating asks questions on the terminal: lerobot-calibrate does it
+            robot.connect(calibrate=False)  # calibration is interactive: run lerobot-calibrate before
         self._changed = threading.Condition()
         self._seen: tuple[float, dict[str, np.ndarray]] | None = None
         self._command: Command | None = None
@@ -122,7 +122,7 @@ class LerobotRobot:
         return self._qpos
 
     def command(self, command: Command) -> None:
-        """Send one command, soon."""
+        """Hand one command to the thread."""
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
         if self._lost or (self._seen is not None and time.monotonic() - self._seen[0] > self._options.timeout_s):
@@ -130,7 +130,7 @@ class LerobotRobot:
         self._command = command
 
     def stop(self) -> None:
-        """Hold where it was last sent, and take no further command."""
+        """Hold the last commanded position, and accept no further command."""
         self._stopped = True
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from robopolicy.control.robots.base import RobotContext, host_and_port, proprioc
 from robopolicy.types import Command, Observation
 
 CONNECT_S = 5.0
-"""How long the server, and the first message of each topic, are awaited [s]."""
+"""Timeout for the server and for the first message of each topic [s]."""
 
 CommandType = Literal["joint_trajectory", "joint_group_position", "joint_group_velocity", "pose", "twist"]
 
@@ -61,11 +61,11 @@ class GripperTopics:
     action: str | None = None
     """Name of a control_msgs/action/GripperCommand server."""
     scale: float = 1.0
-    """Position of the command for an opening of 1 m; 0.5 where it is that of one finger."""
+    """Commanded position per meter of opening; 0.5 if the command is the position of one finger."""
     max_effort: float = 20.0
-    """Of GripperCommand [N]."""
+    """Largest effort in a GripperCommand [N]."""
     fingers: tuple[str, ...] = ()
-    """Joints of the JointState whose sum is the opening [m]; none: the opening commanded last."""
+    """Joints of the JointState whose sum is the opening [m]; empty: the last commanded opening is assumed."""
 
     def __post_init__(self) -> None:
         if (self.topic is None) == (self.action is None):
@@ -85,9 +85,9 @@ class RosbridgeOptions:
     command_dt: float = 0.01
     """Time between two commands [s]; JSON carries about 100 of them a second."""
     arms: Mapping[str, ArmTopics] = field(default_factory=dict)
-    """By the names of the profile's arms; of one arm by any name; empty: the default topics."""
+    """Topics by the profile's arm names; any name for a robot of one arm; empty: the default topics."""
     grippers: Mapping[str, GripperTopics] = field(default_factory=dict)
-    """By the names of the arms that carry them; of one arm by any name; one that is missing is not commanded."""
+    """Topics by the names of the arms with the grippers; any name for a robot of one arm; one that is missing is not used."""
     cameras: Mapping[str, str] = field(default_factory=dict)
     """Observation key -> topic of sensor_msgs/Image, or of sensor_msgs/CompressedImage where it ends in /compressed."""
     base_topic: str | None = None
@@ -175,7 +175,7 @@ class RosbridgeRobot:
         return self._qpos.copy()
 
     def command(self, command: Command) -> None:
-        """Send each arm's part, due one command period from now, and what has changed of the grippers."""
+        """Send each arm's joint positions, due one command period from now, and the openings that have changed."""
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
         heard_s = min(self._received[topic][0] for topic in self._joint_topics)
@@ -264,9 +264,10 @@ class RosbridgeRobot:
         return self._received[source]
 
     def _joints(self, message: Mapping[str, Any]) -> bool | None:
-        """Take over the joints and fingers that a message names; None if it holds those of others only.
+        """Store the joint and finger positions in a message; None if it has none of this robot's.
 
-        A message holds all joints of an arm or none: half an arm is a broken driver.
+        Raises:
+            ValueError: a message has only some joints of an arm, so the driver is broken.
         """
         positions = dict(zip(message["name"], message["position"], strict=True))
         self._named |= dict.fromkeys(positions)
@@ -286,7 +287,7 @@ class RosbridgeRobot:
 
 
 def _by_arm(arms: Mapping[str, Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Entries by the profile's arms, in their order; of one arm under the name ''."""
+    """The entries in the order of the profile's arms; the entry of a robot of one arm under the name ''."""
     if not given:
         return {}
     if not arms:

@@ -49,8 +49,8 @@ class WebsocketOptions:
 class WebsocketRobot:
     """A robot behind a `RobotServer`, on this machine or another.
 
-    Joint positions stream in; an observation is requested and awaited in the policy's thread. A robot that falls silent is
-    an error after `timeout_s`; it stops itself when no command comes.
+    Joint positions are streamed; an observation is requested and awaited in the policy's thread. Calls raise if the robot
+    has sent nothing for `timeout_s`; the robot stops itself when no command arrives.
 
     Args:
         host: name or address.
@@ -58,7 +58,7 @@ class WebsocketRobot:
         timeout_s: longest silence [s].
         api_key: sent as `Authorization: Api-Key <key>`.
         tls: certificates to trust (`robopolicy.control.serving.access.trusted`), for a server with one; None: plain text.
-        clock: the time of stamps and of a silence; None: the system's.
+        clock: source of time; None: the system's.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class WebsocketRobot:
             raise RobotError(f"the robot at {host}:{port} refuses: {error.rcvd.reason}") from None
         except (OSError, TimeoutError, WebSocketException) as error:
             raise RobotError(f"no robot at {host}:{port}: {error or 'no answer'}") from None
-        except AssertionError:  # the library's, where the other end greets before it is asked
+        except AssertionError:  # raised by the library if the other end sends data before the handshake
             raise RobotError(f"no robot at {host}:{port}: not a websocket server") from None
         if not isinstance(hello, dict) or not {"profile", "control_dt", "command_dt", "qpos"} <= set(hello):
             self._stack.close()

@@ -1,4 +1,4 @@
-"""Websocket connections that can't be held open cheaply: a cap on strangers, a clock on each message."""
+"""Protection against idle connections: a cap on those without a handshake, and a time limit for each message."""
 
 import asyncio
 from collections import Counter
@@ -8,17 +8,17 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame
 
 PENDING = 64
-"""TCP connections at once that have not finished their handshake."""
+"""Most TCP connections at once that have not finished their handshake."""
 PENDING_PER_ADDRESS = 16
-"""Those among them from one address."""
+"""The same, from one address."""
 
 
 class ConnectionGuard:
-    """Makes the server's connections, and drops strangers that only hold a TCP connection open.
+    """Creates the server's connections, and drops those that stay open without a handshake.
 
-    A connection is pending until its websocket handshake, key included, is done. Pending ones don't take the room of
-    clients: where there are too many, the oldest of the busiest address is dropped, so that a client with a key, whose
-    handshake takes milliseconds, always gets in, and so do requests to /healthz.
+    A connection is pending until its websocket handshake, key included, is done. Pending ones don't count as clients: if
+    there are too many, the oldest of the busiest address is dropped, so that a client with a key, whose handshake takes
+    milliseconds, can always connect, and so can requests to /healthz.
 
     Args:
         message_timeout_s: from the first to the last fragment of a message [s].
@@ -30,7 +30,7 @@ class ConnectionGuard:
         """Connection -> address, oldest first."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> "GuardedConnection":
-        """One more connection, as the websocket library asks for it."""
+        """A new connection; the websocket library calls this."""
         return GuardedConnection(self, *args, **kwargs)
 
     def add(self, connection: "GuardedConnection", address: str) -> None:
@@ -73,12 +73,12 @@ class GuardedConnection(ServerConnection):
         self._guard.add(self, address[0] if address else "")
 
     def data_received(self, data: bytes) -> None:
-        """Take in bytes; those that arrive after the connection was dropped are thrown away."""
+        """Process received bytes; discard those that arrive after the connection was dropped."""
         if not self.transport.is_closing():
             super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count it out again."""
+        """Remove it from the pending ones."""
         self._guard.admit(self)
         self._stop_clock()
         super().connection_lost(exc)

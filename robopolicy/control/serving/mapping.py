@@ -1,7 +1,7 @@
 """From a client's observation names to the policy's: YAML, with kinds for robots and simulators in use (`key_mapping`).
 
     name: aloha
-    instruction: [prompt]                     # the client's key; the first that came is taken
+    instruction: [prompt]                     # the client's key; the first one present is used
     keys:
       qpos: {from: state}                     # the policy's key: where the client has it
       top: {from: images/cam_high, layout: chw}
@@ -29,16 +29,16 @@ Fit = Literal["pad", "stretch"]
 
 @dataclass(frozen=True)
 class KeySource:
-    """Where a client has what the policy knows under one key."""
+    """Where one of the policy's keys is found in a client's observation."""
 
     names: tuple[str, ...]
-    """The client's names; the first that came is taken."""
+    """The client's names; the first one present is used."""
     columns: tuple[int, int] | None = None
-    """First and last + 1 of the numbers to take, where the client has more in one array."""
+    """Columns to take from a wider array: first, and last + 1."""
     layout: Layout = "hwc"
     """Order of an image's axes: height, width, colour, or colour first."""
     flip: Flip = "none"
-    """vertical: the client's images are upside down; turn: turned by half a circle."""
+    """vertical: the client's images are upside down; turn: they are rotated by 180 degrees."""
     fit: Fit = "pad"
     """Images of another shape: keep the aspect and pad with black, as openpi's client does, or stretch."""
 
@@ -49,7 +49,7 @@ class KeyMapping:
 
     name: str = "native"
     instruction: tuple[str, ...] = ("prompt", "instruction")
-    """The client's names of the instruction; the first that came is taken."""
+    """The client's names of the instruction; the first one present is used."""
     keys: Mapping[str, KeySource] = field(default_factory=dict)
     """By the policy's keys."""
 
@@ -124,15 +124,24 @@ def _parsed(values: Any, file: str) -> KeyMapping:
     entries = values.get("keys") or {}
     if not isinstance(entries, dict):
         raise ValueError(f"{file}: keys must be a map of the policy's keys, got {entries!r}")
-    keys = {key: _source(entry, f"{file}, key '{key}'") for key, entry in entries.items()}
+    keys = {key: key_source(entry, f"{file}, key '{key}'") for key, entry in entries.items()}
     instruction = _names(values.get("instruction", list(KeyMapping.instruction)), f"{file}, instruction")
     return KeyMapping(str(values.get("name", Path(file).stem)), instruction, keys)
 
 
-def _source(entry: Any, where: str) -> KeySource:
-    options = {"from", "columns", "layout", "flip", "fit"}
-    if not isinstance(entry, dict) or "from" not in entry or not set(entry) <= options:
-        raise ValueError(f"{where}: expected `from` and any of {', '.join(sorted(options - {'from'}))}")
+def key_source(entry: Any, where: str) -> KeySource:
+    """One entry of a mapping: the client's name, a list of names, or a map of `from` and options.
+
+    Raises:
+        ValueError: the entry has another form; the message starts with `where`.
+    """
+    entry = {"from": entry} if isinstance(entry, str | list) else entry
+    if (
+        not isinstance(entry, dict)
+        or "from" not in entry
+        or not set(entry) <= {"from", "columns", "layout", "flip", "fit"}
+    ):
+        raise ValueError(f"{where}: expected `from: NAME` and any of columns, layout, flip, fit; got {entry!r}")
     for option, allowed in (("layout", get_args(Layout)), ("flip", get_args(Flip)), ("fit", get_args(Fit))):
         if option in entry and str(entry[option]) not in allowed:
             raise ValueError(f"{where}: {option} is {entry[option]!r}; expected one of {', '.join(allowed)}")

@@ -34,7 +34,7 @@ class Histogram:
 
 
 class Metrics:
-    """What a server has done so far; safe to use from several threads."""
+    """Counters and timings of a server; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,7 +64,7 @@ class Metrics:
             self._histograms[name].add(value)
 
     def value(self, name: str) -> int:
-        """What a counter or gauge stands at."""
+        """Current value of a counter or gauge."""
         with self._lock:
             return self._counters[name] if name in self._counters else self._gauges.get(name, 0)
 

@@ -1,4 +1,4 @@
-"""What a server tells its clients, and the check of what a client sent against what the policy expects.
+"""The server's metadata, and the check of a client's message against what the policy expects.
 
 The wire format itself, openpi's msgpack arrays, is `robopolicy.client.pack` and `unpack`.
 """
@@ -11,24 +11,25 @@ import numpy as np
 
 from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError
 from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_image
-from robopolicy.control.spec import ANNOUNCED, PolicySpec
-from robopolicy.types import TOKENS_KEY, ArraySpec
+from robopolicy.types import TOKENS_KEY, ArraySpec, PolicySpec
 
+ANNOUNCED = ("chunk", "window", "history", "frame_stride", "control_dt", "execution", "provenance")
+"""Fields of a policy's spec that the metadata carries under their own names."""
 IMAGE_FACTOR = 16
-"""How many times as large as the policy's, along either side, an image may come; it is resized here."""
+"""Largest ratio of a side of a client's image to the policy's; images are resized here."""
 SMALLEST_CAP, LARGEST_CAP = 1920, 4096
-"""Range of the longest side [pixels] that is taken for any policy: common cameras fit."""
+"""Smallest and largest limit of an image's side [pixels], whatever the policy: common cameras fit."""
 REPORTED = 64
 """Unknown names reported over the server's life; more are counted, not kept."""
 
 
 def largest_side(wanted: ArraySpec) -> int:
-    """The longest side [pixels] of an image that is taken for one of the policy's cameras."""
+    """The longest side [pixels] of an image that is accepted for one of the policy's cameras."""
     return min(max(IMAGE_FACTOR * max(wanted.shape[:2]), SMALLEST_CAP), LARGEST_CAP)
 
 
 def largest_image_bytes(wanted: ArraySpec) -> int:
-    """Bytes of the largest image that is taken for one of the policy's cameras: 4:3 at the longest side."""
+    """Bytes of the largest image that is accepted for one of the policy's cameras: 4:3 at the longest side."""
     return 3 * largest_side(wanted) ** 2 * 3 // 4
 
 
@@ -38,7 +39,7 @@ class ObservationReader:
     Args:
         spec: what the policy expects.
         mapping: the clients' names of its keys.
-        tokens: what it expects of a client that sends `tokens` instead of images, of a policy that takes either.
+        tokens: what it expects of a client that sends `tokens` instead of images; None if it doesn't accept them.
     """
 
     def __init__(self, spec: PolicySpec, mapping: KeyMapping, tokens: PolicySpec | None = None) -> None:
@@ -50,7 +51,7 @@ class ObservationReader:
         self._reported: set[str] = set()
 
     def metadata(self) -> dict[str, Any]:
-        """What the server tells a client first: the keys it should send, under the client's own names."""
+        """The server's first message: the keys that a client should send, under the client's own names."""
         observation: dict[str, Any] = {}
         for key, wanted in self.spec.observation.items():
             source, shape = self._sources[key], list(wanted.shape)
@@ -102,7 +103,7 @@ class ObservationReader:
         return observation
 
     def unused(self, message: Any) -> list[str]:
-        """Keys of a message that the policy doesn't look at, fit for a log; each is given once, to whichever client."""
+        """Keys of a message that the policy doesn't read, escaped for a log; each is reported once for all clients."""
         unknown = [key for key in flatten(message) if key not in self._known and key not in self._reported]
         unknown = sorted(unknown)[: REPORTED - len(self._reported)]
         self._reported.update(unknown)

@@ -1,4 +1,4 @@
-"""One client's connection: its memory, what it sends, and whether its pace is the one the policy was trained for."""
+"""One client's connection: its memory, its messages, and whether its rate is the one the policy was trained for."""
 
 import logging
 import statistics
@@ -15,7 +15,7 @@ from robopolicy.control.serving.protocol import ObservationReader
 logger = logging.getLogger("robopolicy.serve")
 
 INTERVALS = 20
-"""Times between observations that are looked at before a client's pace is judged."""
+"""Intervals between observations that are measured before a client's rate is judged."""
 
 
 @runtime_checkable
@@ -33,9 +33,9 @@ class BatchState(Protocol):
 
 
 class Session:
-    """One client's connection: its memory, and what is known of how it behaves.
+    """One client's connection: its memory and its rate.
 
-    A policy trained on every s-th frame is asked more often by a client that says so, with `actions_per_call` k a
+    A client may call a policy that was trained on every s-th frame more often, and announce it with `actions_per_call` k, a
     divisor of s: then s / k memories take turns, as in `PolicyStream`, and each sees every s-th frame.
     """
 
@@ -51,7 +51,7 @@ class Session:
 
     @property
     def state(self) -> BatchState | None:
-        """The memory that the newest observation joins; None before its first."""
+        """The memory that takes the newest observation; None before its first one."""
         return self._memories.get(self._turn)
 
     @state.setter
@@ -59,7 +59,7 @@ class Session:
         self._memories[self._turn] = state
 
     def observation(self, data: bytes) -> dict[str, Any] | None:
-        """The policy's observation in a client's message; None if it is nothing but a reset, as RoboMME's client sends it.
+        """The policy's observation in a client's message; None if it only resets, as RoboMME's client sends it.
 
         Raises:
             ProtocolError: the message can't be read or doesn't fit the policy.
@@ -77,7 +77,7 @@ class Session:
         return observation
 
     def _turns_for(self, executed: int) -> int:
-        """Memories that a client needs which executes this many actions per call; warns if no number of them fits."""
+        """Number of memories for a client that executes this many actions per call; warns if the stride is no multiple."""
         stride = self.reader.spec.frame_stride
         if stride % executed == 0:
             return stride // executed
@@ -138,5 +138,5 @@ def _truth(message: Mapping[str, Any], key: str) -> bool:
 def _count(message: Mapping[str, Any], key: str) -> int | None:
     value = message.get(key)
     if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
-        raise ProtocolError(f"'{key}' is no whole number of 1 or more")
+        raise ProtocolError(f"'{key}' must be an integer >= 1, got {value!r:.40}")
     return None if value is None else int(value)

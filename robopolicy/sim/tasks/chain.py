@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.components import ConfigError, register
+from robopolicy.components import expect, register
 from robopolicy.control.arrays import like, namespace
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import (
@@ -42,8 +42,7 @@ class ChainOptions:
     """Instructions in a row."""
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ConfigError(f"length {self.length}; a chain has 1 instruction or more")
+        expect(self, "task", ">= 1", "length")
 
 
 @register("task", "chain", ChainOptions)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.components import ConfigError, register
+from robopolicy.components import expect, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import with_arm_near_home
@@ -36,11 +36,8 @@ class CountOptions:
     """Control steps from the last blink there may be until the lid appears and the arm may move."""
 
     def __post_init__(self) -> None:
-        if self.most < 1 or self.blink_steps < 1 or self.delay_steps < 0:
-            raise ConfigError(
-                f"most {self.most}, blink_steps {self.blink_steps}, delay_steps {self.delay_steps}; count needs "
-                "most >= 1, blink_steps >= 1, delay_steps >= 0"
-            )
+        expect(self, "task", ">= 1", "most", "blink_steps")
+        expect(self, "task", ">= 0", "delay_steps")
 
 
 @register("task", "count", CountOptions)

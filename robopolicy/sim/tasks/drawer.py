@@ -44,19 +44,15 @@ class Drawer(Task):
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
         """The named drawer is open."""
-        return self.slides(state)[state.worlds, state.goal[:, 0]] > self.open_m
+        return slides(state)[state.worlds, state.goal[:, 0]] > self.open_m
 
     def failed(self, state: State) -> Bool[Array, " worlds"]:
         """The other drawer is open."""
-        return self.slides(state)[state.worlds, 1 - state.goal[:, 0]] > self.wrong_m
+        return slides(state)[state.worlds, 1 - state.goal[:, 0]] > self.wrong_m
 
     def target(self, state: State) -> Float[Array, "worlds 3"]:
         """Middle of the named drawer's handle [m]."""
         return handles(state)[state.worlds, state.goal[:, 0]]
-
-    def slides(self, state: State) -> Float[Array, "worlds drawers"]:
-        """How far each drawer is open [m]."""
-        return slides(state)
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Per drawer: its handle [m], how far it is open [m], its handle relative to the gripper [m]."""

@@ -58,9 +58,6 @@ class Pillar(Task):
     clear_m = 0.04
     """Fingertips this near to the pillar's axis touch the pillar, at any height [m]."""
 
-    def __init__(self, options: PillarOptions = PillarOptions()) -> None:
-        super().__init__(options)
-
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """Lid and pillar, each shifted a little; the goal is the expert's side, +1 (left) or -1 (right)."""
         mocap_pos = np.array([LID_M, PILLAR_M])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.components import ConfigError, register
+from robopolicy.components import expect, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import COLORS, placed_cubes
@@ -39,10 +39,8 @@ class RecallOptions:
     """Control steps from the lids' coming until the lamp is lit."""
 
     def __post_init__(self) -> None:
-        if self.cue_steps < 1 or self.delay_steps < 0:
-            raise ConfigError(
-                f"cue_steps {self.cue_steps}, delay_steps {self.delay_steps}; recall needs >= 1 step of cue, >= 0 of delay"
-            )
+        expect(self, "task", ">= 1", "cue_steps")
+        expect(self, "task", ">= 0", "delay_steps")
 
 
 @register("task", "recall", RecallOptions)

@@ -19,6 +19,3 @@ class LongRecall(Recall):
     """`recall` with a wait that no window covers."""
 
     name = "recall_long"
-
-    def __init__(self, options: LongRecallOptions = LongRecallOptions()) -> None:
-        super().__init__(options)

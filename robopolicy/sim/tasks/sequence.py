@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from robopolicy.components import ConfigError, register
+from robopolicy.components import expect, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import with_arm_near_home
@@ -35,11 +35,8 @@ class SequenceOptions:
     """Control steps from the end of the demonstration until the arm may move."""
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.show_steps < 1 or self.delay_steps < 0:
-            raise ConfigError(
-                f"length {self.length}, show_steps {self.show_steps}, delay_steps {self.delay_steps}; sequence needs "
-                "length >= 1, show_steps >= 1, delay_steps >= 0"
-            )
+        expect(self, "task", ">= 1", "length", "show_steps")
+        expect(self, "task", ">= 0", "delay_steps")
 
 
 @register("task", "sequence", SequenceOptions)

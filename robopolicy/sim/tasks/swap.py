@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from robopolicy.components import ConfigError, register
+from robopolicy.components import expect, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import HALF_M, with_arm_near_home
@@ -35,10 +35,8 @@ class SwapOptions(RecallOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.swaps < 0 or self.swap_steps < 1:
-            raise ConfigError(
-                f"swaps {self.swaps}, swap_steps {self.swap_steps}; swap needs >= 0 swaps of >= 1 step each"
-            )
+        expect(self, "task", ">= 1", "swap_steps")
+        expect(self, "task", ">= 0", "swaps")
 
 
 @register("task", "swap", SwapOptions)

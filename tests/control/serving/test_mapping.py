@@ -60,7 +60,7 @@ def test_an_unknown_mapping_lists_what_there_is():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("keys: {qpos: {form: state}}", "key 'qpos': expected `from`"),
+        ("keys: {qpos: {form: state}}", "key 'qpos': expected `from: NAME`"),
         ("keys: {qpos: {from: state, layout: whc}}", "layout is 'whc'; expected one of hwc, chw"),
         ("keys: {qpos: {from: state, columns: [3, 1]}}", r"columns is \[3, 1\]"),
         ("key: {}", "expected a map of name, instruction and keys"),

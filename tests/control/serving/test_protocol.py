@@ -6,8 +6,7 @@ import pytest
 from robopolicy.client import ProtocolError
 from robopolicy.control.serving.mapping import KeyMapping, KeySource
 from robopolicy.control.serving.protocol import SMALLEST_CAP, ObservationReader, flatten
-from robopolicy.control.spec import PolicySpec
-from robopolicy.types import ActionSpec, ArraySpec
+from robopolicy.types import ActionSpec, ArraySpec, PolicySpec
 from tests.serving import LOW_DIM_SPEC, SPEC, observation
 
 READER = ObservationReader(SPEC, KeyMapping())

@@ -57,5 +57,5 @@ def test_one_touch_too_many_and_a_start_too_early_fail():
 @pytest.mark.parametrize("options", [{"most": 0}, {"blink_steps": 0}, {"delay_steps": -1}])
 def test_a_count_of_nothing_is_refused(options):
     """Guards against: a task that is a guess."""
-    with pytest.raises(ValueError, match="count needs most >= 1"):
+    with pytest.raises(ValueError, match=r"--task\.\w+ must be >= "):
         make_task("count", **options)

@@ -69,5 +69,5 @@ def test_the_expert_touches_as_many_lids_as_asked():
 @pytest.mark.parametrize("options", [{"length": 0}, {"show_steps": 0}, {"delay_steps": -1}])
 def test_a_sequence_that_shows_nothing_is_refused(options):
     """Guards against: a task that is a guess."""
-    with pytest.raises(ValueError, match="sequence needs length >= 1"):
+    with pytest.raises(ValueError, match=r"--task\.\w+ must be >= "):
         make_task("sequence", **options)

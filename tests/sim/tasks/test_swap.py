@@ -66,5 +66,5 @@ def test_after_the_cue_one_observation_does_not_tell_the_lid():
 @pytest.mark.parametrize("options", [{"swaps": -1}, {"swap_steps": 0}, {"cue_steps": 0}])
 def test_a_swap_that_shows_nothing_is_refused(options):
     """Guards against: a change without duration, which would be a jump."""
-    with pytest.raises(ValueError, match="needs >="):
+    with pytest.raises(ValueError, match=r"--task\.\w+ must be >= "):
         make_task("swap", **options)
