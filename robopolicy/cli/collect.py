@@ -45,7 +45,7 @@ def collect(arguments: Sequence[str]) -> int:
         "--style",
         type=str | None,
         default=None,
-        help="how the expert of a task with several ways does it, such as mixed, left or right for pillar",
+        help="solution that the expert demonstrates where a task has several, such as mixed, left or right for pillar",
     )
     parser.add_argument("--image-size", type=int, default=64, help="width and height of the images [pixels]")
     parser.add_argument(
@@ -147,7 +147,7 @@ class _Tally:
 
 
 def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: "Shard") -> list[int]:
-    """Seeds of the next round: the next that are not in the file, as many as it lacks; empty when it lacks none."""
+    """Seeds of the next round: one for each episode that the file lacks, without those it has; empty when it is complete."""
     if tally.failed == tally.tried >= HOPELESS:
         raise ConfigError(f"none of {tally.tried} expert episodes of {options.task} succeeded; try --noise false")
     there = {*writer.seeds}

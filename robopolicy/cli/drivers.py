@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_SPEED = 4.0
 """A record replayed faster than that is a mistake."""
 AUTO_SPEED = "auto"
-"""As fast as it was recorded, or as the robot may."""
+"""The recorded speed, or the fastest within the robot's limits."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _joint_path(rows: np.ndarray | None, spec: ActionSpec) -> np.ndarray | None:
 
 
 def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
-    """The driver on this robot, whose observations it can read.
+    """The driver, adapted to this robot's observations.
 
     Raises:
         ConfigError: the robot does not observe a key, or in another shape.
@@ -230,7 +230,7 @@ def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -
     """The driver of a replay with `--speed auto` at the speed that suits the robot, which is printed and put into the options.
 
     Raises:
-        ConfigError: it is no replay, or one whose joint positions weren't recorded.
+        ConfigError: it is not a replay, or one whose joint positions weren't recorded.
     """
     if not isinstance(driver.stream, RecordedStream) or driver.stream.record.path_rad is None:
         raise ConfigError(f"--speed {AUTO_SPEED} needs a replay with recorded joint positions; give --speed a number")

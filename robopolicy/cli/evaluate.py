@@ -63,7 +63,7 @@ def _parser() -> ArgumentParser:
         "--env", type=str | None, default=None, help="third-party environment: MODULE:ID, ID or MODULE:FACTORY"
     )
     parser.add_argument(
-        "--env-map", type=str | None, default=None, help="YAML: how its names and signals meet the policy's"
+        "--env-map", type=str | None, default=None, help="YAML: how its names and signals map to the policy's"
     )
     parser.add_argument(
         "--env-python", type=str | None, default=None, help="interpreter that has the environment's packages"
@@ -75,7 +75,7 @@ def _parser() -> ArgumentParser:
         "--env-kwargs",
         type=str | None,
         default=None,
-        help="arguments of its maker: {name: value}, or a demo file's env_args",
+        help="arguments of its constructor: {name: value}, or a demo file with env_args",
     )
     parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
     parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")

@@ -27,7 +27,7 @@ def check_folder(option: str, folder: str | Path) -> None:
     """Check that this folder can be created and written to; nothing is left behind.
 
     Raises:
-        ConfigError: something in its way is a file, or can't be written into.
+        ConfigError: a part of the path is a file, or its folder can't be written to.
     """
     there = Path(folder).absolute()
     while not there.exists():

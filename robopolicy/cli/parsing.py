@@ -79,7 +79,10 @@ def add_policy_options(parser: ArgumentParser) -> None:
 def add_group(parser: ArgumentParser) -> None:
     """Add `--group`."""
     parser.add_argument(
-        "--group", type=str | None, default=None, help="of a run that was trained on several robots, which one"
+        "--group",
+        type=str | None,
+        default=None,
+        help="for a run trained on several robots: the one whose policy to use",
     )
 
 

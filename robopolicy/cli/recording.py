@@ -30,11 +30,11 @@ OPERATED = ["intervention", "policy_action"]
 
 
 class DemoRecorder:
-    """Adds every control step in which the policy saw and acted to one demo, even if this process is killed.
+    """Writes every control step with an observation and an action to one demo, even if this process is killed.
 
-    `check` opens the file and `train` can train on it. Beside the robot's observations stand `command_qpos` [rad] and
+    `check` opens the file and `train` can train on it. Beside the robot's observations it has `command_qpos` [rad] and
     `command_gripper` [m], the targets that were sent, and `limited`, 1 where a limit changed them; env_args names them
-    as `privileged`: a policy shall not see them. With an operator there are also `intervention`, 1 where `actions` holds the
+    as `privileged`: a policy must not see them. With an operator there are also `intervention`, 1 where `actions` holds the
     operator's action, and `policy_action`, the policy's own in the demos' units.
 
     Args:
@@ -73,7 +73,7 @@ class DemoRecorder:
             raise ValueError(f"--record {path}: {answer or 'the recorder did not start'}")
 
     def record(self, tick: Tick) -> None:
-        """Pass on one control step."""
+        """Send one control step to the process."""
         if tick.observation is None or tick.action is None:
             return
         seen, command = tick.observation, tick.command

@@ -132,7 +132,7 @@ def _parser() -> ArgumentParser:
         "--actions-per-call",
         type=int,
         default=1,
-        help="control steps from one call of the policy to the next, for a slow one; its frame stride is a multiple",
+        help="control steps from one call of a slow policy to the next; its frame stride must be a multiple of them",
     )
     parser.add_argument("--dry-run", action="store_true", help="compute and record the commands, but send none")
     parser.add_argument("--record", type=str | None, default=None, help="demo file to write the run to")

@@ -47,9 +47,7 @@ def view(arguments: Sequence[str]) -> int:
         return 0
     out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.mp4")
     if out.suffix not in VIDEO_ENDINGS:
-        raise ConfigError(
-            f"--out {out} has no known ending of a video file; expected {' or '.join(VIDEO_ENDINGS)} at its end"
-        )
+        raise ConfigError(f"--out {out}: expected a name that ends in {' or '.join(VIDEO_ENDINGS)}")
     check_file("--out", out)
     print(f"video     {write_video(demo_images(demo), out)}")
     return 0

@@ -15,7 +15,7 @@ MAX_SEED = 2**62
 def add_simulator(parser: ArgumentParser) -> None:
     """Add `--device`, `--physics`, `--num-envs`, `--limits` and the `--randomization` table."""
     parser.add_argument(
-        "--device", type=str, default="cpu", help="cpu, cuda or cuda:<n>: where the policy is, and the worlds with it"
+        "--device", type=str, default="cpu", help="cpu, cuda or cuda:<n>: device of the policy and of the worlds"
     )
     parser.add_argument(
         "--physics",
@@ -43,7 +43,7 @@ def check_simulator(options: Namespace) -> None:
 
 
 def simulator_facts(options: Namespace) -> dict[str, Any]:
-    """The same as a record of what was run."""
+    """The simulator's options, as results and demo files record them."""
     return {
         "device": options.device,
         "physics": options.physics,

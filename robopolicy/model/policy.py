@@ -187,13 +187,13 @@ class ChunkPolicy(nn.Module):
         return prepared.reshape(*(prepared.shape[:1] if batch else ()), *(1,) * (len(batch) - 1), *prepared.shape[1:])
 
     def prepared(self, instructions: tuple[str | None, ...]) -> Tensor:
-        """The text model's input for these instructions (instructions, ...); the last answer is kept."""
+        """The text model's input for these instructions (instructions, ...); the last result is cached."""
         if instructions not in self._prepared:
             self._prepared = {instructions: self.text.prepare(instructions)}
         return self._prepared[instructions].to(self.device)
 
     def freeze(self, precision: Precision = "float32") -> "ChunkPolicy":
-        """Step from packed weights from here on: faster on a CPU, and blind to later changes of the weights.
+        """Step from packed weights from now on: faster on a CPU; later changes of the weights have no effect.
 
         `train()` and moves to another device or dtype undo it.
 

@@ -47,8 +47,8 @@ class Copy(Protocol):
 class LocalCopy:
     """A copy in this process.
 
-    A hang is noticed only in the main thread and only where Python code or a system call hangs; a crash of the process
-    itself is not survived. Both are, with `ProcessCopy`.
+    A hang is noticed only in the main thread, and only in Python code or a system call; a crash of the environment ends
+    this process. `ProcessCopy` handles both.
 
     Args:
         make: makes the environment's session.

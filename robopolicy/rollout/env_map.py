@@ -1,4 +1,4 @@
-"""How a third-party environment's names, units and signals meet a policy's: a YAML file with one entry per question.
+"""How a third-party environment's names, units and signals map to a policy's: a YAML file.
 
     make: {id: FetchPush-v4, kwargs: {...}}   # or {factory: NAME}; `{name}` is what follows the colon of --env
     observation:                              # policy key -> where the environment has it
@@ -48,7 +48,7 @@ class EnvMap:
     control_dt: float | None = None
     """Time of one control step [s]; default: the environment's own."""
     instruction: str | Mapping[str, str] | None = None
-    """A text, or where the environment says it: `info`, `method`, `attribute` or `observation`."""
+    """A text, or where the environment provides it: `info`, `method`, `attribute` or `observation`."""
     reset_on_instruction: bool = False
     """Whether the policy's memory is cleared when the instruction changes within an episode."""
     instructions_in_a_row: int = 0
@@ -96,7 +96,7 @@ class EnvMap:
         return [each.name for each in fields(cls) if each.name != "folder"]
 
     def with_kwargs(self, source: str) -> "EnvMap":
-        """The map with further arguments for the environment's maker.
+        """The map with further arguments for the environment's constructor.
 
         Args:
             source: a mapping as JSON or YAML text, or a robomimic demo file, whose `env_args` hold them.

@@ -123,7 +123,7 @@ class Step:
     truncated: np.ndarray
     """(N,) True where the time limit cut the episode off, and it did not also terminate."""
     running: np.ndarray
-    """(N,) False where no seed was left for the world: its rows mean nothing."""
+    """(N,) False where no seed was left for the world: its rows are meaningless."""
     next_obs: Mapping[str, np.ndarray]
     """The observation after the action; for an episode that ended, its last one."""
     info: Mapping[str, Any]
@@ -149,8 +149,8 @@ def run_steps(
 ) -> Iterator[Step]:
     """Every control step of all worlds, until no seed is left. This is the only closed loop on the host.
 
-    A world whose episode ended begins the next seed's when the following step is asked for, so whoever takes the steps may
-    still look at the ended episode in `env`.
+    A world whose episode ended begins the next seed's when the following step is requested, so the caller can still inspect
+    the ended episode in `env`.
 
     Args:
         env: worlds with autoreset disabled.

@@ -14,8 +14,8 @@ WARM_UPS = 3
 class Captured:
     """A function of tensors whose shapes and types never change; on a GPU captured once as a graph and replayed.
 
-    Elsewhere it is the function itself. It should not wait for the device nor depend on the tensors' values otherwise than
-    by computing with them; one that can't be captured is reported once, and runs as it is.
+    Elsewhere it is the function itself. The function must not synchronize with the device or branch on the tensors' values;
+    one that can't be captured is reported once, and runs without a graph.
 
     Args:
         function: Tensors in, tensors out.

@@ -17,7 +17,7 @@ from robopolicy.sim.worlds import ACTIONS
 from robopolicy.types import ActionSpec
 
 JOINT_NOISE_RAD = 0.01
-"""What a disturbance of 1 is for actions that are joint positions."""
+"""Joint offset of a disturbance of 1, for actions that are joint positions [rad]."""
 NOISE_STREAM = 1
 """Second word of the noise generator's seed, so that noise and scene are independent."""
 
@@ -26,9 +26,9 @@ NOISE_STREAM = 1
 class ActionNoise:
     """Disturbance of the executed action, so that demos contain recoveries (DART, Laskey et al. 2017).
 
-    Jitter alone shows how to stay on course. Pushes that last a few steps, and a gripper that for once does the
-    opposite, show how to recover: from a missed grasp, from fingers closed too early, from a hand off its way. A closed
-    gripper is never opened: where a dropped object comes to rest can't be repeated on a robot.
+    Jitter alone shows how to stay on course. Pushes that last a few steps, and inversions of the gripper, show how to
+    recover from a missed grasp, from fingers closed too early and from a hand off its path. A closed gripper is never
+    opened: the place where a dropped object comes to rest can't be reproduced on a robot.
     """
 
     std: float = 0.25
@@ -95,7 +95,7 @@ class Disturbance:
         return np.append(label[:6] + added, gripper).astype(label.dtype)
 
     def _disturbed_joints(self, label: np.ndarray) -> np.ndarray:
-        """Joint targets with jitter and pushes of each arm's joints; grippers do what they should."""
+        """Joint targets with jitter and pushes of each arm's joints; gripper columns are unchanged."""
         noise, executed = self.noise, label.copy()
         assert self._joints is not None
         added = np.zeros(len(self._joints))

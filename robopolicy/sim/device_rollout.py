@@ -1,7 +1,7 @@
 """Closed-loop episodes on a device: physics, images, policy and bookkeeping for thousands of worlds.
 
-It does what `rollout.run_episodes` does, and gives the same episodes: every seed to its own end, the next seed to the
-first free world. But no step asks the device anything. What happened is kept there and looked at every few steps.
+It runs the same episodes as `rollout.run_episodes`: every seed to its own end, the next seed in the first free world. But
+no step waits for the device: outcomes are kept there, and read every few steps.
 """
 
 import time
@@ -119,7 +119,7 @@ def run_episodes_on_device(
     timing: Timing | None = None,
     look_every: int | None = None,
 ) -> Iterator[Episode]:
-    """Run one episode per seed, as many at once as `env` has worlds, and give them as they are seen to have ended.
+    """Run one episode per seed, as many at once as `env` has worlds, and yield them once their end has been read.
 
     Args:
         env: Worlds on a device, autoreset disabled; no more of them than seeds.
@@ -127,7 +127,7 @@ def run_episodes_on_device(
         seeds: One episode each; an episode depends on its seed alone.
         record: Keep each episode's observations, states and actions as a `Demo`.
         timing: Where to add up the time of inference and physics.
-        look_every: Steps between two looks at the device; None: 32 on a GPU, 1 on the CPU, where a look costs nothing.
+        look_every: Steps between two reads from the device; None: 32 on a GPU, 1 on the CPU, where a read costs nothing.
     """
     if env.num_envs > len(seeds):
         raise ValueError(f"{env.num_envs} worlds for {len(seeds)} episodes; make no more worlds than there are seeds")
@@ -165,7 +165,7 @@ class _Ledger:
         self.obs = env.observe()
 
     def tick(self, record: bool, watch: "Stopwatch") -> dict[str, Tensor]:
-        """One control step of all worlds; what became of each, and all that it went through where asked for."""
+        """One control step of all worlds: the outcome of each, with its observation and actions if `record`."""
         env, obs, instruction_id = self.env, self.obs, self.env.instruction_id.clone()
         states = env.states() if record else None
         watch.lap()

@@ -58,9 +58,9 @@ class EnvOptions:
     task_options: Mapping[str, Any] | None = None
     """Options of the task, such as `delay_steps` of `recall`."""
     randomization: RandomizationConfig | None = None
-    """What is drawn for each episode beyond what the task draws."""
+    """Domain randomization, beyond what the task itself draws."""
     limits: bool = True
-    """Keep to the robot's limits, as the real-time loop does; False: command at once what an action asks for."""
+    """Apply the robot's limits, as the real-time loop does; False: command every action unchanged."""
     render_mode: str | None = None
     """`rgb_array`: `render()` returns the `front` camera's images, which are then observed as well."""
 
@@ -82,7 +82,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
     is simulated further until it is reset with `options={"reset_mask": ...}`.
 
     With `physics="warp"` (the default on a CUDA device) all arrays are torch tensors on that device and no step waits for
-    it: `info["instruction"]` is read from the device only when it is looked at, and worlds that are reset without seeds
+    it: `info["instruction"]` is read from the device only when it is accessed, and worlds that are reset without seeds
     take episodes that were drawn and copied to the device ahead of time.
 
     Args:

@@ -1,7 +1,7 @@
 """Starts of episodes, drawn on the host from their seeds and copied to the worlds' device.
 
-An episode is determined by its seed alone, whatever runs it: the CPU draws it when a world is free, a device is given a
-table of many and each world takes the row that is its turn.
+An episode is determined by its seed alone, whatever runs it: the CPU draws it when a world is free, a device receives a
+table of many, of which each world takes the next row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -90,7 +90,7 @@ def draw(
 
 
 def turns(mask: Array, taken: Array | int) -> Array:
-    """Which episode each world of `mask` (N,) takes where `taken` were taken before: theirs in order of the worlds."""
+    """Number of the next episode of each world in `mask` (N,): counted in order of the worlds, after the first `taken`."""
     return namespace(mask).cumsum(mask, 0) - 1 + taken
 
 

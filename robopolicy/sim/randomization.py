@@ -1,7 +1,7 @@
 """Domain randomization: appearance, physics and noise of each episode, drawn from its seed alone.
 
 What is drawn once per episode (placement, colours, light, camera, friction, mass, latency) becomes a start and fields of
-the MuJoCo model, which every `Physics` takes alike. Noise differs from step to step: it is computed from the episode's
+the MuJoCo model, which every `Physics` supports. Noise differs from step to step: it is computed from the episode's
 seed and the step's number, so that no world keeps a generator and a device needs no host.
 """
 

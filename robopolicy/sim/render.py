@@ -1,6 +1,6 @@
 """Images of all worlds and cameras in one call, by `mujoco_warp`'s ray tracer; no OpenGL, no display.
 
-One renderer serves both kinds of physics: what Warp simulates is rendered where it lies, and the poses that the C engine
+One renderer serves both kinds of physics: what Warp simulates is rendered in place, and the poses that the C engine
 computed are copied into warp's arrays, so that no physics kernel is compiled. Demonstrations and rollouts must share
 this renderer: its images differ from OpenGL's.
 """
@@ -73,7 +73,7 @@ class Renderer:
         self._context = self._make_context(depth, segmentation, shadows)
 
     def render(self) -> dict[str, Array]:
-        """Per camera one image (N, size, size, 3), right way up, of the worlds as they are, and what else is asked for.
+        """Per camera one image (N, size, size, 3), right way up, of the current state, and depth or segmentation if asked for.
 
         Arrays are of the physics' kind, in memory of their own.
         """

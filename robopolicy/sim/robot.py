@@ -1,4 +1,4 @@
-"""Our simulated arms as a robot: a process of its own, in real time, that takes commands and can be looked at."""
+"""Our simulated arms as a robot: a separate process in real time that takes commands and returns observations."""
 
 import multiprocessing
 import time
@@ -23,9 +23,9 @@ from robopolicy.types import Command, Observation
 START_TIMEOUT_S = 180.0
 """The renderer's kernels may have to be compiled first."""
 MAX_CATCH_UP = 100
-"""Physics steps made at once, at most, by a process that was held up; more is time lost."""
+"""Most physics steps made at once after a delay; simulated time beyond that is skipped."""
 POLL_MARGIN_S = 0.0015
-"""How long before a tick the process stops to wait for requests [s]: a poll's timeout is rounded up to whole ms."""
+"""Time before a tick at which the process stops waiting for requests [s]: a poll's timeout is rounded up to whole ms."""
 SIM_PRIORITY = 30
 """Real-time priority of the simulator's process, where asked for."""
 SUCCESS, FAILED, STOPPED, STAMP = range(-4, 0)
@@ -51,7 +51,7 @@ class SimRobot:
     none has come for `deadline_s`.
 
     Args:
-        world: what it does and shows.
+        world: its task, observations and rates.
         process: waiting times and priority; None: the defaults.
     """
 
@@ -79,7 +79,7 @@ class SimRobot:
         self.control_dt = started["control_dt"]
 
     def observe(self) -> Observation:
-        """What the world looks like now, as the task's environment shows it."""
+        """The current observation of the task's environment."""
         asked_s = time.monotonic()
         seen = self._asked("observe", max(self.timeout_s, 1.0))
         return Observation(seen["obs"], seen["instruction"], asked_s)
@@ -95,7 +95,7 @@ class SimRobot:
 
     @property
     def failed(self) -> bool:
-        """Whether the episode is lost for good."""
+        """Whether the episode has failed."""
         return bool(self._state.read()[FAILED])
 
     def command(self, command: Command) -> None:

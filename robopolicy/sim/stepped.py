@@ -1,4 +1,4 @@
-"""Our simulated arms on a simulated clock: its outcome does not depend on the machine's load."""
+"""Our simulated arms on a simulated clock: their outcome does not depend on the machine's load."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from robopolicy.types import Command, Observation
 class SteppedRobot:
     """One world of a task as a `Robot`, and its own `Clock`: time passes only in `sleep_until`, which steps the physics.
 
-    The same guard as in real time stands between the commands and the joints.
+    Commands pass the same guard as in real time.
 
     Args:
-        options: what it does and shows.
+        options: its task, observations and rates.
     """
 
     def __init__(self, options: WorldOptions) -> None:

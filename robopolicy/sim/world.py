@@ -1,4 +1,4 @@
-"""One world of a task's environment, driven by joint commands instead of actions: what the simulated robots are made of."""
+"""One world of a task's environment, driven by joint commands instead of actions: the basis of the simulated robots."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from robopolicy.sim.tasks import Task, make_task
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """What a simulated robot does and shows, in real time or on a simulated clock."""
+    """Task, observations and rates of a simulated robot, in real time or on a simulated clock."""
 
     task: str
     """Task of the simulator."""
@@ -76,7 +76,7 @@ class World:
         return self.env.scene.openings_of(self.env.physics.qpos)[0].copy()
 
     def advance(self, position_rad: np.ndarray, openings_m: np.ndarray, ticks: int) -> None:
-        """Some physics steps under one command; the task is judged once every control step."""
+        """Make `ticks` physics steps under one command; success and failure are checked once every control step."""
         self._ctrl[0, : self.joints], self._ctrl[0, self.joints :] = position_rad, np.repeat(openings_m / 2, 2)
         self._batch.step(nstep=ticks)
         judged, self._ticks = self._ticks // self.env.scene.n_substeps, self._ticks + ticks

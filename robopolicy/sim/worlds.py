@@ -2,7 +2,7 @@
 
 Actions go through the control law of the real-time loop: `joint_targets` and `limit_targets` of `robopolicy.control`, with
 the robot's profile. The code is the same for NumPy arrays and torch tensors, on the physics' device. Records are written
-in place and no value decides what is run, so that nothing waits for a device.
+in place and control flow does not depend on values, so that nothing waits for a device.
 """
 
 from collections.abc import Sequence
@@ -27,21 +27,21 @@ from robopolicy.types import Array
 ACTIONS = PANDA.actions
 """What the action columns of tasks with one arm are; gripper -1 open, +1 closed."""
 JOINT_NOISE_RAD = 0.05
-"""What `action_noise` of 1 is for actions that are joint positions."""
+"""Joint noise of an `action_noise` of 1, for actions that are joint positions [rad]."""
 PRIVILEGED = ("target_pos", "target_offset", REFERENCE)
-"""Keys for losses, experts and replays, which no noise falls on."""
+"""Keys for losses, experts and replays, to which no noise is added."""
 
 
 class Worlds:
     """N worlds of one task.
 
     Args:
-        task: What is asked.
+        task: the task.
         physics: N worlds of the task's scene.
         max_episode_steps: Time limit [control steps].
         renderer: Renders the cameras' images; None without cameras.
-        randomization: How episodes differ in what the task leaves alone.
-        limits: Keep to the robot's limits, as the real-time loop does. False commands what an action asks for at once.
+        randomization: How episodes differ beyond what the task draws.
+        limits: Apply the robot's limits, as the real-time loop does; False commands every action unchanged.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Worlds:
         self._goal = self._integers(worlds, parts)
         self._sentence = self._integers(worlds, stages)
         self.instruction_id = self._integers(worlds)
-        """(N,) what is asked of each world at present, as a place in `sentences`."""
+        """(N,) each world's current instruction, as an index into `sentences`."""
         self._seed, self._delay = self._integers(worlds), self._integers(worlds)
         self._stage, self._held, self._steps = (self._integers(worlds) for _ in range(3))
         self._success = self._integers(worlds) > 0

@@ -71,7 +71,7 @@ def invalid_labels_have_no_influence(make: Make, hidden_width: int) -> None:
 
 
 def without_a_valid_label_losses_are_zero(make: Make, hidden_width: int) -> None:
-    """A mean over nothing is 0, with finite gradients."""
+    """With no valid label every loss is 0, with finite gradients."""
     head = _head(make)
     hidden, labels, valid = _examples(head, hidden_width, 3)
     losses = head.losses(hidden, labels, torch.zeros_like(valid))
@@ -83,7 +83,7 @@ def without_a_valid_label_losses_are_zero(make: Make, hidden_width: int) -> None
 
 
 def a_robot_without_gripper_works(make: Make, hidden_width: int) -> None:
-    """G = 0 is no special case."""
+    """Decoding and losses work with G = 0."""
     head = _head(make, gripper=0)
     hidden, labels, valid = _examples(head, hidden_width, 3, gripper=0)
     width = head.decode(hidden).gripper_logit.shape[-1]
@@ -93,7 +93,7 @@ def a_robot_without_gripper_works(make: Make, hidden_width: int) -> None:
 
 
 def samples_come_from_the_generator(make: Make, hidden_width: int) -> None:
-    """The same seed gives the same actions; other actions come with another seed exactly if `samples` is True."""
+    """The same seed gives the same actions; another seed gives others if and only if `samples` is True."""
     head, hidden = _head(make), random_like(generator(), 20, hidden_width)
     with torch.no_grad():
         first, again, other = (head.decode(hidden, generator=generator(seed)).arm for seed in (1, 1, 2))
@@ -105,7 +105,7 @@ def samples_come_from_the_generator(make: Make, hidden_width: int) -> None:
 
 
 def a_prefix_is_used_or_refused(make: Make, hidden_width: int) -> None:
-    """Actions already committed to are never silently ignored."""
+    """A prefix of committed actions is never silently ignored."""
     head, hidden = _head(make), random_like(generator(), 4, hidden_width)
     prefix = torch.zeros(4, 1, ARM + GRIPPER)
     if head.uses_prefix:

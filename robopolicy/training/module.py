@@ -147,7 +147,7 @@ class PolicyTraining(LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """One step at the scheduled rate, then the average moves."""
+        """One step at the scheduled rate, then an update of the averaged weights."""
         step = self.trainer.global_step
         scale = self.schedule.lr_scale(step, self.progress())
         for group in optimizer.param_groups:

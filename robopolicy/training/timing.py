@@ -34,12 +34,12 @@ class StepTimer(Callback):
         self._loader = trainer.train_dataloader
 
     def before_extras(self) -> None:
-        """The batch is done; what follows is not counted. Nor is a run's first batch, which allocates and compiles."""
+        """Count the batch that has ended, without the callbacks after it; a run's first batch, which compiles, is left out."""
         if self._ended is not None:
             self.all_s += time.perf_counter() - self._ended[0]
             self.data_s += self._loader.waited_s - self._ended[1]
             self.batches += 1
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Everything beside the batch is done too."""
+        """Callbacks have finished; the time of the next batch starts here."""
         self._ended = time.perf_counter(), self._loader.waited_s

@@ -28,7 +28,7 @@ def test_shipped_profiles_have_the_data_sheets_limits_and_the_sims_home():
         ({"kinematics": {"dh": [[0.0, 0.0]] * 7}}, "kinematics"),
         ({"gripper_opens": "third"}, "gripper_opens"),
         ({"kinematics": None}, "need `kinematics`"),
-        ({"workspace_lower_m": [2.0, 0.0, 0.0]}, "is no box"),
+        ({"workspace_lower_m": [2.0, 0.0, 0.0]}, "is not a box"),
         ({"workspace_lower_m": None}, "both corners"),
     ],
 )

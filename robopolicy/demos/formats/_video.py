@@ -100,7 +100,7 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "height width 3"]
     try:
         return np.asarray(Image.open(io.BytesIO(data), formats=("PNG", "JPEG")).convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise DemoFormatError(f"{where}: no whole PNG or JPEG image ({error})") from error
+        raise DemoFormatError(f"{where}: not a complete PNG or JPEG image ({error})") from error
 
 
 def _pyav() -> Any:

@@ -81,7 +81,7 @@ class DemoFormat(Protocol):
     """A way to store demonstrations that can be read."""
 
     refines: tuple[str, ...]
-    """Kinds whose files this one's also are, with additions: where both match, this one is used."""
+    """Kinds that this one extends: its files match theirs as well, and this one is used."""
 
     def matches(self, path: Path) -> bool:
         """Whether the existing file or folder has this format, by its content; HDF5 files are opened by `open_hdf5`."""

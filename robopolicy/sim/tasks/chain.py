@@ -1,4 +1,4 @@
-"""Five instructions in a row in one scene, as CALVIN measures a policy: cubes and plates, nothing put back in between."""
+"""Five instructions in a row in one scene, as CALVIN measures a policy: cubes and plates, without a reset in between."""
 
 from dataclasses import dataclass, replace
 
@@ -92,7 +92,7 @@ class Chain(Task):
 
 
 def of_link(state: State, kind: int) -> State:
-    """The state as the single task `LINKS[kind]` sees it; where another kind is asked for, its goal means nothing."""
+    """The state as the single task `LINKS[kind]` sees it; in worlds with another kind of goal it is meaningless."""
     return replace(state, goal=state.goal[:, 1:] * (state.goal[:, :1] == kind))
 
 

@@ -29,11 +29,11 @@ class CountOptions:
     """Options of the task `count`."""
 
     most: int = 3
-    """Largest number of blinks; each number from 1 on is as likely."""
+    """Largest number of blinks; all numbers from 1 up to it are equally likely."""
     blink_steps: int = 3
     """Control steps for which the lamp is lit, and for which it is dark after it."""
     delay_steps: int = 4
-    """Control steps from the last blink there may be until the lid appears and the arm may move."""
+    """Control steps from the end of the longest sequence of blinks until the lid appears and the arm may move."""
 
     def __post_init__(self) -> None:
         expect(self, "task", ">= 1", "most", "blink_steps")
@@ -98,7 +98,7 @@ class Count(Task):
         return state.goal[:, 2]
 
     def failed(self, state: State) -> Bool[Array, " worlds"]:
-        """The lid was touched once too often, or the arm moved too early."""
+        """The lid was touched one time too many, or the arm moved too early."""
         offset = state.ee_position - like(state.ee_position, np.array(HOME_M))
         moved = (offset * offset).sum(-1) > STILL_M**2
         again = (self.height(state) < TOUCH_M) & (state.goal[:, 0] == END)

@@ -80,7 +80,7 @@ class Handover(Task):
         return Setup(("hand the bar over",), np.array([[0]]), qpos, scene.home_mocap)
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
-        """The left hand grips the raised bar, and the right one has let go and gone."""
+        """The left hand grips the raised bar, and the right one has let go and moved away."""
         left, right = state.hands
         grip_left, grip_right = grips(state)
         alone = _far(right, grip_right) & (right.opening > RELEASED_M)

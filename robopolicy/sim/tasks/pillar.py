@@ -1,4 +1,4 @@
-"""A task with two ways: reach a lid behind a pillar, past it on the left or on the right."""
+"""A task with two solutions: reach a lid behind a pillar, past it on the left or on the right."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -37,15 +37,14 @@ class PillarOptions:
     """Options of the task `pillar`."""
 
     style: Literal["mixed", "left", "right"] = "mixed"
-    """Side on which the expert passes the pillar; mixed: one of both at random in each episode."""
+    """Side on which the expert passes the pillar; mixed: either side at random in each episode."""
 
 
 @register("task", "pillar", PillarOptions)
 class Pillar(Task):
     """Touch the lid behind the pillar for 20 steps without touching the pillar.
 
-    Demonstrations pass the pillar on either side, and nothing that is observed says on which: the mean of what they do goes
-    through the pillar.
+    Demonstrations pass the pillar on either side, and no observation says on which: their mean goes through the pillar.
     """
 
     name = "pillar"

@@ -1,4 +1,4 @@
-"""Tasks of memory: three cubes in a row are shown, then hidden under lids that look alike; which lid is the named one's?"""
+"""A task of memory: three cubes in a row are shown, then hidden under identical lids; touch the lid of the named one."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class RecallOptions:
     cue_steps: int = 3
     """Control steps for which the cubes are visible."""
     delay_steps: int = 4
-    """Control steps from the lids' coming until the lamp is lit."""
+    """Control steps from when the lids cover the cubes until the lamp is lit."""
 
     def __post_init__(self) -> None:
         expect(self, "task", ">= 1", "cue_steps")
@@ -48,8 +48,8 @@ class Recall(Task):
     """Touch the lid over the named cube, which was visible before the lids came; move only once the lamp is lit.
 
     Three cubes in a row are visible for `cue_steps`, each with a lid behind it. Then the lids cover them, and for
-    `delay_steps` more the arm must stay within 6 cm of home. What can be seen after that says nothing of which lid is
-    the right one: without memory one in three tries succeeds at best. Lids are numbered from right to left.
+    `delay_steps` more the arm must stay within 6 cm of home. No later observation shows which lid is the right one: without
+    memory one in three episodes succeeds at best. Lids are numbered from right to left.
     """
 
     name = "recall"
@@ -57,7 +57,7 @@ class Recall(Task):
     parts = ("cubes", "lids")
     touch_m = 0.06
     """Fingertips this near to the middle of a lid's top touch it, if no other is nearer [m]: more than half the gap, so
-    that whoever comes down on the row has chosen."""
+    that coming down on the row always touches one."""
     still_m = 0.06
     """How far from home the fingertips may stray before the lamp is lit [m]."""
 
@@ -123,9 +123,9 @@ class Recall(Task):
         return cubes | lid_keys | {"lamp": row(self.may_move(state)[:, None])}
 
     def intent(self, state: State) -> Intent:
-        """Wait at home until the lamp is lit, then come down on the right lid with closed fingers; it knows which.
+        """Wait at home until the lamp is lit, then come down on the right lid with closed fingers.
 
-        It aims below the lid's top, so that whoever does the mean of what it does over the three lids touches one of them.
+        It aims below the lid's top, so that a policy that imitates the mean over the three lids touches one of them too.
         """
         lid = state.mocap_pos[state.worlds, self.right_lid(state)]
         lid = lid + like(lid, np.array([0.0, 0.0, LID_HALF_M]))

@@ -1,4 +1,4 @@
-"""`recall` with three seconds between the lids' coming and the lamp: longer than the windows of memories are."""
+"""`recall` with three seconds from the cue to the lamp: longer than the window of a memory."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class LongRecallOptions(RecallOptions):
     """Options of the task `recall_long`."""
 
     delay_steps: int = 60
-    """Control steps from the lids' coming until the lamp is lit."""
+    """Control steps from when the lids cover the cubes until the lamp is lit."""
 
 
 @register("task", "recall_long", LongRecallOptions)

@@ -14,7 +14,7 @@ from robopolicy.types import Array
 
 @register("task", "stack")
 class Stack(Place):
-    """Put the named cube on the named other cube, let go, and it stays."""
+    """Put the named cube on the named other cube, where it must stay when released."""
 
     name = "stack"
     parts = ("cubes",)

@@ -1,4 +1,4 @@
-"""A task of memory: a cube is covered by one of three lids, which then change places; which lid is over it now?"""
+"""A task of memory: a cube is covered by one of three lids, which then change places; touch the lid over it."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class SwapOptions(RecallOptions):
 
 @register("task", "swap", SwapOptions)
 class Swap(Recall):
-    """Touch the lid over the cube, which went with its lid wherever that moved; move only once the lamp is lit.
+    """Touch the lid over the cube, which moves with its lid; move only once the lamp is lit.
 
     The cube is visible for `cue_steps` in front of its lid. Then each lid covers its place in the row, and pairs of lids change
     places, one lid passing in front of the row and the other behind it. Without memory one in three episodes succeeds at

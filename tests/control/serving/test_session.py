@@ -130,7 +130,7 @@ def test_the_number_of_memories_changes_at_an_episodes_beginning_only(clock):
         session.observation(pack(observation(**{ACTIONS_PER_CALL_KEY: 2})))
     session.observation(pack(observation(**{ACTIONS_PER_CALL_KEY: 2}, reset=True)))
     for wrong in (0, -4, 2.0, "2", [2]):
-        with pytest.raises(ProtocolError, match="'actions_per_call' is no whole number of 1 or more"):
+        with pytest.raises(ProtocolError, match="'actions_per_call' must be an integer >= 1"):
             session.observation(pack(observation(**{ACTIONS_PER_CALL_KEY: wrong})))
 
 
