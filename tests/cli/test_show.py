@@ -17,7 +17,7 @@ def test_a_demo_becomes_a_video(tiny_demos, tmp_path, ending):
 @pytest.mark.parametrize(
     ("verb", "options", "expected"),
     [
-        ("view", ("--out", "demo"), "expected .mp4 or .gif at its end"),
+        ("view", ("--out", "demo"), "expected a name that ends in .mp4 or .gif"),
         ("view", ("--demo", "demo_77"), "no demo 'demo_77'; it has demo_0"),
         ("report", ("--out", "."), "--out . is a folder"),
         ("report", (), "expected run folders"),
