@@ -22,6 +22,7 @@ from robopolicy.demos.findings import (
 )
 from robopolicy.demos.formats import DemoReader, action_spec_of, convert, open_demos
 from robopolicy.demos.formats.base import is_image
+from robopolicy.demos.outliers import SetSigns
 from robopolicy.demos.remote import local_path
 from robopolicy.types import DemoFormatError, printable
 
@@ -90,6 +91,7 @@ def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[st
         DemoFormatError: it can't be opened as demos at all.
     """
     path = local_path(path)
+    signs = SetSigns()
     with open_demos(path) as reader:
         report = FileReport(path, reader.format_name, _disk_bytes(path), list(reader.names))
         report.rate_hz = reader.action_spec.rate_hz if reader.action_spec else reader.action_facts.get("rate_hz")
@@ -98,12 +100,14 @@ def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[st
         report.findings = [Finding("note", text) for text in reader.notes]
         seen: dict[bytes, str] = {}
         for name in progress(report.names):
-            _add_demo(report, reader, name, seen)
+            _add_demo(report, reader, name, seen, signs)
         if len({rows.shape[1] for rows in report.actions.values()}) == 1:
             report.action_spec = action_spec_of(reader, report.actions.values())
     report.findings += set_findings(report.keys, len(report.lengths), report.instructions, report.filter_keys)
     if report.action_spec is not None:
         report.findings += action_findings(report.actions, report.action_spec, report.instruction_of, report.openings)
+        with np.errstate(all="ignore"):  # a stranger's numbers may be of any size
+            report.findings += signs.findings(report.actions, report.action_spec, report.instruction_of)
     return report
 
 
@@ -133,7 +137,7 @@ def salvage(report: FileReport, target: str | Path) -> list[str]:
     return convert(report.path, target, names=report.good)
 
 
-def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[bytes, str]) -> None:
+def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[bytes, str], signs: SetSigns) -> None:
     try:
         demo = reader.read(name)
         clock = reader.clock(name)
@@ -144,6 +148,8 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
     report.lengths[name] = len(demo)
     report.instruction_of[name] = demo.instruction
     report.actions[name] = demo.actions
+    with np.errstate(all="ignore"):
+        signs.add(demo)
     if (opening := demo.obs.get("gripper")) is not None and opening.shape == (len(demo), 1):
         report.openings[name] = opening[:, 0]
     problems = list(demo_problems(demo, clock, report.rate_hz))

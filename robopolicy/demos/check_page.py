@@ -59,9 +59,10 @@ def _section(report: FileReport) -> str:
         for kind, found in (("problem", report.problems), ("note", report.notes))
         for line in finding_lines(found)
     )
+    edits = "".join(f"<p><code>{escape(command)}</code>" for command in report.edit_commands)
     return (
         f"<h2>{escape(str(report.path))}</h2><table>{facts}</table>"
-        f"{findings or '<p class=good>nothing found'}"
+        f"{findings or '<p class=good>nothing found'}{edits}"
         f"<h3>keys</h3><table><tr><th>key<th>shape<th>type<th>range{keys}</table>"
         f"{_histograms(report)}{_sheets(report)}"
     )

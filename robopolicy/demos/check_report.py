@@ -1,5 +1,6 @@
 """The report of the verb `check` on one file, before it is printed or drawn."""
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +31,9 @@ class FileReport:
     action_spec: ActionSpec | None = None
     """None where no demo is readable, or their actions differ in width."""
     actions: dict[str, np.ndarray] = field(default_factory=dict)
+    """(T, width) of each readable demo."""
     openings: dict[str, np.ndarray] = field(default_factory=dict)
     """(T,) of `obs/gripper` where it is the one number of a gripper's opening."""
-    """(T, width) of each readable demo."""
     sheet: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Per camera, one row of images (frames, height, width, 3) for each of a few demos."""
     findings: list[Finding] = field(default_factory=list)
@@ -57,3 +58,18 @@ class FileReport:
         """Demos without a problem of their own."""
         unfit = {finding.demo for finding in self.problems}
         return [name for name in self.names if name not in unfit]
+
+    @property
+    def edit_commands(self) -> list[str]:
+        """For each option of `robopolicy edit`, the command that removes what it can of the findings."""
+        values: dict[str, dict[str, None]] = {}
+        for finding in self.findings:
+            option, value = finding.edit or (("--drop", finding.demo) if finding.severity == "problem" else ("", None))
+            if value is not None:
+                values.setdefault(option, {})[value] = None
+        out = self.path.with_name(f"{self.path.name.removesuffix('.hdf5')}.edited.hdf5")
+        return [
+            shlex.join(["robopolicy", "edit", str(self.path), option, *found, "--out", str(out)])
+            for option, found in values.items()
+            if option != "--drop" or len(found) < len(self.names)
+        ]

@@ -25,6 +25,8 @@ def print_report(report: FileReport, console: Console) -> None:
     for title, findings, style in (("problems", report.problems, "red"), ("notes", report.notes, "yellow")):
         for line in finding_lines(findings):
             console.print(Text(printable(f"  {title[:-1]:<8} {line}"), style=style))
+    for command in report.edit_commands:
+        console.print(Text(printable(f"  edit     {command}"), style="cyan"))
     good, all_demos = len(report.good), len(report.names)
     verdict = f"nothing wrong in {all_demos} demos" if not report.problems else f"{good} of {all_demos} demos are good"
     console.print(Text(f"  {verdict}\n", style="red" if report.problems else "green"))

@@ -38,6 +38,8 @@ class Finding:
     text: str
     demo: str | None = None
     """The demo it was found in; None: the whole file."""
+    edit: tuple[str, str] | None = None
+    """Option of `robopolicy edit` that removes it, and its value, such as `--drop` and `demo_3`."""
 
 
 @dataclass

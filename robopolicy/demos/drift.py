@@ -1,0 +1,131 @@
+"""Calibration that drifts over a set of demos: a joint's or another sensor's offset, a camera's aim or brightness.
+
+What is compared is the same in every demo but for the calibration: the first reading of each column, and the background of
+each camera. A column drifts if it follows the order of the demos (Spearman's rank correlation, which one odd demo does not
+decide) and the last third of the demos differs from the first by more than demos of one third differ among themselves.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+LEAST_DEMOS = 8
+"""Fewer demos show no trend."""
+LEAST_TREND = 4.0
+"""Standard deviations that the rank correlation must be from 0 (Fisher's transformation); 6e-5 by chance, two-sided."""
+LEAST_SHIFT = 1.0
+"""Standard deviations, among the demos of one third, by which the thirds must differ."""
+LEAST_SHARE = 0.01
+"""Share of a column's usual range, below which a drift does not matter."""
+LEAST_PX = 0.5
+LEAST_BRIGHTNESS = 0.03
+"""Changes of a camera below these (pixels; share of the brightness) do not matter."""
+THIRDS = "between the first and the last third of the demos"
+BACKGROUND_PX = 64
+"""Longer side of a background [pixels]."""
+BACKGROUND_FRAMES = 16
+"""Images of one demo of which the background is the median."""
+NOISE, LEAST_REST = 4.0, 0.5
+"""Levels of brightness that a still pixel changes by within a demo, and those that a fit is off by at least."""
+FITS = 8
+"""Repetitions of a fit with new weights."""
+
+
+def drift(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+    """Means of the first and the last third of these values, one a demo, if they drift; None: no drift."""
+    values = np.asarray(values, np.float64)
+    third = len(values) // 3
+    if len(values) < LEAST_DEMOS or np.ptp(values) == 0:
+        return None
+    correlation = np.corrcoef(_ranks(values), np.arange(len(values)))[0, 1]
+    trend = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12)) * np.sqrt((len(values) - 3) / 1.06)
+    first, last = values[:third], values[-third:]
+    within = np.sqrt((first.var() + last.var()) / 2)
+    if abs(trend) < LEAST_TREND or abs(last.mean() - first.mean()) < LEAST_SHIFT * within:
+        return None
+    return float(first.mean()), float(last.mean())
+
+
+def column_drifts(first_rows: Mapping[str, Sequence[np.ndarray]], usual: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """A line for each column (of low-dimensional keys, by the demos' first rows) that drifts.
+
+    Args:
+        first_rows: (columns,) of each demo, in their order.
+        usual: (columns,) range of each column within the demos.
+    """
+    for key, rows in first_rows.items():
+        for column, values in enumerate(np.stack(rows).T):
+            found = drift(values)
+            if found and abs(found[1] - found[0]) > LEAST_SHARE * usual[key][column]:
+                yield f"{key}[{column}] drifts at the first step, from {found[0]:.4g} to {found[1]:.4g} {THIRDS}"
+
+
+def background(images: np.ndarray) -> np.ndarray:
+    """Median brightness 0 .. 255 of each pixel of the images (T, height, width, 3), and its standard deviation.
+
+    Returns:
+        (2, rows, columns), averaged down to `BACKGROUND_PX`.
+    """
+    chosen = np.linspace(0, len(images) - 1, min(len(images), BACKGROUND_FRAMES)).round().astype(int)
+    gray = images[chosen].mean(axis=-1, dtype=np.float32)
+    step = downscale(images.shape[1:3])
+    rows, columns = (size // step for size in gray.shape[1:])
+    small = gray[:, : rows * step, : columns * step].reshape(-1, rows, step, columns, step).mean(axis=(2, 4))
+    return np.stack([np.median(small, axis=0), small.std(axis=0)])
+
+
+def downscale(shape: Sequence[int]) -> int:
+    """Pixels of an image (height, width) that one pixel of its background stands for, in each direction."""
+    return max(1, -(-max(shape) // BACKGROUND_PX))
+
+
+def camera_drifts(camera: str, backgrounds: Sequence[np.ndarray], step: int) -> Iterator[str]:
+    """A line for each of a camera's shift (right, down) and brightness that drifts.
+
+    Args:
+        camera: its key.
+        backgrounds: of each demo, in their order.
+        step: `downscale` of its images.
+    """
+    if len(backgrounds) < LEAST_DEMOS or min(backgrounds[0].shape[1:]) < 3:
+        return
+    right, down, gain = _moves(np.stack(backgrounds)).T
+    for direction, shift in (("to the right", right), ("down", down)):
+        found = drift(shift * step)
+        if found and abs(found[1] - found[0]) >= LEAST_PX:
+            yield f"{camera}: the background moves {direction} by {found[1] - found[0]:.2g} pixels {THIRDS}"
+    found = drift(gain)
+    if found and abs(found[1] - found[0]) >= LEAST_BRIGHTNESS:
+        yield f"{camera}: the brightness changes by {found[1] - found[0]:+.0%} {THIRDS}"
+
+
+def _moves(backgrounds: np.ndarray) -> np.ndarray:
+    """(demos, 3): how far each background is from the median one, to the right and down [its pixels], and its gain less 1.
+
+    To first order, an image moved by d is the image less its gradient times d. Gain, offset and shift are fitted together,
+    by least squares that are repeated with less weight for pixels that change within the demo or that do not fit: the
+    robot and the objects, which lie elsewhere in each demo.
+    """
+    images, spread = backgrounds[:, 0].astype(np.float64), backgrounds[:, 1]
+    reference = np.median(images, axis=0)
+    down, right = np.gradient(reference)
+    inner = (slice(1, -1), slice(1, -1))
+    terms = np.stack([-right, -down, reference, np.ones_like(reference)], axis=-1)[inner].reshape(-1, 4)
+    found = []
+    for image, changes in zip(images, spread, strict=True):
+        difference = (image - reference)[inner].reshape(-1)
+        still = 1 / (1 + (changes[inner].reshape(-1) / NOISE) ** 2)
+        weight = still
+        for _ in range(FITS):
+            root = np.sqrt(weight)
+            fit = np.linalg.lstsq(terms * root[:, None], difference * root, rcond=None)[0]
+            rest = difference - terms @ fit
+            weight = still / (1 + (rest / (1.4826 * np.median(np.abs(rest)) + LEAST_REST)) ** 2)
+        found.append(fit[:3])
+    return np.array(found)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Rank of each value; equal ones share the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]

@@ -1,0 +1,224 @@
+"""Demos unlike the others of their set: pauses, jerks, odd lengths, ranges, frozen cameras and sensors, drifting calibration.
+
+All are notes, since each can be meant; with each comes the option of `robopolicy edit` that removes it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from robopolicy.demos.drift import background, camera_drifts, column_drifts, downscale
+from robopolicy.demos.findings import CLOCK, Finding
+from robopolicy.demos.formats.base import is_image
+from robopolicy.demos.idle import DEFAULT_RATE_HZ, IdleSteps, runs
+from robopolicy.types import ActionSpec, Demo
+
+LEAST_DEMOS = 8
+"""Demos to compare one with; fewer show no outliers."""
+IDLE_S = 1.0
+"""Shorter stretches without motion are not reported [s]."""
+LEFT_S = 0.2
+"""What `--trim-idle` is proposed to leave of them [s]."""
+FROZEN_S = 1.0
+"""A camera or sensor that repeats itself for as long as this, while the robot moves, is frozen [s]."""
+MOVING = 0.8
+"""Least share of a frozen stretch on which the robot is commanded to move."""
+OUTLIER = 5.0
+"""Robust standard deviations of the logarithm (1.4826 x the median absolute deviation) from the median."""
+LEAST_SPREAD = 0.05
+"""Least robust standard deviation of the logarithm, so that demos that are nearly alike have no outliers of a few per cent."""
+LENGTH_RATIO, TREMOR_RATIO, SPIKE_RATIO = 2.0, 1.5, 3.0
+"""An outlier is so many times the median at least: in length, in the mean jerk of the actions, in their largest jerk."""
+GLITCH, GLITCH_RATIO = 0.5, 3.0
+"""A single reading is off by at least this share of its key's usual range, and this many times what nine
+demos of ten stay below."""
+RANGE_RATIO = 3.0
+"""A column leaves its usual range by more than this many times its key's usual range."""
+
+
+@dataclass
+class _Column:
+    """Of one low-dimensional key, for each demo that has it."""
+
+    demos: list[str]
+    first: list[np.ndarray]
+    """(columns,) the first reading."""
+    low: list[np.ndarray]
+    high: list[np.ndarray]
+    glitch: list[np.ndarray]
+    """(columns,) how far a single reading is at most outside the range of the two beside it."""
+
+
+class SetSigns:
+    """Collects a few numbers and small images of each demo, and compares the demos when all are read."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, _Column] = {}
+        self._still: dict[str, dict[str, list[tuple[int, int]]]] = defaultdict(dict)
+        """Key -> demo -> stretches on which it repeats itself."""
+        self._backgrounds: dict[str, list[np.ndarray]] = defaultdict(list)
+        self._steps: dict[str, int] = {}
+        """Camera -> pixels that one of its background stands for."""
+
+    def add(self, demo: Demo) -> None:
+        """Take note of a demo."""
+        for key, values in demo.obs.items():
+            if is_image(values):
+                if (step := downscale(values.shape[1:3])) == self._steps.setdefault(key, step):
+                    self._backgrounds[key].append(background(values))
+            elif values.ndim <= 2 and values.dtype.kind == "f" and not CLOCK.fullmatch(key):
+                self._add_column(demo.name, key, values.reshape(len(demo), -1).astype(np.float64))
+            else:
+                continue
+            same = (values[1:] == values[:-1]).all(axis=tuple(range(1, values.ndim)))
+            self._still[key][demo.name] = runs(same)
+
+    def _add_column(self, name: str, key: str, rows: np.ndarray) -> None:
+        known = self._keys.setdefault(key, _Column([], [], [], [], []))
+        if known.first and len(known.first[0]) != rows.shape[1]:
+            return
+        known.demos.append(name)
+        known.first.append(rows[0])
+        known.low.append(rows.min(0))
+        known.high.append(rows.max(0))
+        known.glitch.append(_single_readings(rows).max(axis=0, initial=0))
+
+    def findings(
+        self, actions: Mapping[str, np.ndarray], spec: ActionSpec, instruction_of: Mapping[str, str | None]
+    ) -> Iterator[Finding]:
+        """What the demos show when compared; `actions` (T, width) of each."""
+        rate_hz = spec.rate_hz or DEFAULT_RATE_HZ
+        idle = IdleSteps(actions.values(), spec)
+        yield from _idle(actions, idle, rate_hz)
+        yield from _lengths(actions, instruction_of)
+        yield from _jerks(actions, spec)
+        yield from self._frozen(actions, idle, rate_hz)
+        for key, known in self._keys.items():
+            if len(known.demos) >= LEAST_DEMOS:
+                yield from _readings(key, known)
+        yield from self._drifts()
+
+    def _frozen(self, actions: Mapping[str, np.ndarray], idle: IdleSteps, rate_hz: float) -> Iterator[Finding]:
+        """Cameras and sensors that repeat themselves while the robot moves; sensors where most demos' do not."""
+        moving = {name: ~idle.of(rows) for name, rows in actions.items()}
+        for key, demos in self._still.items():
+            longest = {}
+            for name, stretches in demos.items():
+                frozen = [stop - start + 1 for start, stop in stretches if moving[name][start:stop].mean() >= MOVING]
+                longest[name] = max(frozen, default=0)
+            usual, camera = float(np.median(list(longest.values()))), key in self._backgrounds
+            found = {name: steps for name, steps in longest.items() if steps >= FROZEN_S * rate_hz}
+            if not camera and usual > FROZEN_S * rate_hz / 4:
+                continue  # an object that lies still until it is touched
+            for name, steps in found.items():
+                what = "shows one image" if camera else "repeats one reading"
+                text = f"{key} {what} for {steps / rate_hz:.1f} s while the robot moves"
+                everywhere = len(found) > len(demos) / 2
+                yield Finding("note", text, name, ("--drop-keys", key) if everywhere else ("--drop", name))
+
+    def _drifts(self) -> Iterator[Finding]:
+        whole = {key: known for key, known in self._keys.items() if len(known.demos) >= LEAST_DEMOS}
+        usual = {key: _usual(known)[1] - _usual(known)[0] for key, known in whole.items()}
+        for key in whole:
+            for text in column_drifts({key: whole[key].first}, usual):
+                yield Finding("note", text, None, ("--drop-keys", key))
+        for camera, backgrounds in self._backgrounds.items():
+            if len({shown.shape for shown in backgrounds}) == 1:
+                for text in camera_drifts(camera, backgrounds, self._steps[camera]):
+                    yield Finding("note", text, None, ("--drop-keys", camera))
+
+
+def _idle(actions: Mapping[str, np.ndarray], idle: IdleSteps, rate_hz: float) -> Iterator[Finding]:
+    least, edit = int(IDLE_S * rate_hz), ("--trim-idle", str(max(1, round(LEFT_S * rate_hz))))
+    for name, rows in actions.items():
+        stretches = idle.stretches(rows, least - 1)
+        if stretches:
+            start, stop = max(stretches, key=lambda stretch: stretch[1] - stretch[0])
+            more = f"; {len(stretches)} such stretches" if len(stretches) > 1 else ""
+            text = f"nothing is commanded to move for {(stop - start) / rate_hz:.1f} s from step {start}{more}"
+            yield Finding("note", text, name, edit)
+
+
+def _lengths(actions: Mapping[str, np.ndarray], instruction_of: Mapping[str, str | None]) -> Iterator[Finding]:
+    """Demos far longer or shorter than others of the same instruction."""
+    alike: dict[str | None, list[str]] = defaultdict(list)
+    for name in actions:
+        alike[instruction_of.get(name)].append(name)
+    for names in alike.values():
+        lengths = {name: float(len(actions[name])) for name in names}
+        for name, ratio in _outliers(lengths, LENGTH_RATIO):
+            length, usual = lengths[name], np.median(list(lengths.values()))
+            yield Finding(
+                "note",
+                f"{length:.0f} steps, where the others have {usual:g} ({ratio:.2g} times)",
+                name,
+                ("--drop", name),
+            )
+
+
+def _jerks(actions: Mapping[str, np.ndarray], spec: ActionSpec) -> Iterator[Finding]:
+    """Demos whose commanded motion is rougher than that of the others, throughout or at a single step."""
+    joints = list(spec.joint_columns)
+    rows = {name: values[:, joints].astype(np.float64) for name, values in actions.items() if len(values) > 3}
+    if not joints or len(rows) < LEAST_DEMOS:
+        return
+    targets = spec.kind == "absolute" and spec.space != "joint_velocity"
+    speeds = {name: np.diff(values, axis=0) if targets else values for name, values in rows.items()}
+    fast = np.percentile(np.abs(np.concatenate(list(speeds.values()))), 99, axis=0)
+    moving = fast > 0
+    jerk = {name: np.abs(np.diff(values, axis=0)[:, moving]) / fast[moving] for name, values in speeds.items()}
+    mean = {name: float(np.sqrt((values**2).mean())) for name, values in jerk.items() if values.size}
+    for name, ratio in _outliers(mean, TREMOR_RATIO, above=True):
+        yield Finding("note", f"the actions are {ratio:.2g} times as jerky as the other demos'", name, ("--drop", name))
+    largest = {name: float(values.max()) for name, values in jerk.items() if values.size}
+    for name, ratio in _outliers(largest, SPIKE_RATIO, above=True):
+        step = int(jerk[name].max(axis=1).argmax()) + 1
+        text = f"the actions jerk at step {step}, {ratio:.2g} times the largest jerk of the other demos"
+        yield Finding("note", text, name, ("--drop", name))
+
+
+def _readings(key: str, known: _Column) -> Iterator[Finding]:
+    """Single readings far off, and columns far out of their usual range."""
+    low, high = _usual(known)
+    # Of the key's widest column: one in which little happens in most demos, such as the tilt of a cube, has no usual range.
+    usual = float((high - low).max())
+    if not usual > 0:
+        return
+    glitch = np.stack(known.glitch)
+    limit = np.maximum(GLITCH * usual, GLITCH_RATIO * np.percentile(glitch, 90, axis=0))
+    beyond = np.maximum(np.stack(known.high) - high, low - np.stack(known.low)) > RANGE_RATIO * usual
+    for place, name in enumerate(known.demos):
+        if (off := np.flatnonzero(glitch[place] > limit)).size:
+            text = f"{key}[{off[0]}]: a single reading is off by {glitch[place][off[0]]:.4g}"
+            yield Finding("note", text, name, ("--drop", name))
+        elif (out := np.flatnonzero(beyond[place])).size:
+            column = out[0]
+            text = f"{key}[{column}] reaches from {known.low[place][column]:.4g} to {known.high[place][column]:.4g}"
+            text += f"; in most demos it stays within {low[column]:.4g} .. {high[column]:.4g}"
+            yield Finding("note", text, name, ("--drop", name))
+
+
+def _usual(known: _Column) -> tuple[np.ndarray, np.ndarray]:
+    """(columns,) the usual range: within it stay nine demos of ten."""
+    return np.percentile(np.stack(known.low), 10, axis=0), np.percentile(np.stack(known.high), 90, axis=0)
+
+
+def _single_readings(rows: np.ndarray) -> np.ndarray:
+    """(T - 2, columns): how far each reading lies outside the range of the one before and the one after."""
+    before, here, after = rows[:-2], rows[1:-1], rows[2:]
+    return np.maximum(here - np.maximum(before, after), np.minimum(before, after) - here).clip(min=0)
+
+
+def _outliers(values: Mapping[str, float], least_ratio: float, above: bool = False) -> Iterator[tuple[str, float]]:
+    """Names whose value is far from the others', with the ratio to the median; `above`: larger ones only."""
+    if len(values) < LEAST_DEMOS:
+        return
+    logarithms = np.log(np.maximum(list(values.values()), 1e-12))
+    middle = np.median(logarithms)
+    spread = max(1.4826 * float(np.median(np.abs(logarithms - middle))), LEAST_SPREAD)
+    for name, distance in zip(values, logarithms - middle, strict=True):
+        far = distance if above else abs(distance)
+        if far > OUTLIER * spread and far > np.log(least_ratio):
+            yield name, float(np.exp(distance))
