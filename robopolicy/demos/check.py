@@ -80,6 +80,7 @@ def check_files(paths: Sequence[str | Path]) -> list[FileReport]:
     return reports
 
 
+@np.errstate(all="ignore")  # a stranger's numbers may be of any size
 def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[str]] = iter) -> FileReport:
     """Read a file or folder of demos whole, and report.
 
@@ -106,8 +107,7 @@ def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[st
     report.findings += set_findings(report.keys, len(report.lengths), report.instructions, report.filter_keys)
     if report.action_spec is not None:
         report.findings += action_findings(report.actions, report.action_spec, report.instruction_of, report.openings)
-        with np.errstate(all="ignore"):  # a stranger's numbers may be of any size
-            report.findings += signs.findings(report.actions, report.action_spec, report.instruction_of)
+        report.findings += signs.findings(report.actions, report.action_spec, report.instruction_of)
     return report
 
 
@@ -148,8 +148,7 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
     report.lengths[name] = len(demo)
     report.instruction_of[name] = demo.instruction
     report.actions[name] = demo.actions
-    with np.errstate(all="ignore"):
-        signs.add(demo)
+    signs.add(demo)
     if (opening := demo.obs.get("gripper")) is not None and opening.shape == (len(demo), 1):
         report.openings[name] = opening[:, 0]
     problems = list(demo_problems(demo, clock, report.rate_hz))
