@@ -30,7 +30,7 @@ OUTLIER = 5.0
 LEAST_SPREAD = 0.05
 """Least robust standard deviation of the logarithm, so that demos that are nearly alike have no outliers of a few per cent."""
 LENGTH_RATIO, TREMOR_RATIO, SPIKE_RATIO = 2.0, 1.5, 3.0
-"""An outlier is so many times the median at least: in length, in the mean jerk of the actions, in their largest jerk."""
+"""An outlier is at least this number of times the median: in length, in the mean jerk of the actions, in their largest jerk."""
 GLITCH, GLITCH_RATIO = 0.5, 3.0
 """A single reading is off by at least this share of its key's usual range, and this many times what nine
 demos of ten stay below."""
