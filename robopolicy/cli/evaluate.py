@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from robopolicy.sim.env import RobotVectorEnv
     from robopolicy.sim.sharding import Shard
 
+    Evaluated = tuple[Evaluation, Sequence[Episode]]
+    """One run's result, and its episodes."""
+
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Measure policies in closed loop; returns the exit code."""
@@ -42,13 +45,16 @@ def evaluate(arguments: Sequence[str]) -> int:
     _check_options(options)
     options.policy = [of_group(run, options.group) for run in options.policy]
     if options.env:
-        return report_runs(options, [_evaluate_in_env(run, options) for run in options.policy])
+        done = [_evaluate_in_env(run, options) for run in options.policy]
+    else:
+        from robopolicy.sim.sharding import open_shard
 
-    from robopolicy.sim.sharding import open_shard
-
-    with open_shard() as shard:
-        done = [_evaluate_in_simulator(run, options, shard) for run in options.policy]
-        return report_runs(options, [each for each in done if each is not None])
+        with open_shard() as shard:
+            made = [_evaluate_in_simulator(run, options, shard) for run in options.policy]
+        done = [each for each in made if each is not None]  # another process of torchrun has the results
+    if options.report and done:
+        _write_page(options, done)
+    return report_runs(options, [result for result, _ in done])
 
 
 def _parser() -> ArgumentParser:
@@ -82,8 +88,15 @@ def _parser() -> ArgumentParser:
     add_simulator(parser)
     add_policy_options(parser)
     parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
-    parser.add_argument("--report", type=str | None, default=None, help="folder for the HTML report and its videos")
-    parser.add_argument("--videos", type=int, default=0, help="successes and failures each to show in the report")
+    parser.add_argument(
+        "--report", type=str | None, default=None, help="folder for the HTML report, of several policies side by side"
+    )
+    parser.add_argument(
+        "--videos",
+        type=int,
+        default=0,
+        help="successes and failures each to show in the report; of several policies, seeds solved by the same ones",
+    )
     parser.add_argument(
         "--against",
         type=str,
@@ -101,8 +114,8 @@ def _check_options(options: Namespace) -> None:
     require(options, 0, "videos")
     if options.videos and not options.report:
         raise ConfigError(f"--videos {options.videos} without a page to show them in; give --report FOLDER")
-    if options.report and len(options.policy) > 1:
-        raise ConfigError("--report shows one run; for several use `robopolicy report RUN ...`")
+    if options.report and len(set(options.policy)) < len(options.policy):
+        raise ConfigError("--report shows each policy once; a run folder is given twice")
     if options.json:
         check_file("--json", options.json)
     if options.report:
@@ -130,7 +143,7 @@ def _check_env_options(options: Namespace) -> None:
 # -- one run -------------------------------------------------------------------------------------------------------------
 
 
-def _evaluate_in_env(run: str, options: Namespace) -> "Evaluation":
+def _evaluate_in_env(run: str, options: Namespace) -> "Evaluated":
     """The result in copies of a third-party environment, printed, written and reported."""
     from robopolicy.rollout.env_map import EnvMap, task_name
     from robopolicy.rollout.env_worlds import open_worlds
@@ -163,8 +176,8 @@ def _evaluate_in_env(run: str, options: Namespace) -> "Evaluation":
         result = evaluate_in_worlds(policy, worlds, seeds, execution, provenance=facts, record=film, sink=episodes)
     finally:
         worlds.close()
-    _finish(run, options, result, episodes, others)
-    return result
+    _finish(run, options, result, others)
+    return result, episodes
 
 
 def _env_facts(options: Namespace, env_map: "EnvMap") -> dict[str, Any]:
@@ -173,7 +186,7 @@ def _env_facts(options: Namespace, env_map: "EnvMap") -> dict[str, Any]:
     return facts
 
 
-def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Evaluation | None":
+def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Evaluated | None":
     """This process's share of the episodes; the first process prints and writes the result of all."""
     from robopolicy.rollout.statistics import refuse_seen_seeds
     from robopolicy.sim.backend import require_device
@@ -204,16 +217,16 @@ def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Eva
         result = evaluate_shard(policy, env, seeds, execution, shard, provenance=facts, record=film, sink=episodes)
     finally:
         env.close()
-    if result is not None:
-        _finish(run, options, result, episodes, others)
-    return result
+    if result is None:
+        return None
+    _finish(run, options, result, others)
+    return result, episodes
 
 
 def _finish(
     run: str,
     options: Namespace,
     result: "Evaluation",
-    episodes: "Sequence[Episode]",
     others: Sequence[Mapping[int, bool]],
 ) -> None:
     """Print one run's result, and write its files and its line in the run's README."""
@@ -228,11 +241,17 @@ def _finish(
         write_json(path, result.to_dict())
         print(f"result    {path}")
     update_results(run)
-    if options.report:
-        from robopolicy.report import write_evaluation_report
 
-        page = write_evaluation_report(Path(options.report), result.to_dict(), episodes, videos=options.videos)
-        print(f"report    {page}")
+
+def _write_page(options: Namespace, done: "Sequence[Evaluated]") -> None:
+    from robopolicy.report import write_evaluation_report, write_side_by_side
+
+    shown = [(result.to_dict(), episodes) for result, episodes in done]
+    if len(shown) == 1:
+        page = write_evaluation_report(Path(options.report), *shown[0], videos=options.videos)
+    else:
+        page = write_side_by_side(Path(options.report), dict(zip(options.policy, shown, strict=True)), options.videos)
+    print(f"report    {page}")
 
 
 def _result_files(run: str, options: Namespace, task: str) -> list[Path]:

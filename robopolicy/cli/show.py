@@ -1,11 +1,13 @@
-"""`robopolicy report` and `view`: a page that compares runs, and a demo as a video."""
+"""`robopolicy report` and `view`: a page that compares runs, and a demo as a video or as a policy sees it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jsonargparse import Namespace
+
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.parsing import add_backbone, add_group, of_group, parse, verb_parser
 from robopolicy.components import ConfigError
 
 if TYPE_CHECKING:
@@ -30,18 +32,36 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def view(arguments: Sequence[str]) -> int:
-    """Turn a demo or a recorded episode into a video; returns the exit code."""
-    parser = verb_parser("view", "Play a demo: write its images as mp4 or GIF, or log it to rerun (extra `view`).")
+    """Turn a demo or a recorded episode into a video, or into a page of what a policy makes of it; returns the exit code."""
+    parser = verb_parser(
+        "view",
+        "Play a demo: write its images as mp4 or GIF, log it to rerun (extra `view`), or write a page of what a policy sees.",
+    )
     parser.add_argument("file", type=str, help="demo file, or a recorded run")
     parser.add_argument("--demo", type=str | None, default=None, help="name of the demo; default: the first")
     parser.add_argument(
-        "--out", type=str | None, default=None, help="video to write, .mp4 or .gif; default: beside the file"
+        "--out",
+        type=str | None,
+        default=None,
+        help="video (.mp4, .gif) or page (.html) to write; default: beside the file",
     )
+    parser.add_argument(
+        "--policy",
+        type=str | None,
+        default=None,
+        help="run folder, or an exported one: a page of where it looks and what it predicts, instead of a video",
+    )
+    add_backbone(parser)
+    add_group(parser)
     parser.add_argument("--rerun", action="store_true", help="open in the rerun viewer instead")
     options = parse(parser, arguments)
     from robopolicy.report import demo_images, show_in_rerun, write_video
 
     demo = _read_demo(Path(options.file), options.demo)
+    if options.policy:
+        return _view_policy(demo, options)
+    if options.backbone or options.group:
+        raise ConfigError("--backbone and --group belong to a policy; give --policy RUN")
     if options.rerun:
         show_in_rerun(demo)
         return 0
@@ -50,6 +70,21 @@ def view(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--out {out}: expected a name that ends in {' or '.join(VIDEO_ENDINGS)}")
     check_file("--out", out)
     print(f"video     {write_video(demo_images(demo), out)}")
+    return 0
+
+
+def _view_policy(demo: "Demo", options: Namespace) -> int:
+    from robopolicy.experiment import open_policy
+    from robopolicy.report import write_policy_page
+
+    if options.rerun:
+        raise ConfigError("--rerun plays the demo alone; leave it out, or --policy")
+    out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.html")
+    if out.suffix != ".html":
+        raise ConfigError(f"--out {out}: with --policy a page is written; expected .html at its end")
+    check_file("--out", out)
+    policy = open_policy(of_group(options.policy, options.group), options.backbone)
+    print(f"page      {write_policy_page(policy, demo, out, f'{options.policy} on {options.file}')}")
     return 0
 
 

@@ -6,9 +6,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from robopolicy.report.page import percent, percent_range, table, write_page
+from robopolicy.report.page import percent, percent_range, success_table, table, write_page
 from robopolicy.report.plots import COLORS, Series, interval_plot, line_plot
-from robopolicy.rollout.run_groups import config_values, group_runs
+from robopolicy.rollout.run_groups import RunGroup, config_values, group_runs
 from robopolicy.rollout.statistics import paired_test
 from robopolicy.rollout.training_seeds import Outcomes, compare_runs, success_by_seed, summarize_runs
 
@@ -25,11 +25,12 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
         raise ValueError(f"no metrics.json and no evaluation in {', '.join(map(str, runs))}; expected run folders")
     parts = [
         _closed_loop(evaluations),
+        _instructions(evaluations),
         _training_seeds(runs),
         _paired(evaluations),
         _differences(runs),
         _trained(metrics),
-        _curves(metrics),
+        _curves(runs, metrics),
     ]
     title = str(runs[0]) if len(runs) == 1 else f"{len(runs)} runs compared"
     return write_page(out, title, parts)
@@ -57,6 +58,19 @@ def _closed_loop(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     head = ("evaluation", "task", "solved", "success", "95 % interval", "mean steps")
     plot = interval_plot({name: (each["success_rate"], each["interval"]) for name, each in evaluations.items()})
     return f"<h2>Closed loop</h2>{table(head, rows, numbers_from=2)}{plot}"
+
+
+def _instructions(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    """For each task with several instructions, a column for each evaluation."""
+    tables = []
+    for task in dict.fromkeys(values["task"] for values in evaluations.values()):
+        tried = {
+            name: values["per_instruction"]
+            for name, values in evaluations.items()
+            if values["task"] == task and len(values.get("per_instruction", ())) > 1
+        }
+        tables += [success_table(tried)] if tried else []
+    return "".join(tables)
 
 
 def _training_seeds(runs: Sequence[Path]) -> str:
@@ -139,45 +153,65 @@ def _kept(found: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value:.4g}" for key, value in (found.get("best") or {}).items() if value is not None)
 
 
-def _curves(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """A plot of each loss, and one of the success during training, each run in its own colour."""
+def _curves(runs: Sequence[Path], metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A plot of each loss, of the success while training and of practice; training seeds are thin lines behind their mean."""
+    groups = group_runs({run: config_values(run) for run in map(str, runs) if run in metrics})
     rows = [row for found in metrics.values() for split in ("train", "valid") for row in found.get(split, ())]
-    names = dict.fromkeys(key for row in rows for key in row if key.startswith("loss"))
     plots = []
-    for name in names:
+    for name in dict.fromkeys(key for row in rows for key in row if key.startswith("loss")):
         series = [
-            Series(f"{run} {split}", points, COLORS[place % len(COLORS)], dashed=split == "valid")
-            for place, (run, found) in enumerate(metrics.items())
+            line
             for split in ("train", "valid")
-            if len(
-                points := [
-                    (float(row["step"]), float(row[name])) for row in found.get(split, ()) if row.get(name, 0.0) > 0
-                ]
-            )
-            > 1
+            for line in _series(groups, metrics, split, name, f" {split}", positive=True)
         ]
         if series:
             plots.append(f"<h2>{name}</h2>{line_plot(series, 'steps', log=True)}")
-    success = [
-        Series(run, [(float(row["step"]), float(row["rate"])) for row in found["success"]], COLORS[place % len(COLORS)])
-        for place, (run, found) in enumerate(metrics.items())
-        if found.get("success")
-    ]
-    if success:
-        plots.append(f"<h2>Success while training</h2>{line_plot(success, 'steps', log=False)}")
-    for key, title in (
-        ("success", "Success in practice, with noise"),
-        ("anchor_kl", "Divergence from the start policy"),
+    for split, key, title, axis in (
+        ("success", "rate", "Success while training", "steps"),
+        ("improve", "success", "Success in practice, with noise", "environment steps"),
+        ("improve", "anchor_kl", "Divergence from the start policy", "environment steps"),
     ):
-        series = [
-            Series(run, points, COLORS[place % len(COLORS)])
-            for place, (run, found) in enumerate(metrics.items())
-            if len(points := [(float(row["step"]), float(row[key])) for row in found.get("improve", ()) if key in row])
-            > 1
-        ]
-        if series:
-            plots.append(f"<h2>{title}</h2>{line_plot(series, 'environment steps', log=False)}")
+        if series := _series(groups, metrics, split, key):
+            plots.append(f"<h2>{title}</h2>{line_plot(series, axis, log=False)}")
     return "".join(plots)
+
+
+def _series(
+    groups: Sequence[RunGroup],
+    metrics: Mapping[str, Mapping[str, Any]],
+    split: str,
+    key: str,
+    suffix: str = "",
+    positive: bool = False,
+) -> list[Series]:
+    """One figure of each config, a color for each; the mean of its runs is over the steps that all of them have.
+
+    Args:
+        groups: the runs of each config.
+        metrics: `metrics.json` by run.
+        split: its list of rows.
+        key: the figure, in rows that have it.
+        suffix: of the names in the legend.
+        positive: leave out values that a logarithmic axis can't show.
+    """
+    series = []
+    for place, group in enumerate(groups):
+        look = {"color": COLORS[place % len(COLORS)], "dashed": split == "valid"}
+        curves = []
+        for run in group.runs:
+            rows = [row for row in metrics[run].get(split, ()) if key in row]
+            points = {float(row["step"]): float(row[key]) for row in rows if not positive or row[key] > 0}
+            if len(points) > 1 or split == "success":
+                curves.append(points)
+        curves = [points for points in curves if points]
+        if len(curves) == 1:
+            series.append(Series(f"{group.name}{suffix}", [*curves[0].items()], **look))
+            continue
+        series += [Series(group.name, [*points.items()], **look, thin=True) for points in curves]
+        if curves and (shared := sorted(set(curves[0]).intersection(*curves[1:]))):
+            means = [(step, sum(points[step] for points in curves) / len(curves)) for step in shared]
+            series.append(Series(f"{group.name}{suffix}, mean of {len(curves)} runs", means, **look))
+    return series
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from robopolicy.files import write_file
-from robopolicy.report.page import percent, percent_range, table, write_page
-from robopolicy.report.plots import histogram
-from robopolicy.report.video import demo_images, write_video
-from robopolicy.types import Demo
+from robopolicy.report.page import percent, percent_range, success_table, table, write_page
+from robopolicy.report.plots import histogram, interval_plot
+from robopolicy.report.video import episode_images, side_by_side, write_video
 
 
 def write_evaluation_report(
@@ -34,7 +33,7 @@ def write_evaluation_report(
     parts = [
         _summary(result),
         _in_a_row(result.get("in_a_row", ())),
-        _instructions(result["per_instruction"]),
+        success_table({"solved": result["per_instruction"]}),
         _lengths(result["outcomes"], result["control_dt"]),
         _faults(result.get("faults", {})),
         *_videos(folder, episodes, videos, fps),
@@ -63,11 +62,6 @@ def _in_a_row(shares: Sequence[float]) -> str:
     return f"<h2>Instructions solved in a row</h2>{table(head, [row], numbers_from=0)}"
 
 
-def _instructions(tried: Mapping[str, Sequence[int]]) -> str:
-    rows = [(name, f"{solved} / {count}", percent(solved / count)) for name, (solved, count) in tried.items()]
-    return f"<h2>By instruction</h2>{table(('instruction', 'solved', 'success'), rows)}"
-
-
 def _lengths(outcomes: Sequence[Mapping[str, Any]], control_dt: float) -> str:
     failed = [str(outcome["seed"]) for outcome in outcomes if not outcome["success"]]
     lengths = [outcome["steps"] for outcome in outcomes if outcome["success"]]
@@ -87,24 +81,74 @@ def _faults(faults: Mapping[str, Sequence[int]]) -> str:
 
 def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> list[str]:
     parts = []
-    filmed = [episode for episode in episodes if any(_has_images(demo) for demo in episode.demos)]
+    filmed = [episode for episode in episodes if _is_filmed(episode)]
     for title, name, wanted in (("Successes", "success", True), ("Failures", "failure", False)):
         chosen = sorted((e for e in filmed if e.success == wanted), key=lambda e: e.seed)[:count]
         figures = []
         for episode in chosen:
-            images = np.concatenate([demo_images(demo) for demo in episode.demos])
-            path = write_video(images, folder / f"{name}_{episode.seed}.mp4", fps)
-            data = base64.b64encode(path.read_bytes()).decode()
-            caption = f"seed {episode.seed}: {html.escape(episode.instruction)}, {episode.steps} steps"
-            video = f"<video controls loop muted autoplay height=256 src='data:video/mp4;base64,{data}'></video>"
-            figures.append(f"<figure>{video}<figcaption>{caption}</figcaption></figure>")
+            caption = f"seed {episode.seed}: {episode.instruction}, {episode.steps} steps"
+            figures.append(_video(episode_images(episode), folder / f"{name}_{episode.seed}.mp4", caption, fps))
         if figures:
             parts.append(f"<h2>{title}</h2>{''.join(figures)}")
     return parts
 
 
-def _has_images(demo: Demo) -> bool:
-    return any(value.ndim == 4 for value in demo.obs.values())
+def _video(images: np.ndarray, path: Path, caption: str, fps: float) -> str:
+    """A video beside the page, and within it."""
+    data = base64.b64encode(write_video(images, path, fps).read_bytes()).decode()
+    video = f"<video controls loop muted autoplay playsinline src='data:video/mp4;base64,{data}'></video>"
+    return f"<figure>{video}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def write_side_by_side(
+    folder: Path, runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Any]]], videos: int = 4, fps: float = 20.0
+) -> Path:
+    """Write `report.html` with several policies on the same seeds, and videos of the same seed beside each other.
+
+    Episodes are sorted by who solved them; those on which the policies differ come first.
+
+    Args:
+        folder: Made if missing.
+        runs: name -> (`Evaluation.to_dict()`, recorded episodes), of one task and the same seeds.
+        videos: how many seeds to show of each kind.
+        fps: images per second of the videos.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {name: result for name, (result, _) in runs.items()}
+    plot = interval_plot(
+        {f"{name}: {_rate(each)}": (each["success_rate"], each["interval"]) for name, each in results.items()}
+    )
+    instructions = success_table({name: result["per_instruction"] for name, result in results.items()})
+    by_seed = {name: {episode.seed: episode for episode in episodes} for name, (_, episodes) in runs.items()}
+    shared = sorted(set.intersection(*(set(found) for found in by_seed.values())))
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for seed in shared:
+        solved = tuple(name for name, found in by_seed.items() if found[seed].success)
+        kinds.setdefault(solved, []).append(seed)
+    parts = []
+    for solved, seeds in sorted(kinds.items(), key=lambda kind: (len(kind[0]) in (0, len(runs)), kind[0])):
+        who = "all" if len(solved) == len(runs) else "none" if not solved else f"{', '.join(solved)} only"
+        figures = []
+        for seed in seeds[:videos]:
+            episodes = [found[seed] for found in by_seed.values()]
+            if not all(map(_is_filmed, episodes)):
+                continue
+            ends = ", ".join(f"{'solved' if e.success else 'failed'} in {e.steps} steps" for e in episodes)
+            caption = f"seed {seed}: {episodes[0].instruction}; {ends}"
+            images = side_by_side([episode_images(episode) for episode in episodes])
+            figures.append(_video(images, folder / f"seed_{seed}.mp4", caption, fps))
+        parts.append(f"<h2>Solved by {html.escape(who)}: {len(seeds)} seeds</h2>{''.join(figures)}")
+    order = f"<p>In each video, from left to right: {html.escape(', '.join(runs))}.</p>" if videos else ""
+    title = f"{next(iter(results.values()))['task']}: {len(runs)} policies on the same seeds"
+    return write_page(folder / "report.html", title, [plot, instructions, order, *parts])
+
+
+def _rate(result: Mapping[str, Any]) -> str:
+    return f"{result['successes']} / {result['episodes']} = {percent(result['success_rate'])}"
+
+
+def _is_filmed(episode: Any) -> bool:
+    return any(value.ndim == 4 for demo in episode.demos for value in demo.obs.values())
 
 
 def _provenance(values: Mapping[str, Any]) -> str:

@@ -1,25 +1,37 @@
 """The parts of every page: style, tables, and writing a file whole."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from robopolicy.files import write_file
+from robopolicy.rollout.statistics import wilson_interval
 
 STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2733}
+:root{color-scheme:light dark;--text:#1d2733;--page:#fff;--faint:#5a6775;--grid:#dde3ea;
+--c0:#3566b8;--c1:#c2571a;--c2:#1c7c43;--c3:#8a4fb0;--c4:#b3372f;--c5:#5a6775}
+@media(prefers-color-scheme:dark){:root{--text:#dbe2ea;--page:#14181d;--faint:#97a3b0;--grid:#333c47;
+--c0:#78a6f0;--c1:#f0985c;--c2:#5fc488;--c3:#c497e6;--c4:#f0837b;--c5:#a9b4bf}}
+body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:var(--text);
+background:var(--page);overflow-wrap:anywhere}
 h1{font-size:1.5rem} h2{font-size:1.1rem;margin-top:2rem} .big{font-size:2.6rem;font-weight:650}
-table{border-collapse:collapse} td,th{padding:.25rem .8rem;border-bottom:1px solid #dde3ea;text-align:left}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} .bar{fill:#3566b8}
-figure{display:inline-block;margin:.4rem} figcaption{font-size:.8rem;color:#5a6775}
-video{border-radius:4px;image-rendering:pixelated} svg{overflow:visible} svg text{font-size:12px;fill:#5a6775}
-.grid{stroke:#dde3ea} pre{font-size:.8rem;overflow-x:auto}
+.wide{overflow-x:auto;overflow-wrap:normal} table{border-collapse:collapse}
+td,th{padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--grid);text-align:left;vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} td.n{white-space:nowrap} .bar{fill:var(--c0)}
+figure{display:inline-block;margin:.4rem .8rem .4rem 0;max-width:100%;overflow-x:auto;vertical-align:top}
+figcaption{font-size:.8rem;color:var(--faint)} img,video{display:block;max-width:100%;height:auto}
+img,video{border-radius:4px;image-rendering:pixelated} svg{max-width:100%;height:auto;min-width:20rem}
+svg text{font-size:12px;fill:var(--faint)} .grid{stroke:var(--grid)} pre{font-size:.8rem;overflow-x:auto}
+@media(max-width:40rem){body{margin:1rem auto} td,th{padding-right:.5rem;font-size:.85rem} .big{font-size:2rem}}
 """
 
 
 def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
     """Write one self-contained HTML file."""
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    head = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<link rel=icon href='data:,'><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    )
     write_file(path, f"{head}<h1>{html.escape(title)}</h1>{''.join(parts)}</html>")
     return path
 
@@ -34,7 +46,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: i
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', head)}</tr>{body}</table>"
+    return f"<div class=wide><table><tr>{cells('th', head)}</tr>{body}</table></div>"
 
 
 def percent(share: float) -> str:
@@ -45,3 +57,22 @@ def percent(share: float) -> str:
 def percent_range(bounds: Sequence[float]) -> str:
     """An interval as whole per cents."""
     return f"{100 * bounds[0]:.0f}-{100 * bounds[1]:.0f} %"
+
+
+def success_table(tried: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
+    """Success by instruction with Wilson's intervals, one column for each policy.
+
+    Args:
+        tried: policy -> instruction -> (solved, episodes).
+    """
+    names = dict.fromkeys(name for each in tried.values() for name in each)
+    rows = [(name or "without instruction", *(_share(each.get(name)) for each in tried.values())) for name in names]
+    return f"<h2>By instruction</h2>{table(('instruction', *tried), rows)}"
+
+
+def _share(counts: Sequence[int] | None) -> str:
+    if counts is None:
+        return ""
+    solved, episodes = counts
+    interval = percent_range(wilson_interval(solved, episodes))
+    return f"{solved} / {episodes} = {percent(solved / episodes)} ({interval})"

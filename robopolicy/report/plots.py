@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-COLORS = ("#3566b8", "#c2571a", "#1c7c43", "#8a4fb0", "#b3372f", "#5a6775")
-LEFT, TOP, BOTTOM = 64, 10, 36
-"""Room for the labels of the axes [pixels]."""
+COLORS = tuple(f"var(--c{place})" for place in range(6))
+"""Of the page's style, which has them for light and dark."""
+LEFT, TOP, BOTTOM, SIDE = 50, 10, 36, 16
+"""Room for the labels of the axes, and beside a whole drawing [pixels]."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,15 @@ class Series:
     points: Sequence[tuple[float, float]]
     color: str = COLORS[0]
     dashed: bool = False
+    thin: bool = False
+    """One of several behind another: drawn thin and pale, and left out of the legend."""
 
 
-def line_plot(series: Sequence[Series], x_label: str, log: bool, width: int = 640, height: int = 200) -> str:
-    """Lines over a common axis that starts at 0; with `log`, values must be positive."""
+def line_plot(series: Sequence[Series], x_label: str, log: bool, width: int = 520, height: int = 200) -> str:
+    """Lines over a common axis that includes 0; with `log`, values must be positive."""
     points = [point for each in series for point in each.points]
     right = max(x for x, _ in points) or 1.0
-    ticks = _log_ticks([y for _, y in points]) if log else _ticks(0.0, max(y for _, y in points) or 1.0)
+    ticks = _log_ticks([y for _, y in points]) if log else _ticks(*_bounds([y for _, y in points]))
     scale = math.log10 if log else float
     low, high = scale(ticks[0]), scale(ticks[-1])
 
@@ -44,35 +47,36 @@ def line_plot(series: Sequence[Series], x_label: str, log: bool, width: int = 64
     parts.append(f"<text x={LEFT + width / 2} y={height + 32} text-anchor=middle>{html.escape(x_label)}</text>")
     for each in series:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in each.points))
-        dash = " stroke-dasharray='6 4'" if each.dashed else ""
-        parts.append(f"<polyline points='{line}' fill=none stroke='{each.color}' stroke-width=1.6{dash} />")
+        look = "stroke-width:1;opacity:.4" if each.thin else "stroke-width:1.8"
+        dash = ";stroke-dasharray:6 4" if each.dashed else ""
+        parts.append(f"<polyline points='{line}' fill=none style='stroke:{each.color};{look}{dash}' />")
     svg = _svg(parts, LEFT + width + 16, height)
     legend = " &nbsp; ".join(
         f"<span style='color:{each.color}'>{'- -' if each.dashed else '&mdash;'} {html.escape(each.name)}: "
         f"{each.points[-1][1]:.4g}</span>"
         for each in series
+        if not each.thin and each.name
     )
-    return f"<figure>{svg}<figcaption>{legend}</figcaption></figure>"
+    return f"<figure>{svg}{f'<figcaption>{legend}</figcaption>' if legend else ''}</figure>"
 
 
 def interval_plot(rows: Mapping[str, tuple[float, Sequence[float]]], width: int = 420) -> str:
-    """Success rates with their intervals, one below the other on an axis of 0 to 100 %."""
-    parts, height = [], 26 * len(rows)
+    """Success rates with their intervals, one below the other on an axis of 0 to 100 %, each under its name."""
+    parts, height = [], 40 * len(rows)
     for tick in range(0, 101, 25):
         x = width * tick / 100
         parts.append(f"<line class=grid x1={x} x2={x} y1=0 y2={height} />")
         parts.append(f"<text x={x} y={height + 16} text-anchor=middle>{tick} %</text>")
     for row, (name, (rate, (low, high))) in enumerate(rows.items()):
-        y = 26 * row + 13
-        parts.append(
-            f"<line x1={width * low:.1f} x2={width * high:.1f} y1={y} y2={y} stroke='{COLORS[0]}' stroke-width=3 />"
-        )
-        parts.append(f"<circle cx={width * rate:.1f} cy={y} r=5 fill='{COLORS[0]}' />")
-        parts.append(f"<text x={width + 12} y={y + 4}>{html.escape(name)}</text>")
-    return f"<figure>{_svg(parts, width + 420, height)}</figure>"
+        y = 40 * row + 28
+        style = f"stroke:{COLORS[0]};fill:{COLORS[0]};stroke-width:3"
+        parts.append(f"<line x1={width * low:.1f} x2={width * high:.1f} y1={y} y2={y} style='{style}' />")
+        parts.append(f"<circle cx={width * rate:.1f} cy={y} r=5 style='{style}' />")
+        parts.append(f"<text x=4 y={y - 12}>{html.escape(name)}</text>")
+    return f"<figure>{_svg(parts, width + 24, height)}</figure>"
 
 
-def histogram(values: Sequence[int], x_label: str, width: int = 640, height: int = 140) -> str:
+def histogram(values: Sequence[int], x_label: str, width: int = 480, height: int = 140) -> str:
     """How often which whole number occurs, at most 30 bars."""
     low, high = int(min(values)), int(max(values))
     step = max(1, -(-(high - low + 1) // 30))
@@ -93,8 +97,14 @@ def histogram(values: Sequence[int], x_label: str, width: int = 640, height: int
 
 def _svg(parts: Sequence[str], width: int, height: int) -> str:
     """A drawing with room for labels on all sides."""
-    wide, high = width + 2 * TOP, height + TOP + BOTTOM
-    return f"<svg width={wide} height={high} viewBox='{-TOP} {-TOP} {wide} {high}'>{''.join(parts)}</svg>"
+    wide, high = width + 2 * SIDE, height + TOP + BOTTOM
+    return f"<svg width={wide} height={high} viewBox='{-SIDE} {-TOP} {wide} {high}'>{''.join(parts)}</svg>"
+
+
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    """0 and the values, at least some distance apart."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    return low, high if high > low else low + 1.0
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -102,7 +112,8 @@ def _ticks(low: float, high: float) -> list[float]:
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    return [low + step * i for i in range(math.ceil((high - low) / step - 1e-9) + 1)]
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * place for place in range(first, last + 1)]
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:

@@ -1,7 +1,9 @@
 """Images of demos as videos for a browser, or in the rerun viewer."""
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +72,21 @@ def demo_images(demo: Demo) -> np.ndarray:
     if not images:
         raise ValueError(f"{demo.name} holds no images; it has {', '.join(sorted(demo.obs))}; collect with --cameras")
     return np.concatenate(images, axis=2)
+
+
+def episode_images(episode: Any) -> np.ndarray:
+    """All cameras of a recorded `rollout.episodes.Episode` side by side, (T, height, width, 3) uint8."""
+    return np.concatenate([demo_images(demo) for demo in episode.demos])
+
+
+def side_by_side(videos: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
+    """Videos (T, height, width, 3) uint8 of one height as one; those that end first show their last image."""
+    length = max(len(video) for video in videos)
+    parts = []
+    for video in videos:
+        held = np.concatenate([video, np.repeat(video[-1:], length - len(video), axis=0)])
+        parts += [held, np.full((length, video.shape[1], gap, 3), 255, np.uint8)]
+    return np.concatenate(parts[:-1], axis=2)
 
 
 def show_in_rerun(demo: Demo, control_dt: float = 0.05) -> None:

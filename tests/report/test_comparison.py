@@ -41,7 +41,17 @@ def test_runs_of_improve_share_one_learning_curve(tmp_path, evaluation):
     page = write_comparison(runs, tmp_path / "report.html").read_text()
     assert "Success in practice" in page
     assert "Divergence" not in page  # a single point is no curve
-    assert page.count("<polyline") == 6  # train and valid loss of each, and the success of each in practice
+    assert page.count("<polyline") == 9  # train and valid loss and the success in practice: each run's, and their mean
+
+
+def test_the_mean_of_training_seeds_is_over_the_steps_that_all_have(tmp_path, evaluation):
+    """Guards against: a mean that jumps where one of the runs ends, and seeds that are compared as if they were configs."""
+    runs = [
+        write_run(tmp_path / str(n), evaluation({1}), hidden=64, losses=losses)
+        for n, losses in enumerate([(4.0, 2.0), (2.0, 1.0, 9.0)])
+    ]
+    page = write_comparison(runs, tmp_path / "report.html").read_text()
+    assert page.count("mean of 2 runs: 1.5") == 2  # of the losses at step 20, train and valid; not at 30
 
 
 def test_a_run_that_was_not_evaluated_says_how_to(tmp_path, evaluation):

@@ -1,8 +1,13 @@
 """The page of one evaluation."""
 
 import json
+from dataclasses import replace
 
-from robopolicy.report import write_evaluation_report
+import numpy as np
+
+from robopolicy.report import write_evaluation_report, write_side_by_side
+from robopolicy.rollout.episodes import Episode
+from robopolicy.types import Demo
 
 
 def test_the_page_says_whose_success_it_is_of_how_many_and_which_failed(tmp_path, evaluation):
@@ -11,7 +16,7 @@ def test_the_page_says_whose_success_it_is_of_how_many_and_which_failed(tmp_path
     assert "<h1>lift: runs/&lt;lift&gt;</h1>" in page
     assert "18 of 20 episodes, 95 % interval 70-97 % (Wilson)" in page
     assert "<p>0, 1</p>" in page
-    assert "<td>lift &lt;it&gt;</td><td class=n>18 / 20</td>" in page
+    assert "<td>lift &lt;it&gt;</td><td class=n>18 / 20 = 90 % (70-97 %)</td>" in page
     assert json.loads((tmp_path / "out" / "result.json").read_text())["successes"] == 18
 
 
@@ -35,3 +40,35 @@ def test_episodes_in_which_the_simulator_broke_are_named(tmp_path, evaluation):
     values = evaluation({1}) | {"faults": {"no reply within 60 s": [3, 4]}}
     page = write_evaluation_report(tmp_path, values).read_text()
     assert "<td>no reply within 60 s</td><td class=n>2</td><td class=n>3, 4</td>" in page
+
+
+def test_policies_are_shown_side_by_side_where_they_differ(tmp_path, evaluation):
+    """Guards against: videos of different seeds beside each other, of which nobody can tell which policy is better."""
+    from imageio_ffmpeg import count_frames_and_secs
+
+    def episodes(solved, length):
+        images = np.zeros((length, 16, 16, 3), np.uint8)
+        demo = Demo(name="demo_0", obs={"front": images}, actions=np.zeros((length, 1), np.float32))
+        made = Episode(seed=0, instruction="lift <it>", success=False, steps=length, demos=(demo,))
+        return [replace(made, seed=seed, success=seed in solved) for seed in range(6)]
+
+    runs = {
+        "one": (evaluation({0, 1}), episodes({0, 1}, 5)),
+        "the <other>": (evaluation({1, 2, 3}), episodes({1, 2, 3}, 9)),
+    }
+    page = write_side_by_side(tmp_path, runs, videos=1).read_text()
+    parts = ["one only: 1 seeds", "the &lt;other&gt; only: 2 seeds", "none: 2 seeds", "all: 1 seeds"]
+    places = [page.index(f"Solved by {part}") for part in parts]
+    assert places == sorted(places)
+    assert page.count("<video") == 4
+    assert "seed 0: lift &lt;it&gt;; solved in 5 steps, failed in 9 steps" in page
+    assert "<th class=n>one</th><th class=n>the &lt;other&gt;</th>" in page
+    assert "from left to right: one, the &lt;other&gt;." in page
+    assert count_frames_and_secs(tmp_path / "seed_0.mp4")[0] == 9
+
+
+def test_policies_without_videos_are_compared_too(tmp_path, evaluation):
+    """Guards against: a page that fails where nothing was filmed."""
+    bare = [Episode(seed=seed, instruction="", success=False, steps=3) for seed in range(20)]
+    page = write_side_by_side(tmp_path, {"a": (evaluation(set()), bare), "b": (evaluation(set()), bare)}, videos=0)
+    assert "Solved by none: 20 seeds" in page.read_text()

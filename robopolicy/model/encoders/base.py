@@ -97,6 +97,15 @@ class TokenEncoder(nn.Module):
         """
         raise NotImplementedError
 
+    def attention(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> dict[str, Tensor]:
+        """Where the encoder looks, for people: camera -> weights (frames, rows, columns); empty where it has no such maps.
+
+        Args:
+            obs: as for `forward`, with one leading axis.
+            text: as for `forward`.
+        """
+        return {}
+
 
 def append_text(
     tokens: Tensor, text: TextTokens | None, token_valid: Tensor | None = None

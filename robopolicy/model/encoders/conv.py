@@ -82,12 +82,28 @@ class ConvEncoder(TokenEncoder):
         points, grid = spatial_softmax(features), cell_positions(*features.shape[-2:], like=features)
         values = rearrange(features, "b c h w -> b (h w) c")
         found = [points.flatten(1)]
-        if self.query is not None and text is not None:
-            sentence = text.sentence.expand(*batch, text.sentence.shape[-1]).reshape(-1, text.sentence.shape[-1])
-            queries = self.query(sentence).unflatten(-1, (-1, values.shape[-1]))
-            attention = functional.softmax(queries @ values.mT / values.shape[-1] ** 0.5, dim=-1)
+        if (attention := self._steered(values, text, batch)) is not None:
             found.append(torch.cat([attention @ values, attention @ grid], dim=-1).flatten(1))
         return torch.cat(found, dim=-1).reshape(*batch, -1)
+
+    def _steered(self, values: Tensor, text: TextTokens | None, batch: torch.Size) -> Tensor | None:
+        """Weights (frames, queries, cells) of the instruction's queries over features (frames, cells, C)."""
+        if self.query is None or text is None:
+            return None
+        sentence = text.sentence.expand(*batch, text.sentence.shape[-1]).reshape(-1, text.sentence.shape[-1])
+        queries = self.query(sentence).unflatten(-1, (-1, values.shape[-1]))
+        return functional.softmax(queries @ values.mT / values.shape[-1] ** 0.5, dim=-1)
+
+    def attention(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> dict[str, Tensor]:
+        """See `TokenEncoder`: the mean over the instruction's queries, or over the keypoints' own maps."""
+        maps = {}
+        for place, camera in enumerate(self.cameras):
+            features = self._features(obs[camera], 0 if self.shared else place)
+            cells = features.flatten(2)
+            weights = self._steered(cells.mT, text, features.shape[:1])
+            weights = functional.softmax(cells, dim=-1) if weights is None else weights
+            maps[camera] = weights.mean(dim=1).unflatten(-1, features.shape[-2:])
+        return maps
 
     def _features(
         self, images: UInt8[Tensor, "frames height width channels"], trunk: int

@@ -86,6 +86,17 @@ class PixelsEncoder(TokenEncoder):
         tokens = torch.cat([self.project(attended), fused[..., None, :]], dim=-2)
         return Encoding(*append_text(tokens, text), predictions)
 
+    def attention(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> dict[str, Tensor]:
+        """See `TokenEncoder`: the mean over the queries."""
+        sentence = None
+        if text is not None:
+            sentence = text.sentence.expand(len(obs[self.cameras[0]]), text.sentence.shape[-1])
+        maps = {}
+        for camera, encode in zip(self.cameras, self.camera_encoders, strict=True):
+            weights, _, size = encode.attention(obs[camera], sentence)
+            maps[camera] = weights.mean(dim=1).unflatten(-1, size)
+        return maps
+
 
 class CameraEncoder(nn.Module):
     """One camera: patches to a feature map, and queries from the sentence vector that attend to it.
@@ -108,6 +119,12 @@ class CameraEncoder(nn.Module):
         self, image: UInt8[Tensor, "frames height width 3"], sentence: Float[Tensor, "frames text"] | None
     ) -> Float[Tensor, "frames queries attended"]:
         """Per query the attended feature, then the attended position (x right, y down, each in [-1, 1])."""
+        attention, values, size = self.attention(image, sentence)
+        grid = cell_positions(*size, like=values)
+        return torch.cat([attention @ values, attention @ grid.expand(image.shape[0], -1, -1)], dim=-1)
+
+    def attention(self, image: Tensor, sentence: Tensor | None) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Weights (frames, queries, cells), the cells' features (frames, cells, channels), and their rows and columns."""
         pad_down, pad_right = (-side % self.PATCH_PX for side in image.shape[1:3])
         padded = functional.pad(image, (0, 0, 0, pad_right, 0, pad_down))
         patches = rearrange(padded, "b (h p) (w q) c -> b (p q c) h w", p=self.PATCH_PX, q=self.PATCH_PX)
@@ -118,8 +135,7 @@ class CameraEncoder(nn.Module):
         if self.query is not None and sentence is not None:
             queries = queries + self.query(sentence).unflatten(-1, self.free_query.shape)
         attention = functional.softmax(queries @ keys.mT / self.CHANNELS**0.5, dim=-1)
-        grid = cell_positions(*features.shape[-2:], like=values)
-        return torch.cat([attention @ values, attention @ grid.expand(image.shape[0], -1, -1)], dim=-1)
+        return attention, values, (features.shape[-2], features.shape[-1])
 
 
 def cell_positions(height: int, width: int, like: Tensor) -> Tensor:

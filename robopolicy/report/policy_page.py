@@ -1,0 +1,185 @@
+"""A page of one demo through a policy's eyes: where it looks, and what it predicts beside what was demonstrated."""
+
+import base64
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robopolicy.demos.formats._video import encode_png
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.report.page import table, write_page
+from robopolicy.report.plots import COLORS, Series, line_plot
+from robopolicy.types import Demo, Policy
+
+SHOWN = 6
+"""Frames of which the maps are drawn, and chunks in each plot times two."""
+CELLS = 8
+"""Rows and columns of squares that are covered one after another."""
+GLOW = np.array([255.0, 150.0, 30.0])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a policy made of one demo."""
+
+    steps: np.ndarray
+    """(frames,) int, steps of the demo at which the policy saw a frame."""
+    chunks: np.ndarray
+    """(frames, K, width), the actions predicted from each of them, in the demos' units."""
+    maps: Mapping[str, Mapping[int, np.ndarray]]
+    """Camera -> step -> (rows, columns), how much each place counts, 0 to 1."""
+    by_attention: bool
+    """Whether the maps are the encoder's own attention; else the change of the chunk when a square is covered."""
+
+
+def write_policy_page(policy: Policy, demo: Demo, out: Path, title: str) -> Path:
+    """Write one HTML page: maps over the images, and each action column as predicted and as demonstrated.
+
+    Args:
+        policy: it sees the demo's observations, one after another, and its actions never.
+        demo: with the keys that the policy reads.
+        out: the page.
+        title: whose policy, and which demo.
+
+    Raises:
+        KeyError, ValueError: the demo's keys are not those that the policy reads.
+    """
+    seen = look(policy, demo)
+    return write_page(
+        out, title, [_instruction(demo), _maps(demo, seen), _errors(demo, seen), _chunks(policy, demo, seen)]
+    )
+
+
+@torch.no_grad()
+def look(policy: Policy, demo: Demo) -> Seen:
+    """Run a policy over the observations of a demo."""
+    stride = policy.spec.frame_stride
+    steps = np.arange(0, len(demo), stride)
+    drawn = {int(step) for step in steps[np.linspace(0, len(steps) - 1, min(SHOWN, len(steps))).astype(int)]}
+    state, chunks = policy.initial_state(1), []
+    maps: dict[str, dict[int, np.ndarray]] = {camera: {} for camera in policy.spec.cameras}
+    by_attention = True
+    rows = {**demo.obs, **({} if demo.tokens is None else {"tokens": demo.tokens})}
+    for step in steps:
+        frame = {key: values[step : step + 1] for key, values in rows.items() if key in policy.spec.observation}
+        frame["instruction"] = demo.instruction
+        before = state
+        actions, state = policy.act(frame, state)
+        chunks.append(_array(actions)[0])
+        if step in drawn and maps:
+            found = _attention(policy, frame)
+            by_attention = bool(found)
+            for camera, each in (found or _occlusion(policy, frame, before, chunks[-1])).items():
+                maps[camera][int(step)] = each / max(float(each.max()), 1e-9)
+    return Seen(steps, np.stack(chunks), maps, by_attention)
+
+
+def _attention(policy: Policy, frame: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The encoder's own maps; empty where it has none."""
+    if not isinstance(policy, ChunkPolicy):
+        return {}
+    obs = {key: torch.as_tensor(frame[key], device=policy.device) for key in policy.obs}
+    text = policy.instruction_text(frame["instruction"], (1,))
+    read = policy.text(text) if policy.text is not None and text is not None else None
+    return {camera: _array(each)[0] for camera, each in policy.encoder.attention(policy.scaling(obs), read).items()}
+
+
+def _occlusion(policy: Policy, frame: Mapping[str, Any], state: Any, chunk: np.ndarray) -> dict[str, np.ndarray]:
+    """How far the chunk moves when one square of an image is covered with the image's mean color."""
+    spread = np.maximum(np.abs(chunk).max(axis=0), 1e-6)
+    many = {key: np.repeat(value, CELLS**2, axis=0) for key, value in frame.items() if key != "instruction"}
+    states, found = type(state).concat([state] * CELLS**2), {}
+    for camera in policy.spec.cameras:
+        covered = many[camera].copy()
+        height, width = covered.shape[1:3]
+        for place in range(CELLS**2):
+            row, column = divmod(place, CELLS)
+            area = (slice(row * height // CELLS, (row + 1) * height // CELLS),)
+            area += (slice(column * width // CELLS, (column + 1) * width // CELLS),)
+            covered[(place, *area)] = covered[place].mean(axis=(0, 1)).astype(np.uint8)
+        actions, _ = policy.act({**many, camera: covered, "instruction": frame["instruction"]}, states)
+        found[camera] = np.abs((_array(actions) - chunk) / spread).mean(axis=(1, 2)).reshape(CELLS, CELLS)
+    return found
+
+
+# -- the page --------------------------------------------------------------------------------------------------------------
+
+
+def _instruction(demo: Demo) -> str:
+    said = f": &ldquo;{html.escape(demo.instruction)}&rdquo;" if demo.instruction else ""
+    return f"<p>{html.escape(demo.name)}, {len(demo)} steps{said}</p>"
+
+
+def _maps(demo: Demo, seen: Seen) -> str:
+    if not seen.maps:
+        return ""
+    how = (
+        "the encoder's attention, or where its keypoints are"
+        if seen.by_attention
+        else "how far the predicted chunk moves when that part of the image is covered"
+    )
+    parts = [f"<h2>Where it looks</h2><p>Bright: {how}.</p>"]
+    for camera, frames in seen.maps.items():
+        parts.append(f"<h3>{html.escape(camera)}</h3>")
+        for step, weights in frames.items():
+            data = base64.b64encode(encode_png(glowing(demo.obs[camera][step], weights))).decode()
+            image = f"<img width=224 alt='{html.escape(camera)}, step {step}' src='data:image/png;base64,{data}'>"
+            parts.append(f"<figure>{image}<figcaption>step {step}</figcaption></figure>")
+    return "".join(parts)
+
+
+def glowing(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """An image (height, width, channels) uint8 in dim gray, tinted in its colors where `weights` (rows, columns) are high."""
+    height, width = image.shape[:2]
+    rows = np.arange(height) * weights.shape[0] // height
+    columns = np.arange(width) * weights.shape[1] // width
+    amount = np.sqrt(weights[rows][:, columns, None])  # so that a second place can be seen beside the first
+    colored = np.broadcast_to(image[..., :3], (height, width, 3)).astype(float)
+    gray = 0.55 * colored.mean(axis=-1, keepdims=True)
+    lit = 0.65 * colored + 0.35 * GLOW
+    return (gray + amount * (lit - gray)).clip(0, 255).astype(np.uint8)
+
+
+def _errors(demo: Demo, seen: Seen) -> str:
+    """Mean absolute error of each column, of the first action and of the whole chunk, beside the column's own spread."""
+    ahead = seen.chunks.shape[1]
+    wanted = np.full((len(seen.steps), ahead, demo.actions.shape[1]), np.nan)
+    for place, step in enumerate(seen.steps):
+        rows = demo.actions[step : step + ahead]
+        wanted[place, : len(rows)] = rows
+    errors = np.abs(seen.chunks - wanted)
+    rows = [
+        (column, f"{np.nanmean(errors[:, 0, column]):.3g}", f"{np.nanmean(errors[..., column]):.3g}", f"{spread:.3g}")
+        for column, spread in enumerate(demo.actions.std(axis=0))
+    ]
+    head = ("action column", "error of the first action", f"of all {ahead}", "standard deviation of the demo")
+    return f"<h2>Predicted against demonstrated</h2>{table(head, rows)}"
+
+
+def _chunks(policy: Policy, demo: Demo, seen: Seen) -> str:
+    """A plot of each column: the demo's actions, and chunks from frames along it, each where its actions would be executed."""
+    every = max(1, -(-len(seen.steps) // (2 * SHOWN)))
+    spec, plots = policy.spec.action, []
+    for column in range(demo.actions.shape[1]):
+        points = [(float(step), float(value)) for step, value in enumerate(demo.actions[:, column])]
+        series = [Series("", points, "var(--faint)")]
+        for place in range(0, len(seen.steps), every):
+            values = seen.chunks[place, : len(demo) - seen.steps[place], column]
+            points = [(float(seen.steps[place] + ahead), float(value)) for ahead, value in enumerate(values)]
+            series.append(Series("", points, COLORS[1]))
+        kind = "gripper" if column in (*spec.gripper_columns, *spec.continuous_gripper) else "arm"
+        plots.append(line_plot(series, f"column {column} ({kind}) by step of the demo", False, width=270, height=110))
+    legend = (
+        "<p><span style='color:var(--faint)'>&mdash; demonstrated</span> &nbsp; "
+        f"<span style='color:{COLORS[1]}'>&mdash; chunks, predicted from the frames at which they begin</span></p>"
+    )
+    return legend + "".join(plots)
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
