@@ -108,6 +108,6 @@ def test_every_writer_keeps_what_it_is_given(kind, make, target, options, check,
 
 
 def test_a_format_that_is_only_read_is_refused_as_target(tmp_path, tiny_demos):
-    """Guards against: an AttributeError for `--format minari`."""
-    with pytest.raises(ConfigError, match="'minari' can only be read; convert writes: act, lerobot, robomimic"):
-        convert(tiny_demos, tmp_path / "out", "minari")
+    """Guards against: an AttributeError for `--format libero`."""
+    with pytest.raises(ConfigError, match="'libero' can only be read; convert writes: act, lerobot, minari, robomimic"):
+        convert(tiny_demos, tmp_path / "out", "libero")

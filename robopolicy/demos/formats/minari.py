@@ -1,42 +1,67 @@
 """Minari datasets: `data/main_data.hdf5` with a group `episode_<i>` each (minari.farama.org, Dataset Standards).
 
 `observations` has T + 1 rows, an array or nested groups; `actions`, `rewards`, `terminations` and `truncations` have T. The
-text observation `mission` (MiniGrid, BabyAI) is the instruction; other text observations are left out.
+text observation `mission` (MiniGrid, BabyAI) is the instruction; other text observations are left out. Our own writer adds
+`data/robopolicy.json`, which Minari ignores, for what the layout can't hold.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from robopolicy.components import NoOptions, register
+from robopolicy.components import register, require
+from robopolicy.demos.formats._minari_writer import KEPT, MISSION, SIDECAR, write_minari
 from robopolicy.demos.formats._video import decode_image
-from robopolicy.demos.formats.base import ReaderBase, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, ReaderBase, require_demo, wanted_keys
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in, keys_of
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.images import as_image
+from robopolicy.demos.packing import by_number
 from robopolicy.demos.probe import open_hdf5
-from robopolicy.demos.schema import json_file, json_object
+from robopolicy.demos.schema import GREATEST_CHARS, action_spec_from, json_file, json_object, list_of
 from robopolicy.types import Demo, DemoFormatError
 
 EPISODE = re.compile(r"episode_(\d+)")
-MISSION = "mission"
-"""The text observation of MiniGrid and BabyAI that holds the instruction."""
+DATASET_ID = re.compile(r"([-_\w]+/)*[-_\w]+-v\d+")
+DESCRIBED = (
+    "observation_space",
+    "action_space",
+    "total_steps",
+    "total_episodes",
+    "dataset_size",
+    "data_format",
+    "jpeg_encoding",
+)
+"""Entries of `metadata.json` that describe the files and not the demos."""
 READ = {"observations", "actions", "rewards", "terminations", "truncations"}
 """Parts of an episode that are read."""
 
 
-@register("demo_format", "minari")
+@dataclass(frozen=True)
+class MinariOptions:
+    """How data sets are written; reading needs none of them."""
+
+    dataset_id: str = "robopolicy/demos-v0"
+    """The name by which Minari knows the data set, `(namespace/)name-v0`."""
+
+    def __post_init__(self) -> None:
+        known = bool(DATASET_ID.fullmatch(self.dataset_id))
+        require(known, f"demo_format 'minari': dataset_id must be (namespace/)name-v<number>, got {self.dataset_id}")
+
+
+@register("demo_format", "minari", MinariOptions)
 class MinariFormat:
-    """Minari datasets, by their folder or their `main_data.hdf5`; read only."""
+    """Minari datasets, by their folder or their `main_data.hdf5`."""
 
     refines = ()
 
-    def __init__(self, options: NoOptions) -> None:
-        pass
+    def __init__(self, options: MinariOptions) -> None:
+        self._options = options
 
     def matches(self, path: Path) -> bool:
         """A folder that holds `main_data.hdf5`, or an HDF5 file with `episode_<i>/observations` at its root."""
@@ -49,6 +74,10 @@ class MinariFormat:
     def open(self, path: Path) -> "MinariReader":
         """A reader of the data set."""
         return MinariReader(path)
+
+    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
+        """Write these demos as episodes 0, 1, ..."""
+        return write_minari(source, target, names, self._options.dataset_id)
 
 
 class MinariReader(ReaderBase):
@@ -64,13 +93,16 @@ class MinariReader(ReaderBase):
         episodes = sorted(
             int(match.group(1)) for key in keys_of(self._file, self._where) if (match := EPISODE.fullmatch(key))
         )
-        self.names = tuple(f"demo_{number}" for number in episodes)
-        self.attributes = attributes_of(self._file, self._where) | _metadata(main.with_name("metadata.json"))
+        self._take_own(main.with_name(SIDECAR), episodes)
+        self.names = tuple(self._episodes)
+        about = attributes_of(self._file, self._where) | _metadata(main.with_name("metadata.json"))
+        self.attributes = {key: value for key, value in about.items() if key not in DESCRIBED}
         spec = self.attributes.get("env_spec")
         env = json_object(spec, f"{self._where}: env_spec") if isinstance(spec, str) else spec
         if isinstance(env, Mapping) and "id" in env:
             env_args = {"env_name": str(env["id"]), "type": 2, "env_kwargs": env.get("kwargs", {})}
             self.attributes = {**self.attributes, "env_args": env_args}
+        self.attributes |= {key: self._own[key] for key in KEPT if key in self._own}
         self.notes = ("the last observation of each episode, on which no action was taken, is left out",)
         if episodes:
             first = group_in(self._file, f"episode_{episodes[0]}", self._where)
@@ -82,11 +114,27 @@ class MinariReader(ReaderBase):
             if MISSION in texts:
                 self.notes += (f"the text {MISSION} at an episode's first step is taken as its instruction",)
 
+    def _take_own(self, sidecar: Path, episodes: Sequence[int]) -> None:
+        """Read what our writer added: names, action columns, filter keys."""
+        self._own = own = json_file(sidecar) if sidecar.is_file() else {}
+        where = f"{self.path.name}: {SIDECAR}"
+        names = own.get("names", [f"demo_{number}" for number in episodes])
+        masks, texts = own.get("filter_keys", {}), list_of(lambda value: isinstance(value, str))
+        fits = texts(names) and len(set(names)) == len(names) == len(episodes)
+        if not fits or not isinstance(masks, dict) or not all(map(texts, masks.values())):
+            raise DemoFormatError(f"{where}: names or filter_keys do not fit the {len(episodes)} episodes")
+        self._episodes = {by_number([name], where)[0]: number for name, number in zip(names, episodes, strict=True)}
+        if unknown := sorted({name for members in masks.values() for name in members} - set(names)):
+            raise DemoFormatError(f"{where}: filter_keys name {unknown[0]}, which the data set does not hold")
+        self.filter_keys = masks
+        if isinstance(spec := own.get("action_spec"), dict):
+            self.action_spec = action_spec_from(spec, where)
+
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One episode; nested observation keys are joined by `_`, `keys` limits which are read."""
         require_demo(self, name)
         where = f"{self._where}, {name}"
-        episode = group_in(self._file, name.replace("demo", "episode"), where)
+        episode = group_in(self._file, f"episode_{self._episodes[name]}", where)
         with damage_named(where):
             actions = read_rows(dataset_in(episode, "actions", where), f"{where}: actions")
             if actions.ndim != 2:
@@ -106,9 +154,12 @@ class MinariReader(ReaderBase):
                         f"expected {len(actions) + 1}"
                     )
             texts = {key: found.pop(key) for key in list(found) if found[key].dtype.kind == "O"}
-            instruction = str(texts[MISSION].asstr()[0]) if MISSION in texts else None
+            instruction = str(texts[MISSION].asstr()[0]) or None if MISSION in texts else None
             wanted = wanted_keys(found, keys, where)
             obs = {key: as_image(_values(found[key], len(actions), f"{where}: {key}")) for key in wanted}
+        for field in self._own.get("absent", ()):  # what our writer put there since Minari requires it
+            for key in {"rewards": ("rewards",), "dones": ("terminations", "truncations")}.get(str(field), ()):
+                optional.pop(key, None)
         ends = [optional[key] for key in ("terminations", "truncations") if key in optional]
         attributes = attributes_of(episode, where)
         seed = attributes.pop("seed", None)
@@ -166,5 +217,5 @@ def _main_file(folder: Path) -> Path | None:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """The metadata that newer versions keep beside the HDF5 file."""
-    return json_file(path) if path.is_file() else {}
+    """The metadata that newer versions keep beside the HDF5 file; none where the spaces of large images fill it."""
+    return json_file(path) if path.is_file() and path.stat().st_size <= GREATEST_CHARS else {}

@@ -1,12 +1,24 @@
 """Minari data sets."""
 
+import json
+import os
+import re
+import subprocess
+import venv
+from dataclasses import replace
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 
-from robopolicy.demos.formats import open_demos
+from robopolicy.components import ConfigError
+from robopolicy.demos.formats import convert, open_demos
+from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.types import DemoFormatError
-from tests.demo_samples import LENGTHS, images, jpeg, write_minari
+from tests.demo_samples import LENGTHS, assert_same, images, jpeg, write_minari
+
+MINARI = "minari[hdf5]==0.5.4"
 
 
 def test_observations_line_up_with_the_actions_taken_on_them(tmp_path):
@@ -108,3 +120,122 @@ def test_step_arrays_of_another_shape_or_type_are_refused(tmp_path, key, values,
         file[f"episode_0/{key}"] = values
     with open_demos(folder) as demos, pytest.raises(DemoFormatError, match=message):
         demos.read("demo_0")
+
+
+def written(tiny_demos: Path, folder: Path, demos: list[str] | None = None) -> Path:
+    convert(tiny_demos, folder, "minari", names=demos, options={"dataset_id": "lab/lift-v3"})
+    return folder
+
+
+def test_our_own_demos_come_back_with_names_masks_and_columns(tiny_demos, tmp_path):
+    """Guards against: a conversion there and back after which training splits or scales otherwise."""
+    target = written(tiny_demos, tmp_path / "out", ["demo_4", "demo_1"])
+    with open_demos(target) as found, open_demos(tiny_demos) as given:
+        assert list(found.names) == ["demo_4", "demo_1"]
+        assert found.filter_keys == {"train": ["demo_1"], "valid": ["demo_4"]}
+        assert found.action_spec == given.action_spec
+        for name in found.names:
+            was = given.read(name)
+            assert_same(replace(found.read(name), dones=was.dones), was)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"names": ["demo_0"]}, "do not fit the 5 episodes"),
+        ({"names": ["demo_0"] * 5}, "do not fit the 5 episodes"),
+        ({"names": ["../x", *(f"demo_{number}" for number in range(4))]}, "a demo is named '../x'"),
+        ({"filter_keys": {"train": ["demo_9"]}}, "name demo_9, which the data set does not hold"),
+        ({"action_spec": {"arm": -1}}, "arm is '-1'"),
+    ],
+)
+def test_a_crafted_sidecar_is_refused_in_one_line(tiny_demos, tmp_path, own, message):
+    """Guards against: a stranger's names and columns taken unseen."""
+    target = written(tiny_demos, tmp_path / "out")
+    (target / "data/robopolicy.json").write_text(json.dumps(own))
+    with pytest.raises(DemoFormatError, match=re.escape(message)):
+        open_demos(target)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"obs": {"mission": np.zeros((10, 2))}}, "can't be called 'mission'"),
+        ({"rewards": None}, "only some of the demos have rewards"),
+        ({"instruction": None}, "only some of the demos have instruction"),
+        ({"actions": np.zeros((10, 6))}, "actions is unlike demo_0's"),
+    ],
+)
+def test_demos_that_fit_no_common_space_are_refused(tmp_path, make_demo, change, message):
+    """Guards against: a data set that Minari itself can't load."""
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        writer.write(make_demo(0))
+        writer.write(replace(make_demo(1), **change))
+    with pytest.raises(DemoFormatError, match=message):
+        convert(tmp_path / "a.hdf5", tmp_path / "out", "minari")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_id_that_minari_refuses_is_refused(tiny_demos, tmp_path):
+    """Guards against: a data set that Minari refuses when it is loaded."""
+    with pytest.raises(ConfigError, match="dataset_id must be"):
+        convert(tiny_demos, tmp_path / "out", "minari", options={"dataset_id": "lift"})
+
+
+READ_BY_MINARI = """
+import json, sys
+import minari, numpy as np
+data = minari.MinariDataset(sys.argv[1] + "/data")
+print(json.dumps({
+    "id": data.spec.dataset_id, "episodes": len(data), "steps": int(data.total_steps),
+    "spaces": sorted(data.observation_space.spaces), "action": list(data.action_space.shape),
+    "lengths": [len(episode.rewards) for episode in data],
+    "inside": all(
+        data.observation_space.contains({key: rows[0] for key, rows in episode.observations.items()})
+        and data.action_space.contains(episode.actions[0])
+        for episode in data
+    ),
+    "sums": [float(np.sum(episode.actions, dtype=np.float64)) for episode in data],
+    "pixels": [int(np.sum(episode.observations["front"][:-1], dtype=np.int64)) for episode in data],
+    "missions": [episode.observations["mission"][0] for episode in data],
+    "ends": [bool(episode.terminations[-1]) for episode in data],
+    "seeds": [int(item["seed"]) for item in data.storage.get_episode_metadata(range(len(data)))],
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_minari_itself_reads_what_is_written(tmp_path, make_demo):
+    """Guards against: a data set that only our own reader opens.
+
+    `ROBOPOLICY_MINARI_PYTHON` names an interpreter with Minari, to build no environment for it.
+    """
+    python = os.environ.get("ROBOPOLICY_MINARI_PYTHON")
+    if python is None:
+        venv.create(tmp_path / "env", with_pip=True)
+        python = str(tmp_path / "env" / "bin" / "python")
+        done = subprocess.run([python, "-m", "pip", "install", "-q", MINARI], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no environment for Minari: {done.stderr.strip().splitlines()[-1]}")
+    demos = [make_demo(number, steps=8 + number, image_size=40) for number in range(3)]
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        for demo in demos:
+            writer.write(demo)
+    target = written(tmp_path / "a.hdf5", tmp_path / "out")
+    done = subprocess.run([python, "-c", READ_BY_MINARI, str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "id": "lab/lift-v3",
+        "episodes": 3,
+        "steps": 27,
+        "spaces": ["cube_red", "ee_pose", "front", "gripper", "mission"],
+        "action": [7],
+        "lengths": [8, 9, 10],
+        "inside": True,
+        "sums": [pytest.approx(float(np.sum(demo.actions, dtype=np.float64))) for demo in demos],
+        "pixels": [int(np.sum(demo.obs["front"], dtype=np.int64)) for demo in demos],
+        "missions": [demo.instruction for demo in demos],
+        "ends": [True] * 3,
+        "seeds": [0, 1, 2],
+    }
