@@ -66,7 +66,9 @@ def look(policy: Policy, demo: Demo) -> Seen:
     by_attention = True
     rows = {**demo.obs, **({} if demo.tokens is None else {"tokens": demo.tokens})}
     for step in steps:
-        frame = {key: values[step : step + 1] for key, values in rows.items() if key in policy.spec.observation}
+        frame: dict[str, Any] = {
+            key: values[step : step + 1] for key, values in rows.items() if key in policy.spec.observation
+        }
         frame["instruction"] = demo.instruction
         before = state
         actions, state = policy.act(frame, state)

@@ -6,7 +6,7 @@ sentence vector attend to its cells; each gives the attended feature and the att
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from einops import rearrange
@@ -93,7 +93,7 @@ class PixelsEncoder(TokenEncoder):
             sentence = text.sentence.expand(len(obs[self.cameras[0]]), text.sentence.shape[-1])
         maps = {}
         for camera, encode in zip(self.cameras, self.camera_encoders, strict=True):
-            weights, _, size = encode.attention(obs[camera], sentence)
+            weights, _, size = cast(CameraEncoder, encode).attention(obs[camera], sentence)
             maps[camera] = weights.mean(dim=1).unflatten(-1, size)
         return maps
 
