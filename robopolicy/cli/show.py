@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import add_backbone, add_group, of_group, parse, verb_parser
+from robopolicy.cli.parsing import add_policy_options, of_group, parse, verb_parser
 from robopolicy.components import ConfigError
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def view(arguments: Sequence[str]) -> int:
         default=None,
         help="run folder, or an exported one: a page of where it looks and what it predicts, instead of a video",
     )
-    add_backbone(parser)
-    add_group(parser)
+    add_policy_options(parser)
     parser.add_argument("--rerun", action="store_true", help="open in the rerun viewer instead")
     options = parse(parser, arguments)
     from robopolicy.report import demo_images, show_in_rerun, write_video
@@ -60,8 +59,8 @@ def view(arguments: Sequence[str]) -> int:
     demo = _read_demo(Path(options.file), options.demo)
     if options.policy:
         return _view_policy(demo, options)
-    if options.backbone or options.group:
-        raise ConfigError("--backbone and --group belong to a policy; give --policy RUN")
+    if options.backbone or options.group or options.precision != "float32":
+        raise ConfigError("--backbone, --group and --precision belong to a policy; give --policy RUN")
     if options.rerun:
         show_in_rerun(demo)
         return 0
@@ -83,7 +82,8 @@ def _view_policy(demo: "Demo", options: Namespace) -> int:
     if out.suffix != ".html":
         raise ConfigError(f"--out {out}: with --policy a page is written; expected .html at its end")
     check_file("--out", out)
-    policy = open_policy(of_group(options.policy, options.group), options.backbone)
+    precision = None if options.precision == "float32" else options.precision
+    policy = open_policy(of_group(options.policy, options.group), options.backbone, precision=precision)
     print(f"page      {write_policy_page(policy, demo, out, f'{options.policy} on {options.file}')}")
     return 0
 
