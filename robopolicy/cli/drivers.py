@@ -39,6 +39,8 @@ class Driver:
     execution: ExecutionOptions
     observation: Mapping[str, ArraySpec] = field(default_factory=dict)
     """What it observes, by key."""
+    gripper_opens: str | None = None
+    """Which of the gripper's two values opened it in the demos: `first`, `second`; None: not known."""
     image_size: int = 64
     cameras: tuple[str, ...] = ()
     seed: int | None = None
@@ -132,6 +134,7 @@ def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
         chunk=spec.chunk,
         execution=execution,
         observation=spec.observation,
+        gripper_opens=spec.provenance.get("gripper_opens"),
         image_size=next((shape[0] for shape in images.values()), 64),
         cameras=tuple(images),
         env_args=None if "task" not in spec.provenance else {"env_kwargs": {"task": spec.provenance["task"]}},
@@ -198,10 +201,18 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     """The driver, adapted to this robot's observations.
 
     Raises:
-        ConfigError: the robot does not observe a key, or in another shape.
+        ConfigError: the robot does not observe a key, or in another shape, or its gripper opens at the other value.
     """
     from robopolicy.control.stream import AdaptedStream, qpos_in_action_columns, with_image_resized
 
+    profile, opens = robot.profile, driver.gripper_opens
+    if opens in ("first", "second") and any(profile.openings_m) and not profile.arms and opens != profile.gripper_opens:
+        column, first, second = driver.spec.gripper_ends[0]
+        value = first if opens == "first" else second
+        raise ConfigError(
+            f"in the policy's demos the gripper (action {column}) opens at {value:g}, its {opens} value; the profile of "
+            f"{profile.name} says gripper_opens: {profile.gripper_opens}; correct the one that is wrong"
+        )
     if not driver.observation:
         return driver
     seen, spec = robot.observe().obs, driver.spec

@@ -12,6 +12,7 @@ from robopolicy.demos.check_page import write_page
 from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.check_text import print_report
 from robopolicy.demos.findings import (
+    GRIPPER,
     Finding,
     KeySummary,
     action_findings,
@@ -149,7 +150,7 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
     report.instruction_of[name] = demo.instruction
     report.actions[name] = demo.actions
     signs.add(demo)
-    if (opening := demo.obs.get("gripper")) is not None and opening.shape == (len(demo), 1):
+    if (opening := demo.obs.get(GRIPPER)) is not None and opening.shape == (len(demo), 1):
         report.openings[name] = opening[:, 0]
     problems = list(demo_problems(demo, clock, report.rate_hz))
     tokens = {} if demo.tokens is None else {"tokens": demo.tokens}

@@ -21,6 +21,8 @@ DRIFT = 0.05
 SAME = 1e-3
 """Largest deviation of a quaternion's length from 1."""
 DECLARE = "where training doesn't list it among its rotations, declare it in --normalization.rotations as"
+GRIPPER = "gripper"
+"""Observation key of a gripper's opening, one number."""
 GRIPPER_STEPS = 3
 """Steps after which a gripper's opening is compared with its command."""
 LEAST_STROKE = 0.25
@@ -154,9 +156,15 @@ def action_findings(
             yield Finding("note" if tuple(ends) == (-1.0, 1.0) else "problem", text)
         elif high - low < LEAST_STROKE * (max(ends) - min(ends)):
             yield Finding("note", text)
-    if len(spec.gripper_columns) == 1 and openings and opens_at_second(actions, spec, openings):
-        column, pair = spec.gripper_columns[0], spec.gripper_values[0]
-        text = f"the gripper (action {column}) opens at {pair[1]:g} and closes at {pair[0]:g}, by obs/gripper; a robot that "
+    measured = [name for name in actions if openings and name in openings]
+    if (
+        openings
+        and opening_end([actions[name] for name in measured], spec, [openings[n] for n in measured]) == "second"
+    ):
+        column, closed, opened = spec.gripper_ends[0]
+        text = (
+            f"the gripper (action {column}) opens at {opened:g} and closes at {closed:g}, by obs/gripper; a robot that "
+        )
         yield Finding("note", text + "executes it needs gripper_opens: second in its profile")
     for column in (*spec.gripper_columns, *spec.continuous_gripper):
         still = [name for name, rows in actions.items() if np.ptp(rows[:, column]) == 0]
@@ -178,15 +186,29 @@ def action_findings(
         yield Finding("note", text)
 
 
-def opens_at_second(actions: Mapping[str, np.ndarray], spec: ActionSpec, openings: Mapping[str, np.ndarray]) -> bool:
-    """Whether the one binary gripper is wider open after its second value than after its first, clearly."""
-    column, second = spec.gripper_columns[0], spec.gripper_values[0][1]
-    wanted = [rows[:-GRIPPER_STEPS, column] == second for name, rows in actions.items() if name in openings]
-    found = [openings[name][GRIPPER_STEPS:] for name in actions if name in openings]
-    at_second, opening = np.concatenate(wanted), np.concatenate(found)
-    if at_second.all() or not at_second.any():
-        return False
-    return bool(opening[at_second].mean() - opening[~at_second].mean() > np.ptp(opening) / 4)
+def opening_end(
+    actions: Sequence[np.ndarray], spec: ActionSpec, openings: Sequence[np.ndarray]
+) -> Literal["first", "second"] | None:
+    """Which of its two values opens the one gripper that there is; None: several, none, or not clear from the demos.
+
+    Args:
+        actions: (T, width) of each demo.
+        spec: what their columns are.
+        openings: (T,) of each demo.
+    """
+    if len(spec.gripper_ends) != 1:
+        return None
+    column, first, second = spec.gripper_ends[0]
+    commands = [(rows[:-GRIPPER_STEPS, column] - first) / (second - first) for rows in actions]
+    at_second = np.concatenate(commands).astype(np.float64)
+    opening = np.concatenate([rows[GRIPPER_STEPS:] for rows in openings]).astype(np.float64)
+    if len(opening) < 2 or np.ptp(at_second) == 0 or np.ptp(opening) == 0:
+        return None
+    correlation = np.corrcoef(at_second, opening)[0, 1]
+    slope = correlation * opening.std() / at_second.std()
+    if abs(correlation) < 0.5 or abs(slope) < np.ptp(opening) / 4:
+        return None
+    return "second" if slope > 0 else "first"
 
 
 def _listed(values: Sequence[float] | np.ndarray) -> str:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from robopolicy import __version__
 from robopolicy.demos.schema import json_object
+from robopolicy.types import DemoFormatError
 
 FINGERPRINT_BYTES = 2**20
 """A file's fingerprint is that of its size, its first and its last MiB: the same in a second for a terabyte."""
@@ -26,6 +27,39 @@ def fingerprint(path: Path) -> dict[str, Any]:
         file.seek(max(0, size - FINGERPRINT_BYTES))
         digest.update(file.read())
     return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
+
+
+class WatchedFiles:
+    """Demo files, or folders of them, that must stay as they are while they are trained on."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._known = {path: (_times(path), fingerprint(path)) for path in paths}
+
+    def require_unchanged(self) -> None:
+        """Compare size, time and fingerprint of each with those at the start; one that is gone by now harms nobody.
+
+        Raises:
+            DemoFormatError: one was written to, or replaced: the run would be of two data sets, and its record of neither.
+        """
+        for path, (times, content) in self._known.items():
+            if not path.exists() or (now := _times(path)) == times:
+                continue
+            if [facts[:3] for facts in now] != [facts[:3] for facts in times] or fingerprint(path) != content:
+                raise DemoFormatError(
+                    f"{path.name}: the file was written to since training began; start again when it is complete"
+                )
+
+
+def _times(path: Path) -> list[tuple[Any, ...]]:
+    """Name, size, and the times of the last change of content and of status, of a file or of those in a folder."""
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    found = []
+    for file in files:
+        status = file.stat()
+        found.append(
+            (str(file.relative_to(path)), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        )
+    return found
 
 
 EDITS = "edits"

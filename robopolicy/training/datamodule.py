@@ -14,8 +14,9 @@ from torch import distributed
 from robopolicy import __version__
 from robopolicy.components import component_of
 from robopolicy.demos.actions import describe_action_spec
+from robopolicy.demos.findings import GRIPPER, opening_end
 from robopolicy.demos.formats import DemoReader, open_demos
-from robopolicy.demos.provenance import fingerprint
+from robopolicy.demos.provenance import WatchedFiles, fingerprint
 from robopolicy.demos.rows import DemoRows, load_rows, read_flags, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.experiment.building import DemoFacts, action_normalizer
@@ -84,6 +85,7 @@ class DemoDataModule(LightningDataModule):
         if not data.files:
             raise ConfigError("no demos to train on; give --data.files FILE ...")
         self._readers = [open_demos(path) for path in data.files]
+        self._files = WatchedFiles(reader.path for reader in self._readers)
         if reads_tokens(self.experiment.encoder):
             self._token_encoder = require_one_encoder(self._readers)
         splits = [split_names(reader, data) for reader in self._readers]
@@ -128,7 +130,7 @@ class DemoDataModule(LightningDataModule):
             order = Shuffled(
                 store.rows, data.batch_size, seed, data.file_weights, data.first_step_share, self._row_weights
             )
-        return BatchLoader(store, order, rank, processes)
+        return BatchLoader(store, order, rank, processes, self._files.require_unchanged)
 
     def val_dataloader(self) -> BatchLoader | list[Batch]:
         """The held-out segments in order, the same each time; empty where no demo is held out."""
@@ -211,9 +213,19 @@ class DemoDataModule(LightningDataModule):
             "task": task,
             "control_dt": None if rate_hz is None else 1 / rate_hz,
             "renderer": about.get("renderer"),
+            "gripper_opens": self._gripper_opens(),
             "token_encoder": self._token_encoder,
             "versions": {"robopolicy": __version__, **{name: version(name) for name in ("torch", "numpy", "h5py")}},
         }
+
+    def _gripper_opens(self) -> str | None:
+        """Which of the one gripper's two values opens it, by the key `gripper`, its opening; None: not known."""
+        rows = self._rows()
+        openings = rows.low_dim.get(GRIPPER)
+        if openings is None or openings.shape[1:] != (1,):
+            return None
+        ends = rows.offsets[1:-1]
+        return opening_end(np.split(rows.actions, ends), self.action_spec, np.split(openings[:, 0], ends))
 
     def _load(self, names: Sequence[Sequence[str]], keys: Sequence[str]) -> DemoRows:
         data = self.experiment.data

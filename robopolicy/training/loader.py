@@ -168,10 +168,18 @@ class BatchLoader:
         order: of the segments.
         rank: number of this process.
         processes: how many share each batch.
+        before_epoch: called where an epoch begins, or is continued.
     """
 
-    def __init__(self, store: DemoStore, order: Order, rank: int = 0, processes: int = 1) -> None:
-        self.store, self.order = store, order
+    def __init__(
+        self,
+        store: DemoStore,
+        order: Order,
+        rank: int = 0,
+        processes: int = 1,
+        before_epoch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store, self.order, self._before_epoch = store, order, before_epoch
         self._rank, self._processes = rank, processes
         self._epoch = self._position = 0
         self.waited_s = 0.0
@@ -182,6 +190,7 @@ class BatchLoader:
         return self.order.length
 
     def __iter__(self) -> Iterator[Batch]:
+        self._before_epoch()
         starts, begins = self._share(self._epoch)
         if self._position >= len(starts):
             self._next_epoch()

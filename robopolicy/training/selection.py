@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robopolicy.components import build
 from robopolicy.demos.actions import infer_action_spec
+from robopolicy.demos.findings import LEAST_STROKE
 from robopolicy.demos.formats import DemoReader
 from robopolicy.demos.rows import DemoRows, TokenPooling, row_types
 from robopolicy.experiment.config import ConfigError, DataConfig
@@ -156,6 +157,10 @@ def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> A
                     f"{where}: the continuous gripper (action {column}) holds {low:g} .. {high:g}; "
                     f"continuous_gripper_values say {ends[0]:g} and {ends[1]:g}"
                 )
+            inferred = True
+        else:  # from 0 on, or over a small part of -1 .. 1: an opening, in metres or as a share
+            inferred = not declared and high > low and (low >= 0 or high - low < LEAST_STROKE * 2)
+        if inferred:
             LOG.info("gripper   action %d holds %g .. %g; the first end is taken to be %g", column, low, high, high)
             ends = (float(high), float(low))
         strokes.append(ends)

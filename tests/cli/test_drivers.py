@@ -21,7 +21,7 @@ from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.demos.formats.act import aloha_action_spec
 from robopolicy.experiment import save_policy
 from robopolicy.experiment.run_folder import open_policy
-from robopolicy.types import ArraySpec, Observation
+from robopolicy.types import ActionSpec, ArraySpec, Observation
 from tests.exporting import ARM, make_policy
 from tests.lockstep import LockstepClock
 from tests.serving import SPEC, running_server
@@ -206,3 +206,28 @@ def test_what_a_policy_sees_is_fitted_to_the_robot(capsys):
         ConfigError, match="the policy reads 'wrist', which robot pair doesn't observe; it has: gripper"
     ):
         fitted(replace(driver, observation={"wrist": ArraySpec((9,))}), robot, "pair")
+
+
+@pytest.mark.parametrize("opens", ["first", "second", None])
+@pytest.mark.parametrize("profile_opens", ["first", "second"])
+def test_a_gripper_that_opens_the_other_way_is_refused(opens, profile_opens):
+    """Guards against: a hand that closes around nothing and opens where it should hold."""
+    robot = FakeRobot(replace(read_profile("panda"), gripper_opens=profile_opens))
+    spec = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
+
+    class Still:
+        gripper_logit = None
+
+        def __call__(self, observation: Observation, prefix: object = None) -> np.ndarray:
+            return np.zeros((4, 7))
+
+        def reset(self) -> None:
+            """Nothing is kept."""
+
+    driver = Driver(Still(), spec, 0.05, 4, execution_from({}), gripper_opens=opens)
+    if opens in (None, profile_opens):
+        assert fitted(driver, robot, "fake") is driver
+        return
+    value = {"first": "-1", "second": "1"}[opens]
+    with pytest.raises(ConfigError, match=f"opens at {value}, its {opens} value; .* gripper_opens: {profile_opens}"):
+        fitted(driver, robot, "fake")

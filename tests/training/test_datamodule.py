@@ -1,12 +1,14 @@
 """DemoDataModule: from files to everything a policy is built from and trained on."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile, DemoWriter
@@ -15,6 +17,7 @@ from robopolicy.demos.tokens import IDENTITY
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy
 from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.loader import BatchLoader
+from robopolicy.training.train import train
 from robopolicy.types import ActionSpec, ArraySpec, Demo, DemoFormatError
 from tests.small_runs import run, small_config
 
@@ -290,3 +293,47 @@ def test_tokens_are_not_pooled_ahead_where_weights_come_first(tmp_path):
     path = with_tokens(tmp_path / "a.hdf5")
     for config in (tokens_alone(path, pooling="attention"), tokens_alone(path).change({"encoder.hidden": 8})):
         assert next(iter(opened(config).train_dataloader())).obs["tokens"].shape == (8, 3, 5, 6)
+
+
+@pytest.mark.parametrize("placement", ["host", "disk"])
+def test_a_file_overwritten_while_training_reads_it_ends_the_training(tmp_path, make_demo, placement):
+    """Guards against: a training that goes to its end on demos that nobody can name afterwards."""
+
+    def write(path: Path, first: int) -> None:
+        with DemoWriter(path) as writer:
+            for number in range(first, first + 3):
+                writer.write(make_demo(number))
+
+    write(tmp_path / "a.hdf5", 0)
+    write(tmp_path / "b.hdf5", 5)
+
+    class Overwriting(Callback):
+        def on_train_epoch_start(self, trainer, pl_module) -> None:
+            if trainer.current_epoch == 1:
+                os.replace(tmp_path / "b.hdf5", tmp_path / "a.hdf5")
+
+    config = small_config(tmp_path / "a.hdf5").change(
+        {
+            "training.max_steps": 50,
+            "data.placement": placement,
+            "data.cameras": ["front"],
+            "encoder": {"kind": "pixels"},
+        }
+        if placement == "disk"
+        else {"training.max_steps": 50}
+    )
+    with pytest.raises(DemoFormatError, match=r"a.hdf5: the file was written to since training began"):
+        train(config, tmp_path / "run", callbacks=(Overwriting(),))
+
+
+@pytest.mark.parametrize(("opens", "values"), [("first", (0.08, 0.0)), ("second", (0.0, 0.08)), (None, (0.05, 0.05))])
+def test_which_value_opens_the_gripper_is_recorded(tmp_path, make_demo, opens, values):
+    """Guards against: a policy that tells no robot which way its gripper goes."""
+    rng = np.random.default_rng(0)
+    with DemoWriter(tmp_path / "a.hdf5") as writer:
+        for number in range(3):
+            demo = make_demo(number, steps=40)
+            opening = np.repeat(values, [23, 17])[:, None] + rng.normal(0, 1e-3, (40, 1))
+            writer.write(replace(demo, obs={**demo.obs, "gripper": opening.astype(np.float32)}))
+    module = opened(experiment(tmp_path / "a.hdf5"))
+    assert module.provenance["gripper_opens"] == opens

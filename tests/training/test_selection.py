@@ -220,3 +220,24 @@ def test_a_continuous_gripper_has_the_ends_that_the_demos_use(rows, caplog):
     declared = ActionSpec(arm=6, gripper=1, continuous_gripper=[2], continuous_gripper_values=[(0.08, 0.0)])
     with pytest.raises(DemoFormatError, match=r"\(action 2\) holds 0 .. 100; continuous_gripper_values say 0.08 and 0"):
         choose_action_spec([Stub(spec=declared)], rows, DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ends"),
+    [
+        (0.0, 0.08, (0.08, 0.0)),
+        (0.0, 1.0, (1.0, 0.0)),
+        (-0.01, 0.09, (0.09, -0.01)),
+        (-0.9, 0.95, (-1.0, 1.0)),
+        (-1.0, 1.0, (-1.0, 1.0)),
+    ],
+)
+def test_ends_within_minus_one_and_one_are_inferred_too(rows, caplog, low, high, ends):
+    """Guards against: metres within -1 .. 1 taken as -1 .. 1, so that the gripper hardly moves."""
+    actions = rows.actions.copy()
+    actions[:, 2] = np.linspace(low, high, len(actions))
+    caplog.set_level("INFO")
+    given = [Stub(facts={"continuous_gripper": (2,)})]
+    spec = choose_action_spec(given, replace(rows, actions=actions), DataConfig())
+    np.testing.assert_allclose(spec.continuous_gripper_values, [ends], atol=1e-6)
+    assert ("the first end is taken to be" in caplog.text) == (ends != (-1.0, 1.0))

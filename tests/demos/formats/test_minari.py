@@ -18,7 +18,7 @@ from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import LENGTHS, assert_same, images, jpeg, write_minari
 
-MINARI = "minari[hdf5]==0.5.4"
+MINARI = ("minari[hdf5]==0.5.4", "pillow")
 
 
 def test_observations_line_up_with_the_actions_taken_on_them(tmp_path):
@@ -215,7 +215,7 @@ def test_minari_itself_reads_what_is_written(tmp_path, make_demo):
     if python is None:
         venv.create(tmp_path / "env", with_pip=True)
         python = str(tmp_path / "env" / "bin" / "python")
-        done = subprocess.run([python, "-m", "pip", "install", "-q", MINARI], capture_output=True, text=True)
+        done = subprocess.run([python, "-m", "pip", "install", "-q", *MINARI], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"no environment for Minari: {done.stderr.strip().splitlines()[-1]}")
     demos = [make_demo(number, steps=8 + number, image_size=40) for number in range(3)]
