@@ -10,6 +10,8 @@ only the kinds that are asked for are imported. Components of other packages com
 file or model card never causes an import.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import import_module, metadata
@@ -195,7 +197,18 @@ def load_plugins(modules: Iterable[str]) -> None:
         ConfigError: a module can't be imported; the message names it and why.
     """
     for module in modules:
+        find_in_current_folder(module)
         _import_plugin(module, module)
+
+
+def find_in_current_folder(module: str) -> None:
+    """Let a module that the user named be imported from the current folder, as `python -m` does, if it is there.
+
+    The folder comes last in the search path, so that nothing in it hides an installed package.
+    """
+    here, first = os.getcwd(), module.partition(".")[0]
+    if here not in sys.path and (Path(here, first).is_dir() or Path(here, f"{first}.py").is_file()):
+        sys.path.append(here)
 
 
 def options_from(family: str, kind: str, values: Mapping[str, Any], where: str | None = None) -> Any:

@@ -1,7 +1,10 @@
 """The registry: kinds are found by file name, options are checked, mistakes are one line."""
 
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,8 @@ from robopolicy.components import (
     register,
 )
 from tests.making import forget_plugins
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,24 @@ def test_two_plug_ins_with_one_name_are_refused(tmp_path, monkeypatch):
     load_plugins(["plugin_first"])
     with pytest.raises(ConfigError, match=r"'twin' is provided twice: by plugin_first .* and by plugin_second"):
         load_plugins(["plugin_second"])
+
+
+def test_a_plug_in_in_the_current_folder_is_found(tmp_path):
+    """Guards against: the documentation's `--plugins my_parts`, which an installed `robopolicy` did not find."""
+    (tmp_path / "my_parts.py").write_text("import robopolicy\nprint('imported', robopolicy.__name__)\n")
+    (tmp_path / "torch.py").write_text("raise SystemExit('hides torch')")
+    program = (
+        "import sys; sys.path = [p for p in sys.path if p]\n"  # as a console script starts
+        "from robopolicy.components import load_plugins; load_plugins(['my_parts']); import torch"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("imported robopolicy\n", 0), done.stderr
 
 
 def test_a_plug_in_that_fails_to_import_is_named(tmp_path, monkeypatch):

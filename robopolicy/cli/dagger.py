@@ -2,8 +2,6 @@
 
 import importlib
 import logging
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import parse_experiment, require, verb_parser
 from robopolicy.cli.practice import make_worlds, success_in_simulator
 from robopolicy.cli.simulator import add_simulator
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, find_in_current_folder
 from robopolicy.experiment.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -194,13 +192,11 @@ def make_expert(name: str | None, teacher: "Policy | None", env: "RobotVectorEnv
     if name is None:
         return ExpertActor(env, ActionNoise.off())
     module, _, factory = name.partition(":")
-    sys.path.append(os.getcwd())
+    find_in_current_folder(module)
     try:
         make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"--expert {name}: {error}; expected MODULE:FACTORY, called with the worlds") from None
-    finally:
-        sys.path.remove(os.getcwd())
     made = make(env)
     return made if hasattr(made, "act") else CallableExpert(made)
 

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.drivers import Driver
-from robopolicy.components import ConfigError, build, component, kinds
+from robopolicy.components import ConfigError, build, component, find_in_current_folder, kinds
 from robopolicy.control.robot import Robot
 from robopolicy.control.robots.base import RobotContext
 from robopolicy.experiment.reading import read_yaml, section_from
@@ -111,6 +111,7 @@ def imported(flag: str, module: str, factory: str, context: str) -> Callable[[An
     Raises:
         ConfigError: it can't be imported, or is not callable.
     """
+    find_in_current_folder(module)
     try:
         made = getattr(importlib.import_module(module), factory)
     except Exception as error:

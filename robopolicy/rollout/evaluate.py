@@ -98,6 +98,6 @@ def check_instruction(policy: Policy, env_map: EnvMap) -> None:
     """
     if policy.spec.instruction and env_map.instruction is None:
         raise EnvMapError(
-            "the policy reads an instruction; the map could say instruction: TEXT, {info: KEY}, {method: NAME}, "
-            "{attribute: NAME} or {observation: KEY}"
+            "the policy reads an instruction, and the environment gives none; the --env-map could say instruction: TEXT, or "
+            "where it is: instruction: {info: KEY}, {method: NAME}, {attribute: NAME} or {observation: KEY}"
         )

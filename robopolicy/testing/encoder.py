@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from robopolicy.model.encoders import EncoderInputs, Encoding, TokenEncoder
-from robopolicy.model.texts import TextTokens
+from robopolicy.model.texts import TextInputs, TextTokens, Vocabulary
+from robopolicy.model.texts.vocabulary import VocabularyOptions, VocabularyText
 from robopolicy.testing._assert import (
     generator,
     random_like,
@@ -25,6 +26,13 @@ CAMERA = ArraySpec((16, 16, 3), "uint8")
 TOLERANCE = 1e-5
 
 
+def _learned_words(instructions: Sequence[str]) -> TextTokens:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text = VocabularyText(VocabularyOptions(), TextInputs(Vocabulary.of(INSTRUCTIONS), 8)).eval()
+    return text(text.prepare(instructions))
+
+
 @dataclass(frozen=True)
 class EncoderCase:
     """One encoder with an observation that it accepts."""
@@ -33,8 +41,8 @@ class EncoderCase:
     """Builds it."""
     obs: Mapping[str, ArraySpec]
     """What the policy sees."""
-    read: Callable[[Sequence[str]], TextTokens]
-    """The text model, applied to instructions."""
+    read: Callable[[Sequence[str]], TextTokens] | None = None
+    """The text model, applied to instructions; None: learned words, 8 wide."""
 
     def encoder(self, obs: Mapping[str, ArraySpec] | None = None, with_text: bool = True) -> TokenEncoder:
         """The encoder for `obs`, or this case's, of a policy with or without the instruction; always the same weights."""
@@ -49,7 +57,7 @@ class EncoderCase:
     def text(self, instructions: Sequence[str], lead: Sequence[int] | None = None) -> TextTokens:
         """Instructions with these batch axes; by default one axis."""
         with torch.no_grad():
-            text = self.read(instructions)
+            text = (self.read or _learned_words)(instructions)
         lead = (len(instructions),) if lead is None else tuple(lead)
         return TextTokens(*(part.reshape(*lead, *part.shape[1:]) for part in text))
 

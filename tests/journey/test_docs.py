@@ -14,11 +14,8 @@ import robopolicy
 from robopolicy import cli
 from robopolicy.cli import parsing
 from robopolicy.components import FAMILIES, kinds
-from robopolicy.model.texts import TextInputs, Vocabulary
-from robopolicy.testing import encoder
-from robopolicy.types import ArraySpec
 from tests.journey.test_readme import ROOT, run, served
-from tests.making import forget_plugins, make
+from tests.making import forget_plugins
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -119,14 +116,10 @@ def test_the_robot_and_the_encoder_of_the_pages_keep_their_contracts(tmp_path, m
     (kit,) = [f["text"] for f in FENCE.finditer((DOCS / "deploy.md").read_text()) if "testing.robot" in f["text"]]
     try:
         exec(kit, {})
-        made = importlib.import_module("my_encoder")
-        text = make("text", "vocabulary", TextInputs(Vocabulary.of(encoder.INSTRUCTIONS), 8)).eval()
-        obs = {"state": ArraySpec((4,)), "pose": ArraySpec((7,))}
-        case = encoder.EncoderCase(
-            lambda inputs: made.Fourier(made.FourierOptions(), inputs), obs, lambda words: text(text.prepare(words))
-        )
-        for check in encoder.CHECKS:
-            check(case)
+        (encoders,) = [
+            f["text"] for f in FENCE.finditer((DOCS / "extend.md").read_text()) if "EncoderCase" in f["text"]
+        ]
+        exec(encoders, {})
     finally:
         forget_plugins()
         for name in ("my_robot", "my_encoder"):

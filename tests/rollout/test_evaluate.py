@@ -87,7 +87,7 @@ def test_the_instruction_is_read_from_the_environment(walker):
     result = robopolicy.evaluate(reading, "point_envs:NestedPoint", [1, 2], env_map=given)
     assert result.per_instruction == {"go to the goal": (2, 2)}
     assert reading.seen[0][1] == ("go to the goal", "go to the goal")
-    with pytest.raises(EnvMapError, match="reads an instruction; the map could say instruction"):
+    with pytest.raises(EnvMapError, match="the --env-map could say instruction: TEXT"):
         robopolicy.evaluate(reading, "point_envs:PointInTime-v0", [1])
 
 
