@@ -80,10 +80,13 @@ def summarize(
     failures = [statistics.failure] if statistics.failure else []
     if record is not None:
         figures["replay"] = outcome = record.outcome()
-        speed = options.speed * record.record.speed_within(robot.profile)
-        print(f"replayed  {_outcome_text(outcome, robot.profile.joint_names, speed)}")
-        if not outcome["followed"]:
-            failures.append("the robot did not follow the recorded demo to its end")
+        if options.dry_run:  # a robot that stands still falls behind every demo
+            print("dry run   no command was sent; the limits above are those of a robot that stands still")
+        else:
+            speed = options.speed * record.record.speed_within(robot.profile)
+            print(f"replayed  {_outcome_text(outcome, robot.profile.joint_names, speed)}")
+            if not outcome["followed"]:
+                failures.append("the robot did not follow the recorded demo to its end")
     success: bool | None = getattr(robot, "success", None)
     if success is not None:
         print(f"success   {'yes' if success else 'no'}")

@@ -94,6 +94,17 @@ def test_a_demo_is_replayed_recorded_and_summed_up(tiny_demos, tmp_path, capsys)
     assert "success   no" in capsys.readouterr().out
 
 
+def test_a_dry_run_is_no_failure_of_a_robot_that_stands_still(lifts, capsys):
+    """Guards against: 'the robot did not follow', and a slower speed advised, in the first step with a new robot."""
+    assert (
+        run(["--replay", str(lifts), "--robot", "sim", "--realtime", "false", "--command-hz", "200", "--dry-run"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert "dry run   no command was sent" in said
+    assert "failed" not in said
+    assert "give --speed" not in said
+
+
 def test_one_command_per_control_step_moves_the_robot(tiny_demos, tmp_path):
     """Guards against: a robot at 20 Hz with 20 commands a second that is never moved, with exit code 0."""
     record, figures = tmp_path / "run.hdf5", tmp_path / "run.json"
