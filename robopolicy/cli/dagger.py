@@ -190,7 +190,7 @@ def make_expert(name: str | None, teacher: "Policy | None", env: "RobotVectorEnv
     if teacher is not None:
         return PolicyActor(teacher, env.num_envs, env.control_dt)
     if name is None:
-        return ExpertActor(env, ActionNoise.off())
+        return ExpertActor(env, ActionNoise())
     module, _, factory = name.partition(":")
     find_in_current_folder(module)
     try:

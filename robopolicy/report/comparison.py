@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     """Write one page that compares runs: every evaluation found as JSON in their folders, their configs and their losses.
 
     Raises:
-        ValueError: none of the folders holds `metrics.json` or an evaluation.
+        ValueError: none of the folders holds `metrics.json`, `dagger.json` or an evaluation.
     """
     evaluations = {str(path): values for run in runs for path, values in _evaluations(run)}
     metrics = {str(run): found for run in runs if (found := _read_json(run / "metrics.json"))}
-    if not evaluations and not metrics:
-        raise ValueError(f"no metrics.json and no evaluation in {', '.join(map(str, runs))}; expected run folders")
+    rounds = {str(run): found for run in runs if (found := _read_json(run / "dagger.json").get("rounds"))}
+    if not evaluations and not metrics and not rounds:
+        found = ", ".join(map(str, runs))
+        raise ValueError(f"no metrics.json, no dagger.json and no evaluation in {found}; expected run folders")
     parts = [
         _closed_loop(evaluations),
         _instructions(evaluations),
@@ -31,6 +33,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
         _differences(runs),
         _trained(metrics),
         _curves(runs, metrics),
+        _rounds(rounds),
     ]
     title = str(runs[0]) if len(runs) == 1 else f"{len(runs)} runs compared"
     return write_page(out, title, parts)
@@ -212,6 +215,17 @@ def _series(
             means = [(step, sum(points[step] for points in curves) / len(curves)) for step in shared]
             series.append(Series(f"{group.name}{suffix}, mean of {len(curves)} runs", means, **look))
     return series
+
+
+def _rounds(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A plot of each dagger run's success over the steps that its expert has labeled."""
+    series = []
+    for place, (run, rows) in enumerate(runs.items()):
+        labeled = accumulate(float(row.get("labeled_steps", 0)) for row in rows)
+        points = [(steps, row["success_rate"]) for steps, row in zip(labeled, rows, strict=True) if "success_rate" in row]
+        if len(points) > 1:
+            series.append(Series(run, points, COLORS[place % len(COLORS)]))
+    return f"<h2>Success over the rounds</h2>{line_plot(series, 'labeled steps', log=False)}" if series else ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -160,18 +160,21 @@ class ActorCritic(nn.Module):
 
     def replay(
         self, batch: RecurrentMiniBatch, policy: ChunkPolicy, before: MemoryState
-    ) -> Float[Tensor, "t e hidden"]:
-        """The hidden vectors of a group of worlds, each trajectory unrolled from the state saved at its first step.
+    ) -> Float[Tensor, "decisions hidden"]:
+        """The hidden vectors at the decisions of a group of worlds, each trajectory unrolled from the state saved at its first step.
 
         Args:
-            batch: observations, and where episodes begin.
+            batch: observations, decisions, and where episodes begin.
             policy: whose memory is unrolled.
             before: state of all worlds before the rollout's first step.
         """
+        decides = batch.steps["decides"]
+        if policy.head.memory.history == "none":  # the frames between two decisions change nothing
+            return policy.head.memory(pool(policy, batch.steps[decides])[:, None])[:, 0]
         pooled = pool(policy, batch.steps)
         frames = batch.layout.split(pooled).transpose(0, 1)
         state = batch.layout.start_states(before[batch.environments])
-        return batch.layout.join(self._unroll(policy, frames, state).transpose(0, 1))
+        return batch.layout.join(self._unroll(policy, frames, state).transpose(0, 1))[decides]
 
     def _unroll(self, policy: ChunkPolicy, frames: Tensor, state: MemoryState) -> Float[Tensor, "j s hidden"]:
         """The hidden vectors of J trajectories of S pooled frames that continue from a state."""

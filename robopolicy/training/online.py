@@ -32,6 +32,8 @@ LOG = logging.getLogger(__name__)
 
 MIXING_STREAM = 2
 """Second word of the mixing generator's seed; keeps it apart from the scene's and the demonstrations' noise."""
+STRETCH_STEPS = 20
+"""Mean number of steps for which the same one acts."""
 ROUNDS_FILE = "dagger.json"
 """Results of each round, in the folder of the run."""
 
@@ -50,6 +52,7 @@ class RelabelingActor:
             raise ValueError(f"expert_share is {expert_share}; expected a share of the steps, 0 .. 1")
         self.student, self.expert, self.expert_share = student, expert, expert_share
         self._rngs: list[np.random.Generator] = []
+        self._by_expert = self._changes = np.zeros(0, dtype=bool)
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
         """Clear both memories in the worlds where `done`: an episode of `seeds` begins there."""
@@ -58,6 +61,7 @@ class RelabelingActor:
         fresh = [np.random.default_rng([seed, MIXING_STREAM]) for seed in seeds]
         kept = self._rngs or fresh
         self._rngs = [new if begins else old for begins, new, old in zip(done, fresh, kept, strict=True)]
+        self._changes = np.array(done)
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The expert's action as label, and the action to execute.
@@ -65,14 +69,17 @@ class RelabelingActor:
         Raises:
             ConfigError: the expert's actions are not shaped as the student's.
         """
-        label = np.asarray(self.expert.act(obs, instructions)[0])
+        label, disturbed = map(np.asarray, self.expert.act(obs, instructions))
         _, action = self.student.act(obs, instructions)
         require(
             label.shape == np.shape(action),
             f"the expert gives actions of shape {label.shape}, the policy {np.shape(action)}; give an expert of this task",
         )
-        by_expert = np.array([rng.random() < self.expert_share for rng in self._rngs])
-        return label, np.where(by_expert[:, None], label, action)
+        drawn = np.array([rng.random(2) for rng in self._rngs])
+        changes = self._changes | (drawn[:, 0] < 1 / STRETCH_STEPS)
+        self._by_expert = np.where(changes, drawn[:, 1] < self.expert_share, self._by_expert if len(self._by_expert) else False)
+        self._changes = np.zeros_like(changes)
+        return label, np.where(self._by_expert[:, None], disturbed, action)
 
 
 def relabeled_episodes(

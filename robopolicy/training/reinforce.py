@@ -61,7 +61,7 @@ class PPOConfig:
     lr_schedule: Literal["adaptive", "fixed"] = "adaptive"
     """adaptive: lowered when an update's KL divergence exceeds twice `target_kl`, raised when it is below half of it."""
     target_kl: float = 0.02
-    """Intended KL divergence per decision of one update; the policy's update ends early beyond 4 times as much."""
+    """Intended KL divergence per action of one update; the policy's update ends early beyond 4 times as much."""
     clip_norm: float = 0.5
     """Largest gradient norm."""
 
@@ -178,7 +178,7 @@ class Learner(ActorCritic):
     def _critic_step(self, batch: RecurrentMiniBatch, before: MemoryState) -> dict[str, Tensor]:
         """Regression on the value targets of the decisions, in the critic's scale."""
         at = batch.steps["decides"]
-        value = self.critic(self.replay(batch, self.critic.body, before)[at])
+        value = self.critic(self.replay(batch, self.critic.body, before))
         wanted = self.critic.scaled((batch.steps["advantage"] + batch.steps["value"])[at])
         loss = functional.mse_loss(value, wanted)
         self._step(self.critic_optimizer, loss, list(self.critic.parameters()))
@@ -190,7 +190,7 @@ class Learner(ActorCritic):
         """PPO's clipped surrogate, the entropy bonus, and the divergence from the start policy."""
         at, clip = batch.steps["decides"], self.config.clip
         steps = batch.steps[at]
-        found = self.distribution(self.replay(batch, self.policy, before)[at], self.policy)
+        found = self.distribution(self.replay(batch, self.policy, before), self.policy)
         old = self._recorded(steps, "mean", "logit", steps["log_std"][0])
         first = self._recorded(steps, "start_mean", "start_logit", self.log_std)
         ratio = (found.log_prob(steps["action"]) - steps["log_prob"]).exp()
@@ -199,7 +199,7 @@ class Learner(ActorCritic):
         surrogate = torch.minimum(ratio * gain, clipped * gain).mean()
         away, entropy = found.kl(first).mean(), found.entropy().mean()
         self._step(self.optimizer, -surrogate + anchor * away - self.config.entropy * entropy, self.moved)
-        figures = {"kl": old.kl(found).mean(), "anchor_kl": away, "entropy": entropy}
+        figures = {"kl": old.kl(found).mean() / self.decision_steps, "anchor_kl": away, "entropy": entropy}
         figures |= {"clipped": (ratio != clipped).float().mean()}
         return {name: figure.detach() for name, figure in figures.items()}
 

@@ -54,6 +54,18 @@ def test_the_mean_of_training_seeds_is_over_the_steps_that_all_have(tmp_path, ev
     assert page.count("mean of 2 runs: 1.5") == 2  # of the losses at step 20, train and valid; not at 30
 
 
+def test_rounds_of_dagger_share_one_learning_curve(tmp_path):
+    """Guards against: rounds whose success is in a file that no page shows."""
+    runs = [tmp_path / name for name in ("one", "other")]
+    for run in runs:
+        run.mkdir()
+        rows = [{"round": 0, "success_rate": 0.3}, {"round": 1, "labeled_steps": 50, "success_rate": 0.6}]
+        (run / "dagger.json").write_text(json.dumps({"rounds": rows}))
+    page = write_comparison(runs, tmp_path / "report.html").read_text()
+    assert "Success over the rounds" in page
+    assert page.count("<polyline") == 2
+
+
 def test_a_run_that_was_not_evaluated_says_how_to(tmp_path, evaluation):
     """Guards against: A page of loss curves alone left a new user to guess where the success rate is."""
     run = write_run(tmp_path / "run", evaluation({1}), hidden=64)

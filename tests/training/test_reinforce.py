@@ -60,6 +60,7 @@ def make_policy(changes: Mapping[str, Any], action: ActionSpec | None = None) ->
 
 
 MEMORIES = {
+    "none": {"memory": {"kind": "none"}},
     "lstm-window": {},
     "gru-window": {"memory.kind": "gru"},
     "lstm-one": {"memory.window": 1},
@@ -98,7 +99,7 @@ def test_a_mini_batch_replays_the_rollouts_outputs(memory: str, decision: int, b
     storage, before = rolled_out(learner)
     seen = []
     for batch in storage.mini_batches(2, torch.Generator().manual_seed(0)):
-        steps = batch.steps
+        steps = batch.steps[batch.steps["decides"]]
         found = learner.distribution(learner.replay(batch, learner.policy, before[0]), learner.policy)
         value = learner.critic.unscaled(learner.critic(learner.replay(batch, learner.critic.body, before[1])))
         torch.testing.assert_close(found.log_prob(steps["action"]), steps["log_prob"], atol=1e-5, rtol=0)
@@ -114,7 +115,9 @@ def test_a_replay_from_a_zero_state_differs() -> None:
     storage, before = rolled_out(learner)
     (batch,) = storage.mini_batches(1)
     zero = learner.policy.initial_state(WORLDS)
-    right, wrong = (learner.replay(batch, learner.policy, state) for state in (before[0], zero))
+    right, wrong = (
+        learner.replay(batch, learner.policy, state).unflatten(0, (STEPS, WORLDS)) for state in (before[0], zero)
+    )
     assert (right - wrong).abs().max() > 1e-3
     later = storage.done.cumsum(0)[:-1] > 0  # the second and later trajectories begin with an episode
     torch.testing.assert_close(right[1:][later], wrong[1:][later])
@@ -244,8 +247,8 @@ def test_an_update_raises_the_probability_of_better_actions() -> None:
     learner.update(storage, before, 0.0, torch.Generator().manual_seed(0))
     (batch,) = storage.mini_batches(1)
     now = learner.distribution(learner.replay(batch, learner.policy, before[0]), learner.policy)
-    change = now.log_prob(batch.steps["action"]) - batch.steps["log_prob"]
-    assert (change * gain).mean() > 0
+    change = now.log_prob(batch.steps["action"].flatten(0, 1)) - batch.steps["log_prob"].flatten()
+    assert (change * gain.flatten()).mean() > 0
 
 
 def test_a_policy_that_cannot_be_improved_is_refused() -> None:
