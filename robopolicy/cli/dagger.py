@@ -4,7 +4,7 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -38,7 +38,7 @@ def dagger(arguments: Sequence[str]) -> int:
     from robopolicy.training.schedules import read_schedule
 
     share = read_schedule(options.expert_share, "--expert-share", high=1.0)
-    rounds = Rounds(options.rounds, options.round_steps, options.keep_rounds)
+    rounds = Rounds(options.rounds, options.round_steps, options.keep_rounds, options.round_weights)
     roll_out = _Relabeling(options, task, config.training.seed, lambda n: share(n - 1, options.rounds - 1))
     evaluate = success_in_simulator(options, task, config.training.eval_episodes)
     measure = success_in_simulator(options, task, options.eval_episodes)
@@ -78,11 +78,17 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--expert-share",
         type=str,
-        default="0",
-        help="share of the steps that the expert acts, over the rounds: a number, linear:1:0, exponential:1:0.5, "
-        "piecewise:0=1,2=0.5",
+        default="linear:0.75:0.25",
+        help="share of the turns (of about 20 steps) in which the expert acts, over the rounds: a number, linear:1:0, "
+        "exponential:1:0.5, piecewise:0=1,2=0.5",
     )
     parser.add_argument("--round-steps", type=int | None, default=None, help="optimizer steps of each later training")
+    parser.add_argument(
+        "--round-weights",
+        type=Literal["new", "last"],
+        default="new",
+        help="each training begins from new weights, or from the last round's, which takes fewer --round-steps",
+    )
     parser.add_argument(
         "--keep-rounds", type=int | None, default=None, help="newest rounds to train on beside the first demos; all"
     )

@@ -222,7 +222,9 @@ def _rounds(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     series = []
     for place, (run, rows) in enumerate(runs.items()):
         labeled = accumulate(float(row.get("labeled_steps", 0)) for row in rows)
-        points = [(steps, row["success_rate"]) for steps, row in zip(labeled, rows, strict=True) if "success_rate" in row]
+        points = [
+            (steps, row["success_rate"]) for steps, row in zip(labeled, rows, strict=True) if "success_rate" in row
+        ]
         if len(points) > 1:
             series.append(Series(run, points, COLORS[place % len(COLORS)]))
     return f"<h2>Success over the rounds</h2>{line_plot(series, 'labeled steps', log=False)}" if series else ""

@@ -161,7 +161,7 @@ class ActorCritic(nn.Module):
     def replay(
         self, batch: RecurrentMiniBatch, policy: ChunkPolicy, before: MemoryState
     ) -> Float[Tensor, "decisions hidden"]:
-        """The hidden vectors at the decisions of a group of worlds, each trajectory unrolled from the state saved at its first step.
+        """The hidden vectors at a group's decisions, each trajectory unrolled from the state saved at its first step.
 
         Args:
             batch: observations, decisions, and where episodes begin.

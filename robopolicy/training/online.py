@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,19 +32,23 @@ LOG = logging.getLogger(__name__)
 
 MIXING_STREAM = 2
 """Second word of the mixing generator's seed; keeps it apart from the scene's and the demonstrations' noise."""
-STRETCH_STEPS = 20
-"""Mean number of steps for which the same one acts."""
+TURN_STEPS = 20
+"""Mean length of a turn of the student or the expert."""
 ROUNDS_FILE = "dagger.json"
 """Results of each round, in the folder of the run."""
 
 
 class RelabelingActor:
-    """The student acts; the label is what the expert would have done in the same state.
+    """Student and expert act in turns; the label is always the expert's.
+
+    The turns last `TURN_STEPS` on average: long enough for the student to run into the states in which it fails, and for the
+    expert to lead it out of them, so that no episode spends its time limit in one place.
 
     Args:
         student: acts, such as a `PolicyActor`.
-        expert: its labels are recorded; it sees every frame, so it may have a memory of its own.
-        expert_share: share of the steps in which the expert's action is executed, drawn from the episode's seed.
+        expert: its labels are recorded; it sees every frame, so it may have a memory of its own. In its turns it may execute
+            another action than its label, such as one with noise.
+        expert_share: share of the turns that are the expert's, drawn from the episode's seed.
     """
 
     def __init__(self, student: Actor, expert: Actor, expert_share: float = 0.0) -> None:
@@ -52,7 +56,7 @@ class RelabelingActor:
             raise ValueError(f"expert_share is {expert_share}; expected a share of the steps, 0 .. 1")
         self.student, self.expert, self.expert_share = student, expert, expert_share
         self._rngs: list[np.random.Generator] = []
-        self._by_expert = self._changes = np.zeros(0, dtype=bool)
+        self._begins = self._by_expert = np.zeros(0, dtype=bool)
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
         """Clear both memories in the worlds where `done`: an episode of `seeds` begins there."""
@@ -61,7 +65,8 @@ class RelabelingActor:
         fresh = [np.random.default_rng([seed, MIXING_STREAM]) for seed in seeds]
         kept = self._rngs or fresh
         self._rngs = [new if begins else old for begins, new, old in zip(done, fresh, kept, strict=True)]
-        self._changes = np.array(done)
+        self._begins = np.array(done)
+        self._by_expert = self._by_expert if self._by_expert.size else np.zeros_like(self._begins)
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The expert's action as label, and the action to execute.
@@ -69,17 +74,17 @@ class RelabelingActor:
         Raises:
             ConfigError: the expert's actions are not shaped as the student's.
         """
-        label, disturbed = map(np.asarray, self.expert.act(obs, instructions))
+        label, executed = map(np.asarray, self.expert.act(obs, instructions))
         _, action = self.student.act(obs, instructions)
         require(
             label.shape == np.shape(action),
             f"the expert gives actions of shape {label.shape}, the policy {np.shape(action)}; give an expert of this task",
         )
-        drawn = np.array([rng.random(2) for rng in self._rngs])
-        changes = self._changes | (drawn[:, 0] < 1 / STRETCH_STEPS)
-        self._by_expert = np.where(changes, drawn[:, 1] < self.expert_share, self._by_expert if len(self._by_expert) else False)
-        self._changes = np.zeros_like(changes)
-        return label, np.where(self._by_expert[:, None], disturbed, action)
+        draws = np.array([rng.random(2) for rng in self._rngs])
+        begins = self._begins | (draws[:, 0] < 1 / TURN_STEPS)
+        self._by_expert = np.where(begins, draws[:, 1] < self.expert_share, self._by_expert)
+        self._begins = np.zeros_like(begins)
+        return label, np.where(self._by_expert[:, None], executed, action)
 
 
 def relabeled_episodes(
@@ -98,7 +103,7 @@ def relabeled_episodes(
         seeds: one episode each.
         expert: labels every state.
         execution: which action of which chunk is executed when; None: as the policy was trained.
-        expert_share: share of the steps in which the expert's action is executed.
+        expert_share: share of the turns in which the expert acts.
     """
     student = PolicyActor(policy, env.num_envs, env.control_dt, execution)
     return run_episodes(env, RelabelingActor(student, expert, expert_share), seeds, record=True)
@@ -111,9 +116,11 @@ class Rounds:
     count: int
     """Rollouts, each followed by training."""
     steps: int | None = None
-    """Optimizer steps of each training after the first; None: as many as the first."""
+    """Optimizer steps of each later training; None: as many as the first."""
     keep: int | None = None
     """Newest rounds of relabeled demos to train on beside the first demos; None: all."""
+    weights: Literal["new", "last"] = "new"
+    """Each training begins from new weights, or from those of the last round, which costs fewer steps."""
 
     def __post_init__(self) -> None:
         require(self.count >= 1, f"--rounds must be >= 1, got {self.count}")
@@ -165,8 +172,8 @@ def dagger(
             _write_round(demos, config.data.files[0], load_policy(folder), roll_out, number)
         files = [*files, str(demos)][-(rounds.keep or number) :]
         data = replace(later.data, files=(*config.data.files, *files))
-        start = folder
-        if unknown := _unknown_words(load_policy(folder), demos):
+        start = folder if rounds.weights == "last" else None
+        if start and (unknown := _unknown_words(load_policy(folder), demos)):
             LOG.warning("round %d begins from new weights: the policy has no word for %s", number, ", ".join(unknown))
             start = None
         folder = _train_round(replace(later, data=data), run_dir / f"round_{number}", evaluate, start)
