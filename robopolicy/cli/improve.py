@@ -77,7 +77,7 @@ def _improve_parser() -> ArgumentParser:
     add_class_options(parser, ImproveConfig)
     parser.add_class_arguments(PPOConfig, "ppo")
     add_simulator(parser)
-    parser.set_defaults(num_envs=256)  # the more worlds, the less a step of each costs
+    parser.set_defaults(num_envs=128)  # the more worlds, the less a step of each costs
     return parser
 
 

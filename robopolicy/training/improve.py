@@ -49,10 +49,11 @@ class ImproveConfig:
     """Rollouts, each followed by an update."""
     max_minutes: float | None = None
     """Time limit [min]; the run ends after the iteration in which it is reached; null: none."""
-    reward: Reward = "success"
+    reward: Reward = "auto"
     """success: 1 at the step that makes the episode a success, else 0; progress: the same plus the growth of
-    the task's own measure of progress; env: as the environment gives it."""
-    checkpoint_every: int = 10
+    the task's own measure of progress; auto: progress where the worlds give it, else success; env: as the environment
+    gives it."""
+    checkpoint_every: int = 20
     """Iterations between two checkpoints; also part of what a run is, since worlds start again there."""
     eval_every: int | None = None
     """Iterations between two evaluations without noise, in worlds and on seeds of their own; null: none."""
@@ -116,7 +117,7 @@ def improve(
     _check_folder(run_dir, resume)
     policy, experiment = read_policy(start)
     learner = Learner(policy.to(device), ppo)
-    execution = RecedingOptions(replan_every=ppo.decision_steps)
+    execution = RecedingOptions(replan_every=learner.decision_steps)
     policy.config = replace(experiment, execution=execution)
     policy.spec = replace(policy.spec, execution=values_of(execution))
     provenance = {**read_provenance(start), **surroundings.facts, "improved_from": Path(start).name}

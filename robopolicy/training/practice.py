@@ -14,7 +14,7 @@ from robopolicy.rollout.episodes import EpisodeWorlds, Step, finished_episode, r
 from robopolicy.training.actor_critic import ActorCritic, Explorer
 from robopolicy.training.sequences import EpisodeStatistics, SequenceStorage
 
-Reward: TypeAlias = Literal["success", "progress", "env"]
+Reward: TypeAlias = Literal["auto", "success", "progress", "env"]
 PROGRESS = "progress"
 """Key of the worlds' info: how near the goal is (N,), 0 .. 1."""
 
@@ -27,7 +27,7 @@ class Practice:
         worlds: that it acts in.
         steps: T, control steps of each world in a rollout.
         reward: 1 at the step that makes the episode a success (`success`), the same plus the discounted growth of the
-            worlds' `progress`, or what the worlds give (`env`).
+            worlds' `progress`, that if they give it (`auto`), or what the worlds give (`env`).
         gamma: discount per step.
         first_seed: of the first episode; the others follow it.
     """
@@ -98,11 +98,9 @@ class Practice:
         now = np.asarray(step.info["success"], dtype=bool)
         reward = (now & ~self._succeeded).astype(np.float64)
         self._succeeded = (self._succeeded | now) & ~step.ended
-        if self.reward == "progress":
-            if PROGRESS not in step.info:
-                raise ConfigError(
-                    "--reward progress: these worlds don't say how near the goal is; use --reward success"
-                )
+        if self.reward == "progress" and PROGRESS not in step.info:
+            raise ConfigError("--reward progress: these worlds don't say how near the goal is; use --reward success")
+        if self.reward != "success" and PROGRESS in step.info:
             # Potential-based (Ng et al. 1999), and nothing after a real end, so that it favours no other policy.
             potential = np.where(step.terminated, 0.0, step.info[PROGRESS])
             reward += self.gamma * potential - self._progress

@@ -31,8 +31,9 @@ class PPOConfig:
 
     rollout_steps: int = 128
     """T, control steps of each world between two updates."""
-    decision_steps: int = 1
-    """k, actions of a chunk that are one decision; the policy is executed in the same way afterwards."""
+    decision_steps: int | None = None
+    """k, actions of a chunk that are one decision; the policy is executed in the same way afterwards; null: 4, or the chunk
+    if it is shorter."""
     warmup_iterations: int = 3
     """Iterations in which only the critic learns."""
     epochs: int = 4
@@ -54,7 +55,7 @@ class PPOConfig:
     anchor: str = "0.01"
     """Weight of the KL divergence from the start policy, over iterations: a number, linear:FROM:TO, exponential:FROM:FACTOR,
     piecewise:0=A,50=B; 0 switches it off."""
-    lr: float = 3e-5
+    lr: float = 1e-4
     """Learning rate of the policy at the start."""
     critic_lr: float = 1e-3
     """Learning rate of the critic."""
@@ -124,7 +125,7 @@ class Learner(ActorCritic):
     """
 
     def __init__(self, policy: ChunkPolicy, config: PPOConfig) -> None:
-        super().__init__(policy, config.decision_steps, config.std, config.bptt_steps)
+        super().__init__(policy, config.decision_steps or min(4, policy.chunk), config.std, config.bptt_steps)
         self.config = config
         self.moved = [*(part for part in policy.parameters() if part.requires_grad), self.log_std]
         valued = [part for part in self.critic.parameters() if part.requires_grad]

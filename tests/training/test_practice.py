@@ -84,6 +84,12 @@ def test_progress_adds_nothing_to_the_return_of_an_episode() -> None:
     assert reward[0, 1] > 0
 
 
+def test_progress_is_rewarded_where_the_worlds_give_it() -> None:
+    """Guards against: a default that ignores what the task measures, or that refuses worlds which measure nothing."""
+    assert torch.equal(practised("auto"), practised("progress"))
+    assert torch.equal(practised("auto", tells=False), practised("success"))
+
+
 def test_worlds_without_progress_are_refused() -> None:
     """Guards against: practice on a reward that is silently another one."""
     with pytest.raises(ConfigError, match="--reward progress: these worlds don't say"):

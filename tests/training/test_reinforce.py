@@ -111,7 +111,7 @@ def test_a_mini_batch_replays_the_rollouts_outputs(memory: str, decision: int, b
 
 def test_a_replay_from_a_zero_state_differs() -> None:
     """Guards against: a test of the replay that could not fail, since the state hardly matters."""
-    learner = Learner(make_policy({"memory.history": "carry"}), PPOConfig())
+    learner = Learner(make_policy({"memory.history": "carry"}), PPOConfig(decision_steps=1))
     storage, before = rolled_out(learner)
     (batch,) = storage.mini_batches(1)
     zero = learner.policy.initial_state(WORLDS)
@@ -241,7 +241,9 @@ def test_the_warm_up_moves_the_critic_alone() -> None:
 
 def test_an_update_raises_the_probability_of_better_actions() -> None:
     """Guards against: the surrogate's sign."""
-    learner = Learner(make_policy({}), PPOConfig(lr=1e-3, clip=10.0, epochs=1, mini_batches=1, target_kl=10.0))
+    learner = Learner(
+        make_policy({}), PPOConfig(decision_steps=1, lr=1e-3, clip=10.0, epochs=1, mini_batches=1, target_kl=10.0)
+    )
     storage, before = rolled_out(learner)
     gain = storage.steps["advantage"] - storage.steps["advantage"].mean()
     learner.update(storage, before, 0.0, torch.Generator().manual_seed(0))
