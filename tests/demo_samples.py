@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pyarrow import dataset
 
 from robopolicy.types import Demo
 
@@ -138,6 +139,52 @@ def write_minari(folder: Path) -> Path:
             episode["truncations"] = np.arange(steps) == steps - 1
             episode["infos/success"] = np.zeros(steps + 1, bool)
     (folder / "data" / "metadata.json").write_text(json.dumps({"dataset_id": "pen/human-v2"}))
+    return folder
+
+
+def write_minari_arrow(folder: Path, kind: str = "arrow") -> Path:
+    """Minari's Arrow and Parquet layouts: a table for each episode, T + 1 rows, arrays flat, images as JPEG."""
+    box = {"type": "Box", "dtype": "float64", "low": [-float("inf")], "high": [float("inf")]}
+    spaces = {
+        "pose": {**box, "shape": [3]},
+        "goal": {"type": "Dict", "subspaces": {"pen": {**box, "shape": [2, 2]}}},
+        "mission": {"type": "Text", "max_length": 40, "min_length": 0, "charset": "abc"},
+        "front": {**box, "dtype": "uint8", "shape": [16, 24, 3]},
+    }
+    (folder / "data").mkdir(parents=True)
+    about = {
+        "data_format": kind,
+        "jpeg_encoding": True,
+        "dataset_id": "lab/pen-v0",
+        "observation_space": json.dumps({"type": "Dict", "subspaces": spaces}),
+        "env_spec": json.dumps({"id": "AdroitHandPen-v1", "kwargs": {}}),
+    }
+    (folder / "data" / "metadata.json").write_text(json.dumps(about))
+    for index, steps in enumerate(LENGTHS):
+        rng = np.random.default_rng(index)
+
+        def flat(values: np.ndarray) -> pa.Array:
+            rows = values.reshape(len(values), -1)
+            kind = pa.list_(pa.from_numpy_dtype(rows.dtype), list_size=rows.shape[1])
+            return pa.FixedSizeListArray.from_arrays(rows.reshape(-1), type=kind)
+
+        goal = pa.StructArray.from_arrays([flat(rng.normal(size=(steps + 1, 2, 2)))], names=["pen"])
+        seen = [flat(rng.normal(size=(steps + 1, 3))), goal, pa.array(["turn the pen"] * (steps + 1))]
+        seen.append(pa.array([jpeg(frame) for frame in images(steps + 1, seed=index)], type=pa.binary()))
+        actions = np.r_[rng.uniform(-1, 1, (steps, 4)), np.zeros((1, 4))]
+        table = pa.table(
+            {
+                "observations": pa.StructArray.from_arrays(seen, names=["pose", "goal", "mission", "front"]),
+                "actions": flat(actions),
+                "rewards": np.arange(steps + 1.0),
+                "terminations": np.zeros(steps + 1, bool),
+                "truncations": np.arange(steps + 1) == steps - 1,
+            }
+        )
+        episode = folder / "data" / str(index)
+        episode.mkdir()
+        dataset.write_dataset(table, episode, format=kind)
+        (episode / "metadata.json").write_text(json.dumps({"id": index, "total_steps": steps, "seed": 40 + index}))
     return folder
 
 

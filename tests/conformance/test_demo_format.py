@@ -20,6 +20,7 @@ from tests.demo_samples import (
     write_lerobot,
     write_libero,
     write_minari,
+    write_minari_arrow,
     write_robomimic,
 )
 
@@ -64,7 +65,11 @@ SAMPLES = {
         "lerobot v3.0": lambda folder: write_lerobot(folder / "set"),
         "lerobot v2.1": lambda folder: write_lerobot(folder / "set", "v2.1"),
     },
-    "minari": {"minari": lambda folder: write_minari(folder / "pen")},
+    "minari": {
+        "minari": lambda folder: write_minari(folder / "pen"),
+        "minari, arrow": lambda folder: write_minari_arrow(folder / "pen"),
+        "minari, parquet": lambda folder: write_minari_arrow(folder / "pen", "parquet"),
+    },
 }
 """Kind -> what writes a set of it."""
 SOURCES = [

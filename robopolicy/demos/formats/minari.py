@@ -2,7 +2,7 @@
 
 `observations` has T + 1 rows, an array or nested groups; `actions`, `rewards`, `terminations` and `truncations` have T. The
 text observation `mission` (MiniGrid, BabyAI) is the instruction; other text observations are left out. Our own writer adds
-`data/robopolicy.json`, which Minari ignores, for what the layout can't hold.
+`data/robopolicy.json`, which Minari ignores, for what the layout can't hold. `_minari_arrow` reads Arrow and Parquet.
 """
 
 import re
@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from robopolicy.components import register, require
+from robopolicy.demos.formats._minari_arrow import ArrowReader, arrow_folder
 from robopolicy.demos.formats._minari_writer import KEPT, MISSION, SIDECAR, write_minari
 from robopolicy.demos.formats._video import decode_image
 from robopolicy.demos.formats.base import DemoReader, ReaderBase, require_demo, wanted_keys
@@ -66,13 +67,17 @@ class MinariFormat:
     def matches(self, path: Path) -> bool:
         """A folder that holds `main_data.hdf5`, or an HDF5 file with `episode_<i>/observations` at its root."""
         if path.is_dir():
-            return _main_file(path) is not None
+            return _main_file(path) is not None or arrow_folder(path) is not None
         with open_hdf5(path) as file:
             first = next((key for key in keys_of(file, path.name) if EPISODE.fullmatch(key)), None)
             return first is not None and "observations" in group_in(file, first, path.name)
 
-    def open(self, path: Path) -> "MinariReader":
+    def open(self, path: Path) -> ReaderBase:
         """A reader of the data set."""
+        if path.is_dir() and _main_file(path) is None and (folder := arrow_folder(path)) is not None:
+            reader = ArrowReader(path, folder)
+            reader.attributes = _described(reader.attributes, path.name)
+            return reader
         return MinariReader(path)
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
@@ -96,12 +101,7 @@ class MinariReader(ReaderBase):
         self._take_own(main.with_name(SIDECAR), episodes)
         self.names = tuple(self._episodes)
         about = attributes_of(self._file, self._where) | _metadata(main.with_name("metadata.json"))
-        self.attributes = {key: value for key, value in about.items() if key not in DESCRIBED}
-        spec = self.attributes.get("env_spec")
-        env = json_object(spec, f"{self._where}: env_spec") if isinstance(spec, str) else spec
-        if isinstance(env, Mapping) and "id" in env:
-            env_args = {"env_name": str(env["id"]), "type": 2, "env_kwargs": env.get("kwargs", {})}
-            self.attributes = {**self.attributes, "env_args": env_args}
+        self.attributes = _described(about, self._where)
         self.attributes |= {key: self._own[key] for key in KEPT if key in self._own}
         self.notes = ("the last observation of each episode, on which no action was taken, is left out",)
         if episodes:
@@ -209,6 +209,16 @@ def _values(dataset: h5py.Dataset, rows: int, where: str) -> np.ndarray:
     if dataset.dtype.kind == "S":
         return np.stack([decode_image(bytes(data), where) for data in dataset[:rows]])
     return read_rows(dataset, where, slice(0, rows))
+
+
+def _described(about: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The attributes of the set without those of its files, and `env_args` from its `env_spec`."""
+    found = {key: value for key, value in about.items() if key not in DESCRIBED}
+    spec = found.get("env_spec")
+    env = json_object(spec, f"{where}: env_spec") if isinstance(spec, str) else spec
+    if isinstance(env, Mapping) and "id" in env:
+        found["env_args"] = {"env_name": str(env["id"]), "type": 2, "env_kwargs": env.get("kwargs", {})}
+    return found
 
 
 def _main_file(folder: Path) -> Path | None:

@@ -16,7 +16,7 @@ from robopolicy.components import ConfigError
 from robopolicy.demos.formats import convert, open_demos
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.types import DemoFormatError
-from tests.demo_samples import LENGTHS, assert_same, images, jpeg, write_minari
+from tests.demo_samples import LENGTHS, assert_same, images, jpeg, write_minari, write_minari_arrow
 
 MINARI = ("minari[hdf5]==0.5.4", "pillow")
 
@@ -180,6 +180,51 @@ def test_a_data_set_id_that_minari_refuses_is_refused(tiny_demos, tmp_path):
     """Guards against: a data set that Minari refuses when it is loaded."""
     with pytest.raises(ConfigError, match="dataset_id must be"):
         convert(tiny_demos, tmp_path / "out", "minari", options={"dataset_id": "lift"})
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_tables_hold_the_same_as_an_hdf5_file(tmp_path, kind):
+    """Guards against: shapes, the instruction or the seed lost, or the padding of the last row taken for a step."""
+    with open_demos(write_minari_arrow(tmp_path / "pen", kind)) as demos:
+        assert demos.attributes["env_args"]["env_name"] == "AdroitHandPen-v1"
+        demo = demos.read("demo_1")
+    rng = np.random.default_rng(1)
+    goal, pose = rng.normal(size=(LENGTHS[1] + 1, 2, 2)), rng.normal(size=(LENGTHS[1] + 1, 3))
+    np.testing.assert_array_equal(demo.obs["goal_pen"], goal[:-1])
+    np.testing.assert_array_equal(demo.obs["pose"], pose[:-1])
+    np.testing.assert_array_equal(demo.actions, rng.uniform(-1, 1, (LENGTHS[1], 4)))
+    assert demo.obs["front"].shape == (LENGTHS[1], 16, 24, 3)
+    assert (demo.instruction, demo.seed) == ("turn the pen", 41)
+    assert demo.dones is not None
+    assert demo.dones.tolist() == [False] * (LENGTHS[1] - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: (data / "1/part-0.arrow").write_bytes(b"ARROW1" + bytes(90)), "damaged"),
+        (lambda data: (data / "1/part-0.arrow").unlink(), "expected regular files"),
+        (lambda data: change_metadata(data, observation_space="[" * 9000), "observation_space is not a space"),
+        (lambda data: change_metadata(data, observation_space='{"type": "Box", "shape": [7]}'), None),
+        (lambda data: change_metadata(data, data_format="zip"), "data_format is 'zip'"),
+    ],
+)
+def test_a_crafted_table_is_refused_in_one_line(tmp_path, spoil, message):
+    """Guards against: a traceback of pyarrow, or a stranger's shapes that are believed."""
+    folder = write_minari_arrow(tmp_path / "pen")
+    spoil(folder / "data")
+    if message is None:
+        with open_demos(folder) as demos:
+            assert demos.read("demo_1").obs["goal_pen"].shape == (LENGTHS[1], 4)
+        return
+    with pytest.raises(DemoFormatError, match=message) as error, open_demos(folder) as demos:
+        demos.read("demo_1")
+    assert "\n" not in str(error.value)
+
+
+def change_metadata(data: Path, **changes: str) -> None:
+    path = data / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 READ_BY_MINARI = """
