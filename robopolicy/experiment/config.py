@@ -53,7 +53,7 @@ class DataConfig:
 
     files: tuple[str, ...] = ()
     """Demo files in the robomimic layout, or any format that `robopolicy check` opens."""
-    groups: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, GroupConfig] = field(default_factory=dict)
     """Instead of `files`: robots that are trained together, such as {panda: {files: [a.hdf5]}, ur5: {files: [b.hdf5]}}. Each
     has an action spec, normalizers and an action head of its own; encoder and memory are shared."""
     file_weights: tuple[float, ...] = ()
@@ -95,9 +95,10 @@ class DataConfig:
     """Binary gripper columns of the action rows; null: from the file, or inferred and printed."""
 
     def __post_init__(self) -> None:
-        groups = {name: _group(name, value) for name, value in self.groups.items()}
-        object.__setattr__(self, "groups", groups)
-        given = [name for name in ("files", "file_weights", "arm", "gripper") if groups and getattr(self, name)]
+        for name in self.groups:
+            named = GROUP_NAME.fullmatch(name) is not None
+            require(named, f"--data.groups: {name!r} is not a name of letters, digits, - and _")
+        given = [name for name in ("files", "file_weights", "arm", "gripper") if self.groups and getattr(self, name)]
         require(not given, f"--data.{given[0] if given else ''} beside --data.groups; give it within the groups")
         expect(self, "data", ">= 1", "train_demos", "batch_size", "segment", "frame_stride")
         expect(self, "data", "> 0", "file_weights", "intervention_weight")
@@ -108,23 +109,6 @@ class DataConfig:
             not self.file_weights or len(self.file_weights) == len(self.files),
             f"--data.file_weights has {len(self.file_weights)} entries for {len(self.files)} --data.files; give one each",
         )
-
-
-def _group(name: str, value: Any) -> GroupConfig:
-    if not GROUP_NAME.fullmatch(name):
-        raise ConfigError(f"--data.groups: {name!r} is not a name of letters, digits, - and _")
-    if isinstance(value, GroupConfig):
-        return value
-    known = list(GroupConfig.__dataclass_fields__)
-    if not isinstance(value, Mapping) or (unknown := [key for key in value if key not in known]):
-        found = unknown[0] if isinstance(value, Mapping) else value
-        raise ConfigError(f"--data.groups.{name}: unknown {found!r}; a group has {', '.join(known)}")
-    files = value.get("files", ())
-    values = {**value, "files": (files,) if isinstance(files, str) else tuple(files)}
-    for key in ("arm", "gripper"):
-        if values.get(key) is not None:
-            values[key] = tuple(int(column) for column in values[key])
-    return GroupConfig(**{**values, "weight": float(values.get("weight", 1.0))})
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,14 @@ def _value_parser(annotation: Any) -> ArgumentParser:
     return parser
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 # -- the tree --------------------------------------------------------------------------------------------------------------
 
 
@@ -293,8 +301,11 @@ def section_from(options: type, given: Mapping[str, Any], prefix: str, owner: st
 def _made(hint: Any, value: Any, where: str) -> Any:
     """A value converted to its field's type; of a mapping of names to dataclasses, each of these from its fields."""
     entry = get_args(hint)[-1] if get_origin(hint) is Mapping else None
-    if not isinstance(entry, type) or not is_dataclass(entry) or not isinstance(value, Mapping):
+    if not isinstance(entry, type) or not is_dataclass(entry):
         return converted(hint, value, where)
+    value = _loaded(value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"--{where} must be a mapping of names to fields, got {value!r}")
     for name, part in value.items():
         if not isinstance(part, (Mapping, entry)):
             raise ConfigError(f"--{where}.{name} must be a mapping of fields, got {part!r}")

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from robopolicy.experiment.reading import flat
+
 
 @dataclass(frozen=True)
 class RunGroup:
@@ -25,14 +27,6 @@ def config_values(run: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return flat(values) if isinstance(values, dict) else {}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def group_runs(configs: Mapping[str, Mapping[str, Any]]) -> list[RunGroup]:

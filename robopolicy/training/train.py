@@ -25,13 +25,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from robopolicy.experiment.building import build_policy
 from robopolicy.experiment.config import ConfigError, ExperimentConfig
-from robopolicy.experiment.reading import config_to_dict
+from robopolicy.experiment.reading import config_to_dict, flat
 from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION, save_policy
 from robopolicy.files import remove_unfinished, require_regular, write_file
 from robopolicy.heap import keep_freed_memory
 from robopolicy.model.encoders.conv import ConvOptions
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.rollout.run_groups import flat
 from robopolicy.training.augmentations import AugmentationInputs, make_augmentation
 from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, RandomState, RunKeeper, Stop, read_resume
 from robopolicy.training.datamodule import DemoDataModule
