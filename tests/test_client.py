@@ -40,7 +40,7 @@ DTYPES = st.one_of(
     DTYPES.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)))
 )
 def test_an_array_comes_back_as_it_was_sent(array):
-    """Byte order, empty axes and zero dimensions are where hand-written codecs lose data."""
+    """Guards against: byte order, empty axes and zero dimensions that a hand-written codec loses."""
     back = unpack(pack({"a": array}))["a"]
     assert back.dtype == array.dtype
     assert back.shape == array.shape
@@ -48,7 +48,7 @@ def test_an_array_comes_back_as_it_was_sent(array):
 
 
 def test_the_wire_format_is_openpis():
-    """Robots that speak openpi's protocol would not understand another tag, type or key."""
+    """Guards against: another tag, type or key than openpi's, which its robots don't understand."""
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     raw = msgpack.unpackb(pack({"a": array, "n": np.int64(5)}))
     assert raw["a"] == {b"__ndarray__": True, b"data": array.tobytes(), b"dtype": "<f4", b"shape": [2, 3]}
@@ -80,14 +80,14 @@ def test_the_wire_format_is_openpis():
     ],
 )
 def test_a_hostile_message_is_refused(hostile):
-    """One frame with dtype |O crashed servers of this kind; shapes that lie made others read beyond the buffer."""
+    """Guards against: a frame with dtype |O, which crashes a server, or a shape that reads beyond the buffer."""
     with pytest.raises(ProtocolError):
         unpack(msgpack.packb({"a": hostile}))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x91" * 5000, b"\x80\x80", b"\x81\x01\x02"])
 def test_bytes_that_are_no_message_are_refused(data):
-    """Truncated and over-nested msgpack must not escape as some other exception."""
+    """Guards against: truncated or over-nested msgpack that escapes as some other exception."""
     with pytest.raises(ProtocolError):
         unpack(data)
 
@@ -101,7 +101,7 @@ def test_any_bytes_either_decode_or_raise_protocol_error(data):
 
 
 def test_objects_and_complex_numbers_are_not_packed():
-    """They would need pickle, or surprise the other side."""
+    """Guards against: objects that need pickle, or complex numbers that the other side can't read."""
     for value in (np.array([object()]), np.array([1j]), object(), np.array(["a"])):
         with pytest.raises(ProtocolError, match="can't be packed"):
             pack({"a": value})
@@ -111,7 +111,7 @@ def test_objects_and_complex_numbers_are_not_packed():
 
 
 def test_infer_gives_actions_and_timings():
-    """The contract of openpi's reply; `prev_total_ms` comes from the second on."""
+    """Guards against: a reply that breaks openpi's contract; `prev_total_ms` comes from the second on."""
     with running_server() as server, connect(server) as client:
         first, second = client.infer(observation(1)), client.infer(observation(2))
     assert first["actions"].shape == (4, 5)
@@ -123,7 +123,7 @@ def test_infer_gives_actions_and_timings():
 
 
 def test_metadata_says_what_to_send():
-    """A robot engineer reads it instead of our source."""
+    """Guards against: metadata from which a robot engineer can't tell what to send."""
     with running_server() as server, connect(server) as client:
         metadata = client.metadata
     assert metadata["observation"] == {
@@ -138,7 +138,7 @@ def test_metadata_says_what_to_send():
 
 
 def test_reset_begins_a_new_episode():
-    """A memory kept over an episode's end answers from the past."""
+    """Guards against: a memory kept over an episode's end."""
     with running_server() as server, connect(server) as client:
         client.infer(observation())
         client.reset()
@@ -148,7 +148,7 @@ def test_reset_begins_a_new_episode():
 
 
 def test_reset_reconnects_where_the_server_knows_no_reset_key():
-    """Openpi's servers know only the connection's end as a reset."""
+    """Guards against: a reset that openpi's servers ignore, since they know only the connection's end."""
     with running_server() as server, connect(server) as client:
         client.infer(observation())
         client.metadata = {}
@@ -168,7 +168,7 @@ def test_a_refused_observation_raises_with_the_servers_words_and_the_next_call_w
 
 
 def test_the_client_survives_a_server_that_restarts(caplog):
-    """Restarting the policy server must not need a walk to the robot; that the memory is new is said."""
+    """Guards against: a robot that must be restarted with its server, or that isn't told of its new memory."""
     with running_server() as server:
         client = connect(server)
         client.infer(observation())
@@ -195,13 +195,13 @@ def test_a_server_that_does_not_answer_raises_timeout_and_its_late_answer_is_not
 
 
 def test_no_server_is_a_connection_error_in_time():
-    """A wrong port must not hang a robot's start-up."""
+    """Guards against: a wrong port that hangs a robot's start."""
     with pytest.raises(ConnectionError, match=r"no policy server at ws://127\.0\.0\.1:1 within 0\.2 s"):
         PolicyClient("127.0.0.1", 1, connect_timeout_s=0.2)
 
 
 def test_the_client_waits_for_a_server_that_comes_up_later():
-    """Robot and server are started in any order."""
+    """Guards against: a robot that must be started after its server."""
     with running_server() as first:
         port = first.port
     answers = []
@@ -213,7 +213,7 @@ def test_the_client_waits_for_a_server_that_comes_up_later():
 
 
 def test_a_wrong_key_is_a_permission_error_at_once():
-    """Retrying a wrong key for a minute hides the mistake."""
+    """Guards against: a wrong key that is retried for a minute."""
     with running_server(api_key="k" * 16) as server:
         with pytest.raises(PermissionError, match="refuses this api_key"):
             connect(server, api_key="wrong")
@@ -222,7 +222,7 @@ def test_a_wrong_key_is_a_permission_error_at_once():
 
 
 def test_a_broker_gives_one_action_at_a_time_and_asks_again_after_replan_every():
-    """Executing more or fewer actions than the policy was trained for breaks its memory's frame stride."""
+    """Guards against: more or fewer actions executed than the policy was trained for, which breaks its frame stride."""
     policy = FakePolicy()
     with running_server(policy) as server, connect(server) as client:
         broker = ChunkBroker(client, replan_every=3)
@@ -240,7 +240,7 @@ def test_a_broker_gives_one_action_at_a_time_and_asks_again_after_replan_every()
 
 
 def test_the_file_is_python_3_9():
-    """Robots lag; a match statement or X | Y annotation would keep them out."""
+    """Guards against: syntax of a later Python, which keeps older robots out."""
     tree = ast.parse(SOURCE.read_text(), feature_version=(3, 9))
     annotations = [
         node.annotation for node in ast.walk(tree) if isinstance(node, (ast.AnnAssign, ast.arg)) and node.annotation
@@ -268,7 +268,7 @@ with PolicyClient("127.0.0.1", {port}) as client:
 
 
 def test_the_file_works_copied_alone_with_every_other_import_blocked(tmp_path):
-    """A robot computer has no torch, and shall not need our package."""
+    """Guards against: an import that the copied file doesn't find on a robot without our package."""
     (tmp_path / "client.py").write_text(SOURCE.read_text())
     with running_server() as server:
         code = COPIED.format(folder=str(tmp_path), port=server.port)
@@ -278,7 +278,7 @@ def test_the_file_works_copied_alone_with_every_other_import_blocked(tmp_path):
 
 @pytest.mark.slow
 def test_the_file_works_in_an_environment_of_its_three_packages(tmp_path):
-    """A dependency that slipped in shows only where nothing else is installed."""
+    """Guards against: a dependency that shows only where nothing else is installed."""
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
     packages = ["numpy", "msgpack", "websockets"]

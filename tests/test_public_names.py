@@ -17,13 +17,13 @@ def imported(use: str, heavy: tuple[str, ...]) -> str:
 
 
 def test_the_package_and_its_client_import_no_torch():
-    """A robot without torch must be able to import the client."""
+    """Guards against: a client that can't be imported on a robot without torch."""
     heavy = ("torch", "lightning", "h5py", "mujoco", "jsonargparse")
     assert imported("import robopolicy.client", heavy) == ""
 
 
 def test_a_name_is_there_when_it_is_used():
-    """Lazy names that resolve to nothing fail at the user's desk."""
+    """Guards against: a lazy name that resolves to nothing, and fails at the user's desk."""
     for name in ("ActionSpec", "Chunk", "PolicyHead", "action_loss", "load_policy", "save_policy", "ChunkPolicy"):
         assert getattr(robopolicy, name).__name__ == name
         assert name in dir(robopolicy)
@@ -40,6 +40,6 @@ def test_a_star_import_and_completion_show_the_public_names_alone():
 
 
 def test_an_unknown_name_is_refused_with_a_list():
-    """A typo must name the choices."""
+    """Guards against: a typo whose error names no choices."""
     with pytest.raises(AttributeError, match=r"robopolicy has no 'PolicyHed'. It has: .*PolicyHead"):
         robopolicy.PolicyHed  # noqa: B018

@@ -22,7 +22,7 @@ def test_counts_mean_arm_first_gripper_after():
 
 
 def test_interleaved_layout_of_a_bimanual_robot_is_described_by_index_lists():
-    """ALOHA's 6 + 1 + 6 + 1 can't be said with counts."""
+    """Guards against: ALOHA's 6 + 1 + 6 + 1 columns, which counts can't describe."""
     spec = ActionSpec(arm=[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12], gripper=[6, 13])
     assert (spec.arm_width, spec.gripper_width, spec.width) == (12, 2, 14)
 
@@ -41,7 +41,7 @@ def test_order_puts_a_row_together_again_after_split(order, cuts):
 
 
 def test_action_spec_survives_its_dictionary():
-    """A spec stored with the weights must be read back as it was."""
+    """Guards against: a spec stored with the weights that is read back as another."""
     spec = ActionSpec(
         arm=[0, 2], gripper=[1], constant={3: 0.5}, gripper_values=[(0.0, 0.04)], kind="delta", rate_hz=15.0
     )
@@ -66,13 +66,13 @@ def test_a_contradictory_action_spec_is_refused(arguments, message):
 
 
 def test_a_demo_whose_arrays_differ_in_length_is_refused_by_name():
-    """An observation shifted against its actions trains a wrong policy."""
+    """Guards against: an observation shifted against its actions, which trains a wrong policy."""
     with pytest.raises(DemoFormatError, match=r"demo_12: 84 actions but 85 rows in obs/proprio"):
         Demo(name="demo_12", obs={"proprio": np.zeros((85, 3))}, actions=np.zeros((84, 7)))
 
 
 def test_an_empty_demo_is_refused():
-    """A demo of no steps has no window and would divide by zero."""
+    """Guards against: a demo without steps, which has no window and divides by zero."""
     with pytest.raises(DemoFormatError, match="at least one step"):
         Demo(name="demo_0", obs={}, actions=np.zeros((0, 7)))
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -72,8 +72,11 @@ def collect(arguments: Sequence[str]) -> int:
 
 def _collect(options: Namespace, shard: "Shard") -> int:
     """Rounds of episodes, each process its share, until enough succeeded; the first one writes and prints."""
+    from robopolicy.sim.collection import ActionNoise
+    from robopolicy.sim.collection import collect as expert_episodes
+
     began = time.perf_counter()
-    tally = _Tally()
+    tally, noise = _Tally(), options.disturbance if options.noise else ActionNoise.off()
     simulator = simulator_options(options, shard.device(options.device))
 
     def make_env(worlds: int) -> "RobotVectorEnv":
@@ -98,7 +101,7 @@ def _collect(options: Namespace, shard: "Shard") -> int:
             if mine and env.num_envs > len(mine):
                 env.close()
                 env = make_env(len(mine))
-            episodes = _expert_episodes(env, mine, options) if mine else []
+            episodes = expert_episodes(env, mine, noise) if mine else []
             if shard.count > 1:
                 episodes = sorted(
                     (each for part in shard.gather(list(episodes)) for each in part), key=lambda each: each.seed
@@ -161,12 +164,6 @@ def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: 
     if seeds:
         tally.next_seed = seeds[-1] + 1
     return seeds
-
-
-def _expert_episodes(env: "RobotVectorEnv", seeds: Sequence[int], options: Namespace) -> "Iterable[Episode]":
-    from robopolicy.sim.collection import ActionNoise, collect
-
-    return collect(env, seeds, options.disturbance if options.noise else ActionNoise.off())
 
 
 def _env_args(options: Namespace) -> dict[str, Any]:

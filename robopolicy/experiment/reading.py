@@ -209,7 +209,8 @@ def converted(annotation: Any, value: Any, name: str) -> Any:
     Raises:
         ConfigError: it can't be.
     """
-    if isinstance(value, str) and _is_list(annotation) and not value.startswith("[") and value != "null":
+    is_list = tuple in map(get_origin, (annotation, *get_args(annotation)))
+    if isinstance(value, str) and is_list and not value.startswith("[") and value != "null":
         value = [value]
     try:
         if isinstance(value, str):
@@ -238,10 +239,6 @@ def described(annotation: Any) -> str:
 
 def _several(annotation: Any) -> str:
     return {int: "integers", float: "numbers", str: "names"}.get(annotation, described(annotation))
-
-
-def _is_list(annotation: Any) -> bool:
-    return get_origin(annotation) is tuple or any(get_origin(part) is tuple for part in get_args(annotation))
 
 
 @cache

@@ -76,7 +76,9 @@ def describe(policy: ChunkPolicy, provenance: Mapping[str, Any] | None = None) -
         "format": FORMAT,
         "action_spec": policy.action_spec.to_dict(),
         "obs": {key: {"shape": list(spec.shape), "dtype": spec.dtype} for key, spec in policy.obs.items()},
-        "vocabulary": None if vocabulary is None else _vocabulary_to_dict(vocabulary),
+        "vocabulary": None
+        if vocabulary is None
+        else {name: getattr(vocabulary, name) for name in ("words", "length", "weights", "longest")},
         "components": _origins(config, policy.head.action_head.loss_names),
         "provenance": dict(provenance or {}),
     }
@@ -345,11 +347,6 @@ def _require_file(folder: Path, name: str) -> None:
         raise CheckpointError(
             f"{folder}: no {name} in it. It has: {there}; give a folder that `robopolicy train` wrote"
         )
-
-
-def _vocabulary_to_dict(vocabulary: Vocabulary) -> dict[str, Any]:
-    words, weights = list(vocabulary.words), list(vocabulary.weights)
-    return {"words": words, "length": vocabulary.length, "weights": weights, "longest": vocabulary.longest}
 
 
 def _vocabulary_from_dict(values: Mapping[str, Any]) -> Vocabulary:

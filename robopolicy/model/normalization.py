@@ -128,7 +128,8 @@ class ActionNormalizer(nn.Module):
     def to_target(self, rows: Array) -> Array:
         """Rows (..., width) -> targets (..., A+G) float32; NumPy in, NumPy out, and torch likewise."""
         if isinstance(rows, np.ndarray):
-            return self._cpu_target(rows)
+            tensor = torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(self.arm_offset.device)
+            return self.to_target(tensor).cpu().numpy()
         arm, gripper = self.spec.split(rows.to(torch.float32))
         offset, scale = self._scaling
         open_value, closed_value = self.gripper_values.unbind(dim=-1)
@@ -150,10 +151,6 @@ class ActionNormalizer(nn.Module):
     def _scaling(self) -> tuple[Tensor, Tensor]:
         """Offset and scale of the learned columns."""
         return (self.coded_offset, self.coded_scale) if self.rotations.coded else (self.arm_offset, self.arm_scale)
-
-    def _cpu_target(self, rows: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(self.arm_offset.device)
-        return self.to_target(tensor).cpu().numpy()
 
 
 def _arm_offset_and_scale(statistics: Statistics, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

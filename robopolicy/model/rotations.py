@@ -141,7 +141,6 @@ class Rotations(nn.Module):
             self.register_buffer("reference", torch.zeros(width))
             self.register_buffer("origin", torch.zeros(width))
             self.register_buffer("known", torch.zeros(len(self.parts)))
-            self.register_load_state_dict_pre_hook(_as_they_are)
 
     def load(self, fit: RotationFit | None) -> None:
         """Take over what was fit to the training split."""
@@ -264,9 +263,3 @@ def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tup
             )
         found.append(RotationColumns(columns, kind, declared=True))
     return tuple(found)
-
-
-def _as_they_are(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Load policies saved before rotations were supported; they leave rotations as they are."""
-    for name, buffer in module.named_buffers(recurse=False):
-        state.setdefault(prefix + name, torch.zeros_like(buffer))

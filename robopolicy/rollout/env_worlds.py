@@ -12,7 +12,7 @@ from robopolicy.rollout.copies import Copy, CopyLostError, LocalCopy, ProcessCop
 from robopolicy.rollout.env_map import EnvMap, task_name
 from robopolicy.rollout.env_map_parts import EnvMapError
 from robopolicy.rollout.env_runner import RENDER, EnvSetupError, Session
-from robopolicy.types import ArraySpec, Policy
+from robopolicy.types import Policy
 
 LOG = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ class EnvWorlds:
         self._running = np.zeros(len(copies), dtype=bool)
         self._faults: list[tuple[str, ...]] = [()] * len(copies)
         first, arrays = self._look(seed)
-        has = {path: given for path, given in first["observation"].items() if path != RENDER or _reads_render(env_map)}
+        renders = any(RENDER in source.paths for source in env_map.observation.values())
+        has = {path: given for path, given in first["observation"].items() if path != RENDER or renders}
         self._sources = env_map.sources(self._wanted, has)
         shape = first["action"]["shape"]
         env_map.check_action(policy.spec.action.width, shape, first["action"]["space"])
@@ -68,11 +69,15 @@ class EnvWorlds:
         paths = [path for source in self._sources.values() for path in source.paths]
         self._film = film and RENDER in first["observation"]
         self._reads = sorted({*paths, *([RENDER] if self._film else [])})
-        self._tell_what_is_read()
+        self._copies[0].post({"do": "read", "reads": self._reads})
+        self._copies[0].collect(self._step_timeout_s)
         self.max_episode_steps: int = first["max_episode_steps"]
         self.control_dt: float = env_map.control_dt or first["control_dt"] or 0.05
         self.episode_figures = (*first["figures"], "clipped_actions")
-        self._obs = {key: np.zeros((len(copies), *spec.shape), _dtype(spec)) for key, spec in self._wanted.items()}
+        self._obs = {
+            key: np.zeros((len(copies), *spec.shape), np.uint8 if spec.is_image else np.float32)
+            for key, spec in self._wanted.items()
+        }
         if self._film:
             shape, dtype = first["observation"][RENDER]
             self._obs[RENDER] = np.zeros((len(copies), *shape), dtype)
@@ -152,10 +157,6 @@ class EnvWorlds:
         self._open[0] = True
         return reply
 
-    def _tell_what_is_read(self) -> None:
-        self._copies[0].post({"do": "read", "reads": self._reads})
-        self._copies[0].collect(self._step_timeout_s)
-
     def _take(self, place: int, reply: Reply) -> dict[str, Any]:
         """Put a reply into the arrays of all worlds."""
         frame, arrays = reply
@@ -223,11 +224,3 @@ def open_worlds(
         for copy in copies:
             copy.close()
         raise
-
-
-def _reads_render(env_map: EnvMap) -> bool:
-    return any(RENDER in source.paths for source in env_map.observation.values())
-
-
-def _dtype(spec: ArraySpec) -> type:
-    return np.uint8 if spec.is_image else np.float32

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def summarize_runs(runs: Sequence[Outcomes], level: float = 0.95) -> TrainingSee
     rates = table.mean(axis=1)
     means = _bootstrap(table, np.random.default_rng(0))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    pooled = wilson_interval(int(table.sum()), table.size, _quantile(level))
+    pooled = wilson_interval(int(table.sum()), table.size, z=NormalDist().inv_cdf((1 + level) / 2))
     return TrainingSeeds(
         rates=[float(rate) for rate in rates],
         mean=float(rates.mean()),
@@ -128,10 +129,3 @@ def _shared_seeds(runs: Sequence[Outcomes]) -> list[int]:
 def _table(runs: Sequence[Outcomes], seeds: Sequence[int]) -> np.ndarray:
     """(runs, episodes) of 0 and 1."""
     return np.array([[run[seed] for seed in seeds] for run in runs], dtype=float)
-
-
-def _quantile(level: float) -> float:
-    """The standard normal quantile of a two-sided interval."""
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf((1 + level) / 2)

@@ -160,9 +160,10 @@ class Worlds:
         clipped = self._xp.minimum(self._xp.maximum(wanted, like(wanted, _LEAST)), like(wanted, _MOST))
         if not config.delay_steps:
             return clipped
-        line = self._xp.concatenate([clipped[None] - self._resting(clipped), self._late])
+        rest = like(clipped, _REST)  # executed until the first delayed action arrives
+        line = self._xp.concatenate([clipped[None] - rest, self._late])
         self._late[:] = line[:-1]
-        return line[self._delay, self._worlds] + self._resting(clipped)
+        return line[self._delay, self._worlds] + rest
 
     def _with_joint_noise(self, actions: Array, std: float) -> Array:
         if not std:
@@ -170,10 +171,6 @@ class Worlds:
         joints, noisy = list(self.actions.joint_columns), copied(actions)
         noisy[:, joints] += std * JOINT_NOISE_RAD * noise(self._seed, self._steps, 0, len(joints))
         return noisy
-
-    def _resting(self, actions: Array) -> Array:
-        """No motion, open gripper: executed until the first delayed action arrives."""
-        return like(actions, _REST)
 
     def _checked(self, actions: Array) -> Array:
         """The actions, finite: the host refuses others, a device marks the world and continues with zeros."""
@@ -284,7 +281,11 @@ class Worlds:
         }
         obs |= {"gripper": row(self._openings_m), "qpos": row(self.scene.joints_of(state.qpos)), **objects}
         if self.randomization.config.obs_noise:
-            obs = self._noisy(obs)
+            std = self.randomization.config.obs_noise
+            obs = {
+                key: row(values + std * noise(self._seed, self._steps, 1 + place, values.shape[1]))
+                for place, (key, values) in enumerate(obs.items())
+            }
         target = self.task.target(state)
         obs |= {f"to_{key}": obs[key][:, -3:] for key, values in objects.items() if values.shape[1] > 3}
         privileged = (target, target - state.ee_position, self.commanded)
@@ -292,13 +293,6 @@ class Worlds:
         if self._renderer is not None:
             obs |= self._renderer.render()
         return obs
-
-    def _noisy(self, obs: dict[str, Array]) -> dict[str, Array]:
-        std = self.randomization.config.obs_noise
-        return {
-            key: row(values + std * noise(self._seed, self._steps, 1 + place, values.shape[1]))
-            for place, (key, values) in enumerate(obs.items())
-        }
 
     def _integers(self, *shape: int) -> Int[Array, "..."]:
         return self._kept(np.zeros(shape, np.int64))
@@ -310,3 +304,4 @@ class Worlds:
 
 _LEAST, _MOST = np.array(-1.0), np.array(1.0)
 _REST = np.array([0.0] * 6 + [-1.0])
+"""No motion, open gripper."""

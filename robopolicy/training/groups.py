@@ -6,6 +6,7 @@ group, and its loss is the weighted mean of theirs.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +58,7 @@ class GroupLoader:
         return max(len(loader) for loader in self.loaders.values())
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
-        streams = {name: _forever(loader) for name, loader in self.loaders.items()}
+        streams = {name: chain.from_iterable(repeat(loader)) for name, loader in self.loaders.items()}
         if self._position >= len(self):
             self._position = 0
         while self._position < len(self):
@@ -238,9 +239,3 @@ class GroupTraining(PolicyTraining):
         weights = {name: objective.weights[name] for name in losses}
         total = sum(weights[name] * loss for name, loss in losses.items()) / sum(weights.values())
         return {"loss": total, **{f"loss_{name}": loss for name, loss in losses.items()}}
-
-
-def _forever(loader: BatchLoader) -> Iterator[Batch]:
-    """Epoch after epoch."""
-    while True:
-        yield from loader

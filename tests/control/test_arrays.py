@@ -42,7 +42,7 @@ def test_a_constant_is_carried_to_the_device_once():
 
 
 def test_a_constant_made_without_gradients_can_be_used_with_them():
-    """Tensors made in inference mode are refused by autograd for ever after."""
+    """Guards against: a tensor made in inference mode and cached, which autograd then refuses."""
     parameter = torch.ones(2, requires_grad=True)
     with torch.inference_mode():
         like(parameter, np.array([7.0, 8.0]))
@@ -62,7 +62,7 @@ def test_a_row_is_single_precision_in_memory_of_its_own(array):
 
 
 def test_a_row_of_a_single_part_is_a_copy_even_where_nothing_is_cast():
-    """The physics of a device keeps single precision already."""
+    """Guards against: a row that shares memory with the physics' state where nothing is cast."""
     tensor = torch.ones(2, 2)
     seen = row(tensor)
     tensor[:] = 0

@@ -43,7 +43,7 @@ def test_images_that_change_an_arm_at_rest_and_cameras_that_nobody_looks_at_are_
 
 
 def test_a_camera_slower_than_the_loop_is_not_frozen_and_a_reset_forgets():
-    """A camera of 5 images a second on an arm of 20 actions a second."""
+    """Guards against: a camera of 5 images per second reported as frozen on an arm of 20 actions per second."""
     watch, image = CameraWatch(), np.zeros((4, 4, 3), np.uint8)
     for step in range(80):
         image = np.full((4, 4, 3), step // 4, np.uint8)

@@ -102,7 +102,7 @@ class PlainEpisode:
 def test_batched_execution_equals_one_plain_episode_at_a_time(
     strategy, chunk, replan_every, frozen, latency, drops, nans, resets, seed
 ):
-    """A batch whose episodes leak into each other, or whose ring is off by one after drops, delays, NaN and resets."""
+    """Guards against: a batch whose episodes leak into each other, or an offset of one after drops, delays, NaN and resets."""
     replan_every = min(replan_every, chunk - frozen) or 1
     frozen = min(frozen, chunk - replan_every)
     own = {"ensemble": {"ensemble_decay": 0.3}, "freeze": {"latency_s": frozen * CONTROL_DT}}.get(strategy, {})
@@ -130,7 +130,7 @@ def test_batched_execution_equals_one_plain_episode_at_a_time(
 
 
 def test_ensemble_equals_the_offline_sum_even_where_an_action_is_exactly_zero():
-    """ACT took "not equal 0" as the sign of a valid entry, so a true zero fell out of its average."""
+    """Guards against: a true zero that falls out of the average, as in ACT, where "not equal 0" marks a valid entry."""
     chunk, steps = 5, 12
     offered = chunks(steps, (), chunk, 3)
     offered[3] = 0.0
@@ -145,7 +145,7 @@ def test_ensemble_equals_the_offline_sum_even_where_an_action_is_exactly_zero():
 
 
 def test_actions_are_picked_by_time_although_ticks_jitter_and_are_skipped():
-    """Counting calls instead of time plays the chunk in slow motion whenever a tick is lost."""
+    """Guards against: counting calls instead of time, which plays the chunk in slow motion whenever a tick is lost."""
     executor = ChunkExecutor(6, CONTROL_DT)
     executor.add(torch.arange(6.0)[:, None], t_obs_s=100.0)
     picked = [executor.action(100.0 + t).item() for t in (0.001, 0.049, 0.052, 0.19, 0.21)]
@@ -173,7 +173,7 @@ def test_a_chunk_beyond_its_age_is_refused():
 
 
 def test_the_gripper_changes_its_mind_only_beyond_the_hysteresis():
-    """A logit that flickers around zero opens and closes the fingers twenty times a second."""
+    """Guards against: a logit that flickers around zero opens and closes the fingers twenty times a second."""
     executor = ChunkExecutor(1, CONTROL_DT, RecedingOptions(gripper_hysteresis=0.5), action_spec=SPEC)
     logits = [-0.1, 0.4, 0.6, -0.4, 0.1, -0.6, 0.3]
     grips = []
@@ -184,7 +184,7 @@ def test_the_gripper_changes_its_mind_only_beyond_the_hysteresis():
 
 
 def test_the_gripper_keeps_to_its_two_values_under_every_strategy():
-    """An average of open and closed is no gripper action: it must be decided before it is sent."""
+    """Guards against: an average of open and closed sent as a gripper action."""
     spec = ActionSpec(arm=[1], gripper=[0], gripper_values=((0.0, 255.0),))
     for strategy in ("receding", "ensemble", "freeze"):
         executor = ChunkExecutor(4, CONTROL_DT, execution_from({"kind": strategy}), batch=5, action_spec=spec)
@@ -195,7 +195,7 @@ def test_the_gripper_keeps_to_its_two_values_under_every_strategy():
 
 
 def test_a_held_episode_rests_with_its_gripper_as_it_was():
-    """A hold that opens the gripper drops the object; one that repeats a delta keeps the arm moving."""
+    """Guards against: a hold that opens the gripper and drops the object, or repeats a delta and keeps the arm moving."""
     delta = ChunkExecutor(1, CONTROL_DT, action_spec=SPEC)
     absolute = ChunkExecutor(1, CONTROL_DT, action_spec=ActionSpec(arm=2, gripper=1, kind="absolute"))
     for executor, rest in ((delta, [0.0, 0.0, 1.0]), (absolute, [0.3, 0.4, 1.0])):
@@ -205,7 +205,7 @@ def test_a_held_episode_rests_with_its_gripper_as_it_was():
 
 
 def test_a_reset_of_one_episode_leaves_the_others_bit_equal():
-    """Replanning everyone when one episode ends makes a result depend on its neighbours."""
+    """Guards against: replanning everyone when one episode ends, so that a result depends on its neighbours."""
     offered = chunks(10, (2,), 6, 3)
     alone, together = (ChunkExecutor(6, CONTROL_DT, RecedingOptions(3), batch=n, action_spec=SPEC) for n in (1, 2))
     for step in range(10):
@@ -217,7 +217,7 @@ def test_a_reset_of_one_episode_leaves_the_others_bit_equal():
 
 
 def test_contradictions_are_refused_in_words():
-    """A plan that always runs out, a chunk of another policy, time running backwards: silent nonsense otherwise."""
+    """Guards against: a plan that always runs out, a chunk of another policy, or time running backwards, without an error."""
     with pytest.raises(ValueError, match=r"replan_every 5 with 4 steps of latency .* use 1 \.\. 4"):
         ChunkExecutor(8, CONTROL_DT, FreezeOptions(replan_every=5, latency_s=0.2))
     executor = ChunkExecutor(4, CONTROL_DT, action_spec=SPEC)

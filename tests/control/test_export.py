@@ -79,14 +79,14 @@ def largest_difference(folder: Path, steps: int = 500) -> float:
 
 
 def test_500_closed_loop_steps_equal_torch(cases):
-    """A graph that drifts, forgets a reset or bakes the batch in fails on the robot, not in the lab."""
+    """Guards against: a graph that drifts, forgets a reset or bakes the batch in, and fails on the robot only."""
     assert largest_difference(cases / "window") < 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SLOW_CASES if not name.startswith("int8")])
 def test_every_memory_pooling_and_head_exports(slow_cases, name):
-    """Each has its own operators, and its own way of not being traceable."""
+    """Guards against: a component whose operators can't be traced or exported."""
     assert largest_difference(slow_cases / name) < 1e-4
 
 
@@ -121,7 +121,7 @@ def test_int8_that_cannot_keep_to_its_tolerance_is_refused(slow_cases, tmp_path)
 
 
 def test_the_manifest_tells_names_shapes_rates_and_words(cases):
-    """Whoever writes another runtime has only this."""
+    """Guards against: a manifest that lacks what the writer of another runtime needs."""
     manifest = json.loads((cases / "window" / "exported" / "manifest.json").read_text())
     inputs = {entry["name"]: (entry["shape"], entry["dtype"]) for entry in manifest["inputs"]}
     assert inputs == {
@@ -140,7 +140,7 @@ def test_the_manifest_tells_names_shapes_rates_and_words(cases):
 
 
 def test_nothing_of_the_training_machine_leaves_with_the_export(cases):
-    """The folder is given to others; an exporter likes to note the source files it traced."""
+    """Guards against: source files and paths of the training machine in a folder that is given to others."""
     here = str(Path(__file__).parents[2]).encode()
     for path in (cases / "window" / "exported").iterdir():
         assert here not in path.read_bytes()

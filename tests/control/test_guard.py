@@ -41,7 +41,7 @@ def play(guard: CommandGuard, rows: np.ndarray, arrivals_s: np.ndarray, seconds:
 
 
 def test_commands_that_arrive_in_bursts_move_the_joints_as_evenly_as_they_were_sent(panda):
-    """Following the newest command turns network jitter into jerk: two steps in one period, none in the next."""
+    """Guards against: network jitter turned into jerk: two steps in one period, none in the next."""
     rows = sweep(panda, 2.0)
     rng = np.random.default_rng(0)
     arrivals_s = 50.0021 + np.arange(len(rows)) * PERIOD + rng.uniform(0, 2 * PERIOD, len(rows))
@@ -101,7 +101,7 @@ def test_a_gap_in_a_motion_is_bridged_and_a_long_one_ends_in_rest_within_the_lim
 
 @pytest.mark.parametrize("stride", [1, 2, 5])
 def test_a_busy_machine_that_asks_too_seldom_still_brakes_within_the_limits(panda, stride):
-    """A velocity reckoned over periods that did not take place: braking begins with a jerk, and lasts too long."""
+    """Guards against: a velocity computed over periods that did not take place, so that braking begins with a jerk."""
     rows = sweep(panda, 1.0)
     guard = CommandGuard(panda, PERIOD, rows[0])
     asked_s, played, place = [], [], 0
@@ -132,7 +132,7 @@ def test_a_robot_at_rest_may_be_left_alone_and_must_be_met_where_it_stands(panda
 
 
 def test_a_first_command_that_was_held_up_does_not_delay_the_motion_after_it(panda):
-    """An arm that plays everything as late as its first packet came, half a second behind what its policy sees."""
+    """Guards against: an arm that stays as late as its first packet, half a second behind what its policy sees."""
     rows = sweep(panda, 2.0)
     arrivals_s = 50.0021 + np.arange(len(rows)) * PERIOD
     on_time = play(CommandGuard(panda, PERIOD, rows[0]), rows, arrivals_s, 2.6)

@@ -72,7 +72,7 @@ def test_a_request_comes_back_as_a_chunk_with_what_it_was_made_from(inference):
 
 
 def test_a_busy_policy_misses_frames_and_holds_nobody_up(inference, stream):
-    """Requests that queue up behind a slow policy are answered ever later."""
+    """Guards against: requests that queue up behind a slow policy, and are answered ever later."""
     stream.gate.clear()
     for _ in range(5):
         inference.request(0.0)
@@ -161,7 +161,7 @@ def test_a_served_policy_is_told_the_observation_and_the_instruction_under_the_w
 
 @pytest.mark.parametrize("frame_stride", [1, 3])
 def test_a_served_policy_answers_as_it_does_here(frame_stride):
-    """A memory fed at another spacing, or a gripper judged by other numbers, because the policy is behind a network."""
+    """Guards against: a memory fed at another spacing, or other gripper logits, because the policy is behind a network."""
     policy = make_policy(action=ARM)
     spec = replace(policy.spec, frame_stride=frame_stride)
     here, rng = PolicyStream(policy, frame_stride=frame_stride), np.random.default_rng(0)

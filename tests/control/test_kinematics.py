@@ -37,7 +37,7 @@ def model() -> mujoco.MjModel:
 
 
 def test_pose_and_jacobian_are_those_of_mujoco(model):
-    """A sign or an offset wrong in the DH table would steer the robot somewhere else than the simulator."""
+    """Guards against: a wrong sign or offset in the DH table, which steers the robot elsewhere than the simulator."""
     data, site = mujoco.MjData(model), model.site("ee").id
     linear, angular = np.zeros((2, 3, model.nv))
     for qpos in random_qpos(30):
@@ -56,7 +56,7 @@ def test_joint_limits_are_those_of_the_scene(model):
 
 
 def test_torch_and_numpy_agree_on_any_leading_axes():
-    """The robot runs the torch path, the simulator the NumPy path."""
+    """Guards against: a robot on the torch path that moves otherwise than the simulator on the NumPy path."""
     qpos = random_qpos(6).reshape(2, 3, ARM_JOINTS)
     twist = np.random.default_rng(1).normal(size=(2, 3, 6)) * 0.05
     ours = pose_and_jacobian(PANDA, qpos)
@@ -80,7 +80,7 @@ def test_float32_tensors_stay_float32():
 
 
 def test_repeated_damped_steps_bring_the_tool_where_it_should_go():
-    """Damping that is too strong, or a twist in the wrong frame, would leave the tool short of its goal."""
+    """Guards against: damping that is too strong, or a twist in the wrong frame, which leave the tool short of its goal."""
     home = np.array([0.0, -0.1289, 0.0, -2.5263, 0.0, 2.3974, 0.7854])
     goal, goal_rotation = np.array([0.55, 0.15, 0.1]), rotation_from_vector(np.array([0.1, -0.2, 0.3]))
     qpos = home
@@ -94,7 +94,7 @@ def test_repeated_damped_steps_bring_the_tool_where_it_should_go():
 
 
 def test_posture_leaves_the_tool_at_rest():
-    """A pull towards the home posture must not move the gripper."""
+    """Guards against: a pull towards the home posture that moves the gripper."""
     qpos = np.array([0.3, 0.2, -0.2, -2.0, 0.1, 2.2, 0.9])
     before, _, jacobian = pose_and_jacobian(PANDA, qpos)
     step = damped_least_squares(jacobian, np.zeros(6), damping=1e-4, posture=1e-3 * np.array([1.0, 0, -1, 0, 0, 0, 0]))
@@ -106,7 +106,7 @@ def test_posture_leaves_the_tool_at_rest():
 @settings(max_examples=50, deadline=None)
 @given(vectors)
 def test_rotation_vector_and_matrix_are_inverses(vector):
-    """Wrong near zero or near half a turn, where formulas divide by what vanishes."""
+    """Guards against: formulas that divide by zero near no rotation or near half a turn."""
     angle = np.linalg.norm(vector)
     if angle > np.pi - 1e-3:
         vector = vector * (3.0 / angle)
@@ -127,7 +127,7 @@ def test_quaternion_is_mujocos_with_positive_w(vector):
 
 @pytest.mark.parametrize("axis", range(3))
 def test_half_turns_have_exact_quaternions(axis):
-    """Reading the axis off the antisymmetric part of the matrix gives 0 / 0 here."""
+    """Guards against: 0 / 0 from reading the axis off the antisymmetric part of the matrix."""
     rotation = rotation_from_vector(np.pi * np.eye(3)[axis])
     np.testing.assert_allclose(np.abs(matrix_to_quaternion(rotation)), np.eye(4)[1 + axis], atol=1e-9)
 

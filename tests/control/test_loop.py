@@ -95,7 +95,7 @@ def assert_within_limits(robot, tolerance: float = 1e-6) -> None:
 
 
 def test_every_step_acts_on_its_own_observation_where_the_policy_is_fast(fake_robot, fake_clock):
-    """Waiting for the next step's beginning would add a whole period of delay that training never saw."""
+    """Guards against: a whole period of delay that training never saw, from waiting for the next step."""
     acted = []
 
     def script(step, observation):
@@ -112,7 +112,7 @@ def test_every_step_acts_on_its_own_observation_where_the_policy_is_fast(fake_ro
 
 
 def test_a_slow_policy_is_executed_by_time_from_its_earlier_chunk(fake_robot, fake_clock):
-    """A loop that waits for a slow policy drops the arm's command rate to the policy's."""
+    """Guards against: a loop that drops the arm's command rate to that of a slow policy."""
     script = lambda step, observation: np.arange(4)[:, None] * [0.1, 0, 0, 0, 0, 0, 0] + [0, 0, 0, 0, 0, 0, -1]  # noqa: E731
     loop = make_loop(fake_robot, fake_clock, script, latency_s=0.045, recorder=(recorder := ListRecorder()))
     statistics = loop.run(1.0)
@@ -196,7 +196,7 @@ def test_a_lost_robot_ends_the_run_with_its_reason(fake_robot, fake_clock):
 
 
 def test_a_first_target_far_away_is_refused(fake_robot, fake_clock, panda):
-    """The arm leaps to the first absolute target of a policy that was trained from another pose."""
+    """Guards against: an arm that leaps to the first absolute target of a policy trained from another pose."""
     far = np.tile(np.add(panda.home_rad, [1.0, 0, 0, 0, 0, 0, 0]), (4, 1))
     loop = make_loop(fake_robot, fake_clock, lambda step, observation: far, spec=JOINTS)
     statistics = loop.run(1.0)
@@ -206,7 +206,7 @@ def test_a_first_target_far_away_is_refused(fake_robot, fake_clock, panda):
 
 
 def test_the_control_loop_standing_still_is_a_stop_of_its_own(fake_robot, fake_clock):
-    """After a suspended process, the plan's later part is sent as one leap."""
+    """Guards against: a plan's later part sent as one leap after a suspended process."""
     fake_clock.late_s = {60: 2.0}
     loop = make_loop(fake_robot, fake_clock, forward)
     loop.run(60.0)
@@ -282,7 +282,7 @@ def test_an_interrupt_brakes_and_stops_the_robot_before_it_is_raised(fake_robot,
 
 
 def test_an_interrupt_on_the_way_home_brakes_too_and_a_second_one_still_stops_the_robot(fake_robot, fake_clock):
-    """Homing is where somebody presses Ctrl-C; commands that just cease jerk the arm."""
+    """Guards against: commands that just cease, and jerk the arm, when Ctrl-C comes on the way home."""
     loop = make_loop(fake_robot, fake_clock, forward)
     fake_robot._qpos = np.add(fake_robot.profile.home_rad, [0.3, 0.1, 0, 0, 0, 0, 0])
     loop.smoother.start(fake_robot.qpos())
@@ -303,7 +303,7 @@ def test_an_interrupt_on_the_way_home_brakes_too_and_a_second_one_still_stops_th
 
 
 def test_an_observation_from_the_future_is_no_fresh_chunk(fake_robot, fake_clock):
-    """A driver that stamps by another clock silences the watchdog for good: its chunks never grow old."""
+    """Guards against: a driver that stamps by another clock silences the watchdog for good: its chunks never grow old."""
     observe = fake_robot.observe
     fake_robot.observe = lambda: replace(observe(), stamp_s=1.7e9)
     loop = make_loop(fake_robot, fake_clock, forward)
@@ -351,7 +351,7 @@ def test_a_policy_that_never_answers_is_a_stop_however_short_the_run(fake_robot,
 
 
 def test_an_arm_that_does_not_follow_its_commands_is_stopped(fake_robot, fake_clock, panda):
-    """A blocked arm, or one whose brakes are on: the commands run away from it, and it leaps when it comes free."""
+    """Guards against: commands that run away from a blocked arm, which leaps when it comes free."""
     ahead = [np.add(panda.home_rad, [0.01 * step, 0, 0, 0, 0, 0, 0]) for step in range(80)]
     loop = make_loop(
         fake_robot, fake_clock, lambda step, observation: np.tile(ahead[step], (4, 1)), spec=JOINTS, deadline_s=1.0
@@ -382,7 +382,7 @@ def test_the_first_of_several_reasons_is_the_one_that_is_told(fake_robot, fake_c
 
 
 def test_a_loop_that_stands_still_while_it_brakes_does_not_leap(fake_robot, fake_clock):
-    """Catching up with a braking motion after a pause: the part that was missed as one step."""
+    """Guards against: the part of a braking motion that was missed in a pause, sent as one step."""
     loop = make_loop(fake_robot, fake_clock, forward, silent_after=15, deadline_s=0.2)
     brake = loop.smoother.brake
 

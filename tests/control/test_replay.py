@@ -27,7 +27,7 @@ def test_deltas_at_another_speed_add_up_to_the_same_motion(speed):
 
 
 def test_targets_at_half_the_speed_are_the_same_with_others_between_them():
-    """A target taken as a step is divided; the arm goes to half its angles."""
+    """Guards against: a target divided as if it were a step, so that the arm goes to half its angles."""
     original, slow = record(TARGETS), record(TARGETS).at_speed(0.5)
     np.testing.assert_allclose(slow.actions[1::2, :2], original.actions[:, :2], atol=1e-9)
     np.testing.assert_allclose(slow.actions[2, :2], original.actions[:2, :2].mean(0), atol=1e-9)
@@ -69,7 +69,7 @@ def test_the_speed_within_the_limits_is_that_of_the_fastest_joint(panda):
 
 
 def test_a_record_that_begins_and_ends_in_mid_motion_is_entered_and_left_at_rest(panda):
-    """A robot that stands at the first place and is asked for full speed in the first step: it lags behind to the end."""
+    """Guards against: an arm asked for full speed in its first step, which lags behind to the end."""
     path = np.array(panda.home_rad) + np.linspace(0, 0.8, 21)[:, None]
     spec = ActionSpec(arm=7, gripper=0, kind="absolute", space="joint_position", rate_hz=20.0)
     fast = Record(path[1:], spec, path)
@@ -81,7 +81,7 @@ def test_a_record_that_begins_and_ends_in_mid_motion_is_entered_and_left_at_rest
 
 
 def test_what_is_done_when_depends_on_the_time_alone():
-    """An observation that is late or lost shifts everything after it."""
+    """Guards against: an observation that is late or lost and shifts everything after it."""
     stream = RecordedStream(record(), 0.05)
     seen = [stream(Observation({}, None, 7.0 + stamp_s)) for stamp_s in (0.0, 0.051, 0.149, 0.35)]
     np.testing.assert_allclose([rows[0, 0] for rows in seen], [0.0, 0.2, 0.6, 0.0], atol=1e-6)

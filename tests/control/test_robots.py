@@ -79,7 +79,7 @@ def test_a_robot_that_stopped_itself_says_so_and_a_new_connection_starts_anew(ar
 
 
 def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(arm):
-    """After one slow image the policy sees the last moment instead of this one, for ever, and stamped as fresh."""
+    """Guards against: a policy that, after one slow image, sees every earlier observation stamped as the present one."""
     look, slow = arm.observe, threading.Event()
 
     def observe() -> Observation:
@@ -165,7 +165,7 @@ def test_hostile_commands_move_nothing_and_the_next_client_is_served(arm, messag
 
 
 def test_a_robot_beyond_this_machine_is_moved_with_its_key_only_and_by_no_web_page(arm):
-    """Whoever reaches the port moves the arm: a neighbour on the network, or a page in the operator's browser."""
+    """Guards against: an arm moved by anyone on the network, or by a page in the operator's browser."""
     with pytest.raises(ValueError, match="open to the network"):
         RobotServer(arm, host="0.0.0.0", port=0)
     with RobotServer(arm, port=0, api_key="a-key-of-16-chars") as server:

@@ -49,14 +49,14 @@ print(actions.shape, "torch" in sys.modules)
 
 
 def test_it_runs_where_there_is_no_torch():
-    """A robot computer gets onnxruntime and NumPy."""
+    """Guards against: a runtime that needs torch on a robot computer with onnxruntime and NumPy."""
     code = WITHOUT_TORCH.format(folder=str(TINY))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert result.stdout.strip() == "(2, 5) False", result.stderr
 
 
 def test_any_leading_axes_give_the_same_actions(policy):
-    """One robot has no batch axis, a rollout has one, agents in environments have two."""
+    """Guards against: a batch shape that works for rollouts and not for one robot, or for agents in environments."""
     alone, state = policy.act(look(), policy.initial_state())
     assert alone.shape == (2, 5)
     assert state.batch_shape == ()
@@ -68,7 +68,7 @@ def test_any_leading_axes_give_the_same_actions(policy):
 
 
 def test_words_are_numbered_as_in_training(policy):
-    """A word with another number is another instruction."""
+    """Guards against: words numbered otherwise than in training: another instruction."""
     vocabulary = Vocabulary(tuple(policy.manifest["text"]["words"]), policy.manifest["text"]["length"])
     told = ["Lift the RED cube!", "push it", "", None, "lift " * 20]
     expected = vocabulary.encode(told).numpy()
@@ -86,14 +86,14 @@ def test_words_that_are_not_read_are_reported_once(policy, caplog):
 
 
 def test_the_instruction_matters(policy):
-    """An export that drops the instruction's input would move to any cube."""
+    """Guards against: an export that drops the instruction's input, and moves to any cube."""
     red, _ = policy.act(look(), policy.initial_state())
     blue, _ = policy.act(look(instruction="lift the blue cube"), policy.initial_state())
     assert np.abs(red - blue).max() > 1e-4
 
 
 def test_states_join_and_part():
-    """The server batches clients by it."""
+    """Guards against: states that the server can't join and split for its batches."""
     rng = np.random.default_rng(0)
     states = [ExportedState((1,), np.array([n]), (rng.normal(size=(2, 1, 3)).astype(np.float32),)) for n in range(3)]
     parts = ExportedState.concat(states).split(1)
@@ -104,7 +104,7 @@ def test_states_join_and_part():
 
 
 def test_a_reset_is_of_the_episodes_named_and_carried_states_are_cleared():
-    """With history carry there is no window that would forget by itself."""
+    """Guards against: a carried state that survives a reset, since no window forgets it."""
     state = ExportedState((2,), np.array([3, 3]), (np.ones((1, 2, 4), np.float32),), carried=True)
     after = state.reset(np.array([True, False]))
     assert after.age.tolist() == [0, 3]
@@ -124,19 +124,19 @@ def test_a_reset_is_of_the_episodes_named_and_carried_states_are_cleared():
     ],
 )
 def test_a_wrong_observation_is_named(policy, changes, error, words):
-    """Onnxruntime's own message names a node, not a key."""
+    """Guards against: onnxruntime's own message, which names a node and not a key."""
     with pytest.raises(error, match=words):
         policy.act(look((1,), **changes), policy.initial_state(1))
 
 
 def test_a_missing_key_lists_what_came(policy):
-    """The operator compares the lists."""
+    """Guards against: an error without the list of keys that came."""
     with pytest.raises(KeyError, match=r"key .ee_pose. is not in this observation"):
         policy.act({"gripper": np.ones((1, 1))}, policy.initial_state(1))
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path):
-    """A run folder and an exported one are easily confused."""
+    """Guards against: a run folder taken for an exported one."""
     with pytest.raises(ExportError, match=r"no manifest\.json in it; give a folder that `robopolicy export` wrote"):
         runtime.load(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 99}))
@@ -148,7 +148,7 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path):
 
 
 def test_an_exported_folder_is_served(policy):
-    """The robot's own computer may be the server for its arm's controller."""
+    """Guards against: an export that can't be served on the robot's own computer."""
     served = open_policy(TINY)
     with running_server(served, served.spec) as server, PolicyClient("127.0.0.1", server.port) as client:
         obs = {"ee_pose": np.ones(7), "gripper": np.array([0.04]), "prompt": "lift the red cube"}

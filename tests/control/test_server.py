@@ -62,7 +62,7 @@ def refusal(port: int, payload: bytes | str) -> str:
 
 
 def test_health_and_metrics_answer_over_http():
-    """Load balancers and Prometheus ask these."""
+    """Guards against: a load balancer or Prometheus that gets no reply over HTTP."""
     with running_server() as server, PolicyClient("127.0.0.1", server.port) as client:
         client.infer(observation())
         assert get(server.port, "/healthz") == (200, "OK\n")
@@ -73,7 +73,7 @@ def test_health_and_metrics_answer_over_http():
 
 
 def test_an_error_is_a_text_frame_and_a_close_without_a_path():
-    """Openpi's server sends its traceback to the peer."""
+    """Guards against: a traceback with paths sent to the peer, as openpi's server does."""
     with running_server() as server:
         said = refusal(server.port, pack(observation(666.0)))
         assert said == "internal error; see the server's log"
@@ -81,7 +81,7 @@ def test_an_error_is_a_text_frame_and_a_close_without_a_path():
 
 
 def test_a_connection_is_an_episode_and_many_run_at_once():
-    """One client's reset or end must not touch another's memory."""
+    """Guards against: one client's reset or end that touches another's memory."""
     with running_server() as server, ExitStack() as stack:
         clients = [stack.enter_context(PolicyClient("127.0.0.1", server.port)) for _ in range(5)]
         for _ in range(3):
@@ -98,14 +98,14 @@ def test_a_connection_is_an_episode_and_many_run_at_once():
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::"])
 def test_a_public_address_needs_a_key(host):
-    """A policy server moves a robot; listening to everyone by default has happened."""
+    """Guards against: a server that anyone on the network can use to move a robot."""
     with pytest.raises(ValueError, match=r"open to the network; give --api-key-file, or listen on 127\.0\.0\.1"):
         PolicyServer(FakePolicy(), READER, host=host)
 
 
 @pytest.mark.parametrize("header", [None, "", "Api-Key wrong", KEY, f"Bearer {KEY}", f"Api-Key {KEY}x", "Api-Key \xff"])
 def test_a_wrong_key_is_turned_away(header):
-    """Openpi's client sends the key; openpi's server never looks at it."""
+    """Guards against: a key that the client sends and the server never checks, as in openpi."""
     headers = {} if header is None else {"Authorization": header}
     with running_server(api_key=KEY) as server:
         with (
@@ -120,7 +120,7 @@ def test_a_wrong_key_is_turned_away(header):
 
 
 def test_a_web_page_is_turned_away():
-    """A page open in the operator's browser can reach servers on loopback; browsers name its origin."""
+    """Guards against: a page in the operator's browser that reaches a server on loopback."""
     with running_server() as server:
         with (
             pytest.raises(InvalidStatus) as refused,
@@ -131,7 +131,7 @@ def test_a_web_page_is_turned_away():
 
 
 def test_more_clients_than_allowed_are_told_so_and_room_is_given_again():
-    """Each connection holds memory."""
+    """Guards against: connections whose memory adds up without a limit, or a limit that stays reached."""
     with running_server(limits=ServerLimits(max_connections=2)) as server:
         first, second = open_raw(server.port), open_raw(server.port)
         with pytest.raises(InvalidStatus) as refused:
@@ -144,7 +144,7 @@ def test_more_clients_than_allowed_are_told_so_and_room_is_given_again():
 
 
 def test_wss_serves_with_a_certificate(tmp_path):
-    """Beyond the machine the key would otherwise travel in the clear."""
+    """Guards against: a key that is sent unencrypted to another machine."""
     certificate, key = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -164,7 +164,7 @@ def test_wss_serves_with_a_certificate(tmp_path):
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(options, words):
-    """A traceback from inside ssl or socket names no option."""
+    """Guards against: a traceback from inside ssl or socket that names no option."""
     with pytest.raises(ValueError, match=words):
         serve(FakePolicy(), **options)
     with pytest.raises(ValueError, match="--tls-cert and --tls-key belong together"):
@@ -174,7 +174,7 @@ def test_a_mistake_on_the_command_line_is_one_line(options, words):
 
 
 def test_a_missing_package_names_the_extra_that_installs_it():
-    """`No module named 'websockets'` sends a user searching."""
+    """Guards against: `No module named 'websockets'`, which names no extra to install."""
     code = "import sys; sys.modules['websockets'] = None; import robopolicy.control.server"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert "needs websockets, which isn't installed; pip install 'robopolicy[serve]'" in result.stderr
@@ -184,7 +184,7 @@ def test_a_missing_package_names_the_extra_that_installs_it():
 
 
 def test_stopping_answers_what_is_under_way():
-    """A robot in motion waits for this answer."""
+    """Guards against: a robot in motion that waits for a reply that never comes."""
     policy, answers = FakePolicy(), []
     with running_server(policy, limits=ServerLimits(drain_timeout_s=PATIENCE_S)) as server:
         idle, client = open_raw(server.port), PolicyClient("127.0.0.1", server.port, timeout_s=PATIENCE_S)
@@ -213,7 +213,7 @@ serve(FakePolicy(), port=0, on_ready=lambda host, port: print(port, flush=True))
 
 
 def test_sigterm_ends_the_process_cleanly():
-    """Service managers stop a server so; a traceback would look like a crash."""
+    """Guards against: a traceback when a service manager stops the server, which looks like a crash."""
     process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     port = int(process.stdout.readline())
@@ -246,7 +246,7 @@ def closes_within(sock: socket.socket, seconds: float) -> bool:
 
 
 def test_a_handshake_that_never_ends_is_dropped():
-    """Slow-loris: a byte now and then holds a connection for ever."""
+    """Guards against: slow-loris: a byte now and then that holds a connection for ever."""
     with (
         running_server(limits=replace(PATIENT, handshake_timeout_s=0.5)) as server,
         socket.create_connection(("127.0.0.1", server.port)) as sock,
@@ -256,7 +256,7 @@ def test_a_handshake_that_never_ends_is_dropped():
 
 
 def test_a_message_that_never_ends_is_dropped():
-    """Fragments with pongs between them pass a mere keepalive."""
+    """Guards against: fragments with pongs between them, which pass a mere keepalive."""
     with running_server(limits=replace(PATIENT, message_timeout_s=0.5)) as server:
         connection = open_raw(server.port)
         connection.socket.sendall(b"\x02\x81\0\0\0\0x")  # first fragment of a binary message, one byte
@@ -267,7 +267,7 @@ def test_a_message_that_never_ends_is_dropped():
 
 
 def test_a_frame_that_never_ends_is_dropped():
-    """A client inside a frame can't answer the keepalive."""
+    """Guards against: a client inside a frame, which can't answer the keepalive and stays."""
     with running_server(limits=replace(PATIENT, keepalive_s=0.5)) as server:
         sock = open_raw(server.port).socket
         sock.sendall(b"\x82\xff" + (100_000).to_bytes(8, "big") + b"\0\0\0\0" + b"x" * 100)
@@ -275,7 +275,7 @@ def test_a_frame_that_never_ends_is_dropped():
 
 
 def test_a_claim_of_a_gigabyte_is_refused_at_its_header():
-    """The memory must not be set aside, nor the bytes waited for."""
+    """Guards against: memory set aside for a gigabyte that a header only claims."""
     with running_server() as server:
         connection = open_raw(server.port)
         connection.socket.sendall(b"\x82\xff" + (2**30).to_bytes(8, "big") + b"\0\0\0\0")
@@ -285,7 +285,7 @@ def test_a_claim_of_a_gigabyte_is_refused_at_its_header():
 
 
 def test_a_low_dim_policy_takes_smaller_messages_than_one_with_cameras():
-    """What is not needed is not allowed."""
+    """Guards against: messages with images accepted for a policy that has no camera."""
     with running_server(spec=LOW_DIM_SPEC) as server:
         connection = open_raw(server.port)
         with contextlib.suppress(ConnectionClosed):  # the server may close before all of it is sent
@@ -431,11 +431,11 @@ def attack(frames: int, seed: int) -> None:
 
 
 def test_500_hostile_frames():
-    """One unauthenticated frame has crashed servers of this kind."""
+    """Guards against: one unauthenticated frame that crashes the server."""
     attack(500, seed=0)
 
 
 @pytest.mark.slow
 def test_10000_hostile_frames():
-    """The same, twenty times over and with other dice."""
+    """Guards against: rarer hostile frames than 500 draws contain."""
     attack(10_000, seed=1)

@@ -61,7 +61,7 @@ def policy_outputs(rng: np.random.Generator, kind: str, step: int, spec: ActionS
     seed=st.integers(0, 10_000),
 )
 def test_commands_obey_every_limit_for_any_sequence_of_policy_outputs(name, kinds, spec, lag, brakes, seed):
-    """The whole point: no output of a network may hurt the robot."""
+    """Guards against: outputs of a network that hurt the robot."""
     profile, rng = read_profile(name), np.random.default_rng(seed)
     smoother = JointSmoother(profile, COMMAND_DT, CONTROL_DT)
     commands = [smoother.state[0]] * 3
@@ -108,7 +108,7 @@ def test_a_target_within_reach_is_reached_one_control_step_later(panda):
 
 
 def test_steady_targets_give_a_steady_speed(panda):
-    """A motion that stops at every target shakes the arm twenty times a second."""
+    """Guards against: a motion that stops at every target, and shakes the arm twenty times a second."""
     smoother = JointSmoother(panda, COMMAND_DT, CONTROL_DT)
     commands = []
     for step in range(1, 41):
@@ -138,7 +138,7 @@ def test_a_joint_beyond_its_limit_is_no_place_to_start_from(panda):
 
 
 def test_ruckig_itself_keeps_neither_position_limits_nor_true_extrema():
-    """Why trajectories are sampled here: should a later Ruckig do it, the sampling can go."""
+    """Guards against: sampling that is kept although a later Ruckig makes it unnecessary."""
     motion, wanted, found = ruckig.Ruckig(1, 0.001), ruckig.InputParameter(1), ruckig.Trajectory(1)
     wanted.max_velocity, wanted.max_acceleration, wanted.max_jerk = [2.0], [10.0], [5000.0]
     wanted.current_position, wanted.current_velocity, wanted.target_position = [0.9], [1.9], [0.5]

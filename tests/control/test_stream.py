@@ -47,7 +47,7 @@ class RememberingPolicy:
 
 
 def test_each_frame_joins_the_memory_of_its_own_episode_until_that_is_reset():
-    """One reset for the whole batch, or none: the next episode begins with the last one's memory."""
+    """Guards against: one reset for the whole batch, or none: the next episode begins with the last one's memory."""
     policy = RememberingPolicy()
     stream = PolicyStream(policy, batch=2)
     for tick in range(4):
@@ -61,7 +61,7 @@ def test_each_frame_joins_the_memory_of_its_own_episode_until_that_is_reset():
 
 
 def test_with_a_frame_stride_every_tick_is_answered_from_every_nth_frame_before_it():
-    """A policy that was trained on every third frame and is shown every one remembers a third of the time."""
+    """Guards against: a policy trained on every third frame that is shown all, and remembers a third of the time."""
     policy = RememberingPolicy()
     stream = PolicyStream(policy, batch=1, frame_stride=3)
     for tick in range(7):

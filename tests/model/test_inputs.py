@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def test_numbers_become_float32_and_images_stay_bytes():
-    """float64 from a simulator would make every product of the policy fail, or twice as slow."""
+    """Guards against: float64 from a simulator, which makes products of the policy fail or slow."""
     obs = {"ee_pose": np.ones((2, 7)), "front": np.full((2, 4, 4, 3), 9, np.uint8), "unused": np.zeros(1)}
     tensors = checked_inputs(obs, EXPECTED, CPU)
     assert list(tensors) == ["ee_pose", "front"]
@@ -29,7 +29,7 @@ def test_numbers_become_float32_and_images_stay_bytes():
     ],
 )
 def test_a_wrong_observation_is_one_line(changed, error, message):
-    """A robot's first call is where names, shapes and types are wrong."""
+    """Guards against: a robot's first call with wrong names, shapes or types that fails far from its cause."""
     obs = {"ee_pose": np.ones((2, 7)), "front": np.zeros((2, 4, 4, 3), np.uint8), **changed}
     with pytest.raises(error, match=message):
         checked_inputs({key: value for key, value in obs.items() if value is not None}, EXPECTED, CPU)

@@ -18,7 +18,7 @@ ROWS = arrays(np.float64, st.tuples(st.integers(2, 20), st.integers(1, 4)), elem
 @given(rows=ROWS, kind=st.sampled_from(KINDS))
 @settings(max_examples=40, deadline=None)
 def test_unnormalize_is_the_inverse_of_normalize(rows, kind):
-    """A scale that is stored rounded or clipped one way makes the robot see another world than the demos."""
+    """Guards against: a scale that is rounded or clipped in one direction only."""
     normalizer = Normalizer(rows.shape[1], kind, Statistics.of(rows))
     values = torch.from_numpy(rows.astype(np.float32))
     scaled = normalizer.normalize(values)
@@ -27,7 +27,7 @@ def test_unnormalize_is_the_inverse_of_normalize(rows, kind):
 
 
 def test_each_kind_puts_the_training_range_where_it_says():
-    """min-max in [-1, 1], quantiles at -1 and 1, mean 0 and deviation 1."""
+    """Guards against: training ranges that end up elsewhere than on [-1, 1], at the quantiles, or at mean 0 and deviation 1."""
     rows = np.random.default_rng(0).normal(3.0, 2.0, size=(1000, 2))
     values, statistics = torch.from_numpy(rows).float(), Statistics.of(rows)
     bounded = Normalizer(2, "min-max", statistics).normalize(values)
@@ -55,7 +55,7 @@ def test_a_constant_dimension_becomes_zero_and_comes_back_exactly(kind, value):
 
 
 def test_the_statistics_travel_with_the_weights():
-    """Statistics that live apart from the weights are lost or mixed up."""
+    """Guards against: statistics that live apart from the weights and are lost or mixed up."""
     fitted = Normalizer(2, "mean-std", Statistics.of(np.random.default_rng(0).normal(size=(9, 2))))
     empty = Normalizer(2, "mean-std")
     empty.load_state_dict(fitted.state_dict())
@@ -79,7 +79,7 @@ def interleaved_rows(steps=20):
 
 
 def test_targets_are_arm_in_unit_range_then_gripper_labels():
-    """An interleaved layout must reach the head in its one order."""
+    """Guards against: an interleaved layout that reaches the head in another order."""
     rows = interleaved_rows()
     target = ActionNormalizer(ALOHA_LIKE, Statistics.of(rows)).to_target(rows)
     assert target.shape == (20, 5)
@@ -91,7 +91,7 @@ def test_targets_are_arm_in_unit_range_then_gripper_labels():
 
 
 def test_rows_come_back_from_a_perfect_chunk_in_units_and_order():
-    """A column in the wrong place or unit moves the wrong joint."""
+    """Guards against: a column in the wrong place or unit, which moves the wrong joint."""
     rows = interleaved_rows()
     normalizer = ActionNormalizer(ALOHA_LIKE, Statistics.of(rows))
     target = torch.from_numpy(normalizer.to_target(rows)).reshape(5, 4, 5)
@@ -111,7 +111,7 @@ def test_a_common_scale_keeps_the_columns_relative_sizes():
 
 
 def test_numpy_and_torch_rows_give_the_same_targets():
-    """The store normalizes with NumPy, online imitation with torch."""
+    """Guards against: targets that differ between the store (NumPy) and online imitation (torch)."""
     rows = interleaved_rows()
     normalizer = ActionNormalizer(ALOHA_LIKE, Statistics.of(rows))
     from_torch = normalizer.to_target(torch.from_numpy(rows))
@@ -129,6 +129,6 @@ def test_a_constant_arm_column_is_given_back_whatever_the_head_says():
 
 
 def test_statistics_of_another_width_are_refused():
-    """Nothing is cut to fit."""
+    """Guards against: statistics cut to fit another width."""
     with pytest.raises(ValueError, match="statistics of 4 action columns; the ActionSpec has 6"):
         ActionNormalizer(ALOHA_LIKE, Statistics.of(np.zeros((3, 4))))

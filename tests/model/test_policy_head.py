@@ -181,7 +181,7 @@ def test_tokens_that_do_not_fit_are_refused_in_one_line(shape):
 @pytest.mark.parametrize("pooling", ["max", "mean", "attention", "resampler", "none"])
 @pytest.mark.parametrize("batch", [(0,), (0, 2)], ids=str)
 def test_an_empty_batch_gives_an_empty_chunk(pooling, batch):
-    """Prevents a rollout from failing at the tick at which its last world has ended."""
+    """Guards against: a rollout that fails at the tick at which its last world has ended."""
     head = head_of(pooling=pooling, latent=2)
     valid = torch.ones((*batch, 2), dtype=torch.bool)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_an_empty_batch_gives_an_empty_chunk(pooling, batch):
 
 @pytest.mark.parametrize("memory", ["lstm", "gru", "transformer", "none"])
 def test_a_step_under_autocast_is_near_float32(memory):
-    """Prevents packed float32 weights from meeting autocast's bfloat16 rows, which oneDNN refuses."""
+    """Guards against: packed float32 weights that meet autocast's bfloat16 rows, which oneDNN refuses."""
     head = head_of(memory=memory, pooling="attention")
     tokens = torch.randn(2, 4, 5)
     with torch.no_grad():

@@ -142,7 +142,7 @@ def make_tokens(kind, count=5, batch=2, window=W):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_window_gives_the_originals_outputs(kind):
-    """Facts 4 and 9: a transposed weight or a permuted output still loads, and acts wrong."""
+    """Guards against: a transposed weight or a permuted output, which still loads and acts wrong (facts 4 and 9)."""
     weights, tokens = make_weights(kind), make_tokens(kind)
     arm, gripper = Original(weights)(tokens)
     chunk = read_head(weights, window=W)(tokens)
@@ -153,7 +153,7 @@ def test_a_window_gives_the_originals_outputs(kind):
 @pytest.mark.parametrize(("pooling", "count"), [("max", 5), ("max", 2), ("none", 2)])
 @pytest.mark.parametrize("kind", ["lstm", "fc", "gpt"])
 def test_two_latents_give_the_originals_outputs(kind, pooling, count):
-    """Fact 3: bins 0:3 and 2:5 of five tokens, flattened token by token."""
+    """Guards against: other bins than 0:3 and 2:5 of five tokens, flattened token by token (fact 3)."""
     weights, tokens = make_weights(kind, latent=2), make_tokens(kind, count)
     arm, gripper = Original(weights, latent=2, pooling=pooling)(tokens)
     chunk = read_head(weights, window=W, latent=2, pooling=pooling)(tokens)
@@ -163,7 +163,7 @@ def test_two_latents_give_the_originals_outputs(kind, pooling, count):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_run_time_a_tick_equals_a_pass_over_the_last_frames(kind):
-    """Fact 5: the robot's tick t is a zero-state pass over the last min(t + 1, W) frames."""
+    """Guards against: a tick that is not a zero-state pass over the last min(t + 1, W) frames (fact 5)."""
     weights, tokens = make_weights(kind), make_tokens(kind, window=2 * W + 1)
     head, original = read_head(weights, window=W), Original(weights)
     state = head.initial_state(2)
@@ -176,7 +176,7 @@ def test_at_run_time_a_tick_equals_a_pass_over_the_last_frames(kind):
 
 
 def test_the_published_size_has_the_published_number_of_parameters():
-    """Fact 1: 41,210,950 with input 2048, hidden 1024, 4 layers, chunk 10, 6 + 1 actions; keys and shapes as listed."""
+    """Guards against: other than 41,210,950 parameters at input 2048, hidden 1024, 4 layers, chunk 10, 7 actions (fact 1)."""
     with torch.device("meta"):
         head = PolicyHead(2048, ActionSpec(6, 1), window=16, chunk=10)
     assert sum(parameter.numel() for parameter in head.parameters()) == 41_210_950
@@ -202,7 +202,7 @@ def test_the_published_size_has_the_published_number_of_parameters():
 )
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
 def test_prefixes_and_wrappers_are_taken_off(prefix, wrapper):
-    """Fact 2: each training script saves the same head under another name."""
+    """Guards against: a head that isn't found because a training script saves it under another name (fact 2)."""
     weights = make_weights("lstm")
     named = {prefix + key: value for key, value in weights.items()}
     head = read_head({wrapper: named} if wrapper else named, window=W)
@@ -212,7 +212,7 @@ def test_prefixes_and_wrappers_are_taken_off(prefix, wrapper):
 
 
 def test_keys_outside_the_head_are_reported_and_doubled_ones_are_not(caplog):
-    """Weights that vanish without a word are how a wrong file is loaded."""
+    """Guards against: weights that vanish without a word, by which a wrong file is loaded."""
     weights = make_weights("lstm")
     full = {f"model.act_head.{key}": value for key, value in weights.items()}
     full |= {f"model.lm_head.{key}": value for key, value in weights.items()}
@@ -239,14 +239,14 @@ def test_keys_outside_the_head_are_reported_and_doubled_ones_are_not(caplog):
     ],
 )
 def test_a_head_that_is_incomplete_or_unknown_is_refused(change, message):
-    """Every key of the head is used, and none is made up."""
+    """Guards against: a head loaded with keys left over or made up."""
     weights = {key: value for key, value in (make_weights("lstm") | change).items() if value is not None}
     with pytest.raises(RoboVlmsError, match=message):
         read_head(weights, window=W)
 
 
 def test_a_wrong_latent_window_or_file_is_one_line(tmp_path):
-    """The user's mistakes."""
+    """Guards against: a traceback for a wrong latent, window or file."""
     with pytest.raises(RoboVlmsError, match="width 12 must be a multiple of latent 5"):
         read_head(make_weights("lstm"), window=W, latent=5)
     for window in (3, 9):
@@ -270,7 +270,7 @@ class Payload:
 
 
 def test_nothing_is_unpickled(tmp_path, capsys):
-    """A checkpoint from the internet must not run its author's code."""
+    """Guards against: a checkpoint from the internet that runs its author's code."""
     path = tmp_path / "hostile.pt"
     torch.save({"state_dict": make_weights("lstm"), "hyper_parameters": Payload()}, path)
     with pytest.raises(RoboVlmsError, match=r"it holds print\); nothing is unpickled here") as caught:
@@ -280,7 +280,7 @@ def test_nothing_is_unpickled(tmp_path, capsys):
 
 
 def test_the_loss_is_the_originals_with_either_mask():
-    """Facts 6 and 7: means over valid entries; masks (B, W) and (B, W, K); the last action of an episode counts."""
+    """Guards against: means over padded entries, or an episode's last action that doesn't count (facts 6 and 7)."""
     weights, tokens = make_weights("lstm"), make_tokens("lstm")
     arm, gripper = Original(weights)(tokens)
     target = torch.cat([torch.rand(2, W, K, A) * 2 - 1, torch.randint(0, 2, (2, W, K, 1)).float()], dim=-1)
@@ -293,7 +293,7 @@ def test_the_loss_is_the_originals_with_either_mask():
 
 
 def test_calvin_actions_are_scaled_as_the_original_does():
-    """Fact 8: divide by 0.65, gripper label (g + 1) / 2, executed +1 where the logit is positive."""
+    """Guards against: actions not divided by 0.65, or gripper labels not mapped by (g + 1) / 2 (fact 8)."""
     spec = ActionSpec(6, 1)
     normalizer = ActionNormalizer(spec, calvin_statistics(spec))
     rows = torch.cat([(torch.rand(9, 6) * 2 - 1) * 0.65, torch.tensor([-1.0, 1.0]).repeat(5)[:9, None]], dim=1)
@@ -307,7 +307,7 @@ def test_calvin_actions_are_scaled_as_the_original_does():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_a_checkpoint_becomes_a_run_folder(kind, suffix, tmp_path):
-    """`robopolicy convert roboVLMs.pt run_dir/` must end in a policy that serves like any other."""
+    """Guards against: a converted checkpoint that can't be served like any other policy."""
     weights = make_weights(kind)
     source = tmp_path / f"roboVLMs.{suffix}"
     named = {f"model.act_head.{key}": value.contiguous() for key, value in weights.items()} | {

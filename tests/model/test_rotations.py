@@ -42,7 +42,7 @@ def scaled(rows, part, form, kind="mean-std"):
 
 @pytest.mark.parametrize("form", ["aligned", "6d"])
 def test_sign_flips_in_the_file_do_not_change_what_is_learned(form):
-    """Q and -q are one pose; a reader that flips now and then would teach two poses where there is one."""
+    """Guards against: two poses learned where there is one, since q and -q are the same."""
     rows = poses(turned_about([1, 0.1, 0], np.linspace(2.5, 3.7, 50)))
     flipped = rows.copy()
     flipped[::3, 3:] *= -1
@@ -54,7 +54,7 @@ def test_sign_flips_in_the_file_do_not_change_what_is_learned(form):
 
 
 def test_a_gripper_pointing_down_has_no_jump():
-    """There w passes through 0: the usual rule, w >= 0, would put the jump into the middle of the work."""
+    """Guards against: the jump of the rule w >= 0 in the middle of the work, where a gripper points down."""
     rows = turned_about([1, 0, 0], np.linspace(pi - 0.4, pi + 0.4, 41)).astype(np.float32)
     rows[:20] *= -1
     part = RotationColumns((0, 1, 2, 3), "quaternion")
@@ -64,7 +64,7 @@ def test_a_gripper_pointing_down_has_no_jump():
 
 @pytest.mark.parametrize("form", ["aligned", "6d"])
 def test_an_angle_that_wraps_at_half_a_turn_goes_on(form):
-    """Roll at +-pi, as of a gripper pointing down, jumps by a turn between two frames of one motion."""
+    """Guards against: roll at +-pi, as of a gripper pointing down, that jumps by a turn between two frames of one motion."""
     true = np.linspace(pi - 0.3, pi + 0.3, 30)
     rows = ((true[:, None] + pi) % (2 * pi) - pi).astype(np.float32)
     assert np.abs(np.diff(rows[:, 0])).max() > 6, "the file jumps"
@@ -77,7 +77,7 @@ def test_an_angle_that_wraps_at_half_a_turn_goes_on(form):
 
 @pytest.mark.parametrize("form", ["aligned", "6d"])
 def test_a_rotation_vector_that_turns_over_at_pi_goes_on(form):
-    """At half a turn the vector's sign flips: robosuite's absolute OSC_POSE actions do so with the gripper down."""
+    """Guards against: a vector whose sign flips at half a turn, as robosuite's absolute actions with the gripper down."""
     true = np.linspace(pi - 0.3, pi + 0.3, 31)[:, None] * np.array([[0.8, 0.6, 0.0]])
     length = np.linalg.norm(true, axis=1, keepdims=True)
     rows = np.where(length > pi, true * (1 - 2 * pi / length), true).astype(np.float32)
@@ -112,7 +112,7 @@ def test_the_inverse_gives_the_same_rotation(kind, form):
 )
 @pytest.mark.parametrize("form", ["aligned", "6d"])
 def test_actions_come_back_in_the_demos_units_and_order(form, part, rotations):
-    """What is learned may be six numbers; what a robot is sent is the file's columns, gripper where it was."""
+    """Guards against: actions sent to the robot in the six learned numbers, or with the gripper elsewhere than in the file."""
     width = 3 + rotations.shape[1]
     grip = np.where(np.arange(60) % 2, 1.0, -1.0)[:, None]
     rows = np.concatenate([grip, poses(rotations)], axis=1).astype(np.float32)
@@ -130,7 +130,7 @@ def test_actions_come_back_in_the_demos_units_and_order(form, part, rotations):
 
 
 def test_whatever_a_network_says_is_a_rotation():
-    """A regressed quaternion is of no unit length, and six regressed numbers are no orthogonal matrix."""
+    """Guards against: a regressed quaternion that is not of unit length, or six numbers that are not an orthogonal matrix."""
     rows = np.concatenate([poses(random_quaternions()), np.zeros((60, 1), np.float32)], axis=1)
     for form in ("aligned", "6d"):
         parts = action_rotations(POSE, form, {})
@@ -141,7 +141,7 @@ def test_whatever_a_network_says_is_a_rotation():
 
 
 def test_rotations_are_found_by_name_and_by_the_action_spec():
-    """A user of a robosuite file declares nothing; one whose file says less declares columns."""
+    """Guards against: rotations of a robosuite file that must be declared, or columns that can't be."""
     assert key_rotations("robot0_eef_quat", 4, "aligned", {})[0].kind == "quaternion"
     assert key_rotations("robot0_eef_quat", 4, "none", {}) == ()
     assert key_rotations("quats", 4, "aligned", {}) == key_rotations("robot0_eef_quat", 8, "aligned", {}) == ()
@@ -174,18 +174,8 @@ def test_what_is_no_rotation_is_refused_if_declared_and_left_alone_if_guessed(ca
         key_rotations("pose", 7, "aligned", {"pose[3:7]": "quaternion", "pose[0:4]": "angle"})
 
 
-def test_a_policy_saved_before_rotations_were_known_is_not_changed():
-    """Its weights were trained on the file's own signs."""
-    rows = poses(random_quaternions())
-    normalizer = Normalizer(7, "mean-std", rotations=(QUATERNION,))
-    plain = Normalizer(7, "mean-std", Statistics.of(rows))
-    normalizer.load_state_dict(plain.state_dict())
-    values = torch.from_numpy(rows)
-    torch.testing.assert_close(normalizer.normalize(values), plain.normalize(values), rtol=0, atol=0)
-
-
 def test_the_reference_travels_with_the_weights():
-    """A policy that loads without it would flip signs that training never flipped."""
+    """Guards against: a policy loaded without its reference, which flips signs that training never flipped."""
     rows = poses(turned_about([1, 0, 0], np.linspace(2.5, 3.7, 50)))
     fitted = scaled(-rows, QUATERNION, "aligned")
     loaded = Normalizer(7, "mean-std", rotations=(QUATERNION,))
@@ -196,7 +186,7 @@ def test_the_reference_travels_with_the_weights():
 
 @pytest.mark.parametrize("form", ["aligned", "6d"])
 def test_a_column_that_never_changes_is_no_part_of_the_rotation(form):
-    """The default rule takes it out of the arm: pitch stands still in many tasks while roll and yaw turn."""
+    """Guards against: a constant pitch that takes roll and yaw out of the rotation."""
     turns = np.random.default_rng(5).uniform(-pi, pi, size=(40, 3)).astype(np.float32)
     turns[:, 1] = 0.3
     rows = poses(turns)

@@ -14,7 +14,7 @@ ROWS = arrays(np.float64, st.tuples(st.integers(2, 20), st.integers(1, 4)), elem
 @given(rows=ROWS, parts=st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
 def test_streamed_statistics_equal_those_of_the_whole(rows, parts):
-    """Files too big for memory must give the same policy as small ones."""
+    """Guards against: another policy from files that are too big for memory."""
     running = RunningStatistics()
     for part in np.array_split(rows, parts):
         running.update(part)
@@ -29,7 +29,7 @@ def test_streamed_statistics_equal_those_of_the_whole(rows, parts):
 
 
 def test_a_large_offset_costs_no_precision():
-    """The sum of squares minus the square of the sum gives a deviation of 0 or NaN far from the origin."""
+    """Guards against: a deviation of 0 or NaN far from the origin, from the sum of squares minus the square of the sum."""
     rows = np.random.default_rng(0).normal(1e6, 1e-2, size=(1000, 1))
     assert Statistics.of(rows).std == pytest.approx(rows.std(axis=0), rel=1e-6)
 

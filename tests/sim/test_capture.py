@@ -23,5 +23,5 @@ def test_answers_follow_the_inputs():
 
 @pytest.mark.gpu
 def test_a_captured_function_answers_as_the_function_itself():
-    """The same on a GPU, before and after the capture."""
+    """Guards against: a captured function that gives other outputs than the function itself."""
     assert calls("cuda") == calls("cpu")

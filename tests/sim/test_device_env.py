@@ -41,7 +41,7 @@ def test_everything_is_a_tensor(device_env):
 
 
 def test_episodes_are_those_of_the_cpu(device_env):
-    """The same seed must be the same scene, instruction and observation on every kind of physics."""
+    """Guards against: a seed that means another scene, instruction or observation on another kind of physics."""
     obs, info = device_env.reset(seed=[5, 6, 7, 8])
     cpu = RobotVectorEnv("place", 4, cameras=("front",), image_size=32)
     theirs, their_info = cpu.reset(seed=[5, 6, 7, 8])
@@ -81,7 +81,7 @@ def test_observations_of_two_steps_do_not_share_memory(device_env):
 
 
 def test_same_step_autoreset_gives_the_last_observation_apart(same_step):
-    """The final observation would otherwise be lost to whoever computes a value from it."""
+    """Guards against: a final observation that is lost to whoever computes a value from it."""
     assert same_step.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     same_step.reset(seed=0)
     for _ in range(2):
@@ -98,7 +98,7 @@ def test_same_step_autoreset_gives_the_last_observation_apart(same_step):
 
 
 def test_no_step_and_no_reset_by_itself_waits_for_the_device(same_step, unwaiting):
-    """One hidden `.item()` a step makes a GPU idle most of the time."""
+    """Guards against: one hidden `.item()` per step, which keeps a GPU idle most of the time."""
     same_step.reset(seed=0)
     same_step.step(torch.ones(2, 7))
     same_step.reset(options={"reset_mask": torch.tensor([True, False])})
@@ -139,7 +139,7 @@ def test_an_action_that_is_no_number_fails_its_world_alone(device_env):
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
-    """A wrong combination must not end in a traceback out of Warp."""
+    """Guards against: a traceback out of Warp for a combination of options that can't work."""
     with pytest.raises(ValueError, match=message):
         RobotVectorEnv("place", 2, **options)
 
@@ -162,7 +162,7 @@ def test_the_expert_solves_every_task_on_a_device(task):
 
 @pytest.mark.gpu
 def test_a_gpu_gives_what_the_cpu_gives():
-    """The same kernels on another device."""
+    """Guards against: kernels that give other numbers on a GPU."""
     cpu, gpu = (RobotVectorEnv("place", 4, physics="warp", device=d, cameras=("front",)) for d in ("cpu", "cuda"))
     ours, theirs = gpu.reset(seed=0)[0], cpu.reset(seed=0)[0]
     for step in range(5):

@@ -41,7 +41,7 @@ def demos(env: RobotVectorEnv) -> dict:
 
 
 def test_expert_episodes_are_those_of_the_cpu(device_env):
-    """A GPU's demonstrations of other scenes, or with other noise, would be another data set under the same seeds."""
+    """Guards against: demonstrations of other scenes, or with other noise, under the same seeds on a GPU."""
     ours = demos(device_env)
     theirs = demos(RobotVectorEnv("place", 4, cameras=("front",), image_size=32))
     assert ours.keys() == theirs.keys() == set(SEEDS)
@@ -76,7 +76,7 @@ def test_every_seed_is_run_once_however_rarely_the_device_is_looked_at(device_en
 
 @pytest.mark.parametrize("frame_stride", [1, 2])
 def test_a_policy_in_the_loop_acts_as_on_the_cpu(device_env, frame_stride):
-    """A memory reset late, another world's instruction or a frame left out would change what a policy does."""
+    """Guards against: a memory reset late, another world's instruction or a frame left out."""
     made = policy(device_env, frame_stride)
     cpu = RobotVectorEnv("place", 4, cameras=("front",), image_size=32, max_episode_steps=5)
     device_env.max_episode_steps, before = 5, device_env.max_episode_steps
@@ -93,7 +93,7 @@ def test_a_policy_in_the_loop_acts_as_on_the_cpu(device_env, frame_stride):
 
 
 def test_no_step_waits_for_the_device(device_env, unwaiting):
-    """One hidden `.item()` a step makes a GPU idle most of the time."""
+    """Guards against: one hidden `.item()` per step, which keeps a GPU idle most of the time."""
     actor = DevicePolicyActor(policy(device_env), device_env, RecedingOptions())
     ledger, watch = _Ledger(device_env, actor, SEEDS), Stopwatch(torch.device("cpu"))
     ledger.tick(True, watch)
@@ -102,7 +102,7 @@ def test_no_step_waits_for_the_device(device_env, unwaiting):
 
 
 def test_no_step_of_the_expert_waits_for_the_device(device_env, unwaiting):
-    """Collection is bound by the same."""
+    """Guards against: an expert that waits for the device, and slows collection down."""
     actor = DeviceExpertActor(device_env, NOISE, SEEDS)
     ledger, watch = _Ledger(device_env, actor, SEEDS), Stopwatch(torch.device("cpu"))
     ledger.tick(False, watch)
@@ -111,7 +111,7 @@ def test_no_step_of_the_expert_waits_for_the_device(device_env, unwaiting):
 
 
 def test_a_fault_fails_its_episode_and_is_reported(device_env):
-    """A world that broke must not count as the policy's success, nor in silence."""
+    """Guards against: a broken world that counts as the policy's success, or isn't reported."""
     made = policy(device_env)
 
     class Broken(DevicePolicyActor):
@@ -127,7 +127,7 @@ def test_a_fault_fails_its_episode_and_is_reported(device_env):
 
 
 def test_an_evaluation_on_a_device_reports_as_one_on_the_cpu(device_env):
-    """The same figures, by the same names."""
+    """Guards against: figures that are missing, or named otherwise, in an evaluation on a device."""
     device_env.max_episode_steps, before = 4, device_env.max_episode_steps
     try:
         result = evaluate(policy(device_env), device_env, SEEDS, RecedingOptions())

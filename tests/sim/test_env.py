@@ -22,7 +22,7 @@ def assert_same(one: dict, other: dict) -> None:
 
 @pytest.mark.parametrize("task", kinds("task"))
 def test_an_episode_depends_on_its_seed_alone(task):
-    """A world that knows its index or its neighbours would make evaluations of different width differ."""
+    """Guards against: a world that depends on its index or neighbours, so that evaluations of different width differ."""
     many, one = RobotVectorEnv(task, 3), RobotVectorEnv(task, 1)
     obs, info = many.reset(seed=[7, 8, 9])
     single, single_info = one.reset(seed=[9])
@@ -38,7 +38,7 @@ def test_an_episode_depends_on_its_seed_alone(task):
 
 @pytest.mark.parametrize("task", kinds("task"))
 def test_observations_fit_the_declared_space(task):
-    """Another dtype or shape breaks every buffer that is made from the space."""
+    """Guards against: another dtype or shape than the space's, which breaks every buffer made from it."""
     env = RobotVectorEnv(task, 2)
     obs, _ = env.reset(seed=0)
     assert env.observation_space.contains(obs)
@@ -58,7 +58,7 @@ def test_observations_of_two_steps_do_not_share_memory():
 
 
 def test_observation_holds_pose_gripper_and_relative_positions():
-    """The relative position is what lets a low-dimensional policy aim."""
+    """Guards against: a relative position that is missing: a low-dimensional policy aims by it."""
     env = RobotVectorEnv("lift", 2)
     obs, info = env.reset(seed=0)
     np.testing.assert_allclose(obs["ee_pose"][:, :3], [[0.45, 0, 0.22]] * 2, atol=0.03)
@@ -87,7 +87,7 @@ def test_reset_mask_leaves_the_other_worlds_alone():
 
 
 def test_as_many_seeds_as_worlds_are_asked_for():
-    """A list that is too short must not leave worlds with an old seed."""
+    """Guards against: worlds that keep an old seed because the list of seeds is too short."""
     with pytest.raises(ValueError, match="2 seeds for 3 worlds"):
         RobotVectorEnv("reach", 3).reset(seed=[1, 2])
 
@@ -121,7 +121,7 @@ def test_an_action_turns_the_gripper_about_its_axis_of_the_base():
 
 
 def test_actions_beyond_one_are_clipped():
-    """A policy's outlier must not throw the arm."""
+    """Guards against: an outlier of a policy that throws the arm."""
     one, huge = RobotVectorEnv("lift", 1), RobotVectorEnv("lift", 1)
     one.reset(seed=0)
     huge.reset(seed=0)
@@ -139,7 +139,7 @@ def test_an_action_that_is_no_number_is_refused():
 
 
 def test_terminated_is_an_end_and_truncated_the_time_limit():
-    """Learners bootstrap from truncated states only."""
+    """Guards against: a time limit taken for an end, from which learners must not bootstrap."""
     env = RobotVectorEnv("reach", 2, max_episode_steps=5)
     env.reset(seed=0)
     for step in range(5):
@@ -157,7 +157,7 @@ def test_terminated_is_an_end_and_truncated_the_time_limit():
 
 
 def test_same_step_autoreset_gives_the_last_observation_apart():
-    """The final observation would otherwise be lost to whoever computes a value from it."""
+    """Guards against: a final observation that is lost to whoever computes a value from it."""
     env = RobotVectorEnv("reach", 2, autoreset_mode=AutoresetMode.SAME_STEP, max_episode_steps=2)
     assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     env.reset(seed=0)
@@ -170,7 +170,7 @@ def test_same_step_autoreset_gives_the_last_observation_apart():
 
 
 def test_next_step_autoreset_resets_on_the_step_after():
-    """Resetting at once, or never, would break gymnasium's wrappers."""
+    """Guards against: a reset at once, or never, which breaks gymnasium's wrappers."""
     env = RobotVectorEnv("reach", 2, autoreset_mode="NextStep", max_episode_steps=2)
     env.reset(seed=0)
     env.step(np.ones((2, 7)))
@@ -185,7 +185,7 @@ def test_next_step_autoreset_resets_on_the_step_after():
 
 
 def test_states_restore_the_simulator():
-    """A demo's `states` are of no use if the simulator can't be put back into them."""
+    """Guards against: a demo's `states` into which the simulator can't be put back."""
     env = RobotVectorEnv("stack", 2)
     env.reset(seed=0)
     for step in range(3):
@@ -199,13 +199,13 @@ def test_states_restore_the_simulator():
 
 
 def test_unknown_camera_is_refused_with_those_there_are():
-    """A typo in `--cameras` must not end in a KeyError of the renderer."""
+    """Guards against: a KeyError of the renderer for a typo in `--cameras`."""
     with pytest.raises(ValueError, match="no camera 'top' in the scene; it has: front, wrist"):
         RobotVectorEnv("lift", 1, cameras=("top",))
 
 
 def test_state_only_environment_needs_no_renderer(monkeypatch):
-    """Warp takes seconds to load and is an optional extra."""
+    """Guards against: seconds of loading Warp, an optional extra, for an environment without cameras."""
     import sys
 
     monkeypatch.setitem(sys.modules, "mujoco_warp", None)
@@ -215,7 +215,7 @@ def test_state_only_environment_needs_no_renderer(monkeypatch):
 
 
 def test_made_by_gymnasium_it_is_the_same_environment():
-    """`make_vec` is how other people's code gets at it."""
+    """Guards against: an environment that differs when gymnasium makes it."""
     import robopolicy.sim
 
     assert robopolicy.sim
@@ -227,7 +227,7 @@ def test_made_by_gymnasium_it_is_the_same_environment():
 
 
 def test_render_gives_each_worlds_front_image():
-    """`make_vec(..., render_mode="rgb_array")`, which the metadata offers, ended in a TypeError."""
+    """Guards against: a TypeError from `make_vec(..., render_mode="rgb_array")`, which the metadata offers."""
     pytest.importorskip("mujoco_warp", reason="images need the extra 'sim'")
     env = gymnasium.make_vec("robopolicy/Lift-v0", num_envs=2, render_mode="rgb_array", image_size=16)
     obs, _ = env.reset(seed=0)
@@ -245,14 +245,14 @@ def test_render_gives_each_worlds_front_image():
     ],
 )
 def test_what_can_not_be_made_is_refused_by_its_name(options, message):
-    """`nsim must be positive` is the C engine's word."""
+    """Guards against: errors in the C engine's words, such as `nsim must be positive`."""
     with pytest.raises(ValueError, match=message):
         RobotVectorEnv("lift", **options)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 6)])
 def test_actions_of_another_shape_are_refused(shape):
-    """One row would be broadcast to all worlds; six columns ended in NumPy's words about broadcasting."""
+    """Guards against: one action row broadcast to all worlds, or NumPy's words about broadcasting."""
     env = RobotVectorEnv("reach", 2)
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"expected \(2, 7\): a row for each world"):

@@ -18,7 +18,7 @@ def drawn(seeds, sentences=None):
 
 
 def test_an_episode_is_the_same_among_others_and_alone():
-    """A seed must mean one scene, whatever is drawn with it."""
+    """Guards against: a seed whose scene depends on what is drawn with it."""
     sentences = Sentences()
     many, one = drawn([4, 5, 6], sentences), drawn([6], sentences)
     for name in ("seed", "qpos", "mocap_pos", "goals", "sentence", "delay"):
@@ -51,7 +51,7 @@ def test_the_ring_never_gives_an_episode_twice():
 
 
 def test_instructions_are_words_when_they_are_looked_at():
-    """What is read later must be what was asked then."""
+    """Guards against: an instruction that is read later and has changed meanwhile."""
     sentences = Sentences()
     ids = torch.tensor([sentences.number(each) for each in ("b", "a", "b")])
     told = Instructions(ids, sentences.texts)

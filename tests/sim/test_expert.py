@@ -34,7 +34,7 @@ def success_rate(task: str, episodes: int, first_seed: int, noise: np.ndarray | 
 
 @pytest.mark.parametrize("task", kinds("task"))
 def test_expert_solves_its_task(task):
-    """Demonstrations that fail, or drag on, teach nothing good."""
+    """Guards against: demonstrations that fail or drag on."""
     rate, length = success_rate(task, episodes=12, first_seed=50)
     assert rate == 1.0
     assert length < {"chain": 210, "recall_long": 100, "sequence": 100, "count": 110, "swap": 70, "handover": 400}.get(
@@ -45,7 +45,7 @@ def test_expert_solves_its_task(task):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", kinds("task"))
 def test_expert_solves_five_hundred_seeds(task):
-    """The rate that the demonstrations stand on."""
+    """Guards against: an expert whose success rate drops on seeds that nobody looked at."""
     assert success_rate(task, episodes=500, first_seed=0)[0] >= (0.97 if task == "drawer" else 0.99)
 
 
@@ -68,12 +68,12 @@ def test_both_kinds_of_physics_are_as_easy_for_the_expert(task):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["reach", "lift", "place", "stack", "drawer", "recall"])
 def test_expert_finds_back_after_disturbances(task):
-    """Disturbed demonstrations (DART) must still end well, or they are thrown away."""
+    """Guards against: disturbed demonstrations (DART) that fail and are thrown away."""
     assert success_rate(task, episodes=500, first_seed=0, noise=NOISE)[0] >= 0.97
 
 
 def test_expert_recovers_from_a_missed_grasp():
-    """Labels for a policy's own mistakes (DAgger) must lead out of them."""
+    """Guards against: labels for a policy's own mistakes (DAgger) that don't lead out of them."""
     env = RobotVectorEnv("lift", 4)
     env.reset(seed=0)
     for step in range(12):  # go beside the cube with closed fingers
@@ -105,7 +105,7 @@ def test_expert_is_a_function_of_the_present_alone():
 
 @pytest.mark.parametrize("task", kinds("task"))
 def test_expert_actions_are_in_the_action_space(task):
-    """Labels beyond its bounds would stretch the normalization of everything else."""
+    """Guards against: labels beyond the action space, which stretch the normalization of all others."""
     env = RobotVectorEnv(task, 3)
     env.reset(seed=0)
     for _ in range(5):

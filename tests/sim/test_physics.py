@@ -20,7 +20,7 @@ def test_poses_are_current_after_forward():
 
 
 def test_threads_do_not_change_the_result():
-    """An evaluation must not depend on the machine's number of CPUs."""
+    """Guards against: an evaluation that depends on the machine's number of CPUs."""
     scene = build_scene(("cubes",))
     results = []
     for threads in (1, 2):

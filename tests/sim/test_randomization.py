@@ -41,7 +41,7 @@ def make(**sizes: float) -> RobotVectorEnv:
 
 
 def test_a_change_depends_on_its_seed_alone(scene):
-    """An episode that depends on the one before can't be shown again."""
+    """Guards against: an episode that depends on the one before, and can't be shown again."""
     randomization = Randomization(EVERYTHING)
     one, other, again = (randomization.draw(scene, seed) for seed in (1, 2, 1))
     assert one.fields.keys() == set(randomization.fields) == other.fields.keys()
@@ -52,7 +52,7 @@ def test_a_change_depends_on_its_seed_alone(scene):
 
 
 def test_nothing_is_changed_where_nothing_is_asked_for(scene):
-    """Randomization off must leave every episode bit by bit as it was."""
+    """Guards against: episodes that change although randomization is off."""
     randomization = Randomization()
     change = randomization.draw(scene, 5)
     assert not randomization.fields
@@ -62,7 +62,7 @@ def test_nothing_is_changed_where_nothing_is_asked_for(scene):
 
 @pytest.mark.parametrize("setting", ["color", "light", "camera_m", "camera_rad", "friction", "mass"])
 def test_each_setting_changes_its_own_fields_within_its_bounds(scene, setting):
-    """A setting that moves another's fields could not be switched off."""
+    """Guards against: a setting that moves another's fields, which then can't be switched off."""
     alone = Randomization(RandomizationConfig(**{setting: 0.1}))
     assert alone.fields
     change = alone.draw(scene, 3)
@@ -141,7 +141,7 @@ def test_noise_falls_on_readings_but_not_on_privileged_keys_nor_on_the_world():
 
 
 def test_every_kind_of_physics_is_randomized_alike(device_env):
-    """A policy evaluated on a GPU must meet the same worlds as on the CPU."""
+    """Guards against: a policy that meets other worlds on a GPU than on the CPU."""
     cpu, device = (
         RobotVectorEnv("place", 2, physics=kind, cameras=("front",), image_size=32, randomization=EVERYTHING)
         for kind in ("batch", "warp")
@@ -181,6 +181,6 @@ def test_the_expert_copes_with_moderate_randomization():
     [({"mass": 1.0}, "mass must be >= 0 and < 1, got 1.0"), ({"light": -0.1}, "light must be >= 0")],
 )
 def test_impossible_sizes_are_refused(sizes, message):
-    """A cube without mass falls through everything."""
+    """Guards against: a cube without mass, which falls through everything."""
     with pytest.raises(ConfigError, match=message):
         RandomizationConfig(**sizes)

@@ -24,7 +24,7 @@ def reddest(image: np.ndarray) -> tuple[float, float]:
 
 
 def test_images_fit_the_declared_space(env):
-    """Images are uint8, height x width x 3, one key per camera."""
+    """Guards against: images of another type, shape or key than declared."""
     obs, _ = env.reset(seed=0)
     for camera in ("front", "wrist"):
         assert obs[camera].shape == (3, 64, 64, 3)
@@ -43,7 +43,7 @@ def test_every_world_has_its_own_image_whatever_its_index(env):
 
 
 def test_front_image_is_upright_and_red_is_red(env):
-    """A flipped or BGR image trains well and fails on the robot: +y is right, nearer to the camera is lower."""
+    """Guards against: a flipped or BGR image, which trains well and fails on the robot."""
     env.reset(seed=0)
     places = {}
     for where, (x, y) in {"middle": (0.5, 0.0), "right": (0.5, 0.15), "near": (0.62, 0.0)}.items():
@@ -55,7 +55,7 @@ def test_front_image_is_upright_and_red_is_red(env):
 
 
 def test_the_whole_placement_area_is_in_the_front_image(env):
-    """A cube outside the image can't be found by any policy."""
+    """Guards against: a cube that starts outside the image."""
     env.reset(seed=0)
     for x in (0.35, 0.65):
         for y in (-0.2, 0.2):
@@ -66,7 +66,7 @@ def test_the_whole_placement_area_is_in_the_front_image(env):
 
 
 def test_images_are_reproducible(env):
-    """Demos and rollouts must show the same scene alike."""
+    """Guards against: demos and rollouts that show the same scene differently."""
     first, _ = env.reset(seed=1)
     again, _ = env.reset(seed=1)
     np.testing.assert_array_equal(first["front"], again["front"])
@@ -99,7 +99,7 @@ def test_depth_is_the_distance_along_the_cameras_axis(deep_env):
 
 
 def test_segmentation_names_the_geoms_that_are_seen(deep_env):
-    """Numbers of another camera, or of sites, would label the wrong things."""
+    """Guards against: segmentation numbers of another camera, or of sites, which label the wrong things."""
     obs, _ = deep_env.reset(seed=0)
     seen = np.asarray(obs["front_segmentation"])
     assert seen.dtype == np.int32
@@ -113,7 +113,7 @@ def test_segmentation_names_the_geoms_that_are_seen(deep_env):
 
 
 def test_both_kinds_of_physics_show_the_same_images():
-    """A policy trained on the CPU's images would be measured on others."""
+    """Guards against: a policy trained on the CPU's images and measured on others."""
     kinds = [
         RobotVectorEnv(
             "place", 2, physics=kind, cameras=("wrist", "front"), image_size=32, depth=True, segmentation=True

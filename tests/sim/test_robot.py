@@ -31,13 +31,13 @@ def robot() -> Iterator[SimRobot]:
 
 
 def test_an_unknown_task_is_refused_before_a_process_is_started():
-    """A traceback of a child process, and a parent that waits for ever."""
+    """Guards against: a traceback of a child process, and a parent that waits for ever."""
     with pytest.raises((ValueError, KeyError), match="juggle"):
         SimRobot(WorldOptions("juggle"))
 
 
 def test_the_robot_shows_what_its_tasks_environment_shows_and_starts_anew_by_seed(robot):
-    """A policy that finds other keys on the robot than in its demos."""
+    """Guards against: a policy that finds other keys on the robot than in its demos."""
     env = RobotVectorEnv("reach", 1)
     obs, info = env.reset(seed=3)
     robot.reset(3)
@@ -50,7 +50,7 @@ def test_the_robot_shows_what_its_tasks_environment_shows_and_starts_anew_by_see
 
 
 def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(robot):
-    """A process that was put aside once, and a policy that is one moment behind from then on."""
+    """Guards against: a policy that is one moment behind after its simulator was paused once."""
     env = RobotVectorEnv("reach", 1)
     obs, _ = env.reset(seed=11)
     os.kill(robot.process.pid, signal.SIGSTOP)
@@ -65,7 +65,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(robot):
 
 
 def test_the_arm_goes_where_the_control_loop_sends_it(robot):
-    """Commands that never reach the joints, or reach them scaled."""
+    """Guards against: commands that never reach the joints, or reach them scaled."""
     actions = np.tile(np.float32([0.3, 0, 0, 0, 0, 0, -1]), (20, 1))
     for _ in range(20):
         robot.reset(4)
@@ -85,7 +85,7 @@ def test_the_arm_goes_where_the_control_loop_sends_it(robot):
 
 
 def test_commands_that_cease_in_mid_motion_leave_the_arm_at_rest_and_are_refused_from_then_on():
-    """A simulator that is kinder than a real robot's controller hides a loop that dies."""
+    """Guards against: a simulator that is kinder than a real robot's controller, and hides a loop that dies."""
     with SimRobot(WorldOptions("reach", seed=5, command_dt=0.005), ProcessOptions(0.2, 30.0)) as robot:
         home, began_s = robot.qpos(), time.monotonic()
         with suppress(RobotError):  # on a busy machine the commands may cease before the last one
@@ -104,7 +104,7 @@ def test_commands_that_cease_in_mid_motion_leave_the_arm_at_rest_and_are_refused
 
 
 def test_a_frozen_or_killed_process_is_a_robot_that_is_lost():
-    """Commands into shared memory that nobody reads any more."""
+    """Guards against: commands into shared memory that nobody reads any more."""
     with SimRobot(WorldOptions("reach", command_dt=0.005), ProcessOptions(timeout_s=0.5)) as robot:
         assert robot.process.pid is not None
         os.kill(robot.process.pid, signal.SIGSTOP)

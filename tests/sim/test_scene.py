@@ -16,7 +16,7 @@ def test_control_step_is_a_whole_number_of_physics_steps(physics_dt, n_substeps)
 
 
 def test_physics_step_that_does_not_divide_the_control_step_is_refused():
-    """Silently stepping 0.051 s at a time would drift away from the robot's clock."""
+    """Guards against: steps of 0.051 s, which drift away from the robot's clock."""
     with pytest.raises(ValueError, match=r"control_dt 0.05 s is not a whole multiple of physics_dt 0.003 s"):
         build_scene(("cubes",), 0.003)
 
@@ -32,7 +32,7 @@ def test_objects_lie_in_qpos_where_the_scene_says():
 
 
 def test_scene_text_needs_no_other_file():
-    """A demo's `model_file` is opened on machines that do not have our assets."""
+    """Guards against: a demo's `model_file` that can't be opened on a machine without our assets."""
     scene = build_scene(("cubes", "plates"))
     again = mujoco.MjModel.from_xml_string(scene.xml)
     assert (again.nq, again.nu, again.opt.timestep) == (scene.model.nq, scene.model.nu, scene.model.opt.timestep)
@@ -40,7 +40,7 @@ def test_scene_text_needs_no_other_file():
 
 
 def test_arm_holds_its_home_under_gravity():
-    """A servo that sags, or a gravity that is not compensated, would move the arm with no action."""
+    """Guards against: a servo that sags, or gravity that is not compensated, which move the arm without an action."""
     scene = build_scene(())
     data = mujoco.MjData(scene.model)
     data.qpos[:] = scene.home_qpos

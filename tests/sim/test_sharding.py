@@ -12,7 +12,7 @@ def test_every_seed_belongs_to_one_shard():
 
 
 def test_one_process_needs_no_network(monkeypatch):
-    """An evaluation must not wait for processes that were never started."""
+    """Guards against: an evaluation that waits for processes that were never started."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with open_shard() as shard:
         assert shard.first

@@ -23,7 +23,7 @@ assert robopolicy.sim
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized space")
 @pytest.mark.parametrize("task", kinds("task"))
 def test_every_task_is_registered_and_passes_gymnasiums_checker(task):
-    """Other people's training loops rely on what the checker checks."""
+    """Guards against: an environment that gymnasium's checker, and so other people's training loops, refuse."""
     env = gymnasium.make(f"robopolicy/{task.capitalize()}-v0")
     assert isinstance(env.unwrapped, RobotEnv)
     check_env(env.unwrapped, skip_render_check=True)
@@ -61,7 +61,7 @@ def test_seeding_is_reproducible_and_unseeded_resets_go_on():
 
 
 def test_render_gives_the_front_image():
-    """A video recorder gets nothing from an environment that only has observations."""
+    """Guards against: a video recorder that gets no image."""
     pytest.importorskip("mujoco_warp", reason="images need the extra 'sim'")
     env = RobotEnv("lift", render_mode="rgb_array")
     obs, _ = env.reset(seed=0)

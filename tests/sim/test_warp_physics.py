@@ -46,7 +46,7 @@ def test_the_jacobian_on_the_device_is_that_of_mujoco_warp(device_env):
 
 
 def test_contacts_without_room_are_a_fault(scene):
-    """The engine would let cubes fall through the table in silence."""
+    """Guards against: cubes that fall through the table without an error, since the contact buffer is full."""
     physics = WarpPhysics(scene, 2, "cpu", contacts=4)
     start = torch.from_numpy(np.repeat(scene.home_qpos[None], 2, 0)).float()
     start[:, scene.object_slice.start + 2 :: 7] -= 1e-4
@@ -59,7 +59,7 @@ def test_contacts_without_room_are_a_fault(scene):
 
 
 def test_reaching_an_iteration_limit_is_no_fault(scene):
-    """The solver's limit is reached now and then in a sound simulation; failing those episodes would bend the rate."""
+    """Guards against: sound episodes that fail because the solver reached its iteration limit."""
     physics = WarpPhysics(scene, 2, "cpu")
     limits = mujoco_warp.OverflowType.ITERATIONS | mujoco_warp.OverflowType.LS_ITERATIONS
     physics.stage.tensor("overflow").fill_(int(limits))
@@ -69,7 +69,7 @@ def test_reaching_an_iteration_limit_is_no_fault(scene):
 
 
 def test_work_is_replayed_as_it_was_captured(scene):
-    """A graph that is captured but runs stale work, or that runs while it is captured, would step twice or never."""
+    """Guards against: a graph that runs stale work, or that runs while it is captured and so steps twice."""
     stage = WarpStage(scene, 1, "cpu", (), 1, 1)
     calls: list[int] = []
 

@@ -16,7 +16,7 @@ def env() -> RobotVectorEnv:
 
 
 def test_judging_counts_a_step_and_reads_the_present(env):
-    """A robot's simulator that steps the physics itself must be judged like any other."""
+    """Guards against: a simulated robot that steps the physics itself and is not judged like other worlds."""
     env.physics.step(np.repeat(env.scene.home_qpos[None, :9], 2, 0))
     assert env.judge().tolist() == [False, False]
     assert env.state.step.tolist() == [1, 1]
@@ -24,7 +24,7 @@ def test_judging_counts_a_step_and_reads_the_present(env):
 
 
 def test_observing_shows_what_the_physics_shows_now(env):
-    """A look between two control steps must not be a stale one, nor count as a step."""
+    """Guards against: a stale observation between two control steps, or one that counts as a step."""
     env.physics.qpos[1, env.scene.object_slice.start] += 0.01
     before = env.state.objects[1, 0, 0]
     assert env.observe()["cube_red"][1, 0] == pytest.approx(before)
@@ -32,7 +32,7 @@ def test_observing_shows_what_the_physics_shows_now(env):
 
 
 def test_goal_instruction_and_expert_change_together(env):
-    """An expert that follows the old goal under a new instruction would be recorded as a demonstration of it."""
+    """Guards against: an expert that follows the old goal under a new instruction, recorded as a demonstration of it."""
     told = env.instructions
     while env.instructions == told:
         _, _, terminated, _, _ = env.step(expert_actions(env))

@@ -100,7 +100,10 @@ def test_the_loss_is_the_weighted_mean_of_the_groups(trained):
     [
         ({"data.files": ["a.hdf5"]}, "--data.files beside --data.groups"),
         ({"data.groups": {"a b": {"files": ["x"]}}}, "'a b' is not a name of letters"),
-        ({"data.groups": {"a": {"file": ["x"]}}}, "unknown option --data.groups.a.file; the options are: files, weight"),
+        (
+            {"data.groups": {"a": {"file": ["x"]}}},
+            "unknown option --data.groups.a.file; the options are: files, weight",
+        ),
         ({"data.groups": {"a": {"files": []}}}, "a group without files"),
         ({"data.groups": {"a": {"files": ["x"], "weight": 0}}}, "weight must be > 0"),
         ({"memory.history": "carry"}, "--data.groups can't be used with --memory.history carry"),

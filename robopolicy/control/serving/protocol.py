@@ -4,11 +4,11 @@ The wire format itself, openpi's msgpack arrays, is `robopolicy.client.pack` and
 """
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
+from robopolicy import __version__
 from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError
 from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_image
 from robopolicy.types import TOKENS_KEY, ArraySpec, PolicySpec
@@ -77,7 +77,7 @@ class ObservationReader:
             **{name: told[name] for name in ANNOUNCED},
             "control_rate_hz": 1.0 / self.spec.control_dt if self.spec.control_dt else self.spec.action.rate_hz,
             "mapping": self.mapping.name,
-            "robopolicy_version": _version(),
+            "robopolicy_version": __version__,
         }
 
     def read(self, message: Any) -> dict[str, Any]:
@@ -178,10 +178,3 @@ def _image(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str) -
 
 def _shown(name: Any) -> str:
     return ascii(name)[1:-1][:40] if isinstance(name, str) else f"<{type(name).__name__}>"
-
-
-def _version() -> str:
-    try:
-        return version("robopolicy")
-    except PackageNotFoundError:
-        return "unknown"

@@ -83,7 +83,8 @@ class Handover(Task):
         """The left hand grips the raised bar, and the right one has let go and moved away."""
         left, right = state.hands
         grip_left, grip_right = grips(state)
-        alone = _far(right, grip_right) & (right.opening > RELEASED_M)
+        gone = (abs(right.position - grip_right) > 0.05).any(-1)
+        alone = gone & (right.opening > RELEASED_M)
         return grips_bar(left, grip_left) & alone & (state.positions[:, 0, 2] > self.raised_m)
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
@@ -133,10 +134,6 @@ def grips_bar(hand: Hand, grip: Float[Array, "worlds 3"]) -> Bool[Array, " world
     """The fingers are closed on the bar."""
     near = (abs(hand.position - grip) < 0.025).all(-1)
     return near & (hand.opening > GRIPPED_M[0]) & (hand.opening < GRIPPED_M[1])
-
-
-def _far(hand: Hand, grip: Array) -> Array:
-    return (abs(hand.position - grip) > 0.05).any(-1)
 
 
 def _around(hand: Hand, grip: Array) -> Array:

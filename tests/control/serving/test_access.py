@@ -21,7 +21,7 @@ def test_key_files_are_read_and_weak_ones_refused(tmp_path):
     ("host", "here"), [("127.0.0.1", True), ("localhost", True), ("127.8.8.8", True), ("0.0.0.0", False), ("", False)]
 )
 def test_only_addresses_of_this_machine_alone_are_loopback(host, here):
-    """Python listens on every interface when the address is empty."""
+    """Guards against: a server that listens on every interface because the address is empty, taken for a local one."""
     assert is_loopback(host) is here
 
 
@@ -36,6 +36,6 @@ def test_only_addresses_of_this_machine_alone_are_loopback(host, here):
     ],
 )
 def test_only_the_one_right_header_fits(headers, fits):
-    """A second header may be what a proxy in front has checked, and not the one read here."""
+    """Guards against: a second header, checked by a proxy in front, that is not the one read here."""
     assert key_fits(headers, KEY) is fits
     assert key_fits(headers, None)

@@ -35,7 +35,7 @@ def ask_all(inference: InferenceThread, asked: list[tuple[Session, dict]], polic
 
 
 def test_waiting_clients_share_a_forward_pass_and_keep_their_own_memory():
-    """64 clients at 20 Hz leave no time for 64 passes; a mixed-up memory would move the wrong robot."""
+    """Guards against: 64 clients at 20 Hz that need 64 passes, or a mixed-up memory that moves the wrong robot."""
     policy = FakePolicy()
     inference, sessions = make(policy, 8)
     inference.start()
@@ -52,7 +52,7 @@ def test_waiting_clients_share_a_forward_pass_and_keep_their_own_memory():
 
 
 def test_a_bad_observation_fails_alone():
-    """One client's mistake must not close the others' connections."""
+    """Guards against: one client's mistake that closes the others' connections."""
     policy = FakePolicy()
     inference, sessions = make(policy, 4)
     inference.start()
@@ -65,7 +65,7 @@ def test_a_bad_observation_fails_alone():
 
 
 def test_a_bad_observation_is_refused_while_the_policy_is_still_busy_with_another():
-    """Reading in the policy's thread would make everyone's messages wait for the forward pass under way."""
+    """Guards against: messages that wait for the current forward pass because they are read in the policy's thread."""
     policy = FakePolicy()
     inference, (good, bad) = make(policy, 2)
     inference.start()
@@ -103,7 +103,7 @@ def test_an_answer_that_nobody_waits_for_any_more_does_no_harm():
 
 
 def test_a_batch_is_never_larger_than_allowed():
-    """Memory of a forward pass grows with its batch."""
+    """Guards against: a forward pass whose memory grows with the number of clients."""
     policy = FakePolicy()
     inference, sessions = make(policy, 7, max_batch=3)
     inference.start()
@@ -113,7 +113,7 @@ def test_a_batch_is_never_larger_than_allowed():
 
 
 def test_a_policy_that_fails_while_warming_up_fails_the_start():
-    """A server that listens with a broken policy looks healthy until a robot moves."""
+    """Guards against: a server that listens with a broken policy, and looks healthy until a robot moves."""
 
     class Broken(FakePolicy):
         def predict(self, observation, state):

@@ -15,7 +15,7 @@ def image(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(64, 64), (224, 224), (31, 57), (480, 640)])
 def test_resizing_equals_pillows_bilinear(size):
-    """Openpi's client resizes with Pillow; a policy should see the same image whoever shrinks it."""
+    """Guards against: a policy that sees another image than with openpi's client, which resizes with Pillow."""
     pillow = pytest.importorskip("PIL.Image")
     source = image(120, 160)
     expected = np.asarray(pillow.fromarray(source).resize(size[::-1], pillow.Resampling.BILINEAR))
@@ -23,7 +23,7 @@ def test_resizing_equals_pillows_bilinear(size):
 
 
 def test_a_wide_picture_is_padded_and_keeps_its_aspect():
-    """Stretched images show another world than the training's."""
+    """Guards against: stretched images, which show another world than the training's."""
     placed = place_image(np.full((60, 120, 3), 200, np.uint8), 64, 64, SOURCE)
     assert placed.shape == (64, 64, 3)
     assert (placed[:16] == 0).all() and (placed[48:] == 0).all()  # noqa: PT018
@@ -31,13 +31,13 @@ def test_a_wide_picture_is_padded_and_keeps_its_aspect():
 
 
 def test_a_picture_of_the_right_size_is_left_alone():
-    """Resampling to the same size would blur."""
+    """Guards against: images blurred by resampling to the size they have."""
     source = image(64, 64)
     np.testing.assert_array_equal(place_image(source, 64, 64, SOURCE), source)
 
 
 def test_flips_turn_a_picture_the_right_way_up():
-    """OpenGL's images are upside down; LIBERO users turn theirs by half a circle."""
+    """Guards against: images upside down, as OpenGL's, or rotated, as LIBERO's users keep them."""
     source = image(8, 8)
     upright = place_image(source, 8, 8, KeySource(("a",), flip="vertical"))
     np.testing.assert_array_equal(upright, source[::-1])
@@ -45,14 +45,14 @@ def test_flips_turn_a_picture_the_right_way_up():
 
 
 def test_every_preset_reads():
-    """A preset with a typo would be found by the first user of that robot."""
+    """Guards against: a preset with a typo, found by the first user of that robot."""
     assert set(kinds("key_mapping")) == {"aloha", "droid", "libero", "native", "robomimic", "robosuite"}
     for name in kinds("key_mapping"):
         assert KeyMapping.read(name).name == name
 
 
 def test_an_unknown_mapping_lists_what_there_is():
-    """The name is typed by hand on a command line."""
+    """Guards against: a mistyped name on the command line whose error lists no choices."""
     with pytest.raises(ValueError, match=r"key_mapping 'aloh' is unknown; choose one of aloha, droid"):
         KeyMapping.read("aloh")
 
@@ -68,7 +68,7 @@ def test_an_unknown_mapping_lists_what_there_is():
     ],
 )
 def test_a_mistake_in_a_mapping_file_is_named(tmp_path, text, words):
-    """A key that no one reads is an observation that never arrives."""
+    """Guards against: a misspelled key that nobody reads: an observation that never arrives."""
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"mine.yaml.*{words}"):

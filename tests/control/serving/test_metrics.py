@@ -6,7 +6,7 @@ from robopolicy.control.serving.metrics import Metrics
 
 
 def test_the_page_is_prometheus_text_format():
-    """One malformed line makes Prometheus drop the whole page."""
+    """Guards against: one malformed line, for which Prometheus drops the whole page."""
     metrics = Metrics()
     metrics.count("requests_total", 3)
     metrics.observe("infer_seconds", 0.004)

@@ -13,7 +13,7 @@ READER = ObservationReader(SPEC, KeyMapping())
 
 
 def test_floats_are_cast_and_everything_else_is_left_as_it_came():
-    """Robots send float64 and integers; a policy is float32."""
+    """Guards against: float64 and integers of a robot that reach a float32 policy unchanged."""
     seen = READER.read(observation(qpos=np.array([1, 2, 3]), extra=np.zeros(9)))
     assert seen["qpos"].dtype == np.float32
     assert seen["qpos"].tolist() == [1, 2, 3]
@@ -38,14 +38,14 @@ def test_floats_are_cast_and_everything_else_is_left_as_it_came():
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(change, words):
-    """NaN passes a min-max clamp unnoticed, and a shape error inside the policy names nothing."""
+    """Guards against: NaN, which passes a min-max clamp unnoticed, and shape errors that name no key."""
     with pytest.raises(ProtocolError, match=words):
         READER.read(observation(**change))
 
 
 @pytest.mark.parametrize("key", ["qpos", "front", "prompt"])
 def test_a_missing_key_is_named_with_what_is_expected_and_what_came(key):
-    """The operator compares the two lists."""
+    """Guards against: an error without the two lists that the operator has to compare."""
     message = observation()
     del message[key]
     came = ", ".join(message)
@@ -54,7 +54,7 @@ def test_a_missing_key_is_named_with_what_is_expected_and_what_came(key):
 
 
 def test_names_from_strangers_are_cut_and_escaped():
-    """Control characters in a log, or a megabyte of name, are an attack on the operator's terminal."""
+    """Guards against: control characters or a megabyte of name on the operator's terminal."""
     (name,) = READER.unused({**observation(), "\x1b[2J" + "x" * 1000: 1})
     assert name.startswith("\\x1b[2J")
     assert len(name) == 40
@@ -68,7 +68,7 @@ def test_a_message_that_is_no_map_of_names_is_refused(message):
 
 
 def test_a_single_number_serves_a_key_of_width_one():
-    """A gripper opening is a number to most robots."""
+    """Guards against: a gripper opening refused because it is a number and not an array."""
     spec = PolicySpec({"gripper": ArraySpec((1,))}, ActionSpec(), chunk=1, window=1)
     reader = ObservationReader(spec, KeyMapping())
     for value in (0.04, np.float64(0.04), np.array([0.04]), np.array(0.04)):
@@ -76,7 +76,7 @@ def test_a_single_number_serves_a_key_of_width_one():
 
 
 def test_a_mapping_slices_nests_and_transposes():
-    """LIBERO packs position, rotation and gripper into one array; ALOHA nests its images, colour first."""
+    """Guards against: LIBERO's packed arrays or ALOHA's nested, channel-first images read wrongly."""
     spec = PolicySpec(
         {"ee_pos": ArraySpec((3,)), "gripper_states": ArraySpec((2,)), "top": ArraySpec((4, 4, 3), "uint8")},
         ActionSpec(),
@@ -102,6 +102,6 @@ def test_a_mapping_slices_nests_and_transposes():
 
 
 def test_a_spec_survives_json():
-    """An export's manifest is read back on the robot."""
+    """Guards against: a manifest that is read back on the robot as another spec."""
     for spec in (SPEC, LOW_DIM_SPEC):
         assert PolicySpec.from_dict(spec.to_dict()) == spec

@@ -57,7 +57,7 @@ def send(session: Session, clock: Clock, times: int, period_s: float, **more) ->
 
 
 def test_unknown_keys_are_reported_once(clock, caplog):
-    """An unknown key is often a misspelt one; said at every tick it would fill the disk."""
+    """Guards against: a misspelled key that nobody hears of, or one that fills the disk with a line per tick."""
     session = new_session()
     send(session, clock, 3, 0.05, wrist=1, force=2)
     assert [record.getMessage() for record in caplog.records] == [
@@ -66,7 +66,7 @@ def test_unknown_keys_are_reported_once(clock, caplog):
 
 
 def test_a_client_slower_than_the_training_is_warned_of_once(clock, caplog):
-    """A client that executes 5 actions per call shows the memory every 5th frame, which it was not trained on."""
+    """Guards against: a memory that sees every 5th frame, without a warning, because its client executes 5 actions per call."""
     session = new_session()
     send(session, clock, 60, 0.25)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -75,7 +75,7 @@ def test_a_client_slower_than_the_training_is_warned_of_once(clock, caplog):
 
 
 def test_a_client_at_the_training_pace_is_not_warned_of(clock, caplog):
-    """A warning that is always there is read by no one; one late observation is no pace."""
+    """Guards against: a warning that is always there, and so read by no one; one late observation is not a rate."""
     session = new_session()
     send(session, clock, 10, 0.05)
     clock.now_s += 30
@@ -84,7 +84,7 @@ def test_a_client_at_the_training_pace_is_not_warned_of(clock, caplog):
 
 
 def test_a_client_that_says_how_many_actions_it_executes_is_checked_at_once(clock, caplog):
-    """Our own broker tells; no need to wait for the clock."""
+    """Guards against: a client that announces its stride and is still judged by the clock."""
     send(new_session(), clock, 2, 0.05, **{ACTIONS_PER_CALL_KEY: 5})
     assert caplog.text.count("executes 5 actions per call") == 1
 
@@ -99,7 +99,7 @@ def test_a_client_that_says_how_many_actions_it_executes_is_checked_at_once(cloc
     ],
 )
 def test_a_client_that_asks_more_often_than_the_frame_stride_is_kept_as_many_memories(executed, remembered, clock):
-    """A memory trained on every 4th frame and fed with all of them sees the world move at a quarter of its speed."""
+    """Guards against: a memory trained on every 4th frame and fed with all: the world moves at a quarter of its speed."""
     session, told = new_session(frame_stride=4), {} if executed is None else {ACTIONS_PER_CALL_KEY: executed}
     seen = []
     for frame in range(7):
@@ -112,7 +112,7 @@ def test_a_client_that_asks_more_often_than_the_frame_stride_is_kept_as_many_mem
 
 
 def test_a_client_that_asks_at_every_control_step_of_a_frame_stride_is_not_warned_of(clock, caplog):
-    """A robot that does everything right, warned at its every start; one that falls behind, not warned."""
+    """Guards against: a warning for a robot that does everything right, or none for one that falls behind."""
     send(new_session(frame_stride=4), clock, 60, 0.05, **{ACTIONS_PER_CALL_KEY: 1})
     assert not caplog.records
     send(session := new_session(frame_stride=4), clock, 60, 0.2)
@@ -135,7 +135,7 @@ def test_the_number_of_memories_changes_at_an_episodes_beginning_only(clock):
 
 
 def test_a_reset_forgets_the_state(clock):
-    """An episode must not begin with the last one's memory."""
+    """Guards against: an episode that begins with the last one's memory."""
     session = new_session()
     session.state = Frames("0")
     session.observation(pack(observation(reset=False)))

@@ -278,7 +278,7 @@ def a_batch(instructions=INSTRUCTIONS):
 
 
 def test_a_policy_trains_through_the_backbone_on_what_it_was_told(folder):
-    """The words must reach the model that can read them, and the loss its adapters, for both towers."""
+    """Guards against: words that don't reach the model that can read them, or a loss that doesn't reach its adapters."""
     policy = a_policy(folder).train()
     batch = a_batch()
     objective = Objective(policy.config.losses, policy.config.normalization, policy)
@@ -294,7 +294,7 @@ def test_a_policy_trains_through_the_backbone_on_what_it_was_told(folder):
 
 
 def test_told_in_the_loop_as_in_training(folder):
-    """A rollout that prompts the backbone otherwise than training did runs on another distribution."""
+    """Guards against: a rollout that prompts the backbone otherwise than training did."""
     policy, batch = a_policy(folder), a_batch()
     with torch.no_grad():
         encoding = policy.encode(checked_inputs(batch.obs, policy.obs, policy.device), batch_text(policy, batch))
@@ -309,7 +309,7 @@ def test_told_in_the_loop_as_in_training(folder):
 
 
 def test_a_policy_on_a_backbone_is_saved_without_it_and_acts_the_same_when_loaded(tmp_path):
-    """The adapters are lost with the backbone's weights, or the weights fill the disk with every checkpoint."""
+    """Guards against: adapters lost with the backbone's weights, or a backbone saved with every checkpoint."""
     policy = a_policy(str(save_backbone("siglip", tmp_path / "siglip")))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:

@@ -46,7 +46,7 @@ def test_every_goal_has_its_own_instruction_and_the_other_way_round(name):
 
 @pytest.mark.parametrize("name", ["reach", "lift", "place", "stack", "recall"])
 def test_placement_covers_the_table_and_nothing_overlaps(name):
-    """Cubes drawn into each other fly apart; a small area would make the task easier than it says."""
+    """Guards against: cubes that are drawn into each other, or a smaller area than the task states."""
     task = make_task(name)
     scene = build_scene(task.parts, robot=task.robot)
     points = []

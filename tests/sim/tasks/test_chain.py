@@ -57,7 +57,7 @@ def test_the_next_instruction_comes_when_the_last_is_solved():
 
 
 def test_length_is_an_option():
-    """Shorter chains are quicker to try out."""
+    """Guards against: a chain whose length can't be shortened for a trial."""
     assert RobotVectorEnv("chain", 1, task_options={"length": 2}).draw([0]).sentence.shape == (1, 2)
     with pytest.raises(ValueError, match=r"--task\.length must be >= 1, got 0"):
         make_task("chain", length=0)

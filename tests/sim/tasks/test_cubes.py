@@ -35,7 +35,7 @@ def test_reach_is_done_at_the_named_cube_and_lost_at_another():
 
 
 def test_lift_is_done_five_centimetres_up_and_lost_with_another_cube():
-    """Lifting the wrong cube must end the episode, or trying all three would solve it."""
+    """Guards against: a policy that solves the task by lifting all three cubes in turn."""
     env, state = state_of("lift")
     move(state, 0, state.positions[0, 0] + [0, 0, 0.049])
     assert not env.task.reached(state)
@@ -47,7 +47,7 @@ def test_lift_is_done_five_centimetres_up_and_lost_with_another_cube():
 
 
 def test_a_cube_that_fell_off_the_table_ends_the_episode():
-    """It can't be brought back; running on to the time limit would only waste steps."""
+    """Guards against: an episode that runs on to the time limit with a cube on the floor."""
     for task in ("reach", "lift", "place", "stack"):
         env, state = state_of(task)
         assert not env.task.failed(state)
@@ -66,7 +66,7 @@ def test_a_cube_that_fell_off_the_table_ends_the_episode():
     ],
 )
 def test_place_asks_for_three_centimetres_release_and_rest(sideways_m, opening_m, speed_m_s, done):
-    """A cube that is still held or sliding over the plate has not been put on it."""
+    """Guards against: a cube that is held or sliding over the plate counted as put on it."""
     env, state = state_of("place")
     plate = state.mocap_pos[0, 1]
     move(state, 0, [plate[0] + sideways_m, plate[1], PLATE_TOP_M + HALF_M])
@@ -75,7 +75,7 @@ def test_place_asks_for_three_centimetres_release_and_rest(sideways_m, opening_m
 
 
 def test_place_on_the_other_plate_is_not_done():
-    """The plate is named by the instruction, too."""
+    """Guards against: a cube on the wrong plate counted as success."""
     env, state = state_of("place")
     plate = state.mocap_pos[0, 0]
     move(state, 0, [plate[0], plate[1], PLATE_TOP_M + HALF_M])
@@ -83,7 +83,7 @@ def test_place_on_the_other_plate_is_not_done():
 
 
 def test_stack_is_done_on_the_named_cube_only():
-    """The order of the two cubes in the instruction matters."""
+    """Guards against: a cube on the wrong one of the two counted as stacked."""
     env, state = state_of("stack")
     state = replace(state, object_speed=np.zeros((1, 3)))
     for base, done in ((2, True), (1, False)):

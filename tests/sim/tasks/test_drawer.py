@@ -15,7 +15,7 @@ def opened(drawer: int, by_m: float, goal: int) -> RobotVectorEnv:
 
 
 def test_the_named_drawer_must_be_open_by_ten_centimetres():
-    """A drawer pulled a little is not open."""
+    """Guards against: a drawer pulled a little counted as open."""
     env = opened(0, 0.09, goal=0)
     assert not env.task.reached(env.state)
     env = opened(0, 0.11, goal=0)
@@ -24,7 +24,7 @@ def test_the_named_drawer_must_be_open_by_ten_centimetres():
 
 
 def test_opening_the_other_drawer_is_a_failure():
-    """Otherwise opening both would always be right."""
+    """Guards against: a policy that solves the task by opening both drawers."""
     env = opened(1, 0.06, goal=0)
     assert env.task.failed(env.state)
     assert not env.task.reached(env.state)
@@ -42,7 +42,7 @@ def test_handles_are_where_the_physics_has_them():
 
 
 def test_handles_cover_thirty_by_forty_centimetres():
-    """The task asks for random placement, not for one remembered motion."""
+    """Guards against: placement so narrow that one remembered motion solves the task."""
     ys = [y + offset[1] for offset in HANDLE_OFFSET_M for y in CABINET_Y]
     assert np.ptp(CABINET_X) >= 0.3 - 1e-9
     assert np.ptp(ys) >= 0.4 - 1e-9

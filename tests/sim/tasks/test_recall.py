@@ -21,7 +21,7 @@ def hidden_env(worlds: int = 1) -> tuple[RobotVectorEnv, dict[str, np.ndarray]]:
 
 
 def test_cubes_are_seen_during_the_cue_only():
-    """A cube that stays in the observation makes memory unnecessary."""
+    """Guards against: a cube that stays in the observation, which makes memory unnecessary."""
     env = RobotVectorEnv("recall", 1, task_options={"cue_steps": 2, "delay_steps": 3})
     obs, _ = env.reset(seed=0)
     seen, covered, lamp = [], [], []
@@ -37,7 +37,7 @@ def test_cubes_are_seen_during_the_cue_only():
 
 
 def test_lids_stand_in_a_row_in_the_order_of_their_numbers():
-    """Were they numbered at random, a policy that sees the middle one could not tell where the others are."""
+    """Guards against: lids numbered at random, so that the middle one doesn't tell where the others are."""
     _, obs = hidden_env(worlds=50)
     right, middle, left = (obs[f"lid_{lid}"][:, :2] for lid in range(3))
     np.testing.assert_allclose(middle - right, left - middle, atol=1e-3)
@@ -64,7 +64,7 @@ def test_moving_before_the_lamp_is_lit_is_a_failure():
 
 
 def test_staying_still_until_the_lamp_is_lit_is_allowed():
-    """A servo's sag or the start's own deviation must not count as moving."""
+    """Guards against: a servo's sag, or the start's own deviation, counted as moving."""
     env = RobotVectorEnv("recall", 4, task_options={"cue_steps": 3, "delay_steps": 60})
     env.reset(seed=0)
     for _ in range(63):
@@ -74,7 +74,7 @@ def test_staying_still_until_the_lamp_is_lit_is_allowed():
 
 
 def test_a_wrong_lid_is_a_failure_and_the_right_one_a_success():
-    """Trying all lids must not solve it."""
+    """Guards against: a policy that solves the task by trying all lids."""
     env, _ = hidden_env()
     right = int(env.task.right_lid(env.state)[0])
     for lid in range(3):
@@ -85,7 +85,7 @@ def test_a_wrong_lid_is_a_failure_and_the_right_one_a_success():
 
 
 def test_whoever_comes_down_on_the_row_has_chosen_a_lid():
-    """A policy without memory would hover undecided between two lids, and stay below chance."""
+    """Guards against: a policy without memory that hovers between two lids, and stays below chance."""
     env, _ = hidden_env()
     right, left = env.physics.mocap_pos[0, 0], env.physics.mocap_pos[0, 2]
     for share in np.linspace(0, 1, 40):
@@ -94,7 +94,7 @@ def test_whoever_comes_down_on_the_row_has_chosen_a_lid():
 
 
 def test_the_delay_can_be_far_longer_than_any_window():
-    """A carried memory is tested with delays that no window covers."""
+    """Guards against: a delay limited to what a window covers, so that a carried memory can't be tested."""
     env = RobotVectorEnv("recall", 2, task_options={"delay_steps": 150})
     env.reset(seed=0)
     done = np.zeros(2, bool)
@@ -109,6 +109,6 @@ def test_the_delay_can_be_far_longer_than_any_window():
 
 @pytest.mark.parametrize("options", [{"cue_steps": 0}, {"delay_steps": -1}])
 def test_a_recall_without_a_cue_is_refused(options):
-    """It would be a guess."""
+    """Guards against: a task without a cue, which can only be guessed."""
     with pytest.raises(ValueError, match=r"--task\.(cue|delay)_steps must be >= "):
         make_task("recall", **options)
