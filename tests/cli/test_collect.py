@@ -59,7 +59,7 @@ def test_a_second_collect_into_the_same_file_is_refused(tmp_path, capsys):
 
 
 def test_a_resumed_file_holds_the_seeds_that_an_uninterrupted_one_would(tmp_path):
-    """A kill loses the episodes under way, which are the long ones: going on after the last seed never made up for them."""
+    """Guards against: a resumed file without the long episodes that a kill loses, because it continues after the last seed."""
     out = str(tmp_path / "reach.hdf5")
     assert main([*REACH, "--seed", "3", "--episodes", "2", "--out", out]) == 0  # 0 .. 2 as if lost
     assert main([*REACH, "--episodes", "6", "--out", out, "--resume"]) == 0
@@ -75,7 +75,7 @@ def test_a_resumed_file_holds_the_seeds_that_an_uninterrupted_one_would(tmp_path
     ],
 )
 def test_a_file_is_not_gone_on_with_in_another_way(tmp_path, capsys, options, message):
-    """`--task reach --resume` on a file of lift mixed both under the name of one of them."""
+    """Guards against: demos of two tasks in one file under the name of one of them."""
     out = tmp_path / "reach.hdf5"
     assert main([*REACH, "--episodes", "2", "--out", str(out)]) == 0
     before = out.read_bytes()
@@ -87,7 +87,7 @@ def test_a_file_is_not_gone_on_with_in_another_way(tmp_path, capsys, options, me
 
 
 def test_a_few_failures_of_a_disturbed_expert_are_no_reason_to_give_up(tmp_path):
-    """The expert of recall_long, pushed while it has to wait, fails four times in five: two tries say nothing."""
+    """Guards against: giving up on a disturbed expert after two tries, where four of five tries fail by design."""
     out = tmp_path / "recall.hdf5"
     assert main(["collect", "--task", "recall_long", "--episodes", "2", "--out", str(out)]) == 0
     assert len(seeds_in(out)) == 2
@@ -120,7 +120,7 @@ def test_a_hopeless_collection_ends_without_a_file(tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_file(tmp_path, capsys, option, value, expected):
-    """`nsim must be positive` and a half-made file are no answer to `--num-envs 0`."""
+    """Guards against: errors in MuJoCo's words, or a half-made file, for `--num-envs 0`."""
     options = {"--out": str(tmp_path / "a.hdf5"), "--episodes": "2", option: value}
     assert main([*REACH, *(word for pair in options.items() for word in pair)]) == 2
     said = capsys.readouterr().err

@@ -73,12 +73,12 @@ def driven(arguments: list[str], robot: FakeRobot, tmp_path: Path) -> dict:
 
 
 def test_a_run_folder_drives_an_arm_over_the_network(arm, tmp_path):
-    """The way from `train` to a moving arm, with nothing simulated between the commands and the socket."""
+    """Guards against: a trained run folder that can't drive an arm behind a socket."""
     driven([saved(tmp_path / "run"), "--instruction", "lift the red cube"], arm, tmp_path)
 
 
 def test_an_exported_folder_drives_it_as_it_was_trained_to(arm, tmp_path):
-    """An export executed with settings that its training never saw."""
+    """Guards against: an export executed with settings that its training never saw."""
     driven([str(EXPORTED), "--instruction", "lift the red cube"], arm, tmp_path)
     driver = driver_of(_parser().parse_args([str(EXPORTED), "--robot", "sim"]))
     assert driver.execution.replan_every == 2
@@ -100,7 +100,7 @@ def test_an_exported_folder_drives_it_as_it_was_trained_to(arm, tmp_path):
 
 
 def test_a_policy_behind_a_server_drives_it(arm, tmp_path):
-    """Policy on the machine with the GPU, control loop beside the arm."""
+    """Guards against: a policy that must run on the computer beside the arm."""
     policy = open_policy(EXPORTED)
     with running_server(policy, policy.spec) as server:
         driven(["--server", f"127.0.0.1:{server.port}", "--instruction", "lift the red cube"], arm, tmp_path)
@@ -108,7 +108,7 @@ def test_a_policy_behind_a_server_drives_it(arm, tmp_path):
 
 
 def test_a_policy_behind_a_server_is_driven_by_as_its_folder_is(tmp_path):
-    """Another answer, or another way to execute it, because the policy is behind a network."""
+    """Guards against: other actions, or another way to execute them, because the policy is behind a network."""
     execution = {"execution.kind": "ensemble", "execution.replan_every": 3}
     made = make_policy(action=ARM, changes={"action_head.chunk": 4, "data.frame_stride": 3} | execution)
     save_policy(made, tmp_path / "run", {"control_dt": 0.05})
@@ -134,7 +134,7 @@ def test_a_policy_behind_a_server_is_driven_by_as_its_folder_is(tmp_path):
     ],
 )
 def test_a_server_that_cannot_drive_a_robot_is_refused(arguments, message):
-    """Actions executed at a rate that they were not meant for."""
+    """Guards against: actions executed at a rate that they were not meant for."""
     with running_server(spec=replace(SPEC, control_dt=None)) as server:
         words = [word.replace("PORT", f"127.0.0.1:{server.port}") for word in arguments]
         with pytest.raises(ConfigError, match=message):
@@ -142,7 +142,7 @@ def test_a_server_that_cannot_drive_a_robot_is_refused(arguments, message):
 
 
 def test_a_server_that_does_not_tell_of_its_policy_is_refused():
-    """A traceback for whoever points `run` at another kind of policy server."""
+    """Guards against: a traceback for whoever points `run` at another kind of policy server."""
     with pytest.raises(
         ConfigError, match="--server gpu:8000 doesn't announce its policy's observation; expected a `robop"
     ):
@@ -150,7 +150,7 @@ def test_a_server_that_does_not_tell_of_its_policy_is_refused():
 
 
 def test_a_robot_that_lacks_what_the_policy_looks_at_is_refused_before_it_moves(arm, tmp_path):
-    """A camera that isn't plugged in, found out after the arm has gone home."""
+    """Guards against: a camera that isn't plugged in, found out after the arm has gone home."""
     home = arm.qpos().copy()
     with pytest.raises(ConfigError, match=r"reads 'front', which robot ws://.* doesn't observe; it has: ee_pose"):
         run([saved(tmp_path / "pixels", "pixels"), "--robot", arm.address, *QUIET])

@@ -59,7 +59,7 @@ def in_two_processes(verb: list[str]) -> list[str]:
 
 
 def test_two_processes_find_what_one_does(random_run, tmp_path, capsys):
-    """Episodes lost, doubled or reordered between processes would be found in no single process's log."""
+    """Guards against: episodes lost, doubled or reordered between processes, which no single process's log shows."""
     alone = evaluated(random_run, tmp_path / "alone.json")
     assert main(["collect", *COLLECT, "--out", str(tmp_path / "alone.hdf5")]) == 0
     capsys.readouterr()
@@ -78,7 +78,7 @@ def test_two_processes_find_what_one_does(random_run, tmp_path, capsys):
 
 
 def test_an_exported_policy_brings_its_own_execution_settings(random_run, tmp_path):
-    """Executed with others, the exported policy would be measured as another than the trained one."""
+    """Guards against: an exported policy executed with other settings than the trained one."""
     folder = Path(shutil.copytree(Path(__file__).parents[1] / "control/tiny_export", tmp_path / "exported"))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"execution": {"replan_every": 2}}))
@@ -94,7 +94,7 @@ def test_an_exported_policy_brings_its_own_execution_settings(random_run, tmp_pa
 
 @pytest.mark.slow
 def test_an_exported_policy_is_measured_as_the_one_it_was_made_of(random_run, tmp_path):
-    """An evaluator who is handed an export must find what the researcher found."""
+    """Guards against: an export that is measured as another policy than its run folder."""
     export = ["export", str(random_run), "--format", "onnx", "--out", str(tmp_path / "exported")]
     subprocess.run([sys.executable, "-c", f"from robopolicy.cli import main; main({export!r})"], check=True)
     theirs = evaluated(random_run, tmp_path / "run.json")
@@ -106,7 +106,7 @@ def test_an_exported_policy_is_measured_as_the_one_it_was_made_of(random_run, tm
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("verb", ["eval", "collect"])
 def test_a_device_that_is_not_there_is_one_line(verb, random_run, tmp_path, capsys):
-    """A traceback out of torch tells nobody what to do instead."""
+    """Guards against: a traceback out of torch, which suggests nothing to do instead."""
     given = [str(random_run), "--task", "reach"] if verb == "eval" else [*COLLECT, "--out", str(tmp_path / "x.hdf5")]
     assert main([verb, *given, "--device", "cuda"]) == 2
     assert capsys.readouterr().err.splitlines() == [
@@ -116,7 +116,7 @@ def test_a_device_that_is_not_there_is_one_line(verb, random_run, tmp_path, caps
 
 
 def test_what_was_randomized_is_in_the_result_and_in_the_demos(random_run, tmp_path):
-    """A success rate under other light and friction is another success rate."""
+    """Guards against: a success rate under other light and friction that passes for the plain one."""
     options = ("--randomization.friction", "0.3", "--randomization.delay_steps", "1")
     result = evaluated(random_run, tmp_path / "out.json", *options)
     assert result["provenance"]["randomization"]["friction"] == 0.3
@@ -134,14 +134,14 @@ def test_an_impossible_randomization_is_refused_in_one_line(random_run, capsys):
 
 
 def test_an_exported_folder_keeps_its_own_precision(capsys):
-    """int8 asked of a float32 graph, and silently not given, would be measured as int8."""
+    """Guards against: int8 asked of a float32 graph, silently not given, and reported as int8."""
     exported = str(Path(__file__).parent / "robot_export")
     assert main(["eval", exported, "--task", "lift", "--episodes", "1", "--precision", "int8"]) == 2
     assert "leave --precision out, and export with --int8" in capsys.readouterr().err
 
 
 def test_a_run_folder_is_evaluated_at_another_precision(random_run, tmp_path):
-    """What a robot's computer will do must be measurable before it is sent there."""
+    """Guards against: a precision that can't be measured before the policy is sent to a robot's computer."""
     policy, _, _ = _open_policy(str(random_run), "cpu", "int8")
     assert policy._frozen[0].memory.precision == "int8"
 
@@ -164,7 +164,7 @@ def test_a_run_folder_is_evaluated_at_another_precision(random_run, tmp_path):
 def test_what_would_lose_the_result_is_refused_before_the_episodes(
     random_run, tmp_path, capsys, option, value, expected
 ):
-    """A mistyped --against was found out after the last episode, before the result was written anywhere."""
+    """Guards against: a mistyped --against that is found out after the last episode, before the result is written."""
     outcomes = [{"seed": 3, "success": True}]
     for name, content in {
         "list": [1],
@@ -182,7 +182,7 @@ def test_what_would_lose_the_result_is_refused_before_the_episodes(
 
 
 def test_a_result_is_kept_where_the_report_looks_for_it(random_run, tmp_path, capsys):
-    """`eval` without --json forgot what it had measured, and `report` on the same run showed no evaluation."""
+    """Guards against: a result that `eval` without --json forgets, and `report` then misses."""
     run = Path(shutil.copytree(random_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval")))
     written = evaluated(run, tmp_path / "out.json")
     (kept,) = (run / "eval").glob("reach-*.json")

@@ -10,7 +10,7 @@ from robopolicy.components import ConfigError
 
 @pytest.mark.parametrize("flags_first", [True, False])
 def test_the_command_line_goes_before_the_file_in_any_order(tmp_path: Path, flags_first: bool) -> None:
-    """`train --training.max_minutes 1 --config x.yaml` trained for as long as the file said, and told no one."""
+    """Guards against: an option on the command line that the file overrides because it comes later."""
     parser = verb_parser("tried", "A verb.")
     parser.add_argument("--episodes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -27,7 +27,7 @@ def test_the_command_line_goes_before_the_file_in_any_order(tmp_path: Path, flag
 
 
 def test_an_unknown_option_of_a_config_file_is_refused_with_the_files_name(tmp_path: Path) -> None:
-    """With a typo in YAML, the reader must learn which file to open."""
+    """Guards against: a typo in YAML whose error doesn't name the file."""
     parser = verb_parser("tried", "A verb.")
     parser.add_argument("--num-envs", type=int, default=1)
     (tmp_path / "typo.yaml").write_text("num_env: 5\n")
@@ -38,7 +38,7 @@ def test_an_unknown_option_of_a_config_file_is_refused_with_the_files_name(tmp_p
 
 
 def test_a_number_below_what_makes_sense_is_refused_by_the_options_name() -> None:
-    """`nsim must be positive` is MuJoCo's word for --num-envs."""
+    """Guards against: errors in MuJoCo's words, such as `nsim must be positive` for --num-envs."""
     parser = verb_parser("tried", "A verb.")
     parser.add_argument("--num-envs", type=int, default=1)
     require(parse(parser, ["--num-envs", "1"]), 1, "num_envs")

@@ -55,7 +55,7 @@ time.sleep(60)
 
 
 def test_a_run_that_is_killed_leaves_its_record(tmp_path):
-    """The run that went wrong is the one that somebody wants to look at."""
+    """Guards against: a killed run without a record, although it is the one that somebody wants to look at."""
     path = tmp_path / "run.hdf5"
     command = [sys.executable, "-c", KILLED, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

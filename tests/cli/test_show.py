@@ -7,7 +7,7 @@ from robopolicy.cli import main
 
 @pytest.mark.parametrize("ending", [".mp4", ".gif"])
 def test_a_demo_becomes_a_video(tiny_demos, tmp_path, ending):
-    """A video that is empty, or in another format than its name says, plays nowhere."""
+    """Guards against: a video that is empty, or in another format than its name says."""
     out = tmp_path / f"demo{ending}"
     assert main(["view", str(tiny_demos), "--out", str(out)]) == 0
     head = out.read_bytes()[:12]
@@ -24,7 +24,7 @@ def test_a_demo_becomes_a_video(tiny_demos, tmp_path, ending):
     ],
 )
 def test_a_mistake_is_one_line(tiny_demos, tmp_path, capsys, monkeypatch, verb, options, expected):
-    """A name without an ending left an empty file and an encoder's traceback."""
+    """Guards against: an empty file and an encoder's traceback for a name without an ending."""
     monkeypatch.chdir(tmp_path)
     assert main([verb, str(tiny_demos), *options]) == 2
     said = capsys.readouterr().err

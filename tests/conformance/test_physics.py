@@ -76,7 +76,7 @@ def targets(seed: int) -> np.ndarray:
 
 
 def test_control_steps_equal_those_of_the_c_engine(physics, scene):
-    """Worlds that share state, a skipped substep or a lost warm start show within a few control steps."""
+    """Guards against: worlds that share state, a skipped substep or a lost warm start."""
     qpos, mocap_pos = start(physics, scene)
     singles = []
     for world in range(WORLDS):
@@ -95,7 +95,7 @@ def test_control_steps_equal_those_of_the_c_engine(physics, scene):
 
 
 def test_reset_of_some_worlds_leaves_the_rest_bit_equal(physics, scene):
-    """An episode that ends in one world must not disturb its neighbours, then or later."""
+    """Guards against: an episode's end in one world that disturbs its neighbours, then or later."""
     qpos, mocap_pos = start(physics, scene)
     states = (physics.qpos, physics.qvel, physics.mocap_pos)
     mask = np.array([True, False, True, False])
@@ -151,7 +151,7 @@ def test_worlds_keep_their_own_model_fields(physics, scene):
 
 
 def test_numbers_that_are_none_are_a_fault_of_their_world_alone_until_its_reset(physics, scene, tmp_path, monkeypatch):
-    """An episode gone wrong must neither count nor spoil its neighbours."""
+    """Guards against: an episode gone wrong that counts, or spoils its neighbours."""
     monkeypatch.chdir(tmp_path)  # where MuJoCo writes its log
     qpos, mocap_pos = start(physics, scene)
     physics.qvel[2, 3] = float("nan")

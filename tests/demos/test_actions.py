@@ -8,7 +8,7 @@ from robopolicy.types import ActionSpec, DemoFormatError
 
 
 def test_columns_with_two_values_are_grippers_and_those_with_one_are_constant():
-    """Learning a dead column by regression, or a binary gripper by Huber, is a field-wide mistake."""
+    """Guards against: a constant column learned by regression, or a binary gripper by the Huber loss."""
     rng = np.random.default_rng(0)
     rows = np.stack([rng.normal(size=20), np.full(20, 0.5), np.arange(20) % 2 * 3.0 - 1, rng.normal(size=20)], axis=1)
     spec = infer_action_spec([rows[:10], rows[10:]])
@@ -19,14 +19,14 @@ def test_columns_with_two_values_are_grippers_and_those_with_one_are_constant():
 
 
 def test_a_gripper_that_moves_in_one_demo_only_is_still_a_gripper():
-    """Judged by the first demo alone it would be taken for a constant and never close."""
+    """Guards against: a gripper judged by the first demo alone, taken for a constant, that never closes."""
     still, moved = np.stack([np.arange(4.0), -np.ones(4)], axis=1), np.stack([np.arange(4.0), np.ones(4)], axis=1)
     assert infer_action_spec([still, moved]).gripper_columns == (1,)
     assert infer_action_spec([still]).constant == {1: -1.0}
 
 
 def test_a_continuous_gripper_is_an_arm_column():
-    """A gripper effort with many values must not be thresholded."""
+    """Guards against: a gripper effort with many values that is thresholded."""
     rows = np.stack([np.linspace(-1, 1, 5), np.array([0.0, 0.1, 0.0, 0.2, 0.1])], axis=1)
     assert infer_action_spec([rows]).arm_columns == (0, 1)
 
@@ -40,7 +40,7 @@ def test_no_demo_or_changing_width_is_refused():
 
 
 def test_actions_are_described_in_words():
-    """The spec is guessed where a file doesn't say, so the user must see what was guessed."""
+    """Guards against: an inferred spec that the user doesn't see."""
     spec = ActionSpec(
         arm=[0, 1, 2, 7],
         gripper=[4],

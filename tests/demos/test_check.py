@@ -27,7 +27,7 @@ def damaged(tmp_path):
 
 
 def test_a_sound_file_is_described_and_gives_0(tiny_demos):
-    """A healthy file that is complained about teaches users to ignore the complaints."""
+    """Guards against: complaints about a sound file, which teach users to ignore them."""
     console = Console(record=True, width=200)
     assert run_check([tiny_demos], console=console) == 0
     text = console.export_text()
@@ -47,7 +47,7 @@ def test_a_sound_file_is_described_and_gives_0(tiny_demos):
 
 
 def test_each_kind_of_damage_is_named_with_its_demo(damaged):
-    """The user repairs by demo and key."""
+    """Guards against: damage without the demo and key that the user needs for a repair."""
     report = check_file(damaged)
     found = {(finding.demo, finding.text) for finding in report.problems}
     assert ("demo_1", "actions: nan at step 2; every value must be finite") in found
@@ -59,7 +59,7 @@ def test_each_kind_of_damage_is_named_with_its_demo(damaged):
 
 
 def test_salvage_writes_the_good_demos_only(damaged, tmp_path):
-    """Hours of recording are saved from one bad episode."""
+    """Guards against: hours of recording lost to one bad episode."""
     salvage(check_file(damaged), tmp_path / "good.hdf5")
     with open_demos(tmp_path / "good.hdf5") as demos:
         assert list(demos.names) == ["demo_0"]
@@ -79,7 +79,7 @@ def test_nothing_good_is_nothing_to_salvage(damaged, tmp_path):
 
 
 def test_what_can_t_be_opened_gives_2_and_the_others_are_still_reported(tiny_demos, tmp_path):
-    """One truncated file among twenty must not hide the rest."""
+    """Guards against: one truncated file among twenty that hides the rest."""
     raw = write_robosuite_raw(tmp_path / "demo.hdf5")
     console = Console(record=True, width=300)
     assert run_check([raw, tiny_demos], console=console) == 2
@@ -89,14 +89,14 @@ def test_what_can_t_be_opened_gives_2_and_the_others_are_still_reported(tiny_dem
 
 
 def test_files_that_don_t_fit_together_are_noted(tiny_demos, tmp_path):
-    """Training on both fails at the first batch, or worse, doesn't."""
+    """Guards against: files that don't fit together, noticed at the first batch of a training or never."""
     _, second = check_files([tiny_demos, write_act(tmp_path / "act")])
     assert any("unequal clocks: 50 Hz here, 20 Hz in tiny.hdf5" in finding.text for finding in second.notes)
     assert any("14 columns" in finding.text for finding in second.notes)
 
 
 def test_the_page_holds_everything_in_itself(tiny_demos, tmp_path):
-    """A page that loads scripts or images from elsewhere shows nothing on the lab's machine."""
+    """Guards against: a page that loads scripts or images from elsewhere, and shows nothing offline."""
     page = tmp_path / "out" / "check.html"
     run_check([tiny_demos], html=page, console=Console(quiet=True))
     text = page.read_text()
@@ -107,7 +107,7 @@ def test_the_page_holds_everything_in_itself(tiny_demos, tmp_path):
 
 
 def test_names_from_strangers_are_escaped_on_the_page(tmp_path):
-    """An instruction could carry a script into the user's browser."""
+    """Guards against: an instruction that carries a script into the user's browser."""
     path = write_libero(tmp_path / "task.hdf5")
     with h5py.File(path, "r+") as file:
         file["data"].attrs["problem_info"] = '{"language_instruction": "<script>alert(1)</script>"}'
@@ -121,7 +121,7 @@ def test_names_from_strangers_are_escaped_on_the_page(tmp_path):
 
 
 def test_where_no_file_opens_no_page_is_written(tmp_path):
-    """An empty page looks like a file with nothing in it."""
+    """Guards against: an empty page, which looks like a file with nothing in it."""
     (tmp_path / "a.hdf5").write_bytes(b"no demos")
     console = Console(record=True, width=200)
     assert run_check([tmp_path / "a.hdf5"], html=tmp_path / "page.html", console=console) == 2

@@ -13,13 +13,13 @@ from robopolicy.types import DemoFormatError
 
 
 def test_the_same_demo_has_the_same_checksums(make_demo):
-    """Else every read would be a false alarm."""
+    """Guards against: a false alarm at every read."""
     found = verified(with_checksums(make_demo(1)), "x.hdf5, demo_1")
     assert CHECKSUMS not in found.attributes, "a copy that is changed and written again would carry the old ones"
 
 
 def test_truth_values_match_the_integers_they_are_stored_as(make_demo):
-    """The file stores bool as int64, as robomimic does."""
+    """Guards against: booleans, which the file stores as int64, that never match."""
     demo = with_checksums(make_demo(1))
     verified(dataclasses.replace(demo, dones=demo.dones.astype("int64")), "x.hdf5, demo_1")
 
@@ -33,14 +33,14 @@ def test_truth_values_match_the_integers_they_are_stored_as(make_demo):
     ],
 )
 def test_what_the_demo_says_is_covered_and_what_is_gone_is_missed(make_demo, change, part):
-    """A changed instruction is as wrong as a changed action; a damaged name makes a whole part disappear."""
+    """Guards against: a changed instruction, or a part that disappears with its damaged name."""
     changed = dataclasses.replace(with_checksums(make_demo(1)), **change)
     with pytest.raises(DemoFormatError, match=f"x.hdf5, demo_1: {part} changed since it was written"):
         verified(changed, "x.hdf5, demo_1")
 
 
 def test_an_observation_that_was_not_asked_for_is_not_missed(make_demo):
-    """Training reads few keys of many; but one that is gone from the file is."""
+    """Guards against: a false alarm for keys that training doesn't read, or none for a key that is gone."""
     demo = with_checksums(make_demo(1))
     some = dataclasses.replace(demo, obs={"gripper": demo.obs["gripper"]})
     verified(some, "x.hdf5, demo_1")
@@ -50,13 +50,13 @@ def test_an_observation_that_was_not_asked_for_is_not_missed(make_demo):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", 3])
 def test_checksums_that_are_damaged_themselves_are_noticed(make_demo, text):
-    """Else the damage that hits both would pass."""
+    """Guards against: damage that hits the checksums as well."""
     with pytest.raises(DemoFormatError, match="checksums changed since it was written"):
         verified(dataclasses.replace(make_demo(1), attributes={CHECKSUMS: text}), "x.hdf5, demo_1")
 
 
 def test_an_array_without_values_has_one_too(make_demo):
-    """A damaged file may declare rows of width 0: refused, not a crash while it is being judged."""
+    """Guards against: a crash at rows of width 0, which a damaged file may declare."""
     demo = make_demo(1)
     empty = dataclasses.replace(demo, obs={**demo.obs, "cube_red": demo.obs["cube_red"][:, :0]})
     verified(with_checksums(empty), "x.hdf5, demo_1")
@@ -66,7 +66,7 @@ def test_an_array_without_values_has_one_too(make_demo):
 
 
 def test_attributes_of_numpy_types_match_what_is_read_back(make_demo):
-    """The file gives them back as plain numbers and lists; a false alarm would make good demos unreadable."""
+    """Guards against: good demos made unreadable because NumPy types come back as plain numbers and lists."""
     demo = make_demo(1)
     written = with_checksums(dataclasses.replace(demo, attributes={"gain": np.int64(3), "box": np.array([1.5, 2.0])}))
     read = dataclasses.replace(written, attributes={**written.attributes, "gain": 3, "box": [1.5, 2.0]})
@@ -74,7 +74,7 @@ def test_attributes_of_numpy_types_match_what_is_read_back(make_demo):
 
 
 def test_a_demo_without_them_is_fine_in_others_files_and_damage_in_ours(make_demo):
-    """Two flipped bits, one in the attribute's name, would let the other pass."""
+    """Guards against: a flipped bit in the attribute's name, which would let damage pass."""
     demo = make_demo(1)
     assert verified(demo, "x.hdf5, demo_1") is demo
     with pytest.raises(DemoFormatError, match="checksums changed since it was written"):

@@ -22,7 +22,7 @@ def a_demo(obs=None, actions=None):
 
 
 def test_even_clocks_are_no_problem():
-    """Every file with timestamps would fail otherwise."""
+    """Guards against: complaints about every file with timestamps."""
     times = np.arange(10) / 20
     assert list(demo_problems(a_demo({"stamp_s": times}), times, rate_hz=20.0)) == []
 
@@ -36,25 +36,25 @@ def test_even_clocks_are_no_problem():
     ],
 )
 def test_clocks_that_stutter_turn_back_or_disagree_are_problems(times, expected):
-    """A dropped frame or a wrong rate shifts observations against actions."""
+    """Guards against: a dropped frame or a wrong rate, which shifts observations against actions."""
     assert any(expected in text for text in demo_problems(a_demo(), times, rate_hz=20.0))
 
 
 def test_two_sensors_with_different_clocks_are_a_problem():
-    """A camera at half the rate, resampled carelessly, shows half-old images."""
+    """Guards against: a camera at half the rate that shows half-old images."""
     obs = {"camera_time": np.arange(10) / 10, "joint_time": np.arange(10) / 20}
     assert any("unequal clocks" in text for text in demo_problems(a_demo(obs), None, None))
 
 
 def test_a_camera_that_stands_still_is_noted():
-    """Frozen images teach the policy to ignore them."""
+    """Guards against: frozen images, which teach the policy to ignore them."""
     frozen = np.zeros((10, 4, 4, 3), np.uint8)
     moving = np.arange(10, dtype=np.uint8)[:, None, None, None] + frozen
     assert [text.partition(":")[0] for text in demo_notes(a_demo({"front": frozen, "wrist": moving}))] == ["front"]
 
 
 def test_constant_dimensions_missing_keys_and_shared_masks_are_found():
-    """Each spoils a training run without an error message."""
+    """Guards against: faults that spoil a training run without an error message."""
     keys = {"pose": KeySummary.of(np.zeros((3, 2))), "extra": KeySummary.of(np.zeros((3, 2)))}
     for _ in range(4):
         keys["pose"].add(np.array([[1.0, 5.0], [2.0, 5.0]]))
@@ -75,19 +75,19 @@ def grasp(moves=True):
 
 
 def test_a_gripper_still_in_one_demo_of_many_is_that_demo_s_problem():
-    """A failed recording among good ones teaches not to grasp."""
+    """Guards against: a failed recording among good ones, which teaches not to grasp."""
     actions = {"demo_0": grasp(), "demo_1": grasp(moves=False), "demo_2": grasp()}
     assert [(f.severity, f.demo) for f in action_findings(actions, SPEC)] == [("problem", "demo_1")]
 
 
 def test_a_gripper_that_no_demo_moves_is_only_noted():
-    """Reaching needs no gripper; its demos are not wrong."""
+    """Guards against: demos of a task without a gripper called wrong."""
     actions = {f"demo_{i}": grasp(moves=False) for i in range(3)}
     assert [f.severity for f in action_findings(actions, SPEC)] == ["note"]
 
 
 def test_a_gripper_is_compared_with_demos_of_the_same_instruction():
-    """In a chain of tasks some links only touch; `check` called each of them faulty."""
+    """Guards against: links of a chain that only touch, each called faulty."""
     actions = {f"demo_{i}": grasp(moves=i > 0) for i in range(4)}
     told = dict.fromkeys(actions, "lift the cube")
     assert [f.severity for f in action_findings(actions, SPEC, told)] == ["problem"]
@@ -95,7 +95,7 @@ def test_a_gripper_is_compared_with_demos_of_the_same_instruction():
 
 
 def test_repeated_actions_and_actions_beyond_the_bounds_are_noted():
-    """The copycat risk, and expert actions that a clamp would cut."""
+    """Guards against: repeated actions (the copycat risk), and expert actions that a clamp would cut."""
     rows = np.c_[np.repeat([[0.5, 1.5], [0.2, -0.3]], 5, axis=0), np.r_[-np.ones(5), np.ones(5)]]
     texts = [finding.text for finding in action_findings({"demo_0": rows}, SPEC)]
     assert any("89% of the arm's actions merely repeat the one before" in text for text in texts)
@@ -103,13 +103,13 @@ def test_repeated_actions_and_actions_beyond_the_bounds_are_noted():
 
 
 def test_absolute_targets_may_exceed_one():
-    """Joint angles beyond 1 rad are no mistake."""
+    """Guards against: joint angles beyond 1 rad called a mistake."""
     rows = np.c_[np.linspace(-2, 2, 10), np.linspace(0, 3, 10), np.r_[-np.ones(5), np.ones(5)]]
     assert list(action_findings({"demo_0": rows}, ActionSpec(arm=2, gripper=1, kind="absolute"))) == []
 
 
 def test_what_the_last_action_tells_is_all_or_nothing_at_the_extremes():
-    """The figure must mean what it says: 1 for a slow ramp, about 0 or less for noise."""
+    """Guards against: a figure that is not 1 for a slow ramp, or not about 0 for noise."""
     ramp = np.linspace(0, 1, 500)[:, None] * np.ones((1, 3))
     noise = np.random.default_rng(0).normal(size=(500, 3))
     assert copied_share([ramp], SPEC) > 0.999
@@ -118,7 +118,7 @@ def test_what_the_last_action_tells_is_all_or_nothing_at_the_extremes():
 
 
 def test_an_observation_that_holds_the_last_action_is_found():
-    """With the previous action in view, copying it is the easiest policy."""
+    """Guards against: the previous action in view, which a policy then copies."""
     actions = grasp()
     obs = {
         "state": np.c_[np.zeros(10), np.r_[0, actions[:-1, 1]]],
@@ -128,7 +128,7 @@ def test_an_observation_that_holds_the_last_action_is_found():
 
 
 def test_rotations_that_jump_are_found_where_they_are():
-    """One pose with two far-apart values is learned as two; a user must know which columns to declare."""
+    """Guards against: one pose with two far-apart values, without the columns that the user must declare."""
     half = np.linspace(0.2, 0.6, 8)
     turn = np.stack([np.sin(half), 0 * half, 0 * half, np.cos(half)], axis=1)
     flipped = np.where(np.arange(8)[:, None] < 4, turn, -turn)

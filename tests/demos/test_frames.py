@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_are_the_same_however_they_are_stored(path, way):
-    """Reading past HDF5 saves its lock, but an offset that is off would give another frame."""
+    """Guards against: an offset that gives another frame, since reading bypasses HDF5."""
     with h5py.File(path, "r") as file:
         reader = row_reader(file[way], Descriptor(path), "a.hdf5")
         assert isinstance(reader, WAYS[way][1])
@@ -57,7 +57,7 @@ def test_rows_are_the_same_however_they_are_stored(path, way):
 
 
 def test_foreign_byte_order_and_unwritten_chunks_are_read_as_hdf5_reads_them(path):
-    """Big-endian floats taken as they lie are noise; chunks that were never written hold the fill value."""
+    """Guards against: big-endian floats read as they lie, or chunks never written that don't hold the fill value."""
     with h5py.File(path, "r") as file:
         rows = np.array([3, 4])
         into = np.empty((2, 3), dtype=np.float32)

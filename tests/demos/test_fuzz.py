@@ -87,7 +87,7 @@ def fuzz(family: str, cases: int, folder, monkeypatch, silence_s: float) -> Coun
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_damaged_files_are_refused_or_read_as_they_were(family, tmp_path, monkeypatch):
-    """One flipped bit must not end the process, hang it, or become a training target."""
+    """Guards against: one flipped bit that ends the process, hangs it, or becomes a training target."""
     outcome = fuzz(family, round(500 * FAMILIES[family][2]), tmp_path, monkeypatch, silence_s=0.7)
     assert outcome["messages of several lines"] == 0
     assert outcome["files refused"] > 0, "the mutations reach the file's structure"
@@ -98,7 +98,7 @@ def test_damaged_files_are_refused_or_read_as_they_were(family, tmp_path, monkey
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ten_thousand_damaged_files_are_refused_or_read_as_they_were(family, tmp_path, monkeypatch):
-    """As above, for the rarer paths through the library."""
+    """Guards against: the same on rarer paths through the library."""
     outcome = fuzz(family, round(10_000 * FAMILIES[family][2]), tmp_path, monkeypatch, silence_s=1.0)
     print(family, dict(outcome))
     assert outcome["messages of several lines"] == 0

@@ -16,7 +16,7 @@ from tests.demo_samples import assert_same
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    """Training on our own file must see what the simulator gave, field by field, types included."""
+    """Guards against: fields or types of our own file that training reads differently than they were written."""
     rng = np.random.default_rng(0)
     demo = Demo(
         name="demo_7",
@@ -47,7 +47,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_the_layout_is_robomimics(tiny_demos):
-    """Robomimic's own loader reads these names and attributes; a file without them is useless to others."""
+    """Guards against: a file that robomimic's own loader can't read."""
     with h5py.File(tiny_demos, "r") as file:
         data = file["data"]
         assert data.attrs["total"] == 54
@@ -62,7 +62,7 @@ def test_the_layout_is_robomimics(tiny_demos):
 
 
 def test_demos_are_sorted_by_number(tmp_path, make_demo):
-    """demo_10 before demo_2 would make splits differ from robomimic's."""
+    """Guards against: demo_10 before demo_2, by which splits differ from robomimic's."""
     with DemoWriter(tmp_path / "a.hdf5") as writer:
         for number in (10, 2, 0):
             writer.write(make_demo(number))
@@ -193,7 +193,7 @@ def _no_demos(file: h5py.File) -> None:
     ],
 )
 def test_a_broken_or_hostile_file_is_refused_in_one_line(tiny_demos, tmp_path, damage, message):
-    """A traceback from h5py names neither demo nor key; a link could read any file of the machine."""
+    """Guards against: h5py's traceback, which names neither demo nor key, or a link that reads any file of the machine."""
     path = tmp_path / "tiny.hdf5"
     path.write_bytes(tiny_demos.read_bytes())
     damage(path)
@@ -203,7 +203,7 @@ def test_a_broken_or_hostile_file_is_refused_in_one_line(tiny_demos, tmp_path, d
 
 
 def test_a_missing_observation_lists_those_present(demo_file):
-    """The most common mistake is a camera's name."""
+    """Guards against: a mistyped camera whose error lists no choices."""
     with pytest.raises(
         DemoFormatError, match="no wrist among the observations; it has: cube_red, ee_pose, front, gripper"
     ):
@@ -212,7 +212,7 @@ def test_a_missing_observation_lists_those_present(demo_file):
 
 
 def test_damaged_chunks_name_demo_and_key(tiny_demos, tmp_path):
-    """Images that don't unpack must not become black ones."""
+    """Guards against: images that don't unpack and become black ones."""
     path = tmp_path / "tiny.hdf5"
     content = bytearray(tiny_demos.read_bytes())
     with h5py.File(tiny_demos, "r") as file:
@@ -224,7 +224,7 @@ def test_damaged_chunks_name_demo_and_key(tiny_demos, tmp_path):
 
 
 def test_float64_and_missing_rewards_are_fine(tmp_path):
-    """Files of other tools store float64 and may lack everything that training doesn't need."""
+    """Guards against: files of other tools refused for float64, or for fields that training doesn't need."""
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file["data/demo_1/actions"] = np.zeros((4, 2))
         file["data/demo_1/obs/x"] = np.ones((4, 3))
@@ -237,7 +237,7 @@ def test_float64_and_missing_rewards_are_fine(tmp_path):
 
 
 def test_the_sample_in_the_repository_opens():
-    """The README's first commands use it."""
+    """Guards against: a sample file that the README's first commands can't open."""
     path = Path(__file__).parents[2] / "data" / "sample.hdf5"
     assert path.stat().st_size < 200_000
     with DemoFile(path) as file:
@@ -247,7 +247,7 @@ def test_the_sample_in_the_repository_opens():
 
 
 def test_a_number_that_changed_in_the_file_is_not_read_as_another(tmp_path, make_demo):
-    """HDF5 has no checksum of its own for arrays in one piece: a flipped bit would become a training target."""
+    """Guards against: a flipped bit that becomes a training target: HDF5 has no checksum for contiguous arrays."""
     path = tmp_path / "a.hdf5"
     with DemoWriter(path) as writer:
         writer.write(replace(make_demo(0), attributes={"gain": np.float32(0.1), "limits": np.array([1, 2])}))

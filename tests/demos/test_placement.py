@@ -8,7 +8,7 @@ from robopolicy.demos.placement import MEMORY_SHARE, choose_placement
 
 
 def test_the_placement_is_chosen_by_size_and_said(monkeypatch, caplog):
-    """A set larger than memory must not be swapped in, and the user must know where it is."""
+    """Guards against: a set larger than memory that is swapped, or a placement that the user doesn't learn."""
     monkeypatch.setattr("robopolicy.demos.placement._free_host_bytes", lambda: 1000)
     with caplog.at_level(logging.INFO):
         assert choose_placement("auto", int(1000 * MEMORY_SHARE), torch.device("cpu")) == "device"

@@ -25,13 +25,13 @@ def file(tmp_path):
 
 
 def test_a_sound_file_opens(file):
-    """The guard must not stand in the way."""
+    """Guards against: a sound file that is refused."""
     with open_hdf5(file) as opened:
         assert opened["data/demo_0/actions"].shape == (6, 2)
 
 
 def test_a_verdict_is_remembered_until_the_file_changes(file, monkeypatch):
-    """A command opens each file several times; a file that was replaced meanwhile must be looked at again."""
+    """Guards against: a file replaced in the meantime that is not examined again, or one that is examined at each opening."""
     asked = []
     monkeypatch.setattr(probe._examiner, "ask", lambda path, limit: asked.append(path) or None)
     examine(file)
@@ -44,20 +44,20 @@ def test_a_verdict_is_remembered_until_the_file_changes(file, monkeypatch):
 
 @pytest.mark.parametrize("size", [0, 100, 2000])
 def test_a_file_cut_short_is_refused_in_one_line(file, size):
-    """An interrupted copy is the commonest damage."""
+    """Guards against: an interrupted copy, the most common damage, that ends in a traceback."""
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(DemoFormatError, match=r"^demos.hdf5: [^\n]*$"):
         examine(file)
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
-    """Not to be damaged."""
+    """Guards against: a missing file reported as damaged."""
     with pytest.raises(DemoFormatError, match="no such file"):
         examine(tmp_path / "none.hdf5")
 
 
 def test_a_file_that_reads_other_files_is_refused(file, tmp_path):
-    """External storage, external links and virtual data sets would put /etc/passwd among the observations."""
+    """Guards against: external storage, links and virtual data sets that put /etc/passwd among the observations."""
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(48))
     other = tmp_path / "other.hdf5"
@@ -80,7 +80,7 @@ def test_a_file_that_reads_other_files_is_refused(file, tmp_path):
 
 
 def test_terabytes_declared_in_kilobytes_are_refused(tmp_path):
-    """Reading them would end the process for want of memory."""
+    """Guards against: a small file that declares terabytes, which end the process."""
     path = tmp_path / "huge.hdf5"
     with h5py.File(path, "w") as hostile:
         hostile.create_dataset("data/demo_0/actions", (2**39,), "f8", chunks=(2**16,), compression="gzip")
@@ -132,7 +132,7 @@ def test_a_large_file_may_take_longer_than_the_limit_on_silence(file, monkeypatc
 
 
 def test_the_examiner_is_started_anew_after_it_was_killed(file, tmp_path):
-    """Memory pressure may kill the helper; the command must not be stuck with a dead one."""
+    """Guards against: a command that is stuck with a helper killed under memory pressure."""
     examine(file)
     process = probe._examiner._process
     assert process is not None

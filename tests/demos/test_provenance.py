@@ -10,7 +10,7 @@ from robopolicy.types import DemoFormatError
 
 
 def test_a_fingerprint_changes_with_the_content(tmp_path):
-    """Two files of one name must not pass for each other."""
+    """Guards against: two files of one name that pass for each other."""
     path = tmp_path / "a"
     path.write_bytes(bytes(3 * 2**20))
     before = fingerprint(path)

@@ -30,14 +30,14 @@ def storage(tiny_demos):
 
 
 def test_a_file_by_url_reads_as_the_file_itself(storage, tiny_demos):
-    """A bucket is where large demo sets are."""
+    """Guards against: a demo set in a bucket that can't be read as a file."""
     with open_demos("memory://bucket/tiny.hdf5") as remote, open_demos(tiny_demos) as here:
         assert remote.names == here.names
         assert remote.read("demo_1").actions.tobytes() == here.read("demo_1").actions.tobytes()
 
 
 def test_a_version_is_copied_once_and_another_version_anew(storage, tiny_demos, make_demo, caplog):
-    """Every run would fetch terabytes; and one that trains on yesterday's copy would not say so."""
+    """Guards against: terabytes fetched by every run, or a run that trains on yesterday's copy."""
     with caplog.at_level(logging.INFO):
         first = local_path("memory://bucket/tiny.hdf5")
         assert local_path("memory://bucket/tiny.hdf5") == first
@@ -52,7 +52,7 @@ def test_a_version_is_copied_once_and_another_version_anew(storage, tiny_demos, 
 
 
 def test_a_folder_by_url_is_one_data_set(tmp_path):
-    """ACT and LeRobot data sets are folders."""
+    """Guards against: data sets that are folders, such as ACT's and LeRobot's, read as single files."""
     write_act(tmp_path / "act")
     fsspec.filesystem("memory").put(str(tmp_path / "act"), "/bucket/act", recursive=True)
     with open_demos("memory://bucket/act") as remote, open_demos(tmp_path / "act") as here:
@@ -75,7 +75,7 @@ def test_a_copy_that_is_not_whole_leaves_nothing(storage, cache, monkeypatch):
 
 
 def test_names_that_leave_the_folder_are_refused(storage, cache, tiny_demos, monkeypatch):
-    """An object's name may hold `..`: a stranger's bucket could write any file here."""
+    """Guards against: an object's name with `..`, by which a stranger's bucket writes any file."""
     named = {"/bucket/tiny.hdf5/../../../evil": {"size": 1, "type": "file"}}
     monkeypatch.setattr(type(storage), "info", lambda self, path, **_: {"type": "directory"})
     monkeypatch.setattr(type(storage), "find", lambda self, path, **_: named)
@@ -92,7 +92,7 @@ def test_names_that_leave_the_folder_are_refused(storage, cache, tiny_demos, mon
 )
 @pytest.mark.parametrize("verb", [["check"], ["convert", "--format", "act"], ["train", "--data.files"]])
 def test_what_is_not_there_is_one_line_for_every_verb(url, message, verb, tmp_path, capsys):
-    """A traceback from a storage library hides the typo in the name."""
+    """Guards against: a storage library's traceback, which hides the typo in the name."""
     rest = {"convert": [str(tmp_path / "out")], "train": ["--run-dir", str(tmp_path / "run")]}.get(verb[0], [])
     assert main([*verb, url, *rest]) == 2
     said = capsys.readouterr()
@@ -103,7 +103,7 @@ def test_what_is_not_there_is_one_line_for_every_verb(url, message, verb, tmp_pa
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    """The extra that installs it is what a user needs to know."""
+    """Guards against: a missing package without the extra that installs it."""
     real = builtins.__import__
 
     def without(name, *rest, **options):
@@ -117,6 +117,6 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_tokens_are_not_written_into_a_copy(storage, capsys):
-    """They would be lost with the cache, and the next run would not find them."""
+    """Guards against: tokens written into a cached copy and lost with it."""
     assert main(["encode", "memory://bucket/tiny.hdf5", "--model", "nowhere"]) == 2
     assert "tokens are written beside the file; copy it to this machine first" in capsys.readouterr().err

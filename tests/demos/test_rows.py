@@ -15,7 +15,7 @@ from robopolicy.types import Demo, DemoFormatError
 
 
 def test_rows_lie_one_demo_after_another(demo_file):
-    """An offset off by one mixes the demos."""
+    """Guards against: an offset that mixes the demos."""
     rows = load_rows([(demo_file, ["demo_2", "demo_0"])], ("gripper", "front"))
     assert rows.lengths.tolist() == [15, 12]
     assert rows.offsets.tolist() == [0, 15, 27]
@@ -32,7 +32,7 @@ def test_rows_lie_one_demo_after_another(demo_file):
 
 
 def test_several_sources_are_told_apart(tiny_demos):
-    """Sampling weights per file need to know which demo came from where."""
+    """Guards against: sampling weights per file applied to demos of another file."""
     with DemoFile(tiny_demos) as one, DemoFile(tiny_demos) as other:
         rows = load_rows([(one, ["demo_0", "demo_1"]), (other, ["demo_4"])], ("gripper",))
     assert rows.source_id.tolist() == [0, 0, 1]
@@ -77,7 +77,7 @@ def test_the_mask_of_tokens_is_one_of_the_observations_and_all_ones_where_a_demo
 
 @pytest.mark.parametrize("placement", ["device", "disk"])
 def test_demos_of_different_shapes_are_refused(tmp_path, placement):
-    """Two files with other camera sizes can't be one batch."""
+    """Guards against: two files with other camera sizes in one batch."""
     with DemoWriter(tmp_path / "a.hdf5") as writer:
         for number, (size, width) in enumerate(((8, 2), (9, 2), (8, 3))):
             frames = np.zeros((4, size, size, 3), dtype=np.uint8)
@@ -94,7 +94,7 @@ def test_demos_of_different_shapes_are_refused(tmp_path, placement):
 
 
 def test_one_dimensional_keys_become_columns(tmp_path):
-    """Scalar sensors are stored as (T,); everything downstream expects (T, d)."""
+    """Guards against: scalar sensors stored as (T,) where everything downstream expects (T, d)."""
     with DemoWriter(tmp_path / "a.hdf5") as writer:
         writer.write(Demo("demo_0", {"x": np.arange(4.0), "m": np.zeros((4, 2, 3))}, np.zeros((4, 1))))
     with DemoFile(tmp_path / "a.hdf5") as file:

@@ -46,7 +46,7 @@ def check(batch: Batch, place: int, expected: dict[str, np.ndarray]) -> None:
     st.integers(1, 12), st.integers(1, 9), st.integers(1, 3), st.sampled_from(["device", "disk"]), st.integers(0, 2**31)
 )
 def test_a_batch_is_what_a_plain_loop_gives(tiny_demos, segment, chunk, stride, placement, seed):
-    """A gather off by one row trains on the next demo's frames, which no loss would show."""
+    """Guards against: a gather off by one row, which trains on the next demo's frames and which no loss would show."""
     with DemoFile(tiny_demos) as file:
         rows = load_rows([(file, file.names)], KEYS, placement=placement)
         store = DemoStore(rows, segment=segment, chunk=chunk, stride=stride)
@@ -57,7 +57,7 @@ def test_a_batch_is_what_a_plain_loop_gives(tiny_demos, segment, chunk, stride, 
 
 
 def test_every_step_starts_a_segment_and_its_own_action_is_valid(demo_file):
-    """A demo's last action is the one that releases the object; others' loaders mask it."""
+    """Guards against: a demo's last action, the one that releases the object, that is masked."""
     store = DemoStore(load_rows([(demo_file, demo_file.names)], ("ee_pose",)), segment=4, chunk=3)
     batch = store.gather(torch.arange(len(store)))
     assert len(store) == sum(len(demo) for demo in demo_file)
@@ -93,7 +93,7 @@ def test_targets_are_transformed_once_and_padding_with_them(demo_file):
 
 
 def test_a_batch_owns_its_memory(demo_file):
-    """Augmentation or a careless encoder that writes into a batch must not change the demos."""
+    """Guards against: an augmentation or encoder that writes into a batch and changes the demos."""
     rows = load_rows([(demo_file, demo_file.names)], KEYS)
     store = DemoStore(rows, segment=4, chunk=3)
     starts = torch.arange(5)
@@ -109,7 +109,7 @@ def test_a_batch_owns_its_memory(demo_file):
 
 @pytest.mark.gpu
 def test_host_and_device_placement_give_the_same_batch(demo_file):
-    """What is fetched from pinned memory must be what lies on the device."""
+    """Guards against: pinned memory that gives other values than the device's."""
     batches = []
     for placement in ("device", "host", "disk"):
         rows = load_rows([(demo_file, demo_file.names)], KEYS, placement=placement, device="cuda")

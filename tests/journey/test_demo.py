@@ -16,7 +16,7 @@ def demo(folder: Path) -> int:
 
 
 def test_the_demo_ends_with_its_summary_and_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
-    """Ten minutes of a new user's time must not be lost to one Ctrl-C, nor a result be overwritten by accident."""
+    """Guards against: ten minutes of a new user's time lost to one Ctrl-C, or a result overwritten by accident."""
     monkeypatch.chdir(ROOT)
     assert demo(tmp_path) == 0
     first = json.loads((tmp_path / "summary.json").read_text())
@@ -41,7 +41,7 @@ def test_the_demo_ends_with_its_summary_and_goes_on_after_an_interruption(tmp_pa
 
 @pytest.mark.parametrize("option", ["--demos", "--episodes"])
 def test_a_number_that_is_none_is_refused(option, tmp_path, capsys):
-    """A typo must not start ten minutes of work."""
+    """Guards against: a typo that starts ten minutes of work."""
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(ROOT / "eval/demo.py"))["main"](["--run-dir", str(tmp_path), option, "many"])
     assert f"argument {option}: invalid int value: 'many'" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def first_touched(folder: Path, told: list[str]) -> np.ndarray:
 
 
 def test_swapping_the_instructions_object_swaps_the_outcome(run_folder):
-    """A policy that ignores its instruction still touches the named cube of three in a third of all scenes."""
+    """Guards against: a policy that ignores its instruction, and still touches the named cube in a third of all scenes."""
     torch.manual_seed(0)
     named = np.arange(WORLDS) % len(COLORS)
     for shift in range(len(COLORS)):

@@ -45,7 +45,7 @@ def assert_same_training(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_and_its_converted_copy_train_the_same_policy(family, tmp_path):
-    """A conversion that rounds, reorders or splits otherwise would change results that were published from the original."""
+    """Guards against: a conversion that rounds, reorders or splits otherwise, and changes published results."""
     write, sees = FAMILIES[family]
     original = write(tmp_path)
     convert(original, tmp_path / "copy.hdf5")
@@ -57,7 +57,7 @@ def test_a_file_and_its_converted_copy_train_the_same_policy(family, tmp_path):
 @genuine
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()) if FOLDER.is_dir() else [], ids=lambda path: path.name)
 def test_every_genuine_file_is_trained_on_or_refused_in_one_line(path, tmp_path, capsys):
-    """A user's own files are of these families."""
+    """Guards against: a file of a common family that is neither trained on nor refused in one line."""
     if path.suffix not in ("", ".hdf5"):
         pytest.skip("no demos")
     code = train(path, tmp_path / "run")
@@ -74,7 +74,7 @@ def test_every_genuine_file_is_trained_on_or_refused_in_one_line(path, tmp_path,
 
 @genuine
 def test_genuine_lift_demos_and_their_copy_train_the_same_policy(tmp_path):
-    """The figures of a paper must not depend on which of the two was used."""
+    """Guards against: a paper's figures that depend on which of the two files was used."""
     convert(FOLDER / "robosuite_lift_lowdim.hdf5", tmp_path / "copy.hdf5")
     assert train(FOLDER / "robosuite_lift_lowdim.hdf5", tmp_path / "one") == 0
     assert train(tmp_path / "copy.hdf5", tmp_path / "other") == 0
@@ -148,7 +148,7 @@ def as_it_is(path: Path) -> None:
     ],
 )
 def test_what_cannot_be_trained_on_is_one_line_and_leaves_nothing(spoil, options, message, tmp_path, capsys):
-    """A traceback names our code instead of the user's file, and half a run folder is in the way of the next try."""
+    """Guards against: a traceback that names our code instead of the user's file, and half a run folder in the way."""
     path = write_robomimic(tmp_path / "lift.hdf5")
     spoil(path)
     assert train(path, tmp_path / "run", *options.split()) == 2
@@ -160,7 +160,7 @@ def test_what_cannot_be_trained_on_is_one_line_and_leaves_nothing(spoil, options
 
 @pytest.mark.parametrize("verb", ["check", "convert", "train"])
 def test_demos_without_observations_are_refused_by_every_verb(verb, tmp_path, capsys):
-    """Robosuite's raw layout is what collecting by hand gives; it has to be rendered first."""
+    """Guards against: robosuite's raw layout, which must be rendered first, accepted by some verb."""
     path = write_robosuite_raw(tmp_path / "demo.hdf5")
     words = {"convert": [str(tmp_path / "out.hdf5")], "train": []}.get(verb, [])
     code = train(path, tmp_path / "run") if verb == "train" else main([verb, str(path), *words])

@@ -19,7 +19,7 @@ def config(tiny_demos: Path) -> ExperimentConfig:
 
 
 def test_measuring_more_often_changes_no_training(config: ExperimentConfig, tmp_path: Path) -> None:
-    """Validation and closed-loop episodes that draw from training's random numbers make runs incomparable."""
+    """Guards against: validation and closed-loop episodes that draw from training's random numbers."""
     seldom = run(config, tmp_path / "seldom")
     often = run(
         changed(config, valid_every=1, checkpoint_every=2, eval_every=3),
@@ -30,7 +30,7 @@ def test_measuring_more_often_changes_no_training(config: ExperimentConfig, tmp_
 
 
 def test_the_policy_of_the_best_closed_loop_success_is_kept(config: ExperimentConfig, tmp_path: Path) -> None:
-    """The lowest validation loss is often not the best policy on the robot."""
+    """Guards against: the lowest validation loss kept, which is often not the best policy on the robot."""
     seen: list[torch.Tensor] = []
     rates = iter([0.2, 0.8, 0.5])
 
@@ -48,7 +48,7 @@ def test_the_policy_of_the_best_closed_loop_success_is_kept(config: ExperimentCo
 
 
 def test_a_time_limit_ends_the_run_properly(config: ExperimentConfig, tmp_path: Path) -> None:
-    """A run that ends by the clock must validate and keep its policy like one that ends by steps."""
+    """Guards against: a run ended by the clock that doesn't validate or keep its policy."""
     train(changed(config, max_steps=10**6, max_minutes=0.01), tmp_path)
     figures = metrics(tmp_path)
     assert figures["finished"]
@@ -60,7 +60,7 @@ def test_a_time_limit_ends_the_run_properly(config: ExperimentConfig, tmp_path: 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_spares_the_kept_policy(
     config: ExperimentConfig, tmp_path: Path
 ) -> None:
-    """Without the check a run trains NaN to its end and overwrites the good policy with it."""
+    """Guards against: a run that trains NaN to its end, and overwrites the good policy with it."""
 
     class Poison(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_spares_the_kept_policy(
 def test_the_progress_bar_shows_losses_and_times_and_leaves_the_terminal(
     config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The bar is on a terminal only, so no other test would see it fail there."""
+    """Guards against: a broken progress bar, which appears on a terminal only."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
     train(config, tmp_path)

@@ -34,7 +34,7 @@ def opened(config: ExperimentConfig) -> DemoDataModule:
 
 
 def test_everything_a_policy_needs_is_there(tiny_demos):
-    """A policy built from other shapes than it is trained on fails in its first step, or worse, does not."""
+    """Guards against: a policy built from other shapes than it is trained on."""
     module = opened(experiment(tiny_demos, cameras=("front",), privileged_keys=("cube_red",)))
     assert module.action_spec == open_demos(tiny_demos).action_spec
     assert module.obs == {
@@ -56,7 +56,7 @@ def test_everything_a_policy_needs_is_there(tiny_demos):
 
 
 def test_statistics_come_from_the_training_demos_only(tmp_path):
-    """Statistics that include held-out demos leak them, and a held-out outlier would set the scale."""
+    """Guards against: statistics that include held-out demos, or whose scale a held-out outlier sets."""
     with DemoWriter(tmp_path / "a.hdf5") as writer:
         for number, size in enumerate((1.0, 1.0, 100.0)):
             rows = size * np.stack([np.arange(5.0), np.arange(5.0) ** 2], axis=1)
@@ -71,7 +71,7 @@ def test_statistics_come_from_the_training_demos_only(tmp_path):
 
 
 def test_validation_shows_every_held_out_step_in_order(tiny_demos):
-    """A validation loss over other windows each time can't pick the best checkpoint."""
+    """Guards against: a validation loss over other windows each time, which can't pick the best checkpoint."""
     module = opened(experiment(tiny_demos))
     with DemoFile(tiny_demos) as file:
         expected = file.read("demo_4").obs["gripper"]
@@ -83,7 +83,7 @@ def test_validation_shows_every_held_out_step_in_order(tiny_demos):
 
 
 def test_no_held_out_demo_means_no_validation(tmp_path, make_demo):
-    """One demo is a legitimate training set."""
+    """Guards against: a single demo refused as a training set."""
     with DemoWriter(tmp_path / "a.hdf5") as writer:
         writer.write(make_demo(0))
     module = opened(experiment(tmp_path / "a.hdf5"))
@@ -105,13 +105,13 @@ def test_carried_memory_gets_whole_demos_in_order(tiny_demos):
 
 
 def test_a_segment_may_be_longer_than_the_window(tiny_demos):
-    """Frames of an expensive encoder are encoded once and used in several windows."""
+    """Guards against: frames of an expensive encoder encoded once for every window."""
     batch = next(iter(opened(experiment(tiny_demos, segment=9)).train_dataloader()))
     assert batch.target.shape == (6, 9, 3, 7)
 
 
 def test_a_key_may_be_an_input_and_privileged_too(tiny_demos):
-    """A state estimator predicts what a privileged policy sees."""
+    """Guards against: a privileged key that can't be an input, as a state estimator's comparison needs."""
     module = opened(experiment(tiny_demos, obs_keys=("gripper", "cube_red"), privileged_keys=("cube_red",)))
     assert list(module.obs) == ["gripper", "cube_red"]
     assert list(module.privileged) == ["cube_red"]
@@ -120,7 +120,7 @@ def test_a_key_may_be_an_input_and_privileged_too(tiny_demos):
 
 
 def test_several_files_are_one_set(tiny_demos, tmp_path, make_demo):
-    """Users collect in batches; each file keeps its own split."""
+    """Guards against: a split over all files instead of one for each."""
     with DemoWriter(tmp_path / "more.hdf5", action_spec=open_demos(tiny_demos).action_spec) as writer:
         for number in range(20, 22):
             writer.write(make_demo(number))
@@ -138,7 +138,7 @@ def test_the_log_says_when_the_instruction_is_not_used(tiny_demos):
 
 
 def test_provenance_is_json_and_names_seeds_rate_and_files(tiny_demos):
-    """`eval` refuses seeds that were trained on, and a robot must run at the demos' rate."""
+    """Guards against: seeds, rate or files that `eval` and a robot need and don't find."""
     provenance = opened(experiment(tiny_demos)).provenance
     assert json.loads(json.dumps(provenance)) == provenance
     assert provenance["demo_seeds"] == [0, 1, 2, 3, 4], "held-out demos choose the checkpoint, so they count as seen"
@@ -147,7 +147,7 @@ def test_provenance_is_json_and_names_seeds_rate_and_files(tiny_demos):
 
 
 def test_mistakes_are_told_before_anything_is_read(tiny_demos, tmp_path):
-    """Each of these used to be a traceback from deep within."""
+    """Guards against: tracebacks from deep within for mistakes in the config."""
     with pytest.raises(ConfigError, match=r"give --data.files"):
         opened(ExperimentConfig())
     with pytest.raises(DemoFormatError, match="no camera 'wrist'; it has: front"):
@@ -159,7 +159,7 @@ def test_mistakes_are_told_before_anything_is_read(tiny_demos, tmp_path):
 
 
 def test_each_process_takes_its_share_of_the_batch(tiny_demos, monkeypatch):
-    """Two processes with the same segments train on half the batch they claim."""
+    """Guards against: two processes with the same segments, which train on half the batch they claim."""
     module = opened(experiment(tiny_demos))
     whole = next(iter(module.train_dataloader())).target
     shares = []
@@ -191,7 +191,7 @@ def posed(path, flipped, absolute=True):
 
 @pytest.mark.parametrize("form", ["aligned", "6d"])
 def test_a_quaternions_sign_in_the_file_changes_nothing_that_is_learned(tmp_path, form):
-    """Trained to send q and -q for one pose, a policy sends their mean: nothing."""
+    """Guards against: q and -q learned for one pose, whose mean is not a rotation."""
     files = [posed(tmp_path / f"{flipped}.hdf5", flipped) for flipped in (False, True)]
     config = replace(small_config(files[0]), augmentation={}).change({"normalization.rotation": form})
     runs = [config.change({"data.files": [str(path)]}) for path in files]
@@ -214,7 +214,7 @@ def test_a_quaternions_sign_in_the_file_changes_nothing_that_is_learned(tmp_path
 
 
 def test_the_log_says_what_is_taken_for_a_rotation(tmp_path):
-    """A guess by name must be seen by who knows better."""
+    """Guards against: a rotation guessed by name that nobody sees."""
     module = opened(experiment(posed(tmp_path / "a.hdf5", flipped=True)))
     assert "eef_quat (quaternion), actions (quaternion), learned aligned" in module.summary()
     config = experiment(tmp_path / "a.hdf5", {"normalization.rotations": {"eef_quart": "quaternion"}})
@@ -254,7 +254,7 @@ def tokens_alone(path, pooling="max", latent=1):
 
 @pytest.mark.parametrize(("pooling", "latent", "rounding"), [("max", 2, 0.0), ("mean", 1, 1e-6)])
 def test_tokens_that_need_only_pooling_are_pooled_once_for_the_same_numbers(tmp_path, pooling, latent, rounding):
-    """Pooled in every step, 256 tokens a frame cost 256 times the memory; pooled otherwise, it is another policy."""
+    """Guards against: tokens pooled in every step, at 256 times the memory, or pooled to other numbers."""
     config = tokens_alone(with_tokens(tmp_path / "a.hdf5"), pooling=pooling, latent=latent)
     on_disk = config.change({"data.placement": "disk"})
     ahead, as_they_are = opened(config), opened(on_disk)
@@ -289,7 +289,7 @@ def test_what_padding_holds_changes_nothing_that_is_learned(tmp_path, head):
 
 
 def test_tokens_are_not_pooled_ahead_where_weights_come_first(tmp_path):
-    """A perceptron over each token, or attention, sees what pooling would have lost."""
+    """Guards against: tokens pooled before a perceptron or attention, which would have seen more."""
     path = with_tokens(tmp_path / "a.hdf5")
     for config in (tokens_alone(path, pooling="attention"), tokens_alone(path).change({"encoder.hidden": 8})):
         assert next(iter(opened(config).train_dataloader())).obs["tokens"].shape == (8, 3, 5, 6)

@@ -48,7 +48,7 @@ def history(folder: Path) -> dict:
 def test_two_processes_train_as_one_and_resume_exactly(
     tiny_demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str
 ) -> None:
-    """Means of unequally padded shares, samplers that overlap, or a stop on one process only: all seen in the losses."""
+    """Guards against: means of unequally padded shares, samplers that overlap, or a stop on one process only."""
     changes = {"data.files": [str(tiny_demos)], "data.batch_size": 4, "action_head.chunk": 4, "memory.history": memory}
     changes |= {"optimizer.warmup_steps": 2, "training.max_steps": 6, "training.valid_every": 3}
     config = ExperimentConfig().change(SMALL | changes | ({"data.segment": 3} if memory == "carry" else {}))

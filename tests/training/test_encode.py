@@ -45,7 +45,7 @@ def file(tiny_demos, tmp_path):
 
 
 def test_every_frame_gains_the_tokens_that_the_live_encoder_gives(file, model):
-    """A policy trained on stored tokens meets live ones on the robot; they must be the same."""
+    """Guards against: stored tokens that differ from the live ones on the robot."""
     done = encode_file(file, model)
     assert (done.demos, done.frames) == (5, 54)
     with open_demos(file) as demos:
@@ -71,7 +71,7 @@ def test_every_frame_gains_the_tokens_that_the_live_encoder_gives(file, model):
 
 
 def test_a_second_run_resumes_where_the_first_was_cut(file, model, monkeypatch):
-    """A night of encoding must not be lost to a kill in the morning."""
+    """Guards against: a night of encoding lost to a kill in the morning."""
     run, calls = encode._encode_demo, []
 
     def dies_at_the_third(*arguments):
@@ -144,7 +144,7 @@ def test_demos_and_tokens_can_go_to_a_file_of_their_own(file, model, tmp_path):
 
 
 def test_tokens_of_another_encoder_are_refused(file, model, tmp_path):
-    """Half a file of one backbone and half of another trains on noise."""
+    """Guards against: half a file of one backbone and half of another."""
     encode_file(file, model)
     other = str(save_backbone("siglip", tmp_path / "siglip"))
     with pytest.raises(
@@ -156,7 +156,7 @@ def test_tokens_of_another_encoder_are_refused(file, model, tmp_path):
 
 
 def test_files_of_different_encoders_can_t_be_mixed(file, model, tiny_demos, tmp_path):
-    """Mixed data sets are read one batch at a time; nothing else would notice."""
+    """Guards against: mixed data sets of different encoders, which nothing else would notice."""
     second = shutil.copy(tiny_demos, tmp_path / "second.hdf5")
     encode_file(file, model)
     with open_demos(file) as one, open_demos(second) as bare:
@@ -173,7 +173,7 @@ def test_files_of_different_encoders_can_t_be_mixed(file, model, tiny_demos, tmp
 
 
 def test_a_missing_camera_or_another_format_is_refused_before_any_work(file, model, tmp_path):
-    """The model takes minutes to load; the typo shows at once."""
+    """Guards against: a typo that shows only after the model has been loaded for minutes."""
     with pytest.raises(DemoFormatError, match="no wrist to encode; cameras: front"):
         encode_file(file, model, EncodeOptions(cameras=("wrist",)))
     with pytest.raises(DemoFormatError, match="convert"):
@@ -182,7 +182,7 @@ def test_a_missing_camera_or_another_format_is_refused_before_any_work(file, mod
 
 
 def test_what_was_done_is_printed_with_the_place_last(file, model):
-    """The last line is where the result lies."""
+    """Guards against: output whose last line is not where the result lies."""
     console = Console(record=True, width=300)
     assert run_encode(file, model, EncodeOptions(), console=console) == 0
     lines = console.export_text().splitlines()

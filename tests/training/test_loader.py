@@ -24,7 +24,7 @@ def store(rows: DemoRows) -> DemoStore:
 
 
 def test_every_step_starts_one_segment_an_epoch_in_another_order_each_time(rows):
-    """A shuffle that repeats, or that leaves steps out, biases training without a trace."""
+    """Guards against: a shuffle that repeats, or that leaves steps out."""
     order = Shuffled(rows, batch_size=9, seed=3)
     first, second = order.epoch(0)[0], order.epoch(1)[0]
     assert first.shape == (order.length, 9) == (6, 9)
@@ -35,7 +35,7 @@ def test_every_step_starts_one_segment_an_epoch_in_another_order_each_time(rows)
 
 
 def test_a_share_of_the_segments_begins_at_a_first_step(rows):
-    """A cue that is shown once, at the start, would be in one segment of twenty only."""
+    """Guards against: a cue at the start of an episode that is in one segment of twenty only."""
     firsts = set(rows.offsets[:-1].tolist())
     drawn = torch.cat(
         [Shuffled(rows, 9, seed=3, first_step_share=0.5).epoch(number)[0].flatten() for number in range(20)]
@@ -48,7 +48,7 @@ def test_a_share_of_the_segments_begins_at_a_first_step(rows):
 
 
 def test_fewer_steps_than_a_batch_still_fill_it(rows):
-    """Five short demos and a batch of 100 must train, not stop with an empty epoch."""
+    """Guards against: an empty epoch for five short demos and a batch of 100."""
     starts = Shuffled(rows, batch_size=100, seed=0).epoch(0)[0]
     assert starts.shape == (1, 100)
     assert set(starts.flatten().tolist()) == set(range(rows.steps))
@@ -66,7 +66,7 @@ def test_file_weights_decide_how_often_each_file_is_drawn_from(tiny_demos):
 
 
 def test_validation_covers_every_step_once_and_fills_up_with_nothing(rows):
-    """A last batch of another size recompiles; one that is dropped biases the validation loss."""
+    """Guards against: a last batch of another size, which recompiles, or a dropped one, which biases the validation loss."""
     starts = InOrder(rows, batch_size=10).epoch(0)[0]
     assert starts.shape == (6, 10)
     assert starts.flatten().tolist() == [*range(54), *[-1] * 6]
@@ -75,7 +75,7 @@ def test_validation_covers_every_step_once_and_fills_up_with_nothing(rows):
 
 
 def test_carried_segments_follow_one_another(rows, store):
-    """A state carried across a gap, or into another demo, is a state that never occurs."""
+    """Guards against: a state carried across a gap or into another demo."""
     order = Carried(rows, batch_size=2, segment=3, seed=0)
     loader = BatchLoader(store, order)
     seen = np.zeros(rows.steps, dtype=int)
@@ -90,7 +90,7 @@ def test_carried_segments_follow_one_another(rows, store):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_each_batch_without_overlap(store, processes):
-    """Processes that draw the same segments train on a smaller batch than they claim."""
+    """Guards against: processes that draw the same segments and train on a smaller batch than they claim."""
     order = Shuffled(store.rows, batch_size=6, seed=1)
     whole = [batch.target for batch in BatchLoader(store, order)]
     parts = zip(*(BatchLoader(store, order, rank, processes) for rank in range(processes)), strict=True)
@@ -100,7 +100,7 @@ def test_processes_share_each_batch_without_overlap(store, processes):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_reading_from_disk_by_any_number_of_threads_changes_nothing(tiny_demos, threads):
-    """A shuffle that depends on the number of workers can't be reproduced on another machine."""
+    """Guards against: a shuffle that depends on the number of workers, and can't be reproduced elsewhere."""
     with DemoFile(tiny_demos) as file:
         loaders = []
         for placement in ("device", "disk"):
@@ -112,7 +112,7 @@ def test_reading_from_disk_by_any_number_of_threads_changes_nothing(tiny_demos, 
 
 
 def test_an_error_while_reading_ahead_reaches_the_training(tiny_demos, monkeypatch):
-    """An exception lost in a thread is a training that waits forever."""
+    """Guards against: an exception lost in a thread, by which a training waits forever."""
     with DemoFile(tiny_demos) as file:
         rows = load_rows([(file, file.names)], ("front",), placement="disk")
         store = DemoStore(rows, segment=3, chunk=2)

@@ -63,7 +63,7 @@ def fit(module: PolicyTraining, data: DemoDataModule, config: ExperimentConfig, 
 
 
 def test_training_is_the_loop_one_would_write_by_hand(data: DemoDataModule, tmp_path: Path) -> None:
-    """Lightning's hooks hide mistakes well: a skipped clip, a schedule off by one, an average taken before the step."""
+    """Guards against: a skipped clip, a schedule off by one, or an average before the step, hidden by Lightning's hooks."""
     policy, objective = parts(data)
     by_hand, average = copy.deepcopy(policy), copy.deepcopy(policy)
     schedule = Schedule(max_steps=9, warmup_steps=3, min_lr_scale=0.1)
@@ -100,7 +100,7 @@ def test_without_averaging_the_policy_itself_is_evaluated(data: DemoDataModule) 
 
 
 def test_the_schedule_warms_up_and_ends_at_its_lowest_rate() -> None:
-    """A cosine that ends early or late leaves the last steps at a useless rate."""
+    """Guards against: a cosine that ends early or late, with the last steps at a useless rate."""
     schedule = Schedule(max_steps=100, warmup_steps=10, min_lr_scale=0.01)
     scales = [schedule.lr_scale(step, schedule.progress(step)) for step in range(101)]
     assert scales[0] == pytest.approx(0.1)
@@ -111,7 +111,7 @@ def test_the_schedule_warms_up_and_ends_at_its_lowest_rate() -> None:
 
 
 def test_the_schedule_follows_the_clock_where_time_runs_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is cut off by its time limit at a high rate wastes the whole descent."""
+    """Guards against: a run cut off by its time limit at a high rate."""
     now = [1000.0]
     monkeypatch.setattr(module_under_test.time, "monotonic", lambda: now[0])
     schedule = Schedule(max_steps=1000, min_lr_scale=0.01, max_minutes=2.0)
@@ -126,7 +126,7 @@ def test_the_schedule_follows_the_clock_where_time_runs_out_first(monkeypatch: p
 
 
 def test_each_trained_parameter_is_in_one_group_and_only_matrices_decay(data: DemoDataModule) -> None:
-    """Decayed biases and norms shrink what they must not; a parameter in no group never learns."""
+    """Guards against: decayed biases and norms, or a parameter in no group, which never learns."""
     policy, _ = parts(data)
     frozen = next(policy.head.parameters()).requires_grad_(False)
     settings = OptimizerConfig(lr=1e-3, encoder_lr_scale=0.1, weight_decay=0.05, memory_weight_decay=0.5)
@@ -167,7 +167,7 @@ def test_the_average_shares_what_is_not_trained(data: DemoDataModule) -> None:
 
 
 def test_means_over_batches_weigh_each_valid_action_alike() -> None:
-    """The mean of batch means favours the actions of sparsely filled batches."""
+    """Guards against: the mean of batch means, which favours the actions of sparsely filled batches."""
     tally = Tally()
     tally.add({"arm": torch.tensor(1.0)}, torch.tensor(30))
     tally.add({"arm": torch.tensor(4.0)}, torch.tensor(10))
@@ -192,7 +192,7 @@ def test_validation_measures_the_average_and_leaves_training_as_it_was(data: Dem
 
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_the_validation_loss_does_not_depend_on_the_batch_size(tiny_demos: Path, size: int) -> None:
-    """A checkpoint chosen by a loss that moves with the batch size is chosen by chance."""
+    """Guards against: a checkpoint chosen by a loss that depends on the batch size."""
     data = opened(experiment(tiny_demos, data__batch_size=size))
     torch.manual_seed(0)
     terms = training(data, Schedule(1)).validate(data.val_dataloader())
@@ -208,7 +208,7 @@ def carry_batches(tiny_demos: Path, segment: int | None) -> tuple[DemoDataModule
 
 
 def test_truncated_training_of_whole_episodes_has_the_gradients_of_the_full_pass(tiny_demos: Path) -> None:
-    """A state left over from other episodes, or a gradient cut inside the chunk, would pass unnoticed."""
+    """Guards against: a state left over from other episodes, or a gradient cut inside the chunk."""
     data, batches = carry_batches(tiny_demos, segment=None)
     (policy, objective), batch = parts(data), batches[0]
     left_over = replace(policy.initial_state(6), tensors=tuple(torch.ones(1, 6, 8) for _ in range(2)))
@@ -222,7 +222,7 @@ def test_truncated_training_of_whole_episodes_has_the_gradients_of_the_full_pass
 
 
 def test_the_state_goes_on_between_segments_of_an_episode_without_its_gradient(tiny_demos: Path) -> None:
-    """Segments begun from zero forget the episode; a state with its graph keeps every earlier batch in memory."""
+    """Guards against: segments begun from zero, or a state whose graph keeps every earlier batch in memory."""
     data, batches = carry_batches(tiny_demos, segment=4)
     _, (full,) = carry_batches(tiny_demos, segment=None)
     policy, objective = parts(data)

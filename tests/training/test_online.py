@@ -60,7 +60,7 @@ def test_the_student_acts_and_the_expert_labels() -> None:
 
 
 def test_the_mixture_depends_on_the_episodes_seed_alone() -> None:
-    """A mixture that depends on the world makes rounds with another number of worlds irreproducible."""
+    """Guards against: a mixture that depends on the number of worlds, and can't be reproduced."""
     ours, swapped = acted(0.5, [1, 2]), acted(0.5, [2, 1])
     assert 100 < ours[:, 0].sum() < 300
     np.testing.assert_array_equal(ours, swapped[:, ::-1])

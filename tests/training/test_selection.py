@@ -55,7 +55,7 @@ def rows(reader: DemoReader) -> DemoRows:
 
 
 def test_the_files_filter_keys_are_honoured():
-    """A benchmark's split that is ignored makes its numbers incomparable."""
+    """Guards against: a benchmark's split that is ignored, which makes its numbers incomparable."""
     masks = {"train": TEN[:6], "valid": TEN[6:8], "small": TEN[:2]}
     assert split_names(Stub(TEN, masks), DataConfig()) == (TEN[:6], TEN[6:8])
     assert split_names(Stub(TEN, masks), DataConfig(train_filter="small")) == (TEN[:2], TEN[6:8])
@@ -64,7 +64,7 @@ def test_the_files_filter_keys_are_honoured():
 
 
 def test_without_filter_keys_a_share_is_held_out_the_same_each_time():
-    """A split that changes with the training's seed lets a resumed or repeated run see its validation demos."""
+    """Guards against: a split that changes with the training's seed, so that a repeated run sees its validation demos."""
     train, valid = split_names(Stub(TEN), DataConfig(valid_fraction=0.3))
     assert len(valid) == 3
     assert sorted(train + valid) == TEN
@@ -115,7 +115,7 @@ def test_the_files_own_spec_is_taken_and_must_fit(reader, rows):
 
 
 def test_without_one_the_default_rule_is_completed_by_what_the_format_knows(rows):
-    """The rate and the kind decide how a robot executes the columns."""
+    """Guards against: a rate or kind that the format knows and the spec lacks."""
     spec = choose_action_spec([Stub(facts={"rate_hz": 20.0, "continuous_gripper": (5, 6)})], rows, DataConfig())
     assert spec.gripper_columns == (6,)
     assert spec.rate_hz == 20.0
@@ -123,7 +123,7 @@ def test_without_one_the_default_rule_is_completed_by_what_the_format_knows(rows
 
 
 def test_the_config_overrides_columns(rows):
-    """The user knows better which column is a gripper."""
+    """Guards against: a gripper column that the user can't declare."""
     reader = Stub(spec=ActionSpec(arm=6, gripper=1, rate_hz=20.0, kind="delta"))
     spec = choose_action_spec([reader], rows, DataConfig(gripper=()))
     assert (spec.arm_columns, spec.gripper_columns) == (tuple(range(7)), ())
@@ -137,7 +137,7 @@ def test_the_config_overrides_columns(rows):
 
 
 def test_constant_columns_stay_constant_under_an_override(rows):
-    """A dead column learned by regression has no range to be scaled by."""
+    """Guards against: a constant column learned by regression, without a range to scale it by."""
     still = replace(rows, actions=np.where(np.arange(7) == 3, np.float32(0.25), rows.actions))
     spec = choose_action_spec([Stub()], still, DataConfig(gripper=(6,)))
     assert spec.constant == {3: 0.25}

@@ -50,7 +50,7 @@ def test_padded_chunks_join_to_the_episodes_they_were_cut_from(count: int, lengt
 
 
 def test_dropping_the_remainder_keeps_whole_chunks_only() -> None:
-    """1000 steps in chunks of 128 are 7 chunks with 104 steps dropped, not 8 with a part of zeros."""
+    """Guards against: 1000 steps in chunks of 128 cut into 8 chunks, the last one partly zeros."""
     episodes = torch.arange(2000).view(2, 1000)
     chunks, valid = split_episodes(episodes, 128, "drop")
     assert chunks.shape == (7, 128, 2)
@@ -59,7 +59,7 @@ def test_dropping_the_remainder_keeps_whole_chunks_only() -> None:
 
 
 def test_a_tensordict_is_cut_key_by_key_with_its_batch_size() -> None:
-    """Observations come as TensorDicts; one that lost its batch size could not be sliced by time."""
+    """Guards against: a TensorDict that lost its batch size, and can't be sliced by time."""
     episodes = TensorDict(
         {"qpos": torch.randn(2, 5, 7), "image": {"front": torch.ones(2, 5, 4, dtype=torch.uint8)}}, [2, 5]
     )
@@ -85,7 +85,7 @@ def test_an_unknown_way_with_the_remainder_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("steps", [6, 8])
 def test_a_chunk_that_covers_the_episode_has_the_gradients_of_the_full_pass(kind: str, steps: int) -> None:
-    """Padding, transposing or a detached state inside a chunk would silently change what is learned."""
+    """Guards against: padding, transposing or a detached state inside a chunk that changes what is learned."""
     net, episodes = cell(kind), torch.randn(2, 6, 3, dtype=torch.float64)
     output, _ = net(episodes.transpose(0, 1), zero_state(kind, 2))
     full = torch.autograd.grad(output.square().mean(), list(net.parameters()))
@@ -98,7 +98,7 @@ def test_a_chunk_that_covers_the_episode_has_the_gradients_of_the_full_pass(kind
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_truncation_keeps_the_outputs_and_cuts_the_gradients(kind: str) -> None:
-    """A chunk begun from a zero state forgets; one begun from an attached state keeps every chunk's graph alive."""
+    """Guards against: a chunk begun from a zero state, or one whose attached state keeps every chunk's graph alive."""
     net, episodes = cell(kind), torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
     whole, _ = net(episodes.transpose(0, 1))
     chunks, valid = split_episodes(episodes, 3)
@@ -113,7 +113,7 @@ def test_truncation_keeps_the_outputs_and_cuts_the_gradients(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_recorded_start_states_replay_each_chunk_alone(kind: str) -> None:
-    """The state one step late or early makes a chunk's outputs differ from the rollout's."""
+    """Guards against: recorded states one step late or early."""
     net, frames = cell(kind), torch.randn(6, 2, 3, dtype=torch.float64)
     recorded, state = [], zero_state(kind, 2)
     for frame in frames:
@@ -133,7 +133,7 @@ def test_recorded_start_states_replay_each_chunk_alone(kind: str) -> None:
 @FEW
 @given(rollouts())
 def test_trajectories_join_to_the_rollout_they_were_split_from(done: torch.Tensor) -> None:
-    """The un-pad must be exact for any pattern of ends, one on the last step included."""
+    """Guards against: an un-pad that is wrong for some pattern of ends, such as one on the last step."""
     rollout = torch.randn(*done.shape, 2)
     layout = Trajectories(done)
     padded = layout.split(rollout)
@@ -155,7 +155,7 @@ def test_no_trajectory_runs_across_an_episode_end(done: torch.Tensor) -> None:
 
 
 def test_trajectories_are_numbered_by_environment_then_time() -> None:
-    """States and masks are matched to trajectories by this order."""
+    """Guards against: states and masks matched to other trajectories."""
     done = torch.tensor([[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 1, 0]], dtype=torch.bool).t()
     rollout = torch.tensor([[1, 2, 3, 4, 5, 6], [11, 12, 13, 14, 15, 16]]).t()
     expected = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [11, 12, 0, 0], [13, 14, 15, 0], [16, 0, 0, 0]]).t()
@@ -165,7 +165,7 @@ def test_trajectories_are_numbered_by_environment_then_time() -> None:
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_mini_batches_reproduce_the_rollouts_outputs(kind: str, groups: int) -> None:
-    """Saved states, resets, padding and grouping together must give the numbers of acting step by step."""
+    """Guards against: saved states, resets, padding and grouping that don't reproduce the rollout's outputs."""
     net, storage = cell(kind), SequenceStorage(8, 3)
     generator = torch.Generator().manual_seed(1)
     state, acted = zero_state(kind, 3), []
@@ -193,7 +193,7 @@ def test_mini_batches_reproduce_the_rollouts_outputs(kind: str, groups: int) -> 
 
 
 def test_only_a_real_end_stops_bootstrapping() -> None:
-    """A time limit treated as an end teaches that the world stops there; both still end the episode."""
+    """Guards against: a time limit treated as an end, which teaches that the world stops there."""
     storage = SequenceStorage(3, 1)
     for terminated, truncated in [(False, False), (True, False), (False, True)]:
         storage.append(
@@ -224,7 +224,7 @@ def test_a_full_storage_and_an_incomplete_step_are_refused() -> None:
 
 
 def test_every_step_holds_the_same_keys() -> None:
-    """A key left out would be filled with the last rollout's values, a new one or a missing state would be lost."""
+    """Guards against: a missing key filled with the last rollout's values, or a new one that is lost."""
     storage = SequenceStorage(2, 2)
     ends = {"terminated": torch.zeros(2, dtype=torch.bool), "truncated": torch.zeros(2, dtype=torch.bool)}
     with pytest.raises(ValueError, match="no steps"):
@@ -241,7 +241,7 @@ def test_every_step_holds_the_same_keys() -> None:
 
 
 def test_statistics_count_each_episode_once_and_start_anew() -> None:
-    """A return that leaks over a reset, or an episode counted twice, falsifies the success rate."""
+    """Guards against: a return that leaks over a reset, or an episode counted twice."""
     statistics = EpisodeStatistics(2)
     never, second = torch.tensor([False, False]), torch.tensor([False, True])
     assert statistics.add(torch.ones(2), never, never)["return"].numel() == 0

@@ -22,7 +22,7 @@ def config(tiny_demos: Path) -> ExperimentConfig:
 def test_a_run_folder_is_a_policy_that_acts_with_its_figures_beside_it(
     config: ExperimentConfig, tmp_path: Path
 ) -> None:
-    """A run whose policy can't be loaded, or whose provenance is lost, is worth nothing."""
+    """Guards against: a run whose policy can't be loaded, or whose provenance is lost."""
     folder = train(config, tmp_path / "run")
     policy = load_policy(folder)
     obs = {key: torch.zeros(2, spec.width) for key, spec in policy.obs.items()}
@@ -41,7 +41,7 @@ def test_a_run_folder_is_a_policy_that_acts_with_its_figures_beside_it(
 
 
 def test_training_learns(config: ExperimentConfig, tmp_path: Path) -> None:
-    """Gradients that never reach the weights leave every other test of this file green."""
+    """Guards against: gradients that never reach the weights, which leave every other test of this file green."""
     sizes = {"encoder.width": 32, "encoder.hidden": 32, "memory.hidden": 64, "action_head.widths": [64]}
     calm = replace(config, augmentation={}).change(sizes | {"memory.dropout": 0.0, "memory.layers": 1})
     calm = calm.change({"optimizer.lr": 1e-2, "optimizer.warmup_steps": 5})
@@ -66,7 +66,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_exactly(config: ExperimentConfig, tmp_p
 def test_carried_states_and_accumulation_resume_exactly_too(
     config: ExperimentConfig, tmp_path: Path, kind: str
 ) -> None:
-    """A carried state that is lost, or half an accumulated gradient counted as a step, changes the losses."""
+    """Guards against: a carried state that is lost, or half an accumulated gradient counted as a step."""
     if kind == "carry":
         config = config.change({"memory.history": "carry", "data.batch_size": 2, "data.segment": 3})
     else:
@@ -77,7 +77,7 @@ def test_carried_states_and_accumulation_resume_exactly_too(
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(config: ExperimentConfig, tmp_path: Path) -> None:
-    """A forgotten --run-dir would destroy yesterday's run; a resume with another size would be neither of the two."""
+    """Guards against: yesterday's run overwritten by a forgotten --run-dir, or resumed with another size."""
     with pytest.raises(ConfigError, match="nothing to resume"):
         train(config, tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ def test_a_folder_of_episodes_is_read_by_episode_number(tmp_path):
 
 
 def test_one_episode_file_is_read_alone(tmp_path):
-    """A user checks one episode before pointing at the folder."""
+    """Guards against: a single episode file that can't be checked without its folder."""
     folder = write_act(tmp_path / "act")
     with open_demos(folder / "episode_1.hdf5") as demos:
         demo = demos.read("demo_1")
@@ -32,7 +32,7 @@ def test_one_episode_file_is_read_alone(tmp_path):
 
 
 def test_the_action_spec_is_aloha_s(tmp_path):
-    """A continuous gripper taken as binary would be thresholded; joint targets taken as deltas would be added up."""
+    """Guards against: a continuous gripper taken as binary and thresholded, or joint targets taken as deltas and added up."""
     with open_demos(write_act(tmp_path / "act")) as demos:
         spec = demos.action_spec
     assert spec.arm_width == 14
@@ -52,7 +52,7 @@ def test_jpeg_images_are_decoded_whatever_their_padding(tmp_path):
 
 
 def test_a_jpeg_cut_short_is_refused(tmp_path):
-    """Half an image is grey below; training on it teaches nothing, silently."""
+    """Guards against: half an image, grey below, that is trained on silently."""
     folder = write_act(tmp_path / "act", compressed=True)
     with h5py.File(folder / "episode_0.hdf5", "r+") as file:
         file["observations/images/top"][2, 40:] = 0
@@ -61,7 +61,7 @@ def test_a_jpeg_cut_short_is_refused(tmp_path):
 
 
 def test_a_mobile_base_s_action_is_two_more_columns(tmp_path):
-    """Mobile ALOHA's base would stand still if its action were dropped."""
+    """Guards against: a mobile base that stands still because its action was dropped."""
     folder = write_act(tmp_path / "act")
     for index, steps in enumerate(LENGTHS):
         with h5py.File(folder / f"episode_{index}.hdf5", "r+") as file:
@@ -72,14 +72,14 @@ def test_a_mobile_base_s_action_is_two_more_columns(tmp_path):
 
 
 def test_demos_without_qpos_are_refused_as_act_episodes(tiny_demos, tmp_path):
-    """ACT's own loader would fail on a file without qpos, far from here."""
+    """Guards against: a file without qpos, at which ACT's own loader would fail."""
     with pytest.raises(DemoFormatError, match=r"needs the observation qpos; this demo has: cube_red"):
         convert(tiny_demos, tmp_path / "act", "act")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_taken_for_granted_and_what_is_not_kept_is_said(tmp_path, make_demo):
-    """The files say neither rate nor kind of their actions: a user of another robot must see what was assumed."""
+    """Guards against: an assumed rate or kind of actions that a user of another robot doesn't see."""
     folder = write_act(tmp_path / "act")
     with h5py.File(folder / "episode_0.hdf5", "r+") as file:
         file["torque"] = np.zeros(LENGTHS[0])

@@ -33,7 +33,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, format, options):
 
 
 def test_only_the_names_asked_for_are_written_with_their_masks(tiny_demos, tmp_path):
-    """A mask that names a demo which was left out makes the file unreadable."""
+    """Guards against: a mask that names a demo which was left out, and makes the file unreadable."""
     convert(tiny_demos, tmp_path / "some.hdf5", names=["demo_1", "demo_4"])
     with open_demos(tmp_path / "some.hdf5") as demos:
         assert list(demos.names) == ["demo_1", "demo_4"]
@@ -41,7 +41,7 @@ def test_only_the_names_asked_for_are_written_with_their_masks(tiny_demos, tmp_p
 
 
 def test_what_was_done_and_left_out_is_printed(tmp_path):
-    """What a format can't hold is said, not dropped."""
+    """Guards against: content that a format can't hold, dropped without a word."""
     console = Console(record=True, width=200)
     assert run_convert(write_libero(tmp_path / "task.hdf5"), tmp_path / "set", "lerobot", console) == 0
     text = console.export_text()

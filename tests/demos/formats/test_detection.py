@@ -15,7 +15,7 @@ from robopolicy.types import DemoFormatError
 
 
 def test_a_folder_of_something_else_is_refused_with_what_it_holds(tmp_path):
-    """The user sees at once that it is the wrong folder."""
+    """Guards against: an error that doesn't show that it is the wrong folder."""
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(
         DemoFormatError, match=r"it holds notes.txt\); known are act, lerobot, libero, minari, robomimic"
@@ -24,7 +24,7 @@ def test_a_folder_of_something_else_is_refused_with_what_it_holds(tmp_path):
 
 
 def test_an_hdf5_file_of_something_else_is_refused_with_what_it_holds(tmp_path):
-    """h5py's KeyError names no file."""
+    """Guards against: h5py's KeyError, which names no file."""
     with h5py.File(tmp_path / "weights.h5", "w") as file:
         file["layer_1"] = np.zeros(3)
     with pytest.raises(DemoFormatError, match=r"weights.h5: unknown demo format \(it holds layer_1\)"):
@@ -32,7 +32,7 @@ def test_an_hdf5_file_of_something_else_is_refused_with_what_it_holds(tmp_path):
 
 
 def test_a_missing_path_is_said_to_be_missing(tmp_path):
-    """Not 'no HDF5 file', which sends the user looking for damage."""
+    """Guards against: a missing file reported as damaged."""
     with pytest.raises(DemoFormatError, match="no such file or folder"):
         open_demos(tmp_path / "nowhere")
 

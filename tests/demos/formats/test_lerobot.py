@@ -16,7 +16,7 @@ VIDEO_TOLERANCE = 6.0
 
 @pytest.mark.parametrize("version", ["v3.0", "v2.1"])
 def test_both_layouts_give_the_same_episodes(tmp_path, version):
-    """v3.0 keeps many episodes in one table and one video; taking the neighbour's rows would go unnoticed."""
+    """Guards against: a neighbouring episode's rows, since v3.0 keeps many episodes in one table and one video."""
     with open_demos(write_lerobot(tmp_path / "set", version)) as demos:
         assert demos.format_name == "lerobot"
         assert list(demos.names) == ["demo_0", "demo_1", "demo_2"]
@@ -32,7 +32,7 @@ def test_both_layouts_give_the_same_episodes(tmp_path, version):
 
 
 def test_the_action_spec_is_read_from_names_and_rate(tmp_path):
-    """Joint names that end in .pos are LeRobot's absolute targets; a gripper among them is continuous."""
+    """Guards against: absolute targets and a continuous gripper not recognized by LeRobot's joint names."""
     with open_demos(write_lerobot(tmp_path / "set")) as demos:
         spec = action_spec_of(demos)
     assert (spec.rate_hz, spec.kind, spec.space, tuple(spec.continuous_gripper)) == (
@@ -44,7 +44,7 @@ def test_the_action_spec_is_read_from_names_and_rate(tmp_path):
 
 
 def test_only_the_keys_asked_for_are_read(tmp_path):
-    """Decoding a video to read the actions makes the default rule take minutes."""
+    """Guards against: videos decoded only to read the actions, which takes minutes."""
     folder = write_lerobot(tmp_path / "set")
     (folder / "videos/observation.images.top/chunk-000/file-000.mp4").unlink()
     with open_demos(folder) as demos:
@@ -70,7 +70,7 @@ def test_a_video_with_too_few_frames_is_refused(tmp_path):
 
 
 def test_paths_that_lead_out_of_the_data_set_are_refused(tmp_path):
-    """A stranger's info.json could name any file on this machine."""
+    """Guards against: an info.json from a stranger that names any file on this machine."""
     folder = write_lerobot(tmp_path / "set", "v2.1")
     info = json.loads((folder / "meta/info.json").read_text())
     info["data_path"] = "../../secret_{episode_index}.parquet"
@@ -91,7 +91,7 @@ def test_paths_that_lead_out_of_the_data_set_are_refused(tmp_path):
     ],
 )
 def test_what_can_t_be_read_is_refused_in_one_line(tmp_path, change, message):
-    """A traceback from inside pyarrow says nothing to the user."""
+    """Guards against: a traceback from inside pyarrow, which says nothing to the user."""
     folder = write_lerobot(tmp_path / "set")
     info = json.loads((folder / "meta/info.json").read_text()) | change
     (folder / "meta/info.json").write_text(json.dumps({key: value for key, value in info.items() if value is not None}))

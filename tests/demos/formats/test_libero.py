@@ -8,7 +8,7 @@ from tests.demo_samples import LENGTHS, images, write_libero
 
 
 def test_images_are_turned_the_right_way_up_and_it_is_said(tmp_path):
-    """A policy trained on upside-down images meets upright ones from any other source."""
+    """Guards against: a policy trained on upside-down images, which meets upright ones from any other source."""
     with open_demos(write_libero(tmp_path / "task_demo.hdf5")) as demos:
         assert demos.format_name == "libero"
         np.testing.assert_array_equal(demos.read("demo_1").obs["agentview_rgb"], images(LENGTHS[1], seed=1))
@@ -16,7 +16,7 @@ def test_images_are_turned_the_right_way_up_and_it_is_said(tmp_path):
 
 
 def test_images_recorded_upright_are_left_as_they_are(tmp_path):
-    """Files re-rendered with robosuite's opencv convention are upright already."""
+    """Guards against: upright images of re-rendered files that are flipped."""
     path = write_libero(tmp_path / "task_demo.hdf5")
     with h5py.File(path, "r+") as file:
         file["data"].attrs["macros_image_convention"] = "opencv"
@@ -31,7 +31,7 @@ def test_the_instruction_comes_from_problem_info(tmp_path):
 
 
 def test_actions_are_end_effector_deltas_at_20_hz(tmp_path):
-    """The rate decides how long an executed chunk lasts."""
+    """Guards against: another rate than 20 Hz, by which a chunk lasts too long or too short."""
     with open_demos(write_libero(tmp_path / "task_demo.hdf5")) as demos:
         spec = action_spec_of(demos)
     assert (spec.kind, spec.space, spec.rate_hz, spec.gripper_columns) == ("delta", "ee", 20.0, (6,))

@@ -33,7 +33,7 @@ def test_observations_line_up_with_the_actions_taken_on_them(tmp_path):
 
 
 def test_nested_observations_seed_and_ends_are_kept(tmp_path):
-    """Goals live in nested groups; a lost goal can't be learned."""
+    """Guards against: goals in nested groups that are lost, and so can't be learned."""
     with open_demos(write_minari(tmp_path / "pen")) as demos:
         demo = demos.read("demo_2")
         assert demos.attributes["env_args"]["env_name"] == "AdroitHandPen-v1"
@@ -55,7 +55,7 @@ def test_a_mission_text_is_the_instruction(tmp_path):
 
 
 def test_other_texts_and_groups_are_said_to_be_left_out(tmp_path):
-    """What a user recorded and a reader drops without a word is missed weeks later."""
+    """Guards against: recorded content that a reader drops without a word."""
     folder = write_minari(tmp_path / "pen")
     with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
         file["episode_0/observations/remark"] = ["slippery"] * (LENGTHS[0] + 1)
@@ -67,7 +67,7 @@ def test_other_texts_and_groups_are_said_to_be_left_out(tmp_path):
 
 
 def test_jpeg_images_are_decoded(tmp_path):
-    """Minari packs image observations as JPEG byte strings."""
+    """Guards against: JPEG byte strings, as Minari packs images, read as text."""
     folder, frames = write_minari(tmp_path / "pen"), images(LENGTHS[0] + 1)
     with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
         file["episode_0/observations/front"] = np.array([jpeg(frame) for frame in frames])
@@ -77,7 +77,7 @@ def test_jpeg_images_are_decoded(tmp_path):
 
 
 def test_the_hdf5_file_inside_opens_alone(tmp_path):
-    """Users pass the file as often as the folder."""
+    """Guards against: a file refused because the user passed it instead of its folder."""
     folder = write_minari(tmp_path / "pen")
     with open_demos(folder / "data/main_data.hdf5") as demos:
         assert demos.format_name == "minari"
@@ -95,7 +95,7 @@ def test_discrete_actions_are_refused_in_one_line(tmp_path):
 
 
 def test_an_observation_cut_short_is_refused(tmp_path):
-    """T observations for T actions would shift by one where the last is dropped."""
+    """Guards against: observations shifted by one against their actions, where the last one is missing."""
     folder = write_minari(tmp_path / "pen")
     with h5py.File(folder / "data/main_data.hdf5", "r+") as file:
         del file["episode_0/observations/observation"]

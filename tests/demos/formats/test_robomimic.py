@@ -40,12 +40,12 @@ ABSOLUTE_ARM = {"right": {"type": "OSC_POSE", "input_type": "absolute"}}
     ],
 )
 def test_robosuite_s_controllers_are_understood(controller, expected):
-    """Robosuite 1.4 and 1.5 describe the same controller differently; an unknown one says nothing rather than a guess."""
+    """Guards against: a controller of robosuite 1.4 or 1.5 that isn't recognized, or an unknown one that is guessed."""
     assert robosuite_action_facts({"env_kwargs": {"controller_configs": controller}}) == expected
 
 
 def test_robocasa_s_language_is_the_instruction(tmp_path):
-    """RoboCasa keeps the instruction in ep_meta, where a plain robomimic reader never looks."""
+    """Guards against: RoboCasa's instruction in ep_meta, where a plain robomimic reader never looks."""
     path = write_robomimic(tmp_path / "kitchen.hdf5")
     with h5py.File(path, "r+") as file:
         file["data/demo_1"].attrs["ep_meta"] = json.dumps({"lang": "close the left drawer"})
@@ -55,13 +55,13 @@ def test_robocasa_s_language_is_the_instruction(tmp_path):
 
 
 def test_robosuite_s_raw_layout_is_refused_in_one_line(tmp_path):
-    """Without observations there is nothing to train on; an empty training set would fail later, elsewhere."""
+    """Guards against: an empty training set from a file without observations, which fails later and elsewhere."""
     with pytest.raises(DemoFormatError, match=r"demo.hdf5: robosuite's raw layout.*can't be trained on"):
         open_demos(write_robosuite_raw(tmp_path / "demo.hdf5"))
 
 
 def test_a_converted_copy_trains_on_the_same_numbers(tmp_path):
-    """Validation loss on a copy must be that of the original, bit for bit."""
+    """Guards against: a copy whose validation loss is not that of the original, bit for bit."""
     original = write_robomimic(tmp_path / "lift.hdf5")
     convert(original, tmp_path / "copy.hdf5")
     with open_demos(original) as one, open_demos(tmp_path / "copy.hdf5") as other:
@@ -73,7 +73,7 @@ def test_a_converted_copy_trains_on_the_same_numbers(tmp_path):
 
 @pytest.mark.parametrize("part", ["actions", "obs/robot0_eef_pos", "states"])
 def test_a_bit_flipped_in_a_copy_is_noticed(tmp_path, part):
-    """HDF5 keeps no checksums of plain arrays: a bad disk would change what is trained on, silently."""
+    """Guards against: a bad disk that silently changes what is trained on: HDF5 keeps no checksums of plain arrays."""
     convert(write_robomimic(tmp_path / "lift.hdf5"), tmp_path / "copy.hdf5")
     with h5py.File(tmp_path / "copy.hdf5", "r+") as file:
         file[f"data/demo_1/{part}"][2] *= -1

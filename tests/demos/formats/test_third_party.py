@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="ROBOPOLICY_DEMOS na
 
 
 def test_every_file_is_read_whole_or_refused_in_one_line():
-    """A user's first contact is `check` on a file that someone else wrote."""
+    """Guards against: a traceback for a file that someone else wrote: a user's first contact with `check`."""
     outcomes = {}
     for path in sorted(item for item in FOLDER.iterdir() if item.is_dir() or item.suffix in (".hdf5", ".h5")):
         try:
@@ -32,7 +32,7 @@ def test_every_file_is_read_whole_or_refused_in_one_line():
 
 @pytest.mark.parametrize("name", ["robosuite_lift_lowdim.hdf5", "robosuite_lift_image.hdf5", "act_transfer_cube"])
 def test_the_native_copy_holds_the_same_numbers(name, tmp_path):
-    """Training from the file and from its copy must give the same losses bit for bit."""
+    """Guards against: losses that differ between a file and its copy."""
     convert(FOLDER / name, tmp_path / "copy.hdf5")
     with open_demos(FOLDER / name) as original, open_demos(tmp_path / "copy.hdf5") as copy:
         assert list(original.names) == list(copy.names)
@@ -45,7 +45,7 @@ def test_the_native_copy_holds_the_same_numbers(name, tmp_path):
 
 
 def test_robomimic_s_own_fields_survive_in_the_copy(tmp_path):
-    """Robomimic's playback needs env_args and each demo's model file."""
+    """Guards against: a copy that robomimic's playback can't use, since env_args or model files are missing."""
     name = "robosuite_lift_lowdim.hdf5"
     convert(FOLDER / name, tmp_path / "copy.hdf5")
     with h5py.File(FOLDER / name) as original, h5py.File(tmp_path / "copy.hdf5") as copy:
