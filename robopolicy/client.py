@@ -47,7 +47,7 @@ def pack(message: Any) -> bytes:
     """A message as openpi's msgpack bytes; arrays and NumPy scalars are tagged maps with bytes keys.
 
     Raises:
-        ProtocolError: an array is of objects, text, complex numbers or records, or a value is none that msgpack knows.
+        ProtocolError: an array is of objects, text, complex numbers or records, or a value has a type that msgpack lacks.
     """
     try:
         packed = msgpack.packb(message, default=_tag)
@@ -93,13 +93,13 @@ def unpack(data: bytes) -> Any:
 
 
 class PolicyClient:
-    """A policy on a server, as if it were here.
+    """A policy on a server, used as if it were local.
 
     The policy's memory lives in the connection: a reconnect begins a new episode, and so does the first `infer` after
     `reset()`. One observation is in flight at a time; the object is for one thread.
 
     Attributes:
-        metadata: what the server said as the connection opened: `observation` {key: {shape, dtype}}, action spec,
+        metadata: what the server sent when the connection opened: `observation` {key: {shape, dtype}}, action spec,
             rates.
         reconnects: connections opened after the first; each of them emptied the policy's memory.
     """
@@ -139,7 +139,7 @@ class PolicyClient:
             "compression": None,
             "max_size": max_reply_bytes,
             "open_timeout": timeout_s,
-            "close_timeout": 1.0,  # a frozen server doesn't answer a goodbye either
+            "close_timeout": 1.0,  # a hung server doesn't answer the close either
         }
         if tls is not None:
             self._options["ssl"] = tls
@@ -313,7 +313,7 @@ def _array(data: Any, dtype: np.dtype, shape: Any) -> np.ndarray:
     size = dtype.itemsize
     for length in shape:
         if type(length) is not int or length < 0:
-            raise ProtocolError("an array's shape holds something else than lengths of 0 or more")
+            raise ProtocolError("an array's shape holds something other than lengths of 0 or more")
         size *= length
     if size != len(data):
         raise ProtocolError(f"an array's shape and dtype ask for {min(size, 2**63)} bytes, {len(data)} came")

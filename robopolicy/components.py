@@ -92,7 +92,7 @@ def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T]
     """
     _require_family(family)
     if options is NoOptions:
-        # A class of its own, so that an instance tells its kind.
+        # A separate class, so that an instance identifies its kind.
         options = dataclass(frozen=True)(type("NoOptions", (NoOptions,), {}))
     if not (is_dataclass(options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise ConfigError(f"{family} {kind!r}: options must be a frozen dataclass, got {options!r}")

@@ -3,7 +3,7 @@
 glibc returns what a process frees, and maps each large new piece page by page. Work that takes and frees the same megabytes
 at every step then spends much of its time in page faults: a third of a training step from pixels on a CPU, half of a
 server's time from the first byte of a message with two images to its answer (both measured on a virtual machine, where
-faults are dear).
+faults are expensive).
 """
 
 import ctypes

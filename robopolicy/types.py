@@ -1,4 +1,4 @@
-"""The values that travel between the parts of robopolicy, checked at birth.
+"""The values that travel between the parts of robopolicy, checked when they are made.
 
 Legend of axes, used in every shape annotation of the package:
 
@@ -69,17 +69,17 @@ class ActionSpec:
     gripper: int | Sequence[int] = 1
     """Columns with exactly two values, learned as a binary choice: a count or indices. May be 0."""
     constant: Mapping[int, float] = field(default_factory=dict)
-    """Columns that never change, and their value; given back, not learned."""
+    """Columns that never change, and their value; it is returned unchanged, not learned."""
     gripper_values: Sequence[tuple[float, float]] = ()
     """For each gripper column, the values in the demos' units that stand for label 0 and label 1; default (-1, 1)."""
     continuous_gripper: Sequence[int] = ()
     """Those arm columns that move a gripper."""
     continuous_gripper_values: Sequence[tuple[float, float]] = ()
-    """For each of them, the two ends of its range in the demos' units, in the sense of `gripper_values`; default (-1, 1)."""
+    """For each of them, the two ends of its range in the demos' units, in the order of `gripper_values`; default (-1, 1)."""
     base: Sequence[int] = ()
     """Those arm columns that are velocities of a mobile base [m/s, rad/s], whatever `space` the others have."""
     arms: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """For a robot of several arms, its columns of each by the arm's name, gripper included; empty: one arm, or joints in
+    """For a robot of several arms, the columns of each by its name, gripper included; empty: one arm, or joints in
     the robot's own order. Base columns belong to no arm."""
     kind: ActionKind = "unknown"
     """Whether arm columns are added to the present pose (`delta`) or are the pose itself (`absolute`)."""

@@ -37,7 +37,7 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: int = 1) -> str:
-    """An HTML table; columns from `numbers_from` on are set to the right."""
+    """An HTML table; columns from `numbers_from` on are aligned to the right."""
 
     def cells(tag: str, values: Sequence[object]) -> str:
         return "".join(
@@ -50,12 +50,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: i
 
 
 def percent(share: float) -> str:
-    """A share as whole per cents."""
+    """A share in whole percent."""
     return f"{100 * share:.0f} %"
 
 
 def percent_range(bounds: Sequence[float]) -> str:
-    """An interval as whole per cents."""
+    """An interval in whole percent."""
     return f"{100 * bounds[0]:.0f}-{100 * bounds[1]:.0f} %"
 
 

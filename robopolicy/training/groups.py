@@ -71,7 +71,7 @@ class GroupLoader:
         return {"position": self._position, **{name: loader.state_dict() for name, loader in self.loaders.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue behind those batches."""
+        """Continue after those batches."""
         self._position = state_dict["position"]
         for name, loader in self.loaders.items():
             loader.load_state_dict(state_dict[name])

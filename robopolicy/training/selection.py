@@ -65,7 +65,7 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
 def choose_keys(reader: DemoReader, name: str, data: DataConfig, with_tokens: bool) -> tuple[list[str], list[str]]:
     """The observation keys of the policy, `tokens` included if `with_tokens`, and those for auxiliary losses only.
 
-    They are judged by one demo.
+    One demo shows which keys there are.
 
     Raises:
         DemoFormatError: a key or camera that the config names isn't there; those present are listed.
@@ -221,7 +221,7 @@ def _agreed(told: dict[str, ActionSpec]) -> ActionSpec:
     for name, other in others:
         if other != spec:
             raise DemoFormatError(
-                f"{name} and {first} describe their actions differently; convert one to match, or train apart"
+                f"{name} and {first} describe their actions differently; convert one to match, or train on them separately"
             )
     return spec
 

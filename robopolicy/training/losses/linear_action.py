@@ -32,7 +32,7 @@ class LinearAction(nn.Module):
                 "--losses.linear_action needs an encoder that selects from a group; give --encoder.groups"
             )
         self.act = nn.Linear(widths["selected"], context.arm_width)
-        # From zero, the first object that it follows it follows with the sign of the demonstrated actions.
+        # From zero, so that it follows its first object with the sign of the demonstrated actions.
         nn.init.zeros_(self.act.weight)
         self.each = nn.ModuleDict()
         for group, choices in choices_of(widths).items():
