@@ -26,10 +26,10 @@ def export(arguments: Sequence[str]) -> int:
         "--int8-tolerance",
         type=float,
         default=0.02,
-        help="largest difference of an int8 export to torch, as a share of each action column's range",
+        help="largest difference of an int8 export from torch, as a share of each action column's range",
     )
     parser.add_argument(
-        "--frames", type=str | None, default=None, help="demo file on which int8 is measured; default: the training's"
+        "--frames", type=str | None, default=None, help="demo file on which int8 is measured; default: one of the training's"
     )
     options = parse(parser, arguments)
     options.policy = of_group(options.policy, options.group)
@@ -71,7 +71,7 @@ def serve(arguments: Sequence[str]) -> int:
     """Serve a policy until SIGTERM or Ctrl-C; returns the exit code."""
     parser = verb_parser("serve", "A policy behind openpi's websocket protocol; also GET /healthz and /metrics.")
     parser.add_argument("policy", type=str, help="run folder, or an exported folder")
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="address; beyond this machine only with a key")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; other machines need a key")
     parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one")
     parser.add_argument("--api-key-file", type=str | None, default=None, help="file whose first line is the key")
     parser.add_argument("--tls-cert", type=str | None, default=None, help="certificate chain (PEM)")
@@ -102,7 +102,7 @@ def serve(arguments: Sequence[str]) -> int:
 
 
 def _recorded_frames(run: str, given: str | None) -> list[dict[str, Any]]:
-    """Up to 512 consecutive observations of a demo file: the one given, or the first of the training's that is still there."""
+    """Up to 512 consecutive observations of a demo file: the given one, or the first training file that still exists."""
     from robopolicy.demos.hdf5 import DemoFile
 
     config = Path(run) / "config.yaml"

@@ -44,7 +44,7 @@ class RobotServer:
 
     Args:
         robot: what is served.
-        host: address to listen on; beyond this machine only with a key.
+        host: address to listen on; one that other machines reach needs a key.
         port: port to listen on; 0 takes a free one, `port` says which.
         deadline_s: longest silence of the client in the middle of a motion [s].
         api_key: clients must send `Authorization: Api-Key <key>`.

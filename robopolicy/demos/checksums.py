@@ -19,7 +19,7 @@ DEMOS_ONLY = "crc32"
 
 
 def with_checksums(demo: Demo) -> Demo:
-    """The demo with the attribute that `verified` compares; one that it has already is replaced."""
+    """The demo with the attribute that `verified` compares; an existing one is replaced."""
     return replace(demo, attributes={**demo.attributes, CHECKSUMS: json.dumps(_checksums(demo))})
 
 

@@ -43,13 +43,13 @@ class Edit:
     select: Sequence[str] = ()
     """Demos to keep: names, ranges such as `demo_3..demo_9`, filter keys; empty: all."""
     drop: Sequence[str] = ()
-    """Demos to leave out, in the same words."""
+    """Demos to leave out, named as in `select`."""
     instructions: Mapping[str, str] = field(default_factory=dict)
     """Demo -> its new instruction; an empty one removes it."""
     filter_keys: Mapping[str, str] = field(default_factory=dict)
     """Filter key -> the part of the demos that it names: a count, a share (`0.9`, `90%`), `rest`, or a filter key."""
     seed: int = 0
-    """Of the choice of demos for counts and shares."""
+    """Seed of the random choice of demos for counts and shares."""
 
     def __post_init__(self) -> None:
         if self.trim_idle is not None and self.trim_idle < 1:

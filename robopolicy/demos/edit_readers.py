@@ -212,7 +212,7 @@ class Merged(ChangedReader):
         self.notes = tuple(dict.fromkeys(note for source in sources for note in source.notes))
         for source in sources:
             if declared and source.action_spec is None:
-                self.notes += (f"{source.path.name} declares no action columns; those of {declared[0].path.name} hold",)
+                self.notes += (f"{source.path.name} declares no action columns; taken from {declared[0].path.name}",)
         about = {key: value for key, value in sources[0].attributes.items() if key != "total"}
         for source in sources[1:]:
             if source.attributes.get(IDENTITY) != about.get(IDENTITY):

@@ -137,7 +137,7 @@ def torch_type(dtype: np.dtype) -> torch.dtype:
 
 
 class Descriptor:
-    """A file descriptor shared by readers; it detects that the file was written to meanwhile."""
+    """A file descriptor shared by readers; it detects that the file has changed since it was opened."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)

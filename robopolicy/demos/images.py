@@ -9,7 +9,7 @@ LEAST_PX = 8
 
 
 def image_form(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
-    """What must be done to a key with such rows to make it uint8 (height, width, 3), in words; None: nothing, or no image.
+    """What must be done to a key with such rows to make it uint8 (height, width, 3); None if nothing, or if it is no image.
 
     Only uint8 and float arrays are converted. A float image must lie in [0, 1], which `as_image` looks at.
     """
@@ -51,7 +51,7 @@ def scaled_image(values: np.ndarray, white: float, where: str) -> np.ndarray:
         DemoFormatError: the rows have another shape than an image's, or lie outside 0 .. white.
     """
     if _layout(values.shape[1:], np.dtype(np.uint8)) is None:
-        raise DemoFormatError(f"{where}: rows of shape {values.shape[1:]} are no images; expected height x width (x 3)")
+        raise DemoFormatError(f"{where}: rows of shape {values.shape[1:]} are not images; expected height x width (x 3)")
     if not (values.min() >= 0 and values.max() <= white):
         raise DemoFormatError(f"{where}: values {values.min():g} .. {values.max():g}, expected 0 .. {white:g}")
     return as_image((values * (255 / white)).round().astype(np.uint8))

@@ -171,7 +171,7 @@ def _in_child(path: str, silence_s: float) -> str | None:
 
 
 def fault(path: str, alive: Callable[[], object]) -> str | None:
-    """Why the file is refused, or None; run in a process that may die of it. `alive` is called for each object."""
+    """Why the file is refused, or None; run it in a child process: the file may crash it. `alive` is called per object."""
     try:
         held = os.stat(path).st_size
         with open_checked(path) as file:

@@ -65,7 +65,7 @@ def _times(path: Path) -> list[tuple[Any, ...]]:
 EDITS = "edits"
 """Attribute of a demo file that `edit` wrote: JSON {"history": [...]}, the newest edit last."""
 GREATEST_HISTORY = 2**15
-"""Characters kept of it; the oldest edits go first. HDF5 holds attributes of up to 64 KiB."""
+"""Largest number of characters; beyond it the oldest edits are dropped. HDF5 holds attributes of up to 64 KiB."""
 NAMED_SOURCES = 20
 """Source files named in one edit."""
 

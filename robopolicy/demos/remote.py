@@ -1,4 +1,4 @@
-"""Demo files named by URL (`s3://`, `https://`, whatever fsspec speaks): copied to a local cache, then files like others.
+"""Demo files named by URL (`s3://`, `https://`, any that fsspec reads): copied to a local cache, then read like other files.
 
 Training reads at random, by path, and a file of unknown origin is examined by a child process before it is opened: both
 want a file on this machine. A copy is made once for each version of what lies at the URL, by one of several processes.
@@ -64,7 +64,7 @@ def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], ta
             place.parent.mkdir(parents=True, exist_ok=True)
             filesystem.get_file(name, str(place))
             if info.get("size") not in (None, place.stat().st_size):
-                raise DemoFormatError(f"{url}: {place.stat().st_size} of {info['size']} bytes came; try again")
+                raise DemoFormatError(f"{url}: {place.stat().st_size} of {info['size']} bytes arrived; try again")
         partial.rename(target)
     finally:
         remove(partial)
@@ -76,7 +76,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     """The fsspec file system behind a URL, and the path in it.
 
     Raises:
-        DemoFormatError: the URL is none that fsspec speaks.
+        DemoFormatError: fsspec doesn't read such URLs.
         ImportError: fsspec, or its part for this kind of URL, isn't installed.
     """
     try:

@@ -19,7 +19,7 @@ Picked: TypeAlias = Sequence[tuple["DemoSource", str]]
 Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
 """Shape and type of one row of a key."""
 TokenPooling: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
-"""Tokens (T, N, D), and which of them are valid (N,) where that is known -> the fewer that are kept (T, L, D)."""
+"""Tokens (T, N, D), and which of them are valid (N,) where that is known -> fewer tokens (T, L, D)."""
 
 
 @runtime_checkable
@@ -81,7 +81,7 @@ def load_rows(
     threads: int = 2,
     pool_tokens: TokenPooling | None = None,
 ) -> DemoRows:
-    """The demos named, read source by source; memory holds the arrays and one demo besides.
+    """Read the named demos, source by source; memory holds the arrays and one more demo.
 
     Args:
         sources: each with the names of the demos to take from it.
@@ -89,7 +89,7 @@ def load_rows(
             all ones for a demo that has none.
         placement: where large keys are put; `auto` takes the first of device, host and disk where they fit, and logs it.
         device: the model's.
-        threads: that read, where the placement is the disk.
+        threads: how many read at the same time if the placement is the disk.
         pool_tokens: reduces tokens that are held in memory; those on the disk are returned unreduced.
 
     Raises:
@@ -161,7 +161,7 @@ def _is_seen(key: str) -> bool:
 
 
 def _large_row_types(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, Row]:
-    """The images and tokens among the keys, with what one row of each is, from the first demo."""
+    """The images and tokens among the keys, with the shape and type of their rows in the first demo."""
     where, rows, large = _where(*first), row_types(*first), {}
     for key in keys:
         if key not in rows:
@@ -176,7 +176,7 @@ def _large_row_types(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict
 def _low_dim_demo(demo: Demo, tokens: int, where: str) -> Demo:
     """The part of a demo that is kept in memory: actions, low-dimensional observations (T, d, ...), instruction and seed.
 
-    The mask of `tokens` tokens is one of the observations, unless `tokens` is 0.
+    If `tokens`, the number of tokens in a row, is not 0, their mask is one of the observations.
     """
     obs = {
         key: np.asarray(values, dtype=np.float32).reshape(len(demo), *(values.shape[1:] or (1,)))

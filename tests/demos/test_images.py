@@ -103,7 +103,7 @@ def test_images_of_a_stated_scale_are_converted(tmp_path, values, white, expecte
     ("word", "message"),
     [
         ("front=100", "values 0 .. 255, expected 0 .. 100"),
-        ("qpos=1", "rows of shape (7,) are no images"),
+        ("qpos=1", "rows of shape (7,) are not images"),
         ("wrist=255", "no key 'wrist'; it has: "),
         ("front=0", "--white front=0: expected a number more than 0"),
         ("front", "--white: 'front' is not KEY=VALUE"),

@@ -69,7 +69,7 @@ def test_a_copy_that_is_not_whole_leaves_nothing(storage, cache, monkeypatch):
             file.truncate(100)
 
     monkeypatch.setattr(type(storage), "get_file", cut)
-    with pytest.raises(DemoFormatError, match=r"100 of .* bytes came; try again"):
+    with pytest.raises(DemoFormatError, match=r"100 of .* bytes arrived; try again"):
         local_path("memory://bucket/tiny.hdf5")
     assert [path.name for path in cache.rglob("*") if path.is_file()] == [".lock"]
 

@@ -49,7 +49,7 @@ def convert(
 
 
 def write_new(targets: Mapping[Path, tuple[DemoReader, Sequence[str]]], writer: WritableFormat) -> list[str]:
-    """Write each target, the demos named of its reader; returns a line for each thing that was changed or left out.
+    """Write to each target the named demos of its reader; returns a line for each thing that was changed or left out.
 
     No target appears under its name before all are complete.
 
@@ -67,14 +67,14 @@ def write_new(targets: Mapping[Path, tuple[DemoReader, Sequence[str]]], writer: 
             notes += writer.write(reader, unfinished[target], tuple(names))
         for target, temporary in unfinished.items():
             if target.exists():
-                raise FileExistsError(f"{target} was made by another process meanwhile; this one's work is dropped")
+                raise FileExistsError(f"{target} was made by another process in the meantime; nothing was written")
             temporary.rename(target)
     finally:
         for temporary in unfinished.values():
             remove(temporary)
     for target in targets:
         for path in sorted(target.parent.glob(f".{glob.escape(target.stem)}-*{TEMPORARY}*")):
-            notes.append(f"{path} is what an interrupted run left, or one under way; remove it")
+            notes.append(f"{path} belongs to another run; remove it if that run was interrupted")
     return list(dict.fromkeys(notes))
 
 

@@ -69,7 +69,7 @@ class LiberoReader(RobomimicReader):
         return replace(demo, obs=obs, instruction=demo.instruction or self._instruction)
 
     def datasets(self, name: str) -> None:
-        """None: what `read` returns is not what the file holds."""
+        """Returns None, because `read` returns other values than the file holds."""
 
 
 def _instruction(problem_info: Any) -> str | None:

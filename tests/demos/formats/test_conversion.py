@@ -65,4 +65,4 @@ def test_a_target_that_appears_meanwhile_is_kept_and_leftovers_are_named(tiny_de
     monkeypatch.undo()
     (tmp_path / ".b-0123.unfinished").mkdir()
     (note,) = [note for note in convert(tiny_demos, tmp_path / "b", "lerobot") if ".b-0123.unfinished" in note]
-    assert "is what an interrupted run left, or one under way; remove it" in note
+    assert "belongs to another run; remove it if that run was interrupted" in note
