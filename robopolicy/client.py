@@ -316,7 +316,7 @@ def _array(data: Any, dtype: np.dtype, shape: Any) -> np.ndarray:
             raise ProtocolError("an array's shape holds something other than lengths of 0 or more")
         size *= length
     if size != len(data):
-        raise ProtocolError(f"an array's shape and dtype ask for {min(size, 2**63)} bytes, {len(data)} came")
+        raise ProtocolError(f"an array's shape and dtype ask for {min(size, 2**63)} bytes; it has {len(data)}")
     if dtype.kind == "b":  # any byte but 0 and 1 is no boolean to NumPy
         return (np.frombuffer(data, np.uint8) != 0).reshape(shape)
     return np.frombuffer(data, dtype).reshape(shape)

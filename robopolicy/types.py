@@ -32,16 +32,16 @@ TOKEN_VALID_KEY = "token_valid"
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, since names in a stranger's file may hold a terminal's commands."""
+    """The text with control characters escaped, since names in a stranger's file may hold commands to the terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 MAX_MESSAGE = 1200
-"""Characters of an error's message; of a longer one the middle is left out."""
+"""Largest number of characters in an error's message; a longer one loses its middle."""
 
 
 class PrintableError(Exception):
-    """An error whose message holds no terminal's commands and is short, whatever a stranger's file or server wrote into it."""
+    """An error whose message is short and can't control a terminal, whatever a stranger's file or server put into it."""
 
     def __init__(self, message: object = "") -> None:
         text = printable(str(message))
@@ -99,7 +99,7 @@ class ActionSpec:
         named = [*arm, *gripper, *constant]
         if sorted(named) != list(range(len(named))):
             raise ValueError(
-                f"action columns {sorted(named)} are not each of 0 .. {len(named) - 1} once; "
+                f"action columns {sorted(named)} should be 0 .. {len(named) - 1}, each once; "
                 f"name every column of the demos' actions in exactly one of arm {list(arm)}, gripper {list(gripper)}, "
                 f"constant {list(constant)}"
             )
@@ -412,7 +412,7 @@ class Prefix:
     """First rows, which the chunk begins with exactly; an action head that can be guided agrees with those after them, less
     and less. None: all rows."""
     best_of: int = 1
-    """Chunks drawn, of which the one nearest to `actions` is given (backward coherence, arXiv 2408.17355)."""
+    """How many chunks are drawn; the one nearest to `actions` is returned (backward coherence, arXiv 2408.17355)."""
 
 
 @dataclass(frozen=True)

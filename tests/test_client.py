@@ -161,7 +161,7 @@ def test_a_refused_observation_raises_with_the_servers_words_and_the_next_call_w
     """Guards against: a refused observation that gives no reason, or that needs a restart of the robot."""
     with running_server() as server, connect(server) as client:
         with pytest.raises(
-            PolicyServerError, match=r"lacks 'qpos'. Expected: qpos, front, prompt. Came: front, prompt"
+            PolicyServerError, match=r"lacks 'qpos'. Expected: qpos, front, prompt. Received: front, prompt"
         ):
             client.infer({"front": observation()["front"], "prompt": "lift"})
         assert client.infer(observation())["actions"][0, 0] == 1

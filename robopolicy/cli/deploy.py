@@ -29,7 +29,10 @@ def export(arguments: Sequence[str]) -> int:
         help="largest difference of an int8 export from torch, as a share of each action column's range",
     )
     parser.add_argument(
-        "--frames", type=str | None, default=None, help="demo file on which int8 is measured; default: one of the training's"
+        "--frames",
+        type=str | None,
+        default=None,
+        help="demo file on which int8 is measured; default: one of the training's",
     )
     options = parse(parser, arguments)
     options.policy = of_group(options.policy, options.group)

@@ -8,9 +8,9 @@ from robopolicy.components import ConfigError
 
 def push(arguments: Sequence[str]) -> int:
     """Copy a folder to a hub; returns the exit code."""
-    parser = verb_parser("push", "Copy a run folder or an exported one to a hub, without anything that is yours alone.")
+    parser = verb_parser("push", "Copy a run folder or an exported one to a hub, without what is private.")
     parser.add_argument("policy", type=str, help="run folder, or an exported folder")
-    parser.add_argument("url", type=str, help="hf://owner/name, or a URL that fsspec speaks: s3://bucket/runs/lift")
+    parser.add_argument("url", type=str, help="hf://owner/name, or a URL that fsspec supports: s3://bucket/runs/lift")
     parser.add_argument(
         "--public", action="store_true", help="on hf://, everyone may see a repository made by this push"
     )
@@ -19,7 +19,7 @@ def push(arguments: Sequence[str]) -> int:
 
     pushed = send(options.policy, options.url, options.public)
     for name in pushed.changed:
-        print(f"scrubbed  {name}: paths and private URLs are only their last part there")
+        print(f"scrubbed  {name}: paths and private URLs were cut to their last part")
     if pushed.left_out:
         print(f"left out  {', '.join(pushed.left_out)}")
     print(f"pushed    {len(pushed.files)} files, {sum(pushed.files.values()) / 1e6:.3g} MB, to {pushed.place}")
@@ -29,7 +29,7 @@ def push(arguments: Sequence[str]) -> int:
 def pull(arguments: Sequence[str]) -> int:
     """Copy a folder from a hub; returns the exit code."""
     parser = verb_parser(
-        "pull", "Copy a pushed folder from a hub, read it as a stranger's, and keep it if it is sound."
+        "pull", "Copy a pushed folder from a hub; it is checked like any stranger's, and kept if it is sound."
     )
     parser.add_argument("url", type=str, help="as for push; hf://owner/name@revision for a branch, tag or commit")
     parser.add_argument("folder", type=str, help="new folder")

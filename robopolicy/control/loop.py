@@ -143,7 +143,7 @@ class ControlLoop:
             try:
                 with self._braked_at_last(self.smoother, grid):
                     self._drive(grid, self.clock.now() + duration_s, finished)
-            except RobotError as error:  # lost, or stopped by itself: nobody is left to be commanded
+            except RobotError as error:  # lost, or stopped by itself: it takes no more commands
                 self._stop(str(error), grid)
         if self.stopped is not None:
             self.statistics.stop_s.append(max(self._rested_s - self._stop_began_s, 0.0))
@@ -257,7 +257,7 @@ class ControlLoop:
             self._act(grid)
 
     def _collect(self, grid: FixedGrid) -> None:
-        """Take the finished chunks, check their time stamps, and stop the robot if none came in time."""
+        """Take the finished chunks, check their time stamps, and stop the robot if none arrived in time."""
         try:
             chunks = self.inference.finished()
         except Exception as error:  # whatever a policy, a camera or a network may raise

@@ -212,7 +212,7 @@ class PolicyServer:
     async def _reply(self, session: Session, data: str | bytes) -> bytes:
         self.metrics.count("requests_total")
         if isinstance(data, str):
-            raise ProtocolError("a text message came; expected a binary one, a msgpack map of the observation")
+            raise ProtocolError("received a text message; expected a binary one, a msgpack map of the observation")
         return await self._inference.answer(session, data)
 
     async def _refuse(self, connection: ServerConnection, reason: str) -> None:

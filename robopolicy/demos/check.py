@@ -119,7 +119,7 @@ def compare_files(reports: Sequence[FileReport]) -> None:
         if mine is None or theirs is None:
             continue
         if mine.width != theirs.width:
-            text = f"actions have {theirs.width} columns, those of {first} {mine.width}; not to be trained on together"
+            text = f"actions have {theirs.width} columns, those of {first} {mine.width}; train on them separately"
             other.findings.append(Finding("note", text))
         if mine.rate_hz and theirs.rate_hz and mine.rate_hz != theirs.rate_hz:
             text = f"unequal clocks: {theirs.rate_hz:g} Hz here, {mine.rate_hz:g} Hz in {first}"

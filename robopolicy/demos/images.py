@@ -51,7 +51,9 @@ def scaled_image(values: np.ndarray, white: float, where: str) -> np.ndarray:
         DemoFormatError: the rows have another shape than an image's, or lie outside 0 .. white.
     """
     if _layout(values.shape[1:], np.dtype(np.uint8)) is None:
-        raise DemoFormatError(f"{where}: rows of shape {values.shape[1:]} are not images; expected height x width (x 3)")
+        raise DemoFormatError(
+            f"{where}: rows of shape {values.shape[1:]} are not images; expected height x width (x 3)"
+        )
     if not (values.min() >= 0 and values.max() <= white):
         raise DemoFormatError(f"{where}: values {values.min():g} .. {values.max():g}, expected 0 .. {white:g}")
     return as_image((values * (255 / white)).round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Where shared folders lie: a repository of Hugging Face's hub, or a folder of a storage that fsspec speaks."""
+"""Where shared folders lie: a repository of Hugging Face's hub, or a folder of a storage that fsspec supports."""
 
 import re
 import shutil
@@ -37,7 +37,7 @@ def open_hub(url: str) -> "HuggingFace | Storage":
     """
     if "://" not in url:
         raise HubError(
-            f"{url}: no URL; expected hf://owner/name, or one that fsspec speaks, such as s3://bucket/folder"
+            f"{url}: no URL; expected hf://owner/name, or one that fsspec supports, such as s3://bucket/folder"
         )
     return HuggingFace(url) if url.startswith(HUGGING_FACE) else Storage(url)
 
@@ -106,7 +106,7 @@ class HuggingFace:
 
 
 class Storage:
-    """A folder of a storage that fsspec speaks."""
+    """A folder of a storage that fsspec supports."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -1,4 +1,4 @@
-"""Run folders and exported ones to and from a hub: Hugging Face's (`hf://`), or any storage that fsspec speaks.
+"""Run folders and exported ones to and from a hub: Hugging Face's (`hf://`), or any storage that fsspec supports.
 
 Only the files that a run needs travel, in both directions: no code, no pickle, no log. What goes out holds no path of this
 machine and nothing that identifies its user; what comes in is examined before it takes its name.
@@ -68,7 +68,7 @@ def push(folder: str | Path, url: str, public: bool = False) -> Shared:
     Args:
         folder: it is not changed.
         url: `hf://owner/name`, where a push is one commit and earlier ones stay in the history; or a new folder of any
-            storage that fsspec speaks, such as `s3://bucket/runs/lift`.
+            storage that fsspec supports, such as `s3://bucket/runs/lift`.
         public: on Hugging Face, whether everyone may see a repository that this push makes.
 
     Raises:
@@ -134,7 +134,7 @@ def pull(url: str, folder: str | Path, limit_gb: float = LIMIT_GB) -> Shared:
             place.parent.mkdir(parents=True, exist_ok=True)
             hub.read(name, place)
             if place.stat().st_size != size:
-                raise HubError(f"{url}: {place.stat().st_size} of {size} bytes of {name} came; try again")
+                raise HubError(f"{url}: {place.stat().st_size} of {size} bytes of {name} arrived; try again")
             sync(place)
         try:
             _examine(partial, files)

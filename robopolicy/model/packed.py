@@ -113,7 +113,7 @@ class PackedLinear(nn.Module):
 
     @torch.no_grad()
     def forward(self, rows: Tensor, plus: Tensor | None = None) -> Tensor:
-        """Rows x W^T + b, of rows (..., in), added to `plus` (rows, out), whose memory may be used up."""
+        """Rows x W^T + b, of rows (..., in), added to `plus` (rows, out), whose memory may be overwritten."""
         if rows.ndim != 2:
             return self.forward(rows.reshape(-1, rows.shape[-1]), plus).reshape(*rows.shape[:-1], self.outputs)
         if self.plain:
@@ -200,11 +200,11 @@ class FrozenRecurrent(nn.Module):
         return newest, MemoryState(self.history, age, tensors)
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
-        """As of the memory that was frozen."""
+        """The original memory's."""
         return zero_state(self, batch, self.history)
 
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """As of the memory that was frozen."""
+        """The original memory's."""
         rows = (self.window,) if self.history == "window" else ()
         return ((self.layers, *batch, *rows, self.output_width),) * self.state_count
 
@@ -260,7 +260,7 @@ def _turned_g(weight: Tensor) -> Tensor:
 
 
 def _lstm_into(gates: Tensor, cell_before: Tensor, hidden: Tensor, cell: Tensor) -> None:
-    """Write the new hidden and cell state; `gates` (..., 4H), g times -2, are used up."""
+    """Write the new hidden and cell state; `gates` (..., 4H), g times -2, are overwritten."""
     i, f, g, o = gates.sigmoid_().chunk(4, dim=-1)
     torch.addcmul(i, i, g, value=-2, out=cell).addcmul_(f, cell_before)
     torch.mul(cell, -2, out=hidden).sigmoid_()
@@ -268,7 +268,7 @@ def _lstm_into(gates: Tensor, cell_before: Tensor, hidden: Tensor, cell: Tensor)
 
 
 def _gru_into(inputs: Tensor, recurrent: Tensor, before: Tensor, hidden: Tensor) -> None:
-    """Write the new hidden state from the two projections (..., 3H); `recurrent` is used up."""
+    """Write the new hidden state from the two projections (..., 3H); `recurrent` is overwritten."""
     width = before.shape[-1]
     r, z = recurrent[..., : 2 * width].add_(inputs[..., : 2 * width]).sigmoid_().chunk(2, dim=-1)
     n = torch.addcmul(inputs[..., 2 * width :], r, recurrent[..., 2 * width :]).tanh_()

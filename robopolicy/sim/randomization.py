@@ -35,7 +35,7 @@ class RandomizationConfig:
     turn_rad: float = 0.0
     """Placement: largest turn of each free object about the vertical, besides the task's own [rad]."""
     color: float = 0.0
-    """Largest change of each part's red, green and blue, of 1."""
+    """Largest change of each part's red, green and blue, which lie in [0, 1]."""
     light: float = 0.0
     """Largest relative change of the light's brightness, and of its direction's components."""
     camera_m: float = 0.0
@@ -164,10 +164,10 @@ def noise(
 ) -> Float[Array, "worlds width"]:
     """Normal numbers (N, width) that depend on the seed, the step and the stream alone, the same on every device.
 
-    32-bit integers are mixed by multiply and xorshift (Ellis's lowbias32), two by two made normal by Box and Muller.
+    32-bit integers are mixed by multiply and xorshift (Ellis's lowbias32), and made normal in pairs by Box and Muller's method.
     """
     xp = namespace(seed)
-    columns = like(seed, np.arange(2 * width) + 0x9E3779B9)  # apart from any key
+    columns = like(seed, np.arange(2 * width) + 0x9E3779B9)  # unlike every key
     key = _mix(_mix(seed & _WORD) ^ (step * STREAMS + stream))
     words = _mix(key[:, None] ^ _mix(columns))
     uniform = (words * 1.0 + 0.5) / 2.0**32

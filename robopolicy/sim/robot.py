@@ -106,7 +106,7 @@ class SimRobot:
         if (still_s := time.monotonic() - state[STAMP]) > self.timeout_s:
             raise RobotError(f"the simulated robot has stood still for {still_s:.2f} s")
         if state[STOPPED]:
-            raise RobotError("the robot stopped itself: no command came in time, or one that it refuses")
+            raise RobotError("the robot stopped itself: no command arrived in time, or it refused one")
         openings_m = np.broadcast_to(command.gripper_opening_m, self.profile.grippers)
         self._commands.write([*command.joint_position_rad, *openings_m, command.stamp_s])
 

@@ -19,7 +19,7 @@ def pooled_frames_have_the_declared_width(pooling: Pooling, tokens: int, width: 
 
 
 def a_frame_by_itself_is_pooled_as_one_of_a_batch(pooling: Pooling, tokens: int, width: int) -> None:
-    """Any number of leading axes, none included, with and without a mask."""
+    """Any number of leading axes, or none, with and without a mask."""
     frames, valid = _frames(tokens, width)
     with torch.no_grad(), evaluating(_module(pooling)):
         require_close(pooling(frames[0]), pooling(frames)[0], TOLERANCE, "a frame against one of a batch")

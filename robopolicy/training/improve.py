@@ -2,7 +2,7 @@
 
 The folder is an ordinary run folder (`save_policy`), with `resume.ckpt`, `metrics.json` and `tensorboard/` beside it. At every
 checkpoint all worlds begin new episodes of recorded seeds. What follows then depends on the checkpoint alone, so that in
-worlds which their seed determines a resumed run equals one that was never interrupted.
+worlds determined by their seed a resumed run equals one that was never interrupted.
 """
 
 import json

@@ -77,7 +77,7 @@ def test_an_error_is_a_text_frame_and_a_close_without_a_path():
     with running_server() as server:
         said = refusal(server.port, pack(observation(666.0)))
         assert said == "internal error; see the server's log"
-        assert "text message came" in refusal(server.port, "hello")
+        assert "received a text message" in refusal(server.port, "hello")
 
 
 def test_a_connection_is_an_episode_and_many_run_at_once():

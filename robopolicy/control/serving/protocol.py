@@ -120,18 +120,18 @@ class ObservationReader:
     def _missing(self, name: str, sent: Mapping[str, Any], spec: PolicySpec) -> str:
         expected = ", ".join(self._sources[key].names[0] for key in spec.observation)
         prompt = f", {self.mapping.instruction[0]}" if spec.instruction else ""
-        came = ", ".join(_shown(key) for key in list(sent)[:20]) or "nothing"
-        return f"observation lacks '{name}'. Expected: {expected}{prompt}. Came: {came}"
+        received = ", ".join(_shown(key) for key in list(sent)[:20]) or "nothing"
+        return f"observation lacks '{name}'. Expected: {expected}{prompt}. Received: {received}"
 
 
 def flatten(message: Any) -> dict[str, Any]:
     """A message's values by name; those of a map inside it as `outer/inner`, as ALOHA sends its `images`."""
     if not isinstance(message, dict):
-        raise ProtocolError(f"an observation is a map of names to values; a {type(message).__name__} came")
+        raise ProtocolError(f"an observation is a map of names to values, not a {type(message).__name__}")
     flat: dict[str, Any] = {}
     for key, value in message.items():
         if not isinstance(key, str):
-            raise ProtocolError("an observation's names are text; other keys came")
+            raise ProtocolError("an observation's names must be text")
         if isinstance(value, dict):
             flat.update({f"{key}/{inner}": item for inner, item in value.items()})
         else:

@@ -1,4 +1,4 @@
-"""A task of memory: the lamp blinks; touch the lid as many times, and come home."""
+"""A task of memory: the lamp blinks; touch the lid as many times, then keep away from it."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from robopolicy.sim.tasks.recall import HOME_M, LAMP_M, LID_HALF_M, LIDS
 from robopolicy.types import Array
 
 TOUCH, RISE, END = range(3)
-"""Stages: touch the lid, leave it upwards, stay away from it."""
+"""Stages: touch the lid, rise from it, stay away from it."""
 TOUCH_M, LEFT_M = 0.03, 0.07
 """Heights of the fingertips above the lid's top below which they touch it, and above which they have left it [m]."""
 STILL_M = 0.06

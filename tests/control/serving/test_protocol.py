@@ -49,7 +49,7 @@ def test_a_missing_key_is_named_with_what_is_expected_and_what_came(key):
     message = observation()
     del message[key]
     came = ", ".join(message)
-    with pytest.raises(ProtocolError, match=f"lacks '{key}'. Expected: qpos, front, prompt. Came: {came}"):
+    with pytest.raises(ProtocolError, match=f"lacks '{key}'. Expected: qpos, front, prompt. Received: {came}"):
         READER.read(message)
 
 
