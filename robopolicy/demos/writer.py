@@ -14,6 +14,7 @@ from robopolicy.demos.guarded import attributes_of, damage_named, group_in, keys
 from robopolicy.demos.packing import CHECKSUMS, by_number, demo_number, file_facts, write_demo
 from robopolicy.demos.parts import Parts, parts_folder, stream_hdf5
 from robopolicy.demos.probe import examine
+from robopolicy.files import TEMPORARY
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 Writer = TypeVar("Writer", bound="PartWriter")
@@ -280,7 +281,7 @@ def begun(path: str | Path) -> Path | None:
     """The file, or the first of its parts, whose attributes a writer continues with; None if neither exists."""
     if Path(path).exists():
         return Path(path)
-    return min(parts_folder(path).glob("*.hdf5"), default=None)
+    return min((part for part in parts_folder(path).glob("*.hdf5") if TEMPORARY not in part.name), default=None)
 
 
 def _write_checked(group: h5py.Group, demo: Demo) -> None:

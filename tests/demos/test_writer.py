@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
+from robopolicy.demos.parts import parts_folder
+from robopolicy.demos.writer import begun
 from robopolicy.types import Demo, DemoFormatError
 from tests.full_disk import full_disk
 
@@ -253,3 +255,14 @@ def test_what_a_kill_left_beside_the_file_goes_with_the_next_writer(tmp_path, ma
         writer.write(make_demo(0))
     assert not left.exists()
     assert others.exists()
+
+
+def test_a_part_that_a_kill_cut_short_is_not_continued(tmp_path):
+    """Guards against: `collect --resume` that reads the part which a kill cut short, and refuses it as damaged."""
+    target = tmp_path / "a.hdf5"
+    parts_folder(target).mkdir()
+    (parts_folder(target) / f".demo_2-{'0a' * 8}.unfinished.hdf5").touch()
+    assert begun(target) is None
+    whole = parts_folder(target) / "demo_0.hdf5"
+    whole.touch()
+    assert begun(target) == whole
