@@ -209,7 +209,7 @@ def converted(annotation: Any, value: Any, name: str) -> Any:
     Raises:
         ConfigError: it can't be.
     """
-    is_list = tuple in map(get_origin, (annotation, *get_args(annotation)))
+    is_list = any(get_origin(each) is tuple for each in (annotation, *get_args(annotation)))
     if isinstance(value, str) and is_list and not value.startswith("[") and value != "null":
         value = [value]
     try:
