@@ -301,7 +301,7 @@ def _untag(value: dict[Any, Any]) -> Any:
     if b"__npgeneric__" in value:
         number = value.get(b"data")
         if not isinstance(number, (bool, int, float)):
-            raise ProtocolError("a NumPy scalar holds no number")
+            raise ProtocolError("a NumPy scalar is not a number")
         with np.errstate(over="ignore"):
             return _dtype(value.get(b"dtype")).type(number)
     return value
@@ -325,7 +325,7 @@ def _array(data: Any, dtype: np.dtype, shape: Any) -> np.ndarray:
 def _dtype(name: Any) -> np.dtype:
     text = name.decode("ascii", "replace") if isinstance(name, bytes) else name
     if not isinstance(text, str) or not SAFE_DTYPE.fullmatch(text):
-        raise ProtocolError("an array's dtype is none of booleans, integers and floats")
+        raise ProtocolError("an array's dtype is neither a boolean, an integer nor a float")
     return np.dtype(text)
 
 

@@ -52,7 +52,7 @@ class ConfigError(PrintableError, ValueError):
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For kinds without options."""
+    """The options of kinds that have none."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def _refuse(message: str) -> int:
 
 
 def _log_handler() -> logging.Handler:
-    """To standard output, control characters escaped: what is logged may come from a stranger's file."""
+    """Writes to standard output and escapes control characters: what is logged may come from a stranger's file."""
 
     class Formatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:

@@ -44,7 +44,7 @@ class Driver:
     image_size: int = 64
     cameras: tuple[str, ...] = ()
     seed: int | None = None
-    """Of a recorded episode in the simulator."""
+    """Seed of a recorded episode in the simulator."""
     env_args: dict[str, Any] | None = None
 
 

@@ -158,7 +158,7 @@ def _add_checkpoint_options(parser: ArgumentParser) -> None:
     add("--window", type=int | None, default=None, help="frames of memory; a GPT head's file has its own")
     add("--latent", type=int, default=1, help="vectors kept per frame; for checkpoints")
     add("--pooling", type=Literal["max", "none"], default="max", help="RoboVLMs' down-sampling; for checkpoints")
-    add("--arm-limit", type=float, default=0.65, help="arm action that the head's 1 stands for; CALVIN's is 0.65")
+    add("--arm-limit", type=float, default=0.65, help="arm action that the head's output 1 means; CALVIN's is 0.65")
     add("--rate-hz", type=float | None, default=None, help="actions per second; for checkpoints")
     add("--backbone", type=str | None, default=None, help="folder of the checkpoint's backbone, before its fine-tuning")
     add(

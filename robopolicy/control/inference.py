@@ -26,9 +26,9 @@ class TimedChunk:
 
     observation: Observation
     actions: Float[torch.Tensor, "chunk width"]
-    """In the demos' units and columns; action k belongs to the observation's time + k control steps."""
+    """Action rows in the demos' units and columns; action k belongs to the observation's time + k control steps."""
     latency_s: float
-    """From the request to the chunk [s]."""
+    """Time from the request to the chunk [s]."""
     gripper_logit: Float[torch.Tensor, "chunk gripper"] | None = None
     """None if the policy has no gripper logits."""
 

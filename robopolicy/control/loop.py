@@ -121,7 +121,7 @@ class ControlLoop:
         home = np.asarray(profile.home_rad if home_rad is None else home_rad, np.float64)
         if slow.aim(home, np.zeros_like(home)) == "kept":
             raise ValueError(
-                f"{profile.name}: the way home breaks a limit; move the robot nearer by its own means first"
+                f"{profile.name}: the way home would break a limit; first move the robot nearer with its own controls"
             )
         grid = FixedGrid(self.clock, self.robot.command_dt)
         with self._braked_at_last(slow, grid):

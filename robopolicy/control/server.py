@@ -62,9 +62,9 @@ class ServerLimits:
     max_message_bytes: int | None = None
     """Size of one message; None: 1 MiB, and the largest image that is taken for each camera."""
     handshake_timeout_s: float = 3.0
-    """From the TCP connection to the end of the websocket's handshake [s]."""
+    """Longest time from the TCP connection to the end of the websocket's handshake [s]."""
     message_timeout_s: float = 10.0
-    """From the first to the last fragment of a message [s]."""
+    """Longest time from the first to the last fragment of a message [s]."""
     keepalive_s: float = 20.0
     """Between two pings, and for their answer [s]; a client stuck inside a frame can't answer."""
     drain_timeout_s: float = 5.0

@@ -30,7 +30,7 @@ def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = Fa
         demo: as it was read.
         where: begins the message.
         whole: all its observations were read; if False, only those that were read are compared.
-        expected: the file declares checksums for every demo; if False, a demo without passes unchecked.
+        expected: the file declares checksums for every demo; if False, a demo without checksums is accepted.
 
     Raises:
         DemoFormatError: a part has changed since it was written, or is missing.
@@ -95,7 +95,7 @@ def _parsed(text: Any) -> dict[str, Any]:
 def checksum(values: np.ndarray) -> int:
     """CRC-32 of an array as the file stores it, of its shape and of its type."""
     stored = values.astype(np.int64) if values.dtype == bool else values
-    content = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)  # of arrays without values too
+    content = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)  # reshape(-1): `view` needs an axis
     return zlib.crc32(content.data, zlib.crc32(f"{stored.dtype}{stored.shape}".encode()))
 
 

@@ -89,8 +89,8 @@ def edit_demos(
 
     Args:
         sources: files or folders of any known format; several are merged.
-        outputs: path of a new file -> the part of the demos that it gets, in the words of `Edit.filter_keys`, or `all`. None
-            appears under its name before all are complete.
+        outputs: path of a new file -> the part of the demos that it gets, written as in `Edit.filter_keys`, or `all`.
+            All files appear under their names at the end, when all are complete.
         changes: what is changed; None: nothing.
         format: kind of the family `demo_format`; None: robomimic, the native file.
         options: of the format.
@@ -283,7 +283,7 @@ def _chosen(merged: Merged, changes: Edit) -> list[str]:
 
 
 def _named(words: Sequence[str], merged: Merged) -> set[str]:
-    """The demos that the words name: names, ranges `demo_3..demo_9`, or filter keys."""
+    """The demos that are meant by these names, ranges `demo_3..demo_9`, or filter keys."""
     found: set[str] = set()
     for word in words:
         first, _, last = word.partition("..")

@@ -279,7 +279,7 @@ def _joined(times: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def _row_shapes(demo: Demo) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Of each key, and of `actions`: the shape of a row, and whether it is an image's."""
+    """Key, or `actions` -> the shape of a row, and whether it is an image."""
     arrays = {"actions": demo.actions, **demo.obs}
     return {key: (values.shape[1:], values.dtype == np.uint8) for key, values in arrays.items()}
 

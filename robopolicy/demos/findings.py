@@ -49,7 +49,7 @@ class KeySummary:
     """One observation key, or `actions`, over all demos."""
 
     shape: tuple[int, ...]
-    """Of one step."""
+    """Shape of one step."""
     dtype: str
     low: np.ndarray
     """Smallest value per dimension of the last axis; over all of them for images."""

@@ -40,7 +40,7 @@ __all__ = ["DemoFile", "DemoWriter", "read_rows"]
 
 
 TOKENS_PADDED = "tokens_padded"
-"""Among a file's attributes as they are read: whether some of its tokens are padding."""
+"""Attribute that is added when a file is read: whether some of its tokens are padding."""
 
 
 class DemoFile:

@@ -40,7 +40,7 @@ RANGE_RATIO = 3.0
 
 @dataclass
 class _Column:
-    """Of one low-dimensional key, for each demo that has it."""
+    """The readings of one low-dimensional key, for each demo that has it."""
 
     demos: list[str]
     first: list[np.ndarray]

@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from robopolicy.model.encoders._tokens import FrameTokens
 
 AUTO = "auto"
-"""Instead of a backbone's folder: the one that the run folder names."""
+"""Given instead of a backbone's folder, it means the one that the run folder names."""
 FORMAT = 2
 """Version of the folder's layout; raised when an older reader could no longer understand it."""
 
 WEIGHTS, DESCRIPTION, CONFIG = "policy.safetensors", "policy.json", "config.yaml"
 GROUPS = "groups"
-"""Of a run that was trained on several robots: a run folder for each of them."""
+"""Subfolder of a run that was trained on several robots; it has a run folder for each."""
 BACKBONE = "backbone"
 """Folder of the backbone that belongs to the run alone, where there is one."""
 TOKEN_ENCODER = "tokens.json"
-"""Beside an exported graph that reads tokens: which backbone makes them."""
+"""File beside an exported graph that reads tokens; it tells which backbone makes them."""
 
 
 class CheckpointError(ValueError):

@@ -227,7 +227,7 @@ def _unfinished(folder: Path) -> Iterator[Path]:
 
 
 def _examine(folder: Path, files: Mapping[str, Any]) -> None:
-    """Read every policy among these files as a stranger's."""
+    """Read every policy among these files, trusting none."""
     for name in files:
         if PurePosixPath(name).name == runtime.MANIFEST:
             runtime.load(folder)

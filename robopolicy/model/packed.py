@@ -200,11 +200,11 @@ class FrozenRecurrent(nn.Module):
         return newest, MemoryState(self.history, age, tensors)
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
-        """The original memory's."""
+        """As the original memory gives it."""
         return zero_state(self, batch, self.history)
 
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """The original memory's."""
+        """As the original memory gives it."""
         rows = (self.window,) if self.history == "window" else ()
         return ((self.layers, *batch, *rows, self.output_width),) * self.state_count
 

@@ -57,7 +57,7 @@ def mean_rotation(kind: RotationKind, values: np.ndarray) -> np.ndarray:
 
 
 def nearest(kind: RotationKind, values: Tensor, reference: Tensor) -> Tensor:
-    """Of the equal rotations the one nearest to the reference."""
+    """The one nearest to the reference among the values that stand for the same rotation."""
     if kind == "quaternion":
         other_side = (values * reference).sum(dim=-1, keepdim=True) < 0
         return torch.where(other_side, -values, values)

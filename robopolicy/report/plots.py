@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 COLORS = tuple(f"var(--c{place})" for place in range(6))
-"""Of the page's style, which has them for light and dark."""
+"""Colours that the page's style defines, for light and dark."""
 LEFT, TOP, BOTTOM, SIDE = 50, 10, 36, 16
 """Room for the labels of the axes, and beside a whole drawing [pixels]."""
 

@@ -36,7 +36,7 @@ class EnvMap:
     make: Mapping[str, Any] = field(default_factory=dict)
     """`id` or `factory` with `kwargs`, if not simply the name after the colon of --env."""
     observation: Mapping[str, ObsSource] = field(default_factory=dict)
-    """By the policy's keys."""
+    """Key of the policy -> where its values come from."""
     action: ActionMap = field(default_factory=ActionMap)
     """How action rows become the environment's actions."""
     success: Mapping[str, Any] = field(default_factory=dict)

@@ -274,7 +274,7 @@ class Record:
         self.add_row(row, step.instructions[world])
 
     def add_row(self, row: dict[str, Any], instruction: str) -> None:
-        """One step, by the names of a demo's arrays, those of observations after `obs/`."""
+        """Append a step: array name as in a demo -> its row; names of observations begin with `obs/`."""
         self.rows.append(row)
         self.instructions.append(instruction)
 

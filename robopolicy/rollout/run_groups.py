@@ -17,7 +17,7 @@ class RunGroup:
     name: str
     """The fields in which this config differs from the other groups', or the runs themselves if it is the only one."""
     runs: tuple[str, ...]
-    """In the order given."""
+    """The runs, in the order given."""
 
 
 def config_values(run: str | Path) -> dict[str, Any]:

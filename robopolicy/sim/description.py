@@ -35,7 +35,7 @@ class Link:
     kind: str = "fixed"
     """`revolute`, `fixed`, or what the description calls it."""
     axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
-    """Of the joint, in the link's frame."""
+    """Axis of the joint, in the link's frame."""
     limits_rad: tuple[float, float] | None = None
     velocity_rad_s: float | None = None
 

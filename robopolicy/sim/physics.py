@@ -102,7 +102,7 @@ class BatchPhysics:
         self._ctrl = self.batch.bind("ctrl")
         names = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir") if poses else ()
         self.poses = {name: self.batch.bind(name) for name in names}
-        """By MuJoCo's field name; empty unless asked for."""
+        """Values by MuJoCo's field name; empty unless asked for."""
 
     def step(self, ctrl: Float[np.ndarray, "*ticks worlds nu"]) -> None:
         """One control step of all worlds."""

@@ -95,7 +95,7 @@ VIPERX_PAIR = SceneRobot(
 """Two arms that face each other, with ALOHA's actions: at 50 Hz six absolute joint targets and a gripper (1 open, 0 closed)
 each."""
 ROBOTS: Mapping[str, SceneRobot] = {"panda": PANDA, "viperx_pair": VIPERX_PAIR}
-"""By the names that tasks use."""
+"""The robots, by the names that tasks use."""
 CAMERAS = PANDA.cameras
 
 

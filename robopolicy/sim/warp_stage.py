@@ -21,7 +21,7 @@ NO_DRIVER = b"Could not find or load the NVIDIA CUDA driver"
 
 @contextmanager
 def _without_line(noise: bytes) -> Iterator[None]:
-    """Leave out one line of what C code writes to the standard error stream meanwhile; the rest is passed on."""
+    """Leave out one line of what C code writes to the standard error stream inside the context; pass on the rest."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as caught:

@@ -138,6 +138,6 @@ CHECKS: tuple[Check, ...] = (
     demos_are_whole_and_the_same_each_time,
     only_the_keys_asked_for_are_read,
 )
-"""For every format that is read."""
+"""The checks of every format that is read."""
 WRITER_CHECKS: tuple[Check, ...] = (written_demos_are_read_back_as_they_were,)
-"""For every format that is written; `source` may be of any format."""
+"""The checks of every format that is written; `source` may be of any format."""

@@ -16,7 +16,7 @@ from robopolicy.testing._assert import require, require_close, require_equal
 INSTRUCTIONS = ("put the red cube on the blue plate", "put the blue cube on the red plate", "open the drawer")
 """The first two hold the same words in another order."""
 INPUTS = TextInputs(Vocabulary.of(INSTRUCTIONS), 8)
-"""Of an encoder without a backbone whose tokens are 8 wide."""
+"""As for an encoder without a backbone, with tokens 8 wide."""
 TOLERANCE = 1e-5
 Make: TypeAlias = Callable[[TextInputs], Text]
 """Builds the text model."""

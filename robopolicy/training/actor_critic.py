@@ -39,7 +39,7 @@ class ActionDistribution:
     """Independent Gaussians for the arm and Bernoullis for the gripper, of k actions."""
 
     mean: Float[Tensor, "*batch k arm"]
-    """In normalized units."""
+    """The means, in normalized units."""
     log_std: Float[Tensor, "arm"]
     """The same for all k actions."""
     logit: Float[Tensor, "*batch k gripper"]

@@ -29,7 +29,7 @@ def read_schedule(text: str, option: str, high: float = float("inf")) -> Schedul
         high: largest value allowed; the smallest is 0.
 
     Raises:
-        ConfigError: the text is none of the forms, or a value lies outside 0 .. high.
+        ConfigError: the text has none of the forms, or a value lies outside 0 .. high.
     """
     kind, _, rest = text.partition(":")
     if not rest:

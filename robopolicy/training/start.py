@@ -19,7 +19,7 @@ from robopolicy.model.policy import ChunkPolicy
 
 LOG = logging.getLogger(__name__)
 START_FILE = "start.json"
-"""In a run folder: what the run started from, for its resumption."""
+"""File in a run folder that tells what the run started from; a resumed run reads it."""
 PARTS = ("encoder", "text", "pooling", "memory", "action_head")
 """Parts of a policy that can be frozen."""
 BEYOND = 1.02

@@ -32,7 +32,7 @@ class Freeze:
     def _kept(self, plans: Plans) -> Tensor:
         """(*B, K) weight of the plan: 1 while frozen, then real-time chunking's soft mask over the overlap."""
         old = plans.count > 0
-        place = torch.arange(old.shape[-1], device=old.device) + plans.late  # in the new chunk
+        place = torch.arange(old.shape[-1], device=old.device) + plans.late  # of each step in the new chunk
         frozen = max(self.frozen, plans.late)
         end = plans.late + old.sum(-1, keepdim=True)
         soft = ((end - place).to(plans.old) / (end - frozen + 1).clamp(min=1)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Real-time chunking (Black et al. 2025, arXiv 2506.07339): each chunk continues the plan that is executed meanwhile.
+"""Real-time chunking (Black et al. 2025, arXiv 2506.07339): each chunk continues the plan executed while it is computed.
 
 The policy receives the plan with each observation. Its chunk begins exactly with the actions that pass during inference. An
 action head that was trained with prefixes (arXiv 2512.05964) continues these; one that can be guided (`flow`) also agrees with

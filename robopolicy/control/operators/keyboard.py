@@ -16,7 +16,7 @@ from robopolicy.control.operators.base import OperatorContext, ToolOperator
 
 TAKE_OVER, GRIPPER = "t", " "
 MOTIONS = ("ws", "ad", "rf", "uo", "ik", "jl")
-"""Per column of the tool's motion (x y z, then the rotation about x y z) the keys for + and -."""
+"""The keys for + and - of each column of the tool's motion (x y z, then the rotation about x y z)."""
 
 
 @dataclass(frozen=True)

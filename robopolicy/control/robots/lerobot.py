@@ -31,7 +31,7 @@ class LerobotOptions:
     profile: str = "so101"
     """Limits and kinematics: a shipped profile's name, or a YAML file; its joints are LeRobot's `<joint>.pos`."""
     unit: Literal["degrees", "radians", "normalized"] = "degrees"
-    """Of the joints in LeRobot's values; normalized: -100 .. 100 over the profile's range."""
+    """Unit of the joints in LeRobot's values; normalized: -100 .. 100 over the profile's range."""
     gripper_range: tuple[float, float] = (0.0, 100.0)
     """LeRobot's values of the closed and the open gripper."""
     command_dt: float = 0.02

@@ -51,7 +51,7 @@ class KeyMapping:
     instruction: tuple[str, ...] = ("prompt", "instruction")
     """The client's names of the instruction; the first one present is used."""
     keys: Mapping[str, KeySource] = field(default_factory=dict)
-    """By the policy's keys."""
+    """Key of the policy -> where the client has it."""
 
     @classmethod
     def read(cls, source: str | Path) -> "KeyMapping":

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 SAMPLED_FRAMES = 100
-"""Frames of an episode that the statistics of its images are taken from."""
+"""Number of an episode's frames from which the statistics of its images are computed."""
 
 
 def episode_stats(values: Mapping[str, np.ndarray], cameras: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Per feature of one episode; of images per channel, scaled to [0, 1], shaped (3, 1, 1)."""
+    """The statistics of each feature in one episode; for images, of each channel, scaled to [0, 1], shaped (3, 1, 1)."""
     found = {}
     for name, column in values.items():
         if name.startswith("observation.images."):

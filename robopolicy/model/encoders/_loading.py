@@ -18,7 +18,7 @@ LOG = logging.getLogger(__name__)
 FINGERPRINT_BYTES = 2**20
 """A weights file is identified by its size and its first and last MiB."""
 ACTION_TOKENS = "action_tokens.safetensors"
-"""In a backbone's folder: the learned vectors of the readout `action_token`."""
+"""File in a backbone's folder with the learned vectors of the readout `action_token`."""
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 """Type of a backbone's weights; auto: as they are stored."""
 

@@ -118,7 +118,7 @@ class CameraEncoder(nn.Module):
     def forward(
         self, image: UInt8[Tensor, "frames height width 3"], sentence: Float[Tensor, "frames text"] | None
     ) -> Float[Tensor, "frames queries attended"]:
-        """Per query the attended feature, then the attended position (x right, y down, each in [-1, 1])."""
+        """For each query the attended feature, then the attended position (x right, y down, each in [-1, 1])."""
         attention, values, size = self.attention(image, sentence)
         grid = cell_positions(*size, like=values)
         return torch.cat([attention @ values, attention @ grid.expand(image.shape[0], -1, -1)], dim=-1)

@@ -16,7 +16,7 @@ LOG = logging.getLogger(__name__)
 SPARE_TOKENS = 8
 """Tokens beyond those of the longest training instruction: one with fewer letters may need a few more tokens."""
 END, IMAGES, ACTION = -1, -2, -3
-"""Instead of token numbers: beyond the end of a prompt, where the images stand, where the action tokens stand."""
+"""What replaces token numbers beyond the end of a prompt, at the images, and at the action tokens."""
 MARKERS = {"{images}": IMAGES, "{action}": ACTION}
 """Marks in a template for them; a template with `{images}` is tokenized without the tokenizer's special tokens."""
 

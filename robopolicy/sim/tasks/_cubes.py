@@ -94,7 +94,7 @@ def rests_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -
 
 
 def observed_plates(state: State) -> dict[str, Float[Array, "worlds 6"]]:
-    """Per plate its position and its position relative to the gripper [m]."""
+    """Each plate's position and its position relative to the gripper [m]."""
     plates = state.mocap_pos[:, : len(PLATES)]
     rows = row(plates, plates - state.ee_position[:, None])
     return {f"plate_{color}": rows[:, place] for place, color in enumerate(PLATES)}

@@ -55,7 +55,7 @@ class Drawer(Task):
         return handles(state)[state.worlds, state.goal[:, 0]]
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
-        """Per drawer: its handle [m], how far it is open [m], its handle relative to the gripper [m]."""
+        """For each drawer: its handle [m], how far it is open [m], its handle relative to the gripper [m]."""
         handle = handles(state)
         rows = row(handle, slides(state)[..., None], handle - state.ee_position[:, None])
         return {f"drawer_{color}": rows[:, place] for place, color in enumerate(DRAWERS)}

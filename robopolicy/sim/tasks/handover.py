@@ -25,7 +25,7 @@ BAR = """<mujoco model="bar">
 HALF_M = 0.012
 """Half the bar's width [m]."""
 GRIP_M = 0.042
-"""From the bar's middle to where each hand grips it [m]."""
+"""Distance from the bar's middle to where each hand grips it [m]."""
 BAR_X, BAR_Y = (0.03, 0.17), (-0.1, 0.1)
 """Where the bar's middle lies at the start [m]."""
 HAND_OVER_M = (0.0, 0.0, 0.2)
