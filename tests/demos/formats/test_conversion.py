@@ -59,7 +59,7 @@ def test_a_target_that_appears_meanwhile_is_kept_and_leftovers_are_named(tiny_de
         return write(self, *words)
 
     monkeypatch.setattr(RobomimicFormat, "write", slow)
-    with pytest.raises(FileExistsError, match="was made by another process meanwhile"):
+    with pytest.raises(FileExistsError, match="was made by another process in the meantime"):
         convert(tiny_demos, tmp_path / "a.hdf5")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.hdf5", b"theirs")]
     monkeypatch.undo()
