@@ -54,7 +54,7 @@ def acted(share: float, seeds: Sequence[int], steps: int = 400) -> np.ndarray:
 
 
 def test_the_student_acts_and_the_expert_labels() -> None:
-    """Labels taken from the student teach it its own mistakes; an expert that acts never shows them."""
+    """Guards against: labels taken from the student, or an expert that acts and never sees the student's mistakes."""
     assert not acted(0.0, [1, 2]).any()
     assert acted(1.0, [1, 2]).all()
 
