@@ -277,12 +277,20 @@ def clipped(demos: Sequence[Demo], bound: float) -> list[Demo]:
     return [Demo(demo.low, demo.images, demo.actions.clip(-bound, bound)) for demo in demos]
 
 
-def load_simulator(env: str, env_map: Path | None) -> Any:
-    """The environment and its map as a `Simulator` of `eval/maps/collect.py`."""
+def load_simulator(env: str, env_map: Path | None, data: Path) -> Any:
+    """The environment and its map as a `Simulator` of `eval/maps/collect.py`, which shows the file's keys.
+
+    What the file's `env_args` say of the environment is given to its maker, as by `robopolicy eval --env-kwargs FILE`.
+    """
     sys.path.insert(0, str(Path(__file__).parent / "maps"))
     from collect import MappedTask
 
-    return MappedTask(env, env_map)
+    with h5py.File(data) as file:
+        kwargs = json.loads(file["data"].attrs["env_args"])["env_kwargs"]
+        keys = set(file["data"][next(iter(file["data"]))]["obs"])
+    if env.startswith("robosuite:"):  # an environment's name is part of robosuite's arguments, and the map gives it
+        kwargs.pop("env_name", None)
+    return MappedTask(env, env_map, kwargs, keys)
 
 
 def main() -> None:
@@ -302,7 +310,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     demos = clipped(read_demos(options.data, options.demos), options.clip)
-    simulator = load_simulator(options.env, options.env_map)
+    simulator = load_simulator(options.env, options.env_map, options.data)
     rows = []
     for seed in options.train_seeds:
         started = time.perf_counter()
