@@ -3,9 +3,9 @@
     python eval/few_demos.py --data push.hdf5 --demos 10 --env metaworld:push-v3 --env-map eval/maps/metaworld.yaml \
         --env-python simulators/bin/python [--variants "" memory.kind=none training.max_steps=2000,action_head.chunk=1]
 
-A variant is a list of `option=value`; the empty one is the config as it is. Each is trained once per `--train-seeds` on one core
-and evaluated on the same seeds, by the package's own verbs, which are printed as they run. The interval counts training seeds
-and episodes.
+A variant is a list of `option=value`; the empty one is the config as it is. Each is trained once per `--train-seeds` on one
+core and evaluated on the same seeds, by the package's own verbs, which are printed as they run. The interval counts training
+seeds and episodes.
 """
 
 import argparse

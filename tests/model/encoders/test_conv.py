@@ -40,3 +40,14 @@ def test_resize_lowers_the_number_of_cells():
     encoder.trunks[0].register_forward_hook(lambda module, given, out: sizes.append(out.shape[-2:]))
     encoder({"front": torch.zeros(1, 480, 640, 3, dtype=torch.uint8)}, None)
     assert sizes == [(6, 8)]
+
+
+def test_an_untrained_encoder_tells_a_patch_here_from_one_there():
+    """Guards against: keypoints that stay in the middle of the image at first, so that training doesn't find the images."""
+    torch.manual_seed(0)
+    encoder = make("encoder", "conv", EncoderInputs({"front": CAMERA}, None, 0), width=8)
+    images = torch.full((2, *CAMERA.shape), 128, dtype=torch.uint8)
+    images[0, 20:28, 8:16], images[1, 20:28, 44:52] = 148, 148
+    with torch.no_grad():
+        here, there = spatial_softmax(encoder.trunks[0](images.permute(0, 3, 1, 2) / 127.5 - 1))
+    assert (here - there)[:, 0].abs().max() > 0.2
