@@ -1,8 +1,12 @@
 """Every command of docs/vlm.md, on a tiny backbone, and a robot's client that sends images."""
 
+import os
 import re
 import shlex
 import shutil
+import struct
+import subprocess
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 pytest.importorskip("peft", reason="the extra vlm isn't installed")
 
 from robopolicy.cli import main
-from robopolicy.client import PolicyClient
+from robopolicy.client import PolicyClient, pack, unpack
 from robopolicy.control.server import ServerLimits
 from robopolicy.demos.formats import open_demos
 from robopolicy.experiment import load_policy, read_provenance
@@ -112,6 +116,50 @@ def test_clients_that_send_images_and_tokens_are_answered_alike(made):
                 state = stored.initial_state(1)
                 images.reset()
                 tokens.reset()
+
+
+@pytest.fixture(scope="module")
+def openpi_python(tmp_path_factory):
+    """An interpreter with openpi's own client: the one that ROBOPOLICY_OPENPI_PYTHON names, or a new environment."""
+    if named := os.environ.get("ROBOPOLICY_OPENPI_PYTHON"):
+        return named
+    folder = tmp_path_factory.mktemp("openpi")
+    venv.create(folder, with_pip=True)
+    packages = ["openpi-client", "typing_extensions", "numpy<2"]
+    done = subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *packages], check=False)
+    if done.returncode:
+        pytest.skip("openpi-client can't be installed here")
+    return str(folder / "bin" / "python")
+
+
+@pytest.mark.slow
+def test_openpis_own_client_that_sends_images_is_served(made, openpi_python):
+    """Guards against: images as openpi's client packs them, refused or answered otherwise than the stored tokens."""
+    model, run = made
+    stored, live = load_policy(run), load_policy(run, backbone=str(model))
+    state, peer = stored.initial_state(1), Path(__file__).parents[2] / "eval" / "openpi_peer.py"
+    with running_server(live, live.spec, limits=ONE) as server:
+        words = [openpi_python, "-I", str(peer), "drive", str(server.port), "1"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+
+            def send(values):
+                data = pack(values)
+                client.stdin.write(struct.pack("<I", len(data)) + data)
+                client.stdin.flush()
+
+            answered = 0
+            for frame in frames_of(run, ("demo_0",)):
+                expected, state = stored.act(frame, state)
+                send(message(frame, live.spec))
+                (length,) = struct.unpack("<I", client.stdout.read(4))
+                found = unpack(client.stdout.read(length))
+                np.testing.assert_allclose(found, expected[0, 0], atol=1e-5, rtol=0)
+                answered += 1
+                if frame["ends"][0]:
+                    state = stored.initial_state(1)
+                    send(None)
+            client.stdin.close()
+    assert answered >= 50
 
 
 def test_what_run_executes_is_what_the_stored_tokens_give(made, tmp_path):

@@ -1,16 +1,21 @@
 """Training LoRA adapters of a backbone together with the head, on a tiny model."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 pytest.importorskip("peft", reason="the extra vlm isn't installed")
 
 from robopolicy.components import ConfigError
-from robopolicy.experiment import ExperimentConfig, load_policy
+from robopolicy.experiment import ExperimentConfig, config_to_dict, load_policy
 from robopolicy.training.train import train
-from tests.small_runs import run, small_config, weights
+from tests.small_runs import metrics, run, small_config, weights
 from tests.tiny_backbones import save_backbone
 
 
@@ -55,6 +60,37 @@ def test_adapters_are_saved_loaded_and_resumed_bit_for_bit(tiny_demos, tmp_path)
     assert any(value.abs().max() > 0 for name, value in adapters.items() if "lora_B" in name), "they have learned"
     loaded = dict(load_policy(whole).named_parameters())
     assert all(torch.equal(loaded[name], value) for name, value in adapters.items())
+
+
+KILLED = """
+import os, signal, sys
+from lightning.pytorch import Callback
+from robopolicy.experiment import read_config
+from robopolicy.training.train import train
+
+class Killed(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+train(read_config(sys.argv[1]), sys.argv[2], callbacks=(Killed(),))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_adapters_resumes_bit_for_bit(tiny_demos, tmp_path):
+    """Guards against: adapters, their dropout or their optimizer that start anew after a power cut."""
+    config = lora_config(tiny_demos, save_backbone("clip", tmp_path / "model"))
+    config = config.change({"training.max_steps": 6, "training.valid_every": 2, "training.checkpoint_every": 2})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(tmp_path / "cut")]
+    assert subprocess.run(words, check=False, timeout=900).returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "metrics.json").exists() or metrics(tmp_path / "cut")["steps"] < 6
+    resumed = train(config, tmp_path / "cut", resume=True)
+    whole = train(config, tmp_path / "whole")
+    assert torch.equal(weights(resumed), weights(whole))
+    first, second = ([row["loss"] for row in metrics(folder)["train"]] for folder in (resumed, whole))
+    assert first[-1] == second[-1]
 
 
 @pytest.mark.parametrize(
