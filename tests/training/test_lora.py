@@ -79,7 +79,7 @@ train(read_config(sys.argv[1]), sys.argv[2], callbacks=(Killed(),))
 
 @pytest.mark.slow
 def test_a_killed_run_of_adapters_resumes_bit_for_bit(tiny_demos, tmp_path):
-    """Guards against: adapters, their dropout or their optimizer that start anew after a power cut."""
+    """Guards against: adapters, their dropout or their optimizer that start from scratch after a power cut."""
     config = lora_config(tiny_demos, save_backbone("clip", tmp_path / "model"))
     config = config.change({"training.max_steps": 6, "training.valid_every": 2, "training.checkpoint_every": 2})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
