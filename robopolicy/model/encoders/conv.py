@@ -24,8 +24,6 @@ class ConvOptions:
     """D, width of the token."""
     channels: tuple[int, ...] = (32, 64, 64, 32)
     """Channels of the convolutions: 5x5 with stride 2, 3x3 with stride 2, then 3x3; the last ones are the keypoints."""
-    norm: Literal["group", "none"] = "group"
-    """group: GroupNorm after each convolution but the last, which takes a third of a training step on a CPU; none: without."""
     queries: int = 2
     """Attention maps per camera that the instruction steers, where the policy reads one."""
     shared: bool = True
