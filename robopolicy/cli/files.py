@@ -94,7 +94,7 @@ def edit(arguments: Sequence[str]) -> int:
         type=str,
         nargs="+",
         default=[],
-        help="files to write instead, FILE=PART: a count (20), a share (0.9, 90%%), rest, or a filter key",
+        help="files to write instead, FILE=PART: a count (20), a share (0.9), rest, or a filter key",
     )
     add("--select", type=str, nargs="+", default=[], help="demos to keep: demo_3, demo_3..demo_9, or a filter key")
     add("--drop", type=str, nargs="+", default=[], help="demos to leave out, in the same words")
