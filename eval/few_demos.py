@@ -50,7 +50,18 @@ def measure(options: argparse.Namespace, number: int, variant: str) -> dict[str,
     result = options.runs / f"{number}.json"
     episodes = ("--episodes", str(options.episodes), "--seed", str(options.seed), "--env-copies", "1")
     run("eval", *runs, *environment, *episodes, "--json", result)
-    return {"variant": variant, "train_s": train_s, **json.loads(result.read_text())}
+    measured = json.loads(result.read_text())
+    outcomes = [
+        "".join("01"[episode["success"]] for episode in each["outcomes"]) for each in measured.get("runs", [measured])
+    ]
+    mean = measured.get("mean", measured.get("success_rate"))
+    return {
+        "variant": variant,
+        "mean": mean,
+        "interval": measured["interval"],
+        "train_s": train_s,
+        "outcomes": outcomes,
+    }
 
 
 def main() -> None:
@@ -73,8 +84,8 @@ def main() -> None:
     rows = []
     for number, variant in enumerate(options.variants):
         rows.append(measure(options, number, variant))
-        rates = [f"{each['success_rate']:.2f}" for each in rows[-1].get("runs", [rows[-1]])]
-        print(f"{options.env} {options.demos} demos  {variant or 'untouched'}  {' '.join(rates)}", flush=True)
+        rates = " ".join(f"{each.count('1')} / {len(each)}" for each in rows[-1]["outcomes"])
+        print(f"{options.env} {options.demos} demos  {variant or 'untouched'}  {rates}", flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps({"demos": options.demos, "rows": rows}, indent=1) + "\n")
 
