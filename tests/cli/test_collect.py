@@ -24,7 +24,7 @@ def seeds_in(path: Path) -> list[int]:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_resumed_file_is_that_of_an_uninterrupted_collect(tmp_path, end):
     """Guards against: demos lost, doubled or in another order after an interruption, whichever it was."""
-    words = [*REACH, "--episodes", "8", "--out"]
+    words = [*REACH, "--episodes", "16", "--out"]
     assert main([*words, str(tmp_path / "whole.hdf5")]) == 0
     out = tmp_path / "reach.hdf5"
     command = [
