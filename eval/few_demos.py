@@ -25,12 +25,10 @@ def run(*arguments: str | Path) -> None:
     Raises:
         CalledProcessError: it fails.
     """
-    command = ["robopolicy", *map(str, arguments)]
-    print("$", shlex.join(command), flush=True)
+    command = [sys.executable, "-m", "robopolicy", *map(str, arguments)]
+    print("$", shlex.join(["robopolicy", *command[3:]]), flush=True)
     one_core = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-m", "robopolicy", *command[1:]], check=True, env=one_core, stdout=subprocess.DEVNULL
-    )
+    subprocess.run(command, check=True, env=one_core, stdout=subprocess.DEVNULL)
 
 
 def measure(options: argparse.Namespace, number: int, variant: str) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def _raise_if_refused(error: Exception, uri: str) -> None:
     status = error.response.status_code if isinstance(error, InvalidStatus) else None
     if status in (401, 403):
         raise PermissionError(
-            f"{uri} refuses this api_key (HTTP {status}); ask whoever runs the server for the key"
+            f"{uri} refuses this api_key (HTTP {status}); ask the operator of the server for the key"
         ) from None
     if isinstance(error, (ssl.SSLCertVerificationError, socket.gaierror)):
         raise ConnectionError(f"{uri}: {error}") from None

@@ -30,7 +30,7 @@ SEEDS_PER_RUN, SEEDS_PER_ROUND = 10_000_000, 100_000
 
 
 def dagger(arguments: Sequence[str]) -> int:
-    """Train on demos, then again and again on what an expert says of the policy's own states; returns the exit code."""
+    """Train on demos, then in rounds on the policy's own states, labeled by an expert; returns the exit code."""
     options, config = parse_experiment(_parser(), arguments)
     task = _checked_task(options, config)
     from robopolicy.training.online import Rounds

@@ -9,7 +9,7 @@ LEAST_PX = 8
 
 
 def image_form(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
-    """What must be done to a key with such rows to make it uint8 (height, width, 3); None if nothing, or if it is no image.
+    """What must be done to a key with such rows to make it uint8 (height, width, 3); None if nothing, or if it is not an image.
 
     Only uint8 and float arrays are converted. A float image must lie in [0, 1], which `as_image` looks at.
     """

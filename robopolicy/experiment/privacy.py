@@ -52,7 +52,7 @@ def identifying(text: str, public: str = "") -> str | None:
 
     Args:
         text: what is about to be shown.
-        public: what strangers see anyway, such as the address that it goes to; a name in it is no secret.
+        public: what strangers see anyway, such as the address that it goes to; a name in it is not treated as a secret.
     """
     if found := TOKENS.search(text):
         return f"a key ({found.group()[:6]}...)"

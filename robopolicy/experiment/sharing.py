@@ -109,7 +109,7 @@ def pull(url: str, folder: str | Path, limit_gb: float = LIMIT_GB) -> Shared:
         limit_gb: of all files together [GB].
 
     Raises:
-        SharingError: the folder exists, what lies at the URL is no run and no export, or it is larger than the limit.
+        SharingError: the folder exists, what lies at the URL is neither a run nor an export, or is larger than the limit.
         HubError: the hub can't be reached, refuses, or has nothing there.
         CheckpointError, ConfigError, ExportError: the policy can't be read.
         ImportError: the package for this hub is missing.

@@ -77,7 +77,7 @@ class Session:
         return observation
 
     def _turns_for(self, executed: int) -> int:
-        """Number of memories for a client that executes this many actions per call; warns if the stride is no multiple."""
+        """Number of memories for a client that executes this many actions per call; warns unless the stride is a multiple."""
         stride = self.reader.spec.frame_stride
         if stride % executed == 0:
             return stride // executed
