@@ -158,7 +158,7 @@ class FrozenRecurrent(nn.Module):
         for layer in range(self.layers):
             weight_ih, weight_hh, bias_ih, bias_hh = memory.layer_weights(layer)
             if self.lstm:
-                weight_ih, weight_hh, bias_ih = (_turned_g(w) for w in (weight_ih, weight_hh, bias_ih + bias_hh))
+                weight_ih, weight_hh, bias_ih = (_scaled_g(w) for w in (weight_ih, weight_hh, bias_ih + bias_hh))
                 bias_hh = None
             # Frames aren't bounded as hidden states are, and int8 with a scale of the batch would couple its episodes.
             self.input.append(PackedLinear(weight_ih, bias_ih, precision if layer else _unbounded(precision)))
@@ -250,7 +250,7 @@ def _pack(module: nn.Module, precision: Precision) -> nn.Module:
     return packed
 
 
-def _turned_g(weight: Tensor) -> Tensor:
+def _scaled_g(weight: Tensor) -> Tensor:
     """LSTM weights or biases with the rows of gate g times -2, so that one sigmoid serves all four gates.
 
     tanh(x) = 1 - 2 sigmoid(-2x), and torch's sigmoid is several times faster than its tanh.
