@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, TypeVar
 
 import jaxtyping
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Made = TypeVar("Made")
 
 
 def require(holds: Any, message: str) -> None:
@@ -50,9 +52,35 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def seeded(make: Callable[..., Made], *arguments: Any, seed: int = 0) -> Made:
+    """What `make(*arguments)` gives with torch's global generator seeded; the generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(*arguments)
+
+
+def module_of(part: Any) -> nn.Module:
+    """The component itself, refused where it is no `nn.Module`."""
+    require(isinstance(part, nn.Module), f"{type(part).__name__} is not an nn.Module")
+    return part
+
+
+def require_trained(module: nn.Module) -> None:
+    """Refuse a module with a trainable weight that got no gradient."""
+    idle = [name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None]
+    require(not idle, f"weights without a gradient: {', '.join(idle)}")
+
+
+def require_finite_gradients(module: nn.Module, when: str = "") -> None:
+    """Refuse a weight whose gradient is NaN or infinite."""
+    for name, weight in module.named_parameters():
+        require(weight.grad is None or weight.grad.isfinite().all(), f"gradient of {name} is not finite{when}")
+
+
 @contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """The module in eval mode, and in its former mode afterwards."""
+def evaluating(part: Any) -> Iterator[None]:
+    """The component in eval mode, and in its former mode afterwards."""
+    module = module_of(part)
     training = module.training
     module.eval()
     try:
@@ -72,9 +100,7 @@ def symbolic_shapes() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", not checked)
 
 
-def require_export(
-    module: torch.nn.Module, inputs: tuple[Any, ...], more: tuple[Any, ...], axes: tuple[int, ...]
-) -> None:
+def require_export(module: nn.Module, inputs: tuple[Any, ...], more: tuple[Any, ...], axes: tuple[int, ...]) -> None:
     """Refuse a module whose exported graph, made for one batch size, differs from it at another.
 
     Args:
@@ -91,7 +117,7 @@ def require_export(
             require_close(found, expected, 1e-5, f"exported graph, output {index}")
 
 
-def _arguments(module: torch.nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+def _arguments(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     """Shapes as `torch.export` takes them: nested once more for a `forward(*tensors)`."""
     kinds = [parameter.kind for parameter in signature(module.forward).parameters.values()]
     return (shapes,) if Parameter.VAR_POSITIONAL in kinds else shapes

@@ -4,10 +4,21 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robopolicy.model.action_heads import ActionHead
-from robopolicy.testing._assert import generator, random_like, require, require_close, require_equal, require_error
+from robopolicy.testing._assert import (
+    generator,
+    module_of,
+    random_like,
+    require,
+    require_close,
+    require_equal,
+    require_error,
+    require_finite_gradients,
+    require_trained,
+    seeded,
+)
 from robopolicy.types import ActionSpec
 
 ARM, GRIPPER = 4, 2
@@ -50,8 +61,7 @@ def declared_losses_are_scalars_with_gradients(make: Make, hidden_width: int) ->
     for name, value in losses.items():
         require(value.ndim == 0 and value.isfinite(), f"loss {name!r} is {value}; expected a finite scalar")
     _sum(head, losses).backward()
-    for name, weight in _module(head).named_parameters():
-        require(not weight.requires_grad or weight.grad is not None, f"no loss reaches the weight {name}")
+    require_trained(module_of(head))
 
 
 def invalid_labels_have_no_influence(make: Make, hidden_width: int) -> None:
@@ -60,14 +70,14 @@ def invalid_labels_have_no_influence(make: Make, hidden_width: int) -> None:
     hidden, labels, valid = _examples(head, hidden_width, 7)
     valid = valid.clone()
     valid[4:] = False
-    expected = _losses(head, hidden[:4], labels[:4], valid[:4])
+    # Seeded, since a head may draw noise, row by row.
+    expected = seeded(head.losses, hidden[:4], labels[:4], valid[:4])
     labels = torch.where(valid[..., None], labels, torch.nan)
-    padded = _losses(head, hidden, labels, valid)
+    padded = seeded(head.losses, hidden, labels, valid)
     for name, value in padded.items():
         require_close(value, expected[name], 1e-5, f"{name!r} with padding against without")
     _sum(head, padded).backward()
-    for name, weight in _module(head).named_parameters():
-        require(weight.grad is None or weight.grad.isfinite().all(), f"gradient of {name} is not finite with padding")
+    require_finite_gradients(module_of(head), " with padding")
 
 
 def without_a_valid_label_losses_are_zero(make: Make, hidden_width: int) -> None:
@@ -78,8 +88,7 @@ def without_a_valid_label_losses_are_zero(make: Make, hidden_width: int) -> None
     for name, value in losses.items():
         require(value == 0, f"{name!r} is {value} without a valid label; expected 0")
     _sum(head, losses).backward()
-    for name, weight in _module(head).named_parameters():
-        require(weight.grad is None or weight.grad.isfinite().all(), f"gradient of {name} is not finite")
+    require_finite_gradients(module_of(head))
 
 
 def a_robot_without_gripper_works(make: Make, hidden_width: int) -> None:
@@ -121,7 +130,7 @@ def a_constant_action_is_learned(make: Make, hidden_width: int) -> None:
     action = torch.tensor([0.5, -0.25, 0.125, -0.75, 1.0, 0.0])
     labels = action.expand(64, head.chunk, ARM + GRIPPER)
     valid = torch.ones(64, head.chunk, dtype=torch.bool)
-    optimizer = torch.optim.Adam(_module(head).parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(module_of(head).parameters(), lr=1e-2)
     # A smaller rate at the end, since the loss of a head that samples is noisy.
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (300 - step) / 100))
     for _ in range(300):
@@ -148,20 +157,8 @@ def _examples(head: ActionHead, hidden_width: int, count: int, gripper: int = GR
     return random_like(random, count, hidden_width), torch.cat([arm, closed], dim=-1), valid
 
 
-def _losses(head: ActionHead, hidden: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """The losses with torch's global generator seeded, from which a head may draw noise, row by row."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return head.losses(hidden, labels, valid)
-
-
 def _sum(head: ActionHead, losses: dict[str, Tensor]) -> Tensor:
     return torch.stack([losses[name] for name in head.loss_names]).sum()
-
-
-def _module(head: ActionHead) -> nn.Module:
-    require(isinstance(head, nn.Module), f"{type(head).__name__} is not an nn.Module")
-    return head  # type: ignore[return-value]
 
 
 CHECKS: tuple[Callable[[Make, int], None], ...] = (

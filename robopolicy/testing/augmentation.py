@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from robopolicy.testing._assert import generator, random_like, require, require_equal, require_error
+from robopolicy.testing._assert import generator, random_like, require, require_equal, require_error, seeded
 from robopolicy.training.augmentations import AugmentationInputs
 from robopolicy.types import Batch
 
@@ -44,23 +44,25 @@ def labels_and_masks_stay(make: Make) -> None:
     batch = _batch()
     changed = _drawn(make(INPUTS), batch)
     for name in ("target", "action_valid", "frame_valid", "instruction_id"):
-        require_equal(_tensor(getattr(changed, name)), _tensor(getattr(batch, name)), name)
+        require_equal(torch.as_tensor(getattr(changed, name)), torch.as_tensor(getattr(batch, name)), name)
 
 
 def the_given_batch_is_not_written_to(make: Make) -> None:
     """The batch may share memory with the demos, which later batches are read from."""
     batch = _batch()
-    before = {key: _tensor(values).clone() for key, values in batch.obs.items()}
+    before = {key: torch.as_tensor(values).clone() for key, values in batch.obs.items()}
     _drawn(make(INPUTS), batch)
     for key, values in before.items():
-        require_equal(_tensor(batch.obs[key]), values, f"{key} of the given batch, afterwards")
+        require_equal(torch.as_tensor(batch.obs[key]), values, f"{key} of the given batch, afterwards")
 
 
 def draws_follow_the_seed(make: Make) -> None:
     """All randomness comes from torch's generator, so that a resumed run draws what an uninterrupted one would."""
     first, again = (_drawn(make(INPUTS), _batch(), seed=3) for _ in range(2))
     for key, values in first.obs.items():
-        require_equal(_tensor(again.obs[key]), _tensor(values), f"{key} of a second draw with the same seed")
+        require_equal(
+            torch.as_tensor(again.obs[key]), torch.as_tensor(values), f"{key} of a second draw with the same seed"
+        )
 
 
 def it_changes_the_batch(make: Make) -> None:
@@ -75,10 +77,10 @@ def images_of_a_segment_change_alike(make: Make) -> None:
     """A still camera stays still: a jump between two frames would be a motion that never happened."""
     batch = _batch()
     for camera in CAMERAS:
-        _tensor(batch.obs[camera])[:] = _tensor(batch.obs[camera])[:, :1]
+        torch.as_tensor(batch.obs[camera])[:] = torch.as_tensor(batch.obs[camera])[:, :1]
     changed = _drawn(make(INPUTS), batch)
     for camera in CAMERAS:
-        images = _tensor(changed.obs[camera])
+        images = torch.as_tensor(changed.obs[camera])
         require_equal(images, images[:, :1].expand_as(images), f"frames of {camera} in a segment of equal frames")
 
 
@@ -105,17 +107,11 @@ def _batch() -> Batch:
 
 
 def _drawn(change: Callable[[Batch], Batch], batch: Batch, seed: int = 0) -> Batch:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return change(batch)
+    return seeded(change, batch, seed=seed)
 
 
 def _same(batch: Batch, other: Batch) -> bool:
-    return all(torch.equal(_tensor(batch.obs[key]), _tensor(other.obs[key])) for key in other.obs)
-
-
-def _tensor(values: object) -> Tensor:
-    return torch.as_tensor(values)
+    return all(torch.equal(torch.as_tensor(batch.obs[key]), torch.as_tensor(other.obs[key])) for key in other.obs)
 
 
 CHECKS: tuple[Callable[[Make], None], ...] = (

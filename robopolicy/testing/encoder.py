@@ -18,6 +18,8 @@ from robopolicy.testing._assert import (
     require_equal,
     require_error,
     require_export,
+    require_trained,
+    seeded,
 )
 from robopolicy.types import ArraySpec
 
@@ -27,9 +29,7 @@ TOLERANCE = 1e-5
 
 
 def _learned_words(instructions: Sequence[str]) -> TextTokens:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        text = VocabularyText(VocabularyOptions(), TextInputs(Vocabulary.of(INSTRUCTIONS), 8)).eval()
+    text = seeded(VocabularyText, VocabularyOptions(), TextInputs(Vocabulary.of(INSTRUCTIONS), 8)).eval()
     return text(text.prepare(instructions))
 
 
@@ -48,11 +48,8 @@ class EncoderCase:
         """The encoder for `obs`, or this case's, of a policy with or without the instruction; always the same weights."""
         text = self.text(INSTRUCTIONS[:1])
         width, words = text.sentence.shape[-1], text.tokens.shape[-2]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return self.make(
-                EncoderInputs(obs or self.obs, width if with_text else None, words if with_text else 0)
-            ).eval()
+        inputs = EncoderInputs(obs or self.obs, width if with_text else None, words if with_text else 0)
+        return seeded(self.make, inputs).eval()
 
     def text(self, instructions: Sequence[str], lead: Sequence[int] | None = None) -> TextTokens:
         """Instructions with these batch axes; by default one axis."""
@@ -144,8 +141,7 @@ def every_weight_is_trained(case: EncoderCase) -> None:
     for prediction in encoding.predictions.values():
         loss = loss + prediction.square().sum()
     loss.backward()
-    idle = [name for name, weight in encoder.named_parameters() if weight.requires_grad and weight.grad is None]
-    require(not idle, f"weights without a gradient: {', '.join(idle)}")
+    require_trained(encoder)
 
 
 def every_observation_is_used_or_refused(case: EncoderCase) -> None:

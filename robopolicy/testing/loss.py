@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from robopolicy.testing._assert import generator, random_like, require, require_close
+from robopolicy.testing._assert import generator, random_like, require, require_close, require_trained, seeded
 from robopolicy.training.losses import LossContext, LossInputs
 from robopolicy.types import Batch
 
@@ -21,23 +21,22 @@ Make: TypeAlias = Callable[[LossContext], nn.Module]
 def it_is_one_finite_scalar(make: Make, context: LossContext = CONTEXT) -> None:
     """For windows cut from segments, and for a whole unrolled segment (a carried memory)."""
     for window in (WINDOW, FRAMES):
-        value = _made(make, context)(_inputs(context, window))
+        value = seeded(make, context)(_inputs(context, window))
         require(value.ndim == 0 and value.isfinite(), f"the loss is {value}; expected a finite scalar")
 
 
 def every_weight_is_trained(make: Make, context: LossContext = CONTEXT) -> None:
     """Each trainable weight of the predictor gets a gradient, and so does something of the policy."""
-    loss, inputs = _made(make, context), _inputs(context)
+    loss, inputs = seeded(make, context), _inputs(context)
     loss(inputs).backward()
-    idle = [name for name, weight in loss.named_parameters() if weight.requires_grad and weight.grad is None]
-    require(not idle, f"weights without a gradient: {', '.join(idle)}")
+    require_trained(loss)
     policy = (inputs.pooled, inputs.hidden, *inputs.predictions.values())
     require(any(part.grad is not None for part in policy), "no gradient reaches the policy; the loss changes nothing")
 
 
 def frames_beyond_the_demo_have_no_influence(make: Make, context: LossContext = CONTEXT) -> None:
     """What stands at padding, NaN among labels and privileged keys included, changes neither the loss nor a gradient."""
-    loss, inputs = _made(make, context), _padded(_inputs(context))
+    loss, inputs = seeded(make, context), _padded(_inputs(context))
     expected = loss(inputs)
     expected.backward()
     gradients = [weight.grad.clone() for weight in loss.parameters() if weight.grad is not None]
@@ -53,14 +52,8 @@ def frames_beyond_the_demo_have_no_influence(make: Make, context: LossContext = 
 
 def without_a_real_frame_it_is_zero(make: Make, context: LossContext = CONTEXT) -> None:
     """A mean over nothing is 0, not NaN."""
-    value = _made(make, context)(_padded(_inputs(context), kept=0))
+    value = seeded(make, context)(_padded(_inputs(context), kept=0))
     require(value == 0, f"the loss is {value} without a real frame; expected 0")
-
-
-def _made(make: Make, context: LossContext) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make(context)
 
 
 def _inputs(context: LossContext, window: int = WINDOW) -> LossInputs:

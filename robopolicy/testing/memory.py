@@ -10,6 +10,7 @@ from robopolicy.model.streaming import History, MemoryState
 from robopolicy.testing._assert import (
     evaluating,
     generator,
+    module_of,
     random_like,
     require,
     require_close,
@@ -33,7 +34,7 @@ def a_stream_equals_the_zero_state_pass(memory: Memory, width: int) -> None:
             random = generator(seed)
             frames = random_like(random, batch, steps, width)
             starts = torch.rand(batch, steps, generator=random) < 0.2
-            with torch.set_grad_enabled(grad), evaluating(_module(memory)):
+            with torch.set_grad_enabled(grad), evaluating(memory):
                 streamed, _ = _stream(memory, frames, starts)
                 expected = _from_scratch(memory, frames, starts)
             require_close(streamed, expected, TOLERANCE, "step against forward")
@@ -46,7 +47,7 @@ def unroll_in_pieces_equals_the_stream(memory: Memory, width: int) -> None:
     """
     frames = random_like(generator(), 3, 9, width)
     for grad in (True, False):
-        with torch.set_grad_enabled(grad), evaluating(_module(memory)):
+        with torch.set_grad_enabled(grad), evaluating(memory):
             state = memory.initial_state((3,))
             pieces = []
             for piece in frames.split([1, 4, 2, 2], dim=1):
@@ -62,7 +63,7 @@ def unroll_in_pieces_equals_the_stream(memory: Memory, width: int) -> None:
 def unroll_from_the_initial_state_equals_forward(memory: Memory, width: int) -> None:
     """There is one meaning of a zero state."""
     frames = random_like(generator(), 2, memory.window, width)
-    with evaluating(_module(memory)):
+    with evaluating(memory):
         hidden, _ = memory.unroll(frames, memory.initial_state((2,)))
         require_close(hidden, memory(frames), TOLERANCE, "unroll from the initial state against forward")
 
@@ -80,7 +81,7 @@ def hidden_vectors_have_the_declared_width(memory: Memory, width: int) -> None:
 def two_leading_axes_are_a_flat_batch(memory: Memory, width: int) -> None:
     """A batch of (envs, agents) gives what a flat batch of envs * agents gives, resets included."""
     frames = random_like(generator(), 6, 2, 3, width)
-    with evaluating(_module(memory)):
+    with evaluating(memory):
         state, flat_state = memory.initial_state((2, 3)), memory.initial_state((6,))
         for t, frame in enumerate(frames):
             hidden, state = memory.step(frame, state)
@@ -96,7 +97,7 @@ def a_reset_leaves_the_other_episodes_bit_equal(memory: Memory, width: int) -> N
     frames = random_like(generator(), 3, 7, width)
     once = torch.zeros(3, 7, dtype=torch.bool)
     once[1, 4] = True
-    with evaluating(_module(memory)):
+    with evaluating(memory):
         undisturbed, disturbed = _stream(memory, frames)[0], _stream(memory, frames, once)[0]
     require_equal(undisturbed[[0, 2]], disturbed[[0, 2]], "episodes beside one that was reset")
 
@@ -104,7 +105,7 @@ def a_reset_leaves_the_other_episodes_bit_equal(memory: Memory, width: int) -> N
 def a_step_leaves_its_state_unchanged(memory: Memory, width: int) -> None:
     """A caller may keep a state, to branch or to try again."""
     random = generator()
-    with torch.no_grad(), evaluating(_module(memory)):
+    with torch.no_grad(), evaluating(memory):
         _, state = memory.step(random_like(random, 2, width), memory.initial_state((2,)))
         copy, frame = state.clone(), random_like(random, 2, width)
         first, again = memory.step(frame, state)[0], memory.step(frame, state)[0]
@@ -117,7 +118,7 @@ def a_step_leaves_its_state_unchanged(memory: Memory, width: int) -> None:
 def nan_stays_in_its_episode_and_ends_with_it(memory: Memory, width: int) -> None:
     """A diverged episode changes neither the others nor, after a reset, the one that follows it."""
     frames = random_like(generator(), 2, 4, width)
-    with torch.no_grad(), evaluating(_module(memory)):
+    with torch.no_grad(), evaluating(memory):
         bad = torch.stack([torch.full((width,), torch.nan), frames[1, 0]])
         _, state = memory.step(bad, memory.initial_state((2,)))
         state = state.reset(torch.tensor([True, False]))
@@ -131,10 +132,10 @@ def gradients_of_a_stream_equal_those_of_the_window(memory: Memory, width: int) 
     random = generator()
     frames = random_like(random, 2, memory.window, width)
     probe = random_like(random, 2, memory.window, memory.output_width)
-    weights = [weight for weight in _module(memory).parameters() if weight.requires_grad]
+    weights = [weight for weight in module_of(memory).parameters() if weight.requires_grad]
     if not weights:
         return
-    with evaluating(_module(memory)):
+    with evaluating(memory):
         from_window = torch.autograd.grad((memory(frames) * probe).sum(), weights)
         from_stream = torch.autograd.grad((_stream(memory, frames)[0] * probe).sum(), weights)
     for mine, theirs in zip(from_stream, from_window, strict=True):
@@ -144,7 +145,7 @@ def gradients_of_a_stream_equal_those_of_the_window(memory: Memory, width: int) 
 def the_state_has_the_batch_axes_after_the_first(memory: Memory, width: int) -> None:
     """Each tensor is (k, *B, ...), so that states can be indexed, split, joined and stacked by episode."""
     frames = random_like(generator(), 2, 4, width)
-    with torch.no_grad(), evaluating(_module(memory)):
+    with torch.no_grad(), evaluating(memory):
         _, state = memory.step(frames[0], memory.initial_state((4,)))
         shapes = tuple(tuple(tensor.shape) for tensor in state.tensors)
         require(shapes == memory.state_shapes((4,)), f"state of shapes {shapes}; declared {memory.state_shapes((4,))}")
@@ -163,7 +164,7 @@ def the_state_has_the_batch_axes_after_the_first(memory: Memory, width: int) -> 
 def a_saved_state_resumes(memory: Memory, width: int) -> None:
     """A state that goes through plain named tensors continues as if it had stayed."""
     frames = random_like(generator(), 2, 2, width)
-    with torch.no_grad(), evaluating(_module(memory)):
+    with torch.no_grad(), evaluating(memory):
         _, state = memory.step(frames[0], memory.initial_state((2,)))
         restored = MemoryState.load(state.state_dict())
         require_equal(memory.step(frames[1], state)[0], memory.step(frames[1], restored)[0], "a restored state's step")
@@ -202,7 +203,7 @@ def no_episodes_give_no_output(memory: Memory, width: int) -> None:
 
 def an_exported_step_equals_step(memory: Memory, width: int) -> None:
     """The graph of `step`, made for one batch size, gives the same numbers at another."""
-    with evaluating(_module(memory)):
+    with evaluating(memory):
         states = []
         for batch in (3, 5):
             frame = random_like(generator(), batch, width)
@@ -225,11 +226,6 @@ class _PlainStep(nn.Module):
         frame, age, *state = tensors
         hidden, after = self.memory.step(frame, MemoryState(self.history, age, tuple(state)))
         return hidden, after.age, *after.tensors
-
-
-def _module(memory: Memory) -> nn.Module:
-    require(isinstance(memory, nn.Module), f"{type(memory).__name__} is not an nn.Module")
-    return memory  # type: ignore[return-value]
 
 
 def _stream(memory: Memory, frames: Tensor, starts: Tensor | None = None) -> tuple[Tensor, MemoryState]:

@@ -3,10 +3,19 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robopolicy.model.poolings import Pooling
-from robopolicy.testing._assert import evaluating, generator, random_like, require, require_close, require_equal
+from robopolicy.testing._assert import (
+    evaluating,
+    generator,
+    module_of,
+    random_like,
+    require,
+    require_close,
+    require_equal,
+    require_finite_gradients,
+)
 
 TOLERANCE = 1e-5
 
@@ -21,7 +30,7 @@ def pooled_frames_have_the_declared_width(pooling: Pooling, tokens: int, width: 
 def a_frame_by_itself_is_pooled_as_one_of_a_batch(pooling: Pooling, tokens: int, width: int) -> None:
     """Any number of leading axes, or none, with and without a mask."""
     frames, valid = _frames(tokens, width)
-    with torch.no_grad(), evaluating(_module(pooling)):
+    with torch.no_grad(), evaluating(pooling):
         require_close(pooling(frames[0]), pooling(frames)[0], TOLERANCE, "a frame against one of a batch")
         masked = pooling(frames, valid)
         require_close(pooling(frames[0], valid[0]), masked[0], TOLERANCE, "a masked frame against one of a batch")
@@ -32,7 +41,7 @@ def a_frame_by_itself_is_pooled_as_one_of_a_batch(pooling: Pooling, tokens: int,
 def invalid_tokens_have_no_influence(pooling: Pooling, tokens: int, width: int) -> None:
     """What stands at an invalid token, NaN and infinity included, changes nothing."""
     frames, valid = _frames(tokens, width)
-    with torch.no_grad(), evaluating(_module(pooling)):
+    with torch.no_grad(), evaluating(pooling):
         expected = pooling(frames, valid)
         require(expected.isfinite().all(), "pooled frames are not finite")
         for content in (0.0, 1e6, float("nan"), float("inf")):
@@ -43,7 +52,7 @@ def invalid_tokens_have_no_influence(pooling: Pooling, tokens: int, width: int) 
 def an_all_true_mask_changes_nothing(pooling: Pooling, tokens: int, width: int) -> None:
     """No mask means that all tokens are valid."""
     frames, valid = _frames(tokens, width)
-    with torch.no_grad(), evaluating(_module(pooling)):
+    with torch.no_grad(), evaluating(pooling):
         require_close(pooling(frames, torch.ones_like(valid)), pooling(frames), TOLERANCE, "all valid against no mask")
 
 
@@ -60,8 +69,7 @@ def a_frame_without_a_valid_token_is_zero(pooling: Pooling, tokens: int, width: 
     assert gradient is not None
     require_equal(gradient[1], torch.zeros_like(gradient[1]), "gradient of a frame without a valid token against 0")
     require(gradient[2].abs().sum() > 0, "a valid frame's tokens get no gradient")
-    for name, weight in _module(pooling).named_parameters():
-        require(weight.grad is None or weight.grad.isfinite().all(), f"gradient of {name} is not finite")
+    require_finite_gradients(module_of(pooling))
 
 
 def _frames(tokens: int, width: int) -> tuple[Tensor, Tensor]:
@@ -70,11 +78,6 @@ def _frames(tokens: int, width: int) -> tuple[Tensor, Tensor]:
     valid = torch.rand(4, tokens, generator=random) < 0.5
     valid[:, 0] = True
     return random_like(random, 4, tokens, width), valid
-
-
-def _module(pooling: Pooling) -> nn.Module:
-    require(isinstance(pooling, nn.Module), f"{type(pooling).__name__} is not an nn.Module")
-    return pooling  # type: ignore[return-value]
 
 
 CHECKS: tuple[Callable[[Pooling, int, int], None], ...] = (

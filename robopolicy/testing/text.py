@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from torch import nn
 
 from robopolicy.model.texts import Text, TextInputs, TextTokens, Vocabulary
-from robopolicy.testing._assert import require, require_close, require_equal
+from robopolicy.testing._assert import module_of, require, require_close, require_equal, require_trained, seeded
 
 INSTRUCTIONS = ("put the red cube on the blue plate", "put the blue cube on the red plate", "open the drawer")
 """The first two hold the same words in another order."""
@@ -78,21 +77,17 @@ def any_instruction_is_read(make: Make, inputs: TextInputs = INPUTS) -> None:
 def every_weight_is_trained(make: Make, inputs: TextInputs = INPUTS) -> None:
     """Each trainable weight gets a gradient from the tokens or the sentence vector."""
     text = _made(make, inputs)
-    assert isinstance(text, nn.Module)
     read = text(text.prepare(INSTRUCTIONS))
     if not _embeds(read):
         return
     (read.tokens.square().sum() + read.sentence.square().sum()).backward()
-    idle = [name for name, weight in text.named_parameters() if weight.requires_grad and weight.grad is None]
-    require(not idle, f"weights without a gradient: {', '.join(idle)}")
+    require_trained(module_of(text))
 
 
 def _made(make: Make, inputs: TextInputs) -> Text:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = make(inputs)
-    require(isinstance(made, nn.Module), f"{type(made).__name__} is not an nn.Module")
-    return made.eval()  # type: ignore[attr-defined]
+    text = seeded(make, inputs)
+    module_of(text).eval()
+    return text
 
 
 def _read(text: Text, instructions: tuple[str | None, ...]) -> TextTokens:

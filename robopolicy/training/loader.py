@@ -1,10 +1,11 @@
 """In which order segments are drawn, and a loader of their batches that can be stopped and resumed anywhere."""
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -238,33 +239,17 @@ class BatchLoader:
         return starts[:, mine].to(device), None if begins is None else begins[:, mine].to(device)
 
 
-def prefetched(make: Callable[[int], Batch], places: Sequence[int]) -> Iterator[Batch]:
+def prefetched(make: Callable[[int], Batch], places: Iterable[int]) -> Iterator[Batch]:
     """`make(place)` for each place, made ahead in a thread; an exception there is raised here."""
-    made: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=PREFETCHED)
-    stopped = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                return made.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
+    ahead, places = deque[Future[Batch]](), iter(places)
+    with ThreadPoolExecutor(1, "batch-prefetch") as pool:
         try:
-            for place in places:
-                if stopped.is_set():
-                    return
-                put(make(place))
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    threading.Thread(target=work, name="batch-prefetch", daemon=True).start()
-    try:
-        while (item := made.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
+            for place in islice(places, PREFETCHED):
+                ahead.append(pool.submit(make, place))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(pool.submit(make, place) for place in islice(places, 1))
+                yield batch
+        finally:  # also where the training stops in the middle of an epoch
+            for future in ahead:
+                future.cancel()
