@@ -39,8 +39,8 @@ class Driver:
     execution: ExecutionOptions
     observation: Mapping[str, ArraySpec] = field(default_factory=dict)
     """What it observes, by key."""
-    gripper_opens: str | None = None
-    """Which of the gripper's two values opened it in the demos: `first`, `second`; None: not known."""
+    gripper_opens: str | list[str | None] | None = None
+    """Which of a gripper's two values opened it in the demos: `first`, `second`; a list for several; None: not known."""
     image_size: int = 64
     cameras: tuple[str, ...] = ()
     seed: int | None = None
@@ -205,14 +205,7 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     """
     from robopolicy.control.stream import AdaptedStream, qpos_in_action_columns, with_image_resized
 
-    profile, opens = robot.profile, driver.gripper_opens
-    if opens in ("first", "second") and any(profile.openings_m) and not profile.arms and opens != profile.gripper_opens:
-        column, first, second = driver.spec.gripper_ends[0]
-        value = first if opens == "first" else second
-        raise ConfigError(
-            f"in the policy's demos the gripper (action {column}) opens at {value:g}, its {opens} value; the profile of "
-            f"{profile.name} says gripper_opens: {profile.gripper_opens}; correct the one that is wrong"
-        )
+    _check_grippers(driver, robot.profile)
     if not driver.observation:
         return driver
     seen, spec = robot.observe().obs, driver.spec
@@ -248,3 +241,18 @@ def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -
     options.speed = driver.stream.record.speed_within(profile)
     print(f"speed     {options.speed:.2f} of the record's, within {profile.name}'s limits")
     return driver_of(options)
+
+
+def _check_grippers(driver: Driver, profile: RobotProfile) -> None:
+    """Refuse a robot of which a gripper opens at the value that closed it in the policy's demos."""
+    spec, opens = driver.spec, driver.gripper_opens
+    ends = opens if isinstance(opens, list) else [opens]
+    for (column, first, second), end in zip(spec.gripper_ends, ends, strict=False):
+        owner = next((name for name, columns in spec.arms.items() if column in columns), "")
+        arm = profile.arms.get(owner, profile)
+        if end in ("first", "second") and any(arm.openings_m) and not arm.arms and end != arm.gripper_opens:
+            value = first if end == "first" else second
+            raise ConfigError(
+                f"in the policy's demos the gripper (action {column}) opens at {value:g}, its {end} value; the profile of "
+                f"{arm.name} says gripper_opens: {arm.gripper_opens}; correct the one that is wrong"
+            )

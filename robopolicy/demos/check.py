@@ -12,12 +12,12 @@ from robopolicy.demos.check_page import write_page
 from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.check_text import print_report
 from robopolicy.demos.findings import (
-    GRIPPER,
     Finding,
     KeySummary,
     action_findings,
     demo_notes,
     demo_problems,
+    gripper_openings,
     holds_last_action,
     set_findings,
 )
@@ -150,8 +150,8 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
     report.instruction_of[name] = demo.instruction
     report.actions[name] = demo.actions
     signs.add(demo)
-    if (opening := demo.obs.get(GRIPPER)) is not None and opening.shape == (len(demo), 1):
-        report.openings[name] = opening[:, 0]
+    if (openings := gripper_openings(demo.obs)) is not None:
+        report.openings[name] = openings
     problems = list(demo_problems(demo, clock, report.rate_hz))
     tokens = {} if demo.tokens is None else {"tokens": demo.tokens}
     for key, values in {"actions": demo.actions, **tokens, **demo.obs}.items():

@@ -33,7 +33,7 @@ class FileReport:
     actions: dict[str, np.ndarray] = field(default_factory=dict)
     """(T, width) of each readable demo."""
     openings: dict[str, np.ndarray] = field(default_factory=dict)
-    """(T,) of `obs/gripper` where it is the one number of a gripper's opening."""
+    """`gripper_openings` of each readable demo that holds any."""
     sheet: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Per camera, one row of images (frames, height, width, 3) for each of a few demos."""
     findings: list[Finding] = field(default_factory=list)

@@ -21,10 +21,14 @@ DRIFT = 0.05
 SAME = 1e-3
 """Largest deviation of a quaternion's length from 1."""
 DECLARE = "where training doesn't list it among its rotations, declare it in --normalization.rotations as"
-GRIPPER = "gripper"
-"""Observation key of a gripper's opening, one number."""
+OPENING = re.compile(r"(.*_)?gripper(_opening|_width|_aperture)?(_m)?", re.IGNORECASE)
+"""Observation keys of which each column is a gripper's opening, or one of its two fingers, by name."""
+FINGERS = re.compile(r"(.*_)?gripper_(qpos|states?)", re.IGNORECASE)
+"""Observation keys that hold the positions of a gripper's fingers, by name; robosuite's Panda has two."""
 GRIPPER_STEPS = 3
 """Steps after which a gripper's opening is compared with its command."""
+PAIRED = 0.9
+"""Correlation beyond which two columns are the fingers of one gripper."""
 LEAST_STROKE = 0.25
 """A continuous gripper that uses a smaller share of its declared range may be in other units."""
 REPEATS = 0.5
@@ -130,7 +134,7 @@ def action_findings(
         actions: of each demo.
         spec: what their columns are.
         instruction_of: of each demo.
-        openings: opening (T,) of the one gripper that there is, of the demos that hold it.
+        openings: `gripper_openings` of the demos that hold any.
     """
     instruction_of = instruction_of or {}
     rows = np.concatenate(list(actions.values()))
@@ -157,15 +161,14 @@ def action_findings(
         elif high - low < LEAST_STROKE * (max(ends) - min(ends)):
             yield Finding("note", text)
     measured = [name for name in actions if openings and name in openings]
-    if (
-        openings
-        and opening_end([actions[name] for name in measured], spec, [openings[n] for n in measured]) == "second"
-    ):
-        column, closed, opened = spec.gripper_ends[0]
-        text = (
-            f"the gripper (action {column}) opens at {opened:g} and closes at {closed:g}, by obs/gripper; a robot that "
-        )
-        yield Finding("note", text + "executes it needs gripper_opens: second in its profile")
+    ends = opening_ends([actions[name] for name in measured], spec, [(openings or {})[name] for name in measured])
+    for (column, closed, opened), end in zip(spec.gripper_ends, ends, strict=True):
+        if end == "second":
+            text = (
+                f"the gripper (action {column}) opens at {opened:g} and closes at {closed:g}, by its measured opening; a "
+                "robot that executes it needs gripper_opens: second in its profile"
+            )
+            yield Finding("note", text)
     for column in (*spec.gripper_columns, *spec.continuous_gripper):
         still = [name for name, rows in actions.items() if np.ptp(rows[:, column]) == 0]
         every = Counter(instruction_of.get(name) for name in actions)
@@ -186,29 +189,59 @@ def action_findings(
         yield Finding("note", text)
 
 
-def opening_end(
+def gripper_openings(obs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """What the observations of T steps say about how far each gripper is open, (T, openings); None where they don't.
+
+    Read are keys whose name says opening (`gripper`, `left_gripper`, `gripper_width`, ...) and pairs of fingers that move
+    together (`robot0_gripper_qpos`, LIBERO's `gripper_states`). A position alone doesn't say at which end a gripper is open.
+    """
+    found = []
+    for key, values in sorted(obs.items()):
+        opens, fingers = OPENING.fullmatch(key), FINGERS.fullmatch(key)
+        if values.ndim != 2 or values.dtype.kind not in "iuf" or not (opens or fingers):
+            continue
+        size = np.abs(values)
+        paired = values.shape[1] == 2 and np.ptp(size, axis=0).all() and np.corrcoef(size.T)[0, 1] > PAIRED
+        if paired and (fingers or (values.prod(1) <= 0).all()):
+            found.append(size.sum(1, keepdims=True))
+        elif opens:
+            found.append(values)
+    return np.concatenate(found, axis=1) if found else None
+
+
+def opening_ends(
     actions: Sequence[np.ndarray], spec: ActionSpec, openings: Sequence[np.ndarray]
-) -> Literal["first", "second"] | None:
-    """Which of its two values opens the one gripper that there is; None: several, none, or not clear from the demos.
+) -> tuple[Literal["first", "second"] | None, ...]:
+    """For each of `spec.gripper_ends`, which of its two values opens that gripper; None: not clear from the demos.
 
     Args:
         actions: (T, width) of each demo.
         spec: what their columns are.
-        openings: (T,) of each demo.
+        openings: `gripper_openings` of each demo; each gripper is compared with the column that follows its command best.
     """
-    if len(spec.gripper_ends) != 1:
-        return None
-    column, first, second = spec.gripper_ends[0]
-    commands = [(rows[:-GRIPPER_STEPS, column] - first) / (second - first) for rows in actions]
-    at_second = np.concatenate(commands).astype(np.float64)
-    opening = np.concatenate([rows[GRIPPER_STEPS:] for rows in openings]).astype(np.float64)
+    ends: list[Literal["first", "second"] | None] = []
+    for column, first, second in spec.gripper_ends:
+        if not openings or len({rows.shape[1] for rows in openings}) > 1:
+            ends.append(None)
+            continue
+        commands = [(rows[:-GRIPPER_STEPS, column] - first) / (second - first) for rows in actions]
+        at_second = np.concatenate(commands).astype(np.float64)
+        measured = np.concatenate([rows[GRIPPER_STEPS:] for rows in openings]).astype(np.float64)
+        ends.append(
+            max((_follows(at_second, each) for each in measured.T), key=lambda one: one[0], default=(0.0, None))[1]
+        )
+    return tuple(ends)
+
+
+def _follows(at_second: np.ndarray, opening: np.ndarray) -> tuple[float, Literal["first", "second"] | None]:
+    """How well an opening follows a command (0: at its first value, 1: at its second), and at which value it is open."""
     if len(opening) < 2 or np.ptp(at_second) == 0 or np.ptp(opening) == 0:
-        return None
+        return 0.0, None
     correlation = np.corrcoef(at_second, opening)[0, 1]
     slope = correlation * opening.std() / at_second.std()
     if abs(correlation) < 0.5 or abs(slope) < np.ptp(opening) / 4:
-        return None
-    return "second" if slope > 0 else "first"
+        return 0.0, None
+    return abs(correlation), "second" if slope > 0 else "first"
 
 
 def _listed(values: Sequence[float] | np.ndarray) -> str:

@@ -14,7 +14,7 @@ from torch import distributed
 from robopolicy import __version__
 from robopolicy.components import component_of
 from robopolicy.demos.actions import describe_action_spec
-from robopolicy.demos.findings import GRIPPER, opening_end
+from robopolicy.demos.findings import gripper_openings, opening_ends
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.provenance import WatchedFiles, fingerprint
 from robopolicy.demos.rows import DemoRows, load_rows, read_flags, row_types
@@ -218,14 +218,14 @@ class DemoDataModule(LightningDataModule):
             "versions": {"robopolicy": __version__, **{name: version(name) for name in ("torch", "numpy", "h5py")}},
         }
 
-    def _gripper_opens(self) -> str | None:
-        """Which of the one gripper's two values opens it, by the key `gripper`, its opening; None: not known."""
+    def _gripper_opens(self) -> str | list[str | None] | None:
+        """Which of a gripper's two values opens it, as far as the observed openings say; a list if there are several."""
         rows = self._rows()
-        openings = rows.low_dim.get(GRIPPER)
-        if openings is None or openings.shape[1:] != (1,):
+        openings, ends = gripper_openings(rows.low_dim), rows.offsets[1:-1]
+        if openings is None:
             return None
-        ends = rows.offsets[1:-1]
-        return opening_end(np.split(rows.actions, ends), self.action_spec, np.split(openings[:, 0], ends))
+        opens = opening_ends(np.split(rows.actions, ends), self.action_spec, np.split(openings, ends))
+        return opens[0] if len(opens) == 1 else list(opens) if any(opens) else None
 
     def _load(self, names: Sequence[Sequence[str]], keys: Sequence[str]) -> DemoRows:
         data = self.experiment.data

@@ -208,21 +208,25 @@ def test_what_a_policy_sees_is_fitted_to_the_robot(capsys):
         fitted(replace(driver, observation={"wrist": ArraySpec((9,))}), robot, "pair")
 
 
+class Still:
+    """Actions of zeros."""
+
+    gripper_logit = None
+
+    def __call__(self, observation: Observation, prefix: object = None) -> np.ndarray:
+        """Four of them."""
+        return np.zeros((4, 7))
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+
 @pytest.mark.parametrize("opens", ["first", "second", None])
 @pytest.mark.parametrize("profile_opens", ["first", "second"])
 def test_a_gripper_that_opens_the_other_way_is_refused(opens, profile_opens):
     """Guards against: a hand that closes around nothing and opens where it should hold."""
     robot = FakeRobot(replace(read_profile("panda"), gripper_opens=profile_opens))
     spec = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
-
-    class Still:
-        gripper_logit = None
-
-        def __call__(self, observation: Observation, prefix: object = None) -> np.ndarray:
-            return np.zeros((4, 7))
-
-        def reset(self) -> None:
-            """Nothing is kept."""
 
     driver = Driver(Still(), spec, 0.05, 4, execution_from({}), gripper_opens=opens)
     if opens in (None, profile_opens):
@@ -231,3 +235,18 @@ def test_a_gripper_that_opens_the_other_way_is_refused(opens, profile_opens):
     value = {"first": "-1", "second": "1"}[opens]
     with pytest.raises(ConfigError, match=f"opens at {value}, its {opens} value; .* gripper_opens: {profile_opens}"):
         fitted(driver, robot, "fake")
+
+
+def test_each_arm_s_gripper_is_checked_by_its_own_profile():
+    """Guards against: two hands of which only the first is compared with the demos, or with the other's profile."""
+    pair = read_profile("viperx_pair")
+    left, right = pair.arms
+    spec = ActionSpec(arm=4, gripper=0, continuous_gripper=(1, 3), arms={left: (0, 1), right: (2, 3)}, rate_hz=50.0)
+    ends = [pair.arms[left].gripper_opens, "first" if pair.arms[right].gripper_opens == "second" else "second"]
+    driver = Driver(Still(), spec, 0.02, 4, execution_from({}), gripper_opens=ends)
+    with pytest.raises(
+        ConfigError, match=rf"the gripper \(action 3\) opens at .*; the profile of {pair.arms[right].name}"
+    ):
+        fitted(driver, FakeRobot(pair), "pair")
+    ends = [arm.gripper_opens for arm in pair.arms.values()]
+    assert fitted(replace(driver, gripper_opens=ends), FakeRobot(pair), "pair").gripper_opens == ends

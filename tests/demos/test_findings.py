@@ -9,7 +9,9 @@ from robopolicy.demos.findings import (
     copied_share,
     demo_notes,
     demo_problems,
+    gripper_openings,
     holds_last_action,
+    opening_ends,
     set_findings,
 )
 from robopolicy.types import ActionSpec, Demo
@@ -146,7 +148,7 @@ def test_rotations_that_jump_are_found_where_they_are():
 def gripper_demos(values: tuple[float, float]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Actions that hold the first value and then the second, and an opening that is wide after the first."""
     rows = {f"demo_{n}": np.c_[np.random.default_rng(n).normal(size=(40, 2)), np.repeat(values, 20)] for n in range(3)}
-    return rows, {name: np.repeat([0.08, 0.0], [22, 18]) for name in rows}
+    return rows, {name: np.repeat([[0.08], [0.0]], [22, 18], axis=0) for name in rows}
 
 
 def test_a_gripper_that_opens_at_its_second_value_is_noted():
@@ -159,7 +161,9 @@ def test_a_gripper_that_opens_at_its_second_value_is_noted():
             finding.text for finding in action_findings(rows, spec, openings=openings) if "opens at" in finding.text
         ]
         assert len(told) == opens
-        assert not opens or told[0].startswith("the gripper (action 2) opens at 1 and closes at 0, by obs/gripper")
+        assert not opens or told[0].startswith(
+            "the gripper (action 2) opens at 1 and closes at 0, by its measured opening"
+        )
 
 
 @pytest.mark.parametrize(
@@ -173,3 +177,36 @@ def test_a_continuous_gripper_in_other_units_is_found(ends, values, severity):
     (found,) = [finding for finding in action_findings(rows, spec) if "continuous gripper" in finding.text]
     assert found.severity == severity
     assert f"holds 0 .. {values[1]:g}; the action spec declares its ends as {ends[0]:g} and {ends[1]:g}" in found.text
+
+
+def fingers(opening: np.ndarray) -> np.ndarray:
+    """Positions (T, 2) of two fingers that mirror each other, as robosuite observes a Panda's."""
+    return np.stack([opening / 2, -opening / 2], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("obs", "ends"),
+    [
+        (lambda one, two: {"robot0_gripper_qpos": fingers(one)}, ("second", None)),
+        (
+            lambda one, two: {"robot0_gripper_qpos": fingers(one), "robot1_gripper_qpos": fingers(two)},
+            ("second", "first"),
+        ),
+        (lambda one, two: {"gripper": np.stack([two, one], axis=1)}, ("second", "first")),
+        (lambda one, two: {"left_gripper_width": one[:, None], "gripper_qvel": fingers(two)}, ("second", None)),
+        (lambda one, two: {"gripper_position": np.stack([one, two], axis=1)}, None),
+    ],
+)
+def test_each_gripper_is_compared_with_its_own_opening(obs, ends):
+    """Guards against: a polarity that is found for one key named `gripper` alone, or read from the other hand's opening."""
+    spec = ActionSpec(arm=0, gripper=2, gripper_values=[(0.0, 1.0), (0.0, 1.0)])
+    rows, measured = [], []
+    for seed in range(3):
+        commands = np.random.default_rng(seed).integers(0, 2, (12, 2)).repeat(5, axis=0).astype(float)
+        opening = np.concatenate([np.zeros((2, 2)), commands[:-2] * [1, -1] + [0, 1]]) * 0.08
+        rows.append(commands)
+        measured.append(gripper_openings(obs(*opening.T)))
+    if ends is None:
+        assert measured == [None] * 3
+    else:
+        assert opening_ends(rows, spec, measured) == ends

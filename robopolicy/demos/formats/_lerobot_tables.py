@@ -14,6 +14,9 @@ from robopolicy.types import DemoFormatError
 class Episodes(Protocol):
     """The episodes of one data set, by LeRobot's episode index."""
 
+    notes: tuple[str, ...]
+    """What of the data set can't be read."""
+
     @property
     def lengths(self) -> Mapping[int, int]:
         """Steps of each episode, in order."""
@@ -50,6 +53,8 @@ def open_episodes(root: Path, info: Mapping[str, Any]) -> Episodes:
 
 class _Layout:
     """What both versions share."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, root: Path, info: Mapping[str, Any], tasks: Mapping[int, str]) -> None:
         self._root = root
@@ -105,7 +110,15 @@ class _EpisodesV3(_Layout):
             raise DemoFormatError(
                 f"{root.name}: no meta/episodes/*/*.parquet; a v3.0 data set lists its episodes there"
             )
-        rows = [row for file in files for row in read_parquet(file, except_prefix="stats/").to_pylist()]
+        rows, cut = [], []
+        for file in files:
+            try:
+                rows += read_parquet(file, except_prefix="stats/").to_pylist()
+            except DemoFormatError as error:
+                cut.append(f"{error}; the episodes it lists are left out")
+        if not rows and cut:
+            raise DemoFormatError(f"{root.name}/meta/episodes: {cut[0].partition('; the episodes')[0]}")
+        self.notes = tuple(cut)
         self._rows = {int(row["episode_index"]): row for row in rows}
         self.lengths = {index: int(self._rows[index]["length"]) for index in sorted(self._rows)}
 
@@ -144,6 +157,9 @@ def read_parquet(path: Path, columns: Iterable[str] | None = None, except_prefix
             wanted = [name for name in wanted if not name.startswith(except_prefix)]
         return pq.read_table(path, columns=wanted)
     except (OSError, pa.ArrowException) as error:
+        if "footer" in str(error):
+            reason = "cut off: no footer, which LeRobot writes when a recording is finalized; its rows can't be read"
+            raise DemoFormatError(f"{path.name}: {reason}") from error
         raise DemoFormatError(f"{path.name}: can't be read as parquet ({' '.join(str(error).split())})") from error
 
 

@@ -92,8 +92,10 @@ class LeRobotReader(ReaderBase):
         self._episodes: Episodes = open_episodes(path, info)
         sidecar = path / SIDECAR
         self._own: dict[str, Any] = json_file(sidecar) if sidecar.is_file() else {}
-        names = self._own.get("names") or [f"demo_{index}" for index in self._episodes.lengths]
-        self._index = dict(zip(names, self._episodes.lengths, strict=True))
+        names = self._own.get("names") or [
+            f"demo_{index}" for index in range(max(self._episodes.lengths, default=-1) + 1)
+        ]
+        self._index = {names[index]: index for index in self._episodes.lengths}
         self.names = tuple(self._index)
         self._keys = _observation_keys(self._features, self._own.get("obs_columns", {}))
         self.filter_keys = self._own.get("filter_keys") or _splits(info.get("splits") or {}, self._index)
@@ -107,8 +109,8 @@ class LeRobotReader(ReaderBase):
         self.action_spec = action_spec_from(spec, f"{path.name}: action_spec") if spec else None
         self.action_facts = {"rate_hz": self._rate_hz, **_named_columns(self._features["action"])}
         used = {*BOOKKEEPING, *STEP_COLUMNS.values(), *self._keys.values()}
-        if left_out := sorted(set(self._features) - used):
-            self.notes = (f"columns left out: {', '.join(left_out)}",)
+        left_out = sorted(set(self._features) - used)
+        self.notes = (*self._episodes.notes, *([f"columns left out: {', '.join(left_out)}"] if left_out else []))
 
     def columns(self, key: str) -> tuple[str, slice]:
         """LeRobot's feature that holds an observation key, and which of its columns; all of them for an image."""

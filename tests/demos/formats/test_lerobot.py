@@ -1,11 +1,14 @@
 """LeRobot data sets as others wrote them."""
 
 import json
+import os
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from robopolicy.demos.check import check_file, salvage
 from robopolicy.demos.formats import action_spec_of, open_demos
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import LENGTHS, images, write_lerobot
@@ -107,3 +110,66 @@ def test_splits_become_filter_keys(tmp_path):
     (folder / "meta/info.json").write_text(json.dumps(info))
     with open_demos(folder) as demos:
         assert demos.filter_keys == {"train": ["demo_0", "demo_1"], "valid": ["demo_2"]}
+
+
+def cut(path, share=0.5):
+    """Leave the first part of a file, as a recorder does that is ended in the middle."""
+    os.truncate(path, int(path.stat().st_size * share))
+
+
+def split_episodes(folder):
+    """List the last episode in a second file of `meta/episodes`, and its rows in a second table."""
+    for kind in ("meta/episodes", "data"):
+        first = folder / kind / "chunk-000/file-000.parquet"
+        table = pq.read_table(first)
+        last = table.column("episode_index").to_numpy() == len(LENGTHS) - 1
+        rows = table.filter(last).to_pylist()
+        for row in rows if kind == "meta/episodes" else ():
+            row["data/file_index"] = 1
+        pq.write_table(table.from_pylist(rows, schema=table.schema), first.with_name("file-001.parquet"))
+        pq.write_table(table.filter(~last), first)
+
+
+def test_what_a_recording_without_footers_finished_is_read(tmp_path):
+    """Guards against: all episodes lost because the recorder ended before it wrote the footer of its last file."""
+    folder = write_lerobot(tmp_path / "set")
+    split_episodes(folder)
+    data, episodes = (folder / kind / "chunk-000/file-001.parquet" for kind in ("data", "meta/episodes"))
+    cut(data)
+    with open_demos(folder) as demos:
+        assert len(demos.read("demo_1")) == LENGTHS[1]
+        with pytest.raises(DemoFormatError, match=r"^file-001.parquet: cut off: no footer"):
+            demos.read("demo_2")
+    cut(episodes)
+    with open_demos(folder) as demos:
+        assert list(demos.names) == ["demo_0", "demo_1"]
+        assert demos.notes[0].endswith("its rows can't be read; the episodes it lists are left out")
+    cut(episodes.with_name("file-000.parquet"))
+    with pytest.raises(DemoFormatError, match=r"set/meta/episodes: file-000.parquet: cut off: no footer") as caught:
+        open_demos(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_episodes_before_the_cut_of_a_video_are_salvaged(tmp_path):
+    """Guards against: a video cut off by a full disk that takes the episodes before the cut with it, or repeats frames."""
+    folder = write_lerobot(tmp_path / "set")
+    video = folder / "videos/observation.images.top/chunk-000/file-000.mp4"
+    whole = video.with_name("whole.mp4")
+    with av.open(str(video)) as source, av.open(str(whole), "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    whole.replace(video)
+    cut(video, 0.9)
+    report = check_file(folder)
+    assert report.good == ["demo_0", "demo_1"]
+    (problem,) = report.problems
+    assert (problem.demo, "file-000.mp4: " in problem.text) == ("demo_2", True)
+    salvage(report, tmp_path / "good.hdf5")
+    with open_demos(tmp_path / "good.hdf5") as demos:
+        assert [len(demos.read(name)) for name in demos.names] == list(LENGTHS[:2])
+    cut(video, 0.01)  # its index is gone too
+    with open_demos(folder) as demos, pytest.raises(DemoFormatError, match=r"file-000.mp4: can't be read as video"):
+        demos.read("demo_0")
