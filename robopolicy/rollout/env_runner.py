@@ -96,6 +96,8 @@ class Session:
         settle = self.spec.get("settle") or {}
         for _ in range(settle.get("steps", 0)):
             obs, _, _, _, info = self._advance(settle["action"])
+        if self.spec.get("render"):
+            place_bodies(raw)
         return self._frame(obs, info, 0.0, False, False)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], Arrays]:
@@ -201,6 +203,20 @@ class Session:
             value = at_path(info, path)
             figures[name] = float("nan") if value is None else float(np.asarray(value).mean())
         return figures
+
+
+def place_bodies(env: Any) -> None:
+    """Bring the bodies and sites of a MuJoCo environment to where its state puts them.
+
+    Meta-World moves its goal after the last forward pass of a reset: the first image would show the previous episode's goal.
+    """
+    if hasattr(env, "model") and hasattr(env, "data"):
+        try:
+            import mujoco
+        except ImportError:
+            return
+        if isinstance(env.model, mujoco.MjModel):
+            mujoco.mj_kinematics(env.model, env.data)
 
 
 # -- making an environment -----------------------------------------------------------------------------------------------

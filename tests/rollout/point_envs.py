@@ -8,6 +8,7 @@ import time
 from typing import Any, ClassVar
 
 import gymnasium
+import mujoco
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
@@ -45,6 +46,25 @@ class Point(gymnasium.Env):
     def render(self) -> np.ndarray:
         """An image whose brightness is the place."""
         return np.full((8, 8, 3), int(np.clip(100 + 50 * self.place, 0, 255)), np.uint8)
+
+
+class StalePoint(Point):
+    """Like Meta-World: a reset moves the goal's site without a forward pass; the image's brightness is the site's place."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><site name='goal' pos='0.1 0.1 0.1'/></worldbody></mujoco>")
+        self.data = mujoco.MjData(self.model)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        """The site is where the goal is, but for the state's derived quantities."""
+        result = super().reset(seed=seed)
+        self.model.site_pos[0, 0] = self.goal
+        return result
+
+    def render(self) -> np.ndarray:
+        """An image of the site's place."""
+        return np.full((8, 8, 3), int(100 * self.data.site_xpos[0, 0]), np.uint8)
 
 
 class GoalPoint(Point):

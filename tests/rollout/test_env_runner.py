@@ -16,9 +16,17 @@ def test_the_runner_is_one_file_of_old_syntax():
     tree = ast.parse(Path(env_runner.__file__).read_text(), feature_version=(3, 9))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) == {"numpy", "gymnasium"}
+    assert {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) == {"numpy", "gymnasium", "mujoco"}
     newer = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)]
     assert not newer  # `X | None` in annotations fails before 3.10
+
+
+def test_the_first_image_shows_the_episodes_own_goal():
+    """Guards against: Meta-World's first image, which shows the goal of the episode before."""
+    session = env_runner.Session({"env": "point_envs:StalePoint", "render": True, "max_episode_steps": 5})
+    for seed in (1, 2):
+        _, arrays = session.reset(seed)
+        assert arrays["render"][0, 0, 0] == int(100 * arrays["observation"][1])
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32, np.float64, np.bool_, np.int64])
