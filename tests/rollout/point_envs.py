@@ -53,7 +53,9 @@ class StalePoint(Point):
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(render_mode)
-        self.model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><site name='goal' pos='0.1 0.1 0.1'/></worldbody></mujoco>")
+        self.model = mujoco.MjModel.from_xml_string(
+            "<mujoco><worldbody><site name='goal' pos='0.1 0.1 0.1'/></worldbody></mujoco>"
+        )
         self.data = mujoco.MjData(self.model)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:

@@ -16,7 +16,11 @@ def test_the_runner_is_one_file_of_old_syntax():
     tree = ast.parse(Path(env_runner.__file__).read_text(), feature_version=(3, 9))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) == {"numpy", "gymnasium", "mujoco"}
+    assert {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) == {
+        "numpy",
+        "gymnasium",
+        "mujoco",
+    }
     newer = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)]
     assert not newer  # `X | None` in annotations fails before 3.10
 
