@@ -1,19 +1,21 @@
 """`robopolicy profile`: a robot's URDF or MJCF -> a profile with its limits and kinematics."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import parse, verb_parser
 from robopolicy.components import ConfigError
-from robopolicy.control.profile import profile_from_dict
+from robopolicy.control.profile import RobotProfile, profile_from_dict
 
 
 def profile(arguments: Sequence[str]) -> int:
     """Write the profile; values that the description doesn't state are conservative, marked and printed."""
-    from robopolicy.sim.description import profile_values
+    from robopolicy.sim.description import capsules_of, profile_values
 
     parser = verb_parser("profile", "Make a robot's profile (limits and kinematics) from its URDF or MJCF.")
     parser.add_argument("description", type=str, help="URDF or MJCF file of the arm")
@@ -32,9 +34,29 @@ def profile(arguments: Sequence[str]) -> int:
     values = profile_values(Path(options.description), options.tool, options.base)
     values["opening_m"] = options.opening_m
     made = profile_from_dict(values, options.description)
+    made = replace(made, capsules=capsules_of(Path(options.description), made, options.base))
+    values["capsules"] = [asdict(capsule) for capsule in made.capsules]
+    values["collision_ignored"] = overlaps = _overlapping(made)
     header = f"# Made by `robopolicy profile` from {Path(options.description).name}.\n"
     Path(options.out).write_text(header + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120))
     print(f"joints    {', '.join(made.joint_names)}")
     print(f"assumed   {', '.join(made.assumed)}: not in the description; replace them by the maker's values")
+    print(f"links     {len(made.capsules)} capsules; set collision_margin_m to keep links apart")
+    if overlaps:
+        print(f"ignored   links {', '.join(f'{one} and {other}' for one, other in overlaps)}: they overlap at home")
     print(f"profile   {options.out}")
     return 0
+
+
+def _overlapping(made: RobotProfile) -> list[list[int]]:
+    """Pairs of links whose capsules overlap at home."""
+    distances = made.link_distances
+    if distances is None:
+        return []
+    apart = distances(np.asarray(made.home_rad))
+    pairs = {
+        tuple(sorted(distances.owners[place][1] for place in pair))
+        for pair, gap in zip(distances.pairs, apart, strict=True)
+        if gap <= 0
+    }
+    return [list(pair) for pair in sorted(pairs)]

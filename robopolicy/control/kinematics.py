@@ -71,6 +71,11 @@ class Arm:
         return constant, cosine, sine, turned.T @ _transform(self.tool)
 
     @cached_property
+    def aligned(self) -> list[np.ndarray]:
+        """Transform (4, 4) of each joint's own frame in that of `affine`, whose z is its axis."""
+        return [_z_to(axis).T for axis in self.axes or ((0.0, 0.0, 1.0),) * self.joints]
+
+    @cached_property
     def _origins(self) -> list[np.ndarray]:
         """Transform (4, 4) of each joint's frame in the previous one at angle 0; of the first in the robot's frame."""
         first, *others = self._frames_of_joints()
@@ -145,6 +150,15 @@ def _frames(arm: Arm, qpos: Array) -> list[Array]:
     for joint in range(1, arm.joints):
         frames.append(frames[-1] @ transforms[..., joint, :, :])
     return [*frames, frames[-1] @ tool]
+
+
+def link_frames(arm: Arm, qpos: Float[Array, "*B joints"]) -> list[Float[Array, "*B 4 4"]]:
+    """Transforms of the arm's base and of each joint's own frame, turned by its angle, in the robot's frame."""
+    base = like(qpos, _transform(arm.base))
+    frames = [base + 0 * qpos[..., :1, None]]
+    for frame, aligned in zip(_frames(arm, qpos), arm.aligned, strict=False):
+        frames.append(frame @ like(qpos, aligned))
+    return frames
 
 
 _EYE_3, _EYE_4, _EYE_6 = np.eye(3), np.eye(4), np.eye(6)

@@ -6,8 +6,9 @@ loop: velocity, acceleration, jerk) and `motion` (in the worlds: velocity, accel
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -30,8 +31,8 @@ ROTATION_SCALE_RAD = 0.5
 """What an end-effector action of 1 asks for in one control step, as robosuite's OSC_POSE."""
 POSTURE_GAIN = 0.1
 """Share of the way back to the home posture that each step makes in the arm's null space."""
-WORKSPACE_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Shares of a displacement that are tried until the tool stays in its box."""
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Shares of a displacement that are tried until the tool stays in its box and the links apart."""
 UNCHANGED = 1e-9
 """Changes up to this [rad, m, or share of a displacement] don't count as interventions."""
 
@@ -129,7 +130,8 @@ def limit_targets(
     With NaN or infinity in any target, joints and grippers hold; a gripper opening of NaN holds that gripper only. The
     displacement from the measured joints is shortened to `joint_step_rad`, and to `step_m` and `step_rad` of the tool; the
     displacement from the commanded positions is shortened to the velocity limits of joints and tool. Targets stay inside
-    the soft joint limits and the workspace box; a robot found outside may stay or come back, but move no further out. The
+    the soft joint limits and the workspace box, links `collision_margin_m` apart; a robot found outside may stay or come back,
+    but move no further out. The
     result is always finite, for finite `qpos`, `opening_m` and `commanded`.
 
     Args:
@@ -163,7 +165,12 @@ def limit_targets(
     allowed = xp.maximum(xp.minimum(wanted, xp.maximum(upper, qpos)), xp.minimum(lower, qpos))
     limited["joint_position"] = (abs(allowed - wanted) > UNCHANGED).any(-1)
     if profile.workspace_lower_m is not None:
-        allowed, limited["workspace"] = _within_workspace(profile, qpos, allowed)
+        arm: Any = profile.arm
+        allowed, limited["workspace"] = _until_within(
+            qpos, allowed, lambda joints: outside_workspace(profile, tool_position(arm, joints))
+        )
+    allowed, moved = _apart(profile, qpos, allowed)
+    limited |= moved
     asked = targets.gripper_opening_m
     opening = xp.where(finite[..., None] & xp.isfinite(asked), asked, opening_m)
     within = opening.clip(0.0, profile.opening_m)
@@ -254,19 +261,25 @@ def _limited_by_arm(
         )
         before = None if commanded is None else commanded[..., joints]
         found.append(limit_targets(arm, asked, qpos[..., joints], opening_m[..., gripper], control_dt, before))
-    return _side_by_side(found)
+    both = _side_by_side(found)
+    allowed, moved = _apart(profile, qpos, both.joint_position_rad)
+    return replace(both, joint_position_rad=allowed, limited=_either(both.limited, moved))
 
 
 def _side_by_side(parts: Sequence[Targets]) -> Targets:
     xp, limited = namespace(parts[0].joint_position_rad), {}
     for part in parts:
-        for kind, flag in part.limited.items():
-            limited[kind] = limited[kind] | flag if kind in limited else flag
+        limited = _either(limited, part.limited)
     return Targets(
         xp.concatenate([part.joint_position_rad for part in parts], -1),
         xp.concatenate([part.gripper_opening_m for part in parts], -1),
         limited,
     )
+
+
+def _either(one: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, Array]:
+    """Kinds of limits of both, True where either is."""
+    return {**one, **{kind: one[kind] | flag if kind in one else flag for kind, flag in other.items()}}
 
 
 def outside_workspace(profile: RobotProfile, position: Float[Array, "*B 3"]) -> Float[Array, "*B"]:
@@ -301,19 +314,32 @@ def _shortened(
     return xp.where(shortened[..., None], start + displacement, target), limited
 
 
-def _within_workspace(profile: RobotProfile, qpos: Array, target: Array) -> tuple[Array, Array]:
-    """The largest tried share of the way to `target` (*B, joints) that keeps the tool in the box, and where it isn't 1."""
+def _until_within(qpos: Array, target: Array, excess: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """The largest tried share of the way to `target` (*B, joints) where `excess` is at most 0, and where it isn't 1.
+
+    Where it is more at `qpos` already, it may not grow.
+    """
     xp = namespace(qpos)
-    shares = WORKSPACE_SHARES
-    if xp is np and (outside_workspace(profile, tool_position(profile.arm, target)) <= 0).all():  # type: ignore[arg-type]
+    shares = SHARES
+    if xp is np and (excess(target) <= 0).all():
         return target, np.zeros(target.shape[:-1], bool)  # the usual case; a device can't ask which one it is
     ways = xp.stack([target, *(qpos + share * (target - qpos) for share in shares[1:])])
-    outside = outside_workspace(profile, tool_position(profile.arm, ways))  # type: ignore[arg-type]
+    outside = excess(ways)
     fits = outside <= outside[-1].clip(0.0) + 1e-9
     chosen = ways[-1]
     for place in range(len(shares) - 2, -1, -1):
         chosen = xp.where(fits[place][..., None], ways[place], chosen)
     return chosen, ~fits[0]
+
+
+def _apart(profile: RobotProfile, qpos: Array, target: Array) -> tuple[Array, dict[str, Array]]:
+    """The target moved back until the links keep `collision_margin_m`, and where it was; unchanged without that limit."""
+    margin, distances = profile.collision_margin_m, profile.link_distances
+    if margin is None or distances is None or not distances.pairs:
+        return target, {}
+    xp = namespace(qpos)
+    target, moved = _until_within(qpos, target, lambda joints: margin - xp.amin(distances(joints), -1))
+    return target, {"self_collision": moved}
 
 
 def _ee_displacement(profile: RobotProfile, action: Array, qpos: Array) -> Array:

@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from robopolicy.components import refuse_import_paths
+from robopolicy.control.collision import Capsule, LinkDistances
 from robopolicy.control.kinematics import Arm
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -63,6 +64,12 @@ class RobotProfile:
     step_m: float = 0.075
     step_rad: float = 0.15
     """Largest displacement of the tool in one control step [m], [rad]."""
+    capsules: tuple[Capsule, ...] = ()
+    """Cover the links, for `collision_margin_m`; `robopolicy profile` takes them from the description."""
+    collision_margin_m: float | None = None
+    """Smallest distance between links that do not follow one another, and between two arms [m]; None: no limit."""
+    collision_ignored: tuple[tuple[int, int], ...] = ()
+    """Pairs of links that are not compared, such as those of a wrist, which overlap always."""
     base_velocity: tuple[float, ...] = ()
     base_acceleration: tuple[float, ...] = ()
     """Limits of a mobile base in each of its directions, such as forward [m/s, m/s2] and turning [rad/s, rad/s2]."""
@@ -78,6 +85,7 @@ class RobotProfile:
             self._require(bool(np.isfinite(numbers).all()), f"{each.name} is {value}; expected finite numbers")
         self._check_joints()
         self._check_tool()
+        self._check_links()
         for name in ("base_velocity", "base_acceleration"):
             values = getattr(self, name)
             fits = len(values) == len(self.base_velocity) and all(value > 0 for value in values)
@@ -115,12 +123,41 @@ class RobotProfile:
                 fits, f"workspace {box[0]} .. {box[1]} is not a box; give x y z of its lower and upper corner"
             )
 
+    def _check_links(self) -> None:
+        margin, distances = self.collision_margin_m, self.link_distances
+        if margin is None:
+            return
+        self._require(distances is not None, "collision_margin_m needs `kinematics` and `capsules`")
+        assert distances is not None
+        sides = list(self.arms) or [""]
+        named = [f"{sides[side]} link {link}".strip() for side, link in distances.owners]
+        for (one, other), apart in zip(distances.pairs, distances(np.asarray(self.home_rad)), strict=True):
+            self._require(
+                bool(apart >= margin),
+                f"{named[other]} and {named[one]} are {apart:.3f} m apart at home, less than collision_margin_m {margin:g}; "
+                "lower it, or list the pair in collision_ignored",
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `profile_from_dict` reads them back."""
         if not self.arms:
             return {name: value for name, value in asdict(self).items() if name != "arms"}
         values = {each: getattr(self, each) for each in ("name", "base_velocity", "base_acceleration")}
         return values | {"arms": {name: arm.to_dict() for name, arm in self.arms.items()}}
+
+    @cached_property
+    def link_distances(self) -> LinkDistances | None:
+        """Distances that `collision_margin_m` limits: between the links of an arm, or those of several; None: no capsules."""
+        parts = [arm for _, arm, _, _ in self.parts if arm.kinematics is not None]
+        if not any(arm.capsules for arm in parts):
+            return None
+        described = [
+            (arm.kinematics, arm.capsules, arm.collision_ignored) for arm in parts if arm.kinematics is not None
+        ]
+        try:
+            return LinkDistances(described, within=not self.arms)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
 
     @property
     def joints(self) -> int:
@@ -188,7 +225,8 @@ def of_arms(name: str, arms: Mapping[str, RobotProfile], **base: tuple[float, ..
     least = {field: min(getattr(arm, field) for arm in arms.values()) for field in ("first_jump_rad", "following_rad")}
     assumed = sorted({field for arm in arms.values() for field in arm.assumed})
     margin = min(arm.soft_margin_rad for arm in arms.values())
-    values |= least | base
+    apart = [arm.collision_margin_m for arm in arms.values() if arm.collision_margin_m is not None]
+    values |= least | base | {"collision_margin_m": min(apart, default=None)}
     return RobotProfile(name=name, **values, soft_margin_rad=margin, assumed=tuple(assumed), arms=dict(arms))
 
 

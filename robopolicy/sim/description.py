@@ -15,7 +15,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from robopolicy.control.kinematics import quaternion_to_matrix, rotation_from_vector
+from robopolicy.control.collision import Capsule
+from robopolicy.control.kinematics import link_frames, quaternion_to_matrix, rotation_from_vector
+from robopolicy.control.profile import RobotProfile
 
 ASSUMED = {"velocity_rad_s": 1.0, "acceleration_rad_s2": 2.0, "jerk_rad_s3": 20.0}
 """Conservative limits [rad/s, rad/s2, rad/s3] of a joint for which the description states none."""
@@ -61,6 +63,11 @@ def profile_values(path: Path, tool: str | None = None, base: str | None = None)
             frames.append([*map(float, pending[:3, 3]), *_roll_pitch_yaw(pending[:3, :3])])
             pending = np.eye(4)
     lower, upper = zip(*(_limits(link, path.name) for link in joints), strict=True)
+    kinematics = {
+        "frames": frames,
+        "axes": [list(link.axis) for link in joints],
+        "tool": [*map(float, pending[:3, 3]), *_roll_pitch_yaw(pending[:3, :3])],
+    }
     given = [link.velocity_rad_s for link in joints]
     assumed = ["velocity_rad_s"] if None in given else []
     return {
@@ -77,11 +84,7 @@ def profile_values(path: Path, tool: str | None = None, base: str | None = None)
         ],
         "soft_margin_rad": SOFT_MARGIN_RAD,
         "opening_m": 0.0,
-        "kinematics": {
-            "frames": frames,
-            "axes": [list(link.axis) for link in joints],
-            "tool": [*map(float, pending[:3, 3]), *_roll_pitch_yaw(pending[:3, :3])],
-        },
+        "kinematics": kinematics,
         "assumed": [*assumed, "acceleration_rad_s2", "jerk_rad_s3", "home_rad"],
     }
 
@@ -146,11 +149,12 @@ def _mjcf_links(path: Path) -> Iterator[Link]:
     for body in spec.bodies[1:]:
         body.explicitinertial, body.mass, body.inertia = True, 1.0, [1.0, 1.0, 1.0]
     model = spec.compile()
+    names = [model.body(number).name or f"body {number}" for number in range(model.nbody)]
     for number in range(1, model.nbody):
-        body, parent = model.body(number), model.body(model.body_parentid[number])
+        name, parent = names[number], int(model.body_parentid[number])
         origin = _pose(model.body_pos[number], model.body_quat[number])
         count, first = int(model.body_jntnum[number]), int(model.body_jntadr[number])
-        above = parent.name if parent.id else None
+        above = names[parent] if parent else None
         carried = np.zeros(3)  # from the body's frame to that of its last joint
         for joint in range(first, first + count):
             kind = str(mujoco.mjtJoint(model.jnt_type[joint])).rpartition("_")[2].lower()
@@ -158,7 +162,7 @@ def _mjcf_links(path: Path) -> Iterator[Link]:
             shift[:3, 3], carried = model.jnt_pos[joint] - carried, model.jnt_pos[joint]
             x, y, z = (float(value) for value in model.jnt_axis[joint])
             yield Link(
-                f"{body.name} joint {model.joint(joint).name}",
+                f"{name} joint {model.joint(joint).name}",
                 above,
                 origin @ shift,
                 joint=model.joint(joint).name,
@@ -166,14 +170,14 @@ def _mjcf_links(path: Path) -> Iterator[Link]:
                 axis=(x, y, z),
                 limits_rad=tuple(model.jnt_range[joint]) if model.jnt_limited[joint] else None,  # type: ignore[arg-type]
             )
-            above, origin = f"{body.name} joint {model.joint(joint).name}", np.eye(4)
+            above, origin = f"{name} joint {model.joint(joint).name}", np.eye(4)
         shift = np.eye(4)
         shift[:3, 3] = -carried
-        yield Link(body.name, above, origin @ shift)
+        yield Link(name, above, origin @ shift)
     for site in range(model.nsite):
-        body = model.body(model.site_bodyid[site])
+        body = int(model.site_bodyid[site])
         pose = _pose(model.site_pos[site], model.site_quat[site])
-        yield Link(model.site(site).name or f"site {site}", body.name if body.id else None, pose)
+        yield Link(model.site(site).name or f"site {site}", names[body] if body else None, pose)
 
 
 def _chain(links: Mapping[str, Link], tool: str | None, base: str | None, where: str) -> list[Link]:
@@ -246,3 +250,115 @@ def _roll_pitch_yaw(rotation: np.ndarray) -> list[float]:
         roll = math.atan2(rotation[2, 1], rotation[2, 2])
         return [roll, math.atan2(-rotation[2, 0], sine), math.atan2(rotation[1, 0], rotation[0, 0])]
     return [math.atan2(-rotation[1, 2], rotation[1, 1]), math.atan2(-rotation[2, 0], sine), 0.0]
+
+
+def capsules_of(path: Path, profile: RobotProfile, base: str | None = None) -> tuple[Capsule, ...]:
+    """Capsules that cover the collision shapes of an arm, or all shapes of a link that has no collision shapes.
+
+    A capsule, a sphere and a cylinder become one of the same radius; a box or mesh the tightest along its longest axis. What
+    hangs on other joints, such as fingers, counts as a part of the link that carries it, at joint position 0. Meshes that
+    do not lie beside the description are left out.
+
+    Args:
+        path: URDF or MJCF file.
+        profile: made of `profile_values` of it.
+        base: as for `profile_values`.
+
+    Raises:
+        ValueError: MuJoCo can't read the file.
+    """
+    import mujoco
+
+    assert profile.kinematics is not None
+    numbers = {name: place + 1 for place, name in enumerate(profile.joint_names)}
+    model = _shapes(path)
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    link_of = {0: -1}
+    for body in range(1, model.nbody):
+        first, count = int(model.body_jntadr[body]), int(model.body_jntnum[body])
+        moved = [numbers.get(model.joint(first + place).name, 0) for place in range(count)]
+        stands = model.body(body).name == base or (base is None and model.body_parentid[body] == 0)
+        link_of[body] = max(moved, default=0) or (0 if stands else link_of[int(model.body_parentid[body])])
+    placed = np.eye(4) if base is None else _frame(data.body(base))
+    frames = [placed @ frame for frame in link_frames(profile.kinematics, np.zeros(profile.joints))]
+    owner = [link_of[int(body)] for body in model.geom_bodyid]
+    solid = (model.geom_contype | model.geom_conaffinity) != 0
+    touching = {link for link, collides in zip(owner, solid, strict=True) if collides}
+    capsules = []
+    for geom, link in enumerate(owner):
+        segment = _segment(model, geom)
+        if link < 0 or segment is None or (link in touching and not solid[geom]):
+            continue
+        half, radius, shape = segment
+        ends = (
+            np.linalg.inv(frames[link])
+            @ _frame(data.geom(geom))
+            @ shape
+            @ np.array([[0, 0, -half, 1], [0, 0, half, 1]]).T
+        )
+        start, end = ((x, y, z) for x, y, z in ends[:3].T.round(6).tolist())
+        capsules.append(Capsule(link, start, end, round(radius, 6)))
+    return tuple(capsules)
+
+
+def _shapes(path: Path) -> Any:
+    """The description's model with its shapes at joint position 0, without meshes that are not there."""
+    import mujoco
+
+    spec = mujoco.MjSpec.from_file(str(path))
+    spec.compiler.fusestatic = False
+    spec.compiler.discardvisual = False
+    folder = path.parent / spec.meshdir
+    there = {mesh.name for mesh in spec.meshes if not mesh.file or (folder / mesh.file).is_file()}
+    for geom in list(spec.geoms):
+        if geom.type == mujoco.mjtGeom.mjGEOM_MESH and geom.meshname not in there:
+            spec.delete(geom)
+    for kind in ("sensors", "actuators", "tendons", "equalities", "keys", "pairs", "excludes"):
+        for each in list(getattr(spec, kind, ())):
+            spec.delete(each)
+    for mesh in list(spec.meshes):
+        if mesh.name not in there:
+            spec.delete(mesh)
+    for body in spec.bodies[1:]:
+        body.explicitinertial, body.mass, body.inertia = True, 1.0, [1.0, 1.0, 1.0]
+    try:
+        return spec.compile()
+    except ValueError as error:
+        raise ValueError(f"{path}: MuJoCo can't compile it: {' '.join(str(error).split())}") from None
+
+
+def _segment(model: Any, geom: int) -> tuple[float, float, np.ndarray] | None:
+    """Half length along z [m], radius [m] and frame in the shape's own of the capsule that covers a shape; None: a plane."""
+    kind, size = int(model.geom_type[geom]), model.geom_size[geom]
+    sphere, capsule, ellipsoid, cylinder, box, mesh = range(2, 8)
+    if kind in (sphere, capsule, cylinder):
+        return 0.0 if kind == sphere else float(size[1]), float(size[0]), np.eye(4)
+    if kind in (box, ellipsoid):
+        points = size * np.stack(np.meshgrid(*[[-1, 1]] * 3), -1).reshape(-1, 3)
+    elif kind == mesh:
+        number = int(model.geom_dataid[geom])
+        first = int(model.mesh_vertadr[number])
+        points = model.mesh_vert[first : first + int(model.mesh_vertnum[number])].astype(float)
+    else:
+        return None
+    middle = (points.min(0) + points.max(0)) / 2
+    rotation = np.linalg.svd(points - middle)[2][[1, 2, 0]]  # rows: the longest axis is z
+    frame = np.eye(4)
+    frame[:3, :3] = rotation.T
+    along = (points - middle) @ rotation.T
+    centre = np.r_[(along[:, :2].min(0) + along[:, :2].max(0)) / 2, 0.0]
+    aside = np.linalg.norm(along[:, :2] - centre[:2], axis=1)
+    radius = float(aside.max())
+    reach = np.sqrt(np.maximum(radius**2 - aside**2, 0.0))  # a vertex beside the axis is covered by the round end
+    top, bottom = (along[:, 2] - reach).max(), (along[:, 2] + reach).min()
+    centre[2], half = (top + bottom) / 2, max(0.0, float(top - bottom) / 2)
+    frame[:3, 3] = middle + rotation.T @ centre
+    return half, radius, frame
+
+
+def _frame(placed: Any) -> np.ndarray:
+    """Transform (4, 4) of a body or shape in the world."""
+    frame = np.eye(4)
+    frame[:3, 3], frame[:3, :3] = placed.xpos, placed.xmat.reshape(3, 3)
+    return frame

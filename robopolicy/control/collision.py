@@ -1,0 +1,113 @@
+"""Distances between the links of a robot, each of which is covered by capsules; batched, NumPy arrays or torch tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from robopolicy.control.arrays import like, namespace
+from robopolicy.control.kinematics import Arm, link_frames
+from robopolicy.types import Array
+
+PARALLEL = 1e-9
+"""Squared sine of the angle between two segments below which they are taken for parallel."""
+
+
+@dataclass(frozen=True)
+class Capsule:
+    """All points within a radius of a segment that moves with a link."""
+
+    link: int
+    """0: what carries the first joint; n: what the n-th joint moves."""
+    start_m: tuple[float, float, float]
+    end_m: tuple[float, float, float]
+    """The segment's ends in the joint's frame of the profile's `kinematics`, or for link 0 in the arm's base frame [m]."""
+    radius_m: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([*self.start_m, *self.end_m]).all() and 0 <= self.radius_m < np.inf and self.link >= 0):
+            raise ValueError(f"{self}; expected a link >= 0, finite ends and a radius >= 0")
+
+
+class LinkDistances:
+    """Distances between capsules of links that do not follow one another.
+
+    Args:
+        arms: for each arm its kinematics, its capsules, and pairs of its links that are not compared.
+        within: compare the links of each arm with each other; False: only those of different arms.
+
+    Raises:
+        ValueError: a capsule belongs to a link that its arm doesn't have.
+    """
+
+    def __init__(
+        self, arms: Sequence[tuple[Arm, Sequence[Capsule], Sequence[tuple[int, int]]]], within: bool = True
+    ) -> None:
+        self._arms, owners, radii = [], [], []
+        for number, (arm, capsules, _) in enumerate(arms):
+            links = [capsule.link for capsule in capsules]
+            if max(links, default=0) > arm.joints:
+                raise ValueError(f"a capsule of link {max(links)}; the arm's links are 0 .. {arm.joints}")
+            ends = np.array([(capsule.start_m, capsule.end_m) for capsule in capsules]).reshape(-1, 2, 3)
+            self._arms.append((arm, np.array(links, int), np.concatenate([ends, np.ones((len(ends), 2, 1))], -1)))
+            owners += [(number, link) for link in links]
+            radii += [capsule.radius_m for capsule in capsules]
+        self.pairs = [
+            (i, j)
+            for i, (one, first) in enumerate(owners)
+            for j, (other, second) in enumerate(owners[:i])
+            if one != other or (within and abs(first - second) > 1 and not _listed(arms[one][2], first, second))
+        ]
+        """Places of the capsules that are compared."""
+        self.owners = owners
+        """Arm and link of each capsule."""
+        place = np.array(self.pairs, int).reshape(-1, 2)
+        self._first, self._second = place[:, 0], place[:, 1]
+        self._radii = np.array(radii)[place].sum(-1)
+
+    def __call__(self, qpos: Float[Array, "*B joints"]) -> Float[Array, "*B pairs"]:
+        """Distance of each of `pairs` at these joint positions [rad]; negative where they overlap [m]."""
+        xp, ends, joint = namespace(qpos), [], 0
+        for arm, links, points in self._arms:
+            frames = xp.stack(link_frames(arm, qpos[..., joint : joint + arm.joints]), -3)
+            chosen = frames[..., like(qpos, links), :, :]
+            ends.append((chosen[..., None, :, :] @ like(qpos, points)[..., None])[..., :3, 0])
+            joint += arm.joints
+        points = xp.concatenate(ends, -3)
+        one, other = points[..., like(qpos, self._first), :, :], points[..., like(qpos, self._second), :, :]
+        return segment_distance(one, other) - like(qpos, self._radii)
+
+
+def segment_distance(one: Float[Array, "*B 2 3"], other: Float[Array, "*B 2 3"]) -> Float[Array, "*B"]:
+    """Smallest distance between two segments, each given by its ends.
+
+    The nearest points are an end of one of them, or else those of the two whole lines.
+    """
+    xp = namespace(one)
+    start, way = one[..., 0, :], one[..., 1, :] - one[..., 0, :]
+    begin, path = other[..., 0, :], other[..., 1, :] - other[..., 0, :]
+    ends = [_to_segment(one[..., end, :], begin, path) for end in (0, 1)]
+    ends += [_to_segment(other[..., end, :], start, way) for end in (0, 1)]
+    apart = start - begin
+    a, b, c = (way * way).sum(-1), (way * path).sum(-1), (path * path).sum(-1)
+    d, e = (way * apart).sum(-1), (path * apart).sum(-1)
+    determinant = a * c - b * b
+    skew = determinant > PARALLEL * a * c
+    safe = xp.where(skew, determinant, xp.ones_like(determinant))
+    s, t = (b * e - c * d) / safe, (a * e - b * d) / safe
+    between = apart + s[..., None] * way - t[..., None] * path
+    inside = skew & (s > 0) & (s < 1) & (t > 0) & (t < 1)
+    lines = xp.where(inside, xp.sqrt((between * between).sum(-1)), ends[0])
+    return xp.amin(xp.stack([*ends, lines]), 0)
+
+
+def _to_segment(point: Array, start: Array, way: Array) -> Array:
+    xp = namespace(point)
+    share = (((point - start) * way).sum(-1) / (way * way).sum(-1).clip(1e-18)).clip(0.0, 1.0)
+    apart = point - start - share[..., None] * way
+    return xp.sqrt((apart * apart).sum(-1))
+
+
+def _listed(pairs: Sequence[tuple[int, int]], first: int, second: int) -> bool:
+    return (first, second) in pairs or (second, first) in pairs
