@@ -16,7 +16,7 @@ import docstring_parser
 
 import robopolicy
 from robopolicy import cli
-from robopolicy.cli.components import meanings
+from robopolicy.cli.parsing import meanings
 from robopolicy.components import BUILT_IN, FAMILIES, ConfigError, component, kinds
 from robopolicy.experiment.config import COMPONENT_SECTIONS
 from robopolicy.experiment.reading import PLAIN_SECTIONS

@@ -14,8 +14,8 @@ from jsonargparse import Namespace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import parse, require, verb_parser
-from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
+from robopolicy.cli.parsing import REQUIRED, parse, require, verb_parser
+from robopolicy.cli.simulator import SIMULATOR, check_simulator, simulator_facts, simulator_options
 from robopolicy.components import ConfigError
 
 if TYPE_CHECKING:
@@ -35,25 +35,26 @@ def collect(arguments: Sequence[str]) -> int:
     """Collect demonstrations; returns the exit code."""
     from robopolicy.sim.collection import ActionNoise
 
-    parser = verb_parser("collect", "Collect demonstrations of a task with the scripted expert and write them as HDF5.")
-    parser.add_argument("--task", type=str, required=True, help="task of the simulator, such as lift")
-    parser.add_argument("--episodes", type=int, default=200, help="successful demonstrations to write")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the others follow it")
-    parser.add_argument("--out", type=str, required=True, help="demo file to write")
-    parser.add_argument("--cameras", type=str, nargs="*", default=[], help="cameras to record, such as front or wrist")
-    parser.add_argument(
-        "--style",
-        type=str | None,
-        default=None,
-        help="solution that the expert demonstrates where a task has several, such as mixed, left or right for pillar",
+    parser = verb_parser(
+        "collect",
+        "Collect demonstrations of a task with the scripted expert and write them as HDF5.",
+        ("--task", str, REQUIRED, "task of the simulator, such as lift"),
+        ("--episodes", int, 200, "successful demonstrations to write"),
+        ("--seed", int, 0, "seed of the first episode; the others follow it"),
+        ("--out", str, REQUIRED, "demo file to write"),
+        ("--cameras", list[str], [], "cameras to record, such as front or wrist"),
+        (
+            "--style",
+            str | None,
+            None,
+            "solution that the expert demonstrates where a task has several, such as mixed, left or right for pillar",
+        ),
+        ("--image-size", int, 64, "width and height of the images [pixels]"),
+        ("--noise", bool, True, "disturb what is executed; the label stays clean (DART)"),
+        ("disturbance", ActionNoise, None, ""),
+        *SIMULATOR,
+        ("--resume", bool, False, "continue a file, or what an interrupted collect left"),
     )
-    parser.add_argument("--image-size", type=int, default=64, help="width and height of the images [pixels]")
-    parser.add_argument(
-        "--noise", type=bool, default=True, help="disturb what is executed; the label stays clean (DART)"
-    )
-    parser.add_class_arguments(ActionNoise, "disturbance")
-    add_simulator(parser)
-    parser.add_argument("--resume", action="store_true", help="continue a file, or what an interrupted collect left")
     options = parse(parser, arguments)
     check_simulator(options)
     require(options, 1, "image_size")

@@ -5,16 +5,17 @@ import inspect
 import json
 from collections.abc import Sequence
 
-import docstring_parser
-
-from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.parsing import meanings, parse, verb_parser
 from robopolicy.components import BUILT_IN, FAMILIES, Component, ConfigError, component, kinds
 
 
 def components(arguments: Sequence[str]) -> int:
     """List families, or the kinds of one family with their options; returns the exit code."""
-    parser = verb_parser("components", "List the component families, or every kind of one family with its options.")
-    parser.add_argument("family", type=str | None, nargs="?", default=None, help=", ".join(FAMILIES))
+    parser = verb_parser(
+        "components",
+        "List the component families, or every kind of one family with its options.",
+        ("family", str | None, None, ", ".join(FAMILIES)),
+    )
     options = parse(parser, arguments)
     if options.family is None:
         for family in FAMILIES:
@@ -39,13 +40,3 @@ def _show(found: Component) -> None:
         default = field.default_factory() if callable(field.default_factory) else field.default
         shown = default if isinstance(default, str) else json.dumps(default, default=str)
         print(f"    {field.name} = {shown:<{max(1, 26 - len(field.name))}}  {meaning.get(field.name, '')}".rstrip())
-
-
-def meanings(options: type) -> dict[str, str]:
-    """The docstring under each field, those of inherited fields included."""
-    found: dict[str, str] = {}
-    for owner in reversed(options.__mro__):
-        if dataclasses.is_dataclass(owner):
-            parsed = docstring_parser.parse_from_object(owner)
-            found |= {each.arg_name: " ".join((each.description or "").split()) for each in parsed.params}
-    return found

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import parse_experiment, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, parse_experiment, require, verb_parser
 from robopolicy.cli.practice import make_worlds, success_in_simulator
-from robopolicy.cli.simulator import add_simulator
+from robopolicy.cli.simulator import SIMULATOR
 from robopolicy.components import ConfigError, find_in_current_folder
 from robopolicy.experiment.config import ExperimentConfig
 
@@ -60,44 +60,39 @@ def dagger(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = verb_parser(
+    return verb_parser(
         "dagger",
         "Train on demos; then, in each round, run the policy in the simulator, label every state it visits with the expert's "
         "action, and train on everything so far. Every option of the config can be given.",
+        ("--run-dir", str, REQUIRED, "folder for the rounds: policies and demo files"),
+        ("--rounds", int, 3, "rollouts, each followed by training"),
+        ("--episodes", int, 50, "episodes of each rollout"),
+        (
+            "--expert",
+            str | None,
+            None,
+            "who labels: a run folder, such as of a teacher that reads privileged keys, or MODULE:FACTORY, called with the "
+            "worlds; default: the task's scripted expert",
+        ),
+        (
+            "--expert-share",
+            str,
+            "linear:0.75:0.25",
+            "share of the turns (of about 20 steps) in which the expert acts, over the rounds: a number, linear:1:0, "
+            "exponential:1:0.5, piecewise:0=1,2=0.5",
+        ),
+        ("--round-steps", int | None, None, "optimizer steps of each later training"),
+        (
+            "--round-weights",
+            Literal["new", "last"],
+            "new",
+            "each training begins from new weights, or from the last round's, which takes fewer --round-steps",
+        ),
+        ("--keep-rounds", int | None, None, "newest rounds to train on beside the first demos; all"),
+        ("--eval-episodes", int, 50, "episodes to evaluate each round's policy on; 0: none"),
+        ("--resume", bool, False, "continue what --run-dir holds"),
+        *SIMULATOR,
     )
-    parser.add_argument("--run-dir", type=str, required=True, help="folder for the rounds: policies and demo files")
-    parser.add_argument("--rounds", type=int, default=3, help="rollouts, each followed by training")
-    parser.add_argument("--episodes", type=int, default=50, help="episodes of each rollout")
-    parser.add_argument(
-        "--expert",
-        type=str | None,
-        default=None,
-        help="who labels: a run folder, such as of a teacher that reads privileged keys, or MODULE:FACTORY, called with the "
-        "worlds; default: the task's scripted expert",
-    )
-    parser.add_argument(
-        "--expert-share",
-        type=str,
-        default="linear:0.75:0.25",
-        help="share of the turns (of about 20 steps) in which the expert acts, over the rounds: a number, linear:1:0, "
-        "exponential:1:0.5, piecewise:0=1,2=0.5",
-    )
-    parser.add_argument("--round-steps", type=int | None, default=None, help="optimizer steps of each later training")
-    parser.add_argument(
-        "--round-weights",
-        type=Literal["new", "last"],
-        default="new",
-        help="each training begins from new weights, or from the last round's, which takes fewer --round-steps",
-    )
-    parser.add_argument(
-        "--keep-rounds", type=int | None, default=None, help="newest rounds to train on beside the first demos; all"
-    )
-    parser.add_argument(
-        "--eval-episodes", type=int, default=50, help="episodes to evaluate each round's policy on; 0: none"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue what --run-dir holds")
-    add_simulator(parser)
-    return parser
 
 
 def _checked_task(options: Namespace, config: ExperimentConfig) -> str:

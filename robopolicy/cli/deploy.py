@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from robopolicy.cli.parsing import add_group, add_policy_options, of_group, parse, verb_parser
+from robopolicy.cli.parsing import GROUP, POLICY, REQUIRED, of_group, parse, verb_parser
 
 MEASURED_FRAMES = 512
 """Recorded frames on which an int8 export is measured."""
@@ -16,23 +16,21 @@ MEASURED_FRAMES = 512
 
 def export(arguments: Sequence[str]) -> int:
     """Export a policy; returns the exit code."""
-    parser = verb_parser("export", "A policy as one graph with its state as explicit inputs and outputs.")
-    parser.add_argument("policy", type=str, help="run folder")
-    add_group(parser)
-    parser.add_argument("--format", type=Literal["onnx"], default="onnx", help="kind of graph")
-    parser.add_argument("--out", type=str, required=True, help="folder for the graph and its manifest")
-    parser.add_argument("--int8", action="store_true", help="int8 weights in matrix products")
-    parser.add_argument(
-        "--int8-tolerance",
-        type=float,
-        default=0.02,
-        help="largest difference of an int8 export from torch, as a share of each action column's range",
-    )
-    parser.add_argument(
-        "--frames",
-        type=str | None,
-        default=None,
-        help="demo file on which int8 is measured; default: one of the training's",
+    parser = verb_parser(
+        "export",
+        "A policy as one graph with its state as explicit inputs and outputs.",
+        ("policy", str, REQUIRED, "run folder"),
+        GROUP,
+        ("--format", Literal["onnx"], "onnx", "kind of graph"),
+        ("--out", str, REQUIRED, "folder for the graph and its manifest"),
+        ("--int8", bool, False, "int8 weights in matrix products"),
+        (
+            "--int8-tolerance",
+            float,
+            0.02,
+            "largest difference of an int8 export from torch, as a share of each action column's range",
+        ),
+        ("--frames", str | None, None, "demo file on which int8 is measured; default: one of the training's"),
     )
     options = parse(parser, arguments)
     options.policy = of_group(options.policy, options.group)
@@ -72,18 +70,19 @@ def _copy_runtime(folder: Path) -> Path:
 
 def serve(arguments: Sequence[str]) -> int:
     """Serve a policy until SIGTERM or Ctrl-C; returns the exit code."""
-    parser = verb_parser("serve", "A policy behind openpi's websocket protocol; also GET /healthz and /metrics.")
-    parser.add_argument("policy", type=str, help="run folder, or an exported folder")
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; other machines need a key")
-    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one")
-    parser.add_argument("--api-key-file", type=str | None, default=None, help="file whose first line is the key")
-    parser.add_argument("--tls-cert", type=str | None, default=None, help="certificate chain (PEM)")
-    parser.add_argument("--tls-key", type=str | None, default=None, help="private key (PEM)")
-    parser.add_argument(
-        "--mapping", type=str, default="native", help="preset or YAML: the clients' names -> the policy's"
+    parser = verb_parser(
+        "serve",
+        "A policy behind openpi's websocket protocol; also GET /healthz and /metrics.",
+        ("policy", str, REQUIRED, "run folder, or an exported folder"),
+        ("--host", str, "127.0.0.1", "address to listen on; other machines need a key"),
+        ("--port", int, 8000, "port; 0 takes a free one"),
+        ("--api-key-file", str | None, None, "file whose first line is the key"),
+        ("--tls-cert", str | None, None, "certificate chain (PEM)"),
+        ("--tls-key", str | None, None, "private key (PEM)"),
+        ("--mapping", str, "native", "preset or YAML: the clients' names -> the policy's"),
+        ("--device", str, "cpu", "cpu or cuda"),
+        *POLICY,
     )
-    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
-    add_policy_options(parser)
     options = parse(parser, arguments)
     options.policy = of_group(options.policy, options.group)
     from robopolicy.control.server import serve as run_server

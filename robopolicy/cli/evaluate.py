@@ -13,15 +13,16 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli.evaluation_text import print_evaluation, print_paired, read_others, report_runs
 from robopolicy.cli.outputs import check_file, check_folder, write_json
 from robopolicy.cli.parsing import (
-    add_execution,
-    add_policy_options,
+    POLICY,
+    REQUIRED,
     execution_of,
+    execution_options,
     of_group,
     parse,
     require,
     verb_parser,
 )
-from robopolicy.cli.simulator import add_simulator, check_simulator, simulator_facts, simulator_options
+from robopolicy.cli.simulator import SIMULATOR, check_simulator, simulator_facts, simulator_options
 from robopolicy.components import ConfigError, values_of
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.sim.randomization import RandomizationConfig
@@ -58,54 +59,37 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = verb_parser(
+    return verb_parser(
         "eval",
         "Run policies on unseen seeds of a simulator task or a gymnasium environment and report the success rate. "
         "Several run folders of one config count as training seeds: mean, spread, and an interval that counts both.",
+        ("policy", list[str], REQUIRED, "run folders, or exported folders"),
+        ("--task", str | None, None, "task of the simulator; default: the demos' own"),
+        ("--env", str | None, None, "third-party environment: MODULE:ID, ID or MODULE:FACTORY"),
+        ("--env-map", str | None, None, "YAML: how its names and signals map to the policy's"),
+        ("--env-python", str | None, None, "interpreter that has the environment's packages"),
+        ("--env-copies", int | None, None, "copies at once; default: 8, or one per core"),
+        ("--env-kwargs", str | None, None, "arguments of its constructor: {name: value}, or a demo file with env_args"),
+        ("--episodes", int, 100, "episodes, one per seed"),
+        ("--seed", int, 10000, "seed of the first episode; the others follow it"),
+        *SIMULATOR,
+        *POLICY,
+        ("--json", str | None, None, "where to write the result as JSON"),
+        ("--report", str | None, None, "folder for the HTML report, of several policies side by side"),
+        (
+            "--videos",
+            int,
+            0,
+            "successes and failures each to show in the report; of several policies, seeds solved by the same ones",
+        ),
+        (
+            "--against",
+            list[str],
+            [],
+            "JSON of other evaluations, for a paired test; several are the training seeds of another config",
+        ),
+        *execution_options(),
     )
-    parser.add_argument("policy", type=str, nargs="+", help="run folders, or exported folders")
-    parser.add_argument("--task", type=str | None, default=None, help="task of the simulator; default: the demos' own")
-    parser.add_argument(
-        "--env", type=str | None, default=None, help="third-party environment: MODULE:ID, ID or MODULE:FACTORY"
-    )
-    parser.add_argument(
-        "--env-map", type=str | None, default=None, help="YAML: how its names and signals map to the policy's"
-    )
-    parser.add_argument(
-        "--env-python", type=str | None, default=None, help="interpreter that has the environment's packages"
-    )
-    parser.add_argument(
-        "--env-copies", type=int | None, default=None, help="copies at once; default: 8, or one per core"
-    )
-    parser.add_argument(
-        "--env-kwargs",
-        type=str | None,
-        default=None,
-        help="arguments of its constructor: {name: value}, or a demo file with env_args",
-    )
-    parser.add_argument("--episodes", type=int, default=100, help="episodes, one per seed")
-    parser.add_argument("--seed", type=int, default=10000, help="seed of the first episode; the others follow it")
-    add_simulator(parser)
-    add_policy_options(parser)
-    parser.add_argument("--json", type=str | None, default=None, help="where to write the result as JSON")
-    parser.add_argument(
-        "--report", type=str | None, default=None, help="folder for the HTML report, of several policies side by side"
-    )
-    parser.add_argument(
-        "--videos",
-        type=int,
-        default=0,
-        help="successes and failures each to show in the report; of several policies, seeds solved by the same ones",
-    )
-    parser.add_argument(
-        "--against",
-        type=str,
-        nargs="+",
-        default=[],
-        help="JSON of other evaluations, for a paired test; several are the training seeds of another config",
-    )
-    add_execution(parser)
-    return parser
 
 
 def _check_options(options: Namespace) -> None:

@@ -5,24 +5,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
-
 from robopolicy.cli.outputs import check_file, check_folder
-from robopolicy.cli.parsing import parse, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, Option, parse, require, verb_parser
 from robopolicy.components import ConfigError
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """Endings by which `convert` recognizes a RoboVLMs checkpoint."""
+CHECKPOINT: tuple[Option, ...] = (
+    ("--window", int | None, None, "frames of memory; a GPT head's file has its own"),
+    ("--latent", int, 1, "vectors kept per frame; for checkpoints"),
+    ("--pooling", Literal["max", "none"], "max", "RoboVLMs' down-sampling; for checkpoints"),
+    ("--arm-limit", float, 0.65, "arm action that the head's output 1 means; CALVIN's is 0.65"),
+    ("--rate-hz", float | None, None, "actions per second; for checkpoints"),
+    ("--backbone", str | None, None, "folder of the checkpoint's backbone, before its fine-tuning"),
+    (
+        "--template",
+        str | None,
+        None,
+        "the backbone's prompt, with {images}, {instruction} and {action}; default: as RoboVLMs writes it",
+    ),
+    ("--cameras", list[str], ["front"], "images in the backbone's order, with --backbone"),
+    ("--image-size", int, 224, "height and width of the images [pixels], with --backbone"),
+)
+"""Options of `convert` that are for RoboVLMs checkpoints."""
 
 
 def check(arguments: Sequence[str]) -> int:
     """Check demo files; returns 0 without problems, 1 with some, 2 if a file can't be opened."""
-    parser = verb_parser("check", "Print contents and problems of demo files of any format.")
-    parser.add_argument("files", type=str, nargs="+", help="files or folders of demos")
-    parser.add_argument(
-        "--html", type=str | None, default=None, help="page to write: action histograms, contact sheets"
+    parser = verb_parser(
+        "check",
+        "Print contents and problems of demo files of any format.",
+        ("files", list[str], REQUIRED, "files or folders of demos"),
+        ("--html", str | None, None, "page to write: action histograms, contact sheets"),
+        ("--salvage", str | None, None, "demo file to write the good demos to"),
     )
-    parser.add_argument("--salvage", type=str | None, default=None, help="demo file to write the good demos to")
     options = parse(parser, arguments)
     for option in ("html", "salvage"):
         if options[option] is not None:
@@ -34,26 +50,21 @@ def check(arguments: Sequence[str]) -> int:
 
 def convert(arguments: Sequence[str]) -> int:
     """Convert demos to another format, or a RoboVLMs checkpoint to a run folder; returns the exit code."""
-    parser = verb_parser("convert", "Demos of any format -> another format; a RoboVLMs checkpoint -> a run folder.")
-    parser.add_argument("source", type=str, help="demos, or a checkpoint (.pt, .ckpt, .safetensors)")
-    parser.add_argument("target", type=str, help="file or folder to write")
-    parser.add_argument(
-        "--format",
-        type=str | None,
-        default=None,
-        help="kind of the target (`components demo_format`); default: robomimic",
+    parser = verb_parser(
+        "convert",
+        "Demos of any format -> another format; a RoboVLMs checkpoint -> a run folder.",
+        ("source", str, REQUIRED, "demos, or a checkpoint (.pt, .ckpt, .safetensors)"),
+        ("target", str, REQUIRED, "file or folder to write"),
+        ("--format", str | None, None, "kind of the target (`components demo_format`); default: robomimic"),
+        ("--options", list[str], [], "of the target's format, KEY=VALUE, such as images=png"),
+        (
+            "--white",
+            list[str],
+            [],
+            "images that are not 8-bit, and their value of full brightness, KEY=VALUE, such as front=65535",
+        ),
+        *CHECKPOINT,
     )
-    parser.add_argument(
-        "--options", type=str, nargs="+", default=[], help="of the target's format, KEY=VALUE, such as images=png"
-    )
-    parser.add_argument(
-        "--white",
-        type=str,
-        nargs="+",
-        default=[],
-        help="images that are not 8-bit, and their value of full brightness, KEY=VALUE, such as front=65535",
-    )
-    _add_checkpoint_options(parser)
     options = parse(parser, arguments)
     if "://" not in options.source and not Path(options.source).exists():
         raise ConfigError(f"{options.source}: no such file or folder")
@@ -85,34 +96,30 @@ def convert(arguments: Sequence[str]) -> int:
 
 def edit(arguments: Sequence[str]) -> int:
     """Write changed copies of demo files; returns the exit code."""
-    parser = verb_parser("edit", "New demo files out of existing ones of any format; no source is changed.")
-    add = parser.add_argument
-    add("sources", type=str, nargs="+", help="files or folders of demos; several are merged")
-    add("--out", type=str | None, default=None, help="file or folder to write, with all demos that are left")
-    add(
-        "--split",
-        type=str,
-        nargs="+",
-        default=[],
-        help="files to write instead, FILE=PART: a count (20), a share (0.9), rest, or a filter key",
+    parser = verb_parser(
+        "edit",
+        "New demo files out of existing ones of any format; no source is changed.",
+        ("sources", list[str], REQUIRED, "files or folders of demos; several are merged"),
+        ("--out", str | None, None, "file or folder to write, with all demos that are left"),
+        (
+            "--split",
+            list[str],
+            [],
+            "files to write instead, FILE=PART: a count (20), a share (0.9), rest, or a filter key",
+        ),
+        ("--select", list[str], [], "demos to keep: demo_3, demo_3..demo_9, or a filter key"),
+        ("--drop", list[str], [], "demos to leave out, in the same words"),
+        ("--drop-keys", list[str], [], "observation keys to leave out"),
+        ("--rename", list[str], [], "observation keys, OLD=NEW"),
+        ("--relabel", str | None, None, "CSV file of new instructions, with the header demo,instruction"),
+        ("--trim-idle", int | None, None, "steps to which longer stretches without motion are cut"),
+        ("--rate", float | None, None, "lower control rate to resample to [Hz]"),
+        ("--filter-keys", list[str], [], "filter keys to write, NAME=PART as in --split"),
+        ("--seed", int, 0, "of the choice of demos for counts and shares"),
+        ("--format", str | None, None, "kind of the files to write; default: robomimic"),
+        ("--options", list[str], [], "of the format, KEY=VALUE, such as images=png"),
+        ("--dry-run", bool, False, "print what would be written, and write nothing"),
     )
-    add("--select", type=str, nargs="+", default=[], help="demos to keep: demo_3, demo_3..demo_9, or a filter key")
-    add("--drop", type=str, nargs="+", default=[], help="demos to leave out, in the same words")
-    add("--drop-keys", type=str, nargs="+", default=[], help="observation keys to leave out")
-    add("--rename", type=str, nargs="+", default=[], help="observation keys, OLD=NEW")
-    add(
-        "--relabel",
-        type=str | None,
-        default=None,
-        help="CSV file of new instructions, with the header demo,instruction",
-    )
-    add("--trim-idle", type=int | None, default=None, help="steps to which longer stretches without motion are cut")
-    add("--rate", type=float | None, default=None, help="lower control rate to resample to [Hz]")
-    add("--filter-keys", type=str, nargs="+", default=[], help="filter keys to write, NAME=PART as in --split")
-    add("--seed", type=int, default=0, help="of the choice of demos for counts and shares")
-    add("--format", type=str | None, default=None, help="kind of the files to write; default: robomimic")
-    add("--options", type=str, nargs="+", default=[], help="of the format, KEY=VALUE, such as images=png")
-    add("--dry-run", action="store_true", help="print what would be written, and write nothing")
     options = parse(parser, arguments)
     if (options.out is None) == (not options.split):
         raise ConfigError("give either --out FILE or --split FILE=PART ...")
@@ -152,25 +159,6 @@ def _words(option: str, words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _add_checkpoint_options(parser: ArgumentParser) -> None:
-    """Add the options of `convert` that are for RoboVLMs checkpoints."""
-    add = parser.add_argument
-    add("--window", type=int | None, default=None, help="frames of memory; a GPT head's file has its own")
-    add("--latent", type=int, default=1, help="vectors kept per frame; for checkpoints")
-    add("--pooling", type=Literal["max", "none"], default="max", help="RoboVLMs' down-sampling; for checkpoints")
-    add("--arm-limit", type=float, default=0.65, help="arm action that the head's output 1 means; CALVIN's is 0.65")
-    add("--rate-hz", type=float | None, default=None, help="actions per second; for checkpoints")
-    add("--backbone", type=str | None, default=None, help="folder of the checkpoint's backbone, before its fine-tuning")
-    add(
-        "--template",
-        type=str | None,
-        default=None,
-        help="the backbone's prompt, with {images}, {instruction} and {action}; default: as RoboVLMs writes it",
-    )
-    add("--cameras", type=str, nargs="+", default=["front"], help="images in the backbone's order, with --backbone")
-    add("--image-size", type=int, default=224, help="height and width of the images [pixels], with --backbone")
-
-
 def _key_values(option: str, words: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` words as a mapping; a value is a JSON number or boolean, else text."""
     found: dict[str, Any] = {}
@@ -187,45 +175,41 @@ def _key_values(option: str, words: Sequence[str]) -> dict[str, Any]:
 
 def encode(arguments: Sequence[str]) -> int:
     """Write a backbone's tokens beside the demos; returns the exit code."""
-    parser = verb_parser("encode", "Run a frozen backbone over all frames of a demo file once.")
-    parser.add_argument("file", type=str, help="demo file in our layout; it is not changed")
-    parser.add_argument("--encoder", type=Literal["transformers"], default="transformers", help="kind of backbone")
-    parser.add_argument("--model", type=str, required=True, help="local folder or hub name of the backbone")
-    parser.add_argument(
-        "--cameras", type=str, nargs="*", default=[], help="images it sees, in this order; default: all"
-    )
-    parser.add_argument(
-        "--template",
-        type=str,
-        default="{instruction}",
-        help="the prompt; {instruction} stands for a demo's instruction, {images} for the images, by default before it",
-    )
-    parser.add_argument(
-        "--prompt-tokens",
-        type=int | None,
-        default=None,
-        help="tokens of every prompt, the same for files trained on together; default: as this file's instructions need",
-    )
-    parser.add_argument(
-        "--readout",
-        type=Literal["all", "last", "mean", "action_token"],
-        default="all",
-        help="all: every token of images and prompt; last: the last one; mean: their mean; action_token: vectors of the "
-        "backbone's folder that stand in the prompt",
-    )
-    parser.add_argument("--layer", type=int, default=-1, help="which hidden states; -1: the last")
-    parser.add_argument(
-        "--dtype",
-        type=Literal["auto", "float32", "bfloat16", "float16"],
-        default="auto",
-        help="of the backbone's weights; auto: as they are stored",
-    )
-    parser.add_argument("--device", type=str | None, default=None, help="cpu or cuda; default: the GPU if there is one")
-    parser.add_argument(
-        "--out",
-        type=str | None,
-        default=None,
-        help="new demo file with the tokens; default: X.tokens.hdf5 beside X.hdf5",
+    parser = verb_parser(
+        "encode",
+        "Run a frozen backbone over all frames of a demo file once.",
+        ("file", str, REQUIRED, "demo file in our layout; it is not changed"),
+        ("--encoder", Literal["transformers"], "transformers", "kind of backbone"),
+        ("--model", str, REQUIRED, "local folder or hub name of the backbone"),
+        ("--cameras", list[str], [], "images it sees, in this order; default: all"),
+        (
+            "--template",
+            str,
+            "{instruction}",
+            "the prompt; {instruction} stands for a demo's instruction, {images} for the images, by default before it",
+        ),
+        (
+            "--prompt-tokens",
+            int | None,
+            None,
+            "tokens of every prompt, the same for files trained on together; default: as this file's instructions need",
+        ),
+        (
+            "--readout",
+            Literal["all", "last", "mean", "action_token"],
+            "all",
+            "all: every token of images and prompt; last: the last one; mean: their mean; action_token: vectors of the "
+            "backbone's folder that stand in the prompt",
+        ),
+        ("--layer", int, -1, "which hidden states; -1: the last"),
+        (
+            "--dtype",
+            Literal["auto", "float32", "bfloat16", "float16"],
+            "auto",
+            "of the backbone's weights; auto: as they are stored",
+        ),
+        ("--device", str | None, None, "cpu or cuda; default: the GPU if there is one"),
+        ("--out", str | None, None, "new demo file with the tokens; default: X.tokens.hdf5 beside X.hdf5"),
     )
     options = parse(parser, arguments)
     if "://" in options.file:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import parse, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, field_options, parse, require, verb_parser
 from robopolicy.cli.practice import film, make_worlds, success_in_simulator
-from robopolicy.cli.simulator import add_simulator
+from robopolicy.cli.simulator import SIMULATOR
 from robopolicy.cli.train import SELECTION_SEED
 from robopolicy.components import ConfigError
 
@@ -64,33 +64,21 @@ def _improve_parser() -> ArgumentParser:
         "improve",
         "Improve a policy that succeeds now and then by practice: recurrent PPO on the policy's own memory, in the worlds of a "
         "simulator task or of a gymnasium environment.",
+        ("policy", str, REQUIRED, "run folder of the policy to start from"),
+        ("--run-dir", str, REQUIRED, "folder for the improved policy and its logs"),
+        ("--task", str | None, None, "task of the simulator; default: the demos' own"),
+        ("--env", str | None, None, "third-party environment, as for eval"),
+        ("--env-map", str | None, None, "as for eval"),
+        ("--env-kwargs", str | None, None, "as for eval"),
+        ("--env-python", str | None, None, "as for eval"),
+        ("--resume", bool, False, "continue from the last checkpoint in --run-dir"),
+        ("--eval-episodes", int, 50, "episodes of each evaluation"),
+        *field_options(ImproveConfig),
+        ("ppo", PPOConfig, None, ""),
+        *SIMULATOR,
     )
-    parser.add_argument("policy", type=str, help="run folder of the policy to start from")
-    parser.add_argument("--run-dir", type=str, required=True, help="folder for the improved policy and its logs")
-    parser.add_argument("--task", type=str | None, default=None, help="task of the simulator; default: the demos' own")
-    parser.add_argument("--env", type=str | None, default=None, help="third-party environment, as for eval")
-    parser.add_argument("--env-map", type=str | None, default=None, help="as for eval")
-    parser.add_argument("--env-kwargs", type=str | None, default=None, help="as for eval")
-    parser.add_argument("--env-python", type=str | None, default=None, help="as for eval")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --run-dir")
-    parser.add_argument("--eval-episodes", type=int, default=50, help="episodes of each evaluation")
-    add_class_options(parser, ImproveConfig)
-    parser.add_class_arguments(PPOConfig, "ppo")
-    add_simulator(parser)
     parser.set_defaults(num_envs=128)  # the more worlds, the less a step of each costs
     return parser
-
-
-def add_class_options(parser: ArgumentParser, kind: type) -> None:
-    """Add a dataclass's fields as options of the verb itself, `max_minutes` as `--max-minutes`."""
-    from jsonargparse import ArgumentParser as Plain
-
-    described = Plain()
-    described.add_class_arguments(kind, "of")
-    helps = {action.dest.removeprefix("of."): action.help for action in described._actions}
-    for field in fields(kind):
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=field.type, default=field.default, help=helps.get(field.name))  # type: ignore[arg-type]
 
 
 def _environment(options: Namespace) -> "Surroundings":

@@ -3,10 +3,12 @@
 import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
+import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.components import ConfigError, component, kinds, load_plugins
@@ -23,12 +25,63 @@ from robopolicy.experiment.reading import (
     split_overrides,
 )
 
+Option: TypeAlias = tuple[str, Any, Any, str]
+"""Flag (or name of a positional argument), type, default and help of an option.
 
-def verb_parser(verb: str, description: str) -> ArgumentParser:
-    """A parser for one verb, with `--config FILE.yaml`; the command line overrides the file."""
+`list[T]` takes one or more values; `bool` with default False takes none and is True where the flag is given. A dataclass
+has an option for each of its fields, with its own default and help: `--NAME.field`.
+"""
+REQUIRED: Any = object()
+"""Default of an option that must be given."""
+
+GROUP: Option = ("--group", str | None, None, "for a run trained on several robots: the one whose policy to use")
+POLICY: tuple[Option, ...] = (
+    (
+        "--precision",
+        Literal["float32", "bf16", "int8"],
+        "float32",
+        "arithmetic of a run folder's policy on the CPU; an exported one has its own",
+    ),
+    (
+        "--backbone",
+        str | None,
+        None,
+        "for a policy trained on encoded tokens: folder or name of the backbone that made them, or auto for the one that "
+        "the run records; the policy then reads images",
+    ),
+    GROUP,
+)
+"""How the policy of a run folder is opened."""
+
+
+def verb_parser(verb: str, description: str, *options: Option) -> ArgumentParser:
+    """A parser for one verb with these options and `--config FILE.yaml`; the command line overrides the file."""
     parser = ArgumentParser(prog=f"robopolicy {verb}", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with values for any of these options")
+    for name, kind, default, text in options:
+        if isinstance(kind, type) and is_dataclass(kind):
+            parser.add_class_arguments(kind, name)
+            continue
+        settings: dict[str, Any] = {"help": text}
+        if kind is bool and default is False:
+            settings["action"] = "store_true"
+        else:
+            several = get_origin(kind) is list
+            settings["type"] = get_args(kind)[0] if several else kind
+            if several or (default is not REQUIRED and not name.startswith("-")):
+                settings["nargs"] = "+" if several else "?"
+            if default is not REQUIRED:
+                settings["default"] = default
+            elif name.startswith("-"):
+                settings["required"] = True
+        parser.add_argument(name, **settings)
     return parser
+
+
+def field_options(kind: type) -> list[Option]:
+    """A dataclass's fields as options of the verb itself, `max_minutes` as `--max-minutes`."""
+    helps = meanings(kind)
+    return [(f"--{each.name.replace('_', '-')}", each.type, each.default, helps[each.name]) for each in fields(kind)]
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
@@ -58,32 +111,14 @@ def require(options: Namespace, low: int, *names: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {options[name]}; expected {low} or more")
 
 
-def add_policy_options(parser: ArgumentParser) -> None:
-    """Add `--precision`, `--backbone` and `--group`: how the policy of a run folder is opened."""
-    parser.add_argument(
-        "--precision",
-        type=Literal["float32", "bf16", "int8"],
-        default="float32",
-        help="arithmetic of a run folder's policy on the CPU; an exported one has its own",
-    )
-    parser.add_argument(
-        "--backbone",
-        type=str | None,
-        default=None,
-        help="for a policy trained on encoded tokens: folder or name of the backbone that made them, or auto for the one "
-        "that the run records; the policy then reads images",
-    )
-    add_group(parser)
-
-
-def add_group(parser: ArgumentParser) -> None:
-    """Add `--group`."""
-    parser.add_argument(
-        "--group",
-        type=str | None,
-        default=None,
-        help="for a run trained on several robots: the one whose policy to use",
-    )
+def meanings(options: type) -> dict[str, str]:
+    """The docstring under each field, those of inherited fields included."""
+    found: dict[str, str] = {}
+    for owner in reversed(options.__mro__):
+        if is_dataclass(owner):
+            parsed = docstring_parser.parse_from_object(owner)
+            found |= {each.arg_name: " ".join((each.description or "").split()) for each in parsed.params}
+    return found
 
 
 def of_group(folder: str, group: str | None) -> str:
@@ -99,23 +134,17 @@ def of_group(folder: str, group: str | None) -> str:
     return str(group_folder(folder, group))
 
 
-def add_execution(parser: ArgumentParser) -> None:
-    """Add `--execution.kind` and the options of every known kind; `execution_of` refuses those of another kind."""
-    shown = {}
+def execution_options() -> list[Option]:
+    """`--execution.kind` and the options of every known kind; `execution_of` refuses those of another kind."""
+    shown: dict[str, tuple[Any, list[str]]] = {}
     for kind in kinds("execution"):
-        options = component("execution", kind).options
-        for name, annotation in get_type_hints(options).items():
+        for name, annotation in get_type_hints(component("execution", kind).options).items():
             shown.setdefault(name, (annotation, []))[1].append(kind)
-    parser.add_argument(
-        "--execution.kind", type=str | None, default=None, help=f"{', '.join(kinds('execution'))}; default: as trained"
-    )
+    known = ", ".join(kinds("execution"))
+    options: list[Option] = [("--execution.kind", str | None, None, f"{known}; default: as trained")]
     for name, (annotation, owners) in shown.items():
-        parser.add_argument(
-            f"--execution.{name}",
-            type=annotation | None,
-            default=None,
-            help=f"of {', '.join(owners)}; default: as trained",
-        )
+        options.append((f"--execution.{name}", annotation | None, None, f"of {', '.join(owners)}; default: as trained"))
+    return options
 
 
 def execution_of(options: Namespace, trained: Mapping[str, Any]) -> ExecutionOptions:

@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.parsing import REQUIRED, parse, verb_parser
 from robopolicy.components import ConfigError
 from robopolicy.control.profile import RobotProfile, profile_from_dict
 
@@ -17,15 +17,14 @@ def profile(arguments: Sequence[str]) -> int:
     """Write the profile; values that the description doesn't state are conservative, marked and printed."""
     from robopolicy.sim.description import capsules_of, profile_values
 
-    parser = verb_parser("profile", "Make a robot's profile (limits and kinematics) from its URDF or MJCF.")
-    parser.add_argument("description", type=str, help="URDF or MJCF file of the arm")
-    parser.add_argument("--out", type=str, required=True, help="YAML file to write")
-    parser.add_argument(
-        "--tool", type=str | None, default=None, help="link or site of the tool; default: the end of the longest chain"
-    )
-    parser.add_argument("--base", type=str | None, default=None, help="link the arm stands on; default: the root")
-    parser.add_argument(
-        "--opening-m", type=float, default=0.0, help="distance between the fingers of the open gripper [m]; 0: none"
+    parser = verb_parser(
+        "profile",
+        "Make a robot's profile (limits and kinematics) from its URDF or MJCF.",
+        ("description", str, REQUIRED, "URDF or MJCF file of the arm"),
+        ("--out", str, REQUIRED, "YAML file to write"),
+        ("--tool", str | None, None, "link or site of the tool; default: the end of the longest chain"),
+        ("--base", str | None, None, "link the arm stands on; default: the root"),
+        ("--opening-m", float, 0.0, "distance between the fingers of the open gripper [m]; 0: none"),
     )
     options = parse(parser, arguments)
     check_file("--out", options.out)

@@ -6,9 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from robopolicy.cli.drivers import Driver
+from robopolicy.cli.parsing import REQUIRED, Option
 from robopolicy.components import ConfigError, build, component, find_in_current_folder, kinds
 from robopolicy.control.robot import Robot
 from robopolicy.control.robots.base import RobotContext
@@ -33,17 +34,14 @@ FLAGS: Mapping[str, tuple[str, Any, str]] = {
 """Option of a robot -> its flag, type and help; a robot without this option refuses the flag."""
 
 
-def add_robot(parser: ArgumentParser) -> None:
-    """Add `--robot` and the flags of its options."""
-    parser.add_argument(
-        "--robot",
-        type=str,
-        required=True,
-        help=f"{', '.join(kinds('robot'))}; ws://, wss:// (a RobotServer) or rosbridge://HOST:PORT; a YAML file with "
-        "kind and options; or MODULE:FACTORY",
+def robot_options() -> list[Option]:
+    """`--robot` and the flags of its options."""
+    text = (
+        f"{', '.join(kinds('robot'))}; ws://, wss:// (a RobotServer) or rosbridge://HOST:PORT; a YAML file with kind and "
+        "options; or MODULE:FACTORY"
     )
-    for flag, annotation, text in FLAGS.values():
-        parser.add_argument(f"--{flag}", type=annotation | None, default=None, help=text)
+    flags = [(f"--{flag}", annotation | None, None, text) for flag, annotation, text in FLAGS.values()]
+    return [("--robot", str, REQUIRED, text), *flags]
 
 
 def make_robot(options: Namespace, driver: Driver) -> Robot:

@@ -11,9 +11,9 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of, fitted
 from robopolicy.cli.operators import make_operator
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import add_execution, add_policy_options, of_group, parse, verb_parser
+from robopolicy.cli.parsing import POLICY, execution_options, of_group, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
-from robopolicy.cli.robots import add_robot, make_robot
+from robopolicy.cli.robots import make_robot, robot_options
 from robopolicy.cli.run_report import shown, summarize
 from robopolicy.components import ConfigError
 from robopolicy.control.executor import ChunkExecutor
@@ -86,68 +86,59 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = verb_parser("run", "Drive a robot by a policy, or by a recorded demo, in real time and within its limits.")
-    parser.add_argument("policy", type=str | None, nargs="?", default=None, help="run folder, or an exported folder")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda: where the policy runs")
-    add_policy_options(parser)
-    parser.add_argument(
-        "--server", type=str | None, default=None, help="[wss://]HOST:PORT of a policy behind robopolicy serve"
+    return verb_parser(
+        "run",
+        "Drive a robot by a policy, or by a recorded demo, in real time and within its limits.",
+        ("policy", str | None, None, "run folder, or an exported folder"),
+        ("--device", str, "cpu", "cpu or cuda: where the policy runs"),
+        *POLICY,
+        ("--server", str | None, None, "[wss://]HOST:PORT of a policy behind robopolicy serve"),
+        ("--server-ca", str | None, None, "certificates (PEM) to trust for wss; default: the system's"),
+        ("--api-key-file", str | None, None, "file that holds the server's key"),
+        ("--replay", str | None, None, "demo file with the demo to replay"),
+        ("--demo", str | None, None, "name of the demo to replay; default: the first"),
+        (
+            "--speed",
+            float | Literal["auto"],
+            1.0,
+            "of the replay; 0.5 takes twice the time, auto is the fastest, up to 1, that keeps to the robot's limits",
+        ),
+        (
+            "--follow",
+            str | None,
+            None,
+            "what is replayed: `actions`, or an observation key of joint positions [rad]; default: qpos where recorded",
+        ),
+        *robot_options(),
+        ("--instruction", str | None, None, "the instruction, if not the task's own"),
+        ("--seconds", float | None, None, "duration [s]; default: 30, or to the end of a replay"),
+        ("--deadline", float, 0.25, "age of the newest chunk's observation at which the robot is stopped [s]"),
+        (
+            "--first-jump",
+            float | None,
+            None,
+            "largest distance of the first absolute target from where the joint is [rad]; default: the profile's",
+        ),
+        (
+            "--actions-per-call",
+            int,
+            1,
+            "control steps from one call of a slow policy to the next; its frame stride must be a multiple of them",
+        ),
+        ("--dry-run", bool, False, "compute and record the commands, but send none"),
+        ("--record", str | None, None, "demo file to write the run to"),
+        (
+            "--intervene",
+            str | None,
+            None,
+            "device of an operator who may take over: keyboard, spacemouse, ws:// or wss://HOST:PORT (a leader arm), a YAML "
+            "file with kind and options, or MODULE:FACTORY",
+        ),
+        ("--rerun", bool, False, "show the run in the rerun viewer (extra `view`)"),
+        ("--priority", bool, True, "request real-time priority"),
+        ("--json", str | None, None, "where to write the figures as JSON"),
+        *execution_options(),
     )
-    parser.add_argument(
-        "--server-ca", type=str | None, default=None, help="certificates (PEM) to trust for wss; default: the system's"
-    )
-    parser.add_argument("--api-key-file", type=str | None, default=None, help="file that holds the server's key")
-    parser.add_argument("--replay", type=str | None, default=None, help="demo file with the demo to replay")
-    parser.add_argument("--demo", type=str | None, default=None, help="name of the demo to replay; default: the first")
-    parser.add_argument(
-        "--speed",
-        type=float | Literal["auto"],  # type: ignore[arg-type]
-        default=1.0,
-        help="of the replay; 0.5 takes twice the time, auto is the fastest, up to 1, that keeps to the robot's limits",
-    )
-    parser.add_argument(
-        "--follow",
-        type=str | None,
-        default=None,
-        help="what is replayed: `actions`, or an observation key of joint positions [rad]; default: qpos where recorded",
-    )
-    add_robot(parser)
-    parser.add_argument("--instruction", type=str | None, default=None, help="the instruction, if not the task's own")
-    parser.add_argument(
-        "--seconds", type=float | None, default=None, help="duration [s]; default: 30, or to the end of a replay"
-    )
-    parser.add_argument(
-        "--deadline",
-        type=float,
-        default=0.25,
-        help="age of the newest chunk's observation at which the robot is stopped [s]",
-    )
-    parser.add_argument(
-        "--first-jump",
-        type=float | None,
-        default=None,
-        help="largest distance of the first absolute target from where the joint is [rad]; default: the profile's",
-    )
-    parser.add_argument(
-        "--actions-per-call",
-        type=int,
-        default=1,
-        help="control steps from one call of a slow policy to the next; its frame stride must be a multiple of them",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="compute and record the commands, but send none")
-    parser.add_argument("--record", type=str | None, default=None, help="demo file to write the run to")
-    parser.add_argument(
-        "--intervene",
-        type=str | None,
-        default=None,
-        help="device of an operator who may take over: keyboard, spacemouse, ws:// or wss://HOST:PORT (a leader arm), a YAML "
-        "file with kind and options, or MODULE:FACTORY",
-    )
-    parser.add_argument("--rerun", action="store_true", help="show the run in the rerun viewer (extra `view`)")
-    parser.add_argument("--priority", type=bool, default=True, help="request real-time priority")
-    parser.add_argument("--json", type=str | None, default=None, help="where to write the figures as JSON")
-    add_execution(parser)
-    return parser
 
 
 def _inference(options: Namespace, driver: Driver, robot: Robot, clock: Clock | None) -> Inference:

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
-from robopolicy.cli.parsing import parse, verb_parser
+from robopolicy.cli.parsing import REQUIRED, parse, verb_parser
 from robopolicy.components import ConfigError
 
 
 def push(arguments: Sequence[str]) -> int:
     """Copy a folder to a hub; returns the exit code."""
-    parser = verb_parser("push", "Copy a run folder or an exported one to a hub, without what is private.")
-    parser.add_argument("policy", type=str, help="run folder, or an exported folder")
-    parser.add_argument("url", type=str, help="hf://owner/name, or a URL that fsspec supports: s3://bucket/runs/lift")
-    parser.add_argument(
-        "--public", action="store_true", help="on hf://, everyone may see a repository made by this push"
+    parser = verb_parser(
+        "push",
+        "Copy a run folder or an exported one to a hub, without what is private.",
+        ("policy", str, REQUIRED, "run folder, or an exported folder"),
+        ("url", str, REQUIRED, "hf://owner/name, or a URL that fsspec supports: s3://bucket/runs/lift"),
+        ("--public", bool, False, "on hf://, everyone may see a repository made by this push"),
     )
     options = parse(parser, arguments)
     from robopolicy.experiment.sharing import push as send
@@ -29,11 +30,12 @@ def push(arguments: Sequence[str]) -> int:
 def pull(arguments: Sequence[str]) -> int:
     """Copy a folder from a hub; returns the exit code."""
     parser = verb_parser(
-        "pull", "Copy a pushed folder from a hub; it is checked like any stranger's, and kept if it is sound."
+        "pull",
+        "Copy a pushed folder from a hub; it is checked like any stranger's, and kept if it is sound.",
+        ("url", str, REQUIRED, "as for push; hf://owner/name@revision for a branch, tag or commit"),
+        ("folder", str, REQUIRED, "new folder"),
+        ("--limit-gb", float, 20.0, "size of all files above which nothing is copied"),
     )
-    parser.add_argument("url", type=str, help="as for push; hf://owner/name@revision for a branch, tag or commit")
-    parser.add_argument("folder", type=str, help="new folder")
-    parser.add_argument("--limit-gb", type=float, default=20.0, help="size of all files above which nothing is copied")
     options = parse(parser, arguments)
     if not options.limit_gb > 0:
         raise ConfigError(f"--limit-gb is {options.limit_gb}; expected more than 0")

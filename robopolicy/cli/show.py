@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import add_policy_options, of_group, parse, verb_parser
+from robopolicy.cli.parsing import POLICY, REQUIRED, of_group, parse, verb_parser
 from robopolicy.components import ConfigError
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ VIDEO_ENDINGS = (".mp4", ".gif")
 def report(arguments: Sequence[str]) -> int:
     """Compare runs in one page; returns the exit code."""
     parser = verb_parser(
-        "report", "Compare runs: losses and every evaluation found in their folders, in one HTML page."
+        "report",
+        "Compare runs: losses and every evaluation found in their folders, in one HTML page.",
+        ("runs", list[str], REQUIRED, "run folders"),
+        ("--out", str, "report.html", "page to write"),
     )
-    parser.add_argument("runs", type=str, nargs="+", help="run folders")
-    parser.add_argument("--out", type=str, default="report.html", help="page to write")
     options = parse(parser, arguments)
     check_file("--out", options.out)
     from robopolicy.report import write_comparison
@@ -36,23 +37,18 @@ def view(arguments: Sequence[str]) -> int:
     parser = verb_parser(
         "view",
         "Play a demo: write its images as mp4 or GIF, log it to rerun (extra `view`), or write a page of what a policy sees.",
+        ("file", str, REQUIRED, "demo file, or a recorded run"),
+        ("--demo", str | None, None, "name of the demo; default: the first"),
+        ("--out", str | None, None, "video (.mp4, .gif) or page (.html) to write; default: beside the file"),
+        (
+            "--policy",
+            str | None,
+            None,
+            "run folder, or an exported one: a page of where it looks and what it predicts, instead of a video",
+        ),
+        *POLICY,
+        ("--rerun", bool, False, "open in the rerun viewer instead"),
     )
-    parser.add_argument("file", type=str, help="demo file, or a recorded run")
-    parser.add_argument("--demo", type=str | None, default=None, help="name of the demo; default: the first")
-    parser.add_argument(
-        "--out",
-        type=str | None,
-        default=None,
-        help="video (.mp4, .gif) or page (.html) to write; default: beside the file",
-    )
-    parser.add_argument(
-        "--policy",
-        type=str | None,
-        default=None,
-        help="run folder, or an exported one: a page of where it looks and what it predicts, instead of a video",
-    )
-    add_policy_options(parser)
-    parser.add_argument("--rerun", action="store_true", help="open in the rerun viewer instead")
     options = parse(parser, arguments)
     from robopolicy.report import demo_images, show_in_rerun, write_video
 

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from robopolicy.cli.parsing import require
+from robopolicy.cli.parsing import Option, require
 from robopolicy.components import ConfigError
 from robopolicy.sim.randomization import RandomizationConfig
 
@@ -12,22 +12,19 @@ MAX_SEED = 2**62
 """Seeds are held as 64-bit integers."""
 
 
-def add_simulator(parser: ArgumentParser) -> None:
-    """Add `--device`, `--physics`, `--num-envs`, `--limits` and the `--randomization` table."""
-    parser.add_argument(
-        "--device", type=str, default="cpu", help="cpu, cuda or cuda:<n>: device of the policy and of the worlds"
-    )
-    parser.add_argument(
+SIMULATOR: tuple[Option, ...] = (
+    ("--device", str, "cpu", "cpu, cuda or cuda:<n>: device of the policy and of the worlds"),
+    (
         "--physics",
-        type=Literal["auto", "batch", "warp"],
-        default="auto",
-        help="batch: MuJoCo's C engine on the CPU, whatever --device; warp: mujoco_warp on --device; auto: by --device",
-    )
-    parser.add_argument("--num-envs", type=int, default=64, help="worlds simulated at once by each process")
-    parser.add_argument(
-        "--limits", type=bool, default=True, help="keep to the robot's limits; false shows what they cost"
-    )
-    parser.add_class_arguments(RandomizationConfig, "randomization")
+        Literal["auto", "batch", "warp"],
+        "auto",
+        "batch: MuJoCo's C engine on the CPU, whatever --device; warp: mujoco_warp on --device; auto: by --device",
+    ),
+    ("--num-envs", int, 64, "worlds simulated at once by each process"),
+    ("--limits", bool, True, "keep to the robot's limits; false shows what they cost"),
+    ("randomization", RandomizationConfig, None, ""),
+)
+"""Options of every verb that runs the simulator."""
 
 
 def check_simulator(options: Namespace) -> None:

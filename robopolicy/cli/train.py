@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse import Namespace
 
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import parse_experiment, verb_parser
+from robopolicy.cli.parsing import REQUIRED, parse_experiment, verb_parser
 from robopolicy.components import ConfigError
 from robopolicy.experiment.config import ExperimentConfig
 
@@ -21,27 +21,27 @@ SELECTION_SEED = 5_000_000
 
 def train(arguments: Sequence[str]) -> int:
     """Train a policy; gives the exit code."""
-    parser = verb_parser("train", "Train a policy on demonstrations. Every option of the config can be given.")
-    parser.add_argument(
-        "--run-dir", type=str, required=True, help="folder for the policy, its logs and its resume file"
-    )
-    parser.add_argument("--seed", type=int | None, default=None, help="short for --training.seed")
-    parser.add_argument("--max-steps", type=int | None, default=None, help="short for --training.max_steps")
-    parser.add_argument("--eval-every", type=int | None, default=None, help="short for --training.eval_every")
-    parser.add_argument("--resume", action="store_true", help="continue the run that --run-dir holds")
-    parser.add_argument("--start", type=str | None, default=None, help="run folder whose weights to start from")
-    parser.add_argument(
-        "--statistics",
-        type=Literal["keep", "refit"] | None,  # type: ignore[operator]
-        default=None,
-        help="with --start: keep its statistics, which its weights were made for (default), or fit those of the new demos",
-    )
-    parser.add_argument(
-        "--freeze",
-        type=str,
-        nargs="+",
-        default=[],
-        help="with --start: parts whose weights stay as they are: encoder, text, pooling, memory, action_head",
+    parser = verb_parser(
+        "train",
+        "Train a policy on demonstrations. Every option of the config can be given.",
+        ("--run-dir", str, REQUIRED, "folder for the policy, its logs and its resume file"),
+        ("--seed", int | None, None, "short for --training.seed"),
+        ("--max-steps", int | None, None, "short for --training.max_steps"),
+        ("--eval-every", int | None, None, "short for --training.eval_every"),
+        ("--resume", bool, False, "continue the run that --run-dir holds"),
+        ("--start", str | None, None, "run folder whose weights to start from"),
+        (
+            "--statistics",
+            Literal["keep", "refit"] | None,
+            None,
+            "with --start: keep its statistics, which its weights were made for (default), or fit those of the new demos",
+        ),
+        (
+            "--freeze",
+            list[str],
+            [],
+            "with --start: parts whose weights stay as they are: encoder, text, pooling, memory, action_head",
+        ),
     )
     options, config = parse_experiment(parser, arguments)
     short = {"seed": options.seed, "max_steps": options.max_steps, "eval_every": options.eval_every}
