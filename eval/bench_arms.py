@@ -12,7 +12,7 @@ import argparse
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -24,15 +24,15 @@ from bench_control import timing_row
 from bench_table import bar, show
 
 from robopolicy.control.executor import ChunkExecutor
-from robopolicy.control.inference import Stream, ThreadedInference
+from robopolicy.control.inference import ThreadedInference
 from robopolicy.control.kinematics import pose_and_jacobian
 from robopolicy.control.limits import action_at, outside_workspace
 from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.profile import RobotProfile
-from robopolicy.control.stream import AdaptedStream, PolicyStream, qpos_in_action_columns
+from robopolicy.control.stream import PolicyStream, Stream, qpos_in_action_columns
 from robopolicy.sim.robot import ProcessOptions, SimRobot
 from robopolicy.sim.scene import VIPERX_PAIR
-from robopolicy.sim.world import WorldOptions
+from robopolicy.sim.stepped import WorldOptions
 from robopolicy.types import Command, Observation
 
 CHUNK = 20
@@ -116,6 +116,7 @@ def driven(seconds: float, command_dt: float, folder: str | None) -> tuple[list[
     """Deviation from the grids, and every command against every limit."""
     with closing(Watched(command_dt)) as robot:
         stream: Stream = Swinging()
+        adapt: tuple[Callable[[Observation], Observation], ...] = ()
         executor, spec = (
             ChunkExecutor(CHUNK, VIPERX_PAIR.control_dt, action_spec=VIPERX_PAIR.actions),
             VIPERX_PAIR.actions,
@@ -126,11 +127,11 @@ def driven(seconds: float, command_dt: float, folder: str | None) -> tuple[list[
 
             policy = load_policy(folder)
             spec = policy.spec.action
-            adapt = partial(qpos_in_action_columns, spec=spec, profile=robot.profile)
-            stream = AdaptedStream(PolicyStream(policy), adapt)
+            adapt = (partial(qpos_in_action_columns, spec=spec, profile=robot.profile),)
+            stream = PolicyStream(policy)
             execution = execution_from(policy.spec.execution)
             executor = ChunkExecutor(policy.spec.chunk, VIPERX_PAIR.control_dt, execution, action_spec=spec)
-        inference = ThreadedInference(robot, stream, priority=True)
+        inference = ThreadedInference(robot, stream, priority=True, adapt=adapt)
         loop = ControlLoop(robot, inference, executor, spec, options=LoopOptions(deadline_s=0.5, priority=True))
         loop.go_home()
         robot.sent.clear()

@@ -27,15 +27,15 @@ from bench_table import bar, show
 
 from robopolicy.client import PolicyClient
 from robopolicy.control.executor import ChunkExecutor
-from robopolicy.control.inference import ServedStream, Stream, ThreadedInference
+from robopolicy.control.inference import ThreadedInference
 from robopolicy.control.kinematics import pose_and_jacobian
 from robopolicy.control.limits import outside_workspace
 from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.statistics import percentiles_ms
-from robopolicy.control.stream import PolicyStream
+from robopolicy.control.stream import PolicyStream, ServedStream, Stream
 from robopolicy.control.timing import request_realtime
 from robopolicy.sim.robot import ProcessOptions, SimRobot
-from robopolicy.sim.world import WorldOptions
+from robopolicy.sim.stepped import WorldOptions
 from robopolicy.types import ActionSpec, ArraySpec, Command, Observation
 
 CONTROL_DT = 0.05

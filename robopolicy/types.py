@@ -12,8 +12,9 @@ Legend of axes, used in every shape annotation of the package:
 Nothing here imports torch: the client and the exported runtime use these values on robots that have none.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -216,25 +217,7 @@ class ActionSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` reads it back."""
-        several: dict[str, Any] = {}  # left out where not used, so that earlier versions read the rest
-        if self.continuous_gripper and set(self.continuous_gripper_values) != {(-1.0, 1.0)}:
-            several["continuous_gripper_values"] = [list(pair) for pair in self.continuous_gripper_values]
-        if self.base:
-            several["base"] = list(self.base)
-        if self.arms:
-            several["arms"] = {name: list(columns) for name, columns in self.arms.items()}
-        return {
-            "arm": list(self.arm_columns),
-            "gripper": list(self.gripper_columns),
-            "constant": {str(column): value for column, value in self.constant.items()},
-            "gripper_values": [list(pair) for pair in self.gripper_values],
-            "continuous_gripper": list(self.continuous_gripper),
-            "kind": self.kind,
-            "space": self.space,
-            "units": list(self.units),
-            "rate_hz": self.rate_hz,
-            **several,
-        }
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ActionSpec":
@@ -451,21 +434,7 @@ class PolicySpec:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` reads it back."""
-        observation = {key: {"shape": list(spec.shape), "dtype": spec.dtype} for key, spec in self.observation.items()}
-        return {
-            "observation": observation,
-            "action": self.action.to_dict(),
-            "chunk": self.chunk,
-            "window": self.window,
-            "history": self.history,
-            "instruction": self.instruction,
-            "frame_stride": self.frame_stride,
-            "control_dt": self.control_dt,
-            "samples": self.samples,
-            "prefix": self.prefix,
-            "execution": dict(self.execution),
-            "provenance": dict(self.provenance),
-        }
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PolicySpec":

@@ -1,7 +1,7 @@
 """What decides a robot's actions in `robopolicy run`: a policy here, one behind a server, or a recorded demo."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,11 @@ from jsonargparse import Namespace
 from robopolicy.cli.parsing import execution_of
 from robopolicy.components import ConfigError
 from robopolicy.control.execution import ExecutionOptions, require_supported
-from robopolicy.control.inference import ServedStream, Stream
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
 from robopolicy.control.robot import Robot
-from robopolicy.control.stream import PolicyStream, noise_for
-from robopolicy.types import ActionSpec, ArraySpec, PolicySpec
+from robopolicy.control.stream import PolicyStream, ServedStream, Stream, noise_for
+from robopolicy.types import ActionSpec, ArraySpec, Observation, PolicySpec
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +45,8 @@ class Driver:
     seed: int | None = None
     """Seed of a recorded episode in the simulator."""
     env_args: dict[str, Any] | None = None
+    adapt: tuple[Callable[[Observation], Observation], ...] = ()
+    """How the robot's observation becomes the one that the policy reads, one step after another."""
 
 
 def driver_of(options: Namespace) -> Driver:
@@ -203,7 +204,7 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     Raises:
         ConfigError: the robot does not observe a key, or in another shape, or its gripper opens at the other value.
     """
-    from robopolicy.control.stream import AdaptedStream, qpos_in_action_columns, with_image_resized
+    from robopolicy.control.stream import qpos_in_action_columns, with_image_resized
 
     _check_grippers(driver, robot.profile)
     if not driver.observation:
@@ -218,11 +219,11 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
         if key == JOINTS and found != expected.shape == (spec.width,) and spec.kind == "absolute":
             print(f"qpos      given to the policy in its action's {spec.width} columns: joints and grippers")
             adapt = partial(qpos_in_action_columns, spec=spec, profile=robot.profile)
-            driver = replace(driver, stream=AdaptedStream(driver.stream, adapt))
+            driver = replace(driver, adapt=(*driver.adapt, adapt))
         elif expected.is_image and found != expected.shape and len(found) == 3 and found[2] == expected.shape[2]:
             print(f"images    {key}: {found[0]} x {found[1]} resized to {expected.shape[0]} x {expected.shape[1]}")
             adapt = partial(with_image_resized, key=key, height=expected.shape[0], width=expected.shape[1])
-            driver = replace(driver, stream=AdaptedStream(driver.stream, adapt))
+            driver = replace(driver, adapt=(*driver.adapt, adapt))
         elif found != expected.shape:
             raise ConfigError(
                 f"the policy reads {key!r} of shape {expected.shape}, robot {name} observes {found}: another robot, or camera"

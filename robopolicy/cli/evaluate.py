@@ -173,8 +173,8 @@ def _env_facts(options: Namespace, env_map: "EnvMap") -> dict[str, Any]:
 def _evaluate_in_simulator(run: str, options: Namespace, shard: "Shard") -> "Evaluated | None":
     """This process's share of the episodes; the first process prints and writes the result of all."""
     from robopolicy.rollout.statistics import refuse_seen_seeds
-    from robopolicy.sim.backend import require_device
     from robopolicy.sim.evaluation import evaluate_shard
+    from robopolicy.sim.physics import require_device
 
     device = shard.device(options.device)
     require_device(device)

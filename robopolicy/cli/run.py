@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,6 @@ from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.operators.base import OperatorContext
 from robopolicy.control.replay import RecordedStream, first_place
 from robopolicy.control.robot import Recorder, Robot
-from robopolicy.control.spacing import SpacedInference
 from robopolicy.control.timing import Clock
 
 SECONDS = 30.0
@@ -143,13 +143,9 @@ def _parser() -> ArgumentParser:
 
 def _inference(options: Namespace, driver: Driver, robot: Robot, clock: Clock | None) -> Inference:
     """Inference in a separate thread, or within the loop on a simulated clock."""
-    stream, instruction, cameras = driver.stream, options.instruction, driver.cameras
-    inference: Inference = (
-        ThreadedInference(robot, stream, instruction, cameras=cameras, priority=options.priority)
-        if clock is None
-        else SteppedInference(robot, stream, instruction, cameras=cameras)
-    )
-    return SpacedInference(inference, options.actions_per_call)
+    make = SteppedInference if clock is not None else partial(ThreadedInference, priority=options.priority)
+    observing = {"cameras": driver.cameras, "every": options.actions_per_call, "adapt": driver.adapt}
+    return make(robot, driver.stream, options.instruction, **observing)
 
 
 def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:

@@ -80,7 +80,7 @@ def export_policy(
     if int8:
         reference = Reference(policy, _recorded_runs(policy, frames) or _random_runs(policy))
         try:
-            manifest["float_layers"], error = quantize(out, reference, int8_tolerance)
+            manifest["float_layers"], error = quantize(out, reference.largest_error, int8_tolerance)
         except ExportError:
             (out / MANIFEST).unlink()
             raise
@@ -132,17 +132,15 @@ def _manifest(graph: GraphPolicy, spec: PolicySpec, int8: bool) -> dict[str, Any
         answer = graph(*example)
     text = policy.text
     vocabulary = text.vocabulary if isinstance(text, VocabularyText) else None
-    drawn = (
-        graph.noise is not None
-    )  # of the action heads that sample, the graph holds those that take noise as an input
-    inputs, told = _described(graph.inputs, example), replace(spec, samples=drawn, prefix=0).to_dict()
+    samples = graph.noise is not None  # the graph holds no other randomness than noise as an input
+    inputs, values = _described(graph.inputs, example), replace(spec, samples=samples, prefix=0).to_dict()
     return {
         "format_version": FORMAT,
         "format": ONNX,
         "file": GRAPH,
         "int8": int8,
-        "execution": told.pop("execution"),
-        "spec": told,
+        "execution": values.pop("execution"),
+        "spec": values,
         "noise": None if graph.noise is None else graph.noise.tolist(),
         "text": {"words": list(vocabulary.words), "length": vocabulary.length} if vocabulary else None,
         "units": {ACTIONS: "as the demos' action rows", "age": "frames since the episode began, up to the window"},

@@ -2,9 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from robopolicy.control.runtime import GRAPH, MANIFEST, ExportError
 from robopolicy.files import replacing
@@ -13,21 +12,17 @@ PRODUCTS = ("MatMul", "Gemm")
 """Operators that can be quantized."""
 
 
-@runtime_checkable
-class Measure(Protocol):
-    """Compares an exported folder with the policy it was made from."""
-
-    def largest_error(self, folder: Path) -> float:
-        """The largest difference between their actions, as a share of the action's range."""
-        ...
-
-
-def quantize(folder: Path, measure: Measure, tolerance: float) -> tuple[list[str], float]:
+def quantize(folder: Path, measure: Callable[[Path], float], tolerance: float) -> tuple[list[str], float]:
     """Replace the graph in an exported folder by one with int8 weights; those of sensitive layers stay float.
 
     Weights get one scale per column; activations are quantized dynamically. If the error with all layers quantized
     exceeds the tolerance, each layer is measured alone, and the most sensitive ones stay float, one after another, until
     the error of the rest is within it.
+
+    Args:
+        folder: the exported folder.
+        measure: an exported folder -> the largest difference to torch's actions, as a share of the action's range.
+        tolerance: largest difference that is accepted.
 
     Returns:
         Names of the layers that stayed float, and the difference that remains.
@@ -36,6 +31,7 @@ def quantize(folder: Path, measure: Measure, tolerance: float) -> tuple[list[str
         ExportError: no layer can be quantized within the tolerance.
     """
     import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
@@ -49,8 +45,15 @@ def quantize(folder: Path, measure: Measure, tolerance: float) -> tuple[list[str
         layers = [node.name for node in onnx.load(prepared).graph.node if node.op_type in PRODUCTS]
 
         def error_with(quantized: Sequence[str]) -> float:
-            _write(prepared, scratch / GRAPH, quantized)
-            return measure.largest_error(scratch)
+            quantize_dynamic(
+                prepared,
+                scratch / GRAPH,
+                op_types_to_quantize=list(PRODUCTS),
+                nodes_to_quantize=list(quantized),
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+            )
+            return measure(scratch)
 
         error = error_with(layers)
         kept: list[str] = []
@@ -68,16 +71,3 @@ def quantize(folder: Path, measure: Measure, tolerance: float) -> tuple[list[str
         with replacing(folder / GRAPH) as temporary:
             shutil.copyfile(scratch / GRAPH, temporary)
     return sorted(kept), error
-
-
-def _write(prepared: Path, out: Path, layers: Sequence[str]) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantize_dynamic(
-        prepared,
-        out,
-        op_types_to_quantize=list(PRODUCTS),
-        nodes_to_quantize=list(layers),
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-    )

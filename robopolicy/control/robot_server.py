@@ -13,7 +13,7 @@ import math
 import queue
 import ssl
 import threading
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ MAX_COMMAND_BYTES = 4096
 """A longer message of a client closes its connection."""
 
 
-class RobotServer:
+class RobotServer(AbstractContextManager["RobotServer", None]):
     """Serves `robot` from a thread of its own until `close`.
 
     Commands are passed on at the robot's own rate through a `CommandGuard`, so a client that dies, hangs or is cut off
@@ -95,12 +95,7 @@ class RobotServer:
         self._server.shutdown()
         self._thread.join(timeout=2.0)
 
-    def __enter__(self) -> "RobotServer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _admit(self, connection: Any, request: Any) -> Any:

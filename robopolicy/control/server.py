@@ -36,7 +36,7 @@ from robopolicy.control.serving.batching import InferenceThread
 from robopolicy.control.serving.connection import ConnectionGuard
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.control.serving.metrics import Metrics
-from robopolicy.control.serving.protocol import ObservationReader, largest_image_bytes
+from robopolicy.control.serving.protocol import ObservationReader
 from robopolicy.control.serving.session import Session
 from robopolicy.heap import keep_freed_memory
 from robopolicy.types import Policy
@@ -139,6 +139,8 @@ class PolicyServer:
                 self._loop.add_signal_handler(name, self._stop.set)
         limits = self.limits
         guard = ConnectionGuard(limits.message_timeout_s)
+        library = logging.getLogger("robopolicy.serve.websockets")
+        library.setLevel(logging.CRITICAL)  # anyone who connects can trigger its messages
         try:
             async with serve_websockets(
                 self._converse,
@@ -153,9 +155,9 @@ class PolicyServer:
                 ping_interval=limits.keepalive_s,
                 ping_timeout=limits.keepalive_s,
                 close_timeout=2.0,
-                max_size=limits.max_message_bytes or _message_bytes(self._reader),
+                max_size=limits.max_message_bytes or OTHER_BYTES + self._reader.largest_message_bytes(),
                 max_queue=1,
-                logger=_library_logger(),
+                logger=library,
                 create_connection=cast(type[ServerConnection], guard),
             ) as websockets:
                 self.port = websockets.sockets[0].getsockname()[1]
@@ -176,14 +178,19 @@ class PolicyServer:
         address = connection.remote_address
         session = Session(self._reader, self.metrics, name=f"{address[0]}:{address[1]}" if address else "client")
         self.metrics.count("connections_total")
-        self.metrics.change("connections", 1)
+        self.metrics.count("connections")
         try:
             await connection.send(self._metadata)
             while not self._draining:
                 data = await connection.recv()
                 received_s = time.monotonic()
                 self._busy.add(connection)
-                await connection.send(await self._reply(session, data))
+                self.metrics.count("requests_total")
+                if isinstance(data, str):
+                    raise ProtocolError(
+                        "received a text message; expected a binary one, a msgpack map of the observation"
+                    )
+                await connection.send(await self._inference.answer(session, data))
                 self._busy.discard(connection)
                 session.prev_total_ms = (time.monotonic() - received_s) * 1e3
                 self.metrics.observe("request_seconds", session.prev_total_ms / 1e3)
@@ -194,10 +201,12 @@ class PolicyServer:
             self.metrics.count("errors_total")
             if self._may_log():
                 logger.warning("%s: %s", session.name, str(error))  # the text: a log must not keep the message alive
-            await self._refuse(connection, str(error))
+            with contextlib.suppress(ConnectionClosed):
+                await connection.send(str(error)[:500])
+                await connection.close(CloseCode.INTERNAL_ERROR, "see the text message before")
         finally:
             self._busy.discard(connection)
-            self.metrics.change("connections", -1)
+            self.metrics.count("connections", -1)
 
     def _may_log(self) -> bool:
         """Whether the log's quota of clients' mistakes has room for one more line."""
@@ -208,19 +217,6 @@ class PolicyServer:
         if self._logged == LOG_LINES + 1:
             logger.warning("clients make more than %d mistakes in %g s; the rest is not logged", LOG_LINES, LOG_S)
         return self._logged <= LOG_LINES
-
-    async def _reply(self, session: Session, data: str | bytes) -> bytes:
-        self.metrics.count("requests_total")
-        if isinstance(data, str):
-            raise ProtocolError("received a text message; expected a binary one, a msgpack map of the observation")
-        return await self._inference.answer(session, data)
-
-    async def _refuse(self, connection: ServerConnection, reason: str) -> None:
-        try:
-            await connection.send(reason[:500])
-            await connection.close(CloseCode.INTERNAL_ERROR, "see the text message before")
-        except ConnectionClosed:
-            pass
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         path = request.path.partition("?")[0]
@@ -245,16 +241,3 @@ class PolicyServer:
         deadline_s = time.monotonic() + self.limits.drain_timeout_s
         while self._busy and time.monotonic() < deadline_s:
             await asyncio.sleep(0.01)
-
-
-def _message_bytes(reader: ObservationReader) -> int:
-    tokens = reader.tokens.observation if reader.tokens else {}
-    fields = {**tokens, **reader.spec.observation}.values()
-    return OTHER_BYTES + sum(largest_image_bytes(wanted) if wanted.is_image else 8 * wanted.width for wanted in fields)
-
-
-def _library_logger() -> logging.Logger:
-    """The websocket library's logger, silenced: anyone who connects can trigger its messages."""
-    library = logging.getLogger("robopolicy.serve.websockets")
-    library.setLevel(logging.CRITICAL)
-    return library

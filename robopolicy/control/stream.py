@@ -1,14 +1,13 @@
-"""A policy as a stream: one observation in per control tick, one chunk of actions out."""
+"""A policy as a stream: one observation in per control tick, one chunk of actions out; here, or behind a server."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from robopolicy.control.execution import ExecutionOptions
-from robopolicy.control.inference import Stream
 from robopolicy.control.limits import action_at
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.runtime import ExportedPolicy
@@ -16,29 +15,19 @@ from robopolicy.control.serving.mapping import KeySource, place_image
 from robopolicy.types import ActionSpec, Array, Observation, Policy, Prefix
 
 
-class AdaptedStream:
-    """A stream whose policy reads other observations than the robot's.
+@runtime_checkable
+class Stream(Protocol):
+    """A `PolicyStream` without batch axes, or a `ServedStream`."""
 
-    Args:
-        stream: the policy's stream.
-        adapt: the robot's observation -> the policy's.
-    """
-
-    def __init__(self, stream: Stream, adapt: Callable[[Observation], Observation]) -> None:
-        self._stream, self._adapt = stream, adapt
-
-    @property
-    def gripper_logit(self) -> Array | None:
-        """That of the policy's stream."""
-        return self._stream.gripper_logit
+    gripper_logit: Array | None
 
     def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Array:
-        """Actions (K, width) for one observation of the robot."""
-        return self._stream(self._adapt(observation), prefix)
+        """Actions (K, width) for one observation."""
+        ...
 
     def reset(self) -> None:
         """Begin an episode."""
-        self._stream.reset()
+        ...
 
 
 def qpos_in_action_columns(observation: Observation, spec: ActionSpec, profile: RobotProfile) -> Observation:
@@ -107,3 +96,67 @@ def noise_for(policy: Policy, execution: ExecutionOptions, seed: int = 0) -> Any
     if isinstance(policy, ExportedPolicy):
         return np.random.default_rng(seed)
     return torch.Generator(getattr(policy, "device", torch.device("cpu"))).manual_seed(seed)
+
+
+class ServedStream:
+    """A policy behind `robopolicy serve`, driven like a `PolicyStream`.
+
+    Args:
+        client: a `robopolicy.client.PolicyClient`; its timeout bounds how long a dead server goes unnoticed.
+        instruction_key: the server's name for the instruction.
+        keys: observation keys to send; None: all of them.
+        constants: sent with every observation.
+    """
+
+    def __init__(
+        self,
+        client: "PolicyServer",
+        instruction_key: str = "prompt",
+        keys: Collection[str] | None = None,
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.client, self.instruction_key, self.keys = client, instruction_key, keys
+        self.constants = dict(constants or {})
+        self.gripper_logit: Array | None = None
+        """(K, G) of the last reply; None if the server sends none."""
+        self._connections: int | None = None
+
+    def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Array:
+        """Actions (K, width) for one observation.
+
+        Raises:
+            ConnectionError: the connection was lost in the middle of an episode, and with it the policy's memory.
+        """
+        shown = {key: value for key, value in observation.obs.items() if self.keys is None or key in self.keys}
+        message = shown | self.constants
+        if observation.instruction is not None:
+            message[self.instruction_key] = observation.instruction
+        reply = self.client.infer(message)
+        if self._connections is not None and self.client.reconnects != self._connections:
+            raise ConnectionError(
+                "the connection to the policy server was lost during the episode, and the policy's memory with it"
+            )
+        self._connections = self.client.reconnects
+        self.gripper_logit = reply.get("gripper_logit")
+        return reply["actions"]
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        self.client.reset()
+        self._connections = None
+
+
+@runtime_checkable
+class PolicyServer(Protocol):
+    """The part of a client that `ServedStream` needs."""
+
+    reconnects: int
+    """Connections opened after the first; each begins with an empty memory."""
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Array]:
+        """Send one observation; returns a map with `actions`."""
+        ...
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        ...

@@ -1,7 +1,7 @@
 """The parts of an environment map, and how they are read from YAML with one line for a mistake."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,8 @@ import numpy as np
 from robopolicy.control.serving.mapping import KeySource, key_source, place_image
 from robopolicy.types import ArraySpec
 
-ALLOWED: dict[str, tuple[str, ...]] = {
-    "make": ("id", "factory", "kwargs"),
-    "success": ("info", "at_least", "reward", "return", "terminated", "method", "when", "hold_steps", "stop"),
-    "seeding": ("reset", "method", "generators", "numpy"),
-    "start_states": ("file", "key", "method"),
-    "settle": ("steps", "action"),
-    "instruction": ("info", "method", "attribute", "observation"),
-    "action": ("columns", "scale", "offset", "sign", "clip"),
-}
 SIGNALS = ("info", "reward", "return", "terminated", "method")
+"""Signals of success, of which a map names one."""
 
 
 class EnvMapError(ValueError):
@@ -80,6 +72,55 @@ class ActionMap:
         return clipped, np.any(np.abs(clipped - actions) > 1e-9, axis=-1)
 
 
+def _is_numbers(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values)
+
+
+def _is_range(value: Any) -> bool:
+    return value == "space" or (
+        _is_numbers(value) and isinstance(value, list) and len(value) == 2 and value[0] < value[1]
+    )
+
+
+def _is_columns(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value > 0
+
+
+ANY = ("", lambda value: True)
+COUNT, TIME, COLUMNS = ("an integer >= 1", _is_count), ("seconds > 0", _is_time), ("a list of columns", _is_columns)
+NUMBERS = ("a number, or one per column", _is_numbers)
+SECTIONS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    "make": dict.fromkeys(("id", "factory", "kwargs"), ANY),
+    "success": dict.fromkeys((*SIGNALS, "at_least", "hold_steps", "stop"), ANY)
+    | {"when": ("any or end", lambda value: value in ("any", "end"))},
+    "seeding": dict.fromkeys(("reset", "method", "generators", "numpy"), ANY),
+    "start_states": dict.fromkeys(("file", "key", "method"), ANY),
+    "settle": dict.fromkeys(("steps", "action"), ANY),
+    "instruction": dict.fromkeys(("info", "method", "attribute", "observation"), ANY),
+    "action": {
+        "columns": COLUMNS,
+        "scale": NUMBERS,
+        "offset": NUMBERS,
+        "sign": COLUMNS,
+        "clip": ("`space` or [low, high]", _is_range),
+    },
+}
+"""Section of a map -> its keys, each with what is expected of its value."""
+VALUES = {"max_episode_steps": COUNT, "instructions_in_a_row": COUNT, "control_dt": TIME, "step_timeout_s": TIME}
+"""The same for the keys beside the sections."""
+REQUIRED = {"start_states": ("file", "method"), "settle": ("steps", "action")}
+"""Keys that a section can't do without."""
+
+
 def checked_fields(values: Any, known: Sequence[str], where: str) -> dict[str, Any]:
     """The fields of an `EnvMap` out of a map's plain values.
 
@@ -91,50 +132,41 @@ def checked_fields(values: Any, known: Sequence[str], where: str) -> dict[str, A
     Raises:
         EnvMapError: an unknown key, or a wrong value.
     """
-    _known(values, known, where)
-    given: dict[str, Any] = {}
-    for name, value in values.items():
-        place = f"{where}: {name}"
-        if name == "observation":
-            given[name] = {key: _obs_source(entry, f"{place}: {key}") for key, entry in _mapping(value, place).items()}
-        elif name == "action":
-            given[name] = _action(_known(value, ALLOWED[name], place), place)
-        elif name in ALLOWED and not (name == "instruction" and isinstance(value, str)):
-            given[name] = dict(_known(value, ALLOWED[name], place))
-        else:
-            given[name] = value
-    _check_values(given, where)
-    return given
-
-
-def _check_values(given: Mapping[str, Any], where: str) -> None:
-    success = given.get("success", {})
-    signals = [name for name in SIGNALS if name in success]
-    if success and len(signals) != 1:
+    given = dict(_checked(values, dict.fromkeys(known, ANY) | VALUES, where))
+    for name, keys in SECTIONS.items():
+        if name not in given or (name == "instruction" and isinstance(given[name], str)):
+            continue
+        given[name] = dict(_checked(given[name], keys, f"{where}: {name}"))
+        if given[name] and not given[name].keys() >= set(REQUIRED.get(name, ())):
+            raise EnvMapError(f"{where}: {name} needs {' and '.join(REQUIRED[name])}")
+    signals = [name for name in SIGNALS if name in given.get("success", {})]
+    if given.get("success") and len(signals) != 1:
         raise EnvMapError(
             f"{where}: success names {' and '.join(signals) or 'no signal'}; give one of {', '.join(SIGNALS)}"
         )
-    if success.get("when", "any") not in ("any", "end"):
-        raise EnvMapError(f"{where}: success: when is {success['when']!r}; expected any or end")
-    for name in ("max_episode_steps", "instructions_in_a_row"):
-        value = given.get(name, 1)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise EnvMapError(f"{where}: {name} is {value!r}; expected an integer >= 1")
-    for name in ("control_dt", "step_timeout_s"):
-        seconds = given.get(name, 1.0)
-        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
-            raise EnvMapError(f"{where}: {name} is {seconds!r}; expected seconds > 0")
-    starts, settle = given.get("start_states"), given.get("settle")
-    if starts and not {"file", "method"} <= starts.keys():
-        raise EnvMapError(f"{where}: start_states needs file and method")
-    if settle and not {"steps", "action"} <= settle.keys():
-        raise EnvMapError(f"{where}: settle needs steps and action")
+    if "action" in given:
+        kinds = {"columns": int, "sign": int}
+        lists = {
+            key: tuple(map(kinds.get(key, float), value))
+            for key, value in given["action"].items()
+            if isinstance(value, list)
+        }
+        given["action"] = ActionMap(**{**given["action"], **lists})
+    if "observation" in given:
+        place = f"{where}: observation"
+        entries = _mapping(given["observation"], place).items()
+        given["observation"] = {key: _obs_source(entry, f"{place}: {key}") for key, entry in entries}
+    return given
 
 
-def _known(values: Any, allowed: Sequence[str], where: str) -> Mapping[str, Any]:
-    for key in _mapping(values, where):
-        if key not in allowed:
-            raise EnvMapError(f"{where}: unknown key {key!r}; expected any of {', '.join(allowed)}")
+def _checked(values: Any, keys: Mapping[str, tuple[str, Callable[[Any], bool]]], where: str) -> Mapping[str, Any]:
+    """The values, once their keys are known and each is as expected; None passes."""
+    for key, value in _mapping(values, where).items():
+        if key not in keys:
+            raise EnvMapError(f"{where}: unknown key {key!r}; expected any of {', '.join(keys)}")
+        expected, fits = keys[key]
+        if value is not None and not fits(value):
+            raise EnvMapError(f"{where}: {key} is {value!r}; expected {expected}")
     return values
 
 
@@ -150,33 +182,6 @@ def _obs_source(entry: Any, where: str) -> ObsSource:
     except ValueError as error:
         raise EnvMapError(str(error)) from None
     return ObsSource(source.names, source.columns, source)
-
-
-def _action(values: Mapping[str, Any], where: str) -> ActionMap:
-    given: dict[str, Any] = dict(values)
-    for name in ("columns", "sign"):
-        if given.get(name) is not None:
-            if not _integers(given[name]) or min(given[name], default=0) < 0:
-                raise EnvMapError(f"{where}: {name} is {given[name]!r}; expected a list of columns")
-            given[name] = tuple(given[name])
-    for name in ("scale", "offset"):
-        if not _numbers(given.get(name, 1.0)):
-            raise EnvMapError(f"{where}: {name} is {given[name]!r}; expected a number, or one per column")
-    clip = given.get("clip")
-    if clip is not None and clip != "space":
-        if not isinstance(clip, list) or len(clip) != 2 or not _numbers(clip) or not clip[0] < clip[1]:
-            raise EnvMapError(f"{where}: clip is {clip!r}; expected `space` or [low, high]")
-        given["clip"] = (float(clip[0]), float(clip[1]))
-    return ActionMap(**given)
-
-
-def _integers(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, int) for value in values)
-
-
-def _numbers(value: Any) -> bool:
-    values = value if isinstance(value, list) else [value]
-    return bool(values) and all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values)
 
 
 def demo_kwargs(path: Path) -> dict[str, Any]:

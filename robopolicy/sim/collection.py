@@ -3,18 +3,18 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Float
 
+from robopolicy.control.arrays import namespace, row
 from robopolicy.rollout.episodes import Episode, Timing, run_episodes
 from robopolicy.sim.device_rollout import run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions, within_limits
-from robopolicy.sim.worlds import ACTIONS
-from robopolicy.types import ActionSpec
+from robopolicy.types import ActionSpec, Array
 
 JOINT_NOISE_RAD = 0.01
 """Joint offset of a disturbance of 1, for actions that are joint positions [rad]."""
@@ -59,109 +59,84 @@ class ActionNoise:
         return cls(std=0.0, rotation_std=0.0, push_std=0.0, push_share=0.0)
 
 
-class Disturbance:
-    """The disturbance of one episode, drawn from its seed alone."""
+def drawn_noise(noise: ActionNoise, seed: int, steps: int, actions: ActionSpec) -> Float[np.ndarray, "steps width"]:
+    """The disturbance of one episode's actions, step by step, drawn from its seed alone.
 
-    def __init__(self, noise: ActionNoise, seed: int, actions: ActionSpec = ACTIONS) -> None:
-        self.noise, self._joints = noise, list(actions.joint_columns) if actions.kind == "absolute" else None
-        self.rng = np.random.default_rng([seed, NOISE_STREAM])
-        self.left = 0
-        self.push = np.zeros(3)
-        self.flipped = False
-
-    def draw(self) -> tuple[np.ndarray, float]:
-        """The noise on the displacement (6,) in the next step, and a factor for the gripper: -1 inverts it."""
-        noise = self.noise
-        added, factor = np.zeros(6), 1.0
-        if self.left == 0 and self.rng.random() < noise.push_share:
-            self.left = noise.push_steps
-            self.push = self.rng.normal(0.0, noise.push_std, 3)
-            self.flipped = self.rng.random() < noise.flip_share
-        if self.rng.random() < noise.share:
-            added[:3] += self.rng.normal(0.0, noise.std, 3)
-            added[3:] += self.rng.normal(0.0, noise.rotation_std, 3)
-        if self.left > 0:
-            self.left -= 1
-            added[:3] += self.push
-            factor = -1.0 if self.flipped else 1.0
-        return added, factor
-
-    def __call__(self, label: np.ndarray) -> np.ndarray:
-        """The action (width,) to execute for the expert's action `label` (width,)."""
-        if self._joints is not None:
-            return self._disturbed_joints(label)
-        added, factor = self.draw()
-        gripper = label[6] * factor if label[6] < 0 else label[6]
-        return np.append(label[:6] + added, gripper).astype(label.dtype)
-
-    def _disturbed_joints(self, label: np.ndarray) -> np.ndarray:
-        """Joint targets with jitter and pushes of each arm's joints; gripper columns are unchanged."""
-        noise, executed = self.noise, label.copy()
-        assert self._joints is not None
-        added = np.zeros(len(self._joints))
-        if self.left == 0 and self.rng.random() < noise.push_share:
-            self.left = noise.push_steps
-            self.push = self.rng.normal(0.0, noise.push_std, len(added))
-        if self.rng.random() < noise.share:
-            added += self.rng.normal(0.0, noise.std, len(added))
-        if self.left > 0:
-            self.left -= 1
-            added += self.push
-        executed[self._joints] += (JOINT_NOISE_RAD * added).astype(label.dtype)
-        return executed
+    Of joint targets, offsets in units of `JOINT_NOISE_RAD`, 0 for the grippers. Of displacements of the tool, the noise on the
+    displacement (6,), then a factor for the gripper: -1 inverts it.
+    """
+    joints = actions.kind == "absolute"
+    pushed = list(actions.joint_columns) if joints else [0, 1, 2]
+    rng, left, push, flipped = np.random.default_rng([seed, NOISE_STREAM]), 0, np.zeros(len(pushed)), False
+    added = np.zeros((steps, actions.width))
+    for step in added:
+        if left == 0 and rng.random() < noise.push_share:
+            left, push = noise.push_steps, rng.normal(0.0, noise.push_std, len(pushed))
+            flipped = not joints and rng.random() < noise.flip_share
+        if rng.random() < noise.share:
+            step[pushed] += rng.normal(0.0, noise.std, len(pushed))
+            if not joints:
+                step[3:6] = rng.normal(0.0, noise.rotation_std, 3)
+        if not joints:
+            step[6] = -1.0 if left and flipped else 1.0
+        if left:
+            left -= 1
+            step[pushed] += push
+    return added
 
 
 class ExpertActor:
-    """The scripted expert, disturbed."""
-
-    def __init__(self, env: RobotVectorEnv, noise: ActionNoise) -> None:
-        self.env = env
-        self.noise = noise
-        self.disturbances = [Disturbance(noise, seed=0, actions=env.actions) for _ in range(env.num_envs)]
-
-    def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Draw new disturbances; the expert has no state of its own."""
-        for world in np.flatnonzero(done).tolist():
-            self.disturbances[world] = Disturbance(self.noise, seeds[world], self.env.actions)
-
-    def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The expert's action as label; the disturbed one as the action executed."""
-        label = expert_actions(self.env)
-        executed = np.stack([disturb(row) for disturb, row in zip(self.disturbances, label, strict=True)])
-        return label, within_limits(self.env, executed)
-
-
-class DeviceExpertActor:
-    """The scripted expert, disturbed in the same way, on the worlds' device; the noise is drawn in advance.
+    """The scripted expert, disturbed; it has no state of its own.
 
     Args:
-        env: Worlds on a device.
-        noise: The disturbance.
-        seeds: Of the episodes that will be run.
+        env: the worlds.
+        noise: the disturbance.
+    """
+
+    def __init__(self, env: RobotVectorEnv, noise: ActionNoise) -> None:
+        self.env, self.noise = env, noise
+        self._added: Array = np.zeros((env.num_envs, env.max_episode_steps, env.actions.width))
+        """(rows, steps, width) the disturbance of an episode in each row."""
+        self._row_of: Array = np.arange(env.num_envs)
+        """(N,) the row of each world's episode."""
+
+    def reset(self, done: Array, seeds: Any) -> None:
+        """Draw the disturbances of the episodes that begin."""
+        for world in np.flatnonzero(done).tolist():
+            self._added[world] = self._drawn(seeds[world])
+
+    def act(self, obs: Mapping[str, Array], instructions: Any) -> tuple[Array, Array]:
+        """The expert's action as label; the disturbed one as the action executed."""
+        label = expert_actions(self.env)
+        added = self._added[self._row_of, self.env.state.step.clip(max=self._added.shape[1] - 1)]
+        if self.env.actions.kind == "absolute":
+            return label, within_limits(self.env, label + (JOINT_NOISE_RAD * added).astype(label.dtype))
+        gripper = label[:, 6:]
+        gripper = namespace(gripper).where(gripper < 0, gripper * added[:, 6:], gripper)
+        return label, within_limits(self.env, row(label[:, :6] + added[:, :6], gripper))
+
+    def _drawn(self, seed: int) -> np.ndarray:
+        return drawn_noise(self.noise, seed, self._added.shape[1], self.env.actions)
+
+
+class DeviceExpertActor(ExpertActor):
+    """The same on the worlds' device; all disturbances are drawn in advance, so that no step waits for the device.
+
+    Args:
+        env: worlds on a device.
+        noise: the disturbance.
+        seeds: of the episodes that will be run.
     """
 
     def __init__(self, env: RobotVectorEnv, noise: ActionNoise, seeds: Sequence[int]) -> None:
-        self.env, device = env, env.physics.qpos.device
-        self._last = env.max_episode_steps - 1
-        table = np.zeros((len(seeds), env.max_episode_steps, 7), np.float32)
-        for row, seed in enumerate(seeds):
-            disturb = Disturbance(noise, seed)
-            for step in range(env.max_episode_steps):
-                table[row, step, :6], table[row, step, 6] = disturb.draw()
-        self._table = torch.from_numpy(table).to(device)
-        self._rows = torch.zeros(env.num_envs, dtype=torch.int64, device=device)
+        super().__init__(env, noise)
+        table = np.stack([self._drawn(seed) for seed in seeds]).astype(np.float32)
+        self._added = torch.from_numpy(table).to(env.physics.qpos.device)
+        self._row_of = torch.zeros(env.num_envs, dtype=torch.int64, device=self._added.device)
 
-    def reset(self, done: Bool[Tensor, " worlds"], rows: Int[Tensor, " worlds"]) -> None:
-        """Select the disturbances of the new episodes; the expert has no state of its own."""
-        self._rows = torch.where(done, rows, self._rows)
-
-    def act(self, obs: Mapping[str, Tensor], instruction_id: Tensor) -> tuple[Tensor, Tensor]:
-        """The expert's action as label; the disturbed one as the action executed."""
-        label = torch.as_tensor(expert_actions(self.env))
-        disturbed = self._table[self._rows, self.env.state.step.clamp(max=self._last)]
-        gripper = torch.where(label[:, 6:] < 0, label[:, 6:] * disturbed[:, 6:], label[:, 6:])
-        executed = torch.cat([label[:, :6] + disturbed[:, :6], gripper], -1)
-        return label, within_limits(self.env, executed)
+    def reset(self, done: Array, seeds: Any) -> None:
+        """Take the disturbances of the new episodes, given by their places in the constructor's seeds."""
+        self._row_of = torch.where(done, seeds, self._row_of)
 
 
 def collect(

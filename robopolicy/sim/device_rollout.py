@@ -34,11 +34,11 @@ LOOK_EVERY = 32
 class DeviceActor(Protocol):
     """Computes the actions of all worlds at every control step, on their device."""
 
-    def reset(self, done: Tensor, rows: Tensor) -> None:
+    def reset(self, done: Tensor, rows: Tensor, /) -> None:
         """Reset the worlds where `done` (N,) is True; the episode with seed number `rows` (N,) begins there."""
         ...
 
-    def act(self, obs: Mapping[str, Tensor], instruction_id: Tensor) -> tuple[Tensor, Tensor]:
+    def act(self, obs: Mapping[str, Tensor], instruction_id: Tensor, /) -> tuple[Tensor, Tensor]:
         """The label and the action to execute, each (N, 7) in [-1, 1]."""
         ...
 
@@ -59,7 +59,7 @@ class DevicePolicyActor:
         stride = policy.spec.frame_stride
         self._states = [policy.initial_state(env.num_envs) for _ in range(stride)]
         self._ticks = [Captured(self._think) for _ in range(stride)]
-        self._told: Tensor | None = None
+        self._texts: Tensor | None = None
         self._tick = 0
 
     def reset(self, done: Bool[Tensor, " worlds"], rows: Int[Tensor, " worlds"]) -> None:
@@ -104,10 +104,10 @@ class DevicePolicyActor:
         """The text model's input for each world's instruction; the sentences are copied to the device once."""
         if self.policy.text is None:
             return instruction_id
-        if self._told is None or len(self._told) < len(self._sentences):
-            self._told = self.policy.text.prepare(self._sentences).to(instruction_id.device)
-        assert self._told is not None
-        return self._told[instruction_id]
+        texts = self._texts
+        if texts is None or len(texts) < len(self._sentences):
+            texts = self._texts = self.policy.text.prepare(self._sentences).to(instruction_id.device)
+        return texts[instruction_id]
 
 
 def run_episodes_on_device(

@@ -14,10 +14,8 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, UInt8
 
 from robopolicy.control.arrays import copied, namespace
-from robopolicy.sim.backend import Kind, make_physics
-from robopolicy.sim.episodes import turns
-from robopolicy.sim.physics import BatchPhysics, fault_names
-from robopolicy.sim.pool import EpisodePool, Instructions
+from robopolicy.sim.episodes import EpisodePool, Instructions, turns
+from robopolicy.sim.physics import BatchPhysics, Kind, fault_names, make_physics
 from robopolicy.sim.randomization import Randomization, RandomizationConfig
 from robopolicy.sim.render import Renderer
 from robopolicy.sim.scene import PHYSICS_DT, ROBOTS, SceneRobot, build_scene
@@ -41,12 +39,6 @@ class EnvOptions:
     """Cameras whose images are part of the observation, such as `front` and `wrist`."""
     image_size: int = 64
     """Side of the square images [pixels]."""
-    depth: bool = False
-    """Also `<camera>_depth` (N, size, size): distance along the camera's axis [m], 0 where nothing is hit."""
-    segmentation: bool = False
-    """Also `<camera>_segmentation` (N, size, size): MuJoCo's number of the geom seen, -1 where nothing is hit."""
-    shadows: bool = False
-    """Lights cast shadows; several times slower."""
     num_threads: int | None = None
     """Threads of `batch`; None: one per CPU."""
     physics_dt: float = PHYSICS_DT
@@ -120,16 +112,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         worlds = make_physics(
             scene, num_envs, given.physics, given.device, given.num_threads, bool(cameras), changes.fields
         )
-        renderer = None
-        if cameras:
-            renderer = Renderer(
-                worlds,
-                cameras,
-                given.image_size,
-                depth=given.depth,
-                segmentation=given.segmentation,
-                shadows=given.shadows,
-            )
+        renderer = Renderer(worlds, cameras, given.image_size) if cameras else None
         steps = given.max_episode_steps or made.max_episode_steps
         super().__init__(made, worlds, steps, renderer, changes, given.limits)
         self.on_device = namespace(worlds.qpos) is not np
@@ -212,11 +195,9 @@ class RobotVectorEnv(Worlds, VectorEnv):
         if seed is not None and len(seed) != self.num_envs:
             raise ValueError(f"{len(seed)} seeds for {self.num_envs} worlds; give one each, or a single number")
         if self.on_device:
-            mask = self._xp.as_tensor(mask, device=self.physics.qpos.device).bool()
-            self._restart(mask) if seed is None else self._start_all(mask, list(seed))
+            self._start(self._xp.as_tensor(mask, device=self.physics.qpos.device).bool(), seed)
         else:
-            mask = np.asarray(mask, bool)
-            self._start(mask, self._seeds(seed, mask))
+            self._start(np.asarray(mask, bool), seed)
         return self._observation(), self._info()
 
     def step(
@@ -226,10 +207,10 @@ class RobotVectorEnv(Worlds, VectorEnv):
         restarted = self._ended.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else None
         terminated = self.act(actions)
         truncated = self.out_of_time & ~terminated
-        reward = self._xp.asarray(self._success, dtype=self._xp.float64)
+        reward = self._xp.asarray(self.succeeded, dtype=self._xp.float64)
         self._ended[:] = terminated | truncated
         if restarted is not None and restarted.any():
-            self._restart(restarted)
+            self._start(restarted)
             terminated[restarted] = truncated[restarted] = False
             reward[restarted] = 0.0
         if self.autoreset_mode == AutoresetMode.SAME_STEP and (self.on_device or self._ended.any()):
@@ -246,46 +227,29 @@ class RobotVectorEnv(Worlds, VectorEnv):
         self, reward: Array, terminated: Array, truncated: Array
     ) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
         final_obs, final_info, ended = self._observation(), self._info(), terminated | truncated
-        self._restart(ended)
+        self._start(ended)
         info = self._info() | {"final_obs": final_obs, "final_info": final_info}
         info |= {"_final_obs": ended, "_final_info": ended}
         return self._observation(), reward, terminated, truncated, info
 
-    def _seeds(self, seeds: Sequence[int | None] | None, mask: Bool[np.ndarray, " worlds"]) -> list[int]:
-        """A seed for each world in `mask`, in order; drawn for those without one."""
-        given = seeds if seeds is not None else [None] * self.num_envs
-        return [
-            int(self.np_random.integers(2**31)) if each is None else int(each)
-            for each, chosen in zip(given, mask, strict=True)
-            if chosen
-        ]
-
-    def _start(self, mask: Bool[np.ndarray, " worlds"], seeds: Sequence[int]) -> None:
-        """Draw the episodes of the worlds in `mask`, a seed each, and set them up."""
-        if len(seeds):
-            self.set_up(mask, self.draw(seeds), turns(mask, 0))
-        self._ended[mask] = False
-
-    def _start_all(self, mask: Array, seeds: Sequence[int | None]) -> None:
-        """The same on a device, where the host does not know which worlds are in `mask`."""
-        drawn = [int(self.np_random.integers(2**31)) if each is None else int(each) for each in seeds]
-        self.set_up(mask, self.draw(drawn), self._worlds)
+    def _start(self, mask: Bool[Array, " worlds"], seeds: Sequence[int | None] | None = None) -> None:
+        """Begin an episode in each world of `mask`; seeds, one for each world, are drawn where they are None."""
         self._ended &= ~mask
-
-    def _restart(self, mask: Bool[Array, " worlds"]) -> None:
-        """New episodes whose seeds the environment draws itself."""
-        if not self.on_device:
-            return self._start(mask, self._seeds(None, mask))
-        if self._pool is None:
-            self._pool = EpisodePool(self.draw, self.np_random, self.num_envs)
-        self.set_up(mask, self._pool.episodes, self._pool.take(mask))
-        self._ended &= ~mask
-        return None
+        if self.on_device and seeds is None:
+            self._pool = self._pool or EpisodePool(self.draw, self.np_random, self.num_envs)
+            self.set_up(mask, self._pool.episodes, self._pool.take(mask))
+            return
+        seeds = [None] * self.num_envs if seeds is None else list(seeds)
+        if not self.on_device:  # on a device, the host does not know which worlds are in `mask`
+            seeds = [seed for seed, chosen in zip(seeds, mask, strict=True) if chosen]
+        drawn = [int(self.np_random.integers(2**31)) if seed is None else int(seed) for seed in seeds]
+        if drawn:
+            self.set_up(mask, self.draw(drawn), self._worlds if self.on_device else turns(mask, 0))
 
     def _info(self) -> dict[str, Any]:
         records = {
-            "success": self._success,
-            "solved": self._stage,
+            "success": self.succeeded,
+            "solved": self.solved,
             "limited": self.limited,
             "seed": self._seed,
             "fault": self.fault,
@@ -314,6 +278,4 @@ def _space(rows: Array) -> gymnasium.spaces.Box:
     shape, kind = tuple(rows.shape[1:]), str(rows.dtype).rpartition(".")[2]
     if kind == "uint8":
         return gymnasium.spaces.Box(0, 255, shape, np.uint8)
-    if kind == "int32":
-        return gymnasium.spaces.Box(-1, np.iinfo(np.int32).max, shape, np.int32)
     return gymnasium.spaces.Box(-FARTHEST, FARTHEST, shape, np.float32)

@@ -1,4 +1,4 @@
-"""Many worlds of one scene stepped together: the contract, and its implementation on the CPU."""
+"""Many worlds of one scene stepped together: the contract, its implementation on the CPU, and the choice of one."""
 
 # pyright: reportAttributeAccessIssue=false
 # (MuJoCo's names come from a compiled module without stubs.)
@@ -6,15 +6,18 @@
 import os
 from collections.abc import Mapping, Sequence
 from enum import IntFlag
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import mujoco
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from mujoco.batch import Batch
 
 from robopolicy.sim.scene import Scene
 from robopolicy.types import Array
+
+Kind: TypeAlias = Literal["auto", "batch", "warp"]
 
 
 class Fault(IntFlag):
@@ -156,3 +159,48 @@ class BatchPhysics:
 _STATE = ("qpos", "qvel", "mocap_pos", "ctrl", "qacc_warmstart", "time")
 _FULL = [mujoco.mjtWarning.mjWARN_CONTACTFULL.value, mujoco.mjtWarning.mjWARN_CNSTRFULL.value]
 _NUMBERS = [kind for kind in range(mujoco.mjtWarning.mjNWARNING.value) if kind not in _FULL]
+
+
+def make_physics(
+    scene: Scene,
+    num_worlds: int,
+    kind: Kind = "auto",
+    device: str = "cpu",
+    num_threads: int | None = None,
+    poses: bool = False,
+    fields: Sequence[str] = (),
+) -> Physics:
+    """The physics of `kind` on `device`; `auto` is `batch` on the CPU and `warp` on a GPU.
+
+    Raises:
+        ValueError: the device is missing, or can't run that kind.
+    """
+    require_device(device)
+    if kind == "auto":
+        kind = "batch" if device == "cpu" else "warp"
+    if kind == "batch":
+        if device != "cpu":
+            raise ValueError(f"physics 'batch' runs on the CPU only; with device {device} choose 'warp' or 'auto'")
+        return BatchPhysics(scene, num_worlds, num_threads, poses, fields)
+    from robopolicy.sim.warp_physics import WarpPhysics
+
+    return WarpPhysics(scene, num_worlds, device, fields)
+
+
+def require_device(device: str) -> None:
+    """Check that this machine has the device.
+
+    Raises:
+        ValueError: it has not; the message lists the available devices.
+    """
+    try:
+        name = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"no device {device!r}; expected cpu, cuda or cuda:<n>") from None
+    if name.type == "cpu":
+        return
+    if name.type != "cuda":
+        raise ValueError(f"device {device!r} can't run the simulator; expected cpu, cuda or cuda:<n>")
+    count = torch.cuda.device_count()
+    if not torch.cuda.is_available() or (name.index or 0) >= count:
+        raise ValueError(f"device {device}: this machine has {count} CUDA devices that torch can use; use --device cpu")

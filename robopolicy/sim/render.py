@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from robopolicy.sim.physics import BatchPhysics, Physics
 from robopolicy.sim.randomization import LOOKS
@@ -30,32 +29,21 @@ class Renderer:
         physics: The worlds.
         cameras: Names of the cameras to render.
         image_size: Side of the images [pixels].
-        depth: Also the distance along the camera's axis.
-        segmentation: Also which geom is seen.
-        shadows: Let lights cast shadows; several times slower.
 
     Raises:
         ModuleNotFoundError: `mujoco_warp` is not installed; the message says which extra brings it.
     """
 
-    def __init__(
-        self,
-        physics: Physics,
-        cameras: Sequence[str],
-        image_size: int,
-        *,
-        depth: bool = False,
-        segmentation: bool = False,
-        shadows: bool = False,
-    ) -> None:
+    def __init__(self, physics: Physics, cameras: Sequence[str], image_size: int) -> None:
         try:
             import mujoco_warp
+            from warp import to_torch
 
             from robopolicy.sim.warp_physics import WarpPhysics
             from robopolicy.sim.warp_stage import Replay, WarpStage
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"images need {error.name}; pip install 'robopolicy[sim]'") from error
-        self.cameras, self.image_size = tuple(cameras), image_size
+        self.cameras = tuple(cameras)
         self._warp = mujoco_warp
         self._physics, model = physics, physics.scene.model
         self._order = sorted(self.cameras, key=lambda name: model.camera(name).id)
@@ -70,10 +58,27 @@ class Renderer:
             assert isinstance(physics, WarpPhysics)
             self._stage = physics.stage
             self._draw = Replay(self._stage, physics.show, self._trace)
-        self._context = self._make_context(depth, segmentation, shadows)
+        with self._stage.on_device():
+            self._context: Any = mujoco_warp.create_render_context(
+                model,
+                nworld=physics.num_worlds,
+                cam_res=(image_size, image_size),
+                render_rgb=True,
+                render_depth=False,
+                render_seg=False,
+                use_textures=False,
+                use_shadows=False,
+                enabled_geom_groups=[1],
+                cam_active=list(self._order),
+                background_color=BACKGROUND,
+                enable_specular=False,
+                enable_emission=False,
+            )
+        pixels = to_torch(self._context.rgb_data).view(torch.uint8)
+        self._bgra = pixels.view(physics.num_worlds, len(self._order), image_size, image_size, 4)
 
     def render(self) -> dict[str, Array]:
-        """Per camera one image (N, size, size, 3), right way up, of the current state, and depth or segmentation if asked for.
+        """One image (N, size, size, 3) of the current state per camera, right way up.
 
         Arrays are of the physics' kind, in memory of their own.
         """
@@ -82,42 +87,8 @@ class Renderer:
         for mine, theirs in self._copied.values():
             mine[:] = theirs.reshape(mine.shape)
         self._draw()
-        seen: dict[str, Tensor] = {}
-        for name, images in self._images.items():
-            for camera in self.cameras:
-                seen[camera + name] = images(self._order.index(camera))
-        return {key: value.numpy() for key, value in seen.items()} if self._copied else dict(seen)
-
-    def _make_context(self, depth: bool, segmentation: bool, shadows: bool) -> Any:
-        """Everything the ray tracer keeps, and how its buffers are read: suffix of the key -> camera -> images."""
-        from warp import to_torch
-
-        with self._stage.on_device():
-            context = self._warp.create_render_context(
-                self._physics.scene.model,
-                nworld=self._physics.num_worlds,
-                cam_res=(self.image_size, self.image_size),
-                render_rgb=True,
-                render_depth=depth,
-                render_seg=segmentation,
-                use_textures=False,
-                use_shadows=shadows,
-                enabled_geom_groups=[1],
-                cam_active=list(self._order),
-                background_color=BACKGROUND,
-                enable_specular=False,
-                enable_emission=False,
-            )
-        shape = (self._physics.num_worlds, len(self._order), self.image_size, self.image_size)
-        rgb = to_torch(context.rgb_data).view(torch.uint8).view(*shape, 4)
-        self._images = {"": lambda camera: rgb[:, camera, :, :, :3].flip(-1)}
-        if depth:
-            far = to_torch(context.depth_data).view(*shape)
-            self._images["_depth"] = lambda camera: far[:, camera].clone()
-        if segmentation:
-            geoms = to_torch(context.seg_data).view(*shape, 2)
-            self._images["_segmentation"] = lambda camera: geoms[:, camera, :, :, 0].clone()
-        return context
+        seen = {camera: self._bgra[:, self._order.index(camera), :, :, :3].flip(-1) for camera in self.cameras}
+        return {camera: image.numpy() for camera, image in seen.items()} if self._copied else dict(seen)
 
     def _trace(self) -> None:
         self._warp.refit_bvh(self._stage.model, self._stage.data, self._context)

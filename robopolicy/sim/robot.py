@@ -3,21 +3,19 @@
 import multiprocessing
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from robopolicy.control.guard import CommandGuard
 from robopolicy.control.robot import RobotError
 from robopolicy.control.timing import FixedGrid, SystemClock, request_realtime
-from robopolicy.sim.world import World, WorldOptions
+from robopolicy.sim.stepped import SteppedRobot, WorldOptions
 from robopolicy.types import Command, Observation
 
 START_TIMEOUT_S = 180.0
@@ -44,7 +42,7 @@ class ProcessOptions:
     """Ask for real-time priority for the process."""
 
 
-class SimRobot:
+class SimRobot(AbstractContextManager["SimRobot", None]):
     """One world of a task, stepped in real time by a process of its own; a `Robot` for the control loop.
 
     The process follows the newest command and, like a real arm's controller, comes to rest within its limits when
@@ -75,14 +73,12 @@ class SimRobot:
         theirs.close()
         self._stopped = False
         self._requests = 0
-        started = self._answer(0, START_TIMEOUT_S)
-        self.control_dt = started["control_dt"]
+        self.control_dt: float = self._answer(0, START_TIMEOUT_S)
 
     def observe(self) -> Observation:
         """The current observation of the task's environment."""
         asked_s = time.monotonic()
-        seen = self._asked("observe", max(self.timeout_s, 1.0))
-        return Observation(seen["obs"], seen["instruction"], asked_s)
+        return replace(self._asked("observe", max(self.timeout_s, 1.0)), stamp_s=asked_s)
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
         """Joint positions of the last physics step [rad]."""
@@ -133,12 +129,7 @@ class SimRobot:
             self.process.join()
         self._pipe.close()
 
-    def __enter__(self) -> "SimRobot":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ask(self, message: str | int) -> None:
@@ -148,18 +139,18 @@ class SimRobot:
         except OSError:
             raise RobotError("the simulated robot has ended") from None
 
-    def _asked(self, message: str | int, timeout_s: float) -> dict[str, Any]:
+    def _asked(self, message: str | int, timeout_s: float) -> Any:
         """The reply to a request; a late one to an earlier request is dropped."""
         self._ask(message)
         return self._answer(self._requests, timeout_s)
 
-    def _answer(self, request: int, timeout_s: float) -> dict[str, Any]:
+    def _answer(self, request: int, timeout_s: float) -> Any:
         ends_s = time.monotonic() + timeout_s
         try:
             while self._pipe.poll(max(ends_s - time.monotonic(), 0.0)):
                 number, answer = self._pipe.recv()
-                if "error" in answer:
-                    raise ValueError(answer["error"])
+                if isinstance(answer, ValueError):
+                    raise answer
                 if number == request:
                     return answer
         except (EOFError, OSError):
@@ -197,10 +188,10 @@ class _SharedRows:
         return range(max(taken, self.written - self.SLOTS // 2), self.written)
 
 
-def _state_row(world: World, stopped: bool) -> list[float]:
+def _state_row(robot: SteppedRobot) -> list[float]:
     """Joint positions [rad], whether the task is solved or lost, whether the robot stopped itself, and the time [s]."""
-    flags = (world.success, world.failed, stopped, time.monotonic())
-    return [*world.qpos.tolist(), *map(float, flags)]
+    flags = (robot.success, robot.failed, robot.guard.stopped is not None, time.monotonic())
+    return [*robot.qpos().tolist(), *map(float, flags)]
 
 
 def _simulate(
@@ -212,47 +203,41 @@ def _simulate(
     plugin: str,
 ) -> None:
     """The simulator's process: physics on a fixed grid, until it is closed or its owner has ended."""
-    period_s = options.command_dt
     try:
         import_module(plugin)
-        world = World(options)
-        position, openings_m = world.begin(options.seed), world.openings_m
-        world.look()
-        state.write(_state_row(world, stopped=False))
-        pipe.send((0, {"control_dt": world.env.control_dt}))
+        robot = SteppedRobot(options, timing.deadline_s)
+        robot.observe()  # compiles the renderer
+        state.write(_state_row(robot))
+        pipe.send((0, robot.control_dt))
     except (ValueError, KeyError, ImportError) as error:
-        pipe.send((0, {"error": str(error)}))
+        pipe.send((0, ValueError(str(error))))
         return
     if timing.priority:
         request_realtime(SIM_PRIORITY)
-    profile, joints = world.env.profile, world.joints
-    guard = CommandGuard(profile, period_s, position, timing.deadline_s)
-    grid, taken = FixedGrid(SystemClock(), period_s), commands.written
+    joints, grid, taken = robot.profile.joints, FixedGrid(SystemClock(), robot.command_dt), commands.written
     while True:
         ticks = grid.wait()
         for number in commands.unread(taken):
             *received, stamp_s = commands.read(number)
-            taken, wanted_m = number + 1, np.array(received[joints:])
+            taken, command = number + 1, Command(np.array(received[:joints]), received[joints:], stamp_s)
             with suppress(RobotError):
-                guard.receive(np.array(received[:joints]), stamp_s, time.monotonic())
-                openings_m = np.where(np.isfinite(wanted_m), wanted_m, openings_m)
-        position = guard.position(grid.t_s)
-        world.advance(position, openings_m, min(ticks, MAX_CATCH_UP))
-        state.write(_state_row(world, guard.stopped is not None))
-        due_s = grid.t_s + period_s - POLL_MARGIN_S
+                robot.receive(command, time.monotonic())
+        robot.step(grid.t_s, min(ticks, MAX_CATCH_UP))
+        state.write(_state_row(robot))
+        due_s = grid.t_s + robot.command_dt - POLL_MARGIN_S
         try:
             while pipe.poll(max(due_s - time.monotonic(), 0.0)):  # an observation must not wait for the next tick
                 number, message = pipe.recv()
                 if message == "close":
                     return
                 if message == "observe":
-                    pipe.send((number, world.look()))
+                    pipe.send((number, robot.observe()))
                 elif message == "stop":
-                    guard.stop("stop was called")
+                    robot.guard.stop("stop was called")
                 else:
-                    position, openings_m = world.begin(message), world.openings_m
-                    guard, taken = CommandGuard(profile, period_s, position, timing.deadline_s), commands.written
-                    state.write(_state_row(world, stopped=False))
-                    pipe.send((number, {"control_dt": world.env.control_dt}))
+                    robot.reset(message)
+                    taken = commands.written
+                    state.write(_state_row(robot))
+                    pipe.send((number, robot.control_dt))
         except (EOFError, OSError):
             return

@@ -1,31 +1,75 @@
 """Our simulated arms on a simulated clock: their outcome does not depend on the machine's load."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from robopolicy.control.guard import CommandGuard
+from robopolicy.control.profile import RobotProfile
 from robopolicy.control.robot import RobotError
-from robopolicy.sim.world import World, WorldOptions
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.physics import BatchPhysics
+from robopolicy.sim.scene import ROBOTS
+from robopolicy.sim.tasks import Task, make_task
 from robopolicy.types import Command, Observation
+
+
+@dataclass(frozen=True)
+class WorldOptions:
+    """Task, observations and rates of a simulated robot, in real time or on a simulated clock."""
+
+    task: str
+    """Task of the simulator."""
+    seed: int = 0
+    """Seed of the episode."""
+    cameras: tuple[str, ...] = ()
+    """Cameras whose images are part of the observation."""
+    image_size: int = 64
+    """Side of the images [pixels]."""
+    command_dt: float = 0.001
+    """Time between two commands, and physics step [s]."""
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the task."""
+
+    def make_task(self) -> Task:
+        """The task; an unknown one is refused."""
+        return make_task(self.task, **self.task_options)
+
+    @property
+    def profile(self) -> RobotProfile:
+        """Limits and kinematics of the task's robot."""
+        return ROBOTS[self.make_task().robot].profile
 
 
 class SteppedRobot:
     """One world of a task as a `Robot`, and its own `Clock`: time passes only in `sleep_until`, which steps the physics.
 
-    Commands pass the same guard as in real time.
+    Commands pass a `CommandGuard`, as those to a real robot behind a `RobotServer` do.
 
     Args:
         options: its task, observations and rates.
+        deadline_s: longest silence of the commands in the middle of a motion [s].
     """
 
-    def __init__(self, options: WorldOptions) -> None:
-        self.profile = options.profile
-        self.command_dt = options.command_dt
+    def __init__(self, options: WorldOptions, deadline_s: float = 0.05) -> None:
+        self.profile, self.command_dt, self.deadline_s = options.profile, options.command_dt, deadline_s
         self.env_args: dict[str, Any] | None = None
-        self._world = World(options)
-        self.control_dt = self._world.env.control_dt
+        self.env = RobotVectorEnv(
+            options.task,
+            1,
+            num_threads=1,
+            physics_dt=options.command_dt,
+            cameras=options.cameras,
+            image_size=options.image_size,
+            task_options=options.task_options,
+        )
+        self.control_dt = self.env.control_dt
+        assert isinstance(self.env.physics, BatchPhysics)
+        self._batch = self.env.physics.batch
+        self._ctrl = self._batch.bind("ctrl")
         self.reset(options.seed)
 
     @property
@@ -35,11 +79,11 @@ class SteppedRobot:
 
     def reset(self, seed: int) -> None:
         """Start an episode, at time 0."""
-        position = self._world.begin(seed)
-        self._guard = CommandGuard(self.profile, self.command_dt, position)
-        self._openings_m = self._world.openings_m
+        self.env.reset(seed=seed)
+        self.guard = CommandGuard(self.profile, self.command_dt, self.qpos(), self.deadline_s)
+        self._openings_m = self.env.scene.openings_of(self.env.physics.qpos)[0].copy()
         self._now_s, self._ticks = 0.0, 0
-        self._stopped = False
+        self.success = self.failed = self._stopped = False
 
     def now(self) -> float:
         """Simulated time [s]."""
@@ -48,43 +92,52 @@ class SteppedRobot:
     def sleep_until(self, t_s: float) -> None:
         """Step the physics up to t_s."""
         while (due_s := (self._ticks + 1) * self.command_dt) <= t_s + 1e-9:
-            self._ticks += 1
-            self._world.advance(self._guard.position(due_s), self._openings_m, 1)
+            self.step(due_s)
         self._now_s = max(self._now_s, t_s)
+
+    def step(self, due_s: float, ticks: int = 1) -> None:
+        """Make `ticks` physics steps under the command for the time `due_s`; the task is judged once every control step."""
+        joints, n_substeps = self.profile.joints, self.env.scene.n_substeps
+        self._ctrl[0, :joints] = self.guard.position(due_s)
+        self._ctrl[0, joints:] = np.repeat(self._openings_m / 2, 2)
+        self._batch.step(nstep=ticks)
+        judged, self._ticks = self._ticks // n_substeps, self._ticks + ticks
+        if self._ticks // n_substeps > judged:
+            decided = bool(self.env.judge()[0])
+            self.success = bool(self.env.succeeded[0])
+            self.failed = decided and not self.success
 
     def observe(self) -> Observation:
         """The task's observation at this moment."""
-        seen = self._world.look()
-        return Observation(seen["obs"], seen["instruction"], self._now_s)
+        obs = {key: np.array(rows[0]) for key, rows in self.env.observe().items()}
+        return Observation(obs, self.env.instructions[0], self._now_s)
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
         """Joint positions [rad]."""
-        return self._world.qpos
-
-    @property
-    def success(self) -> bool:
-        """Whether the task is solved."""
-        return self._world.success
-
-    @property
-    def failed(self) -> bool:
-        """Whether the episode can't succeed any more."""
-        return self._world.failed
+        return self.env.scene.joints_of(self.env.physics.qpos)[0].copy()
 
     def command(self, command: Command) -> None:
         """Take one command."""
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
-        self._guard.receive(command.joint_position_rad, command.stamp_s, self._now_s)
+        self.receive(command, self._now_s)
+
+    def receive(self, command: Command, now_s: float) -> None:
+        """Hand a command to the guard at `now_s`, on the clock of its stamp [s].
+
+        Raises:
+            RobotError: the guard refuses it.
+        """
+        self.guard.receive(command.joint_position_rad, command.stamp_s, now_s)
         wanted_m = command.gripper_opening_m
         self._openings_m = np.where(np.isfinite(wanted_m), wanted_m, self._openings_m)
 
     def stop(self) -> None:
         """Hold, and take no further command."""
         self._stopped = True
-        self._guard.stop("stop was called")
+        self.guard.stop("stop was called")
 
     def close(self) -> None:
         """Free the world."""
         self.stop()
-        self._world.env.close()
+        self.env.close()

@@ -64,7 +64,7 @@ class Worlds:
         self._xp = namespace(physics.qpos)
         template = draw(task, self.scene, [0], self.sentences, self.randomization)
         worlds, (stages, parts) = physics.num_worlds, template.goals.shape[1:]
-        self._stages, self._last_stage = np.array(stages), np.array(stages - 1)
+        self._stages = stages
         self._worlds = like(physics.qpos, np.arange(worlds))
         self._goals = self._integers(worlds, stages, parts)
         self._goal = self._integers(worlds, parts)
@@ -72,8 +72,11 @@ class Worlds:
         self.instruction_id = self._integers(worlds)
         """(N,) each world's current instruction, as an index into `sentences`."""
         self._seed, self._delay = self._integers(worlds), self._integers(worlds)
-        self._stage, self._held, self._steps = (self._integers(worlds) for _ in range(3))
-        self._success = self._integers(worlds) > 0
+        self._held, self._steps = self._integers(worlds), self._integers(worlds)
+        self.solved = self._integers(worlds)
+        """(N,) instructions solved so far in each world's episode."""
+        self.succeeded = self._integers(worlds) > 0
+        """(N,) whether all of them are solved."""
         self.fault = self._integers(worlds)
         """(N,) `Fault` bits of each world's episode; an episode with any has failed."""
         self.limited = self._integers(worlds)
@@ -99,12 +102,12 @@ class Worlds:
         ):
             chosen = mask.reshape(-1, *(1,) * (len(record.shape) - 1))
             record[:] = xp.where(chosen, values[rows], record)
-        for record in (self._stage, self._held, self._steps, self._success, self.fault, self.limited):
+        for record in (self.solved, self._held, self._steps, self.succeeded, self.fault, self.limited):
             record *= ~mask
         self.commanded[:] = xp.where(mask[:, None], self.scene.joints_of(episodes.qpos[rows]), self.commanded)
         self._velocity[:] = xp.where(mask[:, None], 0.0, self._velocity)
         self._late *= ~mask[:, None]
-        self._tell()
+        self._set_goals()
         self._observe_state()
 
     def act(self, actions: Float[Array, "worlds width"]) -> Bool[Array, " worlds"]:
@@ -112,31 +115,10 @@ class Worlds:
         self.physics.step(self._commands(self._executed(actions)))
         return self.judge()
 
-    def judge(self) -> Bool[Array, " worlds"]:
-        """Count a control step, read the state and count solved stages; True where an episode is decided."""
-        self._steps += 1
-        self._observe_state()
-        return self._judge()
-
     def observe(self) -> dict[str, Array]:
         """Read the state; returns the policy's observation, per key (N, ...)."""
         self._observe_state()
         return self._observation()
-
-    @property
-    def state(self) -> State:
-        """The current state, as tasks and experts see it."""
-        return self._state
-
-    @property
-    def succeeded(self) -> Bool[Array, " worlds"]:
-        """Whether all stages are solved."""
-        return self._success
-
-    @property
-    def solved(self) -> Int[Array, " worlds"]:
-        """Instructions solved so far in each world's episode."""
-        return self._stage
 
     @property
     def out_of_time(self) -> Bool[Array, " worlds"]:
@@ -153,24 +135,21 @@ class Worlds:
         config = self.randomization.config
         wanted = self._checked(actions)
         if self.actions.kind == "absolute":
-            return self._with_joint_noise(wanted, config.action_noise)
+            if config.action_noise:
+                joints, std = list(self.actions.joint_columns), JOINT_NOISE_RAD * config.action_noise
+                wanted = copied(wanted)
+                wanted[:, joints] += std * noise(self._seed, self._steps, 0, len(joints))
+            return wanted
         if config.action_noise:
             disturbed = wanted[:, :6] + config.action_noise * noise(self._seed, self._steps, 0, 6)
             wanted = self._xp.concatenate([disturbed, wanted[:, 6:]], -1)
-        clipped = self._xp.minimum(self._xp.maximum(wanted, like(wanted, _LEAST)), like(wanted, _MOST))
+        clipped = wanted.clip(-1.0, 1.0)
         if not config.delay_steps:
             return clipped
         rest = like(clipped, _REST)  # executed until the first delayed action arrives
         line = self._xp.concatenate([clipped[None] - rest, self._late])
         self._late[:] = line[:-1]
         return line[self._delay, self._worlds] + rest
-
-    def _with_joint_noise(self, actions: Array, std: float) -> Array:
-        if not std:
-            return actions
-        joints, noisy = list(self.actions.joint_columns), copied(actions)
-        noisy[:, joints] += std * JOINT_NOISE_RAD * noise(self._seed, self._steps, 0, len(joints))
-        return noisy
 
     def _checked(self, actions: Array) -> Array:
         """The actions, finite: the host refuses others, a device marks the world and continues with zeros."""
@@ -217,29 +196,29 @@ class Worlds:
         half = opening_m / 2
         return self._xp.stack([half, half], -1).reshape(len(half), -1)
 
-    def _judge(self) -> Bool[Array, " worlds"]:
-        """Count solved stages; True where the episode is decided."""
-        xp, state = self._xp, self._state
-        faults = self.physics.faults()
+    def judge(self) -> Bool[Array, " worlds"]:
+        """Count a control step, read the state and count solved stages; True where an episode is decided."""
+        self._steps += 1
+        self._observe_state()
+        state, faults = self.state, self.physics.faults()
         self._held += 1
         self._held *= self.task.reached(state)
         solved = self._held >= self.task.required_hold(state)
-        if xp is np and not (solved.any() or faults.any()):
-            return self._success | self.task.failed(
-                state
-            )  # on the host this check is free, and nothing below would change anything
+        if self._xp is np and not (solved.any() or faults.any()):  # a check that is free on the host only
+            return self.succeeded | self.task.failed(state)  # nothing below would change anything
         self.fault |= faults
         sound = self.fault == 0
         self._held *= ~solved
-        self._stage[:] = xp.minimum(self._stage + solved, like(self._stage, self._stages))
-        self._success[:] = (self._stage == like(self._stage, self._stages)) & sound
-        decided = self._success | self.task.failed(state) | ~sound
-        if self._last_stage > 0:
-            self._tell()
+        self.solved[:] = (self.solved + solved).clip(max=self._stages)
+        self.succeeded[:] = (self.solved == self._stages) & sound
+        decided = self.succeeded | self.task.failed(state) | ~sound
+        if self._stages > 1:
+            self._set_goals()
         return decided
 
-    def _tell(self) -> None:
-        stages = self._xp.minimum(self._stage, like(self._stage, self._last_stage))
+    def _set_goals(self) -> None:
+        """Give each world the goal and the instruction of its current stage."""
+        stages = self.solved.clip(max=self._stages - 1)
         self._goal[:] = self._goals[self._worlds, stages]
         self.instruction_id[:] = self._sentence[self._worlds, stages]
         self._instructions = None
@@ -254,7 +233,7 @@ class Worlds:
             assert arm.arm is not None
             hands.append(Hand(*tool_pose(arm.arm, joints[:, columns]), self._openings_m[:, place]))
         velocity = physics.qvel[:, scene.object_velocity_slice].reshape(len(qpos), -1, 6)[..., :3]
-        self._state = State(
+        self.state = State(
             worlds=self._worlds,
             qpos=qpos,
             qvel=physics.qvel,
@@ -268,12 +247,12 @@ class Worlds:
             step=self._steps,
             hands=tuple(hands),
         )
-        arranged = self.task.arrange(self._state, scene)
+        arranged = self.task.arrange(self.state, scene)
         if arranged is not None:
             physics.mocap_pos[:] = arranged
 
     def _observation(self) -> dict[str, Array]:
-        state = self._state
+        state = self.state
         objects = self.task.observe(state, self.scene)
         obs = {
             f"{name}_ee_pose" if name else "ee_pose": row(hand.position, matrix_to_quaternion(hand.rotation))
@@ -302,6 +281,5 @@ class Worlds:
         return values if self._xp is np else like(self.physics.qpos, values).clone()
 
 
-_LEAST, _MOST = np.array(-1.0), np.array(1.0)
 _REST = np.array([0.0] * 6 + [-1.0])
 """No motion, open gripper."""

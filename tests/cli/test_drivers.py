@@ -12,6 +12,7 @@ from robopolicy.cli.drivers import Driver, _announced, driver_of, fitted
 from robopolicy.cli.run import _parser, run
 from robopolicy.components import ConfigError, values_of
 from robopolicy.control.execution import execution_from
+from robopolicy.control.inference import SteppedInference
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots.base import RobotContext
@@ -196,7 +197,8 @@ def test_what_a_policy_sees_is_fitted_to_the_robot(capsys):
     driver = Driver(Watching(), spec, 0.02, 4, execution_from({}), observation=observation)
     robot = Seeing(pair, 0.02)
     made = fitted(driver, robot, "pair")
-    made.stream(robot.observe())
+    inference = SteppedInference(robot, made.stream, adapt=made.adapt)
+    inference.request(0.0)
     np.testing.assert_allclose(seen[0].obs["qpos"][[0, 6, 13]], [pair.home_rad[0], 1.0, 1.0], atol=1e-6)
     assert seen[0].obs["top"].shape == (24, 32, 3)
     assert "qpos      given to the policy in its action's 14 columns" in capsys.readouterr().out

@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from jsonargparse import Namespace
 
+from robopolicy.cli.drivers import _steps_per_call
 from robopolicy.client import ACTIONS_PER_CALL_KEY, PolicyClient
-from robopolicy.control.inference import ServedStream, ThreadedInference
+from robopolicy.components import ConfigError
+from robopolicy.control.inference import SteppedInference, ThreadedInference
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots.fake import FakeRobot
-from robopolicy.control.stream import PolicyStream
+from robopolicy.control.stream import PolicyStream, ServedStream
 from robopolicy.types import Observation
 from tests.exporting import ARM, make_policy
-from tests.serving import running_server
+from tests.serving import SPEC, running_server
 from tests.waiting import PATIENCE_S, wait_until
 
 
@@ -176,3 +179,27 @@ def test_a_served_policy_answers_as_it_does_here(frame_stride):
             np.testing.assert_allclose(there(seen), here(seen), atol=1e-6)
             assert there.gripper_logit is not None
             np.testing.assert_allclose(there.gripper_logit, here.gripper_logit, atol=1e-6)
+
+
+def test_every_nth_step_is_observed_and_an_episode_begins_with_one(panda, stream):
+    """Guards against: frames at another distance than in training, or a robot that waits at the start of an episode."""
+    inference = SteppedInference(FakeRobot(panda), stream, every=3)
+    chunks = []
+    for step in range(7):
+        inference.request(float(step))
+        chunks.append(len(inference.finished()))
+    inference.reset()
+    for step in (7, 8):
+        inference.request(float(step))
+        chunks.append(len(inference.finished()))
+    assert chunks == [1, 0, 0, 1, 0, 0, 1, 1, 0]
+    assert stream.frames == 1, "the memory starts again"
+
+
+@pytest.mark.parametrize("every", [0, 3, 8])
+def test_a_spacing_that_the_memory_or_the_chunk_does_not_fit_is_refused(every):
+    """Guards against: a memory with frames at a distance that it was never trained on."""
+    spec = replace(SPEC, frame_stride=8, chunk=4)
+    with pytest.raises(ConfigError, match=f"--actions-per-call {every}: the policy's chunks have 4 actions"):
+        _steps_per_call(Namespace(actions_per_call=every), spec)
+    assert _steps_per_call(Namespace(actions_per_call=4), spec) == 4

@@ -43,7 +43,6 @@ def test_the_spec_says_which_columns_belong_to_which_arm():
     """Guards against: a column of the left arm that moves the right one after a file was written and read."""
     assert ActionSpec.from_dict(ALOHA.to_dict()) == ALOHA
     assert VIPERX_PAIR.actions == ALOHA
-    assert "arms" not in ActionSpec(arm=6, gripper=1).to_dict(), "earlier versions read what they know"
     right = ALOHA.arm_specs["right"]
     assert (right.joint_columns, right.gripper_ends) == (tuple(range(6)), ((6, 1.0, 0.0),))
     mobile = aloha_action_spec(16)

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from robopolicy.sim.episodes import Sentences, draw, turns
-from robopolicy.sim.pool import EpisodePool, Instructions
+from robopolicy.sim.episodes import EpisodePool, Instructions, Sentences, draw, turns
 from robopolicy.sim.randomization import Randomization, RandomizationConfig
 from robopolicy.sim.scene import build_scene
 from robopolicy.sim.tasks import make_task

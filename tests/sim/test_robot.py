@@ -16,7 +16,7 @@ from robopolicy.control.replay import CHUNK, Record, RecordedStream
 from robopolicy.control.robot import RobotError
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.robot import STOPPED, ProcessOptions, SimRobot
-from robopolicy.sim.world import WorldOptions
+from robopolicy.sim.stepped import WorldOptions
 from robopolicy.types import ActionSpec, Command
 from tests.waiting import wait_until
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -45,30 +45,6 @@ class LerobotOptions:
             raise ConfigError(f"--robot.gripper_range is {self.gripper_range}; expected two different values")
 
 
-@runtime_checkable
-class DrivenRobot(Protocol):
-    """What is used of LeRobot's `Robot`."""
-
-    is_connected: bool
-    action_features: dict[str, Any]
-
-    def connect(self, calibrate: bool = True) -> None:
-        """Establish the connection."""
-        ...
-
-    def get_observation(self) -> Mapping[str, Any]:
-        """Values by name: `<joint>.pos`, and images (height, width, 3) uint8."""
-        ...
-
-    def send_action(self, action: dict[str, Any]) -> Any:
-        """Goal positions by name."""
-        ...
-
-    def disconnect(self) -> None:
-        """End the connection."""
-        ...
-
-
 class LerobotRobot:
     """A LeRobot robot, called from one thread only, since its motors share a bus.
 
@@ -76,12 +52,13 @@ class LerobotRobot:
     `command` or `observe` raises the cause.
 
     Args:
-        robot: the LeRobot object; connected here if it isn't.
+        robot: LeRobot's `Robot`, of which `is_connected`, `action_features`, `connect`, `get_observation`, `send_action` and
+            `disconnect` are used; connected here if it isn't.
         options: names and units; `type` and `config` are not used.
         context: of the run; None: the defaults.
     """
 
-    def __init__(self, robot: DrivenRobot, options: LerobotOptions, context: RobotContext | None = None) -> None:
+    def __init__(self, robot: Any, options: LerobotOptions, context: RobotContext | None = None) -> None:
         self.profile, self._options, self._robot = read_profile(options.profile), options, robot
         self.control_dt, self.command_dt = (context or RobotContext()).control_dt, options.command_dt
         self._joints = [f"{name}.pos" for name in self.profile.joint_names]
@@ -96,6 +73,9 @@ class LerobotRobot:
             )
         if not robot.is_connected:
             robot.connect(calibrate=False)  # calibration is interactive: run lerobot-calibrate before
+        low, high = (np.asarray(limit) for limit in (self.profile.position_lower_rad, self.profile.position_upper_rad))
+        self._unit_rad: Any = {"degrees": np.pi / 180, "radians": 1.0, "normalized": (high - low) / 200}[options.unit]
+        self._zero_rad: Any = (low + high) / 2 if options.unit == "normalized" else 0.0
         self._changed = threading.Condition()
         self._seen: tuple[float, dict[str, np.ndarray]] | None = None
         self._command: Command | None = None
@@ -163,12 +143,7 @@ class LerobotRobot:
 
     def _action(self, command: Command) -> dict[str, float]:
         """Goal positions in LeRobot's names and units; a gripper that was never commanded is left out."""
-        low, high = (np.asarray(limit) for limit in (self.profile.position_lower_rad, self.profile.position_upper_rad))
-        values = np.asarray(command.joint_position_rad, np.float64)
-        if self._options.unit == "degrees":
-            values = np.rad2deg(values)
-        elif self._options.unit == "normalized":
-            values = 200 * (values - low) / (high - low) - 100
+        values = (np.asarray(command.joint_position_rad, np.float64) - self._zero_rad) / self._unit_rad
         action = dict(zip(self._joints, values.tolist(), strict=True))
         closed, opened = self._options.gripper_range
         openings_m = np.broadcast_to(command.gripper_opening_m, self.profile.grippers)
@@ -178,12 +153,7 @@ class LerobotRobot:
         return action
 
     def _observation(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        low, high = (np.asarray(limit) for limit in (self.profile.position_lower_rad, self.profile.position_upper_rad))
-        qpos = np.array([float(values[name]) for name in self._joints])
-        if self._options.unit == "degrees":
-            qpos = np.deg2rad(qpos)
-        elif self._options.unit == "normalized":
-            qpos = low + (qpos + 100) / 200 * (high - low)
+        qpos = self._zero_rad + self._unit_rad * np.array([float(values[name]) for name in self._joints])
         closed, opened = self._options.gripper_range
         shares = np.array([(float(values[name]) - closed) / (opened - closed) for name in self._grippers])
         images = {name: np.asarray(value) for name, value in values.items() if np.ndim(value) == 3}

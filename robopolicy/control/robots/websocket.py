@@ -4,8 +4,8 @@ import contextlib
 import logging
 import ssl
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 from jaxtyping import Float
@@ -46,7 +46,7 @@ class WebsocketOptions:
             raise ConfigError(f"--robot-ca is for wss://HOST:PORT, got ws://{self.address}")
 
 
-class WebsocketRobot:
+class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
     """A robot behind a `RobotServer`, on this machine or another.
 
     Joint positions are streamed; an observation is requested and awaited in the policy's thread. Calls raise if the robot
@@ -155,12 +155,7 @@ class WebsocketRobot:
                 self._send({"stop": True})
             self._stack.close()
 
-    def __enter__(self) -> "WebsocketRobot":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _listen(self) -> None:

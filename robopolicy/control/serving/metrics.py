@@ -38,10 +38,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counters: Counter[str] = Counter(
-            dict.fromkeys(("connections_total", "requests_total", "errors_total"), 0)
-        )
-        self._gauges: dict[str, int] = {"connections": 0}
+        names = ("connections", "connections_total", "errors_total", "requests_total")
+        self._counts: Counter[str] = Counter(dict.fromkeys(names, 0))
         self._histograms = {
             "infer_seconds": Histogram(TIME_BUCKETS_S),
             "request_seconds": Histogram(TIME_BUCKETS_S),
@@ -49,14 +47,9 @@ class Metrics:
         }
 
     def count(self, name: str, amount: int = 1) -> None:
-        """Add to a counter; `name` ends in `_total`."""
+        """Add to a counter, whose name ends in `_total`, or move a gauge up or down."""
         with self._lock:
-            self._counters[name] += amount
-
-    def change(self, name: str, amount: int) -> None:
-        """Move a gauge up or down."""
-        with self._lock:
-            self._gauges[name] = self._gauges.get(name, 0) + amount
+            self._counts[name] += amount
 
     def observe(self, name: str, value: float | int) -> None:
         """Add a value to a histogram."""
@@ -66,15 +59,15 @@ class Metrics:
     def value(self, name: str) -> int:
         """Current value of a counter or gauge."""
         with self._lock:
-            return self._counters[name] if name in self._counters else self._gauges.get(name, 0)
+            return self._counts[name]
 
     def text(self) -> str:
         """The page that Prometheus reads."""
         with self._lock:
             lines: list[str] = []
-            for kind, values in (("counter", self._counters), ("gauge", self._gauges)):
-                for name, value in sorted(values.items()):
-                    lines += [f"# TYPE {PREFIX}{name} {kind}", f"{PREFIX}{name} {value:g}"]
+            for name, value in sorted(self._counts.items()):
+                kind = "counter" if name.endswith("_total") else "gauge"
+                lines += [f"# TYPE {PREFIX}{name} {kind}", f"{PREFIX}{name} {value:g}"]
             for name, histogram in self._histograms.items():
                 lines += histogram.lines(PREFIX + name)
         return "\n".join(lines) + "\n"

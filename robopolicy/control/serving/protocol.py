@@ -28,11 +28,6 @@ def largest_side(wanted: ArraySpec) -> int:
     return min(max(IMAGE_FACTOR * max(wanted.shape[:2]), SMALLEST_CAP), LARGEST_CAP)
 
 
-def largest_image_bytes(wanted: ArraySpec) -> int:
-    """Bytes of the largest image that is accepted for one of the policy's cameras: 4:3 at the longest side."""
-    return 3 * largest_side(wanted) ** 2 * 3 // 4
-
-
 class ObservationReader:
     """Turns a client's message into the policy's observation, or says what is wrong with it.
 
@@ -44,11 +39,18 @@ class ObservationReader:
 
     def __init__(self, spec: PolicySpec, mapping: KeyMapping, tokens: PolicySpec | None = None) -> None:
         self.spec, self.mapping, self.tokens = spec, mapping, tokens
-        wanted = {**(tokens.observation if tokens else {}), **spec.observation}
-        self._sources = {key: mapping.keys.get(key, KeySource(names=(key,))) for key in wanted}
+        self._fields = {**(tokens.observation if tokens else {}), **spec.observation}
+        self._sources = {key: mapping.keys.get(key, KeySource(names=(key,))) for key in self._fields}
         known = {name for key, source in self._sources.items() for name in (*source.names, key)}
         self._known = known | {RESET_KEY, ACTIONS_PER_CALL_KEY, *mapping.instruction}
         self._reported: set[str] = set()
+
+    def largest_message_bytes(self) -> int:
+        """Bytes of the largest images that are accepted, 4:3 at the longest side, and 8 for each other number."""
+        return sum(
+            3 * largest_side(wanted) ** 2 * 3 // 4 if wanted.is_image else 8 * wanted.width
+            for wanted in self._fields.values()
+        )
 
     def metadata(self) -> dict[str, Any]:
         """The server's first message: the keys that a client should send, under the client's own names."""
@@ -63,9 +65,8 @@ class ObservationReader:
             observation[source.names[0]] = {"shape": shape, "dtype": wanted.dtype}
         if self.spec.instruction:
             observation[self.mapping.instruction[0]] = {"shape": [], "dtype": "str"}
-        told = self.spec.to_dict()
-        others = self.tokens.observation if self.tokens else {}
-        instead = {key: field for key, field in others.items() if key not in self.spec.observation}
+        spec = self.spec.to_dict()
+        instead = {key: field for key, field in self._fields.items() if key not in self.spec.observation}
         return {
             "observation": observation,
             "optional": {
@@ -73,8 +74,8 @@ class ObservationReader:
                 RESET_KEY: {"shape": [], "dtype": "bool"},
                 ACTIONS_PER_CALL_KEY: {"shape": [], "dtype": "int"},
             },
-            "action_spec": told["action"],
-            **{name: told[name] for name in ANNOUNCED},
+            "action_spec": spec["action"],
+            **{name: spec[name] for name in ANNOUNCED},
             "control_rate_hz": 1.0 / self.spec.control_dt if self.spec.control_dt else self.spec.action.rate_hz,
             "mapping": self.mapping.name,
             "robopolicy_version": __version__,

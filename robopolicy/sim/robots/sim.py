@@ -7,8 +7,7 @@ from typing import Any
 from robopolicy.components import ConfigError, expect, register
 from robopolicy.control.robots.base import RobotContext
 from robopolicy.sim.robot import ProcessOptions, SimRobot
-from robopolicy.sim.stepped import SteppedRobot
-from robopolicy.sim.world import WorldOptions
+from robopolicy.sim.stepped import SteppedRobot, WorldOptions
 from robopolicy.sim.worlds import PRIVILEGED
 
 

@@ -9,17 +9,15 @@ from robopolicy.components import expect, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import with_arm_near_home
+from robopolicy.sim.tasks._lids import LID_HALF_M, LIDS, TOP, LidTask
 from robopolicy.sim.tasks._moves import Intent, above, at_height, choose
-from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, Setup, State, Task
-from robopolicy.sim.tasks.recall import HOME_M, LAMP_M, LID_HALF_M, LIDS
+from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, Setup, State
 from robopolicy.types import Array
 
 TOUCH, RISE, END = range(3)
 """Stages: touch the lid, rise from it, stay away from it."""
 TOUCH_M, LEFT_M = 0.03, 0.07
 """Heights of the fingertips above the lid's top below which they touch it, and above which they have left it [m]."""
-STILL_M = 0.06
-"""How far from home the fingertips may stray before the lid appears [m]."""
 END_STEPS = 15
 """Control steps without a further touch after which the episode succeeds: the time that another touch takes."""
 
@@ -41,14 +39,13 @@ class CountOptions:
 
 
 @register("task", "count", CountOptions)
-class Count(Task):
+class Count(LidTask):
     """Touch the lid as often as the lamp blinked, then stay away from it; move only once the lid is there.
 
     The lid appears after the same time whatever the number of blinks. A goal is (stage, number of blinks, steps to hold).
     """
 
     name = "count"
-    needs_gripper = False
     parts = ("lids",)
 
     def __init__(self, options: CountOptions = CountOptions()) -> None:
@@ -72,14 +69,10 @@ class Count(Task):
         """The lamp blinks; the lid is sunk below the table until the arm may move."""
         xp, mocap_pos, span = namespace(state.mocap_pos), state.mocap_pos * 1.0, 2 * self.options.blink_steps
         lit = (state.step % span < self.options.blink_steps) & (state.step // span < state.goal[:, 1])
-        dark = like(mocap_pos, scene.home_mocap[LIDS])
-        mocap_pos[:, LIDS] = xp.where(lit[:, None], like(mocap_pos, np.array(LAMP_M)), dark)
+        mocap_pos[:, LIDS] = like(mocap_pos, scene.home_mocap[LIDS])
+        self.light_lamp(mocap_pos, lit)
         mocap_pos[:, 1, 2] = xp.where(self.may_move(state), LID_HALF_M, -0.2)
         return mocap_pos
-
-    def may_move(self, state: State) -> Bool[Array, " worlds"]:
-        """The lid is there."""
-        return state.step >= self.wait_steps
 
     def height(self, state: State) -> Float[Array, " worlds"]:
         """Height of the fingertips above the lid's top [m]; far away beside the lid."""
@@ -99,10 +92,8 @@ class Count(Task):
 
     def failed(self, state: State) -> Bool[Array, " worlds"]:
         """The lid was touched one time too many, or the arm moved too early."""
-        offset = state.ee_position - like(state.ee_position, np.array(HOME_M))
-        moved = (offset * offset).sum(-1) > STILL_M**2
         again = (self.height(state) < TOUCH_M) & (state.goal[:, 0] == END)
-        return again | (moved & ~self.may_move(state))
+        return again | self.moved_early(state)
 
     def target(self, state: State) -> Float[Array, "worlds 3"]:
         """Middle of the lid [m]."""
@@ -116,7 +107,6 @@ class Count(Task):
 
     def intent(self, state: State) -> Intent:
         """Wait at home until the lid is there, touch it and rise as often as is asked, and stay above it."""
-        top = state.mocap_pos[:, 1] + like(state.mocap_pos, np.array([0.0, 0.0, LID_HALF_M]))
-        home = state.ee_position * 0.0 + like(state.ee_position, np.array(HOME_M))
+        top = state.mocap_pos[:, 1] + like(state.mocap_pos, TOP)
         goal = choose(state.goal[:, 0] == TOUCH, above(state, top), at_height(state, 2 * LID_HALF_M + 2 * LEFT_M))
-        return choose(self.may_move(state), goal, home), state.step >= 0
+        return self.once_allowed(state, goal)

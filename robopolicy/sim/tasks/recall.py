@@ -9,24 +9,14 @@ from robopolicy.components import expect, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import COLORS, placed_cubes
-from robopolicy.sim.tasks._moves import Intent, above, choose
-from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, Setup, State, Task
+from robopolicy.sim.tasks._lids import LID_HALF_M, LIDS, TOP, LidTask, row_on_table
+from robopolicy.sim.tasks._moves import Intent, above
+from robopolicy.sim.tasks.base import Setup, State
 from robopolicy.types import Array
 
-LIDS = 3
-LID_HALF_M = 0.032
-LAMP_M = (0.69, 0.0, 0.02)
-"""Where the lamp appears when the arm may move [m]."""
-HOME_M = (0.45, 0.0, 0.22)
-"""Where the fingertips wait [m]."""
-GAP_M = 0.105
-"""Distance between the centres of neighbours in the row [m]."""
-TURN_RAD = 0.2
-"""Largest turn of the row away from left-to-right [rad]."""
 BEHIND_M = 0.09
 """How far behind its cube a lid stands during the cue [m]."""
-_FLAT, _TOP = np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, LID_HALF_M])
-_BEHIND = np.array([BEHIND_M, 0.0, 0.0])
+_FLAT, _BEHIND = np.array([1.0, 1.0, 0.0]), np.array([BEHIND_M, 0.0, 0.0])
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class RecallOptions:
 
 
 @register("task", "recall", RecallOptions)
-class Recall(Task):
+class Recall(LidTask):
     """Touch the lid over the named cube, which was visible before the lids came; move only once the lamp is lit.
 
     Three cubes in a row are visible for `cue_steps`, each with a lid behind it. Then the lids cover them, and for
@@ -53,18 +43,12 @@ class Recall(Task):
     """
 
     name = "recall"
-    needs_gripper = False
     parts = ("cubes", "lids")
-    touch_m = 0.06
-    """Fingertips this near to the middle of a lid's top touch it, if no other is nearer [m]: more than half the gap, so
-    that coming down on the row always touches one."""
-    still_m = 0.06
-    """How far from home the fingertips may stray before the lamp is lit [m]."""
 
     def __init__(self, options: RecallOptions = RecallOptions()) -> None:
         super().__init__(options)
-        self.cue_steps, self.delay_steps = options.cue_steps, options.delay_steps
-        self.max_episode_steps = self.cue_steps + self.delay_steps + 60
+        self.cue_steps, self.wait_steps = options.cue_steps, options.cue_steps + options.delay_steps
+        self.max_episode_steps = self.wait_steps + 60
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """A row of three cubes in random order; the goal holds the named cube, and then each cube's lid."""
@@ -81,26 +65,14 @@ class Recall(Task):
         hidden = (state.step >= self.cue_steps)[:, None]
         for cube in range(LIDS):
             lid = state.goal[:, 1 + cube]
-            spot = state.objects[:, cube, :3] * like(mocap_pos, _FLAT) + like(mocap_pos, _TOP)
+            spot = state.objects[:, cube, :3] * like(mocap_pos, _FLAT) + like(mocap_pos, TOP)
             mocap_pos[state.worlds, lid] = xp.where(hidden, spot, spot + like(mocap_pos, _BEHIND))
-        lamp = like(mocap_pos, np.array(LAMP_M))
-        mocap_pos[:, LIDS] = xp.where(self.may_move(state)[:, None], lamp, mocap_pos[:, LIDS])
+        self.light_lamp(mocap_pos, self.may_move(state))
         return mocap_pos
-
-    def may_move(self, state: State) -> Bool[Array, " worlds"]:
-        """The lamp is lit."""
-        return state.step >= self.cue_steps + self.delay_steps
 
     def right_lid(self, state: State) -> Int[Array, " worlds"]:
         """Index of the lid over the named cube."""
         return state.goal[state.worlds, 1 + state.goal[:, 0]]
-
-    def touched(self, state: State) -> Bool[Array, "worlds lids"]:
-        """The lid whose top the fingertips touch, if any."""
-        offset = state.mocap_pos[:, :LIDS] + like(state.mocap_pos, _TOP) - state.ee_position[:, None]
-        squares = (offset * offset).sum(-1)
-        nearest = squares == namespace(squares).amin(squares, -1)[:, None]
-        return nearest & (squares < self.touch_m**2)
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
         """The fingertips touch the right lid."""
@@ -109,18 +81,13 @@ class Recall(Task):
     def failed(self, state: State) -> Bool[Array, " worlds"]:
         """The fingertips touched a wrong lid, or the arm moved too early."""
         wrong = self.touched(state) & (like(state.goal, np.arange(LIDS)) != self.right_lid(state)[:, None])
-        offset = state.ee_position - like(state.ee_position, np.array(HOME_M))
-        moved = (offset * offset).sum(-1) > self.still_m**2
-        return wrong.any(-1) | (moved & ~self.may_move(state)) | super().failed(state)
+        return wrong.any(-1) | self.moved_early(state) | super().failed(state)
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Cubes while they are visible (zeros otherwise), the lids, and whether the lamp is lit."""
         visible = (state.step < self.cue_steps)[:, None]
         cubes = {name: seen * visible for name, seen in super().observe(state, scene).items()}
-        lids = state.mocap_pos[:, :LIDS]
-        rows = row(lids, lids - state.ee_position[:, None])
-        lid_keys = {f"lid_{lid}": rows[:, lid] for lid in range(LIDS)}
-        return cubes | lid_keys | {"lamp": row(self.may_move(state)[:, None])}
+        return cubes | self.observed_lids(state) | {"lamp": row(self.may_move(state)[:, None])}
 
     def intent(self, state: State) -> Intent:
         """Wait at home until the lamp is lit, then come down on the right lid with closed fingers.
@@ -128,15 +95,4 @@ class Recall(Task):
         It aims below the lid's top, so that a policy that imitates the mean over the three lids touches one of them too.
         """
         lid = state.mocap_pos[state.worlds, self.right_lid(state)]
-        lid = lid + like(lid, np.array([0.0, 0.0, LID_HALF_M]))
-        goal = above(state, lid, resting_m=-LID_HALF_M)
-        return choose(self.may_move(state), goal, goal * 0.0 + like(goal, np.array(HOME_M))), state.step >= 0
-
-
-def row_on_table(rng: np.random.Generator) -> Float[np.ndarray, "3 2"]:
-    """Three points in a row, evenly spaced from right to left, somewhere on the table and turned a little [m]."""
-    turn = rng.uniform(-TURN_RAD, TURN_RAD)
-    step = GAP_M * np.array([np.sin(turn), np.cos(turn)])
-    low, high = np.array([TABLE_X, TABLE_Y]).T
-    middle = rng.uniform(low + abs(step), high - abs(step))
-    return middle + np.arange(-1, 2)[:, None] * step
+        return self.once_allowed(state, above(state, lid + like(lid, TOP), resting_m=-LID_HALF_M))

@@ -9,18 +9,15 @@ from robopolicy.components import expect, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import with_arm_near_home
-from robopolicy.sim.tasks._moves import Intent, above, choose
-from robopolicy.sim.tasks.base import Setup, State, Task
-from robopolicy.sim.tasks.recall import HOME_M, LAMP_M, LID_HALF_M, LIDS, row_on_table
+from robopolicy.sim.tasks._lids import LID_HALF_M, LIDS, TOP, LidTask, row_on_table
+from robopolicy.sim.tasks._moves import Intent, above
+from robopolicy.sim.tasks.base import Setup, State
 from robopolicy.types import Array
 
-TOUCH_M = 0.06
-STILL_M = 0.06
-"""How far from home the fingertips may stray before the lamp is lit [m]."""
 CLEARANCE_M = 0.05
 """How much higher than usual the expert travels, so that it passes over a lid without a touch [m]."""
-_ABOVE = np.array([0.0, 0.0, 2 * LID_HALF_M + 0.025])
-_TOP = np.array([0.0, 0.0, LID_HALF_M])
+LAMP_ABOVE_M = np.array([0.0, 0.0, LID_HALF_M + 0.025])
+"""From the centre of a lid to that of the lamp that stands over it [m]."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +37,13 @@ class SequenceOptions:
 
 
 @register("task", "sequence", SequenceOptions)
-class Sequence(Task):
+class Sequence(LidTask):
     """Touch three lids in the order in which the lamp stood over them; move only once the lamp is lit at the back.
 
     A goal is (the lid to touch, the lid touched before, then the whole order). Lids are numbered from right to left.
     """
 
     name = "sequence"
-    needs_gripper = False
     parts = ("lids",)
 
     def __init__(self, options: SequenceOptions = SequenceOptions()) -> None:
@@ -71,21 +67,11 @@ class Sequence(Task):
         """The lamp over the lid of the present part of the demonstration, away in between, lit once the arm may move."""
         xp, mocap_pos, span = namespace(state.mocap_pos), state.mocap_pos * 1.0, self.options.show_steps + 1
         place = (state.step // span).clip(0, self.options.length - 1)
-        over = mocap_pos[state.worlds, state.goal[state.worlds, 2 + place]] + like(mocap_pos, _ABOVE - _TOP)
+        over = mocap_pos[state.worlds, state.goal[state.worlds, 2 + place]] + like(mocap_pos, LAMP_ABOVE_M)
         shown = (state.step < self.shown_steps) & (state.step % span < self.options.show_steps)
-        lamp = xp.where(shown[:, None], over, like(mocap_pos, scene.home_mocap[LIDS]))
-        mocap_pos[:, LIDS] = xp.where(self.may_move(state)[:, None], like(mocap_pos, np.array(LAMP_M)), lamp)
+        mocap_pos[:, LIDS] = xp.where(shown[:, None], over, like(mocap_pos, scene.home_mocap[LIDS]))
+        self.light_lamp(mocap_pos, self.may_move(state))
         return mocap_pos
-
-    def may_move(self, state: State) -> Bool[Array, " worlds"]:
-        """The lamp is lit at the back."""
-        return state.step >= self.wait_steps
-
-    def touched(self, state: State) -> Bool[Array, "worlds lids"]:
-        """The lid whose top the fingertips touch, if any."""
-        offset = state.mocap_pos[:, :LIDS] + like(state.mocap_pos, _TOP) - state.ee_position[:, None]
-        squares = (offset * offset).sum(-1)
-        return (squares == namespace(squares).amin(squares, -1)[:, None]) & (squares < TOUCH_M**2)
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
         """The fingertips touch the lid whose turn it is."""
@@ -95,9 +81,7 @@ class Sequence(Task):
         """A lid was touched out of turn, or the arm moved too early; the lid touched last may be left."""
         lids = like(state.goal, np.arange(LIDS))
         wrong = self.touched(state) & (lids != state.goal[:, :1]) & (lids != state.goal[:, 1:2])
-        offset = state.ee_position - like(state.ee_position, np.array(HOME_M))
-        moved = (offset * offset).sum(-1) > STILL_M**2
-        return wrong.any(-1) | (moved & ~self.may_move(state))
+        return wrong.any(-1) | self.moved_early(state)
 
     def target(self, state: State) -> Float[Array, "worlds 3"]:
         """Middle of the lid to touch [m]."""
@@ -105,14 +89,10 @@ class Sequence(Task):
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """The lids, and the lamp: where it is while it is shown (zeros otherwise), and whether the arm may move."""
-        lids = state.mocap_pos[:, :LIDS]
-        rows = row(lids, lids - state.ee_position[:, None])
         lamp = state.mocap_pos[:, LIDS] * (state.mocap_pos[:, LIDS, :1] > 0)
-        keys = {f"lid_{lid}": rows[:, lid] for lid in range(LIDS)}
-        return keys | {"lamp": row(lamp), "go": row(self.may_move(state)[:, None])}
+        return self.observed_lids(state) | {"lamp": row(lamp), "go": row(self.may_move(state)[:, None])}
 
     def intent(self, state: State) -> Intent:
         """Wait at home until the lamp is lit, then come down on the lid whose turn it is with closed fingers."""
-        spot = self.target(state) + like(state.mocap_pos, np.add(_TOP, [0.0, 0.0, CLEARANCE_M]))
-        goal = above(state, spot, resting_m=-LID_HALF_M - CLEARANCE_M)
-        return choose(self.may_move(state), goal, goal * 0.0 + like(goal, np.array(HOME_M))), state.step >= 0
+        spot = self.target(state) + like(state.mocap_pos, np.add(TOP, [0.0, 0.0, CLEARANCE_M]))
+        return self.once_allowed(state, above(state, spot, resting_m=-LID_HALF_M - CLEARANCE_M))

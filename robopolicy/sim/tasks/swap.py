@@ -9,8 +9,9 @@ from robopolicy.components import expect, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import HALF_M, with_arm_near_home
+from robopolicy.sim.tasks._lids import GAP_M, LID_HALF_M, LIDS, row_on_table
 from robopolicy.sim.tasks.base import Setup, State
-from robopolicy.sim.tasks.recall import BEHIND_M, GAP_M, LAMP_M, LID_HALF_M, LIDS, Recall, RecallOptions, row_on_table
+from robopolicy.sim.tasks.recall import BEHIND_M, Recall, RecallOptions
 from robopolicy.types import Array
 
 CUBE = LIDS + 1
@@ -55,8 +56,8 @@ class Swap(Recall):
     def __init__(self, options: SwapOptions = SwapOptions()) -> None:
         super().__init__(options)
         self.swaps, self.swap_steps = options.swaps, options.swap_steps
-        self.delay_steps += options.swaps * options.swap_steps
-        self.max_episode_steps = self.cue_steps + self.delay_steps + 60
+        self.wait_steps += options.swaps * options.swap_steps
+        self.max_episode_steps = self.wait_steps + 60
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """A row of lids, one of them with the cube, and the changes to come."""
@@ -69,7 +70,7 @@ class Swap(Recall):
 
     def arrange(self, state: State, scene: Scene) -> Float[Array, "worlds nmocap 3"]:
         """Lids behind their places during the cue, then in the row and on their ways; the cube where its lid is [m]."""
-        xp, mocap_pos = namespace(state.mocap_pos), state.mocap_pos * 0.0 + like(state.mocap_pos, scene.home_mocap)
+        mocap_pos = state.mocap_pos * 0.0 + like(state.mocap_pos, scene.home_mocap)
         cue = (state.step < self.cue_steps)[:, None]
         lids = self.row_points(state)
         mocap_pos[:, CUBE, :2] = lids[state.worlds, self.right_lid(state)]
@@ -77,8 +78,7 @@ class Swap(Recall):
         mocap_pos[:, :LIDS, :2] = lids
         mocap_pos[:, :LIDS, 0] += BEHIND_M * cue
         mocap_pos[:, :LIDS, 2] = LID_HALF_M
-        lamp = like(mocap_pos, np.array(LAMP_M))
-        mocap_pos[:, LIDS] = xp.where(self.may_move(state)[:, None], lamp, mocap_pos[:, LIDS])
+        self.light_lamp(mocap_pos, self.may_move(state))
         return mocap_pos
 
     def row_points(self, state: State) -> Float[Array, "worlds lids 2"]:

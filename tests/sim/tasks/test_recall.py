@@ -6,7 +6,7 @@ import pytest
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
 from robopolicy.sim.tasks import make_task
-from robopolicy.sim.tasks.recall import GAP_M, LID_HALF_M
+from robopolicy.sim.tasks._lids import GAP_M, LID_HALF_M
 
 STILL = np.zeros((1, 7))
 

@@ -6,7 +6,7 @@ import pytest
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
 from robopolicy.sim.tasks import make_task
-from robopolicy.sim.tasks.recall import LAMP_M
+from robopolicy.sim.tasks._lids import LAMP_M
 
 
 def waited(worlds: int, **options: int) -> tuple[RobotVectorEnv, dict[str, np.ndarray]]:
