@@ -134,7 +134,7 @@ class OptimizerConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     encoder_lr_scale: float = 1.0
-    """Learning rate of the encoder relative to the rest."""
+    """Learning rate of the encoder relative to the rest; with a backbone, that of the backbone's own weights and adapters."""
     min_lr_scale: float = 0.01
     """The cosine ends at lr * min_lr_scale."""
     warmup_steps: int = 100

@@ -196,8 +196,8 @@ class PolicyTraining(LightningModule):
 def parameter_groups(trained: nn.ModuleList, settings: OptimizerConfig) -> list[dict[str, Any]]:
     """Trained parameters of [policy, objective] by peak learning rate, weight decay and first step.
 
-    The encoder has a learning rate of its own, the memory may have a weight decay of its own, and biases, norms and other
-    parameters of one axis have none.
+    The encoder, or the backbone in it, has a learning rate of its own, the memory may have a weight decay of its own, and
+    biases, norms and other parameters of one axis have none.
     """
     frozen = {
         id(parameter): int(getattr(module, "freeze_steps", 0))
@@ -206,11 +206,12 @@ def parameter_groups(trained: nn.ModuleList, settings: OptimizerConfig) -> list[
         for parameter in module.parameters()
     }
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
-    for name, parameter in trained.named_parameters():
+    names = [_GROUP.sub("0.", name) for name, _ in trained.named_parameters()]
+    own = "0.encoder.backbone." if any(name.startswith("0.encoder.backbone.") for name in names) else "0.encoder."
+    for name, parameter in zip(names, trained.parameters(), strict=True):
         if not parameter.requires_grad:
             continue
-        name = _GROUP.sub("0.", name)
-        peak = settings.lr * (settings.encoder_lr_scale if name.startswith("0.encoder.") else 1.0)
+        peak = settings.lr * (settings.encoder_lr_scale if name.startswith(own) else 1.0)
         decay = settings.weight_decay
         if name.startswith("0.head.memory.") and settings.memory_weight_decay is not None:
             decay = settings.memory_weight_decay

@@ -231,7 +231,7 @@ def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callba
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        **_processes(cuda),
+        **_processes(cuda, unused=hasattr(config.encoder, "finetune")),
     )
 
 
@@ -243,8 +243,11 @@ def _in_bf16(config: ExperimentConfig, cuda: bool) -> bool:
     return cuda or (isinstance(config.encoder, ConvOptions) and torch.cpu._is_avx512_bf16_supported())
 
 
-def _processes(cuda: bool) -> dict[str, Any]:
-    """Processes per node and number of nodes, from the environment variables of torchrun or srun."""
+def _processes(cuda: bool, unused: bool) -> dict[str, Any]:
+    """Processes per node and number of nodes, from the environment variables of torchrun or srun.
+
+    `unused` says that the loss may not depend on some trained weights, such as a tower's own pooling that nothing reads.
+    """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         local, world = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
@@ -253,7 +256,9 @@ def _processes(cuda: bool) -> dict[str, Any]:
         local = world // nodes
     else:
         return {"devices": 1}
-    ddp = DDPStrategy(process_group_backend="nccl" if cuda else "gloo", gradient_as_bucket_view=True)
+    ddp = DDPStrategy(
+        process_group_backend="nccl" if cuda else "gloo", gradient_as_bucket_view=True, find_unused_parameters=unused
+    )
     return {"devices": local, "num_nodes": world // local, "strategy": ddp}
 
 

@@ -36,7 +36,7 @@ class Reading:
 
 
 class Backbone(nn.Module):
-    """One loaded model, frozen unless adapters are added to it.
+    """One loaded model, frozen unless adapters are added to it or `finetune` is called.
 
     Args:
         model: the loaded `transformers` model.
@@ -52,8 +52,8 @@ class Backbone(nn.Module):
     def __init__(self, model: nn.Module, images: ImagePreparation, reading: Reading) -> None:
         super().__init__()
         self.images, self.reading = images, reading
-        self.adapted = False
-        """Whether the model has adapters, which are trained."""
+        self.trained: tuple[str, ...] = ()
+        """Parts of the names of weights that are trained; empty text stands for all, nothing for a frozen model."""
         self.model: Any = model.requires_grad_(False)
         self.identity: dict[str, Any] = {}
         """Which model it is and how it is read, JSON-ready; set by `load_backbone`."""
@@ -88,8 +88,15 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set the mode of the adapters; a frozen model stays in eval mode, so that its dropout is off."""
-        return super().train(mode and self.adapted)
+        """Set the mode of a model that is trained; a frozen one stays in eval mode, so that its dropout is off."""
+        return super().train(mode and bool(self.trained))
+
+    def unfreeze(self, *names: str) -> None:
+        """Train the model's weights whose names hold one of these texts, and no others."""
+        self.trained = names
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(any(part in name for part in names))
+        self.train()  # the trainer keeps each module's mode; dropout and checkpointing are off in eval mode
 
     def _layer_of(self, outputs: Any) -> Tensor:
         layer = self.reading.layer

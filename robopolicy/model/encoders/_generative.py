@@ -40,6 +40,8 @@ class GenerativeBackbone(Backbone):
         """Qwen2-VL and later: images go in as patches with the size of their grid."""
         self.several = hasattr(config, "scale_factor") and self.family in ("smolvlm", "idefics3")
         """SmolVLM and Idefics3: images go in with an axis for the images of a frame."""
+        if self.several:  # under autocast its features have another type than the words', which it can't join
+            model.connector.register_forward_hook(_in_type_of_weights)
         before, after = around
         image_token = getattr(config, "image_token_id", None)
         image_token = config.image_token_index if image_token is None else image_token
@@ -163,3 +165,7 @@ class GenerativeBackbone(Backbone):
         )
         grid = torch.tensor([[1, rows, columns]], device=pixels.device).expand(len(flat), -1)
         return {"pixel_values": patches, "image_grid_thw": grid}
+
+
+def _in_type_of_weights(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.to(next(module.parameters()).dtype)

@@ -77,8 +77,8 @@ def load_backbone(
     }
     backbone.random = tuple(missing)
     if adapters is not None:
-        backbone.model, backbone.adapted = add_adapters(model, adapters), True
-        backbone.train()  # the trainer keeps each module's mode; dropout and checkpointing are off in eval mode
+        backbone.model = add_adapters(model, adapters)
+        backbone.unfreeze("lora_")
     return backbone
 
 

@@ -1,7 +1,6 @@
 """Trainable low-rank adapters on a frozen backbone."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -26,7 +25,7 @@ class Adapters:
 
 
 def add_adapters(model: nn.Module, adapters: Adapters) -> nn.Module:
-    """Put LoRA adapters on a model's linear maps; nothing else of the model is trained.
+    """Put LoRA adapters on a model's linear maps.
 
     Raises:
         ImportError: `peft` isn't installed.
@@ -48,7 +47,4 @@ def add_adapters(model: nn.Module, adapters: Adapters) -> nn.Module:
         lora_dropout=adapters.dropout,
         target_modules=list(targets),  # type: ignore[arg-type]
     )
-    adapted: Any = inject_adapter_in_model(config, model)
-    for name, parameter in adapted.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    return adapted
+    return inject_adapter_in_model(config, model)

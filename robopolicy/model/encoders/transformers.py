@@ -1,6 +1,7 @@
 """A vision-language backbone: images and instruction -> its hidden states, and one token for proprioception."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -14,6 +15,8 @@ from robopolicy.model.encoders._lora import Adapters
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron
 from robopolicy.model.texts import TextTokens
 
+LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TransformersOptions:
@@ -25,8 +28,10 @@ class TransformersOptions:
     """Width of the hidden layer of the perceptron for proprioception."""
     model: str | None = None
     """The backbone: a local folder or a model name."""
+    finetune: bool = False
+    """Train all weights of the backbone; they are saved with the policy."""
     lora_rank: int = 0
-    """Rank of trainable LoRA adapters on the backbone's linear maps; 0 keeps it frozen."""
+    """Rank of trainable LoRA adapters on the backbone's linear maps; 0: none."""
     lora_alpha: float | None = None
     """Strength of the adapters; null: twice the rank."""
     lora_dropout: float = 0.0
@@ -53,12 +58,15 @@ class TransformersOptions:
         expect(self, "encoder", ">= 0 and < 1", "lora_dropout")
         expect(self, "encoder", "> 0", "lora_alpha")
         others = {"lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout, "lora_targets": self.lora_targets}
-        given = [name for name, value in others.items() if value] + [
-            "gradient_checkpointing"
-        ] * self.gradient_checkpointing
+        given = [name for name, value in others.items() if value and not self.lora_rank]
+        require(not given, f"--encoder.{given[0] if given else ''} without adapters; give --encoder.lora_rank")
         require(
-            self.lora_rank > 0 or not given,
-            f"--encoder.{given[0] if given else ''} without adapters; give --encoder.lora_rank",
+            not (self.finetune and self.lora_rank),
+            "--encoder.finetune trains all weights of the backbone, --encoder.lora_rank adapters on frozen ones; give one",
+        )
+        require(
+            self.finetune or self.lora_rank > 0 or not self.gradient_checkpointing,
+            "--encoder.gradient_checkpointing with a frozen backbone saves nothing; give --encoder.lora_rank or .finetune",
         )
 
 
@@ -66,8 +74,8 @@ class TransformersOptions:
 class TransformersEncoder(TokenEncoder):
     """The backbone's tokens through a learned linear map to our width, then one token for proprioception.
 
-    A frozen backbone is not part of the policy's saved weights, and of one that is trained only adapters and action tokens
-    are: the model is found again under its name when the policy is loaded.
+    What is trained of the backbone is part of the policy's saved weights, and nothing else of it: the model is found again
+    under its name when the policy is loaded.
     """
 
     exportable = False
@@ -86,6 +94,14 @@ class TransformersEncoder(TokenEncoder):
             adapters = Adapters(options.lora_rank, alpha, options.lora_dropout, options.lora_targets)
         size = next(iter(cameras.values()))
         self.backbone = load_backbone(options.model, size, reading, dtype=options.dtype, adapters=adapters)
+        if options.finetune:
+            self.backbone.unfreeze("")
+            if self.backbone.model.dtype != torch.float32:
+                LOG.warning(
+                    "%s has %s weights, of which small steps are lost in rounding; train with --encoder.dtype float32",
+                    options.model,
+                    str(self.backbone.model.dtype).removeprefix("torch."),
+                )
         if options.gradient_checkpointing:
             self.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.cameras, self.keys = tuple(cameras), tuple(widths)
@@ -118,17 +134,19 @@ class TransformersEncoder(TokenEncoder):
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    """Leave the backbone's own weights out of a state dict; adapters and learned vectors stay."""
-    for name in [name for name in state if _is_frozen(name, prefix)]:
+    """Leave the backbone's frozen weights out of a state dict."""
+    for name in _frozen(module, state, prefix):
         del state[name]
 
 
 def _keep_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Let a state dict without the backbone's own weights load: keep those that are there."""
+    """Let a state dict without the backbone's frozen weights load: keep those that are there."""
     own = cast(TransformersEncoder, module).backbone.state_dict(prefix=f"{prefix}backbone.")
-    state.update({name: value for name, value in own.items() if _is_frozen(name, prefix)})
+    state.update({name: own[name] for name in _frozen(module, own, prefix)})
 
 
-def _is_frozen(name: str, prefix: str) -> bool:
-    own = name == f"{prefix}backbone.action_tokens" or "lora_" in name
-    return name.startswith(f"{prefix}backbone.") and not own
+def _frozen(module: nn.Module, names: Iterable[str], prefix: str) -> list[str]:
+    trained = (*cast(TransformersEncoder, module).backbone.trained, "action_tokens")
+    return [
+        name for name in names if name.startswith(f"{prefix}backbone.") and not any(part in name for part in trained)
+    ]

@@ -152,6 +152,16 @@ def test_lora_s_gradient_reaches_the_backbone_and_only_its_adapters(folder):
     assert (other.eval()(frames(1), words).tokens - encoder.eval()(frames(1), words).tokens).abs().max() > 1e-4
 
 
+def test_a_backbone_in_float32_runs_under_bfloat16_autocast(folder):
+    """Guards against: a training on a GPU that stops at its first step, since images and words have different types there."""
+    encoder, text = make_encoder(folder, lora_rank=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = encoder.train()(frames(1), prompt(text, "lift the red cube")).tokens
+    tokens.float().square().sum().backward()
+    expected = encoder.eval()(frames(1), prompt(text, "lift the red cube")).tokens
+    torch.testing.assert_close(tokens.float(), expected, atol=0.1, rtol=0.1)
+
+
 def test_another_model_has_another_identity(folder, tmp_path):
     """Guards against: tokens of one backbone fed to a policy trained on another's."""
     import transformers

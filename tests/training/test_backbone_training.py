@@ -1,4 +1,4 @@
-"""Training LoRA adapters of a backbone together with the head, on a tiny model."""
+"""Training a backbone together with the head, by LoRA adapters or all of it, on tiny models."""
 
 import signal
 import subprocess
@@ -14,6 +14,7 @@ pytest.importorskip("peft", reason="the extra vlm isn't installed")
 
 from robopolicy.components import ConfigError
 from robopolicy.experiment import ExperimentConfig, config_to_dict, load_policy
+from robopolicy.model.encoders._loading import load_backbone
 from robopolicy.training.train import train
 from tests.small_runs import metrics, run, small_config, weights
 from tests.tiny_backbones import save_backbone
@@ -25,16 +26,13 @@ def no_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def lora_config(demos, model):
+def tuning_config(demos, model, **options):
+    """A run of 4 steps that trains the backbone in this folder, with options of the encoder."""
     changes = {
         "encoder.kind": "transformers",
         "encoder.width": 8,
         "encoder.hidden": 8,
         "encoder.model": str(model),
-        "encoder.lora_rank": 2,
-        "encoder.lora_alpha": 3.0,
-        "encoder.lora_dropout": 0.1,
-        "encoder.lora_targets": ["q_proj", "v_proj"],
         "encoder.gradient_checkpointing": True,
         "data.cameras": ["front"],
         "data.batch_size": 2,
@@ -42,7 +40,12 @@ def lora_config(demos, model):
         "training.max_steps": 4,
         "training.valid_every": 4,
     }
-    return small_config(demos).change(changes)
+    return small_config(demos).change(changes | {f"encoder.{name}": value for name, value in options.items()})
+
+
+def lora_config(demos, model):
+    targets = ["q_proj", "v_proj"]
+    return tuning_config(demos, model, lora_rank=2, lora_alpha=3.0, lora_dropout=0.1, lora_targets=targets)
 
 
 def test_adapters_are_saved_loaded_and_resumed_bit_for_bit(tiny_demos, tmp_path):
@@ -62,6 +65,43 @@ def test_adapters_are_saved_loaded_and_resumed_bit_for_bit(tiny_demos, tmp_path)
     assert all(torch.equal(loaded[name], value) for name, value in adapters.items())
 
 
+def finetune_config(demos, model):
+    config = tuning_config(demos, model, finetune=True)
+    return config.change({"optimizer.lr": 1e-2, "optimizer.encoder_lr_scale": 0.1})
+
+
+@pytest.mark.parametrize("kind", ["siglip", "smolvlm"])
+def test_a_fine_tuned_backbone_is_saved_loaded_and_resumed(kind, tiny_demos, tmp_path):
+    """Guards against: weights of the backbone that are trained and then lost, in the folder or at a resumption."""
+    model = save_backbone(kind, tmp_path / "model")
+    config = finetune_config(tiny_demos, model)
+    whole = train(config, tmp_path / "whole")
+    run(config, tmp_path / "cut", stop_at=(2,))
+    assert torch.equal(weights(train(config, tmp_path / "cut", resume=True)), weights(whole))
+    before, saved = load_backbone(str(model), (16, 16)).state_dict(), load_file(whole / "policy.safetensors")
+    tuned = {name.removeprefix("encoder.backbone."): value for name, value in saved.items() if ".backbone." in name}
+    assert tuned.keys() == before.keys()
+    moved = [(tuned[name] - value).abs().max().item() for name, value in before.items()]
+    assert 1e-4 < max(moved) < 0.01, "4 steps of at most 1e-3 each: a tenth of the head's rate"
+    assert sum(change > 0 for change in moved) > len(moved) / 2
+    loaded = load_policy(whole)
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
+    with torch.no_grad():
+        shown = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+        theirs, ours = (
+            each([shown], None)[0] for each in (load_backbone(str(model), (16, 16)), loaded.encoder.backbone)
+        )
+    assert (theirs - ours).abs().max() > 1e-4, "the loaded policy sees with the tuned weights"
+    assert not loaded.encoder.backbone.training
+
+
+def test_training_weights_of_low_precision_is_warned_of(tiny_demos, tmp_path, caplog):
+    """Guards against: a fine-tuning whose steps are smaller than what bfloat16 can hold."""
+    config = finetune_config(tiny_demos, save_backbone("clip", tmp_path / "model"))
+    train(config.change({"encoder.dtype": "bfloat16", "training.max_steps": 1}), tmp_path / "run")
+    assert "has bfloat16 weights, of which small steps are lost in rounding" in caplog.text
+
+
 KILLED = """
 import os, signal, sys
 from lightning.pytorch import Callback
@@ -78,9 +118,10 @@ train(read_config(sys.argv[1]), sys.argv[2], callbacks=(Killed(),))
 
 
 @pytest.mark.slow
-def test_a_killed_run_of_adapters_resumes_bit_for_bit(tiny_demos, tmp_path):
-    """Guards against: adapters, their dropout or their optimizer that start from scratch after a power cut."""
-    config = lora_config(tiny_demos, save_backbone("clip", tmp_path / "model"))
+@pytest.mark.parametrize("configured", [lora_config, finetune_config])
+def test_a_killed_run_resumes_the_backbone_bit_for_bit(configured, tiny_demos, tmp_path):
+    """Guards against: adapters or weights, their dropout or their optimizer that start from scratch after a power cut."""
+    config = configured(tiny_demos, save_backbone("clip", tmp_path / "model"))
     config = config.change({"training.max_steps": 6, "training.valid_every": 2, "training.checkpoint_every": 2})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     words = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(tmp_path / "cut")]
@@ -97,7 +138,11 @@ def test_a_killed_run_of_adapters_resumes_bit_for_bit(tiny_demos, tmp_path):
     ("changes", "message"),
     [
         ({"encoder.lora_dropout": 0.1}, "--encoder.lora_dropout without adapters; give --encoder.lora_rank"),
-        ({"encoder.gradient_checkpointing": True}, "--encoder.gradient_checkpointing without adapters"),
+        ({"encoder.gradient_checkpointing": True}, "--encoder.gradient_checkpointing with a frozen backbone"),
+        (
+            {"encoder.lora_rank": 2, "encoder.finetune": True},
+            "finetune trains all weights of the backbone, .*; give one",
+        ),
         ({"encoder.lora_rank": 2, "encoder.lora_dropout": 1.0}, "lora_dropout must be >= 0 and < 1, got 1.0"),
     ],
 )
