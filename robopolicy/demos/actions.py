@@ -1,9 +1,11 @@
 """The columns of a data set's actions: inferred by the default rule if the files declare none, and described in words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from robopolicy.demos.schema import is_number
 from robopolicy.types import ActionSpec, DemoFormatError
 
 
@@ -35,6 +37,29 @@ def infer_action_spec(actions: Iterable[np.ndarray]) -> ActionSpec:
         constant={column: float(values[0]) for column, values in enumerate(seen) if len(values) == 1},
         gripper_values=[(float(seen[column][0]), float(seen[column][1])) for column in gripper],
     )
+
+
+def robosuite_action_facts(env_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Kind, space and rate of the actions, as declared by the environment's controller (robosuite 1.4 and 1.5)."""
+    settings = env_args.get("env_kwargs") or {}
+    facts: dict[str, Any] = {}
+    rate_hz: Any = settings.get("control_freq")
+    if is_number(rate_hz) and 0 < rate_hz <= 1e6:
+        facts["rate_hz"] = float(rate_hz)
+    controller = settings.get("controller_configs")
+    if isinstance(controller, list) and controller:
+        controller = controller[0]
+    if isinstance(controller, Mapping) and isinstance(parts := controller.get("body_parts"), Mapping):
+        controller = parts.get("right", controller)
+    if not isinstance(controller, Mapping):
+        return facts
+    kind = str(controller.get("type", ""))
+    spaces = {"OSC": "ee", "IK": "ee", "JOINT_POSITION": "joint_position", "JOINT_VELOCITY": "joint_velocity"}
+    space = next((space for prefix, space in spaces.items() if kind.startswith(prefix)), None)
+    if space is None:
+        return facts
+    delta = controller.get("input_type", "delta" if controller.get("control_delta", True) else "absolute") == "delta"
+    return {**facts, "space": space, "kind": "delta" if delta and space != "joint_velocity" else "absolute"}
 
 
 def describe_action_spec(spec: ActionSpec) -> str:

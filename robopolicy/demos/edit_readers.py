@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from robopolicy.demos.findings import CLOCK
-from robopolicy.demos.formats.base import DemoReader, ReaderBase, action_spec_of
+from robopolicy.demos.formats.base import DemoReader, action_spec_of
 from robopolicy.demos.idle import IdleSteps
 from robopolicy.demos.packing import STEP_ARRAYS, by_number
 from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID
 from robopolicy.types import Demo, DemoFormatError
 
 
-class ChangedReader(ReaderBase):
+class ChangedReader(DemoReader):
     """A reader whose demos are those of another one, unchanged where a subclass does not change them."""
 
     def __init__(self, source: DemoReader) -> None:

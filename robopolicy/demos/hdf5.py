@@ -10,40 +10,37 @@ A file of robomimic, robosuite, MimicGen or LIBERO opens as it is. Tokens may li
 `robopolicy.demos.tokens`. Reading never writes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
 import numpy as np
 
+from robopolicy.demos.actions import robosuite_action_facts
 from robopolicy.demos.checksums import require_seal, verified
-from robopolicy.demos.guarded import (
-    attributes_of,
-    damage_named,
-    dataset_in,
-    datasets_below,
-    group_in,
-    keys_of,
-)
-from robopolicy.demos.images import as_image
-from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS, by_number, demo_number
+from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
+from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, datasets_below, group_in
+from robopolicy.demos.images import as_image, image_form
+from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS, by_number
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import action_spec_of_text, env_args_of, is_integer, json_object
 from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenFile, mark_of, tokens_beside
 from robopolicy.demos.writer import DemoWriter
-from robopolicy.types import ActionSpec, Demo, DemoFormatError
+from robopolicy.types import Demo, DemoFormatError
 
 __all__ = ["DemoFile", "DemoWriter", "read_rows"]
 
 
 TOKENS_PADDED = "tokens_padded"
 """Attribute that is added when a file is read: whether some of its tokens are padding."""
+OBS = "obs/"
+"""Begins the path of an observation."""
 
 
-class DemoFile:
+class DemoFile(DemoReader):
     """A demo file opened for reading; a context manager.
 
     Args:
@@ -54,38 +51,35 @@ class DemoFile:
         DemoFormatError: the file can't be read as demonstrations; one line that names file, demo and key.
     """
 
+    format_name = "robomimic"
+
     def __init__(self, path: str | Path, *, tokens: bool = True) -> None:
-        self.path = Path(path)
+        super().__init__(Path(path))
+        where = self.path.name
         self._file = open_hdf5(self.path)
         self._tokens: TokenFile | None = None
         try:
-            self._data = group_in(self._file, "data", self.path.name)
-            self.attributes = _file_attributes(self._file, self._data, self.path.name)
-            """Attributes of the file; `env_args` is a dictionary, `action_spec` an ActionSpec or None."""
-            self._checksums = require_seal(self._file, self.path.name)
+            self._data = group_in(self._file, "data", where)
+            self.attributes = attributes_of(self._file, where) | attributes_of(self._data, where)
+            self.attributes["env_args"] = env_args_of(self.attributes.get("env_args", "{}"), where)
+            spec = self.attributes.get("action_spec")
+            self.action_spec = None if spec is None else action_spec_of_text(spec, where)
+            self.attributes["action_spec"] = self.action_spec
+            self.action_facts = robosuite_action_facts(self.attributes["env_args"])
+            if IDENTITY in self.attributes:
+                json_object(self.attributes[IDENTITY], f"{where}: {IDENTITY}")
+            self._checksums = require_seal(self._file, where)
             self.attributes.pop(CHECKSUMS, None)
-            self.names = by_number(keys_of(self._data, self.path.name), self.path.name)
-            """The demos' names, by number."""
+            self.names = by_number(self._data, where)
             if not self.names:
-                raise DemoFormatError(f"{self.path.name}: no demo in it; expected groups data/demo_0, data/demo_1, ...")
+                raise DemoFormatError(f"{where}: no demo in it; expected groups data/demo_0, data/demo_1, ...")
+            self.filter_keys = self._masks()
             self._open_tokens(beside=tokens)
+            with suppress(DemoFormatError):  # a damaged demo is refused when it is read
+                self.notes = self._left_out()
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> "DemoFile":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        """Number of demos."""
-        return len(self.names)
-
-    def __iter__(self) -> Iterator[Demo]:
-        """All demos, read one after another."""
-        return (self.read(name) for name in self.names)
 
     def close(self) -> None:
         """Close the file."""
@@ -93,97 +87,41 @@ class DemoFile:
         if self._tokens is not None:
             self._tokens.close()
 
-    @property
-    def action_spec(self) -> ActionSpec | None:
-        """The declared action columns; None: not declared."""
-        return self.attributes["action_spec"]
-
-    @property
-    def filter_keys(self) -> dict[str, list[str]]:
-        """Demo names per filter key, such as `train` and `valid`; empty where the file has no masks.
-
-        Raises:
-            DemoFormatError: a mask names a demo that isn't there.
-        """
-        if "mask" not in self._file:
-            return {}
-        where, masks, known = self.path.name, {}, set(self.names)
-        for key, dataset in datasets_below(group_in(self._file, "mask", where), where, text=True).items():
-            with damage_named(f"{where}: mask/{key}"):
-                names = [bytes(name).decode() for name in np.atleast_1d(dataset[()])]
-            if unknown := sorted(set(names) - known):
-                raise DemoFormatError(
-                    f"{where}: mask/{key} names {', '.join(unknown[:3])}, which the file does not hold"
-                )
-            masks[key] = sorted(names, key=lambda name: demo_number(name, where))
-        return masks
-
-    def datasets(self, name: str) -> dict[str, h5py.Dataset]:
+    def datasets(self, name: str) -> Mapping[str, h5py.Dataset] | None:
         """The demo's step datasets by name (`actions`, `obs/<key>`, `tokens`, ...), lengths checked, nothing read.
 
         Raises:
             DemoFormatError: no actions or no observations, or lengths that differ from each other or from num_samples.
         """
-        group, where = self._group(name), f"{self.path.name}, {name}"
-        present = keys_of(group, where)
-        if "obs" not in present:
-            raise DemoFormatError(f"{where}: {_no_observations(present)}")
-        found = {"actions": dataset_in(group, "actions", where)}
-        inside = [key for key in STEP_ARRAYS if key in present]
-        if "states" in inside and group.get("states", getclass=True) is h5py.Group:
-            inside.remove("states")  # Isaac Lab keeps the simulator's state as a tree; training does not use it
-        found |= {key: dataset_in(group, key, where) for key in inside}
-        if (beside := self._tokens_of(name)) is not None:
-            found[TOKENS] = beside.dataset(name)
-        found |= {f"obs/{key}": data for key, data in datasets_below(group_in(group, "obs", where), where).items()}
-        if found["actions"].ndim != 2:
-            raise DemoFormatError(f"{where}: actions have shape {found['actions'].shape}; expected (steps, width)")
-        steps = len(found["actions"])
-        for key, dataset in found.items():
-            rows = dataset.shape[0] if dataset.ndim else 0
-            if rows != steps:
-                raise DemoFormatError(f"{where}: {steps} actions but {rows} rows in {key}; every step needs both")
-        declared = attributes_of(group, where).get("num_samples", steps)
-        if declared != steps:
-            raise DemoFormatError(f"{where}: num_samples is {str(declared)[:40]} but there are {steps} actions")
-        return found
+        return self._datasets(name)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One demo, its images as `images.as_image` makes them; `keys` limits which observations are read.
+
+        A demo without an instruction of its own gets that of `ep_meta`, where RoboCasa keeps it.
 
         Raises:
             DemoFormatError: an observation key is missing (those present are listed), a length differs, a value of the
                 actions or of a low-dimensional observation is not finite, or something changed since it was written.
         """
-        datasets, where = self.datasets(name), f"{self.path.name}, {name}"
-        available = [key.removeprefix("obs/") for key in datasets if key.startswith("obs/")]
-        wanted = available if keys is None else keys
-        if missing := [key for key in wanted if key not in available]:
-            raise DemoFormatError(
-                f"{where}: no {', '.join(missing)} among the observations; it has: {', '.join(available)}"
-            )
-        attributes = attributes_of(self._group(name), where)
-        written = attributes
-        seed, instruction = _demo_facts(attributes, where)
-        attributes = {
-            key: value for key, value in attributes.items() if key not in ("num_samples", "seed", "instruction")
-        }
+        datasets, where = self._datasets(name), f"{self.path.name}, {name}"
+        wanted = wanted_keys([key.removeprefix(OBS) for key in datasets if key.startswith(OBS)], keys, where)
         beside = self._tokens_of(name)
         inside = [key for key in STEP_ARRAYS if key in datasets and not (key == TOKENS and beside)]
-        try:
-            demo = Demo(
-                name=name,
-                obs={key: read_rows(datasets[f"obs/{key}"], f"{where}: obs/{key}") for key in wanted},
-                actions=read_rows(datasets["actions"], f"{where}: actions"),
-                instruction=instruction,
-                seed=seed,
-                attributes=attributes,
-                **{key: read_rows(datasets[key], f"{where}: {key}") for key in inside},
-            )
-        except DemoFormatError as error:
-            raise DemoFormatError(_prefixed(str(error), self.path.name)) from error
+        written = attributes_of(self._group(name), where)
+        seed, instruction = _demo_facts(written, where)
+        demo = Demo(
+            name=name,
+            obs={key: read_rows(datasets[OBS + key], f"{where}: {OBS}{key}") for key in wanted},
+            actions=read_rows(datasets["actions"], f"{where}: actions"),
+            instruction=instruction,
+            seed=seed,
+            attributes={k: value for k, value in written.items() if k not in ("num_samples", "seed", "instruction")},
+            **{key: read_rows(datasets[key], f"{where}: {key}") for key in inside},
+        )
         demo = verified(demo, where, whole=keys is None, expected=self._checksums)
-        demo = replace(demo, obs={key: as_image(values) for key, values in demo.obs.items()})
+        obs = {key: as_image(values) for key, values in demo.obs.items()}
+        demo = replace(demo, obs=obs, instruction=instruction or _language(written.get("ep_meta")))
         if beside is None:
             return demo
         tokens = read_rows(datasets[TOKENS], f"{where}: {TOKENS}")
@@ -207,6 +145,57 @@ class DemoFile:
     def has_tokens_inside(self) -> bool:
         """Whether tokens are in the file itself."""
         return TOKENS in self._group(self.names[0])
+
+    def _datasets(self, name: str) -> dict[str, h5py.Dataset]:
+        require_demo(self, name)
+        group, where = self._group(name), f"{self.path.name}, {name}"
+        if "obs" not in group:
+            raise DemoFormatError(f"{where}: {_no_observations(sorted(group))}")
+        inside = [key for key in STEP_ARRAYS if key in group]
+        if "states" in inside and group.get("states", getclass=True) is h5py.Group:
+            inside.remove("states")  # Isaac Lab keeps the simulator's state as a tree; training does not use it
+        found = {key: dataset_in(group, key, where) for key in ("actions", *inside)}
+        if (beside := self._tokens_of(name)) is not None:
+            found[TOKENS] = beside.dataset(name)
+        found |= {OBS + key: data for key, data in datasets_below(group_in(group, "obs", where), where).items()}
+        if found["actions"].ndim != 2:
+            raise DemoFormatError(f"{where}: actions have shape {found['actions'].shape}; expected (steps, width)")
+        steps = len(found["actions"])
+        if steps == 0:
+            raise DemoFormatError(f"{where}: no action in it; a demo needs at least one step")
+        for key, dataset in found.items():
+            rows = dataset.shape[0] if dataset.ndim else 0
+            if rows != steps:
+                raise DemoFormatError(f"{where}: {steps} actions but {rows} rows in {key}; every step needs both")
+        declared = attributes_of(group, where).get("num_samples", steps)
+        if declared != steps:
+            raise DemoFormatError(f"{where}: num_samples is {str(declared)[:40]} but there are {steps} actions")
+        return found
+
+    def _masks(self) -> dict[str, list[str]]:
+        """The demos of each filter key; all must be in the file."""
+        if "mask" not in self._file:
+            return {}
+        where, masks = self.path.name, {}
+        for key, dataset in datasets_below(group_in(self._file, "mask", where), where, text=True).items():
+            with damage_named(f"{where}: mask/{key}"):
+                names = [bytes(name).decode() for name in np.atleast_1d(dataset[()])]
+            if unknown := sorted(set(names) - set(self.names)):
+                raise DemoFormatError(
+                    f"{where}: mask/{key} names {', '.join(unknown[:3])}, which the file does not hold"
+                )
+            masks[key] = by_number(names, where)
+        return masks
+
+    def _left_out(self) -> tuple[str, ...]:
+        """Notes on what is not read of the first demo, and on images that are converted."""
+        group, datasets = self._group(self.names[0]), self._datasets(self.names[0])
+        unread = [key for key in sorted(group) if key not in ("obs", *datasets)]
+        notes = (f"of each demo, {', '.join(unread)} is not read",) if unread else ()
+        for key, data in datasets.items():
+            if key.startswith(OBS) and (form := image_form(data.shape[1:], data.dtype)) is not None:
+                notes += (f"{key}: {form}; taken as images, uint8 (height, width, 3)",)
+        return notes
 
     def _open_tokens(self, beside: bool) -> None:
         """Look for tokens, in the file or beside it, and add the encoder that made them to `attributes`."""
@@ -241,16 +230,6 @@ def read_rows(dataset: h5py.Dataset, where: str, rows: slice = slice(None)) -> n
     return values
 
 
-def _file_attributes(file: h5py.File, data: h5py.Group, where: str) -> dict[str, Any]:
-    found = attributes_of(file, where) | attributes_of(data, where)
-    found["env_args"] = env_args_of(found.get("env_args", "{}"), where)
-    spec = found.get("action_spec")
-    found["action_spec"] = None if spec is None else action_spec_of_text(spec, where)
-    if IDENTITY in found:
-        json_object(found[IDENTITY], f"{where}: {IDENTITY}")
-    return found
-
-
 def _demo_facts(attributes: Mapping[str, Any], where: str) -> tuple[int | None, str | None]:
     """Seed and instruction of a demo."""
     seed, instruction = attributes.get("seed"), attributes.get("instruction")
@@ -270,5 +249,9 @@ def _no_observations(present: Sequence[str]) -> str:
     return f"no group obs; it has: {', '.join(present) or 'nothing'}"
 
 
-def _prefixed(message: str, file_name: str) -> str:
-    return message if message.startswith(file_name) else f"{file_name}, {message}"
+def _language(ep_meta: Any) -> str | None:
+    """RoboCasa's instruction in the JSON attribute `ep_meta`."""
+    with suppress(DemoFormatError):
+        found = json_object(ep_meta, "ep_meta").get("lang")
+        return found if isinstance(found, str) and found else None
+    return None

@@ -2,40 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robopolicy.demos.formats.base import DemoReader
 from robopolicy.demos.frames import Descriptor, DiskFrames, Frames, MemoryFrames, RowReader, row_reader, torch_type
 from robopolicy.demos.images import image_form
 from robopolicy.demos.placement import Placement, choose_placement
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
 
-Picked: TypeAlias = Sequence[tuple["DemoSource", str]]
+Picked: TypeAlias = Sequence[tuple[DemoReader, str]]
 """Demos to read: where from, and under which name."""
 Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
 """Shape and type of one row of a key."""
 TokenPooling: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 """Tokens (T, N, D), and which of them are valid (N,) where that is known -> fewer tokens (T, L, D)."""
-
-
-@runtime_checkable
-class DemoSource(Protocol):
-    """A source of demos: any reader that `open_demos` returns, or a `DemoFile`."""
-
-    path: Path
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Names of the demos, `demo_<i>`, by number."""
-        ...
-
-    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """One demo; `keys` limits which observations are read."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,7 @@ class DemoRows:
 
 
 def load_rows(
-    sources: Sequence[tuple[DemoSource, Sequence[str]]],
+    sources: Sequence[tuple[DemoReader, Sequence[str]]],
     keys: Sequence[str],
     *,
     placement: Placement = "auto",
@@ -130,12 +114,12 @@ def load_rows(
     )
 
 
-def row_types(source: DemoSource, name: str) -> dict[str, Row]:
+def row_types(source: DemoReader, name: str) -> dict[str, Row]:
     """Shape and type of one row of each observation key of a demo, `tokens` included where it has them.
 
     Where the format's datasets are known, only their description is read, since one demo's images may be gigabytes.
     """
-    if (datasets := _datasets(source, name)) is not None:
+    if (datasets := source.datasets(name)) is not None:
         found = {key.removeprefix("obs/"): data for key, data in datasets.items() if _is_seen(key)}
         rows = {key: (data.shape[1:], data.dtype) for key, data in found.items()}
         odd = [key for key, row in rows.items() if key != TOKENS_KEY and image_form(*row) is not None]
@@ -146,7 +130,7 @@ def row_types(source: DemoSource, name: str) -> dict[str, Row]:
     return {key: (values.shape[1:], values.dtype) for key, values in arrays.items()}
 
 
-def read_flags(sources: Sequence[tuple[DemoSource, Sequence[str]]], key: str) -> np.ndarray:
+def read_flags(sources: Sequence[tuple[DemoReader, Sequence[str]]], key: str) -> np.ndarray:
     """(rows,) bool, in the order of `load_rows`: where a key (1,) is above 0.5; False in a demo without the key."""
     flags = []
     for source, name in ((source, name) for source, names in sources for name in names):
@@ -160,7 +144,7 @@ def _is_seen(key: str) -> bool:
     return key.startswith("obs/") or key == TOKENS_KEY
 
 
-def _large_row_types(first: tuple[DemoSource, str], keys: Sequence[str]) -> dict[str, Row]:
+def _large_row_types(first: tuple[DemoReader, str], keys: Sequence[str]) -> dict[str, Row]:
     """The images and tokens among the keys, with the shape and type of their rows in the first demo."""
     where, rows, large = _where(*first), row_types(*first), {}
     for key in keys:
@@ -238,7 +222,7 @@ def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], t
     descriptors: dict[str, Descriptor] = {}
     readers: dict[str, list[RowReader]] = {key: [] for key in large}
     for source, name in picked:
-        datasets, where = _datasets(source, name), _where(source, name)
+        datasets, where = source.datasets(name), _where(source, name)
         if datasets is None:
             raise DemoFormatError(
                 f"{source.path.name}: only the native layout is read from the disk while training; "
@@ -259,12 +243,6 @@ def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], t
                 descriptors[inside] = Descriptor(inside)
             readers[key].append(row_reader(datasets[path], descriptors[inside], f"{where}: {path}"))
     return {key: DiskFrames(found, threads, list(descriptors.values())) for key, found in readers.items()}
-
-
-def _datasets(source: DemoSource, name: str) -> Mapping[str, Any] | None:
-    """The HDF5 datasets that a demo is read from unchanged, by path; None for a source that has no such datasets."""
-    find = getattr(source, "datasets", None)
-    return None if find is None else find(name)
 
 
 def _values(demo: Demo, key: str, where: str) -> np.ndarray:
@@ -293,5 +271,5 @@ def _stacked(arrays: Sequence[np.ndarray], picked: Picked, key: str) -> np.ndarr
     return np.concatenate(arrays)
 
 
-def _where(source: DemoSource, name: str) -> str:
+def _where(source: DemoReader, name: str) -> str:
     return f"{source.path.name}, {name}"

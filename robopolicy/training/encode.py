@@ -20,7 +20,6 @@ from rich.progress import track
 
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats.base import is_image
-from robopolicy.demos.formats.robomimic import RobomimicReader
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
 from robopolicy.demos.rows import row_types
 from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenWriter, encoder_described, tokens_beside
@@ -106,7 +105,7 @@ def encode_file(
     with demos:
         made = _frame_tokens(demos, model, options)
         cameras = tuple(made.image_sizes)
-        writer = _sidecar(path, made.identity) if out is None else _copy(demos, Path(out), made.identity)
+        writer = _sidecar(demos, made.identity) if out is None else _copy(demos, Path(out), made.identity)
         with writer as target:
             encoded = frames = 0
             done = set(target.names)
@@ -151,14 +150,12 @@ def are_padded(readers: Iterable[DemoReader]) -> bool:
     return any(reader.attributes.get(TOKENS_PADDED, False) for reader in readers)
 
 
-def _sidecar(path: Path, identity: dict[str, Any]) -> TokenWriter:
-    with DemoFile(path, tokens=False) as file:
-        if file.has_tokens_inside:
-            raise DemoFormatError(
-                f"{path.name}: has tokens in it; encode a file without, such as the one it was made of"
-            )
-        marks = {name: file.mark(name) for name in file.names}
-    return TokenWriter(tokens_beside(path), identity, marks)
+def _sidecar(demos: DemoFile, identity: dict[str, Any]) -> TokenWriter:
+    if demos.has_tokens_inside:
+        raise DemoFormatError(
+            f"{demos.path.name}: has tokens in it; encode a file without, such as the one it was made of"
+        )
+    return TokenWriter(tokens_beside(demos.path), identity, {name: demos.mark(name) for name in demos.names})
 
 
 def _copy(demos: DemoReader, out: Path, identity: dict[str, Any]) -> DemoWriter:
@@ -172,17 +169,17 @@ def _copy(demos: DemoReader, out: Path, identity: dict[str, Any]) -> DemoWriter:
     )
 
 
-def _without_tokens(path: Path) -> RobomimicReader:
+def _without_tokens(path: Path) -> DemoFile:
     with open_demos(path) as demos:
-        if demos.format_name != RobomimicReader.format_name:
+        if demos.format_name != DemoFile.format_name:
             raise DemoFormatError(
                 f"{path.name}: tokens are made of the native layout only and this is {demos.format_name}; "
                 "`robopolicy convert` makes a native file"
             )
-    return RobomimicReader(path, tokens=False)
+    return DemoFile(path, tokens=False)
 
 
-def _frame_tokens(demos: RobomimicReader, model: str, options: EncodeOptions) -> FrameTokens:
+def _frame_tokens(demos: DemoFile, model: str, options: EncodeOptions) -> FrameTokens:
     first = demos.read(demos.names[0])
     images = {key: values.shape[1:] for key, values in first.obs.items() if is_image(values)}
     cameras = options.cameras or tuple(sorted(images))

@@ -84,8 +84,8 @@ def test_filter_keys_are_read_and_must_name_demos_of_the_file(tmp_path, make_dem
         assert file.filter_keys == {"train": ["demo_1", "demo_2"]}
     with h5py.File(path, "r+") as file:
         del file["data/demo_1"], file["data"].attrs["checksums"]
-    with DemoFile(path) as file, pytest.raises(DemoFormatError, match="mask/train names demo_1"):
-        _ = file.filter_keys
+    with pytest.raises(DemoFormatError, match="mask/train names demo_1"):
+        DemoFile(path)
 
 
 def _truncate(path: Path) -> None:

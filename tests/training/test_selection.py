@@ -10,7 +10,6 @@ import pytest
 
 from robopolicy.demos.check import check_files
 from robopolicy.demos.formats import DemoReader, open_demos
-from robopolicy.demos.formats.base import ReaderBase
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.demos.rows import DemoRows, load_rows
 from robopolicy.experiment import ConfigError, DataConfig
@@ -19,7 +18,7 @@ from robopolicy.training.selection import choose_action_spec, choose_keys, split
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 
-class Stub(ReaderBase):
+class Stub(DemoReader):
     """A reader without demos: names and filter keys for splits, an action spec and facts for the columns."""
 
     format_name = "stub"

@@ -14,7 +14,6 @@ from robopolicy.components import NoOptions, register
 from robopolicy.demos.formats.base import (
     DemoReader,
     Omissions,
-    ReaderBase,
     require_demo,
     set_omissions,
     wanted_keys,
@@ -61,7 +60,7 @@ class NpzEpisodes:
         return notes
 
 
-class NpzReader(ReaderBase):
+class NpzReader(DemoReader):
     """Reads the archives of a folder."""
 
     format_name = "npz_episodes"

@@ -13,7 +13,7 @@ import numpy as np
 
 from robopolicy.demos.formats._minari_writer import MISSION
 from robopolicy.demos.formats._video import decode_image
-from robopolicy.demos.formats.base import ReaderBase, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
 from robopolicy.demos.guarded import damage_named
 from robopolicy.demos.images import as_image
 from robopolicy.demos.schema import json_file
@@ -35,7 +35,7 @@ def arrow_folder(folder: Path) -> Path | None:
     return None
 
 
-class ArrowReader(ReaderBase):
+class ArrowReader(DemoReader):
     """Reads one such data set, episode by episode; the last observation, on which no action was taken, is left out."""
 
     format_name = "minari"

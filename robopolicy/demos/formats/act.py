@@ -18,7 +18,6 @@ from robopolicy.demos.formats._video import decode_image
 from robopolicy.demos.formats.base import (
     DemoReader,
     Omissions,
-    ReaderBase,
     action_spec_of,
     is_image,
     require_demo,
@@ -78,7 +77,7 @@ class ActFormat:
         return notes
 
 
-class ActReader(ReaderBase):
+class ActReader(DemoReader):
     """Reads the episodes of a folder, or one episode file; each is opened when it is read."""
 
     format_name = "act"

@@ -4,11 +4,10 @@ A format is a class registered with `@register("demo_format", kind)`, whose firs
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -16,44 +15,33 @@ from robopolicy.demos.actions import infer_action_spec
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 
-@runtime_checkable
-class DemoReader(Protocol):
-    """One open set of demonstrations, whatever its format; a context manager."""
+Reader = TypeVar("Reader", bound="DemoReader")
 
-    path: Path
-    """The file or folder."""
+
+class DemoReader:
+    """One open set of demonstrations; the reader of each format is a subclass. A context manager.
+
+    A subclass sets the attributes that differ from these defaults, and overrides `read`.
+    """
+
     format_name: str
     """Kind of the format that opened it."""
 
-    @property
-    def names(self) -> Sequence[str]:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """The file or folder."""
+        self.names: Sequence[str] = ()
         """Names of the demos, `demo_<i>`, by number."""
-        ...
-
-    @property
-    def filter_keys(self) -> Mapping[str, Sequence[str]]:
+        self.filter_keys: Mapping[str, Sequence[str]] = {}
         """Named subsets such as `train` and `valid`; empty where the format has none."""
-        ...
-
-    @property
-    def attributes(self) -> Mapping[str, Any]:
+        self.attributes: dict[str, Any] = {}
         """Attributes of the whole set."""
-        ...
-
-    @property
-    def action_spec(self) -> ActionSpec | None:
+        self.action_spec: ActionSpec | None = None
         """The action columns as the file declares them; None: inferred by the default rule (`infer_action_spec`)."""
-        ...
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Conversions made while reading, and contents left out; one line each."""
-        ...
-
-    @property
-    def action_facts(self) -> Mapping[str, Any]:
+        self.action_facts: Mapping[str, Any] = {}
         """Fields of ActionSpec (kind, rate_hz, ...) that are known although `action_spec` is None."""
-        ...
+        self.notes: tuple[str, ...] = ()
+        """Conversions made while reading, and contents left out; one line each."""
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One demo; `keys` limits which observations are read.
@@ -61,19 +49,32 @@ class DemoReader(Protocol):
         Raises:
             DemoFormatError: an array is damaged, missing, of another length, or holds a value that is not finite.
         """
-        ...
+        raise NotImplementedError
 
     def clock(self, name: str) -> np.ndarray | None:
-        """(T,) time of each step [s], where the format records it."""
-        ...
+        """(T,) time of each step [s]; None where the format records none."""
+        return None
+
+    def datasets(self, name: str) -> Mapping[str, Any] | None:
+        """The HDF5 datasets that a demo is read from unchanged, by path such as `obs/front`; None where there are none."""
+        return None
 
     def close(self) -> None:
-        """Close the file."""
-        ...
+        """Close the file; does nothing where none is held open."""
 
-    def __enter__(self) -> "DemoReader": ...
+    def __len__(self) -> int:
+        """Number of demos."""
+        return len(self.names)
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __iter__(self) -> Iterator[Demo]:
+        """All demos, read one after another."""
+        return (self.read(name) for name in self.names)
+
+    def __enter__(self: Reader) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @runtime_checkable
@@ -110,38 +111,6 @@ class WritableFormat(Protocol):
             DemoFormatError: the format can't hold these demos.
         """
         ...
-
-
-class ReaderBase:
-    """Shared by readers: the path, defaults of the optional properties, and the context manager."""
-
-    format_name: str
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.names: Sequence[str] = ()
-        self.notes: tuple[str, ...] = ()
-        self.filter_keys: Mapping[str, Sequence[str]] = {}
-        self.attributes: Mapping[str, Any] = {}
-        self.action_spec: ActionSpec | None = None
-        self.action_facts: Mapping[str, Any] = {}
-
-    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """See `DemoReader`."""
-        raise NotImplementedError
-
-    def clock(self, name: str) -> np.ndarray | None:
-        """None: the format records no time."""
-        return None
-
-    def close(self) -> None:
-        """Do nothing: no file is held open."""
-
-    def __enter__(self) -> "ReaderBase":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 class Omissions:

@@ -14,7 +14,7 @@ import numpy as np
 from robopolicy.components import register, require
 from robopolicy.demos.formats._lerobot_tables import Episodes, column_values, open_episodes
 from robopolicy.demos.formats._video import decode_image, read_video
-from robopolicy.demos.formats.base import DemoReader, ReaderBase, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
 from robopolicy.demos.guarded import damage_named
 from robopolicy.demos.schema import action_spec_from, json_file, lerobot_info
 from robopolicy.types import Demo, DemoFormatError
@@ -72,7 +72,7 @@ class LeRobotFormat:
         return LeRobotWriter(self._options.version, self._options.images).write(source, target, names)
 
 
-class LeRobotReader(ReaderBase):
+class LeRobotReader(DemoReader):
     """Reads one LeRobot data set, episode by episode."""
 
     format_name = "lerobot"

@@ -11,7 +11,7 @@ from typing import Any
 
 from robopolicy.components import NoOptions, register
 from robopolicy.demos.formats.base import is_image
-from robopolicy.demos.formats.robomimic import RobomimicReader
+from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import json_object
 from robopolicy.types import Demo, DemoFormatError
@@ -41,7 +41,7 @@ class LiberoFormat:
         return LiberoReader(path)
 
 
-class LiberoReader(RobomimicReader):
+class LiberoReader(DemoFile):
     """A LIBERO file."""
 
     format_name = "libero"

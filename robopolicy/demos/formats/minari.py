@@ -18,7 +18,7 @@ from robopolicy.components import register, require
 from robopolicy.demos.formats._minari_arrow import ArrowReader, arrow_folder
 from robopolicy.demos.formats._minari_writer import KEPT, MISSION, SIDECAR, write_minari
 from robopolicy.demos.formats._video import decode_image
-from robopolicy.demos.formats.base import DemoReader, ReaderBase, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in, keys_of
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.images import as_image
@@ -72,7 +72,7 @@ class MinariFormat:
             first = next((key for key in keys_of(file, path.name) if EPISODE.fullmatch(key)), None)
             return first is not None and "observations" in group_in(file, first, path.name)
 
-    def open(self, path: Path) -> ReaderBase:
+    def open(self, path: Path) -> DemoReader:
         """A reader of the data set."""
         if path.is_dir() and _main_file(path) is None and (folder := arrow_folder(path)) is not None:
             reader = ArrowReader(path, folder)
@@ -85,7 +85,7 @@ class MinariFormat:
         return write_minari(source, target, names, self._options.dataset_id)
 
 
-class MinariReader(ReaderBase):
+class MinariReader(DemoReader):
     """Reads one Minari data set; the last of the T + 1 observations, on which no action was taken, is left out."""
 
     format_name = "minari"

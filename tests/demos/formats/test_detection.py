@@ -53,7 +53,7 @@ def test_an_unknown_target_format_or_option_lists_those_known(kind, options, mes
 
 PLUGIN = """
 from robopolicy.components import NoOptions, register
-from robopolicy.demos.formats.robomimic import RobomimicReader
+from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.probe import open_hdf5
 
 @register("demo_format", "lab")
@@ -70,7 +70,7 @@ class LabFormat:
             return "data" in file and "lab" in file["data"].attrs
 
     def open(self, path):
-        return RobomimicReader(path)
+        return DemoFile(path)
 """
 
 

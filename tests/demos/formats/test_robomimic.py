@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
+from robopolicy.demos.actions import robosuite_action_facts
 from robopolicy.demos.formats import action_spec_of, convert, open_demos
-from robopolicy.demos.formats.robomimic import robosuite_action_facts
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_robomimic, write_robosuite_raw
 
