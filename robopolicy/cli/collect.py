@@ -59,7 +59,7 @@ def collect(arguments: Sequence[str]) -> int:
     check_simulator(options)
     require(options, 1, "image_size")
     _check_out(Path(options.out), options)
-    from robopolicy.demos.parts import parts_folder
+    from robopolicy.demos.guarded import parts_folder
     from robopolicy.sim.sharding import open_shard
 
     try:
@@ -192,7 +192,7 @@ def _check_out(out: Path, options: Namespace) -> None:
     """Refuse a file that exists, or, with `--resume`, one whose demos were collected with other options."""
     check_file("--out", out)
     from robopolicy.demos.hdf5 import DemoFile
-    from robopolicy.demos.writer import begun
+    from robopolicy.demos.parts import begun
 
     if (found := begun(out)) is None:
         return

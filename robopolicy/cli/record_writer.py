@@ -13,7 +13,8 @@ from typing import IO, Any
 import numpy as np
 
 from robopolicy.demos.hdf5 import DemoFile
-from robopolicy.demos.writer import DemoWriter, begun
+from robopolicy.demos.parts import begun
+from robopolicy.demos.writer import DemoWriter
 from robopolicy.types import ActionSpec, Demo
 
 LENGTH = struct.Struct("<Q")

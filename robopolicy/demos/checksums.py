@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.demos.guarded import attributes_of, datasets_below, group_in, keys_of
+from robopolicy.demos.guarded import attributes_of, datasets_below, group_in
 from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS
 from robopolicy.demos.schema import json_object
 from robopolicy.types import Demo, DemoFormatError
@@ -58,7 +58,7 @@ def seal_of(file: h5py.File, where: str) -> str:
     facts.pop(CHECKSUMS, None)
     masks = datasets_below(group_in(file, "mask", where), where, text=True) if "mask" in file else {}
     members = {key: np.atleast_1d(names[()]).tolist() for key, names in masks.items()}
-    return json.dumps({"file": _crc_text({"facts": facts, "masks": members, "demos": keys_of(data, where)})})
+    return json.dumps({"file": _crc_text({"facts": facts, "masks": members, "demos": sorted(data)})})
 
 
 def require_seal(file: h5py.File, where: str) -> bool:

@@ -10,8 +10,8 @@ from robopolicy.demos.findings import CLOCK
 from robopolicy.demos.formats.base import DemoReader, action_spec_of
 from robopolicy.demos.idle import IdleSteps
 from robopolicy.demos.packing import STEP_ARRAYS, by_number
-from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID
-from robopolicy.types import Demo, DemoFormatError
+from robopolicy.demos.tokens import IDENTITY
+from robopolicy.types import TOKEN_VALID_KEY, Demo, DemoFormatError
 
 
 class ChangedReader(DemoReader):
@@ -255,7 +255,7 @@ class Chosen(ChangedReader):
         self.lengths[name] = len(demo)
         if not self._instructions:
             return demo
-        attributes = {key: value for key, value in demo.attributes.items() if key != TOKEN_VALID}
+        attributes = {key: value for key, value in demo.attributes.items() if key != TOKEN_VALID_KEY}
         instruction = self._instructions.get(name, demo.instruction) or None
         return replace(demo, instruction=instruction, tokens=None, attributes=attributes)
 

@@ -11,7 +11,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.demos.parts import parts_folder
 from robopolicy.types import DemoFormatError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -21,6 +20,11 @@ GREATEST_ATTRIBUTES = 1024
 
 BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 """Exceptions that h5py, and code that trusts what it reads, raise on damaged files."""
+
+
+def parts_folder(target: str | Path) -> Path:
+    """Folder of a file's parts until the file is complete (`robopolicy.demos.parts`)."""
+    return Path(f"{target}.parts")
 
 
 def open_checked(path: str | Path) -> h5py.File:
@@ -74,7 +78,7 @@ def damage_named(where: str) -> Iterator[None]:
 
 
 def group_in(parent: h5py.Group, key: str, where: str) -> h5py.Group:
-    """The group `key` of `parent`; `where` begins the message if it is missing, damaged, or not a group."""
+    """The group `key` of `parent`; `where` begins the message if it is missing, or not a group."""
     found = _child(parent, key, where)
     if not isinstance(found, h5py.Group):
         raise DemoFormatError(f"{where}: {key} is a dataset; expected a group")
@@ -90,32 +94,21 @@ def dataset_in(parent: h5py.Group, key: str, where: str, *, text: bool = False) 
     found = _child(parent, key, where)
     if not isinstance(found, h5py.Dataset):
         raise DemoFormatError(f"{where}: {key} is a group; expected a dataset")
-    with damage_named(f"{where}: {key}"):
-        kinds = "biufS" if text else "biuf"
-        if (
-            found.shape is None
-            or found.dtype.kind not in kinds
-            or (found.dtype.itemsize > 8 and found.dtype.kind == "f")
-        ):
-            raise DemoFormatError(f"{where}: {key} has type {found.dtype}; expected numbers of at most 64 bits")
+    kind, size = found.dtype.kind, found.dtype.itemsize
+    if found.shape is None or kind not in ("biufS" if text else "biuf") or (kind == "f" and size > 8):
+        raise DemoFormatError(f"{where}: {key} has type {found.dtype}; expected numbers of at most 64 bits")
     return found
 
 
 def datasets_below(parent: h5py.Group, where: str, prefix: str = "", *, text: bool = False) -> dict[str, h5py.Dataset]:
     """All datasets below a group by their path, nested groups as `outer/inner`, sorted by name; `text` as above."""
     found: dict[str, h5py.Dataset] = {}
-    for key in keys_of(parent, where):
-        if isinstance(_child(parent, key, where), h5py.Group):
-            found |= datasets_below(group_in(parent, key, where), where, f"{prefix}{key}/", text=text)
+    for key in sorted(parent):
+        if isinstance(inner := _child(parent, key, where), h5py.Group):
+            found |= datasets_below(inner, where, f"{prefix}{key}/", text=text)
         else:
             found[prefix + key] = dataset_in(parent, key, where, text=text)
     return found
-
-
-def keys_of(parent: h5py.Group, where: str) -> list[str]:
-    """The names in a group, sorted."""
-    with damage_named(where):
-        return sorted(parent.keys())
 
 
 def attributes_of(item: h5py.Group | h5py.Dataset, where: str) -> dict[str, Any]:
@@ -133,7 +126,7 @@ def attributes_of(item: h5py.Group | h5py.Dataset, where: str) -> dict[str, Any]
 def _child(parent: h5py.Group, key: str, where: str) -> Any:
     with damage_named(f"{where}: {key}"):
         if key not in parent:
-            raise DemoFormatError(f"{where}: no {key}; it has: {', '.join(sorted(parent.keys())[:12]) or 'nothing'}")
+            raise DemoFormatError(f"{where}: no {key}; it has: {', '.join(sorted(parent)[:12]) or 'nothing'}")
         return parent[key]
 
 

@@ -27,9 +27,9 @@ from robopolicy.demos.images import as_image, image_form
 from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS, by_number
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import action_spec_of_text, env_args_of, is_integer, json_object
-from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenFile, mark_of, tokens_beside
+from robopolicy.demos.tokens import IDENTITY, TokenFile, mark_of, tokens_beside
 from robopolicy.demos.writer import DemoWriter
-from robopolicy.types import Demo, DemoFormatError
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
 
 __all__ = ["DemoFile", "DemoWriter", "read_rows"]
 
@@ -107,7 +107,7 @@ class DemoFile(DemoReader):
         datasets, where = self._datasets(name), f"{self.path.name}, {name}"
         wanted = wanted_keys([key.removeprefix(OBS) for key in datasets if key.startswith(OBS)], keys, where)
         beside = self._tokens_of(name)
-        inside = [key for key in STEP_ARRAYS if key in datasets and not (key == TOKENS and beside)]
+        inside = [key for key in STEP_ARRAYS if key in datasets and not (key == TOKENS_KEY and beside)]
         written = attributes_of(self._group(name), where)
         seed, instruction = _demo_facts(written, where)
         demo = Demo(
@@ -124,8 +124,8 @@ class DemoFile(DemoReader):
         demo = replace(demo, obs=obs, instruction=instruction or _language(written.get("ep_meta")))
         if beside is None:
             return demo
-        tokens = read_rows(datasets[TOKENS], f"{where}: {TOKENS}")
-        demo = replace(demo, tokens=tokens, attributes={**demo.attributes, TOKEN_VALID: beside.valid(name)})
+        tokens = read_rows(datasets[TOKENS_KEY], f"{where}: {TOKENS_KEY}")
+        demo = replace(demo, tokens=tokens, attributes={**demo.attributes, TOKEN_VALID_KEY: beside.valid(name)})
         beside.require_match(demo, mark_of(written, demo.actions))
         return demo
 
@@ -133,7 +133,7 @@ class DemoFile(DemoReader):
         """All attributes of one demo: num_samples, instruction, seed, model_file, ..., and `token_valid` of its tokens."""
         found = attributes_of(self._group(name), f"{self.path.name}, {name}")
         beside = self._tokens_of(name)
-        return found if beside is None else {**found, TOKEN_VALID: beside.valid(name)}
+        return found if beside is None else {**found, TOKEN_VALID_KEY: beside.valid(name)}
 
     def mark(self, name: str) -> int:
         """The demo's mark, which tokens made from it carry (`tokens.mark_of`)."""
@@ -144,7 +144,7 @@ class DemoFile(DemoReader):
     @property
     def has_tokens_inside(self) -> bool:
         """Whether tokens are in the file itself."""
-        return TOKENS in self._group(self.names[0])
+        return TOKENS_KEY in self._group(self.names[0])
 
     def _datasets(self, name: str) -> dict[str, h5py.Dataset]:
         require_demo(self, name)
@@ -156,7 +156,7 @@ class DemoFile(DemoReader):
             inside.remove("states")  # Isaac Lab keeps the simulator's state as a tree; training does not use it
         found = {key: dataset_in(group, key, where) for key in ("actions", *inside)}
         if (beside := self._tokens_of(name)) is not None:
-            found[TOKENS] = beside.dataset(name)
+            found[TOKENS_KEY] = beside.dataset(name)
         found |= {OBS + key: data for key, data in datasets_below(group_in(group, "obs", where), where).items()}
         if found["actions"].ndim != 2:
             raise DemoFormatError(f"{where}: actions have shape {found['actions'].shape}; expected (steps, width)")
@@ -204,7 +204,7 @@ class DemoFile(DemoReader):
             self._tokens = TokenFile(path)
             self.attributes[IDENTITY] = self._tokens.identity or "{}"
         if self._tokens is not None or self.has_tokens_inside:
-            masks = (self.demo_attributes(name).get(TOKEN_VALID, ()) for name in self.names)
+            masks = (self.demo_attributes(name).get(TOKEN_VALID_KEY, ()) for name in self.names)
             self.attributes[TOKENS_PADDED] = any(isinstance(mask, list) and 0 in mask for mask in masks)
 
     def _tokens_of(self, name: str) -> TokenFile | None:

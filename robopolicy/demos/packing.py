@@ -37,6 +37,14 @@ def file_facts(
     return facts
 
 
+def data_group(file: h5py.File, facts: Mapping[str, Any]) -> h5py.Group:
+    """The group `data` of a new file, with its attributes except the checksums, which are made when all is written."""
+    data = file.create_group("data")
+    for key in sorted(set(facts) - {CHECKSUMS}):
+        data.attrs[key] = facts[key]
+    return data
+
+
 def write_demo(group: h5py.Group, demo: Demo) -> None:
     """Write a demo's attributes and arrays into its empty group."""
     group.attrs["num_samples"] = len(demo)

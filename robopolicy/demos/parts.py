@@ -1,193 +1,211 @@
-"""The finished parts of an HDF5 file that is being written: each whole, in a file of its own, in the folder `<file>.parts`.
+"""A file of groups `data/demo_<i>` that is written part by part, and loses nothing that was finished.
 
 HDF5 updates its index in place, in several writes: a process killed between them leaves a file that does not open. Here no
-file is ever changed: a part is built in memory and renamed into the folder; at the end all parts are copied into a new
+file is ever changed: each part is a file of its own in the folder `<file>.parts`; at the end all parts are copied into a new
 file, which is renamed to the target, and the folder is removed. A kill loses at most the part under way, and a writer that
 resumes takes up the parts. The folder is locked as long as its writer lives.
 """
 
 import fcntl
-import io
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 
-from robopolicy.files import TEMPORARY, remove_unfinished_of, replacing, require_regular, write_file
+from robopolicy.demos.checksums import seal_of
+from robopolicy.demos.guarded import attributes_of, damage_named, group_in, parts_folder
+from robopolicy.demos.packing import CHECKSUMS, by_number, data_group, demo_number
+from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.whole_hdf5 import write_hdf5
+from robopolicy.files import TEMPORARY, remove_unfinished_of, require_regular
+from robopolicy.types import DemoFormatError
 
-ENDING = ".parts"
+Writer = TypeVar("Writer", bound="PartWriter")
 
 
 class FileInUseError(OSError):
     """Another process is writing the file."""
 
 
-def parts_folder(target: str | Path) -> Path:
-    """Folder of a file's parts until the file is complete."""
-    return Path(f"{target}{ENDING}")
+class PartWriter:
+    """Writes a file of groups; as a context manager it closes the file at the end of the block.
 
-
-class Parts:
-    """The parts of one target file, held by one writer.
+    An exception in the block leaves the parts for a writer with `resume`. Every part has the layout of the whole file. A
+    file is never changed once it is closed: resuming one writes a new file.
 
     Args:
-        target: the file to become; its folder is made.
-        resume: take up the parts that an earlier writer left.
+        path: the file; its folder is made.
+        facts: attributes of `data`; a file that is resumed keeps its own.
+        resume: continue a file, or the parts of one.
 
     Raises:
-        FileExistsError: there are parts already, and `resume` is off.
+        FileExistsError: the file or its parts exist and `resume` is off.
         FileInUseError: another process writes the file.
         OSError: the path of the parts is taken by something else, such as a link.
+        DemoFormatError: the existing file can't be continued.
     """
 
-    def __init__(self, target: Path, *, resume: bool) -> None:
-        require_regular(target)
-        self.target, self.folder = target, parts_folder(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = _locked_folder(self.folder)
+    def __init__(self, path: str | Path, facts: Mapping[str, Any], *, resume: bool) -> None:
+        self.path = Path(path)
+        require_regular(self.path)
+        if self.path.exists() and not resume:
+            raise FileExistsError(f"{self.path} exists; resume to add to it, or choose another name")
+        self._facts = dict(facts)
+        self._groups: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+        """The file in which each group lies, and its attributes."""
+        self._next = 0
+        self._folder = parts_folder(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked_folder(self._folder)
         try:
-            remove_unfinished_of(target)
-            self.names = sorted(path.stem for path in self._left_behind())
-            """Names of the parts, without ending."""
-            if self.names and not resume:
+            remove_unfinished_of(self.path)
+            self._parts = _left_behind(self._folder)
+            if self._parts and not resume:
                 raise FileExistsError(
-                    f"{self.folder} holds {len(self.names)} parts of an unfinished {target.name}; resume it, or remove "
+                    f"{self._folder} holds {len(self._parts)} parts of an unfinished {self.path.name}; resume it, or remove "
                     "the folder"
                 )
+            merged = self._take_up(self.path, ()) if self.path.exists() else []
+            for part in list(self._parts):
+                if not self._take_up(part, merged):  # of a merge that was killed at its very end
+                    self._remove(part)
         except BaseException:
-            os.close(self._fd)
+            self._release()
             raise
 
-    def path(self, name: str) -> Path:
-        """The file of a part."""
-        return self.folder / f"{name}.hdf5"
+    def __enter__(self: Writer) -> Writer:
+        return self
 
-    def add(self, name: str, fill: Callable[[h5py.File], None]) -> None:
-        """Write a part; on disk when this returns. `fill` writes the content into an empty HDF5 file in memory.
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._release()
 
-        Raises:
-            OSError: it can't be written, such as on a full disk; the other parts stay.
-        """
-        write_hdf5(self.path(name), fill)
-        self.names.append(name)
+    @property
+    def names(self) -> list[str]:
+        """The demos written so far, by number."""
+        return by_number(self._groups, self.path.name)
 
-    def remove(self, name: str) -> None:
-        """Drop a part."""
-        self.path(name).unlink()
-        self.names.remove(name)
-
-    def finish(self, fill: Callable[[h5py.File], Iterable[object]]) -> None:
-        """Write the target, renamed into place when whole, and remove the parts; `fill` as in `stream_hdf5`.
+    def close(self) -> None:
+        """Merge the parts into the file, synced and renamed; without a demo nothing is written.
 
         Raises:
             OSError: it can't be written, such as on a full disk; the parts stay.
         """
-        stream_hdf5(self.target, fill)
-        for name in list(self.names):
-            self.remove(name)
+        try:
+            if self._groups and self._changed:
+                write_hdf5(self.path, self._fill)
+                for part in list(self._parts):
+                    self._remove(part)
+        finally:
+            self._release()
 
-    def release(self) -> None:
-        """Release the folder; its contents stay for a writer that resumes. An empty folder is removed."""
-        if not os.listdir(self.folder):
-            self.folder.rmdir()
-        os.close(self._fd)
+    @property
+    def _changed(self) -> bool:
+        return bool(self._parts)
 
-    def _left_behind(self) -> list[Path]:
-        """The parts in the folder; files cut short by a kill are removed."""
+    def _add(self, groups: Mapping[str, tuple[Callable[[h5py.Group], None], Mapping[str, Any]]]) -> None:
+        """Write a part of these groups: for each what fills it, and its attributes; on disk when this returns."""
+
+        def fill(file: h5py.File) -> None:
+            data = data_group(file, self._facts)
+            for name, (write, _) in groups.items():
+                write(data.create_group(name))
+            self._seal(file)
+
+        part = self._folder / f"{next(iter(groups))}.hdf5"
+        write_hdf5(part, fill)
+        self._parts.append(part)
+        for name, (_, attributes) in groups.items():
+            self._note(name, part, attributes)
+
+    def _keeps(self, name: str, attributes: Mapping[str, Any]) -> bool:
+        """Whether a group left by an earlier writer is kept."""
+        return True
+
+    def _take_up(self, path: Path, merged: Sequence[Any]) -> list[Any]:
+        """Note the groups of a file whose checksums are not among `merged`; returns the checksums of those."""
         found = []
-        for path in self.folder.iterdir():
-            if not stat.S_ISREG(path.lstat().st_mode):
-                raise OSError(f"{path} is not a regular file; {self.folder} is not a folder of parts, move it away")
-            if TEMPORARY in path.name:
-                path.unlink()
-            elif path.suffix == ".hdf5":
-                found.append(path)
-            else:
-                raise OSError(f"{path} is not a part; {self.folder} is not a folder of parts, move it away")
+        with open_hdf5(path) as file:
+            data = group_in(file, "data", path.name)
+            if not self._groups:
+                self._facts = attributes_of(data, path.name)
+            for name in by_number(data, path.name):
+                attributes = attributes_of(group_in(data, name, path.name), f"{path.name}, {name}")
+                if attributes.get(CHECKSUMS, name) in merged or not self._keeps(name, attributes):
+                    continue
+                if name in self._groups:
+                    raise DemoFormatError(f"{path} holds {name} and so does {self._groups[name][0]}; move one away")
+                self._note(name, path, attributes)
+                found.append(attributes.get(CHECKSUMS))
         return found
 
+    def _note(self, name: str, path: Path, attributes: Mapping[str, Any]) -> None:
+        self._groups[name] = path, attributes
+        self._next = max(self._next, demo_number(name, self.path.name) + 1)
 
-def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:
-    """Write an HDF5 file that fits in memory, where `fill` makes it; whole or not at all.
+    def _fill(self, target: h5py.File) -> Iterator[None]:
+        """Copy all groups into the new file, in the order of their numbers."""
+        data = data_group(target, self._facts)
+        for name, new_name in self._order().items():
+            path, _ = self._groups[name]
+            with open_hdf5(path) as file, damage_named(f"{path.name}, {name}"):
+                file.copy(file[f"data/{name}"], data, new_name)
+            yield
+        self._add_rest(target)
+        self._seal(target)
+
+    def _add_rest(self, target: h5py.File) -> None:
+        """Write the contents of the file other than its groups."""
+
+    def _seal(self, file: h5py.File) -> None:
+        """Write the file's checksums, where its demos have them."""
+        if CHECKSUMS in self._facts:
+            file["data"].attrs[CHECKSUMS] = seal_of(file, self.path.name)
+
+    def _order(self) -> dict[str, str]:
+        """The groups in their order in the file, with the name of each there."""
+        return {name: name for name in self.names}
+
+    def _remove(self, part: Path) -> None:
+        part.unlink()
+        self._parts.remove(part)
+
+    def _release(self) -> None:
+        """Unlock the folder; its contents stay for a writer that resumes. An empty folder is removed."""
+        with suppress(OSError):
+            self._folder.rmdir()
+        os.close(self._lock)
+
+
+def begun(path: str | Path) -> Path | None:
+    """The file, or the first of its parts, whose attributes a writer continues with; None if neither exists."""
+    if Path(path).exists():
+        return Path(path)
+    return min((part for part in parts_folder(path).glob("*.hdf5") if TEMPORARY not in part.name), default=None)
+
+
+def _left_behind(folder: Path) -> list[Path]:
+    """The parts in a folder, sorted; files cut short by a kill are removed.
 
     Raises:
-        OSError: it can't be written, such as on a full disk.
+        OSError: something else is in it.
     """
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        fill(file)
-    write_file(path, content.getbuffer())
-
-
-def stream_hdf5(path: Path, fill: Callable[[h5py.File], Iterable[object]]) -> None:
-    """Write an HDF5 file of any size, whole or not at all.
-
-    `fill` is called with the empty file and yields now and then, so that a full disk ends it early.
-
-    Raises:
-        OSError: the first error of a write, such as a full disk.
-    """
-    with replacing(path) as temporary, _PatientFile(temporary, "r+b") as raw:
-        try:
-            with h5py.File(raw, "w") as file:
-                for _ in fill(file):
-                    if raw.failure is not None:
-                        break
-        except Exception as error:
-            raise raw.failure or error from error
-        if raw.failure is not None:
-            raise raw.failure
-
-
-class _PatientFile(io.FileIO):
-    """A file for h5py's file-object driver whose writes never raise inside HDF5.
-
-    HDF5 can't pass on the error of a write that it does when it flushes or closes: it keeps the file open, and crashes
-    when the process ends. After the first error, writes are kept in memory, where HDF5 reads them back, and the error
-    is raised as soon as HDF5 is done.
-    """
-
-    failure: OSError | None = None
-
-    def __init__(self, path: Path, mode: str) -> None:
-        super().__init__(path, mode)
-        self._kept: list[tuple[int, bytes]] = []
-
-    def write(self, data: Any) -> int:
-        view, start = memoryview(data), self.tell()
-        try:
-            if self.failure is None:
-                done = 0
-                while done < len(view):
-                    done += super().write(view[done:]) or 0
-                return len(view)
-        except OSError as error:
-            self.failure = error
-        self._kept.append((start, bytes(view)))
-        self.seek(start + len(view))
-        return len(view)
-
-    def readinto(self, buffer: Any) -> int:
-        start, size = self.tell(), len(buffer)
-        count = super().readinto(buffer) or 0
-        buffer[count:] = bytes(size - count)
-        for place, data in self._kept:
-            low, high = max(start, place), min(start + size, place + len(data))
-            if low < high:
-                buffer[low - start : high - start] = data[low - place : high - place]
-        self.seek(start + size)
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.failure = self.failure or error
-            return size or 0
+    found = []
+    for path in sorted(folder.iterdir()):
+        part = TEMPORARY in path.name or path.suffix == ".hdf5"
+        if not part or not stat.S_ISREG(path.lstat().st_mode):
+            raise OSError(f"{path} is not a part, a regular file; {folder} is not a folder of parts, move it away")
+        if TEMPORARY in path.name:
+            path.unlink()
+        else:
+            found.append(path)
+    return found
 
 
 def _locked_folder(folder: Path) -> int:

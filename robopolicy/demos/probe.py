@@ -7,19 +7,18 @@ the caller is unharmed. The verdict is remembered until the file changes.
 """
 
 import atexit
-import contextlib
 import faulthandler
 import json
 import math
 import os
 import resource
-import select
 import signal
 import subprocess
 import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -63,8 +62,8 @@ def examine(path: Path | str) -> None:
     """
     path = Path(path)
     require_file(path)
-    status = path.stat()
-    key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
+    state = path.stat()
+    key = (str(path.resolve()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     if key not in _verdicts:
         _verdicts[key] = _examiner.ask(path, SILENCE_S)
     if _verdicts[key] is not None:
@@ -81,34 +80,24 @@ class _Examiner:
 
     def ask(self, path: Path, silence_s: float) -> str | None:
         """Why the file is refused, or None; a helper that was killed meanwhile is replaced once."""
-        request = json.dumps([str(path.resolve()), silence_s]) + "\n"
         with self._lock:
-            reply = self._exchange(request) or self._exchange(request)
-        if not reply:
-            raise UnsafeFileError(f"{path.name}: could not be examined; the helper process ended twice")
-        return json.loads(reply)
+            for _ in range(2):
+                process = self._running()
+                assert process.stdin is not None
+                assert process.stdout is not None
+                with suppress(BrokenPipeError):
+                    print(json.dumps([str(path.resolve()), silence_s]), file=process.stdin, flush=True)
+                    if reply := process.stdout.readline():
+                        return json.loads(reply)
+                self.close()
+        raise UnsafeFileError(f"{path.name}: could not be examined; the helper process ended twice")
 
     def close(self) -> None:
         """End the helper, if this process started one."""
         process, self._process = self._process, None
         if process is not None and self._owner == os.getpid():
-            with contextlib.suppress(BrokenPipeError):
+            with suppress(BrokenPipeError):
                 process.communicate()
-
-    def _exchange(self, request: str) -> str:
-        """The helper's reply; empty if it has ended."""
-        process = self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(request)
-            process.stdin.flush()
-            reply = process.stdout.readline()
-        except BrokenPipeError:
-            reply = ""
-        if not reply:
-            self.close()
-        return reply
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._owner != os.getpid():
@@ -123,7 +112,7 @@ class _Examiner:
         return self._process
 
 
-_verdicts: dict[tuple[str, int, int], str | None] = {}
+_verdicts: dict[tuple[str | int, ...], str | None] = {}
 _examiner = _Examiner()
 atexit.register(_examiner.close)
 
@@ -132,42 +121,32 @@ def serve() -> None:
     """The helper's loop: a JSON line `[path, seconds]` from stdin, one (why it is refused, or null) to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
-        path, silence_s = json.loads(line)
-        print(json.dumps(_in_child(path, silence_s)), flush=True)
+        print(json.dumps(_in_child(*json.loads(line))), flush=True)
 
 
 def _in_child(path: str, silence_s: float) -> str | None:
-    """The child's verdict; it writes a dot for each object, then why the file is refused, or null, as JSON."""
+    """Why a forked child refuses the file, or None; an alarm, set again for each object, ends a child that stalls."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(receiver)
         faulthandler.disable()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-        os.write(sender, json.dumps(fault(path, lambda: os.write(sender, b"."))).encode())
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process, also inside the HDF5 library
+        signal.setitimer(signal.ITIMER_REAL, silence_s)
+        verdict = fault(path, lambda: signal.setitimer(signal.ITIMER_REAL, silence_s))
+        os.write(sender, json.dumps(verdict).encode())
         os._exit(0)
     os.close(sender)
-    reply, silent = b"", False
-    try:
-        while not silent:
-            silent = not select.select([receiver], [], [], silence_s)[0]
-            heard = b"" if silent else os.read(receiver, 65536)
-            if not heard:
-                break
-            reply = (reply + heard).lstrip(b".")
-    finally:
-        os.close(receiver)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    if silent:
-        return f"{Path(path).name}: no progress in reading it for {silence_s:g} s; damaged, or made to stall its reader"
-    if not reply:
-        return (
-            f"{Path(path).name}: the HDF5 library crashed on it (signal {os.WTERMSIG(status)}); damaged, copy it again"
-        )
-    return json.loads(reply)
+    with open(receiver, "rb") as pipe:
+        reply = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if reply:
+        return json.loads(reply)
+    number, name = os.WTERMSIG(status), Path(path).name
+    if number == signal.SIGALRM:
+        return f"{name}: no progress in reading it for {silence_s:g} s; damaged, or made to stall its reader"
+    return f"{name}: the HDF5 library crashed on it (signal {number}); damaged, copy it again"
 
 
 def fault(path: str, alive: Callable[[], object]) -> str | None:
@@ -242,11 +221,11 @@ def _require_chunks(name: str, dataset: h5py.Dataset, chunk_bytes: int) -> None:
         if chunk.size > CHUNK_BYTES:
             large.append(chunk.chunk_offset)
 
-    with contextlib.suppress(*BROKEN):
+    with suppress(*BROKEN):
         dataset.id.chunk_iter(note)
     for offset in large:
         _, packed = dataset.id.read_direct_chunk(offset)
-        with contextlib.suppress(zlib.error):  # its reader names it
+        with suppress(zlib.error):  # its reader names it
             if len(zlib.decompressobj().decompress(packed, chunk_bytes + 1)) > chunk_bytes:
                 raise UnsafeFileError(f"{name}: a chunk unpacks to more than its {chunk_bytes} bytes; refused")
 
@@ -256,7 +235,7 @@ def _read_dataset(name: str, dataset: h5py.Dataset, budget: int) -> int:
 
     Data that can't be unpacked is left for its reader to name, so that the other demos can be read.
     """
-    with contextlib.suppress(*(kind for kind in BROKEN if kind is not MemoryError)):
+    with suppress(*(kind for kind in BROKEN if kind is not MemoryError)):
         if dataset.ndim == 0 or dataset.nbytes <= budget:
             np.asarray(dataset[()])
             return budget - dataset.nbytes

@@ -1,7 +1,8 @@
 """Tokens beside a demo file: `demos.tokens.hdf5`, which `robopolicy encode` writes and `DemoFile` reads with `demos.hdf5`.
 
     data                      attributes: token_encoder (JSON: which backbone made the tokens), checksums
-    data/demo_<i>             attributes: num_samples, token_valid (N,), source (mark of the demo), checksums
+    data/demo_<i>             attributes: num_samples, token_valid (N,) with 0 where a token is padding, source (mark of the
+                              demo), checksums
     data/demo_<i>/tokens      (T, N, D) float16
 
 Each demo's tokens carry a mark of the demo that they were made from; tokens of a demo that has changed are refused.
@@ -20,14 +21,11 @@ from jaxtyping import Bool, Float16
 from robopolicy.demos.checksums import checksum, require_seal
 from robopolicy.demos.guarded import attributes_of, dataset_in, group_in
 from robopolicy.demos.packing import CHECKSUMS, write_rows
+from robopolicy.demos.parts import PartWriter, begun
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import is_integer, json_object, list_of
-from robopolicy.demos.writer import PartWriter, begun
-from robopolicy.types import Demo, DemoFormatError
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
 
-TOKENS = "tokens"
-TOKEN_VALID = "token_valid"
-"""Attribute of a demo, or of its tokens: (N,), 0 where a token is padding."""
 IDENTITY = "token_encoder"
 """Attribute of the file: JSON, which backbone made the tokens, from which cameras, with which template."""
 SOURCE = "source"
@@ -77,11 +75,11 @@ class TokenFile:
 
     def dataset(self, name: str) -> h5py.Dataset:
         """The tokens of a demo (T, N, D)."""
-        return dataset_in(group_in(self._data, name, self.path.name), TOKENS, f"{self.path.name}, {name}")
+        return dataset_in(group_in(self._data, name, self.path.name), TOKENS_KEY, f"{self.path.name}, {name}")
 
     def valid(self, name: str) -> list[int]:
         """(N,): 0 where a token of the demo is padding."""
-        return self._attributes(name)[TOKEN_VALID]
+        return self._attributes(name)[TOKEN_VALID_KEY]
 
     def require_match(self, demo: Demo, mark: int) -> None:
         """Refuse tokens that were not made from this demo, or that changed since.
@@ -93,7 +91,7 @@ class TokenFile:
         if stored.get(SOURCE) != mark:
             raise DemoFormatError(f"{where}: tokens of another demo than the one beside it; encode the demo file again")
         assert demo.tokens is not None
-        if stored.get(CHECKSUMS) != _checksums(demo.tokens, stored[TOKEN_VALID]):
+        if stored.get(CHECKSUMS) != _checksums(demo.tokens, stored[TOKEN_VALID_KEY]):
             raise DemoFormatError(f"{where}: tokens changed since they were written; copy the file, or encode it again")
 
     def close(self) -> None:
@@ -103,10 +101,10 @@ class TokenFile:
     def _attributes(self, name: str) -> dict[str, Any]:
         where = f"{self.path.name}, {name}"
         found = attributes_of(group_in(self._data, name, self.path.name), where)
-        if missing := [key for key in (TOKEN_VALID, SOURCE, CHECKSUMS) if key not in found]:
+        if missing := [key for key in (TOKEN_VALID_KEY, SOURCE, CHECKSUMS) if key not in found]:
             raise DemoFormatError(f"{where}: no attribute {missing[0]}; encode the demo file again")
-        if not list_of(is_integer)(found[TOKEN_VALID]):
-            raise DemoFormatError(f"{where}: {TOKEN_VALID} is not a list of 0 and 1; encode the demo file again")
+        if not list_of(is_integer)(found[TOKEN_VALID_KEY]):
+            raise DemoFormatError(f"{where}: {TOKEN_VALID_KEY} is not a list of 0 and 1; encode the demo file again")
         return found
 
 
@@ -142,13 +140,13 @@ class TokenWriter(PartWriter):
         mask = valid.astype(np.int64).tolist()
         attributes = {
             "num_samples": len(tokens),
-            TOKEN_VALID: mask,
+            TOKEN_VALID_KEY: mask,
             SOURCE: self._marks[name],
             CHECKSUMS: _checksums(tokens, mask),
         }
 
         def fill(group: h5py.Group) -> None:
-            write_rows(group, TOKENS, tokens)
+            write_rows(group, TOKENS_KEY, tokens)
             for key, value in attributes.items():
                 group.attrs[key] = value
 
@@ -159,4 +157,4 @@ class TokenWriter(PartWriter):
 
 
 def _checksums(tokens: np.ndarray, valid: list[int]) -> str:
-    return json.dumps({TOKENS: checksum(tokens), TOKEN_VALID: checksum(np.asarray(valid, np.int64))})
+    return json.dumps({TOKENS_KEY: checksum(tokens), TOKEN_VALID_KEY: checksum(np.asarray(valid, np.int64))})

@@ -22,12 +22,12 @@ from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats.base import is_image
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
 from robopolicy.demos.rows import row_types
-from robopolicy.demos.tokens import IDENTITY, TOKEN_VALID, TOKENS, TokenWriter, encoder_described, tokens_beside
+from robopolicy.demos.tokens import IDENTITY, TokenWriter, encoder_described, tokens_beside
 from robopolicy.demos.writer import DemoWriter
 from robopolicy.model.encoders._backbones import Reading
 from robopolicy.model.encoders._loading import Dtype, identity_difference
 from robopolicy.model.encoders._tokens import FrameTokens
-from robopolicy.types import Demo, DemoFormatError
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def encode_file(
                 if isinstance(target, TokenWriter):
                     target.write(name, tokens, valid)
                 else:
-                    mask = {TOKEN_VALID: valid.astype(np.int64)}
+                    mask = {TOKEN_VALID_KEY: valid.astype(np.int64)}
                     target.write(replace(demo, tokens=tokens, attributes={**demo.attributes, **mask}))
                 encoded, frames = encoded + 1, frames + len(tokens)
     return Encoded(target.path, encoded, frames, *made.shape)
@@ -131,7 +131,7 @@ def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
     """
     first: tuple[str, dict[str, Any]] | None = None
     for reader in readers:
-        if IDENTITY not in reader.attributes and TOKENS not in row_types(reader, reader.names[0]):
+        if IDENTITY not in reader.attributes and TOKENS_KEY not in row_types(reader, reader.names[0]):
             raise DemoFormatError(f"{reader.path.name}: no tokens in it or beside it; `robopolicy encode` makes them")
         identity = json.loads(reader.attributes.get(IDENTITY, "{}"))
         first = first or (reader.path.name, identity)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from robopolicy.cli import main
+from robopolicy.demos.guarded import parts_folder
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.demos.parts import parts_folder
 
 REACH = ("collect", "--task", "reach", "--num-envs", "2")
 

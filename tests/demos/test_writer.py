@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 import pytest
 
+from robopolicy.demos.guarded import parts_folder
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.demos.parts import parts_folder
-from robopolicy.demos.writer import begun
+from robopolicy.demos.parts import begun
 from robopolicy.types import Demo, DemoFormatError
 from tests.full_disk import full_disk
 

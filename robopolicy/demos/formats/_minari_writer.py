@@ -13,7 +13,7 @@ import numpy as np
 
 from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, is_image, set_omissions
 from robopolicy.demos.packing import write_rows
-from robopolicy.demos.parts import stream_hdf5
+from robopolicy.demos.whole_hdf5 import write_hdf5
 from robopolicy.files import write_file
 from robopolicy.types import Demo, DemoFormatError
 
@@ -45,7 +45,7 @@ def write_minari(source: DemoReader, target: Path, names: Sequence[str], dataset
             omissions.add_fields(demo, "executed_actions", "states", "tokens")
             yield
 
-    stream_hdf5(data / "main_data.hdf5", fill)
+    write_hdf5(data / "main_data.hdf5", fill)
     observation = {key: _box(values) for key, values in first.obs.items()}
     if first.instruction is not None:
         observation[MISSION] = _text(facts["texts"])

@@ -27,8 +27,8 @@ from robopolicy.demos.formats.base import (
 from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.images import as_image
-from robopolicy.demos.parts import write_hdf5
 from robopolicy.demos.probe import open_hdf5
+from robopolicy.demos.whole_hdf5 import write_hdf5
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 RATE_HZ = 50.0

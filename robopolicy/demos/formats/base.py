@@ -14,7 +14,6 @@ import numpy as np
 from robopolicy.demos.actions import infer_action_spec
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
-
 Reader = TypeVar("Reader", bound="DemoReader")
 
 

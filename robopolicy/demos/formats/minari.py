@@ -19,7 +19,7 @@ from robopolicy.demos.formats._minari_arrow import ArrowReader, arrow_folder
 from robopolicy.demos.formats._minari_writer import KEPT, MISSION, SIDECAR, write_minari
 from robopolicy.demos.formats._video import decode_image
 from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
-from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in, keys_of
+from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.images import as_image
 from robopolicy.demos.packing import by_number
@@ -69,7 +69,7 @@ class MinariFormat:
         if path.is_dir():
             return _main_file(path) is not None or arrow_folder(path) is not None
         with open_hdf5(path) as file:
-            first = next((key for key in keys_of(file, path.name) if EPISODE.fullmatch(key)), None)
+            first = next((key for key in sorted(file) if EPISODE.fullmatch(key)), None)
             return first is not None and "observations" in group_in(file, first, path.name)
 
     def open(self, path: Path) -> DemoReader:
@@ -95,9 +95,7 @@ class MinariReader(DemoReader):
         main = (_main_file(path) if path.is_dir() else None) or path
         self._where = main.name if path == main else f"{path.name}/{main.name}"
         self._file = open_hdf5(main)
-        episodes = sorted(
-            int(match.group(1)) for key in keys_of(self._file, self._where) if (match := EPISODE.fullmatch(key))
-        )
+        episodes = sorted(int(match.group(1)) for key in sorted(self._file) if (match := EPISODE.fullmatch(key)))
         self._take_own(main.with_name(SIDECAR), episodes)
         self.names = tuple(self._episodes)
         about = attributes_of(self._file, self._where) | _metadata(main.with_name("metadata.json"))

@@ -1,0 +1,79 @@
+"""HDF5 files written whole or not at all, of any size, on a disk that may be full."""
+
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from robopolicy.files import replacing
+
+
+def write_hdf5(path: Path, fill: Callable[[h5py.File], Iterable[object] | None]) -> None:
+    """Write an HDF5 file, renamed to its name when it is complete.
+
+    Args:
+        path: the file; its folder exists.
+        fill: called with the empty file. Where it yields now and then, a full disk ends it early.
+
+    Raises:
+        OSError: the first error of a write, such as a full disk.
+    """
+    with replacing(path) as temporary, _PatientFile(temporary, "r+b") as raw:
+        try:
+            with h5py.File(raw, "w") as file:
+                for _ in fill(file) or ():
+                    if raw.failure is not None:
+                        break
+        except Exception as error:
+            raise raw.failure or error from error
+        if raw.failure is not None:
+            raise raw.failure
+
+
+class _PatientFile(io.FileIO):
+    """A file for h5py's file-object driver whose writes never raise inside HDF5.
+
+    HDF5 can't pass on the error of a write that it does when it flushes or closes: it keeps the file open, and crashes
+    when the process ends. After the first error, writes are kept in memory, where HDF5 reads them back, and the error
+    is raised as soon as HDF5 is done.
+    """
+
+    failure: OSError | None = None
+
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self._kept: list[tuple[int, bytes]] = []
+
+    def write(self, data: Any) -> int:
+        view, start = memoryview(data), self.tell()
+        try:
+            if self.failure is None:
+                done = 0
+                while done < len(view):
+                    done += super().write(view[done:]) or 0
+                return len(view)
+        except OSError as error:
+            self.failure = error
+        self._kept.append((start, bytes(view)))
+        self.seek(start + len(view))
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        start, size = self.tell(), len(buffer)
+        count = super().readinto(buffer) or 0
+        buffer[count:] = bytes(size - count)
+        for place, data in self._kept:
+            low, high = max(start, place), min(start + size, place + len(data))
+            if low < high:
+                buffer[low - start : high - start] = data[low - place : high - place]
+        self.seek(start + size)
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
