@@ -8,6 +8,7 @@ from typing import Any, Literal
 from robopolicy.cli.outputs import check_file, check_folder
 from robopolicy.cli.parsing import REQUIRED, Option, parse, require, verb_parser
 from robopolicy.components import ConfigError
+from robopolicy.types import printable
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """Endings by which `convert` recognizes a RoboVLMs checkpoint."""
@@ -83,15 +84,18 @@ def convert(arguments: Sequence[str]) -> int:
         folder = convert_checkpoint(options.source, options.target, how)
         print(f"policy    {folder}")
         return 0
-    from robopolicy.demos.formats._conversion import run_convert
+    from robopolicy.demos.formats import convert as convert_demos
 
     white = _key_values("--white", options.white)
     for key, value in white.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**53:
             raise ConfigError(f"--white {key}={value}: expected a number more than 0")
         white[key] = float(value)
-    format_options = _key_values("--options", options.options)
-    return run_convert(options.source, options.target, options.format, options=format_options, white=white)
+    how = _key_values("--options", options.options)
+    for note in convert_demos(options.source, options.target, options.format, options=how, white=white):
+        print(printable(f"note      {note}"))
+    print(printable(f"written   {options.target}"))
+    return 0
 
 
 def edit(arguments: Sequence[str]) -> int:
@@ -127,7 +131,7 @@ def edit(arguments: Sequence[str]) -> int:
     for path in outputs:
         check_folder("--split" if options.split else "--out", Path(path).parent)
     require(options, 0, "seed")
-    from robopolicy.demos.edit import Edit, read_instructions, run_edit
+    from robopolicy.demos.edit import Edit, edit_demos, read_instructions
 
     changes = Edit(
         drop_keys=options.drop_keys,
@@ -140,10 +144,19 @@ def edit(arguments: Sequence[str]) -> int:
         filter_keys=_words("--filter-keys", options.filter_keys),
         seed=options.seed,
     )
-    format_options = _key_values("--options", options.options)
-    return run_edit(
-        options.sources, outputs, changes, format=options.format, options=format_options, dry_run=options.dry_run
+    how = _key_values("--options", options.options)
+    files, notes = edit_demos(
+        options.sources, outputs, changes, format=options.format, options=how, dry_run=options.dry_run
     )
+    for note in notes:
+        print(printable(f"note      {note}"))
+    for file in files:
+        for name, steps in file.steps.items() if options.dry_run else ():
+            path, old = file.origin[name]
+            print(printable(f"demo      {name}: {steps} steps, {old} of {path.name}"))
+        text = f"{file.path}: {len(file.steps)} demos, {sum(file.steps.values())} steps; {', '.join(file.keys)}"
+        print(printable(f"{'would be' if options.dry_run else 'written '}  {text}"))
+    return 0
 
 
 def _words(option: str, words: Sequence[str]) -> dict[str, str]:

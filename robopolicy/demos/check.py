@@ -1,7 +1,7 @@
 """The verb `check`: contents and problems of a set of demos."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from robopolicy.demos.check_page import write_page
-from robopolicy.demos.check_report import FileReport
-from robopolicy.demos.check_text import print_report
+from robopolicy.demos.check_report import FileReport, print_report
 from robopolicy.demos.findings import (
     Finding,
     KeySummary,
@@ -54,7 +53,7 @@ def run_check(
     reports, refused = [], []
     for path in files:
         try:
-            reports.append(check_file(path, progress=_progress_bar if console.is_terminal else iter))
+            reports.append(check_file(path, progress=console.is_terminal))
         except DemoFormatError as error:
             refused.append(str(error))
     compare_files(reports)
@@ -74,20 +73,13 @@ def run_check(
     return 1 if any(report.problems for report in reports) else 0
 
 
-def check_files(paths: Sequence[str | Path]) -> list[FileReport]:
-    """Report on each file, and on contradictions between them."""
-    reports = [check_file(path) for path in paths]
-    compare_files(reports)
-    return reports
-
-
 @np.errstate(all="ignore")  # a stranger's numbers may be of any size
-def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[str]] = iter) -> FileReport:
+def check_file(path: str | Path, progress: bool = False) -> FileReport:
     """Read a file or folder of demos whole, and report.
 
     Args:
         path: demos of any known format.
-        progress: wraps the names that are gone through; for a progress bar.
+        progress: show a progress bar.
 
     Raises:
         DemoFormatError: it can't be opened as demos at all.
@@ -101,7 +93,7 @@ def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[st
         report.environment = (reader.attributes.get("env_args") or {}).get("env_name") or None
         report.findings = [Finding("note", text) for text in reader.notes]
         seen: dict[bytes, str] = {}
-        for name in progress(report.names):
+        for name in track(report.names, description="reading", transient=True, disable=not progress):
             _add_demo(report, reader, name, seen, signs)
         if len({rows.shape[1] for rows in report.actions.values()}) == 1:
             report.action_spec = action_spec_of(reader, report.actions.values())
@@ -114,16 +106,16 @@ def check_file(path: str | Path, progress: Callable[[Sequence[str]], Iterable[st
 
 def compare_files(reports: Sequence[FileReport]) -> None:
     """Add a note to each file that can't be trained on together with the first."""
-    for other in reports[1:]:
-        first, mine, theirs = reports[0].path.name, reports[0].action_spec, other.action_spec
-        if mine is None or theirs is None:
+    for report in reports[1:]:
+        name, first, other = reports[0].path.name, reports[0].action_spec, report.action_spec
+        if first is None or other is None:
             continue
-        if mine.width != theirs.width:
-            text = f"actions have {theirs.width} columns, those of {first} {mine.width}; train on them separately"
-            other.findings.append(Finding("note", text))
-        if mine.rate_hz and theirs.rate_hz and mine.rate_hz != theirs.rate_hz:
-            text = f"unequal clocks: {theirs.rate_hz:g} Hz here, {mine.rate_hz:g} Hz in {first}"
-            other.findings.append(Finding("note", text))
+        if first.width != other.width:
+            text = f"actions have {other.width} columns, those of {name} {first.width}; train on them separately"
+            report.findings.append(Finding("note", text))
+        if first.rate_hz and other.rate_hz and first.rate_hz != other.rate_hz:
+            text = f"unequal clocks: {other.rate_hz:g} Hz here, {first.rate_hz:g} Hz in {name}"
+            report.findings.append(Finding("note", text))
 
 
 def salvage(report: FileReport, target: str | Path) -> list[str]:
@@ -188,7 +180,3 @@ def _fingerprint(*arrays: np.ndarray) -> bytes:
 def _disk_bytes(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _progress_bar(names: Sequence[str]) -> Iterable[str]:
-    return track(names, description="reading", transient=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robopolicy.demos.check_report import FileReport
-from robopolicy.demos.check_text import finding_lines, key_range, summary_lines
+from robopolicy.demos.check_report import FileReport, finding_lines, key_range, summary_lines
 from robopolicy.demos.formats._video import encode_png
 from robopolicy.files import write_file
 
@@ -21,7 +20,7 @@ figure{display:inline-block;margin:.3rem} figcaption{font-size:.75rem;color:#5a6
 img{display:block;image-rendering:pixelated;border-radius:3px}
 """
 BINS = 40
-PICTURE_PX = 128
+IMAGE_PX = 128
 """Images on the contact sheet are subsampled to at most this height."""
 
 
@@ -81,13 +80,11 @@ def _histograms(report: FileReport) -> str:
 
 
 def _sheets(report: FileReport) -> str:
-    sections = []
+    html = ""
     for camera, rows in report.sheet.items():
-        step = -(-rows[0].shape[1] // PICTURE_PX)
-        strips = (np.concatenate(list(row[:, ::step, ::step]), axis=1) for row in rows)
-        images = "".join(
-            f'<img alt="{escape(camera)}" src="data:image/png;base64,{base64.b64encode(encode_png(strip)).decode()}"><br>'
-            for strip in strips
-        )
-        sections.append(f"<h3>{escape(camera)}</h3>{images}")
-    return "".join(sections)
+        html += f"<h3>{escape(camera)}</h3>"
+        step = -(-rows[0].shape[1] // IMAGE_PX)
+        for row in rows:
+            strip = encode_png(np.concatenate(list(row[:, ::step, ::step]), axis=1))
+            html += f'<img alt="{escape(camera)}" src="data:image/png;base64,{base64.b64encode(strip).decode()}"><br>'
+    return html

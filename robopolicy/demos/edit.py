@@ -2,24 +2,24 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from robopolicy.components import ConfigError
 from robopolicy.demos.edit_readers import Chosen, Merged, OtherKeys, Resampled, TrimmedIdle
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats._conversion import write_new
 from robopolicy.demos.formats._detection import writable_format
+from robopolicy.demos.formats.base import listed
 from robopolicy.demos.packing import DEMO_NAME, demo_number
 from robopolicy.demos.provenance import EDITS, edit_history
 from robopolicy.demos.schema import text_of
-from robopolicy.types import DemoFormatError, printable
+from robopolicy.types import DemoFormatError
 
 ALL, REST = "all", "rest"
 """Parts that are neither a filter key, a count nor a share: every demo, and every demo that is in no other part."""
@@ -111,12 +111,10 @@ def edit_demos(
             raise FileExistsError(f"{path} exists; choose another name, or remove it first")
     with ExitStack() as stack:
         opened = [stack.enter_context(open_demos(path)) for path in sources]
-        merged = Merged([cast(DemoReader, reader) for reader in _changed(opened, changes)])
+        merged = Merged(_changed(opened, changes))
         names = _chosen(merged, changes)
         if unknown := [name for name in changes.instructions if name not in merged.names]:
-            raise DemoFormatError(
-                f"no demo {unknown[0]!r} to give an instruction to; there are {_listed(merged.names)}"
-            )
+            raise DemoFormatError(f"no demo {unknown[0]!r} to give an instruction to; there are {listed(merged.names)}")
         operations = {key: value for key, value in asdict(changes).items() if value and key != "instructions"}
         operations |= {"relabelled": len(changes.instructions)} if changes.instructions else {}
         readers = [(reader.path, reader.attributes) for reader in opened]
@@ -124,46 +122,15 @@ def edit_demos(
         keys = parts_of(changes.filter_keys, names, merged.filter_keys, changes.seed)
         files: dict[Path, Chosen] = {}
         for path, members in parts.items():
-            made = files[Path(path)] = Chosen(cast(DemoReader, merged), members, changes.instructions, keys)
+            made = files[Path(path)] = Chosen(merged, members, changes.instructions, keys)
             part = {} if outputs[path] == ALL else {"part": str(outputs[path])}
             made.attributes = {**made.attributes, EDITS: edit_history(readers, {**operations, **part})}
         notes = list(next(iter(files.values())).notes)
         left_out = len(set(names)) - len({name for members in parts.values() for name in members})
         notes += [f"{left_out} of {len(names)} demos are in no output"] if left_out else []
-        if dry_run:
-            for reader in files.values():
-                for name in reader.names:
-                    reader.read(name, keys=())
-        else:
-            notes += write_new({path: (cast(DemoReader, made), made.names) for path, made in files.items()}, writer)
+        if not dry_run:
+            notes += write_new({path: (made, made.names) for path, made in files.items()}, writer)
         return [_described(path, made, merged) for path, made in files.items()], notes
-
-
-def run_edit(
-    sources: Sequence[str | Path],
-    outputs: Mapping[Any, str],
-    changes: Edit,
-    *,
-    format: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    dry_run: bool = False,
-    console: Console | None = None,
-) -> int:
-    """As `edit_demos`, and print what was done, or would be; returns the exit code."""
-    console = console or Console(soft_wrap=True)
-    files, notes = edit_demos(sources, outputs, changes, format=format, options=options, dry_run=dry_run)
-    for note in notes:
-        console.print(printable(f"note      {note}"), markup=False, highlight=False)
-    for file in files:
-        if dry_run:
-            for name, steps in file.steps.items():
-                path, old = file.origin[name]
-                console.print(
-                    printable(f"demo      {name}: {steps} steps, {old} of {path.name}"), markup=False, highlight=False
-                )
-        text = f"{file.path}: {len(file.steps)} demos, {sum(file.steps.values())} steps; {', '.join(file.keys)}"
-        console.print(printable(f"{'would be' if dry_run else 'written '}  {text}"), markup=False, highlight=False)
-    return 0
 
 
 def read_instructions(path: str | Path) -> dict[str, str]:
@@ -238,29 +205,22 @@ def parts_of(
 
 def _number(part: Any, text: str, filter_keys: Mapping[str, Sequence[str]]) -> int | float:
     """A count of demos, or a share as a float."""
-    try:
+    with suppress(ValueError):
         number = float(text[:-1]) / 100 if text.endswith("%") else float(text) if "." in text else int(text)
-        if (
-            (isinstance(number, int) and number < 1)
-            or not 0 < number < np.inf
-            or (isinstance(number, float) and number > 1)
-        ):
-            raise ValueError
-    except ValueError:
-        known = ", ".join((ALL, REST, *filter_keys))
-        raise ConfigError(
-            f"{part}={text}: expected a count such as 20, a share such as 0.9 or 90%, or one of {known}"
-        ) from None
-    return number
+        if 1 <= number < np.inf if isinstance(number, int) else 0 < number <= 1:
+            return number
+    known = ", ".join((ALL, REST, *filter_keys))
+    raise ConfigError(f"{part}={text}: expected a count such as 20, a share such as 0.9 or 90%, or one of {known}")
 
 
-def _changed(opened: Sequence[DemoReader], changes: Edit) -> Iterable[DemoReader]:
+def _changed(opened: Sequence[DemoReader], changes: Edit) -> list[DemoReader]:
     """Each source with its own changes; a key must be in one of them at least."""
     wanted = dict.fromkeys((*changes.drop_keys, *changes.rename))
     there = [set(reader.read(reader.names[0]).obs) if wanted else set() for reader in opened]
     for key in wanted:
         if not any(key in keys for keys in there):
             raise DemoFormatError(f"{opened[0].path.name}: no key {key!r}; it has: {', '.join(sorted(there[0]))}")
+    found = []
     for reader, keys in zip(opened, there, strict=True):
         changed = reader
         if wanted:
@@ -270,7 +230,8 @@ def _changed(opened: Sequence[DemoReader], changes: Edit) -> Iterable[DemoReader
             changed = TrimmedIdle(changed, changes.trim_idle)
         if changes.rate_hz is not None:
             changed = Resampled(changed, changes.rate_hz)
-        yield changed
+        found.append(changed)
+    return found
 
 
 def _chosen(merged: Merged, changes: Edit) -> list[str]:
@@ -288,30 +249,19 @@ def _named(words: Sequence[str], merged: Merged) -> set[str]:
     for word in words:
         first, _, last = word.partition("..")
         ends = [DEMO_NAME.fullmatch(end) for end in (first, last or first)]
-        if word in merged.filter_keys:
-            members = set(merged.filter_keys[word])
-        elif all(ends):
-            low, high = (demo_number(end, word) for end in (first, last or first))
+        members = set(merged.filter_keys.get(word, ()))
+        if not members and ends[0] and ends[1]:
+            low, high = int(ends[0][1]), int(ends[1][1])
             members = {name for name in merged.names if low <= demo_number(name, word) <= high}
-        else:
-            members = set()
         if not members:
-            known = f"{_listed(merged.names)}; filter keys {', '.join(merged.filter_keys) or 'none'}"
+            known = f"{listed(merged.names)}; filter keys {', '.join(merged.filter_keys) or 'none'}"
             raise DemoFormatError(f"no demo {word!r}; there are {known}")
         found |= members
     return found
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" ... {names[-1]}" if len(names) > 8 else "")
-
-
 def _described(path: Path, made: Chosen, merged: Merged) -> Edited:
-    origin = {name: merged.origin[name] for name in made.names}
     keys = tuple(sorted(made.read(made.names[0]).obs))
-    return Edited(
-        path,
-        {name: made.lengths[name] for name in made.names},
-        {name: (source.path, old) for name, (source, old) in origin.items()},
-        keys,
-    )
+    steps = {name: made.lengths.get(name) or len(made.read(name, keys=())) for name in made.names}
+    origin = {name: (merged.origin[name][0].path, merged.origin[name][1]) for name in made.names}
+    return Edited(path, steps, origin, keys)

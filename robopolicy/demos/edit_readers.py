@@ -7,29 +7,11 @@ from typing import Any
 import numpy as np
 
 from robopolicy.demos.findings import CLOCK
-from robopolicy.demos.formats.base import DemoReader, action_spec_of
+from robopolicy.demos.formats.base import ChangedReader, DemoReader, action_spec_of
 from robopolicy.demos.idle import IdleSteps
 from robopolicy.demos.packing import STEP_ARRAYS, by_number
 from robopolicy.demos.tokens import IDENTITY
 from robopolicy.types import TOKEN_VALID_KEY, Demo, DemoFormatError
-
-
-class ChangedReader(DemoReader):
-    """A reader whose demos are those of another one, unchanged where a subclass does not change them."""
-
-    def __init__(self, source: DemoReader) -> None:
-        super().__init__(source.path)
-        self.source, self.format_name = source, source.format_name
-        self.names, self.filter_keys, self.attributes = source.names, source.filter_keys, source.attributes
-        self.action_spec, self.action_facts, self.notes = source.action_spec, source.action_facts, tuple(source.notes)
-
-    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """See `DemoReader`."""
-        return self.source.read(name, keys)
-
-    def clock(self, name: str) -> np.ndarray | None:
-        """See `DemoReader`."""
-        return self.source.clock(name)
 
 
 class OtherKeys(ChangedReader):
@@ -172,8 +154,8 @@ class Merged(ChangedReader):
 
     def __init__(self, sources: Sequence[DemoReader]) -> None:
         super().__init__(sources[0])
-        own = [name for source in sources for name in source.names]
         everything = [(source, name) for source in sources for name in source.names]
+        own = [name for _, name in everything]
         if len(set(own)) == len(own):
             places = dict(zip(own, everything, strict=True))
             self.origin = {name: places[name] for name in by_number(own, self.path.name)}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from robopolicy.demos.check import check_file, check_files, run_check, salvage
+from robopolicy.demos.check import check_file, compare_files, run_check, salvage
 from robopolicy.demos.formats import open_demos
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import LENGTHS, write_act, write_libero, write_robomimic, write_robosuite_raw
@@ -90,7 +90,9 @@ def test_what_can_t_be_opened_gives_2_and_the_others_are_still_reported(tiny_dem
 
 def test_files_that_don_t_fit_together_are_noted(tiny_demos, tmp_path):
     """Guards against: files that don't fit together, noticed at the first batch of a training or never."""
-    _, second = check_files([tiny_demos, write_act(tmp_path / "act")])
+    reports = [check_file(tiny_demos), check_file(write_act(tmp_path / "act"))]
+    compare_files(reports)
+    second = reports[1]
     assert any("unequal clocks: 50 Hz here, 20 Hz in tiny.hdf5" in finding.text for finding in second.notes)
     assert any("14 columns" in finding.text for finding in second.notes)
 

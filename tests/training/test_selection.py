@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robopolicy.demos.check import check_files
+from robopolicy.demos.check import check_file
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.demos.rows import DemoRows, load_rows
@@ -174,7 +174,7 @@ def test_a_ramp_is_not_a_binary_gripper(tmp_path):
         found = load_rows([(demos, demos.names)], ("qpos",))
         with pytest.raises(DemoFormatError, match="action 2 is declared a binary gripper and has 10 values"):
             choose_action_spec([demos], found, DataConfig())
-    assert any("declared a binary gripper" in finding.text for finding in check_files([path])[0].problems)
+    assert any("declared a binary gripper" in finding.text for finding in check_file(path).problems)
 
 
 def test_one_filter_key_for_both_splits_is_split_in_turn(demo_file):
@@ -197,7 +197,7 @@ def test_tokens_of_ones_own_process_are_enough_to_train_on(tmp_path, make_demo):
         assert rows.large["tokens"].shape == (3, 4)
         with pytest.raises(DemoFormatError, match="demo_1: tokens has rows of float16"):
             load_rows([(demos, demos.names)], ("tokens",), placement="host")
-    problems = check_files([tmp_path / "a.hdf5"])[0].problems
+    problems = check_file(tmp_path / "a.hdf5").problems
     assert "tokens has shape (2, 4) a step; in the demos before it is (3, 4)" in [problem.text for problem in problems]
 
 

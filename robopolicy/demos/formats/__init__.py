@@ -1,7 +1,6 @@
 """Demo formats: each kind is one file, which reads a file or folder into `Demo` values, and writes them if it can."""
 
 from robopolicy.demos.formats._conversion import convert as convert
-from robopolicy.demos.formats._conversion import run_convert as run_convert
 from robopolicy.demos.formats._detection import demo_format as demo_format
 from robopolicy.demos.formats._detection import open_demos as open_demos
 from robopolicy.demos.formats.base import DemoFormat as DemoFormat

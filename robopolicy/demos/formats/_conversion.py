@@ -5,15 +5,13 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
-
-from rich.console import Console
+from typing import Any
 
 from robopolicy.demos.formats._detection import open_demos, writable_format
-from robopolicy.demos.formats.base import DemoReader, WritableFormat
+from robopolicy.demos.formats.base import ChangedReader, DemoReader, WritableFormat, wanted_keys
 from robopolicy.demos.images import scaled_image
 from robopolicy.files import TEMPORARY, remove
-from robopolicy.types import Demo, DemoFormatError, printable
+from robopolicy.types import Demo
 
 
 def convert(
@@ -43,7 +41,7 @@ def convert(
     """
     writer = writable_format(format, options)
     with open_demos(source) as reader:
-        given = cast(DemoReader, _Brightened(reader, white)) if white else reader
+        given = _Brightened(reader, white) if white else reader
         chosen = tuple(reader.names) if names is None else tuple(names)
         return [*reader.notes, *write_new({Path(target): (given, chosen)}, writer)]
 
@@ -78,40 +76,16 @@ def write_new(targets: Mapping[Path, tuple[DemoReader, Sequence[str]]], writer: 
     return list(dict.fromkeys(notes))
 
 
-class _Brightened:
+class _Brightened(ChangedReader):
     """A reader whose images of some keys are scaled to 8 bits."""
 
-    def __init__(self, reader: DemoReader, white: Mapping[str, float]) -> None:
-        self._reader, self._white = reader, white
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
+    def __init__(self, source: DemoReader, white: Mapping[str, float]) -> None:
+        super().__init__(source)
+        self._white = white
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """See `DemoReader`."""
-        demo, where = self._reader.read(name, keys), f"{self._reader.path.name}, {name}"
-        for key in self._white:
-            if key not in demo.obs:
-                raise DemoFormatError(f"{where}: no key {key!r}; it has: {', '.join(demo.obs)}")
+        demo, where = self.source.read(name, keys), f"{self.path.name}, {name}"
+        wanted_keys(demo.obs, [*self._white], where)
         changed = {key: scaled_image(demo.obs[key], top, f"{where}: {key}") for key, top in self._white.items()}
         return replace(demo, obs={**demo.obs, **changed})
-
-
-def run_convert(
-    source: str | Path,
-    target: str | Path,
-    format: str | None = None,
-    console: Console | None = None,
-    options: Mapping[str, Any] | None = None,
-    white: Mapping[str, float] | None = None,
-) -> int:
-    """Convert, and print what was changed or left out; returns the exit code.
-
-    Raises:
-        FileExistsError, DemoFormatError, ConfigError: as `convert`.
-    """
-    console = console or Console(soft_wrap=True)
-    for note in convert(source, target, format, options=options, white=white):
-        console.print(printable(f"note      {note}"), markup=False, highlight=False)
-    console.print(f"written   {target}", markup=False, highlight=False)
-    return 0

@@ -35,44 +35,36 @@ TASK_INDEX = {
 """Metadata for pandas, with which LeRobot reads the tasks: their text is the table's index."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Index of the episode."""
-
-    index: int
-    task: str
-    task_index: int
-    first_frame: int
-    """Frames of all episodes before it."""
-
-
 class _Layout:
     """What both versions share: features, rows of the table, `info.json`."""
 
     version: str
 
-    def __init__(self, root: Path, features: Mapping[str, Any], rate_hz: float) -> None:
-        self.root = root
-        self.rate_hz = rate_hz
+    def __init__(self, root: Path, features: Mapping[str, Any], rate_hz: float, robot_type: str | None) -> None:
+        self.root, self.rate_hz, self.robot_type = root, rate_hz, robot_type
         bookkeeping = {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in BOOKKEEPING.items()}
         self.features = {**features, **bookkeeping}
         self.videos = [key for key, feature in features.items() if feature["dtype"] == "video"]
         self.episodes: list[dict[str, Any]] = []
-        self.robot_type: str | None = None
+        self.tasks: dict[str, int] = {}
+        """Text of each task -> its index."""
+        self.frames = 0
+        """Frames of all episodes so far."""
         (root / "meta").mkdir(parents=True)
 
-    def table(self, place: Place, columns: Mapping[str, Any], timestamps: np.ndarray) -> Any:
-        """The episode's rows as a pyarrow table."""
+    def table(self, task: str, columns: Mapping[str, Any], timestamps: np.ndarray) -> Any:
+        """The rows of the next episode as a pyarrow table."""
         import pyarrow as pa
 
         steps = len(timestamps)
+        first, self.frames = self.frames, self.frames + steps
         rows = {
             **{key: column for key, column in columns.items() if key not in self.videos},
             "timestamp": timestamps,
             "frame_index": np.arange(steps),
-            "episode_index": np.full(steps, place.index),
-            "index": np.arange(place.first_frame, place.first_frame + steps),
-            "task_index": np.full(steps, place.task_index),
+            "episode_index": np.full(steps, len(self.episodes)),
+            "index": np.arange(first, self.frames),
+            "task_index": np.full(steps, self.tasks.setdefault(task, len(self.tasks))),
         }
         return pa.table({key: self._column(key, column) for key, column in rows.items()})
 
@@ -91,14 +83,14 @@ class _Layout:
         height, width, _ = self.features[key]["shape"]
         return VideoWriter(path, height, width, self.rate_hz)
 
-    def write_info(self, tasks: int, **more: Any) -> None:
+    def write_info(self, **more: Any) -> None:
         """`meta/info.json`."""
         info = {
             "codebase_version": self.version,
             "robot_type": self.robot_type,
             "total_episodes": len(self.episodes),
-            "total_frames": sum(episode["length"] for episode in self.episodes),
-            "total_tasks": tasks,
+            "total_frames": self.frames,
+            "total_tasks": len(self.tasks),
             "chunks_size": CHUNK_SIZE,
             "fps": int(self.rate_hz) if self.rate_hz == int(self.rate_hz) else self.rate_hz,
             "splits": {"train": f"0:{len(self.episodes)}"},
@@ -115,25 +107,24 @@ class LayoutV2(_Layout):
     DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
     VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 
-    def write_episode(self, place: Place, columns: Mapping[str, Any], timestamps: np.ndarray, stats: Any) -> None:
+    def write_episode(self, task: str, columns: Mapping[str, Any], timestamps: np.ndarray, stats: Any) -> None:
         """Write one episode's files."""
         import pyarrow.parquet as pq
 
-        where = {"episode_chunk": place.index // CHUNK_SIZE, "episode_index": place.index}
+        index = len(self.episodes)
+        where = {"episode_chunk": index // CHUNK_SIZE, "episode_index": index}
         path = self.root / self.DATA.format(**where)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(self.table(place, columns, timestamps), path)
+        pq.write_table(self.table(task, columns, timestamps), path)
         for key in self.videos:
             with self.open_video(self.root / self.VIDEO.format(video_key=key, **where), key) as video:
                 video.write(columns[key])
-        self.episodes.append(
-            {"episode_index": place.index, "tasks": [place.task], "length": len(timestamps), "stats": stats}
-        )
+        self.episodes.append({"episode_index": index, "tasks": [task], "length": len(timestamps), "stats": stats})
 
-    def close(self, tasks: Mapping[str, int], stats: Mapping[str, Any]) -> None:
+    def close(self, stats: Mapping[str, Any]) -> None:
         """Write the metadata; of the statistics, v2.1 keeps those of each episode, and merges them when it reads."""
         meta = self.root / "meta"
-        _write_lines(meta / "tasks.jsonl", [{"task_index": i, "task": task} for task, i in tasks.items()])
+        _write_lines(meta / "tasks.jsonl", [{"task_index": i, "task": task} for task, i in self.tasks.items()])
         _write_lines(
             meta / "episodes.jsonl",
             [{key: episode[key] for key in ("episode_index", "tasks", "length")} for episode in self.episodes],
@@ -143,7 +134,6 @@ class LayoutV2(_Layout):
             [{key: episode[key] for key in ("episode_index", "stats")} for episode in self.episodes],
         )
         self.write_info(
-            len(tasks),
             total_videos=len(self.episodes) * len(self.videos),
             total_chunks=(len(self.episodes) - 1) // CHUNK_SIZE + 1,
             data_path=self.DATA,
@@ -158,32 +148,32 @@ class LayoutV3(_Layout):
     DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
     VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
-    def __init__(self, root: Path, features: Mapping[str, Any], rate_hz: float) -> None:
-        super().__init__(root, features, rate_hz)
+    def __init__(self, root: Path, features: Mapping[str, Any], rate_hz: float, robot_type: str | None) -> None:
+        super().__init__(root, features, rate_hz, robot_type)
         self._open: dict[str, _OpenFile] = {}
 
-    def write_episode(self, place: Place, columns: Mapping[str, Any], timestamps: np.ndarray, stats: Any) -> None:
+    def write_episode(self, task: str, columns: Mapping[str, Any], timestamps: np.ndarray, stats: Any) -> None:
         """Append one episode to the open files, or to the next ones where those are full."""
         import pyarrow.parquet as pq
 
-        table = self.table(place, columns, timestamps)
+        table = self.table(task, columns, timestamps)
         data = self._current("data", self.DATA, DATA_FILE_BYTES, lambda path: pq.ParquetWriter(path, table.schema))
         data.writer.write_table(table)
         row: dict[str, Any] = {
-            "episode_index": place.index,
-            "tasks": [place.task],
+            "episode_index": len(self.episodes),
+            "tasks": [task],
             "length": len(timestamps),
-            "data/chunk_index": data.chunk_index,
-            "data/file_index": data.file_index,
-            "dataset_from_index": place.first_frame,
-            "dataset_to_index": place.first_frame + len(timestamps),
+            "data/chunk_index": data.number // CHUNK_SIZE,
+            "data/file_index": data.number % CHUNK_SIZE,
+            "dataset_from_index": self.frames - len(timestamps),
+            "dataset_to_index": self.frames,
         }
         for key in self.videos:
             row |= self._append_video(key, columns[key])
         row |= {f"stats/{key}/{name}": value for key, found in stats.items() for name, value in found.items()}
         self.episodes.append({**row, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
 
-    def close(self, tasks: Mapping[str, int], stats: Mapping[str, Any]) -> None:
+    def close(self, stats: Mapping[str, Any]) -> None:
         """Finish the open files and write the metadata."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -194,11 +184,10 @@ class LayoutV3(_Layout):
         path = meta / "episodes" / "chunk-000" / "file-000.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self.episodes), path)
-        table = pa.table({"task_index": list(tasks.values()), "task": list(tasks)})
+        table = pa.table({"task_index": list(self.tasks.values()), "task": list(self.tasks)})
         pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(TASK_INDEX)}), meta / "tasks.parquet")
         (meta / "stats.json").write_text(json.dumps(stats, indent=1))
         self.write_info(
-            len(tasks),
             data_files_size_in_mb=DATA_FILE_BYTES // 2**20,
             video_files_size_in_mb=VIDEO_FILE_BYTES // 2**20,
             data_path=self.DATA,
@@ -210,8 +199,8 @@ class LayoutV3(_Layout):
         first = video.writer.frames
         video.writer.write(frames)
         return {
-            f"videos/{key}/chunk_index": video.chunk_index,
-            f"videos/{key}/file_index": video.file_index,
+            f"videos/{key}/chunk_index": video.number // CHUNK_SIZE,
+            f"videos/{key}/file_index": video.number % CHUNK_SIZE,
             f"videos/{key}/from_timestamp": first / self.rate_hz,
             f"videos/{key}/to_timestamp": (first + len(frames)) / self.rate_hz,
         }
@@ -236,14 +225,6 @@ class _OpenFile:
     number: int
     path: Path
     writer: Any
-
-    @property
-    def chunk_index(self) -> int:
-        return self.number // CHUNK_SIZE
-
-    @property
-    def file_index(self) -> int:
-        return self.number % CHUNK_SIZE
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

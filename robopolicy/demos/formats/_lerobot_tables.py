@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -10,59 +10,28 @@ from robopolicy.demos.schema import filled, json_object, text_of
 from robopolicy.types import DemoFormatError
 
 
-@runtime_checkable
-class Episodes(Protocol):
-    """The episodes of one data set, by LeRobot's episode index."""
+class Episodes:
+    """The episodes of one data set, by LeRobot's episode index; what both versions share."""
 
-    notes: tuple[str, ...]
+    lengths: Mapping[int, int]
+    """Steps of each episode, in order."""
+    notes: tuple[str, ...] = ()
     """What of the data set can't be read."""
 
-    @property
-    def lengths(self) -> Mapping[int, int]:
-        """Steps of each episode, in order."""
-        ...
+    def __init__(self, root: Path, info: Mapping[str, Any], tasks: Mapping[int, str]) -> None:
+        self._root, self._info, self._tasks = root, info, tasks
+        self._cached: tuple[Any, Any] = (None, None)
 
     def table(self, index: int, columns: Iterable[str]) -> Any:
         """The episode's rows of these columns, a pyarrow table; absent columns are left out."""
-        ...
+        raise NotImplementedError
 
     def video(self, index: int, key: str) -> tuple[Path, float]:
         """The file that holds the episode's images, and when they begin in it [s]."""
-        ...
+        raise NotImplementedError
 
-    def instruction(self, index: int, table: Any) -> str | None:
-        """The instruction of the episode's first step."""
-        ...
-
-
-def open_episodes(root: Path, info: Mapping[str, Any]) -> Episodes:
-    """The layout that `codebase_version` names.
-
-    Raises:
-        DemoFormatError: it is neither v2 nor v3.
-    """
-    version = str(info["codebase_version"])
-    if version.startswith("v3."):
-        return _EpisodesV3(root, info)
-    if version.startswith("v2."):
-        return _EpisodesV2(root, info)
-    raise DemoFormatError(
-        f"{root.name}: LeRobot codebase_version {version[:20]}; expected v2.1 or v3.0, convert it with lerobot"
-    )
-
-
-class _Layout:
-    """What both versions share."""
-
-    notes: tuple[str, ...] = ()
-
-    def __init__(self, root: Path, info: Mapping[str, Any], tasks: Mapping[int, str]) -> None:
-        self._root = root
-        self._info = info
-        self._tasks = tasks
-        self._cached: tuple[Any, Any] = (None, None)
-
-    def instruction(self, index: int, table: Any) -> str | None:
+    def instruction(self, table: Any) -> str | None:
+        """The instruction of the first step of an episode's table."""
         if "task_index" not in table.column_names:
             return None
         return self._tasks.get(int(table.column("task_index")[0].as_py())) or None
@@ -85,7 +54,7 @@ class _Layout:
         return path
 
 
-class _EpisodesV2(_Layout):
+class _EpisodesV2(Episodes):
     def __init__(self, root: Path, info: Mapping[str, Any]) -> None:
         tasks = {int(row["task_index"]): str(row["task"]) for row in _json_lines(root / "meta" / "tasks.jsonl")}
         super().__init__(root, info, tasks)
@@ -102,7 +71,7 @@ class _EpisodesV2(_Layout):
         return {"episode_chunk": index // int(self._info.get("chunks_size", 1000)), "episode_index": index}
 
 
-class _EpisodesV3(_Layout):
+class _EpisodesV3(Episodes):
     def __init__(self, root: Path, info: Mapping[str, Any]) -> None:
         super().__init__(root, info, _tasks_v3(root / "meta" / "tasks.parquet"))
         files = sorted((root / "meta" / "episodes").rglob("*.parquet"))
@@ -135,6 +104,22 @@ class _EpisodesV3(_Layout):
             "video_path", video_key=key, chunk_index=row[f"{prefix}chunk_index"], file_index=row[f"{prefix}file_index"]
         )
         return path, float(row[f"{prefix}from_timestamp"])
+
+
+def open_episodes(root: Path, info: Mapping[str, Any]) -> Episodes:
+    """The layout that `codebase_version` names.
+
+    Raises:
+        DemoFormatError: it is neither v2 nor v3.
+    """
+    version = str(info["codebase_version"])
+    if version.startswith("v3."):
+        return _EpisodesV3(root, info)
+    if version.startswith("v2."):
+        return _EpisodesV2(root, info)
+    raise DemoFormatError(
+        f"{root.name}: LeRobot codebase_version {version[:20]}; expected v2.1 or v3.0, convert it with lerobot"
+    )
 
 
 def read_parquet(path: Path, columns: Iterable[str] | None = None, except_prefix: str | None = None) -> Any:

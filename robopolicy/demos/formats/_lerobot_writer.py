@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.demos.formats._lerobot_layout import LayoutV2, LayoutV3, Place
-from robopolicy.demos.formats._lerobot_stats import episode_stats, merge_stats
+from robopolicy.demos.formats._lerobot_layout import LayoutV2, LayoutV3
 from robopolicy.demos.formats._video import encode_png
 from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, is_image, set_omissions
 from robopolicy.demos.formats.lerobot import SIDECAR, STATE, STEP_COLUMNS
@@ -23,6 +22,8 @@ DEFAULT_RATE_HZ = 20.0
 """Written as `fps`, which LeRobot requires, if the demos have no rate; the notes report it."""
 LARGEST_ROW = 4096
 """Numbers per step of one observation that still goes into `observation.state`."""
+SAMPLED_FRAMES = 100
+"""Number of an episode's frames from which the statistics of its images are computed."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,22 @@ class LeRobotWriter:
         rate_hz = spec.rate_hz or DEFAULT_RATE_HZ
         first = source.read(names[0])
         columns = _Columns(first, self.images)
-        layout = (LayoutV3 if self.version == "v3.0" else LayoutV2)(target, columns.features, rate_hz)
-        layout.robot_type = source.attributes.get("robot_type")
+        make = LayoutV3 if self.version == "v3.0" else LayoutV2
+        layout = make(target, columns.features, rate_hz, source.attributes.get("robot_type"))
         omissions = Omissions("LeRobot", len(names))
-        tasks: dict[str, int] = {}
-        stats, seeds, frames = [], {}, 0
-        for index, name in enumerate(names):
+        cameras = [image_feature(key) for key in columns.images]
+        stats, seeds = [], {}
+        for name in names:
             demo = source.read(name)
-            task = tasks.setdefault(demo.instruction or "", len(tasks))
             values = columns.values(demo)
-            clock = source.clock(name)
-            place = Place(index=index, task=demo.instruction or "", task_index=task, first_frame=frames)
-            stats.append(episode_stats(values, columns.images))
-            layout.write_episode(place, _encoded(values, columns), _timestamps(len(demo), rate_hz, clock), stats[-1])
-            frames += len(demo)
+            stats.append(_episode_stats(values, cameras))
+            times = _timestamps(len(demo), rate_hz, source.clock(name))
+            layout.write_episode(demo.instruction or "", _encoded(values, columns), times, stats[-1])
             if demo.seed is not None:
                 seeds[name] = demo.seed
             omissions.add_fields(demo, "tokens")
             omissions.add(*(f"the attribute {key}" for key in demo.attributes), *columns.left_out)
-        layout.close(tasks, merge_stats(stats))
+        layout.close(_merged_stats(stats))
         own = {
             "names": list(names),
             "obs_columns": columns.obs_columns,
@@ -163,3 +161,43 @@ def _encoded(values: Mapping[str, np.ndarray], columns: _Columns) -> dict[str, A
 
 def _timestamps(steps: int, rate_hz: float, clock: np.ndarray | None) -> np.ndarray:
     return np.arange(steps, dtype=np.float32) / np.float32(rate_hz) if clock is None else clock.astype(np.float32)
+
+
+def _episode_stats(values: Mapping[str, np.ndarray], cameras: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The statistics of each feature in one episode; for images, of each channel, scaled to [0, 1], shaped (3, 1, 1)."""
+    found = {}
+    for name, column in values.items():
+        if name in cameras:
+            sample = column[:: max(1, len(column) // SAMPLED_FRAMES)]
+            found[name] = _stats(sample.reshape(-1, 3) / 255.0, count=len(sample), shape=(3, 1, 1))
+        else:
+            found[name] = _stats(column.astype(np.float64), count=len(column), shape=column.shape[1:])
+    return found
+
+
+def _merged_stats(episodes: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Statistics of all episodes together, each weighted by its count."""
+    merged = {}
+    for name in episodes[0]:
+        parts = {key: np.array([episode[name][key] for episode in episodes]) for key in episodes[0][name]}
+        weight = parts["count"].reshape(len(episodes), *[1] * (parts["mean"].ndim - 1)) / parts["count"].sum()
+        mean = (weight * parts["mean"]).sum(0)
+        variance = (weight * (parts["std"] ** 2 + (parts["mean"] - mean) ** 2)).sum(0)
+        merged[name] = {
+            "min": parts["min"].min(0).tolist(),
+            "max": parts["max"].max(0).tolist(),
+            "mean": mean.tolist(),
+            "std": np.sqrt(variance).tolist(),
+            "count": [int(parts["count"].sum())],
+        }
+    return merged
+
+
+def _stats(rows: np.ndarray, count: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "min": rows.min(0).reshape(shape).tolist(),
+        "max": rows.max(0).reshape(shape).tolist(),
+        "mean": rows.mean(0).reshape(shape).tolist(),
+        "std": rows.std(0).reshape(shape).tolist(),
+        "count": [count],
+    }

@@ -76,6 +76,24 @@ class DemoReader:
         self.close()
 
 
+class ChangedReader(DemoReader):
+    """A reader whose demos are those of another one, unchanged where a subclass does not change them."""
+
+    def __init__(self, source: DemoReader) -> None:
+        super().__init__(source.path)
+        self.source, self.format_name = source, source.format_name
+        self.names, self.filter_keys, self.attributes = source.names, source.filter_keys, source.attributes
+        self.action_spec, self.action_facts, self.notes = source.action_spec, source.action_facts, tuple(source.notes)
+
+    def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
+        """See `DemoReader`."""
+        return self.source.read(name, keys)
+
+    def clock(self, name: str) -> np.ndarray | None:
+        """See `DemoReader`."""
+        return self.source.clock(name)
+
+
 @runtime_checkable
 class DemoFormat(Protocol):
     """A way to store demonstrations that can be read."""
@@ -165,8 +183,12 @@ def require_demo(reader: DemoReader, name: str) -> None:
         DemoFormatError: no demo has this name; the first names are listed.
     """
     if name not in reader.names:
-        more = f" ... {reader.names[-1]}" if len(reader.names) > 8 else ""
-        raise DemoFormatError(f"{reader.path.name}: no {name}; it has: {', '.join(reader.names[:8])}{more}")
+        raise DemoFormatError(f"{reader.path.name}: no {name}; it has: {listed(reader.names)}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first eight names, and the last where there are more."""
+    return ", ".join(names[:8]) + (f" ... {names[-1]}" if len(names) > 8 else "")
 
 
 def wanted_keys(available: Iterable[str], keys: Sequence[str] | None, where: str) -> list[str]:

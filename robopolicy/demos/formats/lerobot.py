@@ -99,12 +99,9 @@ class LeRobotReader(DemoReader):
         self.names = tuple(self._index)
         self._keys = _observation_keys(self._features, self._own.get("obs_columns", {}))
         self.filter_keys = self._own.get("filter_keys") or _splits(info.get("splits") or {}, self._index)
-        self.attributes = {
-            key: info[key] for key in ("codebase_version", "fps", "robot_type") if info.get(key) is not None
-        }
-        for key in ("env_args", "edits"):
-            if self._own.get(key) is not None:
-                self.attributes = {**self.attributes, key: self._own[key]}
+        facts = {key: info.get(key) for key in ("codebase_version", "fps", "robot_type")}
+        facts |= {key: self._own.get(key) for key in ("env_args", "edits")}
+        self.attributes = {key: value for key, value in facts.items() if value is not None}
         spec = self._own.get("action_spec")
         self.action_spec = action_spec_from(spec, f"{path.name}: action_spec") if spec else None
         self.action_facts = {"rate_hz": self._rate_hz, **_named_columns(self._features["action"])}
@@ -122,26 +119,23 @@ class LeRobotReader(DemoReader):
         require_demo(self, name)
         index, where = self._index[name], f"{self.path.name}, {name}"
         with damage_named(where):
-            return self._read(name, index, keys, where)
-
-    def _read(self, name: str, index: int, keys: Sequence[str] | None, where: str) -> Demo:
-        wanted = wanted_keys(self._keys, keys, where)
-        features = {self._keys[key] for key in wanted}
-        stored = {feature for feature in features if self._features[feature]["dtype"] != "video"}
-        optional = {field: column for field, column in STEP_COLUMNS.items() if column in self._features}
-        table = self._episodes.table(index, {"action", "task_index", *stored, *optional.values()})
-        arrays: dict[str, Any] = {
-            field: self._typed(field, _flat(column_values(table, column, where), field))
-            for field, column in optional.items()
-        }
-        return Demo(
-            name=name,
-            obs={key: self._values(key, index, table, where) for key in wanted},
-            actions=self._typed("actions", column_values(table, "action", where)),
-            instruction=self._episodes.instruction(index, table),
-            seed=self._own.get("seeds", {}).get(name),
-            **arrays,
-        )
+            wanted = wanted_keys(self._keys, keys, where)
+            features = {self._keys[key] for key in wanted}
+            stored = {feature for feature in features if self._features[feature]["dtype"] != "video"}
+            optional = {field: column for field, column in STEP_COLUMNS.items() if column in self._features}
+            table = self._episodes.table(index, {"action", "task_index", *stored, *optional.values()})
+            arrays: dict[str, Any] = {}
+            for field, column in optional.items():
+                values = self._typed(field, column_values(table, column, where))
+                arrays[field] = values[:, 0] if field in ("rewards", "dones") else values
+            return Demo(
+                name=name,
+                obs={key: self._values(key, index, table, where) for key in wanted},
+                actions=self._typed("actions", column_values(table, "action", where)),
+                instruction=self._episodes.instruction(table),
+                seed=self._own.get("seeds", {}).get(name),
+                **arrays,
+            )
 
     def clock(self, name: str) -> np.ndarray | None:
         """(T,) `timestamp` of each step [s]."""
@@ -209,7 +203,3 @@ def _splits(splits: Mapping[str, str], index: Mapping[str, int]) -> dict[str, li
             name for name, i in index.items() if first <= i < last
         ]
     return found
-
-
-def _flat(values: np.ndarray, field: str) -> np.ndarray:
-    return values[:, 0] if field in ("rewards", "dones") else values

@@ -1,9 +1,9 @@
 """Conversion as a whole: complete or absent, and nothing silent."""
 
 import pytest
-from rich.console import Console
 
-from robopolicy.demos.formats import convert, open_demos, run_convert
+from robopolicy.cli import main
+from robopolicy.demos.formats import convert, open_demos
 from robopolicy.demos.formats.robomimic import RobomimicFormat
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_libero, write_robomimic
@@ -40,11 +40,11 @@ def test_only_the_names_asked_for_are_written_with_their_masks(tiny_demos, tmp_p
         assert demos.filter_keys == {"train": ["demo_1"], "valid": ["demo_4"]}
 
 
-def test_what_was_done_and_left_out_is_printed(tmp_path):
+def test_what_was_done_and_left_out_is_printed(tmp_path, capsys):
     """Guards against: content that a format can't hold, dropped without a word."""
-    console = Console(record=True, width=200)
-    assert run_convert(write_libero(tmp_path / "task.hdf5"), tmp_path / "set", "lerobot", console) == 0
-    text = console.export_text()
+    source = write_libero(tmp_path / "task.hdf5")
+    assert main(["convert", str(source), str(tmp_path / "set"), "--format", "lerobot"]) == 0
+    text = capsys.readouterr().out
     assert "flipped vertically" in text
     assert "agentview_rgb: stored as H.264 video" in text
     assert text.strip().endswith(str(tmp_path / "set"))
