@@ -55,11 +55,11 @@ class DemoReader:
         return None
 
     def datasets(self, name: str) -> Mapping[str, Any] | None:
-        """The HDF5 datasets that a demo is read from unchanged, by path such as `obs/front`; None where there are none."""
+        """The HDF5 datasets that a demo is read from unchanged, by path such as `obs/front`; None if it has no such datasets."""
         return None
 
     def close(self) -> None:
-        """Close the file; does nothing where none is held open."""
+        """Close the file that is held open, if there is one."""
 
     def __len__(self) -> int:
         """Number of demos."""
