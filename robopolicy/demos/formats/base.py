@@ -55,7 +55,7 @@ class DemoReader:
         return None
 
     def datasets(self, name: str) -> Mapping[str, Any] | None:
-        """The HDF5 datasets that a demo is read from unchanged, by path such as `obs/front`; None if it has no such datasets."""
+        """The HDF5 datasets that hold a demo as `read` returns it, by path such as `obs/front`; None if there are none."""
         return None
 
     def close(self) -> None:
