@@ -13,7 +13,7 @@ from typing import Any
 
 from bench_table import bar, show
 
-from robopolicy.cli.evaluate import evaluate_policy
+from robopolicy.cli.simulator import open_worlds
 from robopolicy.components import build
 from robopolicy.control.execution import execution_from
 from robopolicy.control.executor import ChunkExecutor
@@ -22,6 +22,7 @@ from robopolicy.control.loop import ControlLoop
 from robopolicy.control.robots.base import RobotContext
 from robopolicy.control.stream import PolicyStream
 from robopolicy.experiment import load_policy
+from robopolicy.sim.evaluation import evaluate
 from robopolicy.sim.robots.sim import SimOptions
 from robopolicy.sim.tasks import make_task
 
@@ -38,7 +39,9 @@ def main() -> None:
     options = parser.parse_args()
     policy = load_policy(options.run)
     seeds = range(options.seed, options.seed + options.episodes)
-    result = evaluate_policy(policy, options.task, seeds, execution_from(policy.spec.execution))
+    worlds = open_worlds(policy, options.task, len(seeds), {})
+    result = evaluate(policy, worlds, seeds, execution_from(policy.spec.execution))
+    worlds.close()
     in_worlds = {outcome["seed"]: outcome["success"] for outcome in result.outcomes}
     began_s = time.perf_counter()
     driven = [drive(policy, options.task, seed, options.command_hz) for seed in seeds]

@@ -1,18 +1,17 @@
 """`robopolicy dagger`: a policy learns from an expert's labels of the states that it visits itself."""
 
-import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import REQUIRED, parse_experiment, require, verb_parser
-from robopolicy.cli.practice import make_worlds, success_in_simulator
-from robopolicy.cli.simulator import SIMULATOR
-from robopolicy.components import ConfigError, find_in_current_folder
+from robopolicy.cli.parsing import REQUIRED, imported, parse_experiment, require, require_demos, verb_parser
+from robopolicy.cli.simulator import SIMULATOR, open_practice, options_on_host, success_in_simulator
+from robopolicy.components import ConfigError
 from robopolicy.experiment.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -38,20 +37,27 @@ def dagger(arguments: Sequence[str]) -> int:
     from robopolicy.training.schedules import read_schedule
 
     share = read_schedule(options.expert_share, "--expert-share", high=1.0)
-    rounds = Rounds(options.rounds, options.round_steps, options.keep_rounds, options.round_weights)
-    roll_out = _Relabeling(options, task, config.training.seed, lambda n: share(n - 1, options.rounds - 1))
-    evaluate = success_in_simulator(options, task, config.training.eval_episodes)
-    measure = success_in_simulator(options, task, options.eval_episodes)
+    first_seed = DAGGER_SEED + SEEDS_PER_RUN * (config.training.seed % 40)
+
+    def roll_out(policy: "ChunkPolicy", number: int, written: Sequence[int]) -> "Iterator[Sequence[Demo]]":
+        first = first_seed + SEEDS_PER_ROUND * number
+        seeds = sorted({*range(first, first + options.episodes)} - {*written})
+        return _relabeled(options, task, policy, seeds, share(number - 1, options.rounds - 1))
+
+    def measure(policy: "ChunkPolicy") -> dict[str, Any]:
+        success_rate = success_in_simulator(task, options.eval_episodes, simulator)
+        return {"success_rate": success_rate(policy), "episodes": options.eval_episodes}
+
+    simulator = options_on_host(options)
+    while_training = success_in_simulator(task, config.training.eval_episodes, simulator)
     try:
         folder = run_dagger(
             config,
             Path(options.run_dir),
-            rounds,
+            Rounds(options.rounds, options.round_steps, options.keep_rounds, options.round_weights),
             roll_out,
-            evaluate=evaluate if config.training.eval_every else None,
-            measure=(lambda policy: {"success_rate": measure(policy), "episodes": options.eval_episodes})
-            if options.eval_episodes
-            else None,
+            evaluate=while_training if config.training.eval_every else None,
+            measure=measure if options.eval_episodes else None,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; continue {options.run_dir} with --resume") from None
@@ -107,52 +113,41 @@ def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
         raise ConfigError(f"--episodes is {options.episodes}; expected at most {SEEDS_PER_ROUND}")
     if config.task is None:
         raise ConfigError("no task; give --task, such as --task lift")
-    if missing := [name for name in config.data.files if "://" not in name and not Path(name).exists()]:
-        raise ConfigError(f"{missing[0]}: no such demo file (--data.files)")
+    require_demos(config.data)
     check_folder("--run-dir", options.run_dir)
     run_dir = Path(options.run_dir)
     if run_dir.exists() and any(run_dir.iterdir()) and not options.resume:
         raise ConfigError(f"{run_dir} is not empty; continue it with --resume, or give another --run-dir")
     if options.expert is not None:
-        check_expert(options.expert, config.task)
+        _check_expert(options.expert, config.task)
     return config.task
 
 
-class _Relabeling:
-    """Rolls out a round: the policy acts, the expert labels, failed episodes are kept as well."""
+def _relabeled(
+    options: Namespace, task: str, policy: "ChunkPolicy", seeds: Sequence[int], share: float
+) -> "Iterator[Sequence[Demo]]":
+    """The demos of one episode for each seed: policy and expert act, the expert labels, failed episodes are kept as well."""
+    if not seeds:
+        return
+    from robopolicy.experiment import open_policy
+    from robopolicy.training.online import relabeled_episodes
 
-    def __init__(self, options: Namespace, task: str, seed: int, share: "Callable[[int], float]") -> None:
-        self.options, self.task, self.share = options, task, share
-        self.first_seed = DAGGER_SEED + SEEDS_PER_RUN * (seed % 40)
-
-    def __call__(self, policy: "ChunkPolicy", number: int, written: Sequence[int]) -> "Iterator[Sequence[Demo]]":
-        from robopolicy.training.online import relabeled_episodes
-
-        first = self.first_seed + SEEDS_PER_ROUND * number
-        seeds = [seed for seed in range(first, first + self.options.episodes) if seed not in {*written}]
-        if not seeds:
-            return
-        cameras = policy.spec.cameras
-        teacher = open_teacher(self.options.expert)
-        if teacher is not None:
-            cameras = tuple(dict.fromkeys((*cameras, *teacher.spec.cameras)))
-        env = make_worlds(policy, self.task, min(self.options.num_envs, len(seeds)), self.options, cameras)
-        try:
-            expert = make_expert(self.options.expert, teacher, env)
-            share, lengths, successes = self.share(number), [], 0
-            for episode in relabeled_episodes(policy, env, seeds, expert, expert_share=share):
-                lengths.append(episode.steps)
-                successes += episode.success
-                yield episode.demos
-            LOG.info(
-                "round %d   share of the expert %.2f   success %d / %d   mean length %.0f steps",
-                *(number, share, successes, len(lengths), sum(lengths) / len(lengths)),
-            )
-        finally:
-            env.close()
+    teacher = open_policy(options.expert) if options.expert and Path(options.expert).is_dir() else None
+    cameras = () if teacher is None else teacher.spec.cameras
+    with closing(open_practice(policy, task, min(options.num_envs, len(seeds)), options, cameras)) as env:
+        steps = successes = 0
+        for episode in relabeled_episodes(
+            policy, env, seeds, _expert(options.expert, teacher, env), expert_share=share
+        ):
+            steps, successes = steps + episode.steps, successes + episode.success
+            yield episode.demos
+    LOG.info(
+        "rollout   share of the expert %.2f   success %d / %d   mean length %.0f steps",
+        *(share, successes, len(seeds), steps / len(seeds)),
+    )
 
 
-def check_expert(name: str, task: str) -> None:
+def _check_expert(name: str, task: str) -> None:
     """Check that `--expert` is a run folder of this task, or MODULE:FACTORY.
 
     Raises:
@@ -162,7 +157,7 @@ def check_expert(name: str, task: str) -> None:
         from robopolicy.experiment import read_provenance
 
         trained = read_provenance(name).get("task")
-        if trained is not None and trained != task:
+        if trained not in (None, task):
             raise ConfigError(
                 f"--expert {name} was trained on {trained}; --task is {task}; give an expert of this task"
             )
@@ -170,17 +165,8 @@ def check_expert(name: str, task: str) -> None:
         raise ConfigError(f"--expert {name}: neither a run folder nor MODULE:FACTORY")
 
 
-def open_teacher(name: str | None) -> "Policy | None":
-    """The policy in the run folder `name`; None if it is no folder."""
-    if name is None or not Path(name).is_dir():
-        return None
-    from robopolicy.experiment import open_policy
-
-    return open_policy(name)
-
-
-def make_expert(name: str | None, teacher: "Policy | None", env: "RobotVectorEnv") -> "Actor":
-    """Who labels the states in these worlds.
+def _expert(name: str | None, teacher: "Policy | None", env: "RobotVectorEnv") -> "Actor":
+    """Who labels the states in these worlds: a trained policy, the task's scripted expert, or what MODULE:FACTORY makes.
 
     Raises:
         ConfigError: the module, or the factory in it, is missing.
@@ -192,24 +178,18 @@ def make_expert(name: str | None, teacher: "Policy | None", env: "RobotVectorEnv
         return PolicyActor(teacher, env.num_envs, env.control_dt)
     if name is None:
         return ExpertActor(env, ActionNoise())
-    module, _, factory = name.partition(":")
-    find_in_current_folder(module)
-    try:
-        make = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--expert {name}: {error}; expected MODULE:FACTORY, called with the worlds") from None
-    made = make(env)
-    return made if hasattr(made, "act") else CallableExpert(made)
+    made = imported("--expert", name, "the worlds")(env)
+    return made if hasattr(made, "act") else FunctionExpert(made)
 
 
-class CallableExpert:
+class FunctionExpert:
     """A function (obs, instructions) -> actions (N, width) as an actor without memory."""
 
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
         self.function = function
 
     def reset(self, done: Any, seeds: Sequence[int]) -> None:
-        """It remembers nothing."""
+        """Do nothing."""
 
     def act(self, obs: Any, instructions: Sequence[str]) -> tuple[Any, Any]:
         """The function's actions, as label and as action."""

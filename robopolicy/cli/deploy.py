@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from robopolicy.cli.parsing import GROUP, POLICY, REQUIRED, of_group, parse, verb_parser
+from robopolicy.cli.parsing import GROUP, POLICY, REQUIRED, of_group, opened, parse, verb_parser
 
 MEASURED_FRAMES = 512
 """Recorded frames on which an int8 export is measured."""
@@ -84,15 +84,11 @@ def serve(arguments: Sequence[str]) -> int:
         *POLICY,
     )
     options = parse(parser, arguments)
-    options.policy = of_group(options.policy, options.group)
     from robopolicy.control.server import serve as run_server
     from robopolicy.control.serving.access import read_api_key, tls_context
-    from robopolicy.experiment.run_folder import open_policy
 
-    precision = None if options.precision == "float32" else options.precision
-    policy = open_policy(options.policy, options.backbone, options.device, precision)
     run_server(
-        policy,
+        opened(options, of_group(options.policy, options.group), options.device),
         host=options.host,
         port=options.port,
         api_key=read_api_key(options.api_key_file) if options.api_key_file else None,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jsonargparse import Namespace
 
-from robopolicy.cli.parsing import execution_of
+from robopolicy.cli.parsing import execution_of, opened
 from robopolicy.components import ConfigError
 from robopolicy.control.execution import ExecutionOptions, require_supported
 from robopolicy.control.profile import RobotProfile
@@ -70,13 +70,10 @@ def _local(options: Namespace) -> Driver:
     else:
         import torch
 
-        from robopolicy.experiment import open_policy
-
         if options.backbone is None:
             # A second thread costs more than it gains at batch 1, and the commands wait for it.
             torch.set_num_threads(1)
-        precision = None if options.precision == "float32" else options.precision
-        policy = open_policy(options.policy, options.backbone, options.device, precision)
+        policy = opened(options, options.policy, options.device)
     spec = policy.spec
     generator = noise_for(policy, execution_of(options, spec.execution))
     every = _steps_per_call(options, spec)

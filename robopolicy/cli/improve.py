@@ -1,17 +1,24 @@
 """`robopolicy improve`: improves a policy by recurrent PPO in closed loop."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from robopolicy.cli.evaluate import ENVIRONMENT, check_environment, read_env_map
 from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import REQUIRED, field_options, parse, require, verb_parser
-from robopolicy.cli.practice import film, make_worlds, success_in_simulator
-from robopolicy.cli.simulator import SIMULATOR
-from robopolicy.cli.train import SELECTION_SEED
+from robopolicy.cli.simulator import (
+    SELECTION_SEED,
+    SIMULATOR,
+    film,
+    open_practice,
+    options_on_host,
+    success_in_simulator,
+)
 from robopolicy.components import ConfigError
 
 if TYPE_CHECKING:
@@ -21,42 +28,25 @@ if TYPE_CHECKING:
 
 def improve(arguments: Sequence[str]) -> int:
     """Improve a policy by recurrent PPO; returns the exit code."""
-    options = parse(_improve_parser(), arguments)
+    options = parse(_parser(), arguments)
     require(options, 1, "num_envs", "eval_episodes")
-    if bool(options.env) == bool(options.task) and options.env:
-        raise ConfigError(f"--task {options.task} and --env {options.env}; give one of them")
-    for name in ("env_map", "env_kwargs", "env_python"):
-        if options[name] is not None and not options.env:
-            raise ConfigError(f"--{name.replace('_', '-')} without --env; give --env MODULE:ID")
+    check_environment(options)
     check_folder("--run-dir", options.run_dir)
-    from robopolicy.experiment import read_provenance
     from robopolicy.training.improve import ImproveConfig
     from robopolicy.training.improve import improve as run_improve
 
     config = ImproveConfig(**{field.name: options[field.name] for field in fields(ImproveConfig)})
-    task = options.task or (None if options.env else read_provenance(options.policy).get("task"))
-    if task is None and not options.env:
-        raise ConfigError("the policy's demos name no task; give --task, or --env for another environment")
-    surroundings = _environment(options) if options.env else _simulator(options, str(task))
+    surroundings = _environment(options) if options.env else _simulator(options)
+    folder, resume, device = options.run_dir, options.resume, options.device
     try:
-        folder = run_improve(
-            options.policy,
-            surroundings,
-            options.run_dir,
-            config,
-            options.ppo,
-            resume=options.resume,
-            device=options.device,
-        )
+        run_improve(options.policy, surroundings, folder, config, options.ppo, resume=resume, device=device)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted; {options.run_dir} continues from its last checkpoint with --resume"
-        ) from None
+        raise KeyboardInterrupt(f"interrupted; {folder} continues from its last checkpoint with --resume") from None
     print(f"policy    {folder}")
     return 0
 
 
-def _improve_parser() -> ArgumentParser:
+def _parser() -> ArgumentParser:
     from robopolicy.training.improve import ImproveConfig
     from robopolicy.training.reinforce import PPOConfig
 
@@ -67,10 +57,7 @@ def _improve_parser() -> ArgumentParser:
         ("policy", str, REQUIRED, "run folder of the policy to start from"),
         ("--run-dir", str, REQUIRED, "folder for the improved policy and its logs"),
         ("--task", str | None, None, "task of the simulator; default: the demos' own"),
-        ("--env", str | None, None, "third-party environment, as for eval"),
-        ("--env-map", str | None, None, "as for eval"),
-        ("--env-kwargs", str | None, None, "as for eval"),
-        ("--env-python", str | None, None, "as for eval"),
+        *ENVIRONMENT,
         ("--resume", bool, False, "continue from the last checkpoint in --run-dir"),
         ("--eval-episodes", int, 50, "episodes of each evaluation"),
         *field_options(ImproveConfig),
@@ -83,46 +70,38 @@ def _improve_parser() -> ArgumentParser:
 
 def _environment(options: Namespace) -> "Surroundings":
     """Copies of a third-party environment."""
-    from robopolicy.rollout.env_map import EnvMap
     from robopolicy.rollout.env_worlds import open_worlds
-    from robopolicy.rollout.evaluate import check_instruction, evaluate_in_worlds
+    from robopolicy.rollout.evaluate import evaluate_in_worlds
     from robopolicy.training.improve import Surroundings
 
     if options.videos:
         raise ConfigError(f"--videos {options.videos} with --env: only the simulator's worlds are filmed; leave it out")
-    env_map = EnvMap.read(options.env_map)
-    if options.env_kwargs:
-        env_map = env_map.with_kwargs(options.env_kwargs)
     seeds = range(SELECTION_SEED, SELECTION_SEED + options.eval_episodes)
 
-    def worlds(policy: "ChunkPolicy", count: int) -> Any:
-        check_instruction(policy, env_map)
-        first = range(SELECTION_SEED, SELECTION_SEED + count)
+    def worlds(policy: "ChunkPolicy", count: int = options.num_envs) -> Any:
+        first, env_map = range(SELECTION_SEED, SELECTION_SEED + count), read_env_map(options, policy)
         return open_worlds(options.env, policy, first, env_map=env_map, python=options.env_python, num_envs=count)
 
     def success_rate(policy: "ChunkPolicy", folder: Path) -> float:
-        copies = worlds(policy, min(options.num_envs, len(seeds)))
-        try:
+        with closing(worlds(policy, min(options.num_envs, len(seeds)))) as copies:
             return evaluate_in_worlds(policy, copies, seeds).success_rate
-        finally:
-            copies.close()
 
-    facts = {"task": None, "environment": options.env}
-    return Surroundings(lambda policy: worlds(policy, options.num_envs), success_rate, facts)
+    return Surroundings(worlds, success_rate, {"task": None, "environment": options.env})
 
 
-def _simulator(options: Namespace, task: str) -> "Surroundings":
+def _simulator(options: Namespace) -> "Surroundings":
     """Worlds of the simulator."""
+    from robopolicy.experiment import read_provenance
     from robopolicy.training.improve import Surroundings
 
-    success_rate = success_in_simulator(options, task, options.eval_episodes)
+    task, simulator = options.task or read_provenance(options.policy).get("task"), options_on_host(options)
+    if task is None:
+        raise ConfigError("the policy's demos name no task; give --task, or --env for another environment")
+    success_rate = success_in_simulator(task, options.eval_episodes, simulator)
 
     def measured(policy: "ChunkPolicy", folder: Path) -> float:
         if options.videos:
-            film(policy, task, options.videos, options, folder)
+            film(policy, task, options.videos, simulator, folder)
         return success_rate(policy)
 
-    def worlds(policy: "ChunkPolicy") -> Any:
-        return make_worlds(policy, task, options.num_envs, options, policy.spec.cameras)
-
-    return Surroundings(worlds, measured, {"task": task})
+    return Surroundings(lambda policy: open_practice(policy, task, options.num_envs, options), measured, {"task": task})

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from robopolicy.cli.robots import imported, kind_and_options
+from robopolicy.cli.parsing import imported
+from robopolicy.cli.robots import kind_and_options
 from robopolicy.components import ConfigError, build, component
 from robopolicy.control.operators.base import OperatorContext
 from robopolicy.control.robot import Operator
@@ -19,9 +20,8 @@ def make_operator(source: str, context: OperatorContext) -> Operator:
     Raises:
         ConfigError: it has another form, the kind or an option is unknown, or the device can't be opened.
     """
-    module, _, factory = source.partition(":")
-    if factory.isidentifier():
-        operator = imported("--intervene", module, factory, "OperatorContext")(context)
+    if source.partition(":")[2].isidentifier():
+        operator = imported("--intervene", source, "an OperatorContext")(context)
     else:
         kind, given = kind_and_options("operator", source, SCHEMES)
         options = section_from(component("operator", kind).options, given, "operator", f"operator {kind!r}")

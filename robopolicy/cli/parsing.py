@@ -1,8 +1,9 @@
 """Argument parsing of the verbs: dashed flags, `--config`, dotted overrides, errors in one line."""
 
+import importlib
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
-from robopolicy.components import ConfigError, component, kinds, load_plugins
+from robopolicy.components import ConfigError, component, find_in_current_folder, kinds, load_plugins
 from robopolicy.control.execution import ExecutionOptions
-from robopolicy.experiment.config import ExperimentConfig
+from robopolicy.experiment.config import DataConfig, ExperimentConfig
 from robopolicy.experiment.reading import (
     SECTIONS,
     changed_options,
@@ -134,6 +135,14 @@ def of_group(folder: str, group: str | None) -> str:
     return str(group_folder(folder, group))
 
 
+def opened(options: Namespace, folder: str, device: str = "cpu") -> Any:
+    """The policy in a run folder or an exported one, with the arithmetic and the backbone that the options ask for."""
+    from robopolicy.experiment import open_policy
+
+    precision = None if options.precision == "float32" else options.precision
+    return open_policy(folder, options.backbone, device, precision)
+
+
 def execution_options() -> list[Option]:
     """`--execution.kind` and the options of every known kind; `execution_of` refuses those of another kind."""
     shown: dict[str, tuple[Any, list[str]]] = {}
@@ -187,6 +196,37 @@ def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[
             )
     options = parse(parser, [*own, *rest])
     return options, config_from_dict(tree, source=", ".join(files) or "command line", import_plugins=True)
+
+
+def require_demos(data: DataConfig) -> None:
+    """Refuse a config that names no demo file, or one that doesn't exist.
+
+    Raises:
+        ConfigError: in one line that names the file.
+    """
+    files = [*data.files, *(file for group in data.groups.values() for file in group.files)]
+    if not files:
+        raise ConfigError("no demo file; name one or more with --data.files FILE ...")
+    if missing := [name for name in files if "://" not in name and not Path(name).exists()]:
+        raise ConfigError(f"{missing[0]}: no such demo file (--data.files)")
+
+
+def imported(flag: str, source: str, argument: str) -> Callable[[Any], Any]:
+    """The factory MODULE:FACTORY that the caller named after `flag`; importing it is what they asked for.
+
+    Raises:
+        ConfigError: it can't be imported, or is not callable.
+    """
+    module, _, factory = source.partition(":")
+    find_in_current_folder(module)
+    try:
+        made = getattr(importlib.import_module(module), factory)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{flag} {source} can't be imported: {type(error).__name__}: {reason}") from error
+    if not callable(made):
+        raise ConfigError(f"{flag} {source} is not callable; expected a function of {argument}")
+    return made
 
 
 def plain_message(error: Exception) -> str:

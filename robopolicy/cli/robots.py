@@ -1,7 +1,6 @@
 """`--robot`: a kind, an address, a file, or a factory of the user's own -> the robot that `robopolicy run` drives."""
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from robopolicy.cli.drivers import Driver
-from robopolicy.cli.parsing import REQUIRED, Option
-from robopolicy.components import ConfigError, build, component, find_in_current_folder, kinds
+from robopolicy.cli.parsing import REQUIRED, Option, imported
+from robopolicy.components import ConfigError, build, component, kinds
 from robopolicy.control.robot import Robot
 from robopolicy.control.robots.base import RobotContext
 from robopolicy.experiment.reading import read_yaml, section_from
@@ -63,11 +62,10 @@ def make_robot(options: Namespace, driver: Driver) -> Robot:
     flags = {
         name: value for name, (flag, *_) in FLAGS.items() if (value := options[flag.replace("-", "_")]) is not None
     }
-    module, _, factory = options.robot.partition(":")
-    if factory.isidentifier():
+    if options.robot.partition(":")[2].isidentifier():
         if flags:
             raise ConfigError(f"--{FLAGS[next(iter(flags))][0]} is not an option of --robot {options.robot}")
-        return _made_by(options.robot, imported("--robot", module, factory, "RobotContext"), context)
+        return _checked(options.robot, imported("--robot", options.robot, "a RobotContext")(context))
     kind, given = kind_and_options("robot", options.robot, SCHEMES)
     chosen = component("robot", kind)
     known = [field.name for field in fields(chosen.options)]
@@ -75,7 +73,7 @@ def make_robot(options: Namespace, driver: Driver) -> Robot:
         if name not in known:
             raise ConfigError(f"--{FLAGS[name][0]} is not an option of robot {kind!r}; it has: {', '.join(known)}")
     made = section_from(chosen.options, given | flags, "robot", f"robot {kind!r}")
-    return _made_by(options.robot, lambda context: build(made, context), context)
+    return _checked(options.robot, build(made, context))
 
 
 def kind_and_options(
@@ -103,25 +101,7 @@ def kind_and_options(
     return source, {}
 
 
-def imported(flag: str, module: str, factory: str, context: str) -> Callable[[Any], Any]:
-    """The factory MODULE:FACTORY that the caller named after `flag`; importing it is what they asked for.
-
-    Raises:
-        ConfigError: it can't be imported, or is not callable.
-    """
-    find_in_current_folder(module)
-    try:
-        made = getattr(importlib.import_module(module), factory)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{flag} {module}:{factory} can't be imported: {type(error).__name__}: {reason}") from error
-    if not callable(made):
-        raise ConfigError(f"{flag} {module}:{factory} is not callable; expected a function of a {context}")
-    return made
-
-
-def _made_by(source: str, make: Callable[[RobotContext], Any], context: RobotContext) -> Robot:
-    robot = make(context)
+def _checked(source: str, robot: Any) -> Robot:
     if not isinstance(robot, Robot):
         missing = [name for name in ("profile", "control_dt", "command_dt") if not hasattr(robot, name)]
         missing += [name for name in ("observe", "qpos", "command", "stop") if not callable(getattr(robot, name, None))]

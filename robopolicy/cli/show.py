@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import POLICY, REQUIRED, of_group, parse, verb_parser
+from robopolicy.cli.parsing import POLICY, REQUIRED, of_group, opened, parse, verb_parser
 from robopolicy.components import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +69,6 @@ def view(arguments: Sequence[str]) -> int:
 
 
 def _view_policy(demo: "Demo", options: Namespace) -> int:
-    from robopolicy.experiment import open_policy
     from robopolicy.report import write_policy_page
 
     if options.rerun:
@@ -78,8 +77,7 @@ def _view_policy(demo: "Demo", options: Namespace) -> int:
     if out.suffix != ".html":
         raise ConfigError(f"--out {out}: with --policy a page is written; expected .html at its end")
     check_file("--out", out)
-    precision = None if options.precision == "float32" else options.precision
-    policy = open_policy(of_group(options.policy, options.group), options.backbone, precision=precision)
+    policy = opened(options, of_group(options.policy, options.group))
     print(f"page      {write_policy_page(policy, demo, out, f'{options.policy} on {options.file}')}")
     return 0
 

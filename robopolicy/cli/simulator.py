@@ -1,17 +1,27 @@
-"""Options of the verbs that run the simulator: device, physics, number of worlds, randomization."""
+"""The simulator for the verbs: its options, worlds for a policy, and a policy's success rate in them."""
 
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from robopolicy.cli.parsing import Option, require
 from robopolicy.components import ConfigError
+from robopolicy.control.execution import ExecutionOptions
 from robopolicy.sim.randomization import RandomizationConfig
+
+if TYPE_CHECKING:
+    from robopolicy.model.policy import ChunkPolicy
+    from robopolicy.sim.env import RobotVectorEnv
+    from robopolicy.types import Policy
 
 MAX_SEED = 2**62
 """Seeds are held as 64-bit integers."""
-
-
+SELECTION_SEED = 5_000_000
+"""First seed of the episodes that measure a policy while it is trained; far from those of demos and of reported evaluations."""
 SIMULATOR: tuple[Option, ...] = (
     ("--device", str, "cpu", "cpu, cuda or cuda:<n>: device of the policy and of the worlds"),
     (
@@ -51,10 +61,116 @@ def simulator_facts(options: Namespace) -> dict[str, Any]:
 
 def simulator_options(options: Namespace, device: str) -> dict[str, Any]:
     """Keyword arguments of `RobotVectorEnv`; `device` is this process's own."""
-    on_host = options.physics == "batch"
     return {
-        "device": "cpu" if on_host else device,
+        "device": "cpu" if options.physics == "batch" else device,
         "physics": options.physics,
         "randomization": options.randomization,
         "limits": options.limits,
     }
+
+
+def options_on_host(options: Namespace) -> dict[str, Any]:
+    """As `simulator_options`, for the worlds on the CPU in which a policy learns.
+
+    Raises:
+        ConfigError: the options ask for others.
+    """
+    if options.physics == "warp":
+        raise ConfigError("--physics warp: learning in closed loop steps its worlds with batch; leave --physics out")
+    return {**simulator_options(options, "cpu"), "physics": "batch"}
+
+
+def open_worlds(
+    policy: "Policy", task: str, count: int, simulator: Mapping[str, Any], cameras: Sequence[str] = ()
+) -> "RobotVectorEnv":
+    """Worlds that show the policy's keys and cameras, and further cameras, at the size of the policy's images.
+
+    Args:
+        policy: what acts in them.
+        task: task of the simulator.
+        count: how many.
+        simulator: further options, as `simulator_options` gives them.
+        cameras: further ones, such as of an expert.
+    """
+    from robopolicy.sim.env import RobotVectorEnv
+
+    seen = policy.spec.cameras
+    size = policy.spec.observation[seen[0]].shape[0] if seen else 64
+    return RobotVectorEnv(task, count, cameras=tuple(dict.fromkeys((*seen, *cameras))), image_size=size, **simulator)
+
+
+def filming(policy: "Policy") -> tuple[str, ...]:
+    """The camera to film a policy without cameras by; empty for one that has some."""
+    return () if policy.spec.cameras else ("front",)
+
+
+def success_in_simulator(
+    task: str, episodes: int, simulator: Mapping[str, Any], execution: ExecutionOptions | None = None
+) -> Callable[[Any], float]:
+    """Gives a policy's success rate on seeds that neither demos, practice nor reported evaluations use.
+
+    Args:
+        task: task of the simulator.
+        episodes: one for each seed from `SELECTION_SEED` on.
+        simulator: options of the worlds, as `simulator_options` gives them.
+        execution: which action of which chunk is executed when; None: as the policy was trained.
+    """
+    from robopolicy.rollout.actor import own_execution
+    from robopolicy.sim.evaluation import evaluate
+
+    def success_rate(policy: Any) -> float:
+        seeds = range(SELECTION_SEED, SELECTION_SEED + episodes)
+        with closing(open_worlds(policy, task, min(64, episodes), simulator)) as env:
+            return evaluate(policy, env, seeds, execution or own_execution(policy)).success_rate
+
+    return success_rate
+
+
+def film(policy: "Policy", task: str, episodes: int, simulator: Mapping[str, Any], folder: Path) -> None:
+    """Write videos of the first episodes that `success_in_simulator` runs, named by seed and outcome."""
+    from robopolicy.report.video import episode_images, write_video
+    from robopolicy.rollout.actor import own_execution
+    from robopolicy.sim.evaluation import evaluate
+
+    seeds, filmed = range(SELECTION_SEED, SELECTION_SEED + episodes), []
+    with closing(open_worlds(policy, task, episodes, simulator, filming(policy))) as env:
+        evaluate(policy, env, seeds, own_execution(policy), record=True, sink=filmed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for episode in filmed:
+        name = f"{episode.seed}_{'success' if episode.success else 'failure'}.mp4"
+        write_video(episode_images(episode), folder / name, fps=1 / env.control_dt)
+
+
+def open_practice(
+    policy: "ChunkPolicy", task: str, count: int, options: Namespace, cameras: Sequence[str] = ()
+) -> "RobotVectorEnv":
+    """As `open_worlds`, for a policy that learns in them.
+
+    Raises:
+        ConfigError: the policy's actions are not the task's.
+    """
+    env = open_worlds(policy, task, count, options_on_host(options), cameras)
+    try:
+        check_actions(policy, task, math.prod(env.single_action_space.shape or ()))
+    except ConfigError:
+        env.close()
+        raise
+    return env
+
+
+def check_actions(policy: "ChunkPolicy", task: str, width: int) -> None:
+    """Refuse a policy whose actions are not the task's.
+
+    Raises:
+        ConfigError: another number of columns, or no gripper for a task that needs one.
+    """
+    from robopolicy.sim.tasks import make_task
+
+    spec = policy.action_spec
+    if spec.width != width:
+        raise ConfigError(f"the policy gives {spec.width} action columns; task {task} takes {width}")
+    if make_task(task).needs_gripper and not spec.gripper_width and not spec.continuous_gripper:
+        raise ConfigError(
+            f"the policy moves no gripper (its action columns: {spec.arm_width} arm, {len(spec.constant)} constant), which "
+            f"task {task} needs; train on demos in which the gripper opens and closes"
+        )

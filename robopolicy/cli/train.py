@@ -3,20 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import REQUIRED, parse_experiment, verb_parser
+from robopolicy.cli.parsing import REQUIRED, parse_experiment, require_demos, verb_parser
 from robopolicy.components import ConfigError
 from robopolicy.experiment.config import ExperimentConfig
 
 if TYPE_CHECKING:
     from robopolicy.training.start import Start
-
-SELECTION_SEED = 5_000_000
-"""First seed of the episodes that choose a checkpoint; far from those of demos and of reported evaluations."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -47,12 +44,7 @@ def train(arguments: Sequence[str]) -> int:
     short = {"seed": options.seed, "max_steps": options.max_steps, "eval_every": options.eval_every}
     given = {name: value for name, value in short.items() if value is not None}
     config = replace(config, training=replace(config.training, **given))
-    files = [*config.data.files, *(file for group in config.data.groups.values() for file in group.files)]
-    if not files:
-        raise ConfigError("no demo file; name one or more with --data.files FILE ...")
-    missing = [name for name in files if "://" not in name and not Path(name).exists()]
-    if missing:
-        raise ConfigError(f"{missing[0]}: no such demo file (--data.files)")
+    require_demos(config.data)
     check_folder("--run-dir", options.run_dir)
 
     from robopolicy.training.train import train as run_training
@@ -76,16 +68,11 @@ def _start(options: Namespace) -> "Start | None":
     return Start(options.start, options.statistics or "keep", tuple(parts))
 
 
-def _closed_loop(config: ExperimentConfig) -> Callable[..., float] | None:
+def _closed_loop(config: ExperimentConfig) -> Callable[[Any], float] | None:
     if config.training.eval_every is None:
         return None
     if config.task is None:
         raise ConfigError("--eval-every needs the simulator's task; give --task, such as --task lift")
+    from robopolicy.cli.simulator import success_in_simulator
 
-    from robopolicy.cli.evaluate import evaluate_policy
-
-    def success_rate(policy: object) -> float:
-        seeds = range(SELECTION_SEED, SELECTION_SEED + config.training.eval_episodes)
-        return evaluate_policy(policy, str(config.task), seeds, config.execution).success_rate
-
-    return success_rate
+    return success_in_simulator(config.task, config.training.eval_episodes, {}, config.execution)

@@ -12,8 +12,8 @@ import torch
 from torch.distributed import TCPStore
 
 from robopolicy.cli import main
-from robopolicy.cli.evaluate import _open_policy
 from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.experiment import open_policy, read_provenance
 
 FIGURES = (
     "success_rate",
@@ -82,14 +82,12 @@ def test_an_exported_policy_brings_its_own_execution_settings(random_run, tmp_pa
     folder = Path(shutil.copytree(Path(__file__).parents[1] / "control/tiny_export", tmp_path / "exported"))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"execution": {"replan_every": 2}}))
-    exported, execution, provenance = _open_policy(str(folder), "cpu")
-    assert execution == {"replan_every": 2}
-    assert provenance["task"] == "lift"
+    exported, trained = open_policy(folder), open_policy(random_run)
+    assert exported.spec.execution == {"replan_every": 2}
+    assert read_provenance(folder)["task"] == "lift"
     assert exported.spec.chunk == 2
-    trained, execution, provenance = _open_policy(str(random_run), "cpu")
-    assert execution["replan_every"] == 2
-    assert provenance["task"] == "reach"
-    assert trained.chunk == 2
+    assert trained.spec.execution["replan_every"] == 2
+    assert trained.spec.chunk == 2
 
 
 @pytest.mark.slow
@@ -142,7 +140,7 @@ def test_an_exported_folder_keeps_its_own_precision(capsys):
 
 def test_a_run_folder_is_evaluated_at_another_precision(random_run, tmp_path):
     """Guards against: a precision that can't be measured before the policy is sent to a robot's computer."""
-    policy, _, _ = _open_policy(str(random_run), "cpu", "int8")
+    policy = open_policy(random_run, precision="int8")
     assert policy._frozen[0].memory.precision == "int8"
 
 

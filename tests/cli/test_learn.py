@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from robopolicy.cli import main
-from robopolicy.cli.practice import check_actions
+from robopolicy.cli.simulator import check_actions
 from robopolicy.components import ConfigError
 from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy, read_provenance, save_policy
 from robopolicy.types import ActionSpec, ArraySpec
