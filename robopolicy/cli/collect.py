@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from robopolicy.demos.hdf5 import DemoWriter
     from robopolicy.rollout.episodes import Episode
     from robopolicy.sim.env import RobotVectorEnv
-    from robopolicy.sim.sharding import Shard
+    from robopolicy.sim.evaluation import Shard
 
 LOG = logging.getLogger(__name__)
 ROUND = 4
@@ -33,7 +33,7 @@ HOPELESS = 50
 
 def collect(arguments: Sequence[str]) -> int:
     """Collect demonstrations; returns the exit code."""
-    from robopolicy.sim.collection import ActionNoise
+    from robopolicy.sim.expert import ActionNoise
 
     parser = verb_parser(
         "collect",
@@ -60,7 +60,7 @@ def collect(arguments: Sequence[str]) -> int:
     require(options, 1, "image_size")
     _check_out(Path(options.out), options)
     from robopolicy.demos.guarded import parts_folder
-    from robopolicy.sim.sharding import open_shard
+    from robopolicy.sim.evaluation import open_shard
 
     try:
         with open_shard() as shard:
@@ -73,8 +73,8 @@ def collect(arguments: Sequence[str]) -> int:
 
 def _collect(options: Namespace, shard: "Shard") -> int:
     """Rounds of episodes, each process its share, until enough succeeded; the first one writes and prints."""
-    from robopolicy.sim.collection import ActionNoise
-    from robopolicy.sim.collection import collect as expert_episodes
+    from robopolicy.sim.expert import ActionNoise
+    from robopolicy.sim.expert import collect as expert_episodes
 
     began = time.perf_counter()
     tally, noise = _Tally(), options.disturbance if options.noise else ActionNoise.off()
@@ -169,7 +169,7 @@ def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: 
 
 def _env_args(options: Namespace) -> dict[str, Any]:
     """`env_args` of the demos, as robomimic stores them."""
-    from robopolicy.sim.collection import ActionNoise
+    from robopolicy.sim.expert import ActionNoise
     from robopolicy.sim.worlds import PRIVILEGED
 
     return {

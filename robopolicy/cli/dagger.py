@@ -172,7 +172,7 @@ def _expert(name: str | None, teacher: "Policy | None", env: "RobotVectorEnv") -
         ConfigError: the module, or the factory in it, is missing.
     """
     from robopolicy.rollout.actor import PolicyActor
-    from robopolicy.sim.collection import ActionNoise, ExpertActor
+    from robopolicy.sim.expert import ActionNoise, ExpertActor
 
     if teacher is not None:
         return PolicyActor(teacher, env.num_envs, env.control_dt)

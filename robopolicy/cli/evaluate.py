@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from robopolicy.rollout.env_map import EnvMap
     from robopolicy.rollout.episodes import Episode
     from robopolicy.rollout.statistics import Evaluation
-    from robopolicy.sim.sharding import Shard
+    from robopolicy.sim.evaluation import Shard
     from robopolicy.types import Policy
 
     Evaluated = tuple[Evaluation, Sequence[Episode]]
@@ -62,7 +62,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     options = parse(_parser(), arguments)
     _check_options(options)
     options.policy = [of_group(run, options.group) for run in options.policy]
-    from robopolicy.sim.sharding import open_shard
+    from robopolicy.sim.evaluation import open_shard
 
     with open_shard() as shard:
         made = [_evaluated(run, options, shard) for run in options.policy]

@@ -23,7 +23,7 @@ def report_runs(options: Namespace, results: "Sequence[Evaluation]") -> int:
     """
     if len(results) == 0 or (len(results) == 1 and len(options.against) < 2):
         return 0
-    from robopolicy.rollout.run_groups import config_values, group_runs
+    from robopolicy.rollout.training_seeds import config_values, group_runs
 
     names = [f"{run} ({place})" if run in options.policy[:place] else run for place, run in enumerate(options.policy)]
     evaluations = dict(zip(names, results, strict=True))

@@ -91,17 +91,17 @@ class ExportedState:
 class ExportedPolicy:
     """An exported policy, with the protocol of `robopolicy.load_policy`'s: `initial_state`, `act`, and what it expects."""
 
-    def __init__(self, manifest: Mapping[str, Any], run: "Graph") -> None:
+    def __init__(self, manifest: Mapping[str, Any], session: Any) -> None:
         self.spec = PolicySpec.from_dict({**manifest["spec"], "execution": manifest.get("execution", {})})
         self.manifest = dict(manifest)
-        self._run = run
+        self._session, self._outputs = session, [output.name for output in session.get_outputs()]
         self._text = manifest["text"]
         noise = manifest.get("noise")
         self._noise = None if noise is None else np.asarray(noise, np.float32)
         self._prepared: dict[tuple[str | None, ...], np.ndarray] = {}
         self._numbers = {word: place for place, word in enumerate((self._text or {}).get("words", ()), start=2)}
         self._reported: set[str] = set()
-        self.state_shapes = [run.inputs[name] for name in run.inputs if name.startswith("state.")]
+        self.state_shapes = [entry.shape for entry in session.get_inputs() if entry.name.startswith("state.")]
         """Shape of each tensor of the state, as the graph itself says; the batch axis is not an integer."""
 
     def initial_state(self, batch: int | Sequence[int] = ()) -> ExportedState:
@@ -156,7 +156,7 @@ class ExportedPolicy:
             feed[NOISE] = np.ascontiguousarray(drawn, dtype=np.float32)
         feed[AGE] = state.age
         feed |= {f"state.{i}": tensor for i, tensor in enumerate(state.tensors)}
-        given = self._run(feed)
+        given = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
         after = tuple(given[f"next.state.{i}"] for i in range(len(state.tensors)))
         actions = given[ACTIONS].reshape(*state.batch_shape, *given[ACTIONS].shape[1:])
         return actions, replace(state, age=given[f"next.{AGE}"], tensors=after)
@@ -179,9 +179,9 @@ class ExportedPolicy:
                 raise ValueError(f"observation {key!r} holds NaN or infinite values; expected finite numbers")
         return np.ascontiguousarray(array)
 
-    def _words(self, told: Any, count: int, batch: tuple[int, ...]) -> np.ndarray:
+    def _words(self, instruction: Any, count: int, batch: tuple[int, ...]) -> np.ndarray:
         """Word numbers (episodes, words), as `Vocabulary.encode` gives them."""
-        entries = (told,) if told is None or isinstance(told, str) else tuple(told)
+        entries = (instruction,) if instruction is None or isinstance(instruction, str) else tuple(instruction)
         if len(entries) > 1 and (not batch or len(entries) != batch[0]):
             raise ValueError(f"{len(entries)} instructions for a batch of {batch}; give one, or one per entry")
         if entries not in self._prepared:
@@ -206,31 +206,21 @@ class ExportedPolicy:
                 logger.warning("instruction word %r %s", word, why)
 
 
-class Graph:
-    """Named arrays in, named arrays out, by onnxruntime."""
-
-    def __init__(self, path: Path, threads: int | None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError(
-                "running an exported policy needs onnxruntime, which isn't installed; pip install 'robopolicy[export]'"
-            ) from error
-        options = onnxruntime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises classes of its own
-            raise ExportError(f"{path}: not an ONNX graph that can be run ({_reason(error)}); export again") from None
-        self._outputs = [output.name for output in self._session.get_outputs()]
-        self.inputs = {entry.name: tuple(entry.shape) for entry in self._session.get_inputs()}
-        """Name -> shape of each input; an axis of any length is a string or None."""
-
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One tick."""
-        given = self._session.run(self._outputs, dict(feed))
-        return {name: np.asarray(array) for name, array in zip(self._outputs, given, strict=True)}
+def _open_graph(path: Path, threads: int | None) -> Any:
+    """Onnxruntime's session of a graph."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            "running an exported policy needs onnxruntime, which isn't installed; pip install 'robopolicy[export]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own
+        raise ExportError(f"{path}: not an ONNX graph that can be run ({_reason(error)}); export again") from None
 
 
 def require_own_precision(folder: str | Path, precision: str) -> None:
@@ -263,9 +253,9 @@ def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
     graph = folder / GRAPH
     if not graph.is_file():
         raise ExportError(f"{graph}: the graph that belongs to {MANIFEST} is missing; export again")
-    run = Graph(graph, threads)
+    session = _open_graph(graph, threads)
     try:
-        policy = ExportedPolicy(manifest, run)
+        policy = ExportedPolicy(manifest, session)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(
             f"{folder / MANIFEST}: not a manifest of an export ({_reason(error)}); export again"
@@ -273,8 +263,9 @@ def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
     expected = {*policy.spec.observation, AGE, *([TEXT] if policy.spec.instruction else ())}
     expected |= set() if manifest.get("noise") is None else {NOISE}
     expected |= {f"state.{place}" for place in range(len(policy.state_shapes))}
-    if expected != set(run.inputs):
-        differing = ", ".join(sorted(expected ^ set(run.inputs)))
+    inputs = {entry.name for entry in session.get_inputs()}
+    if expected != inputs:
+        differing = ", ".join(sorted(expected ^ inputs))
         raise ExportError(f"{folder}: {GRAPH} and {MANIFEST} don't belong together; they differ in: {differing}")
     return policy
 

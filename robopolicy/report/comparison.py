@@ -8,9 +8,16 @@ from typing import Any
 
 from robopolicy.report.page import percent, percent_range, success_table, table, write_page
 from robopolicy.report.plots import COLORS, Series, interval_plot, line_plot
-from robopolicy.rollout.run_groups import RunGroup, config_values, group_runs
 from robopolicy.rollout.statistics import paired_test
-from robopolicy.rollout.training_seeds import Outcomes, compare_runs, success_by_seed, summarize_runs
+from robopolicy.rollout.training_seeds import (
+    Outcomes,
+    RunGroup,
+    compare_runs,
+    config_values,
+    group_runs,
+    success_by_seed,
+    summarize_runs,
+)
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> Path:

@@ -2,11 +2,12 @@
 
 import contextlib
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -96,7 +97,7 @@ class LocalCopy:
 class ProcessCopy:
     """A copy in a process of another interpreter, which runs `env_runner.py` and nothing else of this package.
 
-    They share a pair of connected sockets, so no port is open and no other program can join.
+    They share a pipe, so no port is open and no other program can join.
 
     Args:
         python: the interpreter that has the simulator.
@@ -106,7 +107,7 @@ class ProcessCopy:
     def __init__(self, python: str | Path, spec: Mapping[str, Any]) -> None:
         self._python, self._spec = str(python), spec
         self._process: subprocess.Popen | None = None
-        self._connection: socket.socket | None = None
+        self._connection: Connection | None = None
         self._log: Any = None
 
     def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
@@ -121,13 +122,12 @@ class ProcessCopy:
     def collect(self, timeout_s: float) -> Reply:
         """Wait for the reply."""
         assert self._connection is not None
-        self._connection.settimeout(timeout_s)
+        if not self._connection.poll(timeout_s):
+            self.close()
+            raise CopyLostError(f"no reply within {timeout_s:g} s")
         try:
             message, arrays = env_runner.receive(self._connection)
-        except TimeoutError:
-            self.close()
-            raise CopyLostError(f"no reply within {timeout_s:g} s") from None
-        except (ConnectionError, ValueError):
+        except (EOFError, OSError, ValueError):
             raise CopyLostError(self._ended()) from None
         if "mistake" in message:
             raise EnvSetupError(message["mistake"])
@@ -151,7 +151,7 @@ class ProcessCopy:
         self._process = self._connection = self._log = None
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
+        self._connection, theirs = Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
         command = [self._python, str(Path(env_runner.__file__)), str(theirs.fileno())]
         try:
@@ -159,13 +159,10 @@ class ProcessCopy:
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
             )
         except OSError as error:
-            ours.close()
-            self._log.close()
-            self._log = None
+            self.close()
             raise EnvSetupError(f"--env-python {self._python}: {error.strerror or error}") from None
         finally:
             theirs.close()
-        self._connection = ours
 
     def _ended(self) -> str:
         """How the process ended, and the last line it wrote."""

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from robopolicy.rollout.env_map_parts import ActionMap, EnvMapError, ObsSource, checked_fields, demo_kwargs
+from robopolicy.control.serving.mapping import KeySource
+from robopolicy.rollout.env_map_parts import ActionMap, EnvMapError, checked_fields, demo_kwargs
 from robopolicy.rollout.env_runner import FLAT, RENDER
 from robopolicy.types import ArraySpec
 
@@ -35,8 +36,9 @@ class EnvMap:
 
     make: Mapping[str, Any] = field(default_factory=dict)
     """`id` or `factory` with `kwargs`, if not simply the name after the colon of --env."""
-    observation: Mapping[str, ObsSource] = field(default_factory=dict)
-    """Key of the policy -> where its values come from."""
+    observation: Mapping[str, KeySource] = field(default_factory=dict)
+    """Key of the policy -> where its values come from: one array, or several that are joined end to end; `a/b` in nested
+    dicts, `render` for the environment's `render()`."""
     action: ActionMap = field(default_factory=ActionMap)
     """How action rows become the environment's actions."""
     success: Mapping[str, Any] = field(default_factory=dict)
@@ -119,7 +121,7 @@ class EnvMap:
 
     def runner_spec(self, env: str, render: bool = False) -> dict[str, Any]:
         """What the environment's own process needs to know, as plain JSON-ready values."""
-        render = render or any(RENDER in source.paths for source in self.observation.values())
+        render = render or any(RENDER in source.names for source in self.observation.values())
         names = ("make", "success", "max_episode_steps", "instruction", "seeding", "attributes", "settle", "figures")
         spec: dict[str, Any] = {name: getattr(self, name) for name in names} | {"env": env, "render": render}
         starts = dict(self.start_states)
@@ -127,7 +129,7 @@ class EnvMap:
             starts["file"] = str(Path(self.folder, starts["file"]))
         return spec | {"start_states": starts, "python_path": [*([self.folder] if self.folder else []), os.getcwd()]}
 
-    def sources(self, wanted: Mapping[str, ArraySpec], has: Mapping[str, Sequence[Any]]) -> dict[str, ObsSource]:
+    def sources(self, wanted: Mapping[str, ArraySpec], has: Mapping[str, Sequence[Any]]) -> dict[str, KeySource]:
         """Where each of the policy's keys is in an environment whose observation `has` path -> [shape, dtype].
 
         Raises:
@@ -137,28 +139,28 @@ class EnvMap:
 
     def _source(
         self, key: str, wanted: ArraySpec, every: Mapping[str, ArraySpec], has: Mapping[str, Sequence[Any]]
-    ) -> ObsSource:
+    ) -> KeySource:
         shown = ", ".join(f"{path} {tuple(shape)} {dtype}" for path, (shape, dtype) in has.items())
         source = self.observation.get(key)
         if source is None:
             alone = [one for one, spec in every.items() if not spec.is_image] == [key]
             path = FLAT if key not in has and FLAT in has and alone and len(has) == 1 else key
-            source = ObsSource((path,))
-        missing = [path for path in source.paths if path not in has]
+            source = KeySource((path,))
+        missing = [path for path in source.names if path not in has]
         kind = "camera" if wanted.is_image else "key"
         if missing:
             raise EnvMapError(
                 f"the policy's {kind} '{key}' {wanted.shape} is not in the environment's observation as '{missing[0]}'; "
                 f"the map could say observation: {{{key}: {{from: NAME}}}}. It has: {shown}"
             )
-        shapes = [tuple(has[path][0]) for path in source.paths]
+        shapes = [tuple(has[path][0]) for path in source.names]
         if wanted.is_image:
-            _check_image(key, wanted, source, has[source.paths[0]])
+            _check_image(key, wanted, source, has[source.names[0]])
             return source
         width = sum(int(np.prod(shape)) for shape in shapes)
         taken = width if source.columns is None else min(source.columns[1], width) - source.columns[0]
         if taken != wanted.width:
-            given = " + ".join(f"{path} {shape}" for path, shape in zip(source.paths, shapes, strict=True))
+            given = " + ".join(f"{path} {shape}" for path, shape in zip(source.names, shapes, strict=True))
             raise EnvMapError(
                 f"the policy's key '{key}' has shape {wanted.shape}, the environment gives {given}: {taken} numbers; the map "
                 f"could say observation: {{{key}: {{from: [NAME, ...], columns: [first, last + 1]}}}}. It has: {shown}"
@@ -190,12 +192,12 @@ class EnvMap:
             raise EnvMapError("action: clip: space, but the environment states no bounds; give clip: [low, high]")
 
 
-def _check_image(key: str, wanted: ArraySpec, source: ObsSource, has: Sequence[Any]) -> None:
+def _check_image(key: str, wanted: ArraySpec, source: KeySource, has: Sequence[Any]) -> None:
     shape, dtype = tuple(has[0]), has[1]
-    shape = (*shape[1:], shape[0]) if source.image.layout == "chw" and len(shape) == 3 else shape
-    if len(source.paths) != 1 or dtype != "uint8" or len(shape) != 3 or shape[2] != wanted.shape[2]:
+    shape = (*shape[1:], shape[0]) if source.layout == "chw" and len(shape) == 3 else shape
+    if len(source.names) != 1 or dtype != "uint8" or len(shape) != 3 or shape[2] != wanted.shape[2]:
         raise EnvMapError(
-            f"the policy's camera '{key}' takes uint8 images such as {wanted.shape}; {' + '.join(source.paths)} is "
+            f"the policy's camera '{key}' takes uint8 images such as {wanted.shape}; {' + '.join(source.names)} is "
             f"{dtype} {tuple(has[0])}; the map could say observation: {{{key}: {{from: IMAGE, layout: chw}}}}"
         )
 

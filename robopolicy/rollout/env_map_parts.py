@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,16 @@ class EnvMapError(ValueError):
     """An environment map can't be read, or does not fit the policy and the environment; one line."""
 
 
-@dataclass(frozen=True)
-class ObsSource:
-    """Source in the environment of one key of the policy."""
-
-    paths: tuple[str, ...]
-    """One array, or several that are joined end to end; `a/b` in nested dicts, `render` for the environment's `render()`."""
-    columns: tuple[int, int] | None = None
-    """First and last + 1 of the numbers to take."""
-    image: KeySource = field(default_factory=lambda: KeySource(names=()))
-    """Layout, flip and fit of an image."""
-
-    def read(self, arrays: Mapping[str, np.ndarray], wanted: ArraySpec) -> np.ndarray:
-        """The policy's array of shape `wanted.shape`: float32, or an image of uint8."""
-        if wanted.is_image:
-            image = arrays[self.paths[0]]
-            image = image.transpose(1, 2, 0) if self.image.layout == "chw" else image
-            return place_image(image, wanted.shape[0], wanted.shape[1], self.image)
-        parts = [np.asarray(arrays[path], np.float32).ravel() for path in self.paths]
-        row = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        row = row if self.columns is None else row[slice(*self.columns)]
-        return row.reshape(wanted.shape)
+def read_source(source: KeySource, arrays: Mapping[str, np.ndarray], wanted: ArraySpec) -> np.ndarray:
+    """The policy's array of shape `wanted.shape` out of an environment's: an image of uint8, or float32 joined end to end."""
+    if wanted.is_image:
+        image = arrays[source.names[0]]
+        image = image.transpose(1, 2, 0) if source.layout == "chw" else image
+        return place_image(image, wanted.shape[0], wanted.shape[1], source)
+    parts = [np.asarray(arrays[path], np.float32).ravel() for path in source.names]
+    row = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    row = row if source.columns is None else row[slice(*source.columns)]
+    return row.reshape(wanted.shape)
 
 
 @dataclass(frozen=True)
@@ -155,7 +144,10 @@ def checked_fields(values: Any, known: Sequence[str], where: str) -> dict[str, A
     if "observation" in given:
         place = f"{where}: observation"
         entries = _mapping(given["observation"], place).items()
-        given["observation"] = {key: _obs_source(entry, f"{place}: {key}") for key, entry in entries}
+        try:
+            given["observation"] = {key: key_source(entry, f"{place}: {key}") for key, entry in entries}
+        except ValueError as error:
+            raise EnvMapError(str(error)) from None
     return given
 
 
@@ -174,14 +166,6 @@ def _mapping(values: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise EnvMapError(f"{where}: expected keys and values, got {values!r}")
     return values
-
-
-def _obs_source(entry: Any, where: str) -> ObsSource:
-    try:
-        source = key_source(entry, where)
-    except ValueError as error:
-        raise EnvMapError(str(error)) from None
-    return ObsSource(source.names, source.columns, source)
 
 
 def demo_kwargs(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 and the environment's own packages (gymnasium only for gymnasium ids), imports nothing of robopolicy, and keeps to the
 syntax of Python 3.9.
 
-As a program it is given the number of an inherited socket. Each message is a JSON header and raw arrays; see `send`.
+As a program it is given the number of an inherited pipe. Each message is a JSON header and raw arrays; see `send`.
 """
 
 import importlib
@@ -12,11 +12,12 @@ import inspect
 import json
 import os
 import re
-import socket
-import struct
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from multiprocessing.connection import Connection
+from operator import attrgetter
 from typing import Any, Optional
 
 import numpy as np
@@ -48,7 +49,8 @@ class Session:
         self.spec = spec
         self.env = make_environment(spec) if env is None else env
         self.reads: Optional[list[str]] = None
-        limit = spec.get("max_episode_steps") or time_limit(self.env)
+        own_limit = getattr(getattr(self.env, "spec", None), "max_episode_steps", None)
+        limit = spec.get("max_episode_steps") or own_limit or getattr(self.env, "_max_episode_steps", None)
         if not limit:
             raise EnvSetupError(
                 "the environment has no time limit of its own; give --env-map FILE with a line max_episode_steps: N"
@@ -56,7 +58,11 @@ class Session:
         self.max_episode_steps = int(limit)
         self._success: dict[str, Any] = dict(spec.get("success") or {})
         if self._success.get("return") == "threshold":
-            self._success["return"] = reward_threshold(self.env)
+            self._success["return"] = getattr(getattr(self.env, "spec", None), "reward_threshold", None)
+            if self._success["return"] is None:
+                raise EnvSetupError(
+                    "success: {return: threshold}, but the environment states none; give success: {return: LEAST}"
+                )
         self._starts = load_starts(spec.get("start_states"))
 
     def open(self, seed: int) -> tuple[dict[str, Any], Arrays]:
@@ -187,7 +193,7 @@ class Session:
         if "method" in source:
             value = getattr(raw, source["method"])()
         elif "attribute" in source:
-            value = get_path(raw, source["attribute"])
+            value = attrgetter(source["attribute"])(raw)
         elif "info" in source:
             value = at_path(info, source["info"])
         else:
@@ -210,13 +216,9 @@ def place_bodies(env: Any) -> None:
 
     Meta-World moves its goal after the last forward pass of a reset: the first image would show the previous episode's goal.
     """
-    if hasattr(env, "model") and hasattr(env, "data"):
-        try:
-            import mujoco
-        except ImportError:
-            return
-        if isinstance(env.model, mujoco.MjModel):
-            mujoco.mj_kinematics(env.model, env.data)
+    mujoco: Any = sys.modules.get("mujoco")  # imported by any environment that it simulates
+    if mujoco is not None and isinstance(getattr(env, "model", None), mujoco.MjModel):
+        mujoco.mj_kinematics(env.model, env.data)
 
 
 # -- making an environment -----------------------------------------------------------------------------------------------
@@ -254,9 +256,8 @@ def make_environment(spec: Mapping[str, Any]) -> Any:
     try:
         return gymnasium.make(identifier, disable_env_checker=True, **kwargs)
     except gymnasium.error.Error as error:
-        raise EnvSetupError(
-            f"--env {spec['env']}: {one_line(error)}{near_ids(gymnasium.registry, identifier)}"
-        ) from None
+        near = ", ".join(get_close_matches(identifier, list(gymnasium.registry), n=3, cutoff=0.5))
+        raise EnvSetupError(f"--env {spec['env']}: {one_line(error)}{f'; near: {near}' if near else ''}") from None
     except (ImportError, TypeError, KeyError) as error:
         raise EnvSetupError(f"--env {spec['env']}: {type(error).__name__}: {one_line(error)}") from None
 
@@ -265,13 +266,13 @@ def call_factory(module: Any, path: str, kwargs: Mapping[str, Any], env: str) ->
     """The environment that `module.path(**kwargs)` makes; `path` may look a key up: `TABLE[key]`."""
     name, _, key = path.partition("[")
     try:
-        factory = get_path(module, name)
+        factory = attrgetter(name)(module)
         if key:
             factory = factory[key.rstrip("]")]
     except (AttributeError, KeyError) as error:
         known = sorted(each for each in vars(module) if not each.startswith("_"))[:30]
         if key and isinstance(error, KeyError):
-            known = sorted(map(str, get_path(module, name)))
+            known = sorted(map(str, attrgetter(name)(module)))
         raise EnvSetupError(f"--env {env}: no {path} in {module.__name__}; it has: {', '.join(known)}") from None
     try:
         return factory(**kwargs)
@@ -281,14 +282,6 @@ def call_factory(module: Any, path: str, kwargs: Mapping[str, Any], env: str) ->
         ) from None
 
 
-def near_ids(registry: Any, identifier: str) -> str:
-    """Registered ids with a similar name, for an error message."""
-    import difflib
-
-    near = difflib.get_close_matches(identifier, list(registry), n=3, cutoff=0.5)
-    return f"; near: {', '.join(near)}" if near else ""
-
-
 def substitute(values: Any, name: str) -> Any:
     """The values with `{name}` replaced in every text."""
     if isinstance(values, str):
@@ -296,27 +289,6 @@ def substitute(values: Any, name: str) -> Any:
     if isinstance(values, dict):
         return {key: substitute(value, name) for key, value in values.items()}
     return [substitute(value, name) for value in values] if isinstance(values, list) else values
-
-
-def time_limit(env: Any) -> Optional[int]:
-    """The environment's own limit of an episode's steps, where it states one."""
-    spec = getattr(env, "spec", None)
-    limit = getattr(spec, "max_episode_steps", None)
-    return limit or getattr(env, "_max_episode_steps", None)
-
-
-def reward_threshold(env: Any) -> float:
-    """The return at which gymnasium calls the environment solved.
-
-    Raises:
-        EnvSetupError: it states none.
-    """
-    threshold = getattr(getattr(env, "spec", None), "reward_threshold", None)
-    if threshold is None:
-        raise EnvSetupError(
-            "success: {return: threshold}, but the environment states none; give success: {return: LEAST}"
-        )
-    return float(threshold)
 
 
 def control_dt(env: Any) -> Optional[float]:
@@ -397,13 +369,6 @@ def at_path(values: Any, path: str) -> Any:
     return values
 
 
-def get_path(owner: Any, path: str) -> Any:
-    """The attribute at `a.b` of an object."""
-    for name in path.split("."):
-        owner = getattr(owner, name)
-    return owner
-
-
 def set_path(owner: Any, path: str, value: Any) -> None:
     """Set the attribute at `a.b`; `*` stands for every entry of a list."""
     *names, last = path.split(".")
@@ -422,57 +387,42 @@ def one_line(error: object) -> str:
 # -- as a program --------------------------------------------------------------------------------------------------------
 
 
-def send(connection: socket.socket, message: Mapping[str, Any], arrays: Optional[Arrays] = None) -> None:
-    """Send a JSON-ready message and arrays: the lengths of header and arrays [bytes], the header, the arrays' bytes."""
-    table, parts = [], []
-    for name, array in (arrays or {}).items():
-        table.append([name, array.dtype.str, list(array.shape)])
-        parts.append(np.ascontiguousarray(array).tobytes())
-    header = json.dumps({"message": message, "arrays": table}).encode()
-    connection.sendall(b"".join([struct.pack(">QQ", len(header), sum(map(len, parts))), header, *parts]))
+def send(connection: Connection, message: Mapping[str, Any], arrays: Optional[Arrays] = None) -> None:
+    """Send a JSON-ready message and arrays: a header with their names, types and shapes, then the bytes of each."""
+    arrays = arrays or {}
+    table = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
+    connection.send_bytes(json.dumps({"message": message, "arrays": table}).encode())
+    for array in arrays.values():
+        connection.send_bytes(np.ascontiguousarray(array).tobytes())
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, Any], Arrays]:
+def receive(connection: Connection) -> tuple[dict[str, Any], Arrays]:
     """The inverse of `send`.
 
     Raises:
-        ConnectionError: the other end closed the socket, or sent something else.
+        EOFError: the other end closed the connection.
+        OSError: the connection broke, or a part is larger than the limits.
+        ValueError: the message is not one of `send`.
     """
-    header_bytes, array_bytes = struct.unpack(">QQ", _exactly(connection, 16))
-    if header_bytes > MAX_HEADER_BYTES or array_bytes > MAX_ARRAY_BYTES:
-        raise ConnectionError(f"a message of {header_bytes} + {array_bytes} bytes; not one of the environment runner")
-    header = json.loads(_exactly(connection, header_bytes))
-    data, start, arrays = _exactly(connection, array_bytes), 0, {}
+    header = json.loads(connection.recv_bytes(MAX_HEADER_BYTES))
+    arrays = {}
     for name, dtype, shape in header["arrays"]:
         if not SAFE_DTYPE.fullmatch(dtype):
-            raise ConnectionError(f"array {name} has dtype {dtype}; expected booleans, integers or floats")
-        count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(data, np.dtype(dtype), count, start).reshape(shape)
-        start += arrays[name].nbytes
+            raise ValueError(f"array {name} has dtype {dtype}; expected booleans, integers or floats")
+        arrays[name] = np.frombuffer(connection.recv_bytes(MAX_ARRAY_BYTES), dtype).reshape(shape)
     return header["message"], arrays
 
 
-def _exactly(connection: socket.socket, count: int) -> bytearray:
-    data = bytearray(count)
-    view, got = memoryview(data), 0
-    while got < count:
-        read = connection.recv_into(view[got:])
-        if read == 0:
-            raise ConnectionError("the other end closed the socket")
-        got += read
-    return data
-
-
 def main(file_number: int) -> None:
-    """Answer requests on an inherited socket until it closes."""
+    """Answer requests on an inherited pipe until it closes."""
     os.dup2(2, 1)  # a simulator's own prints go to the log
-    connection = socket.socket(fileno=file_number)
+    connection = Connection(file_number)
     session: Any = None
     reply: tuple[dict[str, Any], Arrays]
     while True:
         try:
             request, arrays = receive(connection)
-        except ConnectionError:
+        except (EOFError, OSError):
             return
         try:
             if request["do"] == "open":

@@ -10,7 +10,7 @@ import numpy as np
 
 from robopolicy.rollout.copies import Copy, CopyLostError, LocalCopy, ProcessCopy, Reply
 from robopolicy.rollout.env_map import EnvMap, task_name
-from robopolicy.rollout.env_map_parts import EnvMapError
+from robopolicy.rollout.env_map_parts import EnvMapError, read_source
 from robopolicy.rollout.env_runner import RENDER, EnvSetupError, Session
 from robopolicy.types import Policy
 
@@ -60,13 +60,13 @@ class EnvWorlds:
         self._running = np.zeros(len(copies), dtype=bool)
         self._faults: list[tuple[str, ...]] = [()] * len(copies)
         first, arrays = self._look(seed)
-        renders = any(RENDER in source.paths for source in env_map.observation.values())
+        renders = any(RENDER in source.names for source in env_map.observation.values())
         has = {path: given for path, given in first["observation"].items() if path != RENDER or renders}
         self._sources = env_map.sources(self._wanted, has)
         shape = first["action"]["shape"]
         env_map.check_action(policy.spec.action.width, shape, first["action"]["space"])
         self._bounds = None if shape is None else (arrays["action/low"], arrays["action/high"])
-        paths = [path for source in self._sources.values() for path in source.paths]
+        paths = [path for source in self._sources.values() for path in source.names]
         self._film = film and RENDER in first["observation"]
         self._reads = sorted({*paths, *([RENDER] if self._film else [])})
         self._copies[0].post({"do": "read", "reads": self._reads})
@@ -90,24 +90,19 @@ class EnvWorlds:
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begin an episode of each seed, or only where `options["reset_mask"]` is True."""
         mask = np.ones(self.num_envs, dtype=bool) if options is None else np.asarray(options["reset_mask"])
-        places = np.flatnonzero(mask)
-        lost: dict[int, str] = {}
-        opening = {int(place): not self._open[place] for place in places}
-        for place in map(int, places):
-            do = "open" if opening[place] else "reset"
+        places = np.flatnonzero(mask).tolist()
+        for place in places:
+            do = "reset" if self._open[place] else "open"
             self._copies[place].post({"do": do, "seed": int(seed[place]), "reads": self._reads})
-        for place in map(int, places):
+        for place in places:
             self._steps[place] = self._clipped[place] = 0
             self._running[place], self._faults[place] = True, ()
-            timeout_s = OPEN_TIMEOUT_S if opening[place] else self._step_timeout_s
             try:
-                reply = self._copies[place].collect(timeout_s)
+                reply = self._copies[place].collect(self._step_timeout_s if self._open[place] else OPEN_TIMEOUT_S)
                 self._open[place] = True
                 self._take(place, reply)
             except (CopyLostError, EnvSetupError) as error:
-                lost[place] = f"reset: {error}"
-        for place, reason in lost.items():
-            self._lose(place, reason)
+                self._lose(place, f"reset: {error}")
         return self._now()
 
     def step(
@@ -132,7 +127,8 @@ class EnvWorlds:
             terminated[place] = frame["terminated"]
         terminated |= np.array([bool(faults) for faults in self._faults]) & self._running
         self._running &= ~(terminated | truncated)
-        return (self._now()[0], reward, terminated, truncated, self._now()[1])
+        obs, info = self._now()
+        return obs, reward, terminated, truncated, info
 
     def states(self) -> None:
         """None: third-party environments give no state."""
@@ -161,7 +157,7 @@ class EnvWorlds:
         """Put a reply into the arrays of all worlds."""
         frame, arrays = reply
         for key, source in self._sources.items():
-            row = source.read(arrays, self._wanted[key])
+            row = read_source(source, arrays, self._wanted[key])
             if row.dtype != np.uint8 and not np.isfinite(row).all():
                 raise CopyLostError(f"observation '{key}' is not finite")
             self._obs[key][place] = row

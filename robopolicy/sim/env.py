@@ -44,7 +44,7 @@ class EnvOptions:
     physics_dt: float = PHYSICS_DT
     """Seconds of one physics step; must divide the control step."""
     autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED
-    """What happens at an episode's end, as gymnasium names it; `NextStep` is for `batch` only."""
+    """What happens at an episode's end, as gymnasium names it: `Disabled` or `SameStep`."""
     max_episode_steps: int | None = None
     """Time limit [control steps]; None: the task's."""
     task_options: Mapping[str, Any] | None = None
@@ -59,6 +59,8 @@ class EnvOptions:
     def __post_init__(self) -> None:
         if self.render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode {self.render_mode!r} is unknown; expected 'rgb_array' or None")
+        if AutoresetMode(self.autoreset_mode) == AutoresetMode.NEXT_STEP:
+            raise ValueError("autoreset_mode NextStep is not supported; choose SameStep or Disabled")
 
 
 class RobotVectorEnv(Worlds, VectorEnv):
@@ -117,10 +119,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         super().__init__(made, worlds, steps, renderer, changes, given.limits)
         self.on_device = namespace(worlds.qpos) is not np
         """Whether arrays are torch tensors."""
-        if self.on_device and self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            raise ValueError("autoreset NextStep needs physics 'batch'; with 'warp' choose SameStep or Disabled")
         self._pool: EpisodePool | None = None
-        self._ended = self._integers(num_envs) > 0
         self.single_action_space = _action_space(scene.robot)
         self.single_observation_space = gymnasium.spaces.Dict(
             {key: _space(value) for key, value in self._observation().items()}
@@ -204,18 +203,17 @@ class RobotVectorEnv(Worlds, VectorEnv):
         self, actions: Float[Array, "worlds width"]
     ) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
         """One control step of all worlds: observation, reward (1 at success), terminated, truncated, info."""
-        restarted = self._ended.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else None
         terminated = self.act(actions)
         truncated = self.out_of_time & ~terminated
         reward = self._xp.asarray(self.succeeded, dtype=self._xp.float64)
-        self._ended[:] = terminated | truncated
-        if restarted is not None and restarted.any():
-            self._start(restarted)
-            terminated[restarted] = truncated[restarted] = False
-            reward[restarted] = 0.0
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and (self.on_device or self._ended.any()):
-            return self._same_step(reward, terminated, truncated)
-        return self._observation(), reward, terminated, truncated, self._info()
+        final = {}
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            ended = terminated | truncated
+            if self.on_device or ended.any():
+                final = {"final_obs": self._observation(), "final_info": self._info()}
+                final |= {"_final_obs": ended, "_final_info": ended}
+                self._start(ended)
+        return self._observation(), reward, terminated, truncated, self._info() | final
 
     def render(self) -> tuple[UInt8[np.ndarray, "height width 3"], ...] | None:
         """The `front` camera's image (height, width, 3) of each world; None without `render_mode`."""
@@ -223,18 +221,8 @@ class RobotVectorEnv(Worlds, VectorEnv):
             return None
         return tuple(torch.as_tensor(self._renderer.render()["front"]).cpu().numpy())
 
-    def _same_step(
-        self, reward: Array, terminated: Array, truncated: Array
-    ) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
-        final_obs, final_info, ended = self._observation(), self._info(), terminated | truncated
-        self._start(ended)
-        info = self._info() | {"final_obs": final_obs, "final_info": final_info}
-        info |= {"_final_obs": ended, "_final_info": ended}
-        return self._observation(), reward, terminated, truncated, info
-
     def _start(self, mask: Bool[Array, " worlds"], seeds: Sequence[int | None] | None = None) -> None:
         """Begin an episode in each world of `mask`; seeds, one for each world, are drawn where they are None."""
-        self._ended &= ~mask
         if self.on_device and seeds is None:
             self._pool = self._pool or EpisodePool(self.draw, self.np_random, self.num_envs)
             self.set_up(mask, self._pool.episodes, self._pool.take(mask))

@@ -1,18 +1,27 @@
-"""The scripted experts' actions, batched, as a function of the worlds' current state alone.
+"""The scripted experts: their actions, batched, as a function of the worlds' current state alone, and their episodes.
 
 An expert keeps no memory, so that it can label any state that a policy reached (DAgger) and recovers from a disturbance
 (DART). Each task says where its expert goes next (`Task.intent`); here that becomes an action within the robot's limits.
 """
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.control.kinematics import damped_least_squares, pose_and_jacobian, rotation_vector
 from robopolicy.control.limits import POSITION_SCALE_M, ROTATION_SCALE_RAD, joint_targets
+from robopolicy.rollout.episodes import Episode, Timing, run_episodes
+from robopolicy.sim.device_rollout import run_episodes_on_device
+from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.tasks import State
 from robopolicy.sim.worlds import ACTIONS, Worlds
-from robopolicy.types import Array
+from robopolicy.types import ActionSpec, Array
 
 OPEN, CLOSED = -1.0, 1.0
 STEP_M = 0.05
@@ -90,3 +99,141 @@ def _bounded(vector: Float[Array, "worlds 3"], longest: float) -> Float[Array, "
     """The vector, shortened to at most this length."""
     length = (vector * vector).sum(-1)[:, None] ** 0.5
     return vector * (longest / length.clip(longest))
+
+
+JOINT_NOISE_RAD = 0.01
+"""Joint offset of a disturbance of 1, for actions that are joint positions [rad]."""
+NOISE_STREAM = 1
+"""Second word of the noise generator's seed, so that noise and scene are independent."""
+
+
+@dataclass(frozen=True)
+class ActionNoise:
+    """Disturbance of the executed action, so that demos contain recoveries (DART, Laskey et al. 2017).
+
+    Jitter alone shows how to stay on course. Pushes that last a few steps, and inversions of the gripper, show how to
+    recover from a missed grasp, from fingers closed too early and from a hand off its path. A closed gripper is never
+    opened: the place where a dropped object comes to rest can't be reproduced on a robot.
+    """
+
+    std: float = 0.25
+    """Standard deviation of the jitter on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
+    rotation_std: float = 0.02
+    """Likewise on its rotation; policies err less there."""
+    share: float = 0.7
+    """Share of the steps with jitter."""
+    push_std: float = 0.4
+    """Standard deviation of a push, the same displacement added in each of its steps; 0 is off."""
+    push_share: float = 0.04
+    """Probability that a push begins at a step."""
+    push_steps: int = 5
+    """Steps that a push lasts."""
+    flip_share: float = 0.3
+    """Share of the pushes during which an open gripper closes."""
+
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            least, most = (1, math.inf) if name == "push_steps" else (0, 1 if name.endswith("share") else math.inf)
+            if not least <= size <= most:
+                expected = f"{least} or more" if most == math.inf else f"{least} .. {most}"
+                raise ValueError(f"--disturbance.{name} is {size}; expected {expected}")
+
+    @classmethod
+    def off(cls) -> "ActionNoise":
+        """No disturbance: the executed action is the label."""
+        return cls(std=0.0, rotation_std=0.0, push_std=0.0, push_share=0.0)
+
+
+def drawn_noise(noise: ActionNoise, seed: int, steps: int, actions: ActionSpec) -> Float[np.ndarray, "steps width"]:
+    """The disturbance of one episode's actions, step by step, drawn from its seed alone.
+
+    Of joint targets, offsets in units of `JOINT_NOISE_RAD`, 0 for the grippers. Of displacements of the tool, the noise on the
+    displacement (6,), then a factor for the gripper: -1 inverts it.
+    """
+    joints = actions.kind == "absolute"
+    pushed = list(actions.joint_columns) if joints else [0, 1, 2]
+    rng, left, push, flipped = np.random.default_rng([seed, NOISE_STREAM]), 0, np.zeros(len(pushed)), False
+    added = np.zeros((steps, actions.width))
+    for step in added:
+        if left == 0 and rng.random() < noise.push_share:
+            left, push = noise.push_steps, rng.normal(0.0, noise.push_std, len(pushed))
+            flipped = not joints and rng.random() < noise.flip_share
+        if rng.random() < noise.share:
+            step[pushed] += rng.normal(0.0, noise.std, len(pushed))
+            if not joints:
+                step[3:6] = rng.normal(0.0, noise.rotation_std, 3)
+        if not joints:
+            step[6] = -1.0 if left and flipped else 1.0
+        if left:
+            left -= 1
+            step[pushed] += push
+    return added
+
+
+class ExpertActor:
+    """The scripted expert, disturbed; it has no state of its own.
+
+    Args:
+        env: the worlds.
+        noise: the disturbance.
+    """
+
+    def __init__(self, env: RobotVectorEnv, noise: ActionNoise) -> None:
+        self.env, self.noise = env, noise
+        self._added: Array = np.zeros((env.num_envs, env.max_episode_steps, env.actions.width))
+        """(rows, steps, width) the disturbance of an episode in each row."""
+        self._row_of: Array = np.arange(env.num_envs)
+        """(N,) the row of each world's episode."""
+
+    def reset(self, done: Array, seeds: Any) -> None:
+        """Draw the disturbances of the episodes that begin."""
+        for world in np.flatnonzero(done).tolist():
+            self._added[world] = self._drawn(seeds[world])
+
+    def act(self, obs: Mapping[str, Array], instructions: Any) -> tuple[Array, Array]:
+        """The expert's action as label; the disturbed one as the action executed."""
+        label = expert_actions(self.env)
+        added = self._added[self._row_of, self.env.state.step.clip(max=self._added.shape[1] - 1)]
+        if self.env.actions.kind == "absolute":
+            return label, within_limits(self.env, label + (JOINT_NOISE_RAD * added).astype(label.dtype))
+        gripper = label[:, 6:]
+        gripper = namespace(gripper).where(gripper < 0, gripper * added[:, 6:], gripper)
+        return label, within_limits(self.env, row(label[:, :6] + added[:, :6], gripper))
+
+    def _drawn(self, seed: int) -> np.ndarray:
+        return drawn_noise(self.noise, seed, self._added.shape[1], self.env.actions)
+
+
+class DeviceExpertActor(ExpertActor):
+    """The same on the worlds' device; all disturbances are drawn in advance, so that no step waits for the device.
+
+    Args:
+        env: worlds on a device.
+        noise: the disturbance.
+        seeds: of the episodes that will be run.
+    """
+
+    def __init__(self, env: RobotVectorEnv, noise: ActionNoise, seeds: Sequence[int]) -> None:
+        super().__init__(env, noise)
+        table = np.stack([self._drawn(seed) for seed in seeds]).astype(np.float32)
+        self._added = torch.from_numpy(table).to(env.physics.qpos.device)
+        self._row_of = torch.zeros(env.num_envs, dtype=torch.int64, device=self._added.device)
+
+    def reset(self, done: Array, seeds: Any) -> None:
+        """Take the disturbances of the new episodes, given by their places in the constructor's seeds."""
+        self._row_of = torch.where(done, seeds, self._row_of)
+
+
+def collect(
+    env: RobotVectorEnv,
+    seeds: Sequence[int],
+    noise: ActionNoise,
+    *,
+    record: bool = True,
+    timing: Timing | None = None,
+) -> Iterator[Episode]:
+    """Expert episodes, one per seed, in the order in which they end; failures too, for the caller to drop and count."""
+    if env.on_device:
+        actor = DeviceExpertActor(env, noise, seeds)
+        return run_episodes_on_device(env, actor, seeds, record=record, timing=timing)
+    return run_episodes(env, ExpertActor(env, noise), seeds, record=record, timing=timing)

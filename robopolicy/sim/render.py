@@ -39,8 +39,7 @@ class Renderer:
             import mujoco_warp
             from warp import to_torch
 
-            from robopolicy.sim.warp_physics import WarpPhysics
-            from robopolicy.sim.warp_stage import Replay, WarpStage
+            from robopolicy.sim.warp_physics import Replay, WarpPhysics, WarpStage
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"images need {error.name}; pip install 'robopolicy[sim]'") from error
         self.cameras = tuple(cameras)

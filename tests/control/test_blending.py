@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robopolicy.control.blending import blend
 from robopolicy.control.execution import execution_from
+from robopolicy.control.execution.base import blend
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.model.rotation_math import code, in_range
 from robopolicy.model.rotations import RotationColumns

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from robopolicy.control.cameras import CameraWatch
+from robopolicy.control.inference import CameraWatch
 from robopolicy.control.robot import RobotError
 from robopolicy.types import Observation
 

@@ -13,9 +13,9 @@ def test_the_example_in_the_documentation_is_read(tmp_path):
     text = str(env_map.__doc__).split("\n\n")[1].replace("kwargs: {...}", "kwargs: {size: 1}")
     (tmp_path / "map.yaml").write_text(text)
     read = EnvMap.read(tmp_path / "map.yaml")
-    assert read.observation["state"].paths == ("observation", "desired_goal")
+    assert read.observation["state"].names == ("observation", "desired_goal")
     assert read.observation["gripper"].columns == (0, 1)
-    assert read.observation["front"].image.flip == "vertical"
+    assert read.observation["front"].flip == "vertical"
     assert read.action.clip == (-1.0, 1.0)
     assert read.instruction == "lift the red cube"
     assert read.folder == str(tmp_path)

@@ -1,7 +1,7 @@
 """The file that runs in a simulator's own interpreter."""
 
 import ast
-import socket
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -16,11 +16,7 @@ def test_the_runner_is_one_file_of_old_syntax():
     tree = ast.parse(Path(env_runner.__file__).read_text(), feature_version=(3, 9))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) == {
-        "numpy",
-        "gymnasium",
-        "mujoco",
-    }
+    assert {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) == {"numpy", "gymnasium"}
     newer = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)]
     assert not newer  # `X | None` in annotations fails before 3.10
 
@@ -36,7 +32,7 @@ def test_the_first_image_shows_the_episodes_own_goal():
 @pytest.mark.parametrize("kind", [np.uint8, np.float32, np.float64, np.bool_, np.int64])
 def test_messages_arrive_as_they_were_sent(kind):
     """Guards against: observations that change on their way between processes."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = multiprocessing.Pipe()
     arrays = {"a": np.arange(6).reshape(2, 3).astype(kind), "empty": np.zeros((0, 2), kind), "one": np.array(1, kind)}
     env_runner.send(ours, {"do": "step", "n": 3}, arrays)
     message, got = env_runner.receive(theirs)
@@ -45,7 +41,7 @@ def test_messages_arrive_as_they_were_sent(kind):
         np.testing.assert_array_equal(got[name], array)
         assert got[name].dtype == array.dtype
     ours.close()
-    with pytest.raises(ConnectionError, match="closed the socket"):
+    with pytest.raises(EOFError):
         env_runner.receive(theirs)
     theirs.close()
 

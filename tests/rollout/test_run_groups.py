@@ -1,6 +1,6 @@
 """Which runs are training seeds of one config."""
 
-from robopolicy.rollout.run_groups import config_values, group_runs
+from robopolicy.rollout.training_seeds import config_values, group_runs
 
 
 def test_runs_that_differ_in_their_seed_are_one_group():

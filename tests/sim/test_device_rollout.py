@@ -11,10 +11,10 @@ from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import Vocabulary
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import run_episodes
-from robopolicy.sim.collection import ActionNoise, DeviceExpertActor, collect
 from robopolicy.sim.device_rollout import DevicePolicyActor, Stopwatch, _Ledger, run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.evaluation import evaluate
+from robopolicy.sim.expert import ActionNoise, DeviceExpertActor, collect
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.small_runs import SMALL
 

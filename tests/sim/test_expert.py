@@ -5,9 +5,8 @@ import pytest
 
 from robopolicy.components import kinds
 from robopolicy.rollout.statistics import wilson_interval
-from robopolicy.sim.collection import ActionNoise, collect
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.expert import expert_actions
+from robopolicy.sim.expert import ActionNoise, collect, expert_actions
 
 NOISE = np.array([0.3] * 3 + [0.02] * 3)
 """Disturbance of the executed action, as `collect` makes it."""

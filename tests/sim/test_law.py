@@ -10,9 +10,8 @@ from robopolicy.control.motion import move
 from robopolicy.control.profile import read_profile
 from robopolicy.control.smoothing import JointSmoother
 from robopolicy.sim import worlds
-from robopolicy.sim.collection import ActionNoise, collect
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.sim.expert import expert_actions
+from robopolicy.sim.expert import ActionNoise, collect, expert_actions
 from robopolicy.sim.scene import ARM_JOINTS
 from robopolicy.sim.worlds import ACTIONS
 

@@ -1,6 +1,6 @@
 """One process is one shard; two are tested through the verbs, in cli/."""
 
-from robopolicy.sim.sharding import Shard, open_shard
+from robopolicy.sim.evaluation import Shard, open_shard
 
 
 def test_every_seed_belongs_to_one_shard():

@@ -11,8 +11,7 @@ from robopolicy.sim.scene import ARM_JOINTS, build_scene
 
 mujoco_warp = pytest.importorskip("mujoco_warp", reason="this physics needs the extra 'sim'")
 
-from robopolicy.sim.warp_physics import WarpPhysics  # noqa: E402
-from robopolicy.sim.warp_stage import Replay, WarpStage  # noqa: E402
+from robopolicy.sim.warp_physics import Replay, WarpPhysics, WarpStage  # noqa: E402
 
 
 @pytest.fixture(scope="module")

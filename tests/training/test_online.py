@@ -12,8 +12,8 @@ import torch
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import ConfigError, DemoFacts, ExperimentConfig, build_policy, load_policy, read_provenance
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.sim.collection import ActionNoise, ExpertActor
 from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.expert import ActionNoise, ExpertActor
 from robopolicy.training.online import RelabelingActor, Rounds, dagger, relabeled_episodes
 from robopolicy.types import ActionSpec, ArraySpec, Demo
 from tests.small_runs import SMALL

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from robopolicy.components import expect, register
-from robopolicy.control.blending import blend
-from robopolicy.control.execution.base import ExecutionOptions, Plans
+from robopolicy.control.execution.base import ExecutionOptions, Plans, blend
 
 
 @dataclass(frozen=True)

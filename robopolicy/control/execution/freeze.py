@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from robopolicy.components import register
-from robopolicy.control.blending import blend
-from robopolicy.control.execution.base import LatencyOptions, Plans
+from robopolicy.control.execution.base import LatencyOptions, Plans, blend
 
 
 @dataclass(frozen=True)

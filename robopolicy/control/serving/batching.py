@@ -98,9 +98,13 @@ class InferenceThread:
             self._warm.set_exception(error)
             return
         while requests := self._waiting():
-            outcomes = self._answers(requests)
-            with suppress(RuntimeError):  # the event loop is closed: no one waits for the reply
-                requests[0].answer.get_loop().call_soon_threadsafe(_deliver, requests, outcomes)
+            alike: dict[tuple[str, ...], list[Request]] = {}  # clients may send images, or tokens instead
+            for request in requests:
+                alike.setdefault(tuple(request.observation), []).append(request)
+            for batch in alike.values():
+                replies = self._replies(batch)
+                with suppress(RuntimeError):  # the event loop is closed: no one waits for the reply
+                    batch[0].answer.get_loop().call_soon_threadsafe(_deliver, batch, replies)
 
     def _waiting(self) -> list[Request]:
         """The waiting requests, up to a batch, or the next one to arrive; empty at the end."""
@@ -113,15 +117,8 @@ class InferenceThread:
             waiting.append(request)
         return waiting
 
-    def _answers(self, requests: Sequence[Request]) -> list[bytes | ProtocolError]:
-        """The reply to each request."""
-        kinds = {tuple(request.observation) for request in requests}
-        if len(kinds) > 1:  # clients that send images beside clients that send tokens
-            replies: dict[int, bytes | ProtocolError] = {}
-            for kind in kinds:
-                mine = [request for request in requests if tuple(request.observation) == kind]
-                replies |= dict(zip(map(id, mine), self._answers(mine), strict=True))
-            return [replies[id(request)] for request in requests]
+    def _replies(self, requests: Sequence[Request]) -> list[bytes | ProtocolError]:
+        """The reply to each of several requests with the same keys."""
         states = [request.session.state or self.policy.initial_state(1) for request in requests]
         began_s = time.monotonic()
         try:
@@ -131,9 +128,7 @@ class InferenceThread:
         except Exception:
             if len(requests) == 1:
                 return [self._failed(requests[0].session, "the policy")]
-            return [
-                self._answers([request])[0] for request in requests
-            ]  # a faulty observation must not fail the others
+            return [self._replies([request])[0] for request in requests]  # a faulty one must not fail the others
         infer_s = time.monotonic() - began_s
         self.metrics.observe("batch_size", len(requests))
         self.metrics.observe("infer_seconds", infer_s)
@@ -168,15 +163,15 @@ def _packed(request: Request, reply: dict[str, Any], infer_s: float) -> bytes | 
     return pack({**reply, "policy_timing": {"infer_ms": infer_s * 1e3}, "server_timing": timing})
 
 
-def _deliver(requests: Sequence[Request], outcomes: Sequence[bytes | ProtocolError]) -> None:
+def _deliver(requests: Sequence[Request], replies: Sequence[bytes | ProtocolError]) -> None:
     """Deliver the replies, on the event loop, once for the whole batch."""
-    for request, outcome in zip(requests, outcomes, strict=True):
+    for request, reply in zip(requests, replies, strict=True):
         if request.answer.done():  # cancelled: the client is gone
             continue
-        if isinstance(outcome, ProtocolError):
-            request.answer.set_exception(outcome)
+        if isinstance(reply, ProtocolError):
+            request.answer.set_exception(reply)
         else:
-            request.answer.set_result(outcome)
+            request.answer.set_result(reply)
 
 
 def _array(values: Any) -> np.ndarray:

@@ -3,8 +3,8 @@
 import logging
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,20 +18,6 @@ INTERVALS = 20
 """Intervals between observations that are measured before a client's rate is judged."""
 
 
-@runtime_checkable
-class BatchState(Protocol):
-    """The memory of several episodes: `robopolicy.model.streaming.MemoryState`, or an exported policy's."""
-
-    @staticmethod
-    def concat(states: Sequence[Any]) -> Any:
-        """One state out of several, end to end along the batch's first axis."""
-        ...
-
-    def split(self, sizes: int) -> Sequence[Any]:
-        """Parts along the batch's first axis."""
-        ...
-
-
 class Session:
     """One client's connection: its memory and its rate.
 
@@ -42,20 +28,20 @@ class Session:
     def __init__(self, reader: ObservationReader, metrics: Metrics, name: str = "client") -> None:
         self.reader, self.metrics, self.name = reader, metrics, name
         self.prev_total_ms: float | None = None
-        self._memories: dict[int, BatchState] = {}
+        self._memories: dict[int, Any] = {}
         self._turns, self._turn = 1, 0
         self._intervals_s: list[float] = []
         self._last_s: float | None = None
         self._keys: set[str] = set()
-        self._reported: set[str] = set()
+        self._warned_of_stride = False
 
     @property
-    def state(self) -> BatchState | None:
-        """The memory that takes the newest observation; None before its first one."""
+    def state(self) -> Any:
+        """The memory that takes the newest observation, with one batch axis; None before its first one."""
         return self._memories.get(self._turn)
 
     @state.setter
-    def state(self, state: BatchState) -> None:
+    def state(self, state: Any) -> None:
         self._memories[self._turn] = state
 
     def observation(self, data: bytes) -> dict[str, Any] | None:
@@ -113,9 +99,9 @@ class Session:
 
     def _warn_of_stride(self, found: str) -> None:
         spec = self.reader.spec
-        if "frame stride" in self._reported:
+        if self._warned_of_stride:
             return
-        self._reported.add("frame stride")
+        self._warned_of_stride = True
         self.metrics.count("frame_stride_warnings_total")
         pace = f" ({spec.control_dt * spec.frame_stride:.3f} s)" if spec.control_dt else ""
         logger.warning(

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.control.arrays import like, row
+from robopolicy.control.arrays import like
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks.base import State, place_apart
 from robopolicy.types import Array
@@ -95,6 +95,5 @@ def rests_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -
 
 def observed_plates(state: State) -> dict[str, Float[Array, "worlds 6"]]:
     """Each plate's position and its position relative to the gripper [m]."""
-    plates = state.mocap_pos[:, : len(PLATES)]
-    rows = row(plates, plates - state.ee_position[:, None])
+    rows = state.from_hand(state.mocap_pos[:, : len(PLATES)])
     return {f"plate_{color}": rows[:, place] for place, color in enumerate(PLATES)}

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
-from robopolicy.control.arrays import like, namespace, row
+from robopolicy.control.arrays import like, namespace
 from robopolicy.sim.tasks._moves import Intent, choose
 from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, State, Task
 from robopolicy.types import Array
@@ -52,8 +52,7 @@ class LidTask(Task):
 
     def observed_lids(self, state: State) -> dict[str, Float[Array, "worlds 6"]]:
         """Position of each lid of the row, and relative to the fingertips [m]."""
-        lids = state.mocap_pos[:, :LIDS]
-        rows = row(lids, lids - state.ee_position[:, None])
+        rows = state.from_hand(state.mocap_pos[:, :LIDS])
         return {f"lid_{lid}": rows[:, lid] for lid in range(LIDS)}
 
     def light_lamp(self, mocap_pos: Float[Array, "worlds nmocap 3"], lit: Bool[Array, " worlds"]) -> None:

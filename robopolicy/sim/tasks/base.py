@@ -82,6 +82,10 @@ class State:
         """Positions of the free objects [m]."""
         return self.objects[..., :3]
 
+    def from_hand(self, points: Float[Array, "worlds points 3"]) -> Float[Array, "worlds points 6"]:
+        """Positions, and relative to the fingertips [m]."""
+        return row(points, points - self.ee_position[:, None])
+
     def chosen(self, part: int) -> Float[Array, "worlds 3"]:
         """Position of the free object that column `part` of the goal names [m]."""
         return self.positions[self.worlds, self.goal[:, part]]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from robopolicy.components import register
-from robopolicy.control.arrays import like, namespace, row
+from robopolicy.control.arrays import like, namespace
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._moves import Intent, choose
 from robopolicy.sim.tasks.base import Setup, State, Task
@@ -85,8 +85,7 @@ class Pillar(Task):
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Position of lid and pillar, and relative to the fingertips [m]."""
-        seen = state.mocap_pos[:, [LID, PILLAR]]
-        rows = row(seen, seen - state.ee_position[:, None])
+        rows = state.from_hand(state.mocap_pos[:, [LID, PILLAR]])
         return {"lid": rows[:, 0], "pillar": rows[:, 1]}
 
     def intent(self, state: State) -> Intent:

@@ -5,8 +5,8 @@ import pytest
 
 from robopolicy.components import kinds
 from robopolicy.rollout.episodes import run_steps
-from robopolicy.sim.collection import ActionNoise, ExpertActor
 from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.expert import ActionNoise, ExpertActor
 from robopolicy.sim.scene import build_scene
 from robopolicy.sim.tasks import make_task
 from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, place_apart
