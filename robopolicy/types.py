@@ -94,55 +94,53 @@ class ActionSpec:
     def __post_init__(self) -> None:
         arm = _columns(self.arm, start=0)
         taken = len(arm) if isinstance(self.arm, int) else max((*arm, -1)) + 1
-        gripper = _columns(self.gripper, start=taken)
-        constant = {int(column): float(value) for column, value in self.constant.items()}
-        values = tuple((float(low), float(high)) for low, high in self.gripper_values) or ((-1.0, 1.0),) * len(gripper)
-        named = [*arm, *gripper, *constant]
+        gripper, continuous = _columns(self.gripper, start=taken), _columns(self.continuous_gripper, start=0)
+        normalized = {
+            "arm": arm,
+            "gripper": gripper,
+            "constant": {int(column): float(value) for column, value in self.constant.items()},
+            "gripper_values": _pairs(self.gripper_values, len(gripper)),
+            "continuous_gripper": continuous,
+            "continuous_gripper_values": _pairs(self.continuous_gripper_values, len(continuous)),
+            "base": _columns(self.base, start=0),
+            "arms": {str(name): _columns(columns, start=0) for name, columns in self.arms.items()},
+            "units": tuple(self.units),
+        }
+        for name, value in normalized.items():
+            object.__setattr__(self, name, value)
+        self._check_columns()
+        self._check_values()
+
+    def _check_columns(self) -> None:
+        arm, named = self.arm_columns, [*self.arm_columns, *self.gripper_columns, *self.constant]
         if sorted(named) != list(range(len(named))):
             raise ValueError(
                 f"action columns {sorted(named)} should be 0 .. {len(named) - 1}, each once; "
-                f"name every column of the demos' actions in exactly one of arm {list(arm)}, gripper {list(gripper)}, "
-                f"constant {list(constant)}"
+                f"name every column of the demos' actions in exactly one of arm {list(arm)}, gripper "
+                f"{list(self.gripper_columns)}, constant {list(self.constant)}"
             )
-        if len(values) != len(gripper):
-            raise ValueError(
-                f"{len(values)} pairs of gripper_values for {len(gripper)} gripper columns; give one pair each"
-            )
-        if any(low == high for low, high in values):
-            raise ValueError(f"gripper_values {values} hold a pair of equal values; a binary gripper has two")
         for name in ("continuous_gripper", "base"):
             if not set(getattr(self, name)) <= set(arm):
                 raise ValueError(f"{name} {list(getattr(self, name))} must be among the arm columns {list(arm)}")
-        ends = tuple((float(low), float(high)) for low, high in self.continuous_gripper_values)
-        ends = ends or ((-1.0, 1.0),) * len(self.continuous_gripper)
-        if len(ends) != len(self.continuous_gripper) or any(low == high for low, high in ends):
+        owned = sorted(column for columns in self.arms.values() for column in columns)
+        moving = {*arm, *self.gripper_columns} - set(self.base) | set(owned) & set(self.constant)
+        if self.arms and owned != sorted(moving):
             raise ValueError(
-                f"continuous_gripper_values {ends} for {len(self.continuous_gripper)} continuous grippers; "
-                "give a pair of different values for each"
-            )
-        arms = {str(name): tuple(int(column) for column in columns) for name, columns in self.arms.items()}
-        owned = sorted(column for columns in arms.values() for column in columns)
-        if arms and owned != sorted(set((*arm, *gripper)) - set(self.base) | set(owned) & set(constant)):
-            raise ValueError(
-                f"the columns of the arms {arms} must hold each arm and gripper column once, and no base column "
+                f"the columns of the arms {self.arms} must hold each arm and gripper column once, and no base column "
                 f"{list(self.base)}"
             )
-        if self.units and len(self.units) != len(arm):
-            raise ValueError(f"{len(self.units)} units for {len(arm)} arm columns; give one each, or none")
+
+    def _check_values(self) -> None:
+        for name in ("gripper", "continuous_gripper"):
+            columns, pairs = getattr(self, name), getattr(self, f"{name}_values")
+            if len(pairs) != len(columns) or any(low == high for low, high in pairs):
+                raise ValueError(
+                    f"{name}_values {pairs} for {len(columns)} columns of {name}; give a pair of different values for each"
+                )
+        if self.units and len(self.units) != len(self.arm_columns):
+            raise ValueError(f"{len(self.units)} units for {self.arm_width} arm columns; give one each, or none")
         if self.rate_hz is not None and not self.rate_hz > 0:
             raise ValueError(f"rate_hz is {self.rate_hz}; expected a positive number of actions per second")
-        for name, value in {
-            "arm": arm,
-            "gripper": gripper,
-            "constant": constant,
-            "gripper_values": values,
-            "continuous_gripper": tuple(int(column) for column in self.continuous_gripper),
-            "continuous_gripper_values": ends,
-            "base": tuple(int(column) for column in self.base),
-            "arms": arms,
-            "units": tuple(self.units),
-        }.items():
-            object.__setattr__(self, name, value)
 
     @property
     def arm_columns(self) -> tuple[int, ...]:
@@ -484,3 +482,8 @@ def _columns(columns: int | Sequence[int], start: int) -> tuple[int, ...]:
             raise ValueError(f"{columns} action columns; a count is 0 or more")
         return tuple(range(start, start + columns))
     return tuple(int(column) for column in columns)
+
+
+def _pairs(values: Sequence[tuple[float, float]], count: int) -> tuple[tuple[float, float], ...]:
+    """The two values of each gripper; (-1, 1) for each of `count` where none are given."""
+    return tuple((float(low), float(high)) for low, high in values) or ((-1.0, 1.0),) * count

@@ -116,17 +116,15 @@ class ControlLoop:
     def go_home(self, home_rad: Float[np.ndarray, " joints"] | None = None) -> None:
         """Move the joints slowly to the profile's home pose, or another."""
         profile = self.robot.profile
-        slow = JointSmoother(profile, self.robot.command_dt, self.executor.control_dt, share=HOMING_SHARE)
-        slow.start(self.smoother.state[0])
         home = np.asarray(profile.home_rad if home_rad is None else home_rad, np.float64)
-        if slow.aim(home, np.zeros_like(home)) == "kept":
-            raise ValueError(
-                f"{profile.name}: the way home would break a limit; first move the robot nearer with its own controls"
-            )
         grid = FixedGrid(self.clock, self.robot.command_dt)
-        with self._braked_at_last(slow, grid):
-            self._follow_to_rest(slow, grid)
-        self.smoother.start(slow.state[0])
+        with self.smoother.limited_to(HOMING_SHARE):
+            if self.smoother.aim(home, np.zeros_like(home)) == "kept":
+                raise ValueError(
+                    f"{profile.name}: the way home would break a limit; first move the robot nearer with its own controls"
+                )
+            with self._braked_at_last(grid):
+                self._follow_to_rest(grid)
 
     def run(self, duration_s: float, finished: Callable[[], bool] = lambda: False) -> LoopStatistics:
         """Drive the robot for one episode: until the time is over, `finished()` is True, or something fails.
@@ -141,7 +139,7 @@ class ControlLoop:
             self._begin()
             grid = FixedGrid(self.clock, self.robot.command_dt)
             try:
-                with self._braked_at_last(self.smoother, grid):
+                with self._braked_at_last(grid):
                     self._drive(grid, self.clock.now() + duration_s, finished)
             except RobotError as error:  # lost, or stopped by itself: it takes no more commands
                 self._stop(str(error), grid)
@@ -150,7 +148,7 @@ class ControlLoop:
         return self.statistics
 
     @contextmanager
-    def _braked_at_last(self, smoother: JointSmoother, grid: FixedGrid) -> Iterator[None]:
+    def _braked_at_last(self, grid: FixedGrid) -> Iterator[None]:
         """On any exception in the context except RobotError, Ctrl-C included: brake to rest, then stop the robot for good."""
         try:
             yield
@@ -159,9 +157,8 @@ class ControlLoop:
         except BaseException:
             try:
                 with suppress(RobotError):
-                    smoother.brake()
-                    self._base.brake()
-                    self._follow_to_rest(smoother, grid)
+                    self._brake()
+                    self._follow_to_rest(grid)
             finally:
                 self.robot.stop()
             raise
@@ -180,7 +177,7 @@ class ControlLoop:
     def _drive(self, grid: FixedGrid, ends_s: float, finished: Callable[[], bool]) -> None:
         """Send commands until the end or a stop, then bring the robot to rest."""
         while self.stopped is None and self.clock.now() < ends_s and not finished():
-            if blocked_s := self._advance(self.smoother, grid):
+            if blocked_s := self._advance(grid):
                 self._stop(f"the control loop itself was blocked for {blocked_s:.2f} s", grid)
             if self.stopped is None:
                 self._run(grid)
@@ -188,19 +185,23 @@ class ControlLoop:
         self.statistics.waiting += self._to_act  # cut short by the episode's end
         if self.stopped is None and self._newest_s is None and self.clock.now() >= ends_s:
             self._stop(f"the policy never answered, in {ends_s - self._began_s:g} s", grid)
+        self._brake()
+        self._follow_to_rest(grid)
+
+    def _brake(self) -> None:
+        """Brake joints and base to rest as fast as the limits allow."""
         self.smoother.brake()
         self._base.brake()
-        self._follow_to_rest(self.smoother, grid)
 
-    def _follow_to_rest(self, smoother: JointSmoother, grid: FixedGrid) -> None:
+    def _follow_to_rest(self, grid: FixedGrid) -> None:
         """Send a motion to its end, then repeat the last command, by which the robot recognizes rest."""
-        while not (smoother.at_rest and self._base.at_rest):
-            self._advance(smoother, grid)
+        while not (self.smoother.at_rest and self._base.at_rest):
+            self._advance(grid)
         self._rested_s = grid.t_s
         for _ in range(REST_COMMANDS):
-            self._advance(smoother, grid)
+            self._advance(grid)
 
-    def _advance(self, smoother: JointSmoother, grid: FixedGrid) -> float:
+    def _advance(self, grid: FixedGrid) -> float:
         """Send the next tick's command; returns how long the loop was blocked [s] if that exceeds the deadline, otherwise 0.
 
         After such a gap the planned position would be a leap, so the robot's measured position is sent instead.
@@ -208,17 +209,14 @@ class ControlLoop:
         passed = grid.wait()
         blocked_s = (passed - 1) * grid.period_s
         if blocked_s > self.options.deadline_s:
-            smoother.start(self.robot.qpos())
+            self.smoother.start(self.robot.qpos())
+        position, velocity = self.smoother.step(passed), self._base.step(passed)
         self.statistics.overruns += passed - 1
-        self._base.step(passed)
-        self._send(smoother.step(passed), grid)
-        return blocked_s if blocked_s > self.options.deadline_s else 0.0
-
-    def _send(self, position: np.ndarray, grid: FixedGrid) -> None:
-        self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)
         self.statistics.commands += 1
+        self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)
         if not self.options.dry_run:
-            self.robot.command(Command(position, self._opening_m, grid.t_s, self._base.velocity))
+            self.robot.command(Command(position, self._opening_m, grid.t_s, velocity))
+        return blocked_s if blocked_s > self.options.deadline_s else 0.0
 
     def _run(self, grid: FixedGrid) -> None:
         """Begin each control step once, and act on it when its chunk has arrived or the patience has run out."""
@@ -311,18 +309,12 @@ class ControlLoop:
             )
         self._arrived = []
         limited = ["non_finite_chunk"] if int(self.executor.refused) > refused else []
-        try:
-            action = self.executor.action(self._step_s).numpy()
-            held = bool(self.executor.held)
-        except StaleChunkError:
-            action, held = None, True
-        action = proposed = None if held else action
+        action = proposed = self._planned()
         if self.operator is not None:
             action = self._by_operator(proposed, grid)
         target_rad = self.smoother.state[0]
         if action is None:
-            self.smoother.brake()
-            self._base.brake()
+            self._brake()
             self.statistics.held += self._newest_s is not None
             self.statistics.waiting += self._newest_s is None
         else:
@@ -331,18 +323,29 @@ class ControlLoop:
             self.statistics.operated += self._operated
             target_rad, kinds = self._aim(action, grid)
             limited += kinds
-        if limited:
-            self.statistics.limited.update(limited)
-            self.statistics.interventions += 1
-        if limited != self._limited:
-            self._limited = limited
-            into_s = self._step_s - self._began_s
-            logger.info("%.2f s: %s", into_s, f"limited by {', '.join(limited)}" if limited else "not limited")
+        self._count_limited(limited)
         if self.recorder is not None:
             command = Command(target_rad, self._opening_m, self._step_s, self._base.target)
             seen = None if fresh is None else fresh.observation
             tick = Tick(self._step_s, seen, action, command, tuple(limited), proposed, self._operated)
             self.recorder.record(tick)
+
+    def _planned(self) -> np.ndarray | None:
+        """The plan's action (width,) for the current control step; None where it has none."""
+        try:
+            action = self.executor.action(self._step_s).numpy()
+        except StaleChunkError:
+            return None
+        return None if bool(self.executor.held) else action
+
+    def _count_limited(self, limited: list[str]) -> None:
+        """Count what limited the current step's action, and log where that changes."""
+        self.statistics.limited.update(limited)
+        self.statistics.interventions += bool(limited)
+        if limited != self._limited:
+            self._limited = limited
+            into_s = self._step_s - self._began_s
+            logger.info("%.2f s: %s", into_s, f"limited by {', '.join(limited)}" if limited else "not limited")
 
     def _by_operator(self, proposed: np.ndarray | None, grid: FixedGrid) -> np.ndarray | None:
         """The operator's action while they control the robot, otherwise the policy's."""
@@ -395,8 +398,7 @@ class ControlLoop:
         """Begin a controlled stop; the first of several reasons is kept."""
         logger.warning("stopped: %s", reason)
         if self.stopped is None:
-            self.smoother.brake()
-            self._base.brake()
+            self._brake()
             self.stopped, self._stop_began_s = reason, grid.t_s
             self.statistics.stops.append(reason)
 

@@ -5,6 +5,8 @@ The trajectories are Ruckig's. What Ruckig 0.19 does not do is done here: it ign
 trajectory is sampled and checked before it is followed, up to the rest in which it ends.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,12 +45,11 @@ class JointSmoother:
         profile: the robot's limits.
         command_dt: time between two commands [s].
         control_dt: time between two targets [s].
-        share: share of the velocity, acceleration and jerk limits to use.
     """
 
-    def __init__(self, profile: RobotProfile, command_dt: float, control_dt: float, share: float = 1.0) -> None:
+    def __init__(self, profile: RobotProfile, command_dt: float, control_dt: float) -> None:
         self.profile, self.command_dt, self.control_dt = profile, command_dt, control_dt
-        self._planner = TrajectoryPlanner(profile, command_dt, share)
+        self._planner = TrajectoryPlanner(profile, command_dt)
         self._lower, self._upper = np.asarray(profile.position_lower_rad), np.asarray(profile.position_upper_rad)
         self.start(np.asarray(profile.home_rad))
 
@@ -69,6 +70,15 @@ class JointSmoother:
         self._motion: _Motion | None = None
         self._ticks = 0
         self._target = self._rest
+
+    @contextmanager
+    def limited_to(self, share: float) -> Iterator[None]:
+        """Use only a share of the velocity, acceleration and jerk limits within the context; for motions that begin at rest."""
+        fast, self._planner = self._planner, TrajectoryPlanner(self.profile, self.command_dt, share)
+        try:
+            yield
+        finally:
+            self._planner = fast
 
     @property
     def state(self) -> Float[np.ndarray, "3 joints"]:

@@ -125,6 +125,7 @@ class RosbridgeRobot:
         self._changed = threading.Condition()
         self._stopped = False
         self._lost: str | None = None
+        self._cameras = dict(options.cameras)
         self._ros = roslibpy.Ros(host=host, port=port, is_secure=options.tls)
         try:
             self._ros.run(timeout=int(CONNECT_S) or 1)
@@ -134,26 +135,14 @@ class RosbridgeRobot:
             (joints, _ros.ArmPublisher(self._topic, arm, topics, options.command_dt))
             for (name, arm, joints, _), topics in zip(self.profile.parts, arms.values(), strict=True)
         ]
+        self._joint_topics = dict.fromkeys(topics.joint_topic for topics in arms.values())
         try:
-            grippers = _by_arm(self.profile.arms, options.grippers, "grippers")
-            self._grippers = {
-                place.start: _ros.GripperPublisher(self._ros, self._topic, grippers[name])
-                for name, _, _, place in self.profile.parts
-                if name in grippers and place.start < place.stop
-            }
-            self._fingers = {
-                place.start: grippers[name].fingers
-                for name, _, _, place in self.profile.parts
-                if name in grippers and place.start < place.stop and grippers[name].fingers
-            }
-            self._openings_m[list(self._fingers)] = np.nan  # until they are received
+            self._add_grippers(_by_arm(self.profile.arms, options.grippers, "grippers"))
             base = options.base_topic
             self._base = None if base is None else self._topic(base, "geometry_msgs/Twist")
-            self._joint_topics = dict.fromkeys(topics.joint_topic for topics in arms.values())
             for topic in self._joint_topics:
                 self._listen(topic, "sensor_msgs/JointState", self._joints)
-            self._cameras = dict(options.cameras)
-            for key, topic in self._cameras.items():
+            for key, topic in options.cameras.items():
                 compressed = topic.endswith("/compressed")
                 kind = "sensor_msgs/CompressedImage" if compressed else "sensor_msgs/Image"
                 self._listen(topic, kind, _ros.compressed_image if compressed else _ros.image, key)
@@ -161,6 +150,17 @@ class RosbridgeRobot:
         except (RobotError, ValueError, ImportError):
             self._ros.close()
             raise
+
+    def _add_grippers(self, topics: Mapping[str, GripperTopics]) -> None:
+        """Prepare the grippers of the arms that have topics, by their places in `gripper_opening_m`."""
+        used = {
+            place.start: topics[name]
+            for name, _, _, place in self.profile.parts
+            if name in topics and place.start < place.stop
+        }
+        self._grippers = {place: _ros.GripperPublisher(self._ros, self._topic, each) for place, each in used.items()}
+        self._fingers = {place: each.fingers for place, each in used.items() if each.fingers}
+        self._openings_m[list(self._fingers)] = np.nan  # until they are received
 
     def observe(self) -> Observation:
         """The newest of each sensor; the stamp is that of the oldest among them."""

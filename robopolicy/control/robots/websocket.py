@@ -6,6 +6,7 @@ import ssl
 import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -72,38 +73,9 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
     ) -> None:
         if tls is None:
             warn_of_plain_text(logger, host, f"robot at {host}:{port}")
-        try:
-            from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-            from websockets.sync.client import connect
-        except ImportError:
-            raise ImportError("a robot over the network needs websockets; pip install 'robopolicy[robot]'") from None
         self.timeout_s, self.clock = timeout_s, clock or SystemClock()
         self._stack = contextlib.ExitStack()
-        try:
-            self._connection = self._stack.enter_context(
-                connect(
-                    f"{'wss' if tls else 'ws'}://{host}:{port}",
-                    ssl=tls,
-                    additional_headers={"Authorization": f"Api-Key {api_key}"} if api_key else None,
-                    compression=None,
-                    max_size=MAX_MESSAGE_BYTES,
-                    close_timeout=0.2,
-                    open_timeout=5,
-                )
-            )
-            hello = unpack(_bytes(self._connection.recv(timeout=5)))
-        except InvalidStatus as error:
-            raise RobotError(
-                f"the robot at {host}:{port} refuses: HTTP {error.response.status_code}; is its key right?"
-            ) from None
-        except ConnectionClosed as error:
-            if error.rcvd is None:
-                raise RobotError(f"no robot at {host}:{port}: the connection broke") from None
-            raise RobotError(f"the robot at {host}:{port} refuses: {error.rcvd.reason}") from None
-        except (OSError, TimeoutError, WebSocketException) as error:
-            raise RobotError(f"no robot at {host}:{port}: {error or 'no answer'}") from None
-        except AssertionError:  # raised by the library if the other end sends data before the handshake
-            raise RobotError(f"no robot at {host}:{port}: not a websocket server") from None
+        hello = self._connect(host, port, api_key, tls)
         if not isinstance(hello, dict) or not {"profile", "control_dt", "command_dt", "qpos"} <= set(hello):
             self._stack.close()
             raise RobotError(f"the server at {host}:{port} is not a RobotServer; give a policy's server as --server")
@@ -117,6 +89,40 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
         self._seen: tuple[int, Observation, float] | None = None  # request number, its observation, age [s]
         self._observed = threading.Event()
         threading.Thread(target=self._listen, name="robot", daemon=True).start()
+
+    def _connect(self, host: str, port: int, api_key: str | None, tls: ssl.SSLContext | None) -> Any:
+        """Open the connection; returns the server's first message."""
+        try:
+            from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+            from websockets.sync.client import connect
+        except ImportError:
+            raise ImportError("a robot over the network needs websockets; pip install 'robopolicy[robot]'") from None
+        uri, key = f"{'wss' if tls else 'ws'}://{host}:{port}", {"Authorization": f"Api-Key {api_key}"}
+        try:
+            self._connection = self._stack.enter_context(
+                connect(
+                    uri,
+                    ssl=tls,
+                    additional_headers=key if api_key else None,
+                    compression=None,
+                    max_size=MAX_MESSAGE_BYTES,
+                    close_timeout=0.2,
+                    open_timeout=5,
+                )
+            )
+            return unpack(_bytes(self._connection.recv(timeout=5)))
+        except InvalidStatus as error:
+            raise RobotError(
+                f"the robot at {host}:{port} refuses: HTTP {error.response.status_code}; is its key right?"
+            ) from None
+        except ConnectionClosed as error:
+            if error.rcvd is None:
+                raise RobotError(f"no robot at {host}:{port}: the connection broke") from None
+            raise RobotError(f"the robot at {host}:{port} refuses: {error.rcvd.reason}") from None
+        except (OSError, TimeoutError, WebSocketException) as error:
+            raise RobotError(f"no robot at {host}:{port}: {error or 'no answer'}") from None
+        except AssertionError:  # raised by the library if the other end sends data before the handshake
+            raise RobotError(f"no robot at {host}:{port}: not a websocket server") from None
 
     def observe(self) -> Observation:
         """The robot's observation, stamped with the time of the request, or earlier by the age that the robot reports."""
