@@ -53,7 +53,7 @@ def test_action_spec_survives_its_dictionary():
     [
         ({"arm": [0, 1], "gripper": [1]}, "each once; name every column"),
         ({"arm": [0, 2], "gripper": []}, "each once; name every column"),
-        ({"arm": 2, "gripper": 1, "gripper_values": [(1.0, 1.0)]}, "equal values"),
+        ({"arm": 2, "gripper": 1, "gripper_values": [(1.0, 1.0)]}, "a pair of different values for each"),
         ({"arm": 2, "gripper": 1, "continuous_gripper": [2]}, "must be among"),
         ({"arm": 2, "gripper": 0, "rate_hz": 0.0}, "positive"),
         ({"arm": -1}, "0 or more"),
