@@ -485,5 +485,5 @@ def _columns(columns: int | Sequence[int], start: int) -> tuple[int, ...]:
 
 
 def _pairs(values: Sequence[tuple[float, float]], count: int) -> tuple[tuple[float, float], ...]:
-    """The two values of each gripper; (-1, 1) for each of `count` where none are given."""
+    """The two values of each gripper; default: (-1, 1) for each of `count`."""
     return tuple((float(low), float(high)) for low, high in values) or ((-1.0, 1.0),) * count
