@@ -196,7 +196,8 @@ def save_sentence_model(folder: Path) -> Path:
 def _save_tokenizer(folder: Path, **options: int) -> None:
     import transformers as hf
 
-    words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    known = [*WORDS, *(f"word{number}" for number in range(len(WORDS), int(TEXT["vocab_size"])))]
+    words = Tokenizer(WordLevel({word: number for number, word in enumerate(known)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
     hf.PreTrainedTokenizerFast(tokenizer_object=words, **special, **options).save_pretrained(folder)

@@ -16,6 +16,7 @@ CHECKPOINT: tuple[Option, ...] = (
     ("--window", int | None, None, "frames of memory; a GPT head's file has its own"),
     ("--latent", int, 1, "vectors kept per frame; for checkpoints"),
     ("--pooling", Literal["max", "none"], "max", "RoboVLMs' down-sampling; for checkpoints"),
+    ("--bins", int, 256, "edges of the discrete decoder's bins"),
     ("--arm-limit", float, 0.65, "arm action that the head's output 1 means; CALVIN's is 0.65"),
     ("--rate-hz", float | None, None, "actions per second; for checkpoints"),
     ("--backbone", str | None, None, "folder of the checkpoint's backbone, before its fine-tuning"),

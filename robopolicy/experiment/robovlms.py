@@ -18,10 +18,11 @@ from robopolicy.model.robovlms import (
     action_token,
     backbone_tensors,
     calvin_statistics,
+    is_discrete,
     log_unused,
-    memory_options,
     read_checkpoint,
     state_dict,
+    words_head,
 )
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ActionSpec, ArraySpec
 
@@ -32,6 +33,12 @@ PROMPT_TOKENS = 64
 """Tokens of every prompt; the longest instruction of CALVIN takes about 20."""
 TEMPLATES: Mapping[str, str] = {"paligemma": "{eos}{images}{instruction}{action}\n"}
 """How RoboVLMs writes the prompt, by kind of backbone; its other backbones have code of their own or other classes."""
+WORDS_TEMPLATES: Mapping[str, str] = {
+    "paligemma": "{bos}{images}Input: What action should the robot take to {instruction}?\nOutput: \n"
+}
+"""The prompt after which the discrete decoder's actions are written, of a policy trained on one action at a time."""
+ARM = 6
+"""Arm columns of every configuration of RoboVLMs; only the discrete decoder's files don't say it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class CheckpointOptions:
     """Tokens kept per frame."""
     pooling: Literal["max", "none"] = "max"
     """`max` for RoboVLMs' down-sampling `pooling`, `none` for its `none`."""
+    bins: int = 256
+    """Edges of the discrete decoder's bins (`n_bin`)."""
     arm_limit: float = CALVIN_LIMIT
     """The arm action that the head's 1 stands for (`norm_max`); CALVIN's by default, 1 for unscaled actions."""
     rate_hz: float | None = None
@@ -75,12 +84,19 @@ def convert_checkpoint(source: str | Path, folder: str | Path, options: Checkpoi
         ConfigError: there is no such backbone, its prompt in RoboVLMs is unknown, or weights of it are missing.
     """
     options, state = options or CheckpointOptions(), state_dict(source)
-    head, sizes, unused = read_checkpoint(source, options.window, options.latent, options.pooling)
-    spec = ActionSpec(arm=sizes.arm, gripper=1, kind="delta", space="ee", rate_hz=options.rate_hz)
-    shapes = {TOKENS_KEY: ArraySpec((options.latent, sizes.token_width))}
+    if words := is_discrete(state):
+        if options.backbone is None:
+            raise ConfigError(
+                f"{source}: the discrete decoder's actions are words of its language model; give --backbone"
+            )
+        (head, parts), unused = words_head(ARM, options.bins), tuple(state)
+    else:
+        head, parts, unused = read_checkpoint(source, options.window, options.latent, options.pooling)
+    spec = ActionSpec(arm=parts.arm, gripper=1, kind="delta", space="ee", rate_hz=options.rate_hz)
+    shapes = {TOKENS_KEY: ArraySpec((options.latent, parts.token_width))}
     provenance: dict[str, Any] = {"source": Path(source).name, "origin": "RoboVLMs"}
     if options.backbone is not None:
-        made = _with_backbone(state, options, Path(folder) / BACKBONE)
+        made = _with_backbone(state, options, Path(folder) / BACKBONE, spec.width if words else 0)
         unused = tuple(key for key in unused if not key.endswith("action_token") and ".backbone." not in f".{key}")
         shapes = {TOKENS_KEY: ArraySpec(made.shape)}
         if made.backbone.reading.readout == "all":
@@ -89,11 +105,11 @@ def convert_checkpoint(source: str | Path, folder: str | Path, options: Checkpoi
     log_unused(source, unused)
     config = ExperimentConfig(
         data=DataConfig(obs_keys=(TOKENS_KEY,)),
-        encoder=component("encoder", "precomputed").options(width=sizes.token_width, hidden=0),
+        encoder=component("encoder", "precomputed").options(width=parts.token_width, hidden=0),
         text=component("text", "none").options(),
-        pooling=component("pooling", options.pooling).options(latent=options.latent),
-        memory=memory_options(sizes, head.window, options.latent),
-        action_head=component("action_head", "regression").options(chunk=sizes.chunk, widths=sizes.head_widths),
+        pooling=parts.pooling,
+        memory=parts.memory,
+        action_head=parts.action_head,
     )
     statistics = calvin_statistics(spec, options.arm_limit)
     policy = build_policy(config, DemoFacts(spec, shapes, action_statistics=statistics))
@@ -101,15 +117,15 @@ def convert_checkpoint(source: str | Path, folder: str | Path, options: Checkpoi
     return save_policy(policy.eval(), folder, {**provenance, "keys_outside_the_head": list(unused)})
 
 
-def _with_backbone(state: Mapping[str, Any], options: CheckpointOptions, target: Path) -> "FrameTokens":
-    """Write the backbone's folder to `target`; returns it as a `FrameTokens`."""
+def _with_backbone(state: Mapping[str, Any], options: CheckpointOptions, target: Path, words: int) -> "FrameTokens":
+    """Write the backbone's folder to `target`; returns it as a `FrameTokens`, which writes this number of words unless 0."""
     from robopolicy.model.encoders._backbones import Reading
     from robopolicy.model.encoders._loading import load_tokenizer, model_type
     from robopolicy.model.encoders._tokens import FrameTokens
 
     source = Path(str(options.backbone))
-    kind, template = model_type(str(source)), options.template
-    if template is None and kind not in TEMPLATES:
+    kind, template, known = model_type(str(source)), options.template, WORDS_TEMPLATES if words else TEMPLATES
+    if template is None and kind not in known:
         raise ConfigError(
             f"--backbone {source} is a {kind}, whose prompt in RoboVLMs is not known here; give --template with {{images}}, "
             "{instruction} and {action}"
@@ -118,13 +134,16 @@ def _with_backbone(state: Mapping[str, Any], options: CheckpointOptions, target:
         raise ConfigError(f"--backbone {source}: no such folder; download the model, and give its folder")
     tensors, token = backbone_tensors(state), action_token(state)
     _write_backbone(source, target, tensors, token, options.latent)
-    template = template or TEMPLATES[kind].replace("{eos}", str(load_tokenizer(str(source)).eos_token or ""))
+    tokenizer, template = load_tokenizer(str(source)), template or known[kind]
+    marks = {"{bos}": tokenizer.bos_token, "{eos}": tokenizer.eos_token} | ({"{action}": ""} if token is None else {})
+    for mark, text in marks.items():
+        template = template.replace(mark, str(text or ""))
     made = FrameTokens(
         str(target),
         dict.fromkeys(options.cameras, (options.image_size, options.image_size)),
-        template if token is not None else template.replace("{action}", ""),
+        template,
         PROMPT_TOKENS,
-        reading=Reading("all" if token is None else "action_token"),
+        reading=Reading("words", action_tokens=words) if words else Reading("all" if token is None else "action_token"),
     )
     if tensors and made.backbone.random:
         raise ConfigError(

@@ -1,10 +1,11 @@
-"""RoboVLMs checkpoints read into our head: their LSTM, FC and GPT decoders, with outputs equal to 1e-5.
+"""RoboVLMs checkpoints read into our head: their LSTM, FC, GPT and discrete decoders, with outputs equal to 1e-5.
 
 Facts taken from Robot-VLAs/RoboVLMs, commit 8adc1d2. A head's file holds `rnn.*` (LSTM), `mlp.*` (FC) or `gpt.*` and `fc.*`
 (GPT), each with `actions.mlp.*` and `gripper.mlp.*`. In a full checkpoint it sits under `model.act_head.`, sometimes
 doubled under `model.lm_head.`; the dict may be under `state_dict` or `model_state_dict`. The backbone's weights are under
 `model.backbone.`, the learned vector of its action tokens is `model.action_token`. DeepSpeed puts `_forward_module.` before
-all of them.
+all of them. The discrete decoder has no weights: the language model writes each action column as one word, and the last words
+of its vocabulary but a few stand for bins of equal width over [-1, 1].
 """
 
 import logging
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robopolicy.components import component
+from robopolicy.model.encoders._generative import FLOAT16_EXACT, WORD_COLUMNS
 from robopolicy.model.policy_head import PolicyHead
 from robopolicy.model.statistics import Statistics
 from robopolicy.types import ActionSpec
@@ -44,17 +46,24 @@ class RoboVlmsError(ValueError):
 
 
 @dataclass(frozen=True)
-class HeadSizes:
-    """What the shapes in the file say."""
+class HeadParts:
+    """What a head is built of, as options of our components."""
 
-    memory: Literal["lstm", "none", "transformer"]
     token_width: int
-    hidden: int
-    """H, per latent vector."""
-    layers: int
-    chunk: int
     arm: int
-    head_widths: tuple[int, ...]
+    pooling: Any
+    memory: Any
+    action_head: Any
+
+    def build(self) -> PolicyHead:
+        """The head, with random weights."""
+        return PolicyHead(
+            self.token_width,
+            ActionSpec(arm=self.arm, gripper=1),
+            pooling=self.pooling,
+            memory=self.memory,
+            action_head=self.action_head,
+        )
 
 
 def read_head(
@@ -86,22 +95,54 @@ def calvin_statistics(spec: ActionSpec, arm_limit: float = CALVIN_LIMIT) -> Stat
     return Statistics(1, -limit, limit, 0 * limit, limit, -limit, limit)
 
 
+def words_head(arm: int, bins: int) -> tuple[PolicyHead, HeadParts]:
+    """The discrete decoder: places of written words (arm + 1, `WORD_COLUMNS`) -> the centres of their bins.
+
+    Place n from the end stands for the values between the nth and the next of `bins` edges over [-1, 1]; places beyond are the
+    outermost. All weights are integers: the logit of bin b at place p is p^2 - (p - b)^2 without the p^2.
+    """
+    if not 3 <= bins <= FLOAT16_EXACT:
+        raise RoboVlmsError(f"bins {bins} of the discrete decoder; expected 3 .. {FLOAT16_EXACT}")
+    words = arm + 1
+    parts = HeadParts(
+        WORD_COLUMNS,
+        arm,
+        component("pooling", "none").options(latent=words),
+        component("memory", "none").options(hidden=words),
+        component("action_head", "discrete").options(chunk=1, widths=(), bins=bins - 1, temperature=1e-3),
+    )
+    place, identity = torch.arange(bins - 1.0), torch.eye(words)
+    head = parts.build()
+    head.load_state_dict(
+        {
+            "memory.mlp.0.weight": identity.repeat_interleave(WORD_COLUMNS, dim=1)
+            * torch.tensor([1.0, 0.0]).repeat(words),
+            "memory.mlp.0.bias": torch.zeros(words),
+            "memory.mlp.2.weight": identity,
+            "memory.mlp.2.bias": torch.zeros(words),
+            "action_head.actions.mlp.0.weight": torch.kron(identity[:arm], 2 * place[:, None]),
+            "action_head.actions.mlp.0.bias": -(place**2).repeat(arm),
+            "action_head.gripper.mlp.0.weight": identity[arm:],
+            "action_head.gripper.mlp.0.bias": -place.mean()[None],
+        }
+    )
+    return head.eval(), parts
+
+
+def is_discrete(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds a backbone and no head."""
+    return bool(backbone_tensors(state)) and not _places_of_head(state)
+
+
 def read_checkpoint(
     source: str | Path | Mapping[str, Any], window: int | None, latent: int, pooling: Literal["max", "none"]
-) -> tuple[PolicyHead, HeadSizes, tuple[str, ...]]:
-    """As `read_head`, with the sizes found and the keys of the file that are not the head's, of which it doesn't warn."""
+) -> tuple[PolicyHead, HeadParts, tuple[str, ...]]:
+    """As `read_head`, with its parts and the keys of the file that are not the head's, of which it doesn't warn."""
     name = "this state dict" if isinstance(source, Mapping) else str(source)
     tensors, unused = _head_tensors(state_dict(source), name)
-    sizes = _sizes(tensors, latent, name)
-    window = _window(tensors, sizes, window, name)
-    head = PolicyHead(
-        sizes.token_width,
-        ActionSpec(arm=sizes.arm, gripper=1),
-        pooling=component("pooling", pooling).options(latent=latent),
-        memory=memory_options(sizes, window, latent),
-        action_head=component("action_head", "regression").options(chunk=sizes.chunk, widths=sizes.head_widths),
-    )
-    ours = _as_transformer(tensors) if sizes.memory == "transformer" else _as_recurrence(tensors)
+    parts = _parts(tensors, window, latent, pooling, name)
+    head = parts.build()
+    ours = _as_transformer(tensors) if "gpt.wpe.weight" in tensors else _as_recurrence(tensors)
     expected = head.state_dict()
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
     if missing or unknown:
@@ -116,7 +157,7 @@ def read_checkpoint(
     if wrong:
         raise RoboVlmsError(f"{name}: sizes that don't fit each other with latent {latent}: {'; '.join(wrong)}")
     head.load_state_dict({key: value.float() for key, value in ours.items()})
-    return head.eval(), sizes, unused
+    return head.eval(), parts, unused
 
 
 def log_unused(source: str | Path | Mapping[str, Any], unused: Sequence[str]) -> None:
@@ -137,17 +178,6 @@ def backbone_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def action_token(state: Mapping[str, Any]) -> Tensor | None:
     """The learned vector (D,) of the action tokens; None where the head reads other hidden states."""
     return next((value for key, value in state.items() if _ACTION_TOKEN.match(key)), None)
-
-
-def memory_options(sizes: HeadSizes, window: int, latent: int) -> Any:
-    """The options of our memory that holds these weights."""
-    hidden = latent * sizes.hidden
-    options = component("memory", sizes.memory).options
-    if sizes.memory == "none":
-        return options(hidden=hidden)
-    if sizes.memory == "transformer":
-        return options(window=window, layers=sizes.layers, hidden=hidden, heads=GPT_HEADS)
-    return options(window=window, layers=sizes.layers, hidden=hidden)
 
 
 def state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -179,20 +209,26 @@ def _load(path: Path) -> Mapping[str, Any]:
     return loaded
 
 
-def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The head's tensors by their bare keys, and the keys that belong to something else."""
+def _places_of_head(state: Mapping[str, Any]) -> dict[str | None, dict[str, str]]:
+    """For each place in a file that holds a head, its bare keys and theirs in the file."""
     found: dict[str | None, dict[str, str]] = {}
     for key, value in state.items():
         match = _PREFIX.match(key)
         bare = key[match.end() :] if match else key
         if isinstance(value, Tensor) and match and (match[1] or bare.startswith(_PARTS)):
             found.setdefault(match[1], {})[bare] = key
+    return found
+
+
+def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The head's tensors by their bare keys, and the keys that belong to something else."""
+    found = _places_of_head(state)
     home = next((place for place in ("act_head", "lm_head", None) if place in found), None)
     keys = found.get(home, {})
     if not keys and backbone_tensors(state):
         raise RoboVlmsError(
             f"{name}: a backbone without a policy head: RoboVLMs' discrete decoder, whose actions the language model writes as "
-            "words; its continuous decoders (LSTM, FC, GPT) can be read"
+            "words; `convert` reads it with --backbone"
         )
     if not keys:
         raise RoboVlmsError(
@@ -208,7 +244,11 @@ def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor
     return {bare: state[key] for bare, key in keys.items()}, tuple(key for key in state if key not in used)
 
 
-def _sizes(tensors: Mapping[str, Tensor], latent: int, name: str) -> HeadSizes:
+def _parts(
+    tensors: Mapping[str, Tensor], window: int | None, latent: int, pooling: Literal["max", "none"], name: str
+) -> HeadParts:
+    """The parts that the shapes in the file say."""
+
     def rows(key: str, axis: int = 0) -> int:
         if key not in tensors:
             raise RoboVlmsError(f"{name}: the head lacks {key!r}. It has: {', '.join(sorted(tensors))}")
@@ -219,15 +259,26 @@ def _sizes(tensors: Mapping[str, Tensor], latent: int, name: str) -> HeadSizes:
     )
     chunk = rows(f"gripper.mlp.{depth}.weight")
     widths = tuple(rows(f"actions.mlp.{place}.weight") for place in range(0, depth, 2))
+    sizes: dict[str, Any] = {"window": window}
     if "rnn.weight_ih_l0" in tensors:
         cell, inputs, hidden = "lstm", rows("rnn.weight_ih_l0", 1), rows("rnn.weight_hh_l0", 1)
-        layers = sum(key.startswith("rnn.weight_hh_l") for key in tensors)
+        sizes["layers"] = sum(key.startswith("rnn.weight_hh_l") for key in tensors)
     elif "gpt.wpe.weight" in tensors:
-        cell, hidden = "transformer", rows("gpt.wpe.weight", 1)
+        cell, hidden, positions = "transformer", rows("gpt.wpe.weight", 1), rows("gpt.wpe.weight")
         inputs = rows("fc.weight", 1) if "fc.weight" in tensors else hidden
         layers = len({key.split(".")[2] for key in tensors if key.startswith("gpt.h.")})
+        sizes = {"window": positions, "layers": layers, "heads": GPT_HEADS}
+        if window not in (None, positions):
+            raise RoboVlmsError(
+                f"{name}: window {window}, but the GPT head has positions for {positions} frames, which are its window; leave "
+                "--window out"
+            )
     else:
-        cell, inputs, hidden, layers = "none", rows("mlp.0.weight", 1), rows("mlp.2.weight"), 1
+        cell, inputs, hidden, sizes = "none", rows("mlp.0.weight", 1), rows("mlp.2.weight"), {}
+    if sizes.get("window", 1) is None:
+        raise RoboVlmsError(
+            f"{name}: the file doesn't hold the head's window; give --window, 8 or 16 in RoboVLMs' configs"
+        )
     for what, size in {"input": inputs, "memory": hidden}.items():
         if size % latent:
             raise RoboVlmsError(
@@ -238,7 +289,13 @@ def _sizes(tensors: Mapping[str, Tensor], latent: int, name: str) -> HeadSizes:
         raise RoboVlmsError(
             f"{name}: {outputs} arm outputs for a chunk of {chunk} (the gripper's outputs); expected a multiple"
         )
-    return HeadSizes(cell, inputs // latent, hidden // latent, layers, chunk, outputs // chunk, widths)
+    return HeadParts(
+        inputs // latent,
+        outputs // chunk,
+        component("pooling", pooling).options(latent=latent),
+        component("memory", cell).options(hidden=hidden, **sizes),
+        component("action_head", "regression").options(chunk=chunk, widths=widths),
+    )
 
 
 def _as_recurrence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -250,23 +307,6 @@ def _our_name(key: str) -> str:
     if key.startswith(("actions.", "gripper.")):
         return f"action_head.{key}"
     return f"memory.{key.removeprefix('rnn.')}"
-
-
-def _window(tensors: Mapping[str, Tensor], sizes: HeadSizes, window: int | None, name: str) -> int:
-    """The frames of memory: those given, or the positions of a GPT head."""
-    if sizes.memory != "transformer":
-        if window is None:
-            raise RoboVlmsError(
-                f"{name}: the file doesn't hold the head's window; give --window, 8 or 16 in RoboVLMs' configs"
-            )
-        return window
-    positions = len(tensors["gpt.wpe.weight"])
-    if window not in (None, positions):
-        raise RoboVlmsError(
-            f"{name}: window {window}, but the GPT head has positions for {positions} frames, which are its window; leave "
-            "--window out"
-        )
-    return positions
 
 
 def _as_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

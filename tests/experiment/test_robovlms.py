@@ -14,6 +14,7 @@ from robopolicy.components import ConfigError
 from robopolicy.experiment import load_policy
 from robopolicy.experiment.robovlms import CheckpointOptions, convert_checkpoint
 from robopolicy.model.encoders._loading import load_backbone
+from robopolicy.model.robovlms import words_head
 from tests.model.test_robovlms import Original, make_weights
 from tests.tiny_backbones import save_backbone
 
@@ -47,14 +48,14 @@ def tuned(backbone):
     return fine_tuned(backbone)
 
 
-def fine_tuned(backbone):
+def fine_tuned(backbone, change=0.05):
     """The backbone after its fine-tuning: other weights."""
     import transformers
 
     model = transformers.AutoModelForImageTextToText.from_pretrained(backbone)
     torch.manual_seed(7)
     for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+        parameter.data += change * torch.randn_like(parameter)
     return model.eval()
 
 
@@ -159,3 +160,93 @@ def test_a_backbone_whose_weights_are_not_all_there_is_refused(checkpoint, backb
     torch.save(few, tmp_path / "few.pt")
     with pytest.raises(ConfigError, match=r"holds no weights of .*layers\.1\."):
         convert_checkpoint(tmp_path / "few.pt", tmp_path / "run", CheckpointOptions(window=4, backbone=str(backbone)))
+
+
+BINS = 16
+"""Edges of the discrete decoder's bins; its words end 13 (3 special ones, and 10) before the tiny vocabulary's 32."""
+
+
+@torch.no_grad()
+def written_action(model, pixels, numbers):
+    """The discrete decoder in plain torch: seven likeliest words; the prompt sees all of itself, a word what is before it."""
+    embed = model.get_input_embeddings()
+    seen = [model.model.get_image_features(image[None]).pooler_output[0] for image in pixels]
+    prompt = torch.cat([embed(torch.tensor(numbers[:1])), *seen, embed(torch.tensor(numbers[1:]))])
+    words = []
+    for _ in range(7):
+        sequence = torch.cat([prompt, embed(torch.tensor(words, dtype=torch.int64))])[None]
+        blocked = torch.ones(sequence.shape[1], sequence.shape[1], dtype=torch.bool).triu(1)
+        blocked[: len(prompt), : len(prompt)] = False
+        mask = torch.zeros(blocked.shape).masked_fill(blocked, torch.finfo(torch.float32).min)[None, None]
+        hidden = model.model.language_model(inputs_embeds=sequence, attention_mask=mask).last_hidden_state
+        words.append(int((hidden[0, -1] @ model.lm_head.weight.T).argmax()))
+    edges = np.linspace(-1, 1, BINS)
+    centres = (edges[:-1] + edges[1:]) / 2
+    action = centres[np.clip(32 - 3 - 10 - np.array(words) - 1, 0, BINS - 2)]
+    action[-1] = 1 if action[-1] > 0 else -1
+    return action
+
+
+@pytest.fixture(scope="module")
+def writer(backbone):
+    """A backbone whose weights are so far from those before that it does not repeat one word."""
+    return fine_tuned(backbone, 0.5)
+
+
+@pytest.fixture(scope="module")
+def discrete(writer, tmp_path_factory):
+    """A checkpoint of the discrete decoder: the backbone alone."""
+    path = tmp_path_factory.mktemp("discrete") / "discrete.pt"
+    torch.save(
+        {"state_dict": {f"model.backbone.{old_name(key)}": value for key, value in writer.state_dict().items()}}, path
+    )
+    return path
+
+
+def test_the_words_of_the_discrete_decoder_become_its_actions(discrete, backbone, writer, tmp_path):
+    """Guards against: another direction or offset of the bins, or prompts of a batch that disturb each other."""
+    options = CheckpointOptions(
+        arm_limit=0.5,
+        backbone=str(backbone),
+        template="<end>{images}{instruction}",
+        cameras=("wrist", "front"),
+        image_size=16,
+        bins=BINS,
+    )
+    policy = load_policy(convert_checkpoint(discrete, tmp_path / "run", options), backbone="auto")
+    prepare = load_backbone(str(backbone), (16, 16)).images
+    rng, state, places = np.random.default_rng(0), policy.initial_state(2), set()
+    instructions = ["lift the red cube", "lift cube"]
+    for _ in range(8):
+        images = {key: rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8) for key in policy.spec.cameras}
+        rows, state = policy.act({**images, "instruction": instructions}, state)
+        for entry, instruction in enumerate(instructions):
+            pixels = [prepare(torch.from_numpy(images[key][entry : entry + 1]))[0] for key in policy.spec.cameras]
+            expected = written_action(writer, pixels, [4, *(WORDS[word] for word in instruction.split())])
+            np.testing.assert_allclose(rows[entry, 0], expected * [*[0.5] * 6, 1], atol=1e-5)
+            places |= set(expected[:6])
+    assert len(places) > 3, "of the fifteen centres"
+
+
+@pytest.mark.parametrize("place", [-1, 0, 7, 127, 128, 254, 255, 2048])
+def test_every_place_becomes_the_centre_of_its_bin(place):
+    """Guards against: rounding among 256 bins, or a word outside of them that does not count as the outermost."""
+    head, _ = words_head(6, 256)
+    tokens = torch.tensor([[float(place), 0.0]]).half().repeat(1, 7, 1).float()
+    chunk, _ = head.step(tokens, head.initial_state(1))
+    edges = np.linspace(-1, 1, 256)
+    centre = ((edges[:-1] + edges[1:]) / 2)[min(max(place, 0), 254)]
+    np.testing.assert_allclose(chunk.arm[0, 0], [centre] * 6, atol=1e-6)
+    assert bool(chunk.gripper_logit > 0) == (place > 127)
+
+
+def test_a_discrete_checkpoint_is_evaluated_or_refused_in_one_line(discrete, backbone, tmp_path, capsys):
+    """Guards against: words that nothing writes in the simulator's loop, and a traceback without the backbone's folder."""
+    run, result = tmp_path / "run", tmp_path / "result.json"
+    assert main(["convert", str(discrete), str(run)]) == 2
+    assert "actions are words of its language model; give --backbone" in capsys.readouterr().err
+    how = ["--backbone", str(backbone), "--image-size", "16", "--rate-hz", "20", "--bins", str(BINS)]
+    assert main(["convert", str(discrete), str(run), *how]) == 0
+    where = ["--task", "lift", "--episodes", "2", "--num-envs", "2", "--json", str(result)]
+    assert main(["eval", str(run), "--backbone", "auto", *where]) == 0
+    assert json.loads(result.read_text())["episodes"] == 2

@@ -25,14 +25,15 @@ Readout: TypeAlias = Literal["all", "last", "mean", "action_token"]
 class Reading:
     """Which of a backbone's hidden states become tokens."""
 
-    readout: Readout = "all"
+    readout: Readout | Literal["words"] = "all"
     """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens; action_token:
-    learned vectors that stand in the prompt like words."""
+    learned vectors that stand in the prompt like words; words: places in the vocabulary of the words that the language model
+    writes after the prompt, as RoboVLMs' discrete decoder does."""
     layer: int = -1
     """Which hidden states: -1 the last, after the final norm; 0 the embeddings, n those after layer n; negative counts
     from the end."""
     action_tokens: int = 1
-    """Number of vectors of the readout action_token if the backbone's folder holds none; not used by the others."""
+    """Number of words, or of vectors of the readout action_token if the backbone's folder holds none; else not used."""
 
 
 class Backbone(nn.Module):
@@ -123,9 +124,9 @@ class ContrastiveBackbone(Backbone):
             raise ConfigError(
                 f"layer {reading.layer} of a {model.config.model_type}; expected -1: its towers share only the last"
             )
-        if reading.readout == "action_token":
+        if reading.readout in ("action_token", "words"):
             raise ConfigError(
-                f"readout action_token of a {model.config.model_type}, which reads images and prompt apart; expected all, "
+                f"readout {reading.readout} of a {model.config.model_type}, which reads images and prompt apart; expected all, "
                 "last or mean"
             )
         vision = model.config.vision_config
@@ -187,7 +188,7 @@ class VisionBackbone(Backbone):
 
     def __init__(self, model: Any, images: ImagePreparation, reading: Reading) -> None:
         super().__init__(model, images, reading)
-        if reading.readout in ("last", "action_token"):
+        if reading.readout in ("last", "action_token", "words"):
             raise ConfigError(
                 f"readout {reading.readout} of a {model.config.model_type}, which reads no text; expected all or mean"
             )
@@ -214,9 +215,9 @@ class VisionBackbone(Backbone):
         return rearrange(states, "b d h w -> b (h w) d") if states.dim() == 4 else states
 
 
-def read_out(states: Tensor, valid: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
+def read_out(states: Tensor, valid: Tensor, readout: str) -> tuple[Tensor, Tensor]:
     """Hidden states (frames, states, D) and their mask -> tokens and theirs."""
-    if readout in ("all", "action_token"):
+    if readout not in ("last", "mean"):
         return states, valid
     if readout == "mean":
         weight = valid[..., None].to(states.dtype)

@@ -15,12 +15,17 @@ from robopolicy.model.encoders._backbones import Backbone, Reading
 from robopolicy.model.encoders._images import ImagePreparation
 from robopolicy.model.texts.prompt import ACTION, END, IMAGES
 
+FLOAT16_EXACT = 2048
+"""Largest integer up to which float16, in which tokens are stored, holds every one."""
+WORD_COLUMNS = 2
+"""D with the readout words: the place, and 0, since the memory `none` halves the width."""
+
 
 class GenerativeBackbone(Backbone):
-    """The hidden states over the images of all cameras and the prompt.
+    """The hidden states over the images of all cameras and the prompt, or the words written after it.
 
     Args:
-        model, images, reading: as for `Backbone`.
+        model, images, reading: as for `Backbone`; with the readout words, a model with its output layer.
         around: token numbers that stand before and after each image.
     """
 
@@ -46,6 +51,11 @@ class GenerativeBackbone(Backbone):
         image_token = getattr(config, "image_token_id", None)
         image_token = config.image_token_index if image_token is None else image_token
         self.image_ids = [*before, *[image_token] * self._image_tokens(), *after]
+        self.words_end = 0
+        """Number of the word behind those that stand for actions; set by `load_backbone`."""
+        if reading.readout == "words":
+            self.token_width = WORD_COLUMNS
+            model.generation_config = type(model.generation_config)(pad_token_id=0)  # greedy, and no word ends it
         self.action_tokens: nn.Parameter | None = None
         """(count, D), which the readout action_token puts into the prompt like the embeddings of words."""
         if reading.readout == "action_token":
@@ -68,6 +78,8 @@ class GenerativeBackbone(Backbone):
 
     def token_count(self, cameras: int, words: int) -> int:
         """See `Backbone`."""
+        if self.reading.readout == "words":
+            return self.reading.action_tokens
         return super().token_count(cameras, words) if self.action_tokens is None else len(self.action_tokens)
 
     def state_count(self, cameras: int, words: int) -> int:
@@ -76,6 +88,9 @@ class GenerativeBackbone(Backbone):
 
     def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Backbone`; with the readout action_token, the states of its vectors alone."""
+        if self.reading.readout == "words":
+            assert prompt is not None
+            return self._written(pixels, prompt)
         frames, cameras = pixels.shape[:2]
         rows, place = torch.zeros((1, 0), dtype=torch.int64), torch.zeros(frames, dtype=torch.int64)
         if prompt is not None:
@@ -96,6 +111,27 @@ class GenerativeBackbone(Backbone):
         if self.action_tokens is None:
             return states, valid
         return states[actions].reshape(frames, self._actions, -1), valid[actions].reshape(frames, self._actions)
+
+    def _written(self, pixels: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each frame the places of the words that the model writes, most likely first, as (frames, words, 2): place and 0.
+
+        The place is that from the vocabulary's end less the words that RoboVLMs leaves out there; -1 before the first.
+        """
+        count, cameras = self.reading.action_tokens, pixels.shape[1]
+        places = pixels.new_zeros((len(pixels), count, 2), dtype=torch.float32)
+        rows, place = torch.unique(prompt, dim=0, return_inverse=True)
+        for number, row in enumerate(rows.tolist()):  # one by one: behind padding, the words would have other positions
+            mine = place == number
+            ids = torch.tensor(self._row(row, cameras, 0), device=pixels.device).expand(int(mine.sum()), -1)
+            written = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                **self._pixel_inputs(pixels[mine]),
+                **({"token_type_ids": torch.zeros_like(ids)} if self.family == "paligemma" else {}),
+            )
+            places[mine, :, 0] = (self.words_end - 1 - written[:, -count:]).clamp(-1, FLOAT16_EXACT).float()
+        return places, torch.ones(places.shape[:2], dtype=torch.bool, device=places.device)
 
     @property
     def _actions(self) -> int:

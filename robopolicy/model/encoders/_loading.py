@@ -51,13 +51,15 @@ def load_backbone(
             f"{name} is a {config.model_type} model, which reads no images; expected a vision-language model such as "
             "CLIP, SigLIP, PaliGemma, Qwen2.5-VL or SmolVLM, or a vision model such as DINOv2"
         )
-    model, missing = _model(name, dtype)
+    model, missing = _model(name, dtype, writes=reading.readout == "words")
     images = image_preparation(config, _processor(name), image_size)
     model.eval()
     try:
         if family is GenerativeBackbone:
             backbone = GenerativeBackbone(model, images, reading, _around_image(name, config))
             backbone.read_action_tokens(Path(name) / ACTION_TOKENS)
+            if reading.readout == "words":
+                backbone.words_end = _words_end(name)
         else:
             backbone = family(model, images, reading)
     except (AttributeError, TypeError, RuntimeError) as error:
@@ -75,6 +77,8 @@ def load_backbone(
         "readout": reading.readout,
         "layer": reading.layer,
     }
+    if reading.readout == "words":
+        backbone.identity["words"] = reading.action_tokens
     backbone.random = tuple(missing)
     if adapters is not None:
         backbone.model = add_adapters(model, adapters)
@@ -165,15 +169,16 @@ def _config(name: str) -> Any:
         ) from error
 
 
-def _model(name: str, dtype: Dtype) -> tuple[Any, list[str]]:
-    """The model, and names of weights that the folder doesn't hold; unused parts, such as an output layer, are not loaded."""
+def _model(name: str, dtype: Dtype, writes: bool) -> tuple[Any, list[str]]:
+    """The model, with its output layer only if it writes, and names of weights that the folder doesn't hold."""
     transformers = require_transformers()
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # else a table of the unused weights is printed
     try:
-        model, found = transformers.AutoModel.from_pretrained(
+        kind = transformers.AutoModelForImageTextToText if writes else transformers.AutoModel
+        model, found = kind.from_pretrained(
             name, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
@@ -222,6 +227,13 @@ def _fingerprint(name: str, config: Any) -> str:
     if not files:
         digest.update(f"{name} {getattr(config, '_commit_hash', None)}".encode())
     return digest.hexdigest()[:16]
+
+
+def _words_end(name: str) -> int:
+    """RoboVLMs' `tokenizer_orig_size`: the vocabulary without added and special tokens, less 10."""
+    tokenizer = load_tokenizer(name)
+    special = len(tokenizer.special_tokens_map) + len(getattr(tokenizer, "extra_special_tokens", ()))
+    return tokenizer.vocab_size - special - 10
 
 
 def _around_image(name: str, config: Any) -> tuple[list[int], list[int]]:
