@@ -200,7 +200,8 @@ def encode(arguments: Sequence[str]) -> int:
             "--template",
             str,
             "{instruction}",
-            "the prompt; {instruction} stands for a demo's instruction, {images} for the images, by default before it",
+            "the prompt; {instruction} stands for a demo's instruction, {images} for the images (by default before it), or "
+            "{image_1}, {image_2}, ... for each camera's",
         ),
         (
             "--prompt-tokens",
@@ -217,6 +218,12 @@ def encode(arguments: Sequence[str]) -> int:
         ),
         ("--layer", int, -1, "which hidden states; -1: the last"),
         (
+            "--tiles",
+            int,
+            0,
+            "n: after each camera's image its n x n tiles, so that small things are seen in more pixels",
+        ),
+        (
             "--dtype",
             Literal["auto", "float32", "bfloat16", "float16"],
             "auto",
@@ -228,12 +235,13 @@ def encode(arguments: Sequence[str]) -> int:
     options = parse(parser, arguments)
     if "://" in options.file:
         raise ConfigError(f"{options.file}: tokens are written beside the file; copy it to this machine first")
+    require(options, 0, "tiles")
     if options.prompt_tokens is not None:
         require(options, 1, "prompt_tokens")
     from robopolicy.model.encoders._backbones import Reading
     from robopolicy.training.encode import EncodeOptions, run_encode
 
-    reading = Reading(options.readout, options.layer)
+    reading = Reading(options.readout, options.layer, tiles=options.tiles)
     how = EncodeOptions(
         tuple(options.cameras), options.template, options.prompt_tokens, reading, options.dtype, options.device
     )

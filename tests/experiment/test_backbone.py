@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 from robopolicy.cli import main
 from robopolicy.components import ConfigError
 from robopolicy.demos.formats import open_demos
+from robopolicy.demos.writer import DemoWriter
 from robopolicy.experiment import ExperimentConfig, load_policy
 from robopolicy.model.encoders._backbones import Reading
 from robopolicy.model.encoders._tokens import FrameTokens
@@ -234,6 +236,63 @@ def test_another_readout_or_layer_is_bound_as_it_was_encoded(reading, tiny_demos
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     if reading.readout != "all":
         assert live.frame_tokens.shape[0] == 1
+
+
+TWO = "front: {image_1} wrist: {image_2} {instruction}"
+
+
+@pytest.fixture(scope="module")
+def two_cameras(tiny_demos, tmp_path_factory):
+    """The demos with a second camera, of which the images are wider."""
+    path = tmp_path_factory.mktemp("demos") / "two.hdf5"
+    with open_demos(tiny_demos) as demos, DemoWriter(path, action_spec=demos.action_spec) as writer:
+        for name in demos.names:
+            demo = demos.read(name)
+            wrist = np.ascontiguousarray(demo.obs["front"][:, ::-1].repeat(2, axis=2))
+            writer.write(replace(demo, obs={**demo.obs, "wrist": wrist}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "tiles"),
+    [
+        ("siglip", "{instruction}", 2),
+        ("dinov2", "{instruction}", 2),
+        ("paligemma", "{instruction}", 0),
+        ("qwen2_5_vl", TWO, 0),
+        ("qwen2_5_vl", "{instruction}", 2),
+        ("smolvlm", TWO, 2),
+    ],
+)
+def test_several_images_in_a_frame_are_encoded_and_seen_live(kind, template, tiles, two_cameras, tmp_path):
+    """Guards against: a camera or tile that is lost, or stands elsewhere on the robot than in training."""
+    options = EncodeOptions(("front", "wrist"), template, reading=Reading(tiles=tiles))
+    run = trained_on_tokens(two_cameras, tmp_path / "made", save_backbone(kind, tmp_path / "model"), options)
+    stored, live = load_policy(run), load_policy(run, backbone="auto")
+    assert live.spec.cameras == ("front", "wrist")
+    (frame,) = frames_of(run, ("demo_0", "demo_1"))[:1]
+    without = {key: value for key, value in frame.items() if not key.startswith("token")}
+    expected, _ = stored.act(frame, stored.initial_state(2))
+    torch.testing.assert_close(live.act(without, live.initial_state(2))[0], expected, atol=1e-5, rtol=0)
+    tokens = live.tokens(without)["tokens"]
+    for camera in ("front", "wrist"):
+        images = without[camera].copy()
+        images[:, :8, :8] = 255 - images[:, :8, :8]  # a part of the whole image and of its first tile alone
+        changed = (live.tokens(without | {camera: images})["tokens"] - tokens).abs().amax(dim=(0, 2)) > 1e-4
+        assert changed.any()
+        if kind == "dinov2":
+            assert changed.reshape(2, 5, -1).any(-1).tolist() == [
+                [each == camera and view < 2 for view in range(5)] for each in ("front", "wrist")
+            ]
+
+
+def test_a_template_that_misplaces_cameras_is_refused(two_cameras, tmp_path):
+    """Guards against: the wrist's image in front of the word front, or a camera that is nowhere in the prompt."""
+    model = str(save_backbone("smolvlm", tmp_path / "model"))
+    for template, found in (("{image_2} {image_1} {instruction}", "2, 1"), ("{image_1} {instruction}", "1")):
+        message = rf"images of cameras {found}; expected {{image_1}} {{image_2}} in this order, or {{images}}"
+        with pytest.raises(ConfigError, match=message):
+            encode_file(two_cameras, model, EncodeOptions(("front", "wrist"), template), out=tmp_path / "out.hdf5")
 
 
 def test_demos_without_instructions_are_bound_without_them(make_demo, tmp_path):

@@ -34,6 +34,8 @@ class Reading:
     from the end."""
     action_tokens: int = 1
     """Number of words, or of vectors of the readout action_token if the backbone's folder holds none; else not used."""
+    tiles: int = 0
+    """n: after each camera's image come its n x n tiles, row by row, so that small things are seen in more pixels."""
 
 
 class Backbone(nn.Module):
@@ -63,10 +65,15 @@ class Backbone(nn.Module):
 
     def token_count(self, cameras: int, words: int) -> int:
         """N, for this number of cameras and a prompt of this number of tokens."""
-        return self.state_count(cameras, words) if self.reading.readout == "all" else 1
+        return self.state_count(cameras * self.views, words) if self.reading.readout == "all" else 1
 
-    def state_count(self, cameras: int, words: int) -> int:
-        """Hidden states of one frame."""
+    @property
+    def views(self) -> int:
+        """Images of one camera in a frame."""
+        return 1 + self.reading.tiles**2
+
+    def state_count(self, images: int, words: int) -> int:
+        """Hidden states of one frame with this number of images."""
         raise NotImplementedError
 
     def forward(
@@ -80,12 +87,13 @@ class Backbone(nn.Module):
         """
         trained = any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            pixels = torch.stack([self.images(image) for image in images], dim=1)
+            seen = [self.images(view) for image in images for view in views_of(image, self.reading.tiles)]
+            pixels = torch.stack(seen, dim=1)
             states, valid = self.hidden_states(pixels.to(self.model.dtype), prompt)
             return read_out(states.float(), valid, self.reading.readout)
 
     def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
-        """All hidden states (frames, states, D) and their mask, of prepared images (frames, cameras, 3, height, width)."""
+        """All hidden states (frames, states, D) and their mask, of prepared images (frames, images, 3, height, width)."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -143,9 +151,9 @@ class ContrastiveBackbone(Backbone):
                 f"{model.config.text_config.hidden_size} wide; expected one width"
             )
 
-    def state_count(self, cameras: int, words: int) -> int:
+    def state_count(self, images: int, words: int) -> int:
         """See `Backbone`."""
-        return cameras * self.grid[0] * self.grid[1] + words
+        return images * self.grid[0] * self.grid[1] + words
 
     def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Backbone`."""
@@ -199,9 +207,9 @@ class VisionBackbone(Backbone):
         self.prefix = 0 if patches is None or patches > states.shape[1] else states.shape[1] - patches
         self.patches, self.token_width = states.shape[1] - self.prefix, states.shape[2]
 
-    def state_count(self, cameras: int, words: int) -> int:
+    def state_count(self, images: int, words: int) -> int:
         """See `Backbone`."""
-        return cameras * self.patches
+        return images * self.patches
 
     def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Backbone`."""
@@ -213,6 +221,13 @@ class VisionBackbone(Backbone):
         """(images, states, D); the cells of a convolutional model's map (images, D, rows, columns) are its states."""
         states = self._layer_of(self.model(pixel_values=pixels, **self._outputs))
         return rearrange(states, "b d h w -> b (h w) d") if states.dim() == 4 else states
+
+
+def views_of(image: UInt8[Tensor, "frames height width 3"], tiles: int) -> list[Tensor]:
+    """The images themselves, then their tiles x tiles parts (frames, height / tiles, width / tiles, 3), row by row."""
+    height, width = (side // max(tiles, 1) for side in image.shape[1:3])
+    corners = [(row * height, column * width) for row in range(tiles) for column in range(tiles)]
+    return [image, *(image[:, top : top + height, left : left + width] for top, left in corners)]
 
 
 def read_out(states: Tensor, valid: Tensor, readout: str) -> tuple[Tensor, Tensor]:

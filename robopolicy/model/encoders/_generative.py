@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robopolicy.components import ConfigError
 from robopolicy.model.encoders._backbones import Backbone, Reading
 from robopolicy.model.encoders._images import ImagePreparation
-from robopolicy.model.texts.prompt import ACTION, END, IMAGES
+from robopolicy.model.texts.prompt import ACTION, END, FIRST_CAMERA, IMAGES
 
 FLOAT16_EXACT = 2048
 """Largest integer up to which float16, in which tokens are stored, holds every one."""
@@ -82,21 +82,21 @@ class GenerativeBackbone(Backbone):
             return self.reading.action_tokens
         return super().token_count(cameras, words) if self.action_tokens is None else len(self.action_tokens)
 
-    def state_count(self, cameras: int, words: int) -> int:
+    def state_count(self, images: int, words: int) -> int:
         """See `Backbone`."""
-        return cameras * len(self.image_ids) + words + self._actions
+        return images * len(self.image_ids) + words + self._actions
 
     def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Backbone`; with the readout action_token, the states of its vectors alone."""
         if self.reading.readout == "words":
             assert prompt is not None
             return self._written(pixels, prompt)
-        frames, cameras = pixels.shape[:2]
+        frames, images = pixels.shape[:2]
         rows, place = torch.zeros((1, 0), dtype=torch.int64), torch.zeros(frames, dtype=torch.int64)
         if prompt is not None:
             rows, place = torch.unique(prompt, dim=0, return_inverse=True)
-        length = self.state_count(cameras, rows.shape[1])
-        ids = torch.tensor([self._row(row, cameras, length) for row in rows.tolist()])[place.cpu()].to(pixels.device)
+        length = self.state_count(images, rows.shape[1])
+        ids = torch.tensor([self._row(row, images, length) for row in rows.tolist()])[place.cpu()].to(pixels.device)
         valid, actions = ids != END, ids == ACTION
         with self._embedded(actions):
             outputs = self.model(
@@ -117,12 +117,12 @@ class GenerativeBackbone(Backbone):
 
         The place is that from the vocabulary's end less the words that RoboVLMs leaves out there; -1 before the first.
         """
-        count, cameras = self.reading.action_tokens, pixels.shape[1]
+        count, images = self.reading.action_tokens, pixels.shape[1]
         places = pixels.new_zeros((len(pixels), count, 2), dtype=torch.float32)
         rows, place = torch.unique(prompt, dim=0, return_inverse=True)
         for number, row in enumerate(rows.tolist()):  # one by one: behind padding, the words would have other positions
             mine = place == number
-            ids = torch.tensor(self._row(row, cameras, 0), device=pixels.device).expand(int(mine.sum()), -1)
+            ids = torch.tensor(self._row(row, images, 0), device=pixels.device).expand(int(mine.sum()), -1)
             written = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -154,17 +154,27 @@ class GenerativeBackbone(Backbone):
         finally:
             hook.remove()
 
-    def _row(self, prompt: Sequence[int], cameras: int, length: int) -> list[int]:
-        """The numbers of a whole input: those of images and action tokens in their places, or at its two ends."""
+    def _row(self, prompt: Sequence[int], images: int, length: int) -> list[int]:
+        """The numbers of a whole input: those of images and action tokens in their places, or at its two ends.
+
+        Raises:
+            ConfigError: the template places single cameras' images, but not each one once and in the cameras' order.
+        """
         numbers = [number for number in prompt if number != END]
-        if IMAGES not in numbers:
+        placed, cameras = [FIRST_CAMERA - number for number in numbers if number <= FIRST_CAMERA], images // self.views
+        if placed and placed != [*range(cameras)]:
+            raise ConfigError(
+                f"the template places the images of cameras {', '.join(str(place + 1) for place in placed)}; expected "
+                f"{' '.join(f'{{image_{place + 1}}}' for place in range(cameras))} in this order, or {{images}}"
+            )
+        if IMAGES not in numbers and not placed:
             numbers.insert(0, IMAGES)
         if ACTION not in numbers and self._actions:
             numbers.append(ACTION)
         row: list[int] = []
         for number in numbers:
-            if number == IMAGES:
-                row += self.image_ids * cameras
+            if number == IMAGES or number <= FIRST_CAMERA:
+                row += self.image_ids * (images if number == IMAGES else self.views)
             else:
                 row += [ACTION] * self._actions if number == ACTION else [number]
         return row + [END] * (length - len(row))

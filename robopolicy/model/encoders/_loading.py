@@ -79,6 +79,8 @@ def load_backbone(
     }
     if reading.readout == "words":
         backbone.identity["words"] = reading.action_tokens
+    if reading.tiles:
+        backbone.identity["tiles"] = reading.tiles
     backbone.random = tuple(missing)
     if adapters is not None:
         backbone.model = add_adapters(model, adapters)

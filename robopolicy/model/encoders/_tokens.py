@@ -82,7 +82,7 @@ class FrameTokens(nn.Module):
             {camera: (size[0], size[1]) for camera, size in identity["image_sizes"].items()},
             identity["template"] or "{instruction}",
             identity["prompt_tokens"],
-            reading=Reading(identity["readout"], identity["layer"], identity.get("words", 1)),
+            reading=Reading(identity["readout"], identity["layer"], identity.get("words", 1), identity.get("tiles", 0)),
             dtype=identity["dtype"],
         )
         made.require(identity, model)

@@ -49,12 +49,14 @@ class TransformersOptions:
     """Number of vectors that the readout action_token learns."""
     layer: int = -1
     """Which hidden states are read; -1: the last."""
+    tiles: int = 0
+    """n: after each camera's image come its n x n tiles, so that small things are seen in more pixels."""
 
     default_text: ClassVar[str] = "prompt"
 
     def __post_init__(self) -> None:
         expect(self, "encoder", ">= 1", "width", "hidden", "action_tokens")
-        expect(self, "encoder", ">= 0", "lora_rank")
+        expect(self, "encoder", ">= 0", "lora_rank", "tiles")
         expect(self, "encoder", ">= 0 and < 1", "lora_dropout")
         expect(self, "encoder", "> 0", "lora_alpha")
         others = {"lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout, "lora_targets": self.lora_targets}
@@ -88,7 +90,7 @@ class TransformersEncoder(TokenEncoder):
         if options.model is None:
             raise ConfigError("--encoder.kind transformers needs a model; give --encoder.model FOLDER_OR_NAME")
         cameras, widths = inputs.cameras, inputs.key_widths
-        reading, adapters = Reading(options.readout, options.layer, options.action_tokens), None
+        reading, adapters = Reading(options.readout, options.layer, options.action_tokens, options.tiles), None
         if options.lora_rank:
             alpha = options.lora_alpha or 2.0 * options.lora_rank
             adapters = Adapters(options.lora_rank, alpha, options.lora_dropout, options.lora_targets)

@@ -15,10 +15,11 @@ from robopolicy.model.texts import TextInputs, TextTokens
 LOG = logging.getLogger(__name__)
 SPARE_TOKENS = 8
 """Tokens beyond those of the longest training instruction: one with fewer letters may need a few more tokens."""
-END, IMAGES, ACTION = -1, -2, -3
-"""What replaces token numbers beyond the end of a prompt, at the images, and at the action tokens."""
-MARKERS = {"{images}": IMAGES, "{action}": ACTION}
-"""Marks in a template for them; a template with `{images}` is tokenized without the tokenizer's special tokens."""
+END, IMAGES, ACTION, FIRST_CAMERA = -1, -2, -3, -4
+"""What replaces token numbers beyond the end of a prompt, at all images, at the action tokens, and at the first camera's
+images; those of the next cameras are the numbers below."""
+MARKERS = {"{images}": IMAGES, "{action}": ACTION} | {f"{{image_{1 + n}}}": FIRST_CAMERA - n for n in range(9)}
+"""Marks in a template for them; a template that places images is tokenized without the tokenizer's special tokens."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class PromptOptions:
 
     template: str = "{instruction}"
     """The prompt that the backbone reads; `{instruction}` stands for the instruction, `{images}` for the images (by default
-    before the prompt) and `{action}` for the learned tokens of `readout: action_token` (by default at the end)."""
+    before the prompt), or `{image_1}`, `{image_2}`, ... for those of each camera, and `{action}` for the learned tokens of
+    `readout: action_token` (by default at the end)."""
 
     def __post_init__(self) -> None:
         _check_template(self.template, "--text.template")
@@ -60,9 +62,9 @@ class Prompter:
 
     def numbers(self, instruction: str) -> list[int]:
         """Token numbers of the whole prompt, with `IMAGES` and `ACTION` where the template has their marks."""
-        special = {"add_special_tokens": False} if "{images}" in self.template else {}
+        special = {"add_special_tokens": False} if "{image" in self.template else {}
         numbers: list[int] = []
-        for part in re.split(r"(\{images\}|\{action\})", self.template):
+        for part in re.split(r"(\{images\}|\{action\}|\{image_\d\})", self.template):
             if part in MARKERS:
                 numbers.append(MARKERS[part])
             elif part:
