@@ -2,10 +2,8 @@
 
 import json
 import math
-import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +11,21 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import distributed
 
-from robopolicy.experiment.config import ConfigError, TrainingConfig
-from robopolicy.files import replacing, require_regular, write_file
+from robopolicy.experiment.config import TrainingConfig
+from robopolicy.files import replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.module import PolicyTraining
+from robopolicy.training.process import Stop
+from robopolicy.training.run_dir import METRICS_FILE, RESUME_FILE
 from robopolicy.training.timing import StepTimer
 
-RESUME_FILE = "resume.ckpt"
-METRICS_FILE = "metrics.json"
 LOG_EVERY = 25
 """Optimizer steps between two rows of the training log."""
 
 
-@dataclass
-class Stop:
-    """A request to end the training after the present step."""
-
-    requested: bool = False
-    """Set by a signal."""
-    training: bool = False
-    """Whether steps are under way; before, a signal ends the process at once."""
-
-
 class TrainingDivergedError(ValueError):
     """The loss is NaN or infinite; what was kept before is untouched."""
-
-
-def read_resume(path: Path, fields: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a resume file holds; nothing in it is unpickled.
-
-    Args:
-        path: the file.
-        fields: what it must hold.
-        device: where its tensors go.
-
-    Raises:
-        ConfigError: it is damaged, a pickle, or another file.
-    """
-    require_regular(path)
-    try:
-        found = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0][:200]
-        raise ConfigError(
-            f"{path} can't be read as a resume file ({reason}); remove it to start this run again"
-        ) from None
-    if missing := [name for name in fields if not isinstance(found, dict) or name not in found]:
-        raise ConfigError(f"{path} is another file: it holds no {missing[0]!r}; remove it to start this run again")
-    return found
 
 
 class RandomState(Callback):
@@ -112,7 +76,6 @@ class RunKeeper(Callback):
 
     Args:
         run_dir: folder of the run.
-        timer: measures steps.
         save: writes a policy and the run's provenance into the run folder.
         valid_batches: gives the held-out batches.
         settings: how often to measure and save, and which policy to keep.
@@ -124,7 +87,6 @@ class RunKeeper(Callback):
     def __init__(
         self,
         run_dir: Path,
-        timer: StepTimer,
         save: Callable[[ChunkPolicy], Any],
         valid_batches: Callable[[], Iterable[Any]],
         settings: TrainingConfig,
@@ -132,15 +94,15 @@ class RunKeeper(Callback):
         stop: Stop,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self.run_dir, self.timer, self.save, self.valid_batches = run_dir, timer, save, valid_batches
+        self.run_dir, self.save, self.valid_batches = run_dir, save, valid_batches
         self.settings, self.evaluate, self.stop = settings, evaluate, stop
         self.facts = dict(facts or {})
         self.history: dict[str, list[dict[str, float | int]]] = {"train": [], "valid": [], "success": []}
         self.best: dict[str, float | int] | None = None
+        self.timer = StepTimer()
         self.finished = False
         self.step = 0
         self._elapsed_s = 0.0
-        self._seen = 0
         self._carried: list[dict[str, torch.Tensor] | None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,18 +116,21 @@ class RunKeeper(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: PolicyTraining) -> None:
         """Continue the clock and the carried states of an interrupted run."""
-        self._seen = self.step = trainer.global_step
+        self.step = trainer.global_step
         pl_module.schedule.start(self._elapsed_s)
         if self._carried is not None and (mine := self._carried[trainer.global_rank]) is not None:
             pl_module.carried = MemoryState.load({name: part.to(pl_module.device) for name, part in mine.items()})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: PolicyTraining, *_: Any) -> None:
         """Do whatever is due after this step."""
-        self.timer.before_extras()
-        step = trainer.global_step
-        if step == self._seen:  # accumulating
-            return
-        self._seen = self.step = step
+        loader: Any = trainer.train_dataloader
+        self.timer.stop(loader.waited_s)
+        if trainer.global_step != self.step:  # else gradients are accumulated
+            self.step = trainer.global_step
+            self._after_step(trainer, pl_module, self.step)
+        self.timer.start(loader.waited_s)
+
+    def _after_step(self, trainer: Trainer, pl_module: PolicyTraining, step: int) -> None:
         done = pl_module.progress() >= 1
         self.stop.requested = stopping = bool(pl_module.from_first(float(self.stop.requested)))
         settings = self.settings
@@ -231,29 +196,25 @@ class RunKeeper(Callback):
             self.save(module.evaluated)
 
     def _save_resume(self, trainer: Trainer, module: PolicyTraining) -> None:
-        """Write the resume file such that a kill leaves the old or the new one."""
+        """Write the resume file, such that a kill leaves the old or the new one, and `metrics.json`."""
         self._elapsed_s = module.schedule.elapsed_s
         self._carried = gathered(None if module.carried is None else module.carried.state_dict())
         path = self.run_dir / RESUME_FILE
         with replacing(path) if trainer.is_global_zero else nullcontext(path) as own:  # the first process alone writes
             trainer.save_checkpoint(own)
         if trainer.is_global_zero:
-            self.write_metrics(trainer)
+            metrics = {
+                **self.facts,
+                "steps": trainer.global_step,
+                "finished": self.finished,
+                "wall_s": round(self._elapsed_s, 2),
+                "step_ms": round(self.timer.step_ms, 3),
+                "data_fraction": round(self.timer.data_fraction, 5),
+                "best": self.best,
+                **self.history,
+            }
+            write_file(self.run_dir / METRICS_FILE, json.dumps(metrics, indent=1) + "\n")
         trainer.strategy.barrier()
-
-    def write_metrics(self, trainer: Trainer) -> None:
-        """Write `metrics.json`: facts of the run, losses, and times."""
-        metrics = {
-            **self.facts,
-            "steps": trainer.global_step,
-            "finished": self.finished,
-            "wall_s": round(self._elapsed_s, 2),
-            "step_ms": round(self.timer.step_ms, 3),
-            "data_fraction": round(self.timer.data_fraction, 5),
-            "best": self.best,
-            **self.history,
-        }
-        write_file(self.run_dir / METRICS_FILE, json.dumps(metrics, indent=1) + "\n")
 
 
 def gathered(value: Any) -> list[Any]:

@@ -4,7 +4,7 @@ Each group has a `ChunkPolicy`; all of them share encoder, text model, pooling a
 group, and its loss is the weighted mean of theirs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from robopolicy.components import ConfigError
 from robopolicy.experiment.building import build_policy
-from robopolicy.experiment.config import ExperimentConfig, OptimizerConfig
+from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.run_folder import GROUPS, save_policy
 from robopolicy.model.encoders._loading import identity_difference
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import Vocabulary
 from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.loader import BatchLoader
-from robopolicy.training.module import PolicyTraining, Schedule, Tally, share_of_all
 from robopolicy.training.objective import Objective
 from robopolicy.types import Batch
 
@@ -168,7 +167,7 @@ class GroupPolicies(nn.Module):
 
 
 class GroupObjective(nn.Module):
-    """The weighted mean of the groups' losses.
+    """The weighted mean of the groups' losses; see `Objective`. A batch is a dictionary of one batch of each group.
 
     Args:
         objectives: of each group.
@@ -177,65 +176,26 @@ class GroupObjective(nn.Module):
 
     def __init__(self, objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
         super().__init__()
-        self.objectives = nn.ModuleDict(objectives)
-        self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        self.objectives: Any = nn.ModuleDict(objectives)
+        self.weights = dict(weights)
 
-    def forward(self, policies: GroupPolicies, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """`loss`, and `loss_<group>` of each group."""
-        losses = {
-            name: self.objectives[name](policies.members[name], batches[name])[0]["loss"] for name in self.weights
-        }
-        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
-        return {"loss": total, **{f"loss_{name}": loss for name, loss in losses.items()}}
+    def forward(
+        self, policies: GroupPolicies, batches: Mapping[str, Batch], state: None = None
+    ) -> tuple[dict[str, Tensor], None]:
+        """`loss`, and `loss_<group>` of each group; groups carry no memory from batch to batch."""
+        losses = {name: self.objectives[name](policies.members[name], own)[0]["loss"] for name, own in batches.items()}
+        return self._mean(losses), None
 
+    def count(self, batches: Mapping[str, Batch]) -> Tensor:
+        """Valid actions of all groups."""
+        return torch.stack([self.objectives[name].count(own) for name, own in batches.items()]).sum()
 
-class GroupTraining(PolicyTraining):
-    """Trains the policies of several groups together; see `PolicyTraining`.
+    def measure(self, policies: GroupPolicies, batches: Iterable[tuple[str, Iterable[Batch]]]) -> dict[str, float]:
+        """Means of `loss` and `loss_<group>` over the batches of each group; empty where there are none."""
+        losses = {name: self.objectives[name].measure(policies.members[name], own)["loss"] for name, own in batches}
+        return self._mean(losses) if losses else {}
 
-    Args:
-        policies, objective, schedule, optimizer: as for `PolicyTraining`.
-        augmentations: of each group, or None.
-    """
-
-    def __init__(
-        self,
-        policies: GroupPolicies,
-        objective: GroupObjective,
-        schedule: Schedule,
-        optimizer: OptimizerConfig,
-        augmentations: Mapping[str, Callable[[Batch], Batch] | None],
-    ) -> None:
-        super().__init__(policies, objective, schedule, optimizer)
-        self.augmentations = dict(augmentations)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch of every group."""
-        changed = {}
-        for name, own in batch.items():
-            augment = self.augmentations[name]
-            changed[name] = own if augment is None else augment(own)
-        terms = self.objective(self.policy, changed)
-        count = torch.stack([each.action_valid.sum() for each in changed.values()]).sum()
-        self.tally.add(terms, count)
-        return terms["loss"] * share_of_all(count)
-
-    @torch.no_grad()
-    def validate(self, batches: Any) -> dict[str, float]:
-        """`loss` and `loss_<group>` of the evaluated policies over held-out batches."""
-        policies: GroupPolicies = self.evaluated
-        objective: Any = (self.trained if self.averaged is None else self.averaged)[1]
-        was_training = policies.training
-        policies.eval()
-        losses: dict[str, float] = {}
-        for name, own in batches:
-            tally = Tally()
-            for batch in own:
-                terms, _ = objective.objectives[name](policies.members[name], batch)
-                tally.add({"loss": terms["loss"]}, batch.action_valid.sum())
-            losses[name] = tally.take()["loss"]
-        policies.train(was_training)
-        if not losses:
-            return {}
-        weights = {name: objective.weights[name] for name in losses}
-        total = sum(weights[name] * loss for name, loss in losses.items()) / sum(weights.values())
-        return {"loss": total, **{f"loss_{name}": loss for name, loss in losses.items()}}
+    def _mean(self, losses: Mapping[str, Any]) -> dict[str, Any]:
+        total = sum(self.weights[name] for name in losses)
+        loss = sum(self.weights[name] / total * loss for name, loss in losses.items())
+        return {"loss": loss, **{f"loss_{name}": loss for name, loss in losses.items()}}

@@ -18,15 +18,14 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from robopolicy.components import ConfigError, require, values_of
 from robopolicy.control.execution.receding import RecedingOptions
-from robopolicy.experiment.run_folder import DESCRIPTION, read_policy, read_provenance, save_policy
+from robopolicy.experiment.run_folder import read_policy, read_provenance, save_policy
 from robopolicy.files import replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.episodes import EpisodeWorlds
-from robopolicy.training.callbacks import METRICS_FILE, RESUME_FILE, read_resume
 from robopolicy.training.practice import Practice, Reward
 from robopolicy.training.reinforce import Learner, PPOConfig, advantages
+from robopolicy.training.run_dir import METRICS_FILE, RESUME_FILE, is_resumed, locked, read_resume
 from robopolicy.training.schedules import read_schedule
-from robopolicy.training.train import locked
 
 LOG = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ def improve(
         ConfigError: the folder is taken, nothing is there to resume, or the warm-up saw no reward.
     """
     run_dir = Path(run_dir)
-    _check_folder(run_dir, resume)
+    is_resumed(run_dir, resume)  # raises where the folder is taken
     policy, experiment = read_policy(start)
     learner = Learner(policy.to(device), ppo)
     execution = RecedingOptions(replan_every=learner.decision_steps)
@@ -132,17 +131,6 @@ def improve(
     finally:
         worlds.close()
     return run_dir
-
-
-def _check_folder(run_dir: Path, resume: bool) -> None:
-    """Refuse a folder that is taken; one that was killed before its first checkpoint may start again with `resume`."""
-    taken = [name for name in (RESUME_FILE, DESCRIPTION, METRICS_FILE) if (run_dir / name).exists()]
-    if resume and not (run_dir / BOARD).exists():
-        raise ConfigError(f"{run_dir} holds no {RESUME_FILE}: nothing to resume; start without --resume")
-    if taken and not resume:
-        raise ConfigError(
-            f"{run_dir} holds a run already ({taken[0]}); resume it with --resume, or give another --run-dir"
-        )
 
 
 class _Run:

@@ -4,8 +4,9 @@ import copy
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from itertools import compress
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,8 +14,7 @@ from torch import Tensor, distributed, nn
 
 from robopolicy.experiment.config import OptimizerConfig
 from robopolicy.model.streaming import MemoryState
-from robopolicy.training.objective import Objective
-from robopolicy.types import Batch
+from robopolicy.training.objective import Tally
 
 _GROUP = re.compile(r"^0\.members\.[^.]+\.")
 """Before the name of a parameter of one of several groups."""
@@ -58,38 +58,12 @@ class Schedule:
         return warmup * (self.min_lr_scale + (1 - self.min_lr_scale) * cosine)
 
 
-class Tally:
-    """Means of named terms over many batches, each weighted by its valid actions; does not synchronize with the device."""
-
-    def __init__(self) -> None:
-        self._names: tuple[str, ...] = ()
-        self._sums: Tensor | None = None
-
-    def add(self, terms: Mapping[str, Tensor], count: Tensor) -> None:
-        """Count a batch of `count` valid actions."""
-        self._names = tuple(terms)
-        values = (
-            torch.stack([*(term.detach().float() for term in terms.values()), torch.ones_like(count).float()]) * count
-        )
-        self._sums = values if self._sums is None else self._sums + values
-
-    def take(self) -> dict[str, float]:
-        """The means so far, over all processes, as numbers, and a reset. Empty if nothing was added."""
-        if self._sums is None:
-            return {}
-        sums, self._sums = self._sums, None
-        if distributed.is_initialized():
-            distributed.all_reduce(sums)
-        *totals, count = sums.tolist()
-        return {name: total / max(count, 1.0) for name, total in zip(self._names, totals, strict=True)}
-
-
 class PolicyTraining(LightningModule):
     """Trains a `ChunkPolicy` on batches of segments; `evaluated` is the policy to be measured and kept.
 
     Args:
         policy: what is trained: a `ChunkPolicy`, or the policies of several groups (`robopolicy.training.groups`).
-        objective: its losses.
+        objective: its losses; an `Objective`, or what measures several groups.
         schedule: learning rate over time, and when training ends.
         optimizer: AdamW's settings; with `ema` an average of the weights is evaluated.
         augmentation: changes a training batch on its device.
@@ -101,7 +75,7 @@ class PolicyTraining(LightningModule):
         objective: nn.Module,
         schedule: Schedule,
         optimizer: OptimizerConfig,
-        augmentation: Callable[[Batch], Batch] | None = None,
+        augmentation: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
         # The parameters of a module with an attribute `freeze_steps` stay fixed for that many optimizer steps.
@@ -110,8 +84,9 @@ class PolicyTraining(LightningModule):
         self.schedule, self.settings, self.augmentation = schedule, optimizer, augmentation
         self.tally = Tally()
         self.carried: MemoryState | None = None
-        self._parameters_trained: list[Tensor] = [p for p in self.trained.parameters() if p.requires_grad]
-        self._averages = [] if self.averaged is None else _matching(self.trained, self.averaged)
+        learned = [parameter.requires_grad for parameter in self.trained.parameters()]
+        self._parameters_trained = list(compress(self.trained.parameters(), learned))
+        self._averages = [] if self.averaged is None else list(compress(self.averaged.parameters(), learned))
 
     @property
     def policy(self) -> Any:
@@ -136,13 +111,17 @@ class PolicyTraining(LightningModule):
         """AdamW over `parameter_groups`, fused into one kernel."""
         return torch.optim.AdamW(parameter_groups(self.trained, self.settings), betas=self.settings.betas, fused=True)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        batch = batch if self.augmentation is None else self.augmentation(batch)
+        batch = self.augmented(batch)
         terms, self.carried = self.objective(self.policy, batch, self.carried)
-        count = batch.action_valid.sum()
+        count = self.objective.count(batch)
         self.tally.add(terms, count)
         return terms["loss"] * share_of_all(count)
+
+    def augmented(self, batch: Any) -> Any:
+        """The batch with random changes, or as it is where the config asks for none."""
+        return batch if self.augmentation is None else self.augmentation(batch)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -180,17 +159,15 @@ class PolicyTraining(LightningModule):
         nn.utils.clip_grad_norm_(self._parameters_trained, self.settings.clip_norm)
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def validate(self, batches: Iterable[Any]) -> dict[str, float]:
         """`loss` and its terms of the evaluated policy over held-out batches; empty where there are none."""
-        policy, tally, state = self.evaluated, Tally(), None
-        objective = cast(Objective, (self.trained if self.averaged is None else self.averaged)[1])
+        policy: nn.Module = self.evaluated
+        objective: Any = (self.trained if self.averaged is None else self.averaged)[1]
         was_training = policy.training
         policy.eval()
-        for batch in batches:
-            terms, state = objective(policy, batch, state)
-            tally.add(terms, batch.action_valid.sum())
+        terms = objective.measure(policy, batches)
         policy.train(was_training)
-        return tally.take()
+        return terms
 
 
 def parameter_groups(trained: nn.ModuleList, settings: OptimizerConfig) -> list[dict[str, Any]]:
@@ -236,8 +213,3 @@ def copy_sharing_frozen(trained: nn.ModuleList) -> nn.ModuleList:
     """A copy for the averaged weights; parameters that are not trained are shared, since they never differ."""
     frozen = {id(parameter): parameter for parameter in trained.parameters() if not parameter.requires_grad}
     return copy.deepcopy(trained, memo=dict(frozen)).requires_grad_(False)
-
-
-def _matching(trained: nn.Module, averaged: nn.Module) -> list[Tensor]:
-    pairs = zip(trained.parameters(), averaged.parameters(), strict=True)
-    return [average for parameter, average in pairs if parameter.requires_grad]

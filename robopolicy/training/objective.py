@@ -1,10 +1,10 @@
 """What is minimized: the losses of the action head and auxiliary ones, weighted; not part of the policy, and not saved."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from robopolicy.components import ConfigError, component
 from robopolicy.experiment.config import NormalizationConfig
@@ -17,6 +17,32 @@ from robopolicy.model.statistics import Statistics
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.losses import LossContext, LossInputs
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ArraySpec, Batch
+
+
+class Tally:
+    """Means of named terms over many batches, each weighted by its valid actions; does not synchronize with the device."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None
+
+    def add(self, terms: Mapping[str, Tensor], count: Tensor) -> None:
+        """Count a batch of `count` valid actions."""
+        self._names = tuple(terms)
+        values = (
+            torch.stack([*(term.detach().float() for term in terms.values()), torch.ones_like(count).float()]) * count
+        )
+        self._sums = values if self._sums is None else self._sums + values
+
+    def take(self) -> dict[str, float]:
+        """The means so far, over all processes, as numbers, and a reset. Empty if nothing was added."""
+        if self._sums is None:
+            return {}
+        sums, self._sums = self._sums, None
+        if distributed.is_initialized():
+            distributed.all_reduce(sums)
+        *totals, count = sums.tolist()
+        return {name: total / max(count, 1.0) for name, total in zip(self._names, totals, strict=True)}
 
 
 class Objective(nn.Module):
@@ -99,6 +125,18 @@ class Objective(nn.Module):
         figures |= {name: loss(inputs) for name, loss in zip(self.auxiliary_names, self.auxiliary, strict=True)}
         total = torch.stack([weight * figures[name] for name, weight in self.weights.items()]).sum()
         return {"loss": total, **{f"loss_{name}": value for name, value in figures.items()}, **metrics}, state
+
+    def count(self, batch: Batch) -> Tensor:
+        """Valid actions of a batch."""
+        return torch.as_tensor(batch.action_valid).sum()
+
+    def measure(self, policy: ChunkPolicy, batches: Iterable[Batch]) -> dict[str, float]:
+        """Means of `loss` and its terms over batches, one after another; empty where there are none."""
+        tally, state = Tally(), None
+        for batch in batches:
+            terms, state = self(policy, batch, state)
+            tally.add(terms, self.count(batch))
+        return tally.take()
 
 
 def auxiliary_loss(name: str, options: Mapping[str, Any], context: LossContext, own: tuple[str, ...]) -> nn.Module:

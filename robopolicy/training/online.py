@@ -23,7 +23,7 @@ from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import split_words
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import Actor, Episode, EpisodeWorlds, run_episodes
-from robopolicy.training.callbacks import RESUME_FILE
+from robopolicy.training.run_dir import RESUME_FILE
 from robopolicy.training.start import Start
 from robopolicy.training.train import train
 from robopolicy.types import Demo

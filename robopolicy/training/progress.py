@@ -1,6 +1,7 @@
 """Progress of a run: a bar on a terminal, lines in a file."""
 
 import logging
+import sys
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -12,30 +13,13 @@ from robopolicy.training.module import PolicyTraining
 LOG = logging.getLogger(__name__)
 
 
-class LogProgress(Callback):
-    """A line of the log at every validation; for a file, where a bar would be noise."""
+class ShownProgress(Callback):
+    """On a terminal a bar, refreshed every `LOG_EVERY` steps; elsewhere a line of the log at every validation."""
 
     def __init__(self, keeper: RunKeeper, max_steps: int) -> None:
-        self.keeper = keeper
-        self.max_steps = max_steps
+        self.keeper, self.max_steps = keeper, max_steps
+        self.every = LOG_EVERY if sys.stdout.isatty() else keeper.settings.valid_every
         self._shown = 0
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Log the progress."""
-        step = trainer.global_step
-        due = step % self.keeper.settings.valid_every == 0 or trainer.should_stop
-        if not due or step == self._shown or not trainer.is_global_zero:
-            return
-        self._shown = step
-        LOG.info("step %6d of %d   %s", step, self.max_steps, _figures(self.keeper))
-
-
-class ConsoleProgress(Callback):
-    """A rich progress bar, refreshed every `LOG_EVERY` steps; for a terminal."""
-
-    def __init__(self, keeper: RunKeeper, max_steps: int) -> None:
-        self.keeper = keeper
-        self.max_steps = max_steps
         self._bar = Progress(
             TextColumn("train {task.completed}/{task.total}"),
             BarColumn(),
@@ -43,6 +27,7 @@ class ConsoleProgress(Callback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             refresh_per_second=2,
+            disable=not sys.stdout.isatty(),
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: PolicyTraining) -> None:
@@ -51,10 +36,15 @@ class ConsoleProgress(Callback):
         self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Update the bar every `LOG_EVERY` steps."""
-        if trainer.global_step % LOG_EVERY and not trainer.should_stop:
+        """Show the progress where that is due."""
+        step = trainer.global_step
+        if step == self._shown or not (step % self.every == 0 or trainer.should_stop) or not trainer.is_global_zero:
             return
-        self._bar.update(self._task, completed=trainer.global_step, figures=_figures(self.keeper))
+        self._shown = step
+        if self._bar.disable:
+            LOG.info("step %6d of %d   %s", step, self.max_steps, _figures(self.keeper))
+        else:
+            self._bar.update(self._task, completed=step, figures=_figures(self.keeper))
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Leave the terminal as it was, whatever ended the run."""

@@ -1,23 +1,16 @@
 """Time of a training step, and how much of it is waiting for data."""
 
 import time
-from typing import Any
-
-from lightning.pytorch import Callback
 
 
-class StepTimer(Callback):
-    """Time per batch, and the share of it spent waiting for batches; validation and the like are left out.
-
-    Put it last among the callbacks.
-    """
+class StepTimer:
+    """Time per batch, and the share of it spent waiting for batches; a run's first batch, which compiles, is left out."""
 
     def __init__(self) -> None:
         self.batches = 0
         self.data_s = 0.0
         self.all_s = 0.0
-        self._loader: Any = None
-        self._ended: tuple[float, float] | None = None
+        self._began: tuple[float, float] | None = None
 
     @property
     def data_fraction(self) -> float:
@@ -29,17 +22,13 @@ class StepTimer(Callback):
         """Time per batch [ms], waiting and Lightning's loop included."""
         return 1e3 * self.all_s / max(self.batches, 1)
 
-    def on_train_start(self, trainer: Any, *_: Any) -> None:
-        """The loader counts the time that its batches take."""
-        self._loader = trainer.train_dataloader
+    def start(self, waited_s: float) -> None:
+        """The next batch begins; the loader has waited this long in all [s]."""
+        self._began = time.perf_counter(), waited_s
 
-    def before_extras(self) -> None:
-        """Count the batch that has ended, without the callbacks after it; a run's first batch, which compiles, is left out."""
-        if self._ended is not None:
-            self.all_s += time.perf_counter() - self._ended[0]
-            self.data_s += self._loader.waited_s - self._ended[1]
+    def stop(self, waited_s: float) -> None:
+        """The batch has ended; what follows, such as validation, does not count."""
+        if self._began is not None:
+            self.all_s += time.perf_counter() - self._began[0]
+            self.data_s += waited_s - self._began[1]
             self.batches += 1
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Callbacks have finished; the time of the next batch starts here."""
-        self._ended = time.perf_counter(), self._loader.waited_s

@@ -132,7 +132,8 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
     start = untrained(tmp_path / "start", {})
     with pytest.raises(ConfigError, match="nothing to resume"):
         run(start, tmp_path / "better", resume=True)
-    (tmp_path / "better" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "better").mkdir()
+    (tmp_path / "better" / "train.lock").touch()
     (tmp_path / "better" / "policy.json").write_text("{}")  # killed within the first checkpoint
     run(start, tmp_path / "better", iterations=2, resume=True)
     with pytest.raises(ConfigError, match="holds a run already"):

@@ -47,7 +47,7 @@ def without_noise(demos):
 
 def first_loss(config, start):
     """The loss of the first validation batch before any step, and that of the policy that it began with."""
-    module, data = _prepare(config, None, start)
+    module, data = _prepare(config, start)
     (batch, *_) = data.val_dataloader()
     module.policy.eval()
     own = module.objective(module.policy, batch)[0]["loss"]
@@ -71,9 +71,9 @@ def test_with_kept_statistics_the_first_loss_is_the_starts(new, begun, tiny_demo
 def test_refit_statistics_are_those_of_the_new_demos(begun, other_demos):
     """Guards against: `refit` that keeps, or `keep` that refits."""
     config = without_noise(other_demos)
-    kept, _ = _prepare(config, None, Start(str(begun)))
-    refit, _ = _prepare(config, None, Start(str(begun), statistics="refit"))
-    fresh, _ = _prepare(config, None, None)
+    kept, _ = _prepare(config, Start(str(begun)))
+    refit, _ = _prepare(config, Start(str(begun), statistics="refit"))
+    fresh, _ = _prepare(config, None)
     start = load_policy(begun)
     for policy, expected in ((kept.policy, start), (refit.policy, fresh.policy)):
         for name, buffer in policy.action_normalizer.named_buffers():
@@ -86,7 +86,7 @@ def test_refit_statistics_are_those_of_the_new_demos(begun, other_demos):
 def test_how_far_the_new_demos_differ_is_printed(begun, other_demos, caplog):
     """Guards against: demos that lie outside what the kept statistics cover, unnoticed."""
     with caplog.at_level(logging.INFO):
-        _prepare(without_noise(other_demos), None, Start(str(begun)))
+        _prepare(without_noise(other_demos), Start(str(begun)))
     assert "ee_pose: centre moved by" in caplog.text
     assert "actions: they reach 1.64" in caplog.text
     assert "--statistics refit learns them on their own range" in caplog.text
@@ -151,4 +151,4 @@ def test_other_action_columns_are_refused(begun, make_demo, tmp_path):
         for number in range(3):
             writer.write(make_demo(number))
     with pytest.raises(ConfigError, match=r"its action columns are .*'delta'.* those of the demos .*'absolute'"):
-        _prepare(small_config(path), None, Start(str(begun)))
+        _prepare(small_config(path), Start(str(begun)))

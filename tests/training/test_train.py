@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy, read_provenance
@@ -100,6 +101,19 @@ def test_a_selection_that_cannot_be_made_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="all_of_them"):
         train(config.change({"data.train_filter": "all_of_them"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_a_version_with_fewer_options_is_resumed(config: ExperimentConfig, tmp_path: Path) -> None:
+    """Guards against: an update that adds an option, after which no interrupted run can be continued."""
+    run(config, tmp_path, stop_at=(4,))
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del saved["data"]["frame_stride"], saved["memory"]["dropout"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ConfigError, match=r"--memory.dropout is 0.2 but the run in .* began with 0.0"):
+        train(config, tmp_path, resume=True)
+    saved["memory"]["dropout"] = 0.2
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    train(config, tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -1,0 +1,125 @@
+"""A run folder while something is trained into it: whether it is free, the lock, the resume file."""
+
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from robopolicy.components import ConfigError
+from robopolicy.experiment.config import ExperimentConfig
+from robopolicy.experiment.reading import config_from_dict, config_to_dict, flat
+from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION
+from robopolicy.files import remove_unfinished, require_regular
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two trainings into one folder are not noticed there
+    fcntl = None
+
+RESUME_FILE = "resume.ckpt"
+METRICS_FILE = "metrics.json"
+LOCK_FILE = "train.lock"
+"""Locked while a training writes into the run folder; left behind, it marks the folder as a training's."""
+
+FREE_TO_CHANGE = (
+    "task",
+    "execution.",
+    "data.placement",
+    "data.num_workers",
+    *(f"training.{name}" for name in ("max_", "valid_every", "checkpoint_every", "eval_", "select")),
+)
+"""Options that may differ when a run is resumed; any other change is refused."""
+
+
+def is_resumed(run_dir: Path, resume: bool) -> bool:
+    """Whether the run in a folder is continued; False where one begins.
+
+    A run that was killed before its first resume file begins again, with and without `resume`: nothing is lost.
+
+    Raises:
+        ConfigError: the folder holds a run and `resume` is False, or it is True and there is none.
+    """
+    taken = [name for name in (RESUME_FILE, DESCRIPTION, METRICS_FILE) if (run_dir / name).exists()]
+    if (run_dir / LOCK_FILE).exists() and RESUME_FILE not in taken:
+        return False
+    if taken and not resume:
+        raise ConfigError(
+            f"{run_dir} holds a run already ({taken[0]}); continue it with --resume, or give another --run-dir"
+        )
+    if resume and RESUME_FILE not in taken:
+        raise ConfigError(f"{run_dir} holds no {RESUME_FILE}: nothing to resume; start without --resume")
+    return resume
+
+
+def require_same_options(config: ExperimentConfig, run_dir: Path) -> None:
+    """Refuse to resume a run with another value of an option that matters; one that the run's version lacked has its default.
+
+    Raises:
+        ConfigError: in one line that names the option.
+    """
+    path = run_dir / CONFIG
+    before = flat(config_to_dict(config_from_dict(yaml.safe_load(path.read_text()), source=str(path))))
+    for key, now in flat(config_to_dict(config)).items():
+        if before.get(key) != now and not key.startswith(FREE_TO_CHANGE):
+            raise ConfigError(
+                f"--{key} is {now} but the run in {run_dir} began with {before.get(key)}; resume it with the same value"
+            )
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """The run folder, created if missing, for this training alone; other processes of the same training take no lock.
+
+    What a killed one left unfinished is removed.
+
+    Raises:
+        ConfigError: another training writes into it.
+        OSError: a link or something else is at the lock's name; it is not followed.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if rank_zero_only.rank != 0 or fcntl is None:
+        yield
+        return
+    require_regular(run_dir / LOCK_FILE)
+    lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{run_dir}: another training writes into it; wait for it, or give another --run-dir"
+            ) from None
+        remove_unfinished(run_dir)
+        yield
+    finally:
+        os.close(lock)
+
+
+def read_resume(path: Path, fields: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a resume file holds; nothing in it is unpickled.
+
+    Args:
+        path: the file.
+        fields: what it must hold.
+        device: where its tensors go.
+
+    Raises:
+        ConfigError: it is damaged, a pickle, or another file.
+    """
+    require_regular(path)
+    try:
+        found = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0][:200]
+        raise ConfigError(
+            f"{path} can't be read as a resume file ({reason}); remove it to start this run again"
+        ) from None
+    if missing := [name for name in fields if not isinstance(found, dict) or name not in found]:
+        raise ConfigError(f"{path} is another file: it holds no {missing[0]!r}; remove it to start this run again")
+    return found
