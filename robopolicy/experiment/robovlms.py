@@ -89,11 +89,11 @@ def convert_checkpoint(source: str | Path, folder: str | Path, options: Checkpoi
             raise ConfigError(
                 f"{source}: the discrete decoder's actions are words of its language model; give --backbone"
             )
-        (head, parts), unused = words_head(ARM, options.bins), tuple(state)
+        head, unused = words_head(ARM, options.bins), tuple(state)
     else:
-        head, parts, unused = read_checkpoint(source, options.window, options.latent, options.pooling)
-    spec = ActionSpec(arm=parts.arm, gripper=1, kind="delta", space="ee", rate_hz=options.rate_hz)
-    shapes = {TOKENS_KEY: ArraySpec((options.latent, parts.token_width))}
+        head, unused = read_checkpoint(source, options.window, options.latent, options.pooling)
+    spec = ActionSpec(arm=head.action_head.arm_width, gripper=1, kind="delta", space="ee", rate_hz=options.rate_hz)
+    shapes = {TOKENS_KEY: ArraySpec((options.latent, head.token_width))}
     provenance: dict[str, Any] = {"source": Path(source).name, "origin": "RoboVLMs"}
     if options.backbone is not None:
         made = _with_backbone(state, options, Path(folder) / BACKBONE, spec.width if words else 0)
@@ -105,11 +105,9 @@ def convert_checkpoint(source: str | Path, folder: str | Path, options: Checkpoi
     log_unused(source, unused)
     config = ExperimentConfig(
         data=DataConfig(obs_keys=(TOKENS_KEY,)),
-        encoder=component("encoder", "precomputed").options(width=parts.token_width, hidden=0),
+        encoder=component("encoder", "precomputed").options(width=head.token_width, hidden=0),
         text=component("text", "none").options(),
-        pooling=parts.pooling,
-        memory=parts.memory,
-        action_head=parts.action_head,
+        **head.options,
     )
     statistics = calvin_statistics(spec, options.arm_limit)
     policy = build_policy(config, DemoFacts(spec, shapes, action_statistics=statistics))

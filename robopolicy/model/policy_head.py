@@ -67,7 +67,8 @@ class PolicyHead(nn.Module):
         if isinstance(memory, str) and "hidden" in known:
             latent = getattr(chosen["pooling"], "latent", 1)
             chosen["memory"] = replace(chosen["memory"], hidden=chosen["memory"].hidden * latent)
-        self.token_width = token_width
+        self.token_width, self.options = token_width, chosen
+        """D, and the options of pooling, memory and action head."""
         self.window = window_of(chosen["memory"])
         self.history = history_of(chosen["memory"])
         self.chunk = chosen["action_head"].chunk

@@ -11,7 +11,6 @@ of its vocabulary but a few stand for bins of equal width over [-1, 1].
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robopolicy.components import component
 from robopolicy.model.encoders._generative import FLOAT16_EXACT, WORD_COLUMNS
 from robopolicy.model.policy_head import PolicyHead
 from robopolicy.model.statistics import Statistics
@@ -38,32 +36,26 @@ _OUTER = r"^(?:_forward_module\.)*(?:module\.)*(?:model\.)*"
 _PREFIX = re.compile(_OUTER + r"(?:(act_head|lm_head)\.)*")
 _BACKBONE = re.compile(_OUTER + r"backbone\.")
 _ACTION_TOKEN = re.compile(_OUTER + r"action_token$")
+_CONV_1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+_NAMES = (
+    (r"^(actions|gripper)\.", r"action_head.\1."),
+    (r"^(mlp)\.", r"memory.\1."),
+    (r"^rnn\.", "memory."),
+    (r"^fc\.", "memory.embed."),
+    (r"^gpt\.wpe\.weight$", "memory.positions"),
+    (r"^gpt\.ln_f\.", "memory.norm."),
+    (r"^gpt\.h\.(\d+)\.", r"memory.blocks.\1."),
+    (r"\.ln_([12])\.", r".norm_\1."),
+    (r"\.attn\.c_attn\.", ".qkv."),
+    (r"\.attn\.c_proj\.", ".out."),
+    (r"\.mlp\.c_fc\.", ".mlp.0."),
+    (r"\.mlp\.c_proj\.", ".mlp.2."),
+)
 _PARTS = ("rnn.", "actions.", "gripper.", "mlp.", "gpt.", "fc.")
 
 
 class RoboVlmsError(ValueError):
     """A checkpoint that holds no head we can read; the message is one line."""
-
-
-@dataclass(frozen=True)
-class HeadParts:
-    """What a head is built of, as options of our components."""
-
-    token_width: int
-    arm: int
-    pooling: Any
-    memory: Any
-    action_head: Any
-
-    def build(self) -> PolicyHead:
-        """The head, with random weights."""
-        return PolicyHead(
-            self.token_width,
-            ActionSpec(arm=self.arm, gripper=1),
-            pooling=self.pooling,
-            memory=self.memory,
-            action_head=self.action_head,
-        )
 
 
 def read_head(
@@ -84,7 +76,7 @@ def read_head(
     Raises:
         RoboVlmsError: there is no head, a key of it is missing or unknown, or the sizes don't fit `latent` or `window`.
     """
-    head, _, unused = read_checkpoint(source, window, latent, pooling)
+    head, unused = read_checkpoint(source, window, latent, pooling)
     log_unused(source, unused)
     return head
 
@@ -95,24 +87,22 @@ def calvin_statistics(spec: ActionSpec, arm_limit: float = CALVIN_LIMIT) -> Stat
     return Statistics(1, -limit, limit, 0 * limit, limit, -limit, limit)
 
 
-def words_head(arm: int, bins: int) -> tuple[PolicyHead, HeadParts]:
+def words_head(arm: int, bins: int) -> PolicyHead:
     """The discrete decoder: places of written words (arm + 1, `WORD_COLUMNS`) -> the centres of their bins.
 
     Place n from the end stands for the values between the nth and the next of `bins` edges over [-1, 1]; places beyond are the
     outermost. All weights are integers: the logit of bin b at place p is p^2 - (p - b)^2 without the p^2.
+
+    Raises:
+        RoboVlmsError: there are less than 3 edges, or more than stored tokens can number.
     """
     if not 3 <= bins <= FLOAT16_EXACT:
         raise RoboVlmsError(f"bins {bins} of the discrete decoder; expected 3 .. {FLOAT16_EXACT}")
     words = arm + 1
-    parts = HeadParts(
-        WORD_COLUMNS,
-        arm,
-        component("pooling", "none").options(latent=words),
-        component("memory", "none").options(hidden=words),
-        component("action_head", "discrete").options(chunk=1, widths=(), bins=bins - 1, temperature=1e-3),
-    )
+    parts: dict[str, Any] = {"pooling": "none", "memory": "none", "action_head": "discrete"}
+    parts |= {"latent": words, "hidden": 1, "widths": (), "bins": bins - 1, "temperature": 1e-3}
+    head = PolicyHead(WORD_COLUMNS, ActionSpec(arm=arm, gripper=1), chunk=1, **parts)
     place, identity = torch.arange(bins - 1.0), torch.eye(words)
-    head = parts.build()
     head.load_state_dict(
         {
             "memory.mlp.0.weight": identity.repeat_interleave(WORD_COLUMNS, dim=1)
@@ -126,7 +116,7 @@ def words_head(arm: int, bins: int) -> tuple[PolicyHead, HeadParts]:
             "action_head.gripper.mlp.0.bias": -place.mean()[None],
         }
     )
-    return head.eval(), parts
+    return head.eval()
 
 
 def is_discrete(state: Mapping[str, Any]) -> bool:
@@ -136,14 +126,12 @@ def is_discrete(state: Mapping[str, Any]) -> bool:
 
 def read_checkpoint(
     source: str | Path | Mapping[str, Any], window: int | None, latent: int, pooling: Literal["max", "none"]
-) -> tuple[PolicyHead, HeadParts, tuple[str, ...]]:
-    """As `read_head`, with its parts and the keys of the file that are not the head's, of which it doesn't warn."""
+) -> tuple[PolicyHead, tuple[str, ...]]:
+    """As `read_head`, with the keys of the file that are not the head's, of which it doesn't warn."""
     name = "this state dict" if isinstance(source, Mapping) else str(source)
     tensors, unused = _head_tensors(state_dict(source), name)
-    parts = _parts(tensors, window, latent, pooling, name)
-    head = parts.build()
-    ours = _as_transformer(tensors) if "gpt.wpe.weight" in tensors else _as_recurrence(tensors)
-    expected = head.state_dict()
+    head = _empty_head(tensors, window, latent, pooling, name)
+    ours, expected = _renamed(tensors), head.state_dict()
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
     if missing or unknown:
         raise RoboVlmsError(
@@ -157,7 +145,7 @@ def read_checkpoint(
     if wrong:
         raise RoboVlmsError(f"{name}: sizes that don't fit each other with latent {latent}: {'; '.join(wrong)}")
     head.load_state_dict({key: value.float() for key, value in ours.items()})
-    return head.eval(), parts, unused
+    return head.eval(), unused
 
 
 def log_unused(source: str | Path | Mapping[str, Any], unused: Sequence[str]) -> None:
@@ -244,10 +232,10 @@ def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor
     return {bare: state[key] for bare, key in keys.items()}, tuple(key for key in state if key not in used)
 
 
-def _parts(
+def _empty_head(
     tensors: Mapping[str, Tensor], window: int | None, latent: int, pooling: Literal["max", "none"], name: str
-) -> HeadParts:
-    """The parts that the shapes in the file say."""
+) -> PolicyHead:
+    """A head of the parts and sizes that the shapes in the file say, with random weights."""
 
     def rows(key: str, axis: int = 0) -> int:
         if key not in tensors:
@@ -289,54 +277,30 @@ def _parts(
         raise RoboVlmsError(
             f"{name}: {outputs} arm outputs for a chunk of {chunk} (the gripper's outputs); expected a multiple"
         )
-    return HeadParts(
+    return PolicyHead(
         inputs // latent,
-        outputs // chunk,
-        component("pooling", pooling).options(latent=latent),
-        component("memory", cell).options(hidden=hidden, **sizes),
-        component("action_head", "regression").options(chunk=chunk, widths=widths),
+        ActionSpec(arm=outputs // chunk, gripper=1),
+        chunk=chunk,
+        pooling=pooling,
+        memory=cell,
+        latent=latent,
+        hidden=hidden // latent,
+        widths=widths,
+        **sizes,
     )
 
 
-def _as_recurrence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LSTM and FC: the same parameters under our names."""
-    return {_our_name(key): value for key, value in tensors.items()}
-
-
-def _our_name(key: str) -> str:
-    if key.startswith(("actions.", "gripper.")):
-        return f"action_head.{key}"
-    return f"memory.{key.removeprefix('rnn.')}"
-
-
-def _as_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """GPT: GPT-2's names are ours, its `Conv1D` weights stand transposed, its masks are constants that we don't store."""
-    positions = tensors["gpt.wpe.weight"]
-    names = {
-        "ln_1": "norm_1",
-        "attn.c_attn": "qkv",
-        "attn.c_proj": "out",
-        "ln_2": "norm_2",
-        "mlp.c_fc": "mlp.0",
-        "mlp.c_proj": "mlp.2",
-    }
-    ours: dict[str, Tensor] = {"memory.positions": positions}
-    if "fc.weight" not in tensors:
-        ours["memory.embed.weight"], ours["memory.embed.bias"] = (
-            torch.eye(positions.shape[1]),
-            torch.zeros(positions.shape[1]),
-        )
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head's tensors under our names; GPT-2's `Conv1D` weights stand transposed, its masks are constants."""
+    ours: dict[str, Tensor] = {}
+    if "gpt.wpe.weight" in tensors and "fc.weight" not in tensors:
+        width = tensors["gpt.wpe.weight"].shape[1]
+        ours = {"memory.embed.weight": torch.eye(width), "memory.embed.bias": torch.zeros(width)}
     for key, value in tensors.items():
-        if key == "gpt.wpe.weight" or re.fullmatch(r"gpt\.h\.\d+\.attn\.(bias|masked_bias)", key):
+        if re.fullmatch(r"gpt\.h\.\d+\.attn\.(bias|masked_bias)", key):
             continue
-        block = re.fullmatch(r"gpt\.h\.(\d+)\.(.+)\.(weight|bias)", key)
-        if block and block[2] in names:
-            transposed = block[3] == "weight" and value.dim() == 2
-            ours[f"memory.blocks.{block[1]}.{names[block[2]]}.{block[3]}"] = value.T if transposed else value
-        elif key.startswith("gpt.ln_f."):
-            ours[key.replace("gpt.ln_f", "memory.norm")] = value
-        elif key.startswith("fc."):
-            ours[key.replace("fc", "memory.embed", 1)] = value
-        else:
-            ours[_our_name(key)] = value
+        name = key
+        for pattern, replacement in _NAMES:
+            name = re.sub(pattern, replacement, name)
+        ours[name] = value.T if _CONV_1D.search(key) else value
     return ours

@@ -231,7 +231,7 @@ def test_the_words_of_the_discrete_decoder_become_its_actions(discrete, backbone
 @pytest.mark.parametrize("place", [-1, 0, 7, 127, 128, 254, 255, 2048])
 def test_every_place_becomes_the_centre_of_its_bin(place):
     """Guards against: rounding among 256 bins, or a word outside of them that does not count as the outermost."""
-    head, _ = words_head(6, 256)
+    head = words_head(6, 256)
     tokens = torch.tensor([[float(place), 0.0]]).half().repeat(1, 7, 1).float()
     chunk, _ = head.step(tokens, head.initial_state(1))
     edges = np.linspace(-1, 1, 256)
