@@ -118,11 +118,15 @@ def convert_checkpoint(source: str | Path, folder: str | Path, options: Checkpoi
 def _with_backbone(state: Mapping[str, Any], options: CheckpointOptions, target: Path, words: int) -> "FrameTokens":
     """Write the backbone's folder to `target`; returns it as a `FrameTokens`, which writes this number of words unless 0."""
     from robopolicy.model.encoders._backbones import Reading
-    from robopolicy.model.encoders._loading import load_tokenizer, model_type
+    from robopolicy.model.encoders._loading import load_tokenizer, read_config
     from robopolicy.model.encoders._tokens import FrameTokens
 
     source = Path(str(options.backbone))
-    kind, template, known = model_type(str(source)), options.template, WORDS_TEMPLATES if words else TEMPLATES
+    kind, template, known = (
+        read_config(str(source)).model_type,
+        options.template,
+        WORDS_TEMPLATES if words else TEMPLATES,
+    )
     if template is None and kind not in known:
         raise ConfigError(
             f"--backbone {source} is a {kind}, whose prompt in RoboVLMs is not known here; give --template with {{images}}, "

@@ -7,7 +7,7 @@ text) the hidden states of images and prompt together; vision models (DINOv2, Vi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -18,14 +18,12 @@ from torch.nn import functional
 from robopolicy.components import ConfigError
 from robopolicy.model.encoders._images import ImagePreparation
 
-Readout: TypeAlias = Literal["all", "last", "mean", "action_token"]
-
 
 @dataclass(frozen=True)
 class Reading:
     """Which of a backbone's hidden states become tokens."""
 
-    readout: Readout | Literal["words"] = "all"
+    readout: Literal["all", "last", "mean", "action_token", "words"] = "all"
     """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens; action_token:
     learned vectors that stand in the prompt like words; words: places in the vocabulary of the words that the language model
     writes after the prompt, as RoboVLMs' discrete decoder does."""
@@ -65,7 +63,8 @@ class Backbone(nn.Module):
 
     def token_count(self, cameras: int, words: int) -> int:
         """N, for this number of cameras and a prompt of this number of tokens."""
-        return self.state_count(cameras * self.views, words) if self.reading.readout == "all" else 1
+        counts = {"all": self.state_count(cameras * self.views, words), "last": 1, "mean": 1}
+        return counts.get(self.reading.readout, self.reading.action_tokens)
 
     @property
     def views(self) -> int:
@@ -117,10 +116,6 @@ class Backbone(nn.Module):
                 f"layer {layer} of a backbone with {len(states) - 1} layers; expected 0 .. {len(states) - 1}"
             )
         return states[layer]
-
-    @property
-    def _outputs(self) -> dict[str, bool]:
-        return {"output_hidden_states": True} if self.reading.layer != -1 else {}
 
 
 class ContrastiveBackbone(Backbone):
@@ -219,7 +214,7 @@ class VisionBackbone(Backbone):
 
     def _states(self, pixels: Tensor) -> Tensor:
         """(images, states, D); the cells of a convolutional model's map (images, D, rows, columns) are its states."""
-        states = self._layer_of(self.model(pixel_values=pixels, **self._outputs))
+        states = self._layer_of(self.model(pixel_values=pixels, output_hidden_states=self.reading.layer != -1))
         return rearrange(states, "b d h w -> b (h w) d") if states.dim() == 4 else states
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,8 @@ class GenerativeBackbone(Backbone):
         """SmolVLM and Idefics3: images go in with an axis for the images of a frame."""
         if self.several:  # under autocast its features have another type than the words', which it can't join
             model.connector.register_forward_hook(_in_type_of_weights)
-        before, after = around
-        image_token = getattr(config, "image_token_id", None)
-        image_token = config.image_token_index if image_token is None else image_token
-        self.image_ids = [*before, *[image_token] * self._image_tokens(), *after]
+        image_token = getattr(config, "image_token_id", None) or config.image_token_index
+        self.image_ids = [*around[0], *[image_token] * self._image_tokens(), *around[1]]
         self.words_end = 0
         """Number of the word behind those that stand for actions; set by `load_backbone`."""
         if reading.readout == "words":
@@ -61,26 +60,18 @@ class GenerativeBackbone(Backbone):
         if reading.readout == "action_token":
             self.action_tokens = nn.Parameter(torch.zeros(reading.action_tokens, self.token_width))
 
-    def read_action_tokens(self, path: Path) -> bool:
-        """Take the vectors of the readout action_token from a file of the backbone's folder; False where there is none.
+    def read_action_tokens(self, path: Path) -> None:
+        """Take the vectors of the readout action_token from a file of the backbone's folder.
 
         Raises:
             ConfigError: the file holds something else.
         """
-        if self.action_tokens is None or not path.is_file():
-            return False
         found = load_file(path).get("action_tokens")
         if found is None or found.dim() != 2 or found.shape[1] != self.token_width:
             shape = "missing" if found is None else tuple(found.shape)
             raise ConfigError(f"{path}: action_tokens is {shape}; expected (count, {self.token_width})")
+        self.reading = replace(self.reading, action_tokens=len(found))
         self.action_tokens = nn.Parameter(found.float(), requires_grad=False)
-        return True
-
-    def token_count(self, cameras: int, words: int) -> int:
-        """See `Backbone`."""
-        if self.reading.readout == "words":
-            return self.reading.action_tokens
-        return super().token_count(cameras, words) if self.action_tokens is None else len(self.action_tokens)
 
     def state_count(self, images: int, words: int) -> int:
         """See `Backbone`."""
@@ -105,7 +96,7 @@ class GenerativeBackbone(Backbone):
                 use_cache=False,
                 **self._pixel_inputs(pixels),
                 **({"token_type_ids": torch.zeros_like(ids)} if self.family == "paligemma" else {}),
-                **self._outputs,
+                output_hidden_states=self.reading.layer != -1,
             )
         states = self._layer_of(outputs)
         if self.action_tokens is None:

@@ -12,7 +12,6 @@ from robopolicy.components import ConfigError
 from robopolicy.model.encoders._backbones import Backbone, ContrastiveBackbone, Reading, VisionBackbone
 from robopolicy.model.encoders._generative import GenerativeBackbone
 from robopolicy.model.encoders._images import image_preparation
-from robopolicy.model.encoders._lora import Adapters, add_adapters
 
 LOG = logging.getLogger(__name__)
 FINGERPRINT_BYTES = 2**20
@@ -29,22 +28,20 @@ def load_backbone(
     reading: Reading | None = None,
     *,
     dtype: Dtype = "auto",
-    adapters: Adapters | None = None,
 ) -> Backbone:
-    """The model of a local folder or a hub name, with its identity, on the CPU; in eval mode unless it has adapters.
+    """The model of a local folder or a hub name, with its identity, frozen, on the CPU, in eval mode.
 
     Args:
         name: folder or name, as `from_pretrained` takes it.
         image_size: height and width of the demos' images; only models that read any size use it.
         reading: which of its hidden states become tokens; None: all tokens of the last layer.
         dtype: type of its weights.
-        adapters: trainable adapters; None: the model is frozen.
 
     Raises:
         ImportError: `transformers` isn't installed.
         ConfigError: the model isn't there, reads no images, or can't be read in this way.
     """
-    config, reading = _config(name), reading or Reading()
+    config, reading = read_config(name), reading or Reading()
     family = _family(config)
     if family is None:
         raise ConfigError(
@@ -57,8 +54,9 @@ def load_backbone(
     try:
         if family is GenerativeBackbone:
             backbone = GenerativeBackbone(model, images, reading, _around_image(name, config))
-            backbone.read_action_tokens(Path(name) / ACTION_TOKENS)
-            if reading.readout == "words":
+            if reading.readout == "action_token" and (Path(name) / ACTION_TOKENS).is_file():
+                backbone.read_action_tokens(Path(name) / ACTION_TOKENS)
+            elif reading.readout == "words":
                 backbone.words_end = _words_end(name)
         else:
             backbone = family(model, images, reading)
@@ -77,14 +75,9 @@ def load_backbone(
         "readout": reading.readout,
         "layer": reading.layer,
     }
-    if reading.readout == "words":
-        backbone.identity["words"] = reading.action_tokens
-    if reading.tiles:
-        backbone.identity["tiles"] = reading.tiles
+    more = {"words": reading.action_tokens if reading.readout == "words" else 0, "tiles": reading.tiles}
+    backbone.identity |= {name: value for name, value in more.items() if value}
     backbone.random = tuple(missing)
-    if adapters is not None:
-        backbone.model = add_adapters(model, adapters)
-        backbone.unfreeze("lora_")
     return backbone
 
 
@@ -113,34 +106,20 @@ def load_tokenizer(name: str) -> Any:
             raise ConfigError(f"{name}: no tokenizer there: {_first_line(error)}") from error
 
 
-def prompt_limit(name: str) -> int:
-    """The longest prompt [tokens] that the model of a local folder or a hub name reads.
+def prompt_facts(name: str) -> tuple[int, bool]:
+    """The longest prompt [tokens] that the model of a local folder or a hub name reads, and whether the images stand in it.
 
     Raises:
         ConfigError: it reads no text.
     """
-    config = _config(name)
+    config = read_config(name)
     family = _family(config)
     if family is None or not family.reads_text:
         raise ConfigError(
             f"{name} is a {config.model_type} model, which reads no prompt; give --text.kind vocabulary, or none"
         )
     text = config.text_config if family is ContrastiveBackbone else config.get_text_config()
-    return text.max_position_embeddings
-
-
-def model_type(name: str) -> str:
-    """The kind of the model of a local folder or a hub name, such as `paligemma`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    return _config(name).model_type
-
-
-def reads_markers(name: str) -> bool:
-    """Whether the model of a local folder or a hub name reads images and prompt as one sequence."""
-    return _family(_config(name)) is GenerativeBackbone
+    return text.max_position_embeddings, family is GenerativeBackbone
 
 
 def require_transformers() -> Any:
@@ -158,7 +137,12 @@ def require_transformers() -> Any:
     return transformers
 
 
-def _config(name: str) -> Any:
+def read_config(name: str) -> Any:
+    """The config of the model of a local folder or a hub name.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if (
         Path(name).is_dir() and not (Path(name) / "config.json").is_file()
     ):  # the library would guess from the folder's name

@@ -1,6 +1,6 @@
 """Trainable low-rank adapters on a frozen backbone."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -10,22 +10,15 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv")
 """Linear maps that LoRA adapts by default."""
 
 
-@dataclass(frozen=True)
-class Adapters:
-    """LoRA: each adapted linear map W becomes W + alpha / rank * B A, of which A and B are trained."""
+def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+    """Put LoRA adapters into a model: each adapted linear map W becomes W + alpha / rank * B A, of which A and B are trained.
 
-    rank: int
-    """Rows of A; >= 1."""
-    alpha: float
-    """Strength of the adapters."""
-    dropout: float = 0.0
-    """Dropout of the adapter's input, in training."""
-    targets: tuple[str, ...] = ()
-    """Last part of the names of the linear maps; empty: the attention's."""
-
-
-def add_adapters(model: nn.Module, adapters: Adapters) -> nn.Module:
-    """Put LoRA adapters on a model's linear maps.
+    Args:
+        model: its linear maps are replaced.
+        rank: rows of A; >= 1.
+        alpha: strength of the adapters.
+        dropout: of the adapters' input, in training.
+        targets: last part of the names of the linear maps; empty: the attention's.
 
     Raises:
         ImportError: `peft` isn't installed.
@@ -36,15 +29,15 @@ def add_adapters(model: nn.Module, adapters: Adapters) -> nn.Module:
     except ImportError as error:
         raise ImportError("LoRA needs the package peft; pip install 'robopolicy[vlm]'") from error
     there = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    targets = adapters.targets or sorted(there & set(ATTENTION))
+    targets = targets or sorted(there & set(ATTENTION))
     if missing := [name for name in targets if name not in there] or ([] if targets else ["attention"]):
         raise ConfigError(
             f"--encoder.lora_targets: the backbone has no linear map {missing[0]!r}; it has: {', '.join(sorted(there))}"
         )
     config = LoraConfig(
-        r=adapters.rank,
-        lora_alpha=adapters.alpha,  # type: ignore[arg-type]  # peft divides by it
-        lora_dropout=adapters.dropout,
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides by it
+        lora_dropout=dropout,
         target_modules=list(targets),  # type: ignore[arg-type]
     )
-    return inject_adapter_in_model(config, model)
+    inject_adapter_in_model(config, model)

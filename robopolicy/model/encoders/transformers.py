@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robopolicy.components import ConfigError, expect, register, require
-from robopolicy.model.encoders._backbones import Reading, Readout
+from robopolicy.model.encoders._backbones import Reading
 from robopolicy.model.encoders._loading import Dtype, load_backbone
-from robopolicy.model.encoders._lora import Adapters
+from robopolicy.model.encoders._lora import add_adapters
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron
 from robopolicy.model.texts import TextTokens
 
@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TransformersOptions:
+class TransformersOptions(Reading):
     """Options of the encoder `transformers`."""
 
     width: int = 128
@@ -42,15 +42,6 @@ class TransformersOptions:
     """Compute the backbone's activations again in the backward pass: less memory, more time."""
     dtype: Dtype = "auto"
     """Type of the backbone's weights; auto: as they are stored."""
-    readout: Readout = "all"
-    """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens; action_token:
-    learned vectors that stand in the prompt like words, and are trained."""
-    action_tokens: int = 1
-    """Number of vectors that the readout action_token learns."""
-    layer: int = -1
-    """Which hidden states are read; -1: the last."""
-    tiles: int = 0
-    """n: after each camera's image come its n x n tiles, so that small things are seen in more pixels."""
 
     default_text: ClassVar[str] = "prompt"
 
@@ -59,9 +50,11 @@ class TransformersOptions:
         expect(self, "encoder", ">= 0", "lora_rank", "tiles")
         expect(self, "encoder", ">= 0 and < 1", "lora_dropout")
         expect(self, "encoder", "> 0", "lora_alpha")
-        others = {"lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout, "lora_targets": self.lora_targets}
-        given = [name for name, value in others.items() if value and not self.lora_rank]
-        require(not given, f"--encoder.{given[0] if given else ''} without adapters; give --encoder.lora_rank")
+        for name in () if self.lora_rank else ("lora_alpha", "lora_dropout", "lora_targets"):
+            require(not getattr(self, name), f"--encoder.{name} without adapters; give --encoder.lora_rank")
+        require(
+            self.readout != "words", "--encoder.readout words: written words have no gradient; choose another readout"
+        )
         require(
             not (self.finetune and self.lora_rank),
             "--encoder.finetune trains all weights of the backbone, --encoder.lora_rank adapters on frozen ones; give one",
@@ -90,12 +83,11 @@ class TransformersEncoder(TokenEncoder):
         if options.model is None:
             raise ConfigError("--encoder.kind transformers needs a model; give --encoder.model FOLDER_OR_NAME")
         cameras, widths = inputs.cameras, inputs.key_widths
-        reading, adapters = Reading(options.readout, options.layer, options.action_tokens, options.tiles), None
+        self.backbone = load_backbone(options.model, next(iter(cameras.values())), options, dtype=options.dtype)
         if options.lora_rank:
             alpha = options.lora_alpha or 2.0 * options.lora_rank
-            adapters = Adapters(options.lora_rank, alpha, options.lora_dropout, options.lora_targets)
-        size = next(iter(cameras.values()))
-        self.backbone = load_backbone(options.model, size, reading, dtype=options.dtype, adapters=adapters)
+            add_adapters(self.backbone.model, options.lora_rank, alpha, options.lora_dropout, options.lora_targets)
+            self.backbone.unfreeze("lora_")
         if options.finetune:
             self.backbone.unfreeze("")
             if self.backbone.model.dtype != torch.float32:

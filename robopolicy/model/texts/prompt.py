@@ -48,15 +48,15 @@ class Prompter:
     """
 
     def __init__(self, model: str, template: str, token_count: int | None = None) -> None:
-        from robopolicy.model.encoders._loading import load_tokenizer, prompt_limit, reads_markers
+        from robopolicy.model.encoders._loading import load_tokenizer, prompt_facts
 
         _check_template(template, "--template")
-        if (marks := [mark for mark in MARKERS if mark in template]) and not reads_markers(model):
+        limit, whole = prompt_facts(model)
+        if (marks := [mark for mark in MARKERS if mark in template]) and not whole:
             raise ConfigError(
                 f"--template {template!r}: {model} reads images and prompt apart, so that {marks[0]} has no place in it"
             )
         self.model, self.template = model, template
-        limit = prompt_limit(model)
         self.tokenizer = load_tokenizer(model)
         self.token_count = limit if token_count is None else min(token_count, limit)
 
