@@ -1,4 +1,4 @@
-"""The values that travel between the parts of robopolicy, checked when they are made.
+"""The values that the parts of robopolicy exchange, checked when they are made.
 
 Legend of axes, used in every shape annotation of the package:
 
@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 Array: TypeAlias = Any
-"""A NumPy array or a torch tensor, where a value travels through both worlds."""
+"""A NumPy array or a torch tensor."""
 
 ActionKind: TypeAlias = Literal["delta", "absolute", "unknown"]
 ActionSpace: TypeAlias = Literal["ee", "joint_position", "joint_velocity", "unknown"]
@@ -245,6 +245,29 @@ class ArraySpec:
     def width(self) -> int:
         """Numbers in one entry."""
         return int(np.prod(self.shape))
+
+    def checked(self, array: np.ndarray, name: str, batch: tuple[int, ...] = ()) -> np.ndarray:
+        """The array, as float32 unless it is an image, once its type and shape are found right and its values finite.
+
+        Args:
+            array: (*batch, *shape).
+            name: what it is called in an error.
+            batch: its leading axes.
+
+        Raises:
+            ValueError: with what was found and expected.
+        """
+        if self.is_image and array.dtype != np.uint8:
+            raise ValueError(f"{name} has type {array.dtype}; expected uint8 images, 0 to 255")
+        if array.shape != (*batch, *self.shape):
+            raise ValueError(f"{name} has shape {array.shape}; expected {(*batch, *self.shape)}")
+        if self.is_image:
+            return array
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():  # a graph's max and clip turn NaN into a plausible action
+            raise ValueError(f"{name} holds NaN or infinite values; expected finite numbers")
+        return array
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,7 @@ class GraphPolicy(nn.Module):
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Inputs of the right shapes and types, with random content."""
         generator = torch.Generator().manual_seed(seed)
-        values: list[Tensor] = []
-        for spec in self.policy.obs.values():
-            shape = (batch, *spec.shape)
-            picture = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-            values.append(picture if spec.is_image else torch.randn(shape, generator=generator))
+        values = [torch.from_numpy(value) for value in _random_observation(self.policy, batch, seed).values()]
         if self.policy.text is not None:
             text = self.policy.text.prepare([None] * batch)
             values.append(torch.randint(0, 2, text.shape, generator=generator, dtype=text.dtype))

@@ -130,7 +130,7 @@ class ControlLoop:
         """Drive the robot for one episode: until the time is over, `finished()` is True, or something fails.
 
         The episode begins with an empty memory and no chunk, and ends with the robot at rest.
-        After a controlled stop, `stopped` tells the reason and `rearm` must come before the next run. Anything
+        After a controlled stop, `stopped` holds the reason, and `rearm` must be called before the next run. Anything
         unexpected, Ctrl-C included, brakes the robot, stops it for good, and is raised.
         """
         if self.stopped is not None:

@@ -166,18 +166,8 @@ class ExportedPolicy:
         if key not in observation:
             kind = "camera" if wanted.is_image else "key"
             raise KeyError(f"{kind} {key!r} is not in this observation. It has: {', '.join(observation)}")
-        array = np.asarray(observation[key])
-        if wanted.is_image and array.dtype != np.uint8:
-            raise ValueError(f"camera {key!r} has type {array.dtype}; expected uint8 images, 0 to 255")
-        if array.shape != (*batch, *wanted.shape):
-            raise ValueError(f"observation {key!r} has shape {array.shape}; expected {(*batch, *wanted.shape)}")
-        array = array.reshape(-1, *wanted.shape)
-        if not wanted.is_image:
-            with np.errstate(over="ignore"):
-                array = array.astype(np.float32, copy=False)
-            if not np.isfinite(array).all():  # the graph's max and clip turn NaN into a plausible action
-                raise ValueError(f"observation {key!r} holds NaN or infinite values; expected finite numbers")
-        return np.ascontiguousarray(array)
+        array = wanted.checked(np.asarray(observation[key]), f"observation {key!r}", batch)
+        return np.ascontiguousarray(array.reshape(-1, *wanted.shape))
 
     def _words(self, instruction: Any, count: int, batch: tuple[int, ...]) -> np.ndarray:
         """Word numbers (episodes, words), as `Vocabulary.encode` gives them."""

@@ -100,7 +100,7 @@ def serve(
     reader = ObservationReader(policy.spec, KeyMapping.read(mapping), getattr(policy, "token_spec", None))
     server = PolicyServer(policy, reader, host=host, port=port, api_key=api_key, tls=tls, limits=limits)
     if tls is None and not is_loopback(host):
-        logger.warning("without --tls-cert, the key and the images travel readable for everyone on the way")
+        logger.warning("without --tls-cert, anyone on the network can read the key, the images and the actions")
     keep_freed_memory(at_most=KEPT_BYTES)
     asyncio.run(server.run(on_ready))
 

@@ -69,8 +69,12 @@ class LocalCopy:
         request, action = self._request
         try:
             with _alarm(timeout_s):
-                return self._carry_out(request, action)
-        except EnvSetupError:
+                if request["do"] == "open":
+                    self._session = self._session or self._make()
+                if self._session is None:
+                    raise CopyLostError("the environment is closed")
+                return self._session.answer(request, action)
+        except (EnvSetupError, CopyLostError):
             raise
         except _ExpiredError:
             self.close()
@@ -85,13 +89,6 @@ class LocalCopy:
             with contextlib.suppress(Exception):
                 self._session.close()
         self._session = None
-
-    def _carry_out(self, request: Mapping[str, Any], action: np.ndarray | None) -> Reply:
-        if request["do"] == "open":
-            self._session = self._session or self._make()
-        if self._session is None:
-            raise CopyLostError("the environment is closed")
-        return self._session.answer(request, action)
 
 
 class ProcessCopy:

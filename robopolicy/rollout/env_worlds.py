@@ -33,7 +33,7 @@ class EnvWorlds:
         env_map: how the environment's names and units meet the policy's.
         policy: a `Policy`; its `spec` says what it sees and gives.
         task: name for results.
-        seed: of an episode that is begun to look at the environment.
+        seed: of the episode that is begun to learn the shapes of observations and actions.
         film: also give the image of the environment's `render()`, as observation key `render`.
 
     Raises:

@@ -1,7 +1,7 @@
 """Closed-loop evaluation in the simulator: every episode to its own end, by one process or divided among several.
 
-Processes are started by `torchrun`, or by anything that sets its environment variables; a process alone is one shard. What
-travels are results, so gloo does, and on GPUs each process takes the one of its local rank.
+Processes are started by `torchrun`, or by anything that sets its environment variables; a single process is one shard. They
+exchange only results, for which gloo suffices. Each process uses the GPU of its local rank.
 """
 
 import os

@@ -60,8 +60,8 @@ class WarpStage:
         num_worlds: N.
         device: `cpu`, `cuda` or `cuda:<n>`.
         fields: Fields of the model that differ between worlds.
-        nconmax: Contacts there is room for, per world on average.
-        njmax: Constraint rows there is room for in each world.
+        nconmax: Size of the contact buffer, per world on average.
+        njmax: Size of each world's constraint buffer [rows].
     """
 
     def __init__(
@@ -139,9 +139,7 @@ class WarpPhysics:
         num_worlds: N.
         device: `cpu`, `cuda` or `cuda:<n>`.
         fields: Fields of the model that differ between worlds.
-        contacts: Contacts there is room for, per world on average.
-        constraints: Constraint rows there is room for in each world.
-        deterministic: Let a GPU give the same numbers every time, at some cost of speed; the CPU always does.
+        contacts: Size of the contact buffer, per world on average.
     """
 
     def __init__(
@@ -152,13 +150,10 @@ class WarpPhysics:
         fields: Sequence[str] = (),
         *,
         contacts: int = CONTACTS,
-        constraints: int = CONSTRAINTS,
-        deterministic: bool = False,
     ) -> None:
         self.scene, self.num_worlds = scene, num_worlds
-        self.stage = WarpStage(scene, num_worlds, device, fields, contacts, constraints)
-        self.stage.model.opt.deterministic = deterministic
-        self.stage.model.opt.warn_overflow = 0  # it would print from the device; `faults` tells
+        self.stage = WarpStage(scene, num_worlds, device, fields, contacts, CONSTRAINTS)
+        self.stage.model.opt.warn_overflow = 0  # the device would print it; `faults` reports it
         self.qpos: Float[Tensor, "worlds nq"] = self.stage.tensor("qpos")
         self.qvel: Float[Tensor, "worlds nv"] = self.stage.tensor("qvel")
         self.mocap_pos: Float[Tensor, "worlds nmocap 3"] = self.stage.tensor("mocap_pos")

@@ -129,30 +129,30 @@ def _parsed(values: Any, file: str) -> KeyMapping:
     return KeyMapping(str(values.get("name", Path(file).stem)), instruction, keys)
 
 
+CHOICES = {"layout": get_args(Layout), "flip": get_args(Flip), "fit": get_args(Fit)}
+"""Options of an image, and their values."""
+
+
 def key_source(entry: Any, where: str) -> KeySource:
     """One entry of a mapping: the client's name, a list of names, or a map of `from` and options.
 
     Raises:
         ValueError: the entry has another form; the message starts with `where`.
     """
-    entry = {"from": entry} if isinstance(entry, str | list) else entry
-    if (
-        not isinstance(entry, dict)
-        or "from" not in entry
-        or not set(entry) <= {"from", "columns", "layout", "flip", "fit"}
-    ):
-        raise ValueError(f"{where}: expected `from: NAME` and any of columns, layout, flip, fit; got {entry!r}")
-    for option, allowed in (("layout", get_args(Layout)), ("flip", get_args(Flip)), ("fit", get_args(Fit))):
-        if option in entry and str(entry[option]) not in allowed:
-            raise ValueError(f"{where}: {option} is {entry[option]!r}; expected one of {', '.join(allowed)}")
-    columns = entry.get("columns")
+    given = {"from": entry} if isinstance(entry, str | list) else entry
+    if not isinstance(given, dict) or "from" not in given or not set(given) <= {"from", "columns", *CHOICES}:
+        raise ValueError(f"{where}: expected `from: NAME` and any of columns, layout, flip, fit; got {given!r}")
+    options = dict(given)
+    names, columns = _names(options.pop("from"), where), options.pop("columns", None)
+    for option, value in options.items():
+        if str(value) not in CHOICES[option]:
+            raise ValueError(f"{where}: {option} is {value!r}; expected one of {', '.join(CHOICES[option])}")
     if columns is not None:
         pair = isinstance(columns, list) and len(columns) == 2 and all(type(column) is int for column in columns)
         if not pair or not 0 <= columns[0] < columns[1]:
             raise ValueError(f"{where}: columns is {columns}; expected [first, last + 1]")
-        columns = (int(columns[0]), int(columns[1]))
-    chosen = {option: entry[option] for option in ("layout", "flip", "fit") if option in entry}
-    return KeySource(_names(entry["from"], where), columns, **chosen)
+        columns = (columns[0], columns[1])
+    return KeySource(names, columns, **options)
 
 
 def _names(value: Any, where: str) -> tuple[str, ...]:

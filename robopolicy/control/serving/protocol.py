@@ -155,14 +155,10 @@ def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.
         if array.ndim != 1 or len(array) < high:
             raise ProtocolError(f"'{name}' has shape {array.shape}; expected at least {high} numbers")
         array = array[low:high]
-    if array.shape != wanted.shape:
-        raise ProtocolError(f"'{name}' has shape {array.shape}; expected {wanted.shape}")
-    if array.dtype != np.float32:
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ProtocolError(f"'{name}' holds NaN or infinite values; expected finite numbers")
-    return array
+    try:
+        return wanted.checked(array, f"'{name}'")
+    except ValueError as error:
+        raise ProtocolError(str(error)) from None
 
 
 def _image(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str) -> np.ndarray:

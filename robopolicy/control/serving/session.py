@@ -84,7 +84,7 @@ class Session:
         self._keys = set(message)
         if unused := self.reader.unused(message):
             self.metrics.count("unused_keys_total", len(unused))
-            logger.warning("%s sends '%s', which the policy doesn't look at", self.name, "', '".join(unused))
+            logger.warning("%s sends '%s', which the policy does not read", self.name, "', '".join(unused))
 
     def _watch_pace(self, reset: bool) -> None:
         spec = self.reader.spec

@@ -61,7 +61,7 @@ def test_unknown_keys_are_reported_once(clock, caplog):
     session = new_session()
     send(session, clock, 3, 0.05, wrist=1, force=2)
     assert [record.getMessage() for record in caplog.records] == [
-        "robot sends 'force', 'wrist', which the policy doesn't look at"
+        "robot sends 'force', 'wrist', which the policy does not read"
     ]
 
 
