@@ -26,10 +26,11 @@ from bench_table import bar, show
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import ThreadedInference
 from robopolicy.control.kinematics import pose_and_jacobian
-from robopolicy.control.limits import action_at, outside_workspace
+from robopolicy.control.limits import outside_workspace
 from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.stream import PolicyStream, Stream, qpos_in_action_columns
+from robopolicy.control.targets import action_at
 from robopolicy.sim.robot import ProcessOptions, SimRobot
 from robopolicy.sim.scene import VIPERX_PAIR
 from robopolicy.sim.stepped import WorldOptions

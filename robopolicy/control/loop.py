@@ -5,26 +5,23 @@ The policy observes and predicts in its own thread (`inference`). The caller's t
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.control.drive import RobotDrive
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.control.inference import Inference, TimedChunk
-from robopolicy.control.limits import base_target, joint_targets, limit_targets
-from robopolicy.control.robot import REST_COMMANDS, Operator, Recorder, Robot, RobotError, Tick, commands_per_step
-from robopolicy.control.smoothing import BaseRamp, JointSmoother
+from robopolicy.control.limits import base_target, limit_targets
+from robopolicy.control.robot import Operator, Recorder, Robot, RobotError, Tick, commands_per_step
 from robopolicy.control.statistics import LoopStatistics
+from robopolicy.control.targets import joint_targets
 from robopolicy.control.timing import Clock, FixedGrid, SystemClock, request_realtime, undisturbed
 from robopolicy.types import ActionSpec, Command
 
 logger = logging.getLogger(__name__)
 
-HOMING_SHARE = 0.1
-"""Share of the robot's velocity, acceleration and jerk used on the way to the home pose."""
 DEGREES_RAD = 3.2
 """A first target further away than half a turn suggests actions in degrees."""
 CONTROL_PRIORITY = 20
@@ -54,7 +51,7 @@ class LoopOptions:
     """Ask for real-time priority for the calling thread; if it is refused, the loop logs that and runs without."""
 
 
-class ControlLoop:
+class ControlLoop(RobotDrive):
     """Drives one robot by one policy.
 
     Args:
@@ -86,17 +83,12 @@ class ControlLoop:
         control_dt, self.options = executor.control_dt, options or LoopOptions()
         _require_fits(robot, action_spec, control_dt)
         self._commands_per_step = commands_per_step(robot, control_dt)
-        self.robot, self.inference, self.executor, self.action_spec = robot, inference, executor, action_spec
+        clock = clock or SystemClock()
+        super().__init__(robot, control_dt, clock, self.options.deadline_s, self.options.dry_run)
+        self.inference, self.executor, self.action_spec = inference, executor, action_spec
         patience_s = self.options.patience_s
         self._patience_s = control_dt / 2 if patience_s is None else patience_s
-        self.recorder, self.clock = recorder, clock or SystemClock()
-        self.operator, self._operated = operator, False
-        self.statistics = LoopStatistics(control_dt, robot.command_dt)
-        self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
-        self.smoother.start(robot.qpos())
-        self._base = BaseRamp(robot.profile, robot.command_dt)
-        # NaN: until an action says otherwise, grippers stay as they are.
-        self._opening_m = np.full(robot.profile.grippers, np.nan)
+        self.recorder, self.operator, self._operated = recorder, operator, False
         if self.options.priority and not request_realtime(CONTROL_PRIORITY):
             logger.warning("real-time priority was refused; commands may be late when the machine is busy")
         self.stopped: str | None = None
@@ -112,19 +104,6 @@ class ControlLoop:
         if np.abs(measured - self.smoother.state[0]).max() > self.robot.profile.first_jump_rad / 4:
             self.smoother.start(measured)
         self.stopped = None
-
-    def go_home(self, home_rad: Float[np.ndarray, " joints"] | None = None) -> None:
-        """Move the joints slowly to the profile's home pose, or another."""
-        profile = self.robot.profile
-        home = np.asarray(profile.home_rad if home_rad is None else home_rad, np.float64)
-        grid = FixedGrid(self.clock, self.robot.command_dt)
-        with self.smoother.limited_to(HOMING_SHARE):
-            if self.smoother.aim(home, np.zeros_like(home)) == "kept":
-                raise ValueError(
-                    f"{profile.name}: the way home would break a limit; first move the robot nearer with its own controls"
-                )
-            with self._braked_at_last(grid):
-                self._follow_to_rest(grid)
 
     def run(self, duration_s: float, finished: Callable[[], bool] = lambda: False) -> LoopStatistics:
         """Drive the robot for one episode: until the time is over, `finished()` is True, or something fails.
@@ -146,22 +125,6 @@ class ControlLoop:
         if self.stopped is not None:
             self.statistics.stop_s.append(max(self._rested_s - self._stop_began_s, 0.0))
         return self.statistics
-
-    @contextmanager
-    def _braked_at_last(self, grid: FixedGrid) -> Iterator[None]:
-        """On any exception in the context except RobotError, Ctrl-C included: brake to rest, then stop the robot for good."""
-        try:
-            yield
-        except RobotError:
-            raise
-        except BaseException:
-            try:
-                with suppress(RobotError):
-                    self._brake()
-                    self._follow_to_rest(grid)
-            finally:
-                self.robot.stop()
-            raise
 
     def _begin(self) -> None:
         """Forget the last episode."""
@@ -187,36 +150,6 @@ class ControlLoop:
             self._stop(f"the policy never answered, in {ends_s - self._began_s:g} s", grid)
         self._brake()
         self._follow_to_rest(grid)
-
-    def _brake(self) -> None:
-        """Brake joints and base to rest as fast as the limits allow."""
-        self.smoother.brake()
-        self._base.brake()
-
-    def _follow_to_rest(self, grid: FixedGrid) -> None:
-        """Send a motion to its end, then repeat the last command, by which the robot recognizes rest."""
-        while not (self.smoother.at_rest and self._base.at_rest):
-            self._advance(grid)
-        self._rested_s = grid.t_s
-        for _ in range(REST_COMMANDS):
-            self._advance(grid)
-
-    def _advance(self, grid: FixedGrid) -> float:
-        """Send the next tick's command; returns how long the loop was blocked [s] if that exceeds the deadline, otherwise 0.
-
-        After such a gap the planned position would be a leap, so the robot's measured position is sent instead.
-        """
-        passed = grid.wait()
-        blocked_s = (passed - 1) * grid.period_s
-        if blocked_s > self.options.deadline_s:
-            self.smoother.start(self.robot.qpos())
-        position, velocity = self.smoother.step(passed), self._base.step(passed)
-        self.statistics.overruns += passed - 1
-        self.statistics.commands += 1
-        self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)
-        if not self.options.dry_run:
-            self.robot.command(Command(position, self._opening_m, grid.t_s, velocity))
-        return blocked_s if blocked_s > self.options.deadline_s else 0.0
 
     def _run(self, grid: FixedGrid) -> None:
         """Begin each control step once, and act on it when its chunk has arrived or the patience has run out."""

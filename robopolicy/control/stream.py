@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from robopolicy.control.execution import ExecutionOptions
-from robopolicy.control.limits import action_at
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.runtime import ExportedPolicy
 from robopolicy.control.serving.mapping import KeySource, place_image
+from robopolicy.control.targets import action_at
 from robopolicy.types import ActionSpec, Array, Observation, Policy, Prefix
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.control.kinematics import damped_least_squares, pose_and_jacobian, rotation_vector
-from robopolicy.control.limits import POSITION_SCALE_M, ROTATION_SCALE_RAD, joint_targets
+from robopolicy.control.targets import POSITION_SCALE_M, ROTATION_SCALE_RAD, joint_targets
 from robopolicy.rollout.episodes import Episode, Timing, run_episodes
 from robopolicy.sim.device_rollout import run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv

@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float, Int
 
 from robopolicy.control.arrays import copied, like, namespace, row
 from robopolicy.control.kinematics import matrix_to_quaternion, tool_pose
-from robopolicy.control.limits import joint_targets, limit_targets
+from robopolicy.control.limits import limit_targets
 from robopolicy.control.motion import move
 from robopolicy.control.replay import REFERENCE
+from robopolicy.control.targets import joint_targets
 from robopolicy.sim.episodes import Episodes, Sentences, draw
 from robopolicy.sim.physics import Fault, Physics
 from robopolicy.sim.randomization import Randomization, noise

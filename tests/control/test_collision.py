@@ -10,8 +10,9 @@ import torch
 
 from robopolicy.cli import main
 from robopolicy.control.collision import Capsule
-from robopolicy.control.limits import Targets, limit_targets
+from robopolicy.control.limits import limit_targets
 from robopolicy.control.profile import RobotProfile, of_arms, profile_from_dict, read_profile
+from robopolicy.control.targets import Targets
 from robopolicy.sim.description import capsules_of, profile_values
 
 ARM = """<mujoco><compiler angle="radian"/><asset>

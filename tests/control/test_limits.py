@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from robopolicy.control.kinematics import pose_and_jacobian
-from robopolicy.control.limits import Targets, joint_targets, limit_targets, outside_workspace
+from robopolicy.control.limits import limit_targets, outside_workspace
 from robopolicy.control.profile import read_profile
+from robopolicy.control.targets import Targets, joint_targets
 from robopolicy.types import ActionSpec
 
 PROFILE = read_profile("panda")

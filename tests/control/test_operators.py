@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from robopolicy.components import ConfigError
-from robopolicy.control.limits import joint_targets
 from robopolicy.control.operators.base import OperatorContext, ToolOperator
 from robopolicy.control.operators.keyboard import Keyboard, KeyboardOptions
 from robopolicy.control.operators.leader import LeaderOptions, make_leader
 from robopolicy.control.operators.spacemouse import Spacemouse, SpacemouseOptions, make_spacemouse
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots.fake import FakeRobot
+from robopolicy.control.targets import joint_targets
 from robopolicy.testing.operator import CHECKS
 from robopolicy.types import ActionSpec, Observation
 from tests.control.test_loop import ListRecorder, assert_within_limits, forward, make_loop

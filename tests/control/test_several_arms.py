@@ -9,13 +9,14 @@ import torch
 
 from robopolicy.client import pack
 from robopolicy.control.kinematics import matrix_to_quaternion, rotation_vector, tool_pose
-from robopolicy.control.limits import action_at, base_target, joint_targets, limit_targets
+from robopolicy.control.limits import base_target, limit_targets
 from robopolicy.control.profile import RobotProfile, of_arms, profile_from_dict, read_profile
 from robopolicy.control.replay import CHUNK, Record, RecordedStream, along_path, first_place
 from robopolicy.control.robot_server import RobotServer
 from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.control.robots.websocket import WebsocketRobot
 from robopolicy.control.smoothing import BaseRamp
+from robopolicy.control.targets import action_at, joint_targets
 from robopolicy.demos.formats.act import aloha_action_spec
 from robopolicy.sim.scene import VIPERX_PAIR
 from robopolicy.types import ActionSpec, Command

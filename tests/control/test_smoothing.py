@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robopolicy.control.kinematics import pose_and_jacobian, rotation_vector
-from robopolicy.control.limits import joint_targets, limit_targets, outside_workspace
+from robopolicy.control.limits import limit_targets, outside_workspace
 from robopolicy.control.profile import read_profile
 from robopolicy.control.smoothing import JointSmoother
+from robopolicy.control.targets import joint_targets
 from robopolicy.types import ActionSpec
 
 CONTROL_DT, COMMAND_DT = 0.05, 0.005

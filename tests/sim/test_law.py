@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from robopolicy.components import kinds
-from robopolicy.control.limits import Targets, joint_targets, limit_targets
+from robopolicy.control.limits import limit_targets
 from robopolicy.control.motion import move
 from robopolicy.control.profile import read_profile
 from robopolicy.control.smoothing import JointSmoother
+from robopolicy.control.targets import Targets, joint_targets
 from robopolicy.sim import worlds
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import ActionNoise, collect, expert_actions

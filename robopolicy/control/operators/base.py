@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from robopolicy.components import ConfigError
 from robopolicy.control.kinematics import rotation_vector, tool_pose
-from robopolicy.control.limits import POSITION_SCALE_M, ROTATION_SCALE_RAD, closed_share, gripper_value, joint_targets
 from robopolicy.control.profile import RobotProfile
+from robopolicy.control.targets import POSITION_SCALE_M, ROTATION_SCALE_RAD, closed_share, gripper_value, joint_targets
 from robopolicy.types import ActionSpec
 
 TOOL = ActionSpec(arm=6, gripper=0, kind="delta", space="ee")
