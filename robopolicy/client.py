@@ -259,14 +259,14 @@ class ChunkBroker:
                 f"replan_every is {replan_every}; the policy answers with chunks of {chunk}, so use 1 .. {chunk}"
             )
         self._client, self._replan_every = client, replan_every
-        self._tells = ACTIONS_PER_CALL_KEY in client.metadata.get("optional", {})
+        self._announces = ACTIONS_PER_CALL_KEY in client.metadata.get("optional", {})
         self._actions: list[np.ndarray] = []
 
     def infer(self, obs: Mapping[str, Any]) -> np.ndarray:
         """The action (width,) for this moment; `obs` is sent only when a new chunk is needed."""
         if not self._actions:
-            told = {ACTIONS_PER_CALL_KEY: self._replan_every} if self._tells else {}
-            self._actions = list(self._client.infer({**obs, **told})["actions"][: self._replan_every])
+            spacing = {ACTIONS_PER_CALL_KEY: self._replan_every} if self._announces else {}
+            self._actions = list(self._client.infer({**obs, **spacing})["actions"][: self._replan_every])
         return self._actions.pop(0)
 
     def reset(self) -> None:

@@ -30,7 +30,7 @@ class EnvWorlds:
 
     Args:
         copies: what to run in; see `open_worlds`.
-        env_map: how the environment's names and units meet the policy's.
+        env_map: how the environment's names and units map to the policy's.
         policy: a `Policy`; its `spec` says what it sees and gives.
         task: name for results.
         seed: of the episode that is begun to learn the shapes of observations and actions.
@@ -198,7 +198,7 @@ def open_worlds(
         env: `MODULE:ID`, `ID` or `MODULE:FACTORY`, or a callable that makes an environment.
         policy: a `Policy`; its `spec` says what it sees and gives.
         seeds: of the episodes; there are never more copies than seeds.
-        env_map: how names and units meet the policy's.
+        env_map: how names and units map to the policy's.
         python: interpreter of the copies' processes; None: in this process.
         num_envs: copies; None: as many as the machine has cores in processes of their own, 8 in this process.
         film: also give the image of the environment's `render()`, if the policy sees no camera.

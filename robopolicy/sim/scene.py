@@ -186,7 +186,7 @@ class Scene:
 
     @cached_property
     def home_mocap(self) -> np.ndarray:
-        """(nmocap, 3) where the MJCF puts the bodies that are moved by hand [m]."""
+        """(nmocap, 3) where the MJCF puts the mocap bodies [m]."""
         return self.model.body_pos[self.model.body_mocapid >= 0].copy()
 
 

@@ -119,7 +119,7 @@ class _Table:
         self.last: int | None = None
 
     def options(self) -> list[tuple[int, int, int]]:
-        """Goals that make sense now: a held cube is put somewhere, a cube under another is left alone."""
+        """Goals that are possible now: a held cube can only be put down, and a cube under another can't be moved."""
         clear = [cube for cube in self.below if ("cube", cube) not in self.below.values()]
         movable = clear if self.held is None else [self.held]
         free_plates = [plate for plate in range(len(PLATES)) if ("plate", plate) not in self.below.values()]

@@ -106,7 +106,7 @@ class Count(LidTask):
         return {"lamp": row(lamp), "lid": row(lid * there, (lid - state.ee_position) * there)}
 
     def intent(self, state: State) -> Intent:
-        """Wait at home until the lid is there, touch it and rise as often as is asked, and stay above it."""
+        """Wait at home until the lid is there, touch it and rise as often as required, and stay above it."""
         top = state.mocap_pos[:, 1] + like(state.mocap_pos, TOP)
         goal = choose(state.goal[:, 0] == TOUCH, above(state, top), at_height(state, 2 * LID_HALF_M + 2 * LEFT_M))
         return self.once_allowed(state, goal)

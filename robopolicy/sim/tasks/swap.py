@@ -15,7 +15,7 @@ from robopolicy.sim.tasks.recall import BEHIND_M, Recall, RecallOptions
 from robopolicy.types import Array
 
 CUBE = LIDS + 1
-"""Place of the cube among the bodies moved by hand, behind the lids and the lamp."""
+"""Place of the cube in `mocap_pos`, behind the lids and the lamp."""
 ASIDE_M = 0.075
 """How far in front of the row, or behind it, a lid passes the others [m]."""
 CUBE_XML = """<mujoco><worldbody><body name="hidden_cube" mocap="true" pos="-0.6 0.6 0.02">
