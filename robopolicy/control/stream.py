@@ -110,7 +110,7 @@ class ServedStream:
 
     def __init__(
         self,
-        client: "PolicyServer",
+        client: Any,
         instruction_key: str = "prompt",
         keys: Collection[str] | None = None,
         constants: Mapping[str, Any] | None = None,
@@ -144,19 +144,3 @@ class ServedStream:
         """Begin an episode."""
         self.client.reset()
         self._connections = None
-
-
-@runtime_checkable
-class PolicyServer(Protocol):
-    """The part of a client that `ServedStream` needs."""
-
-    reconnects: int
-    """Connections opened after the first; each begins with an empty memory."""
-
-    def infer(self, obs: dict[str, Any]) -> dict[str, Array]:
-        """Send one observation; returns a map with `actions`."""
-        ...
-
-    def reset(self) -> None:
-        """Begin an episode."""
-        ...

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,28 +21,6 @@ Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 class CopyLostError(RuntimeError):
     """An environment crashed, hung or broke: its episode has failed; the text says why."""
-
-
-@runtime_checkable
-class Copy(Protocol):
-    """One copy of an environment: a request is posted, its reply collected, so that several copies work at once."""
-
-    def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
-        """Ask for `{"do": "open" | "reset", "seed": ...}`, `{"do": "read", "reads": [...]}` or a step with `action`."""
-        ...
-
-    def collect(self, timeout_s: float) -> Reply:
-        """The reply.
-
-        Raises:
-            EnvSetupError: the environment can't be used as given.
-            CopyLostError: it crashed, or gave no reply within `timeout_s`; the next request must be `open`.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release the environment."""
-        ...
 
 
 class LocalCopy:
@@ -61,11 +39,16 @@ class LocalCopy:
         self._request: tuple[Mapping[str, Any], np.ndarray | None] = ({}, None)
 
     def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
-        """Keep the request until `collect`."""
+        """Ask for `{"do": "open" | "reset", "seed": ...}`, `{"do": "read", "reads": [...]}` or a step with `action`."""
         self._request = request, action
 
     def collect(self, timeout_s: float) -> Reply:
-        """Carry out the request."""
+        """Carry out the request; returns the reply.
+
+        Raises:
+            EnvSetupError: the environment can't be used as given.
+            CopyLostError: it crashed, or gave no reply within `timeout_s`; the next request must be `open`.
+        """
         request, action = self._request
         try:
             with _alarm(timeout_s):
@@ -108,7 +91,10 @@ class ProcessCopy:
         self._log: Any = None
 
     def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
-        """Send the request; `open` starts the process if there is none."""
+        """As `LocalCopy.post`, but the request is sent at once, so that several copies work at the same time.
+
+        `open` starts the process if there is none.
+        """
         if self._process is None:
             self._start()
         assert self._connection is not None
@@ -117,7 +103,7 @@ class ProcessCopy:
             env_runner.send(self._connection, request, {} if action is None else {"action": action})
 
     def collect(self, timeout_s: float) -> Reply:
-        """Wait for the reply."""
+        """As `LocalCopy.collect`: wait for the reply."""
         assert self._connection is not None
         if not self._connection.poll(timeout_s):
             self.close()
@@ -173,6 +159,10 @@ class ProcessCopy:
         self.close()
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         return f"{self._python} ended ({how}){f': {lines[-1][:200]}' if lines else ''}"
+
+
+Copy: TypeAlias = LocalCopy | ProcessCopy
+"""One copy of an environment: a request is posted, its reply collected."""
 
 
 class _ExpiredError(Exception):

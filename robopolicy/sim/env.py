@@ -89,6 +89,9 @@ class RobotVectorEnv(Worlds, VectorEnv):
         ValueError: an option's value can't be used.
     """
 
+    episode_figures = ("solved", "limited")
+    """Names in `info` of the figures kept of each episode."""
+
     def __init__(self, task: str, num_envs: int = 1, **options: Any) -> None:
         known = [field.name for field in fields(EnvOptions)]
         if unknown := [name for name in options if name not in known]:
@@ -151,11 +154,6 @@ class RobotVectorEnv(Worlds, VectorEnv):
     def control_dt(self) -> float:
         """Seconds of one control step."""
         return self.scene.control_dt
-
-    @property
-    def episode_figures(self) -> tuple[str, ...]:
-        """Names in `info` of the figures kept of each episode."""
-        return ("solved", "limited")
 
     @property
     def instructions(self) -> tuple[str, ...] | Instructions:

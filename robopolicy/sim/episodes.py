@@ -45,20 +45,14 @@ class Episodes:
 
     def on(self, device: torch.device) -> "Episodes":
         """The same as tensors on a device, floats in single precision."""
-        return self._map(lambda rows: _tensor(rows, device))
+        own = {each.name: _tensor(getattr(self, each.name), device) for each in fields(self) if each.name != "fields"}
+        return replace(self, **own, fields={name: _tensor(rows, device) for name, rows in self.fields.items()})
 
     def put(self, rows: Array, other: "Episodes") -> None:
         """Write the episodes of `other` over the rows `rows`."""
-        for mine, theirs in zip(self._arrays(), other._arrays(), strict=True):
-            mine[rows] = theirs
-
-    def _arrays(self) -> list[Array]:
-        own = [getattr(self, field.name) for field in fields(self) if field.name != "fields"]
-        return own + list(self.fields.values())
-
-    def _map(self, change: Callable[[Array], Array]) -> "Episodes":
-        own = {field.name: change(getattr(self, field.name)) for field in fields(self) if field.name != "fields"}
-        return replace(self, **own, fields={name: change(rows) for name, rows in self.fields.items()})
+        mine, theirs = ({**vars(episodes), **episodes.fields} for episodes in (self, other))
+        for name in mine.keys() - {"fields"}:
+            mine[name][rows] = theirs[name]
 
 
 class Sentences:
@@ -125,20 +119,16 @@ class EpisodePool:
 
     def take(self, mask: Bool[Tensor, " worlds"]) -> Int[Tensor, " worlds"]:
         """The row of `episodes` for each world of `mask`; rows stay valid until the next call."""
-        self._refill()
+        wanted = int(self._seen[0]) + self._size - self._drawn
+        if wanted > 0:  # replace the episodes that the host knows to be used
+            used = (torch.arange(wanted, device=self._taken.device) + self._drawn) % self._size
+            self.episodes.put(used, self._draw(self._seeds(wanted)))
+            self._drawn += wanted
         rows = turns(mask, self._taken) % self._size
         self._taken += mask.sum()
         if self._seen_tensor is not self._taken:
             self._seen_tensor.copy_(self._taken, non_blocking=True)
         return rows
-
-    def _refill(self) -> None:
-        """Replace the episodes that the host knows to be used."""
-        wanted = int(self._seen[0]) + self._size - self._drawn
-        if wanted > 0:
-            rows = (torch.arange(wanted, device=self._taken.device) + self._drawn) % self._size
-            self.episodes.put(rows, self._draw(self._seeds(wanted)))
-            self._drawn += wanted
 
     def _seeds(self, count: int) -> list[int]:
         return self._rng.integers(2**31, size=count).tolist()
