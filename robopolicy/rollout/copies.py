@@ -39,7 +39,7 @@ class LocalCopy:
         self._request: tuple[Mapping[str, Any], np.ndarray | None] = ({}, None)
 
     def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
-        """Ask for `{"do": "open" | "reset", "seed": ...}`, `{"do": "read", "reads": [...]}` or a step with `action`."""
+        """Ask for `{"do": "open" | "reset", "seed": ..., "reads": [...]}`, or for a step with `action`."""
         self._request = request, action
 
     def collect(self, timeout_s: float) -> Reply:

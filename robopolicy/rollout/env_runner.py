@@ -122,16 +122,14 @@ class Session:
         return self._frame(obs, info, reward, terminated, truncated)
 
     def answer(self, request: Mapping[str, Any], action: Optional[np.ndarray]) -> tuple[dict[str, Any], Arrays]:
-        """Carry out a request: `open`, `reset`, `read` (the observations that replies hold from now on), or a step."""
-        if request["do"] == "open":
-            self.reads = None
-            reply = self.open(request["seed"])
-            self.reads = request.get("reads")
-            return reply
-        if request["do"] == "read":
-            self.reads = request["reads"]
-            return {}, {}
-        return self.reset(request["seed"]) if action is None else self.step(action)
+        """Carry out a request: `open` or `reset`, after which replies hold the observations in `reads`, or a step."""
+        if action is not None:
+            return self.step(action)
+        opens = request["do"] == "open"
+        self.reads = None if opens else request["reads"]
+        reply = self.open(request["seed"]) if opens else self.reset(request["seed"])
+        self.reads = request.get("reads")
+        return reply
 
     def close(self) -> None:
         """Release the environment."""

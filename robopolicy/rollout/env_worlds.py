@@ -69,8 +69,6 @@ class EnvWorlds:
         paths = [path for source in self._sources.values() for path in source.names]
         self._film = film and RENDER in first["observation"]
         self._reads = sorted({*paths, *([RENDER] if self._film else [])})
-        self._copies[0].post({"do": "read", "reads": self._reads})
-        self._copies[0].collect(self._step_timeout_s)
         self.max_episode_steps: int = first["max_episode_steps"]
         self.control_dt: float = env_map.control_dt or first["control_dt"] or 0.05
         self.episode_figures = (*first["figures"], "clipped_actions")

@@ -142,7 +142,7 @@ def key_source(entry: Any, where: str) -> KeySource:
     given = {"from": entry} if isinstance(entry, str | list) else entry
     if not isinstance(given, dict) or "from" not in given or not set(given) <= {"from", "columns", *CHOICES}:
         raise ValueError(f"{where}: expected `from: NAME` and any of columns, layout, flip, fit; got {given!r}")
-    options = dict(given)
+    options: dict[str, Any] = dict(given)
     names, columns = _names(options.pop("from"), where), options.pop("columns", None)
     for option, value in options.items():
         if str(value) not in CHOICES[option]:
