@@ -195,11 +195,7 @@ def first_place(record: Record, profile: RobotProfile) -> Float[np.ndarray, " jo
 
 def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Rows (n, width) linearly interpolated at fractional indices; constant beyond the ends."""
-    places = places.clip(0, len(rows) - 1)
-    before = places.astype(int)
-    after = np.minimum(before + 1, len(rows) - 1)
-    share = (places - before)[:, None]
-    return (1 - share) * rows[before] + share * rows[after]
+    return np.stack([np.interp(places, np.arange(len(rows)), column) for column in rows.T], axis=1)
 
 
 def _curve(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -132,7 +132,7 @@ class EnvWorlds:
         """None: third-party environments give no state."""
         return
 
-    def faults(self, world: int) -> tuple[str, ...]:
+    def faults(self, info: Mapping[str, Any], world: int) -> tuple[str, ...]:
         """Faults in the present episode of `world`."""
         return self._faults[world]
 

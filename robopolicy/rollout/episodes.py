@@ -63,8 +63,8 @@ class EpisodeWorlds(Protocol):
         """Full simulator states (N, n) before the next action; None if the environment gives none."""
         ...
 
-    def faults(self, world: int) -> tuple[str, ...]:
-        """Faults of the simulator in the present episode of `world`; empty if there were none."""
+    def faults(self, info: Mapping[str, Any], world: int) -> tuple[str, ...]:
+        """Faults of the simulator in the episode of `world` that `step` returned `info` of; empty if there were none."""
         ...
 
 
@@ -217,24 +217,27 @@ def run_episodes(
         record: keep each episode's observations, states and actions as a `Demo`.
         timing: where to add up the time of inference and physics.
     """
-    worlds = env.num_envs
-    if worlds > len(seeds):
-        raise ValueError(f"{worlds} worlds for {len(seeds)} episodes; make no more worlds than there are seeds")
-    records = [Record() for _ in range(worlds)]
-    for step in run_steps(env, actor, seeds, states=record, timing=timing):
+    return episodes_of(env, run_steps(env, actor, seeds, states=record, timing=timing), len(seeds), record)
+
+
+def episodes_of(env: EpisodeWorlds, steps: Iterable[Step], count: int, record: bool = False) -> Iterator[Episode]:
+    """The episodes that end in a rollout's steps, `count` of them, with their demos if `record`."""
+    if env.num_envs > count:
+        raise ValueError(f"{env.num_envs} worlds for {count} episodes; make no more worlds than there are seeds")
+    records = [Record() for _ in range(env.num_envs)]
+    for step in steps:
         if record:
             for world in np.flatnonzero(step.running):
                 records[world].add(step, int(world))
         for world in map(int, np.flatnonzero(step.ended)):
-            seed = int(step.seeds[world])
-            demos = records[world].to_demos(seed) if record else ()
+            demos = records[world].to_demos(int(step.seeds[world]))
             records[world] = Record()
             yield finished_episode(env, step, world, demos)
 
 
 def finished_episode(env: EpisodeWorlds, step: Step, world: int, demos: tuple[Demo, ...] = ()) -> Episode:
     """The episode of a world that ended with this step."""
-    faults = env.faults(world)
+    faults = env.faults(step.info, world)
     return Episode(
         seed=int(step.seeds[world]),
         instruction=step.instructions[world],
@@ -271,12 +274,8 @@ class Record:
         row |= {} if step.states is None else {"states": np.array(step.states[world])}
         row |= {"actions": np.array(step.label[world]), "executed_actions": np.array(step.action[world])}
         row |= {"rewards": np.float32(step.reward[world]), "dones": np.bool_(step.ended[world])}
-        self.add_row(row, step.instructions[world])
-
-    def add_row(self, row: dict[str, Any], instruction: str) -> None:
-        """Append a step: array name as in a demo -> its row; names of observations begin with `obs/`."""
         self.rows.append(row)
-        self.instructions.append(instruction)
+        self.instructions.append(step.instructions[world])
 
     def to_demos(self, seed: int) -> tuple[Demo, ...]:
         """One demo for each instruction in turn."""

@@ -19,15 +19,15 @@ from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.rollout.actor import SteppedExecution
-from robopolicy.rollout.episodes import Episode, Record, Timing
+from robopolicy.rollout.episodes import Episode, Step, Timing, episodes_of
 from robopolicy.sim.capture import Captured
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.episodes import turns
-from robopolicy.sim.physics import fault_names
 from robopolicy.types import Chunk, Prefix
 
 LOOK_EVERY = 32
 """Steps between two synchronizations with a GPU."""
+NOT_RECORDED = np.zeros(0)
 
 
 @runtime_checkable
@@ -129,25 +129,43 @@ def run_episodes_on_device(
         timing: Where to add up the time of inference and physics.
         look_every: Steps between two reads from the device; None: 32 on a GPU, 1 on the CPU, where a read costs nothing.
     """
-    if env.num_envs > len(seeds):
-        raise ValueError(f"{env.num_envs} worlds for {len(seeds)} episodes; make no more worlds than there are seeds")
+    steps = _steps(env, actor, seeds, record, timing or Timing(), look_every)
+    return episodes_of(env, steps, len(seeds), record)
+
+
+def _steps(
+    env: RobotVectorEnv, actor: DeviceActor, seeds: Sequence[int], record: bool, timing: Timing, look_every: int | None
+) -> Iterator[Step]:
+    """Every control step of all worlds on the host, several at a time; observations and actions only if `record`."""
     device = env.physics.qpos.device
     look_every = look_every or (1 if device.type == "cpu" else LOOK_EVERY)
-    ledger, watch = _Ledger(env, actor, seeds), Stopwatch(device)
-    records: dict[int, Record] = {}
-    finished = 0
-    while finished < len(seeds):
+    ledger, watch, left = _Ledger(env, actor, seeds), Stopwatch(device), len(seeds)
+    while left > 0:
         frames = [ledger.tick(record, watch) for _ in range(look_every)]
         seen = {key: torch.stack([frame[key] for frame in frames]).cpu().numpy() for key in frames[0]}
-        for episode in _ended(seen, env, seeds, records if record else None):
-            finished += 1
-            if timing is not None:
-                timing.env_steps += episode.steps
-            yield episode
-    if timing is not None:
-        inference_s, physics_s = watch.totals_s()
-        timing.inference_s += inference_s
-        timing.physics_s += physics_s
+        texts = np.array(env.sentences.texts, dtype=object)
+        for place in range(look_every):
+            now = {key: values[place] for key, values in seen.items()}
+            left -= int(now["ended"].sum())
+            timing.env_steps += int(now["running"].sum())
+            yield Step(
+                obs={key.removeprefix("obs/"): values for key, values in now.items() if key.startswith("obs/")},
+                states=now.get("states"),
+                instructions=texts[now["instruction_id"]].tolist(),
+                label=now.get("actions", NOT_RECORDED),
+                action=now.get("executed_actions", NOT_RECORDED),
+                reward=now["success"].astype(np.float32),
+                terminated=now["ended"],
+                truncated=np.zeros_like(now["ended"]),
+                running=now["running"],
+                next_obs={},
+                info=now,
+                seeds=np.asarray(seeds)[now["row"]],
+                steps=now["steps"],
+            )
+    inference_s, physics_s = watch.totals_s()
+    timing.inference_s += inference_s
+    timing.physics_s += physics_s
 
 
 class _Ledger:
@@ -201,37 +219,6 @@ class _Ledger:
         self.row.copy_(torch.where(begins, turn, self.row))
         self.env.set_up(begins, self.episodes, turn)
         self.actor.reset(begins, self.row)
-
-
-def _ended(
-    seen: Mapping[str, np.ndarray], env: RobotVectorEnv, seeds: Sequence[int], records: dict[int, Record] | None
-) -> Iterator[Episode]:
-    """The episodes that ended in the steps `seen` (steps, N, ...), with their demos where `records` are kept."""
-    texts = env.sentences.texts
-    looked_at = seen["ended"] if records is None else seen["running"]
-    for step, world in zip(*np.nonzero(looked_at), strict=True):
-        now: dict[str, Any] = {key: values[step, world] for key, values in seen.items()}
-        row, instruction = int(now["row"]), texts[int(now["instruction_id"])]
-        if records is not None:
-            records.setdefault(row, Record()).add_row(_demo_row(now), instruction)
-        if now["ended"]:
-            demos = records.pop(row).to_demos(int(seeds[row])) if records is not None else ()
-            figures = {key: float(now[key]) for key in env.episode_figures}
-            yield Episode(
-                int(seeds[row]),
-                instruction,
-                bool(now["success"]),
-                int(now["steps"]),
-                figures,
-                demos,
-                fault_names(int(now["fault"])),
-            )
-
-
-def _demo_row(now: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: np.array(value) for key, value in now.items() if key.startswith("obs/")}
-    kept |= {key: np.array(now[key]) for key in ("states", "actions", "executed_actions")}
-    return kept | {"rewards": np.float32(now["success"]), "dones": np.bool_(now["ended"])}
 
 
 class Stopwatch:

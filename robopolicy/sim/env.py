@@ -168,9 +168,9 @@ class RobotVectorEnv(Worlds, VectorEnv):
         """Positions and velocities of every world, side by side; a copy."""
         return self._xp.concatenate([self.physics.qpos, self.physics.qvel], -1)
 
-    def faults(self, world: int) -> tuple[str, ...]:
-        """Faults of the simulation in this world's present episode; empty if there were none."""
-        return fault_names(int(self.fault[world]))
+    def faults(self, info: Mapping[str, Any], world: int) -> tuple[str, ...]:
+        """Faults of the simulation in this world's episode; empty if there were none."""
+        return fault_names(int(info["fault"][world]))
 
     def reset(
         self,

@@ -50,7 +50,7 @@ class Walk:
     def states(self) -> None:
         """None."""
 
-    def faults(self, world: int) -> tuple[str, ...]:
+    def faults(self, info: object, world: int) -> tuple[str, ...]:
         """None."""
         return ()
 

@@ -48,7 +48,7 @@ class Worlds:
     def states(self) -> None:
         """None."""
 
-    def faults(self, world: int) -> tuple[str, ...]:
+    def faults(self, info: object, world: int) -> tuple[str, ...]:
         """None."""
         return ()
 
