@@ -34,7 +34,7 @@ from robopolicy.cli.simulator import (
 )
 from robopolicy.components import ConfigError, values_of
 from robopolicy.control.execution import ExecutionOptions
-from robopolicy.sim.randomization import RandomizationConfig
+from robopolicy.sim.randomization import Randomization
 from robopolicy.types import TOKENS_KEY
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _check_options(options: Namespace) -> None:
     if options.report:
         check_folder("--report", options.report)
     check_environment(options)
-    if options.env and (options.physics != "auto" or options.randomization != RandomizationConfig()):
+    if options.env and (options.physics != "auto" or options.randomization != Randomization()):
         raise ConfigError("--physics and --randomization are the simulator's; --env makes its own worlds")
     if options.env and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--env runs in one process of torchrun; for several copies use --env-copies")

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from robopolicy.cli.parsing import Option, require
 from robopolicy.components import ConfigError
 from robopolicy.control.execution import ExecutionOptions
-from robopolicy.sim.randomization import RandomizationConfig
+from robopolicy.sim.randomization import Randomization
 
 if TYPE_CHECKING:
     from robopolicy.model.policy import ChunkPolicy
@@ -32,7 +32,7 @@ SIMULATOR: tuple[Option, ...] = (
     ),
     ("--num-envs", int, 64, "worlds simulated at once by each process"),
     ("--limits", bool, True, "keep to the robot's limits; false shows what they cost"),
-    ("randomization", RandomizationConfig, None, ""),
+    ("randomization", Randomization, None, ""),
 )
 """Options of every verb that runs the simulator."""
 

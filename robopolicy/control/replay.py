@@ -195,7 +195,8 @@ def first_place(record: Record, profile: RobotProfile) -> Float[np.ndarray, " jo
 
 def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Rows (n, width) linearly interpolated at fractional indices; constant beyond the ends."""
-    return np.stack([np.interp(places, np.arange(len(rows)), column) for column in rows.T], axis=1)
+    columns = [np.interp(places, np.arange(len(rows)), column) for column in rows.T]
+    return np.array(columns).reshape(-1, len(places)).T
 
 
 def _curve(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

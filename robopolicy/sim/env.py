@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from robopolicy.control.arrays import copied, namespace
 from robopolicy.sim.episodes import EpisodePool, Instructions, turns
 from robopolicy.sim.physics import BatchPhysics, Kind, fault_names, make_physics
-from robopolicy.sim.randomization import Randomization, RandomizationConfig
+from robopolicy.sim.randomization import Randomization
 from robopolicy.sim.render import Renderer
 from robopolicy.sim.scene import PHYSICS_DT, ROBOTS, SceneRobot, build_scene
 from robopolicy.sim.tasks import make_task
@@ -49,7 +49,7 @@ class EnvOptions:
     """Time limit [control steps]; None: the task's."""
     task_options: Mapping[str, Any] | None = None
     """Options of the task, such as `delay_steps` of `recall`."""
-    randomization: RandomizationConfig | None = None
+    randomization: Randomization | None = None
     """Domain randomization, beyond what the task itself draws."""
     limits: bool = True
     """Apply the robot's limits, as the real-time loop does; False: command every action unchanged."""
@@ -102,7 +102,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         cameras = tuple(given.cameras)
         if given.render_mode and "front" not in cameras:
             cameras = (*cameras, "front")
-        made, changes = make_task(task, **(given.task_options or {})), Randomization(given.randomization)
+        made, changes = make_task(task, **(given.task_options or {})), given.randomization or Randomization()
         known = ROBOTS[made.robot].cameras
         if unknown := [name for name in cameras if name not in known]:
             raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(known)}")

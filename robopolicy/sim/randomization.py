@@ -24,11 +24,32 @@ STREAM = 3
 """Second word of the generator's seed, so that it is independent of the scene's, the demos' and the mixing's."""
 LOOKS = ("geom_rgba", "light_diffuse")
 """Model fields that only images depend on."""
+_MASS_FIELDS = ("body_mass", "body_inertia", "body_subtreemass", "body_invweight0", "dof_invweight0")
 
 
 @dataclass(frozen=True)
-class RandomizationConfig:
-    """Ranges of what differs between episodes beyond the task itself, drawn from the seed; 0 is off."""
+class Change:
+    """The randomization of one episode."""
+
+    joint_offset_rad: Float[np.ndarray, " joints"]
+    turn_rad: Float[np.ndarray, " objects"]
+    delay_steps: int
+    fields: Mapping[str, np.ndarray]
+    """The model's fields in this episode, by MuJoCo's name."""
+
+    def start(self, scene: Scene, qpos: Float[np.ndarray, " nq"]) -> Float[np.ndarray, " nq"]:
+        """The randomized start: arm joints moved, objects turned about the vertical."""
+        if not self.joint_offset_rad.any() and not self.turn_rad.any():
+            return qpos
+        changed = scene.with_joints_moved(qpos, self.joint_offset_rad)
+        for pose, turn_rad in zip(changed[scene.object_slice].reshape(-1, 7), self.turn_rad, strict=True):
+            pose[3:] = _product(np.array([np.cos(turn_rad / 2), 0, 0, np.sin(turn_rad / 2)]), pose[3:])
+        return changed
+
+
+@dataclass(frozen=True)
+class Randomization:
+    """What differs between episodes beyond the task itself: ranges from which each episode's seed draws; 0 is off."""
 
     joint_rad: float = 0.0
     """Placement: largest offset of each arm joint from its start, besides the task's own [rad]."""
@@ -62,88 +83,55 @@ class RandomizationConfig:
         """Whether anything is randomized."""
         return any(vars(self).values())
 
-
-@dataclass(frozen=True)
-class Change:
-    """The randomization of one episode."""
-
-    joint_offset_rad: Float[np.ndarray, " joints"]
-    turn_rad: Float[np.ndarray, " objects"]
-    delay_steps: int
-    fields: Mapping[str, np.ndarray]
-    """The model's fields in this episode, by MuJoCo's name."""
-
-    def start(self, scene: Scene, qpos: Float[np.ndarray, " nq"]) -> Float[np.ndarray, " nq"]:
-        """The randomized start: arm joints moved, objects turned about the vertical."""
-        import mujoco
-
-        if not self.joint_offset_rad.any() and not self.turn_rad.any():
-            return qpos
-        changed = scene.with_joints_moved(qpos, self.joint_offset_rad)
-        for pose, turn_rad in zip(changed[scene.object_slice].reshape(-1, 7), self.turn_rad, strict=True):
-            about_z, turned = np.array([np.cos(turn_rad / 2), 0, 0, np.sin(turn_rad / 2)]), np.zeros(4)
-            mujoco.mju_mulQuat(turned, about_z, pose[3:])
-            pose[3:] = turned
-        return changed
-
-
-class Randomization:
-    """Draws the randomization of episodes; with the default config nothing is changed."""
-
-    def __init__(self, config: RandomizationConfig | None = None) -> None:
-        self.config = config or RandomizationConfig()
-
     @property
     def fields(self) -> tuple[str, ...]:
         """Model fields that differ from episode to episode."""
-        config = self.config
         names = {
-            "geom_rgba": config.color,
-            "light_diffuse": config.light,
-            "light_dir": config.light,
-            "cam_pos": config.camera_m,
-            "cam_quat": config.camera_rad,
-            "geom_friction": config.friction,
-            **dict.fromkeys(_MASS_FIELDS, config.mass),
+            "geom_rgba": self.color,
+            "light_diffuse": self.light,
+            "light_dir": self.light,
+            "cam_pos": self.camera_m,
+            "cam_quat": self.camera_rad,
+            "geom_friction": self.friction,
+            **dict.fromkeys(_MASS_FIELDS, self.mass),
         }
         return tuple(name for name, size in names.items() if size > 0)
 
     def draw(self, scene: Scene, seed: int) -> Change:
         """The change of the episode of `seed`; what one setting draws does not depend on the others."""
-        config, objects = self.config, len(scene.objects)
-        rngs = [np.random.default_rng([seed, STREAM, part]) for part in range(3)] if config.active else None
-        if rngs is None:
+        objects = len(scene.objects)
+        if not self.active:
             return Change(np.zeros(len(scene.robot.joints)), np.zeros(objects), 0, {})
-        place, looks, physics = rngs
-        joints = config.joint_rad * place.uniform(-1, 1, len(scene.robot.joints))
-        turn = config.turn_rad * place.uniform(-1, 1, objects)
-        delay = int(place.integers(config.delay_steps + 1))
+        place, looks, physics = (np.random.default_rng([seed, STREAM, part]) for part in range(3))
+        joints = self.joint_rad * place.uniform(-1, 1, len(scene.robot.joints))
+        turn = self.turn_rad * place.uniform(-1, 1, objects)
+        delay = int(place.integers(self.delay_steps + 1))
         drawn = {**self._looks(scene, looks), **self._physics(scene, physics)}
         return Change(joints, turn, delay, {name: drawn[name] for name in self.fields})
 
     def _looks(self, scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        config, model = self.config, scene.model
+        model = scene.model
         rgba = model.geom_rgba.astype(np.float64)
-        rgba[:, :3] = np.clip(rgba[:, :3] + config.color * rng.uniform(-1, 1, (model.ngeom, 3)), 0, 1)
-        brightness = 1 + config.light * rng.uniform(-1, 1, (model.nlight, 1))
-        direction = model.light_dir + config.light * rng.uniform(-1, 1, (model.nlight, 3))
-        position = model.cam_pos + config.camera_m * rng.uniform(-1, 1, (model.ncam, 3))
-        turns = rotation_from_vector(config.camera_rad * rng.uniform(-1, 1, (model.ncam, 3)))
+        rgba[:, :3] = np.clip(rgba[:, :3] + self.color * rng.uniform(-1, 1, (model.ngeom, 3)), 0, 1)
+        brightness = 1 + self.light * rng.uniform(-1, 1, (model.nlight, 1))
+        direction = model.light_dir + self.light * rng.uniform(-1, 1, (model.nlight, 3))
+        position = model.cam_pos + self.camera_m * rng.uniform(-1, 1, (model.ncam, 3))
+        turns = matrix_to_quaternion(rotation_from_vector(self.camera_rad * rng.uniform(-1, 1, (model.ncam, 3))))
         return {
             "geom_rgba": rgba.astype(np.float32),
             "light_diffuse": (model.light_diffuse * brightness).astype(np.float32),
             "light_dir": direction / np.linalg.norm(direction, axis=1, keepdims=True),
             "cam_pos": position,
-            "cam_quat": np.stack([_times(q, t) for q, t in zip(model.cam_quat, turns, strict=True)]),
+            "cam_quat": np.stack([_product(q, t) for q, t in zip(model.cam_quat, turns, strict=True)]),
         }
 
     def _physics(self, scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Friction of all geoms and mass of the free objects, with what MuJoCo derives from a mass."""
-        config, model = self.config, scene.model
-        friction = model.geom_friction * (1 + config.friction * rng.uniform(-1, 1))
+        model = scene.model
+        friction = model.geom_friction * (1 + self.friction * rng.uniform(-1, 1))
         factors = np.ones(model.nbody)
         bodies = [model.joint(name).bodyid[0] for name in scene.objects]
-        factors[bodies] = 1 + config.mass * rng.uniform(-1, 1, len(bodies))
+        factors[bodies] = 1 + self.mass * rng.uniform(-1, 1, len(bodies))
         mass, subtree = model.body_mass * factors, model.body_subtreemass * factors
         subtree[0] += (mass - model.body_mass).sum()
         return {
@@ -154,9 +142,6 @@ class Randomization:
             "body_invweight0": model.body_invweight0 / factors[:, None],
             "dof_invweight0": model.dof_invweight0 / factors[model.dof_bodyid],
         }
-
-
-_MASS_FIELDS = ("body_mass", "body_inertia", "body_subtreemass", "body_invweight0", "dof_invweight0")
 
 
 def noise(
@@ -188,10 +173,10 @@ def _mix(value: Array) -> Array:
     return value ^ (value >> 16)
 
 
-def _times(quaternion: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """The orientation `quaternion` after a turn in its own frame."""
+def _product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The product of two quaternions w x y z."""
     import mujoco
 
     product = np.zeros(4)
-    mujoco.mju_mulQuat(product, quaternion, matrix_to_quaternion(rotation))
+    mujoco.mju_mulQuat(product, one, other)
     return product

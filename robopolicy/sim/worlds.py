@@ -85,9 +85,9 @@ class Worlds:
         self.commanded, self._velocity = (self._kept(np.zeros((worlds, self.profile.joints))) for _ in range(2))
         """(N, joints) where the joints have been commanded to be [rad], and how fast they were commanded to move."""
         self._instructions: tuple[str, ...] | None = None
-        if self.randomization.config.delay_steps and self.actions.kind == "absolute":
+        if self.randomization.delay_steps and self.actions.kind == "absolute":
             raise ValueError("--randomization.delay_steps is for actions that are deltas; leave it at 0 for this task")
-        self._late = self._kept(np.zeros((self.randomization.config.delay_steps, worlds, self.actions.width)))
+        self._late = self._kept(np.zeros((self.randomization.delay_steps, worlds, self.actions.width)))
         self._observe_state()
 
     def set_up(self, mask: Bool[Array, " worlds"], episodes: Episodes, rows: Int[Array, " worlds"]) -> None:
@@ -133,7 +133,7 @@ class Worlds:
 
     def _executed(self, actions: Array) -> Float[Array, "worlds width"]:
         """The executed actions: checked, clipped, with the episode's noise and delay."""
-        config = self.randomization.config
+        config = self.randomization
         wanted = self._checked(actions)
         if self.actions.kind == "absolute":
             if config.action_noise:
@@ -260,8 +260,8 @@ class Worlds:
             for (name, *_), hand in zip(self.profile.parts, state.hands, strict=True)
         }
         obs |= {"gripper": row(self._openings_m), "qpos": row(self.scene.joints_of(state.qpos)), **objects}
-        if self.randomization.config.obs_noise:
-            std = self.randomization.config.obs_noise
+        if self.randomization.obs_noise:
+            std = self.randomization.obs_noise
             obs = {
                 key: row(values + std * noise(self._seed, self._steps, 1 + place, values.shape[1]))
                 for place, (key, values) in enumerate(obs.items())

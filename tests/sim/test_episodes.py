@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from robopolicy.sim.episodes import EpisodePool, Instructions, Sentences, draw, turns
-from robopolicy.sim.randomization import Randomization, RandomizationConfig
+from robopolicy.sim.randomization import Randomization
 from robopolicy.sim.scene import build_scene
 from robopolicy.sim.tasks import make_task
 
@@ -12,7 +12,7 @@ TASK, SCENE = make_task("place"), build_scene(("cubes", "plates"))
 
 
 def drawn(seeds, sentences=None):
-    changes = Randomization(RandomizationConfig(friction=0.2))
+    changes = Randomization(friction=0.2)
     return draw(TASK, SCENE, seeds, sentences or Sentences(), changes).on(torch.device("cpu"))
 
 

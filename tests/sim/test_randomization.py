@@ -11,11 +11,11 @@ import torch
 from robopolicy.components import ConfigError
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
-from robopolicy.sim.randomization import Randomization, RandomizationConfig, noise
+from robopolicy.sim.randomization import Randomization, noise
 from robopolicy.sim.scene import Scene, build_scene
 from robopolicy.sim.worlds import PRIVILEGED
 
-EVERYTHING = RandomizationConfig(
+EVERYTHING = Randomization(
     joint_rad=0.05,
     turn_rad=0.5,
     color=0.1,
@@ -37,12 +37,12 @@ def scene() -> Scene:
 
 def make(**sizes: float) -> RobotVectorEnv:
     """Two worlds of `place`, randomized."""
-    return RobotVectorEnv("place", 2, randomization=RandomizationConfig(**sizes))
+    return RobotVectorEnv("place", 2, randomization=Randomization(**sizes))
 
 
 def test_a_change_depends_on_its_seed_alone(scene):
     """Guards against: an episode that depends on the one before, and can't be shown again."""
-    randomization = Randomization(EVERYTHING)
+    randomization = EVERYTHING
     one, other, again = (randomization.draw(scene, seed) for seed in (1, 2, 1))
     assert one.fields.keys() == set(randomization.fields) == other.fields.keys()
     for name, values in one.fields.items():
@@ -63,10 +63,10 @@ def test_nothing_is_changed_where_nothing_is_asked_for(scene):
 @pytest.mark.parametrize("setting", ["color", "light", "camera_m", "camera_rad", "friction", "mass"])
 def test_each_setting_changes_its_own_fields_within_its_bounds(scene, setting):
     """Guards against: a setting that moves another's fields, which then can't be switched off."""
-    alone = Randomization(RandomizationConfig(**{setting: 0.1}))
+    alone = Randomization(**{setting: 0.1})
     assert alone.fields
     change = alone.draw(scene, 3)
-    together = Randomization(RandomizationConfig(**{**vars(EVERYTHING), setting: 0.1})).draw(scene, 3)
+    together = Randomization(**{**vars(EVERYTHING), setting: 0.1}).draw(scene, 3)
     for name in alone.fields:
         values, original = change.fields[name], getattr(scene.model, name)
         np.testing.assert_array_equal(values, together.fields[name])
@@ -76,7 +76,7 @@ def test_each_setting_changes_its_own_fields_within_its_bounds(scene, setting):
 
 def test_what_follows_from_a_mass_is_what_mujoco_derives(scene):
     """Guards against: a contact as stiff as for the old mass, which would make a heavy cube sink into the table."""
-    change = Randomization(RandomizationConfig(mass=0.5)).draw(scene, 0)
+    change = Randomization(mass=0.5).draw(scene, 0)
     model = copy.copy(scene.model)
     model.body_mass[:], model.body_inertia[:] = change.fields["body_mass"], change.fields["body_inertia"]
     mujoco.mj_setConst(model, mujoco.MjData(model))
@@ -86,7 +86,7 @@ def test_what_follows_from_a_mass_is_what_mujoco_derives(scene):
 
 def test_turned_and_moved_starts_stay_on_the_table(scene):
     """Guards against: a cube turned about another axis, which would begin on its edge."""
-    change = Randomization(EVERYTHING).draw(scene, 4)
+    change = EVERYTHING.draw(scene, 4)
     qpos = change.start(scene, scene.home_qpos)
     poses = qpos[scene.object_slice].reshape(-1, 7)
     np.testing.assert_allclose(np.linalg.norm(poses[:, 3:], axis=1), 1.0)
@@ -183,4 +183,4 @@ def test_the_expert_copes_with_moderate_randomization():
 def test_impossible_sizes_are_refused(sizes, message):
     """Guards against: a cube without mass, which falls through everything."""
     with pytest.raises(ConfigError, match=message):
-        RandomizationConfig(**sizes)
+        Randomization(**sizes)

@@ -13,7 +13,7 @@ from gymnasium.wrappers.vector import DictInfoToList
 import robopolicy.sim
 from robopolicy import components
 from robopolicy.components import kinds
-from robopolicy.sim.randomization import RandomizationConfig
+from robopolicy.sim.randomization import Randomization
 from robopolicy.sim.single_env import RobotEnv
 
 assert robopolicy.sim
@@ -74,7 +74,7 @@ def test_render_gives_the_front_image():
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
 def test_a_copy_continues_as_the_original(copied):
     """Guards against: an environment that can't be sent to another process, or whose copy starts from another state."""
-    env = RobotEnv("place", randomization=RandomizationConfig(mass=0.5, delay_steps=2))
+    env = RobotEnv("place", randomization=Randomization(mass=0.5, delay_steps=2))
     env.reset(seed=3)
     rng = np.random.default_rng(0)
     for _ in range(5):
