@@ -54,7 +54,7 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
-RUNTIME = ("__init__.py", "types.py", "control/__init__.py", "control/runtime.py")
+RUNTIME = ("__init__.py", "action_spec.py", "types.py", "control/__init__.py", "control/runtime.py")
 """The files of the package that run an exported folder: they import NumPy and onnxruntime only."""
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.robot import RobotError
-from robopolicy.control.tracking import JointTracker
+from robopolicy.control.trajectories import JointTracker
 
 SLOWING = 0.001
 """Fraction by which playback slows down while commands arrive later than before; a larger one would jerk the arm."""

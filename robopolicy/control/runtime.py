@@ -1,6 +1,6 @@
 """Runs an exported policy with onnxruntime and NumPy alone: no torch on the robot computer.
 
-`robopolicy export` copies this file and the three it needs into the exported folder's `runtime/`.
+`robopolicy export` copies this file and the four it needs into the exported folder's `runtime/`.
 
 policy = load("exported/")
 state = policy.initial_state(1)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
-from robopolicy.types import ActionKind, ActionSpace, ActionSpec, DemoFormatError
+from robopolicy.action_spec import ActionKind, ActionSpace
+from robopolicy.types import ActionSpec, DemoFormatError
 
 GREATEST_DEPTH = 16
 """JSON nested deeper than this is refused."""
