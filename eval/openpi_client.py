@@ -22,7 +22,7 @@ from bench_table import bar, show
 
 from robopolicy.client import pack, unpack
 from robopolicy.control.execution.receding import RecedingOptions
-from robopolicy.control.serving.batching import ServedPolicy
+from robopolicy.types import Policy
 
 PEER = Path(__file__).parent / "openpi_peer.py"
 
@@ -71,7 +71,7 @@ class OpenpiActor:
 class InProcessBroker:
     """What openpi's broker makes of a policy, in process: each world asks for a chunk every `horizon` steps."""
 
-    def __init__(self, policy: ServedPolicy, horizon: int, keys: Sequence[str], worlds: int) -> None:
+    def __init__(self, policy: Policy, horizon: int, keys: Sequence[str], worlds: int) -> None:
         self._policy, self._horizon, self._keys = policy, horizon, keys
         self._states: list = [None] * worlds
         self._actions: list[list[np.ndarray]] = [[] for _ in range(worlds)]
