@@ -22,6 +22,8 @@ from robopolicy.control.profile import RobotProfile
 ASSUMED = {"velocity_rad_s": 1.0, "acceleration_rad_s2": 2.0, "jerk_rad_s3": 20.0}
 """Conservative limits [rad/s, rad/s2, rad/s3] of a joint for which the description states none."""
 SOFT_MARGIN_RAD = 0.1
+BESIDE_THE_BODIES = ("sensors", "actuators", "tendons", "equalities", "keys", "pairs", "excludes")
+"""Elements of an MJCF that say nothing about its links, and may name others that are deleted."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _mjcf_links(path: Path) -> Iterator[Link]:
     import mujoco
 
     spec = mujoco.MjSpec.from_file(str(path))
-    for kind in ("geoms", "meshes", "sensors", "actuators", "tendons", "equalities", "keys", "pairs", "excludes"):
+    for kind in ("geoms", "meshes", *BESIDE_THE_BODIES):
         for each in list(getattr(spec, kind, ())):
             spec.delete(each)  # only the joints matter; meshes need not lie beside the file
     for body in spec.bodies[1:]:
@@ -309,17 +311,21 @@ def _shapes(path: Path) -> Any:
     spec = mujoco.MjSpec.from_file(str(path))
     spec.compiler.fusestatic = False
     spec.compiler.discardvisual = False
-    folder = path.parent / spec.meshdir
-    there = {mesh.name for mesh in spec.meshes if not mesh.file or (folder / mesh.file).is_file()}
-    for geom in list(spec.geoms):
-        if geom.type == mujoco.mjtGeom.mjGEOM_MESH and geom.meshname not in there:
-            spec.delete(geom)
-    for kind in ("sensors", "actuators", "tendons", "equalities", "keys", "pairs", "excludes"):
+    there = {mesh.name for mesh in spec.meshes if (path.parent / spec.meshdir / mesh.file).is_file() or not mesh.file}
+    for body in spec.bodies:  # shapes to look at have large meshes, which take minutes to compile
+        solid = any(geom.contype | geom.conaffinity for geom in body.geoms)
+        for geom in list(body.geoms):
+            absent = geom.type == mujoco.mjtGeom.mjGEOM_MESH and geom.meshname not in there
+            geom.material = ""
+            if absent or (solid and not geom.contype | geom.conaffinity):
+                spec.delete(geom)
+    used = {geom.meshname for geom in spec.geoms}
+    for mesh in list(spec.meshes):
+        if mesh.name not in used:
+            spec.delete(mesh)
+    for kind in (*BESIDE_THE_BODIES, "sites", "materials", "textures"):
         for each in list(getattr(spec, kind, ())):
             spec.delete(each)
-    for mesh in list(spec.meshes):
-        if mesh.name not in there:
-            spec.delete(mesh)
     for body in spec.bodies[1:]:
         body.explicitinertial, body.mass, body.inertia = True, 1.0, [1.0, 1.0, 1.0]
     try:
