@@ -32,6 +32,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
+def one_line(error: object) -> str:
+    """An error's message with each run of white space, line breaks included, as one space."""
+    return " ".join(str(error).split())
+
+
 MAX_MESSAGE = 1200
 """Largest number of characters in an error's message; a longer one loses its middle."""
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from robopolicy.types import printable
+from robopolicy.types import one_line, printable
 
 VERBS = {
     "collect": ("robopolicy.cli.collect", "collect demonstrations of a simulator task with the scripted expert"),
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("ROBOPOLICY_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else _name_extra(verb, error)
-        return _refuse(f"{verb}: {' '.join(str(message).split())}")
+        return _refuse(f"{verb}: {one_line(message)}")
 
 
 def _with_plugins(arguments: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from robopolicy.experiment.reading import (
     read_yaml,
     split_overrides,
 )
+from robopolicy.types import one_line
 
 Option: TypeAlias = tuple[str, Any, Any, str]
 """Flag (or name of a positional argument), type, default and help of an option.
@@ -231,7 +232,7 @@ def imported(flag: str, source: str, argument: str) -> Callable[[Any], Any]:
 
 def plain_message(error: Exception) -> str:
     """A parser error in one line, in terms of the command line: what was found and what was expected."""
-    message = " ".join(str(error).split())
+    message = one_line(error)
     for pattern in _WRONG_TYPE:
         if found := pattern.fullmatch(message):
             expected = found["types"]

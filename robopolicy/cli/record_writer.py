@@ -15,7 +15,7 @@ import numpy as np
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.parts import begun
 from robopolicy.demos.writer import DemoWriter
-from robopolicy.types import ActionSpec, Demo
+from robopolicy.types import ActionSpec, Demo, one_line
 
 LENGTH = struct.Struct("<Q")
 
@@ -72,5 +72,5 @@ if __name__ == "__main__":
     try:
         write_record(sys.stdin.buffer, Path(sys.argv[1]))
     except Exception as error:
-        print(" ".join(str(error).split()) or type(error).__name__, flush=True)
+        print(one_line(error) or type(error).__name__, flush=True)
         raise SystemExit(1) from None

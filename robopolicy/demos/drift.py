@@ -5,7 +5,7 @@ each camera. A column drifts if it follows the order of the demos (Spearman's ra
 decide) and the last third of the demos differs from the first by more than demos of one third differ among themselves.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -46,18 +46,18 @@ def drift(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
     return float(first.mean()), float(last.mean())
 
 
-def column_drifts(first_rows: Mapping[str, Sequence[np.ndarray]], usual: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """A line for each column (of low-dimensional keys, by the demos' first rows) that drifts.
+def column_drifts(key: str, first_rows: np.ndarray, usual: np.ndarray) -> Iterator[str]:
+    """A line for each column of a low-dimensional key that drifts.
 
     Args:
-        first_rows: (columns,) of each demo, in their order.
+        key: its name.
+        first_rows: (demos, columns) the first reading of each demo, in their order.
         usual: (columns,) range of each column within the demos.
     """
-    for key, rows in first_rows.items():
-        for column, values in enumerate(np.stack(rows).T):
-            found = drift(values)
-            if found and abs(found[1] - found[0]) > LEAST_SHARE * usual[key][column]:
-                yield f"{key}[{column}] drifts at the first step, from {found[0]:.4g} to {found[1]:.4g} {THIRDS}"
+    for column, values in enumerate(first_rows.T):
+        found = drift(values)
+        if found and abs(found[1] - found[0]) > LEAST_SHARE * usual[column]:
+            yield f"{key}[{column}] drifts at the first step, from {found[0]:.4g} to {found[1]:.4g} {THIRDS}"
 
 
 def background(images: np.ndarray) -> np.ndarray:

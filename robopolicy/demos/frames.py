@@ -118,17 +118,17 @@ class DiskFrames:
         return batch
 
 
-@runtime_checkable
-class RowReader(Protocol):
+class RowReader:
     """Rows of one dataset, read into an array that is given."""
 
-    length: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    def __init__(self, dataset: h5py.Dataset, where: str) -> None:
+        self.length, self.shape, self.dtype = len(dataset), dataset.shape[1:], dataset.dtype.newbyteorder("=")
+        self._where = where
+        self._row_bytes = math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, rows: np.ndarray, into: np.ndarray) -> None:
         """Fill `into` (n, *shape) with these ascending rows."""
-        ...
+        raise NotImplementedError
 
 
 def torch_type(dtype: np.dtype) -> torch.dtype:
@@ -182,14 +182,12 @@ def row_reader(dataset: h5py.Dataset, file: Descriptor, where: str) -> RowReader
         return LibraryReader(dataset, where)
 
 
-class ContiguousReader:
+class ContiguousReader(RowReader):
     """Rows stored contiguously in the file, read without HDF5."""
 
     def __init__(self, dataset: h5py.Dataset, file: Descriptor, where: str) -> None:
-        self.length, self.shape, self.dtype = len(dataset), dataset.shape[1:], dataset.dtype
-        self._file, self._where = file, where
-        self._offset = dataset.id.get_offset()
-        self._row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        super().__init__(dataset, where)
+        self._file, self._offset = file, dataset.id.get_offset()
 
     def read(self, rows: np.ndarray, into: np.ndarray) -> None:
         """See `RowReader`."""
@@ -201,14 +199,13 @@ class ContiguousReader:
                 raise DemoFormatError(f"{self._where}: the file ends before row {rows[last - 1]}; it is cut short")
 
 
-class GzipReader:
+class GzipReader(RowReader):
     """Rows in chunks of whole rows, packed by gzip alone, read and unpacked without HDF5."""
 
     def __init__(self, dataset: h5py.Dataset, file: Descriptor, where: str) -> None:
-        self.length, self.shape, self.dtype = len(dataset), dataset.shape[1:], dataset.dtype
-        self._file, self._where = file, where
-        self._frames = cast(tuple[int, ...], dataset.chunks)[0]
-        self._chunk_bytes = self._frames * int(np.prod(self.shape)) * self.dtype.itemsize
+        super().__init__(dataset, where)
+        self._file, self._frames = file, cast(tuple[int, ...], dataset.chunks)[0]
+        self._chunk_bytes = self._frames * self._row_bytes
         self._chunks: dict[int, tuple[int, int, int]] = {}
         self._blank = np.full((self._frames, *self.shape), dataset.fillvalue, dtype=self.dtype)
 
@@ -243,12 +240,12 @@ class GzipReader:
         return np.frombuffer(raw, dtype=self.dtype).reshape(self._frames, *self.shape)
 
 
-class LibraryReader:
+class LibraryReader(RowReader):
     """Rows read through HDF5, which serves one thread at a time."""
 
     def __init__(self, dataset: h5py.Dataset, where: str) -> None:
-        self.length, self.shape, self.dtype = len(dataset), dataset.shape[1:], dataset.dtype.newbyteorder("=")
-        self._dataset, self._where = dataset, where
+        super().__init__(dataset, where)
+        self._dataset = dataset
 
     def read(self, rows: np.ndarray, into: np.ndarray) -> None:
         """See `RowReader`."""

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.types import DemoFormatError
+from robopolicy.types import DemoFormatError, one_line
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """First bytes of an HDF5 file (HDF5 file format specification, version 0 superblock)."""
@@ -44,7 +44,7 @@ def open_checked(path: str | Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except BROKEN as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "truncated" in reason:
             reason = f"cut short at {size} bytes; copy it again from its source"
         elif "lock" in reason:
@@ -74,7 +74,7 @@ def damage_named(where: str) -> Iterator[None]:
     except DemoFormatError:
         raise
     except BROKEN as error:
-        raise DemoFormatError(f"{where}: damaged ({' '.join(str(error).split())})") from error
+        raise DemoFormatError(f"{where}: damaged ({one_line(error)})") from error
 
 
 def group_in(parent: h5py.Group, key: str, where: str) -> h5py.Group:

@@ -5,7 +5,7 @@ All are notes, since each can be meant; with each comes the option of `robopolic
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -38,24 +38,13 @@ RANGE_RATIO = 3.0
 """A column leaves its usual range by more than this many times its key's usual range."""
 
 
-@dataclass
-class _Column:
-    """The readings of one low-dimensional key, for each demo that has it."""
-
-    demos: list[str]
-    first: list[np.ndarray]
-    """(columns,) the first reading."""
-    low: list[np.ndarray]
-    high: list[np.ndarray]
-    glitch: list[np.ndarray]
-    """(columns,) how far a single reading is at most outside the range of the two beside it."""
-
-
 class SetSigns:
     """Collects a few numbers and small images of each demo, and compares the demos when all are read."""
 
     def __init__(self) -> None:
-        self._keys: dict[str, _Column] = {}
+        self._keys: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+        """Low-dimensional key -> demo -> (4, columns): the first, the smallest and the largest reading, and how far a
+        single reading is at most outside the range of the two beside it."""
         self._still: dict[str, dict[str, list[tuple[int, int]]]] = defaultdict(dict)
         """Key -> demo -> stretches on which it repeats itself."""
         self._backgrounds: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -76,14 +65,11 @@ class SetSigns:
             self._still[key][demo.name] = runs(same)
 
     def _add_column(self, name: str, key: str, rows: np.ndarray) -> None:
-        known = self._keys.setdefault(key, _Column([], [], [], [], []))
-        if known.first and len(known.first[0]) != rows.shape[1]:
-            return
-        known.demos.append(name)
-        known.first.append(rows[0])
-        known.low.append(rows.min(0))
-        known.high.append(rows.max(0))
-        known.glitch.append(_single_readings(rows).max(axis=0, initial=0))
+        glitch = _single_readings(rows).max(axis=0, initial=0)
+        readings = np.stack([rows[0], rows.min(0), rows.max(0), glitch])
+        known = self._keys[key]
+        if all(readings.shape == other.shape for other in islice(known.values(), 1)):
+            known[name] = readings
 
     def findings(
         self, actions: Mapping[str, np.ndarray], spec: ActionSpec, instruction_of: Mapping[str, str | None]
@@ -96,7 +82,7 @@ class SetSigns:
         yield from _jerks(actions, spec)
         yield from self._frozen(actions, idle, rate_hz)
         for key, known in self._keys.items():
-            if len(known.demos) >= LEAST_DEMOS:
+            if len(known) >= LEAST_DEMOS:
                 yield from _readings(key, known)
         yield from self._drifts()
 
@@ -119,11 +105,11 @@ class SetSigns:
                 yield Finding("note", text, name, ("--drop-keys", key) if everywhere else ("--drop", name))
 
     def _drifts(self) -> Iterator[Finding]:
-        whole = {key: known for key, known in self._keys.items() if len(known.demos) >= LEAST_DEMOS}
-        usual = {key: _usual(known)[1] - _usual(known)[0] for key, known in whole.items()}
-        for key in whole:
-            for text in column_drifts({key: whole[key].first}, usual):
-                yield Finding("note", text, None, ("--drop-keys", key))
+        for key, known in self._keys.items():
+            if len(known) >= LEAST_DEMOS:
+                first, low, high, _ = np.stack(list(known.values()), axis=1)
+                for text in column_drifts(key, first, np.subtract(*_usual(low, high)[::-1])):
+                    yield Finding("note", text, None, ("--drop-keys", key))
         for camera, backgrounds in self._backgrounds.items():
             if len({shown.shape for shown in backgrounds}) == 1:
                 for text in camera_drifts(camera, backgrounds, self._steps[camera]):
@@ -179,30 +165,30 @@ def _jerks(actions: Mapping[str, np.ndarray], spec: ActionSpec) -> Iterator[Find
         yield Finding("note", text, name, ("--drop", name))
 
 
-def _readings(key: str, known: _Column) -> Iterator[Finding]:
+def _readings(key: str, known: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     """Single readings far off, and columns far out of their usual range."""
-    low, high = _usual(known)
+    _, lows, highs, glitch = np.stack(list(known.values()), axis=1)
+    low, high = _usual(lows, highs)
     # Of the key's widest column: one in which little happens in most demos, such as the tilt of a cube, has no usual range.
     usual = float((high - low).max())
     if not usual > 0:
         return
-    glitch = np.stack(known.glitch)
     limit = np.maximum(GLITCH * usual, GLITCH_RATIO * np.percentile(glitch, 90, axis=0))
-    beyond = np.maximum(np.stack(known.high) - high, low - np.stack(known.low)) > RANGE_RATIO * usual
-    for place, name in enumerate(known.demos):
+    beyond = np.maximum(highs - high, low - lows) > RANGE_RATIO * usual
+    for place, name in enumerate(known):
         if (off := np.flatnonzero(glitch[place] > limit)).size:
             text = f"{key}[{off[0]}]: a single reading is off by {glitch[place][off[0]]:.4g}"
             yield Finding("note", text, name, ("--drop", name))
         elif (out := np.flatnonzero(beyond[place])).size:
             column = out[0]
-            text = f"{key}[{column}] reaches from {known.low[place][column]:.4g} to {known.high[place][column]:.4g}"
+            text = f"{key}[{column}] reaches from {lows[place][column]:.4g} to {highs[place][column]:.4g}"
             text += f"; in most demos it stays within {low[column]:.4g} .. {high[column]:.4g}"
             yield Finding("note", text, name, ("--drop", name))
 
 
-def _usual(known: _Column) -> tuple[np.ndarray, np.ndarray]:
-    """(columns,) the usual range: within it stay nine demos of ten."""
-    return np.percentile(np.stack(known.low), 10, axis=0), np.percentile(np.stack(known.high), 90, axis=0)
+def _usual(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(columns,) the usual range, of the ranges (demos, columns): within it stay nine demos of ten."""
+    return np.percentile(lows, 10, axis=0), np.percentile(highs, 90, axis=0)
 
 
 def _single_readings(rows: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ import numpy as np
 from h5py import h5o  # type: ignore[attr-defined]
 
 from robopolicy.demos.guarded import BROKEN, attributes_of, open_checked, require_file
-from robopolicy.types import DemoFormatError
+from robopolicy.types import DemoFormatError, one_line
 
 SILENCE_S = 20.0
 """Time limit of the examination for one object of the file [s]."""
@@ -172,7 +172,7 @@ def fault(path: str, alive: Callable[[], object]) -> str | None:
     except DemoFormatError as error:
         return str(error) if str(error).startswith(Path(path).name) else f"{Path(path).name}: {error}"
     except Exception as error:  # whatever h5py makes of damaged bytes
-        return f"{Path(path).name}: damaged ({' '.join(str(error).split())[:300]})"
+        return f"{Path(path).name}: damaged ({one_line(error)[:300]})"
     return None
 
 

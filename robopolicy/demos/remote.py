@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from robopolicy.files import remove
-from robopolicy.types import DemoFormatError
+from robopolicy.types import DemoFormatError, one_line
 
 LOG = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     try:
         filesystem, root = fsspec.url_to_fs(url)
     except ValueError as error:
-        raise DemoFormatError(f"{url}: {' '.join(str(error).split())}") from error
+        raise DemoFormatError(f"{url}: {one_line(error)}") from error
     return filesystem, root.rstrip("/")
 
 
@@ -102,7 +102,7 @@ def listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
     except (FileNotFoundError, NotADirectoryError):
         files = {}
     except OSError as error:
-        raise DemoFormatError(f"{url}: can't be reached ({' '.join(str(error).split())})") from error
+        raise DemoFormatError(f"{url}: can't be reached ({one_line(error)})") from error
     if not files:
         raise DemoFormatError(f"{url}: no such file or folder, or it can't be reached")
     return files

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 from robopolicy.action_spec import ActionKind, ActionSpace
-from robopolicy.types import ActionSpec, DemoFormatError
+from robopolicy.types import ActionSpec, DemoFormatError, one_line
 
 GREATEST_DEPTH = 16
 """JSON nested deeper than this is refused."""
@@ -35,7 +35,7 @@ def json_object(text: Any, where: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("expected an object {...}")
     except (ValueError, RecursionError) as error:
-        raise DemoFormatError(f"{where}: not valid JSON of its kind ({' '.join(str(error).split())[:200]})") from None
+        raise DemoFormatError(f"{where}: not valid JSON of its kind ({one_line(error)[:200]})") from None
     return found
 
 
@@ -69,7 +69,7 @@ def action_spec_from(found: Mapping[str, Any], where: str) -> ActionSpec:
     try:
         return ActionSpec.from_dict({key: value for key, value in found.items() if value is not None})
     except (ValueError, TypeError, OverflowError) as error:
-        raise DemoFormatError(f"{where}: {' '.join(str(error).split())}") from None
+        raise DemoFormatError(f"{where}: {one_line(error)}") from None
 
 
 def is_number(value: Any) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, TypeAlias
 
-from robopolicy.components import ConfigError, component, component_of, expect, require
+from robopolicy.components import component, component_of, expect, require
 from robopolicy.control.execution import DEFAULT_KIND
 from robopolicy.model.encoders import default_text_of
 from robopolicy.model.memories import history_of, window_of
@@ -290,10 +290,7 @@ def _plain_loss(name: str, given: Any) -> Any:
 
 def default_options(section: str) -> Any:
     """The options of the section's default kind."""
-    kind = COMPONENT_SECTIONS[section]
-    if kind is None:
-        raise ConfigError(f"the section {section} has no default kind of its own")
-    return component(section, kind).options()
+    return component(section, str(COMPONENT_SECTIONS[section])).options()
 
 
 def plain_values(value: Any) -> Any:

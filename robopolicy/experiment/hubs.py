@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robopolicy.demos.remote import filesystem_of, listed
-from robopolicy.types import DemoFormatError
+from robopolicy.types import DemoFormatError, one_line
 
 HUGGING_FACE = "hf://"
 REPOSITORY = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?")
@@ -102,7 +102,7 @@ class HuggingFace:
             what = "needs a login that may write there (`hf auth login`)" if status in (401, 403) else "failed"
             raise HubError(f"{self.url}: the hub's answer was {status}; the request {what}") from error
         except Exception as error:
-            raise HubError(f"{self.url}: failed ({type(error).__name__}: {_line(error)})") from error
+            raise HubError(f"{self.url}: failed ({type(error).__name__}: {one_line(error)[:300]})") from error
 
 
 class Storage:
@@ -150,9 +150,5 @@ class Storage:
             yield
         except Exception as error:
             raise HubError(
-                _line(error) if isinstance(error, DemoFormatError) else f"{self.url}: {_line(error)}"
+                one_line(error)[:300] if isinstance(error, DemoFormatError) else f"{self.url}: {one_line(error)[:300]}"
             ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

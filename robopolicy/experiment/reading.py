@@ -27,6 +27,7 @@ from robopolicy.experiment.config import (
     plain_values,
 )
 from robopolicy.model.encoders import default_text_of
+from robopolicy.types import one_line
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -146,8 +147,12 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]
     return given, rest
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
     """The mapping in a YAML file.
+
+    Args:
+        path: the file.
+        aliases: whether it may hold YAML aliases; ten lines of them from a stranger are 10^10 values.
 
     Raises:
         ConfigError: the file is missing, not text, not YAML, or does not hold a mapping.
@@ -156,9 +161,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} config file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not aliases and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ConfigError(f"{path}: holds a YAML alias (*name), which robopolicy never writes; refused")
+        values = yaml.safe_load(text)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{path}: not YAML ({one_line(error)})") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply") from error
     if not isinstance(values, dict):

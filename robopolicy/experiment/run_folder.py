@@ -20,12 +20,12 @@ from robopolicy.control import runtime
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import COMPONENT_SECTIONS, ExperimentConfig
 from robopolicy.experiment.model_card import CARD, model_card
-from robopolicy.experiment.reading import config_from_dict, config_to_dict
+from robopolicy.experiment.reading import config_from_dict, config_to_dict, read_yaml
 from robopolicy.files import write_file
 from robopolicy.model.packed import Precision
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import Vocabulary
-from robopolicy.types import TOKENS_KEY, ActionSpec, ArraySpec, Policy
+from robopolicy.types import TOKENS_KEY, ActionSpec, ArraySpec, Policy, one_line
 
 if TYPE_CHECKING:
     from robopolicy.experiment.backbone import LivePolicy
@@ -100,11 +100,13 @@ def policy_of(description: Mapping[str, Any], config: ExperimentConfig, where: s
         facts = DemoFacts(
             action=ActionSpec.from_dict(description["action_spec"]),
             observation={key: ArraySpec(tuple(s["shape"]), s["dtype"]) for key, s in description["obs"].items()},
-            vocabulary=_vocabulary_from_dict(words) if words else None,
+            vocabulary=Vocabulary(tuple(words["words"]), words["length"], tuple(words["weights"]), words["longest"])
+            if words
+            else None,
             provenance=dict(description["provenance"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{where}: not as robopolicy writes it ({_line(error)})") from error
+        raise CheckpointError(f"{where}: not as robopolicy writes it ({one_line(error)})") from error
     return build_policy(config, facts)
 
 
@@ -219,7 +221,7 @@ def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
         policy.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:
         raise CheckpointError(
-            f"{folder / WEIGHTS}: doesn't fit {CONFIG} and {DESCRIPTION} beside it: {_line(error)}"
+            f"{folder / WEIGHTS}: doesn't fit {CONFIG} and {DESCRIPTION} beside it: {one_line(error)}"
         ) from error
     return policy, config
 
@@ -282,7 +284,7 @@ def _exported_token_encoder(folder: Path) -> tuple[dict[str, Any] | None, bool]:
         found = json.loads(path.read_text())
         return dict(found["token_encoder"]), bool(found["prompted"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not as robopolicy writes it ({_line(error)})") from error
+        raise CheckpointError(f"{path}: not as robopolicy writes it ({one_line(error)})") from error
 
 
 def _origins(config: ExperimentConfig, own_losses: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -297,29 +299,19 @@ def _origins(config: ExperimentConfig, own_losses: Iterable[str]) -> dict[str, d
 
 def _read_config(folder: Path, description: Mapping[str, Any]) -> ExperimentConfig:
     try:
-        text = (folder / CONFIG).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # ten lines of them are 10^10 values
-            raise CheckpointError(
-                f"{folder / CONFIG}: holds a YAML alias (*name), which robopolicy never writes; refused"
-            )
-        values = yaml.safe_load(text)
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: not YAML ({_line(error)})") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{folder / CONFIG}: holds a {type(values).__name__}; expected a mapping")
+        values = read_yaml(folder / CONFIG, aliases=False)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
     try:
         return config_from_dict(values, source=str(folder / CONFIG))
     except ConfigError as error:
         recorded = description.get("components")
         parts = [recorded.get(section) for section in COMPONENT_SECTIONS] if isinstance(recorded, Mapping) else ()
-        origins = {str(part.get("origin")) for part in parts if isinstance(part, Mapping)}
-        foreign = sorted(origins - {"robopolicy"})
-        hint = (
-            f"; the run used components of {', '.join(foreign)}: install it, or name its module as a plug-in"
-            if foreign
-            else ""
-        )
-        raise ConfigError(f"{error}{hint}") from None
+        foreign = sorted({str(part.get("origin")) for part in parts if isinstance(part, Mapping)} - {"robopolicy"})
+        if not foreign:
+            raise
+        hint = f"the run used components of {', '.join(foreign)}: install it, or name its module as a plug-in"
+        raise ConfigError(f"{error}; {hint}") from None
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -328,7 +320,7 @@ def _description(folder: Path) -> dict[str, Any]:
         description = json.loads((folder / DESCRIPTION).read_text())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION}: not valid JSON ({_line(error)}); the folder is damaged, train again"
+            f"{folder / DESCRIPTION}: not valid JSON ({one_line(error)}); the folder is damaged, train again"
         ) from error
     found = description.get("format") if isinstance(description, dict) else None
     if found != FORMAT:
@@ -347,11 +339,3 @@ def _require_file(folder: Path, name: str) -> None:
         raise CheckpointError(
             f"{folder}: no {name} in it. It has: {there}; give a folder that `robopolicy train` wrote"
         )
-
-
-def _vocabulary_from_dict(values: Mapping[str, Any]) -> Vocabulary:
-    return Vocabulary(tuple(values["words"]), values["length"], tuple(values["weights"]), values["longest"])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

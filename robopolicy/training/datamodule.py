@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import distributed
 
 from robopolicy import __version__
-from robopolicy.components import component_of
+from robopolicy.components import ConfigError, component_of
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.findings import gripper_openings, opening_ends
 from robopolicy.demos.formats import DemoReader, open_demos
@@ -20,7 +20,7 @@ from robopolicy.demos.provenance import WatchedFiles, fingerprint
 from robopolicy.demos.rows import DemoRows, load_rows, read_flags, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.experiment.building import DemoFacts, action_normalizer
-from robopolicy.experiment.config import ConfigError, ExperimentConfig
+from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.model.encoders import reads_tokens
 from robopolicy.model.memories import history_of, window_of
 from robopolicy.model.normalization import ActionNormalizer

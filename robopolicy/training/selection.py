@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from robopolicy.components import build
+from robopolicy.components import ConfigError, build
 from robopolicy.demos.actions import infer_action_spec
 from robopolicy.demos.findings import LEAST_STROKE
 from robopolicy.demos.formats import DemoReader
 from robopolicy.demos.rows import DemoRows, TokenPooling, row_types
-from robopolicy.experiment.config import ConfigError, DataConfig
+from robopolicy.experiment.config import DataConfig
 from robopolicy.model.encoders.precomputed import PrecomputedOptions
 from robopolicy.model.poolings.max import MaxOptions
 from robopolicy.model.poolings.mean import MeanOptions

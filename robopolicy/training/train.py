@@ -18,8 +18,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
+from robopolicy.components import ConfigError
 from robopolicy.experiment.building import build_policy
-from robopolicy.experiment.config import ConfigError, ExperimentConfig
+from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.reading import config_to_dict
 from robopolicy.experiment.run_folder import CONFIG, save_policy
 from robopolicy.files import write_file

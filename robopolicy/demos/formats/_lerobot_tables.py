@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from robopolicy.demos.schema import filled, json_object, text_of
-from robopolicy.types import DemoFormatError
+from robopolicy.types import DemoFormatError, one_line
 
 
 class Episodes:
@@ -145,7 +145,7 @@ def read_parquet(path: Path, columns: Iterable[str] | None = None, except_prefix
         if "footer" in str(error):
             reason = "cut off: no footer, which LeRobot writes when a recording is finalized; its rows can't be read"
             raise DemoFormatError(f"{path.name}: {reason}") from error
-        raise DemoFormatError(f"{path.name}: can't be read as parquet ({' '.join(str(error).split())})") from error
+        raise DemoFormatError(f"{path.name}: can't be read as parquet ({one_line(error)})") from error
 
 
 def column_values(table: Any, column: str, where: str) -> np.ndarray:
