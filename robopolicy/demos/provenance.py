@@ -3,10 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from robopolicy import __version__
+from robopolicy.demos.formats import open_demos
 from robopolicy.demos.schema import json_object
 from robopolicy.types import DemoFormatError
 
@@ -36,7 +40,10 @@ class WatchedFiles:
         self._known = {path: (_times(path), fingerprint(path)) for path in paths}
 
     def require_unchanged(self) -> None:
-        """Compare size, time and fingerprint of each with those at the start; one that is gone by now harms nobody.
+        """Compare size and times of each with those at the start; one that is gone by now harms nobody.
+
+        Where only the time of the last change of status differs, as after a copy with `cp -p` or a change of mode, the
+        fingerprint is compared, and every demo of an HDF5 file with its checksums.
 
         Raises:
             DemoFormatError: one was written to, or replaced: the run would be of two data sets, and its record of neither.
@@ -44,22 +51,28 @@ class WatchedFiles:
         for path, (times, content) in self._known.items():
             if not path.exists() or (now := _times(path)) == times:
                 continue
-            if [facts[:3] for facts in now] != [facts[:3] for facts in times] or fingerprint(path) != content:
+            same = [facts[:3] for facts in now] == [facts[:3] for facts in times] and fingerprint(path) == content
+            if not same or not _is_sound(path):
                 raise DemoFormatError(
                     f"{path.name}: the file was written to since training began; start again when it is complete"
                 )
+            self._known[path] = now, content
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether every demo of an HDF5 file can be read and matches its checksums; True for a folder or another file."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return True
+    with suppress(DemoFormatError), open_demos(path) as demos:
+        return all(demos.read(name) for name in demos.names)
+    return False
 
 
 def _times(path: Path) -> list[tuple[Any, ...]]:
     """Name, size, and the times of the last change of content and of status, of a file or of those in a folder."""
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    found = []
-    for file in files:
-        status = file.stat()
-        found.append(
-            (str(file.relative_to(path)), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        )
-    return found
+    states = [(str(file.relative_to(path)), file.stat()) for file in files]
+    return [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for name, state in states]
 
 
 EDITS = "edits"

@@ -2,9 +2,13 @@
 
 import os
 import shutil
+from dataclasses import replace
 
+import h5py
+import numpy as np
 import pytest
 
+from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.demos.provenance import WatchedFiles, fingerprint
 from robopolicy.types import DemoFormatError
 
@@ -58,3 +62,25 @@ def test_a_watched_file_that_holds_the_same_is_accepted(tmp_path):
     files.require_unchanged()
     shutil.copy2(tmp_path / "b.hdf5", path)
     files.require_unchanged()
+
+
+def test_a_change_in_the_middle_is_noticed_by_the_checksums(tmp_path, make_demo):
+    """Guards against: other data between the first and the last MiB, under the old size and time."""
+    path = tmp_path / "a.hdf5"
+    with DemoWriter(path) as writer:
+        for number in range(3):
+            demo = make_demo(number)
+            noise = np.random.default_rng(number).normal(size=(len(demo), 2**14))
+            writer.write(replace(demo, obs={**demo.obs, "noise": noise}))
+    files, was = WatchedFiles([path]), path.stat()
+    path.chmod(0o600)
+    files.require_unchanged()
+    with h5py.File(path) as file:
+        place = file["data/demo_1/obs/noise"].id.get_offset() + 2**19
+    assert 2**20 < place < was.st_size - 2**20
+    with path.open("r+b") as raw:
+        raw.seek(place)
+        raw.write(b"\0")
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    with pytest.raises(DemoFormatError, match=r"a.hdf5: the file was written to since training began"):
+        files.require_unchanged()
