@@ -60,18 +60,19 @@ def write_file(path: str | Path, content: str | bytes | memoryview) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that a killed process left in a folder of one's own, which nobody else writes into."""
-    for path in folder.glob(f".*-*{TEMPORARY}*"):
-        if stat.S_ISREG(path.lstat().st_mode):
-            path.unlink()
+    _remove_files(folder, f".*-*{TEMPORARY}*")
 
 
 def remove_unfinished_of(path: Path) -> None:
     """Remove the temporary files of `path` that a killed process left beside it; no other process may be writing `path`."""
-    for left in path.parent.glob(
-        f".{glob.escape(path.stem[:100])}-{'[0-9a-f]' * 16}{TEMPORARY}{glob.escape(path.suffix)}"
-    ):
-        if stat.S_ISREG(left.lstat().st_mode):
-            left.unlink()
+    stem, suffix = glob.escape(path.stem[:100]), glob.escape(path.suffix)
+    _remove_files(path.parent, f".{stem}-{'[0-9a-f]' * 16}{TEMPORARY}{suffix}")
+
+
+def _remove_files(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        if stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
 
 
 def require_regular(path: str | Path) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import Namespace
+
 from robopolicy.cli.outputs import check_file, check_folder
 from robopolicy.cli.parsing import REQUIRED, Option, parse, require, verb_parser
 from robopolicy.components import ConfigError
@@ -72,19 +74,7 @@ def convert(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{options.source}: no such file or folder")
     check_folder("convert", Path(options.target).parent)
     if Path(options.source).suffix in CHECKPOINT_ENDINGS:
-        from robopolicy.experiment.robovlms import CheckpointOptions, convert_checkpoint
-
-        for name, low in {"window": 1, "latent": 1, "image_size": 1}.items():
-            if options[name] is not None:
-                require(options, low, name)
-        for name in ("arm_limit", "rate_hz"):
-            if options[name] is not None and not options[name] > 0:
-                raise ConfigError(f"--{name.replace('_', '-')} is {options[name]}; expected more than 0")
-        fields = {name: options[name] for name in CheckpointOptions.__dataclass_fields__}
-        how = CheckpointOptions(**{**fields, "cameras": tuple(options.cameras)})
-        folder = convert_checkpoint(options.source, options.target, how)
-        print(f"policy    {folder}")
-        return 0
+        return _convert_checkpoint(options)
     from robopolicy.demos.formats import convert as convert_demos
 
     white = _key_values("--white", options.white)
@@ -96,6 +86,22 @@ def convert(arguments: Sequence[str]) -> int:
     for note in convert_demos(options.source, options.target, options.format, options=how, white=white):
         print(printable(f"note      {note}"))
     print(printable(f"written   {options.target}"))
+    return 0
+
+
+def _convert_checkpoint(options: Namespace) -> int:
+    from robopolicy.experiment.robovlms import CheckpointOptions, convert_checkpoint
+
+    for name, low in {"window": 1, "latent": 1, "image_size": 1}.items():
+        if options[name] is not None:
+            require(options, low, name)
+    for name in ("arm_limit", "rate_hz"):
+        if options[name] is not None and not options[name] > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} is {options[name]}; expected more than 0")
+    fields = {name: options[name] for name in CheckpointOptions.__dataclass_fields__}
+    how = CheckpointOptions(**{**fields, "cameras": tuple(options.cameras)})
+    folder = convert_checkpoint(options.source, options.target, how)
+    print(f"policy    {folder}")
     return 0
 
 

@@ -136,8 +136,23 @@ def action_findings(
         instruction_of: of each demo.
         openings: `gripper_openings` of the demos that hold any.
     """
-    instruction_of = instruction_of or {}
-    rows = np.concatenate(list(actions.values()))
+    yield from _gripper_values(np.concatenate(list(actions.values())), spec)
+    measured = [name for name in actions if openings and name in openings]
+    ends = opening_ends([actions[name] for name in measured], spec, [(openings or {})[name] for name in measured])
+    for (column, closed, opened), end in zip(spec.gripper_ends, ends, strict=True):
+        if end == "second":
+            text = (
+                f"the gripper (action {column}) opens at {opened:g} and closes at {closed:g}, by its measured opening; a "
+                "robot that executes it needs gripper_opens: second in its profile"
+            )
+            yield Finding("note", text)
+    for column in (*spec.gripper_columns, *spec.continuous_gripper):
+        yield from _still_gripper(column, actions, instruction_of or {})
+    yield from _arm_motion([spec.split(rows)[0] for rows in actions.values()], spec)
+
+
+def _gripper_values(rows: np.ndarray, spec: ActionSpec) -> Iterator[Finding]:
+    """Gripper columns (rows, width) whose values differ from what the action spec declares."""
     for column, pair in zip(spec.gripper_columns, spec.gripper_values, strict=True):
         values = np.unique(rows[:, column])
         if len(values) > 2:
@@ -150,36 +165,33 @@ def action_findings(
             inferred = tuple(pair) == (-1.0, 1.0) and len(values) == 2
             yield Finding("note" if inferred else "problem", text)
     for column, ends in zip(spec.continuous_gripper, spec.continuous_gripper_values, strict=True):
-        low, high = rows[:, column].min(), rows[:, column].max()
+        low, high, stroke = rows[:, column].min(), rows[:, column].max(), max(ends) - min(ends)
         text = (
             f"the continuous gripper (action {column}) holds {low:g} .. {high:g}; the action spec declares its ends as "
+            f"{_listed(ends)}; declare continuous_gripper_values"
         )
-        text += f"{_listed(ends)}; declare continuous_gripper_values"
-        slack = 1e-3 * (max(ends) - min(ends))
-        if low < min(ends) - slack or high > max(ends) + slack:
+        if low < min(ends) - 1e-3 * stroke or high > max(ends) + 1e-3 * stroke:
             yield Finding("note" if tuple(ends) == (-1.0, 1.0) else "problem", text)
-        elif high - low < LEAST_STROKE * (max(ends) - min(ends)):
+        elif high - low < LEAST_STROKE * stroke:
             yield Finding("note", text)
-    measured = [name for name in actions if openings and name in openings]
-    ends = opening_ends([actions[name] for name in measured], spec, [(openings or {})[name] for name in measured])
-    for (column, closed, opened), end in zip(spec.gripper_ends, ends, strict=True):
-        if end == "second":
-            text = (
-                f"the gripper (action {column}) opens at {opened:g} and closes at {closed:g}, by its measured opening; a "
-                "robot that executes it needs gripper_opens: second in its profile"
-            )
-            yield Finding("note", text)
-    for column in (*spec.gripper_columns, *spec.continuous_gripper):
-        still = [name for name, rows in actions.items() if np.ptp(rows[:, column]) == 0]
-        every = Counter(instruction_of.get(name) for name in actions)
-        unmoved = Counter(instruction_of.get(name) for name in still)
-        odd = [name for name in still if unmoved[instruction_of.get(name)] <= every[instruction_of.get(name)] / 2]
-        text = f"the gripper (action {column}) never moves; in most demos of the same instruction it does"
-        yield from (Finding("problem", text, name) for name in odd)
-        if len(still) > len(odd):
-            count = len(still) - len(odd)
-            yield Finding("note", f"the gripper (action {column}) never moves in {count} of {len(actions)} demos")
-    arms = [spec.split(rows)[0] for rows in actions.values()]
+
+
+def _still_gripper(
+    column: int, actions: Mapping[str, np.ndarray], instruction_of: Mapping[str, str | None]
+) -> Iterator[Finding]:
+    """Demos in which a gripper never moves: a problem where it moves in most demos of the same instruction."""
+    still = [name for name, rows in actions.items() if np.ptp(rows[:, column]) == 0]
+    every = Counter(instruction_of.get(name) for name in actions)
+    unmoved = Counter(instruction_of.get(name) for name in still)
+    odd = [name for name in still if unmoved[instruction_of.get(name)] <= every[instruction_of.get(name)] / 2]
+    text = f"the gripper (action {column}) never moves; in most demos of the same instruction it does"
+    yield from (Finding("problem", text, name) for name in odd)
+    if count := len(still) - len(odd):
+        yield Finding("note", f"the gripper (action {column}) never moves in {count} of {len(actions)} demos")
+
+
+def _arm_motion(arms: Sequence[np.ndarray], spec: ActionSpec) -> Iterator[Finding]:
+    """Arm columns (T, A) of each demo that leave [-1, 1], or that mostly repeat the action before."""
     low, high = min(rows.min(initial=0) for rows in arms), max(rows.max(initial=0) for rows in arms)
     if spec.kind != "absolute" and (low < -1 or high > 1):
         yield Finding("note", f"arm actions reach from {low:.4g} to {high:.4g}, beyond [-1, 1]")

@@ -26,7 +26,7 @@ from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, da
 from robopolicy.demos.images import as_image, image_form
 from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS, by_number
 from robopolicy.demos.probe import open_hdf5
-from robopolicy.demos.schema import action_spec_of_text, env_args_of, is_integer, json_object
+from robopolicy.demos.schema import action_spec_from, env_args_of, is_integer, json_object
 from robopolicy.demos.tokens import IDENTITY, TokenFile, mark_of, tokens_beside
 from robopolicy.demos.writer import DemoWriter
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
@@ -62,8 +62,9 @@ class DemoFile(DemoReader):
             self._data = group_in(self._file, "data", where)
             self.attributes = attributes_of(self._file, where) | attributes_of(self._data, where)
             self.attributes["env_args"] = env_args_of(self.attributes.get("env_args", "{}"), where)
-            spec = self.attributes.get("action_spec")
-            self.action_spec = None if spec is None else action_spec_of_text(spec, where)
+            if (spec := self.attributes.get("action_spec")) is not None:
+                described = f"{where}: action_spec"
+                self.action_spec = action_spec_from(json_object(spec, described), described)
             self.attributes["action_spec"] = self.action_spec
             self.action_facts = robosuite_action_facts(self.attributes["env_args"])
             if IDENTITY in self.attributes:

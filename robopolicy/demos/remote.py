@@ -8,8 +8,7 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,7 +42,8 @@ def local_path(path: str | Path) -> Path:
     version = hashlib.sha256(repr((url, facts)).encode()).hexdigest()[:16]
     target = _cache() / version / (PurePosixPath(root).name or "demos")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target.parent / ".lock"):
+    with (target.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes that make the same copy wait
         if target.exists():
             LOG.info("%s: copied before to %s", url, target)
         else:
@@ -109,14 +109,5 @@ def listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
 
 
 def _cache() -> Path:
-    if CACHE in os.environ:
-        return Path(os.environ[CACHE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robopolicy"
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait for other processes that make the same copy."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robopolicy"
+    return Path(os.environ.get(CACHE) or default)

@@ -90,15 +90,16 @@ def load_rows(
     demos = [_low_dim_demo(source.read(name, low_dim), tokens, _where(source, name)) for source, name in picked]
     lengths = np.array([len(demo.actions) for demo in demos], dtype=np.int64)
     instructions = tuple(sorted({demo.instruction for demo in demos if demo.instruction is not None}))
-    pooling = {TOKENS_KEY: pool_tokens} if pool_tokens is not None and TOKENS_KEY in large else {}
-    kept = {key: pooling[key](_no_row(row), None) if key in pooling else _no_row(row) for key, row in large.items()}
+    kept = {key: torch.empty((0, *shape), dtype=torch_type(dtype)) for key, (shape, dtype) in large.items()}
+    if pool_tokens is not None and TOKENS_KEY in kept:
+        kept[TOKENS_KEY] = pool_tokens(kept[TOKENS_KEY], None)
     frame_bytes = sum(rows.shape[1:].numel() * rows.element_size() for rows in kept.values())
     chosen = choose_placement(placement, int(lengths.sum()) * frame_bytes, torch.device(device))
     if chosen == "disk":
         frames = _open_large(picked, lengths, large, threads)
     else:
         room = _room(kept, int(lengths.sum()), device if chosen == "device" else "cpu")
-        frames = _load_large(picked, large, pooling, room, masked)
+        frames = _load_large(picked, large, room, pool_tokens, masked)
     for file in files:  # rows of two data sets would be mixed silently
         file.require_unchanged()
     return DemoRows(
@@ -120,8 +121,8 @@ def row_types(source: DemoReader, name: str) -> dict[str, Row]:
     Where the format's datasets are known, only their description is read, since one demo's images may be gigabytes.
     """
     if (datasets := source.datasets(name)) is not None:
-        found = {key.removeprefix("obs/"): data for key, data in datasets.items() if _is_seen(key)}
-        rows = {key: (data.shape[1:], data.dtype) for key, data in found.items()}
+        seen = [key for key in datasets if key.startswith("obs/") or key == TOKENS_KEY]
+        rows = {key.removeprefix("obs/"): (datasets[key].shape[1:], datasets[key].dtype) for key in seen}
         odd = [key for key, row in rows.items() if key != TOKENS_KEY and image_form(*row) is not None]
         read = source.read(name, odd).obs if odd else {}
         return rows | {key: (values.shape[1:], values.dtype) for key, values in read.items()}
@@ -133,15 +134,11 @@ def row_types(source: DemoReader, name: str) -> dict[str, Row]:
 def read_flags(sources: Sequence[tuple[DemoReader, Sequence[str]]], key: str) -> np.ndarray:
     """(rows,) bool, in the order of `load_rows`: where a key (1,) is above 0.5; False in a demo without the key."""
     flags = []
-    for source, name in ((source, name) for source, names in sources for name in names):
-        there = key in row_types(source, name)
-        demo = source.read(name, [key] if there else [])
-        flags.append(np.ravel(demo.obs[key]) > 0.5 if there else np.zeros(len(demo), bool))
+    for source, names in sources:
+        for name in names:
+            demo = source.read(name, [key] if key in row_types(source, name) else [])
+            flags.append(np.ravel(demo.obs[key]) > 0.5 if demo.obs else np.zeros(len(demo), bool))
     return np.concatenate(flags)
-
-
-def _is_seen(key: str) -> bool:
-    return key.startswith("obs/") or key == TOKENS_KEY
 
 
 def _large_row_types(first: tuple[DemoReader, str], keys: Sequence[str]) -> dict[str, Row]:
@@ -179,11 +176,6 @@ def _token_valid(demo: Demo, tokens: int, where: str) -> np.ndarray:
     return valid.astype(np.float32)
 
 
-def _no_row(row: Row) -> Tensor:
-    """An empty tensor (0, ...) with the shape and type of a key's rows."""
-    return torch.empty((0, *row[0]), dtype=torch_type(row[1]))
-
-
 def _room(kept: Mapping[str, Tensor], steps: int, device: torch.device | str) -> dict[str, Tensor]:
     """Memory for all rows of each key; pinned where a GPU will fetch from it."""
     pinned = torch.device(device).type == "cpu" and torch.cuda.is_available()
@@ -196,22 +188,24 @@ def _room(kept: Mapping[str, Tensor], steps: int, device: torch.device | str) ->
 def _load_large(
     picked: Picked,
     large: Mapping[str, Row],
-    pooling: Mapping[str, TokenPooling],
     loaded: Mapping[str, Tensor],
+    pool_tokens: TokenPooling | None,
     masked: bool,
 ) -> dict[str, Frames]:
-    """Each key in one tensor, filled demo by demo; tokens are pooled with their mask where they are `masked`."""
+    """Each key in one tensor, filled demo by demo; tokens are pooled, with their mask where they are `masked`."""
     row = 0
     for source, name in picked if large else ():
         where = _where(source, name)
         demo = source.read(name, [key for key in large if key != TOKENS_KEY])
         for key in large:
-            values = _values(demo, key, where)
+            values = demo.tokens if key == TOKENS_KEY else demo.obs[key]
+            if values is None:
+                raise DemoFormatError(f"{where}: no tokens; `robopolicy encode` makes them")
             _require_rows(values.shape, values.dtype, large[key], where, key)
             rows = torch.from_numpy(values)
-            if key in pooling:
+            if key == TOKENS_KEY and pool_tokens is not None:
                 valid = torch.from_numpy(_token_valid(demo, values.shape[1], where)).bool() if masked else None
-                rows = pooling[key](rows, valid)
+                rows = pool_tokens(rows, valid)
             loaded[key][row : row + len(demo)] = rows
         row += len(demo)
     return {key: MemoryFrames(values) for key, values in loaded.items()}
@@ -243,14 +237,6 @@ def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], t
                 descriptors[inside] = Descriptor(inside)
             readers[key].append(row_reader(datasets[path], descriptors[inside], f"{where}: {path}"))
     return {key: DiskFrames(found, threads, list(descriptors.values())) for key, found in readers.items()}
-
-
-def _values(demo: Demo, key: str, where: str) -> np.ndarray:
-    if key != TOKENS_KEY:
-        return demo.obs[key]
-    if demo.tokens is None:
-        raise DemoFormatError(f"{where}: no tokens; `robopolicy encode` makes them")
-    return demo.tokens
 
 
 def _require_rows(shape: tuple[int, ...], dtype: np.dtype, row: Row, where: str, key: str) -> None:

@@ -51,18 +51,12 @@ def env_args_of(text: Any, where: str) -> dict[str, Any]:
     return found
 
 
-def action_spec_of_text(text: Any, where: str) -> ActionSpec:
-    """The ActionSpec in an attribute.
+def action_spec_from(found: Mapping[str, Any], where: str) -> ActionSpec:
+    """The ActionSpec in a JSON object.
 
     Raises:
-        DemoFormatError: not a JSON object, an unknown field, a field of another type, or columns that do not fit.
+        DemoFormatError: an unknown field, a field of another type, or columns that do not fit.
     """
-    where = f"{where}: action_spec"
-    return action_spec_from(json_object(text, where), where)
-
-
-def action_spec_from(found: Mapping[str, Any], where: str) -> ActionSpec:
-    """As `action_spec_of_text`, of an object that is parsed already."""
     if unknown := sorted(set(found) - set(ACTION_SPEC)):
         raise DemoFormatError(f"{where}: unknown field {unknown[0]!r}; it has: {', '.join(ACTION_SPEC)}")
     _require_fields(found, ACTION_SPEC, where)
@@ -74,12 +68,7 @@ def action_spec_from(found: Mapping[str, Any], where: str) -> ActionSpec:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite float, or an int that fits 64 bits."""
-    return is_integer(value) or is_real(value)
-
-
-def is_real(value: Any) -> bool:
-    """Whether it is a finite float."""
-    return isinstance(value, float) and math.isfinite(value)
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def is_integer(value: Any) -> bool:
@@ -112,6 +101,10 @@ def _are_constants(value: Any) -> bool:
     return isinstance(value, dict) and all(
         key.isdecimal() and _is_column(int(key[:9])) and is_number(constant) for key, constant in value.items()
     )
+
+
+def _are_arms(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(list_of(_is_column), value.values()))
 
 
 def json_file(path: Path) -> dict[str, Any]:
@@ -191,7 +184,7 @@ ENV_KWARGS: dict[str, tuple[str, Check]] = {
 LEROBOT_INFO: dict[str, tuple[str, Check]] = {
     "codebase_version": ("text", _is_text),
     "fps": ("a number in (0, 1e6]", lambda value: is_number(value) and 0 < value <= 1e6),
-    "features": ("an object of objects", lambda value: _are_objects(value)),
+    "features": ("an object of objects", _are_objects),
     "data_path": ("text", _is_text),
     "video_path": ("text", _is_text),
     "robot_type": ("text", _is_text),
@@ -210,16 +203,12 @@ ACTION_SPEC: dict[str, tuple[str, Check]] = {
     "continuous_gripper": ("a list of columns", list_of(_is_column)),
     "continuous_gripper_values": ("a list of pairs of numbers", list_of(list_of(is_number, 2))),
     "base": ("a list of columns", list_of(_is_column)),
-    "arms": ("an object of columns by arm", lambda value: _are_arms(value)),
+    "arms": ("an object of columns by arm", _are_arms),
     "kind": (" or ".join(get_args(ActionKind)), lambda value: value in get_args(ActionKind)),
     "space": (" or ".join(get_args(ActionSpace)), lambda value: value in get_args(ActionSpace)),
     "units": ("a list of words", list_of(_is_text)),
     "rate_hz": ("a number in (0, 1e6]", lambda value: is_number(value) and 0 < value <= 1e6),
 }
-
-
-def _are_arms(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(list_of(_is_column), value.values()))
 
 
 def _require_fields(found: Mapping[str, Any], fields: Mapping[str, tuple[str, Check]], where: str) -> None:
@@ -232,8 +221,7 @@ def _require_fields(found: Mapping[str, Any], fields: Mapping[str, tuple[str, Ch
 def _require_plain(value: Any, depth: int) -> None:
     if depth > GREATEST_DEPTH:
         raise ValueError(f"nested more than {GREATEST_DEPTH} deep")
-    is_plain = isinstance(value, bool) or not isinstance(value, (int, float)) or is_number(value)
-    if not is_plain:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not is_number(value):
         raise ValueError("a number is not finite, or beyond 64 bits")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _require_plain(item, depth + 1)

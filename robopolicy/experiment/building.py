@@ -1,7 +1,7 @@
 """An experiment's config and what the demos hold -> an untrained policy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from robopolicy.components import build, values_of
@@ -62,10 +62,22 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
         memory=config.memory,
         action_head=config.action_head,
     )
-    spec = policy_spec(config, facts.action, facts.observation, text is not None, facts.provenance)
     part = head.action_head
-    longest = getattr(part, "max_prefix", spec.chunk) if part.uses_prefix else 0
-    spec = replace(spec, samples=part.samples, prefix=longest)
+    rate_hz, provenance = facts.action.rate_hz, facts.provenance
+    spec = PolicySpec(
+        observation={key: spec if spec.is_image else ArraySpec(spec.shape) for key, spec in facts.observation.items()},
+        action=facts.action,
+        chunk=config.action_head.chunk,
+        window=window_of(config.memory),
+        history=history_of(config.memory),
+        instruction=text is not None,
+        frame_stride=config.data.frame_stride,
+        control_dt=provenance.get("control_dt") or (1.0 / rate_hz if rate_hz else None),
+        samples=part.samples,
+        prefix=getattr(part, "max_prefix", config.action_head.chunk) if part.uses_prefix else 0,
+        execution=values_of(config.execution),
+        provenance={key: provenance[key] for key in PUBLIC_PROVENANCE if key in provenance},
+    )
     if spec.control_dt is not None:
         require_supported(spec, config.execution, spec.control_dt)
     policy = ChunkPolicy(spec, keys, actions, text, encoder, head)
@@ -79,26 +91,3 @@ def action_normalizer(
     """The map between action rows and action targets."""
     rotations = action_rotations(spec, scaling.rotation, scaling.rotations)
     return ActionNormalizer(spec, statistics, rotations, scaling.rotation, scaling.action == "common")
-
-
-def policy_spec(
-    config: ExperimentConfig,
-    action: ActionSpec,
-    observation: Mapping[str, ArraySpec],
-    instruction: bool,
-    provenance: Mapping[str, Any],
-) -> PolicySpec:
-    """Inputs, outputs and timing of a policy of this config."""
-    rate_hz = action.rate_hz
-    return PolicySpec(
-        observation={key: spec if spec.is_image else ArraySpec(spec.shape) for key, spec in observation.items()},
-        action=action,
-        chunk=config.action_head.chunk,
-        window=window_of(config.memory),
-        history=history_of(config.memory),
-        instruction=instruction,
-        frame_stride=config.data.frame_stride,
-        control_dt=provenance.get("control_dt") or (1.0 / rate_hz if rate_hz else None),
-        execution=values_of(config.execution),
-        provenance={key: provenance[key] for key in PUBLIC_PROVENANCE if key in provenance},
-    )

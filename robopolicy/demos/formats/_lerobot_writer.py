@@ -14,7 +14,7 @@ import numpy as np
 
 from robopolicy.demos.formats._lerobot_layout import LayoutV2, LayoutV3
 from robopolicy.demos.formats._video import encode_png
-from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, is_image, set_omissions
+from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, filter_keys_of, is_image, set_omissions
 from robopolicy.demos.formats.lerobot import SIDECAR, STATE, STEP_COLUMNS
 from robopolicy.types import Demo, DemoFormatError
 
@@ -62,25 +62,20 @@ class LeRobotWriter:
             "obs_columns": columns.obs_columns,
             "dtypes": columns.dtypes,
             "action_spec": spec.to_dict(),
-            "filter_keys": {
-                key: [n for n in members if n in set(names)] for key, members in source.filter_keys.items()
-            },
+            "filter_keys": filter_keys_of(source, names),
             "env_args": source.attributes.get("env_args") or {},
             "seeds": seeds,
             "edits": source.attributes.get("edits"),
         }
         (target / SIDECAR).write_text(json.dumps(own, indent=1))
         kept = ("edits", "env_args", "fps", "codebase_version", "robot_type")
-        return [*self._notes(columns, spec.rate_hz), *omissions.lines(), *set_omissions("LeRobot", source, kept)]
-
-    def _notes(self, columns: "_Columns", rate_hz: float | None) -> list[str]:
-        notes = []
+        notes = [*omissions.lines(), *set_omissions("LeRobot", source, kept)]
         if columns.images and self.images == "video":
             notes.append(
                 f"{', '.join(columns.images)}: stored as H.264 video, which is lossy; "
                 "the option images=png stores images without loss"
             )
-        if rate_hz is None:
+        if spec.rate_hz is None:
             notes.append(
                 f"the demos have no control rate, which LeRobot requires; fps is written as {DEFAULT_RATE_HZ:g}"
             )

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, is_image, set_omissions
+from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, filter_keys_of, is_image, set_omissions
 from robopolicy.demos.packing import write_rows
 from robopolicy.demos.whole_hdf5 import write_hdf5
 from robopolicy.files import write_file
@@ -63,9 +63,7 @@ def write_minari(source: DemoReader, target: Path, names: Sequence[str], dataset
     own = {
         "names": list(names),
         "action_spec": action_spec_of(source).to_dict(),
-        "filter_keys": {
-            key: [name for name in members if name in set(names)] for key, members in source.filter_keys.items()
-        },
+        "filter_keys": filter_keys_of(source, names),
         "absent": [field for field in ("rewards", "dones") if getattr(first, field) is None],
         **{key: source.attributes[key] for key in KEPT if source.attributes.get(key)},
     }

@@ -161,6 +161,12 @@ def set_omissions(format_name: str, source: DemoReader, kept: Iterable[str] = ()
     return [f"{format_name} has no place for the set's attributes {', '.join(left_out)}: left out"] if left_out else []
 
 
+def filter_keys_of(source: DemoReader, names: Iterable[str]) -> dict[str, list[str]]:
+    """The filter keys of `source`, each with those of its demos that are among `names`."""
+    kept = set(names)
+    return {key: [name for name in members if name in kept] for key, members in source.filter_keys.items()}
+
+
 def action_spec_of(reader: DemoReader, actions: Iterable[np.ndarray] | None = None) -> ActionSpec:
     """The declared action spec, or one inferred from all demos by the default rule and completed by `action_facts`.
 

@@ -139,11 +139,14 @@ class MinariReader(DemoReader):
                 raise DemoFormatError(
                     f"{where}: actions have shape {actions.shape}; expected (steps, width); discrete actions are not supported"
                 )
-            optional = {
-                key: _per_step(dataset_in(episode, key, where), len(actions), f"{where}: {key}")
-                for key in ("rewards", "terminations", "truncations")
-                if key in episode
-            }
+            optional = {}
+            for key in episode.keys() & {"rewards", "terminations", "truncations"}:
+                dataset = dataset_in(episode, key, where)
+                if dataset.shape != actions.shape[:1]:
+                    raise DemoFormatError(
+                        f"{where}: {key} has shape {dataset.shape}; expected one number for each of {len(actions)} actions"
+                    )
+                optional[key] = read_rows(dataset, f"{where}: {key}")
             found = _observations(episode, where)
             for key, dataset in found.items():
                 if len(dataset) != len(actions) + 1:
@@ -175,13 +178,6 @@ class MinariReader(DemoReader):
     def close(self) -> None:
         """Close the HDF5 file."""
         self._file.close()
-
-
-def _per_step(dataset: h5py.Dataset, steps: int, where: str) -> np.ndarray:
-    """One number for each step, (T,); booleans as int64."""
-    if dataset.shape != (steps,):
-        raise DemoFormatError(f"{where} has shape {dataset.shape}; expected one number for each of {steps} actions")
-    return read_rows(dataset, where)
 
 
 def _observations(episode: h5py.Group, where: str) -> dict[str, h5py.Dataset]:

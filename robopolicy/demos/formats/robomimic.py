@@ -7,7 +7,7 @@ import h5py
 
 from robopolicy.components import NoOptions, register
 from robopolicy.demos.actions import robosuite_action_facts
-from robopolicy.demos.formats.base import DemoReader, action_spec_of
+from robopolicy.demos.formats.base import DemoReader, action_spec_of, filter_keys_of
 from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
 from robopolicy.demos.packing import file_facts
@@ -53,7 +53,7 @@ class RobomimicFormat:
         spec = source.action_spec
         if spec is None and source.action_facts != robosuite_action_facts(env_args):
             spec = action_spec_of(source)
-        masks = {key: [name for name in members if name in set(names)] for key, members in source.filter_keys.items()}
+        masks = filter_keys_of(source, names)
         write_demo_file(target, file_facts(env_args, spec, attributes), map(source.read, names), masks)
         left_out = sorted(set(source.attributes) - set(plain) - set(DESCRIPTIONS))
         note = f"attributes of the whole set that are neither text nor number are left out: {', '.join(left_out)}"
