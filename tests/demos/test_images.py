@@ -104,7 +104,7 @@ def test_images_of_a_stated_scale_are_converted(tmp_path, values, white, expecte
     [
         ("front=100", "values 0 .. 255, expected 0 .. 100"),
         ("qpos=1", "rows of shape (7,) are not images"),
-        ("wrist=255", "no key 'wrist'; it has: "),
+        ("wrist=255", "no wrist among the observations; it has: "),
         ("front=0", "--white front=0: expected a number more than 0"),
         ("front", "--white: 'front' is not KEY=VALUE"),
     ],
