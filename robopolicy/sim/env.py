@@ -106,14 +106,16 @@ class RobotVectorEnv(Worlds, VectorEnv):
         known = ROBOTS[made.robot].cameras
         if unknown := [name for name in cameras if name not in known]:
             raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(known)}")
-        self._task_kind = task
         self.num_envs = num_envs
         self.cameras = cameras
         self.autoreset_mode = AutoresetMode(given.autoreset_mode)
         self.render_mode = given.render_mode
         scene = build_scene(made.parts, given.physics_dt, made.robot)
-        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["rgb_array"]}
-        self.metadata["render_fps"] = round(1 / scene.control_dt)
+        self.metadata = {
+            "autoreset_mode": self.autoreset_mode,
+            "render_modes": ["rgb_array"],
+            "render_fps": round(1 / scene.control_dt),
+        }
         worlds = make_physics(
             scene, num_envs, given.physics, given.device, given.num_threads, bool(cameras), changes.fields
         )
@@ -140,7 +142,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
             raise TypeError("only environments with physics 'batch' can be pickled or copied; this one has 'warp'")
         records = {name: value.copy() for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         state = {"physics": self.physics.snapshot(), "records": records, "sentences": self.sentences}
-        made = partial(RobotVectorEnv, self._task_kind, self.num_envs, **vars(self.options))
+        made = partial(RobotVectorEnv, self.task.name, self.num_envs, **vars(self.options))
         return made, (), state | {"_np_random": self._np_random}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

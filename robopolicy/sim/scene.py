@@ -165,9 +165,8 @@ class Scene:
     @cached_property
     def home_qpos(self) -> np.ndarray:
         """(nq,) the model's start: arms at home, grippers open, objects where the MJCF puts them."""
-        qpos = self.model.qpos0.copy()
+        qpos = self.with_grippers_open(self.model.qpos0, 1.0)
         qpos[list(self._joint_places)] = self.robot.profile.home_rad
-        qpos[list(self._finger_places)] = np.repeat(self.robot.profile.openings_m / 2, 2)
         return qpos
 
     def with_grippers_open(self, qpos: Float[np.ndarray, " nq"], share: float) -> Float[np.ndarray, " nq"]:

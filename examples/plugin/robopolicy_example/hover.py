@@ -25,7 +25,6 @@ class HoverOptions:
 class Hover(Reach):
     """Hold the fingertips over the named cube for 10 steps, within 2 cm; scene and start are those of `reach`."""
 
-    name = "hover"
     max_episode_steps = 80
     hold_steps = 10
     template = "hover over the {} cube"

@@ -14,4 +14,6 @@ def make_task(name: str, **options: Any) -> Task:
     Raises:
         ConfigError: there is no such task, or it has no such option; those that exist are listed.
     """
-    return build(options_from("task", name, options))
+    task = build(options_from("task", name, options))
+    task.name = name
+    return task

@@ -99,6 +99,7 @@ class Task:
     """
 
     name: str
+    """Its registered kind, set by `make_task`."""
     parts: tuple[str, ...]
     """The scene besides the robot: names of files in `sim/assets`, or MJCF texts."""
     robot: str = "panda"

@@ -49,7 +49,6 @@ class ChainOptions:
 class Chain(Task):
     """Solve `length` instructions in a row; the next one is given when the last is solved."""
 
-    name = "chain"
     parts = ("cubes", "plates")
 
     def __init__(self, options: ChainOptions = ChainOptions()) -> None:

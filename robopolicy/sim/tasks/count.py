@@ -45,7 +45,6 @@ class Count(LidTask):
     The lid appears after the same time whatever the number of blinks. A goal is (stage, number of blinks, steps to hold).
     """
 
-    name = "count"
     parts = ("lids",)
 
     def __init__(self, options: CountOptions = CountOptions()) -> None:

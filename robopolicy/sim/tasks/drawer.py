@@ -28,7 +28,6 @@ PULL_M = 0.04
 class Drawer(Task):
     """Pull the named drawer open by 10 cm; opening the other by 5 cm is a failure."""
 
-    name = "drawer"
     parts = ("drawers",)
     max_episode_steps = 150
     open_m = 0.1

@@ -64,7 +64,6 @@ class HandoverOptions:
 class Handover(Task):
     """The left hand alone holds the bar, 10 cm or more above the table, for 10 steps."""
 
-    name = "handover"
     robot = "viperx_pair"
     parts = (BAR,)
     max_episode_steps = 600

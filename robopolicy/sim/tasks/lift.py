@@ -14,7 +14,6 @@ from robopolicy.types import Array
 class Lift(Reach):
     """Raise the named cube of three by 5 cm and hold it for 10 steps; lifting another is a failure."""
 
-    name = "lift"
     needs_gripper = True
     max_episode_steps = 150
     hold_steps = 10

@@ -47,7 +47,6 @@ class Pillar(Task):
     Demonstrations pass the pillar on either side, and no observation says on which: their mean goes through the pillar.
     """
 
-    name = "pillar"
     needs_gripper = False
     parts = ("pillar",)
     max_episode_steps = 100

@@ -23,7 +23,6 @@ from robopolicy.types import Array
 class Place(Task):
     """Put the named cube on the named plate, within 3 cm of its centre, and let go."""
 
-    name = "place"
     parts = ("cubes", "plates")
     max_episode_steps = 250
     hold_steps = 3

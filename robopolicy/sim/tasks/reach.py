@@ -15,7 +15,6 @@ from robopolicy.types import Array
 class Reach(Task):
     """Touch the named cube of three; touching another is a failure."""
 
-    name = "reach"
     needs_gripper = False
     parts = ("cubes",)
     max_episode_steps = 100

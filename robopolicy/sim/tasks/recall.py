@@ -42,7 +42,6 @@ class Recall(LidTask):
     memory one in three episodes succeeds at best. Lids are numbered from right to left.
     """
 
-    name = "recall"
     parts = ("cubes", "lids")
 
     def __init__(self, options: RecallOptions = RecallOptions()) -> None:

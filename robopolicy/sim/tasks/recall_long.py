@@ -17,5 +17,3 @@ class LongRecallOptions(RecallOptions):
 @register("task", "recall_long", LongRecallOptions)
 class LongRecall(Recall):
     """`recall` with a wait that no window covers."""
-
-    name = "recall_long"

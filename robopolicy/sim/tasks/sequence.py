@@ -43,7 +43,6 @@ class Sequence(LidTask):
     A goal is (the lid to touch, the lid touched before, then the whole order). Lids are numbered from right to left.
     """
 
-    name = "sequence"
     parts = ("lids",)
 
     def __init__(self, options: SequenceOptions = SequenceOptions()) -> None:

@@ -16,7 +16,6 @@ from robopolicy.types import Array
 class Stack(Place):
     """Put the named cube on the named other cube, where it must stay when released."""
 
-    name = "stack"
     parts = ("cubes",)
     hold_steps = 5
     tolerance_m = 0.025

@@ -50,7 +50,6 @@ class Swap(Recall):
     lids are numbered by their first places, from right to left.
     """
 
-    name = "swap"
     parts = ("lids", CUBE_XML)
 
     def __init__(self, options: SwapOptions = SwapOptions()) -> None:
