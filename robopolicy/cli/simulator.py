@@ -115,13 +115,12 @@ def success_in_simulator(
         simulator: options of the worlds, as `simulator_options` gives them.
         execution: which action of which chunk is executed when; None: as the policy was trained.
     """
-    from robopolicy.rollout.actor import own_execution
     from robopolicy.sim.evaluation import evaluate
 
     def success_rate(policy: Any) -> float:
         seeds = range(SELECTION_SEED, SELECTION_SEED + episodes)
         with closing(open_worlds(policy, task, min(64, episodes), simulator)) as env:
-            return evaluate(policy, env, seeds, execution or own_execution(policy)).success_rate
+            return evaluate(policy, env, seeds, execution).success_rate
 
     return success_rate
 
@@ -129,12 +128,11 @@ def success_in_simulator(
 def film(policy: "Policy", task: str, episodes: int, simulator: Mapping[str, Any], folder: Path) -> None:
     """Write videos of the first episodes that `success_in_simulator` runs, named by seed and outcome."""
     from robopolicy.report.video import episode_images, write_video
-    from robopolicy.rollout.actor import own_execution
     from robopolicy.sim.evaluation import evaluate
 
     seeds, filmed = range(SELECTION_SEED, SELECTION_SEED + episodes), []
     with closing(open_worlds(policy, task, episodes, simulator, filming(policy))) as env:
-        evaluate(policy, env, seeds, own_execution(policy), record=True, sink=filmed)
+        evaluate(policy, env, seeds, record=True, sink=filmed)
     folder.mkdir(parents=True, exist_ok=True)
     for episode in filmed:
         name = f"{episode.seed}_{'success' if episode.success else 'failure'}.mp4"

@@ -38,7 +38,7 @@ class Runner:
         control_dt: float = 0.05,
         execution: ExecutionOptions | None = None,
     ) -> None:
-        execution = execution or own_execution(policy)
+        execution = execution or execution_from(policy.spec.execution)
         self.batch = (batch,) if isinstance(batch, int) else tuple(batch)
         stride, generator = policy.spec.frame_stride, noise_for(policy, execution)
         self.stream = PolicyStream(policy, batch=batch, frame_stride=stride, generator=generator)
@@ -173,8 +173,3 @@ class PolicyActor:
         self._instructions = list(instructions)
         action = self.runner.act(obs, tuple(instructions))
         return action, action
-
-
-def own_execution(policy: Policy) -> ExecutionOptions:
-    """The execution options that a policy was trained or exported with."""
-    return execution_from(policy.spec.execution)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robopolicy.control.execution import ExecutionOptions
+from robopolicy.control.execution import ExecutionOptions, execution_from
 from robopolicy.control.stream import noise_for
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.policy import ChunkPolicy
@@ -49,10 +49,11 @@ class DevicePolicyActor:
     Args:
         policy: On the device of the worlds.
         env: The worlds.
-        execution: Which action of which chunk is executed when.
+        execution: Which action of which chunk is executed when; None: as the policy was trained.
     """
 
-    def __init__(self, policy: ChunkPolicy, env: RobotVectorEnv, execution: ExecutionOptions) -> None:
+    def __init__(self, policy: ChunkPolicy, env: RobotVectorEnv, execution: ExecutionOptions | None = None) -> None:
+        execution = execution or execution_from(policy.spec.execution)
         self.policy, self._sentences = policy, env.sentences.texts
         self._execution = SteppedExecution(policy.spec, env.control_dt, execution, env.num_envs)
         self._generator = noise_for(policy, execution)

@@ -83,7 +83,7 @@ def evaluate(
     policy: Any,
     env: RobotVectorEnv,
     seeds: Sequence[int],
-    execution: ExecutionOptions,
+    execution: ExecutionOptions | None = None,
     *,
     provenance: Mapping[str, Any] | None = None,
     record: bool = False,
@@ -95,7 +95,7 @@ def evaluate(
         policy: what `robopolicy.load_policy` returns, or an exported policy.
         env: worlds of the task, autoreset disabled.
         seeds: one episode each.
-        execution: which action of which chunk is executed when.
+        execution: which action of which chunk is executed when; None: as the policy was trained.
         provenance: kept in the result.
         record: keep a demo of every episode, for videos.
         sink: where to append the episodes.
@@ -109,7 +109,7 @@ def evaluate_shard(
     policy: Any,
     env: RobotVectorEnv,
     seeds: Sequence[int],
-    execution: ExecutionOptions,
+    execution: ExecutionOptions | None,
     shard: Shard,
     *,
     provenance: Mapping[str, Any] | None = None,
@@ -143,7 +143,12 @@ def evaluate_shard(
 
 
 def _rolled_out(
-    policy: Any, env: RobotVectorEnv, seeds: Sequence[int], execution: ExecutionOptions, record: bool, timing: Timing
+    policy: Any,
+    env: RobotVectorEnv,
+    seeds: Sequence[int],
+    execution: ExecutionOptions | None,
+    record: bool,
+    timing: Timing,
 ) -> Iterator[Episode]:
     if not env.on_device:
         actor = PolicyActor(policy, env.num_envs, env.control_dt, execution)
