@@ -110,11 +110,9 @@ class TransformersEncoder(TokenEncoder):
         """See `TokenEncoder`. A prompt's token numbers are read by the backbone; learned word tokens are appended."""
         lead = obs[self.cameras[0]].shape[:-3]
         images = [obs[camera].reshape(-1, *obs[camera].shape[-3:]) for camera in self.cameras]
-        prompted = text is not None and not text.tokens.is_floating_point()
         prompt = None
-        if text is not None and prompted:
-            words = text.tokens[..., 0]
-            prompt = words.expand(*lead, words.shape[-1]).reshape(-1, words.shape[-1])
+        if text is not None and not text.tokens.is_floating_point():
+            prompt = text.tokens[..., 0].expand(*lead, -1).reshape(-1, text.tokens.shape[-2])
         tokens, valid = self.backbone(images, prompt)
         tokens = self.project(tokens).reshape(*lead, -1, self.token_width)
         valid = valid.reshape(*lead, -1)
@@ -122,7 +120,7 @@ class TransformersEncoder(TokenEncoder):
             proprio = self.proprio(torch.cat([obs[key] for key in self.keys], dim=-1))[..., None, :]
             tokens = torch.cat([tokens, proprio], dim=-2)
             valid = torch.cat([valid, torch.ones_like(valid[..., :1])], dim=-1)
-        if text is not None and not prompted:
+        if prompt is None:
             tokens, valid = append_text(tokens, text, valid)
         return Encoding(tokens, valid, predictions={})
 
