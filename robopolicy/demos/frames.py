@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import TypeAlias, cast
 
 import h5py
 import numpy as np
@@ -18,20 +18,6 @@ from torch import Tensor
 
 from robopolicy.demos.guarded import damage_named
 from robopolicy.types import DemoFormatError
-
-
-@runtime_checkable
-class Frames(Protocol):
-    """One key's rows of all demos, one after another."""
-
-    shape: tuple[int, ...]
-    """Shape of one row."""
-    dtype: torch.dtype
-    """Type of its values."""
-
-    def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
-        """(B, S, *shape): the rows asked for; each segment's rows ascend within one demo."""
-        ...
 
 
 class Recycler:
@@ -65,7 +51,7 @@ def _references(arrays: list[np.ndarray], place: int) -> int:
 
 
 class MemoryFrames:
-    """Rows in one tensor on the model's device, or in host memory."""
+    """Rows in one tensor on the model's device, or in host memory; `shape` and `dtype` are those of one row."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -73,7 +59,7 @@ class MemoryFrames:
         self._recycler = Recycler()
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
-        """See `Frames`; the result is where the rows are."""
+        """(B, S, *shape): the rows asked for, where the rows are."""
         wanted = rows.reshape(-1).to(self.values.device)
         if self.values.device.type != "cpu":
             return self.values.index_select(0, wanted).view(*rows.shape, *self.shape)
@@ -99,7 +85,7 @@ class DiskFrames:
         self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="demo-reader")
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
-        """See `Frames`; the result is in host memory."""
+        """(B, S, *shape): the rows asked for, in host memory; each segment's rows ascend within one demo."""
         for file in self._files:
             file.require_unchanged()
         wanted = rows.cpu().numpy()
@@ -116,6 +102,10 @@ class DiskFrames:
 
         list(self._pool.map(fill, shares))
         return batch
+
+
+Frames: TypeAlias = MemoryFrames | DiskFrames
+"""One key's rows of all demos, one after another."""
 
 
 class RowReader:

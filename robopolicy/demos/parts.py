@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import h5py
 
 from robopolicy.demos.checksums import seal_of
-from robopolicy.demos.guarded import attributes_of, damage_named, group_in, parts_folder
+from robopolicy.demos.guarded import attributes_of, damage_named, group_in, open_checked, parts_folder
 from robopolicy.demos.packing import CHECKSUMS, by_number, data_group, demo_number
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.whole_hdf5 import write_hdf5
@@ -154,7 +154,8 @@ class PartWriter:
         data = data_group(target, self._facts)
         for name, new_name in self._order().items():
             path, _ = self._groups[name]
-            with open_hdf5(path) as file, damage_named(f"{path.name}, {name}"):
+            # Not examined again: this writer wrote it, or examined it when it took it up.
+            with open_checked(path) as file, damage_named(f"{path.name}, {name}"):
                 file.copy(file[f"data/{name}"], data, new_name)
             yield
         self._add_rest(target)

@@ -202,10 +202,9 @@ def changed_options(family: str, values: Mapping[str, Any], changes: Mapping[str
     Raises:
         ConfigError: the kind is unknown, it has no option of one of these names, or a value has the wrong type.
     """
-    tree = merged({family: values}, {f"{family}.{name}": value for name, value in changes.items()})
-    kind = _kind(family, tree)
-    given = {name: value for name, value in tree[family].items() if name != "kind"}
-    return section_from(component(family, kind).options, given, family, f"{family} {kind!r}")
+    return _component_from(
+        family, merged({family: values}, {f"{family}.{name}": value for name, value in changes.items()})
+    )
 
 
 # -- one value -------------------------------------------------------------------------------------------------------------
@@ -285,10 +284,15 @@ def _config(values: Mapping[str, Any], import_plugins: bool) -> ExperimentConfig
         elif section in PLAIN_SECTIONS:
             found[section] = section_from(PLAIN_SECTIONS[section], given, section)
         else:
-            kind = _kind(section, values)
-            rest = {name: value for name, value in given.items() if name != "kind"}
-            found[section] = section_from(component(section, kind).options, rest, section, f"{section} {kind!r}")
+            found[section] = _component_from(section, values)
     return ExperimentConfig(**found)
+
+
+def _component_from(section: str, values: Mapping[str, Any]) -> Any:
+    """The options of the kind that a section of the tree chooses."""
+    kind = _kind(section, values)
+    given = {name: value for name, value in (values.get(section) or {}).items() if name != "kind"}
+    return section_from(component(section, kind).options, given, section, f"{section} {kind!r}")
 
 
 def section_from(options: type, given: Mapping[str, Any], prefix: str, owner: str | None = None) -> Any:

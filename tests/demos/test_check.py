@@ -129,3 +129,15 @@ def test_where_no_file_opens_no_page_is_written(tmp_path):
     assert run_check([tmp_path / "a.hdf5"], html=tmp_path / "page.html", console=console) == 2
     assert "page" not in console.export_text()
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_damaged_first_demo_does_not_hide_the_others(damaged):
+    """Guards against: a file refused as a whole because its first demo, whose keys are listed, is the damaged one."""
+    with h5py.File(damaged, "r+") as file:
+        del file["data/demo_3"], file["data/demo_4"]
+        file["data/demo_0"].attrs["num_samples"] = 99
+        file.copy("data/demo_1", file["data"], "demo_5")
+        file["data/demo_5/actions"][2, 3] = 0
+    report = check_file(damaged)
+    assert ("demo_0", "num_samples is 99") in {(each.demo, each.text[:17]) for each in report.problems}
+    assert report.good == ["demo_5"]
