@@ -36,7 +36,7 @@ from robopolicy.control.stream import PolicyStream, ServedStream, Stream
 from robopolicy.control.timing import request_realtime
 from robopolicy.sim.robot import ProcessOptions, SimRobot
 from robopolicy.sim.stepped import WorldOptions
-from robopolicy.types import ActionSpec, ArraySpec, Command, Observation
+from robopolicy.types import ActionSpec, ArraySpec, Command, Observation, Prediction
 
 CONTROL_DT = 0.05
 CHUNK = 8
@@ -71,29 +71,44 @@ def main() -> None:
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 
-class Circling:
-    """Steps a real 2x256 LSTM head, for its time, and answers with a circle in the horizontal plane."""
+class HeadStream:
+    """Steps a real 2x256 LSTM head, for its time; a subclass answers with a motion."""
 
     gripper_logit = None
 
-    def __init__(self) -> None:
+    def __init__(self, spec: ActionSpec, chunk: int) -> None:
         from robopolicy import PolicyHead
 
-        self.head = PolicyHead(64, SPEC, window=8, chunk=CHUNK, layers=2, hidden=256, widths=(256, 128)).eval()
+        self.chunk = chunk
+        self.head = PolicyHead(64, spec, window=8, chunk=chunk, layers=2, hidden=256, widths=(256, 128)).eval()
         self.reset()
 
     def __call__(self, observation: Observation | Mapping[str, Any], prefix: Any = None) -> np.ndarray:
-        """Actions (K, 7)."""
+        """Actions (K, width)."""
         with torch.inference_mode():
             _, self.state = self.head.step(torch.zeros(4, 64), self.state)
-        turns = 0.1 * (self.steps + np.arange(CHUNK))
         self.steps += 1
-        rest, down = np.zeros((CHUNK, 4)), -np.ones((CHUNK, 1))
-        return np.column_stack([0.3 * np.cos(turns), 0.3 * np.sin(turns), rest, down]).astype(np.float32)
+        return self.motion(self.steps - 1 + np.arange(self.chunk)).astype(np.float32)
+
+    def motion(self, steps: np.ndarray) -> np.ndarray:
+        """The actions (K, width) of control steps (K,)."""
+        raise NotImplementedError
 
     def reset(self) -> None:
-        """Start the circle."""
+        """Start the motion again."""
         self.state, self.steps = self.head.initial_state(()), 0
+
+
+class Circling(HeadStream):
+    """A circle in the horizontal plane."""
+
+    def __init__(self) -> None:
+        super().__init__(SPEC, CHUNK)
+
+    def motion(self, steps: np.ndarray) -> np.ndarray:
+        """See `HeadStream`."""
+        rest, down = np.zeros((CHUNK, 4)), -np.ones((CHUNK, 1))
+        return np.column_stack([0.3 * np.cos(0.1 * steps), 0.3 * np.sin(0.1 * steps), rest, down])
 
 
 @dataclass(frozen=True)
@@ -121,9 +136,9 @@ class ServedCircling:
         """A circle for each connection."""
         return Circles(tuple(Circling() for _ in range(batch)))
 
-    def act(self, observation: Mapping[str, Any], state: Circles) -> tuple[np.ndarray, Circles]:
+    def predict(self, observation: Mapping[str, Any], state: Circles) -> tuple[Prediction, Circles]:
         """Actions (batch, K, 7)."""
-        return np.stack([circle(observation) for circle in state.each]), state
+        return Prediction(np.stack([circle(observation) for circle in state.each])), state
 
 
 def trained(folder: str) -> tuple[Stream, ChunkExecutor, ActionSpec]:
@@ -140,10 +155,10 @@ def trained(folder: str) -> tuple[Stream, ChunkExecutor, ActionSpec]:
 
 
 class Watched(SimRobot):
-    """Remembers every command."""
+    """The simulated robot of a task, which keeps every command."""
 
-    def __init__(self, command_dt: float) -> None:
-        super().__init__(WorldOptions("lift", command_dt=command_dt), ProcessOptions(priority=True))
+    def __init__(self, task: str, command_dt: float, process: ProcessOptions) -> None:
+        super().__init__(WorldOptions(task, command_dt=command_dt), process)
         self.sent: list[tuple[float, ...]] = []
 
     def command(self, command: Command) -> None:
@@ -157,38 +172,47 @@ def on_time(seconds: float, command_dt: float, folder: str | None) -> tuple[list
     executor, stream, spec = ChunkExecutor(CHUNK, CONTROL_DT, action_spec=SPEC), None, SPEC
     if folder is not None:
         stream, executor, spec = trained(folder)
-    with closing(Watched(command_dt)) as robot:
+    with closing(Watched("lift", command_dt, ProcessOptions(priority=True))) as robot:
         inference = ThreadedInference(robot, stream or Circling(), priority=True)
         loop = ControlLoop(robot, inference, executor, spec, options=LoopOptions(priority=True))
-        statistics = loop.run(seconds)
-        commands = np.array(robot.sent)
-        worst = worst_shares(robot, commands[:, 0], commands[:, 1:])
+        loop.run(seconds)
+    rows, bars = checked(loop, robot)
+    deviation = loop.statistics.to_dict()["deviation_ms"]
+    return rows, [
+        bar("p99 deviation from the 20 Hz grid [ms]", deviation["p99"], 2.0, "lower"),
+        bar("control steps a second", loop.statistics.rate_hz, 19.99),
+        *bars,
+    ]
+
+
+def checked(loop: ControlLoop, robot: Watched) -> tuple[list[dict], list[dict]]:
+    """Rows of a run that has ended, and a bar for each limit: was it on time, and every command within it?"""
     if loop.stopped:
         raise SystemExit(f"the loop stopped: {loop.stopped}")
-    figures = statistics.to_dict()
+    figures, worst = loop.statistics.to_dict(), worst_shares(robot)
+    counts = {
+        "commands": figures["commands"],
+        "command ticks overrun": figures["overruns"],
+        "control steps missed": figures["missed_steps"],
+        "frames the policy missed": figures["missed_frames"],
+        **{f"limited: {kind}": count for kind, count in figures["limited"].items()},
+    }
+    shares = {f"largest {name}, share of its limit": share for name, share in worst.items()}
     rows = [
-        timing_row("step behind the 20 Hz grid", figures["deviation_ms"]),
-        timing_row(f"command behind the {1 / command_dt:.0f} Hz grid", figures["command_deviation_ms"]),
+        timing_row(f"step behind the {1 / robot.control_dt:.0f} Hz grid", figures["deviation_ms"]),
+        timing_row(f"command behind the {1 / robot.command_dt:.0f} Hz grid", figures["command_deviation_ms"]),
         timing_row("observation to chunk", figures["latency_ms"]),
-        {"measured": "commands", "count": figures["commands"]},
-        {"measured": "command ticks overrun", "count": figures["overruns"]},
-        {"measured": "control steps missed", "count": figures["missed_steps"]},
-        {"measured": "frames the policy missed", "count": figures["missed_frames"]},
-        *({"measured": f"limited: {kind}", "count": count} for kind, count in figures["limited"].items()),
-        *({"measured": f"largest {name}, share of its limit", "count": share} for name, share in worst.items()),
+        *({"measured": name, "count": count} for name, count in {**counts, **shares}.items()),
     ]
-    return rows, [
-        bar("p99 deviation from the 20 Hz grid [ms]", figures["deviation_ms"]["p99"], 2.0, "lower"),
-        bar("control steps a second", statistics.rate_hz, 19.99),
-        *(bar(f"largest {name}, share of its limit", share, 1.0 + 1e-6, "lower") for name, share in worst.items()),
-    ]
+    return rows, [bar(name, share, 1.0 + 1e-6, "lower") for name, share in shares.items()]
 
 
-def worst_shares(robot: SimRobot, stamps: np.ndarray, positions: np.ndarray) -> dict[str, float]:
-    """The largest divided differences over the commands' own stamps, and the tool's speed, as shares of the limits."""
-    profile, worst, rates = robot.profile, {}, positions
-    assert profile.arm is not None
-    assert profile.speed_m_s is not None
+def worst_shares(robot: Watched) -> dict[str, float]:
+    """The largest divided differences over the commands sent, and of each arm its tool's speed, as shares of the limits."""
+    commands, profile, worst = np.array(robot.sent), robot.profile, {}
+    # Stamps on the grid: one is rounded to 4e-12 s, which the jerk would show.
+    stamps = robot.command_dt * np.round((commands[:, 0] - commands[0, 0]) / robot.command_dt)
+    positions = rates = commands[:, 1:]
     middle = (np.asarray(profile.position_lower_rad) + profile.position_upper_rad) / 2
     worst["position"] = float((np.abs(positions - middle) / (profile.position_upper_rad - middle)).max())
     limits = {
@@ -199,10 +223,14 @@ def worst_shares(robot: SimRobot, stamps: np.ndarray, positions: np.ndarray) -> 
     for order, (name, limit) in enumerate(limits.items(), start=1):
         rates = np.diff(rates, axis=0) / ((stamps[order:] - stamps[:-order]) / order)[:, None]
         worst[name] = float((np.abs(rates) / limit).max())
-    tool = np.concatenate([pose_and_jacobian(profile.arm, part)[0] for part in np.array_split(positions, 100)])
-    speed = np.linalg.norm(np.diff(tool, axis=0), axis=1) / np.diff(stamps)
-    worst["tool speed"] = float(speed.max() / profile.speed_m_s)
-    worst["workspace (1 + metres outside)"] = 1.0 + max(float(outside_workspace(profile, tool).max()), 0.0)
+    for side, arm, joints, _ in profile.parts:
+        assert arm.arm is not None
+        parts = np.array_split(positions[:, joints], 100)
+        tool = np.concatenate([pose_and_jacobian(arm.arm, part)[0] for part in parts if len(part)])
+        speed = np.linalg.norm(np.diff(tool, axis=0), axis=1) / np.diff(stamps)
+        name = f"{side} " if side else ""
+        worst[f"{name}tool speed"] = float(speed.max() / (arm.speed_m_s or np.inf))
+        worst[f"{name}workspace (1 + metres outside)"] = 1.0 + max(float(outside_workspace(arm, tool).max()), 0.0)
     return worst
 
 
@@ -228,7 +256,7 @@ def timing_row(measured: str, figures: Mapping[str, float]) -> dict[str, Any]:
 
 def stops(fault: str, command_dt: float) -> tuple[list[dict], list[dict]]:
     """The policy's server is killed, frozen or cut off while the arm moves: how soon it rests, and how."""
-    with server() as (process, port), closing(Watched(command_dt)) as robot:
+    with server() as (process, port), closing(Watched("lift", command_dt, ProcessOptions(priority=True))) as robot:
         client = PolicyClient("127.0.0.1", port, timeout_s=5.0)
         inference = ThreadedInference(robot, ServedStream(client), priority=True)
         executor = ChunkExecutor(CHUNK, CONTROL_DT, action_spec=SPEC)
@@ -247,8 +275,7 @@ def stops(fault: str, command_dt: float) -> tuple[list[dict], list[dict]]:
         began_s = time.monotonic()
         statistics = loop.run(20.0, strike)
         noticed_ms = 1e3 * (robot.sent[-1][0] - statistics.stop_s[-1] - happened_s[0])
-        commands = np.array(robot.sent)
-        worst = worst_shares(robot, commands[:, 0], commands[:, 1:])
+        worst = worst_shares(robot)
     if not loop.stopped:
         raise SystemExit(f"{fault}: the loop did not stop")
     rows = [

@@ -184,8 +184,8 @@ def large(rows: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
         size = path.stat().st_size
         command = [sys.executable, "-c", LARGE, str(path), str(Path(folder) / "run")]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    told = next(line for line in output.splitlines() if line.startswith("peak"))
-    peak, wall_s = json.loads(told.removeprefix("peak"))
+    found = next(line for line in output.splitlines() if line.startswith("peak"))
+    peak, wall_s = json.loads(found.removeprefix("peak"))
     rows.append({"demos": f"{size / 1e9:.1f} GB of images", "loader": "ours, 30 training steps", "wall_s": wall_s})
     bars.append(bar("set of 50 GB: resident memory while training [GB]", peak / 1e9, 2.0, better="lower"))
 

@@ -11,7 +11,6 @@ cores, and their median wall time counts. Sizes are RoboVLMs'
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from bench_table import finish
 from head_measure import Report, best_ms, cold_ms, packed_rate
 from head_peers import CarriedStep, OnnxStep, WindowRerun, lstm_of
 from torch import Tensor, nn
@@ -53,17 +53,9 @@ def main() -> None:
             robomimic_size(report)
     if not options.action_heads:
         training_step(report)
-    report.show_bars()
+    finish(report.rows, report.bars, options.json)
     if not torch.cuda.is_available():
         print("\nno GPU here: everything above ran on the CPU, and the figures of bench_head_gpu.py are missing")
-    if options.json:
-        machine = {
-            "cpu": _cpu_name(),
-            "cores": _cores(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-        report.write(options.json, machine | {"load_average": os.getloadavg()[1]})
 
 
 def action_heads(report: Report) -> None:
@@ -294,7 +286,7 @@ def _step_as_ours(bf16: bool) -> Callable[[], None]:
     keep_freed_memory()  # as `train` does
     head, out = small_head()
     adam = torch.optim.AdamW([*head.memory.parameters(), *out.parameters()], lr=1e-4, fused=True)
-    return _step_of(lambda frames: out(head.remember(frames)), adam, bf16)
+    return _step_of(lambda frames: out(head.memory(frames)), adam, bf16)
 
 
 TRAINING_STEPS: dict[str, Callable[[], Callable[[], None]]] = {
@@ -360,12 +352,6 @@ def without_onednn(call: Callable[[], Any]) -> Callable[[], Any]:
 
 def _cores() -> int:
     return os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from bench_head import ACTION, tick_flops
+from bench_table import finish
 from head_measure import Report
 
 from robopolicy import PolicyHead
@@ -63,11 +64,7 @@ def main() -> int:
         for episodes in sizes.episodes:
             captured_tick(report, sizes, dtype, episodes)
     training_step(report, sizes)
-    report.show_bars()
-    if options.json:
-        gpu = torch.cuda.get_device_name() if options.device != "cpu" else None
-        machine = {"gpu": gpu, "torch": torch.__version__, "cuda": torch.version.cuda}
-        report.write(options.json, machine)
+    finish(report.rows, report.bars, options.json)
     return 0
 
 

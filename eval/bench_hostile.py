@@ -64,8 +64,8 @@ def compare(frames: int, strangers: int, turns: int) -> tuple[list[dict], list[d
             assert attacker.stdout is not None
             attacker.stdout.readline()  # the strangers hold their connections
             attacked += _driven(here, None, attacker)
-            told = json.loads(attacker.communicate()[0])
-            sent, refused = sent + told["sent"], refused + told["refused"]
+            counted = json.loads(attacker.communicate()[0])
+            sent, refused = sent + counted["sent"], refused + counted["refused"]
     rows = [
         row("a call of a keyed client at 20 Hz", "quiet", quiet) | {"calls": len(quiet)},
         row("a call of a keyed client at 20 Hz", f"beside {sent} hostile frames, {strangers} strangers", attacked)

@@ -1,4 +1,4 @@
-"""What the serving benchmarks print and write: rows, bars, and the machine."""
+"""What every benchmark prints and writes: rows, bars, and the machine."""
 
 import json
 import os
@@ -25,8 +25,9 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
+        "gpu": _gpu(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         **versions,
@@ -40,6 +41,11 @@ def show(rows: Sequence[Mapping[str, Any]], bars: Sequence[Mapping[str, Any]], o
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    finish(rows, bars, out)
+
+
+def finish(rows: Sequence[Mapping[str, Any]], bars: Sequence[Mapping[str, Any]], out: Path | None) -> None:
+    """As `show`, for rows that are printed already."""
     for goal in bars:
         sign = ">=" if goal["better"] == "higher" else "<="
         verdict = "passed" if goal["passed"] else "MISSED"
@@ -53,3 +59,17 @@ def show(rows: Sequence[Mapping[str, Any]], bars: Sequence[Mapping[str, Any]], o
 
 def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpu() -> str | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,15 +1,12 @@
 """What the benchmarks of the head share: a table with bars, the best CPU time of a call, the machine's matmul rate."""
 
-import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from bench_table import bar
 
 ROUNDS = 4
 
@@ -30,22 +27,7 @@ class Report:
 
     def bar(self, name: str, value: float, goal: float, better: str) -> None:
         """One goal."""
-        passed = value >= goal if better == "higher" else value <= goal
-        self.bars.append({"name": name, "value": value, "goal": goal, "better": better, "passed": passed})
-
-    def show_bars(self) -> None:
-        """Print the bars."""
-        print()
-        for bar in self.bars:
-            sign = ">=" if bar["better"] == "higher" else "<="
-            verdict = "passed" if bar["passed"] else "MISSED"
-            print(f"  {verdict}  {bar['name']:<66}{bar['value']:>8.2f}  goal {sign} {bar['goal']}")
-
-    def write(self, path: Path, machine: Mapping[str, Any]) -> None:
-        """The same as JSON, with the command that made it."""
-        command = shlex.join(["python", f"eval/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-        found = {"machine": machine, "command": command, "rows": self.rows, "bars": self.bars}
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        self.bars.append(bar(name, value, goal, better))
 
 
 def best_ms(calls: Mapping[str, Callable[[], Any]], seconds: float = 0.3, rounds: int = ROUNDS) -> dict[str, float]:

@@ -102,8 +102,8 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
         DemoFormatError: the files contradict each other, or their own rows.
         ConfigError: the config names columns that are not there, or a gripper without exactly two values.
     """
-    specs = {reader.path.name: reader.action_spec for reader in readers if reader.action_spec is not None}
-    spec = _agreed(specs) if specs else None
+    declared = {reader.path.name: reader.action_spec for reader in readers if reader.action_spec is not None}
+    spec = _agreed(declared) if declared else None
     if spec is None or data.arm is not None or data.gripper is not None:
         inferred = infer_action_spec([rows.actions])
         facts = {key: value for reader in readers for key, value in reader.action_facts.items()}
@@ -114,9 +114,9 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
         spec = replace(spec, continuous_gripper=tuple(sorted(grippers)), **facts)
     if spec.width != rows.actions.shape[1]:
         raise DemoFormatError(
-            f"{', '.join(specs) or 'the demos'}: actions have {rows.actions.shape[1]} columns but the action spec {spec.width}"
+            f"{', '.join(declared) or 'the demos'}: actions have {rows.actions.shape[1]} columns but the action spec {spec.width}"
         )
-    return _with_gripper_values(spec, rows.actions, ", ".join(specs) or "the demos")
+    return _with_gripper_values(spec, rows.actions, ", ".join(declared) or "the demos")
 
 
 def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> ActionSpec:
@@ -216,8 +216,8 @@ def _overridden(inferred: ActionSpec, actions: np.ndarray, data: DataConfig) -> 
     return ActionSpec(arm=arm, gripper=list(gripper), constant=constant, gripper_values=pairs)
 
 
-def _agreed(specs: dict[str, ActionSpec]) -> ActionSpec:
-    (first, spec), *others = specs.items()
+def _agreed(declared: dict[str, ActionSpec]) -> ActionSpec:
+    (first, spec), *others = declared.items()
     for name, other in others:
         if other != spec:
             raise DemoFormatError(

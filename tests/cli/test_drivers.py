@@ -66,11 +66,11 @@ def driven(arguments: list[str], robot: FakeRobot, tmp_path: Path) -> dict:
     figures, home = tmp_path / "run.json", robot.qpos().copy()
     assert run([*arguments, "--robot", f"{__name__}:linked", *QUIET, "--json", str(figures)]) == 0
     assert abs(robot.qpos() - home).max() > 1e-3
-    told = json.loads(figures.read_text())
-    assert told["stops"] == []
-    assert told["steps"] >= 10
-    assert told["missed_steps"] == told["idle"] == 0
-    return told
+    results = json.loads(figures.read_text())
+    assert results["stops"] == []
+    assert results["steps"] >= 10
+    assert results["missed_steps"] == results["idle"] == 0
+    return results
 
 
 def test_a_run_folder_drives_an_arm_over_the_network(arm, tmp_path):

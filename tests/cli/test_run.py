@@ -88,9 +88,9 @@ def test_a_demo_is_replayed_recorded_and_summed_up(tiny_demos, tmp_path, capsys)
         demo = file.read(file.names[0])
     assert 12 <= len(demo) <= 12 + 12
     assert demo.actions.shape[1] == 7
-    told = json.loads(figures.read_text())
-    assert told["steps"] >= len(demo)
-    assert told["stops"] == []
+    results = json.loads(figures.read_text())
+    assert results["steps"] >= len(demo)
+    assert results["stops"] == []
     assert "success   no" in capsys.readouterr().out
 
 
@@ -111,11 +111,11 @@ def test_one_command_per_control_step_moves_the_robot(tiny_demos, tmp_path):
     arguments = ["--replay", str(tiny_demos), "--robot", "sim", "--task", "reach", "--realtime", "false"]
     options = ["--command-hz", "20", "--deadline", "20.0", "--record", str(record), "--json", str(figures)]
     assert run([*arguments, *options]) == 0
-    told = json.loads(figures.read_text())
-    assert told["idle"] == 0
-    assert told["acted"] >= 12
+    results = json.loads(figures.read_text())
+    assert results["idle"] == 0
+    assert results["acted"] >= 12
     with DemoFile(record) as file:
-        assert len(file.read(file.names[0])) == told["acted"]
+        assert len(file.read(file.names[0])) == results["acted"]
 
 
 def test_a_run_that_acts_on_nothing_fails_and_announces_no_record(tiny_demos, tmp_path, capsys, monkeypatch):
@@ -147,8 +147,8 @@ def test_on_a_simulated_clock_a_run_repeats_exactly_however_slow_the_machine(tin
         monkeypatch.setattr(RecordedStream, "__call__", slow)
         figures = tmp_path / "run.json"
         assert run([*arguments, "--command-hz", "200", "--json", str(figures)]) == 0
-        told = json.loads(figures.read_text())
-        assert told["overruns"] == told["missed_frames"] == 0
+        results = json.loads(figures.read_text())
+        assert results["overruns"] == results["missed_frames"] == 0
         monkeypatch.setattr(RecordedStream, "__call__", think)
     first, second = np.array(rows[: len(rows) // 2]), np.array(rows[len(rows) // 2 :])
     assert len(first) >= 12
