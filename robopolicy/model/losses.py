@@ -35,7 +35,15 @@ def action_loss(
     Returns:
         loss, loss_arm, loss_gripper, gripper_accuracy: scalars; those without a valid entry are 0.
     """
-    arm_target, label, valid = split_target(chunk, target, action_valid)
+    arm_width, gripper_width = chunk.arm.shape[-1], chunk.gripper_logit.shape[-1]
+    expected = (*chunk.arm.shape[:-1], arm_width + gripper_width)
+    if target.shape != expected:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; expected {expected}, the chunk's with {arm_width} arm and "
+            f"{gripper_width} gripper columns"
+        )
+    mask = expand_mask(action_valid, chunk.arm)[..., 0]
+    arm_target, label, valid = split_labels(target, mask, arm_width, gripper_width)
     arm = torch.where(valid, chunk.arm.float(), 0.0)
     huber = functional.huber_loss(arm, arm_target, reduction="none", delta=huber_delta)
     loss_arm = masked_mean(weigh_columns(huber, arm_weights), valid)
@@ -46,19 +54,6 @@ def action_loss(
         "loss_gripper": loss_gripper,
         "gripper_accuracy": accuracy,
     }
-
-
-def split_target(chunk: Chunk, target: Tensor, action_valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Arm target, gripper label, both 0 where invalid, and the mask (*B, W, K, 1) that says where."""
-    arm_width, gripper_width = chunk.arm.shape[-1], chunk.gripper_logit.shape[-1]
-    if target.shape != (*chunk.arm.shape[:-1], arm_width + gripper_width):
-        raise ValueError(
-            f"target has shape {tuple(target.shape)}; expected {(*chunk.arm.shape[:-1], arm_width + gripper_width)}, "
-            f"the chunk's with {arm_width} arm and {gripper_width} gripper columns"
-        )
-    valid = expand_mask(action_valid, chunk.arm)
-    safe = torch.where(valid, target.float(), 0.0)
-    return safe[..., :arm_width], safe[..., arm_width:], valid
 
 
 def split_labels(

@@ -103,6 +103,7 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
         ConfigError: the config names columns that are not there, or a gripper without exactly two values.
     """
     declared = {reader.path.name: reader.action_spec for reader in readers if reader.action_spec is not None}
+    where = ", ".join(declared) or "the demos"
     spec = _agreed(declared) if declared else None
     if spec is None or data.arm is not None or data.gripper is not None:
         inferred = infer_action_spec([rows.actions])
@@ -113,58 +114,64 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
         grippers = set(facts.pop("continuous_gripper", ())) & set(spec.arm_columns)
         spec = replace(spec, continuous_gripper=tuple(sorted(grippers)), **facts)
     if spec.width != rows.actions.shape[1]:
-        raise DemoFormatError(
-            f"{', '.join(declared) or 'the demos'}: actions have {rows.actions.shape[1]} columns but the action spec {spec.width}"
-        )
-    return _with_gripper_values(spec, rows.actions, ", ".join(declared) or "the demos")
+        raise DemoFormatError(f"{where}: actions have {rows.actions.shape[1]} columns but the action spec {spec.width}")
+    binary = [
+        _values(rows.actions[:, column], column, pair, where)
+        for column, pair in zip(spec.gripper_columns, spec.gripper_values, strict=True)
+    ]
+    continuous = [
+        _ends(rows.actions[:, column], column, ends, where)
+        for column, ends in zip(spec.continuous_gripper, spec.continuous_gripper_values, strict=True)
+    ]
+    return replace(spec, gripper_values=tuple(binary), continuous_gripper_values=tuple(continuous))
 
 
-def _with_gripper_values(spec: ActionSpec, actions: np.ndarray, where: str) -> ActionSpec:
-    """The spec with the values, or ends, that the grippers really have, where it has the default pair.
+def _values(actions: np.ndarray, column: int, declared: tuple[float, float], where: str) -> tuple[float, float]:
+    """The two values of a binary gripper: those declared, or, where that is the default pair, those of its actions (rows,).
 
     Raises:
-        DemoFormatError: more than two values of a binary gripper, or others than a pair that was declared.
+        DemoFormatError: it has more than two values, or others than declared.
     """
-    pairs = []
-    for column, pair in zip(spec.gripper_columns, spec.gripper_values, strict=True):
-        values = tuple(np.unique(actions[:, column]).tolist())
-        if len(values) > 2:
-            raise DemoFormatError(
-                f"{where}: action {column} is declared a binary gripper and has {len(values)} values; declare it an arm "
-                "column and continuous_gripper"
-            )
-        if not set(values) <= set(pair):
-            named = " and ".join(f"{value:g}" for value in values)
-            if pair != (-1.0, 1.0) or len(values) < 2:
-                raise DemoFormatError(
-                    f"{where}: the gripper (action {column}) holds {named}; gripper_values say {pair[0]:g} and {pair[1]:g}"
-                )
-            LOG.info(
-                "gripper   action %d holds %s, of which the second is label 1; the profile says which opens",
-                column,
-                named,
-            )
-            pair = values
-        pairs.append(pair)
-    strokes = []
-    for column, ends in zip(spec.continuous_gripper, spec.continuous_gripper_values, strict=True):
-        low, high = actions[:, column].min(), actions[:, column].max()
-        declared = ends != (-1.0, 1.0)
-        slack = (OVERSHOOT if declared else 1e-3) * (max(ends) - min(ends))
-        if low < min(ends) - slack or high > max(ends) + slack:
-            if declared:
-                raise DemoFormatError(
-                    f"{where}: the continuous gripper (action {column}) holds {low:g} .. {high:g}; "
-                    f"continuous_gripper_values say {ends[0]:g} and {ends[1]:g}"
-                )
-            inferred = True
-        else:  # from 0 on, or over a small part of -1 .. 1: an opening, in metres or as a share
-            inferred = not declared and high > low and (low >= 0 or high - low < LEAST_STROKE * 2)
-        if inferred:
-            LOG.info("gripper   action %d holds %g .. %g; the first end is taken to be %g", column, low, high, high)
-            ends = (float(high), float(low))
-        strokes.append(ends)
-    return replace(spec, gripper_values=tuple(pairs), continuous_gripper_values=tuple(strokes))
+    values = np.unique(actions).tolist()
+    if len(values) > 2:
+        raise DemoFormatError(
+            f"{where}: action {column} is declared a binary gripper and has {len(values)} values; declare it an arm "
+            "column and continuous_gripper"
+        )
+    if set(values) <= set(declared):
+        return declared
+    named = " and ".join(f"{value:g}" for value in values)
+    if declared != (-1.0, 1.0) or len(values) < 2:
+        raise DemoFormatError(
+            f"{where}: the gripper (action {column}) holds {named}; gripper_values say {declared[0]:g} and {declared[1]:g}"
+        )
+    LOG.info(
+        "gripper   action %d holds %s, of which the second is label 1; the profile says which opens", column, named
+    )
+    return values[0], values[1]
+
+
+def _ends(actions: np.ndarray, column: int, ends: tuple[float, float], where: str) -> tuple[float, float]:
+    """The ends of a continuous gripper: those declared, or, where they are the default, those that its actions (rows,) suggest.
+
+    Raises:
+        DemoFormatError: it goes far beyond the declared ends.
+    """
+    low, high = float(actions.min()), float(actions.max())
+    declared = ends != (-1.0, 1.0)
+    slack = (OVERSHOOT if declared else 1e-3) * (max(ends) - min(ends))
+    beyond = low < min(ends) - slack or high > max(ends) + slack
+    if declared and beyond:
+        raise DemoFormatError(
+            f"{where}: the continuous gripper (action {column}) holds {low:g} .. {high:g}; continuous_gripper_values say "
+            f"{ends[0]:g} and {ends[1]:g}"
+        )
+    # From 0 on, or over a small part of -1 .. 1: an opening, in metres or as a share.
+    opening = high > low and (low >= 0 or high - low < LEAST_STROKE * 2)
+    if declared or not (beyond or opening):
+        return ends
+    LOG.info("gripper   action %d holds %g .. %g; the first end is taken to be %g", column, low, high, high)
+    return high, low
 
 
 def pooling_ahead(encoder: Any, pooling: Any) -> TokenPooling | None:

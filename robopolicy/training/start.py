@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
 
 from robopolicy.components import ConfigError
 from robopolicy.experiment.run_folder import read_policy, read_provenance
@@ -94,15 +93,10 @@ def take_over(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:
             if name in own:
                 own[name].copy_(value)
     for part in start.freeze:
-        for module in _modules(policy, part):
+        if (module := getattr(policy if part in ("encoder", "text") else policy.head, part)) is not None:
             module.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise ConfigError(f"--freeze {' '.join(start.freeze)} leaves nothing to train; name fewer parts")
-
-
-def _modules(policy: ChunkPolicy, part: str) -> list[nn.Module]:
-    found = getattr(policy if part in ("encoder", "text") else policy.head, part)
-    return [] if found is None else [found]
 
 
 def _require_same(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robopolicy.model.cells import RecurrentCell
+from robopolicy.model.memories._recurrent import RecurrentMemory, RecurrentOptions
 
 PEERS = {"lstm": nn.LSTM, "gru": nn.GRU}
 cells = pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -14,7 +14,7 @@ def pair(cell, layers=3, dropout=0.0):
     """A cell of ours and torch's, with the same weights."""
     torch.manual_seed(0)
     peer = PEERS[cell](5, 7, layers, batch_first=True, dropout=dropout)
-    mine = RecurrentCell(cell, 5, 7, layers=layers, dropout=dropout)
+    mine = RecurrentMemory(cell, RecurrentOptions(layers=layers, hidden=7, dropout=dropout), 5)
     mine.load_state_dict(peer.state_dict())
     return mine, peer
 
@@ -36,7 +36,7 @@ def test_parameters_are_named_and_shaped_as_torchs(cell):
 def test_initial_weights_are_torchs(cell):
     """Guards against: training that starts elsewhere than the field's."""
     torch.manual_seed(3)
-    mine = RecurrentCell(cell, 5, 7, layers=2)
+    mine = RecurrentMemory(cell, RecurrentOptions(layers=2, hidden=7), 5)
     torch.manual_seed(3)
     peer = PEERS[cell](5, 7, 2)
     assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), peer.parameters(), strict=True))
@@ -88,7 +88,7 @@ def test_dropout_acts_between_layers_in_training_only(cell):
 @cells
 def test_one_layer_takes_a_dropout_setting_without_complaint(cell):
     """Guards against: a warning, which is an error here, where a config sets both."""
-    RecurrentCell(cell, 5, 7, layers=1, dropout=0.5)
+    RecurrentMemory(cell, RecurrentOptions(layers=1, hidden=7, dropout=0.5), 5)
 
 
 @cells
