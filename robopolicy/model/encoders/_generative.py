@@ -47,7 +47,7 @@ class GenerativeBackbone(Backbone):
         self.several = hasattr(config, "scale_factor") and self.family in ("smolvlm", "idefics3")
         """SmolVLM and Idefics3: images go in with an axis for the images of a frame."""
         if self.several:  # under autocast its features have another type than the words', which it can't join
-            model.connector.register_forward_hook(_in_type_of_weights)
+            model.connector.register_forward_hook(lambda part, _, output: output.to(next(part.parameters()).dtype))
         image_token = getattr(config, "image_token_id", None) or config.image_token_index
         self.image_ids = [*around[0], *[image_token] * self._image_tokens(), *around[1]]
         self.words_end = 0
@@ -202,7 +202,3 @@ class GenerativeBackbone(Backbone):
         )
         grid = torch.tensor([[1, rows, columns]], device=pixels.device).expand(len(flat), -1)
         return {"pixel_values": patches, "image_grid_thw": grid}
-
-
-def _in_type_of_weights(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return output.to(next(module.parameters()).dtype)
