@@ -224,6 +224,18 @@ def test_labels_of_another_shape_are_refused(kind, labels, valid, message):
         make_head(kind).losses(torch.zeros(2, H), labels, valid)
 
 
+@pytest.mark.parametrize(("bound", "learns"), [("tanh", False), ("clamp", True)])
+def test_a_clamped_arm_learns_from_outputs_beyond_the_range(bound, learns):
+    """Guards against: demos at the ends of the range, which push tanh to where its gradient vanishes."""
+    head = make_head("regression", bound=bound)
+    bias = head.actions.mlp[-1].bias
+    torch.nn.init.constant_(bias, -20.0)
+    hidden, labels = torch.randn(8, H), torch.zeros(8, K, 6)
+    assert head.decode(hidden).arm.min() == -1
+    head.losses(hidden, labels, all_valid(8))["arm"].backward()
+    assert bool((bias.grad.abs() > 1e-3).all()) == learns
+
+
 @pytest.mark.parametrize(
     ("options", "values", "message"),
     [

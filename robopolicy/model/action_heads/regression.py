@@ -1,6 +1,7 @@
 """Arm columns by regression: RoboVLMs' head."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -19,6 +20,9 @@ class RegressionOptions(HeadOptions):
 
     huber_delta: float = 1.0
     """Where the loss `arm` turns from quadratic to linear, in normalized action units."""
+    bound: Literal["tanh", "clamp"] = "tanh"
+    """How outputs are kept in [-1, 1], the demos' range: by tanh, as RoboVLMs does, or linear in the loss and cut when decoded.
+    Where demos often act at the ends of the range, tanh saturates and stops learning."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -27,18 +31,23 @@ class RegressionOptions(HeadOptions):
 
 @register("action_head", "regression", RegressionOptions)
 class RegressionHead(PerceptronHead):
-    """The arm by tanh, trained with the Huber loss; the gripper by a logit, trained with binary cross-entropy."""
+    """The arm trained with the Huber loss; the gripper by a logit, trained with binary cross-entropy."""
 
     def __init__(self, options: RegressionOptions, hidden_width: int, action: ActionSpec) -> None:
         super().__init__(options, hidden_width, action, arm_outputs=action.arm_width)
-        self.huber_delta = options.huber_delta
+        self.huber_delta, self.bound = options.huber_delta, options.bound
 
     def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
         """Mean Huber loss per valid arm column."""
-        arm = torch.where(valid, self.decode_arm(hidden).float(), 0.0)
+        outputs = self._outputs(hidden)
+        arm = torch.where(valid, (outputs.tanh() if self.bound == "tanh" else outputs).float(), 0.0)
         huber = functional.huber_loss(arm, labels, reduction="none", delta=self.huber_delta)
         return masked_mean(weigh_columns(huber, self.arm_weights), valid)
 
     def decode_arm(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `PerceptronHead`."""
-        return rearrange(torch.tanh(self.actions(hidden)), "... (k a) -> ... k a", k=self.chunk)
+        outputs = self._outputs(hidden)
+        return outputs.tanh() if self.bound == "tanh" else outputs.clamp(-1.0, 1.0)
+
+    def _outputs(self, hidden: Tensor) -> Tensor:
+        return rearrange(self.actions(hidden), "... (k a) -> ... k a", k=self.chunk)
