@@ -1,4 +1,4 @@
-"""`robopolicy report` and `view`: a page that compares runs, and a demo as a video or as a policy sees it."""
+"""The commands `robopolicy report` (a page that compares runs) and `robopolicy view` (a video or page of one demo)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ VIDEO_ENDINGS = (".mp4", ".gif")
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Compare runs in one page; returns the exit code."""
+    """Write one HTML page that compares runs; returns the exit code."""
     parser = verb_parser(
         "report",
         "Compare runs: losses and every evaluation found in their folders, in one HTML page.",
@@ -33,10 +33,10 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def view(arguments: Sequence[str]) -> int:
-    """Turn a demo or a recorded episode into a video, or into a page of what a policy makes of it; returns the exit code."""
+    """Write a demo or a recorded episode as a video, or as a page with a policy's predictions on it; returns the exit code."""
     parser = verb_parser(
         "view",
-        "Play a demo: write its images as mp4 or GIF, log it to rerun (extra `view`), or write a page of what a policy sees.",
+        "Show a demo: write its images as mp4 or GIF, open it in rerun (extra `view`), or write a policy's output.",
         ("file", str, REQUIRED, "demo file, or a recorded run"),
         ("--demo", str | None, None, "name of the demo; default: the first"),
         ("--out", str | None, None, "video (.mp4, .gif) or page (.html) to write; default: beside the file"),
@@ -44,7 +44,7 @@ def view(arguments: Sequence[str]) -> int:
             "--policy",
             str | None,
             None,
-            "run folder, or an exported one: a page of where it looks and what it predicts, instead of a video",
+            "run folder or exported policy: write a page of the image regions it uses and its predictions, not a video",
         ),
         *POLICY,
         ("--rerun", bool, False, "open in the rerun viewer instead"),
@@ -69,10 +69,11 @@ def view(arguments: Sequence[str]) -> int:
 
 
 def _view_policy(demo: "Demo", options: Namespace) -> int:
+    """Write the HTML page of a policy's predictions on a demo; returns the exit code."""
     from robopolicy.report import write_policy_page
 
     if options.rerun:
-        raise ConfigError("--rerun plays the demo alone; leave it out, or --policy")
+        raise ConfigError("--rerun shows the demo without a policy; drop --rerun or --policy")
     out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.html")
     if out.suffix != ".html":
         raise ConfigError(f"--out {out}: with --policy a page is written; expected .html at its end")
@@ -83,6 +84,7 @@ def _view_policy(demo: "Demo", options: Namespace) -> int:
 
 
 def _read_demo(path: Path, name: str | None) -> "Demo":
+    """The demo called `name`, by default the first."""
     from robopolicy.demos.formats import open_demos
 
     with open_demos(path) as demos:

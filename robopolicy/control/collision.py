@@ -1,4 +1,4 @@
-"""Distances between the links of a robot, each of which is covered by capsules; batched, NumPy arrays or torch tensors."""
+"""Distances between the links of robot arms, whose shapes are approximated by capsules; for NumPy arrays and torch tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from robopolicy.control.kinematics import Arm, link_frames
 from robopolicy.types import Array
 
 PARALLEL = 1e-9
-"""Squared sine of the angle between two segments below which they are taken for parallel."""
+"""Two segments count as parallel if the squared sine of the angle between them is below this."""
 
 
 @dataclass(frozen=True)
 class Capsule:
-    """All points within a radius of a segment that moves with a link."""
+    """All points within `radius_m` of a line segment that is fixed to a link."""
 
     link: int
-    """0: what carries the first joint; n: what the n-th joint moves."""
+    """0: the base link, which carries the first joint; n: the link that joint n moves."""
     start_m: tuple[float, float, float]
     end_m: tuple[float, float, float]
     """The segment's ends in the joint's frame of the profile's `kinematics`, or for link 0 in the arm's base frame [m]."""
@@ -31,11 +31,11 @@ class Capsule:
 
 
 class LinkDistances:
-    """Distances between capsules of links that do not follow one another.
+    """Distances between capsules of links that are not adjacent.
 
     Args:
-        arms: for each arm its kinematics, its capsules, and pairs of its links that are not compared.
-        within: compare the links of each arm with each other; False: only those of different arms.
+        arms: per arm, its kinematics, its capsules, and pairs of its links to leave out.
+        within: also compare links of the same arm; False: compare only links of different arms.
 
     Raises:
         ValueError: a capsule belongs to a link that its arm doesn't have.
@@ -59,15 +59,15 @@ class LinkDistances:
             for j, (other, second) in enumerate(owners[:i])
             if one != other or (within and abs(first - second) > 1 and not _listed(arms[one][2], first, second))
         ]
-        """Places of the capsules that are compared."""
+        """Index pairs of the capsules that are compared; the indices count through all arms."""
         self.owners = owners
-        """Arm and link of each capsule."""
+        """(arm, link) of each capsule."""
         place = np.array(self.pairs, int).reshape(-1, 2)
         self._first, self._second = place[:, 0], place[:, 1]
         self._radii = np.array(radii)[place].sum(-1)
 
     def __call__(self, qpos: Float[Array, "*B joints"]) -> Float[Array, "*B pairs"]:
-        """Distance of each of `pairs` at these joint positions [rad]; negative where they overlap [m]."""
+        """Distance [m] of each of `pairs` at the joint positions `qpos` [rad] of all arms; negative where capsules overlap."""
         xp, ends, joint = namespace(qpos), [], 0
         for arm, links, points in self._arms:
             frames = xp.stack(link_frames(arm, qpos[..., joint : joint + arm.joints]), -3)
@@ -80,9 +80,10 @@ class LinkDistances:
 
 
 def segment_distance(one: Float[Array, "*B 2 3"], other: Float[Array, "*B 2 3"]) -> Float[Array, "*B"]:
-    """Smallest distance between two segments, each given by its ends.
+    """Smallest distance between two segments, each given by its two end points; in the unit of the points.
 
-    The nearest points are an end of one of them, or else those of the two whole lines.
+    It is either a distance from an end of one segment to the other, or the distance between the two infinite lines, if the
+    lines' nearest points lie inside both segments.
     """
     xp = namespace(one)
     start, way = one[..., 0, :], one[..., 1, :] - one[..., 0, :]
@@ -90,6 +91,7 @@ def segment_distance(one: Float[Array, "*B 2 3"], other: Float[Array, "*B 2 3"])
     ends = [_to_segment(one[..., end, :], begin, path) for end in (0, 1)]
     ends += [_to_segment(other[..., end, :], start, way) for end in (0, 1)]
     apart = start - begin
+    # Nearest points of the two lines: start + s * way and begin + t * path.
     a, b, c = (way * way).sum(-1), (way * path).sum(-1), (path * path).sum(-1)
     d, e = (way * apart).sum(-1), (path * apart).sum(-1)
     determinant = a * c - b * b
@@ -103,6 +105,7 @@ def segment_distance(one: Float[Array, "*B 2 3"], other: Float[Array, "*B 2 3"])
 
 
 def _to_segment(point: Array, start: Array, way: Array) -> Array:
+    """Distance from `point` to the segment from `start` to `start + way`."""
     xp = namespace(point)
     share = (((point - start) * way).sum(-1) / (way * way).sum(-1).clip(1e-18)).clip(0.0, 1.0)
     apart = point - start - share[..., None] * way
@@ -110,4 +113,5 @@ def _to_segment(point: Array, start: Array, way: Array) -> Array:
 
 
 def _listed(pairs: Sequence[tuple[int, int]], first: int, second: int) -> bool:
+    """Whether the pair is among `pairs`, in either order."""
     return (first, second) in pairs or (second, first) in pairs

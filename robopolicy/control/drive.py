@@ -1,4 +1,4 @@
-"""Commands for one robot on a fixed grid: the motion of joints, grippers and base, and braking to rest whatever happens."""
+"""Sends one robot commands on a fixed time grid: motion of joints, grippers and base, and braking to rest after any error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,18 +13,18 @@ from robopolicy.control.timing import Clock, FixedGrid
 from robopolicy.types import Command
 
 HOMING_SHARE = 0.1
-"""Share of the robot's velocity, acceleration and jerk used on the way to the home pose."""
+"""Fraction of the velocity, acceleration and jerk limits used on the way to the home pose."""
 
 
 class RobotDrive:
-    """Sends a robot a command at every tick, within its limits.
+    """Sends a robot one command at every tick (every `command_dt`), within its limits.
 
     Args:
-        robot: what is driven.
+        robot: the robot that receives the commands.
         control_dt: time between two targets [s].
-        clock: the time.
-        deadline_s: longest time without a command after which the motion is given up [s].
-        dry_run: compute commands and send none.
+        clock: source of time.
+        deadline_s: longest gap between two commands [s]; after a longer one the planned motion is abandoned.
+        dry_run: compute the commands but do not send them.
     """
 
     def __init__(self, robot: Robot, control_dt: float, clock: Clock, deadline_s: float, dry_run: bool = False) -> None:
@@ -33,18 +33,22 @@ class RobotDrive:
         self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
         self.smoother.start(robot.qpos())
         self._base = BaseRamp(robot.profile, robot.command_dt)
-        # NaN: until an action says otherwise, grippers stay as they are.
+        # NaN leaves a gripper as it is, until the first action that sets it.
         self._opening_m = np.full(robot.profile.grippers, np.nan)
 
     def go_home(self, home_rad: Float[np.ndarray, " joints"] | None = None) -> None:
-        """Move the joints slowly to the profile's home pose, or another."""
+        """Move the joints slowly to `home_rad` (default: the profile's home pose) and wait until they are at rest.
+
+        Raises:
+            ValueError: every planned motion to it would break a limit.
+        """
         profile = self.robot.profile
         home = np.asarray(profile.home_rad if home_rad is None else home_rad, np.float64)
         grid = FixedGrid(self.clock, self.robot.command_dt)
         with self.smoother.limited_to(HOMING_SHARE):
             if self.smoother.aim(home, np.zeros_like(home)) == "kept":
                 raise ValueError(
-                    f"{profile.name}: the way home would break a limit; first move the robot nearer with its own controls"
+                    f"{profile.name}: the motion home would break a limit; first move the robot nearer with its own controls"
                 )
             with self._braked_at_last(grid):
                 self._follow_to_rest(grid)
@@ -52,9 +56,9 @@ class RobotDrive:
     def _advance(self, grid: FixedGrid) -> float:
         """Send the next tick's command; returns how long the loop was blocked [s] if that exceeds the deadline, otherwise 0.
 
-        After such a gap the planned position would be a leap, so the robot's measured position is sent instead.
+        After such a gap the robot would have to jump to the planned position, so its measured position is sent instead.
         """
-        passed = grid.wait()
+        passed = grid.wait()  # ticks since the last command; 1 when on time
         blocked_s = (passed - 1) * grid.period_s
         if blocked_s > self._deadline_s:
             self.smoother.start(self.robot.qpos())
@@ -72,7 +76,7 @@ class RobotDrive:
         self._base.brake()
 
     def _follow_to_rest(self, grid: FixedGrid) -> None:
-        """Send a motion to its end, then repeat the last command, by which the robot recognizes rest."""
+        """Send the rest of the motion, then repeat its last command, which marks the end of the motion for the robot."""
         while not (self.smoother.at_rest and self._base.at_rest):
             self._advance(grid)
         self._rested_s = grid.t_s
@@ -81,10 +85,10 @@ class RobotDrive:
 
     @contextmanager
     def _braked_at_last(self, grid: FixedGrid) -> Iterator[None]:
-        """On any exception in the context except RobotError, Ctrl-C included: brake to rest, then stop the robot for good."""
+        """On any exception except RobotError, including Ctrl-C: brake to rest, then stop the robot permanently."""
         try:
             yield
-        except RobotError:
+        except RobotError:  # the robot takes no further command, so it cannot be braked
             raise
         except BaseException:
             try:

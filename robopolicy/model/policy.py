@@ -18,15 +18,15 @@ from robopolicy.types import ActionSpec, Array, ArraySpec, Observation, PolicySp
 
 
 class ChunkPolicy(nn.Module):
-    """A trained `Policy`: observations in the demos' own units in, chunks of action rows in the demos' own units out.
+    """The trained `Policy`: maps observations to chunks of action rows, both in the demos' own units.
 
-    It holds weights and statistics; the state of running episodes is a value that the caller holds.
+    It holds weights and normalization statistics. The memory state of running episodes is not in it: the caller holds it.
 
     Args:
-        spec: what it needs and gives.
-        scaling: of the observation keys.
-        action_normalizer: between action rows and action targets.
-        text: reads the instruction; None for an unconditional policy.
+        spec: keys and shapes of the observation, columns of the action rows, window and chunk.
+        scaling: scales the low-dimensional observation keys.
+        action_normalizer: converts between action rows (demos' units) and action targets (normalized).
+        text: text model that encodes the instruction; None for an unconditional policy.
         encoder: observation and instruction -> tokens.
         head: tokens -> chunks.
     """
@@ -47,12 +47,13 @@ class ChunkPolicy(nn.Module):
         self.text: Any = text
         self.encoder = encoder
         self.head = head
-        # Not a submodule: the frozen copy's packed weights are not parameters, and must not be saved or trained.
+        # In a list, so that it is not a submodule: the frozen copy's packed weights must be neither saved nor trained.
         self._frozen: list[PolicyHead] = []
         self.config: Any = None
-        """The experiment that built it, which `save_policy` writes beside the weights."""
+        """Config of the experiment that built the policy; `save_policy` writes it beside the weights."""
         self.vocabulary: Any = None
-        """Words of the training instructions, which `save_policy` also writes."""
+        """Words of the training instructions; `save_policy` writes them too."""
+        # The last instructions and the text model's input for them; see `prepared`.
         self._prepared: dict[tuple[str | None, ...], Tensor] = {}
 
     @property
@@ -67,7 +68,7 @@ class ChunkPolicy(nn.Module):
 
     @property
     def obs_keys(self) -> tuple[str, ...]:
-        """The low-dimensional keys, and tokens, that the policy reads."""
+        """The keys that the policy reads and that are not images: low-dimensional keys and precomputed tokens."""
         return tuple(key for key, spec in self.obs.items() if not spec.is_image)
 
     @property
@@ -91,7 +92,7 @@ class ChunkPolicy(nn.Module):
         return self.action_normalizer.arm_scale.device
 
     def initial_state(self, batch: int | Sequence[int] = ()) -> MemoryState:
-        """The state before the first frame; `batch` is a count, a shape, or () for one robot without batch axes."""
+        """The memory state before the first frame; `batch` is a size, a shape, or () for one robot without a batch axis."""
         return self.head.initial_state(batch)
 
     def act(
@@ -106,10 +107,10 @@ class ChunkPolicy(nn.Module):
 
         Args:
             observation: key -> array or tensor (*B, ...), and `instruction`: a string, one per entry of the batch, or None.
-            state: of the episodes so far, from `initial_state` or the last call.
-            generator: source of noise, for an action head that samples; None: its most likely chunk.
-            prefix: the actions under way, or action rows (*B, k, width) that the chunk begins with exactly, for an action
-                head that continues them.
+            state: memory state, from `initial_state` or from the last call.
+            generator: source of noise for an action head that samples; None: return the most likely chunk.
+            prefix: actions that are already being executed, or action rows (*B, k, width); the chunk begins with exactly
+                these. Only for action heads that support it.
 
         Raises:
             KeyError: a camera or key is missing.
@@ -127,7 +128,7 @@ class ChunkPolicy(nn.Module):
         generator: torch.Generator | None = None,
         prefix: Prefix | Array | None = None,
     ) -> tuple[Prediction, MemoryState]:
-        """As `act`, with the gripper's logits."""
+        """As `act`, but returns a `Prediction`, which also holds the gripper logits."""
         if isinstance(observation, Observation):
             observation = {**observation.obs, "instruction": observation.instruction}
         obs = checked_inputs(observation, self.obs, self.device, finite=True)
@@ -143,36 +144,37 @@ class ChunkPolicy(nn.Module):
         generator: torch.Generator | None = None,
         prefix: Prefix | Array | None = None,
     ) -> tuple[Prediction, MemoryState]:
-        """As `predict`, from an encoded frame (*B, N, D); nothing waits for the device."""
+        """As `predict`, from an encoded frame (*B, N, D); never waits for the device."""
         head = self._frozen[0] if self._frozen else self.head
         if prefix is not None and not isinstance(prefix, Prefix):
             prefix = Prefix(prefix)
         targets = None if prefix is None else self._targets(prefix)
         chunk, state = head.step(encoding.tokens, state, encoding.token_valid, generator=generator, prefix=targets)
         rows = self.action_normalizer.to_rows(chunk)
-        if prefix is not None:  # bit for bit: units and back would round
+        # The head's prefix went through normalization and back, which rounds. Copy the given rows, so that they are exact.
+        if prefix is not None:
             given = torch.as_tensor(prefix.actions).to(rows)[..., : prefix.frozen, :]
             kept = torch.where(given.isnan(), rows[..., : given.shape[-2], :], given)
             rows = torch.cat([kept, rows[..., given.shape[-2] :, :]], dim=-2)
         return Prediction(rows, chunk.gripper_logit), state
 
     def _targets(self, prefix: Prefix) -> Prefix:
-        """The prefix in normalized units."""
+        """The prefix as normalized action targets; rows with a missing (NaN) column become NaN."""
         rows = torch.as_tensor(prefix.actions).to(self.device)
         missing = rows.isnan().any(dim=-1, keepdim=True)
         return replace(prefix, actions=self.action_normalizer.to_target(rows).masked_fill(missing, torch.nan))
 
     def encode(self, obs: Mapping[str, Tensor], text: Tensor | None) -> Encoding:
-        """Tokens of frames in the demos' units; `text` is what `instruction_text` returned. It can be traced."""
+        """Tokens of frames in the demos' units; `text` is the result of `instruction_text`. Can be traced by torch."""
         return self.encoder(self.scaling(obs), self.text(text) if self.text is not None and text is not None else None)
 
     def instruction_text(
         self, instruction: str | Sequence[str | None] | None, batch: Sequence[int] = ()
     ) -> Tensor | None:
-        """What the text model reads of an instruction, with axes that broadcast against the batch's.
+        """The text model's input for an instruction, shaped to broadcast against the batch.
 
         Args:
-            instruction: one for all, or one per entry of the batch's first axis.
+            instruction: one for the whole batch, or one per entry of its first axis; None: no instruction.
             batch: shape of the batch.
 
         Returns:
@@ -187,15 +189,15 @@ class ChunkPolicy(nn.Module):
         return prepared.reshape(*(prepared.shape[:1] if batch else ()), *(1,) * (len(batch) - 1), *prepared.shape[1:])
 
     def prepared(self, instructions: tuple[str | None, ...]) -> Tensor:
-        """The text model's input for these instructions (instructions, ...); the last result is cached."""
+        """The text model's input (instructions, ...) for these instructions; only the last result is cached."""
         if instructions not in self._prepared:
             self._prepared = {instructions: self.text.prepare(instructions)}
         return self._prepared[instructions].to(self.device)
 
     def freeze(self, precision: Precision = "float32") -> "ChunkPolicy":
-        """Step from packed weights from now on: faster on a CPU; later changes of the weights have no effect.
+        """Use a packed copy of the head's weights in `step`: faster on a CPU. It does not follow later changes of the weights.
 
-        `train()` and moves to another device or dtype undo it.
+        `train()`, and a move to another device or dtype, undo it.
 
         Args:
             precision: `float32` (exact), `bf16` or `int8`.
@@ -210,5 +212,6 @@ class ChunkPolicy(nn.Module):
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "ChunkPolicy":
+        # `nn.Module` calls this for every move to another device or dtype; the packed copy would not follow.
         self._frozen = []
         return super()._apply(*args, **kwargs)

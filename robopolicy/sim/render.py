@@ -1,8 +1,8 @@
-"""Images of all worlds and cameras in one call, by `mujoco_warp`'s ray tracer; no OpenGL, no display.
+"""Renders all worlds and cameras in one call with `mujoco_warp`'s ray tracer; needs neither OpenGL nor a display.
 
-One renderer serves both kinds of physics: what Warp simulates is rendered in place, and the poses that the C engine
-computed are copied into warp's arrays, so that no physics kernel is compiled. Demonstrations and rollouts must share
-this renderer: its images differ from OpenGL's.
+The renderer works with both kinds of physics. Worlds simulated by Warp are rendered from Warp's own arrays. Poses computed
+by the C engine are copied into Warp arrays, so that no physics kernel has to be compiled. Use the same renderer for
+demonstrations and rollouts: its images differ from OpenGL's.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,9 @@ from robopolicy.types import Array
 NAME = "mujoco_warp ray tracer"
 """The renderer's name in demo files."""
 BACKGROUND = (0.1, 0.1, 0.12, 1.0)
+"""RGBA, 0 .. 1."""
 POSES = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
-"""MuJoCo fields that an image depends on."""
+"""Fields of MuJoCo's data that an image depends on."""
 
 
 class Renderer:
@@ -28,10 +29,10 @@ class Renderer:
     Args:
         physics: The worlds.
         cameras: Names of the cameras to render.
-        image_size: Side of the images [pixels].
+        image_size: Height and width of the images [pixels].
 
     Raises:
-        ModuleNotFoundError: `mujoco_warp` is not installed; the message says which extra brings it.
+        ModuleNotFoundError: `mujoco_warp` is not installed; the message names the extra that installs it.
     """
 
     def __init__(self, physics: Physics, cameras: Sequence[str], image_size: int) -> None:
@@ -45,7 +46,9 @@ class Renderer:
         self.cameras = tuple(cameras)
         self._warp = mujoco_warp
         self._physics, model = physics, physics.scene.model
+        # The render context orders cameras by id, not as given.
         self._order = sorted(self.cameras, key=lambda name: model.camera(name).id)
+        # Name -> (array that is rendered, array of the C engine that is copied into it); empty with Warp physics.
         self._copied: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         if isinstance(physics, BatchPhysics):
             looks = [name for name in LOOKS if name in physics.fields]
@@ -77,15 +80,16 @@ class Renderer:
         self._bgra = pixels.view(physics.num_worlds, len(self._order), image_size, image_size, 4)
 
     def render(self) -> dict[str, Array]:
-        """One image (N, size, size, 3) of the current state per camera, right way up.
+        """Camera -> RGB images (N, size, size, 3), uint8, upright, of the current state.
 
-        Arrays are of the physics' kind, in memory of their own.
+        NumPy arrays for `BatchPhysics`, else tensors on the physics' device; the next call does not overwrite them.
         """
         if self._copied:
             self._physics.forward()
         for mine, theirs in self._copied.values():
             mine[:] = theirs.reshape(mine.shape)
         self._draw()
+        # The ray tracer writes BGRA; `flip` makes it RGB and copies.
         seen = {camera: self._bgra[:, self._order.index(camera), :, :, :3].flip(-1) for camera in self.cameras}
         return {camera: image.numpy() for camera, image in seen.items()} if self._copied else dict(seen)
 

@@ -1,8 +1,8 @@
-"""N worlds of one task, stepped together: actions to joint motions, the state that tasks judge, what a policy sees.
+"""Steps N simulated worlds of one task together: applies actions, judges the task and builds the observations.
 
 Actions go through the control law of the real-time loop: `joint_targets` and `limit_targets` of `robopolicy.control`, with
-the robot's profile. The code is the same for NumPy arrays and torch tensors, on the physics' device. Records are written
-in place and control flow does not depend on values, so that nothing waits for a device.
+the robot's profile. The same code runs on NumPy arrays and, on the physics' device, on torch tensors.
+Per-world state is updated in place and control flow on a device does not depend on values, so no step waits for the device.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ from robopolicy.sim.tasks.base import Hand
 from robopolicy.types import Array
 
 ACTIONS = PANDA.actions
-"""What the action columns of tasks with one arm are; gripper -1 open, +1 closed."""
+"""Action columns of the one-arm tasks; the gripper column is -1 for open, +1 for closed."""
 JOINT_NOISE_RAD = 0.05
-"""Joint noise of an `action_noise` of 1, for actions that are joint positions [rad]."""
+"""Standard deviation [rad] that `action_noise` = 1 adds to actions that are joint positions."""
 PRIVILEGED = ("target_pos", "target_offset", REFERENCE)
-"""Keys for losses, experts and replays, to which no noise is added."""
+"""Keys that only losses, experts and replays read; observation noise is not added to them."""
 
 
 class Worlds:
@@ -42,7 +42,7 @@ class Worlds:
         max_episode_steps: Time limit [control steps].
         renderer: Renders the cameras' images; None without cameras.
         randomization: How episodes differ beyond what the task draws.
-        limits: Apply the robot's limits, as the real-time loop does; False commands every action unchanged.
+        limits: Apply the robot's limits, as the real-time loop does; False: command the target of every action unchanged.
     """
 
     def __init__(
@@ -60,39 +60,42 @@ class Worlds:
         self.actions, self.profile, self.limits = self.scene.robot.actions, self.scene.robot.profile, limits
         self.max_episode_steps, self.randomization = max_episode_steps, randomization or Randomization()
         self.sentences = Sentences()
-        """All instructions so far; `instruction_id` is an index into them."""
+        """Every distinct instruction drawn so far; `instruction_id` is an index into them."""
         self._renderer = renderer
         self._xp = namespace(physics.qpos)
         template = draw(task, self.scene, [0], self.sentences, self.randomization)
         worlds, (stages, parts) = physics.num_worlds, template.goals.shape[1:]
-        self._stages = stages
+        self._stages = stages  # instructions per episode
         self._worlds = like(physics.qpos, np.arange(worlds))
+        # Per world: the goals of all stages, the goal of the current stage, and the instruction index of all stages.
         self._goals = self._integers(worlds, stages, parts)
         self._goal = self._integers(worlds, parts)
         self._sentence = self._integers(worlds, stages)
         self.instruction_id = self._integers(worlds)
         """(N,) each world's current instruction, as an index into `sentences`."""
         self._seed, self._delay = self._integers(worlds), self._integers(worlds)
+        # Control steps for which the current goal has been reached without a break, and control steps of the episode.
         self._held, self._steps = self._integers(worlds), self._integers(worlds)
         self.solved = self._integers(worlds)
         """(N,) instructions solved so far in each world's episode."""
         self.succeeded = self._integers(worlds) > 0
-        """(N,) whether all of them are solved."""
+        """(N,) True where every instruction of the episode is solved."""
         self.fault = self._integers(worlds)
-        """(N,) `Fault` bits of each world's episode; an episode with any has failed."""
+        """(N,) `Fault` bits of each world's episode; an episode with any bit set has failed."""
         self.limited = self._integers(worlds)
         """(N,) control steps of each world's episode in which the robot's limits changed the target."""
         self.commanded, self._velocity = (self._kept(np.zeros((worlds, self.profile.joints))) for _ in range(2))
-        """(N, joints) where the joints have been commanded to be [rad], and how fast they were commanded to move."""
+        """(N, joints) joint positions commanded last [rad]; `_velocity` holds the velocities commanded last [rad/s]."""
         self._instructions: tuple[str, ...] | None = None
         if self.randomization.delay_steps and self.actions.kind == "absolute":
-            raise ValueError("--randomization.delay_steps is for actions that are deltas; leave it at 0 for this task")
+            raise ValueError("--randomization.delay_steps needs actions that are deltas; leave it at 0 for this task")
+        # Actions that are delayed and not executed yet, newest first, as differences from `_REST`.
         self._late = self._kept(np.zeros((self.randomization.delay_steps, worlds, self.actions.width)))
         self._observe_state()
 
     def set_up(self, mask: Bool[Array, " worlds"], episodes: Episodes, rows: Int[Array, " worlds"]) -> None:
-        """Reset the worlds in `mask`, world w to row `rows[w]` of `episodes`; other worlds' rows are not used."""
-        xp, rows = self._xp, rows * mask
+        """Start new episodes in the worlds of `mask`; world w gets row `rows[w]` of `episodes`."""
+        xp, rows = self._xp, rows * mask  # row 0 where the mask is False: any valid index does
         self.physics.reset(mask, episodes.qpos[rows], episodes.mocap_pos[rows])
         self.physics.change(mask, {name: values[rows] for name, values in episodes.fields.items()})
         for record, values in (
@@ -112,27 +115,27 @@ class Worlds:
         self._observe_state()
 
     def act(self, actions: Float[Array, "worlds width"]) -> Bool[Array, " worlds"]:
-        """One control step of all worlds; True where an episode is decided."""
+        """Execute one control step in all worlds; returns True where the episode has succeeded or failed."""
         self.physics.step(self._commands(self._executed(actions)))
         return self.judge()
 
     def observe(self) -> dict[str, Array]:
-        """Read the state; returns the policy's observation, per key (N, ...)."""
+        """Read the state from the physics; returns the policy's observation, key -> (N, ...)."""
         self._observe_state()
         return self._observation()
 
     @property
     def out_of_time(self) -> Bool[Array, " worlds"]:
-        """Where the time limit is reached."""
+        """(N,) True where the time limit is reached."""
         return self._steps >= self.max_episode_steps
 
     def draw(self, seeds: Sequence[int]) -> Episodes:
-        """The episodes of these seeds, as arrays of the physics' kind."""
+        """The episodes of these seeds, as NumPy arrays or as tensors on the physics' device."""
         drawn = draw(self.task, self.scene, seeds, self.sentences, self.randomization)
         return drawn if self._xp is np else drawn.on(self.physics.qpos.device)
 
     def _executed(self, actions: Array) -> Float[Array, "worlds width"]:
-        """The executed actions: checked, clipped, with the episode's noise and delay."""
+        """The actions that are executed: checked, with the episode's noise, clipped to -1 .. 1 (deltas only), and delayed."""
         config = self.randomization
         wanted = self._checked(actions)
         if self.actions.kind == "absolute":
@@ -147,13 +150,18 @@ class Worlds:
         clipped = wanted.clip(-1.0, 1.0)
         if not config.delay_steps:
             return clipped
-        rest = like(clipped, _REST)  # executed until the first delayed action arrives
+        # The queue holds differences from `_REST`, so that a reset to zeros means: rest until the first action arrives.
+        rest = like(clipped, _REST)
         line = self._xp.concatenate([clipped[None] - rest, self._late])
         self._late[:] = line[:-1]
         return line[self._delay, self._worlds] + rest
 
     def _checked(self, actions: Array) -> Array:
-        """The actions, finite: the host refuses others, a device marks the world and continues with zeros."""
+        """The actions as floats, all finite.
+
+        NumPy: a value that is not finite raises ValueError. Tensors: it is replaced by 0 and sets `Fault.ACTION` for its world,
+        because an exception would have to wait for the device.
+        """
         found, expected = tuple(np.shape(actions)), (self.physics.num_worlds, self.actions.width)
         if found != expected:
             raise ValueError(f"actions have shape {found}; expected {expected}: a row for each world")
@@ -161,9 +169,7 @@ class Worlds:
             wanted = np.asarray(actions, np.float64)
             if not np.isfinite(wanted).all():
                 worlds = np.flatnonzero(~np.isfinite(wanted).all(1)).tolist()
-                raise ValueError(
-                    f"actions of worlds {worlds} are not finite numbers; the policy that gave them is broken"
-                )
+                raise ValueError(f"actions of worlds {worlds} are not finite; check the policy's output")
             return wanted
         wanted = self._xp.asarray(actions, dtype=self.physics.qpos.dtype, device=self.physics.qpos.device)
         finite = self._xp.isfinite(wanted)
@@ -171,7 +177,7 @@ class Worlds:
         return self._xp.where(finite, wanted, 0.0)
 
     def _commands(self, actions: Float[Array, "worlds width"]) -> Float[Array, "..."]:
-        """Joint and finger targets (N, nu) [rad, m] of the whole control step, or of each of its ticks (ticks, N, nu)."""
+        """Joint [rad] and finger [m] targets: (substeps, N, nu), or (N, nu) for the whole control step without limits."""
         xp, qpos, profile = self._xp, self.scene.joints_of(self.physics.qpos), self.profile
         targets = joint_targets(profile, self.actions, actions, qpos, self.scene.control_dt)
         if not self.limits:
@@ -190,23 +196,25 @@ class Worlds:
         )
         self.commanded[:] = path[-1]
         fingers = self._fingers(targets.gripper_opening_m)
+        # `0.0 * path` broadcasts the finger targets over the substeps.
         return xp.concatenate([path, fingers[None] + 0.0 * path[..., :1]], -1)
 
     def _fingers(self, opening_m: Float[Array, "worlds grippers"]) -> Float[Array, "worlds fingers"]:
-        """Targets of the fingers [m], two for each gripper."""
+        """Finger joint targets (N, 2 * grippers) [m]; each finger moves by half of its gripper's opening."""
         half = opening_m / 2
         return self._xp.stack([half, half], -1).reshape(len(half), -1)
 
     def judge(self) -> Bool[Array, " worlds"]:
-        """Count a control step, read the state and count solved stages; True where an episode is decided."""
+        """Count one control step, read the state, count solved stages; True where the episode has succeeded or failed."""
         self._steps += 1
         self._observe_state()
         state, faults = self.state, self.physics.faults()
         self._held += 1
         self._held *= self.task.reached(state)
         solved = self._held >= self.task.required_hold(state)
-        if self._xp is np and not (solved.any() or faults.any()):  # a check that is free on the host only
-            return self.succeeded | self.task.failed(state)  # nothing below would change anything
+        # Shortcut for the common case. NumPy only: on a device, reading `any()` would wait for it.
+        if self._xp is np and not (solved.any() or faults.any()):
+            return self.succeeded | self.task.failed(state)
         self.fault |= faults
         sound = self.fault == 0
         self._held *= ~solved
@@ -218,14 +226,14 @@ class Worlds:
         return decided
 
     def _set_goals(self) -> None:
-        """Give each world the goal and the instruction of its current stage."""
+        """Set each world's goal and instruction to those of its current stage."""
         stages = self.solved.clip(max=self._stages - 1)
         self._goal[:] = self._goals[self._worlds, stages]
         self.instruction_id[:] = self._sentence[self._worlds, stages]
         self._instructions = None
 
     def _observe_state(self) -> None:
-        """Read the state from the physics."""
+        """Read `state` from the physics, and move the mocap bodies that the task arranges."""
         physics, scene = self.physics, self.scene
         qpos = physics.qpos
         joints, self._openings_m = scene.joints_of(qpos), scene.openings_of(qpos)
@@ -253,6 +261,7 @@ class Worlds:
             physics.mocap_pos[:] = arranged
 
     def _observation(self) -> dict[str, Array]:
+        """Key -> (N, ...): proprioception and objects with noise, then `to_<object>`, privileged keys and images without."""
         state = self.state
         objects = self.task.observe(state, self.scene)
         obs = {
@@ -278,9 +287,9 @@ class Worlds:
         return self._kept(np.zeros(shape, np.int64))
 
     def _kept(self, values: np.ndarray) -> Array:
-        """A record of these values, of the physics' kind, that is written in place."""
+        """These values as an array or tensor like the physics' own, to be updated in place."""
         return values if self._xp is np else like(self.physics.qpos, values).clone()
 
 
 _REST = np.array([0.0] * 6 + [-1.0])
-"""No motion, open gripper."""
+"""The action that moves nothing and opens the gripper."""

@@ -1,7 +1,7 @@
-"""Conformance kits: what every component of a family promises, as functions that a component's own tests call.
+"""Conformance kits: for each family of components, checks of its contract that a component's own tests can call.
 
-Each module belongs to one family and imports nothing above that family's layer. It holds one function per promise, which
-raises AssertionError with what was found, and `CHECKS`, all of them. The test of a plug-in's memory:
+Each module belongs to one family and imports nothing above that family's layer. It has one function per requirement, which
+raises AssertionError with the value found, and the tuple `CHECKS` of all these functions. A test of a plug-in memory:
 
     from robopolicy.testing.memory import CHECKS
 

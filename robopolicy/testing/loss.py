@@ -1,4 +1,4 @@
-"""The conformance kit of auxiliary losses; each check takes what builds one from a `LossContext`."""
+"""Conformance kit for auxiliary losses; each check takes a function that builds the loss from a `LossContext`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,20 +13,20 @@ from robopolicy.types import Batch
 
 SEGMENTS, FRAMES, WINDOW, CHUNK = 3, 6, 3, 2
 CONTEXT = LossContext(pooled_width=5, hidden_width=4, arm_width=3, predictions={}, privileged={"target_pos": 3})
-"""Sizes that a loss is tried with; a case may give others, such as the predictions of an encoder."""
+"""Default sizes for the checks; a test may pass others, such as with predictions of an encoder."""
 Make: TypeAlias = Callable[[LossContext], nn.Module]
-"""Builds the loss."""
+"""Function that builds the loss."""
 
 
 def it_is_one_finite_scalar(make: Make, context: LossContext = CONTEXT) -> None:
-    """For windows cut from segments, and for a whole unrolled segment (a carried memory)."""
+    """The loss is a finite scalar, for windows cut from segments and for whole segments (`history: carry`)."""
     for window in (WINDOW, FRAMES):
         value = seeded(make, context)(_inputs(context, window))
         require(value.ndim == 0 and value.isfinite(), f"the loss is {value}; expected a finite scalar")
 
 
 def every_weight_is_trained(make: Make, context: LossContext = CONTEXT) -> None:
-    """Each trainable weight of the predictor gets a gradient, and so does something of the policy."""
+    """Every trainable weight of the loss gets a gradient, and so does at least one output of the policy."""
     loss, inputs = seeded(make, context), _inputs(context)
     loss(inputs).backward()
     require_trained(loss)
@@ -35,7 +35,7 @@ def every_weight_is_trained(make: Make, context: LossContext = CONTEXT) -> None:
 
 
 def frames_beyond_the_demo_have_no_influence(make: Make, context: LossContext = CONTEXT) -> None:
-    """What stands at padding, NaN among labels and privileged keys included, changes neither the loss nor a gradient."""
+    """Values at padded frames, even NaN in action targets and privileged keys, change neither the loss nor a gradient."""
     loss, inputs = seeded(make, context), _padded(_inputs(context))
     expected = loss(inputs)
     expected.backward()
@@ -43,15 +43,15 @@ def frames_beyond_the_demo_have_no_influence(make: Make, context: LossContext = 
     loss.zero_grad()
     other = _with_content(inputs, torch.nan)
     found = loss(other)
-    require_close(found, expected, 1e-5, "the loss with NaN as padding against 0")
+    require_close(found, expected, 1e-5, "the loss with NaN instead of 0 at padded frames")
     found.backward()
     for before, weight in zip(gradients, (w for w in loss.parameters() if w.grad is not None), strict=True):
         assert weight.grad is not None
-        require_close(weight.grad, before, 1e-5, "a gradient with NaN as padding against 0")
+        require_close(weight.grad, before, 1e-5, "a gradient with NaN instead of 0 at padded frames")
 
 
 def without_a_real_frame_it_is_zero(make: Make, context: LossContext = CONTEXT) -> None:
-    """A mean over nothing is 0, not NaN."""
+    """The loss of a batch without a real frame is 0, not NaN."""
     value = seeded(make, context)(_padded(_inputs(context), kept=0))
     require(value == 0, f"the loss is {value} without a real frame; expected 0")
 
@@ -80,7 +80,7 @@ def _inputs(context: LossContext, window: int = WINDOW) -> LossInputs:
 
 
 def _padded(inputs: LossInputs, kept: int = 4) -> LossInputs:
-    """The same with frames beyond the first `kept` marked as padding, 0 in labels and keys."""
+    """The same inputs with all but the first `kept` frames marked as padding, where targets and privileged keys are 0."""
     batch = inputs.batch
     valid = torch.as_tensor(batch.frame_valid).clone()
     valid[:, kept:] = False
@@ -89,6 +89,7 @@ def _padded(inputs: LossInputs, kept: int = 4) -> LossInputs:
 
 
 def _with_content(inputs: LossInputs, content: float) -> LossInputs:
+    """The same inputs with `content` in the action targets and privileged keys of padded frames."""
     valid = torch.as_tensor(inputs.batch.frame_valid)
 
     def filled(values: Tensor) -> Tensor:

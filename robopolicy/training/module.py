@@ -1,4 +1,4 @@
-"""One policy under training: steps, optimizer, schedule and averaged weights; no model code."""
+"""The Lightning module that trains a policy: training step, optimizer, schedule and averaged weights."""
 
 import copy
 import math
@@ -17,14 +17,14 @@ from robopolicy.model.streaming import MemoryState
 from robopolicy.training.objective import Tally
 
 _GROUP = re.compile(r"^0\.members\.[^.]+\.")
-"""Before the name of a parameter of one of several groups."""
+"""Prefix of parameter names if several groups are trained; replaced by `0.`, the prefix with one group."""
 
 
 class Schedule:
-    """Progress of the training, by steps or by the clock, whichever is further, and the learning rate at it.
+    """Training progress, by steps or by time, whichever is further, and the learning rate at that progress.
 
-    Linear warm-up, then a cosine from 1 down to `min_lr_scale`. With `max_minutes`, the cosine follows the clock where
-    time would run out before the steps do, so that training always ends at the lowest rate.
+    Linear warm-up, then a cosine decay from 1 to `min_lr_scale`. With `max_minutes`, the cosine follows the time if it
+    will run out before the steps do, so that training always ends at the lowest learning rate.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class Schedule:
         self._since: float | None = None
 
     def start(self, earlier_s: float | None = None) -> None:
-        """Start the clock; `earlier_s` is the time [s] that the run took before it was interrupted."""
+        """Start the clock; `earlier_s` is the training time [s] of the run before it was interrupted."""
         self._earlier_s = self._earlier_s if earlier_s is None else earlier_s
         self._since = time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
-        """Time this run has taken [s], before interruptions included."""
+        """Training time of this run [s], including the time before interruptions."""
         return self._earlier_s + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def progress(self, step: int) -> float:
-        """Share of the training done, 0 .. 1."""
+        """Fraction of the training done, 0 .. 1."""
         return min(1.0, max(step / self.max_steps, self.elapsed_s / self.limit_s))
 
     def lr_scale(self, step: int, progress: float) -> float:
@@ -59,14 +59,14 @@ class Schedule:
 
 
 class PolicyTraining(LightningModule):
-    """Trains a `ChunkPolicy` on batches of segments; `evaluated` is the policy to be measured and kept.
+    """Trains a `ChunkPolicy` on batches of segments; `evaluated` is the policy to evaluate and save.
 
     Args:
-        policy: what is trained: a `ChunkPolicy`, or the policies of several groups (`robopolicy.training.groups`).
-        objective: its losses; an `Objective`, or what measures several groups.
-        schedule: learning rate over time, and when training ends.
-        optimizer: AdamW's settings; with `ema` an average of the weights is evaluated.
-        augmentation: changes a training batch on its device.
+        policy: the policy to train: a `ChunkPolicy`, or the policies of several groups (`robopolicy.training.groups`).
+        objective: computes its losses: an `Objective`, or the one of several groups.
+        schedule: the learning rate, and when training ends.
+        optimizer: settings of AdamW; with `ema`, a moving average of the weights is evaluated and saved.
+        augmentation: random changes of a training batch, on its device; None: no changes.
     """
 
     def __init__(
@@ -78,29 +78,30 @@ class PolicyTraining(LightningModule):
         augmentation: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
-        # The parameters of a module with an attribute `freeze_steps` stay fixed for that many optimizer steps.
+        # The objective is trained too: auxiliary losses have weights of their own.
         self.trained = nn.ModuleList([policy, objective])
         self.averaged = copy_sharing_frozen(self.trained) if optimizer.ema else None
         self.schedule, self.settings, self.augmentation = schedule, optimizer, augmentation
         self.tally = Tally()
         self.carried: MemoryState | None = None
+        """Memory state after the last batch, from which the next one continues (`history: carry`); else None."""
         learned = [parameter.requires_grad for parameter in self.trained.parameters()]
         self._parameters_trained = list(compress(self.trained.parameters(), learned))
         self._averages = [] if self.averaged is None else list(compress(self.averaged.parameters(), learned))
 
     @property
     def policy(self) -> Any:
-        """The policy whose weights the optimizer moves."""
+        """The policy with the weights that the optimizer updates (not the averaged ones)."""
         return self.trained[0]
 
     @property
     def objective(self) -> Any:
-        """The objective whose weights the optimizer moves."""
+        """The objective with the weights that the optimizer updates (not the averaged ones)."""
         return self.trained[1]
 
     @property
     def evaluated(self) -> Any:
-        """The averaged policy with the trained one's present buffers, or the trained one where averaging is off."""
+        """The averaged policy, with the current buffers of the trained one; the trained policy if averaging is off."""
         if self.averaged is None:
             return self.policy
         for kept, buffer in zip(self.averaged.buffers(), self.trained.buffers(), strict=True):
@@ -120,13 +121,13 @@ class PolicyTraining(LightningModule):
         return terms["loss"] * share_of_all(count)
 
     def augmented(self, batch: Any) -> Any:
-        """The batch with random changes, or as it is where the config asks for none."""
+        """The batch after augmentation, if the config has any."""
         return batch if self.augmentation is None else self.augmentation(batch)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """One step at the scheduled rate, then an update of the averaged weights."""
+        """One optimizer step at the scheduled learning rate, then an update of the averaged weights."""
         step = self.trainer.global_step
         scale = self.schedule.lr_scale(step, self.progress())
         for group in optimizer.param_groups:
@@ -136,18 +137,19 @@ class PolicyTraining(LightningModule):
 
     @torch.no_grad()
     def average(self, step: int) -> None:
-        """Move the averaged weights, where there are any, towards the trained ones; after optimizer step `step`."""
+        """Update the moving average of the weights, if there is one, after optimizer step `step`."""
         if self._averages:
+            # The decay grows from 0.1 to 0.999, so that the random initial weights are soon forgotten.
             decay = min(0.999, (1 + step) / (10 + step))
             torch._foreach_lerp_(self._averages, self._parameters_trained, 1 - decay)  # pyright: ignore
 
     def progress(self) -> float:
-        """Share of the training done, 0 .. 1; where the clock decides, that of the first process."""
+        """Fraction of the training done, 0 .. 1. With a time limit, all processes use the first one's, since clocks differ."""
         share = self.schedule.progress(self.trainer.global_step)
         return self.from_first(share) if math.isfinite(self.schedule.limit_s) else share
 
     def from_first(self, value: float) -> float:
-        """The first process's value of a number, so that all processes decide alike."""
+        """The value in the first process, so that all processes take the same decision."""
         if not distributed.is_initialized():
             return value
         agreed = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -160,7 +162,7 @@ class PolicyTraining(LightningModule):
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Any]) -> dict[str, float]:
-        """`loss` and its terms of the evaluated policy over held-out batches; empty where there are none."""
+        """`loss` and its terms for the evaluated policy over the validation batches; empty if there are no batches."""
         policy: nn.Module = self.evaluated
         objective: Any = (self.trained if self.averaged is None else self.averaged)[1]
         was_training = policy.training
@@ -171,10 +173,11 @@ class PolicyTraining(LightningModule):
 
 
 def parameter_groups(trained: nn.ModuleList, settings: OptimizerConfig) -> list[dict[str, Any]]:
-    """Trained parameters of [policy, objective] by peak learning rate, weight decay and first step.
+    """Trained parameters of [policy, objective], grouped by peak learning rate, weight decay and `freeze_steps`.
 
-    The encoder, or the backbone in it, has a learning rate of its own, the memory may have a weight decay of its own, and
-    biases, norms and other parameters of one axis have none.
+    The encoder's backbone, or the whole encoder if it has none, has its own learning rate, and the memory may have its own
+    weight decay. Biases, norms and other one-dimensional parameters have no weight decay. The parameters of a module with
+    an attribute `freeze_steps` do not change for that number of optimizer steps.
     """
     frozen = {
         id(parameter): int(getattr(module, "freeze_steps", 0))
@@ -201,7 +204,10 @@ def parameter_groups(trained: nn.ModuleList, settings: OptimizerConfig) -> list[
 
 
 def share_of_all(count: Tensor) -> Tensor | float:
-    """Weight of a process's mean loss such that the mean over processes is the mean over all valid actions."""
+    """Weight of this process's mean loss, such that averaging over processes gives the mean over all valid actions.
+
+    Processes have different counts of valid actions, while distributed training averages their gradients equally.
+    """
     if not distributed.is_initialized():
         return 1.0
     total = count.clone()
@@ -210,6 +216,6 @@ def share_of_all(count: Tensor) -> Tensor | float:
 
 
 def copy_sharing_frozen(trained: nn.ModuleList) -> nn.ModuleList:
-    """A copy for the averaged weights; parameters that are not trained are shared, since they never differ."""
+    """A copy for the averaged weights; frozen parameters are shared with the original, since they never differ."""
     frozen = {id(parameter): parameter for parameter in trained.parameters() if not parameter.requires_grad}
     return copy.deepcopy(trained, memo=dict(frozen)).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A robot in memory: reaches every commanded position at once, and keeps the commands. For tests and dry runs."""
+"""A simulated robot that reaches every commanded position instantly and records the commands; for tests and dry runs."""
 
 from dataclasses import dataclass
 
@@ -15,25 +15,25 @@ from robopolicy.types import Command, Observation
 
 @dataclass(frozen=True)
 class FakeOptions:
-    """Options of `fake`."""
+    """Options of the robot `fake`."""
 
     profile: str = "panda"
-    """Limits and kinematics: a shipped profile's name, or a YAML file."""
+    """Robot profile (limits and kinematics): the name of a built-in profile, or a YAML file."""
     command_dt: float = 0.01
     """Time between two commands [s]."""
     opening_m: float | None = None
-    """Opening of every gripper at the start [m]; null: fully open."""
+    """Initial opening of every gripper [m]; null: fully open."""
 
 
 class FakeRobot:
-    """Reaches every commanded position at once, and keeps the commands.
+    """Reaches every commanded position instantly and records the commands in `commands`.
 
     Args:
         profile: its limits and kinematics.
         control_dt: time between two actions [s].
         command_dt: time between two commands [s].
-        clock: the time of its stamps.
-        opening_m: opening of every gripper at the start [m]; None: fully open.
+        clock: source of the observations' time stamps.
+        opening_m: initial opening of every gripper [m]; None: fully open.
     """
 
     def __init__(
@@ -49,23 +49,23 @@ class FakeRobot:
         self.commands: list[Command] = []
         self.instruction: str | None = None
         self.lost: str | None = None
-        """If set, the reason with which every call fails, as if the robot could not be reached."""
+        """If set, `observe` and `command` raise RobotError with this text, as if the connection were lost."""
         self._qpos = np.asarray(profile.home_rad, np.float64)
         self._opening_m = profile.openings_m if opening_m is None else np.full(profile.grippers, opening_m)
         self._stopped = False
 
     def observe(self) -> Observation:
-        """Its proprioception."""
+        """Proprioception: the last commanded joint positions and gripper openings."""
         self._refuse_if_lost()
         obs = proprioception(self.profile, self._qpos, self._opening_m)
         return Observation(obs, self.instruction, self.clock.now())
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
-        """The commanded position [rad]."""
+        """The last commanded joint positions [rad]."""
         return self._qpos
 
     def command(self, command: Command) -> None:
-        """Move to the commanded position at once."""
+        """Move to the commanded position instantly; a gripper opening of NaN leaves the gripper as it is."""
         self._refuse_if_lost()
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
@@ -75,7 +75,7 @@ class FakeRobot:
         self._opening_m = np.where(np.isfinite(wanted_m), wanted_m, self._opening_m)
 
     def stop(self) -> None:
-        """Accept no further command."""
+        """Refuse all further commands."""
         self._stopped = True
 
     def _refuse_if_lost(self) -> None:
@@ -85,6 +85,6 @@ class FakeRobot:
 
 @register("robot", "fake", FakeOptions)
 def make_fake(options: FakeOptions, context: RobotContext) -> FakeRobot:
-    """A robot in memory, for dry runs without hardware."""
+    """A simulated robot for tests and dry runs without hardware."""
     profile = read_profile(options.profile)
     return FakeRobot(profile, context.control_dt, options.command_dt, opening_m=options.opening_m)

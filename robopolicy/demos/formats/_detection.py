@@ -1,4 +1,4 @@
-"""Finds the format of a file or folder by its content, among the built-in kinds and those of plug-ins."""
+"""Detects the demo format of a file or folder from its content, among built-in and plug-in formats."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +13,16 @@ from robopolicy.types import DemoFormatError
 
 FAMILY = "demo_format"
 NATIVE = "robomimic"
-"""The kind that `DemoWriter` and, by default, `convert` write."""
+"""The format that `DemoWriter` writes, and `convert` by default."""
 
 
 def open_demos(path: str | Path) -> DemoReader:
     """A reader of the demos at `path`: a file or folder of any known format, or the URL of one.
 
-    An HDF5 file is examined in a child process first (`robopolicy.demos.probe`).
+    HDF5 files are first opened in a child process, because a damaged one can crash the process (`robopolicy.demos.probe`).
 
     Raises:
-        DemoFormatError: the path doesn't exist, is damaged or unsafe, or matches no known format, or two unrelated ones.
+        DemoFormatError: the path doesn't exist, is damaged or unsafe, or matches no known format or two unrelated formats.
         ConfigError: a plug-in's format can't be imported.
     """
     path = local_path(path)
@@ -30,7 +30,7 @@ def open_demos(path: str | Path) -> DemoReader:
         raise DemoFormatError(f"{path}: no such file or folder")
     with damage_named(path.name):
         matching = {kind: found for kind in kinds(FAMILY) if (found := demo_format(kind)).matches(path)}
-        # LIBERO's layout is robomimic's with additions: the format that refines another one is the better match.
+        # A format may extend another one (LIBERO's extends robomimic's), so both match; keep the more specific one.
         refined = {base for found in matching.values() for base in found.refines}
         matching = {kind: found for kind, found in matching.items() if kind not in refined}
         if len(matching) == 1:
@@ -53,10 +53,10 @@ def demo_format(kind: str, options: Mapping[str, Any] | None = None) -> DemoForm
 
 
 def writable_format(kind: str | None = None, options: Mapping[str, Any] | None = None) -> WritableFormat:
-    """The format called `kind`, by default the native one, to write demos in.
+    """The format called `kind` (default: the native one), for writing demos.
 
     Raises:
-        ConfigError: as `demo_format`, or the format can only be read; those that can be written are listed.
+        ConfigError: as `demo_format`; or the format is read-only (the message lists the writable ones).
     """
     found = demo_format(kind or NATIVE, options)
     if isinstance(found, WritableFormat):
@@ -66,6 +66,7 @@ def writable_format(kind: str | None = None, options: Mapping[str, Any] | None =
 
 
 def _content(path: Path) -> str:
+    """The first entries of a folder or an HDF5 file, for the error message."""
     if path.is_dir():
         inside = sorted(item.name for item in path.iterdir())
     else:

@@ -1,7 +1,7 @@
-"""LIBERO files (github.com/Lifelong-Robot-Learning/LIBERO): the robomimic layout with images upside down.
+"""LIBERO files (github.com/Lifelong-Robot-Learning/LIBERO): robomimic's layout, with images stored upside down.
 
 One file per task. The attribute `problem_info` holds the instruction. Images are stored as OpenGL renders them, bottom
-row first; reading flips them vertically (which is not a rotation by 180 degrees).
+row first, so the reader flips them vertically (not a rotation by 180 degrees, which would also mirror left and right).
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from robopolicy.demos.schema import json_object
 from robopolicy.types import Demo, DemoFormatError
 
 RATE_HZ = 20.0
-"""LIBERO's control rate, if `env_args` has none."""
+"""LIBERO's control rate [Hz], used if `env_args` gives none."""
 
 
 @register("demo_format", "libero")
@@ -42,7 +42,7 @@ class LiberoFormat:
 
 
 class LiberoReader(DemoFile):
-    """A LIBERO file."""
+    """Reads the demos of one LIBERO file."""
 
     format_name = "libero"
 
@@ -50,7 +50,7 @@ class LiberoReader(DemoFile):
         super().__init__(path)
         self._instruction = _instruction(self.attributes.get("problem_info"))
         self._upright = str(self.attributes.get("macros_image_convention", "opengl")).lower() == "opencv"
-        # robosuite's name for upright images: this reader returns them, and a converted file will hold them.
+        # robosuite calls upright images "opencv". This reader returns upright images, so a file converted from it holds them.
         self.attributes = {**self.attributes, "macros_image_convention": "opencv"}
         self.action_facts = {"rate_hz": RATE_HZ, "kind": "delta", "space": "ee", **self.action_facts}
         self.notes = (
@@ -69,11 +69,11 @@ class LiberoReader(DemoFile):
         return replace(demo, obs=obs, instruction=demo.instruction or self._instruction)
 
     def datasets(self, name: str) -> None:
-        """Returns None, because `read` returns other values than the file holds."""
+        """None: no direct access to the file's datasets, because `read` changes their values."""
 
 
 def _instruction(problem_info: Any) -> str | None:
-    """`language_instruction` of the JSON text: a string, or a list of its parts; without quotes around it."""
+    """`language_instruction` in the JSON text `problem_info` (a string or a list of parts to join), without outer quotes."""
     try:
         found = json_object(problem_info, "problem_info").get("language_instruction", "")
     except DemoFormatError:

@@ -1,8 +1,8 @@
-"""The encoder family: observation and instruction -> tokens.
+"""Encoders: they map an observation and an instruction to tokens.
 
 `Cls(options, inputs)` builds an encoder for the observation that `inputs` describes; `robopolicy.model.encoders.base`
-holds the contract and `robopolicy.testing.encoder` checks it. The functions below read properties of a kind from its options
-without building it.
+holds the contract and `robopolicy.testing.encoder` checks it. The functions below read properties of an
+encoder from its options, without building it.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ def default_text_of(options: Any) -> str:
 
 
 def text_width_of(options: Any) -> int:
-    """Width of the text model's tokens: the field `width`, the encoder's D; 128 for a kind without this option."""
+    """Width of the text model's tokens: the option `width` (the encoder's D), or 128 for an encoder without this option."""
     return getattr(options, "width", 128)
 
 
 def reads_tokens(options: Any) -> bool:
-    """Whether the encoder reads tokens that `robopolicy encode` wrote: the class attribute `reads_tokens`, else False."""
+    """Whether the encoder reads tokens written by `robopolicy encode`: the class attribute `reads_tokens`, else False."""
     return getattr(options, "reads_tokens", False)

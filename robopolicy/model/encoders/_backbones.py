@@ -1,8 +1,8 @@
-"""Backbones of the `transformers` package: images and a prompt in, hidden states out.
+"""Backbones from the `transformers` package: they map images and a prompt to hidden states.
 
-Contrastive models (CLIP, SigLIP, SigLIP 2) give patch tokens and text tokens in their shared space; generative ones
-(PaliGemma, Qwen2-VL and later, SmolVLM, Idefics3, and any other that takes `pixel_values` beside image tokens in its
-text) the hidden states of images and prompt together; vision models (DINOv2, ViT, ...) their patch tokens.
+Contrastive models (CLIP, SigLIP, SigLIP 2) return patch tokens and text tokens in their shared embedding space. Generative
+models (PaliGemma, Qwen2-VL and later, SmolVLM, Idefics3, and any other that takes `pixel_values` and has image tokens in
+its prompt) return the hidden states of images and prompt together. Vision models (DINOv2, ViT, ...) return patch tokens.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,17 @@ class Reading:
     """Which of a backbone's hidden states become tokens."""
 
     readout: Literal["all", "last", "mean", "action_token", "words"] = "all"
-    """all: every token of images and prompt; last: the last real token; mean: the mean over the real tokens; action_token:
-    learned vectors that stand in the prompt like words; words: places in the vocabulary of the words that the language model
-    writes after the prompt, as RoboVLMs' discrete decoder does."""
+    """all: every token of images and prompt; last: the last token that is not padding; mean: the mean over the tokens that are
+    not padding; action_token: the states of learned vectors inserted into the prompt; words: token ids that the language
+    model generates after the prompt, as RoboVLMs' discrete decoder does."""
     layer: int = -1
-    """Which hidden states: -1 the last, after the final norm; 0 the embeddings, n those after layer n; negative counts
-    from the end."""
+    """Layer of the hidden states: -1 the last, after the final norm; 0 the embeddings; n the output of layer n; other
+    negative numbers count from the end."""
     action_tokens: int = 1
-    """Number of words, or of vectors of the readout action_token if the backbone's folder holds none; else not used."""
+    """Number of generated tokens (readout words) or of learned vectors (readout action_token, unless the backbone's folder
+    holds them); not used by other readouts."""
     tiles: int = 0
-    """n: after each camera's image come its n x n tiles, row by row, so that small things are seen in more pixels."""
+    """n > 0: each camera's image is followed by its n x n tiles, row by row, so that small objects get more pixels; 0: none."""
 
 
 class Backbone(nn.Module):
@@ -46,7 +47,7 @@ class Backbone(nn.Module):
     """
 
     token_width: int
-    """D."""
+    """D, width of a token."""
     reads_text: bool = True
     """Whether it reads a prompt."""
 
@@ -54,36 +55,37 @@ class Backbone(nn.Module):
         super().__init__()
         self.images, self.reading = images, reading
         self.trained: tuple[str, ...] = ()
-        """Parts of the names of weights that are trained; empty text stands for all, nothing for a frozen model."""
+        """Substrings of the names of trained weights; `("",)` matches all weights, `()` means a frozen model."""
         self.model: Any = model.requires_grad_(False)
         self.identity: dict[str, Any] = {}
-        """Which model it is and how it is read, JSON-ready; set by `load_backbone`."""
+        """JSON-ready description of the model and its readout; set by `load_backbone`."""
         self.random: tuple[str, ...] = ()
-        """Names of weights that its folder doesn't hold; set by `load_backbone`."""
+        """Names of weights missing in the model's folder, hence randomly initialized; set by `load_backbone`."""
 
     def token_count(self, cameras: int, words: int) -> int:
-        """N, for this number of cameras and a prompt of this number of tokens."""
+        """N, tokens per frame, for `cameras` cameras and a prompt of `words` tokens."""
         counts = {"all": self.state_count(cameras * self.views, words), "last": 1, "mean": 1}
         return counts.get(self.reading.readout, self.reading.action_tokens)
 
     @property
     def views(self) -> int:
-        """Images of one camera in a frame."""
+        """Images per camera and frame: the whole image and its tiles."""
         return 1 + self.reading.tiles**2
 
     def state_count(self, images: int, words: int) -> int:
-        """Hidden states of one frame with this number of images."""
+        """Number of hidden states of one frame with `images` images and a prompt of `words` tokens."""
         raise NotImplementedError
 
     def forward(
         self, images: Sequence[UInt8[Tensor, "frames _ _ 3"]], prompt: Int[Tensor, "frames words"] | None
     ) -> tuple[Float[Tensor, "frames tokens width"], Bool[Tensor, "frames tokens"]]:
-        """Tokens and their mask.
+        """Tokens and their mask (True: not padding).
 
         Args:
-            images: one batch of images for each camera.
-            prompt: token numbers, -1 beyond the end; None without a prompt.
+            images: one batch of images per camera.
+            prompt: token ids, padded with -1; None without a prompt.
         """
+        # A frozen model records no gradient, which saves the memory of its activations.
         trained = any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             seen = [self.images(view) for image in images for view in views_of(image, self.reading.tiles)]
@@ -92,21 +94,22 @@ class Backbone(nn.Module):
             return read_out(states.float(), valid, self.reading.readout)
 
     def hidden_states(self, pixels: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
-        """All hidden states (frames, states, D) and their mask, of prepared images (frames, images, 3, height, width)."""
+        """All hidden states (frames, states, D) and their mask, from prepared images (frames, images, 3, height, width)."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set the mode of a model that is trained; a frozen one stays in eval mode, so that its dropout is off."""
+        """As `nn.Module.train`, except that a frozen model stays in eval mode, so that its dropout is off."""
         return super().train(mode and bool(self.trained))
 
     def unfreeze(self, *names: str) -> None:
-        """Train the model's weights whose names hold one of these texts, and no others."""
+        """Train only the weights whose names contain one of these substrings."""
         self.trained = names
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(any(part in name for part in names))
-        self.train()  # the trainer keeps each module's mode; dropout and checkpointing are off in eval mode
+        self.train()  # the trainer doesn't switch modes; in eval mode, dropout and gradient checkpointing would stay off
 
     def _layer_of(self, outputs: Any) -> Tensor:
+        """Hidden states of the layer `reading.layer`."""
         layer = self.reading.layer
         if layer == -1:
             return outputs.last_hidden_state
@@ -119,7 +122,7 @@ class Backbone(nn.Module):
 
 
 class ContrastiveBackbone(Backbone):
-    """CLIP and SigLIP: patch tokens of every camera, then the prompt's tokens, in the space the two towers share."""
+    """CLIP and SigLIP: patch tokens of every camera, then the prompt's tokens, in the towers' shared embedding space."""
 
     def __init__(self, model: Any, images: ImagePreparation, reading: Reading) -> None:
         super().__init__(model, images, reading)
@@ -138,7 +141,7 @@ class ContrastiveBackbone(Backbone):
         self.longest_prompt = model.config.text_config.max_position_embeddings
         self.projected = hasattr(model, "visual_projection")
         self.patched = model.config.model_type == "siglip2"
-        """Whether images go in as flat patches."""
+        """Whether the model takes images as flattened patches instead of (3, height, width)."""
         self.token_width = model.config.projection_dim if self.projected else vision.hidden_size
         if not self.projected and vision.hidden_size != model.config.text_config.hidden_size:
             raise ConfigError(
@@ -154,11 +157,12 @@ class ContrastiveBackbone(Backbone):
         """See `Backbone`."""
         frames = len(pixels)
         seen = self.model.vision_model(**self._pixel_inputs(pixels.flatten(0, 1))).last_hidden_state
-        if self.projected:  # CLIP: a class token first; the final norm is only applied to that one by the tower itself
+        if self.projected:  # CLIP: drop the class token; the tower applies its final norm only to that token
             seen = self.model.visual_projection(self.model.vision_model.post_layernorm(seen[:, 1:]))
         tokens = [seen.reshape(frames, -1, seen.shape[-1])]
         valid = [torch.ones(tokens[0].shape[:2], dtype=torch.bool, device=pixels.device)]
         if prompt is not None:
+            # Frames of a batch mostly have the same few prompts; encode each distinct prompt once.
             kinds, place = torch.unique(prompt, dim=0, return_inverse=True)
             tokens.append(self._words(kinds)[place])
             valid.append(prompt >= 0)
@@ -176,7 +180,7 @@ class ContrastiveBackbone(Backbone):
         text = self.model.config.text_config
         padding = text.pad_token_id if text.pad_token_id is not None else text.eos_token_id
         padded = functional.pad(prompt, (0, self.longest_prompt - prompt.shape[1]), value=-1)
-        mask = (padded >= 0).long() if self.projected else None  # SigLIP was trained to read its padding
+        mask = (padded >= 0).long() if self.projected else None  # SigLIP was trained with attention to padding
         words = self.model.text_model(
             input_ids=padded.where(padded >= 0, padding), attention_mask=mask
         ).last_hidden_state
@@ -185,7 +189,7 @@ class ContrastiveBackbone(Backbone):
 
 
 class VisionBackbone(Backbone):
-    """DINOv2, ViT or any other model of images alone: the patch tokens of every camera, without class and register tokens."""
+    """DINOv2, ViT or another image-only model: the patch tokens of every camera, without class and register tokens."""
 
     reads_text = False
 
@@ -195,6 +199,7 @@ class VisionBackbone(Backbone):
             raise ConfigError(
                 f"readout {reading.readout} of a {model.config.model_type}, which reads no text; expected all or mean"
             )
+        # A trial image shows how many class and register tokens come before the patch tokens.
         side = getattr(model.config, "patch_size", None)
         patches = None if side is None else (images.size[0] // side) * (images.size[1] // side)
         with torch.no_grad():
@@ -213,20 +218,20 @@ class VisionBackbone(Backbone):
         return states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
 
     def _states(self, pixels: Tensor) -> Tensor:
-        """(images, states, D); the cells of a convolutional model's map (images, D, rows, columns) are its states."""
+        """(images, states, D); for a convolutional model, the cells of its feature map (images, D, rows, columns)."""
         states = self._layer_of(self.model(pixel_values=pixels, output_hidden_states=self.reading.layer != -1))
         return rearrange(states, "b d h w -> b (h w) d") if states.dim() == 4 else states
 
 
 def views_of(image: UInt8[Tensor, "frames height width 3"], tiles: int) -> list[Tensor]:
-    """The images themselves, then their tiles x tiles parts (frames, height / tiles, width / tiles, 3), row by row."""
+    """The whole images, then their tiles x tiles tiles (frames, height / tiles, width / tiles, 3), row by row."""
     height, width = (side // max(tiles, 1) for side in image.shape[1:3])
     corners = [(row * height, column * width) for row in range(tiles) for column in range(tiles)]
     return [image, *(image[:, top : top + height, left : left + width] for top, left in corners)]
 
 
 def read_out(states: Tensor, valid: Tensor, readout: str) -> tuple[Tensor, Tensor]:
-    """Hidden states (frames, states, D) and their mask -> tokens and theirs."""
+    """Hidden states (frames, states, D) and their mask -> tokens (frames, tokens, D) and their mask."""
     if readout not in ("last", "mean"):
         return states, valid
     if readout == "mean":

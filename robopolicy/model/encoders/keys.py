@@ -1,4 +1,4 @@
-"""Low-dimensional keys: one token per key, and one that sees them together."""
+"""The encoder `keys`: one token per low-dimensional key, and one common token computed from all keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,12 +20,11 @@ class KeysOptions:
     width: int = 128
     """D, width of one token."""
     hidden: int = 128
-    """Width of the perceptrons' hidden layer."""
+    """Width of the hidden layer of the MLPs."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Keys that are instances of one thing, such as {"object": ["cube_red", "cube_green"]}: the instruction selects among
-    them."""
+    """Group name -> interchangeable keys, such as {"object": ["cube_red", "cube_green"]}; the instruction selects from them."""
     choices: int = 2
-    """Selections made from each group, such as the object to lift and the one to put it on."""
+    """Number of selections from each group, such as the object to lift and the one to put it on."""
 
     default_text: ClassVar[str] = "vocabulary"
 
@@ -41,16 +40,16 @@ class KeysOptions:
 
 @register("encoder", "keys", KeysOptions)
 class KeysEncoder(TokenEncoder):
-    """One token per key, one that sees all keys together, then the instruction's tokens.
+    """One token per key, one common token computed from all keys, then the instruction's tokens.
 
-    For the keys of a group, the sentence vector selects among them by attention, and the common token sees the selected
-    values beside all other keys. So the handling of an object is learned once, from the demos of all of them. The
-    group's own tokens come from one shared perceptron and fade where a key is not selected: a token per object and
-    instruction would let the policy memorize the training scenes instead.
+    Among the keys of a group, the instruction's sentence vector selects by attention. The common token is computed from
+    the selected values and all ungrouped keys, so the policy learns once how to handle an object, from the demos of all
+    objects. The tokens of grouped keys come from one MLP per group and are scaled by the key's attention weight: separate
+    networks for every object would let the policy memorize the training scenes.
 
-    Predictions, for the auxiliary loss that makes the selection reliable: `selected`, the values that the common token
-    sees; `sentence`, its vector; for each group `keys_<group>` (*B, keys, width) and, for its choices,
-    `choice_<n>_<group>` (*B, keys), the share of each key.
+    Predictions, for the auxiliary loss `linear_action`, which makes the selection reliable: `selected`, the input of the
+    common token; `sentence`, the sentence vector; per group `keys_<group>` (*B, keys, width) and, per selection,
+    `choice_<n>_<group>` (*B, keys), the attention weight of each key.
     """
 
     def __init__(self, options: KeysOptions, inputs: EncoderInputs) -> None:
@@ -80,7 +79,7 @@ class KeysEncoder(TokenEncoder):
         self.together = perceptron(common + sentence, hidden, width)
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
-        """See `TokenEncoder`; the tokens of single keys come first, then those of groups, then the common one."""
+        """See `TokenEncoder`; the tokens of ungrouped keys come first, then those of groups, then the common token."""
         values = [obs[key] for key in self.single]
         tokens, predictions = [], {}
         for value, network in zip(values, self.networks, strict=True):
@@ -103,16 +102,17 @@ class KeysEncoder(TokenEncoder):
 
 
 class Selector(nn.Module):
-    """The sentence vector selects among the keys of a group, `choices` times: for example the cube and the plate.
+    """Attention of the sentence vector over the keys of a group, `choices` times: for example the cube and the plate.
 
-    The weights start at zero and there is no bias, so that every key has the same share until a word that
-    distinguishes instructions changes it. The softmax is sharp, so that the selection is made early: while
-    values are still mixed, the rest of the network starts to memorize the training scenes. But the weights don't move
-    for the first steps: before the rest has learned to follow the mixed value, the sign of the gradient is that of
-    random weights, and half of all seeds would suppress the very object that is named.
+    The weights start at zero and there is no bias, so that all keys start with equal attention weights, and only words
+    that distinguish instructions change them. The softmax has a low temperature, so that the selection becomes definite
+    early: while it still averages over keys, the rest of the network starts to memorize the training scenes. The weights
+    are frozen for the first `freeze_steps`: until the rest of the network has learned to use the averaged value, the sign
+    of the gradient is random, and with half of all seeds the selector would suppress the object that is named.
     """
 
     SHARPNESS = 4.0
+    """Inverse temperature of the softmax."""
     freeze_steps = 200
     """Optimizer steps before these weights start to change."""
 
@@ -123,7 +123,7 @@ class Selector(nn.Module):
         nn.init.zeros_(self.score.weight)
 
     def forward(self, sentence: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch choices keys"]:
-        """The share of each key in each selection; shares sum to 1."""
+        """The attention weight of each key in each selection; they sum to 1 over the keys."""
         return (self.SHARPNESS * self.score(sentence)).unflatten(-1, (self.choices, -1)).softmax(dim=-1)
 
 
@@ -131,7 +131,7 @@ def _check_groups(groups: Mapping[str, tuple[str, ...]], inputs: EncoderInputs) 
     widths = inputs.key_widths
     if groups and not inputs.text_width:
         raise ConfigError(
-            "--encoder.groups needs the instruction, which selects among the keys of a group; this policy doesn't see it: "
+            "--encoder.groups needs the instruction, which selects among the keys of a group; this policy does not read it: "
             "use demos with instructions and --text.kind vocabulary, or drop the groups"
         )
     for name, keys in groups.items():

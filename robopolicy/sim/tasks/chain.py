@@ -1,4 +1,4 @@
-"""Five instructions in a row in one scene, as CALVIN measures a policy: cubes and plates, without a reset in between."""
+"""The task `chain`: by default five instructions in a row in one scene without a reset, as in the CALVIN benchmark."""
 
 from dataclasses import dataclass, replace
 
@@ -24,8 +24,9 @@ from robopolicy.sim.tasks.stack import Stack
 from robopolicy.types import Array
 
 LINKS: tuple[Task, ...] = (Reach(), Lift(), Place(), Stack())
-"""What an instruction of a chain can be; a goal is (index in here, cube, plate or other cube)."""
+"""The single tasks that a chain is made of. A goal is (index into `LINKS`, cube, plate or other cube)."""
 REACH, LIFT, PLACE, STACK = range(4)
+"""Indices into `LINKS`."""
 SENTENCES = (
     lambda cube, _: f"touch the {COLORS[cube]} cube",
     lambda cube, _: f"lift the {COLORS[cube]} cube",
@@ -39,7 +40,7 @@ class ChainOptions:
     """Options of the task `chain`."""
 
     length: int = 5
-    """Instructions in a row."""
+    """Number of instructions in an episode."""
 
     def __post_init__(self) -> None:
         expect(self, "task", ">= 1", "length")
@@ -47,7 +48,7 @@ class ChainOptions:
 
 @register("task", "chain", ChainOptions)
 class Chain(Task):
-    """Solve `length` instructions in a row; the next one is given when the last is solved."""
+    """Solve `length` instructions in a row; each is given when the one before it is solved."""
 
     parts = ("cubes", "plates")
 
@@ -57,7 +58,7 @@ class Chain(Task):
         self.max_episode_steps = 120 * self.length
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
-        """Cubes and plates as for `place`, and a row of instructions that can each be followed when its turn comes."""
+        """Cubes and plates placed as in `place`, and instructions, each possible once those before it are solved."""
         goals = draw_goals(rng, self.length)
         plates, cubes = placed_plates_and_cubes(rng)
         mocap_pos = scene.home_mocap.copy()
@@ -66,16 +67,16 @@ class Chain(Task):
         return Setup(instructions, np.array(goals), placed_cubes(scene, rng, cubes), mocap_pos)
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
-        """Whether the current instruction's condition holds."""
+        """True where the current instruction's success condition holds."""
         reached = [link.reached(of_link(state, kind)) for kind, link in enumerate(LINKS)]
         return namespace(state.goal).stack(reached)[state.goal[:, 0], state.worlds]
 
     def required_hold(self, state: State) -> Int[Array, " worlds"]:
-        """Control steps in a row required by the current instruction."""
+        """Control steps in a row for which the current instruction's condition must hold."""
         return like(state.goal, np.array([each.hold_steps for each in LINKS]))[state.goal[:, 0]]
 
     def target(self, state: State) -> Float[Array, "worlds 3"]:
-        """Position of the currently named cube [m]."""
+        """Position [m] of the cube that the current instruction names."""
         return state.chosen(1)
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
@@ -83,7 +84,7 @@ class Chain(Task):
         return super().observe(state, scene) | observed_plates(state)
 
     def intent(self, state: State) -> Intent:
-        """As the expert of the current instruction."""
+        """The intent of the current instruction's own task."""
         intents = [link.intent(of_link(state, kind)) for kind, link in enumerate(LINKS)]
         goals, closed = zip(*intents, strict=True)
         xp, kind = namespace(state.opening), state.goal[:, 0]
@@ -91,12 +92,18 @@ class Chain(Task):
 
 
 def of_link(state: State, kind: int) -> State:
-    """The state as the single task `LINKS[kind]` sees it; in worlds with another kind of goal it is meaningless."""
+    """The state with its goal as the single task `LINKS[kind]` expects it.
+
+    In worlds whose goal is of another kind, the goal is zeros: a valid index, so that batched code runs; ignore the results.
+    """
     return replace(state, goal=state.goal[:, 1:] * (state.goal[:, :1] == kind))
 
 
 def draw_goals(rng: np.random.Generator, length: int) -> list[tuple[int, int, int]]:
-    """Goals that can be followed in this order, whichever way each is solved; the kind is drawn first, evenly."""
+    """A random sequence of goals, each possible once those before it are solved.
+
+    The kind is drawn first, uniformly: otherwise kinds with more possible cubes and plates would be drawn more often.
+    """
     table = _Table()
     goals: list[tuple[int, int, int]] = []
     while len(goals) < length:
@@ -110,15 +117,17 @@ def draw_goals(rng: np.random.Generator, length: int) -> list[tuple[int, int, in
 
 
 class _Table:
-    """What lies where, in symbols, after the instructions followed so far."""
+    """Symbolic state of the scene after the goals so far: what each cube lies on, and which cube is held."""
 
     def __init__(self) -> None:
+        # What is known to be under each cube: ("cube" or "plate", index); None: the table, or the gripper holds it.
         self.below: dict[int, tuple[str, int] | None] = dict.fromkeys(range(len(COLORS)))
         self.held: int | None = None
+        # Cube of the last goal; `touch` must not name it again, since the gripper is still there.
         self.last: int | None = None
 
     def options(self) -> list[tuple[int, int, int]]:
-        """Goals that are possible now: a held cube can only be put down, and a cube under another can't be moved."""
+        """Goals that are possible now: a held cube must be put down first, and a cube under another can't be moved."""
         clear = [cube for cube in self.below if ("cube", cube) not in self.below.values()]
         movable = clear if self.held is None else [self.held]
         free_plates = [plate for plate in range(len(PLATES)) if ("plate", plate) not in self.below.values()]
@@ -131,7 +140,7 @@ class _Table:
         return goals
 
     def follow(self, goal: tuple[int, int, int]) -> None:
-        """Change the table as the goal asks."""
+        """Update the state as if the goal were solved."""
         kind, cube, other = goal
         self.last = cube
         self.held = cube if kind == LIFT else None

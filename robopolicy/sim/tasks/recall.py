@@ -1,4 +1,4 @@
-"""A task of memory: three cubes in a row are shown, then hidden under identical lids; touch the lid of the named one."""
+"""The memory task `recall`: three cubes are shown, then hidden under identical lids; touch the lid over the named cube."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,8 @@ from robopolicy.sim.tasks.base import Setup, State
 from robopolicy.types import Array
 
 BEHIND_M = 0.09
-"""How far behind its cube a lid stands during the cue [m]."""
+"""Distance of a lid behind its cube while the cubes are visible [m]."""
+# Factors that drop the height of a position, and the offset of a lid from its cube [m].
 _FLAT, _BEHIND = np.array([1.0, 1.0, 0.0]), np.array([BEHIND_M, 0.0, 0.0])
 
 
@@ -26,7 +27,7 @@ class RecallOptions:
     cue_steps: int = 3
     """Control steps for which the cubes are visible."""
     delay_steps: int = 4
-    """Control steps from when the lids cover the cubes until the lamp is lit."""
+    """Control steps between covering the cubes and lighting the lamp, which allows the arm to move."""
 
     def __post_init__(self) -> None:
         expect(self, "task", ">= 1", "cue_steps")
@@ -35,11 +36,11 @@ class RecallOptions:
 
 @register("task", "recall", RecallOptions)
 class Recall(LidTask):
-    """Touch the lid over the named cube, which was visible before the lids came; move only once the lamp is lit.
+    """Touch the lid over the named cube, which is visible only at the start; move only once the lamp is lit.
 
-    Three cubes in a row are visible for `cue_steps`, each with a lid behind it. Then the lids cover them, and for
-    `delay_steps` more the arm must stay within 6 cm of home. No later observation shows which lid is the right one: without
-    memory one in three episodes succeeds at best. Lids are numbered from right to left.
+    Three cubes in a row are visible for `cue_steps` control steps, each with a lid behind it. Then the lids cover them.
+    The arm must stay within 6 cm of home until `delay_steps` later. After the cubes are covered, no observation shows which
+    lid is right, so without memory the expected success rate is at most one in three. Lids are numbered from right to left.
     """
 
     parts = ("cubes", "lids")
@@ -50,7 +51,7 @@ class Recall(LidTask):
         self.max_episode_steps = self.wait_steps + 60
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
-        """A row of three cubes in random order; the goal holds the named cube, and then each cube's lid."""
+        """A row of three cubes in random order; the goal is the index of the named cube, then the lid index of each cube."""
         cube = int(rng.integers(len(COLORS)))
         points = row_on_table(rng)
         lid_of_cube = rng.permutation(LIDS)
@@ -59,7 +60,8 @@ class Recall(LidTask):
         return Setup((instruction,), np.array([[cube, *lid_of_cube]]), qpos, scene.home_mocap)
 
     def arrange(self, state: State, scene: Scene) -> Float[Array, "worlds nmocap 3"]:
-        """Lids behind the cubes, over them once the cue is over; the lamp in sight once the arm may move [m]."""
+        """Mocap positions [m]: lids behind the cubes, later over them; the lamp appears once the arm may move."""
+        # `* 0.0 +` gives every world its own copy of the home positions, on the state's device.
         xp, mocap_pos = namespace(state.mocap_pos), state.mocap_pos * 0.0 + like(state.mocap_pos, scene.home_mocap)
         hidden = (state.step >= self.cue_steps)[:, None]
         for cube in range(LIDS):
@@ -78,7 +80,7 @@ class Recall(LidTask):
         return self.touched(state)[state.worlds, self.right_lid(state)]
 
     def failed(self, state: State) -> Bool[Array, " worlds"]:
-        """The fingertips touched a wrong lid, or the arm moved too early."""
+        """The fingertips touch a wrong lid, or the arm moves before the lamp is lit."""
         wrong = self.touched(state) & (like(state.goal, np.arange(LIDS)) != self.right_lid(state)[:, None])
         return wrong.any(-1) | self.moved_early(state) | super().failed(state)
 
@@ -89,9 +91,10 @@ class Recall(LidTask):
         return cubes | self.observed_lids(state) | {"lamp": row(self.may_move(state)[:, None])}
 
     def intent(self, state: State) -> Intent:
-        """Wait at home until the lamp is lit, then come down on the right lid with closed fingers.
+        """Wait at home until the lamp is lit, then touch the right lid from above with closed fingers.
 
-        It aims below the lid's top, so that a policy that imitates the mean over the three lids touches one of them too.
+        It aims below the lid's top, so that a policy without memory, which predicts the mean over the three lids, still touches
+        one of them and succeeds in one of three episodes.
         """
         lid = state.mocap_pos[state.worlds, self.right_lid(state)]
         return self.once_allowed(state, above(state, lid + like(lid, TOP), resting_m=-LID_HALF_M))

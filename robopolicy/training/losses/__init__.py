@@ -1,8 +1,8 @@
-"""Auxiliary losses: predictors that are trained beside the policy, and are not saved with it.
+"""Auxiliary losses: small networks that are trained together with the policy but not saved with it.
 
-A kind of the family `loss` is a module built as `Kind(options, context)` whose `forward(inputs)` gives one scalar. The
-config weights it under its name: `losses: {forward: 0.1}`, or with options `{forward: {weight: 0.1, ...}}`. The losses
-of the action head (`arm`, `gripper`) are the head's own.
+A loss is an `nn.Module`, built as `Kind(options, context)`, whose `forward(inputs)` returns one scalar. The config gives
+its weight under its registered name: `losses: {forward: 0.1}`, or with options `{forward: {weight: 0.1, ...}}`. The action head
+computes its own losses (`arm`, `gripper`); they are not part of this family.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,17 +24,17 @@ class LossContext:
     hidden_width: int
     """H, width of the memory's output."""
     arm_width: int
-    """A, arm columns of the action targets."""
+    """A, number of arm columns of the action targets."""
     predictions: Mapping[str, int]
-    """Width of each prediction that the encoder makes beside its tokens."""
+    """Width of each prediction that the encoder outputs in addition to its tokens."""
     privileged: Mapping[str, int]
-    """Width of each privileged key, scaled."""
+    """Width of each privileged key after scaling."""
 
     def privileged_width(self, loss: str, keys: Sequence[str]) -> int:
-        """Columns of the privileged keys side by side.
+        """Total width of these privileged keys, concatenated, for the loss named `loss`.
 
         Raises:
-            ConfigError: there are none, or one is not among `--data.privileged_keys`.
+            ConfigError: `keys` is empty, or a key is not among `--data.privileged_keys`.
         """
         if not keys:
             raise ConfigError(f"--losses.{loss} needs privileged keys; give --data.privileged_keys, such as target_pos")
@@ -52,11 +52,11 @@ class LossInputs:
     """One training batch and the policy's intermediate results on it."""
 
     batch: Batch
-    """The batch as the loader gave it, in the demos' own units."""
+    """The batch from the data loader: observations in the demos' units, action targets normalized."""
     privileged: Mapping[str, Tensor]
-    """Scaled privileged keys (B, S, d)."""
+    """Key -> scaled values (B, S, d); B segments of S frames."""
     predictions: Mapping[str, Tensor]
-    """What the encoder predicted beside its tokens, (B, S, d)."""
+    """Name -> the encoder's output in addition to its tokens, (B, S, d)."""
     pooled: Tensor
     """(B, S, P) pooled frames."""
     hidden: Tensor
@@ -64,14 +64,14 @@ class LossInputs:
 
     @property
     def frame_valid(self) -> Tensor:
-        """(B, S) True where the frame is one of the demo."""
+        """(B, S) True where the frame is real, False where it is padding."""
         return torch.as_tensor(self.batch.frame_valid, device=self.hidden.device)
 
     def joined(self, keys: Sequence[str]) -> Tensor:
-        """Privileged keys side by side, (B, S, d).
+        """These privileged keys, concatenated, (B, S, d).
 
         Raises:
-            ConfigError: these demos don't hold one of them.
+            ConfigError: the demos lack one of them.
         """
         if missing := [key for key in keys if key not in self.privileged]:
             raise ConfigError(

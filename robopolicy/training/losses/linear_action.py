@@ -1,4 +1,4 @@
-"""The loss `linear_action`: linear policies on the values that the instruction selects from a group of keys."""
+"""The loss `linear_action`: linear policies that train the selection from a group of keys (encoder `keys`)."""
 
 from collections.abc import Iterable
 
@@ -12,16 +12,17 @@ from robopolicy.training.losses import LossContext, LossInputs
 
 @register("loss", "linear_action")
 class LinearAction(nn.Module):
-    """Mean squared error of the present action's arm columns, predicted linearly from keys of a group.
+    """Mean squared error of linear predictions of the current action's arm columns from the keys of a group.
 
-    A linear policy can't memorize the training scenes, so its gradient keeps indicating which object of a group the
-    demonstrated actions follow; the gradient of the policy itself vanishes once the scenes are memorized.
+    A linear policy can't memorize the training scenes, so its gradient keeps showing which object of a group the
+    demonstrated actions depend on. The gradient of the main policy vanishes once it has memorized the scenes.
 
-    One linear policy acts on the selected values. Alone it could settle on the opposite: objects lie apart from each
-    other, so the demonstrated motion leads away from the mean of all, which it sees at first; a policy that moves away
-    from what it sees then gains by selecting all objects but the named one. So each key of a group also has a linear
-    policy of its own under each instruction, and every choice moves to the key whose policy errs least, whatever the
-    sign; the policy on the selected values tells the choices apart where more than one object matters.
+    The loss sums three terms. (1) The error of one linear policy on the selected values. Alone, this term can converge to
+    the wrong selection: at first the selected value is the mean over all objects, and the demonstrated motion leads away
+    from this mean. A policy that moves away from its input then lowers its error by selecting all objects except the
+    named one. (2) The errors of one linear policy per key of a group, whose weights depend on the instruction. (3) The
+    errors of (2), weighted by each selection's attention weights and without gradient into (2): this moves every selection
+    to the key with the smallest error. Where several objects matter, term (1) makes the selections differ.
     """
 
     def __init__(self, options: NoOptions, context: LossContext) -> None:
@@ -32,7 +33,7 @@ class LinearAction(nn.Module):
                 "--losses.linear_action needs an encoder that selects from a group; give --encoder.groups"
             )
         self.act = nn.Linear(widths["selected"], context.arm_width)
-        # From zero, so that it follows its first object with the sign of the demonstrated actions.
+        # From zero, so that the demonstrated actions, not random weights, decide the sign with which it follows an object.
         nn.init.zeros_(self.act.weight)
         self.each = nn.ModuleDict()
         for group, choices in choices_of(widths).items():
@@ -42,7 +43,7 @@ class LinearAction(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        """A scalar, over the valid actions."""
+        """The loss, a scalar: mean over the valid actions."""
         seen = inputs.predictions
         predicted = self.act(seen["selected"]).float()
         wanted = torch.as_tensor(inputs.batch.target, device=predicted.device)[..., 0, : predicted.shape[-1]]
@@ -58,14 +59,15 @@ class LinearAction(nn.Module):
         return error
 
     def _actions(self, group: str, sentence: Tensor, keys: Tensor) -> Tensor:
-        """(B, S, keys, arm) the actions of each key's own policy; only these policies get a gradient."""
+        """(B, S, keys, arm) action predicted from each key by its own linear policy; only these policies get a gradient."""
+        # The appended 1 adds a bias to each linear policy.
         values = nn.functional.pad(keys.detach(), (0, 1), value=1.0)
         maps = self.each[group](sentence.detach()).unflatten(-1, (keys.shape[-2], -1, values.shape[-1]))
         return (maps @ values[..., None])[..., 0].float()
 
 
 def choices_of(predictions: Iterable[str]) -> dict[str, list[str]]:
-    """The names of the predictions `choice_<n>_<group>`, by group."""
+    """Group -> names of its predictions `choice_<n>_<group>`."""
     found: dict[str, list[str]] = {}
     for name in predictions:
         if name.startswith("choice_"):
