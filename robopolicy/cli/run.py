@@ -1,4 +1,4 @@
-"""`robopolicy run`: a policy, or a recorded demo, on a robot in real time."""
+"""`robopolicy run`: executes a policy, or replays a recorded demo, on a robot in real time."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,7 +30,11 @@ SECONDS = 30.0
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Drive a robot; the exit code is 1 if it was stopped, if steps went without an action, or if the record is missing."""
+    """Drive a robot.
+
+    Returns:
+        Exit code: 0 on success; 1 if the robot was stopped, if a control step had no action, or if `--record` wrote no demo.
+    """
     options = parse(_parser(), arguments)
     if options.policy is not None:
         options.policy = of_group(options.policy, options.group)
@@ -42,14 +46,14 @@ def run(arguments: Sequence[str]) -> int:
     driver = driver_of(options)
     with ExitStack() as stack:
         robot = make_robot(options, driver)
-        stack.callback(getattr(robot, "close", robot.stop))
+        stack.callback(getattr(robot, "close", robot.stop))  # `close` is optional; `stop` is not
         if options.speed == AUTO_SPEED:
             driver = at_robots_speed(options, driver, robot.profile)
         driver = fitted(driver, robot, options.robot)
         if assumed := robot.profile.assumed:
             print(f"assumed   limits of {robot.profile.name} that its maker does not publish: {', '.join(assumed)}")
         recorded_before = _demo_count(options.record) if options.record else 0
-        recording = stack.enter_context(ExitStack())
+        recording = stack.enter_context(ExitStack())  # of its own, to be closed before the demos are counted below
         recorder = _recorder(options, driver, robot, recording)
         operator = None
         if options.intervene is not None:
@@ -75,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
             operator=operator,
             clock=clock,
         )
-        record = driver.stream if isinstance(driver.stream, RecordedStream) else None
+        record = driver.stream if isinstance(driver.stream, RecordedStream) else None  # None: a policy drives
         loop.go_home(None if record is None else first_place(record.record, robot.profile))
         with shown(loop.statistics, f"robopolicy run   {options.robot}"):
             loop.run(options.seconds or (SECONDS if record is None else math.inf), _finished(robot, record))
@@ -88,75 +92,76 @@ def run(arguments: Sequence[str]) -> int:
 def _parser() -> ArgumentParser:
     return verb_parser(
         "run",
-        "Drive a robot by a policy, or by a recorded demo, in real time and within its limits.",
-        ("policy", str | None, None, "run folder, or an exported folder"),
-        ("--device", str, "cpu", "cpu or cuda: where the policy runs"),
+        "Drive a robot with a policy or a recorded demo, in real time and within the robot's limits.",
+        ("policy", str | None, None, "run folder, or folder written by `robopolicy export`"),
+        ("--device", str, "cpu", "device of the policy: cpu or cuda"),
         *POLICY,
-        ("--server", str | None, None, "[wss://]HOST:PORT of a policy behind robopolicy serve"),
-        ("--server-ca", str | None, None, "certificates (PEM) to trust for wss; default: the system's"),
-        ("--api-key-file", str | None, None, "file that holds the server's key"),
-        ("--replay", str | None, None, "demo file with the demo to replay"),
+        ("--server", str | None, None, "[wss://]HOST:PORT of a policy served by `robopolicy serve`"),
+        ("--server-ca", str | None, None, "file of certificates (PEM) to trust for wss; default: the system's"),
+        ("--api-key-file", str | None, None, "file with the server's API key in its first line"),
+        ("--replay", str | None, None, "demo file to replay a demo from"),
         ("--demo", str | None, None, "name of the demo to replay; default: the first"),
         (
             "--speed",
             float | Literal["auto"],
             1.0,
-            "of the replay; 0.5 takes twice the time, auto is the fastest, up to 1, that keeps to the robot's limits",
+            "speed of the replay: 0.5 takes twice the time; auto: the fastest speed up to 1 that is within the robot's limits",
         ),
         (
             "--follow",
             str | None,
             None,
-            "what is replayed: `actions`, or an observation key of joint positions [rad]; default: qpos where recorded",
+            "what to replay: `actions`, or an observation key of joint positions [rad]; default: qpos if it was recorded, "
+            "else actions",
         ),
         *robot_options(),
-        ("--instruction", str | None, None, "the instruction, if not the task's own"),
-        ("--seconds", float | None, None, "duration [s]; default: 30, or to the end of a replay"),
-        ("--deadline", float, 0.25, "age of the newest chunk's observation at which the robot is stopped [s]"),
+        ("--instruction", str | None, None, "instruction for the policy; default: the task's own"),
+        ("--seconds", float | None, None, "duration [s]; default: 30, or until the replay ends"),
+        ("--deadline", float, 0.25, "the robot is stopped when the observation of the newest chunk is older [s]"),
         (
             "--first-jump",
             float | None,
             None,
-            "largest distance of the first absolute target from where the joint is [rad]; default: the profile's",
+            "largest distance from a measured joint position to the first absolute target [rad]; default: the profile's",
         ),
         (
             "--actions-per-call",
             int,
             1,
-            "control steps from one call of a slow policy to the next; its frame stride must be a multiple of them",
+            "control steps between two calls of the policy, for a slow policy; must divide its frame stride",
         ),
         ("--dry-run", bool, False, "compute and record the commands, but send none"),
-        ("--record", str | None, None, "demo file to write the run to"),
+        ("--record", str | None, None, "demo file to record the run in"),
         (
             "--intervene",
             str | None,
             None,
-            "device of an operator who may take over: keyboard, spacemouse, ws:// or wss://HOST:PORT (a leader arm), a YAML "
+            "device with which an operator can take over: keyboard, spacemouse, ws:// or wss://HOST:PORT (leader arm), a YAML "
             "file with kind and options, or MODULE:FACTORY",
         ),
         ("--rerun", bool, False, "show the run in the rerun viewer (extra `view`)"),
-        ("--priority", bool, True, "request real-time priority"),
-        ("--json", str | None, None, "where to write the figures as JSON"),
+        ("--priority", bool, True, "request real-time scheduling from the operating system"),
+        ("--json", str | None, None, "file to write the statistics to, as JSON"),
         *execution_options(),
     )
 
 
 def _inference(options: Namespace, driver: Driver, robot: Robot, clock: Clock | None) -> Inference:
-    """Inference in a separate thread, or within the loop on a simulated clock."""
+    """Inference in a separate thread; on a simulated clock within the control loop, so that a run is reproducible."""
     make = SteppedInference if clock is not None else partial(ThreadedInference, priority=options.priority)
     observing = {"cameras": driver.cameras, "every": options.actions_per_call, "adapt": driver.adapt}
     return make(robot, driver.stream, options.instruction, **observing)
 
 
 def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:
-    """Whether a run ends early: the record has ended, or the task succeeded or failed."""
+    """A function that returns True when the run is over: the replay has ended, or the task has succeeded or failed."""
     if record is not None:
         return lambda: record.finished
     return lambda: getattr(robot, "success", False) or getattr(robot, "failed", False)
 
 
 def _demo_count(path: str) -> int:
-    """Demos in a file; 0 if there is no such file."""
+    """Number of demos in a file; 0 if the file does not exist."""
     from robopolicy.demos.hdf5 import DemoFile
 
     if not Path(path).exists():
@@ -166,6 +171,7 @@ def _demo_count(path: str) -> int:
 
 
 def _recorder(options: Namespace, driver: Driver, robot: Robot, stack: ExitStack) -> Recorder | None:
+    """The recorder for `--record` and `--rerun`, closed by `stack`; None without both."""
     recorders: list[Recorder] = []
     if options.record:
         env_args = dict(getattr(robot, "env_args", None) or {}) or None

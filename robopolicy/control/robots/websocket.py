@@ -23,7 +23,7 @@ from robopolicy.types import Command, Observation
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 64 * 2**20
-"""A longer message of a robot closes the connection."""
+"""Largest message accepted from a robot [bytes]; a larger one closes the connection."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class WebsocketOptions:
     address: str = "127.0.0.1:8100"
     """HOST:PORT of the `RobotServer`."""
     tls: bool = False
-    """Whether the connection is encrypted, as with wss://HOST:PORT."""
+    """Encrypt the connection, as wss://HOST:PORT does."""
     ca: str | None = None
-    """Certificates (PEM) to trust with `tls`; null: the system's."""
+    """File of certificates (PEM) to trust with `tls`; null: the system's."""
     key_file: str | None = None
-    """File that holds the server's key."""
+    """File with the server's API key in its first line."""
     timeout_s: float = 0.25
-    """Longest silence of the robot [s]."""
+    """Longest time without a message from the robot before calls raise [s]."""
 
     def __post_init__(self) -> None:
         expect(self, "robot", "> 0", "timeout_s")
@@ -50,16 +50,20 @@ class WebsocketOptions:
 class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
     """A robot behind a `RobotServer`, on this machine or another.
 
-    Joint positions are streamed; an observation is requested and awaited in the policy's thread. Calls raise if the robot
-    has sent nothing for `timeout_s`; the robot stops itself when no command arrives.
+    The server streams joint positions. `observe` requests an observation and waits for it, so call it in the policy's
+    thread, not in the control loop. Calls raise if the robot has sent nothing for `timeout_s`. The robot stops itself when
+    no command arrives.
 
     Args:
-        host: name or address.
-        port: its port.
-        timeout_s: longest silence [s].
-        api_key: sent as `Authorization: Api-Key <key>`.
-        tls: certificates to trust (`robopolicy.control.serving.access.trusted`), for a server with one; None: plain text.
-        clock: source of time; None: the system's.
+        host: host name or address of the server.
+        port: port of the server.
+        timeout_s: longest time without a message from the robot [s].
+        api_key: API key, sent as `Authorization: Api-Key <key>`.
+        tls: client context for an encrypted connection, from `robopolicy.control.serving.access.trusted`; None: plain text.
+        clock: source of time; None: the system's clock.
+
+    Raises:
+        RobotError: there is no `RobotServer` at the address, or it refuses the key.
     """
 
     def __init__(
@@ -83,9 +87,9 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
         self.control_dt, self.command_dt = float(hello["control_dt"]), float(hello["command_dt"])
         self._qpos = np.asarray(hello["qpos"], np.float64)
         self._heard_s = self.clock.now()
-        self._lost: str | None = None
+        self._lost: str | None = None  # why the connection can't be used any more
         self._stopped = False
-        self._asked = 0
+        self._asked = 0  # number of the newest request for an observation
         self._seen: tuple[int, Observation, float] | None = None  # request number, its observation, age [s]
         self._observed = threading.Event()
         threading.Thread(target=self._listen, name="robot", daemon=True).start()
@@ -104,7 +108,7 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
                     uri,
                     ssl=tls,
                     additional_headers=key if api_key else None,
-                    compression=None,
+                    compression=None,  # compressing images would add latency
                     max_size=MAX_MESSAGE_BYTES,
                     close_timeout=0.2,
                     open_timeout=5,
@@ -121,11 +125,17 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
             raise RobotError(f"the robot at {host}:{port} refuses: {error.rcvd.reason}") from None
         except (OSError, TimeoutError, WebSocketException) as error:
             raise RobotError(f"no robot at {host}:{port}: {error or 'no answer'}") from None
-        except AssertionError:  # raised by the library if the other end sends data before the handshake
+        except AssertionError:  # the websockets library raises it if the server sends data before the handshake
             raise RobotError(f"no robot at {host}:{port}: not a websocket server") from None
 
     def observe(self) -> Observation:
-        """The robot's observation, stamped with the time of the request, or earlier by the age that the robot reports."""
+        """Request an observation and wait for it.
+
+        Its time is that of the request, or the time of arrival less the age that the robot reports, whichever is earlier.
+
+        Raises:
+            RobotError: no observation arrives within `timeout_s`, or the connection is lost.
+        """
         self._refuse_if_lost()
         asked_s = self.clock.now()
         self._asked += 1
@@ -141,11 +151,15 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
         raise RobotError(f"the robot sent no observation within {self.timeout_s} s")
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
-        """Joint positions received last [rad]."""
+        """Newest joint positions received [rad]."""
         return self._qpos
 
     def command(self, command: Command) -> None:
-        """Send one command."""
+        """Send one command.
+
+        Raises:
+            RobotError: the robot was stopped, is lost, or has sent nothing for `timeout_s`.
+        """
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
         if (silent_s := self.clock.now() - self._heard_s) > self.timeout_s:
@@ -154,7 +168,7 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
         self._send(message_of(command))
 
     def stop(self) -> None:
-        """Send a stop, and disconnect."""
+        """Send a stop message and disconnect."""
         if not self._stopped:
             self._stopped = True
             with contextlib.suppress(RobotError):
@@ -165,7 +179,7 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
         self.stop()
 
     def _listen(self) -> None:
-        """Receive messages until the connection ends."""
+        """The receiving thread: store what the robot sends, until the connection ends."""
         try:
             for received in self._connection:
                 message = unpack(_bytes(received))
@@ -180,9 +194,9 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
                     self._seen = message.get("observe"), seen, float(message.get("age_s", 0.0))
                     self._observed.set()
             self._lost = self._lost or "the robot closed the connection"
-        except Exception as error:  # a lost robot is reported where it is used
+        except Exception as error:  # the next `command` or `observe` reports it
             self._lost = self._lost or f"connection to the robot lost: {type(error).__name__}"
-        self._observed.set()
+        self._observed.set()  # wake a waiting `observe`, which then raises
 
     def _send(self, message: dict[str, object]) -> None:
         try:
@@ -205,7 +219,7 @@ def make_websocket(options: WebsocketOptions, context: RobotContext) -> Websocke
 
 
 def message_of(command: Command) -> dict[str, object]:
-    """A command as a `RobotServer` reads it; the opening of a single gripper is a number."""
+    """A command as the message that a `RobotServer` reads; for a single gripper, `opening_m` is a number, not a list."""
     openings_m = command.gripper_opening_m
     message: dict[str, object] = {
         "qpos": command.joint_position_rad,
