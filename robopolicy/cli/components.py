@@ -1,4 +1,4 @@
-"""`robopolicy components`: the kinds that a config can choose, with their options and origin."""
+"""`robopolicy components`: lists the kinds that a config can choose, their options, and the package of a plug-in."""
 
 import dataclasses
 import inspect
@@ -32,6 +32,7 @@ def components(arguments: Sequence[str]) -> int:
 
 
 def _show(found: Component) -> None:
+    """Print a kind, the first line of its docstring, and each option with its default and meaning."""
     summary = (inspect.getdoc(found.make) or "").partition("\n")[0]
     origin = "" if found.origin == BUILT_IN else f"   [{found.origin}]"
     print(f"{found.kind}{origin}   {summary}")

@@ -143,7 +143,7 @@ class LerobotRobot:
                 if command is not None and command is not sent:
                     self._robot.send_action(self._action(command))
                     sent = command
-                began_s = time.monotonic()  # the observation's time: before the read, so that its age is never too small
+                began_s = time.monotonic()  # before the read, so that the age is never underestimated
                 obs = self._observation(self._robot.get_observation())
                 with self._changed:
                     self._qpos = np.asarray(obs["qpos"], np.float64)

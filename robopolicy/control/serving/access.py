@@ -1,4 +1,4 @@
-"""Access to the server: addresses, keys and certificates."""
+"""Access control of the servers: listening addresses, API keys and TLS certificates."""
 
 import hmac
 import ipaddress
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def read_api_key(path: str | Path) -> str:
-    """The key in a file's first line.
+    """The API key in the first line of a file.
 
     Raises:
-        ValueError: the file has no key, or one shorter than 16 characters.
+        ValueError: the key has fewer than 16 characters, or others than ASCII.
     """
     lines = Path(path).read_text().splitlines()
     key = lines[0].strip() if lines else ""
@@ -23,23 +23,23 @@ def read_api_key(path: str | Path) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a listening address is reachable from this machine only.
+    """Whether a listening address can be reached from this machine only.
 
     Raises:
-        ValueError: `host` is not an address.
+        ValueError: `host` can't be resolved to an address.
     """
     try:
-        found = socket.getaddrinfo(host, None) if host else []
+        found = socket.getaddrinfo(host, None) if host else []  # an empty host listens on all interfaces
     except socket.gaierror as error:
         raise ValueError(f"--host {host}: {error.strerror}; give an address of this machine") from None
     return bool(found) and all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
 
 
 def tls_context(cert: str | Path | None, key: str | Path | None) -> ssl.SSLContext | None:
-    """A TLS 1.2+ server context with this certificate chain and private key (PEM); None without them.
+    """A server context for TLS 1.2 or newer, with this certificate chain and private key (PEM files); None if neither is given.
 
     Raises:
-        ValueError: only one is given, or they can't be read or don't match.
+        ValueError: only one of the two is given, a file can't be read, or they don't match.
     """
     if cert is None and key is None:
         return None
@@ -57,7 +57,7 @@ def tls_context(cert: str | Path | None, key: str | Path | None) -> ssl.SSLConte
 
 
 def trusted(ca: str | Path | None = None) -> ssl.SSLContext:
-    """A TLS 1.2+ client context that trusts the system's certificates, or only those signed by `ca` (PEM).
+    """A client context for TLS 1.2 or newer that trusts the system's certificate authorities, or only those in `ca` (PEM file).
 
     Raises:
         ValueError: the file can't be read or holds no certificate.
@@ -71,10 +71,10 @@ def trusted(ca: str | Path | None = None) -> ssl.SSLContext:
 
 
 def warn_of_plain_text(logger: logging.Logger, host: str, what: str) -> None:
-    """Warn if the connection to a remote host is not encrypted."""
+    """Log a warning for an unencrypted connection, unless `host` is this machine; `what` names the connection."""
     try:
         local = is_loopback(host)
-    except ValueError:  # not an address: connecting reports it
+    except ValueError:  # not an address: the attempt to connect reports it
         return
     if not local:
         logger.warning(
@@ -84,7 +84,10 @@ def warn_of_plain_text(logger: logging.Logger, host: str, what: str) -> None:
 
 
 def key_fits(headers: Sequence[str], api_key: str | None) -> bool:
-    """Whether the one `Authorization` header says `Api-Key <api_key>`, compared in constant time; True without a key."""
+    """Whether a request may connect: it has exactly one `Authorization` header, with the value `Api-Key <api_key>`.
+
+    Always True if the server has no key. The comparison takes constant time, so its duration reveals nothing about the key.
+    """
     if api_key is None:
         return True
     wanted = f"Api-Key {api_key}".encode()

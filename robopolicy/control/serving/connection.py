@@ -1,4 +1,4 @@
-"""Protection against idle connections: a cap on those without a handshake, and a time limit for each message."""
+"""Protection against idle connections: a limit on connections without a handshake, and a time limit for each message."""
 
 import asyncio
 from collections import Counter
@@ -8,20 +8,21 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame
 
 PENDING = 64
-"""Most TCP connections at once that have not finished their handshake."""
+"""Largest number of open TCP connections that have not finished their websocket handshake."""
 PENDING_PER_ADDRESS = 16
-"""The same, from one address."""
+"""Largest number of such connections from one address."""
 
 
 class ConnectionGuard:
-    """Creates the server's connections, and drops those that stay open without a handshake.
+    """Creates the server's connections, and drops pending ones when there are too many.
 
-    A connection is pending until its websocket handshake, key included, is done. Pending ones don't count as clients: if
-    there are too many, the oldest of the busiest address is dropped, so that a client with a key, whose handshake takes
-    milliseconds, can always connect, and so can requests to /healthz.
+    A connection is pending until its websocket handshake, including the check of the API key, is done. Pending connections
+    don't count towards the server's limit on clients. If there are too many, the oldest one from the address with the most
+    is dropped. A client with a key, whose handshake takes milliseconds, can therefore always connect, and requests to
+    /healthz are always answered.
 
     Args:
-        message_timeout_s: from the first to the last fragment of a message [s].
+        message_timeout_s: time limit from the first to the last fragment of a message [s].
     """
 
     def __init__(self, message_timeout_s: float) -> None:
@@ -30,11 +31,11 @@ class ConnectionGuard:
         """Connection -> address, oldest first."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> "GuardedConnection":
-        """A new connection; the websocket library calls this."""
+        """Create a connection; the websockets library calls this for each client."""
         return GuardedConnection(self, *args, **kwargs)
 
     def add(self, connection: "GuardedConnection", address: str) -> None:
-        """Count a new connection, and drop another one if there are too many."""
+        """Add a connection to the pending ones, and drop the oldest one of the busiest address if there are too many."""
         self.pending[connection] = address
         counts = Counter(self.pending.values())
         if counts[address] > PENDING_PER_ADDRESS:
@@ -48,12 +49,12 @@ class ConnectionGuard:
         oldest.transport.abort()
 
     def admit(self, connection: "GuardedConnection") -> None:
-        """The connection is no longer pending: its handshake is done, or it is closed."""
+        """Remove a connection from the pending ones: its handshake is done, or it is closed."""
         self.pending.pop(connection, None)
 
 
 class GuardedConnection(ServerConnection):
-    """A connection that is dropped when too many are pending, or when its message takes too long."""
+    """A connection that reports to a `ConnectionGuard`, and that is dropped when a message takes too long."""
 
     def __init__(self, guard: ConnectionGuard, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,13 +62,13 @@ class GuardedConnection(ServerConnection):
         self._deadline: asyncio.TimerHandle | None = None
 
     async def handshake(self, *args: Any, **kwargs: Any) -> None:
-        """The library's handshake; a refused client stays pending until it has left."""
+        """Perform the library's handshake; a refused client stays pending until it disconnects."""
         await super().handshake(*args, **kwargs)
         if self.protocol.handshake_exc is None:
             self._guard.admit(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count it among the pending ones."""
+        """Add this connection to the pending ones."""
         super().connection_made(transport)
         address = transport.get_extra_info("peername")
         self._guard.add(self, address[0] if address else "")
@@ -78,13 +79,13 @@ class GuardedConnection(ServerConnection):
             super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Remove it from the pending ones."""
+        """Remove this connection from the pending ones."""
         self._guard.admit(self)
         self._stop_clock()
         super().connection_lost(exc)
 
     def process_event(self, event: Any) -> None:
-        """Start the clock at a message's first fragment, stop it at the last."""
+        """Start the timer at the first fragment of a message, and stop it at the last."""
         if isinstance(event, Frame) and event.opcode.name in ("TEXT", "BINARY", "CONT"):
             if event.fin:
                 self._stop_clock()

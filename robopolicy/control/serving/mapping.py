@@ -1,13 +1,15 @@
-"""From a client's observation names to the policy's: YAML, with kinds for robots and simulators in use (`key_mapping`).
+"""Maps the observation keys of a client to those of the policy.
+
+A mapping is a YAML file, or one of the built-in ones for common robots and simulators (`robopolicy components key_mapping`).
 
     name: aloha
-    instruction: [prompt]                     # the client's key; the first one present is used
+    instruction: [prompt]                     # the client's keys; the first one present is used
     keys:
-      qpos: {from: state}                     # the policy's key: where the client has it
+      qpos: {from: state}                     # the policy's key: the client's key that holds it
       top: {from: images/cam_high, layout: chw}
       gripper_states: {from: state, columns: [6, 8]}
 
-A policy's key that the mapping doesn't name is taken under its own name.
+A key that the mapping doesn't name has the same name at the client and in the policy.
 """
 
 from collections.abc import Mapping
@@ -29,36 +31,36 @@ Fit = Literal["pad", "stretch"]
 
 @dataclass(frozen=True)
 class KeySource:
-    """Where one of the policy's keys is found in a client's observation."""
+    """How one key of the policy is read from a client's observation."""
 
     names: tuple[str, ...]
-    """The client's names; the first one present is used."""
+    """The client's keys; the first one present is used."""
     columns: tuple[int, int] | None = None
-    """Columns to take from a wider array: first, and last + 1."""
+    """Columns to take from a wider array, as (first, last + 1); None: all."""
     layout: Layout = "hwc"
-    """Order of an image's axes: height, width, colour, or colour first."""
+    """Axes of the client's image: hwc is (height, width, channels), chw is (channels, height, width)."""
     flip: Flip = "none"
-    """vertical: the client's images are upside down; turn: they are rotated by 180 degrees."""
+    """vertical: the client's images are flipped top to bottom; turn: they are rotated by 180 degrees."""
     fit: Fit = "pad"
-    """Images of another shape: keep the aspect and pad with black, as openpi's client does, or stretch."""
+    """For an image of another size. pad: keep the aspect ratio and add black borders, as openpi's client does; stretch."""
 
 
 @dataclass(frozen=True)
 class KeyMapping:
-    """The names one kind of client uses."""
+    """The observation keys of one kind of client."""
 
     name: str = "native"
     instruction: tuple[str, ...] = ("prompt", "instruction")
-    """The client's names of the instruction; the first one present is used."""
+    """The client's keys for the instruction; the first one present is used."""
     keys: Mapping[str, KeySource] = field(default_factory=dict)
-    """Key of the policy -> where the client has it."""
+    """Key of the policy -> how to read it from the client's observation."""
 
     @classmethod
     def read(cls, source: str | Path) -> "KeyMapping":
         """A registered mapping by name, or a YAML file.
 
         Raises:
-            ValueError: there is no such mapping or file, or it holds something unknown.
+            ValueError: the mapping or file does not exist, or the file has an unknown field or value.
         """
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
@@ -72,7 +74,7 @@ def read_file(path: Path) -> KeyMapping:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: it is not YAML, or holds something unknown.
+        ValueError: it is not YAML, or has an unknown field or value.
     """
     try:
         values = yaml.safe_load(path.read_text())
@@ -84,7 +86,7 @@ def read_file(path: Path) -> KeyMapping:
 def place_image(
     image: UInt8[np.ndarray, "height width colour"], height: int, width: int, source: KeySource
 ) -> UInt8[np.ndarray, "new_height new_width colour"]:
-    """The image right way up and in the policy's size."""
+    """The image upright and in the size that the policy expects."""
     if source.flip != "none":
         image = image[::-1] if source.flip == "vertical" else image[::-1, ::-1]
     if image.shape[:2] == (height, width):
@@ -102,7 +104,7 @@ def place_image(
 def resize(
     image: UInt8[np.ndarray, "height width colour"], height: int, width: int
 ) -> UInt8[np.ndarray, "new_height new_width colour"]:
-    """Bilinear, with the filter widened to the area of a new pixel where the image shrinks, as Pillow does it."""
+    """Bilinear resizing with antialiasing: when an image shrinks, the filter widens by the same factor, as in Pillow."""
     rows, columns = _weights(image.shape[0], height), _weights(image.shape[1], width)
     shrunk = rows @ image.reshape(image.shape[0], -1).astype(np.float32)
     resized = columns @ shrunk.reshape(height, *image.shape[1:])
@@ -111,6 +113,7 @@ def resize(
 
 @lru_cache(maxsize=16)
 def _weights(source: int, target: int) -> Float[np.ndarray, "target source"]:
+    """Triangle-filter weights of the source pixels for each target pixel, along one axis; each row sums to 1."""
     scale = source / target
     centres = (np.arange(target) + 0.5) * scale
     distance = np.abs(np.arange(source) + 0.5 - centres[:, None]) / max(scale, 1.0)
@@ -119,6 +122,7 @@ def _weights(source: int, target: int) -> Float[np.ndarray, "target source"]:
 
 
 def _parsed(values: Any, file: str) -> KeyMapping:
+    """The mapping that the parsed YAML describes; errors begin with `file`."""
     if not isinstance(values, dict) or not set(values) <= {"name", "instruction", "keys"}:
         raise ValueError(f"{file}: expected a map of name, instruction and keys")
     entries = values.get("keys") or {}
@@ -130,11 +134,11 @@ def _parsed(values: Any, file: str) -> KeyMapping:
 
 
 CHOICES = {"layout": get_args(Layout), "flip": get_args(Flip), "fit": get_args(Fit)}
-"""Options of an image, and their values."""
+"""Image options of a mapping -> their allowed values."""
 
 
 def key_source(entry: Any, where: str) -> KeySource:
-    """One entry of a mapping: the client's name, a list of names, or a map of `from` and options.
+    """One entry of a mapping: the client's key, a list of keys, or a map with `from` and options.
 
     Raises:
         ValueError: the entry has another form; the message starts with `where`.
