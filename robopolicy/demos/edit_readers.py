@@ -1,4 +1,4 @@
-"""Readers that change another reader's demos, one demo at a time as it is read: the steps of `robopolicy.demos.edit`."""
+"""Readers that wrap another reader and edit each demo when it is read: one class per edit of `robopolicy.demos.edit`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +15,10 @@ from robopolicy.types import TOKEN_VALID_KEY, Demo, DemoFormatError
 
 
 class OtherKeys(ChangedReader):
-    """Observation keys left out and renamed.
+    """Drops and renames observation keys.
 
     Raises (in `read`):
-        DemoFormatError: a demo lacks one of the keys, or has one that another is renamed to.
+        DemoFormatError: a demo lacks one of the keys, or already has a key with the new name.
     """
 
     def __init__(self, source: DemoReader, drop: Iterable[str], rename: Mapping[str, str]) -> None:
@@ -26,7 +26,7 @@ class OtherKeys(ChangedReader):
         self._drop, self._rename = frozenset(drop), dict(rename)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """See `DemoReader`; `keys` are new names."""
+        """See `DemoReader`; `keys` are the names after renaming."""
         old = {new: key for key, new in self._rename.items()}
         demo = self.source.read(name, None if keys is None else [old.get(key, key) for key in keys])
         if keys is None and (missing := sorted((self._drop | set(self._rename)) - set(demo.obs))):
@@ -47,7 +47,7 @@ class OtherKeys(ChangedReader):
 
 
 class TrimmedIdle(ChangedReader):
-    """Idle stretches cut to their last `longest` steps; clocks among the observations have no gap there."""
+    """Shortens each pause to its last `longest` steps; observation keys that hold a clock are shifted to close the gap."""
 
     def __init__(self, source: DemoReader, longest: int) -> None:
         super().__init__(source)
@@ -72,16 +72,16 @@ class TrimmedIdle(ChangedReader):
 
 
 class Resampled(ChangedReader):
-    """A lower rate: each new step stands for the steps from its time up to the next one's.
+    """Resamples to a lower rate: each new step covers the recorded steps from its time up to the time of the next one.
 
-    Observations, tokens and simulator states are those of the recorded step nearest to the new step's time. Of an
-    absolute target the last one within the step is kept, deltas are added up (rotation vectors too, which is exact for
-    turns about one axis), velocities are averaged; a gripper holds its last command, a reward is the last, and an
-    episode that ends within the step ends there.
+    Observations, tokens and simulator states are those of the recorded step nearest to the new step's time. Actions are
+    combined over the covered steps: the last absolute target, the sum of deltas (also of rotation vectors, which is exact
+    only for rotations about one axis), the mean of velocities, the last gripper command. The reward is that of the last
+    covered step; `dones` is set if any covered step has it set.
 
     Raises:
-        DemoFormatError: the demos declare no rate, or not what their arm columns are, or the rate is not in
-            (0, theirs].
+        DemoFormatError: the demos declare no rate, or not whether their arm columns are deltas, or `rate_hz` is not in
+            (0, declared rate].
     """
 
     def __init__(self, source: DemoReader, rate_hz: float) -> None:
@@ -102,7 +102,7 @@ class Resampled(ChangedReader):
         self._ratio = spec.rate_hz / rate_hz
         self._spec = spec
         self.action_spec = replace(spec, rate_hz=rate_hz)
-        self.action_facts = {}
+        self.action_facts = {}  # the spec is complete now; nothing is left to infer
         if spec.kind == "delta" and self._ratio > 1:
             self.notes += (f"deltas are added up: an action may be {np.ceil(self._ratio):g} times as large as before",)
 
@@ -125,7 +125,8 @@ class Resampled(ChangedReader):
         return None if times is None else times[self._steps(len(times))[1]]
 
     def _steps(self, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each new step: the first recorded one within it, the nearest to its time, and the last within it."""
+        """For each new step: the first recorded step that it covers, the one nearest to its time, and the last covered."""
+        # 1e-9: a time that is a recorded step up to rounding counts as that step.
         due = np.arange(max(1, int(np.ceil(steps / self._ratio - 1e-9)))) * self._ratio
         first = np.ceil(due - 1e-9).astype(int)
         first = first[first < steps]
@@ -133,6 +134,7 @@ class Resampled(ChangedReader):
         return first, np.minimum(nearest, steps - 1), np.r_[first[1:] - 1, steps - 1]
 
     def _commands(self, rows: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """The actions of the new steps: sums of deltas, means of velocities, the last value of everything else."""
         spec, found = self._spec, rows[last].copy()
         counts = (last - first + 1)[:, None]
         joints, base = list(spec.joint_columns), list(spec.base)
@@ -146,7 +148,7 @@ class Resampled(ChangedReader):
 
 
 class Merged(ChangedReader):
-    """The demos of several readers, under their own names, or renumbered in the order of the readers where names collide.
+    """The demos of several readers. They keep their names if these are unique; otherwise all are renumbered in order.
 
     Raises:
         DemoFormatError: keys, action columns or rates differ.
@@ -161,7 +163,7 @@ class Merged(ChangedReader):
             self.origin = {name: places[name] for name in by_number(own, self.path.name)}
         else:
             self.origin = {f"demo_{number}": place for number, place in enumerate(everything)}
-        """Name here -> the reader it comes from, and its name there."""
+        """Name in the merged file -> (source reader, name in that reader)."""
         self.names = tuple(self.origin)
         here = {(id(source), name): new for new, (source, name) in self.origin.items()}
         self.filter_keys = {
@@ -187,7 +189,7 @@ class Merged(ChangedReader):
         return source.clock(old)
 
     def _take_facts(self, sources: Sequence[DemoReader]) -> None:
-        """The first declared action spec; attributes of the first reader, with a note on those that differ."""
+        """Take the first declared action spec and the attributes of the first reader; add a note for each that differs."""
         declared = [source for source in sources if source.action_spec is not None]
         if declared:
             self.action_spec, self.action_facts = declared[0].action_spec, {}
@@ -207,9 +209,9 @@ class Merged(ChangedReader):
 
 
 class Chosen(ChangedReader):
-    """Some of the demos, with filter keys, and with other instructions.
+    """A selection of the demos, optionally with new instructions and additional filter keys.
 
-    Tokens were made from the instructions: where these change, tokens are left out.
+    Tokens depend on the instruction, so they are dropped if instructions change.
     """
 
     def __init__(
@@ -226,7 +228,7 @@ class Chosen(ChangedReader):
         left = {key: [name for name in members if name in chosen] for key, members in masks.items()}
         self.filter_keys = {key: members for key, members in left.items() if members or not masks[key]}
         self.lengths: dict[str, int] = {}
-        """Steps of each demo that was read."""
+        """Name -> number of steps, for each demo read so far."""
         if self._instructions and source.read(names[0], keys=()).tokens is not None:
             self.attributes = {key: value for key, value in self.attributes.items() if key != IDENTITY}
             self.notes += ("tokens were made from the old instructions and are left out; encode the new file",)
@@ -243,7 +245,7 @@ class Chosen(ChangedReader):
 
 
 def rows_of(demo: Demo, rows: np.ndarray, obs: Mapping[str, np.ndarray]) -> Demo:
-    """The demo's steps `rows` alone; observations in `obs` replace its own."""
+    """The demo with only the steps `rows` (integer indices); observations in `obs` replace the demo's."""
     arrays = {key: getattr(demo, key) for key in STEP_ARRAYS}
     taken = {key: None if values is None else values[rows] for key, values in arrays.items()}
     return replace(
@@ -255,19 +257,19 @@ def rows_of(demo: Demo, rows: np.ndarray, obs: Mapping[str, np.ndarray]) -> Demo
 
 
 def _joined(times: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The times (T, ...) of the kept steps, less the time that was cut out before each."""
+    """The times (T, ...) of the kept steps, each minus the total time cut before it; `kept` are indices."""
     lasting = np.diff(times, axis=0)[kept[:-1]]
     return np.concatenate([times[:1], times[:1] + np.cumsum(lasting, axis=0)]).astype(times.dtype)
 
 
 def _row_shapes(demo: Demo) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Key, or `actions` -> the shape of a row, and whether it is an image."""
+    """Key, or `actions` -> (shape of one step's value, whether it is an image)."""
     arrays = {"actions": demo.actions, **demo.obs}
     return {key: (values.shape[1:], values.dtype == np.uint8) for key, values in arrays.items()}
 
 
 def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """How the rows of a demo differ from those of the first; None: not at all."""
+    """How the keys and shapes of a demo differ from those of the first demo, as a text; None if they are equal."""
     if missing := sorted(set(expected) - set(found)):
         return f"no key {missing[0]!r}, which the demos before it have; it has: {', '.join(sorted(found))}"
     if more := sorted(set(found) - set(expected)):
@@ -279,7 +281,11 @@ def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | 
 
 
 def _require_alike(sources: Sequence[DemoReader]) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """The rows that all demos must have; empty for a single source, whose demos are taken as they are."""
+    """The keys and shapes (`_row_shapes`) that all demos must have; empty for a single source, which is not checked.
+
+    Raises:
+        DemoFormatError: the first demos of two sources, or their action columns or rates, differ.
+    """
     if len(sources) == 1:
         return {}
     first = _row_shapes(sources[0].read(sources[0].names[0]))

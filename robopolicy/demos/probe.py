@@ -1,9 +1,10 @@
-"""Opens an HDF5 file of unknown origin in a child process first; a file that kills, stalls or misleads it is refused.
+"""Examines an untrusted HDF5 file in a child process before it is opened, and refuses damaged and malicious files.
 
-The HDF5 library can crash or loop on a damaged file, and a hostile one can read other files (external storage, external
-links, virtual datasets) or declare terabytes in kilobytes. A helper process, started once, forks a child for each file;
-the child walks every group, attribute and chunk index and reads the data. If it dies or stalls, the file is refused and
-the caller is unharmed. The verdict is remembered until the file changes.
+The HDF5 library can crash or loop forever on a damaged file. A malicious file can make it read other files (external
+storage, external links, virtual datasets), or declare terabytes of data in a few kilobytes. A helper process, started
+once, forks a child for each file. The child visits every group, attribute and chunk index, and reads the data. If the
+child dies or stalls, the file is refused, and the calling process is not affected. The result is cached until the file
+changes.
 """
 
 import atexit
@@ -29,36 +30,38 @@ from robopolicy.demos.guarded import BROKEN, attributes_of, open_checked, requir
 from robopolicy.types import DemoFormatError, one_line
 
 SILENCE_S = 20.0
-"""Time limit of the examination for one object of the file [s]."""
+"""Time limit for examining one object (group or dataset) of the file [s]."""
 READ_BYTES = 64 * 2**20
-"""Data read in full during the examination [bytes]; beyond it, the first and the last row of each dataset."""
+"""Amount of data that is read in full [bytes]; of further datasets only the first and the last row are read."""
 MEMORY_BYTES = 4 * 2**30
-"""Address space of the examining child [bytes]."""
+"""Limit on the address space of the child [bytes]."""
 SMALL_BYTES, GREATEST_RATIO = 256 * 2**20, 100
-"""What a file may declare in all [bytes], and for each byte that it holds: the budget for the memory of its readers."""
+"""A file may declare at most SMALL_BYTES + GREATEST_RATIO * file size [bytes], which bounds the memory of its readers."""
 GREATEST_DEPTH = 8
-"""Groups nested deeper than this are refused."""
+"""Largest nesting depth of groups; deeper ones are refused."""
 CHUNK_BYTES = 2**20
-"""Packed chunks beyond this are unpacked during the examination; smaller ones can't grow beyond 1 GiB (zlib: 1032 : 1)."""
+"""Larger compressed chunks are decompressed as a test; smaller ones can't exceed about 1 GiB (zlib: at most 1032 : 1)."""
 DEFLATE, SHUFFLE, FLETCHER = 1, 2, 3
-"""Numbers of HDF5's filters."""
+"""HDF5's identifiers of the filters gzip, shuffle and checksum."""
 
 
 class UnsafeFileError(DemoFormatError):
-    """An HDF5 file that is damaged, or that points outside itself."""
+    """The HDF5 file is damaged, refers to other files, or declares too much data."""
 
 
 def open_hdf5(path: Path | str) -> h5py.File:
-    """The file, open for reading, after it passed `examine`."""
+    """Examine the file (`examine`), then open it for reading."""
     examine(path)
     return open_checked(path)
 
 
 def examine(path: Path | str) -> None:
-    """Walk the whole file in a child process.
+    """Read through the whole file in a child process; the result is cached until the file changes.
 
     Raises:
-        UnsafeFileError: it isn't there, isn't HDF5, is damaged, points outside itself, or the child died or stalled on it.
+        UnsafeFileError: the file is not HDF5, is damaged, refers to other files or declares too much data, or the child died
+            or stalled.
+        DemoFormatError: the file does not exist.
     """
     path = Path(path)
     require_file(path)
@@ -71,7 +74,7 @@ def examine(path: Path | str) -> None:
 
 
 class _Examiner:
-    """The helper process, started on first use; a process that was forked from this one starts its own."""
+    """The helper process, started on first use; a process forked from this one starts its own helper."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,7 +82,7 @@ class _Examiner:
         self._owner = 0
 
     def ask(self, path: Path, silence_s: float) -> str | None:
-        """Why the file is refused, or None; a helper that was killed meanwhile is replaced once."""
+        """The reason for refusing the file, or None; if the helper process has died, it is restarted once."""
         with self._lock:
             for _ in range(2):
                 process = self._running()
@@ -93,13 +96,14 @@ class _Examiner:
         raise UnsafeFileError(f"{path.name}: could not be examined; the helper process ended twice")
 
     def close(self) -> None:
-        """End the helper, if this process started one."""
+        """Stop the helper process, if this process started it."""
         process, self._process = self._process, None
         if process is not None and self._owner == os.getpid():
             with suppress(BrokenPipeError):
                 process.communicate()
 
     def _running(self) -> subprocess.Popen[str]:
+        """The helper process; started if there is none, or if it belongs to the parent of this process."""
         if self._process is None or self._owner != os.getpid():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from robopolicy.demos.probe import serve; serve()"],
@@ -118,21 +122,25 @@ atexit.register(_examiner.close)
 
 
 def serve() -> None:
-    """The helper's loop: a JSON line `[path, seconds]` from stdin, one (why it is refused, or null) to stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The loop of the helper: for each JSON line `[path, seconds]` on stdin, one JSON line (reason, or null) on stdout."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent closes the helper itself
     for line in sys.stdin:
         print(json.dumps(_in_child(*json.loads(line))), flush=True)
 
 
 def _in_child(path: str, silence_s: float) -> str | None:
-    """Why a forked child refuses the file, or None; an alarm, set again for each object, ends a child that stalls."""
+    """Examine the file in a forked child; returns the reason for refusing it, or None.
+
+    A timer, restarted for each object, kills a child that stalls.
+    """
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
         faulthandler.disable()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process, also inside the HDF5 library
+        # Default action, not a Python handler: the kernel kills the process even while it loops in the HDF5 library.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, silence_s)
         verdict = fault(path, lambda: signal.setitimer(signal.ITIMER_REAL, silence_s))
         os.write(sender, json.dumps(verdict).encode())
@@ -150,7 +158,10 @@ def _in_child(path: str, silence_s: float) -> str | None:
 
 
 def fault(path: str, alive: Callable[[], object]) -> str | None:
-    """Why the file is refused, or None; run it in a child process: the file may crash it. `alive` is called per object."""
+    """The reason for refusing the file, or None. Call it in a child process, since the file may crash it.
+
+    `alive` is called before each object, to show progress.
+    """
     try:
         held = os.stat(path).st_size
         with open_checked(path) as file:
@@ -164,6 +175,7 @@ def fault(path: str, alive: Callable[[], object]) -> str | None:
                     if declared > SMALL_BYTES + GREATEST_RATIO * held:
                         text = f"{name} declares {item.nbytes} bytes, {declared} with those before"
                         raise UnsafeFileError(f"{text}; the file holds {held}; refused")
+                    # A dataset with several names is read once, but declared for each: its readers would read each.
                     if (address := h5o.get_info(item.id).addr) not in seen:
                         seen.add(address)
                         unread = _read_dataset(name, item, unread)
@@ -171,13 +183,13 @@ def fault(path: str, alive: Callable[[], object]) -> str | None:
         return f"{Path(path).name}: {error}"
     except DemoFormatError as error:
         return str(error) if str(error).startswith(Path(path).name) else f"{Path(path).name}: {error}"
-    except Exception as error:  # whatever h5py makes of damaged bytes
+    except Exception as error:  # h5py raises many types for damaged data
         return f"{Path(path).name}: damaged ({one_line(error)[:300]})"
     return None
 
 
 def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
-    """Every object by each of its names; a group with several names is refused, since links may form a ring."""
+    """Every object under each of its names; a group with several names is refused, since links may form a cycle."""
     waiting: list[tuple[str, h5py.Group]] = [("", file)]
     while waiting:
         prefix, group = waiting.pop()
@@ -198,7 +210,11 @@ def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]
 
 
 def _declared_bytes(name: str, dataset: h5py.Dataset) -> int:
-    """Memory that reading the dataset takes at least; refused where it is stored elsewhere, or unpacks to more."""
+    """Memory needed to read the dataset [bytes].
+
+    Raises:
+        UnsafeFileError: it is stored in another file, or its chunks decompress to more than they declare.
+    """
     if dataset.external or dataset.is_virtual:
         raise UnsafeFileError(f"{name} is stored in another file; refused, since it may read any file here")
     if not dataset.chunks:
@@ -214,7 +230,7 @@ def _declared_bytes(name: str, dataset: h5py.Dataset) -> int:
 
 
 def _require_chunks(name: str, dataset: h5py.Dataset, chunk_bytes: int) -> None:
-    """Refuse a gzip chunk that unpacks to more than it may; HDF5 would fill the memory with it."""
+    """Refuse a gzip chunk that decompresses to more than `chunk_bytes`; HDF5 would allocate memory for all of it."""
     large: list[tuple[int, ...]] = []
 
     def note(chunk: h5py.h5d.StoreInfo) -> None:
@@ -225,15 +241,15 @@ def _require_chunks(name: str, dataset: h5py.Dataset, chunk_bytes: int) -> None:
         dataset.id.chunk_iter(note)
     for offset in large:
         _, packed = dataset.id.read_direct_chunk(offset)
-        with suppress(zlib.error):  # its reader names it
+        with suppress(zlib.error):  # a damaged chunk is reported later, by the reader of its demo
             if len(zlib.decompressobj().decompress(packed, chunk_bytes + 1)) > chunk_bytes:
                 raise UnsafeFileError(f"{name}: a chunk unpacks to more than its {chunk_bytes} bytes; refused")
 
 
 def _read_dataset(name: str, dataset: h5py.Dataset, budget: int) -> int:
-    """Read it, or its first and last row where the budget is spent; returns the remaining budget [bytes].
+    """Read the dataset, or only its first and last row if it exceeds the budget; returns the remaining budget [bytes].
 
-    Data that can't be unpacked is left for its reader to name, so that the other demos can be read.
+    Data that can't be decompressed does not refuse the file: its reader reports it, and the other demos remain readable.
     """
     with suppress(*(kind for kind in BROKEN if kind is not MemoryError)):
         if dataset.ndim == 0 or dataset.nbytes <= budget:

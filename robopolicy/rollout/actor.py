@@ -1,4 +1,4 @@
-"""A policy in closed loop: memory, chunk execution and resets in one object, for one robot or many worlds."""
+"""Runs a policy in closed loop: one object holds memory and plan and handles resets, for one robot or many worlds."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -23,11 +23,11 @@ class Runner:
     Args:
         policy: what `robopolicy.load_policy` returns, or an exported policy.
         batch: leading axes of the observations: () for one robot, or a number of environments.
-        control_dt: time of one control step [s]; every call is one step, whatever time has passed.
-        execution: which action of which chunk is executed when; None: as the policy was trained.
+        control_dt: duration of one control step [s]; each call counts as one step, whatever time has really passed.
+        execution: how chunks become actions, such as `replan_every`; None: the options stored with the policy.
 
     Raises:
-        ConfigError: the policy can't be executed this way.
+        ConfigError: the policy does not support these options.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class Runner:
         self._device = getattr(policy, "device", torch.device("cpu"))
 
     def act(self, obs: Mapping[str, Array], instruction: str | Sequence[str | None] | None = None) -> np.ndarray:
-        """The action (*B, width) of this control step, in the demos' units and columns.
+        """The action (*B, width) for this control step, in the demos' columns and units.
 
         Args:
-            obs: per key the policy sees (*B, ...), in the demos' units; other keys are ignored.
-            instruction: one for all, or one for each entry of the batch.
+            obs: key -> value (*B, ...) in the demos' units; keys that the policy does not read are ignored.
+            instruction: one for the whole batch, or one for each entry.
 
         Raises:
             KeyError: a camera or key is missing.
-            ValueError: a shape or type is not what the policy was trained on.
+            ValueError: a shape or type differs from that in training.
         """
 
         def infer(now_s: float, prefix: Prefix | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -65,7 +65,7 @@ class Runner:
             return self.execution.action(infer).cpu().numpy()
 
     def reset(self, done: Array | None = None) -> None:
-        """Clear memory and plan of the episodes where `done` (*B) is True, or of all: the next observation begins one."""
+        """Clear the memory and the plan where `done` (*B) is True; None: everywhere. The next observation begins an episode."""
         if done is None:
             self.stream.reset()
             self.execution.reset()
@@ -76,16 +76,16 @@ class Runner:
 
 
 class SteppedExecution:
-    """A `ChunkExecutor` driven step by step: every call is one control step, and inference takes no time or a simulated one.
+    """A `ChunkExecutor` without a real clock: each call is one control step; inference takes a fixed number of steps, or none.
 
     Args:
-        spec: of the policy.
-        control_dt: time of one control step [s].
-        execution: which action of which chunk is executed when.
+        spec: the policy's specification.
+        control_dt: duration of one control step [s].
+        execution: how chunks become actions.
         batch: leading axes of the chunks.
 
     Raises:
-        ConfigError: the policy can't be executed this way, or the simulated latency leaves no action of a chunk.
+        ConfigError: the policy does not support these options, or the simulated latency is as long as a chunk.
     """
 
     def __init__(
@@ -103,49 +103,52 @@ class SteppedExecution:
         self.reset()
 
     def action(self, infer: Callable[[float, Prefix | None], tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
-        """The action (*B, width) of the next control step.
+        """The action (*B, width) for the next control step.
 
-        With a simulated latency the first actions of an episode are rest, as on a robot that waits for its policy.
+        With a simulated latency the robot rests in the first steps of an episode, as a real robot that waits for its policy.
 
         Args:
-            infer: the time of this step [s], and the plan from it on -> chunk (*B, K, width) and gripper logits.
+            infer: function (time of this step [s], planned actions from that time) -> (chunk (*B, K, width), gripper logits).
         """
         step, now_s = self._step, self._step * self.control_dt
         self._step += 1
-        self._deliver(step)
+        self._deliver(step)  # before inference, so that the prefix contains the chunk that arrives now
         chunk, logit = infer(now_s, self.executor.prefix(now_s))
         self._pending.append((step, chunk, logit))
-        self._deliver(step)
-        if step < self.latency:  # nothing has arrived: a chunk that is refused, so that all episodes rest
+        self._deliver(step)  # again: without latency the new chunk is used at once
+        if step < self.latency:  # no chunk has arrived yet; the executor rejects a chunk of NaN, so all episodes rest
             self.executor.add(torch.full_like(chunk, torch.nan), now_s, gripper_logit=logit)
         return self.executor.action(now_s)
 
     def reset(self, done: torch.Tensor | None = None) -> None:
-        """Forget the plans of the episodes in `done` (*B) and the inferences under way for them, or all."""
+        """Drop the plans and the pending chunks where `done` (*B) is True; None: everywhere."""
         self.executor.reset(done)
         if done is None:
             self._step = 0
             self._pending: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
-            """Step of the observation, chunk and gripper logits; chunks of NaN, which are refused, for a past episode."""
+            """(step of the observation, chunk, gripper logits) of each inference in progress.
+
+            A chunk for an episode that has ended is set to NaN: the executor rejects it, and the batch stays complete.
+            """
             return
         over = done[..., None, None]
         self._pending = [(step, chunk.masked_fill(over, torch.nan), logit) for step, chunk, logit in self._pending]
 
     def _deliver(self, step: int) -> None:
-        """Offer the chunks whose inference has ended by control step `step`."""
+        """Pass the chunks whose inference has ended by control step `step` to the executor."""
         while self._pending and self._pending[0][0] + self.latency <= step:
             observed, chunk, logit = self._pending.pop(0)
             self.executor.add(chunk, observed * self.control_dt, now_s=step * self.control_dt, gripper_logit=logit)
 
 
 class PolicyActor:
-    """A policy as the actor of a rollout.
+    """Adapts a policy to the actor interface of a rollout.
 
     Args:
         policy: what `robopolicy.load_policy` returns, or an exported policy.
-        num_envs: N, the worlds of the rollout.
-        control_dt: time of one control step [s].
-        execution: which action of which chunk is executed when; None: as the policy was trained.
+        num_envs: N, the number of worlds in the rollout.
+        control_dt: duration of one control step [s].
+        execution: how chunks become actions; None: the options stored with the policy.
         reset_on_instruction: clear a world's memory when its instruction changes within an episode.
     """
 
@@ -167,7 +170,7 @@ class PolicyActor:
         self.runner.reset(np.asarray(done))
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Feed every frame to the memory, and take the present action (N, width) from the chunks."""
+        """Update the memory with this frame; returns (label, action), here the same array (N, width) twice."""
         if self._reset_on_instruction and self._instructions and self._instructions != list(instructions):
             self.runner.reset(np.array([new != old for new, old in zip(instructions, self._instructions, strict=True)]))
         self._instructions = list(instructions)

@@ -1,8 +1,8 @@
 """Domain randomization: appearance, physics and noise of each episode, drawn from its seed alone.
 
-What is drawn once per episode (placement, colours, light, camera, friction, mass, latency) becomes a start and fields of
-the MuJoCo model, which every `Physics` supports. Noise differs from step to step: it is computed from the episode's
-seed and the step's number, so that no world keeps a generator and a device needs no host.
+Values drawn once per episode (placement, colours, light, camera, friction, mass, latency) change the initial state and
+fields of the MuJoCo model, which every `Physics` supports. Noise differs at each step. It is computed from the episode's
+seed and the step number, so worlds need no generator state, and on a GPU nothing is copied from the host.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -21,24 +21,24 @@ from robopolicy.sim.scene import Scene
 from robopolicy.types import Array
 
 STREAM = 3
-"""Second word of the generator's seed, so that it is independent of the scene's, the demos' and the mixing's."""
+"""Second word of the generator's seed: makes it independent of the scene's, the expert noise's and DAgger's generators."""
 LOOKS = ("geom_rgba", "light_diffuse")
-"""Model fields that only images depend on."""
+"""Model fields that affect images only."""
 _MASS_FIELDS = ("body_mass", "body_inertia", "body_subtreemass", "body_invweight0", "dof_invweight0")
 
 
 @dataclass(frozen=True)
 class Change:
-    """The randomization of one episode."""
+    """The values drawn for one episode."""
 
     joint_offset_rad: Float[np.ndarray, " joints"]
     turn_rad: Float[np.ndarray, " objects"]
     delay_steps: int
     fields: Mapping[str, np.ndarray]
-    """The model's fields in this episode, by MuJoCo's name."""
+    """MuJoCo's name of a model field -> its value in this episode."""
 
     def start(self, scene: Scene, qpos: Float[np.ndarray, " nq"]) -> Float[np.ndarray, " nq"]:
-        """The randomized start: arm joints moved, objects turned about the vertical."""
+        """The randomized initial positions: arm joints are offset, objects are rotated about the vertical axis."""
         if not self.joint_offset_rad.any() and not self.turn_rad.any():
             return qpos
         changed = scene.with_joints_moved(qpos, self.joint_offset_rad)
@@ -49,30 +49,33 @@ class Change:
 
 @dataclass(frozen=True)
 class Randomization:
-    """What differs between episodes beyond the task itself: ranges from which each episode's seed draws; 0 is off."""
+    """Ranges of the randomization, in addition to that of the task itself; 0 turns a setting off.
+
+    Each value is drawn uniformly from minus to plus the range, with the episode's seed.
+    """
 
     joint_rad: float = 0.0
-    """Placement: largest offset of each arm joint from its start, besides the task's own [rad]."""
+    """Placement: largest offset of each arm joint from its initial position [rad]."""
     turn_rad: float = 0.0
-    """Placement: largest turn of each free object about the vertical, besides the task's own [rad]."""
+    """Placement: largest rotation of each free object about the vertical axis [rad]."""
     color: float = 0.0
-    """Largest change of each part's red, green and blue, which lie in [0, 1]."""
+    """Largest change of the red, green and blue of each geom; the components are in [0, 1]."""
     light: float = 0.0
-    """Largest relative change of the light's brightness, and of its direction's components."""
+    """Largest relative change of each light's brightness, and largest change of the components of its unit direction."""
     camera_m: float = 0.0
     """Largest shift of a camera along each axis [m]."""
     camera_rad: float = 0.0
-    """Largest turn of a camera about each axis [rad]."""
+    """Largest rotation of a camera about each axis [rad]."""
     friction: float = 0.0
-    """Largest relative change of all friction, below 1."""
+    """Largest relative change of friction, one factor for all geoms; below 1."""
     mass: float = 0.0
-    """Largest relative change of each free object's mass, below 1."""
+    """Largest relative change of each free object's mass; below 1."""
     delay_steps: int = 0
-    """Latency: largest delay of an episode's actions [control steps]."""
+    """Latency: largest delay of the actions, drawn from 0 .. `delay_steps`, constant in an episode [control steps]."""
     action_noise: float = 0.0
-    """Standard deviation of noise on the executed displacement, in the action's units of [-1, 1]."""
+    """Standard deviation of noise on the executed displacement, in units of the normalized action [-1, 1]."""
     obs_noise: float = 0.0
-    """Standard deviation of noise on every low-dimensional reading but the privileged ones [m, rad]."""
+    """Standard deviation of noise on all low-dimensional keys except privileged ones [m, rad]."""
 
     def __post_init__(self) -> None:
         expect(self, "randomization", ">= 0", *vars(self))
@@ -85,7 +88,7 @@ class Randomization:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Model fields that differ from episode to episode."""
+        """Names of the model fields that differ between episodes."""
         names = {
             "geom_rgba": self.color,
             "light_diffuse": self.light,
@@ -98,7 +101,7 @@ class Randomization:
         return tuple(name for name, size in names.items() if size > 0)
 
     def draw(self, scene: Scene, seed: int) -> Change:
-        """The change of the episode of `seed`; what one setting draws does not depend on the others."""
+        """The values drawn for the episode with this seed; the value of one setting does not depend on the other settings."""
         objects = len(scene.objects)
         if not self.active:
             return Change(np.zeros(len(scene.robot.joints)), np.zeros(objects), 0, {})
@@ -110,6 +113,7 @@ class Randomization:
         return Change(joints, turn, delay, {name: drawn[name] for name in self.fields})
 
     def _looks(self, scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Colours, lights and cameras."""
         model = scene.model
         rgba = model.geom_rgba.astype(np.float64)
         rgba[:, :3] = np.clip(rgba[:, :3] + self.color * rng.uniform(-1, 1, (model.ngeom, 3)), 0, 1)
@@ -126,14 +130,14 @@ class Randomization:
         }
 
     def _physics(self, scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Friction of all geoms and mass of the free objects, with what MuJoCo derives from a mass."""
+        """Friction of all geoms and mass of the free objects, with the fields that MuJoCo's compiler derives from a mass."""
         model = scene.model
         friction = model.geom_friction * (1 + self.friction * rng.uniform(-1, 1))
         factors = np.ones(model.nbody)
         bodies = [model.joint(name).bodyid[0] for name in scene.objects]
         factors[bodies] = 1 + self.mass * rng.uniform(-1, 1, len(bodies))
         mass, subtree = model.body_mass * factors, model.body_subtreemass * factors
-        subtree[0] += (mass - model.body_mass).sum()
+        subtree[0] += (mass - model.body_mass).sum()  # body 0, the world, contains all others
         return {
             "geom_friction": friction,
             "body_mass": mass,
@@ -147,12 +151,13 @@ class Randomization:
 def noise(
     seed: Int[Array, " worlds"], step: Int[Array, " worlds"], stream: int, width: int
 ) -> Float[Array, "worlds width"]:
-    """Normal numbers (N, width) that depend on the seed, the step and the stream alone, the same on every device.
+    """Standard normal numbers (N, width): a pure function of seed, step and stream, the same on every device.
 
-    32-bit integers are mixed by multiply and xorshift (Ellis's lowbias32), and made normal in pairs by Box and Muller's method.
+    32-bit integers are hashed (Ellis's lowbias32: multiply and xorshift), and pairs of them become normal numbers by the
+    Box-Muller transform.
     """
     xp = namespace(seed)
-    columns = like(seed, np.arange(2 * width) + 0x9E3779B9)  # unlike every key
+    columns = like(seed, np.arange(2 * width) + 0x9E3779B9)  # an offset, so that columns don't coincide with small keys
     key = _mix(_mix(seed & _WORD) ^ (step * STREAMS + stream))
     words = _mix(key[:, None] ^ _mix(columns))
     uniform = (words * 1.0 + 0.5) / 2.0**32
@@ -161,12 +166,12 @@ def noise(
 
 
 STREAMS = 64
-"""Independent noises at one step of one episode."""
+"""Number of independent noise streams at one step of one episode."""
 _WORD = 0xFFFFFFFF
 
 
 def _mix(value: Array) -> Array:
-    """A hash of 32-bit words, held in 64-bit integers (a permutation)."""
+    """Hash 32-bit words, stored in 64-bit integers; a permutation, so different words never collide."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         value = value ^ (value >> shift)
         value = (value * factor) & _WORD
@@ -174,7 +179,7 @@ def _mix(value: Array) -> Array:
 
 
 def _product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The product of two quaternions w x y z."""
+    """The product of two quaternions (w, x, y, z)."""
     import mujoco
 
     product = np.zeros(4)

@@ -1,6 +1,7 @@
-"""Many worlds stepped together by `mujoco_warp`, on a GPU or, for tests and small runs, on the CPU.
+"""Steps many worlds in parallel with `mujoco_warp`, on a GPU or, for tests and small runs, on the CPU.
 
-A scene is Warp arrays on one device, shared with torch without copies and updated by captured graphs.
+The state of all worlds is in Warp arrays on one device. Torch tensors share their memory, and captured CUDA graphs update
+them.
 """
 
 import os
@@ -21,12 +22,15 @@ from robopolicy.sim.physics import Fault
 from robopolicy.sim.scene import Scene
 
 NO_DRIVER = b"Could not find or load the NVIDIA CUDA driver"
-"""What Warp's C library writes to standard error without a GPU."""
+"""The line that Warp's C library writes to standard error if there is no GPU."""
 
 
 @contextmanager
 def _without_line(noise: bytes) -> Iterator[None]:
-    """Leave out one line of what C code writes to the standard error stream inside the context; pass on the rest."""
+    """Within the context, drop lines that contain `noise` from what C code writes to standard error; pass on the rest.
+
+    C code writes to file descriptor 2, not to `sys.stderr`, so the descriptor itself is redirected.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as caught:
@@ -44,38 +48,39 @@ warp.config.log_level = warp.LOG_WARNING
 with nullcontext() if torch.cuda.is_available() else _without_line(NO_DRIVER):
     warp.init()
 
-import mujoco_warp  # noqa: E402  (it starts Warp, which is set to be silent above)
+import mujoco_warp  # noqa: E402  (importing it initializes Warp, so the log level is set above)
 
 CONTACTS = 48
-"""Size of the contact buffer, per world on average: three cubes at rest have 12, gripped and stacked about 30."""
+"""Contacts in the shared buffer, per world on average; three cubes at rest need 12, gripped and stacked about 30."""
 CONSTRAINTS = 192
-"""Size of the constraint buffer of each world; three cubes at rest have 49."""
+"""Constraint rows in the buffer of each world; three cubes at rest need 49."""
 
 
 class WarpStage:
-    """N worlds of a scene in Warp's arrays.
+    """The model and the state of N worlds of a scene, as Warp arrays on one device.
 
     Args:
         scene: The model.
         num_worlds: N.
         device: `cpu`, `cuda` or `cuda:<n>`.
-        fields: Fields of the model that differ between worlds.
-        nconmax: Size of the contact buffer, per world on average.
+        fields: Names of model fields that differ between worlds.
+        nconmax: Size of the shared contact buffer, per world on average [contacts].
         njmax: Size of each world's constraint buffer [rows].
     """
 
     def __init__(
         self, scene: Scene, num_worlds: int, device: str, fields: Sequence[str], nconmax: int, njmax: int
     ) -> None:
-        self.device, self.num_worlds = torch.empty(0, device=device).device, num_worlds  # with its number
+        # The device of a tensor has an index (`cuda:0`), also where `device` is only `cuda`.
+        self.device, self.num_worlds = torch.empty(0, device=device).device, num_worlds
         with self.on_device():
             self.model: Any = mujoco_warp.put_model(scene.model, batch_sizes=dict.fromkeys(fields, num_worlds))
             self.data: Any = mujoco_warp.make_data(scene.model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)
         self.fields = {name: warp.to_torch(getattr(self.model, name)) for name in fields}
-        """(N, ...) views, as tensors, of the model fields that differ between worlds."""
+        """Name -> tensor (N, ...) that shares memory with the model field; only fields that differ between worlds."""
 
     def tensor(self, name: str) -> Tensor:
-        """A view, as a tensor, of a field of the data."""
+        """A tensor that shares memory with a field of mujoco_warp's `Data`."""
         return warp.to_torch(getattr(self.data, name))
 
     def on_device(self) -> AbstractContextManager[Any]:
@@ -86,14 +91,14 @@ class WarpStage:
 
 
 class Replay:
-    """Work that is the same every time, on fixed arrays: run as it is at first, from then on one captured graph.
+    """A fixed sequence of kernel launches on fixed arrays. The first call launches the kernels; later calls replay a graph.
 
-    The first call compiles what it needs; processes that begin together compile one after another, so that all but the
-    first find the kernels in Warp's cache.
+    The first call also compiles the kernels, under a file lock. Processes that start together thus compile one after
+    another, and all but the first find the kernels in Warp's cache.
 
     Args:
-        stage: What the work is on.
-        work: Functions that launch Warp kernels.
+        stage: The worlds on which the kernels operate.
+        work: Functions that launch Warp kernels, called in this order.
     """
 
     def __init__(self, stage: WarpStage, *work: Callable[[], None]) -> None:
@@ -102,7 +107,7 @@ class Replay:
         self._graph: Any = None
 
     def __call__(self) -> None:
-        """Run the work once, in order with torch's."""
+        """Run the work once, in stream order with torch's operations."""
         if not self._compiled:
             self._compile()
         else:
@@ -120,7 +125,7 @@ class Replay:
         self._compiled = True
 
     def _captured(self) -> Any:
-        """Capture the work on a stream of Warp's; capturing does not run it."""
+        """Capture the work on Warp's own stream, since CUDA can't capture its default stream; capturing runs nothing."""
         device = warp.device_from_torch(self._stage.device)
         with warp.ScopedDevice(device), warp.ScopedCapture(device) as capture:
             for each in self._work:
@@ -129,17 +134,17 @@ class Replay:
 
 
 class WarpPhysics:
-    """`mujoco_warp`: float32, every array a torch tensor over Warp's memory, every call a captured graph.
+    """Physics by `mujoco_warp` in float32. Every array is a torch tensor on Warp's memory, every call replays a graph.
 
-    No call waits for the device, and all of them are in order with torch's current stream. `faults` reports what
-    overflows or is no longer finite; the engine itself would silently let cubes fall through the floor.
+    No call waits for the device; the work is queued in order with torch's current stream. `faults` reports full buffers and
+    values that are not finite: mujoco_warp drops contacts that do not fit, and cubes would silently fall through the floor.
 
     Args:
         scene: The model.
         num_worlds: N.
         device: `cpu`, `cuda` or `cuda:<n>`.
-        fields: Fields of the model that differ between worlds.
-        contacts: Size of the contact buffer, per world on average.
+        fields: Names of model fields that differ between worlds.
+        contacts: Size of the shared contact buffer, per world on average [contacts].
     """
 
     def __init__(
@@ -153,7 +158,7 @@ class WarpPhysics:
     ) -> None:
         self.scene, self.num_worlds = scene, num_worlds
         self.stage = WarpStage(scene, num_worlds, device, fields, contacts, CONSTRAINTS)
-        self.stage.model.opt.warn_overflow = 0  # the device would print it; `faults` reports it
+        self.stage.model.opt.warn_overflow = 0  # no printing from kernels: `faults` reports overflows
         self.qpos: Float[Tensor, "worlds nq"] = self.stage.tensor("qpos")
         self.qvel: Float[Tensor, "worlds nv"] = self.stage.tensor("qvel")
         self.mocap_pos: Float[Tensor, "worlds nmocap 3"] = self.stage.tensor("mocap_pos")
@@ -167,7 +172,7 @@ class WarpPhysics:
         self._forward = Replay(self.stage, self.show)
 
     def step(self, ctrl: Float[Tensor, "*ticks worlds nu"]) -> None:
-        """One control step of all worlds."""
+        """Advance all worlds by one control step; `ctrl` is given for each physics tick, or once for all of them."""
         self._path.copy_(ctrl)
         self._step()
 
@@ -177,30 +182,33 @@ class WarpPhysics:
         qpos: Float[Tensor, "worlds nq"],
         mocap_pos: Float[Tensor, "worlds nmocap 3"],
     ) -> None:
-        """Reset the worlds in `mask`, at rest."""
+        """Reset the worlds in `mask` to these positions, with zero velocity."""
         self._mask.copy_(mask)
         self._reset()
         self.qpos.copy_(torch.where(mask[:, None], qpos, self.qpos))
         self.mocap_pos.copy_(torch.where(mask[:, None, None], mocap_pos, self.mocap_pos))
 
     def change(self, mask: Bool[Tensor, " worlds"], fields: Mapping[str, Tensor]) -> None:
-        """Set the fields of the worlds in `mask`."""
+        """Set model fields in the worlds in `mask`; `fields` maps a name to values (N, ...)."""
         for name, values in fields.items():
             chosen = mask.reshape(-1, *(1,) * (values.dim() - 1))
             self.fields[name].copy_(torch.where(chosen, values, self.fields[name]))
 
     def faults(self) -> Int[Tensor, " worlds"]:
-        """Worlds where a buffer overflowed, or a position or velocity is not finite; an iteration limit is not a fault."""
+        """`Fault` flags of each world: OVERFLOW for a full buffer, PHYSICS for a position or velocity that is not finite.
+
+        A solver that stops at its iteration limit is not a fault.
+        """
         full = (self._overflow & _FULL) != 0
         finite = torch.isfinite(self.qpos).all(-1) & torch.isfinite(self.qvel).all(-1)
         return full * int(Fault.OVERFLOW) + ~finite * int(Fault.PHYSICS)
 
     def forward(self) -> None:
-        """Update the poses in `stage.data` from `qpos`."""
+        """Update the body, geom and camera poses in `stage.data` from `qpos`, without stepping."""
         self._forward()
 
     def show(self) -> None:
-        """Launch the update of the poses; a renderer captures it together with its own kernels."""
+        """Launch the kernels of `forward` directly; a renderer captures them in one graph with its own kernels."""
         mujoco_warp.kinematics(self.stage.model, self.stage.data)
         mujoco_warp.camlight(self.stage.model, self.stage.data)
 

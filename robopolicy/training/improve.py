@@ -1,8 +1,8 @@
-"""`improve`: a policy from demos and worlds to practise in -> a better policy in a run folder, by `reinforce`.
+"""`improve`: fine-tunes a policy by reinforcement learning (`robopolicy.training.reinforce`) and writes a new run folder.
 
-The folder is an ordinary run folder (`save_policy`), with `resume.ckpt`, `metrics.json` and `tensorboard/` beside it. At every
-checkpoint all worlds begin new episodes of recorded seeds. What follows then depends on the checkpoint alone, so that in
-worlds determined by their seed a resumed run equals one that was never interrupted.
+The folder is an ordinary run folder (`save_policy`) that also holds `resume.ckpt`, `metrics.json` and `tensorboard/`. At
+every checkpoint all worlds begin new episodes with recorded seeds. What follows then depends on the checkpoint alone: in
+worlds that are determined by their seed, a resumed run equals one that was never interrupted.
 """
 
 import json
@@ -30,14 +30,15 @@ from robopolicy.training.schedules import read_schedule
 LOG = logging.getLogger(__name__)
 
 PRACTICE_SEED = 1_000_000_000
-"""Seed of the first episode of training seed 0; far from those of demos and of evaluations."""
+"""Seed of the first episode for training seed 0; far from the seeds of demos and of evaluations."""
 SEEDS_PER_RUN = 10_000_000
-"""Seeds set aside for one training seed; all stay below 2^32, the limit of some environments."""
+"""Episode seeds reserved for each training seed."""
 MAX_SEED = 300
+"""Largest training seed: all episode seeds stay below 2^32, the limit of some environments."""
 BOARD = "tensorboard"
-"""Folder of the curves."""
+"""Folder for TensorBoard's curves, in the run folder."""
 VIDEOS = "videos"
-"""Folder of the filmed episodes, one folder in it for each evaluation."""
+"""Folder for videos, in the run folder; it has one folder for each evaluation."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,23 @@ class ImproveConfig:
     """Length, reward, evaluation and checkpoints of a run of `improve`."""
 
     iterations: int = 200
-    """Rollouts, each followed by an update."""
+    """Number of iterations; each is a rollout followed by an update."""
     max_minutes: float | None = None
-    """Time limit [min]; the run ends after the iteration in which it is reached; null: none."""
+    """Time limit [min]; the run ends after the iteration that exceeds it; null: none."""
     reward: Reward = "auto"
-    """success: 1 at the step that makes the episode a success, else 0; progress: the same plus the growth of
-    the task's own measure of progress; auto: progress where the worlds give it, else success; env: as the environment
-    gives it."""
+    """success: 1 at the step that makes the episode a success, else 0; progress: the same plus the increase of
+    the task's own measure of progress; auto: progress if the worlds report it, else success; env: the environment's
+    reward."""
     checkpoint_every: int = 20
-    """Iterations between two checkpoints; also part of what a run is, since worlds start again there."""
+    """Iterations between two checkpoints. It affects the result, since all worlds begin new episodes at a checkpoint."""
     eval_every: int | None = None
-    """Iterations between two evaluations without noise, in worlds and on seeds of their own; null: none."""
+    """Iterations between two evaluations without noise, in separate worlds and on separate seeds; null: none."""
     videos: int = 0
-    """Episodes of each evaluation to film, into `videos/` (simulator only)."""
+    """Episodes of each evaluation that are recorded as videos in `videos/` (simulator only)."""
     select: Literal["last", "success"] = "last"
-    """Which policy the run keeps: the last one, or the one of the best evaluation."""
+    """Which policy the run saves: the last one, or the one with the best evaluation."""
     seed: int = 0
-    """Seed of noise, order and episodes."""
+    """Seed of the exploration noise, the order of minibatches and the episodes."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "checkpoint_every", "eval_every"):
@@ -78,14 +79,14 @@ class ImproveConfig:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where a policy practises, and where it is measured."""
+    """The worlds in which a policy is trained and evaluated."""
 
     open_worlds: Callable[[ChunkPolicy], Any]
-    """Makes the `EpisodeWorlds` to practise in, for the policy's keys and actions; `improve` closes them."""
+    """Policy -> the `EpisodeWorlds` for training, with the policy's keys and actions; `improve` closes them."""
     evaluate: Callable[[ChunkPolicy, Path], float] | None = None
-    """(policy, folder for videos) -> success rate in closed loop, on seeds of its own."""
+    """(policy, folder for videos) -> success rate (0 .. 1) in closed loop, on separate seeds."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance to add, such as `task`."""
+    """Entries to add to the provenance, such as `task`."""
 
 
 def improve(
@@ -98,24 +99,25 @@ def improve(
     resume: bool = False,
     device: str = "cpu",
 ) -> Path:
-    """Improve the policy in the run folder `start` by practice; returns the new run folder.
+    """Improve the policy in the run folder `start` by reinforcement learning; returns the new run folder.
 
     Args:
-        start: run folder of a policy that succeeds now and then.
-        surroundings: where it practises.
-        run_dir: the new run folder; must not hold a run, unless it is resumed.
+        start: run folder of a policy that succeeds at least sometimes, since a failure gives no reward to learn from.
+        surroundings: the worlds for training and evaluation.
+        run_dir: the new run folder; must not contain a run unless `resume` is set.
         config: length, reward, evaluation and checkpoints.
-        ppo: the algorithm.
+        ppo: options of the algorithm.
         resume: continue from the last checkpoint in `run_dir`.
-        device: where the policy is.
+        device: device of the policy, such as `cpu` or `cuda`.
 
     Raises:
-        ConfigError: the folder is taken, nothing is there to resume, or the warm-up saw no reward.
+        ConfigError: `run_dir` already contains a run, there is no run to resume, or the warm-up saw no reward.
     """
     run_dir = Path(run_dir)
-    is_resumed(run_dir, resume)  # raises where the folder is taken
+    is_resumed(run_dir, resume)  # raises if the folder already contains a run
     policy, experiment = read_policy(start)
     learner = Learner(policy.to(device), ppo)
+    # The new policy is executed as it is trained: it replans after each decision.
     execution = RecedingOptions(replan_every=learner.decision_steps)
     policy.config = replace(experiment, execution=execution)
     policy.spec = replace(policy.spec, execution=values_of(execution))
@@ -134,7 +136,7 @@ def improve(
 
 
 class _Run:
-    """One run: where it stands, and what is written."""
+    """The state of one run, its loop, and the files that it writes."""
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ class _Run:
         self.board = SummaryWriter(str(run_dir / BOARD))
 
     def go(self, evaluate: Callable[[ChunkPolicy, Path], float] | None) -> None:
-        """All iterations that are left."""
+        """Run the remaining iterations."""
         config, finished = self.config, False
         while not finished and self.iteration < config.iterations:
             began = time.monotonic()
@@ -174,8 +176,9 @@ class _Run:
                 self._save(finished)
 
     def _iterate(self) -> None:
-        """One rollout, and one update of what is learned."""
+        """One rollout and one update; in the first `warmup_iterations` only the critic is updated."""
         learner, practice, ppo = self.learner, self.practice, self.learner.config
+        # Seeded for each iteration, so that a resumed run draws the same noise.
         practice.generator.manual_seed(1_000_003 * self.config.seed + self.iteration)
         before, figures = practice.roll_out()
         rows = practice.storage.steps
@@ -194,6 +197,7 @@ class _Run:
         self.history["improve"].append({**where, **figures, "std": std, "lr": learner.lr, "anchor": anchor})
 
     def _check_reward(self) -> None:
+        """Raise at the end of the warm-up if no reward occurred: PPO would have nothing to learn from."""
         practice = self.practice
         if practice.rewarded or self.iteration + 1 < max(self.learner.config.warmup_iterations, 1):
             return
@@ -204,6 +208,7 @@ class _Run:
         )
 
     def _evaluate(self, evaluate: Callable[[ChunkPolicy, Path], float] | None) -> None:
+        """Evaluate the policy without noise, and save it if `select` is success and it is the best so far."""
         if evaluate is None:
             raise ConfigError("--eval-every needs worlds to evaluate in; leave it out")
         steps = self.practice.env_steps
@@ -216,12 +221,13 @@ class _Run:
             self._keep()
 
     def _keep(self) -> None:
+        """Write the present policy to the run folder, with the seeds and steps that it was trained on."""
         done = self.practice
         practice = {"seeds": [done.first_seed, done.next_seed - 1], "env_steps": done.env_steps}
         save_policy(self.learner.policy, self.run_dir, {**self.provenance, "practice": practice})
 
     def _save(self, finished: bool) -> None:
-        """Write policy, metrics and resume file, the latter last; then all worlds begin again."""
+        """Write the policy, the metrics and last the resume file; then begin new episodes in all worlds."""
         if self.config.select == "last":
             self._keep()
         metrics = {
@@ -265,19 +271,20 @@ class _Run:
         self.practice.restart()
 
     def _options(self) -> dict[str, Any]:
-        """Settings that a resumed run must share."""
+        """Settings that must not change when a run is resumed."""
         own = {name: getattr(self.config, name) for name in ("reward", "checkpoint_every", "seed")}
         ppo = {f"ppo.{name}": value for name, value in asdict(self.learner.config).items()}
         return {**own, "num_envs": self.practice.worlds.num_envs, **ppo}
 
 
 RUN_STATE = ("iteration", "elapsed_s", "best", "history")
+"""Attributes of `_Run` that a checkpoint holds."""
 PRACTICE_STATE = ("next_seed", "env_steps", "episodes", "rewarded")
-"""Attributes of a run and of its practice that a checkpoint holds."""
+"""Attributes of `Practice` that a checkpoint holds."""
 
 
 def _line(figures: Mapping[str, float | int], iterations: int) -> str:
-    """An iteration in one line."""
+    """The statistics of one iteration as a line for the log."""
     rate = (
         f"{100 * figures['success']:.0f} % of {figures['episodes']:.0f}" if "success" in figures else "no episode ended"
     )

@@ -1,11 +1,11 @@
-"""Numbers that change over a run: the expert's share over rounds, the anchor's weight over iterations.
+"""Schedules: values that change during a run, such as the expert's share per round or the anchor's weight per iteration.
 
 A schedule is written as text:
 
-    0.5  or  constant:0.5            the same throughout
+    0.5  or  constant:0.5            0.5 at every step
     linear:1:0                       from 1 at step 0 to 0 at the last step
-    exponential:1:0.5                1 at step 0, halved with every further step
-    piecewise:0=1,2=0.5,4=0          1 from step 0 on, 0.5 from step 2 on, 0 from step 4 on
+    exponential:1:0.5                1 at step 0, multiplied by 0.5 at each further step
+    piecewise:0=1,2=0.5,4=0          1 from step 0, 0.5 from step 2, 0 from step 4
 """
 
 from bisect import bisect_right
@@ -15,21 +15,21 @@ from typing import TypeAlias
 from robopolicy.components import ConfigError
 
 Schedule: TypeAlias = Callable[[int, int], float]
-"""(step, last step), both counted from 0 -> the value at the step."""
+"""(step, last step), both counted from 0 -> value at the step."""
 
 FORMS = "a number, constant:V, linear:FROM:TO, exponential:FROM:FACTOR or piecewise:STEP=V,STEP=V,..."
 
 
 def read_schedule(text: str, option: str, high: float = float("inf")) -> Schedule:
-    """The schedule that a text describes.
+    """Parse a schedule.
 
     Args:
-        text: see the module's docstring.
-        option: name for error messages, such as `--expert-share`.
-        high: largest value allowed; the smallest is 0.
+        text: the schedule, in one of the forms in the module's docstring.
+        option: the command-line option, for error messages, such as `--expert-share`.
+        high: largest allowed value; the smallest is 0.
 
     Raises:
-        ConfigError: the text has none of the forms, or a value lies outside 0 .. high.
+        ConfigError: the text has none of the forms, or a value is outside 0 .. high.
     """
     kind, _, rest = text.partition(":")
     if not rest:
@@ -46,7 +46,7 @@ def read_schedule(text: str, option: str, high: float = float("inf")) -> Schedul
     ordered = steps[0] == 0 and steps == sorted(set(steps))
     if kind not in ("constant", "linear", "exponential", "piecewise") or len(values) != numbers or not ordered:
         raise ConfigError(f"{option} is {text}; expected {FORMS}, with steps that rise from 0")
-    bounded = values[:1] if kind == "exponential" else values
+    bounded = values[:1] if kind == "exponential" else values  # the factor of an exponential may exceed `high`
     if not all(0 <= value <= high for value in bounded) or not all(0 <= value < float("inf") for value in values):
         raise ConfigError(f"{option} is {text}; expected values from 0 to {high:g}")
 

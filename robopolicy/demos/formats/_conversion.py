@@ -1,4 +1,4 @@
-"""Demos of any format, written in another."""
+"""Converts demos from any readable format to any writable one."""
 
 import glob
 import secrets
@@ -22,22 +22,22 @@ def convert(
     options: Mapping[str, Any] | None = None,
     white: Mapping[str, float] | None = None,
 ) -> list[str]:
-    """Write the demos at `source` to `target`; returns a line for each thing that was changed or left out.
+    """Write the demos at `source` to `target`; returns notes on what was changed or left out, one line each.
 
-    The target appears under its name only when it is complete.
+    It writes under a temporary name and renames at the end, so an incomplete file never has the target's name.
 
     Args:
-        source: a file or folder of any known format.
-        target: must not exist.
-        format: kind of the family `demo_format`; None: robomimic, the native file.
-        names: only these demos, in this order.
-        options: of the format, such as `{"images": "png"}` for lerobot.
-        white: image key -> value of full brightness, for images that are not 8-bit, such as `{"front": 65535}`.
+        source: file or folder in any known format.
+        target: file or folder to write; must not exist.
+        format: a kind of the component family `demo_format`; None: robomimic, the native format.
+        names: demos to write, in this order; None: all.
+        options: options of the format, such as `{"images": "png"}` for lerobot.
+        white: image key -> value that becomes 255, for images that are not 8-bit, such as `{"front": 65535}`.
 
     Raises:
         FileExistsError: `target` exists.
-        DemoFormatError: the source can't be read, or the target's format can't hold it.
-        ConfigError: the format or an option is unknown, or the format can only be read.
+        DemoFormatError: the source can't be read, or the target's format can't represent it.
+        ConfigError: the format or an option is unknown, or the format is read-only.
     """
     writer = writable_format(format, options)
     with open_demos(source) as reader:
@@ -47,12 +47,16 @@ def convert(
 
 
 def write_new(targets: Mapping[Path, tuple[DemoReader, Sequence[str]]], writer: WritableFormat) -> list[str]:
-    """Write to each target the named demos of its reader; returns a line for each thing that was changed or left out.
+    """Write one or more files; returns notes on what was changed or left out, one line each.
 
-    No target appears under its name before all are complete.
+    No file gets its final name before all are complete.
+
+    Args:
+        targets: path to write -> (reader, names of its demos to write there).
+        writer: the format to write.
 
     Raises:
-        FileExistsError, DemoFormatError: as `convert`.
+        FileExistsError, DemoFormatError: as in `convert`.
     """
     unfinished: dict[Path, Path] = {}
     notes: list[str] = []
@@ -77,7 +81,7 @@ def write_new(targets: Mapping[Path, tuple[DemoReader, Sequence[str]]], writer: 
 
 
 class _Brightened(ChangedReader):
-    """A reader whose images of some keys are scaled to 8 bits."""
+    """Scales the images of some keys to 8 bits."""
 
     def __init__(self, source: DemoReader, white: Mapping[str, float]) -> None:
         super().__init__(source)
