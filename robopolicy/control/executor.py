@@ -1,8 +1,8 @@
-"""Which action of which chunk is executed now: batched tensor code for one robot as for thousands of simulated worlds.
+"""Decides which action of which chunk is executed at each control step; batched, for one robot or many simulated worlds.
 
-Everything is aligned by time: action k of a chunk belongs to t_obs + k * control_dt, rounded to the control grid that
-the first chunk lays; late actions are dropped, as Diffusion Policy does (Chi et al. 2023). How a new chunk joins the
-plan is a component, see `robopolicy.control.execution`.
+Chunks are aligned by time: action k of a chunk belongs to t_obs + k * control_dt, rounded to the control grid, which starts
+at the first chunk's observation. Late actions are dropped, as in Diffusion Policy (Chi et al. 2023). A strategy of
+`robopolicy.control.execution` decides how a new chunk is merged into the plan.
 """
 
 import math
@@ -27,7 +27,7 @@ class StaleChunkError(RuntimeError):
 
 
 class ChunkExecutor:
-    """Holds the plan of each episode: the actions of the control steps from now on.
+    """Holds the plan of each episode: the actions of the current and the following control steps.
 
     One executor serves any leading axes `*B` (none for a robot), which share one clock. Episodes never influence each
     other: each takes a chunk when its own plan needs one. `reset` clears plans.
@@ -57,7 +57,7 @@ class ChunkExecutor:
                 last action again (`absolute`); None: no gripper column, zero is rest.
             max_chunk_age_s: `action` raises StaleChunkError beyond this age of the observation behind it [s].
             rotations: columns that are rotations, as for `--normalization.rotations`; an absolute pose's are found by the
-                action spec. Chunks are averaged along the shorter way.
+                action spec. Chunks are averaged along the shorter rotation.
 
         Raises:
             ValueError: `replan_every` and the strategy's frozen steps don't fit into a chunk.
@@ -101,7 +101,7 @@ class ChunkExecutor:
         self._observed_s = self._observed_s.masked_fill(done, -math.inf)
 
     def needs_chunk(self, t_s: float) -> Bool[Tensor, "*B"]:
-        """Which episodes would take a chunk added at time t_s [s]."""
+        """(*B) True for the episodes that would accept a chunk added at time t_s [s]."""
         if self._origin_s is None:
             return torch.ones(self.batch, dtype=torch.bool)
         step = self._step(t_s)
@@ -112,7 +112,7 @@ class ChunkExecutor:
     def prefix(self, t_s: float) -> Prefix | None:
         """The plan from the control step at t_s [s] on, for the policy that is about to observe.
 
-        None where nothing is planned, or where neither the strategy nor `best_of` asks for the plan.
+        None if nothing is planned, or if neither the strategy nor `best_of` uses the plan.
         """
         if self._origin_s is None or not (self._continues or self._best_of > 1):
             return None
@@ -138,16 +138,16 @@ class ChunkExecutor:
         now_s: float | None = None,
         gripper_logit: Float[Tensor, "*B chunk gripper"] | None = None,
     ) -> None:
-        """Offer a chunk to every episode; those that need none yet, or whose chunk is not finite, keep their plan.
+        """Offer a chunk to every episode. Episodes that need no chunk yet, or whose chunk is not finite, keep their plan.
 
-        Where the policy continues the plan, so do those whose plan has changed since `prefix` handed it over.
+        If the policy continues the plan, episodes whose plan has changed since the call of `prefix` also keep theirs.
 
         Args:
             actions: (*B, K, width), columns and units of the demos.
             t_obs_s: when the observation behind it was taken [s].
-            now_s: the step being prepared [s], where inference took time; actions before it are dropped, and if all
-                are late the last one is meant for it. None: no time has passed.
-            gripper_logit: (*B, K, G) for the gripper columns, where the policy gives them.
+            now_s: time of the control step being prepared [s], if inference took time. Actions before it are dropped; if all
+                are late, the last one is used for this step. None: no time has passed.
+            gripper_logit: (*B, K, G) logits of the gripper columns, if the policy outputs them.
         """
         self._check(actions, gripper_logit)
         if self._origin_s is None:
@@ -198,9 +198,9 @@ class ChunkExecutor:
         return action.clone()
 
     def _merge(self, fresh: Tensor, take: Tensor, late: int) -> None:
-        """Put a chunk shifted to now, (*B, K, width), into the plans of `take`; what it doesn't cover yet stays planned.
+        """Merge a chunk (*B, K, width), shifted to the current step, into the plans of `take`.
 
-        Its last `late` steps are empty, or, where that is negative, its first ones.
+        Its last `late` steps are empty, or its first ones if `late` is negative.
         """
         place = torch.arange(self.chunk, device=fresh.device)
         covered = (place < self.chunk - late) & (place >= -late)
@@ -211,7 +211,7 @@ class ChunkExecutor:
         self._count = torch.where(take[..., None], count, self._count)
 
     def _grip(self, score: Tensor) -> Tensor:
-        """Gripper values (*B, G) in the demos' units for scores (*B, G); an episode that is held keeps its grip."""
+        """Gripper values (*B, G) in the demos' units for scores (*B, G); held episodes keep their gripper state."""
         first = torch.where(self._label < 0, (score > 0).long(), self._label)
         label = torch.where(score > self.gripper_hysteresis, 1, torch.where(score < -self.gripper_hysteresis, 0, first))
         self._label = torch.where(self.held[..., None], self._label, label)
@@ -234,7 +234,7 @@ class ChunkExecutor:
         return math.floor((t_s - (self._origin_s or 0.0)) / self.control_dt + 0.5)
 
     def _advance(self, step: int) -> None:
-        """Forget what lies before `step`."""
+        """Drop the planned steps before `step`."""
         passed = step - self._head
         if passed < 0:
             raise ValueError(f"time runs backwards: step {step} of the control grid after step {self._head}")
@@ -245,6 +245,7 @@ class ChunkExecutor:
             self._head = step
 
     def _allocate(self, actions: Tensor, t_obs_s: float) -> None:
+        """Create empty plans like the first chunk, whose observation time starts the control grid."""
         batch, width = self.batch, actions.shape[-1]
         self._origin_s = t_obs_s
         self._plan = torch.zeros_like(actions)

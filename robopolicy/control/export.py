@@ -27,11 +27,11 @@ from robopolicy.model.texts.vocabulary import VocabularyText
 from robopolicy.types import PolicySpec
 
 TOLERANCE = 1e-4
-"""Largest difference to torch that a float32 export may show, relative to each action column's range."""
+"""Largest difference of a float32 export from torch, relative to each action column's range."""
 INT8_TOLERANCE = 0.02
-"""The same for int8, unless another is asked for."""
+"""Default of the largest difference of an int8 export."""
 FRAMES, ROWS = 512, 8
-"""Recorded frames on which int8 is measured, and the stretches they are cut into."""
+"""Number of recorded frames on which int8 is measured, and of the sequences that they are divided into."""
 EXAMPLE_BATCH = 3
 """Episodes of the example that is traced; an example of 1 would make the batch axis static."""
 

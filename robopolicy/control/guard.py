@@ -1,4 +1,4 @@
-"""Safety on the robot's side: plays commands at the times of their stamps, within the limits, and brakes when they stop."""
+"""Safety on the robot's side: plays back commands by their time stamps, within the limits, and brakes when they stop."""
 
 from collections import deque
 
@@ -34,7 +34,7 @@ class CommandGuard:
     Args:
         profile: the robot's limits.
         period_s: time between two calls of `position` [s].
-        qpos: where the joints are [rad].
+        qpos: measured joint positions [rad].
         deadline_s: longest gap in the middle of a motion [s]; at rest, a gap may be of any length.
         delay_s: delay from a command's arrival to its playback [s]; None: four periods.
     """
@@ -101,10 +101,11 @@ class CommandGuard:
 
     @property
     def _resting(self) -> bool:
-        """Whether no command that waits moves the robot."""
+        """Whether all waiting commands keep the robot where it is."""
         return not any((position != self._wanted).any() for _, position in self._waiting)
 
     def _play(self, t_s: float, behind_s: float) -> np.ndarray:
+        """The commanded position [rad] at the playback time `t_s - behind_s`, interpolated between waiting commands."""
         waiting, playing_s = self._waiting, t_s - behind_s
         while len(waiting) > 2 and waiting[1][0] <= playing_s:
             waiting.popleft()
@@ -132,6 +133,7 @@ class CommandGuard:
         return newest + (newest - start) * (gap_s / (to_s - from_s))
 
     def _wrong(self, position_rad: np.ndarray, stamp_s: float, now_s: float) -> str | None:
+        """Why a command must be refused; None if it is valid."""
         profile = self.profile
         if position_rad.shape != (profile.joints,) or not np.isfinite(position_rad).all() or not np.isfinite(stamp_s):
             return f"a command must be {profile.joints} finite joint positions and a finite stamp"

@@ -23,7 +23,7 @@ POLICY_PRIORITY = 10
 STILL_S = 0.5
 """Time without a new image after which a camera is suspect [s]; cameras may be slower than the control loop."""
 MOVED_RAD = 0.2
-"""Joint motion in that time that makes it an error [rad]: rendered images of a scene at rest are equal, without a fault."""
+"""Joint motion in that time that makes it an error [rad]: while the robot is at rest, rendered images are equal anyway."""
 
 
 class _Seen(NamedTuple):
@@ -33,7 +33,7 @@ class _Seen(NamedTuple):
 
 
 class CameraWatch:
-    """Compares each image with the last one, bit by bit.
+    """Detects frozen cameras: compares each image with the last one, bit by bit.
 
     Args:
         cameras: keys of the images that are compared; None: all of them.
@@ -125,7 +125,7 @@ class Inference(Protocol):
 class SteppedInference:
     """Observes `robot` and runs `stream` within `request`, in the caller's thread.
 
-    For a robot on a simulated clock, where inference takes no time: each chunk is there before the next command.
+    For a robot on a simulated clock, where inference takes no time: each chunk is ready before the next command.
 
     Args:
         robot: source of the observations.

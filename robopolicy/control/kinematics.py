@@ -16,7 +16,7 @@ from robopolicy.control.arrays import like, namespace
 from robopolicy.types import Array
 
 DAMPING = 0.05
-"""Damping of the least squares, of the size end-effector control uses in practice."""
+"""Default damping of the least squares, a usual value in end-effector control."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def rotation_vector(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 3"]:
 
 
 def matrix_to_quaternion(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 4"]:
-    """The unit quaternion w x y z with w >= 0, read off its largest component, so that half turns stay exact."""
+    """The unit quaternion w x y z with w >= 0, computed from its largest component, so that half turns stay exact."""
     xp = namespace(rotation)
     entries = rotation.reshape(*rotation.shape[:-2], 9)
     slopes, offsets, eye = (like(entries, constant) for constant in (_PRODUCT_SLOPES, _PRODUCT_OFFSETS, _EYE_4))
@@ -221,7 +221,7 @@ def matrix_to_quaternion(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 4
 
 
 def _quaternion_products() -> tuple[np.ndarray, np.ndarray]:
-    """Slopes (9, 16) and offsets (16,) by which a rotation matrix gives 4 q q^T, of which every row is the quaternion.
+    """Matrix (9, 16) and offsets (16,) that map a rotation matrix to 4 q q^T, whose rows are multiples of the quaternion.
 
     The row with the largest diagonal loses nothing to cancellation (Bar-Itzhack 2000 uses the same matrix).
     """

@@ -1,6 +1,6 @@
-"""Joint targets brought within a robot's limits: batched over any leading axes, NumPy arrays or torch tensors alike.
+"""Limits joint targets to what a robot's profile allows; batched over any leading axes, for NumPy arrays and torch tensors.
 
-`targets` computes what an action asks for; here is how much of it is allowed. The simulator's worlds and the real-time loop
+`targets` computes the targets that an action asks for; this module limits them. The simulator's worlds and the real-time loop
 call both with the same robot profile. How the joints move to a limited target is up to `smoothing` (in the
 loop: velocity, acceleration, jerk) and `motion` (in the worlds: velocity, acceleration).
 """
@@ -23,7 +23,7 @@ from robopolicy.control.targets import Targets, either, side_by_side
 from robopolicy.types import ActionSpec, Array
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Shares of a displacement that are tried until the tool stays in its box and the links apart."""
+"""Fractions of a displacement that are tried, largest first, until the tool stays in its box and the links apart."""
 UNCHANGED = 1e-9
 """Changes up to this [rad, m, or share of a displacement] don't count as interventions."""
 
@@ -36,14 +36,13 @@ def limit_targets(
     control_dt: float,
     commanded: Float[Array, "*B joints"] | None = None,
 ) -> Targets:
-    """The targets brought within the profile's limits.
+    """The targets, limited to the profile's limits.
 
     With NaN or infinity in any target, joints and grippers hold; a gripper opening of NaN holds that gripper only. The
     displacement from the measured joints is shortened to `joint_step_rad`, and to `step_m` and `step_rad` of the tool; the
     displacement from the commanded positions is shortened to the velocity limits of joints and tool. Targets stay inside
-    the soft joint limits and the workspace box, links `collision_margin_m` apart; a robot found outside may stay or come back,
-    but move no further out. The
-    result is always finite, for finite `qpos`, `opening_m` and `commanded`.
+    the soft joint limits and the workspace box, and links stay `collision_margin_m` apart. A robot that is already outside
+    may stay or return, but not move further out. The result is always finite, for finite `qpos`, `opening_m` and `commanded`.
 
     Args:
         profile: the limits.
@@ -51,7 +50,7 @@ def limit_targets(
         qpos: measured joint positions [rad].
         opening_m: openings to keep where the targets give none [m].
         control_dt: time to reach the targets [s].
-        commanded: joint positions commanded for now [rad]; None: the measured ones.
+        commanded: joint positions commanded last [rad]; None: the measured ones.
     """
     if profile.arms:
         return _limited_by_arm(profile, targets, qpos, opening_m, control_dt, commanded)
@@ -92,7 +91,7 @@ def limit_targets(
 def base_target(
     profile: RobotProfile, spec: ActionSpec, action: Float[np.ndarray, " width"]
 ) -> tuple[Float[np.ndarray, " base"], bool]:
-    """Velocities of the base [m/s, rad/s] that an action asks for, within the profile's, and whether these changed them.
+    """Base velocities [m/s, rad/s] of an action, clipped to the profile's limits, and whether a limit changed them.
 
     Zero where the action has no base columns or is not finite.
 
@@ -117,7 +116,7 @@ def base_target(
 def _limited_by_arm(
     profile: RobotProfile, targets: Targets, qpos: Array, opening_m: Array, control_dt: float, commanded: Array | None
 ) -> Targets:
-    """Each arm within its own limits; what is not finite for one holds all of them."""
+    """Limit each arm by its own profile; a target that is not finite for one arm holds all arms."""
     found = []
     for _, arm, joints, gripper in profile.parts:
         asked = Targets(
@@ -140,10 +139,10 @@ def outside_workspace(profile: RobotProfile, position: Float[Array, "*B 3"]) -> 
 def _shortened(
     start: Array, target: Array, jacobian: Array | None, limits: Mapping[str, float | np.ndarray]
 ) -> tuple[Array, dict[str, Array]]:
-    """The target moved towards `start` until the displacement keeps to three limits, and where each shortened it.
+    """The target moved towards `start` until the displacement is within three limits, and where each limit shortened it.
 
     The limits are those of the joints' displacement [rad], and of the tool's [m] and [rad]; the tool's are linearized. The
-    joints' comes first, so that no outlier overflows in the tool's.
+    joint limit is applied first, so that an outlier does not overflow in the tool's.
     """
     xp = namespace(start)
     displacement, limited = target - start, {}
@@ -163,14 +162,14 @@ def _shortened(
 
 
 def _until_within(qpos: Array, target: Array, excess: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """The largest tried share of the way to `target` (*B, joints) where `excess` is at most 0, and where it isn't 1.
+    """The joints moved from `qpos` towards `target` (*B, joints) by the largest fraction in `SHARES` at which `excess` <= 0.
 
-    Where it is more at `qpos` already, it may not grow.
+    If `excess` is positive at `qpos` already, it must not grow. Also returns (*B) True where the fraction is below 1.
     """
     xp = namespace(qpos)
     shares = SHARES
     if xp is np and (excess(target) <= 0).all():
-        return target, np.zeros(target.shape[:-1], bool)  # the usual case; a device can't ask which one it is
+        return target, np.zeros(target.shape[:-1], bool)  # the usual case; on a device, this check would wait for it
     ways = xp.stack([target, *(qpos + share * (target - qpos) for share in shares[1:])])
     outside = excess(ways)
     fits = outside <= outside[-1].clip(0.0) + 1e-9
@@ -181,7 +180,7 @@ def _until_within(qpos: Array, target: Array, excess: Callable[[Array], Array]) 
 
 
 def _apart(profile: RobotProfile, qpos: Array, target: Array) -> tuple[Array, dict[str, Array]]:
-    """The target moved back until the links keep `collision_margin_m`, and where it was; unchanged without that limit."""
+    """The target moved back until links are `collision_margin_m` apart, and where it was moved; unchanged without a margin."""
     margin, distances = profile.collision_margin_m, profile.link_distances
     if margin is None or distances is None or not distances.pairs:
         return target, {}

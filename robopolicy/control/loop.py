@@ -52,17 +52,17 @@ class LoopOptions:
 
 
 class ControlLoop(RobotDrive):
-    """Drives one robot by one policy.
+    """Controls one robot with one policy.
 
     Args:
-        robot: what is driven.
-        inference: where chunks come from.
-        executor: which action of which chunk is executed when; without batch axes.
-        action_spec: what the action's columns are.
+        robot: the robot to control.
+        inference: source of the chunks.
+        executor: decides which action of which chunk is executed; without batch axes.
+        action_spec: meaning of the action columns.
         options: waiting times, dry run and priority; None: the defaults.
         recorder: called with every control step.
         operator: may take the robot over, in any control step; their actions are limited and smoothed like the policy's.
-        clock: the time; None: the machine's.
+        clock: source of time; None: the machine's.
 
     Raises:
         ValueError: the robot can't execute such actions, has other grippers, or another control rate.
@@ -110,7 +110,7 @@ class ControlLoop(RobotDrive):
 
         The episode begins with an empty memory and no chunk, and ends with the robot at rest.
         After a controlled stop, `stopped` holds the reason, and `rearm` must be called before the next run. Anything
-        unexpected, Ctrl-C included, brakes the robot, stops it for good, and is raised.
+        unexpected, Ctrl-C included, brakes the robot, stops it permanently, and is raised.
         """
         if self.stopped is not None:
             raise RobotError(f"not armed: {self.stopped}; rearm first")
@@ -127,7 +127,7 @@ class ControlLoop(RobotDrive):
         return self.statistics
 
     def _begin(self) -> None:
-        """Forget the last episode."""
+        """Clear the state of the last episode."""
         self.executor.reset()
         self.inference.reset()
         self._arrived: list[TimedChunk] = []
@@ -233,7 +233,7 @@ class ControlLoop(RobotDrive):
         """Take the current control step's action and aim for its targets."""
         fresh = self._fresh()
         self._to_act = False
-        if self._operated and self._arrived:  # an earlier plan is for a place where the robot isn't
+        if self._operated and self._arrived:  # an earlier plan starts from a position that the robot has left
             self.executor.reset()
         refused = int(self.executor.refused)
         for chunk in self._arrived:
@@ -272,7 +272,7 @@ class ControlLoop(RobotDrive):
         return None if bool(self.executor.held) else action
 
     def _count_limited(self, limited: list[str]) -> None:
-        """Count what limited the current step's action, and log where that changes."""
+        """Count the limits that changed the current step's action, and log when they differ from the last step's."""
         self.statistics.limited.update(limited)
         self.statistics.interventions += bool(limited)
         if limited != self._limited:

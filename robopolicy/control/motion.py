@@ -1,4 +1,4 @@
-"""Motion of the simulator's arms to their targets: batched, closed form, within velocity and acceleration limits.
+"""Moves the simulator's arms to their targets within velocity and acceleration limits; batched and in closed form.
 
 The real-time loop follows the same targets by `smoothing`, which also bounds jerk. At the Panda's jerk limits an
 acceleration builds up in 2 ms, so the two differ little; `tests/sim/test_law.py` measures the difference.

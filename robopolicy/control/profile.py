@@ -31,24 +31,24 @@ class RobotProfile:
 
     name: str
     joint_names: tuple[str, ...]
-    """As the robot's driver calls them."""
+    """Joint names, as the robot's driver uses them."""
     position_lower_rad: tuple[float, ...]
     position_upper_rad: tuple[float, ...]
-    """Limits of each joint, which no command crosses [rad]."""
+    """Position limits of each joint [rad]; no command exceeds them."""
     velocity_rad_s: tuple[float, ...]
     acceleration_rad_s2: tuple[float, ...]
     jerk_rad_s3: tuple[float, ...]
-    """Largest derivatives of the commands."""
+    """Largest velocity, acceleration and jerk of the commanded joint positions."""
     home_rad: tuple[float, ...]
-    """Where an episode begins."""
+    """Joint positions at the beginning of an episode [rad]."""
     soft_margin_rad: float = 0.1
     """Targets stay this far inside the limits of each joint [rad]."""
     joint_step_rad: float = 0.2
-    """Largest distance of a target from where the joint is [rad]."""
+    """Largest distance of a target from the measured joint position [rad]."""
     first_jump_rad: float = 0.2
-    """Largest distance of the very first target from where the joint is [rad]; beyond it the start is refused."""
+    """Largest distance of the first target from the measured joint position [rad]; beyond it the start is refused."""
     following_rad: float = 0.3
-    """Largest distance of a joint from where it was sent [rad]; beyond it the robot is stopped as blocked."""
+    """Largest distance of a joint from its commanded position [rad]; beyond it the robot is stopped as blocked."""
     opening_m: float = 0.08
     """Distance between the fingers when the gripper is open [m]; 0: no gripper."""
     gripper_opens: Literal["first", "second"] = "first"
@@ -65,18 +65,18 @@ class RobotProfile:
     step_rad: float = 0.15
     """Largest displacement of the tool in one control step [m], [rad]."""
     capsules: tuple[Capsule, ...] = ()
-    """Cover the links, for `collision_margin_m`; `robopolicy profile` takes them from the description."""
+    """Capsules that cover the links, for `collision_margin_m`; `robopolicy profile` takes them from the description."""
     collision_margin_m: float | None = None
-    """Smallest distance between links that do not follow one another, and between two arms [m]; None: no limit."""
+    """Smallest distance between links that are not adjacent, and between two arms [m]; None: no limit."""
     collision_ignored: tuple[tuple[int, int], ...] = ()
-    """Pairs of links that are not compared, such as those of a wrist, which overlap always."""
+    """Pairs of links that are not compared, such as those of a wrist, which always overlap."""
     base_velocity: tuple[float, ...] = ()
     base_acceleration: tuple[float, ...] = ()
     """Limits of a mobile base in each of its directions, such as forward [m/s, m/s2] and turning [rad/s, rad/s2]."""
     assumed: tuple[str, ...] = ()
     """Fields that the robot's maker does not publish: conservative values, printed at the start of a run."""
     arms: Mapping[str, "RobotProfile"] = field(default_factory=dict)
-    """The arms of a robot of several, by the names that action specs use; empty: one arm."""
+    """Arms of a robot with several arms, by the names that action specs use; empty: one arm."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -183,7 +183,7 @@ class RobotProfile:
 
     @cached_property
     def parts(self) -> tuple[tuple[str, "RobotProfile", slice, slice], ...]:
-        """Of each arm its name (empty for the only one), its profile, and where its joints and its gripper are."""
+        """Per arm: name (empty for a single arm), profile, and the slices of its joints and its gripper."""
         if not self.arms:
             return (("", self, slice(0, self.joints), slice(0, self.grippers)),)
         found, joint, gripper = [], 0, 0
@@ -207,7 +207,7 @@ class RobotProfile:
 
 
 def of_arms(name: str, arms: Mapping[str, RobotProfile], **base: tuple[float, ...]) -> RobotProfile:
-    """The profile of a robot of several arms: their joints and limits side by side, each arm's tool limited by itself.
+    """The profile of a robot with several arms: joints and limits concatenated; each arm's tool has its own limits.
 
     Joint names that occur in two arms are prefixed with the arm's name. Limits of the whole robot (`first_jump_rad`,
     `following_rad`) are the smallest of its arms'.

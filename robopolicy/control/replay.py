@@ -11,7 +11,7 @@ from robopolicy.control.smoothing import HEADING_SHARE
 from robopolicy.types import ActionSpec, Observation, Prefix
 
 CHUNK = 8
-"""Actions per chunk; the later ones cover late observations."""
+"""Actions per chunk; more than one, so that the replay continues if the next observation is late."""
 SETTLING_S = 0.5
 """Time that the last target is held before the replay ends [s]."""
 TOLERANCE_RAD = 0.1
@@ -141,7 +141,7 @@ class RecordedStream:
         return self.step >= len(self.record.actions) + round(SETTLING_S / self.control_dt)
 
     def __call__(self, observation: Observation, prefix: Prefix | None = None) -> Float[np.ndarray, "chunk width"]:
-        """The actions from this observation on; the arm rests beyond the end of the record."""
+        """The actions from this observation's time on; beyond the end of the record the arm rests."""
         if self._began_s is None:
             self._began_s = observation.stamp_s
         self.step = round((observation.stamp_s - self._began_s) / self.control_dt)

@@ -1,4 +1,4 @@
-"""The contracts of the control loop: the robot, an operator who may take over, and a recorder."""
+"""Protocols that the control loop uses: the robot, an operator who may take over, and a recorder."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,7 +10,8 @@ from robopolicy.control.profile import RobotProfile
 from robopolicy.types import Command, Observation, PrintableError
 
 REST_COMMANDS = 3
-"""Times that the end of a motion is commanded, so that a robot's watchdog can tell it from an interruption."""
+"""Number of times that the last command of a motion is sent, so that a robot's watchdog can tell its end from a lost
+connection."""
 
 
 class RobotError(PrintableError, ConnectionError):
@@ -40,7 +41,7 @@ class Robot(Protocol):
         ...
 
     def command(self, command: Command) -> None:
-        """Send one command; never waits. A gripper opening of nan leaves the gripper as it is, with what it holds.
+        """Send one command; never waits. A gripper opening of NaN leaves the gripper as it is.
 
         Raises:
             RobotError: after `stop`, or when the robot is lost or has stopped itself.
@@ -48,7 +49,7 @@ class Robot(Protocol):
         ...
 
     def stop(self) -> None:
-        """Stop for good: the robot holds its position and accepts no further command. May be called twice."""
+        """Stop permanently: the robot holds its position and accepts no further command. May be called twice."""
         ...
 
 
@@ -79,15 +80,15 @@ class Tick:
     t_s: float
     """Its time on the loop's clock [s]."""
     observation: Observation | None
-    """The policy's observation in this step; None if it took none."""
+    """The observation that the policy received in this step; None if it received none."""
     action: np.ndarray | None
-    """(width,) in the demos' units; None where the robot held."""
+    """(width,) in the demos' units; None if the robot held its position."""
     command: Command
     """The resulting joint and gripper targets."""
     limited: tuple[str, ...]
     """Kinds of limits that changed it."""
     policy_action: np.ndarray | None = None
-    """(width,) the policy's action, whether executed or not; None where it had none."""
+    """(width,) the policy's action, whether executed or not; None if it had none."""
     intervention: bool = False
     """Whether `action` is the operator's."""
 

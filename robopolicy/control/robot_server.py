@@ -43,13 +43,13 @@ class RobotServer(AbstractContextManager["RobotServer", None]):
     leaves a robot that comes to rest within its limits. The next connection starts again.
 
     Args:
-        robot: what is served.
+        robot: the robot to serve.
         host: address to listen on; one that other machines reach needs a key.
-        port: port to listen on; 0 takes a free one, `port` says which.
+        port: port to listen on; 0: a free one, which the attribute `port` holds.
         deadline_s: longest silence of the client in the middle of a motion [s].
         api_key: clients must send `Authorization: Api-Key <key>`.
         tls: certificate (`robopolicy.control.serving.access.tls_context`); None: plain text.
-        clock: the time by which commands are played; None: the system's.
+        clock: source of time for playing commands; None: the system's.
 
     Raises:
         ValueError: a public address without a key.
@@ -91,7 +91,7 @@ class RobotServer(AbstractContextManager["RobotServer", None]):
         self._thread.start()
 
     def close(self) -> None:
-        """Take no more clients."""
+        """Accept no more clients."""
         self._server.shutdown()
         self._thread.join(timeout=2.0)
 
@@ -104,7 +104,7 @@ class RobotServer(AbstractContextManager["RobotServer", None]):
         return connection.respond(http.HTTPStatus.UNAUTHORIZED, "Authorization: Api-Key <key> is missing or wrong\n")
 
     def _attend(self, connection: Any) -> None:
-        """One client, from its connection to the robot's rest."""
+        """Serve one client, from its connection until the robot is at rest."""
         if not self._taken.acquire(blocking=False):
             connection.close(1013, "another client drives this robot")
             return

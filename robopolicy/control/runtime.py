@@ -197,7 +197,7 @@ class ExportedPolicy:
 
 
 def _open_graph(path: Path, threads: int | None) -> Any:
-    """Onnxruntime's session of a graph."""
+    """The onnxruntime session of a graph."""
     try:
         import onnxruntime
     except ImportError as error:

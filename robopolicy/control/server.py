@@ -66,7 +66,7 @@ class ServerLimits:
     message_timeout_s: float = 10.0
     """Longest time from the first to the last fragment of a message [s]."""
     keepalive_s: float = 20.0
-    """Between two pings, and for their answer [s]; a client stuck inside a frame can't answer."""
+    """Time between two pings, and time limit of the reply [s]; a client that hangs within a frame can't reply."""
     drain_timeout_s: float = 5.0
     """Time for pending replies when the server stops [s]."""
 
@@ -91,7 +91,7 @@ def serve(
         api_key: clients must send `Authorization: Api-Key <key>`.
         tls: serves wss with this certificate; `tls_context` reads one.
         mapping: preset or YAML file that maps the clients' names to the policy's.
-        limits: on what clients may use.
+        limits: limits on what clients may use.
         on_ready: called with address and port once the policy is warm and the server listens.
 
     Raises:

@@ -1,8 +1,8 @@
 """Joint targets at the policy's rate -> joint positions at the robot's rate, with bounded velocity, acceleration and jerk.
 
-The trajectories are Ruckig's. What Ruckig 0.19 does not do is done here: it ignores
-`max_position`, and its `position_extrema` leave out the overshoot of a braking start (both seen, both tested), so every
-trajectory is sampled and checked before it is followed, up to the rest in which it ends.
+Ruckig computes the trajectories. Ruckig 0.19 ignores `max_position`, and its `position_extrema` leave out the overshoot of a
+trajectory that starts by braking (both covered by tests). So every trajectory is sampled and checked here before it is
+followed, up to the rest in which it ends.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class JointSmoother:
 
     Each target starts a new trajectory from the current state, which reaches it after one control step (or as soon as
     the limits allow) and then brakes. If that breaks a limit of position, workspace or tool speed, slower ones are tried;
-    if all do, the current motion continues to its end.
+    if those also break one, the current motion continues to its end.
 
     Args:
         profile: the robot's limits.
@@ -176,7 +176,7 @@ class JointSmoother:
 
 
 class BaseRamp:
-    """Velocities of a mobile base that approach their target within the profile's accelerations, a step per command."""
+    """Velocities of a mobile base, which approach their targets within the profile's acceleration limits."""
 
     def __init__(self, profile: RobotProfile, command_dt: float) -> None:
         self._most = np.asarray(profile.base_velocity, np.float64)

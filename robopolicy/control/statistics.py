@@ -1,4 +1,4 @@
-"""Figures of a control loop, and the table that shows them live."""
+"""Statistics of a control loop, and the table that shows them live."""
 
 from array import array
 from collections import Counter
@@ -29,7 +29,7 @@ class LoopStatistics:
     acted: int = 0
     """Control steps that executed an action."""
     operated: int = 0
-    """Those of them that executed the operator's action."""
+    """Control steps that executed the operator's action; also counted in `acted`."""
     waiting: int = 0
     """Control steps before the policy's first chunk, and a step cut short by the end of the episode."""
     commands: int = 0
@@ -37,7 +37,7 @@ class LoopStatistics:
     overruns: int = 0
     """Command ticks missed because the loop was late."""
     missed_steps: int = 0
-    """Control steps missed for the same reason."""
+    """Control steps missed because the loop was late."""
     missed_frames: int = 0
     """Control steps whose observation was dropped because the policy was busy."""
     held: int = 0
@@ -57,7 +57,7 @@ class LoopStatistics:
     interventions: int = 0
     """Control steps whose target a limit changed."""
     limited: Counter[str] = field(default_factory=Counter)
-    """The same, by kind of limit."""
+    """Control steps whose target a limit changed, by kind of limit."""
     deferred: Counter[str] = field(default_factory=Counter)
     """Control steps whose target is reached late, by cause: `motion` (velocity, acceleration or jerk), `tool` (tool speed
     or workspace), `kept` (no motion to the target keeps the limits, so the earlier motion continues)."""

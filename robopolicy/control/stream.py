@@ -1,4 +1,4 @@
-"""A policy as a stream: one observation in per control tick, one chunk of actions out; here, or behind a server."""
+"""A policy as a stream: one observation in per control tick, one chunk of actions out; in this process or on a server."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -53,7 +53,7 @@ class PolicyStream:
         policy: any `Policy`.
         batch: leading axes of the observations: () for one robot, or a number of worlds.
         frame_stride: ticks between two frames of the memory.
-        generator: source of noise, for a policy that draws its chunks; None: its most likely chunk.
+        generator: source of noise, for a policy that samples its chunks; None: use the most likely chunk.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PolicyStream:
     ) -> None:
         self.policy, self.batch, self.frame_stride, self.generator = policy, batch, frame_stride, generator
         self.gripper_logit: Array | None = None
-        """(*B, K, G) of the last prediction, label 1 where positive; None where the policy gives none."""
+        """(*B, K, G) of the last prediction, label 1 where positive; None if the policy outputs no gripper logits."""
         self.reset()
 
     def __call__(self, observation: Observation | Mapping[str, Any], prefix: Prefix | None = None) -> Array:
@@ -90,7 +90,7 @@ class PolicyStream:
 
 
 def noise_for(policy: Policy, execution: ExecutionOptions, seed: int = 0) -> Any:
-    """The generator of a `PolicyStream`: of the policy's own kind, or None where chunks are not drawn."""
+    """The noise generator of a `PolicyStream` (NumPy for an exported policy, else torch); None if chunks are not sampled."""
     if not execution.sample:
         return None
     if isinstance(policy, ExportedPolicy):

@@ -1,7 +1,7 @@
-"""From an action to the joint targets that it asks for: batched over any leading axes, NumPy arrays or torch tensors alike.
+"""Converts actions to joint targets; batched over any leading axes, for NumPy arrays and torch tensors.
 
-The simulator's worlds and the real-time loop call `joint_targets` with the same robot profile; `limits` says how much of the
-targets is allowed.
+The simulator's worlds and the real-time loop call `joint_targets` with the same robot profile; `limits` then limits the
+targets.
 """
 
 import math
@@ -25,10 +25,10 @@ from robopolicy.types import ActionSpec, Array
 
 POSITION_SCALE_M = 0.05
 ROTATION_SCALE_RAD = 0.5
-"""What an end-effector action of 1 asks for in one control step, as robosuite's OSC_POSE."""
+"""Displacement in one control step for an end-effector action of 1, as in robosuite's OSC_POSE."""
 _SCALE = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 POSTURE_GAIN = 0.1
-"""Share of the way back to the home posture that each step makes in the arm's null space."""
+"""Fraction of the displacement to the home posture that each step adds in the arm's null space."""
 POSE_ITERATIONS = 10
 POSE_STEP_M = 0.1
 POSE_STEP_RAD = 0.4
@@ -62,11 +62,11 @@ def joint_targets(
     qpos: Float[Array, "*B joints"],
     control_dt: float,
 ) -> Targets:
-    """What an action in the demos' units asks of a robot whose joints are at `qpos` [rad], before `limit_targets`.
+    """Targets of an action (demos' units) for a robot whose joints are at `qpos` [rad], before `limit_targets`.
 
-    Supported are joint positions (absolute or delta), joint velocities, and of each arm with kinematics the pose of its
-    tool in the base frame: deltas (robosuite's OSC_POSE: x y z in units of 0.05 m, rotation vector of 0.5 rad, relative to
-    the present pose, clipped to [-1, 1]) or absolute (x y z [m], then a rotation vector [rad] or a quaternion w x y z).
+    Supported are joint positions (absolute or delta), joint velocities, and, for each arm with kinematics, the pose of
+    its tool in the base frame: deltas (robosuite's OSC_POSE: x y z in units of 0.05 m, rotation vector of 0.5 rad, relative to
+    the current pose, clipped to [-1, 1]) or absolute (x y z [m], then a rotation vector [rad] or a quaternion w x y z).
     The profile's `gripper_opens` says which of a gripper's two values opens it. Grippers without a column keep their
     opening; `base_target` handles base columns.
 
@@ -113,7 +113,7 @@ def joint_targets(
 def _joint_targets_by_arm(
     profile: RobotProfile, spec: ActionSpec, action: Array, qpos: Array, control_dt: float
 ) -> Targets:
-    """Each arm's columns for that arm."""
+    """The targets of a robot with several arms, each from its own action columns."""
     named = tuple(profile.arms) or (profile.name,)
     if set(spec.arms) != set(named):
         raise ValueError(
@@ -172,7 +172,7 @@ def _openings(profile: RobotProfile, spec: ActionSpec, action: Array) -> Array:
 
 
 def _open_share(profile: RobotProfile, end: tuple[int, float, float], action: Array) -> Array:
-    """How far open an action wants a gripper, 0 .. 1, from its column and that column's two values."""
+    """Commanded gripper opening, 0 (closed) .. 1 (open), from its column and that column's two values."""
     column, first, second = end
     at_first = (second - action[..., column]) / (second - first)
     return at_first if profile.gripper_opens == "first" else 1 - at_first
@@ -205,7 +205,7 @@ def action_at(
 
 
 def closed_share(profile: RobotProfile, spec: ActionSpec, action: Float[Array, "*B width"]) -> Float[Array, "*B"]:
-    """How closed an action wants the first gripper: 0 open, 1 closed, nan where the action has no gripper."""
+    """Commanded closure of the first gripper: 0 open, 1 closed, NaN if the action has no gripper column."""
     if not spec.gripper_ends:
         return math.nan * action[..., 0]
     return 1 - _open_share(profile, spec.gripper_ends[0], action)
@@ -221,7 +221,7 @@ def gripper_value(profile: RobotProfile, spec: ActionSpec, closed: float) -> flo
 
 
 def side_by_side(parts: Sequence[Targets]) -> Targets:
-    """The targets of several arms as those of one robot."""
+    """The targets of several arms, concatenated to those of one robot."""
     xp, limited = namespace(parts[0].joint_position_rad), {}
     for part in parts:
         limited = either(limited, part.limited)
@@ -233,5 +233,5 @@ def side_by_side(parts: Sequence[Targets]) -> Targets:
 
 
 def either(one: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, Array]:
-    """Kinds of limits of both, True where either is."""
+    """The kinds of limits of both mappings, True where either is True."""
     return {**one, **{kind: one[kind] | flag if kind in one else flag for kind, flag in other.items()}}

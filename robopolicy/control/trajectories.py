@@ -39,7 +39,7 @@ class TrajectoryPlanner:
         self._input.max_jerk = self.jerk.tolist()
 
     def to_rest(self, state: Float[np.ndarray, "3 joints"]) -> "Trajectory | None":
-        """The fastest braking, each joint by itself; None if Ruckig finds none."""
+        """The fastest trajectory to rest, each joint separately; None if Ruckig finds none."""
         put = self._input
         put.control_interface = self._module.ControlInterface.Velocity
         put.synchronization = self._module.Synchronization.No

@@ -90,7 +90,7 @@ def gripper_losses(logit: Tensor, label: Tensor, valid: Tensor) -> tuple[Tensor,
 
 
 def weigh_columns(values: Float[Tensor, "*batch arm"], arm_weights: Sequence[float]) -> Float[Tensor, "*batch arm"]:
-    """Each arm column times its weight; as they are where there are no weights.
+    """Each arm column times its weight; unchanged without weights.
 
     Raises:
         ValueError: there isn't one weight for each column.
@@ -107,7 +107,7 @@ def weigh_columns(values: Float[Tensor, "*batch arm"], arm_weights: Sequence[flo
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of `values` over the entries where `valid` (broadcast against them) holds; 0 if there is none.
 
-    Nothing waits for the device.
+    It never waits for the device.
     """
     count = valid.expand_as(values).sum().clamp(min=1)
     return torch.where(valid, values, 0.0).sum() / count

@@ -1,8 +1,8 @@
 """Scaling of observations and actions by the training split's statistics, kept as buffers inside the policy.
 
-Every inward map has its inverse beside it; rotations are put into their learned form first. A dimension that never
-changed in training is defined: observations are moved by its value and not scaled; an arm column has target 0 and is
-returned as its value, whatever the head predicts.
+Every normalization has its inverse next to it. Rotations are converted to their learned form first. A dimension that was
+constant in training is not scaled: an observation has the constant subtracted; an arm column has target 0, and its constant
+is returned whatever the head predicts.
 """
 
 from collections.abc import Sequence
@@ -66,8 +66,9 @@ class Normalizer(nn.Module):
 class ActionNormalizer(nn.Module):
     """Action rows in the demos' units and column order <-> the policy's targets, arm in [-1, 1] first, gripper labels last.
 
-    Arm columns are put on [-1, 1] by the training split's min and max; a binary gripper's two values on labels 0 and 1
-    (the nearer one), and back by logit > 0. Rotations of absolute poses are put into their learned form before.
+    Arm columns are scaled to [-1, 1] by the training split's min and max. A binary gripper's value becomes the label, 0 or
+    1, of the nearer of its two values; the inverse is logit > 0. Rotations of absolute poses are first converted to their
+    learned form.
     """
 
     arm_offset: Tensor

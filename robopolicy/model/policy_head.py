@@ -1,4 +1,4 @@
-"""The policy head: vision-language tokens in, chunks of arm and gripper actions out, remembered over a window."""
+"""The policy head: pooling, memory and action head, from tokens to chunks of arm and gripper actions."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ ROBOVLMS_SIZES: Mapping[str, Any] = {"layers": 4, "hidden": 1024, "widths": (102
 
 
 class PolicyHead(nn.Module):
-    """Pool each frame's tokens, remember, and predict the next K actions at every frame.
+    """Pools each frame's tokens, runs the memory over frames, and predicts the next K actions at every frame.
 
     In training, `head(tokens)` runs a window from a zero state. On the robot, `head.step(tokens, state)` gives the same
     numbers for the newest frame from a state that the caller holds.
@@ -110,7 +110,7 @@ class PolicyHead(nn.Module):
         state: MemoryState,
         token_valid: Bool[Tensor, "*batch time tokens"] | None = None,
     ) -> tuple[Chunk, MemoryState]:
-        """The chunk at each of T frames that follow on `state`, and the state after them: what truncated BPTT trains."""
+        """The chunks at T frames that continue from `state`, and the state after them; for truncated BPTT."""
         hidden, state = self.memory.unroll(self.pool(tokens, token_valid), state)
         return replace(self.action_head.decode(hidden), hidden=hidden), state
 
@@ -134,7 +134,7 @@ class PolicyHead(nn.Module):
             state: of the episodes so far.
             token_valid: False where a token is padding.
             generator: source of noise, for an action head that samples; None: its most likely chunk.
-            prefix: the actions under way as action targets (*B, k, A+G), for an action head that continues them.
+            prefix: actions that are already being executed, as action targets (*B, k, A+G), if the action head supports it.
         """
         hidden, state = self.memory.step(self.pool(tokens, token_valid), state)
         return self.decode(hidden, generator, prefix), state
@@ -180,7 +180,7 @@ class PolicyHead(nn.Module):
         return {"loss": total.sum(), **named, **metrics}
 
     def freeze(self, precision: Precision = "float32") -> "PolicyHead":
-        """A copy whose `step` runs from packed weights: for a CPU without gradients, blind to later weight changes.
+        """A copy whose `step` runs from packed weights: for inference on a CPU. It does not follow later weight changes.
 
         Args:
             precision: `float32` (exact), `bf16` or `int8`, of the memory and the action head.
@@ -196,16 +196,16 @@ class PolicyHead(nn.Module):
 
 
 COHERENCE_DECAY = 0.5
-"""Weight of an action's agreement with the one under way, relative to the action before it."""
+"""Factor by which the weight of an action's agreement with the plan falls from one action to the next."""
 
 
 def _most_coherent(chunks: Chunk, actions: Tensor) -> Chunk:
-    """Of N chunks per episode (N, *B, K, ...), the one whose arm is nearest to the actions under way (N, *B, k, A+G)."""
+    """Of N chunks per episode (N, *B, K, ...), the one whose arm actions are nearest to the prefix (N, *B, k, A+G)."""
     arm, logit = torch.as_tensor(chunks.arm), torch.as_tensor(chunks.gripper_logit)
     width, steps = arm.shape[-1], actions.shape[-2]
     weight = COHERENCE_DECAY ** torch.arange(steps, device=arm.device)
     away = (arm[..., :steps, :] - actions[..., :width]).square().sum(dim=-1)
-    best = (weight * away.nan_to_num(0.0)).sum(dim=-1).argmin(dim=0)  # NaN: no action is under way
+    best = (weight * away.nan_to_num(0.0)).sum(dim=-1).argmin(dim=0)  # NaN: no action is planned
     picked = []
     for values in (arm, logit):
         place = best[None, ..., None, None].expand(1, *values.shape[1:])

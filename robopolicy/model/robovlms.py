@@ -1,6 +1,6 @@
-"""RoboVLMs checkpoints read into our head: their LSTM, FC, GPT and discrete decoders, with outputs equal to 1e-5.
+"""Loads RoboVLMs checkpoints (LSTM, FC, GPT and discrete decoders) as a `PolicyHead`; outputs agree to 1e-5.
 
-Facts taken from Robot-VLAs/RoboVLMs, commit 8adc1d2. A head's file holds `rnn.*` (LSTM), `mlp.*` (FC) or `gpt.*` and `fc.*`
+File layout, from Robot-VLAs/RoboVLMs, commit 8adc1d2. A head's file holds `rnn.*` (LSTM), `mlp.*` (FC) or `gpt.*` and `fc.*`
 (GPT), each with `actions.mlp.*` and `gripper.mlp.*`. In a full checkpoint it sits under `model.act_head.`, sometimes
 doubled under `model.lm_head.`; the dict may be under `state_dict` or `model_state_dict`. The backbone's weights are under
 `model.backbone.`, the learned vector of its action tokens is `model.action_token`. DeepSpeed puts `_forward_module.` before
@@ -55,7 +55,7 @@ _PARTS = ("rnn.", "actions.", "gripper.", "mlp.", "gpt.", "fc.")
 
 
 class RoboVlmsError(ValueError):
-    """A checkpoint that holds no head we can read; the message is one line."""
+    """The checkpoint holds no supported action head; the message is one line."""
 
 
 def read_head(
@@ -64,12 +64,12 @@ def read_head(
     latent: int = 1,
     pooling: Literal["max", "none"] = "max",
 ) -> PolicyHead:
-    """RoboVLMs' head as ours, in eval mode; every key of the head is used, every other key is reported in the log.
+    """RoboVLMs' head as a `PolicyHead`, in eval mode. Every key of the head is used; all other keys are logged.
 
     Args:
         source: a checkpoint (torch file, read with `weights_only`, or safetensors), or a state dict, prefixes and all.
-        window: W, frames of memory. A GPT head's is the number of its positions, since the original keeps as many frames as
-            it has; the file of the others doesn't hold it.
+        window: W, frames of memory. For a GPT head, the number of its positions, since the original keeps that
+            number of frames; files of other heads don't contain it.
         latent: tokens kept per frame, RoboVLMs' `latent`; the shapes hold only its product with the widths.
         pooling: `max` for RoboVLMs' down-sampling `pooling`, `none` for its `none`.
 
@@ -127,7 +127,7 @@ def is_discrete(state: Mapping[str, Any]) -> bool:
 def read_checkpoint(
     source: str | Path | Mapping[str, Any], window: int | None, latent: int, pooling: Literal["max", "none"]
 ) -> tuple[PolicyHead, tuple[str, ...]]:
-    """As `read_head`, with the keys of the file that are not the head's, of which it doesn't warn."""
+    """As `read_head`, but also returns the keys that are not the head's, instead of logging them."""
     name = "this state dict" if isinstance(source, Mapping) else str(source)
     tensors, unused = _head_tensors(state_dict(source), name)
     head = _empty_head(tensors, window, latent, pooling, name)
@@ -235,7 +235,7 @@ def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor
 def _empty_head(
     tensors: Mapping[str, Tensor], window: int | None, latent: int, pooling: Literal["max", "none"], name: str
 ) -> PolicyHead:
-    """A head of the parts and sizes that the shapes in the file say, with random weights."""
+    """A head with random weights, whose parts and sizes match the shapes in the file."""
 
     def rows(key: str, axis: int = 0) -> int:
         if key not in tensors:
@@ -291,7 +291,7 @@ def _empty_head(
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head's tensors under our names; GPT-2's `Conv1D` weights stand transposed, its masks are constants."""
+    """The head's tensors under our names; GPT-2's `Conv1D` weights are transposed, its masks left out."""
     ours: dict[str, Tensor] = {}
     if "gpt.wpe.weight" in tensors and "fc.weight" not in tensors:
         width = tensors["gpt.wpe.weight"].shape[1]

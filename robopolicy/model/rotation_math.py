@@ -1,4 +1,4 @@
-"""The arithmetic of rotations: which of several equal values, the 6-D form and back, the mean of many.
+"""Arithmetic of rotations: choice among equivalent values, conversion to and from the 6-D form, and the mean.
 
 Quaternions may be in either order, x y z w or w x y z, as long as it is the same throughout. Rotation vectors and
 angles are in [rad].
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 RotationKind: TypeAlias = Literal["quaternion", "axis-angle", "angle", "none"]
-"""What columns hold: a unit quaternion in either order, a rotation vector [rad], or angles [rad] that turn on their own."""
+"""What columns hold: a unit quaternion in either order, a rotation vector [rad], or independent angles [rad]."""
 
 TOLERANCE = 1e-2
 """Tolerance of a quaternion's length, and of the range of a rotation vector or an angle [rad]."""

@@ -1,10 +1,11 @@
-"""Rotations among the columns of an array, put into a form without jumps before they are learned, and back.
+"""Converts the rotations in an array's columns to a continuous form for learning, and back.
 
-A quaternion and its negative are one rotation, and an angle jumps by a turn at its range's end: a network shown both
-sees two far-apart values for one pose. `aligned` keeps the columns and takes, of the equal values, the one nearest to
-the training demos' mean rotation: a function of the frame alone, so that streaming needs no memory of the last sign.
-`6d` has no jump anywhere: the first two columns of the rotation matrix (Zhou et al. 2019, "On the Continuity of Rotation
-Representations in Neural Networks"), and cosine and sine of a single angle.
+A quaternion and its negative are the same rotation, and an angle jumps by a full turn at the end of its range. Without
+conversion, a network would see two very different values for the same pose. `aligned` keeps the columns and replaces each
+rotation by the equivalent value that is nearest to the training demos' mean rotation. It depends on the current frame only,
+so streaming does not need to remember the last sign. `6d` is continuous everywhere: the first two columns of the rotation
+matrix (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks"), or cosine and sine of a single
+angle.
 """
 
 import logging
@@ -32,15 +33,15 @@ from robopolicy.model.rotation_math import (
 from robopolicy.types import ActionSpec
 
 RotationForm: TypeAlias = Literal["aligned", "6d", "none"]
-"""Its form as the network learns it."""
+"""The form of a rotation that the network learns."""
 
 LOG = logging.getLogger(__name__)
 
 ACTIONS = "actions"
-"""Stands for the action rows where rotations are declared by key."""
+"""Name of the action rows in declarations of rotations by key."""
 DECLARED = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<first>\d+):(?P<last>\d+)\])?")
 QUATERNION_KEY = re.compile(r"(.*[_/.])?quat(ernion)?")
-"""Keys of width 4 that are taken for quaternions by name, such as robosuite's `robot0_eef_quat`."""
+"""Keys of width 4 that are assumed to be quaternions because of their name, such as robosuite's `robot0_eef_quat`."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Rotations(nn.Module):
             self.register_buffer("known", torch.zeros(len(self.parts)))
 
     def load(self, fit: RotationFit | None) -> None:
-        """Take over what was fit to the training split."""
+        """Set the statistics that were fit to the training split."""
         if fit is not None and self.parts:
             self.reference.copy_(torch.as_tensor(fit.reference))
             self.origin.copy_(torch.as_tensor(fit.origin))

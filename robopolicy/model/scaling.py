@@ -18,7 +18,7 @@ class KeyScaling(nn.Module):
         specs: shape and type of one frame of each key.
         statistics: of each low-dimensional key, from the training split; None when weights are loaded afterwards.
         kind: `min-max`, `mean-std`, `quantile` or `none`.
-        form: in which rotations are learned.
+        form: form in which rotations are learned.
         declared: columns that are rotations, by key.
 
     Raises:

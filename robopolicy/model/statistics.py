@@ -17,7 +17,7 @@ class Statistics:
     """Statistics of each dimension of an array; all fields (d,), float64."""
 
     count: int
-    """Rows seen."""
+    """Number of rows."""
     low: np.ndarray
     """Smallest value."""
     high: np.ndarray

@@ -1,4 +1,4 @@
-"""The memory of running episodes, as a value that the caller holds.
+"""The memory state of running episodes, as a value that the caller holds.
 
 With `history="window"` the output at step t is that of the cell run from zero over the last min(t+1, W) frames. The
 state keeps W staggered rows per episode, row k having seen the last k+1 frames. A tick shifts the rows by one, puts
@@ -19,13 +19,13 @@ History: TypeAlias = Literal["window", "carry", "none"]
 
 @dataclass(frozen=True, eq=False)
 class MemoryState:
-    """What a memory holds of each running episode; `*B` are the batch's axes.
+    """The state of a memory for each running episode; `*B` are the batch axes.
 
     Every method returns a new state and leaves this one unchanged.
     """
 
     history: History
-    """What `tensors` hold: window, carry or none."""
+    """The memory's history, which defines the meaning of `tensors`: window, carry or none."""
     age: Int[Tensor, "*batch"]
     """(*B) frames seen since the episode began, counted up to W; 0 where nothing is remembered."""
     tensors: tuple[Tensor, ...]
@@ -53,11 +53,11 @@ class MemoryState:
         return replace(self, age=age, tensors=tuple(tensors))
 
     def detach(self) -> "MemoryState":
-        """The same numbers, cut off from the graph that made them."""
+        """The same state, detached from the autograd graph."""
         return replace(self, tensors=tuple(t.detach() for t in self.tensors))
 
     def clone(self) -> "MemoryState":
-        """A copy in memory of its own."""
+        """A copy that shares no memory with this state."""
         return replace(self, age=self.age.clone(), tensors=tuple(t.clone() for t in self.tensors))
 
     def to(self, *args: Any, **kwargs: Any) -> "MemoryState":
@@ -118,7 +118,7 @@ def shift_in_zero(rows: Tensor, row_axes: int = 1) -> Tensor:
 
 
 def row_of_age(rows: Tensor, age: Tensor) -> Tensor:
-    """Of rows (*B, W, H), the one (*B, H) that has seen exactly the last `age` (*B) frames, 1 <= age <= W."""
+    """The row (*B, H) among rows (*B, W, H) that has seen exactly the last `age` (*B) frames, 1 <= age <= W."""
     index = (age - 1)[..., None, None].expand(
         *age.shape, 1, rows.shape[-1]
     )  # `take_along_dim` would fix B in an exported graph
@@ -135,7 +135,7 @@ def unroll_steps(memory: "Steps", pooled: Tensor, state: MemoryState) -> tuple[T
 
 
 def require_window(memory: "Steps", pooled: Tensor) -> None:
-    """Refuse more frames than a windowed memory holds."""
+    """Raise ValueError for more frames than the window of the memory."""
     if memory.history == "window" and pooled.shape[-2] > memory.window:
         raise ValueError(
             f"{pooled.shape[-2]} frames in a window of {memory.window}; "
@@ -144,7 +144,7 @@ def require_window(memory: "Steps", pooled: Tensor) -> None:
 
 
 def zero_state(memory: "Steps", batch: tuple[int, ...], history: History) -> MemoryState:
-    """The state of episodes that have seen nothing, where the memory's weights are and in their dtype."""
+    """The state before the first frame, on the device and in the dtype of the memory's weights."""
     weight = next(memory.parameters(), torch.empty(0))  # frozen copies have none: they are on the CPU in float32
     age = torch.zeros(batch, dtype=torch.int64, device=weight.device)
     return MemoryState(history, age, tuple(weight.new_zeros(shape) for shape in memory.state_shapes(batch)))
@@ -169,7 +169,7 @@ def require_state(memory: "Steps", batch: torch.Size, state: MemoryState) -> Non
 
 
 class Steps(Protocol):
-    """The members of a memory that the functions above need."""
+    """The members of a memory that the functions in this module use."""
 
     history: History
     window: int

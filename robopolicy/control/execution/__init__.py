@@ -1,4 +1,4 @@
-"""The execution family: how the chunks of a policy become the plan whose actions are executed, one per control step.
+"""Execution strategies: they merge the chunks of a policy into a plan, of which one action is executed per control step.
 
 `make(options, chunk, control_dt)` builds a `Strategy`; its options derive from `ExecutionOptions`. Built in: `receding`
 (the newest chunk replaces the plan), `ensemble` (the weighted mean of all chunks), `freeze` (soft blend behind the steps

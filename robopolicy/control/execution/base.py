@@ -1,4 +1,4 @@
-"""What execution strategies share: options, the contract between a strategy and the executor, and the mean of two plans."""
+"""Shared by execution strategies: options, the interface to the executor, and the weighted mean of two plans."""
 
 import math
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ class ExecutionOptions:
     """Options of every strategy."""
 
     replan_every: int = 1
-    """Control steps between two chunks that join the plan."""
+    """Control steps after which a new chunk is merged into the plan."""
     gripper_hysteresis: float = 0.0
     """Distance from zero that the gripper's score must cross to switch it. The score is the logit if the policy has one,
     otherwise the action with its two values mapped to -1 and +1."""
     sample: bool = False
-    """Draw each chunk at random from what the policy has learned, instead of its most likely one."""
+    """Sample each chunk from the policy's distribution instead of using the most likely one."""
     best_of: int = 1
-    """Chunks drawn at a time, of which the one that agrees best with the plan is taken; more than 1 needs `sample`."""
+    """Chunks sampled at a time; the one that agrees best with the plan is used. More than 1 needs `sample`."""
     simulated_latency_steps: int = 0
-    """Control steps from an observation to its chunk in simulated episodes; a real robot's inference takes its own time."""
+    """Control steps from an observation to its chunk in simulated episodes; not used on a real robot."""
 
     def __post_init__(self) -> None:
         expect(self, "execution", ">= 1", "replan_every", "best_of")
@@ -45,7 +45,7 @@ class LatencyOptions(ExecutionOptions):
     """Options of the strategies that expect inference to take time."""
 
     latency_s: float = 0.0
-    """Expected time from an observation to its chunk [s]; the actions of this time are kept as they are planned."""
+    """Expected time from an observation to its chunk [s]; the planned actions of this time are not changed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +76,7 @@ class Plans:
 
 @runtime_checkable
 class Strategy(Protocol):
-    """How a new chunk joins the plan.
+    """Merges a new chunk into the plan.
 
     If its attribute `continues` is True, the policy continues the plan: the first `frozen` actions of a chunk are the
     plan's, and a chunk is taken only if it continues the current plan.
@@ -86,7 +86,7 @@ class Strategy(Protocol):
     """Steps at the beginning of each chunk that the old plan is expected to fill; `replan_every` + `frozen` <= chunk."""
 
     def merge(self, plans: Plans) -> tuple[Float[Tensor, "*B chunk width"], Int[Tensor, "*B chunk"]]:
-        """The joined plan, and how many chunks are behind each of its steps; episodes must not influence each other."""
+        """The merged plan, and the number of chunks in each of its steps; episodes must not influence each other."""
         ...
 
 

@@ -23,7 +23,7 @@ class Freeze:
         self.frozen = options.latency_steps(control_dt)
 
     def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
-        """The plan at first, then a growing share of the new chunk."""
+        """The plan for the frozen steps, then a blend with a growing weight of the new chunk."""
         share = (1 - self._kept(plans)) * plans.covered
         count = plans.count.clamp(max=1) | plans.covered
         return blend(plans.old, plans.new, share, plans.rotations), count

@@ -1,4 +1,4 @@
-"""Real-time chunking (Black et al. 2025, arXiv 2506.07339): each chunk continues the plan executed while it is computed.
+"""Real-time chunking (Black et al. 2025, arXiv 2506.07339): each new chunk continues the plan being executed.
 
 The policy receives the plan with each observation. Its chunk begins exactly with the actions that pass during inference. An
 action head that was trained with prefixes (arXiv 2512.05964) continues these; one that can be guided (`flow`) also agrees with
@@ -21,7 +21,7 @@ class RealTimeOptions(LatencyOptions):
 
 @register("execution", "rtc", RealTimeOptions)
 class RealTimeChunking:
-    """The newest chunk replaces the plan behind the actions that both share."""
+    """The newest chunk replaces the plan after the frozen actions, which are the same in both."""
 
     continues = True
 
@@ -34,7 +34,7 @@ class RealTimeChunking:
         )
 
     def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
-        """The old plan where it was frozen, the new chunk behind it."""
+        """The old plan for the frozen steps, then the new chunk."""
         place = torch.arange(plans.covered.shape[-1], device=plans.covered.device) + plans.late  # in the new chunk
         kept = (plans.count > 0) & (place < self.frozen)
         return torch.where(kept[..., None], plans.old, plans.new), torch.where(kept, 1, plans.covered.long())

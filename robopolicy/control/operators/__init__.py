@@ -1,4 +1,4 @@
-"""The operator family: who takes the robot over in `robopolicy run --intervene ...`, and by which device.
+"""Operators: devices with which a person takes over the robot in `robopolicy run --intervene ...`.
 
 `make(options, context)` opens the device and returns a `robopolicy.control.robot.Operator`. The control loop asks it once in
 every control step. Built in: `keyboard`, `spacemouse`, `leader` (a second arm behind a `RobotServer`).

@@ -15,7 +15,7 @@ from robopolicy.types import ActionSpec
 TOOL = ActionSpec(arm=6, gripper=0, kind="delta", space="ee")
 """Motions of the tool: x y z in units of 0.05 m, rotation vector in units of 0.5 rad, in the robot's base frame."""
 DEAD_ZONE = 0.05
-"""Deflection of a device, as a share of the full one, up to which it counts as at rest."""
+"""Largest deflection of a device, as a fraction of the full deflection, that counts as rest."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class OperatorContext:
         """The action row that moves the tool of a robot at `qpos` [rad].
 
         Args:
-            motion: what `TOOL` describes, each in [-1, 1].
+            motion: motion of the tool as in `TOOL`, each number in [-1, 1].
             closed: 0 for an open gripper, 1 for a closed one.
             qpos: joint positions [rad].
 

@@ -27,9 +27,9 @@ class KeyboardOptions:
     """
 
     speed: float = 0.2
-    """Share of a full action that a key commands; 1 is 0.05 m, or 0.5 rad, per control step."""
+    """Action that a key commands, 0 .. 1; 1 is 0.05 m, or 0.5 rad, per control step."""
     hold_s: float = 0.2
-    """How long one key press moves the tool [s]; the terminal repeats a key that is held down."""
+    """Time for which one key press moves the tool [s]; the terminal repeats a key that is held down."""
 
     def __post_init__(self) -> None:
         expect(self, "operator", "0 .. 1", "speed")

@@ -1,4 +1,4 @@
-"""ROS 2 messages as rosbridge sends them, in JSON: what they hold, and how the robot kind `rosbridge` writes them."""
+"""Reads and writes ROS 2 messages in rosbridge's JSON, for the robot `rosbridge`."""
 
 import base64
 import io

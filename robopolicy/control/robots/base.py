@@ -12,7 +12,7 @@ from robopolicy.control.profile import RobotProfile
 
 @dataclass(frozen=True)
 class RobotContext:
-    """Facts about the run that a robot is built for; each kind uses those it needs."""
+    """Facts about the run for building a robot; each kind of robot uses those it needs."""
 
     control_dt: float = 0.05
     """Time between two actions of the policy [s]."""

@@ -85,7 +85,7 @@ class RosbridgeOptions:
     command_dt: float = 0.01
     """Time between two commands [s]; JSON carries about 100 of them a second."""
     arms: Mapping[str, ArmTopics] = field(default_factory=dict)
-    """Topics by the profile's arm names; any name for a robot of one arm; empty: the default topics."""
+    """Topics by the profile's arm names; any name for a robot with one arm; empty: the default topics."""
     grippers: Mapping[str, GripperTopics] = field(default_factory=dict)
     """Topics by the names of the arms with the grippers; any name for a robot of one arm; one that is missing is not used."""
     cameras: Mapping[str, str] = field(default_factory=dict)
@@ -104,8 +104,8 @@ class RosbridgeRobot:
     """ROS 2 arms and grippers behind rosbridge.
 
     Args:
-        options: where it is, and its topics.
-        context: of the run; None: the defaults.
+        options: address of the server, and the topics.
+        context: facts about the run; None: the defaults.
     """
 
     def __init__(self, options: RosbridgeOptions, context: RobotContext | None = None) -> None:
@@ -163,7 +163,7 @@ class RosbridgeRobot:
         self._openings_m[list(self._fingers)] = np.nan  # until they are received
 
     def observe(self) -> Observation:
-        """The newest of each sensor; the stamp is that of the oldest among them."""
+        """The newest value of each sensor; the time stamp is that of the oldest of these values."""
         sources = [*self._joint_topics, *self._cameras]
         seen = [self._wait_for(source, time.monotonic() - self.timeout_s) for source in sources]
         obs = proprioception(self.profile, self.qpos(), self._openings_m)
@@ -194,7 +194,7 @@ class RosbridgeRobot:
             self._base.publish(_ros.plain(_ros.base_twist(command.base_velocity)))
 
     def stop(self) -> None:
-        """Command the present position and no velocity, and disconnect."""
+        """Command the current position and zero velocity, and disconnect."""
         if not self._stopped:
             self._stopped = True
             if self._ros.is_connected:

@@ -29,12 +29,12 @@ def largest_side(wanted: ArraySpec) -> int:
 
 
 class ObservationReader:
-    """Turns a client's message into the policy's observation, or says what is wrong with it.
+    """Converts a client's message to the policy's observation, or raises an error that describes what is wrong.
 
     Args:
         spec: what the policy expects.
         mapping: the clients' names of its keys.
-        tokens: what it expects of a client that sends `tokens` instead of images; None if it doesn't accept them.
+        tokens: shapes expected from a client that sends `tokens` instead of images; None: tokens are not accepted.
     """
 
     def __init__(self, spec: PolicySpec, mapping: KeyMapping, tokens: PolicySpec | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One client's connection: its memory, its messages, and whether its rate is the one the policy was trained for."""
+"""One client's connection: its memory and messages, and a check that its rate is the one used in training."""
 
 import logging
 import statistics

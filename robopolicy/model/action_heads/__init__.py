@@ -1,8 +1,8 @@
-"""The action head family: hidden vectors -> chunks of K actions.
+"""Action heads: they map hidden vectors to chunks of K actions.
 
 `Cls(options, hidden_width, action)` builds a head for hidden vectors `hidden_width` = H wide and the arm and gripper
-columns of `action`, normalized: arm columns in [-1, 1], binary gripper labels in {0, 1}. A head owns the options of its
-losses; their weights belong to the config's `losses`. The options of every kind have the field `chunk`, K.
+columns of `action`, normalized: arm columns in [-1, 1], binary gripper labels in {0, 1}. The options of its losses are
+the head's own; the weights of the losses are in the config's `losses`. The options of every kind have the field `chunk`, K.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from robopolicy.types import Chunk
 
 @runtime_checkable
 class ActionHead(Protocol):
-    """What every action head offers; it is an `nn.Module`. `robopolicy.testing.action_head` checks it."""
+    """Interface of every action head, which is an `nn.Module`. `robopolicy.testing.action_head` checks it."""
 
     loss_names: Sequence[str]
     """The losses among what `losses` returns, in order; the others are metrics."""
     samples: bool
-    """Whether `decode` draws from `generator`; False: the output is the same with and without one."""
+    """Whether `decode` samples with `generator`; False: the output is the same with and without a generator."""
     uses_prefix: bool
     """Whether `decode` takes a prefix; a head that does not refuses one."""
     chunk: int
@@ -32,8 +32,7 @@ class ActionHead(Protocol):
         """Named scalars, unweighted: each of `loss_names`, and metrics such as `gripper_accuracy`.
 
         Each is the mean over the valid entries, 0 if there are none. Invalid entries, NaN included, reach neither the
-        value nor the gradient. A head that draws noise takes it from
-        torch's global generator, row by row.
+        value nor the gradient. A head that samples noise draws it from torch's global generator, row by row.
 
         Args:
             hidden: (*B, H).

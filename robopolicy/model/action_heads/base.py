@@ -1,4 +1,4 @@
-"""What the built-in action heads share: two perceptrons, a binary gripper, masked losses."""
+"""Shared by the built-in action heads: two MLPs, a binary gripper, masked losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from robopolicy.model.losses import gripper_losses, split_labels
 from robopolicy.types import ActionSpec, Chunk
 
 CERTAIN_LOGIT = 20.0
-"""Size of the gripper's logit at a committed action."""
+"""Magnitude of the gripper's logit at a prefix action, whose label is certain."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Perceptron(nn.Module):
 class PerceptronHead(nn.Module):
     """K steps of A arm columns and G binary gripper columns from two perceptrons; see `ActionHead`.
 
-    Subclasses say what the arm's outputs mean: `arm_loss` and `decode_arm`. Outputs of one step lie side by side: arm
+    Subclasses define the meaning of the arm's outputs: `arm_loss` and `decode_arm`. Outputs of one step are adjacent: arm
     output k * A + a, gripper output k * G + g.
 
     Args:

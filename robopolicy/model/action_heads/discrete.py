@@ -1,4 +1,4 @@
-"""Each arm column as a choice among bins, as in RT-1."""
+"""The action head `discrete`: classifies each arm column into bins, as in RT-1."""
 
 from dataclasses import dataclass
 from typing import ClassVar

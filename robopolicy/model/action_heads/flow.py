@@ -1,6 +1,6 @@
-"""Conditional flow matching: chunks drawn from a distribution that may have several modes.
+"""The action head `flow`: conditional flow matching, which samples chunks from a distribution with several modes.
 
-Sources: flow matching, Lipman et al. 2023 (arXiv 2210.02747); times that favour noise, pi0 (arXiv 2410.24164); guided
+Sources: flow matching, Lipman et al. 2023 (arXiv 2210.02747); distribution of training times, pi0 (arXiv 2410.24164); guided
 inpainting of a prefix, real-time chunking (arXiv 2506.07339).
 """
 
@@ -23,7 +23,7 @@ from robopolicy.types import ActionSpec, Chunk
 ACTION_STD = 0.5
 """Standard deviation of normalized actions that the scaling of the network's input assumes."""
 TIME_POWER = 1.5
-"""Above 1, integration steps are shorter towards the end, where narrow distributions take their shape."""
+"""Above 1, integration steps are shorter towards the end, where narrow distributions take shape."""
 FREQUENCIES = 8
 """Number of sines, and of cosines, that encode the time, of 1/8 to 1 period: a flow is smooth in time."""
 
@@ -104,17 +104,17 @@ class VelocityNetwork(nn.Module):
 
 @register("action_head", "flow", FlowOptions)
 class FlowHead(PerceptronHead):
-    """The arm's chunk as the end of a flow from Gaussian noise, the gripper by logits as in the other heads.
+    """The arm's chunk is the end of a flow from Gaussian noise; the gripper has logits, as in the other heads.
 
     A chunk at time t lies on the straight line from noise (t = 0) to the demonstrated chunk (t = 1). The network is trained
     on the line's end, each squared error divided by the variance that the end has at time t.
 
-    Without a generator the noise is one fixed standard normal draw, the same for every hidden vector (`fixed_noise`): zeros
-    would start from the middle between two modes, and end there.
+    Without a generator the noise is one fixed standard normal draw, the same for every hidden vector (`fixed_noise`): from
+    zeros, the flow would start in the middle between two modes, and end there.
 
-    A prefix is kept exactly. A head that was trained with prefixes (`prefix` > 0) continues it as it learned to; another
-    one is guided towards chunks that agree with it, by a gradient through the network at each step. The latter also takes
-    actions that the chunk should only agree with, less and less the later they are.
+    A prefix is kept exactly. A head trained with prefixes (`prefix` > 0) is conditioned on it. A head trained without is
+    guided towards chunks that agree with it, by a gradient through the network at each step. Guidance also accepts actions
+    that the chunk should only be close to, with a weight that falls with time.
     """
 
     samples: ClassVar[bool] = True
@@ -213,7 +213,7 @@ class FlowHead(PerceptronHead):
         return flat.unflatten(-1, noise.shape[-2:]).clamp(-1, 1)
 
     def _goal(self, prefix: Tensor, frozen: int) -> tuple[Tensor, Tensor]:
-        """What the flow is guided towards, and the weight of each entry, both (*B, K * A)."""
+        """Goal of the guidance, and the weight of each entry, both (*B, K * A)."""
         missing = self.chunk - prefix.shape[-2]
         padded = functional.pad(prefix, (0, 0, 0, missing), value=torch.nan)
         committed = is_committed(padded)

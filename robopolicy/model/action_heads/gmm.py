@@ -22,7 +22,7 @@ class GaussianMixtureOptions(HeadOptions):
     modes: int = 5
     """M, components of the mixture."""
     min_std: float = 0.01
-    """Least standard deviation of a component, in normalized action units."""
+    """Smallest standard deviation of a component, in normalized action units."""
     temperature: float = 1.0
     """When sampling: mode logits are divided by it and standard deviations multiplied by its square root."""
 

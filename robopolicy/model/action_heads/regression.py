@@ -1,4 +1,4 @@
-"""Arm columns by regression: RoboVLMs' head."""
+"""The action head `regression`: predicts arm columns directly, as RoboVLMs' head."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,8 +21,8 @@ class RegressionOptions(HeadOptions):
     huber_delta: float = 1.0
     """Where the loss `arm` turns from quadratic to linear, in normalized action units."""
     bound: Literal["tanh", "clamp"] = "tanh"
-    """How outputs are kept in [-1, 1], the demos' range: by tanh, as RoboVLMs does, or linear in the loss and cut when decoded.
-    Where demos often act at the ends of the range, tanh saturates and stops learning."""
+    """How outputs are kept in [-1, 1], the demos' range: by tanh, as in RoboVLMs, or linear in the loss, clamped when decoded.
+    If demos often act at the ends of the range, tanh saturates and its gradient vanishes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,9 +17,9 @@ from robopolicy.model.encoders._images import ImagePreparation
 from robopolicy.model.texts.prompt import ACTION, END, FIRST_CAMERA, IMAGES
 
 FLOAT16_EXACT = 2048
-"""Largest integer up to which float16, in which tokens are stored, holds every one."""
+"""Largest integer up to which float16 is exact; tokens are stored in float16."""
 WORD_COLUMNS = 2
-"""D with the readout words: the place, and 0, since the memory `none` halves the width."""
+"""D with the readout `words`: the position of the word, and a 0, because the memory `none` halves the width."""
 
 
 class GenerativeBackbone(Backbone):

@@ -82,7 +82,7 @@ def load_backbone(
 
 
 def identity_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    """The first field in which two identities differ, with both values; None where they are the same encoder."""
+    """The first field in which two identities differ, with both values; None if they are equal."""
     names = {**expected, **found}
     for name in names:
         if name not in ("model", "source") and found.get(name) != expected.get(name):

@@ -13,11 +13,11 @@ from robopolicy.model.encoders._loading import ACTION_TOKENS, Dtype, identity_di
 from robopolicy.model.texts.prompt import Prompter
 
 BATCH_FRAMES = 32
-"""Frames that go through the backbone together."""
+"""Frames per forward pass of the backbone."""
 
 
 class FrameTokens(nn.Module):
-    """A frozen backbone with all that its tokens depend on: cameras, image sizes, prompt.
+    """A frozen backbone with everything else that determines its tokens: cameras, image sizes, prompt.
 
     Args:
         model: local folder or hub name of the backbone.

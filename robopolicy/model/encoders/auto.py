@@ -1,4 +1,4 @@
-"""`pixels` where the policy sees images, else `keys`: so that one config serves files with and without cameras."""
+"""The encoder `auto`: `pixels` if the policy reads images, else `keys`, so that one config works with and without cameras."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The contract of every encoder, and the parts that several share."""
+"""Interface of every encoder, and parts that several encoders share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class EncoderInputs:
     """The observation and instruction that an encoder is built for."""
 
     obs: Mapping[str, ArraySpec]
-    """Every key that the policy sees, with the shape of one frame after normalization."""
+    """Every key that the policy reads, with the shape of one frame after normalization."""
     text_width: int | None
     """Width of the instruction's sentence vector; None for a policy without the instruction."""
     text_tokens: int
@@ -72,7 +72,7 @@ class EncoderInputs:
 
 
 class TokenEncoder(nn.Module):
-    """What every encoder offers; `robopolicy.testing.encoder` checks it.
+    """Interface of every encoder; `robopolicy.testing.encoder` checks it.
 
     An encoder refuses an observation that it would ignore. Its options may have a class attribute
     `default_text: ClassVar[str]`, the text model used where the config names none (without it, `vocabulary`), and
@@ -98,7 +98,7 @@ class TokenEncoder(nn.Module):
         raise NotImplementedError
 
     def attention(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> dict[str, Tensor]:
-        """Where the encoder looks, for people: camera -> weights (frames, rows, columns); empty where it has no such maps.
+        """Attention maps for display: camera -> weights (frames, rows, columns); empty if the encoder has none.
 
         Args:
             obs: as for `forward`, with one leading axis.

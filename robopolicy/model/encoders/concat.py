@@ -1,4 +1,4 @@
-"""Low-dimensional keys side by side through one perceptron: one token."""
+"""The encoder `concat`: the low-dimensional keys, concatenated, through one MLP to one token."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class ConcatOptions:
 
 @register("encoder", "concat", ConcatOptions)
 class ConcatEncoder(TokenEncoder):
-    """All keys, and the sentence vector, as one vector through a perceptron: behavior cloning's plain baseline.
+    """All keys and the sentence vector, concatenated, through one MLP: the usual baseline of behavior cloning.
 
     There is one token, also with the instruction, so that every pooling passes it on unchanged. Constant columns need no
     special treatment: normalization maps them to 0.

@@ -1,7 +1,7 @@
-"""Images: a small trainable network whose attention is steered by the instruction.
+"""The encoder `pixels`: a small image network, trained from scratch, with attention queries from the instruction.
 
-Per camera, the image is cut into patches and one convolution over them gives a feature map. Queries made from the
-sentence vector attend to its cells; each gives the attended feature and the attended image position (a soft argmax).
+Per camera, the image is cut into patches and one convolution over them gives a feature map. Queries computed from
+the sentence vector attend to its cells; each yields the attended feature and the attended image position (a soft argmax).
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class PixelsOptions:
     queries: int = 4
     """Attention queries, and tokens, per camera."""
     predict: int = 0
-    """Width of an auxiliary prediction made from the attended features alone and shown to the fused token; 0: none."""
+    """Width of an auxiliary prediction computed from the attended features alone and used by the fused token; 0: none."""
 
     default_text: ClassVar[str] = "vocabulary"
 
@@ -43,9 +43,9 @@ class PixelsOptions:
 class PixelsEncoder(TokenEncoder):
     """`queries` tokens per camera, one token that fuses them with proprioception, then the instruction's tokens.
 
-    Imitation alone learns timing and proprioception first and vision late. The prediction `attended` gives an auxiliary loss
-    a direct path to the cameras: it is made from what they attend to and nothing else, such as the named object's
-    position.
+    With the imitation loss alone, the policy learns from proprioception and timing first and from images late. The
+    prediction `attended` is computed only from the attended image features, so that an auxiliary loss on it, such as for
+    the named object's position, trains the image network directly.
     """
 
     def __init__(self, options: PixelsOptions, inputs: EncoderInputs) -> None:

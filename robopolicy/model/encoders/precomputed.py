@@ -1,4 +1,4 @@
-"""Tokens that a backbone wrote into the demo file ahead of time."""
+"""The encoder `precomputed`: reads tokens that `robopolicy encode` stored in the demo file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

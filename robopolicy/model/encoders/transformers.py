@@ -69,8 +69,8 @@ class TransformersOptions(Reading):
 class TransformersEncoder(TokenEncoder):
     """The backbone's tokens through a learned linear map to our width, then one token for proprioception.
 
-    What is trained of the backbone is part of the policy's saved weights, and nothing else of it: the model is found again
-    under its name when the policy is loaded.
+    Only the trained weights of the backbone are saved with the policy. Its frozen weights are loaded again, by the model's
+    name, when the policy is loaded.
     """
 
     exportable = False

@@ -1,4 +1,4 @@
-"""The memory family: pooled frames -> hidden vectors, over a window in training and frame by frame on the robot.
+"""Memories: they map pooled frames to hidden vectors, over a window in training and frame by frame on the robot.
 
 `Cls(options, width)` builds a memory for pooled frames `width` = P columns wide. It is called in three ways that agree
 at every frame:
@@ -7,7 +7,7 @@ at every frame:
     unroll(pooled, state)   (*B, T, P), state -> (*B, T, H), state    frames that continue from a state: truncated BPTT
     step(frame, state)      (*B, P), state -> (*B, H), state          one frame: on the robot
 
-`robopolicy.testing.memory` checks every promise made here.
+`robopolicy.testing.memory` checks this contract.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +19,7 @@ from robopolicy.model.streaming import History, MemoryState
 
 @runtime_checkable
 class Memory(Protocol):
-    """What every memory offers; it is an `nn.Module`.
+    """Interface of every memory, which is an `nn.Module`.
 
     The state is a value that the caller holds. Each of its tensors has shape (k, *B, ...): axis 0 belongs to the memory
     (its layers, or 1), then come the batch axes, then any axes of the memory's own. A matrix-valued state of `heads`
@@ -29,7 +29,7 @@ class Memory(Protocol):
     output_width: int
     """H, the width of the hidden vectors."""
     history: History
-    """`window`: the last W frames exactly; `carry`: one state for the whole episode; `none`: the present frame only."""
+    """`window`: the last W frames exactly; `carry`: one state for the whole episode; `none`: the current frame only."""
     window: int
     """W, the frames of one window; 1 where `history` is `none`."""
 
@@ -52,7 +52,7 @@ class Memory(Protocol):
     def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """The hidden vector (*B, H) of one pooled frame (*B, P) that continues from `state`, and the state after it.
 
-        `state` itself stays as it is. Raises as `unroll`.
+        `state` itself is not changed. Raises the same errors as `unroll`.
         """
         ...
 

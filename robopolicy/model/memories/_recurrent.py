@@ -1,4 +1,4 @@
-"""Shared parts of the kinds `lstm` and `gru`."""
+"""Shared parts of the memories `lstm` and `gru`."""
 
 from dataclasses import dataclass
 from typing import Literal

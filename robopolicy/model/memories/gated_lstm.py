@@ -1,4 +1,4 @@
-"""A perceptron on the present frame, plus an LSTM over the past through a gate that starts closed."""
+"""The memory `gated_lstm`: an MLP on the current frame, plus an LSTM over the past through a gate that starts closed."""
 
 from dataclasses import dataclass
 
@@ -32,8 +32,8 @@ class GatedLSTMOptions(RecurrentOptions):
 class GatedLSTM(nn.Module):
     """Hidden vectors are perceptron(frame) + gate * linear(LSTM); see `Memory`.
 
-    The gate, one factor per column, starts at 0: training begins with the memoryless policy and opens the gate where the
-    past explains what the present frame doesn't.
+    The gate is one learned factor per column and starts at 0. So training starts with a memoryless policy, and opens the
+    gate only where past frames lower the loss.
     """
 
     def __init__(self, options: GatedLSTMOptions, width: int) -> None:

@@ -1,4 +1,4 @@
-"""No memory: each frame by itself through a perceptron, RoboVLMs' `FCDecoder`."""
+"""No memory: each frame separately through an MLP, RoboVLMs' `FCDecoder`."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class NoMemoryOptions:
 
 @register("memory", "none", NoMemoryOptions)
 class NoMemory(nn.Module):
-    """Linear(P, P/2) - ReLU - Linear(P/2, H) on the present frame; see `Memory`."""
+    """Linear(P, P/2) - ReLU - Linear(P/2, H) on the current frame; see `Memory`."""
 
     def __init__(self, options: NoMemoryOptions, width: int) -> None:
         super().__init__()

@@ -76,7 +76,7 @@ class TransformerMemory(nn.Module):
     def step(
         self, frame: Float[Tensor, "*batch pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch hidden"], MemoryState]:
-        """See `Memory`: one pass over the frames that the window then holds."""
+        """See `Memory`; one pass over the window, which includes the new frame."""
         require_state(self, frame.shape[:-1], state)
         age = (state.age + 1).clamp(max=self.window)
         frames = torch.cat([state.tensors[0][0][..., 1:, :], frame.unsqueeze(-2)], dim=-2)

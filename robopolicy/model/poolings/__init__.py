@@ -1,4 +1,4 @@
-"""The pooling family: the tokens of one frame -> one vector.
+"""Poolings: they map the tokens of one frame to one vector.
 
 `Cls(options, width)` builds a pooling for tokens `width` = D columns wide; `pooling(tokens, token_valid)` maps tokens
 (*B, N, D) and an optional mask (*B, N) to pooled frames (*B, P), and `output_width` is P. The built-in kinds keep
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Pooling(Protocol):
-    """What every pooling offers; it is an `nn.Module`. `robopolicy.testing.pooling` checks it."""
+    """Interface of every pooling, which is an `nn.Module`. `robopolicy.testing.pooling` checks it."""
 
     output_width: int
     """P, the width of a pooled frame."""

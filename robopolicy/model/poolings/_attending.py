@@ -1,4 +1,4 @@
-"""Masked attention for the kinds `attention` and `resampler`."""
+"""Masked attention for the poolings `attention` and `resampler`."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -9,7 +9,7 @@ from robopolicy.components import ConfigError
 def attend(queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None) -> Tensor:
     """Scaled dot-product attention over (b, heads, n, d), masked by `valid` (b, n).
 
-    Rows without a valid entry attend to everything, since a softmax over nothing is NaN; `zero_invalid_frames` clears them.
+    Rows without a valid entry attend to everything, since a softmax over no entries is NaN; `zero_invalid_frames` clears them.
     """
     if valid is None:
         return functional.scaled_dot_product_attention(queries, keys, values)

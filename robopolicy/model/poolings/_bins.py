@@ -1,4 +1,4 @@
-"""What the kinds `max` and `mean` share: adaptive bins of tokens."""
+"""Shared by the poolings `max` and `mean`: adaptive bins of tokens."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class BinOptions:
 
 
 class BinPooling(nn.Module):
-    """One vector per bin of tokens; subclasses say how a bin becomes a vector. See `Pooling`."""
+    """One vector per bin of tokens; subclasses define how a bin is reduced to a vector. See `Pooling`."""
 
     def __init__(self, options: BinOptions, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class BinPooling(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "*batch tokens width"], token_valid: Bool[Tensor, "*batch tokens"] | None = None
     ) -> Float[Tensor, "*batch pooled"]:
-        """Pool each bin by itself; a bin without a valid token gives 0."""
+        """Pool each bin separately; a bin without a valid token gives 0."""
         count = tokens.shape[-2]
         bins = [slice(i * count // self.latent, -(-(i + 1) * count // self.latent)) for i in range(self.latent)]
         pooled = []

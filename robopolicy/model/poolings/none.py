@@ -1,4 +1,4 @@
-"""No pooling: all tokens side by side."""
+"""No pooling: all tokens, concatenated."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class FlattenOptions:
 
 @register("pooling", "none", FlattenOptions)
 class FlattenTokens(nn.Module):
-    """All N = latent tokens side by side, invalid ones as 0; see `Pooling`."""
+    """All N = latent tokens, concatenated, invalid ones as 0; see `Pooling`."""
 
     def __init__(self, options: FlattenOptions, width: int) -> None:
         super().__init__()

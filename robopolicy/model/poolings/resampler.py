@@ -31,8 +31,8 @@ class ResamplerOptions:
 class ResamplerPooling(nn.Module):
     """Latents attend to tokens and latents, layer by layer; see `Pooling`.
 
-    From the second layer on, what a latent looks for depends on what it has seen: an instruction among the tokens
-    steers where the images' tokens are read.
+    From the second layer on, a latent's query depends on the tokens that it has already attended to. So an instruction among
+    the tokens influences which image tokens are attended to.
     """
 
     def __init__(self, options: ResamplerOptions, width: int) -> None:

@@ -1,8 +1,8 @@
-"""The text family: instruction -> tokens.
+"""Text models: they map an instruction to tokens.
 
-`Cls(options, inputs)` builds a text model, or None for a policy without the instruction. Work on strings is kept apart
-from work on weights: `prepare` turns instructions into one tensor (word numbers, token numbers or sentence vectors) that
-can be kept and fed to an exported graph; `forward` turns that tensor into tokens.
+`Cls(options, inputs)` builds a text model, or None for a policy without the instruction. Strings and weights are
+handled separately: `prepare` converts instructions to one tensor (word ids, token ids or sentence vectors), which can be
+cached and passed to an exported graph; `forward` maps this tensor to tokens.
 """
 
 import logging
@@ -19,23 +19,23 @@ from torch import Tensor
 LOG = logging.getLogger(__name__)
 PAD, UNKNOWN = 0, 1
 MIN_LENGTH = 8
-"""Least number of words read of an instruction, where those of the training demos are shorter."""
+"""Smallest limit on the words read from an instruction, if those of the training demos are shorter."""
 
 
 class TextTokens(NamedTuple):
-    """The instruction as the encoders see it."""
+    """The instruction as the encoders receive it."""
 
     tokens: Float[Tensor, "*batch words width"]
     """One token per word; of the kind `prompt`, the backbone's token numbers, int64 (*B, words, 1)."""
     valid: Bool[Tensor, "*batch words"]
-    """False beyond the end of the instruction, and everywhere where there is no instruction."""
+    """False beyond the end of the instruction, and everywhere without an instruction."""
     sentence: Float[Tensor, "*batch width"]
     """One vector for the whole instruction, in which the order of the words counts; 0 without an instruction."""
 
 
 @runtime_checkable
 class Text(Protocol):
-    """What every text model offers; it is an `nn.Module`."""
+    """Interface of every text model, which is an `nn.Module`."""
 
     token_count: int
     """Tokens of one instruction, the same for all."""
@@ -96,7 +96,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TextInputs:
-    """What a text model is built from, besides its options."""
+    """The inputs from which a text model is built, besides its options."""
 
     vocabulary: Vocabulary
     """The words of the training instructions."""

@@ -13,4 +13,4 @@ class NoTextOptions:
 
 @register("text", "none", NoTextOptions)
 def make_no_text(options: NoTextOptions, inputs: TextInputs) -> None:
-    """Build nothing: the policy does not see the instruction, even where the demos carry one."""
+    """Returns None: the policy does not read the instruction, even if the demos have one."""

@@ -36,7 +36,8 @@ class VocabularyText(nn.Module):
         self.position = nn.Parameter(torch.randn(vocabulary.length, width) * 0.5)
         self.mix = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         with torch.no_grad():
-            self.embedding.weight[UNKNOWN] = 0.0  # never trained: a random vector would steer by chance
+            # Training has no unknown words, so this row is never trained; a random vector would change the output arbitrarily.
+            self.embedding.weight[UNKNOWN] = 0.0
         weights = vocabulary.weights or (1.0,) * len(vocabulary.words)
         self.register_buffer("word_weight", torch.tensor([0.0, 1.0, *weights]), persistent=False)
 
