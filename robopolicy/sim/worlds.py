@@ -169,7 +169,7 @@ class Worlds:
             wanted = np.asarray(actions, np.float64)
             if not np.isfinite(wanted).all():
                 worlds = np.flatnonzero(~np.isfinite(wanted).all(1)).tolist()
-                raise ValueError(f"actions of worlds {worlds} are not finite; check the policy's output")
+                raise ValueError(f"actions of worlds {worlds} are not finite numbers; check the policy's output")
             return wanted
         wanted = self._xp.asarray(actions, dtype=self.physics.qpos.dtype, device=self.physics.qpos.device)
         finite = self._xp.isfinite(wanted)
