@@ -27,7 +27,7 @@ from robopolicy.demos.remote import local_path
 from robopolicy.types import DemoFormatError, printable
 
 SHEET_DEMOS, SHEET_FRAMES = 6, 6
-"""Demos on the contact sheet, and images of each."""
+"""Number of demos on the contact sheet, and of images per demo."""
 
 
 def run_check(
@@ -73,9 +73,9 @@ def run_check(
     return 1 if any(report.problems for report in reports) else 0
 
 
-@np.errstate(all="ignore")  # a stranger's numbers may be of any size
+@np.errstate(all="ignore")  # untrusted files may hold values that overflow
 def check_file(path: str | Path, progress: bool = False) -> FileReport:
-    """Read a file or folder of demos whole, and report.
+    """Read a file or folder of demos completely, and report its contents and problems.
 
     Args:
         path: demos of any known format.
@@ -105,7 +105,7 @@ def check_file(path: str | Path, progress: bool = False) -> FileReport:
 
 
 def compare_files(reports: Sequence[FileReport]) -> None:
-    """Add a note to each file that can't be trained on together with the first."""
+    """Add a note to each file that can't be used for training together with the first."""
     for report in reports[1:]:
         name, first, other = reports[0].path.name, reports[0].action_spec, report.action_spec
         if first is None or other is None:
@@ -123,7 +123,7 @@ def salvage(report: FileReport, target: str | Path) -> list[str]:
 
     Raises:
         DemoFormatError: every demo has a problem.
-        FileExistsError: something is at `target` already.
+        FileExistsError: `target` exists.
     """
     if not report.good:
         raise DemoFormatError(f"{report.path.name}: none of its {len(report.names)} demos is without a problem")

@@ -25,7 +25,7 @@ IMAGE_PX = 128
 
 
 def write_page(reports: Sequence[FileReport], target: Path) -> None:
-    """Write one page for all the files; its folder is made."""
+    """Write one page for all files; creates its folder if needed."""
     body = "".join(_section(report) for report in reports)
     write_file(
         target,

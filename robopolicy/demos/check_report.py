@@ -15,7 +15,7 @@ from robopolicy.demos.findings import Finding, KeySummary, copied_share
 from robopolicy.types import ActionSpec, printable
 
 SHOWN = 8
-"""Lines of one kind that are shown before the rest is counted."""
+"""Largest number of lines shown of one kind; the others are only counted."""
 
 
 @dataclass
@@ -36,11 +36,11 @@ class FileReport:
     instruction_of: dict[str, str | None] = field(default_factory=dict)
     """The instruction of each readable demo."""
     action_spec: ActionSpec | None = None
-    """None where no demo is readable, or their actions differ in width."""
+    """None if no demo is readable, or if their actions differ in width."""
     actions: dict[str, np.ndarray] = field(default_factory=dict)
     """(T, width) of each readable demo."""
     openings: dict[str, np.ndarray] = field(default_factory=dict)
-    """`gripper_openings` of each readable demo that holds any."""
+    """`gripper_openings` of each readable demo that has any."""
     sheet: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Per camera, one row of images (frames, height, width, 3) for each of a few demos."""
     findings: list[Finding] = field(default_factory=list)
@@ -68,7 +68,7 @@ class FileReport:
 
     @property
     def edit_commands(self) -> list[str]:
-        """For each option of `robopolicy edit`, the command that removes what it can of the findings."""
+        """For each option of `robopolicy edit`, the command that fixes the findings that this option can fix."""
         values: dict[str, dict[str, None]] = {}
         for finding in self.findings:
             option, value = finding.edit or (("--drop", finding.demo) if finding.severity == "problem" else ("", None))
@@ -122,7 +122,7 @@ def summary_lines(report: FileReport) -> list[tuple[str, str]]:
 
 
 def finding_lines(findings: list[Finding]) -> list[str]:
-    """One line for each text, with the demos it was found in."""
+    """One line for each message, with the demos that it applies to."""
     demos: dict[str, list[str]] = {}
     for finding in findings:
         demos.setdefault(finding.text, []).append(finding.demo or "")

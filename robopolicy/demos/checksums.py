@@ -1,4 +1,4 @@
-"""Checksums of a demo's content, kept with it: HDF5 has none of its own, so a flipped bit in a file would pass as data."""
+"""Checksums of a demo's content, stored with it: without them, HDF5 would return a flipped bit in a file as data."""
 
 import json
 import zlib
@@ -24,12 +24,12 @@ def with_checksums(demo: Demo) -> Demo:
 
 
 def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = False) -> Demo:
-    """The demo without that attribute, after its parts were compared with it.
+    """Compare a demo with its checksums; returns the demo without the checksum attribute.
 
     Args:
         demo: as it was read.
         where: begins the message.
-        whole: all its observations were read; if False, only those that were read are compared.
+        whole: all observations of the demo were read; if False, only those that were read are compared.
         expected: the file declares checksums for every demo; if False, a demo without checksums is accepted.
 
     Raises:
@@ -77,7 +77,7 @@ def require_seal(file: h5py.File, where: str) -> bool:
 
 
 def _checksums(demo: Demo) -> dict[str, int]:
-    """CRC-32 of every array as the file stores it, and of all its other facts, as `attributes`."""
+    """CRC-32 of every array as the file stores it, and of all other fields of the demo, under `attributes`."""
     arrays = {"actions": demo.actions, **{f"obs/{key}": values for key, values in demo.obs.items()}}
     arrays |= {key: getattr(demo, key) for key in STEP_ARRAYS if getattr(demo, key) is not None}
     described = {"instruction": demo.instruction, "seed": demo.seed, **demo.attributes}

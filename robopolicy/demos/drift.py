@@ -1,6 +1,6 @@
-"""Calibration that drifts over a set of demos: a joint's or another sensor's offset, a camera's aim or brightness.
+"""Detects calibration drift over a set of demos: the offset of a joint or sensor, a camera's orientation or brightness.
 
-What is compared is the same in every demo but for the calibration: the first reading of each column, and the background of
+It compares what would be equal in every demo if the calibration were: the first reading of each column, and the background of
 each camera. A column drifts if it follows the order of the demos (Spearman's rank correlation, which one odd demo does not
 decide) and the last third of the demos differs from the first by more than demos of one third differ among themselves.
 """
@@ -10,29 +10,29 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 LEAST_DEMOS = 8
-"""Fewer demos show no trend."""
+"""Smallest number of demos in which drift is detected."""
 LEAST_TREND = 4.0
 """Standard deviations that the rank correlation must be from 0 (Fisher's transformation); 6e-5 by chance, two-sided."""
 LEAST_SHIFT = 1.0
 """Standard deviations, among the demos of one third, by which the thirds must differ."""
 LEAST_SHARE = 0.01
-"""Share of a column's usual range, below which a drift does not matter."""
+"""Fraction of a column's usual range; a smaller drift is not reported."""
 LEAST_PX = 0.5
 LEAST_BRIGHTNESS = 0.03
-"""Changes of a camera below these (pixels; share of the brightness) do not matter."""
+"""Changes of a camera below these (pixels; fraction of the brightness) are not reported."""
 THIRDS = "between the first and the last third of the demos"
 BACKGROUND_PX = 64
 """Longer side of a background [pixels]."""
 BACKGROUND_FRAMES = 16
-"""Images of one demo of which the background is the median."""
+"""Number of images of a demo whose median is its background."""
 NOISE, LEAST_REST = 4.0, 0.5
 """Levels of brightness that a still pixel changes by within a demo, and those that a fit is off by at least."""
 FITS = 8
-"""Repetitions of a fit with new weights."""
+"""Iterations of the reweighted least-squares fit."""
 
 
 def drift(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """Means of the first and the last third of these values, one a demo, if they drift; None: no drift."""
+    """Means of the first and the last third of the values (one per demo) if they drift; None: no drift."""
     values = np.asarray(values, np.float64)
     third = len(values) // 3
     if len(values) < LEAST_DEMOS or np.ptp(values) == 0:

@@ -1,4 +1,4 @@
-"""The verb `edit`: new demo files out of existing ones, of any format, a demo at a time; no source is changed."""
+"""The command `edit`: writes new demo files from existing ones of any format, one demo at a time; sources stay unchanged."""
 
 import csv
 import io
@@ -22,12 +22,12 @@ from robopolicy.demos.schema import text_of
 from robopolicy.types import DemoFormatError
 
 ALL, REST = "all", "rest"
-"""Parts that are neither a filter key, a count nor a share: every demo, and every demo that is in no other part."""
+"""Reserved names of parts: `all` is every demo, `rest` every demo that is in no other part."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What is changed, in this order: keys, idle stretches and rate of each source; then the sources are merged.
+    """The edits, in this order: keys, idle steps and rate of each source; then the sources are merged.
 
     `select`, `drop`, `instructions` and `filter_keys` then name the demos of the merged set.
     """
@@ -37,7 +37,7 @@ class Edit:
     rename: Mapping[str, str] = field(default_factory=dict)
     """Observation key -> its new name."""
     trim_idle: int | None = None
-    """Steps to which longer idle stretches are cut."""
+    """Largest number of idle steps in a row; longer pauses are shortened to it."""
     rate_hz: float | None = None
     """Lower control rate to resample to."""
     select: Sequence[str] = ()
@@ -65,7 +65,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Edited:
-    """One file that was written, or would be."""
+    """One file that was written, or that a dry run would write."""
 
     path: Path
     steps: Mapping[str, int]
@@ -85,19 +85,19 @@ def edit_demos(
     options: Mapping[str, Any] | None = None,
     dry_run: bool = False,
 ) -> tuple[list[Edited], list[str]]:
-    """Write changed copies of demos; memory holds the actions of a source, and one demo.
+    """Write edited copies of demos. Memory use: the actions of one source, and one complete demo.
 
     Args:
         sources: files or folders of any known format; several are merged.
         outputs: path of a new file -> the part of the demos that it gets, written as in `Edit.filter_keys`, or `all`.
             All files appear under their names at the end, when all are complete.
-        changes: what is changed; None: nothing.
+        changes: the edits; None: copy only.
         format: kind of the family `demo_format`; None: robomimic, the native file.
         options: of the format.
         dry_run: write nothing.
 
     Returns:
-        The files, and a line for each thing that was changed or left out.
+        The files, and notes on what was changed or left out, one line each.
 
     Raises:
         FileExistsError: an output exists.
@@ -163,13 +163,13 @@ def read_instructions(path: str | Path) -> dict[str, str]:
 def parts_of(
     parts: Mapping[Any, str], names: Sequence[str], filter_keys: Mapping[str, Sequence[str]], seed: int
 ) -> dict[Any, list[str]]:
-    """The demos of each part, in their order; those of counts and shares are drawn by the seed, without overlap.
+    """The demos of each part, in their order; for counts and fractions, demos are drawn at random and without overlap.
 
     Args:
         parts: of each part, `all`, `rest`, a filter key, a count (`20`), or a share of the demos (`0.9`, `90%`).
         names: all demos.
         filter_keys: the demos of each.
-        seed: of the draw.
+        seed: seed of the random draw.
 
     Raises:
         ConfigError: a part is none of these, holds no demo, or there are too few demos.
@@ -214,7 +214,7 @@ def _number(part: Any, text: str, filter_keys: Mapping[str, Sequence[str]]) -> i
 
 
 def _changed(opened: Sequence[DemoReader], changes: Edit) -> list[DemoReader]:
-    """Each source with its own changes; a key must be in one of them at least."""
+    """Apply the edits of single sources; a key that is dropped or renamed must be in at least one source."""
     wanted = dict.fromkeys((*changes.drop_keys, *changes.rename))
     there = [set(reader.read(reader.names[0]).obs) if wanted else set() for reader in opened]
     for key in wanted:
@@ -244,7 +244,7 @@ def _chosen(merged: Merged, changes: Edit) -> list[str]:
 
 
 def _named(words: Sequence[str], merged: Merged) -> set[str]:
-    """The demos that are meant by these names, ranges `demo_3..demo_9`, or filter keys."""
+    """The demos that these names, ranges `demo_3..demo_9` or filter keys select."""
     found: set[str] = set()
     for word in words:
         first, _, last = word.partition("..")

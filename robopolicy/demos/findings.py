@@ -13,7 +13,7 @@ from robopolicy.demos.formats.base import is_image
 from robopolicy.types import ActionSpec, Demo
 
 CLOCK = re.compile(r"(.*_)?(time|timestamp|stamp)(_s)?")
-"""Observation keys that are times, by name."""
+"""Pattern of the names of observation keys that hold times."""
 JITTER = 0.5
 """A step is irregular if its duration differs from the median by more than this share."""
 DRIFT = 0.05
@@ -26,21 +26,21 @@ OPENING = re.compile(r"(.*_)?gripper(_opening|_width|_aperture)?(_m)?", re.IGNOR
 FINGERS = re.compile(r"(.*_)?gripper_(qpos|states?)", re.IGNORECASE)
 """Observation keys that hold the positions of a gripper's fingers, by name; robosuite's Panda has two."""
 GRIPPER_STEPS = 3
-"""Steps after which a gripper's opening is compared with its command."""
+"""A gripper's opening is compared with the command this many steps before."""
 PAIRED = 0.9
 """Correlation beyond which two columns are the fingers of one gripper."""
 LEAST_STROKE = 0.25
 """A continuous gripper that uses a smaller share of its declared range may be in other units."""
 REPEATS = 0.5
-"""Share of steps that repeat the one before, beyond which it is noted."""
+"""A note is made if more than this fraction of the steps repeats the action before."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found."""
+    """A problem or note that a check found."""
 
     severity: Literal["problem", "note"]
-    """A problem makes the exit code 1 and the demo unfit; a note is worth knowing."""
+    """A problem makes the exit code 1 and excludes the demo from `--salvage`; a note is information only."""
     text: str
     demo: str | None = None
     """The demo it was found in; None: the whole file."""
@@ -105,7 +105,7 @@ def set_findings(
     instructions: Mapping[str | None, int],
     masks: Mapping[str, Sequence[str]],
 ) -> Iterator[Finding]:
-    """What all `demos` readable demos show together: keys that some lack, constant dimensions, overlapping masks."""
+    """Findings about the whole set of readable demos: missing keys, constant dimensions, overlapping masks."""
     for key, known in keys.items():
         if known.demos < demos:
             yield Finding("problem", f"{key} is in {known.demos} of {demos} readable demos")
@@ -126,7 +126,7 @@ def action_findings(
     instruction_of: Mapping[str, str | None] | None = None,
     openings: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Finding]:
-    """What the actions (T, width) of each demo show: grippers that stay still, repetition, range.
+    """Findings about the actions (T, width) of each demo: grippers that never move, repeated actions, unusual ranges.
 
     A gripper that stays still is compared with the other demos of the same instruction.
 
@@ -202,7 +202,7 @@ def _arm_motion(arms: Sequence[np.ndarray], spec: ActionSpec) -> Iterator[Findin
 
 
 def gripper_openings(obs: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """What the observations of T steps say about how far each gripper is open, (T, openings); None where they don't.
+    """The measured gripper openings in the observations of T steps, (T, openings); None if no key holds one.
 
     Read are keys whose name says opening (`gripper`, `left_gripper`, `gripper_width`, ...) and pairs of fingers that move
     together (`robot0_gripper_qpos`, LIBERO's `gripper_states`). A position alone doesn't say at which end a gripper is open.
@@ -246,7 +246,7 @@ def opening_ends(
 
 
 def _follows(at_second: np.ndarray, opening: np.ndarray) -> tuple[float, Literal["first", "second"] | None]:
-    """How well an opening follows a command (0: at its first value, 1: at its second), and at which value it is open."""
+    """How well an opening follows a command (0: first value, 1: second value), and which value opens the gripper."""
     if len(opening) < 2 or np.ptp(at_second) == 0 or np.ptp(opening) == 0:
         return 0.0, None
     correlation = np.corrcoef(at_second, opening)[0, 1]

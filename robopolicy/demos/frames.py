@@ -1,4 +1,4 @@
-"""The large keys of demos (images, tokens), gathered from memory or read from the disk as they are needed."""
+"""Access to the large keys of demos (images, tokens): gathered from memory, or read from disk on demand."""
 
 import math
 import os
@@ -21,7 +21,7 @@ from robopolicy.types import DemoFormatError
 
 
 class Recycler:
-    """Host memory for batches, used again as soon as no tensor refers to it.
+    """Host memory for batches, reused as soon as no tensor refers to it.
 
     A fresh batch of images is tens of megabytes, which the C library returns to the system each time it is freed:
     faulting its pages in again takes longer than filling it. A tensor made from a NumPy array holds a reference to it
@@ -39,7 +39,7 @@ class Recycler:
         size = math.prod(shape) * dtype.itemsize
         free = [place for place in range(len(self._arrays)) if _references(self._arrays, place) == self._unused]
         fitting = [place for place in free if self._arrays[place].nbytes == size]
-        if not fitting:  # forget what was kept for batches of another size
+        if not fitting:  # release the memory of batches of another size
             self._arrays = [array for place, array in enumerate(self._arrays) if place not in free]
             self._arrays.append(np.empty(size, dtype=np.uint8))
             fitting = [len(self._arrays) - 1]
@@ -109,7 +109,7 @@ Frames: TypeAlias = MemoryFrames | DiskFrames
 
 
 class RowReader:
-    """Rows of one dataset, read into an array that is given."""
+    """Reads rows of one dataset into an array that the caller provides."""
 
     def __init__(self, dataset: h5py.Dataset, where: str) -> None:
         self.length, self.shape, self.dtype = len(dataset), dataset.shape[1:], dataset.dtype.newbyteorder("=")
@@ -122,7 +122,7 @@ class RowReader:
 
 
 def torch_type(dtype: np.dtype) -> torch.dtype:
-    """Torch's name of a NumPy type, whatever its byte order."""
+    """The torch dtype of a NumPy dtype, for any byte order."""
     return torch.from_numpy(np.empty(0, dtype=dtype.newbyteorder("="))).dtype
 
 
@@ -135,7 +135,7 @@ class Descriptor:
         self._state = self._now()
 
     def require_unchanged(self) -> None:
-        """Refuse a file that has another size or time than when it was opened.
+        """Refuse a file whose size or modification time has changed since it was opened.
 
         Raises:
             DemoFormatError: rows read before and after the change would come from two data sets.

@@ -1,6 +1,6 @@
-"""Reading HDF5 files from strangers: every error of the HDF5 library becomes one line.
+"""Reads untrusted HDF5 files: every error of the HDF5 library becomes a message of one line.
 
-`robopolicy.demos.probe` has walked the file before, and refused links that lead out of it and sizes that can't be true.
+`robopolicy.demos.probe` has examined the file before; it refuses links to other files and implausible sizes.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from robopolicy.types import DemoFormatError, one_line
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """First bytes of an HDF5 file (HDF5 file format specification, version 0 superblock)."""
 GREATEST_ATTRIBUTES = 1024
-"""Attributes of one object; ours and robomimic's have fewer than ten."""
+"""Largest number of attributes of one object; objects in our files and in robomimic's have fewer than ten."""
 
 BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 """Exceptions that h5py, and code that trusts what it reads, raise on damaged files."""
@@ -68,7 +68,7 @@ def require_file(path: Path) -> None:
 
 @contextmanager
 def damage_named(where: str) -> Iterator[None]:
-    """Turn whatever h5py raises on damaged data into one line that begins with `where`."""
+    """Turn any exception that h5py raises for damaged data into one line that begins with `where`."""
     try:
         yield
     except DemoFormatError:

@@ -11,11 +11,11 @@ IDLE_SHARE = 0.05
 GRIPPER_WAIT_S = 0.5
 """After a command of the gripper the arm may wait this long for it [s]; those steps are not idle."""
 DEFAULT_RATE_HZ = 20.0
-"""Taken where the demos declare no rate."""
+"""Rate that is assumed if the demos declare none [Hz]."""
 
 
 class IdleSteps:
-    """Tells which steps of a set's demos are idle.
+    """Finds the idle steps in the demos of a set.
 
     Args:
         actions: (T, width) of each demo; the fast motion of a column is the 99th percentile over all of them.
@@ -33,7 +33,7 @@ class IdleSteps:
         }
 
     def of(self, actions: np.ndarray) -> np.ndarray:
-        """(T,) bool: the steps of a demo on which nothing is commanded to move."""
+        """(T,) bool: True at steps where no joint, base or gripper is commanded to move."""
         idle = np.all(self._motion(actions) <= IDLE_SHARE * self._fast, axis=1)
         for column, stroke in self._strokes.items():
             for step in np.flatnonzero(np.abs(np.diff(actions[:, column])) > stroke) + 1:

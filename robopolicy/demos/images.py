@@ -1,11 +1,11 @@
-"""Camera images as the package uses them, uint8 (T, height, width, 3), out of the other forms that files hold."""
+"""Converts camera images from other forms found in files to the package's own, uint8 (T, height, width, 3)."""
 
 import numpy as np
 
 from robopolicy.types import DemoFormatError
 
 LEAST_PX = 8
-"""Arrays with a smaller side are not taken for images."""
+"""Arrays with a smaller side are not treated as images [pixels]."""
 
 
 def image_form(shape: tuple[int, ...], dtype: np.dtype) -> str | None:

@@ -1,4 +1,4 @@
-"""Demos unlike the others of their set: pauses, jerks, odd lengths, ranges, frozen cameras and sensors, drifting calibration.
+"""Finds demos unlike the others: pauses, jerky motion, unusual lengths and ranges, frozen sensors, drifting calibration.
 
 All are notes, since each can be meant; with each comes the option of `robopolicy edit` that removes it.
 """
@@ -16,11 +16,11 @@ from robopolicy.demos.idle import DEFAULT_RATE_HZ, IdleSteps, runs
 from robopolicy.types import ActionSpec, Demo
 
 LEAST_DEMOS = 8
-"""Demos to compare one with; fewer show no outliers."""
+"""Smallest number of other demos to compare a demo with; with fewer, no outliers are reported."""
 IDLE_S = 1.0
 """Shorter stretches without motion are not reported [s]."""
 LEFT_S = 0.2
-"""What `--trim-idle` is proposed to leave of them [s]."""
+"""Length to which the proposed `--trim-idle` shortens them [s]."""
 FROZEN_S = 1.0
 """A camera or sensor that repeats itself for as long as this, while the robot moves, is frozen [s]."""
 MOVING = 0.8
@@ -52,7 +52,7 @@ class SetSigns:
         """Camera -> pixels that one of its background stands for."""
 
     def add(self, demo: Demo) -> None:
-        """Take note of a demo."""
+        """Add the numbers and images of one demo."""
         for key, values in demo.obs.items():
             if is_image(values):
                 if (step := downscale(values.shape[1:3])) == self._steps.setdefault(key, step):
@@ -145,7 +145,7 @@ def _lengths(actions: Mapping[str, np.ndarray], instruction_of: Mapping[str, str
 
 
 def _jerks(actions: Mapping[str, np.ndarray], spec: ActionSpec) -> Iterator[Finding]:
-    """Demos whose commanded motion is rougher than that of the others, throughout or at a single step."""
+    """Demos whose commanded motion has more jerk than that of the others, on average or at a single step."""
     joints = list(spec.joint_columns)
     rows = {name: values[:, joints].astype(np.float64) for name, values in actions.items() if len(values) > 3}
     if not joints or len(rows) < LEAST_DEMOS:

@@ -1,4 +1,4 @@
-"""How demos are laid out in the native file: names, low-dimensional rows contiguous, images in compressed chunks."""
+"""The layout of demos in the native file: names, low-dimensional rows contiguous, images in compressed chunks."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def file_facts(
     # The keys that robomimic reads; type 2 is its number for a gymnasium environment.
     environment = {"env_name": "", "type": 2, "env_version": "", "env_kwargs": {}, **(env_args or {})}
     facts = {**attributes, "env_args": json.dumps(environment), "total": 0, "robopolicy_version": __version__}
-    facts[CHECKSUMS] = ""  # made when all is written
+    facts[CHECKSUMS] = ""  # computed when the file is complete
     if action_spec is not None:
         facts["action_spec"] = json.dumps(action_spec.to_dict())
     return facts

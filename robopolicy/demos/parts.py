@@ -1,9 +1,9 @@
-"""A file of groups `data/demo_<i>` that is written part by part, and loses nothing that was finished.
+"""Writes a file of groups `data/demo_<i>` in parts, so that a crash loses no finished group.
 
 HDF5 updates its index in place, in several writes: a process killed between them leaves a file that does not open. Here no
 file is ever changed: each part is a file of its own in the folder `<file>.parts`; at the end all parts are copied into a new
-file, which is renamed to the target, and the folder is removed. A kill loses at most the part under way, and a writer that
-resumes takes up the parts. The folder is locked as long as its writer lives.
+file, which is renamed to the target, and the folder is removed. A kill loses at most the unfinished part, and a writer that
+resumes continues with the parts. The folder is locked as long as the writer's process runs.
 """
 
 import fcntl
@@ -38,7 +38,7 @@ class PartWriter:
     file is never changed once it is closed: resuming one writes a new file.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created if needed.
         facts: attributes of `data`; a file that is resumed keeps its own.
         resume: continue a file, or the parts of one.
 
@@ -71,7 +71,8 @@ class PartWriter:
                 )
             merged = self._take_up(self.path, ()) if self.path.exists() else []
             for part in list(self._parts):
-                if not self._take_up(part, merged):  # of a merge that was killed at its very end
+                # False if the merged file has all its groups: a merge was killed just before it removed the parts.
+                if not self._take_up(part, merged):
                     self._remove(part)
         except BaseException:
             self._release()
@@ -216,7 +217,7 @@ def _locked_folder(folder: Path) -> int:
             folder.mkdir()
         try:
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:  # its writer has finished since
+        except FileNotFoundError:  # its writer has finished in the meantime
             continue
         except OSError:
             raise OSError(f"{folder} is in the way and not a folder of parts; move it away") from None
@@ -226,7 +227,7 @@ def _locked_folder(folder: Path) -> int:
             os.close(fd)
             raise FileInUseError(f"another process is writing {folder.with_suffix('')}; wait until it ends") from None
         except OSError:
-            pass  # a file system without locks: the exclusive mkdir alone has to do
+            pass  # a file system without locks: only the exclusive mkdir protects the folder
         if folder.exists() and os.path.samestat(os.fstat(fd), os.stat(folder)):
             return fd
         os.close(fd)

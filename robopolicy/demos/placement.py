@@ -1,4 +1,4 @@
-"""Where images and tokens are held while training: the model's device, the host's memory, or the disk."""
+"""Where images and tokens are stored during training: on the model's device, in host memory, or on disk."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ LOG = logging.getLogger(__name__)
 Placement: TypeAlias = Literal["auto", "device", "host", "disk"]
 
 MEMORY_SHARE = 0.5
-"""Share of the free memory that demos may take when the placement is chosen."""
+"""Fraction of the free memory that the demos may use."""
 
 
 def choose_placement(placement: Placement, wide_bytes: int, device: torch.device) -> Literal["device", "host", "disk"]:

@@ -1,4 +1,4 @@
-"""Which files a policy was trained on, and which ones an edited demo file was made of."""
+"""Records which files a policy was trained on, and from which files an edited demo file was made."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from robopolicy.demos.schema import json_object
 from robopolicy.types import DemoFormatError
 
 FINGERPRINT_BYTES = 2**20
-"""A file's fingerprint is that of its size, its first and its last MiB: the same in a second for a terabyte."""
+"""A file's fingerprint covers its size, its first and its last MiB, so it is fast for a file of any size."""
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -34,13 +34,13 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 class WatchedFiles:
-    """Demo files, or folders of them, that must stay as they are while they are trained on."""
+    """Demo files or folders that must not change while a training reads them."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._known = {path: (_times(path), fingerprint(path)) for path in paths}
 
     def require_unchanged(self) -> None:
-        """Compare size and times of each with those at the start; one that is gone by now harms nobody.
+        """Compare the size and times of each file with those at the start; a file that was removed since is accepted.
 
         Where only the time of the last change of status differs, as after a copy with `cp -p` or a change of mode, the
         fingerprint is compared, and every demo of an HDF5 file with its checksums.

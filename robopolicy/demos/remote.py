@@ -1,7 +1,7 @@
 """Demo files named by URL (`s3://`, `https://`, any that fsspec reads): copied to a local cache, then read like other files.
 
-Training reads at random, by path, and a file of unknown origin is examined by a child process before it is opened: both
-want a file on this machine. A copy is made once for each version of what lies at the URL, by one of several processes.
+Training reads at random positions, and a file of unknown origin is examined by a child process before it is opened: both
+need a local file. Each version of the remote file is copied once, by one of the processes that need it.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ CACHE = "ROBOPOLICY_CACHE"
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether it names something by URL, such as `s3://bucket/demos.hdf5`."""
+    """Whether the path is a URL, such as `s3://bucket/demos.hdf5`."""
     return isinstance(path, str) and "://" in path
 
 
@@ -30,7 +30,7 @@ def local_path(path: str | Path) -> Path:
     """The path itself, or that of a local copy of what lies at the URL, a file or a folder.
 
     Raises:
-        DemoFormatError: nothing is there, or the copy isn't whole.
+        DemoFormatError: the URL names no file, or the copy is incomplete.
         ImportError: fsspec, or its part for this kind of URL, isn't installed.
     """
     if not is_url(path):
@@ -52,7 +52,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], target: Path, url: str) -> None:
-    """Copy to a temporary path and rename, so that a kill leaves no half copy under the name."""
+    """Copy to a temporary path and rename, so that a kill leaves no incomplete copy under the final name."""
     partial = target.with_name(f".{target.name}.partial")
     remove(partial)
     try:

@@ -1,4 +1,4 @@
-"""Demos read into flat arrays: the rows of all of them one after another, with the length of each."""
+"""Reads demos into flat arrays: the rows of all demos, concatenated, with the length of each demo."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from robopolicy.demos.placement import Placement, choose_placement
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
 
 Picked: TypeAlias = Sequence[tuple[DemoReader, str]]
-"""Demos to read: where from, and under which name."""
+"""Demos to read, as (reader, name of the demo) pairs."""
 Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
 """Shape and type of one row of a key."""
 TokenPooling: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
@@ -73,7 +73,7 @@ def load_rows(
             all ones for a demo that has none.
         placement: where large keys are put; `auto` takes the first of device, host and disk where they fit, and logs it.
         device: the model's.
-        threads: how many read at the same time if the placement is the disk.
+        threads: number of reading threads if the placement is `disk`.
         pool_tokens: reduces tokens that are held in memory; those on the disk are returned unreduced.
 
     Raises:
@@ -177,7 +177,7 @@ def _token_valid(demo: Demo, tokens: int, where: str) -> np.ndarray:
 
 
 def _room(kept: Mapping[str, Tensor], steps: int, device: torch.device | str) -> dict[str, Tensor]:
-    """Memory for all rows of each key; pinned where a GPU will fetch from it."""
+    """Allocate memory for all rows of each key; pinned if a GPU copies from it."""
     pinned = torch.device(device).type == "cpu" and torch.cuda.is_available()
     return {
         key: torch.empty((steps, *rows.shape[1:]), dtype=rows.dtype, device=device, pin_memory=pinned)

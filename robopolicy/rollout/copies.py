@@ -1,4 +1,4 @@
-"""Copies of one environment, in this process or each in a process of its own; a broken one is named and replaced."""
+"""Copies of one environment, in this process or in separate processes; a copy that breaks is reported and replaced."""
 
 import contextlib
 import signal
@@ -20,7 +20,7 @@ Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class CopyLostError(RuntimeError):
-    """An environment crashed, hung or broke: its episode has failed; the text says why."""
+    """An environment crashed or hung, so its episode has failed; the message says why."""
 
 
 class LocalCopy:
@@ -39,7 +39,7 @@ class LocalCopy:
         self._request: tuple[Mapping[str, Any], np.ndarray | None] = ({}, None)
 
     def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
-        """Ask for `{"do": "open" | "reset", "seed": ..., "reads": [...]}`, or for a step with `action`."""
+        """Post a request `{"do": "open" | "reset", "seed": ..., "reads": [...]}`, or for a step with `action`."""
         self._request = request, action
 
     def collect(self, timeout_s: float) -> Reply:
@@ -77,7 +77,7 @@ class LocalCopy:
 class ProcessCopy:
     """A copy in a process of another interpreter, which runs `env_runner.py` and nothing else of this package.
 
-    They share a pipe, so no port is open and no other program can join.
+    The two processes share a pipe, so no network port is open and no other program can connect.
 
     Args:
         python: the interpreter that has the simulator.

@@ -32,7 +32,7 @@ from robopolicy.types import ArraySpec
 
 @dataclass(frozen=True)
 class EnvMap:
-    """The contents of a map file; every field is optional."""
+    """The contents of an environment map file; every field is optional."""
 
     make: Mapping[str, Any] = field(default_factory=dict)
     """`id` or `factory` with `kwargs`, if not simply the name after the colon of --env."""
@@ -69,7 +69,7 @@ class EnvMap:
     figures: Mapping[str, str] = field(default_factory=dict)
     """Name -> info key, reported as the mean over the episodes' last steps."""
     folder: str | None = None
-    """Where the map lies; factories may be in a Python file there."""
+    """Folder of the map file; factories may be in a Python file there."""
 
     @classmethod
     def read(cls, source: "str | Path | Mapping[str, Any] | EnvMap | None") -> "EnvMap":
@@ -120,7 +120,7 @@ class EnvMap:
         return replace(self, make={**self.make, "kwargs": kwargs})
 
     def runner_spec(self, env: str, render: bool = False) -> dict[str, Any]:
-        """What the environment's own process needs to know, as plain JSON-ready values."""
+        """The settings that the environment's own process needs, as JSON-ready values."""
         render = render or any(RENDER in source.names for source in self.observation.values())
         names = ("make", "success", "max_episode_steps", "instruction", "seeding", "attributes", "settle", "figures")
         spec: dict[str, Any] = {name: getattr(self, name) for name in names} | {"env": env, "render": render}

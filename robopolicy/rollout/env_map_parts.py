@@ -1,4 +1,4 @@
-"""The parts of an environment map, and how they are read from YAML with one line for a mistake."""
+"""The parts of an environment map, and their parsing from YAML; each mistake is an error message of one line."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from robopolicy.control.serving.mapping import KeySource, key_source, place_imag
 from robopolicy.types import ArraySpec
 
 SIGNALS = ("info", "reward", "return", "terminated", "method")
-"""Signals of success, of which a map names one."""
+"""Kinds of success signals; a map names one of them."""
 
 
 class EnvMapError(ValueError):
@@ -107,7 +107,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
 VALUES = {"max_episode_steps": COUNT, "instructions_in_a_row": COUNT, "control_dt": TIME, "step_timeout_s": TIME}
 """The same for the keys beside the sections."""
 REQUIRED = {"start_states": ("file", "method"), "settle": ("steps", "action")}
-"""Keys that a section can't do without."""
+"""Required keys of a section."""
 
 
 def checked_fields(values: Any, known: Sequence[str], where: str) -> dict[str, Any]:

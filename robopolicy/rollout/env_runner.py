@@ -1,4 +1,4 @@
-"""One third-party environment: made, reset by seed, stepped and judged; in this process or as a program of its own.
+"""Runs one third-party environment (create, reset by seed, step, detect success), in this process or as a program.
 
 `robopolicy eval --env-python` runs this file in the interpreter of a simulator that pins other versions. So it needs numpy
 and the environment's own packages (gymnasium only for gymnasium ids), imports nothing of robopolicy, and keeps to the
@@ -23,7 +23,7 @@ from typing import Any, Optional
 import numpy as np
 
 FLAT = "observation"
-"""Path of an observation that is one array."""
+"""Path that is used for an observation that is a single array."""
 RENDER = "render"
 """Path of the image that the environment's own `render()` returns."""
 SAFE_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
@@ -210,7 +210,7 @@ class Session:
 
 
 def place_bodies(env: Any) -> None:
-    """Bring the bodies and sites of a MuJoCo environment to where its state puts them.
+    """Update the poses of the bodies and sites of a MuJoCo environment from its state.
 
     Meta-World moves its goal after the last forward pass of a reset: the first image would show the previous episode's goal.
     """
@@ -317,7 +317,7 @@ def action_bounds(env: Any) -> tuple[Optional[np.ndarray], Optional[np.ndarray]]
 
 
 def fitting_action(env: Any, action: Any) -> np.ndarray:
-    """The action in the shape and type of the environment's action space."""
+    """The action, converted to the shape and type of the environment's action space."""
     space = getattr(env, "action_space", None)
     if space is None or not hasattr(space, "low"):
         return np.asarray(action, np.float64)
@@ -413,7 +413,7 @@ def receive(connection: Connection) -> tuple[dict[str, Any], Arrays]:
 
 def main(file_number: int) -> None:
     """Answer requests on an inherited pipe until it closes."""
-    os.dup2(2, 1)  # a simulator's own prints go to the log
+    os.dup2(2, 1)  # output that a simulator prints goes to the log
     connection = Connection(file_number)
     session: Any = None
     reply: tuple[dict[str, Any], Arrays]

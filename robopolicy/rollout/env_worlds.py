@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 OPEN_TIMEOUT_S = 300.0
 """Time limit for making an environment [s], which may compile or load a lot; beyond it counts as hung."""
 LOCAL_COPIES = 8
-"""Default number of copies in this process: enough to share a forward pass of the policy."""
+"""Default number of copies in this process: enough to evaluate the policy on a batch."""
 
 
 class EnvWorlds:
@@ -29,7 +29,7 @@ class EnvWorlds:
     next episode starts in a new copy.
 
     Args:
-        copies: what to run in; see `open_worlds`.
+        copies: the copies of the environment; see `open_worlds`.
         env_map: how the environment's names and units map to the policy's.
         policy: a `Policy`; its `spec` says what it sees and gives.
         task: name for results.
@@ -133,7 +133,7 @@ class EnvWorlds:
         return
 
     def faults(self, info: Mapping[str, Any], world: int) -> tuple[str, ...]:
-        """Faults in the present episode of `world`."""
+        """Faults in the current episode of `world`."""
         return self._faults[world]
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class EnvWorlds:
             copy.close()
 
     def _look(self, seed: int) -> Reply:
-        """The first copy's description, from an episode that is begun and dropped."""
+        """The first copy's description, from an episode that is started and then discarded."""
         self._copies[0].post({"do": "open", "seed": seed})
         try:
             reply = self._copies[0].collect(OPEN_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Closed-loop episodes, many worlds at once: the one loop behind collect, eval and learning in closed loop.
+"""Closed-loop episodes in many worlds at once: the loop that `collect`, `eval`, `dagger` and `improve` share.
 
 Every seed runs to the end of its own episode. A world that finishes takes the next seed at once. Nothing stops at the
 first n finished episodes, which would favour short ones.
@@ -77,7 +77,7 @@ class Episode:
     success: bool
     steps: int
     info: Mapping[str, int | float] = field(default_factory=dict)
-    """Figures at the episode's end, such as `solved` for a chain."""
+    """Metrics at the end of the episode, such as `solved` for a chain of instructions."""
     demos: tuple[Demo, ...] = ()
     """The recorded episode, if the rollout records: one demo for each instruction in turn."""
     faults: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class Step:
     instructions: Sequence[str]
     """(N,) the instructions."""
     label: np.ndarray
-    """(N, width) the right action, for demos."""
+    """(N, width) the expert's action without noise, the label in demos."""
     action: np.ndarray
     """(N, width) the action executed."""
     reward: np.ndarray

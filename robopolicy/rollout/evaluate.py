@@ -37,7 +37,7 @@ def evaluate(
         env_map: how the environment's names, units and signals map to the policy's: a map, its dictionary or its file.
         env_python: interpreter with the simulator; each copy then runs in a process of its own, and `env_factory` is a text.
         num_envs: copies at once; default: 8 in this process, the number of cores in processes.
-        execution: which action of which chunk is executed when; default: as the policy was trained.
+        execution: how chunks become actions; default: the options stored with the policy.
 
     Raises:
         EnvSetupError: the environment can't be made.

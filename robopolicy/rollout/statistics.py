@@ -38,15 +38,15 @@ class Evaluation:
     outcomes: Sequence[Mapping[str, Any]]
     """Seed, instruction, success and steps of every episode, by seed."""
     inference_s: float
-    """Wall time in the policy [s]."""
+    """Wall time of policy inference [s]."""
     physics_s: float
     """Wall time in physics, rendering and tasks [s]."""
     wall_s: float
-    """Wall time of everything [s]."""
+    """Total wall time [s]."""
     env_steps: int
     """Control steps of all episodes together."""
     faults: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Seeds of the episodes that failed because the simulation broke, by fault; empty for a sound simulation."""
+    """Fault of the simulator -> seeds of the episodes that failed because of it; empty if there was none."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Policy, command and versions, as given by the caller."""
 
@@ -57,7 +57,7 @@ class Evaluation:
 
     @property
     def limited_share(self) -> float | None:
-        """Share of the commands that the robot's limits changed; None for environments that don't count them."""
+        """Fraction of the commands that the robot's limits changed; None for environments that don't count them."""
         if "limited" not in self.figures:
             return None
         return self.figures["limited"] / self.mean_steps

@@ -1,13 +1,13 @@
-"""An exploring policy and its critic: what reinforcement learning trains, whatever the algorithm.
+"""A stochastic policy and its critic, which any reinforcement-learning algorithm can train.
 
-What the policy predicts becomes the mean of a distribution:
+The action head's output becomes the mean of a distribution:
 
     arm      Gaussian in normalized space around the head's arm output; a learned standard deviation per column that
-             depends on no state
+             does not depend on the state
     gripper  Bernoulli with the head's logit
 
 One decision is the first `decision_steps` actions of a chunk: 1, or several as one step of a semi-Markov decision process.
-The critic is a copy of encoder, pooling and memory with a value on top, so its memory is its own.
+The critic is a copy of encoder, pooling and memory with a value head; it has its own memory state.
 
 Axes: T steps of a rollout, E worlds, k actions of a decision, A arm and G gripper columns.
 """
@@ -39,7 +39,7 @@ class ActionDistribution:
     """Independent Gaussians for the arm and Bernoullis for the gripper, of k actions."""
 
     mean: Float[Tensor, "*batch k arm"]
-    """The means, in normalized units."""
+    """Means of the Gaussians, in normalized units."""
     log_std: Float[Tensor, "arm"]
     """The same for all k actions."""
     logit: Float[Tensor, "*batch k gripper"]
@@ -122,7 +122,7 @@ class Critic(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """The policy that is trained, its standard deviation, its critic, and the policy that it started as.
+    """The trained policy, its standard deviation, its critic, and a frozen copy of the start policy.
 
     Args:
         policy: trained in place; in eval mode, so that dropout does not change the replay.
@@ -165,7 +165,7 @@ class ActorCritic(nn.Module):
 
         Args:
             batch: observations, decisions, and where episodes begin.
-            policy: whose memory is unrolled.
+            policy: the policy whose memory is unrolled.
             before: state of all worlds before the rollout's first step.
         """
         decides = batch.steps["decides"]
@@ -227,7 +227,7 @@ class Explorer:
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The action to execute (E, width), twice; noise never leads the arm outside the demos' range."""
+        """(label, action): the same array (E, width) twice; arm actions are clipped to the demos' range."""
         model, frame = self.model, self._inputs(obs, instructions)
         self.before = (self.states[0], self.states[1])
         hidden = []

@@ -1,4 +1,4 @@
-"""Everything but the training steps: validation, selection, checkpoints, exact resume."""
+"""Lightning callbacks around the training steps: validation, selection of the best policy, checkpoints, exact resume."""
 
 import json
 import math
@@ -25,7 +25,7 @@ LOG_EVERY = 25
 
 
 class TrainingDivergedError(ValueError):
-    """The loss is NaN or infinite; what was kept before is untouched."""
+    """The loss is NaN or infinite; the policy and the checkpoint saved before are unchanged."""
 
 
 class RandomState(Callback):
@@ -80,7 +80,7 @@ class RunKeeper(Callback):
         valid_batches: gives the held-out batches.
         settings: how often to measure and save, and which policy to keep.
         evaluate: closed loop, policy -> success rate; every `eval_every` steps.
-        stop: asks for the end of the training.
+        stop: set by a signal to end the training.
         facts: further entries of `metrics.json`.
     """
 
@@ -122,7 +122,7 @@ class RunKeeper(Callback):
             pl_module.carried = MemoryState.load({name: part.to(pl_module.device) for name, part in mine.items()})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: PolicyTraining, *_: Any) -> None:
-        """Do whatever is due after this step."""
+        """Log, validate, evaluate and save, if due after this step."""
         loader: Any = trainer.train_dataloader
         self.timer.stop(loader.waited_s)
         if trainer.global_step != self.step:  # else gradients are accumulated
@@ -140,7 +140,9 @@ class RunKeeper(Callback):
         if step % LOG_EVERY == 0 or save_due or valid_due or eval_due:
             self._log_training(trainer, pl_module, step)
         if valid_due or eval_due:
-            with torch.random.fork_rng(range(torch.cuda.device_count())):  # measuring more often changes no training
+            with torch.random.fork_rng(
+                range(torch.cuda.device_count())
+            ):  # so that the evaluation interval does not change the training's random numbers
                 if valid_due:
                     self._validate(trainer, pl_module, step)
                 if eval_due:

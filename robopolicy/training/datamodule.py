@@ -1,4 +1,4 @@
-"""Demo files -> what a policy is built from and trained on: action spec, shapes, statistics, batches."""
+"""Reads demo files for training: action spec, shapes, normalization statistics, and batches."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ class DemoDataModule(LightningDataModule):
     action_spec: ActionSpec
     """The columns of the demos' action rows: from the config, the files, or the default rule."""
     obs: dict[str, ArraySpec]
-    """Every key the policy sees, with the shape and type of one frame."""
+    """Observation key of the policy -> shape and type of one frame."""
     privileged: dict[str, ArraySpec]
     """Keys that auxiliary losses may use and that are not policy inputs."""
     obs_statistics: dict[str, Statistics]
@@ -103,7 +103,7 @@ class DemoDataModule(LightningDataModule):
         self.action_spec = choose_action_spec(self._readers, train, data)
         specs = {key: _spec(train, key) for key in read}
         for key in (*images, *([TOKENS_KEY] if TOKENS_KEY in specs else [])):
-            # Of tokens there may be fewer in memory: those that pooling leaves.
+            # Memory may hold fewer tokens than the file: pooling may already have been applied.
             shape, dtype = types[key]
             specs[key] = ArraySpec(shape, dtype.name)
         self.obs, self.privileged = ({key: specs[key] for key in part} for part in (keys, privileged))

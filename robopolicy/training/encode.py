@@ -1,4 +1,4 @@
-"""Runs a frozen vision-language backbone over all frames of a demo file once, and writes its tokens.
+"""Encodes all frames of a demo file once with a frozen vision-language backbone, and writes the tokens.
 
 They go to a file beside the demos (`robopolicy.demos.tokens`), or, with the demos, to a new demo file. The tokens of each
 demo are (T, N, D) float16, with the mask `token_valid` (N): 0 where a token is padding, which repeats the last real one. A
@@ -35,17 +35,17 @@ class EncodeOptions:
     """How a backbone reads the demos."""
 
     cameras: tuple[str, ...] = ()
-    """The cameras it sees, in this order; empty: all, sorted."""
+    """Cameras that are encoded, in this order; empty: all, sorted by name."""
     template: str = "{instruction}"
     """The prompt; `{instruction}` stands for a demo's instruction."""
     prompt_tokens: int | None = None
     """Tokens of every prompt, the same for files that are trained on together; None: as this file's instructions need."""
     reading: Reading = field(default_factory=Reading)
-    """Which hidden states become tokens."""
+    """Which hidden states of the backbone become tokens."""
     dtype: Dtype = "auto"
-    """Type of the backbone's weights."""
+    """Data type of the backbone's weights."""
     device: str | None = None
-    """Where the backbone runs; None: the GPU where there is one."""
+    """Device of the backbone; None: the GPU if there is one, else the CPU."""
 
 
 @dataclass(frozen=True)

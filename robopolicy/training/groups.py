@@ -1,4 +1,4 @@
-"""Several robots in one training: groups of demo files with an action spec, normalizers and an action head each.
+"""Trains one network for several robots: each group of demo files has its own action spec, normalizers and action head.
 
 Each group has a `ChunkPolicy`; all of them share encoder, text model, pooling and memory. A step takes one batch of every
 group, and its loss is the weighted mean of theirs.
@@ -37,7 +37,7 @@ def group_configs(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
 
 
 class GroupLoader:
-    """One batch of every group at a time; an epoch is that of the group with most batches, the others begin again.
+    """Yields one batch of every group at a time. The group with the most batches sets the epoch; the others start over.
 
     Args:
         loaders: of each group.
@@ -113,7 +113,7 @@ class GroupData(LightningDataModule):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Of each group."""
+        """The provenance of each group."""
         return {name: data.provenance for name, data in self.groups.items()}
 
     def train_dataloader(self) -> GroupLoader:

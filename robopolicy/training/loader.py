@@ -1,4 +1,4 @@
-"""In which order segments are drawn, and a loader of their batches that can be stopped and resumed anywhere."""
+"""The order in which segments are drawn, and a loader of batches that can be stopped and resumed at any batch."""
 
 import time
 from collections import deque
@@ -45,7 +45,7 @@ class Shuffled:
     source_weights: Sequence[float] = ()
     """How often each source is drawn from, whatever its size; then segments are drawn with replacement."""
     first_step_share: float = 0.0
-    """Share of the segments that are moved to the first step of their demo."""
+    """Fraction of the segments that are moved to the first step of their demo."""
     row_weights: np.ndarray | None = None
     """(rows,) how often each row starts a segment, relative to the others of its source; then drawn with replacement."""
 
@@ -56,7 +56,7 @@ class Shuffled:
 
     def epoch(self, number: int) -> tuple[Tensor, None]:
         """See `Order`."""
-        # NumPy's generator, since torch's on the CPU looks at 32 bits of its seed only.
+        # NumPy's generator, since torch's CPU generator uses only 32 bits of the seed.
         random = np.random.default_rng([self.seed, number])
         count = self.length * self.batch_size
         if self.source_weights or self.row_weights is not None:

@@ -1,4 +1,4 @@
-"""Rollouts of a policy that explores, one after the other in the same worlds, as `reinforce` learns from them."""
+"""Collects the rollouts for `reinforce`: a policy acts with exploration noise, always in the same worlds."""
 
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
@@ -16,7 +16,7 @@ from robopolicy.training.sequences import EpisodeStatistics, SequenceStorage
 
 Reward: TypeAlias = Literal["auto", "success", "progress", "env"]
 PROGRESS = "progress"
-"""Key of the worlds' info: how near the goal is (N,), 0 .. 1."""
+"""Key of the worlds' `info` with the progress towards the goal (N,), 0 .. 1."""
 
 
 class Practice:
@@ -40,7 +40,7 @@ class Practice:
         self.first_seed = self.next_seed = first_seed
         self.env_steps, self.episodes, self.rewarded = 0, 0, False
         self.generator = torch.Generator()
-        """Source of all noise; seeded by whoever wants rollouts to repeat."""
+        """Generator of all noise; the caller seeds it to make rollouts reproducible."""
         self.storage = SequenceStorage(steps, worlds.num_envs, model.policy.device)
         self.restart()
 
@@ -101,7 +101,7 @@ class Practice:
         if self.reward == "progress" and PROGRESS not in step.info:
             raise ConfigError("--reward progress: these worlds don't say how near the goal is; use --reward success")
         if self.reward != "success" and PROGRESS in step.info:
-            # Potential-based (Ng et al. 1999), and nothing after a real end, so that it favours no other policy.
+            # Potential-based shaping (Ng et al. 1999), with potential 0 after a real end: the optimal policy is unchanged.
             potential = np.where(step.terminated, 0.0, step.info[PROGRESS])
             reward += self.gamma * potential - self._progress
             self._progress = np.where(step.ended, 0.0, potential)

@@ -1,4 +1,4 @@
-"""What a training changes in its process while it runs: signals, the log, warnings."""
+"""Settings of the process during a training: signal handlers, logging, warning filters."""
 
 import logging
 import signal
@@ -24,7 +24,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 @dataclass
 class Stop:
-    """A request to end the training after the present step."""
+    """A request to end the training after the current step."""
 
     requested: bool = False
     """Set by a signal."""
@@ -73,7 +73,7 @@ def visible_log() -> Iterator[None]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's advertising, and its advice about choices made on purpose."""
+    """Silence Lightning's promotional messages, and its warnings about deliberate choices."""
     before = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
     for logger in before:
         logger.setLevel(logging.WARNING)

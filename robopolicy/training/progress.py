@@ -36,7 +36,7 @@ class ShownProgress(Callback):
         self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Show the progress where that is due."""
+        """Update the bar or log a line, if due."""
         step = trainer.global_step
         if step == self._shown or not (step % self.every == 0 or trainer.should_stop) or not trainer.is_global_zero:
             return
@@ -47,7 +47,7 @@ class ShownProgress(Callback):
             self._bar.update(self._task, completed=step, figures=_figures(self.keeper))
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        """Leave the terminal as it was, whatever ended the run."""
+        """Restore the terminal, also after an error."""
         self._bar.stop()
 
 

@@ -39,7 +39,7 @@ class PPOConfig:
     epochs: int = 4
     """Passes over each rollout."""
     mini_batches: int = 4
-    """Groups of worlds in each pass, an optimizer step each."""
+    """Minibatches (groups of worlds) in each pass; each is one optimizer step."""
     bptt_steps: int | None = None
     """Steps of truncated back-propagation through time; null: whole trajectories."""
     gamma: float = 0.99
@@ -47,22 +47,22 @@ class PPOConfig:
     gae_lambda: float = 0.95
     """Decay of generalized advantage estimation, per decision."""
     clip: float = 0.2
-    """Largest change of a decision's probability ratio that is rewarded."""
+    """Clipping range of a decision's probability ratio: 1 - clip .. 1 + clip."""
     std: float = 0.1
-    """Standard deviation of the arm at the start, in normalized action units: the demos span 2."""
+    """Initial standard deviation of arm actions, in normalized units (the demos span -1 to 1)."""
     entropy: float = 0.0
     """Weight of the entropy bonus."""
     anchor: str = "0.01"
     """Weight of the KL divergence from the start policy, over iterations: a number, linear:FROM:TO, exponential:FROM:FACTOR,
     piecewise:0=A,50=B; 0 switches it off."""
     lr: float = 1e-4
-    """Learning rate of the policy at the start."""
+    """Initial learning rate of the policy."""
     critic_lr: float = 1e-3
     """Learning rate of the critic."""
     lr_schedule: Literal["adaptive", "fixed"] = "adaptive"
     """adaptive: lowered when an update's KL divergence exceeds twice `target_kl`, raised when it is below half of it."""
     target_kl: float = 0.02
-    """Intended KL divergence per action of one update; the policy's update ends early beyond 4 times as much."""
+    """Target KL divergence of one update, per action; the policy's update stops early beyond 4 times this value."""
     clip_norm: float = 0.5
     """Largest gradient norm."""
 
@@ -146,14 +146,14 @@ class Learner(ActorCritic):
         *,
         critic_only: bool = False,
     ) -> dict[str, float]:
-        """Learn from one rollout; returns means over its optimizer steps.
+        """Update policy and critic from one rollout; returns means of the losses and statistics over the optimizer steps.
 
         Args:
             storage: the rollout, as `Explorer` and `advantages` filled it.
             before: states of the policy's and the critic's memory before its first step.
             anchor: weight of the divergence from the start policy.
             generator: shuffles the worlds.
-            critic_only: leave the policy as it is.
+            critic_only: do not update the policy.
         """
         config, rows = self.config, storage.steps
         decides = rows["decides"]
@@ -214,7 +214,7 @@ class Learner(ActorCritic):
         optimizer.step()
 
     def _adapt(self, kl: float) -> None:
-        """Move the learning rate towards the intended divergence."""
+        """Adapt the learning rate to bring the KL divergence closer to its target."""
         if kl > 2 * self.config.target_kl:
             lr = max(self.lr / 1.5, 1e-6)
         elif kl < 0.5 * self.config.target_kl:

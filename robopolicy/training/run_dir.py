@@ -1,4 +1,4 @@
-"""A run folder while something is trained into it: whether it is free, the lock, the resume file."""
+"""The run folder during training: checks for an existing run, the lock, the resume file."""
 
 import os
 import pickle
@@ -102,12 +102,12 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def read_resume(path: Path, fields: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a resume file holds; nothing in it is unpickled.
+    """Read a resume file, without unpickling.
 
     Args:
         path: the file.
-        fields: what it must hold.
-        device: where its tensors go.
+        fields: its required fields.
+        device: device of its tensors.
 
     Raises:
         ConfigError: it is damaged, a pickle, or another file.

@@ -1,4 +1,4 @@
-"""Chooses what is used of the demo files: training and held-out demos, keys, tokens and action columns."""
+"""Selects which parts of the demo files are used: training and held-out demos, keys, tokens and action columns."""
 
 import logging
 from collections.abc import Iterable, Sequence

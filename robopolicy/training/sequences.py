@@ -1,4 +1,4 @@
-"""Episodes <-> the sequences a recurrent policy is trained on.
+"""Converts between episodes and the sequences on which a recurrent policy is trained.
 
 Two ways of cutting, each with its inverse:
 
@@ -101,7 +101,7 @@ def map_state(function: Callable[[Tensor], Tensor], state: CellState) -> CellSta
 
 
 def detach_state(state: CellState) -> CellState:
-    """The same numbers, out of the graph."""
+    """The state, detached from the autograd graph."""
     return map_state(Tensor.detach, state)
 
 

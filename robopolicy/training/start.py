@@ -18,7 +18,7 @@ from robopolicy.model.policy import ChunkPolicy
 
 LOG = logging.getLogger(__name__)
 START_FILE = "start.json"
-"""File in a run folder that tells what the run started from; a resumed run reads it."""
+"""File in a run folder that records the start policy; a resumed run reads it."""
 PARTS = ("encoder", "text", "pooling", "memory", "action_head")
 """Parts of a policy that can be frozen."""
 BEYOND = 1.02
@@ -34,7 +34,7 @@ class Start:
     statistics: Literal["keep", "refit"] = "keep"
     """keep: those of the start, which its weights were made for; refit: those of the new demos."""
     freeze: tuple[str, ...] = ()
-    """Parts whose weights stay as they are."""
+    """Parts whose weights are frozen."""
 
     def __post_init__(self) -> None:
         if unknown := [part for part in self.freeze if part not in PARTS]:

@@ -1,4 +1,4 @@
-"""`train`: demos and a config in, a run folder with a policy out.
+"""`train`: trains a policy on demos as a config specifies, and writes a run folder.
 
 The run folder is the policy's folder (`save_policy`), with `resume.ckpt`, `metrics.json`, `train.lock` and `tensorboard/`
 beside it.
@@ -56,7 +56,7 @@ def train(
 
     Args:
         config: the experiment.
-        run_dir: where policy, logs and resume file go; must not hold a run yet, unless it is resumed. A run that was
+        run_dir: folder for policy, logs and resume file; must not contain a run unless it is resumed. A run that was
             interrupted before its first resume file starts again, with and without `resume`.
         evaluate: closed loop, policy -> success rate, called every `training.eval_every` steps.
         resume: continue the run in `run_dir`, exactly as if it had not been interrupted.
@@ -99,7 +99,7 @@ def train(
 def _check(
     config: ExperimentConfig, run_dir: Path, evaluate: Callable[[ChunkPolicy], float] | None, resume: bool
 ) -> None:
-    """Refuse a folder that is taken, and a config that contradicts itself, before the demos are read."""
+    """Refuse a folder that already contains a run, and a contradictory config, before the demos are read."""
     if is_resumed(run_dir, resume):
         require_same_options(config, run_dir)
     training = config.training
@@ -153,7 +153,7 @@ def _fit(
     callbacks: tuple[Callback, ...],
     stop: Stop,
 ) -> RunKeeper:
-    """Train to the end, or to the stop that a signal asks for; from the resume file, where there is one."""
+    """Train until the end or until a signal stops the run; continues from the resume file if there is one."""
     config, provenance = data.experiment, data.provenance
     parameters = sum(parameter.numel() for parameter in module.policy.parameters())
 
