@@ -140,9 +140,8 @@ class RunKeeper(Callback):
         if step % LOG_EVERY == 0 or save_due or valid_due or eval_due:
             self._log_training(trainer, pl_module, step)
         if valid_due or eval_due:
-            with torch.random.fork_rng(
-                range(torch.cuda.device_count())
-            ):  # so that the evaluation interval does not change the training's random numbers
+            # Restores the random state, so that measuring more often does not change the training.
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
                 if valid_due:
                     self._validate(trainer, pl_module, step)
                 if eval_due:
