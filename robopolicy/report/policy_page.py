@@ -1,4 +1,4 @@
-"""A page of one demo through a policy's eyes: where it looks, and what it predicts beside what was demonstrated."""
+"""A page about one policy on one demo: attention maps over the images, and predicted chunks beside the demonstrated actions."""
 
 import base64
 import html

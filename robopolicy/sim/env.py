@@ -39,12 +39,18 @@ class EnvOptions:
     """Cameras whose images are part of the observation, such as `front` and `wrist`."""
     image_size: int = 64
     """Side of the square images [pixels]."""
+    depth: bool = False
+    """Also `<camera>_depth` (N, size, size): distance along the camera's axis [m], 0 where nothing is hit."""
+    segmentation: bool = False
+    """Also `<camera>_segmentation` (N, size, size): MuJoCo's number of the geom seen, -1 where nothing is hit."""
+    shadows: bool = False
+    """Lights cast shadows; several times slower."""
     num_threads: int | None = None
     """Threads of `batch`; None: one per CPU."""
     physics_dt: float = PHYSICS_DT
     """Seconds of one physics step; must divide the control step."""
     autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED
-    """What happens at an episode's end, as gymnasium names it: `Disabled` or `SameStep`."""
+    """What happens at an episode's end, as gymnasium names it; `NextStep` is for `batch` only."""
     max_episode_steps: int | None = None
     """Time limit [control steps]; None: the task's."""
     task_options: Mapping[str, Any] | None = None
@@ -59,8 +65,6 @@ class EnvOptions:
     def __post_init__(self) -> None:
         if self.render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode {self.render_mode!r} is unknown; expected 'rgb_array' or None")
-        if AutoresetMode(self.autoreset_mode) == AutoresetMode.NEXT_STEP:
-            raise ValueError("autoreset_mode NextStep is not supported; choose SameStep or Disabled")
 
 
 class RobotVectorEnv(Worlds, VectorEnv):
@@ -119,12 +123,16 @@ class RobotVectorEnv(Worlds, VectorEnv):
         worlds = make_physics(
             scene, num_envs, given.physics, given.device, given.num_threads, bool(cameras), changes.fields
         )
-        renderer = Renderer(worlds, cameras, given.image_size) if cameras else None
+        shown = {name: getattr(given, name) for name in ("depth", "segmentation", "shadows")}
+        renderer = Renderer(worlds, cameras, given.image_size, **shown) if cameras else None
         steps = given.max_episode_steps or made.max_episode_steps
         super().__init__(made, worlds, steps, renderer, changes, given.limits)
         self.on_device = namespace(worlds.qpos) is not np
         """Whether arrays are torch tensors."""
+        if self.on_device and self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            raise ValueError("autoreset NextStep needs physics 'batch'; with 'warp' choose SameStep or Disabled")
         self._pool: EpisodePool | None = None
+        self._ended = np.zeros(num_envs, bool)  # for NextStep: worlds that the next step restarts
         self.single_action_space = _action_space(scene.robot)
         self.single_observation_space = gymnasium.spaces.Dict(
             {key: _space(value) for key, value in self._observation().items()}
@@ -207,7 +215,13 @@ class RobotVectorEnv(Worlds, VectorEnv):
         truncated = self.out_of_time & ~terminated
         reward = self._xp.asarray(self.succeeded, dtype=self._xp.float64)
         final = {}
-        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            if (restarted := self._ended.copy()).any():
+                self._start(restarted)
+                terminated[restarted] = truncated[restarted] = False
+                reward[restarted] = 0.0
+            self._ended[:] = terminated | truncated
+        elif self.autoreset_mode == AutoresetMode.SAME_STEP:
             ended = terminated | truncated
             if self.on_device or ended.any():
                 final = {"final_obs": self._observation(), "final_info": self._info()}
@@ -230,6 +244,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
         seeds = [None] * self.num_envs if seeds is None else list(seeds)
         if not self.on_device:  # on a device, the host does not know which worlds are in `mask`
             seeds = [seed for seed, chosen in zip(seeds, mask, strict=True) if chosen]
+            self._ended[mask] = False
         drawn = [int(self.np_random.integers(2**31)) if seed is None else int(seed) for seed in seeds]
         if drawn:
             self.set_up(mask, self.draw(drawn), self._worlds if self.on_device else turns(mask, 0))
@@ -266,4 +281,6 @@ def _space(rows: Array) -> gymnasium.spaces.Box:
     shape, kind = tuple(rows.shape[1:]), str(rows.dtype).rpartition(".")[2]
     if kind == "uint8":
         return gymnasium.spaces.Box(0, 255, shape, np.uint8)
+    if kind == "int32":
+        return gymnasium.spaces.Box(-1, np.iinfo(np.int32).max, shape, np.int32)
     return gymnasium.spaces.Box(-FARTHEST, FARTHEST, shape, np.float32)

@@ -30,12 +30,24 @@ class Renderer:
         physics: The worlds.
         cameras: Names of the cameras to render.
         image_size: Height and width of the images [pixels].
+        depth: Also render the distance along the camera's axis.
+        segmentation: Also render which geom is seen.
+        shadows: Let lights cast shadows; several times slower.
 
     Raises:
         ModuleNotFoundError: `mujoco_warp` is not installed; the message names the extra that installs it.
     """
 
-    def __init__(self, physics: Physics, cameras: Sequence[str], image_size: int) -> None:
+    def __init__(
+        self,
+        physics: Physics,
+        cameras: Sequence[str],
+        image_size: int,
+        *,
+        depth: bool = False,
+        segmentation: bool = False,
+        shadows: bool = False,
+    ) -> None:
         try:
             import mujoco_warp
             from warp import to_torch
@@ -66,22 +78,28 @@ class Renderer:
                 nworld=physics.num_worlds,
                 cam_res=(image_size, image_size),
                 render_rgb=True,
-                render_depth=False,
-                render_seg=False,
+                render_depth=depth,
+                render_seg=segmentation,
                 use_textures=False,
-                use_shadows=False,
+                use_shadows=shadows,
                 enabled_geom_groups=[1],
                 cam_active=list(self._order),
                 background_color=BACKGROUND,
                 enable_specular=False,
                 enable_emission=False,
             )
-        pixels = to_torch(self._context.rgb_data).view(torch.uint8)
-        self._bgra = pixels.view(physics.num_worlds, len(self._order), image_size, image_size, 4)
+        shape = (physics.num_worlds, len(self._order), image_size, image_size)
+        # Suffix of the key -> the ray tracer's buffer (N, cameras, size, size, channels), overwritten by the next call.
+        self._buffers = {"": to_torch(self._context.rgb_data).view(torch.uint8).view(*shape, 4)[..., :3]}
+        if depth:
+            self._buffers["_depth"] = to_torch(self._context.depth_data).view(shape)
+        if segmentation:
+            self._buffers["_segmentation"] = to_torch(self._context.seg_data).view(*shape, 2)[..., 0]
 
     def render(self) -> dict[str, Array]:
         """Camera -> RGB images (N, size, size, 3), uint8, upright, of the current state.
 
+        With `depth` also `<camera>_depth` (N, size, size) [m], with `segmentation` `<camera>_segmentation`, int32.
         NumPy arrays for `BatchPhysics`, else tensors on the physics' device; the next call does not overwrite them.
         """
         if self._copied:
@@ -89,9 +107,13 @@ class Renderer:
         for mine, theirs in self._copied.values():
             mine[:] = theirs.reshape(mine.shape)
         self._draw()
-        # The ray tracer writes BGRA; `flip` makes it RGB and copies.
-        seen = {camera: self._bgra[:, self._order.index(camera), :, :, :3].flip(-1) for camera in self.cameras}
-        return {camera: image.numpy() for camera, image in seen.items()} if self._copied else dict(seen)
+        seen = {}
+        for suffix, buffer in self._buffers.items():
+            for camera in self.cameras:
+                image = buffer[:, self._order.index(camera)]
+                # The ray tracer writes BGR; `flip` makes it RGB and copies.
+                seen[camera + suffix] = image.clone() if suffix else image.flip(-1)
+        return {key: image.numpy() for key, image in seen.items()} if self._copied else seen
 
     def _trace(self) -> None:
         self._warp.refit_bvh(self._stage.model, self._stage.data, self._context)

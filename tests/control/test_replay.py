@@ -102,11 +102,11 @@ def test_the_outcome_tells_the_largest_deviation_and_whether_it_was_followed():
     for step in range(17):
         place = stream.record.path_rad[min(step, 6)] + [0.0, 0.02 * (step == 3)]
         stream(Observation({"qpos": place}, None, step * 0.05))
-    told = stream.outcome()
-    assert (told["steps"], told["done"], told["followed"], told["joint"]) == (6, 6, True, 1)
-    assert told["largest_rad"] == pytest.approx(0.02)
-    assert told["at_s"] == pytest.approx(0.15)
-    assert told["end_rad"] == pytest.approx(0.0)
+    outcome = stream.outcome()
+    assert (outcome["steps"], outcome["done"], outcome["followed"], outcome["joint"]) == (6, 6, True, 1)
+    assert outcome["largest_rad"] == pytest.approx(0.02)
+    assert outcome["at_s"] == pytest.approx(0.15)
+    assert outcome["end_rad"] == pytest.approx(0.0)
     stream(Observation({"qpos": np.array([3.0, 0.0])}, None, 17 * 0.05))
     assert not stream.outcome()["followed"]
     blind = RecordedStream(Record(record().actions, DELTAS), 0.05)

@@ -70,9 +70,9 @@ def test_any_leading_axes_give_the_same_actions(policy):
 def test_words_are_numbered_as_in_training(policy):
     """Guards against: words numbered otherwise than in training: another instruction."""
     vocabulary = Vocabulary(tuple(policy.manifest["text"]["words"]), policy.manifest["text"]["length"])
-    told = ["Lift the RED cube!", "push it", "", None, "lift " * 20]
-    expected = vocabulary.encode(told).numpy()
-    np.testing.assert_array_equal(policy._words(told, 5, (5,)), expected)
+    instructions = ["Lift the RED cube!", "push it", "", None, "lift " * 20]
+    expected = vocabulary.encode(instructions).numpy()
+    np.testing.assert_array_equal(policy._words(instructions, 5, (5,)), expected)
 
 
 def test_words_that_are_not_read_are_reported_once(policy, caplog):

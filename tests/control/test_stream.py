@@ -27,7 +27,7 @@ class RememberingPolicy:
     """Predicts zeros, and remembers which frames it was given."""
 
     spec: PolicySpec = field(default_factory=lambda: PolicySpec({}, ActionSpec(arm=1, gripper=0), chunk=2, window=1))
-    told: list[tuple[str, ...]] = field(default_factory=list)
+    seen_rows: list[tuple[str, ...]] = field(default_factory=list)
 
     def initial_state(self, batch: int) -> Seen:
         """Nothing."""
@@ -42,7 +42,7 @@ class RememberingPolicy:
         """One more frame."""
         frame = observation.obs["frame"] if isinstance(observation, Observation) else observation["frame"]
         seen = Seen(tuple(row + str(now) for row, now in zip(state.rows, frame, strict=True)))
-        self.told.append(seen.rows)
+        self.seen_rows.append(seen.rows)
         return Prediction(np.full((len(seen.rows), 2, 1), 0.0)), seen
 
 
@@ -54,10 +54,10 @@ def test_each_frame_joins_the_memory_of_its_own_episode_until_that_is_reset():
         if tick == 2:
             stream.reset(np.array([True, False]))
         stream(Observation({"frame": [tick, tick + 5]}))
-    assert policy.told == [("0", "5"), ("01", "56"), ("2", "567"), ("23", "5678")]
+    assert policy.seen_rows == [("0", "5"), ("01", "56"), ("2", "567"), ("23", "5678")]
     stream.reset()
     stream({"frame": [9, 9]})
-    assert policy.told[-1] == ("9", "9")
+    assert policy.seen_rows[-1] == ("9", "9")
 
 
 def test_with_a_frame_stride_every_tick_is_answered_from_every_nth_frame_before_it():
@@ -66,11 +66,11 @@ def test_with_a_frame_stride_every_tick_is_answered_from_every_nth_frame_before_
     stream = PolicyStream(policy, batch=1, frame_stride=3)
     for tick in range(7):
         stream({"frame": [tick]})
-    assert [rows[0] for rows in policy.told] == ["0", "1", "2", "03", "14", "25", "036"]
+    assert [rows[0] for rows in policy.seen_rows] == ["0", "1", "2", "03", "14", "25", "036"]
     stream.reset(np.array([True]))
     stream({"frame": [7]})
     stream({"frame": [8]})
-    assert [rows[0] for rows in policy.told[-2:]] == ["7", "8"]
+    assert [rows[0] for rows in policy.seen_rows[-2:]] == ["7", "8"]
 
 
 def test_the_grippers_logits_are_kept_beside_the_actions():

@@ -91,9 +91,11 @@ def test_a_gripper_that_no_demo_moves_is_only_noted():
 def test_a_gripper_is_compared_with_demos_of_the_same_instruction():
     """Guards against: links of a chain that only touch, each called faulty."""
     actions = {f"demo_{i}": grasp(moves=i > 0) for i in range(4)}
-    told = dict.fromkeys(actions, "lift the cube")
-    assert [f.severity for f in action_findings(actions, SPEC, told)] == ["problem"]
-    assert [f.severity for f in action_findings(actions, SPEC, {**told, "demo_0": "touch the cube"})] == ["note"]
+    instructions = dict.fromkeys(actions, "lift the cube")
+    assert [f.severity for f in action_findings(actions, SPEC, instructions)] == ["problem"]
+    assert [f.severity for f in action_findings(actions, SPEC, {**instructions, "demo_0": "touch the cube"})] == [
+        "note"
+    ]
 
 
 def test_repeated_actions_and_actions_beyond_the_bounds_are_noted():
@@ -157,11 +159,11 @@ def test_a_gripper_that_opens_at_its_second_value_is_noted():
         rows, openings = gripper_demos(values)
         pair = (min(values), max(values))
         spec = ActionSpec(arm=2, gripper=1, gripper_values=[pair])
-        told = [
+        notes = [
             finding.text for finding in action_findings(rows, spec, openings=openings) if "opens at" in finding.text
         ]
-        assert len(told) == opens
-        assert not opens or told[0].startswith(
+        assert len(notes) == opens
+        assert not opens or notes[0].startswith(
             "the gripper (action 2) opens at 1 and closes at 0, by its measured opening"
         )
 

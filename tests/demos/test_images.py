@@ -60,7 +60,7 @@ def test_what_is_converted_is_said_and_not_read_from_the_disk(tmp_path):
 
 @pytest.mark.parametrize("values", [GRAY.astype(np.uint16), COLOR.astype(np.uint16), COLOR.astype(np.float32)])
 def test_images_without_a_known_scale_are_refused_by_training(tmp_path, capsys, values):
-    """Guards against: 16-bit or 0 .. 255 float images that a policy is trained without, and nobody told."""
+    """Guards against: 16-bit or 0 .. 255 float images that training leaves out without a message."""
     with h5py.File(tmp_path / "a.hdf5", "w") as target:
         for name in ("demo_0", "demo_1"):
             target[f"data/{name}/actions"] = np.random.default_rng(1).normal(size=(6, 7))

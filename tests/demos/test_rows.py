@@ -60,10 +60,10 @@ def test_the_mask_of_tokens_is_one_of_the_observations_and_all_ones_where_a_demo
     """Guards against: padding pooled as if it were words; a file from before masks that can't be read any more."""
     with DemoWriter(tmp_path / "a.hdf5") as writer:
         for number, mask in enumerate(([1, 1, 0], None, [1, 2, 0], [1, 1], [0, 0, 0])):
-            told = {} if mask is None else {TOKEN_VALID_KEY: np.array(mask, np.uint8)}
+            attributes = {} if mask is None else {TOKEN_VALID_KEY: np.array(mask, np.uint8)}
             tokens = np.zeros((number + 2, 3, 4), np.float16)
             obs = {"x": np.zeros((len(tokens), 2))}
-            writer.write(Demo(f"demo_{number}", obs, np.zeros((len(tokens), 1)), tokens=tokens, attributes=told))
+            writer.write(Demo(f"demo_{number}", obs, np.zeros((len(tokens), 1)), tokens=tokens, attributes=attributes))
     keys = ("x", TOKENS_KEY, TOKEN_VALID_KEY)
     with DemoFile(tmp_path / "a.hdf5") as file:
         rows = load_rows([(file, ["demo_0", "demo_1"])], keys, placement=placement)

@@ -102,11 +102,11 @@ def test_a_writer_killed_at_random_times_ends_with_the_same_file(tmp_path):
     while not path.exists():
         with subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
-            told = [writer.stdout.readline() for _ in range(1 + rng.integers(2, 7))]
+            lines = [writer.stdout.readline() for _ in range(1 + rng.integers(2, 7))]
             time.sleep(rng.uniform(0.0, 0.02))
             writer.send_signal(signal.SIGKILL)
-            told += writer.stdout.read().split()
-        numbers = [int(word) for word in told if word.strip().isdigit()]
+            lines += writer.stdout.read().split()
+        numbers = [int(word) for word in lines if word.strip().isdigit()]
         assert not numbers or numbers[0] in (done + 1, done + 2), "the next process did not start behind what was there"
         done, kills = max([done, *numbers]), kills + 1
     subprocess.run([*command, str(path)], check=True, stdout=subprocess.PIPE)

@@ -133,7 +133,7 @@ def test_an_action_that_is_no_number_fails_its_world_alone(device_env):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"physics": "batch", "autoreset_mode": "NextStep"}, "NextStep is not supported; choose SameStep or Disabled"),
+        ({"physics": "warp", "autoreset_mode": "NextStep"}, "NextStep needs physics 'batch'"),
         ({"physics": "batch", "device": "cuda"}, "device cuda: this machine has|runs on the CPU only"),
         ({"device": "mps"}, "expected cpu, cuda or cuda:<n>"),
     ],

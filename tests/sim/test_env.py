@@ -169,6 +169,21 @@ def test_same_step_autoreset_gives_the_last_observation_apart():
     np.testing.assert_array_equal(env.state.step, 0)
 
 
+def test_next_step_autoreset_resets_on_the_step_after():
+    """Guards against: a reset at once, or never, which breaks gymnasium's wrappers."""
+    env = RobotVectorEnv("reach", 2, autoreset_mode="NextStep", max_episode_steps=2)
+    env.reset(seed=0)
+    env.step(np.ones((2, 7)))
+    _, _, _, truncated, _ = env.step(np.ones((2, 7)))
+    assert truncated.all()
+    obs, reward, terminated, truncated, _ = env.step(np.ones((2, 7)))
+    assert not terminated.any()
+    assert not truncated.any()
+    assert not reward.any()
+    np.testing.assert_array_equal(env.state.step, 0)
+    np.testing.assert_allclose(obs["ee_pose"][:, :3], [[0.45, 0, 0.22]] * 2, atol=0.03)
+
+
 def test_states_restore_the_simulator():
     """Guards against: a demo's `states` into which the simulator can't be put back."""
     env = RobotVectorEnv("stack", 2)

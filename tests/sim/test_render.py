@@ -72,10 +72,52 @@ def test_images_are_reproducible(env):
     np.testing.assert_array_equal(first["front"], again["front"])
 
 
+@pytest.fixture(scope="module", params=["batch", "warp"])
+def deep_env(request) -> RobotVectorEnv:
+    """Two worlds of `place` that also show depth and segmentation, by each physics."""
+    return RobotVectorEnv(
+        "place", 2, physics=request.param, cameras=("wrist", "front"), image_size=32, depth=True, segmentation=True
+    )
+
+
+def test_depth_is_the_distance_along_the_cameras_axis(deep_env):
+    """Guards against: distances along each pixel's ray, which would bend every plane."""
+    obs, _ = deep_env.reset(seed=0)
+    assert deep_env.observation_space["front_depth"].shape == (2, 32, 32)
+    depth = np.asarray(obs["front_depth"])
+    model = deep_env.scene.model
+    camera = model.camera("front")
+    axis = np.array(camera.mat0).reshape(3, 3)[:, 2]
+    rows, columns = np.nonzero(np.asarray(obs["front_segmentation"])[0] == model.geom("table").id)
+    assert len(rows) > 300
+    half = np.tan(np.deg2rad(model.cam_fovy[camera.id]) / 2)
+    right, down = (2 * columns + 1) / 32 - 1, (2 * rows + 1) / 32 - 1
+    rays = np.stack([right * half, -down * half, -np.ones_like(right)], -1) @ np.array(camera.mat0).reshape(3, 3).T
+    heights = camera.pos[2] + rays[:, 2] * depth[0, rows, columns]
+    np.testing.assert_allclose(heights, 0.0, atol=2e-3)
+    assert axis[2] > 0
+
+
+def test_segmentation_names_the_geoms_that_are_seen(deep_env):
+    """Guards against: segmentation numbers of another camera, or of sites, which label the wrong things."""
+    obs, _ = deep_env.reset(seed=0)
+    seen = np.asarray(obs["front_segmentation"])
+    assert seen.dtype == np.int32
+    assert deep_env.observation_space["front_segmentation"].contains(seen)
+    model, image = deep_env.scene.model, np.asarray(obs["front"])
+    red = int(model.body("cube_red").geomadr[0])
+    colors = image[seen == red].astype(int)
+    assert len(colors) > 5
+    assert (colors[:, 0] > 1.5 * colors[:, 1]).all()
+    assert set(np.unique(seen)) <= set(range(-1, model.ngeom))
+
+
 def test_both_kinds_of_physics_show_the_same_images():
     """Guards against: a policy trained on the CPU's images and measured on others."""
     kinds = [
-        RobotVectorEnv("place", 2, physics=kind, cameras=("wrist", "front"), image_size=32)
+        RobotVectorEnv(
+            "place", 2, physics=kind, cameras=("wrist", "front"), image_size=32, depth=True, segmentation=True
+        )
         for kind in ("batch", "warp")
     ]
     for env in kinds:
@@ -83,6 +125,18 @@ def test_both_kinds_of_physics_show_the_same_images():
     states = kinds[0].states()
     kinds[1].physics.qpos.copy_(torch.from_numpy(states[:, : kinds[0].scene.model.nq]))
     theirs, ours = kinds[0].observe(), kinds[1].observe()
-    for key in ("wrist", "front"):
+    for key in ("wrist", "front", "wrist_depth", "front_depth", "front_segmentation"):
         difference = np.abs(ours[key].numpy().astype(float) - theirs[key])
-        assert (difference > 2).mean() < 0.002, key
+        assert (difference > (2 if theirs[key].dtype == np.uint8 else 1e-3)).mean() < 0.002, key
+
+
+@pytest.mark.slow
+def test_shadows_darken_and_nothing_else():
+    """Guards against: an option that does nothing, or lights the scene otherwise."""
+    plain, shaded = (
+        RobotVectorEnv("place", 1, cameras=("front",), image_size=32, shadows=shadows).reset(seed=0)[0]["front"]
+        for shadows in (False, True)
+    )
+    change = shaded.astype(int) - plain
+    assert change.min() < -10
+    assert change.max() <= 1

@@ -94,8 +94,8 @@ def test_a_mapping_slices_nests_and_transposes():
     assert seen["ee_pos"].tolist() == [0, 1, 2]
     assert seen["gripper_states"].tolist() == [6, 7]
     np.testing.assert_array_equal(seen["top"], image)
-    told = reader.metadata()["observation"]
-    assert told == {
+    described = reader.metadata()["observation"]
+    assert described == {
         "state": {"shape": [8], "dtype": "float32"},
         "images/cam_high": {"shape": [3, 4, 4], "dtype": "uint8"},
     }

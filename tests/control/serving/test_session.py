@@ -100,10 +100,10 @@ def test_a_client_that_says_how_many_actions_it_executes_is_checked_at_once(cloc
 )
 def test_a_client_that_asks_more_often_than_the_frame_stride_is_kept_as_many_memories(executed, remembered, clock):
     """Guards against: a memory trained on every 4th frame and fed with all: the world moves at a quarter of its speed."""
-    session, told = new_session(frame_stride=4), {} if executed is None else {ACTIONS_PER_CALL_KEY: executed}
+    session, extra = new_session(frame_stride=4), {} if executed is None else {ACTIONS_PER_CALL_KEY: executed}
     seen = []
     for frame in range(7):
-        session.observation(pack(observation(**told)))
+        session.observation(pack(observation(**extra)))
         session.state = Frames(f"{session.state or ''}{frame}")
         seen.append(session.state)
     assert seen == remembered
