@@ -34,7 +34,7 @@ VERBS = {
 """Verb -> the module whose function of the same name runs it, and its line of help."""
 
 EXTRAS = {
-    "sim": ("mujoco", "mujoco_warp", "warp", "imageio", "imageio_ffmpeg"),
+    "sim": ("mujoco", "mujoco_warp", "warp", "av", "PIL"),
     "robot": ("msgpack", "websockets", "ruckig", "roslibpy"),
     "serve": ("msgpack", "websockets"),
     "export": ("onnx", "onnxscript", "onnxruntime"),

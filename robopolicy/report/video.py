@@ -1,14 +1,18 @@
 """Images of demos as videos for a browser, or in the rerun viewer."""
 
-import subprocess
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robopolicy.files import replacing, write_file
+from robopolicy.demos.formats._video import VideoWriter
+from robopolicy.files import write_file
 from robopolicy.types import Demo
+
+QUALITY = {"crf": "25", "preset": "medium"}
+"""H.264 small enough for a page to hold several videos."""
 
 
 def write_video(frames: np.ndarray, path: Path, fps: float = 20.0, scale: int = 4) -> Path:
@@ -20,46 +24,20 @@ def write_video(frames: np.ndarray, path: Path, fps: float = 20.0, scale: int = 
         fps: images per second.
         scale: integer factor by which small images are enlarged.
     """
-    try:
-        import imageio.v3 as imageio
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError as error:
-        raise ImportError("videos need imageio and imageio-ffmpeg; pip install 'robopolicy[sim]'") from error
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
+    large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]  # H.264 halves the resolution of colors
+    written = io.BytesIO()
     if path.suffix == ".gif":
-        write_file(path, imageio.imwrite("<bytes>", large, extension=".gif", duration=1000 / fps, loop=0))
-        return path
-    with replacing(path) as temporary:
-        _encode(np.ascontiguousarray(large), temporary, fps)
-        _require_frames(temporary, path, len(large))
+        from PIL import Image
+
+        first, *others = map(Image.fromarray, large)
+        first.save(written, "GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0)
+    else:
+        height, width = large.shape[1:3]
+        with VideoWriter(written, height, width, fps, QUALITY) as video:
+            video.write(large)
+    write_file(path, written.getbuffer())
     return path
-
-
-def _encode(frames: np.ndarray, path: Path, fps: float) -> None:
-    """Encode images (T, height, width, 3) uint8 as H.264, or leave a file of fewer frames where ffmpeg gives up.
-
-    ffmpeg is run here because `imageio` leaves its pipe open, or the process unreaped, when ffmpeg ends early.
-    """
-    from imageio_ffmpeg import get_ffmpeg_exe
-
-    height, width = frames.shape[1:3]
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
-    target = ["-c:v", "libx264", "-crf", "25", "-pix_fmt", "yuv420p", "-y", str(path)]
-    words = [get_ffmpeg_exe(), "-v", "error", *source, *target]
-    subprocess.run(words, input=frames.data, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-
-
-def _require_frames(written: Path, path: Path, frames: int) -> None:
-    """Refuse a video that was cut short: ffmpeg does not report a full disk."""
-    from imageio_ffmpeg import count_frames_and_secs
-
-    try:
-        found, _ = count_frames_and_secs(str(written))
-    except RuntimeError:
-        found = 0
-    if not found or found < frames:
-        raise OSError(f"{path}: {found} of {frames} frames could be written; is the disk full?")
 
 
 def demo_images(demo: Demo) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Videos of demos."""
 
+import av
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from robopolicy.report import demo_images, write_video
 from robopolicy.types import Demo
@@ -10,12 +12,11 @@ from tests.full_disk import full_disk
 
 def test_a_gif_shows_every_image_enlarged(tmp_path):
     """Guards against: Images of 64 pixels are too small to see a cube in; a dropped one hides the moment of failure."""
-    import imageio.v3 as imageio
-
     frames = np.zeros((4, 8, 10, 3), np.uint8)
     for step in range(4):
         frames[step] = 60 * step
-    shown = imageio.imread(write_video(frames, tmp_path / "a.gif", scale=3))
+    with Image.open(write_video(frames, tmp_path / "a.gif", scale=3)) as gif:
+        shown = np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)])
     assert shown.shape[:3] == (4, 24, 30)
     assert (np.diff(shown[:, 12, 15, 0].astype(int)) > 0).all()
 
@@ -24,17 +25,17 @@ def test_a_gif_shows_every_image_enlarged(tmp_path):
 def test_a_video_that_could_not_be_written_leaves_nothing(tmp_path, free_bytes):
     """Guards against: Half a video, of a full disk, plays as if the episode had ended there; a pipe left open behind it."""
     frames = np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8)
-    with full_disk(free_bytes), pytest.raises(OSError, match="of 60 frames could be written; is the disk full"):
+    with full_disk(free_bytes), pytest.raises(OSError, match=r"File too large: .*a\.mp4"):
         write_video(frames, tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_video_is_of_the_given_rate(tmp_path):
     """Guards against: An episode played at another speed than the robot's."""
-    from imageio_ffmpeg import count_frames_and_secs
-
     written = write_video(np.zeros((30, 16, 16, 3), np.uint8), tmp_path / "a.mp4", fps=15.0)
-    assert count_frames_and_secs(written) == (30, pytest.approx(2.0, abs=0.1))
+    with av.open(written) as video:
+        assert len(list(video.decode(video=0))) == 30
+        assert float(video.duration / av.time_base) == pytest.approx(2.0, abs=0.1)
 
 
 def test_cameras_are_shown_side_by_side_and_their_absence_is_told():

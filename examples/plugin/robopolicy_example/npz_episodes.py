@@ -10,12 +10,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from robopolicy.components import NoOptions, register
+from robopolicy.components import register
 from robopolicy.demos.formats.base import (
     DemoReader,
     Omissions,
+    WritableFormat,
     require_demo,
-    set_omissions,
     wanted_keys,
 )
 from robopolicy.types import Demo, DemoFormatError
@@ -24,13 +24,8 @@ PREFIX = "obs/"
 
 
 @register("demo_format", "npz_episodes")
-class NpzEpisodes:
+class NpzEpisodes(WritableFormat):
     """A folder of `.npz` files, one an episode, in the order of their names."""
-
-    refines = ()
-
-    def __init__(self, options: NoOptions) -> None:
-        pass
 
     def matches(self, path: Path) -> bool:
         """A folder with `.npz` files in it."""
@@ -42,17 +37,17 @@ class NpzEpisodes:
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
         """One archive for each demo."""
-        omissions = Omissions("a folder of npz files", len(names))
+        omissions = Omissions("a folder of npz files", source, len(names))
         target.mkdir()
         for index, name in enumerate(names):
             demo = source.read(name)
-            omissions.add_fields(demo, "executed_actions", "rewards", "dones", "states", "tokens", "seed")
-            omissions.add(*(f"the attribute {key}" for key in demo.attributes))
+            fields = ("executed_actions", "rewards", "dones", "states", "tokens", "seed")
+            omissions.add(demo, fields, demo.attributes)
             arrays = {"actions": demo.actions, **{PREFIX + key: values for key, values in demo.obs.items()}}
             if demo.instruction is not None:
                 arrays["instruction"] = np.array(demo.instruction)
             np.savez_compressed(target / f"episode_{index:06d}.npz", **arrays)
-        notes = [*omissions.lines(), *set_omissions("a folder of npz files", source)]
+        notes = omissions.lines()
         if source.action_spec is not None:
             notes.append("a folder of npz files has no place for the action spec: left out, and inferred when read")
         if source.filter_keys:

@@ -81,6 +81,7 @@ class _Layout:
     def open_video(self, path: Path, key: str) -> VideoWriter:
         """A video file for one camera."""
         height, width, _ = self.features[key]["shape"]
+        path.parent.mkdir(parents=True, exist_ok=True)
         return VideoWriter(path, height, width, self.rate_hz)
 
     def write_info(self, **more: Any) -> None:

@@ -6,7 +6,6 @@ records which of its columns belong to which key, so that reading returns what w
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import numpy as np
 
 from robopolicy.demos.formats._lerobot_layout import LayoutV2, LayoutV3
 from robopolicy.demos.formats._video import encode_png
-from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, filter_keys_of, is_image, set_omissions
-from robopolicy.demos.formats.lerobot import SIDECAR, STATE, STEP_COLUMNS
+from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, filter_keys_of, is_image
+from robopolicy.demos.formats.lerobot import SIDECAR, STATE, STEP_COLUMNS, LeRobotOptions
 from robopolicy.types import Demo, DemoFormatError
 
 DEFAULT_RATE_HZ = 20.0
@@ -26,60 +25,48 @@ SAMPLED_FRAMES = 100
 """Number of an episode's frames from which the statistics of its images are computed."""
 
 
-@dataclass(frozen=True)
-class LeRobotWriter:
-    """Writes one layout of LeRobot data sets."""
-
-    version: str
-    """`v3.0` or `v2.1`."""
-    images: str
-    """`video` or `png`."""
-
-    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
-        """Write these demos as episodes 0, 1, ..."""
-        spec = action_spec_of(source)
-        rate_hz = spec.rate_hz or DEFAULT_RATE_HZ
-        first = source.read(names[0])
-        columns = _Columns(first, self.images)
-        make = LayoutV3 if self.version == "v3.0" else LayoutV2
-        layout = make(target, columns.features, rate_hz, source.attributes.get("robot_type"))
-        omissions = Omissions("LeRobot", len(names))
-        cameras = [image_feature(key) for key in columns.images]
-        stats, seeds = [], {}
-        for name in names:
-            demo = source.read(name)
-            values = columns.values(demo)
-            stats.append(_episode_stats(values, cameras))
-            times = _timestamps(len(demo), rate_hz, source.clock(name))
-            layout.write_episode(demo.instruction or "", _encoded(values, columns), times, stats[-1])
-            if demo.seed is not None:
-                seeds[name] = demo.seed
-            omissions.add_fields(demo, "tokens")
-            omissions.add(*(f"the attribute {key}" for key in demo.attributes), *columns.left_out)
-        layout.close(_merged_stats(stats))
-        own = {
-            "names": list(names),
-            "obs_columns": columns.obs_columns,
-            "dtypes": columns.dtypes,
-            "action_spec": spec.to_dict(),
-            "filter_keys": filter_keys_of(source, names),
-            "env_args": source.attributes.get("env_args") or {},
-            "seeds": seeds,
-            "edits": source.attributes.get("edits"),
-        }
-        (target / SIDECAR).write_text(json.dumps(own, indent=1))
-        kept = ("edits", "env_args", "fps", "codebase_version", "robot_type")
-        notes = [*omissions.lines(), *set_omissions("LeRobot", source, kept)]
-        if columns.images and self.images == "video":
-            notes.append(
-                f"{', '.join(columns.images)}: stored as H.264 video, which is lossy; "
-                "the option images=png stores images without loss"
-            )
-        if spec.rate_hz is None:
-            notes.append(
-                f"the demos have no control rate, which LeRobot requires; fps is written as {DEFAULT_RATE_HZ:g}"
-            )
-        return notes
+def write_lerobot(source: DemoReader, target: Path, names: Sequence[str], options: LeRobotOptions) -> list[str]:
+    """Write these demos as episodes 0, 1, ...; returns a line for each thing that was changed or left out."""
+    spec = action_spec_of(source)
+    rate_hz = spec.rate_hz or DEFAULT_RATE_HZ
+    first = source.read(names[0])
+    columns = _Columns(first, options.images)
+    make = LayoutV3 if options.version == "v3.0" else LayoutV2
+    layout = make(target, columns.features, rate_hz, source.attributes.get("robot_type"))
+    kept = ("edits", "env_args", "fps", "codebase_version", "robot_type")
+    omissions = Omissions("LeRobot", source, len(names), kept)
+    cameras = [image_feature(key) for key in columns.images]
+    stats, seeds = [], {}
+    for name in names:
+        demo = source.read(name)
+        values = columns.values(demo)
+        stats.append(_episode_stats(values, cameras))
+        times = _timestamps(len(demo), rate_hz, source.clock(name))
+        layout.write_episode(demo.instruction or "", _encoded(values, columns), times, stats[-1])
+        if demo.seed is not None:
+            seeds[name] = demo.seed
+        omissions.add(demo, ("tokens",), demo.attributes, columns.left_out)
+    layout.close(_merged_stats(stats))
+    own = {
+        "names": list(names),
+        "obs_columns": columns.obs_columns,
+        "dtypes": columns.dtypes,
+        "action_spec": spec.to_dict(),
+        "filter_keys": filter_keys_of(source, names),
+        "env_args": source.attributes.get("env_args") or {},
+        "seeds": seeds,
+        "edits": source.attributes.get("edits"),
+    }
+    (target / SIDECAR).write_text(json.dumps(own, indent=1))
+    notes = omissions.lines()
+    if columns.images and options.images == "video":
+        notes.append(
+            f"{', '.join(columns.images)}: stored as H.264 video, which is lossy; "
+            "the option images=png stores images without loss"
+        )
+    if spec.rate_hz is None:
+        notes.append(f"the demos have no control rate, which LeRobot requires; fps is written as {DEFAULT_RATE_HZ:g}")
+    return notes
 
 
 class _Columns:
@@ -88,7 +75,7 @@ class _Columns:
     def __init__(self, first: Demo, images: str) -> None:
         self.images = [key for key, values in first.obs.items() if is_image(values)]
         held = [key for key in first.obs if key not in self.images and first.obs[key][0].size <= LARGEST_ROW]
-        self.left_out = [f"the observation {key}" for key in first.obs if key not in (*self.images, *held)]
+        self.left_out = [key for key in first.obs if key not in (*self.images, *held)]
         self.optional = [field for field in STEP_COLUMNS if getattr(first, field) is not None]
         self.keys = sorted(first.obs)
         self.obs_columns: dict[str, dict[str, Any]] = {}

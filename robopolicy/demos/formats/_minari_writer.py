@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, filter_keys_of, is_image, set_omissions
+from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, filter_keys_of, is_image
 from robopolicy.demos.packing import write_rows
 from robopolicy.demos.whole_hdf5 import write_hdf5
 from robopolicy.files import write_file
@@ -32,7 +32,7 @@ def write_minari(source: DemoReader, target: Path, names: Sequence[str], dataset
     data = target / "data"
     data.mkdir(parents=True)
     first = source.read(names[0])
-    omissions = Omissions("Minari", len(names))
+    omissions = Omissions("Minari", source, len(names), KEPT)
     facts: dict[str, Any] = {"steps": 0, "texts": {""}}
 
     def fill(file: h5py.File) -> Iterator[None]:
@@ -42,7 +42,7 @@ def write_minari(source: DemoReader, target: Path, names: Sequence[str], dataset
             _write_episode(file.create_group(f"episode_{index}"), index, demo)
             facts["steps"] += len(demo)
             facts["texts"].add(demo.instruction or "")
-            omissions.add_fields(demo, "executed_actions", "states", "tokens")
+            omissions.add(demo, ("executed_actions", "states", "tokens"))
             yield
 
     write_hdf5(data / "main_data.hdf5", fill)
@@ -71,7 +71,7 @@ def write_minari(source: DemoReader, target: Path, names: Sequence[str], dataset
     notes = ["Minari wants an observation after the last action: the last one is repeated"]
     if "rewards" in own["absent"]:
         notes.append("Minari wants a reward for each step; there is none, 0 is written")
-    return [*notes, *omissions.lines(), *set_omissions("Minari", source, KEPT)]
+    return [*notes, *omissions.lines()]
 
 
 def _write_episode(group: h5py.Group, index: int, demo: Demo) -> None:

@@ -1,6 +1,7 @@
 """Images in and out of video files and PNG bytes, by PyAV and Pillow."""
 
 import io
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,16 +18,23 @@ QUALITY = {"crf": "18", "g": "2", "preset": "medium"}
 
 
 class VideoWriter:
-    """Writes frames to one video file; a context manager."""
+    """Writes frames to one mp4; a context manager.
 
-    def __init__(self, path: Path, height: int, width: int, rate_hz: float) -> None:
-        av = _pyav()
-        path.parent.mkdir(parents=True, exist_ok=True)
+    Args:
+        target: the file, or an open one that can be rewound.
+        height: of the frames [pixels].
+        width: of the frames [pixels].
+        rate_hz: frames per second.
+        quality: options of the codec.
+    """
+
+    def __init__(
+        self, target: Path | io.BytesIO, height: int, width: int, rate_hz: float, quality: Mapping[str, str] = QUALITY
+    ) -> None:
         self.frames = 0
-        self._container = av.open(str(path), "w")
-        self._stream: Any = self._container.add_stream(
-            CODEC, rate=Fraction(rate_hz).limit_denominator(1001), options=QUALITY
-        )
+        self._container = _pyav().open(target, "w", format="mp4")
+        rate = Fraction(rate_hz).limit_denominator(1001)
+        self._stream: Any = self._container.add_stream(CODEC, rate=rate, options=dict(quality))
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
 

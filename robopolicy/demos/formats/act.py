@@ -12,16 +12,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from robopolicy.components import NoOptions, register
+from robopolicy.components import register
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.formats._video import decode_image
 from robopolicy.demos.formats.base import (
     DemoReader,
     Omissions,
+    WritableFormat,
     action_spec_of,
     is_image,
     require_demo,
-    set_omissions,
     wanted_keys,
 )
 from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
@@ -37,44 +37,6 @@ ACTIONS = ("action", "base_action")
 LENGTHS = "compress_len"
 """Length of each JPEG without its padding; decoding doesn't need it."""
 EPISODE = re.compile(r"episode_(\d+)\.(hdf5|h5)")
-
-
-@register("demo_format", "act")
-class ActFormat:
-    """ACT / ALOHA episodes, one HDF5 file each."""
-
-    refines = ()
-
-    def __init__(self, options: NoOptions) -> None:
-        pass
-
-    def matches(self, path: Path) -> bool:
-        """A file with `action` and `observations/qpos` at its root, or a folder of `episode_<i>.hdf5`."""
-        if path.is_dir():
-            return bool(_episodes(path))
-        with open_hdf5(path) as file:
-            return "action" in file and "observations" in file
-
-    def open(self, path: Path) -> "ActReader":
-        """A reader of the folder's episodes, or of the one file."""
-        return ActReader(path)
-
-    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
-        """One `episode_<i>.hdf5` for each demo; every demo needs the observation `qpos`."""
-        omissions = Omissions("an ACT episode", len(names))
-        target.mkdir()
-        for index, name in enumerate(names):
-            _write_episode(source.read(name), target / f"episode_{index}.hdf5", omissions)
-        notes = [*omissions.lines(), *set_omissions("an ACT folder", source, kept=("sim",))]
-        spec = action_spec_of(source)
-        if spec != aloha_action_spec(spec.width):
-            notes.append(
-                f"an ACT folder has no place for the action spec ({describe_action_spec(spec)}): left out, and read back "
-                "as absolute joint targets"
-            )
-        if source.filter_keys:
-            notes.append(f"an ACT folder has no place for the filter keys {', '.join(source.filter_keys)}: left out")
-        return notes
 
 
 class ActReader(DemoReader):
@@ -141,6 +103,37 @@ class ActReader(DemoReader):
         )
 
 
+@register("demo_format", "act")
+class ActFormat(WritableFormat):
+    """ACT / ALOHA episodes, one HDF5 file each."""
+
+    reader = ActReader
+
+    def matches(self, path: Path) -> bool:
+        """A file with `action` and `observations/qpos` at its root, or a folder of `episode_<i>.hdf5`."""
+        if path.is_dir():
+            return bool(_episodes(path))
+        with open_hdf5(path) as file:
+            return "action" in file and "observations" in file
+
+    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
+        """One `episode_<i>.hdf5` for each demo; every demo needs the observation `qpos`."""
+        omissions = Omissions("an ACT folder", source, len(names), kept=("sim",))
+        target.mkdir()
+        for index, name in enumerate(names):
+            _write_episode(source.read(name), target / f"episode_{index}.hdf5", omissions)
+        notes = omissions.lines()
+        spec = action_spec_of(source)
+        if spec != aloha_action_spec(spec.width):
+            notes.append(
+                f"an ACT folder has no place for the action spec ({describe_action_spec(spec)}): left out, and read back "
+                "as absolute joint targets"
+            )
+        if source.filter_keys:
+            notes.append(f"an ACT folder has no place for the filter keys {', '.join(source.filter_keys)}: left out")
+        return notes
+
+
 def aloha_action_spec(width: int) -> ActionSpec:
     """Absolute joint targets; with 7 columns an arm, the last of each is a continuous gripper (0 closed, 1 open)."""
     found = grippers(width)
@@ -189,8 +182,7 @@ def _write_episode(demo: Demo, path: Path, omissions: Omissions) -> None:
         raise DemoFormatError(
             f"{demo.name}: an ACT episode needs the observation qpos; this demo has: {', '.join(sorted(demo.obs))}"
         )
-    omissions.add_fields(demo, "executed_actions", "rewards", "dones", "states", "tokens", "seed")
-    omissions.add(*(f"the attribute {key}" for key in demo.attributes if key != "sim"))
+    omissions.add(demo, ("executed_actions", "rewards", "dones", "states", "tokens", "seed"), demo.attributes)
 
     def fill(file: h5py.File) -> None:
         file.attrs["sim"] = bool(demo.attributes.get("sim", False))

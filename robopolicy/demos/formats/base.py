@@ -1,13 +1,13 @@
 """The contract of the family `demo_format`: a format finds and reads its files, and writes them if it has `write`.
 
-A format is a class registered with `@register("demo_format", kind)`, whose first argument is its options.
+A format is a `DemoFormat` registered with `@register("demo_format", kind)`.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -94,16 +94,20 @@ class ChangedReader(DemoReader):
         return self.source.clock(name)
 
 
-@runtime_checkable
-class DemoFormat(Protocol):
-    """A way to store demonstrations that can be read."""
+class DemoFormat:
+    """A way to store demonstrations that can be read; a subclass sets `reader` or overrides `open`."""
 
-    refines: tuple[str, ...]
+    refines: tuple[str, ...] = ()
     """Kinds that this one extends: its files match theirs as well, and this one is used."""
+    reader: type[DemoReader]
+    """Its reader, which is made from the path of the file or folder."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
 
     def matches(self, path: Path) -> bool:
         """Whether the existing file or folder has this format, by its content; HDF5 files are opened by `open_hdf5`."""
-        ...
+        raise NotImplementedError
 
     def open(self, path: Path) -> DemoReader:
         """A reader of it.
@@ -111,12 +115,11 @@ class DemoFormat(Protocol):
         Raises:
             DemoFormatError: it is of this format, but can't be used.
         """
-        ...
+        return self.reader(path)
 
 
-@runtime_checkable
-class WritableFormat(Protocol):
-    """A format that `convert` can write."""
+class WritableFormat(DemoFormat):
+    """A format that `convert` can write too."""
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
         """Write these demos of `source` to `target`, which doesn't exist yet.
@@ -127,38 +130,39 @@ class WritableFormat(Protocol):
         Raises:
             DemoFormatError: the format can't hold these demos.
         """
-        ...
+        raise NotImplementedError
 
 
 class Omissions:
-    """Counts the contents that a format can't hold, over all demos, so that each is reported once."""
+    """Counts the contents that a format can't hold, over all demos of a set, so that each is reported once.
 
-    def __init__(self, format_name: str, demos: int) -> None:
-        self._format_name = format_name
-        self._demos = demos
+    Args:
+        format_name: the format in words, such as `an ACT folder`.
+        source: the set.
+        demos: how many of its demos are written.
+        kept: attributes, of the set and of its demos, that the format keeps.
+    """
+
+    def __init__(self, format_name: str, source: DemoReader, demos: int, kept: Iterable[str] = ()) -> None:
+        self._format_name, self._source, self._demos, self._kept = format_name, source, demos, {*kept}
         self._found: Counter[str] = Counter()
 
-    def add(self, *what: str) -> None:
-        """Count the contents of one demo that are left out."""
-        self._found.update(what)
-
-    def add_fields(self, demo: Demo, *fields: str) -> None:
-        """Count which of these optional fields the demo has."""
-        self.add(*(field for field in fields if getattr(demo, field) is not None))
+    def add(self, demo: Demo, fields: Iterable[str], attributes: Iterable[str] = (), keys: Iterable[str] = ()) -> None:
+        """Count these optional fields, attributes and observation keys of one demo, as far as it has them."""
+        self._found.update(field for field in fields if getattr(demo, field) is not None)
+        self._found.update(f"the attribute {name}" for name in attributes if name not in self._kept)
+        self._found.update(f"the observation {key}" for key in keys)
 
     def lines(self) -> list[str]:
-        """One line for each kind of thing left out."""
-        return [
+        """One line for each kind of thing left out; the action spec and the filter keys are the format's to report."""
+        lines = [
             f"{self._format_name} has no place for {what}: left out of {count} of {self._demos} demos"
             for what, count in sorted(self._found.items())
         ]
-
-
-def set_omissions(format_name: str, source: DemoReader, kept: Iterable[str] = ()) -> list[str]:
-    """One line naming the attributes of the whole set that a format doesn't keep; the action spec is reported elsewhere."""
-    present = {key for key, value in source.attributes.items() if value not in (None, "", {}, [])}
-    left_out = sorted(present - {"action_spec", "total", *kept})
-    return [f"{format_name} has no place for the set's attributes {', '.join(left_out)}: left out"] if left_out else []
+        present = {key for key, value in self._source.attributes.items() if value not in (None, "", {}, [])}
+        if left_out := sorted(present - {"action_spec", "total", *self._kept}):
+            lines.append(f"{self._format_name} has no place for the set's attributes {', '.join(left_out)}: left out")
+        return lines
 
 
 def filter_keys_of(source: DemoReader, names: Iterable[str]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ import numpy as np
 from robopolicy.components import register, require
 from robopolicy.demos.formats._lerobot_tables import Episodes, column_values, open_episodes
 from robopolicy.demos.formats._video import decode_image, read_video
-from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, WritableFormat, require_demo, wanted_keys
 from robopolicy.demos.guarded import damage_named
 from robopolicy.demos.schema import action_spec_from, json_file, lerobot_info
 from robopolicy.types import Demo, DemoFormatError
@@ -46,30 +46,6 @@ class LeRobotOptions:
         for name, values in {"version": ("v3.0", "v2.1"), "images": ("video", "png")}.items():
             value = getattr(self, name)
             require(value in values, f"demo_format 'lerobot': {name} must be {' or '.join(values)}, got {value}")
-
-
-@register("demo_format", "lerobot", LeRobotOptions)
-class LeRobotFormat:
-    """LeRobot data sets v3.0 and v2.1: parquet tables, and video or PNG."""
-
-    refines = ()
-
-    def __init__(self, options: LeRobotOptions) -> None:
-        self._options = options
-
-    def matches(self, path: Path) -> bool:
-        """A folder with `meta/info.json`."""
-        return (path / "meta" / "info.json").is_file()
-
-    def open(self, path: Path) -> "LeRobotReader":
-        """A reader of the data set."""
-        return LeRobotReader(path)
-
-    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
-        """Write these demos as episodes 0, 1, ..."""
-        from robopolicy.demos.formats._lerobot_writer import LeRobotWriter
-
-        return LeRobotWriter(self._options.version, self._options.images).write(source, target, names)
 
 
 class LeRobotReader(DemoReader):
@@ -161,6 +137,23 @@ class LeRobotReader(DemoReader):
 
     def _typed(self, field: str, values: np.ndarray) -> np.ndarray:
         return values.astype(self._own.get("dtypes", {}).get(field, values.dtype), copy=False)
+
+
+@register("demo_format", "lerobot", LeRobotOptions)
+class LeRobotFormat(WritableFormat):
+    """LeRobot data sets v3.0 and v2.1: parquet tables, and video or PNG."""
+
+    reader = LeRobotReader
+
+    def matches(self, path: Path) -> bool:
+        """A folder with `meta/info.json`."""
+        return (path / "meta" / "info.json").is_file()
+
+    def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
+        """Write these demos as episodes 0, 1, ..."""
+        from robopolicy.demos.formats._lerobot_writer import write_lerobot
+
+        return write_lerobot(source, target, names, self.options)
 
 
 def _observation_keys(features: Mapping[str, Any], obs_columns: Mapping[str, Any]) -> dict[str, str]:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robopolicy.components import NoOptions, register
-from robopolicy.demos.formats.base import is_image
+from robopolicy.components import register
+from robopolicy.demos.formats.base import DemoFormat, is_image
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import json_object
@@ -18,27 +18,6 @@ from robopolicy.types import Demo, DemoFormatError
 
 RATE_HZ = 20.0
 """LIBERO's control rate [Hz], used if `env_args` gives none."""
-
-
-@register("demo_format", "libero")
-class LiberoFormat:
-    """LIBERO's HDF5 files, one per task; read only."""
-
-    refines = ("robomimic",)
-
-    def __init__(self, options: NoOptions) -> None:
-        pass
-
-    def matches(self, path: Path) -> bool:
-        """The robomimic layout with `problem_info` or `bddl_file_name` among its attributes."""
-        if path.is_dir():
-            return False
-        with open_hdf5(path) as file:
-            return "data" in file and bool({"problem_info", "bddl_file_name"} & set(file["data"].attrs))
-
-    def open(self, path: Path) -> "LiberoReader":
-        """A reader of the file."""
-        return LiberoReader(path)
 
 
 class LiberoReader(DemoFile):
@@ -70,6 +49,21 @@ class LiberoReader(DemoFile):
 
     def datasets(self, name: str) -> None:
         """None: no direct access to the file's datasets, because `read` changes their values."""
+
+
+@register("demo_format", "libero")
+class LiberoFormat(DemoFormat):
+    """LIBERO's HDF5 files, one per task; read only."""
+
+    refines = ("robomimic",)
+    reader = LiberoReader
+
+    def matches(self, path: Path) -> bool:
+        """The robomimic layout with `problem_info` or `bddl_file_name` among its attributes."""
+        if path.is_dir():
+            return False
+        with open_hdf5(path) as file:
+            return "data" in file and bool({"problem_info", "bddl_file_name"} & set(file["data"].attrs))
 
 
 def _instruction(problem_info: Any) -> str | None:

@@ -18,7 +18,7 @@ from robopolicy.components import register, require
 from robopolicy.demos.formats._minari_arrow import ArrowReader, arrow_folder
 from robopolicy.demos.formats._minari_writer import KEPT, MISSION, SIDECAR, write_minari
 from robopolicy.demos.formats._video import decode_image
-from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, WritableFormat, require_demo, wanted_keys
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.images import as_image
@@ -56,13 +56,8 @@ class MinariOptions:
 
 
 @register("demo_format", "minari", MinariOptions)
-class MinariFormat:
+class MinariFormat(WritableFormat):
     """Minari datasets, by their folder or their `main_data.hdf5`."""
-
-    refines = ()
-
-    def __init__(self, options: MinariOptions) -> None:
-        self._options = options
 
     def matches(self, path: Path) -> bool:
         """A folder that holds `main_data.hdf5`, or an HDF5 file with `episode_<i>/observations` at its root."""
@@ -82,7 +77,7 @@ class MinariFormat:
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
         """Write these demos as episodes 0, 1, ..."""
-        return write_minari(source, target, names, self._options.dataset_id)
+        return write_minari(source, target, names, self.options.dataset_id)
 
 
 class MinariReader(DemoReader):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import h5py
 
-from robopolicy.components import NoOptions, register
+from robopolicy.components import register
 from robopolicy.demos.actions import robosuite_action_facts
-from robopolicy.demos.formats.base import DemoReader, action_spec_of, filter_keys_of
+from robopolicy.demos.formats.base import DemoReader, WritableFormat, action_spec_of, filter_keys_of
 from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
 from robopolicy.demos.packing import file_facts
@@ -20,13 +20,8 @@ DESCRIPTIONS = ("env_args", "action_spec", "total", TOKENS_PADDED)
 
 
 @register("demo_format", "robomimic")
-class RobomimicFormat:
+class RobomimicFormat(WritableFormat):
     """HDF5 of robomimic, MimicGen, RoboCasa and robosuite; the native layout."""
-
-    refines = ()
-
-    def __init__(self, options: NoOptions) -> None:
-        pass
 
     def matches(self, path: Path) -> bool:
         """An HDF5 file with a group `data`."""
