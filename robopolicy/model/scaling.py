@@ -61,6 +61,11 @@ class KeyScaling(nn.Module):
         widths = {key: cast(Normalizer, part).width for key, part in zip(self.keys, self.normalizers, strict=True)}
         return {key: ArraySpec((widths[key],)) if key in widths else spec for key, spec in self.specs.items()}
 
+    @property
+    def units(self) -> dict[str, Tensor]:
+        """Key -> how much a step of 1 of each scaled column is in the demos' units."""
+        return {key: cast(Normalizer, part).scale for key, part in zip(self.keys, self.normalizers, strict=True)}
+
     def forward(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each of the given keys (*B, ...) scaled to (*B, width); keys may be missing."""
         scaled = dict(obs)

@@ -1,7 +1,7 @@
 """Interface of every encoder, and parts that several encoders share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,8 @@ class EncoderInputs:
     """Width of the instruction's sentence vector; None for a policy without the instruction."""
     text_tokens: int
     """Tokens of one instruction; 0 for a policy without it."""
+    units: Mapping[str, Tensor] = field(default_factory=dict)
+    """Key -> how much a step of 1 of each normalized column is in the demos' units; missing: 1."""
 
     @property
     def key_widths(self) -> dict[str, int]:

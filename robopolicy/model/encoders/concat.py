@@ -22,6 +22,8 @@ class ConcatOptions:
     """Width of the hidden layers."""
     layers: int = 2
     """Linear layers, with ReLU between them."""
+    differences: bool = False
+    """Whether the difference of every two columns, in the demos' units, is an input too."""
 
     default_text: ClassVar[str] = "vocabulary"
 
@@ -35,7 +37,14 @@ class ConcatEncoder(TokenEncoder):
 
     There is one token, also with the instruction, so that every pooling passes it on unchanged. Constant columns need no
     special treatment: normalization maps them to 0.
+
+    What a robot does next depends on where the hand is from the object and the object from the goal. The differences give the
+    network that directly: with 10 demos of absolute positions it generalizes better to positions between and around theirs.
+    They are d (d - 1) / 2 more inputs for d columns.
     """
+
+    unit: Tensor
+    pairs: Tensor
 
     def __init__(self, options: ConcatOptions, inputs: EncoderInputs) -> None:
         super().__init__()
@@ -46,7 +55,14 @@ class ConcatEncoder(TokenEncoder):
             raise ConfigError("--encoder.kind concat needs at least one low-dimensional key; give --data.obs_keys")
         self.keys = tuple(widths)
         self.token_count = 1
-        columns = sum(widths.values()) + (inputs.text_width or 0)
+        columns = sum(widths.values())
+        self.differences = options.differences
+        if options.differences:
+            unit = torch.cat([inputs.units.get(key, torch.ones(width)) for key, width in widths.items()])
+            self.register_buffer("unit", unit)
+            self.register_buffer("pairs", torch.tril_indices(columns, columns, -1), persistent=False)
+            columns += self.pairs.shape[1]
+        columns += inputs.text_width or 0
         layers: list[nn.Module] = []
         for _ in range(options.layers - 1):
             layers += [nn.Linear(columns, options.hidden), nn.ReLU()]
@@ -57,4 +73,7 @@ class ConcatEncoder(TokenEncoder):
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`."""
         values = torch.cat([obs[key] for key in self.keys], dim=-1)
+        if self.differences:
+            unit, own = self.unit[self.pairs], (values * self.unit)[..., self.pairs]
+            values = torch.cat([values, (own[..., 0, :] - own[..., 1, :]) / unit.norm(dim=0)], dim=-1)
         return Encoding(self.mlp(with_sentence(values, text))[..., None, :], None, predictions={})
