@@ -54,7 +54,8 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
         inputs = TextInputs(facts.vocabulary, text_width_of(config.encoder), getattr(config.encoder, "model", None))
         text = build(config.text, inputs)
     words = (text_width_of(config.encoder), text.token_count) if text is not None else (None, 0)
-    encoder = build(config.encoder, EncoderInputs(keys.scaled_specs, *words, keys.units))
+    statistics = facts.obs_statistics and {key: each.coded or each for key, each in facts.obs_statistics.items()}
+    encoder = build(config.encoder, EncoderInputs(keys.scaled_specs, *words, statistics, keys.units))
     head = PolicyHead(
         encoder.token_width,
         actions.learned_spec,

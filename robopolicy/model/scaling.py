@@ -63,7 +63,7 @@ class KeyScaling(nn.Module):
 
     @property
     def units(self) -> dict[str, Tensor]:
-        """Key -> how much a step of 1 of each scaled column is in the demos' units."""
+        """Key -> what a step of 1 of each scaled column is before scaling."""
         return {key: cast(Normalizer, part).scale for key, part in zip(self.keys, self.normalizers, strict=True)}
 
     def forward(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,6 +24,7 @@ from robopolicy.experiment import (
     read_provenance,
     save_policy,
 )
+from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.full_disk import full_disk
@@ -74,6 +76,20 @@ def streamed(policy):
         actions, state = policy.act(observation(), state)
         rows.append(actions)
     return torch.stack(rows)
+
+
+def test_differences_of_columns_are_kept_in_the_folder(tmp_path):
+    """Guards against: differences that are chosen from the demos' statistics, which a folder does not hold, lost on loading."""
+    rows = np.random.default_rng(0).normal(size=(50, 7))
+    config = ExperimentConfig().change(SMALL | {"encoder.kind": "concat", "encoder.differences": True})
+    statistics = {"ee_pose": Statistics.of(rows)}
+    saved = build_policy(
+        config, DemoFacts(ActionSpec(6, 1, rate_hz=20.0), {"ee_pose": OBS["ee_pose"]}, None, statistics)
+    )
+    save_policy(saved, tmp_path / "run")
+    loaded = load_policy(tmp_path / "run")
+    assert saved.encoder.differences.any()
+    assert torch.equal(loaded.encoder.differences, saved.encoder.differences)
 
 
 def test_a_loaded_policy_acts_as_the_saved_one(tmp_path):

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robopolicy.components import ConfigError
+from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextTokens
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ArraySpec
 
@@ -34,8 +35,10 @@ class EncoderInputs:
     """Width of the instruction's sentence vector; None for a policy without the instruction."""
     text_tokens: int
     """Tokens of one instruction; 0 for a policy without it."""
+    statistics: Mapping[str, Statistics] | None = None
+    """Of each low-dimensional key, in the columns and units before scaling; None when weights are loaded afterwards."""
     units: Mapping[str, Tensor] = field(default_factory=dict)
-    """Key -> how much a step of 1 of each normalized column is in the demos' units; missing: 1."""
+    """Key -> what a step of 1 of each scaled column is in the units of `statistics`."""
 
     @property
     def key_widths(self) -> dict[str, int]:

@@ -4,12 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robopolicy.components import ConfigError, expect, register
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, with_sentence
 from robopolicy.model.texts import TextTokens
+
+PAIRS_PER_COLUMN = 4
+"""With `differences`, at most so many times as many differences as columns."""
+LARGEST_RATIO = 3.0
+"""Of the standard deviations of two columns whose difference is taken."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class ConcatOptions:
     layers: int = 2
     """Linear layers, with ReLU between them."""
     differences: bool = False
-    """Whether the difference of every two columns, in the demos' units, is an input too."""
+    """Whether differences of columns that seem to measure alike, such as two positions along one axis, are inputs too."""
 
     default_text: ClassVar[str] = "vocabulary"
 
@@ -38,13 +45,11 @@ class ConcatEncoder(TokenEncoder):
     There is one token, also with the instruction, so that every pooling passes it on unchanged. Constant columns need no
     special treatment: normalization maps them to 0.
 
-    What a robot does next depends on where the hand is from the object and the object from the goal. The differences give the
-    network that directly: with 10 demos of absolute positions it generalizes better to positions between and around theirs.
-    They are d (d - 1) / 2 more inputs for d columns.
+    With `differences`, so are differences of columns: what a robot does next depends on where the hand is from the object and
+    the object from the goal, and few demos show a network that the absolute positions do not matter.
     """
 
-    unit: Tensor
-    pairs: Tensor
+    differences: Tensor
 
     def __init__(self, options: ConcatOptions, inputs: EncoderInputs) -> None:
         super().__init__()
@@ -56,13 +61,11 @@ class ConcatEncoder(TokenEncoder):
         self.keys = tuple(widths)
         self.token_count = 1
         columns = sum(widths.values())
-        self.differences = options.differences
-        if options.differences:
-            unit = torch.cat([inputs.units.get(key, torch.ones(width)) for key, width in widths.items()])
-            self.register_buffer("unit", unit)
-            self.register_buffer("pairs", torch.tril_indices(columns, columns, -1), persistent=False)
-            columns += self.pairs.shape[1]
-        columns += inputs.text_width or 0
+        pairs = min(PAIRS_PER_COLUMN * columns, columns * (columns - 1) // 2) if options.differences else 0
+        self.register_buffer("differences", torch.zeros(pairs, columns) if pairs else None)
+        if pairs and inputs.statistics is not None:
+            self.differences.copy_(differences_of_alike(inputs, pairs))
+        columns += pairs + (inputs.text_width or 0)
         layers: list[nn.Module] = []
         for _ in range(options.layers - 1):
             layers += [nn.Linear(columns, options.hidden), nn.ReLU()]
@@ -73,7 +76,31 @@ class ConcatEncoder(TokenEncoder):
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`."""
         values = torch.cat([obs[key] for key in self.keys], dim=-1)
-        if self.differences:
-            unit, own = self.unit[self.pairs], (values * self.unit)[..., self.pairs]
-            values = torch.cat([values, (own[..., 0, :] - own[..., 1, :]) / unit.norm(dim=0)], dim=-1)
+        if self.differences is not None:
+            values = torch.cat([values, functional.linear(values, self.differences)], dim=-1)
         return Encoding(self.mlp(with_sentence(values, text))[..., None, :], None, predictions={})
+
+
+def differences_of_alike(inputs: EncoderInputs, count: int) -> Tensor:
+    """Rows (count, d) that map the normalized columns to differences in the demos' units, each scaled to a variance of about 1.
+
+    Two columns are alike if neither is constant, their standard deviations are within a factor of 3, and their means are no
+    further apart than the sum of these. Of more than `count` pairs, the most alike are taken; rows that remain are 0.
+    """
+    statistics = [inputs.statistics[key] for key in inputs.key_widths]
+    mean, std, constant = (
+        torch.from_numpy(np.concatenate([getattr(each, name) for each in statistics]))
+        for name in ("mean", "std", "constant")
+    )
+    unit = torch.cat([inputs.units[key] for key in inputs.key_widths])
+    std = std.masked_fill(constant, torch.nan)
+    apart = (mean[:, None] - mean).abs() / (std[:, None] + std)
+    unlike = torch.maximum(apart, torch.maximum(std[:, None] / std, std / std[:, None]) / LARGEST_RATIO)
+    first, second = torch.tril_indices(len(std), len(std), -1)
+    order = unlike[first, second].nan_to_num(torch.inf).argsort(stable=True)[:count]
+    order = order[unlike[first, second][order] < 1]
+    first, second, row = first[order], second[order], torch.arange(len(order))
+    rows = torch.zeros(count, len(std))
+    spread = (std[first] ** 2 + std[second] ** 2).sqrt().float()
+    rows[row, first], rows[row, second] = unit[first] / spread, -unit[second] / spread
+    return rows
