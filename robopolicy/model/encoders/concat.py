@@ -1,5 +1,6 @@
 """The encoder `concat`: the low-dimensional keys, concatenated, through one MLP to one token."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,8 +14,10 @@ from robopolicy.components import ConfigError, expect, register
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, with_sentence
 from robopolicy.model.texts import TextTokens
 
+LOG = logging.getLogger(__name__)
+
 PAIRS_PER_COLUMN = 4
-"""With `differences`, at most so many times as many differences as columns."""
+"""Upper limit of the number of differences, per column."""
 LARGEST_RATIO = 3.0
 """Of the standard deviations of two columns whose difference is taken."""
 
@@ -65,6 +68,8 @@ class ConcatEncoder(TokenEncoder):
         self.register_buffer("differences", torch.zeros(pairs, columns) if pairs else None)
         if pairs and inputs.statistics is not None:
             self.differences.copy_(differences_of_alike(inputs, pairs))
+            used = int(self.differences.any(dim=1).sum())
+            LOG.info("encoder   %d differences of columns that are measured alike are inputs too", used)
         columns += pairs + (inputs.text_width or 0)
         layers: list[nn.Module] = []
         for _ in range(options.layers - 1):
