@@ -1,5 +1,6 @@
 """The report of the verb `check` on one file, and its text for the terminal."""
 
+import re
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from robopolicy.types import ActionSpec, printable
 
 SHOWN = 8
 """Largest number of lines shown of one kind; the others are only counted."""
+NUMBER = re.compile(r"\d+(\.\d+)?")
+"""Messages that differ only in their numbers are of one kind, such as pauses of several demos."""
+ALIKE_SHOWN = 3
+"""Largest number of messages shown of one kind."""
 
 
 @dataclass
@@ -122,15 +127,20 @@ def summary_lines(report: FileReport) -> list[tuple[str, str]]:
 
 
 def finding_lines(findings: list[Finding]) -> list[str]:
-    """One line for each message, with the demos that it applies to."""
+    """One line for each message, with the demos that it applies to; the first few messages of each kind."""
     demos: dict[str, list[str]] = {}
     for finding in findings:
         demos.setdefault(finding.text, []).append(finding.demo or "")
-    lines = []
+    alike: dict[str, list[str]] = {}
     for text, names in demos.items():
         named = [name for name in names if name]
         more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
-        lines.append(f"{', '.join(named[:SHOWN])}{more}: {text}" if named else text)
+        line = f"{', '.join(named[:SHOWN])}{more}: {text}" if named else text
+        alike.setdefault(NUMBER.sub("#", text), []).append(line)
+    lines: list[str] = []
+    for kind in alike.values():
+        more = len(kind) - ALIKE_SHOWN
+        lines += kind if more <= 1 else [*kind[:ALIKE_SHOWN], f"and {more} more messages like this one"]
     more = len(lines) - 4 * SHOWN
     return lines if more <= 0 else [*lines[: 4 * SHOWN], f"and {more} more"]
 

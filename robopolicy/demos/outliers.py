@@ -77,7 +77,7 @@ class SetSigns:
         """What the demos show when compared; `actions` (T, width) of each."""
         rate_hz = spec.rate_hz or DEFAULT_RATE_HZ
         idle = IdleSteps(actions.values(), spec)
-        yield from _idle(actions, idle, rate_hz)
+        yield from _idle(actions, idle, spec, rate_hz)
         yield from _lengths(actions, instruction_of)
         yield from _jerks(actions, spec)
         yield from self._frozen(actions, idle, rate_hz)
@@ -116,14 +116,16 @@ class SetSigns:
                     yield Finding("note", text, None, ("--drop-keys", camera))
 
 
-def _idle(actions: Mapping[str, np.ndarray], idle: IdleSteps, rate_hz: float) -> Iterator[Finding]:
-    least, edit = int(IDLE_S * rate_hz), ("--trim-idle", str(max(1, round(LEFT_S * rate_hz))))
+def _idle(actions: Mapping[str, np.ndarray], idle: IdleSteps, spec: ActionSpec, rate_hz: float) -> Iterator[Finding]:
+    least, edit, hint = int(IDLE_S * rate_hz), ("--trim-idle", str(max(1, round(LEFT_S * rate_hz)))), ""
+    if spec.kind == "absolute" and spec.space == "unknown":  # a constant action may be a constant velocity
+        edit, hint = None, "; if the actions are velocities, declare so in action_spec (space or base)"
     for name, rows in actions.items():
         stretches = idle.stretches(rows, least - 1)
         if stretches:
             start, stop = max(stretches, key=lambda stretch: stretch[1] - stretch[0])
             more = f"; {len(stretches)} such stretches" if len(stretches) > 1 else ""
-            text = f"nothing is commanded to move for {(stop - start) / rate_hz:.1f} s from step {start}{more}"
+            text = f"nothing is commanded to move for {(stop - start) / rate_hz:.1f} s from step {start}{more}{hint}"
             yield Finding("note", text, name, edit)
 
 

@@ -6,8 +6,10 @@ import pytest
 from rich.console import Console
 
 from robopolicy.demos.check import check_file, compare_files, run_check, salvage
+from robopolicy.demos.check_report import finding_lines
 from robopolicy.demos.formats import open_demos
-from robopolicy.types import DemoFormatError
+from robopolicy.demos.writer import DemoWriter
+from robopolicy.types import ActionSpec, Demo, DemoFormatError
 from tests.demo_samples import LENGTHS, write_act, write_libero, write_robomimic, write_robosuite_raw
 
 
@@ -44,6 +46,20 @@ def test_a_sound_file_is_described_and_gives_0(tiny_demos):
         "nothing wrong in 5 demos",
     ):
         assert fact in text, fact
+
+
+def test_constant_actions_of_every_demo_are_a_short_hint(tmp_path):
+    """Guards against: a screen full of pauses, and an edit that cuts out motion, where the actions are velocities."""
+    rng = np.random.default_rng(0)
+    with DemoWriter(tmp_path / "drive.hdf5", action_spec=ActionSpec(arm=2, gripper=0, kind="absolute")) as writer:
+        for number in range(12):
+            rows = np.concatenate([rng.uniform(-1, 1, (20, 2)), np.ones((25 + number, 2))]).astype(np.float32)
+            writer.write(Demo(f"demo_{number}", {"state": rng.uniform(-1, 1, rows.shape)}, rows))
+    report = check_file(tmp_path / "drive.hdf5")
+    lines = [line for line in finding_lines(report.notes) if "repeat the one before" not in line]
+    assert lines[0].startswith("demo_0: nothing is commanded to move for 1.2 s from step 21; if the actions are veloc")
+    assert lines[3] == "and 9 more messages like this one"
+    assert report.edit_commands == []
 
 
 def test_each_kind_of_damage_is_named_with_its_demo(damaged):
