@@ -1,7 +1,7 @@
 """The encoder `concat`: the low-dimensional keys, concatenated, through one MLP to one token."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from robopolicy.components import ConfigError, expect, register
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, with_sentence
+from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextTokens
 
 LOG = logging.getLogger(__name__)
@@ -67,7 +68,9 @@ class ConcatEncoder(TokenEncoder):
         pairs = min(PAIRS_PER_COLUMN * columns, columns * (columns - 1) // 2) if options.differences else 0
         self.register_buffer("differences", torch.zeros(pairs, columns) if pairs else None)
         if pairs and inputs.statistics is not None:
-            self.differences.copy_(differences_of_alike(inputs, pairs))
+            statistics = [inputs.statistics[key] for key in self.keys]
+            unit = torch.cat([inputs.units[key] for key in self.keys])
+            self.differences.copy_(differences_of_alike(statistics, unit, pairs))
             used = int(self.differences.any(dim=1).sum())
             LOG.info("encoder   %d differences of columns that are measured alike are inputs too", used)
         columns += pairs + (inputs.text_width or 0)
@@ -86,18 +89,21 @@ class ConcatEncoder(TokenEncoder):
         return Encoding(self.mlp(with_sentence(values, text))[..., None, :], None, predictions={})
 
 
-def differences_of_alike(inputs: EncoderInputs, count: int) -> Tensor:
+def differences_of_alike(statistics: Sequence[Statistics], unit: Tensor, count: int) -> Tensor:
     """Rows (count, d) that map the normalized columns to differences in the demos' units, each scaled to a variance of about 1.
 
     Two columns are alike if neither is constant, their standard deviations are within a factor of 3, and their means are no
     further apart than the sum of these. Of more than `count` pairs, the most alike are taken; rows that remain are 0.
+
+    Args:
+        statistics: of the keys, in the order of their columns.
+        unit: (d,) what a step of 1 of each normalized column is in the demos' units.
+        count: number of rows.
     """
-    statistics = [inputs.statistics[key] for key in inputs.key_widths]
     mean, std, constant = (
         torch.from_numpy(np.concatenate([getattr(each, name) for each in statistics]))
         for name in ("mean", "std", "constant")
     )
-    unit = torch.cat([inputs.units[key] for key in inputs.key_widths])
     std = std.masked_fill(constant, torch.nan)
     apart = (mean[:, None] - mean).abs() / (std[:, None] + std)
     unlike = torch.maximum(apart, torch.maximum(std[:, None] / std, std / std[:, None]) / LARGEST_RATIO)
