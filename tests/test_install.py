@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import venv
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,38 +94,35 @@ def test_every_extra_of_the_messages_is_declared():
 
 
 def test_constraints_pin_every_installed_dependency():
-    """Guards against: a dependency whose version changes under `make env` because nothing pins it."""
-    import re
+    """Guards against: a dependency, of an extra too, whose version changes under `make env` because nothing pins it."""
+    import tomllib
     from importlib.metadata import PackageNotFoundError, distribution
 
-    def plain(name: str) -> str:
-        return re.sub(r"[-_.]+", "-", name).lower()
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {plain(line.partition("==")[0]) for line in lines if "==" in line}
-    waiting, seen = ["robopolicy"], set()
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    waiting, seen, installed = [(Requirement(line), "") for line in wanted], set(), set()
     while waiting:
-        try:
-            requirements = distribution(waiting.pop()).requires or []
-        except PackageNotFoundError:
+        requirement, extra = waiting.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
-        for requirement in requirements:
-            name = plain(re.match(r"[\w.-]+", requirement)[0])
-            if name not in seen and "extra ==" not in requirement:
-                seen.add(name)
-                waiting.append(name)
-    installed = {name for name in seen if _installed(name)}
+        name = canonicalize_name(requirement.name)
+        with suppress(PackageNotFoundError):
+            found = distribution(name)
+            installed.add(name)
+            for inner in {"", *requirement.extras}:
+                if (name, inner) not in seen:
+                    seen.add((name, inner))
+                    waiting += [(Requirement(line), inner) for line in found.requires or ()]
+    assert len(installed) > 100, "those of the extras are followed"
     assert installed - pinned - {"setuptools", "pip", "robopolicy"} == set()
-
-
-def _installed(name: str) -> bool:
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 @pytest.mark.slow

@@ -100,6 +100,11 @@ def _name_extra(verb: str, error: Exception) -> str:
     return f"needs the package {package}, which is not installed; pip install 'robopolicy[{extra}]'"
 
 
+def say(text: str) -> None:
+    """Print a line with control characters escaped: names in it may come from a stranger's file or server."""
+    print(printable(text), flush=True)
+
+
 def _refuse(message: str) -> int:
     print(printable(f"robopolicy: {message}"), file=sys.stderr)
     return 2

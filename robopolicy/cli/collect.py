@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import REQUIRED, parse, require, verb_parser
 from robopolicy.cli.simulator import SIMULATOR, check_simulator, simulator_facts, simulator_options
@@ -115,12 +116,12 @@ def _collect(options: Namespace, shard: "Shard") -> int:
     env.close()
     if shard.first:
         before = f" after {done} before" if done else ""
-        print(
+        say(
             f"collected {tally.tried - tally.failed} episodes of {options.task}{before}: {tally.demos} demos, "
             f"{tally.steps} steps; {tally.failed} of {tally.tried} tries failed; limited commands "
             f"{100 * tally.limited / max(tally.steps, 1):.1f} %; {time.perf_counter() - began:.1f} s"
         )
-        print(f"demos     {options.out}")
+        say(f"demos     {options.out}")
     return 0
 
 

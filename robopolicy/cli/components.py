@@ -5,6 +5,7 @@ import inspect
 import json
 from collections.abc import Sequence
 
+from robopolicy.cli import say
 from robopolicy.cli.parsing import meanings, parse, verb_parser
 from robopolicy.components import BUILT_IN, FAMILIES, Component, ConfigError, component, kinds
 
@@ -19,13 +20,13 @@ def components(arguments: Sequence[str]) -> int:
     options = parse(parser, arguments)
     if options.family is None:
         for family in FAMILIES:
-            print(f"{family:<14}{', '.join(kinds(family))}")
+            say(f"{family:<14}{', '.join(kinds(family))}")
         return 0
     for kind in kinds(options.family):
         try:
             found = component(options.family, kind)
         except (ImportError, ConfigError) as error:  # an extra that isn't installed must not hide the other kinds
-            print(f"{kind}   not available: {error}")
+            say(f"{kind}   not available: {error}")
             continue
         _show(found)
     return 0
@@ -35,9 +36,9 @@ def _show(found: Component) -> None:
     """Print a kind, the first line of its docstring, and each option with its default and meaning."""
     summary = (inspect.getdoc(found.make) or "").partition("\n")[0]
     origin = "" if found.origin == BUILT_IN else f"   [{found.origin}]"
-    print(f"{found.kind}{origin}   {summary}")
+    say(f"{found.kind}{origin}   {summary}")
     meaning = meanings(found.options)
     for field in dataclasses.fields(found.options):
         default = field.default_factory() if callable(field.default_factory) else field.default
         shown = default if isinstance(default, str) else json.dumps(default, default=str)
-        print(f"    {field.name} = {shown:<{max(1, 26 - len(field.name))}}  {meaning.get(field.name, '')}".rstrip())
+        say(f"    {field.name} = {shown:<{max(1, 26 - len(field.name))}}  {meaning.get(field.name, '')}".rstrip())

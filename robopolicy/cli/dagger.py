@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from robopolicy.cli import say
 from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import REQUIRED, imported, parse_experiment, require, require_demos, verb_parser
 from robopolicy.cli.simulator import SIMULATOR, open_practice, options_on_host, success_in_simulator
@@ -61,7 +62,7 @@ def dagger(arguments: Sequence[str]) -> int:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; continue {options.run_dir} with --resume") from None
-    print(f"policy    {folder}")
+    say(f"policy    {folder}")
     return 0
 
 

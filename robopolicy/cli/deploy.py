@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
+from robopolicy.cli import say
 from robopolicy.cli.parsing import GROUP, POLICY, REQUIRED, of_group, opened, parse, verb_parser
 
 MEASURED_FRAMES = 512
@@ -40,17 +41,17 @@ def export(arguments: Sequence[str]) -> int:
 
     frames = _recorded_frames(options.policy, options.frames) if options.int8 else []
     if options.int8 and not frames:
-        print("int8      no recorded frames: measured on random observations; give a demo file with --frames")
+        say("int8      no recorded frames: measured on random observations; give a demo file with --frames")
     policy = load_policy(options.policy)
     folder = export_policy(policy, options.out, options.int8, options.int8_tolerance, frames)
     manifest = json.loads((folder / "manifest.json").read_text())
-    print(f"differs   {manifest['error_to_torch']:.2g} of an action's range from torch, at most")
+    say(f"differs   {manifest['error_to_torch']:.2g} of an action's range from torch, at most")
     if options.int8:
-        print(f"float     {len(manifest['float_layers'])} layers that are too sensitive for int8")
+        say(f"float     {len(manifest['float_layers'])} layers that are too sensitive for int8")
     if tokens := save_token_encoder(policy, options.policy, folder):
-        print(f"tokens    the graph reads tokens; {tokens.name} records the backbone that makes them")
-    print(f"runtime   {_copy_runtime(folder)}: what a robot computer with numpy and onnxruntime needs")
-    print(f"exported  {folder}")
+        say(f"tokens    the graph reads tokens; {tokens.name} records the backbone that makes them")
+    say(f"runtime   {_copy_runtime(folder)}: what a robot computer with numpy and onnxruntime needs")
+    say(f"exported  {folder}")
     return 0
 
 
@@ -94,7 +95,7 @@ def serve(arguments: Sequence[str]) -> int:
         api_key=read_api_key(options.api_key_file) if options.api_key_file else None,
         tls=tls_context(options.tls_cert, options.tls_key),
         mapping=options.mapping,
-        on_ready=lambda host, port: print(f"serving   ws://{host}:{port}", flush=True),
+        on_ready=lambda host, port: say(f"serving   ws://{host}:{port}"),
     )
     return 0
 

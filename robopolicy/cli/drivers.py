@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jsonargparse import Namespace
 
+from robopolicy.cli import say
 from robopolicy.cli.parsing import execution_of, opened
 from robopolicy.components import ConfigError
 from robopolicy.control.execution import ExecutionOptions, require_supported
@@ -214,11 +215,11 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
             )
         found = tuple(np.shape(seen[key]))
         if key == JOINTS and found != expected.shape == (spec.width,) and spec.kind == "absolute":
-            print(f"qpos      given to the policy in its action's {spec.width} columns: joints and grippers")
+            say(f"qpos      given to the policy in its action's {spec.width} columns: joints and grippers")
             adapt = partial(qpos_in_action_columns, spec=spec, profile=robot.profile)
             driver = replace(driver, adapt=(*driver.adapt, adapt))
         elif expected.is_image and found != expected.shape and len(found) == 3 and found[2] == expected.shape[2]:
-            print(f"images    {key}: {found[0]} x {found[1]} resized to {expected.shape[0]} x {expected.shape[1]}")
+            say(f"images    {key}: {found[0]} x {found[1]} resized to {expected.shape[0]} x {expected.shape[1]}")
             adapt = partial(with_image_resized, key=key, height=expected.shape[0], width=expected.shape[1])
             driver = replace(driver, adapt=(*driver.adapt, adapt))
         elif found != expected.shape:
@@ -237,7 +238,7 @@ def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -
     if not isinstance(driver.stream, RecordedStream) or driver.stream.record.path_rad is None:
         raise ConfigError(f"--speed {AUTO_SPEED} needs a replay with recorded joint positions; give --speed a number")
     options.speed = driver.stream.record.speed_within(profile)
-    print(f"speed     {options.speed:.2f} of the record's, within {profile.name}'s limits")
+    say(f"speed     {options.speed:.2f} of the record's, within {profile.name}'s limits")
     return driver_of(options)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from robopolicy.cli import say
 from robopolicy.cli.evaluation_text import print_evaluation, print_paired, read_others, report_runs
 from robopolicy.cli.outputs import check_file, check_folder, write_json
 from robopolicy.cli.parsing import (
@@ -249,13 +250,13 @@ def _finish(
     from robopolicy.experiment.model_card import update_results
 
     if len(options.policy) > 1:
-        print(f"policy    {run}")
+        say(f"policy    {run}")
     print_evaluation(result)
     if len(options.policy) == len(others) == 1:
         print_paired(result, others[0], Path(options.against[0]).name)
     for path in _result_files(run, options, result.task):
         write_json(path, result.to_dict())
-        print(f"result    {path}")
+        say(f"result    {path}")
     update_results(run)
 
 
@@ -267,7 +268,7 @@ def _write_page(options: Namespace, done: "Sequence[Evaluated]") -> None:
         page = write_evaluation_report(Path(options.report), *shown[0], videos=options.videos)
     else:
         page = write_side_by_side(Path(options.report), dict(zip(options.policy, shown, strict=True)), options.videos)
-    print(f"report    {page}")
+    say(f"report    {page}")
 
 
 def _result_files(run: str, options: Namespace, task: str) -> list[Path]:
@@ -278,4 +279,4 @@ def _result_files(run: str, options: Namespace, task: str) -> list[Path]:
     known = [Path(given).resolve() for given in (options.json, options.report) if given and alone]
     if any(path.is_relative_to(folder.resolve()) for path in known) or not os.access(folder, os.W_OK):
         return asked
-    return [*asked, folder / "eval" / f"{task}-{datetime.now():%Y-%m-%dT%H-%M-%S}.json"]
+    return [*asked, folder / "eval" / f"{task}-{datetime.now():%Y-%m-%dT%H-%M-%S-%f}.json"]

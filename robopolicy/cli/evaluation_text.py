@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from robopolicy.cli import say
 from robopolicy.cli.outputs import write_json
 from robopolicy.components import ConfigError
 
@@ -33,7 +34,7 @@ def report_runs(options: Namespace, results: "Sequence[Evaluation]") -> int:
         mine = [evaluations[run] for run in group.runs]
         rows.append({"config": group.name, "runs": list(group.runs), **_summary(mine, others, options)})
         if len(results) > len(mine):
-            print(f"config    {group.name}")
+            say(f"config    {group.name}")
         _print_group(rows[-1])
     if len(rows) > 1:
         _print_differences(rows, evaluations)
@@ -41,7 +42,7 @@ def report_runs(options: Namespace, results: "Sequence[Evaluation]") -> int:
         common = rows[0] if len(rows) == 1 else {"configs": rows}
         values = {"task": results[0].task, **common, "runs": [result.to_dict() for result in results]}
         write_json(Path(options.json), values)
-        print(f"result    {options.json}")
+        say(f"result    {options.json}")
     return 0
 
 
@@ -64,16 +65,16 @@ def _print_group(row: Mapping[str, Any]) -> None:
     rates = ", ".join(f"{100 * rate:.0f}" for rate in row["rates"])
     if len(row["rates"]) > 1:
         low, high = (round(100 * bound) for bound in row["interval"])
-        print(
+        say(
             f"training  {len(row['rates'])} runs: mean {100 * row['mean']:.1f} %, std {100 * row['std']:.1f} points "
             f"({rates} %)   (95 % interval {low}-{high} %, training runs and episodes)"
         )
         for instruction, by_run in row["per_instruction"].items():
             shares = ", ".join(f"{100 * rate:.0f}" for rate in by_run)
-            print(f"          {100 * sum(by_run) / len(by_run):4.0f} % {instruction}   ({shares} %)")
+            say(f"          {100 * sum(by_run) / len(by_run):4.0f} % {instruction}   ({shares} %)")
     if "against" in row:
         against = row["against"]
-        print(f"against   {against['count']} runs, {against['episodes']} shared seeds: {_difference_text(against)}")
+        say(f"against   {against['count']} runs, {against['episodes']} shared seeds: {_difference_text(against)}")
 
 
 def _print_differences(rows: Sequence[dict[str, Any]], evaluations: "Mapping[str, Evaluation]") -> None:
@@ -88,7 +89,7 @@ def _print_differences(rows: Sequence[dict[str, Any]], evaluations: "Mapping[str
         if row is not rows[0]:
             row["minus_first"] = asdict(compare_runs(mine, outcomes[0]))
             text += f"  minus the first: {_difference_text(row['minus_first'])}"
-        print(f"table     {text}")
+        say(f"table     {text}")
 
 
 def _difference_text(difference: Mapping[str, Any]) -> str:
@@ -115,26 +116,26 @@ def print_evaluation(result: "Evaluation") -> None:
     """The result in a few lines, with units."""
     low, high = (round(100 * bound) for bound in result.interval)
     limited = "" if result.limited_share is None else f"   limited commands {100 * result.limited_share:.1f} %"
-    print(
+    say(
         f"success   {result.successes} / {result.episodes} = {100 * result.success_rate:.0f} %  "
         f"(95 % interval {low}-{high} %)   mean length {result.mean_steps:.0f} steps of {result.control_dt:.3g} s{limited}"
     )
     for instruction, (solved, tried) in result.per_instruction.items():
         if instruction:
-            print(f"          {solved:4d} / {tried:<4d} {instruction}")
+            say(f"          {solved:4d} / {tried:<4d} {instruction}")
     if result.in_a_row:
         shares = "  ".join(f"{count}: {100 * share:.0f} %" for count, share in enumerate(result.in_a_row, start=1))
-        print(f"in a row  {shares}   {result.figures['solved']:.2f} on average")
+        say(f"in a row  {shares}   {result.figures['solved']:.2f} on average")
     if "return" in result.figures:
         figures = ", ".join(f"{name} {value:.3g}" for name, value in result.figures.items())
-        print(f"means     {figures}")
+        say(f"means     {figures}")
     if result.failed_seeds:
         shown = ", ".join(map(str, result.failed_seeds[:20]))
-        print(f"failed    seeds {shown}{' ...' if len(result.failed_seeds) > 20 else ''}")
+        say(f"failed    seeds {shown}{' ...' if len(result.failed_seeds) > 20 else ''}")
     for fault, seeds in result.faults.items():
-        print(f"BROKEN    {len(seeds)} episodes count as failures: {fault} of the simulation, seeds {list(seeds)[:20]}")
+        say(f"BROKEN    {len(seeds)} episodes count as failures: {fault} of the simulation, seeds {list(seeds)[:20]}")
     rate = result.env_steps / result.wall_s
-    print(
+    say(
         f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; "
         f"{rate:.0f} env steps/s"
     )
@@ -174,7 +175,7 @@ def print_paired(result: "Evaluation", other: Mapping[int, bool], name: str) -> 
     from robopolicy.rollout.statistics import paired_test
 
     test = paired_test({outcome["seed"]: outcome["success"] for outcome in result.outcomes}, other)
-    print(
+    say(
         f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {name} {test['only_second']}, "
         f"p = {test['p_value']:.3f} (McNemar, exact)"
     )

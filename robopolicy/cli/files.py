@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 
+from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file, check_folder
 from robopolicy.cli.parsing import REQUIRED, Option, parse, require, verb_parser
 from robopolicy.components import ConfigError
-from robopolicy.types import printable
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """Endings by which `convert` recognizes a RoboVLMs checkpoint."""
@@ -84,8 +84,8 @@ def convert(arguments: Sequence[str]) -> int:
         white[key] = float(value)
     how = _key_values("--options", options.options)
     for note in convert_demos(options.source, options.target, options.format, options=how, white=white):
-        print(printable(f"note      {note}"))
-    print(printable(f"written   {options.target}"))
+        say(f"note      {note}")
+    say(f"written   {options.target}")
     return 0
 
 
@@ -101,7 +101,7 @@ def _convert_checkpoint(options: Namespace) -> int:
     fields = {name: options[name] for name in CheckpointOptions.__dataclass_fields__}
     how = CheckpointOptions(**{**fields, "cameras": tuple(options.cameras)})
     folder = convert_checkpoint(options.source, options.target, how)
-    print(f"policy    {folder}")
+    say(f"policy    {folder}")
     return 0
 
 
@@ -156,13 +156,13 @@ def edit(arguments: Sequence[str]) -> int:
         options.sources, outputs, changes, format=options.format, options=how, dry_run=options.dry_run
     )
     for note in notes:
-        print(printable(f"note      {note}"))
+        say(f"note      {note}")
     for file in files:
         for name, steps in file.steps.items() if options.dry_run else ():
             path, old = file.origin[name]
-            print(printable(f"demo      {name}: {steps} steps, {old} of {path.name}"))
+            say(f"demo      {name}: {steps} steps, {old} of {path.name}")
         text = f"{file.path}: {len(file.steps)} demos, {sum(file.steps.values())} steps; {', '.join(file.keys)}"
-        print(printable(f"{'would be' if options.dry_run else 'written '}  {text}"))
+        say(f"{'would be' if options.dry_run else 'written '}  {text}")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from robopolicy.cli import say
 from robopolicy.cli.evaluate import ENVIRONMENT, check_environment, read_env_map
 from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import REQUIRED, field_options, parse, require, verb_parser
@@ -42,7 +43,7 @@ def improve(arguments: Sequence[str]) -> int:
         run_improve(options.policy, surroundings, folder, config, options.ppo, resume=resume, device=device)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; {folder} continues from its last checkpoint with --resume") from None
-    print(f"policy    {folder}")
+    say(f"policy    {folder}")
     return 0
 
 

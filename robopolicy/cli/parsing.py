@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
+from robopolicy.cli import say
 from robopolicy.components import ConfigError, component, find_in_current_folder, kinds, load_plugins
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.experiment.config import DataConfig, ExperimentConfig
@@ -69,7 +70,8 @@ def verb_parser(verb: str, description: str, *options: Option) -> ArgumentParser
             settings["action"] = "store_true"
         else:
             several = get_origin(kind) is list
-            settings["type"] = get_args(kind)[0] if several else kind
+            # `str`, not `str | None`: the parser takes the words null and ~ for None, and a name like that would be ignored.
+            settings["type"] = get_args(kind)[0] if several else str if kind == str | None else kind
             if several or (default is not REQUIRED and not name.startswith("-")):
                 settings["nargs"] = "+" if several else "?"
             if default is not REQUIRED:
@@ -186,7 +188,7 @@ def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[
     tree = merged(tree, given)
     if {"-h", "--help"} & set(rest):
         load_plugins(converted(tuple[str, ...], tree.get("plugins", ()), "plugins"))
-        print(parser.format_help() + "\n" + help_parser(tree).format_help().partition("\n\n")[2])
+        say(parser.format_help() + "\n" + help_parser(tree).format_help().partition("\n\n")[2])
         raise SystemExit(0)
     known = {option for action in parser._actions for option in action.option_strings}
     for word in own:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import REQUIRED, parse, verb_parser
 from robopolicy.components import ConfigError
@@ -38,12 +39,12 @@ def profile(arguments: Sequence[str]) -> int:
     values["collision_ignored"] = overlaps = _overlapping(made)
     header = f"# Made by `robopolicy profile` from {Path(options.description).name}.\n"
     Path(options.out).write_text(header + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120))
-    print(f"joints    {', '.join(made.joint_names)}")
-    print(f"assumed   {', '.join(made.assumed)}: not in the description; replace them by the maker's values")
-    print(f"links     {len(made.capsules)} capsules; set collision_margin_m to keep links apart")
+    say(f"joints    {', '.join(made.joint_names)}")
+    say(f"assumed   {', '.join(made.assumed)}: not in the description; replace them by the maker's values")
+    say(f"links     {len(made.capsules)} capsules; set collision_margin_m to keep links apart")
     if overlaps:
-        print(f"ignored   links {', '.join(f'{one} and {other}' for one, other in overlaps)}: they overlap at home")
-    print(f"profile   {options.out}")
+        say(f"ignored   links {', '.join(f'{one} and {other}' for one, other in overlaps)}: they overlap at home")
+    say(f"profile   {options.out}")
     return 0
 
 

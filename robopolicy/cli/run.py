@@ -9,6 +9,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from robopolicy.cli import say
 from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of, fitted
 from robopolicy.cli.operators import make_operator
 from robopolicy.cli.outputs import check_file
@@ -51,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
             driver = at_robots_speed(options, driver, robot.profile)
         driver = fitted(driver, robot, options.robot)
         if assumed := robot.profile.assumed:
-            print(f"assumed   limits of {robot.profile.name} that its maker does not publish: {', '.join(assumed)}")
+            say(f"assumed   limits of {robot.profile.name} that its maker does not publish: {', '.join(assumed)}")
         recorded_before = _demo_count(options.record) if options.record else 0
         recording = stack.enter_context(ExitStack())  # of its own, to be closed before the demos are counted below
         recorder = _recorder(options, driver, robot, recording)

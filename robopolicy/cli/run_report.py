@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.live import Live
 
+from robopolicy.cli import say
 from robopolicy.cli.outputs import write_json
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.replay import TOLERANCE_RAD, RecordedStream
@@ -57,23 +58,23 @@ def summarize(
     statistics = loop.statistics
     figures = statistics.to_dict()
     late, latency = figures["deviation_ms"], figures["latency_ms"]
-    print(
+    say(
         f"steps     {statistics.steps} at {statistics.rate_hz:.2f} Hz, p99 {late.get('p99', 0.0):.2f} ms behind the grid, "
         f"{statistics.overruns} of {statistics.commands} commands overrun"
     )
     if latency and record is None:
-        print(
+        say(
             f"policy    p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms; {statistics.missed_frames} frames missed"
         )
         needed = math.ceil(latency["p50"] / (1e3 * loop.executor.control_dt))
         if statistics.missed_frames > MISSED_SHARE * statistics.steps and needed > options.actions_per_call:
-            print(
+            say(
                 f"memory    lacks {statistics.missed_frames} of {statistics.steps} frames: a prediction takes {needed} control "
                 f"steps; train with --data.frame_stride {needed}, and run with --actions-per-call {needed}"
             )
     if options.intervene:
-        print(f"operator  {statistics.operated} of {statistics.steps} steps")
-    print(
+        say(f"operator  {statistics.operated} of {statistics.steps} steps")
+    say(
         f"limited   {statistics.interventions} of {statistics.steps} commands "
         f"({100 * statistics.interventions / max(statistics.steps, 1):.1f} %): {dict(statistics.limited)}"
     )
@@ -81,27 +82,27 @@ def summarize(
     if record is not None:
         figures["replay"] = outcome = record.outcome()
         if options.dry_run:  # a robot that stands still falls behind every demo
-            print("dry run   no command was sent; the limits above are those of a robot that stands still")
+            say("dry run   no command was sent; the limits above are those of a robot that stands still")
         else:
             speed = options.speed * record.record.speed_within(robot.profile)
-            print(f"replayed  {_outcome_text(outcome, robot.profile.joint_names, speed)}")
+            say(f"replayed  {_outcome_text(outcome, robot.profile.joint_names, speed)}")
             if not outcome["followed"]:
                 failures.append("the robot did not follow the recorded demo to its end")
     success: bool | None = getattr(robot, "success", None)
     if success is not None:
-        print(f"success   {'yes' if success else 'no'}")
+        say(f"success   {'yes' if success else 'no'}")
         figures["success"] = success
     if loop.stopped:
-        print(f"stopped   {loop.stopped}")
+        say(f"stopped   {loop.stopped}")
     if unrecorded:
         failures.append(f"nothing was recorded in {options.record}")
     figures["failures"] = failures
     for failure in failures:
-        print(f"failed    {failure}")
+        say(f"failed    {failure}")
     if options.json:
         write_json(Path(options.json), figures)
     if result := options.record if options.record and not unrecorded else options.json:
-        print(f"result    {result}")
+        say(f"result    {result}")
     return loop.stopped is None and not failures
 
 

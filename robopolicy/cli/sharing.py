@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from robopolicy.cli import say
 from robopolicy.cli.parsing import REQUIRED, parse, verb_parser
 from robopolicy.components import ConfigError
 
@@ -20,10 +21,10 @@ def push(arguments: Sequence[str]) -> int:
 
     pushed = send(options.policy, options.url, options.public)
     for name in pushed.changed:
-        print(f"scrubbed  {name}: paths and private URLs were cut to their last part")
+        say(f"scrubbed  {name}: paths and private URLs were cut to their last part")
     if pushed.left_out:
-        print(f"left out  {', '.join(pushed.left_out)}")
-    print(f"pushed    {len(pushed.files)} files, {sum(pushed.files.values()) / 1e6:.3g} MB, to {pushed.place}")
+        say(f"left out  {', '.join(pushed.left_out)}")
+    say(f"pushed    {len(pushed.files)} files, {sum(pushed.files.values()) / 1e6:.3g} MB, to {pushed.place}")
     return 0
 
 
@@ -43,6 +44,6 @@ def pull(arguments: Sequence[str]) -> int:
 
     pulled = fetch(options.url, options.folder, options.limit_gb)
     if pulled.left_out:
-        print(f"left out  {', '.join(pulled.left_out)}")
-    print(f"pulled    {len(pulled.files)} files, {sum(pulled.files.values()) / 1e6:.3g} MB, to {pulled.place}")
+        say(f"left out  {', '.join(pulled.left_out)}")
+    say(f"pulled    {len(pulled.files)} files, {sum(pulled.files.values()) / 1e6:.3g} MB, to {pulled.place}")
     return 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
+from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import POLICY, REQUIRED, of_group, opened, parse, verb_parser
 from robopolicy.components import ConfigError
@@ -28,7 +29,7 @@ def report(arguments: Sequence[str]) -> int:
     check_file("--out", options.out)
     from robopolicy.report import write_comparison
 
-    print(f"report    {write_comparison([Path(run) for run in options.runs], Path(options.out))}")
+    say(f"report    {write_comparison([Path(run) for run in options.runs], Path(options.out))}")
     return 0
 
 
@@ -64,7 +65,7 @@ def view(arguments: Sequence[str]) -> int:
     if out.suffix not in VIDEO_ENDINGS:
         raise ConfigError(f"--out {out}: expected a name that ends in {' or '.join(VIDEO_ENDINGS)}")
     check_file("--out", out)
-    print(f"video     {write_video(demo_images(demo), out)}")
+    say(f"video     {write_video(demo_images(demo), out)}")
     return 0
 
 
@@ -79,7 +80,7 @@ def _view_policy(demo: "Demo", options: Namespace) -> int:
         raise ConfigError(f"--out {out}: with --policy a page is written; expected .html at its end")
     check_file("--out", out)
     policy = opened(options, of_group(options.policy, options.group))
-    print(f"page      {write_policy_page(policy, demo, out, f'{options.policy} on {options.file}')}")
+    say(f"page      {write_policy_page(policy, demo, out, f'{options.policy} on {options.file}')}")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
+from robopolicy.cli import say
 from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import REQUIRED, parse_experiment, require_demos, verb_parser
 from robopolicy.components import ConfigError
@@ -52,7 +53,7 @@ def train(arguments: Sequence[str]) -> int:
     folder = run_training(
         config, Path(options.run_dir), evaluate=_closed_loop(config), resume=options.resume, start=_start(options)
     )
-    print(f"policy    {folder}")
+    say(f"policy    {folder}")
     return 0
 
 

@@ -120,6 +120,8 @@ def attributes_of(item: h5py.Group | h5py.Dataset, where: str) -> dict[str, Any]
     with damage_named(f"{where}: attributes"):
         if len(item.attrs) > GREATEST_ATTRIBUTES:
             raise DemoFormatError(f"{where}: {len(item.attrs)} attributes; at most {GREATEST_ATTRIBUTES} are read")
+        if odd := [key for key in item.attrs if not isinstance(key, str)]:
+            raise DemoFormatError(f"{where}: an attribute is named {odd[0]!r}; expected UTF-8 text")
         return {key: _plain(value, f"{where}: attribute {key}") for key, value in item.attrs.items()}
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from robopolicy.components import ConfigError, component_of, load_plugins, origin_of
@@ -216,6 +217,8 @@ def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
     """The policy in a run folder and the config that made it, on the CPU; for training on."""
     folder = Path(folder)
     description, config = read_description(folder)
+    if not needs_backbone(config):
+        _require_shapes(folder, description, config)
     policy = policy_of(description, config, str(folder / DESCRIPTION))
     try:
         policy.load_state_dict(load_file(folder / WEIGHTS))
@@ -239,6 +242,11 @@ def read_description(folder: Path) -> tuple[dict[str, Any], ExperimentConfig]:
     return description, _read_config(folder, description)
 
 
+def needs_backbone(config: ExperimentConfig) -> bool:
+    """Whether building the policy loads a model that its folder only names."""
+    return any(getattr(getattr(config, section), "model", None) for section in ("encoder", "text"))
+
+
 def read_provenance(folder: str | Path) -> dict[str, Any]:
     """Where the policy in a run folder or an exported one came from; an export holds only what may be shown to strangers."""
     folder = Path(folder)
@@ -256,6 +264,26 @@ def save_token_encoder(policy: ChunkPolicy, run: str | Path, folder: str | Path)
     path = Path(folder) / TOKEN_ENCODER
     write_file(path, json.dumps({"token_encoder": recorded, "prompted": _prompted(policy, provenance)}, indent=1))
     return path
+
+
+def _require_shapes(folder: Path, description: Mapping[str, Any], config: ExperimentConfig) -> None:
+    """Refuse a config that asks for other weights than the folder holds, before memory and time are taken for them."""
+    where = f"{folder / WEIGHTS}: doesn't fit {CONFIG} and {DESCRIPTION} beside it"
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as tensors:
+            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise CheckpointError(f"{where}: not a safetensors file ({one_line(error)})") from error
+    for section in COMPONENT_SECTIONS:
+        for name in ("layers", "depth"):  # a million layers take minutes even without memory
+            if (asked := getattr(getattr(config, section), name, 0)) > len(found):
+                raise CheckpointError(f"{where}: {section}.{name} is {asked}, more than its {len(found)} tensors")
+    with torch.device("meta"):  # shapes only
+        policy = policy_of(description, config, str(folder / DESCRIPTION))
+    expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    if differing := {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}:
+        name = min(differing)
+        raise CheckpointError(f"{where}: {name} has shape {found.get(name)}; they ask for {expected.get(name)}")
 
 
 def _prompted(policy: ChunkPolicy, provenance: Mapping[str, Any]) -> bool:

@@ -14,23 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
 import yaml
 from safetensors import safe_open
 
 from robopolicy.control import runtime
-from robopolicy.experiment.config import COMPONENT_SECTIONS
 from robopolicy.experiment.hubs import SHARED, Content, HubError, open_hub
 from robopolicy.experiment.privacy import identifying, scrubbed
-from robopolicy.experiment.run_folder import (
-    CONFIG,
-    DESCRIPTION,
-    WEIGHTS,
-    CheckpointError,
-    policy_of,
-    read_description,
-    read_policy,
-)
+from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION, needs_backbone, read_description, read_policy
 from robopolicy.files import TEMPORARY, remove, sync
 
 MARKS = (DESCRIPTION, runtime.MANIFEST)
@@ -100,8 +90,8 @@ def push(folder: str | Path, url: str, public: bool = False) -> Shared:
 def pull(url: str, folder: str | Path, limit_gb: float = LIMIT_GB) -> Shared:
     """Copy what `push` sent into a new folder, which appears whole, after its examination, or not at all.
 
-    The policy is built from its config without memory first and compared with the weights' shapes, then loaded; where it
-    needs a backbone that the folder only names, nothing is loaded. Nothing that the folder names is imported.
+    The policy is loaded as `load_policy` does; where it needs a backbone that the folder only names, nothing is loaded.
+    Nothing that the folder names is imported.
 
     Args:
         url: as for `push`; `hf://owner/name@revision` takes a branch, a tag or a commit.
@@ -232,37 +222,12 @@ def _examine(folder: Path, files: Mapping[str, Any]) -> None:
         if PurePosixPath(name).name == runtime.MANIFEST:
             runtime.load(folder)
         elif PurePosixPath(name).name == DESCRIPTION:
-            _examine_run((folder / name).parent)
+            run = (folder / name).parent
+            _, config = read_description(run)
+            if not needs_backbone(config):
+                read_policy(run)
         elif name.endswith(".json"):
             _require_json(folder / name)
-
-
-def _examine_run(folder: Path) -> None:
-    """Compare the shapes of the weights with those that the config asks for before memory is taken for them."""
-    description, config = read_description(folder)
-    if any(getattr(getattr(config, section), "model", None) for section in ("encoder", "text")):
-        return  # needs a backbone that the folder only names; the config and the description were read
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as tensors:
-            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: not a safetensors file") from error
-    for section in COMPONENT_SECTIONS:
-        options = getattr(config, section)
-        for name in ("layers", "depth"):
-            if (asked := getattr(options, name, 0)) > len(found):
-                raise CheckpointError(
-                    f"{folder / CONFIG}: {section}.{name} is {asked}, more than the weights' {len(found)} tensors"
-                )
-    with torch.device("meta"):
-        policy = policy_of(description, config, str(folder / DESCRIPTION))
-    expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
-    if differing := {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}:
-        name = min(differing)
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: {name} has shape {found.get(name)}; {CONFIG} and {DESCRIPTION} ask for {expected.get(name)}"
-        )
-    read_policy(folder)
 
 
 def _require_json(path: Path) -> None:

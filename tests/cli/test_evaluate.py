@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch.distributed import TCPStore
 
 from robopolicy.cli import main
+from robopolicy.cli.evaluate import _result_files
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import open_policy, read_provenance
 
@@ -189,6 +191,12 @@ def test_a_result_is_kept_where_the_report_looks_for_it(random_run, tmp_path, ca
     inside = evaluated(run, run / "mine.json")
     assert list((run / "eval").iterdir()) == [kept]
     assert inside["outcomes"] == written["outcomes"]
+
+
+def test_two_evaluations_within_a_second_are_both_kept(random_run):
+    """Guards against: the result of one of two evaluations that end together, overwritten by the other's."""
+    options = Namespace(policy=[str(random_run)], json=None, report=None)
+    assert len({_result_files(str(random_run), options, "reach")[-1] for _ in range(2)}) == 2
 
 
 POSE_ENV = """

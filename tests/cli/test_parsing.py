@@ -44,3 +44,18 @@ def test_a_number_below_what_makes_sense_is_refused_by_the_options_name() -> Non
     require(parse(parser, ["--num-envs", "1"]), 1, "num_envs")
     with pytest.raises(ConfigError, match="--num-envs is 0; expected 1 or more"):
         require(parse(parser, ["--num-envs", "0"]), 1, "num_envs")
+
+
+@pytest.mark.parametrize("name", ["null", "~", "NULL", "1"])
+def test_a_file_may_have_any_name(name: str) -> None:
+    """Guards against: `--json null` and `--json ~`, read as no file at all, so that the result is lost."""
+    parser = verb_parser("tried", "A verb.", ("--json", str | None, None, "a file"))
+    assert parse(parser, ["--json", name]).json == name
+    assert parse(parser, []).json is None
+
+
+def test_a_null_in_a_config_file_is_no_file(tmp_path: Path) -> None:
+    """Guards against: `json: null` in YAML, which says that there is none, refused or taken for a name."""
+    parser = verb_parser("tried", "A verb.", ("--json", str | None, None, "a file"))
+    (tmp_path / "a.yaml").write_text("json: null\n")
+    assert parse(parser, ["--config", str(tmp_path / "a.yaml")]).json is None

@@ -19,6 +19,7 @@ import pytest
 
 from robopolicy.cli import main
 from robopolicy.components import kinds
+from robopolicy.demos import probe
 from robopolicy.demos.formats import action_spec_of, open_demos
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_act, write_lerobot, write_libero, write_minari, write_robomimic
@@ -349,6 +350,7 @@ def craft(cases: range, folder: Path) -> tuple[Counter[str], list[str]]:
         if (seconds := time.monotonic() - began) > 20:
             failures.append(f"case {case}, {kind}, {done}: took {seconds:.1f} s")
         shutil.rmtree(work)
+    probe._examiner.close()  # the memory of a child counts when it has ended
     used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
     if used > 1.5:
         failures.append(f"peak memory {used:.2f} GiB")

@@ -4,13 +4,19 @@ Native files that were converted carry checksums: every demo that is given back 
 have none, so a changed number can't be detected: what is returned must be whole and finite.
 """
 
+import shutil
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 from robopolicy.demos import probe
 from robopolicy.demos.formats import convert, open_demos
+from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.demos.tokens import TokenWriter, tokens_beside
 from robopolicy.types import Demo, DemoFormatError
 from tests.demo_samples import assert_same, write_act, write_minari, write_robomimic
 
@@ -103,3 +109,77 @@ def test_ten_thousand_damaged_files_are_refused_or_read_as_they_were(family, tmp
     print(family, dict(outcome))
     assert outcome["messages of several lines"] == 0
     assert outcome["demos given"] > 0
+
+
+def with_tokens(tiny_demos: Path, folder: Path) -> Path:
+    """A copy of the demos with random tokens beside it."""
+    path = Path(shutil.copy(tiny_demos, folder / "demos.hdf5"))
+    rng = np.random.default_rng(0)
+    with (
+        DemoFile(path) as demos,
+        TokenWriter(
+            tokens_beside(path),
+            {"model": "x", "template": "{instruction}"},
+            {name: demos.mark(name) for name in demos.names},
+        ) as writer,
+    ):
+        for name in demos.names:
+            steps = len(demos.read(name, ()))
+            writer.write(name, rng.normal(size=(steps, 3, 4)).astype(np.float16), np.array([True, True, False]))
+    return path
+
+
+def places_beside_arrays(path: Path) -> np.ndarray:
+    """Offsets of the bytes, other than 0, that are not of a step array: names, attributes, masks, shapes, indices."""
+    free = np.frombuffer(path.read_bytes(), np.uint8) != 0
+
+    def mark(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("mask") and item.chunks is None:
+            free[item.id.get_offset() :][: item.nbytes] = False
+        elif isinstance(item, h5py.Dataset) and item.chunks is not None:
+            item.id.chunk_iter(
+                lambda chunk: free.__setitem__(slice(chunk.byte_offset, chunk.byte_offset + chunk.size), 0)
+            )
+
+    with h5py.File(path) as file:
+        file.visititems(mark)
+    return np.flatnonzero(free)
+
+
+def all_that_decides(path: Path) -> tuple[Any, ...]:
+    """What training takes from a file: its attributes, masks and demos, tokens included."""
+    with DemoFile(path) as demos:
+        return demos.attributes, demos.filter_keys, [demos.read(name) for name in demos.names]
+
+
+def flip_bits(path: Path, damaged: Path, cases: int) -> Counter:
+    """Flip one bit of `damaged`, which is `path` or what belongs to it; every file that is not refused must be as it was."""
+    data, places, outcome = damaged.read_bytes(), places_beside_arrays(damaged), Counter()
+    attributes, masks, written = all_that_decides(path)
+    rng = np.random.default_rng(0)
+    for place in rng.choice(places, cases):
+        changed = bytearray(data)
+        changed[place] ^= 1 << int(rng.integers(8))
+        damaged.write_bytes(changed)
+        try:
+            found = all_that_decides(path)
+        except DemoFormatError:
+            outcome["refused"] += 1
+            continue
+        outcome["as it was"] += 1
+        assert found[:2] == (attributes, masks), place
+        for demo, expected in zip(found[2], written, strict=True):
+            assert_same(demo, expected)
+    damaged.write_bytes(data)
+    return outcome
+
+
+@pytest.mark.parametrize("damaged", ["demos", "tokens"])
+@pytest.mark.parametrize("cases", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_a_flipped_bit_changes_nothing_that_is_trained_on(tiny_demos, tmp_path, monkeypatch, damaged, cases):
+    """Guards against: another rate, split, camera, token or token mask after a bit flip that no checksum covers."""
+    monkeypatch.setattr(probe, "SILENCE_S", 1.0)
+    path = with_tokens(tiny_demos, tmp_path)
+    outcome = flip_bits(path, tokens_beside(path) if damaged == "tokens" else path, cases)
+    print(dict(outcome))
+    assert outcome["refused"] > cases / 4

@@ -88,6 +88,13 @@ def test_attributes_of_another_type_are_refused(tiny_demos, tmp_path, key, value
     assert_refused(copied(tiny_demos, tmp_path, lambda file: file["data/demo_0"].attrs.__setitem__(key, value)))
 
 
+def test_an_attribute_whose_name_is_no_text_is_refused(tiny_demos, tmp_path):
+    """Guards against: a TypeError where names of bytes meet names of text, such as after one flipped bit."""
+    path = copied(tiny_demos, tmp_path, lambda file: file["data/demo_0"].attrs.__setitem__("note", 1))
+    path.write_bytes(path.read_bytes().replace(b"note\0", b"n\xed\xede\0"))
+    assert "expected UTF-8 text" in assert_refused(path)
+
+
 @pytest.mark.parametrize("kind", ["S4", "longdouble", "complex64", "object", "compound"])
 def test_arrays_of_another_type_are_refused(tmp_path, kind):
     """Guards against: a traceback of torch in the middle of a training."""
@@ -168,6 +175,7 @@ BOMBS = [
 ]
 OPENED = """
 import resource, sys, time
+from robopolicy.demos import probe
 from robopolicy.demos.formats import open_demos
 from robopolicy.types import DemoFormatError
 before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
@@ -178,6 +186,7 @@ try:
     said = "accepted"
 except DemoFormatError as error:
     said = str(error)
+probe._examiner.close()  # the memory of a child counts when it has ended
 most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 print(most / 2**20, time.monotonic() - began, said, sep="\\t")
 """

@@ -2,8 +2,10 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,6 +228,50 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
     (tmp_path / "run" / "policy.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="doesn't fit"):
         load_policy(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("memory", {"hidden": 30_000}),
+        ("memory", {"layers": 10**6}),
+        ("encoder", {"width": 10**7}),
+        ("action_head", {"chunk": 10**9}),
+        ("action_head", {"widths": [10**6, 10**6]}),
+    ],
+)
+def test_a_config_that_asks_for_other_weights_takes_no_memory(tmp_path, section, changes):
+    """Guards against: a stranger's folder of kilobytes whose policy takes gigabytes, or minutes, to build."""
+    save_policy(make_policy(), tmp_path)
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    values[section] |= changes
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors: doesn't fit config.yaml and policy.json"):
+        load_policy(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB"
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a]\n",
+        "a: &a [*a]\n",
+        "a: !!python/object/apply:os.system ['true']\n",
+        "\ta: 1\n",
+        "[" * 5000,
+        "\x00",
+        "- 1\n",
+    ],
+)
+def test_yaml_of_a_strangers_config_is_refused_in_one_line(tmp_path, text):
+    """Guards against: aliases that loop or become billions of values, tags that make objects, and tracebacks."""
+    save_policy(make_policy(), tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.yaml") as refused:
+        load_policy(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_weights_that_can_not_be_written_name_the_file(tmp_path):

@@ -224,8 +224,8 @@ def listing(folder):
     ("damage", "error", "message"),
     [
         (bomb, CheckpointError, "a YAML alias"),
-        (larger, CheckpointError, r"has shape \(.*\); config.yaml and policy.json ask for"),
-        (deeper, CheckpointError, "memory.layers is 1000000000, more than the weights'"),
+        (larger, CheckpointError, r"has shape \(.*\); they ask for"),
+        (deeper, CheckpointError, "memory.layers is 1000000000, more than its"),
         (pickled, CheckpointError, "not a safetensors file"),
         (unknown, ConfigError, "memory 'os.system' is unknown"),
         (listing, SharingError, "expected a JSON object, got list"),
@@ -408,3 +408,13 @@ def test_the_verbs_say_what_travelled(run, tmp_path, capsys):
     assert "pushed    6 files, " in said
     assert main(["pull", f"file://{tmp_path}/hub", str(tmp_path / "got")]) == 0
     assert f"to {tmp_path / 'got'}" in capsys.readouterr().out
+
+
+def test_names_from_a_hub_are_printed_escaped(run, tmp_path, capsys):
+    """Guards against: a repository with a file whose name clears the screen, or writes into the shell's history."""
+    push(run, f"file://{tmp_path}/hub")
+    (tmp_path / "hub" / "\x1b[2J\x07").write_text("")
+    assert main(["pull", f"file://{tmp_path}/hub", str(tmp_path / "got")]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert r"\x1b[2J\x07" in said

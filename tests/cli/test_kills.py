@@ -1,0 +1,108 @@
+"""Verbs ended by SIGKILL at random moments: the same command, or it with --resume, ends where an uninterrupted one ends."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robopolicy.cli import main
+from tests.tiny_backbones import save_backbone
+
+KILLS = 2
+"""Random moments for each verb."""
+ENCODE = ["encode", "{demos}", "--encoder", "transformers", "--model", "{model}", "--device", "cpu"]
+IMPROVE = ["improve", "{run}", "--task", "reach", "--run-dir", "{out}/better", "--iterations", "3", "--num-envs", "2"]
+IMPROVE += ["--checkpoint-every", "1", "--reward", "env", "--ppo.rollout_steps", "20", "--ppo.warmup_iterations", "0"]
+TRAIN = ["train", "--data.files", "{demos}", "--run-dir", "{out}/run", "--max-steps", "6", "--memory.hidden", "8"]
+TRAIN += ["--training.checkpoint_every", "2", "--training.valid_every", "3", "--memory.window", "3"]
+DAGGER = [
+    "dagger",
+    "--data.files",
+    "{demos}",
+    "--task",
+    "lift",
+    "--run-dir",
+    "{out}/rounds",
+    "--rounds",
+    "1",
+    *TRAIN[5:],
+]
+DAGGER += ["--episodes", "2", "--num-envs", "2", "--eval-episodes", "1"]
+VERBS: dict[str, tuple[list[str], str]] = {
+    "encode": (ENCODE, "demos.tokens.hdf5"),
+    "encode to a file": ([*ENCODE, "--out", "{out}/new.hdf5"], "new.hdf5"),
+    "improve": (IMPROVE, "better/policy.safetensors"),
+    "train": (TRAIN, "run/policy.safetensors"),
+    "dagger": (DAGGER, "rounds/round_1/policy.safetensors"),
+    "report": (["report", "{run}", "--out", "{out}/report.html"], "report.html"),
+    "salvage": (["check", "{demos}", "--salvage", "{out}/good.hdf5"], "good.hdf5"),
+    "page": (["check", "{demos}", "--html", "{out}/page.html"], "page.html"),
+    "edit": (["edit", "merge", "{demos}", "--out", "{out}/merged.hdf5"], "merged.hdf5"),
+    "convert": (["convert", "{demos}", "{out}/set", "--format", "lerobot"], "set/meta/info.json"),
+    "view": (["view", "{demos}", "--out", "{out}/demo.gif"], "demo.gif"),
+}
+"""The words of each verb, and the file that it ends with."""
+ONCE = ("encode to a file", "salvage", "edit", "convert")
+"""These refuse a target that exists, which is then whole."""
+
+
+PROGRAM = """
+import sys
+from robopolicy.cli import main
+middle = sys.argv.index("--then")
+main(sys.argv[1:middle])  # so that what is imported, compiled and cached now is not what the kill meets
+print("ready", flush=True)
+sys.exit(main(sys.argv[middle + 1:]))
+"""
+
+
+def is_killed(warm: list[str], words: list[str], after_s: float) -> bool:
+    """Run a verb in a process of its own, with SIGKILL after that time; returns whether it was still running."""
+    program = [sys.executable, "-c", PROGRAM, *warm, "--then", *words]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert any(line == "ready\n" for line in process.stdout)
+        time.sleep(after_s)
+        process.kill()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_killed_verb_ends_as_an_uninterrupted_one(tmp_path, tiny_demos, random_run, verb):
+    """Guards against: a file cut short under its final name, or leftovers that stop the same command for ever."""
+    pytest.importorskip("transformers", reason="the extra vlm isn't installed")
+    model, (template, result) = save_backbone("clip", tmp_path / "model"), VERBS[verb]
+
+    def words_for(name: str) -> list[str]:
+        out = tmp_path / name
+        out.mkdir()
+        shutil.copy(tiny_demos, out / "demos.hdf5")
+        names = {"demos": out / "demos.hdf5", "model": model, "run": random_run, "out": out}
+        return [word.format(**names) for word in template]
+
+    assert main(words_for("first")) in (0, 1)
+    words = words_for("whole")
+    began = time.monotonic()
+    assert main(words) in (0, 1)
+    whole_s, whole = time.monotonic() - began, content(tmp_path / "whole", result)
+    killed = 0
+    for place, share in enumerate(np.random.default_rng(len(verb)).uniform(0.05, 0.95, KILLS)):
+        words, out = words_for(f"killed_{place}"), tmp_path / f"killed_{place}"
+        killed += is_killed(words_for(f"warm_{place}"), words, share * whole_s)
+        if not (out / result).exists() or verb not in ONCE:
+            assert main(words) in (0, 1) or main([*words, "--resume"]) == 0, words
+        assert content(out, result) == whole
+        assert not [path.name for path in out.rglob("*") if ".unfinished" in path.name or path.suffix == ".parts"]
+    print(verb, f"{whole_s:.2f} s, {killed} of {KILLS} killed")
+
+
+def content(out: Path, result: str) -> bytes:
+    """The bytes of a result, without the folder's name."""
+    return (out / result).read_bytes().replace(str(out).encode(), b"")
