@@ -13,10 +13,10 @@ file or model card never causes an import.
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from robopolicy.types import PrintableError
 
@@ -233,6 +233,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     ">= 1": lambda number: number >= 1,
     ">= 0": lambda number: number >= 0,
     "> 0": lambda number: number > 0,
+    "> 0 and <= 1": lambda number: 0 < number <= 1,
     "0 .. 1": lambda number: 0 <= number <= 1,
     ">= 0 and < 1": lambda number: 0 <= number < 1,
     "0 .. 4294967295": lambda number: 0 <= number < 2**32,
@@ -240,12 +241,42 @@ RANGES: dict[str, Callable[[float], bool]] = {
 """What `expect` may ask of a number."""
 
 
+def option(default: Any, expected: str) -> Any:
+    """A field of an `Options` dataclass whose numbers, or whose entries' numbers, must be in the range `expected`.
+
+    Args:
+        default: its value where none is given; None passes.
+        expected: one of `RANGES`.
+    """
+    return field(default=default, metadata={"expected": expected})
+
+
+class Options:
+    """Base of dataclasses of options: checks the fields that were declared with `option`.
+
+    A subclass that checks more in its `__post_init__` calls `super().__post_init__()` there.
+    """
+
+    section: ClassVar[str] = ""
+    """Its place on the command line, such as `ppo`, where it does not belong to a registered component; empty: top level."""
+
+    def __post_init__(self) -> None:
+        section, found = self.section, _by_options.get(type(self))
+        if found is not None:
+            several = found.family in ("augmentation", "loss")  # a config may have several of these
+            section = f"{found.family}.{found.kind}" if several else found.family
+        for owner in type(self).__mro__:  # also fields whose default a subclass changes
+            for name, each in getattr(owner, "__dataclass_fields__", {}).items():
+                if "expected" in each.metadata:
+                    expect(self, section, each.metadata["expected"], name)
+
+
 def expect(options: object, prefix: str, expected: str, *names: str) -> None:
     """Refuse a field, or an entry of a list or mapping, that is not in the range `expected`; None passes.
 
     Args:
         options: the dataclass instance, in its `__post_init__`.
-        prefix: its section on the command line, such as `memory`.
+        prefix: its section on the command line, such as `memory`; empty for options at the top level.
         expected: one of `RANGES`.
         names: fields to check.
 
@@ -257,7 +288,8 @@ def expect(options: object, prefix: str, expected: str, *names: str) -> None:
         numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
         shown = list(value) if isinstance(value, tuple) else value
         holds = all(number is None or RANGES[expected](number) for number in numbers)
-        require(holds, f"--{prefix}.{name} must be {expected}, got {shown}")
+        flag = f"{prefix}.{name}" if prefix else name.replace("_", "-")
+        require(holds, f"--{flag} must be {expected}, got {shown}")
 
 
 def require(holds: bool, message: str) -> None:

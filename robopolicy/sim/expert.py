@@ -4,15 +4,15 @@ An expert keeps no memory, so that it can label any state that a policy reached 
 (DART). Each task says where its expert goes next (`Task.intent`); here that becomes an action within the robot's limits.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from robopolicy.components import Options, option
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.control.kinematics import damped_least_squares, pose_and_jacobian, rotation_vector
 from robopolicy.control.targets import POSITION_SCALE_M, ROTATION_SCALE_RAD, joint_targets
@@ -108,7 +108,7 @@ NOISE_STREAM = 1
 
 
 @dataclass(frozen=True)
-class ActionNoise:
+class ActionNoise(Options):
     """Disturbance of the executed action, so that demos contain recoveries (DART, Laskey et al. 2017).
 
     Jitter alone shows how to stay on course. Pushes that last a few steps, and inversions of the gripper, show how to
@@ -116,27 +116,22 @@ class ActionNoise:
     opened: the place where a dropped object comes to rest can't be reproduced on a robot.
     """
 
-    std: float = 0.25
-    """Standard deviation of the jitter on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
-    rotation_std: float = 0.02
-    """Likewise on its rotation; policies err less there."""
-    share: float = 0.7
-    """Share of the steps with jitter."""
-    push_std: float = 0.4
-    """Standard deviation of a push, the same displacement added in each of its steps; 0 is off."""
-    push_share: float = 0.04
-    """Probability that a push begins at a step."""
-    push_steps: int = 5
-    """Steps that a push lasts."""
-    flip_share: float = 0.3
-    """Share of the pushes during which an open gripper closes."""
+    section: ClassVar[str] = "disturbance"
 
-    def __post_init__(self) -> None:
-        for name, size in vars(self).items():
-            least, most = (1, math.inf) if name == "push_steps" else (0, 1 if name.endswith("share") else math.inf)
-            if not least <= size <= most:
-                expected = f"{least} or more" if most == math.inf else f"{least} .. {most}"
-                raise ValueError(f"--disturbance.{name} is {size}; expected {expected}")
+    std: float = option(0.25, ">= 0")
+    """Standard deviation of the jitter on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
+    rotation_std: float = option(0.02, ">= 0")
+    """Likewise on its rotation; policies err less there."""
+    share: float = option(0.7, "0 .. 1")
+    """Share of the steps with jitter."""
+    push_std: float = option(0.4, ">= 0")
+    """Standard deviation of a push, the same displacement added in each of its steps; 0 is off."""
+    push_share: float = option(0.04, "0 .. 1")
+    """Probability that a push begins at a step."""
+    push_steps: int = option(5, ">= 1")
+    """Steps that a push lasts."""
+    flip_share: float = option(0.3, "0 .. 1")
+    """Share of the pushes during which an open gripper closes."""
 
     @classmethod
     def off(cls) -> "ActionNoise":

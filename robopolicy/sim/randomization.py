@@ -10,11 +10,12 @@ seed and the step number, so worlds need no generator state, and on a GPU nothin
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from robopolicy.components import expect
+from robopolicy.components import Options, option
 from robopolicy.control.arrays import like, namespace
 from robopolicy.control.kinematics import matrix_to_quaternion, rotation_from_vector
 from robopolicy.sim.scene import Scene
@@ -48,38 +49,36 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Randomization:
+class Randomization(Options):
     """Ranges of the randomization, in addition to that of the task itself; 0 turns a setting off.
 
     Each value is drawn uniformly from minus to plus the range, with the episode's seed.
     """
 
-    joint_rad: float = 0.0
-    """Placement: largest offset of each arm joint from its initial position [rad]."""
-    turn_rad: float = 0.0
-    """Placement: largest rotation of each free object about the vertical axis [rad]."""
-    color: float = 0.0
-    """Largest change of the red, green and blue of each geom; the components are in [0, 1]."""
-    light: float = 0.0
-    """Largest relative change of each light's brightness, and largest change of the components of its unit direction."""
-    camera_m: float = 0.0
-    """Largest shift of a camera along each axis [m]."""
-    camera_rad: float = 0.0
-    """Largest rotation of a camera about each axis [rad]."""
-    friction: float = 0.0
-    """Largest relative change of friction, one factor for all geoms; below 1."""
-    mass: float = 0.0
-    """Largest relative change of each free object's mass; below 1."""
-    delay_steps: int = 0
-    """Latency: largest delay of the actions, drawn from 0 .. `delay_steps`, constant in an episode [control steps]."""
-    action_noise: float = 0.0
-    """Standard deviation of noise on the executed displacement, in units of the normalized action [-1, 1]."""
-    obs_noise: float = 0.0
-    """Standard deviation of noise on all low-dimensional keys except privileged ones [m, rad]."""
+    section: ClassVar[str] = "randomization"
 
-    def __post_init__(self) -> None:
-        expect(self, "randomization", ">= 0", *vars(self))
-        expect(self, "randomization", ">= 0 and < 1", "friction", "mass")
+    joint_rad: float = option(0.0, ">= 0")
+    """Placement: largest offset of each arm joint from its initial position [rad]."""
+    turn_rad: float = option(0.0, ">= 0")
+    """Placement: largest rotation of each free object about the vertical axis [rad]."""
+    color: float = option(0.0, ">= 0")
+    """Largest change of the red, green and blue of each geom; the components are in [0, 1]."""
+    light: float = option(0.0, ">= 0")
+    """Largest relative change of each light's brightness, and largest change of the components of its unit direction."""
+    camera_m: float = option(0.0, ">= 0")
+    """Largest shift of a camera along each axis [m]."""
+    camera_rad: float = option(0.0, ">= 0")
+    """Largest rotation of a camera about each axis [rad]."""
+    friction: float = option(0.0, ">= 0 and < 1")
+    """Largest relative change of friction, one factor for all geoms; below 1."""
+    mass: float = option(0.0, ">= 0 and < 1")
+    """Largest relative change of each free object's mass; below 1."""
+    delay_steps: int = option(0, ">= 0")
+    """Latency: largest delay of the actions, drawn from 0 .. `delay_steps`, constant in an episode [control steps]."""
+    action_noise: float = option(0.0, ">= 0")
+    """Standard deviation of noise on the executed displacement, in units of the normalized action [-1, 1]."""
+    obs_noise: float = option(0.0, ">= 0")
+    """Standard deviation of noise on all low-dimensional keys except privileged ones [m, rad]."""
 
     @property
     def active(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from robopolicy.components import ConfigError, require, values_of
+from robopolicy.components import ConfigError, Options, option, require, values_of
 from robopolicy.control.execution.receding import RecedingOptions
 from robopolicy.experiment.run_folder import read_policy, read_provenance, save_policy
 from robopolicy.files import replacing, write_file
@@ -42,22 +42,22 @@ VIDEOS = "videos"
 
 
 @dataclass(frozen=True)
-class ImproveConfig:
+class ImproveConfig(Options):
     """Length, reward, evaluation and checkpoints of a run of `improve`."""
 
-    iterations: int = 200
+    iterations: int = option(200, ">= 1")
     """Number of iterations; each is a rollout followed by an update."""
-    max_minutes: float | None = None
+    max_minutes: float | None = option(None, "> 0")
     """Time limit [min]; the run ends after the iteration that exceeds it; null: none."""
     reward: Reward = "auto"
     """success: 1 at the step that makes the episode a success, else 0; progress: the same plus the increase of
     the task's own measure of progress; auto: progress if the worlds report it, else success; env: the environment's
     reward."""
-    checkpoint_every: int = 20
+    checkpoint_every: int = option(20, ">= 1")
     """Iterations between two checkpoints. It affects the result, since all worlds begin new episodes at a checkpoint."""
-    eval_every: int | None = None
+    eval_every: int | None = option(None, ">= 1")
     """Iterations between two evaluations without noise, in separate worlds and on separate seeds; null: none."""
-    videos: int = 0
+    videos: int = option(0, ">= 0")
     """Episodes of each evaluation that are recorded as videos in `videos/` (simulator only)."""
     select: Literal["last", "success"] = "last"
     """Which policy the run saves: the last one, or the one with the best evaluation."""
@@ -65,11 +65,7 @@ class ImproveConfig:
     """Seed of the exploration noise, the order of minibatches and the episodes."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "checkpoint_every", "eval_every"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be >= 1, got {value}")
-        require(self.videos >= 0, f"--videos must be >= 0, got {self.videos}")
-        require(self.max_minutes is None or self.max_minutes > 0, f"--max-minutes must be > 0, got {self.max_minutes}")
+        super().__post_init__()
         require(0 <= self.seed <= MAX_SEED, f"--seed must be 0 .. {MAX_SEED}, got {self.seed}")
         require(
             self.select == "last" or self.eval_every is not None,

@@ -9,7 +9,7 @@ Axes: T steps of a rollout, E worlds.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import expect
+from robopolicy.components import Options, option
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.actor_critic import ActionDistribution, ActorCritic
@@ -26,52 +26,50 @@ from robopolicy.training.sequences import RecurrentMiniBatch, SequenceStorage
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(Options):
     """Proximal policy optimization."""
 
-    rollout_steps: int = 128
+    section: ClassVar[str] = "ppo"
+
+    rollout_steps: int = option(128, ">= 1")
     """T, control steps of each world between two updates."""
-    decision_steps: int | None = None
+    decision_steps: int | None = option(None, ">= 1")
     """k, actions of a chunk that are one decision; the policy is executed in the same way afterwards; null: 4, or the chunk
     if it is shorter."""
-    warmup_iterations: int = 3
+    warmup_iterations: int = option(3, ">= 0")
     """Iterations in which only the critic learns."""
-    epochs: int = 4
+    epochs: int = option(4, ">= 1")
     """Passes over each rollout."""
-    mini_batches: int = 4
+    mini_batches: int = option(4, ">= 1")
     """Minibatches (groups of worlds) in each pass; each is one optimizer step."""
-    bptt_steps: int | None = None
+    bptt_steps: int | None = option(None, ">= 1")
     """Steps of truncated back-propagation through time; null: whole trajectories."""
-    gamma: float = 0.99
+    gamma: float = option(0.99, "0 .. 1")
     """Discount per control step."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = option(0.95, "0 .. 1")
     """Decay of generalized advantage estimation, per decision."""
-    clip: float = 0.2
+    clip: float = option(0.2, "> 0")
     """Clipping range of a decision's probability ratio: 1 - clip .. 1 + clip."""
-    std: float = 0.1
+    std: float = option(0.1, "> 0")
     """Initial standard deviation of arm actions, in normalized units (the demos span -1 to 1)."""
-    entropy: float = 0.0
+    entropy: float = option(0.0, ">= 0")
     """Weight of the entropy bonus."""
     anchor: str = "0.01"
     """Weight of the KL divergence from the start policy, over iterations: a number, linear:FROM:TO, exponential:FROM:FACTOR,
     piecewise:0=A,50=B; 0 switches it off."""
-    lr: float = 1e-4
+    lr: float = option(1e-4, "> 0")
     """Initial learning rate of the policy."""
-    critic_lr: float = 1e-3
+    critic_lr: float = option(1e-3, "> 0")
     """Learning rate of the critic."""
     lr_schedule: Literal["adaptive", "fixed"] = "adaptive"
     """adaptive: lowered when an update's KL divergence exceeds twice `target_kl`, raised when it is below half of it."""
-    target_kl: float = 0.02
+    target_kl: float = option(0.02, "> 0")
     """Target KL divergence of one update, per action; the policy's update stops early beyond 4 times this value."""
-    clip_norm: float = 0.5
+    clip_norm: float = option(0.5, "> 0")
     """Largest gradient norm."""
 
     def __post_init__(self) -> None:
-        counts = ("rollout_steps", "decision_steps", "epochs", "mini_batches", "bptt_steps")
-        expect(self, "ppo", ">= 1", *counts)
-        expect(self, "ppo", ">= 0", "warmup_iterations", "entropy")
-        expect(self, "ppo", "> 0", "clip", "std", "lr", "critic_lr", "target_kl", "clip_norm")
-        expect(self, "ppo", "0 .. 1", "gamma", "gae_lambda")
+        super().__post_init__()
         read_schedule(self.anchor, "--ppo.anchor")
 
 

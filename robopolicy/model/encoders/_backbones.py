@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, Options, option
 from robopolicy.model.encoders._images import ImagePreparation
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Options):
     """Which of a backbone's hidden states become tokens."""
 
     readout: Literal["all", "last", "mean", "action_token", "words"] = "all"
@@ -30,10 +30,10 @@ class Reading:
     layer: int = -1
     """Layer of the hidden states: -1 the last, after the final norm; 0 the embeddings; n the output of layer n; other
     negative numbers count from the end."""
-    action_tokens: int = 1
+    action_tokens: int = option(1, ">= 1")
     """Number of generated tokens (readout words) or of learned vectors (readout action_token, unless the backbone's folder
     holds them); not used by other readouts."""
-    tiles: int = 0
+    tiles: int = option(0, ">= 0")
     """n > 0: each camera's image is followed by its n x n tiles, row by row, so that small objects get more pixels; 0: none."""
 
 

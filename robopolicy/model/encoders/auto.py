@@ -3,25 +3,22 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.model.encoders.base import EncoderInputs, TokenEncoder
 from robopolicy.model.encoders.keys import KeysEncoder, KeysOptions
 from robopolicy.model.encoders.pixels import PixelsEncoder, PixelsOptions
 
 
 @dataclass(frozen=True)
-class AutoOptions:
+class AutoOptions(Options):
     """Options of the encoder `auto`."""
 
-    width: int = 128
+    width: int = option(128, ">= 1")
     """D, width of one token."""
-    hidden: int = 128
+    hidden: int = option(128, ">= 1")
     """Width of the perceptrons' hidden layer."""
 
     default_text: ClassVar[str] = "vocabulary"
-
-    def __post_init__(self) -> None:
-        expect(self, "encoder", ">= 1", "width", "hidden")
 
 
 @register("encoder", "auto", AutoOptions)

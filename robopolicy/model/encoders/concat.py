@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import ConfigError, expect, register
+from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, with_sentence
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextTokens
@@ -24,22 +24,19 @@ LARGEST_RATIO = 3.0
 
 
 @dataclass(frozen=True)
-class ConcatOptions:
+class ConcatOptions(Options):
     """Options of the encoder `concat`."""
 
-    width: int = 256
+    width: int = option(256, ">= 1")
     """D, width of the token."""
-    hidden: int = 256
+    hidden: int = option(256, ">= 1")
     """Width of the hidden layers."""
-    layers: int = 2
+    layers: int = option(2, ">= 1")
     """Linear layers, with ReLU between them."""
     differences: bool = False
     """Whether differences of columns that seem to measure alike, such as two positions along one axis, are inputs too."""
 
     default_text: ClassVar[str] = "vocabulary"
-
-    def __post_init__(self) -> None:
-        expect(self, "encoder", ">= 1", "width", "hidden", "layers")
 
 
 @register("encoder", "concat", ConcatOptions)

@@ -8,28 +8,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robopolicy.components import ConfigError, expect, register, require
+from robopolicy.components import ConfigError, Options, option, register, require
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron, with_sentence
 from robopolicy.model.texts import TextTokens
 
 
 @dataclass(frozen=True)
-class KeysOptions:
+class KeysOptions(Options):
     """Options of the encoder `keys`."""
 
-    width: int = 128
+    width: int = option(128, ">= 1")
     """D, width of one token."""
-    hidden: int = 128
+    hidden: int = option(128, ">= 1")
     """Width of the hidden layer of the MLPs."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Group name -> interchangeable keys, such as {"object": ["cube_red", "cube_green"]}; the instruction selects from them."""
-    choices: int = 2
+    choices: int = option(2, ">= 1")
     """Number of selections from each group, such as the object to lift and the one to put it on."""
 
     default_text: ClassVar[str] = "vocabulary"
 
     def __post_init__(self) -> None:
-        expect(self, "encoder", ">= 1", "width", "hidden", "choices")
+        super().__post_init__()
         seen: set[str] = set()
         for name, keys in self.groups.items():
             require(len(keys) >= 2, f"--encoder.groups {name!r} has {len(keys)} keys; a group has two or more")

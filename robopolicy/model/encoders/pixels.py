@@ -14,29 +14,25 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron, with_sentence
 from robopolicy.model.texts import TextTokens
 
 
 @dataclass(frozen=True)
-class PixelsOptions:
+class PixelsOptions(Options):
     """Options of the encoder `pixels`."""
 
-    width: int = 128
+    width: int = option(128, ">= 1")
     """D, width of one token."""
-    hidden: int = 128
+    hidden: int = option(128, ">= 1")
     """Width of the perceptrons' hidden layer."""
-    queries: int = 4
+    queries: int = option(4, ">= 1")
     """Attention queries, and tokens, per camera."""
-    predict: int = 0
+    predict: int = option(0, ">= 0")
     """Width of an auxiliary prediction computed from the attended features alone and used by the fused token; 0: none."""
 
     default_text: ClassVar[str] = "vocabulary"
-
-    def __post_init__(self) -> None:
-        expect(self, "encoder", ">= 1", "width", "hidden", "queries")
-        expect(self, "encoder", ">= 0", "predict")
 
 
 @register("encoder", "pixels", PixelsOptions)

@@ -8,27 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import ConfigError, expect, register
+from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron, with_sentence
 from robopolicy.model.texts import TextTokens
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY
 
 
 @dataclass(frozen=True)
-class PrecomputedOptions:
+class PrecomputedOptions(Options):
     """Options of the encoder `precomputed`."""
 
-    width: int = 128
+    width: int = option(128, ">= 1")
     """D, width of one token."""
-    hidden: int = 128
+    hidden: int = option(128, ">= 0")
     """Width of the perceptrons' hidden layer; 0 passes the file's tokens on unchanged, and nothing else."""
 
     default_text: ClassVar[str] = "vocabulary"
     reads_tokens: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        expect(self, "encoder", ">= 1", "width")
-        expect(self, "encoder", ">= 0", "hidden")
 
 
 @register("encoder", "precomputed", PrecomputedOptions)

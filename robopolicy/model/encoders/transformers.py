@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from robopolicy.components import ConfigError, expect, register, require
+from robopolicy.components import ConfigError, option, register, require
 from robopolicy.model.encoders._backbones import Reading
 from robopolicy.model.encoders._loading import Dtype, load_backbone
 from robopolicy.model.encoders._lora import add_adapters
@@ -22,19 +22,19 @@ LOG = logging.getLogger(__name__)
 class TransformersOptions(Reading):
     """Options of the encoder `transformers`."""
 
-    width: int = 128
+    width: int = option(128, ">= 1")
     """D, width of one token."""
-    hidden: int = 128
+    hidden: int = option(128, ">= 1")
     """Width of the hidden layer of the perceptron for proprioception."""
     model: str | None = None
     """The backbone: a local folder or a model name."""
     finetune: bool = False
     """Train all weights of the backbone; they are saved with the policy."""
-    lora_rank: int = 0
+    lora_rank: int = option(0, ">= 0")
     """Rank of trainable LoRA adapters on the backbone's linear maps; 0: none."""
-    lora_alpha: float | None = None
+    lora_alpha: float | None = option(None, "> 0")
     """Strength of the adapters; null: twice the rank."""
-    lora_dropout: float = 0.0
+    lora_dropout: float = option(0.0, ">= 0 and < 1")
     """Dropout of the adapters' inputs, in training."""
     lora_targets: tuple[str, ...] = ()
     """Names of the linear maps with adapters, such as `q_proj`; empty: those of the attention."""
@@ -46,10 +46,7 @@ class TransformersOptions(Reading):
     default_text: ClassVar[str] = "prompt"
 
     def __post_init__(self) -> None:
-        expect(self, "encoder", ">= 1", "width", "hidden", "action_tokens")
-        expect(self, "encoder", ">= 0", "lora_rank", "tiles")
-        expect(self, "encoder", ">= 0 and < 1", "lora_dropout")
-        expect(self, "encoder", "> 0", "lora_alpha")
+        super().__post_init__()
         for name in () if self.lora_rank else ("lora_alpha", "lora_dropout", "lora_targets"):
             require(not getattr(self, name), f"--encoder.{name} without adapters; give --encoder.lora_rank")
         require(

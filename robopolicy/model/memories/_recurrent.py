@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import expect
+from robopolicy.components import Options, option
 from robopolicy.model.streaming import (
     History,
     MemoryState,
@@ -25,23 +25,19 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 @dataclass(frozen=True)
-class RecurrentOptions:
+class RecurrentOptions(Options):
     """Options of a recurrent memory."""
 
-    window: int = 8
+    window: int = option(8, ">= 1")
     """W, frames of memory."""
     history: Literal["window", "carry"] = "window"
     """window: the last W frames exactly; carry: one state for the whole episode."""
-    layers: int = 2
+    layers: int = option(2, ">= 1")
     """Layers of the cell."""
-    hidden: int = 256
+    hidden: int = option(256, ">= 1")
     """H, width of the hidden vectors."""
-    dropout: float = 0.0
+    dropout: float = option(0.0, ">= 0 and < 1")
     """Probability of dropout between layers, in training."""
-
-    def __post_init__(self) -> None:
-        expect(self, "memory", ">= 1", "window", "layers", "hidden")
-        expect(self, "memory", ">= 0 and < 1", "dropout")
 
 
 class RecurrentMemory(nn.RNNBase):

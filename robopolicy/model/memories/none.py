@@ -5,19 +5,16 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.model.streaming import History, MemoryState, require_state, zero_state
 
 
 @dataclass(frozen=True)
-class NoMemoryOptions:
+class NoMemoryOptions(Options):
     """Options of the memory `none`."""
 
-    hidden: int = 256
+    hidden: int = option(256, ">= 1")
     """H, width of the hidden vectors."""
-
-    def __post_init__(self) -> None:
-        expect(self, "memory", ">= 1", "hidden")
 
 
 @register("memory", "none", NoMemoryOptions)

@@ -8,28 +8,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import expect, register, require
+from robopolicy.components import Options, option, register, require
 from robopolicy.model.streaming import History, MemoryState, require_state, require_window, unroll_steps, zero_state
 
 
 @dataclass(frozen=True)
-class TransformerOptions:
+class TransformerOptions(Options):
     """Options of the memory `transformer`."""
 
-    window: int = 8
+    window: int = option(8, ">= 1")
     """W, frames of memory."""
-    layers: int = 2
+    layers: int = option(2, ">= 1")
     """Blocks of attention and perceptron."""
-    hidden: int = 256
+    hidden: int = option(256, ">= 1")
     """H, width of the hidden vectors; a multiple of `heads`."""
-    dropout: float = 0.0
+    dropout: float = option(0.0, ">= 0 and < 1")
     """Probability of dropout after each attention and perceptron, in training."""
-    heads: int = 8
+    heads: int = option(8, ">= 1")
     """Attention heads."""
 
     def __post_init__(self) -> None:
-        expect(self, "memory", ">= 1", "window", "layers", "hidden", "heads")
-        expect(self, "memory", ">= 0 and < 1", "dropout")
+        super().__post_init__()
         require(
             self.hidden % self.heads == 0,
             f"--memory.hidden {self.hidden} must be a multiple of --memory.heads {self.heads}",

@@ -6,18 +6,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robopolicy.components import expect
+from robopolicy.components import Options, option
 
 
 @dataclass(frozen=True)
-class BinOptions:
+class BinOptions(Options):
     """Options of a pooling over bins."""
 
-    latent: int = 1
+    latent: int = option(1, ">= 1")
     """L, vectors kept per frame: token bin i of L is floor(i*N/L) up to, not including, ceil((i+1)*N/L)."""
-
-    def __post_init__(self) -> None:
-        expect(self, "pooling", ">= 1", "latent")
 
 
 class BinPooling(nn.Module):

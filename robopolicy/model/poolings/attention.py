@@ -7,21 +7,18 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.model.poolings._attending import attend, flatten_batch, require_divisor, zero_invalid_frames
 
 
 @dataclass(frozen=True)
-class AttentionOptions:
+class AttentionOptions(Options):
     """Options of the pooling `attention`."""
 
-    latent: int = 1
+    latent: int = option(1, ">= 1")
     """Queries, and vectors kept per frame."""
-    heads: int = 1
+    heads: int = option(1, ">= 1")
     """Attention heads; must divide the token width."""
-
-    def __post_init__(self) -> None:
-        expect(self, "pooling", ">= 1", "latent", "heads")
 
 
 @register("pooling", "attention", AttentionOptions)

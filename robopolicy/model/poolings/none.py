@@ -5,18 +5,15 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 
 
 @dataclass(frozen=True)
-class FlattenOptions:
+class FlattenOptions(Options):
     """Options of the pooling `none`."""
 
-    latent: int = 1
+    latent: int = option(1, ">= 1")
     """N, the number of tokens per frame; frames with another number are refused."""
-
-    def __post_init__(self) -> None:
-        expect(self, "pooling", ">= 1", "latent")
 
 
 @register("pooling", "none", FlattenOptions)

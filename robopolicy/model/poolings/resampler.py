@@ -8,23 +8,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.model.poolings._attending import attend, flatten_batch, require_divisor, zero_invalid_frames
 
 
 @dataclass(frozen=True)
-class ResamplerOptions:
+class ResamplerOptions(Options):
     """Options of the pooling `resampler`."""
 
-    latent: int = 1
+    latent: int = option(1, ">= 1")
     """Latent vectors, each kept per frame."""
-    heads: int = 1
+    heads: int = option(1, ">= 1")
     """Attention heads; must divide the token width."""
-    depth: int = 2
+    depth: int = option(2, ">= 1")
     """Layers."""
-
-    def __post_init__(self) -> None:
-        expect(self, "pooling", ">= 1", "latent", "heads", "depth")
 
 
 @register("pooling", "resampler", ResamplerOptions)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from robopolicy.components import ConfigError, expect, register
+from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.robots.base import RobotContext
 from robopolicy.sim.robot import ProcessOptions, SimRobot
 from robopolicy.sim.stepped import SteppedRobot, WorldOptions
@@ -12,22 +12,19 @@ from robopolicy.sim.worlds import PRIVILEGED
 
 
 @dataclass(frozen=True)
-class SimOptions:
+class SimOptions(Options):
     """Options of `sim`."""
 
     task: str | None = None
     """Task of the simulator; null: that of the policy's demos."""
     seed: int | None = None
     """Seed of the episode; null: that of the replayed episode, else 10000."""
-    command_hz: float = 1000.0
+    command_hz: float = option(1000.0, "> 0")
     """Commands a second."""
     realtime: bool = True
     """Whether the world runs in real time, in a process of its own; false: on a simulated clock, without sleeping."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task, such as {delay_steps: 20}."""
-
-    def __post_init__(self) -> None:
-        expect(self, "robot", "> 0", "command_hz")
 
 
 @register("robot", "sim", SimOptions)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.control.arrays import like, namespace
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import (
@@ -36,14 +36,11 @@ SENTENCES = (
 
 
 @dataclass(frozen=True)
-class ChainOptions:
+class ChainOptions(Options):
     """Options of the task `chain`."""
 
-    length: int = 5
+    length: int = option(5, ">= 1")
     """Number of instructions in an episode."""
-
-    def __post_init__(self) -> None:
-        expect(self, "task", ">= 1", "length")
 
 
 @register("task", "chain", ChainOptions)

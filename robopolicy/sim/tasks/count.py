@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import with_arm_near_home
@@ -23,19 +23,15 @@ END_STEPS = 15
 
 
 @dataclass(frozen=True)
-class CountOptions:
+class CountOptions(Options):
     """Options of the task `count`."""
 
-    most: int = 3
+    most: int = option(3, ">= 1")
     """Largest number of blinks; all numbers from 1 up to it are equally likely."""
-    blink_steps: int = 3
+    blink_steps: int = option(3, ">= 1")
     """Control steps for which the lamp is lit, and for which it is dark after it."""
-    delay_steps: int = 4
+    delay_steps: int = option(4, ">= 0")
     """Control steps from the end of the longest sequence of blinks until the lid appears and the arm may move."""
-
-    def __post_init__(self) -> None:
-        expect(self, "task", ">= 1", "most", "blink_steps")
-        expect(self, "task", ">= 0", "delay_steps")
 
 
 @register("task", "count", CountOptions)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._moves import choose
@@ -46,18 +46,14 @@ HOVER_M = 0.08
 
 
 @dataclass(frozen=True)
-class HandoverOptions:
+class HandoverOptions(Options):
     """Options of `handover`."""
 
-    yaw_rad: float = 0.3
+    yaw_rad: float = option(0.3, ">= 0")
     """Largest turn of the bar about the vertical at the start [rad]."""
 
-    open_share: float = 1.0
+    open_share: float = option(1.0, "0 .. 1")
     """How far the grippers are open at the start; ALOHA's simulated demos begin at 0.1."""
-
-    def __post_init__(self) -> None:
-        expect(self, "task", ">= 0", "yaw_rad")
-        expect(self, "task", "0 .. 1", "open_share")
 
 
 @register("task", "handover", HandoverOptions)

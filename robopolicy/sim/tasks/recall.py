@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import COLORS, placed_cubes
@@ -21,17 +21,13 @@ _FLAT, _BEHIND = np.array([1.0, 1.0, 0.0]), np.array([BEHIND_M, 0.0, 0.0])
 
 
 @dataclass(frozen=True)
-class RecallOptions:
+class RecallOptions(Options):
     """Options of the task `recall`."""
 
-    cue_steps: int = 3
+    cue_steps: int = option(3, ">= 1")
     """Control steps for which the cubes are visible."""
-    delay_steps: int = 4
+    delay_steps: int = option(4, ">= 0")
     """Control steps between covering the cubes and lighting the lamp, which allows the arm to move."""
-
-    def __post_init__(self) -> None:
-        expect(self, "task", ">= 1", "cue_steps")
-        expect(self, "task", ">= 0", "delay_steps")
 
 
 @register("task", "recall", RecallOptions)

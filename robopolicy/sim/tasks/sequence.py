@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import with_arm_near_home
@@ -21,19 +21,15 @@ LAMP_ABOVE_M = np.array([0.0, 0.0, LID_HALF_M + 0.025])
 
 
 @dataclass(frozen=True)
-class SequenceOptions:
+class SequenceOptions(Options):
     """Options of the task `sequence`."""
 
-    length: int = 3
+    length: int = option(3, ">= 1")
     """Lids to touch, one after another; the same one never twice in a row."""
-    show_steps: int = 4
+    show_steps: int = option(4, ">= 1")
     """Control steps for which the lamp stands over each lid; a step without it follows."""
-    delay_steps: int = 4
+    delay_steps: int = option(4, ">= 0")
     """Control steps from the end of the demonstration until the arm may move."""
-
-    def __post_init__(self) -> None:
-        expect(self, "task", ">= 1", "length", "show_steps")
-        expect(self, "task", ">= 0", "delay_steps")
 
 
 @register("task", "sequence", SequenceOptions)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from robopolicy.components import expect, register
+from robopolicy.components import option, register
 from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import HALF_M, with_arm_near_home
@@ -27,17 +27,12 @@ CUBE_XML = """<mujoco><worldbody><body name="hidden_cube" mocap="true" pos="-0.6
 class SwapOptions(RecallOptions):
     """Options of the task `swap`."""
 
-    swaps: int = 2
+    swaps: int = option(2, ">= 0")
     """Times that two lids change places."""
-    swap_steps: int = 6
+    swap_steps: int = option(6, ">= 1")
     """Control steps of one change."""
     delay_steps: int = 4
     """Control steps from the last change until the lamp is lit."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self, "task", ">= 1", "swap_steps")
-        expect(self, "task", ">= 0", "swaps")
 
 
 @register("task", "swap", SwapOptions)

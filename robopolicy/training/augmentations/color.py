@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.training.augmentations import AugmentationInputs, with_obs
 from robopolicy.types import Batch
 
@@ -15,18 +15,15 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class ColorOptions:
+class ColorOptions(Options):
     """Options of `color`; each is the largest relative change, 0 is off."""
 
-    brightness: float = 0.0
+    brightness: float = option(0.0, ">= 0")
     """Change of all values."""
-    contrast: float = 0.0
+    contrast: float = option(0.0, ">= 0")
     """Change of the distance from the segment's mean."""
-    saturation: float = 0.0
+    saturation: float = option(0.0, ">= 0")
     """Change of the distance from gray."""
-
-    def __post_init__(self) -> None:
-        expect(self, "augmentation.color", ">= 0", "brightness", "contrast", "saturation")
 
 
 @register("augmentation", "color", ColorOptions)

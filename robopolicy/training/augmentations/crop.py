@@ -4,21 +4,18 @@ from dataclasses import dataclass
 
 import torch
 
-from robopolicy.components import register, require
+from robopolicy.components import Options, option, register
 from robopolicy.training.augmentations import AugmentationInputs, with_obs
 from robopolicy.training.augmentations._geometry import resampled
 from robopolicy.types import Batch
 
 
 @dataclass(frozen=True)
-class CropOptions:
+class CropOptions(Options):
     """Options of `crop`."""
 
-    share: float = 0.9
+    share: float = option(0.9, "> 0 and <= 1")
     """Smallest side of the crop as a share of the image's side; sizes between it and 1 are equally likely."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.share <= 1, f"--augmentation.crop.share must be > 0 and <= 1, got {self.share}")
 
 
 @register("augmentation", "crop", CropOptions)

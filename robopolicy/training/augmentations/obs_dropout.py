@@ -4,20 +4,17 @@ from dataclasses import dataclass
 
 import torch
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.training.augmentations import AugmentationInputs, with_obs
 from robopolicy.types import Batch
 
 
 @dataclass(frozen=True)
-class ObsDropoutOptions:
+class ObsDropoutOptions(Options):
     """Options of `obs_dropout`."""
 
-    probability: float = 0.1
+    probability: float = option(0.1, "0 .. 1")
     """Probability that all low-dimensional keys of a segment are replaced by their mean."""
-
-    def __post_init__(self) -> None:
-        expect(self, "augmentation.obs_dropout", "0 .. 1", "probability")
 
 
 @register("augmentation", "obs_dropout", ObsDropoutOptions)

@@ -4,22 +4,19 @@ from dataclasses import dataclass
 
 import torch
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.training.augmentations import AugmentationInputs, with_obs
 from robopolicy.types import Batch
 
 
 @dataclass(frozen=True)
-class ObsNoiseOptions:
+class ObsNoiseOptions(Options):
     """Options of `obs_noise`."""
 
-    std: float = 0.02
+    std: float = option(0.02, ">= 0")
     """Standard deviation of the noise, in standard deviations of each dimension; constant dimensions get none."""
-    past_std: float | None = None
+    past_std: float | None = option(None, ">= 0")
     """The same for every frame of a segment but its last; null: as `std`."""
-
-    def __post_init__(self) -> None:
-        expect(self, "augmentation.obs_noise", ">= 0", "std", "past_std")
 
 
 @register("augmentation", "obs_noise", ObsNoiseOptions)

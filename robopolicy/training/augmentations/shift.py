@@ -4,21 +4,18 @@ from dataclasses import dataclass
 
 import torch
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.training.augmentations import AugmentationInputs, with_obs
 from robopolicy.training.augmentations._geometry import resampled
 from robopolicy.types import Batch
 
 
 @dataclass(frozen=True)
-class ShiftOptions:
+class ShiftOptions(Options):
     """Options of `shift`."""
 
-    pixels: int = 4
+    pixels: int = option(4, ">= 0")
     """Largest shift along each axis [pixels]; edges are repeated."""
-
-    def __post_init__(self) -> None:
-        expect(self, "augmentation.shift", ">= 0", "pixels")
 
 
 @register("augmentation", "shift", ShiftOptions)
