@@ -16,15 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.model.memories._recurrent import RecurrentMemory
-from robopolicy.model.streaming import (
-    History,
-    MemoryState,
-    require_state,
-    require_window,
-    row_of_age,
-    unroll_steps,
-    zero_state,
-)
+from robopolicy.model.memories.base import StreamingMemory
+from robopolicy.model.streaming import MemoryState, row_of_age
 
 Precision: TypeAlias = Literal["float32", "bf16", "int8"]
 
@@ -141,14 +134,12 @@ class PackedLinear(nn.Module):
         )
 
 
-class FrozenRecurrent(nn.Module):
-    """An LSTM or GRU memory whose rows advance from packed weights; see `Memory`."""
+class FrozenRecurrent(StreamingMemory):
+    """An LSTM or GRU memory whose rows advance from packed weights, frame by frame; see `Memory`."""
 
     def __init__(self, memory: RecurrentMemory, precision: Precision) -> None:
         super().__init__()
-        self.history: History = memory.history
-        self.window = memory.window
-        self.output_width = memory.output_width
+        self.history, self.window, self.output_width = memory.history, memory.window, memory.output_width
         self.state_count = memory.state_count
         self.precision = precision
         self.lstm = memory.cell == "lstm"
@@ -164,20 +155,10 @@ class FrozenRecurrent(nn.Module):
             self.input.append(PackedLinear(weight_ih, bias_ih, precision if layer else _unbounded(precision)))
             self.hidden.append(PackedLinear(weight_hh, bias_hh, precision))
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """See `Memory`; the frames are taken one by one."""
-        require_window(self, pooled)
-        return self.unroll(pooled, self.initial_state(pooled.shape[:-2]))[0]
-
-    def unroll(self, pooled: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        """See `Memory`; the frames are taken one by one."""
-        require_state(self, pooled.shape[:-2], state)
-        return unroll_steps(self, pooled, state)
-
     @torch.no_grad()
     def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """See `Memory`."""
-        require_state(self, frame.shape[:-1], state)
+        self.require_state(frame.shape[:-1], state)
         staggered = self.history == "window"
         rows = self.window if staggered else 1
         old = [t.reshape(self.layers, -1, rows, self.output_width) for t in state.tensors]
@@ -198,10 +179,6 @@ class FrozenRecurrent(nn.Module):
         elif staggered:
             newest = row_of_age(newest, age)
         return newest, MemoryState(self.history, age, tensors)
-
-    def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
-        """As the original memory gives it."""
-        return zero_state(self, batch, self.history)
 
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """As the original memory gives it."""

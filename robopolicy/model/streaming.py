@@ -6,13 +6,13 @@ a zero state in row 0 and advances all rows in one batched step on the newest fr
 the episode's age. Rows that reach back beyond the episode's start are never read, so a reset is `age = 0`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 History: TypeAlias = Literal["window", "carry", "none"]
 
@@ -125,73 +125,12 @@ def row_of_age(rows: Tensor, age: Tensor) -> Tensor:
     return rows.gather(-2, index).squeeze(-2)
 
 
-def unroll_steps(memory: "Steps", pooled: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-    """Frames (*B, T, P) taken one by one: hidden vectors (*B, T, H), and the state after them."""
-    hidden = []
-    for frame in pooled.unbind(dim=-2):
-        latest, state = memory.step(frame, state)
-        hidden.append(latest)
-    return torch.stack(hidden, dim=-2), state
-
-
-def require_window(memory: "Steps", pooled: Tensor) -> None:
-    """Raise ValueError for more frames than the window of the memory."""
-    if memory.history == "window" and pooled.shape[-2] > memory.window:
-        raise ValueError(
-            f"{pooled.shape[-2]} frames in a window of {memory.window}; "
-            "cut windows from the pooled frames, or go through them with unroll"
-        )
-
-
-def zero_state(memory: "Steps", batch: tuple[int, ...], history: History) -> MemoryState:
-    """The state before the first frame, on the device and in the dtype of the memory's weights."""
-    weight = next(memory.parameters(), torch.empty(0))  # frozen copies have none: they are on the CPU in float32
-    age = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-    return MemoryState(history, age, tuple(weight.new_zeros(shape) for shape in memory.state_shapes(batch)))
-
-
-def require_state(memory: "Steps", batch: torch.Size, state: MemoryState) -> None:
-    """Refuse a state that is not of this memory, or not of the episodes (*B) that the frames are of."""
-    if torch.compiler.is_compiling():  # pyright: ignore[reportPrivateImportUsage]
-        return  # sizes are symbols while a graph is traced
-    if batch != state.age.shape:
-        raise ValueError(
-            f"frames of a batch {tuple(batch)} meet a state of {state.batch_shape} episodes; "
-            "give initial_state the batch's shape"
-        )
-    expected = memory.state_shapes(state.batch_shape)
-    if tuple(t.shape for t in state.tensors) != expected:
-        found = [tuple(t.shape) for t in state.tensors]
-        raise ValueError(
-            f"a state (history {state.history!r}) with tensors of shapes {found} is not of this memory; expected "
-            f"history {memory.history!r} with {list(expected)}; begin with the initial_state of the same head"
-        )
-
-
-class Steps(Protocol):
-    """The members of a memory that the functions in this module use."""
-
-    history: History
-    window: int
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights."""
-        ...
-
-    def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the tensors in the state of a batch."""
-        ...
-
-    def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        """One frame (*B, P) of running episodes -> hidden (*B, H), and the state after it."""
-        ...
-
-
 def _join(join: Any, states: Sequence[MemoryState]) -> MemoryState:
     if not states:
         raise ValueError("no states to join; expected one or more")
     first = states[0]
-    other = next((state for state in states if _kind(state) != _kind(first)), None)
+    kind = (first.history, len(first.tensors))
+    other = next((state for state in states if (state.history, len(state.tensors)) != kind), None)
     if other is not None:
         raise ValueError(
             f"states of different memories: history {first.history!r} with {len(first.tensors)} tensors and "
@@ -201,7 +140,3 @@ def _join(join: Any, states: Sequence[MemoryState]) -> MemoryState:
     return replace(
         first, age=join([state.age for state in states], 0), tensors=tuple(join(list(parts), 1) for parts in tensors)
     )
-
-
-def _kind(state: MemoryState) -> tuple[str, int]:
-    return state.history, len(state.tensors)

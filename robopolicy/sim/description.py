@@ -1,6 +1,6 @@
 """A robot's profile from its own description: the serial chain of a URDF or MJCF, with the limits that it states.
 
-A URDF is read directly, without its meshes; an MJCF through MuJoCo, which resolves its defaults and includes.
+MuJoCo reads both, and resolves an MJCF's defaults and includes; a URDF's speed limits, which it ignores, are read beside.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -16,13 +16,17 @@ from xml.etree import ElementTree
 import numpy as np
 
 from robopolicy.control.collision import Capsule
-from robopolicy.control.kinematics import link_frames, quaternion_to_matrix, rotation_from_vector
+from robopolicy.control.kinematics import link_frames, quaternion_to_matrix
 from robopolicy.control.profile import RobotProfile
+from robopolicy.types import one_line
 
 ASSUMED = {"velocity_rad_s": 1.0, "acceleration_rad_s2": 2.0, "jerk_rad_s3": 20.0}
 """Conservative limits [rad/s, rad/s2, rad/s3] of a joint for which the description states none."""
 SOFT_MARGIN_RAD = 0.1
-BESIDE_THE_BODIES = ("sensors", "actuators", "tendons", "equalities", "keys", "pairs", "excludes")
+BESIDE_THE_BODIES = (
+    *("sensors", "actuators", "tendons", "equalities", "keys", "pairs", "excludes"),
+    *("materials", "textures"),
+)
 """Elements of an MJCF that say nothing about its links, and may name others that are deleted."""
 
 
@@ -92,94 +96,51 @@ def profile_values(path: Path, tool: str | None = None, base: str | None = None)
 
 
 def _links(path: Path) -> Iterator[Link]:
-    try:
-        root = ElementTree.fromstring(path.read_bytes())
-    except (ElementTree.ParseError, OSError) as error:
-        raise ValueError(f"{path}: expected a URDF or MJCF file: {error}") from None
-    if root.tag == "robot":
-        return _urdf_links(root, path.name)
-    if root.tag == "mujoco":
-        return _mjcf_links(path)
-    raise ValueError(f"{path}: expected a URDF (<robot>) or MJCF (<mujoco>), found <{root.tag}>")
-
-
-def _urdf_links(root: ElementTree.Element, where: str) -> Iterator[Link]:
-    joints = {}
-    for joint in root.findall("joint"):
-        child = joint.find("child")
-        if child is None or joint.find("parent") is None:
-            raise ValueError(f"{where}: joint {joint.get('name')!r} lacks its parent or child link")
-        joints[child.get("link")] = joint
-    for link in root.findall("link"):
-        name, joint = str(link.get("name")), joints.get(link.get("name"))
-        if joint is None:
-            yield Link(name, None, np.eye(4))
-            continue
-        origin, axis, limit = joint.find("origin"), joint.find("axis"), joint.find("limit")
-        frame = np.eye(4)
-        if origin is not None:
-            frame[:3, 3] = _numbers(origin.get("xyz", "0 0 0"), where)
-            for place, angle in enumerate(_numbers(origin.get("rpy", "0 0 0"), where)):
-                frame[:3, :3] = rotation_from_vector(np.eye(3)[place] * angle) @ frame[:3, :3]
-        kind = str(joint.get("type"))
-        bounds = None
-        if limit is not None and limit.get("lower") is not None and kind != "continuous":
-            bounds = (float(limit.get("lower", 0)), float(limit.get("upper", 0)))
-        fastest = None if limit is None or limit.get("velocity") is None else float(str(limit.get("velocity")))
-        x, y, z = _numbers("1 0 0" if axis is None else axis.get("xyz", "1 0 0"), where)  # URDF's default axis
-        parent = joint.find("parent")
-        assert parent is not None
-        yield Link(
-            name,
-            str(parent.get("link")),
-            frame,
-            joint=None if kind == "fixed" else str(joint.get("name")),
-            kind="revolute" if kind == "continuous" else kind,
-            axis=(x, y, z),
-            limits_rad=bounds,
-            velocity_rad_s=fastest,
-        )
-
-
-def _mjcf_links(path: Path) -> Iterator[Link]:
+    """The links and sites of a description; each joint is a link of its own between those that it connects."""
     import mujoco
 
-    spec = mujoco.MjSpec.from_file(str(path))
-    for kind in ("geoms", "meshes", *BESIDE_THE_BODIES):
-        for each in list(getattr(spec, kind, ())):
-            spec.delete(each)  # only the joints matter; meshes need not lie beside the file
-    for body in spec.bodies[1:]:
-        body.explicitinertial, body.mass, body.inertia = True, 1.0, [1.0, 1.0, 1.0]
-    model = spec.compile()
+    speeds, model = _speeds(path), _model(path)
     names = [model.body(number).name or f"body {number}" for number in range(model.nbody)]
     for number in range(1, model.nbody):
         name, parent = names[number], int(model.body_parentid[number])
-        origin = _pose(model.body_pos[number], model.body_quat[number])
+        origin = _transform(model.body_pos[number], quaternion_to_matrix(model.body_quat[number]))
         count, first = int(model.body_jntnum[number]), int(model.body_jntadr[number])
         above = names[parent] if parent else None
         carried = np.zeros(3)  # from the body's frame to that of its last joint
         for joint in range(first, first + count):
             kind = str(mujoco.mjtJoint(model.jnt_type[joint])).rpartition("_")[2].lower()
-            shift = np.eye(4)
-            shift[:3, 3], carried = model.jnt_pos[joint] - carried, model.jnt_pos[joint]
             x, y, z = (float(value) for value in model.jnt_axis[joint])
-            yield Link(
-                f"{name} joint {model.joint(joint).name}",
+            joint_name = model.joint(joint).name
+            link = Link(
+                f"{name} joint {joint_name}",
                 above,
-                origin @ shift,
-                joint=model.joint(joint).name,
+                origin @ _transform(model.jnt_pos[joint] - carried),
+                joint=joint_name,
                 kind={"hinge": "revolute", "slide": "prismatic", "free": "floating"}.get(kind, kind),
                 axis=(x, y, z),
                 limits_rad=tuple(model.jnt_range[joint]) if model.jnt_limited[joint] else None,  # type: ignore[arg-type]
+                velocity_rad_s=speeds.get(joint_name),
             )
-            above, origin = f"{name} joint {model.joint(joint).name}", np.eye(4)
-        shift = np.eye(4)
-        shift[:3, 3] = -carried
-        yield Link(name, above, origin @ shift)
+            yield link
+            above, origin, carried = link.name, np.eye(4), model.jnt_pos[joint]
+        yield Link(name, above, origin @ _transform(-carried))
     for site in range(model.nsite):
         body = int(model.site_bodyid[site])
-        pose = _pose(model.site_pos[site], model.site_quat[site])
+        pose = _transform(model.site_pos[site], quaternion_to_matrix(model.site_quat[site]))
         yield Link(model.site(site).name or f"site {site}", names[body] if body else None, pose)
+
+
+def _speeds(path: Path) -> dict[str | None, float]:
+    """The speed limits that a URDF states, which MuJoCo does not read: joint -> [rad/s]."""
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except (ElementTree.ParseError, OSError) as error:
+        raise ValueError(f"{path}: expected a URDF or MJCF file: {error}") from None
+    if root.tag not in ("robot", "mujoco"):
+        raise ValueError(f"{path}: expected a URDF (<robot>) or MJCF (<mujoco>), found <{root.tag}>")
+    limits = {joint.get("name"): joint.find("limit") for joint in root.findall("joint")}
+    stated = {name: limit.get("velocity") for name, limit in limits.items() if limit is not None}
+    return {name: float(velocity) for name, velocity in stated.items() if velocity is not None}
 
 
 def _chain(links: Mapping[str, Link], tool: str | None, base: str | None, where: str) -> list[Link]:
@@ -229,19 +190,10 @@ def _limits(link: Link, where: str) -> tuple[float, float]:
     return low, high
 
 
-def _numbers(text: str, where: str) -> list[float]:
-    try:
-        values = [float(word) for word in text.split()]
-    except ValueError:
-        values = []
-    if len(values) != 3:
-        raise ValueError(f"{where}: {text!r} are not three numbers")
-    return values
-
-
-def _pose(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
+def _transform(position: np.ndarray, rotation: Any = ((1, 0, 0), (0, 1, 0), (0, 0, 1))) -> np.ndarray:
+    """(4, 4)."""
     frame = np.eye(4)
-    frame[:3, 3], frame[:3, :3] = position, quaternion_to_matrix(np.asarray(quaternion))
+    frame[:3, 3], frame[:3, :3] = position, rotation
     return frame
 
 
@@ -273,7 +225,7 @@ def capsules_of(path: Path, profile: RobotProfile, base: str | None = None) -> t
 
     assert profile.kinematics is not None
     numbers = {name: place + 1 for place, name in enumerate(profile.joint_names)}
-    model = _shapes(path)
+    model = _model(path)
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     link_of = {0: -1}
@@ -304,11 +256,14 @@ def capsules_of(path: Path, profile: RobotProfile, base: str | None = None) -> t
     return tuple(capsules)
 
 
-def _shapes(path: Path) -> Any:
-    """The description's model with its shapes at joint position 0, without meshes that are not there."""
+def _model(path: Path) -> Any:
+    """The description's compiled model: links, joints, sites and collision shapes, without meshes that are not there."""
     import mujoco
 
-    spec = mujoco.MjSpec.from_file(str(path))
+    try:
+        spec = mujoco.MjSpec.from_file(str(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: MuJoCo can't read it: {one_line(error)}") from None
     spec.compiler.fusestatic = False
     spec.compiler.discardvisual = False
     there = {mesh.name for mesh in spec.meshes if (path.parent / spec.meshdir / mesh.file).is_file() or not mesh.file}
@@ -323,7 +278,9 @@ def _shapes(path: Path) -> Any:
     for mesh in list(spec.meshes):
         if mesh.name not in used:
             spec.delete(mesh)
-    for kind in (*BESIDE_THE_BODIES, "sites", "materials", "textures"):
+    for site in spec.sites:
+        site.material = ""
+    for kind in BESIDE_THE_BODIES:
         for each in list(getattr(spec, kind, ())):
             spec.delete(each)
     for body in spec.bodies[1:]:
@@ -331,7 +288,7 @@ def _shapes(path: Path) -> Any:
     try:
         return spec.compile()
     except ValueError as error:
-        raise ValueError(f"{path}: MuJoCo can't compile it: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: MuJoCo can't compile it: {one_line(error)}") from None
 
 
 def _segment(model: Any, geom: int) -> tuple[float, float, np.ndarray] | None:
@@ -365,6 +322,4 @@ def _segment(model: Any, geom: int) -> tuple[float, float, np.ndarray] | None:
 
 def _frame(placed: Any) -> np.ndarray:
     """Transform (4, 4) of a body or shape in the world."""
-    frame = np.eye(4)
-    frame[:3, 3], frame[:3, :3] = placed.xpos, placed.xmat.reshape(3, 3)
-    return frame
+    return _transform(placed.xpos, placed.xmat.reshape(3, 3))

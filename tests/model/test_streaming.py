@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from robopolicy.model.streaming import MemoryState, require_window, row_of_age, shift_in_zero
+from robopolicy.model.streaming import MemoryState, row_of_age, shift_in_zero
 from tests.making import make
 
 HISTORIES = [("lstm", "window"), ("lstm", "carry"), ("gru", "window"), ("transformer", "window"), ("none", "none")]
@@ -169,7 +169,7 @@ def test_more_frames_than_the_window_are_refused():
     """Guards against: training on contexts that the stream will never have."""
     memory = make_memory("lstm", "window")
     with pytest.raises(ValueError, match="4 frames in a window of 3"):
-        require_window(memory, torch.zeros(1, 4, 3))
+        memory(torch.zeros(1, 4, 3))
 
 
 def test_a_tuple_of_episodes_is_indexed_as_a_list():

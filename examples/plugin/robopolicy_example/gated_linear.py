@@ -7,35 +7,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import expect, register, require
-from robopolicy.model.streaming import (
-    MemoryState,
-    require_state,
-    require_window,
-    row_of_age,
-    shift_in_zero,
-    unroll_steps,
-    zero_state,
-)
+from robopolicy.components import Options, option, register, require
+from robopolicy.model.memories.base import StreamingMemory
+from robopolicy.model.streaming import MemoryState, row_of_age, shift_in_zero
 
 
 @dataclass(frozen=True)
-class GatedLinearOptions:
+class GatedLinearOptions(Options):
     """Options of the memory `gated_linear`."""
 
-    window: int = 8
+    window: int = option(8, ">= 1")
     """W, frames of memory."""
     history: Literal["window", "carry"] = "window"
     """window: the last W frames exactly; carry: one state for the whole episode."""
-    layers: int = 1
+    layers: int = option(1, ">= 1")
     """Recurrent layers."""
-    hidden: int = 128
+    hidden: int = option(128, ">= 1")
     """H, width of the hidden vectors; a multiple of `heads`."""
-    heads: int = 4
+    heads: int = option(4, ">= 1")
     """State matrices of each layer, each H / heads square."""
 
     def __post_init__(self) -> None:
-        expect(self, "memory", ">= 1", "window", "layers", "hidden", "heads")
+        super().__post_init__()
         require(
             self.hidden % self.heads == 0,
             f"--memory.hidden {self.hidden} must be a multiple of --memory.heads {self.heads}",
@@ -43,7 +36,7 @@ class GatedLinearOptions:
 
 
 @register("memory", "gated_linear", GatedLinearOptions)
-class GatedLinear(nn.Module):
+class GatedLinear(StreamingMemory):
     """Layers of S <- f S + (1 - f) k v', read out as q' S; see `robopolicy.model.memories.Memory`.
 
     The state is (layers, *B, heads, d, d) with `carry`. With `window` it is (layers, *B, W, heads, d, d): row k has seen the
@@ -60,8 +53,8 @@ class GatedLinear(nn.Module):
         self.norm = nn.LayerNorm(options.hidden)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Hidden vectors (*B, T, H) of pooled frames (*B, T, P), from a zero state."""
-        require_window(self, pooled)
+        """Hidden vectors (*B, T, H) of pooled frames (*B, T, P), from a zero state: one row where `step` advances W."""
+        self.require_window(pooled)
         matrices = pooled.new_zeros(self._shape(tuple(pooled.shape[:-2])))
         outputs = []
         for frame in pooled.unbind(dim=-2):
@@ -69,13 +62,9 @@ class GatedLinear(nn.Module):
             outputs.append(hidden)
         return torch.stack(outputs, dim=-2)
 
-    def unroll(self, pooled: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        """Hidden vectors (*B, T, H) of frames that continue from `state`, and the state after them."""
-        return unroll_steps(self, pooled, state)
-
     def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """The hidden vector (*B, H) of one frame (*B, P), and the state after it."""
-        require_state(self, frame.shape[:-1], state)
+        self.require_state(frame.shape[:-1], state)
         age = (state.age + 1).clamp(max=self.window)
         if self.history == "carry":
             hidden, matrices = self._advance(frame, state.tensors[0])
@@ -83,10 +72,6 @@ class GatedLinear(nn.Module):
             rows, matrices = self._advance(frame[..., None, :], shift_in_zero(state.tensors[0], row_axes=3))
             hidden = row_of_age(rows, age)
         return hidden, MemoryState(self.history, age, (matrices,))
-
-    def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
-        """Zeros."""
-        return zero_state(self, batch, self.history)
 
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """One tensor of matrices."""

@@ -9,16 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.components import Options, option
-from robopolicy.model.streaming import (
-    History,
-    MemoryState,
-    require_state,
-    require_window,
-    row_of_age,
-    shift_in_zero,
-    unroll_steps,
-    zero_state,
-)
+from robopolicy.model.memories.base import StreamingMemory
+from robopolicy.model.streaming import MemoryState, row_of_age, shift_in_zero
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 """The parameters of a layer, in torch's order."""
@@ -40,7 +32,7 @@ class RecurrentOptions(Options):
     """Probability of dropout between layers, in training."""
 
 
-class RecurrentMemory(nn.RNNBase):
+class RecurrentMemory(StreamingMemory, nn.RNNBase):
     """An LSTM or GRU over the last W frames, or over the whole episode; see `Memory`.
 
     Parameters are named, shaped and initialized as those of `nn.LSTM` and `nn.GRU`, and the arithmetic is theirs.
@@ -52,9 +44,7 @@ class RecurrentMemory(nn.RNNBase):
         self.cell = cell
         self.state_count = 2 if cell == "lstm" else 1
         """Tensors of a state: hidden and cell state of an LSTM, the hidden state of a GRU."""
-        self.history: History = options.history
-        self.window = options.window
-        self.output_width = options.hidden
+        self.history, self.window, self.output_width = options.history, options.window, options.hidden
 
     def forward(self, pooled: Float[Tensor, "*batch window pooled"]) -> Float[Tensor, "*batch window hidden"]:
         """The hidden vector at every frame of a window, from a zero state.
@@ -62,16 +52,16 @@ class RecurrentMemory(nn.RNNBase):
         Raises:
             ValueError: there are more frames than the window holds.
         """
-        require_window(self, pooled)
+        self.require_window(pooled)
         return self.run(pooled)[0]
 
     def unroll(
         self, pooled: Float[Tensor, "*batch time pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch time hidden"], MemoryState]:
         """See `Memory`."""
-        require_state(self, pooled.shape[:-2], state)
         if self.history == "window":
-            return unroll_steps(self, pooled, state)
+            return super().unroll(pooled, state)
+        self.require_state(pooled.shape[:-2], state)
         hidden, tensors = self.run(pooled, state.tensors)
         age = (state.age + pooled.shape[-2]).clamp(max=self.window)
         return hidden, MemoryState(self.history, age, tensors)
@@ -80,7 +70,7 @@ class RecurrentMemory(nn.RNNBase):
         self, frame: Float[Tensor, "*batch pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch hidden"], MemoryState]:
         """See `Memory`; with a window all W staggered rows advance in one batched step on the newest frame."""
-        require_state(self, frame.shape[:-1], state)
+        self.require_state(frame.shape[:-1], state)
         age = (state.age + 1).clamp(max=self.window)
         if self.history == "carry":
             tensors = self.advance(frame, state.tensors)
@@ -88,12 +78,8 @@ class RecurrentMemory(nn.RNNBase):
         tensors = self.advance(frame[..., None, :], tuple(shift_in_zero(rows) for rows in state.tensors))
         return row_of_age(tensors[0][-1], age), MemoryState(self.history, age, tensors)
 
-    def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
-        """Zeros: (layers, *B, W, H) with `window`, (layers, *B, H) with `carry`."""
-        return zero_state(self, batch, self.history)
-
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """Hidden and cell state of an LSTM, the hidden state of a GRU."""
+        """Hidden (and an LSTM's cell) state: (layers, *B, W, H) with `window`, else (layers, *B, H)."""
         rows = (self.window,) if self.history == "window" else ()
         return ((self.num_layers, *batch, *rows, self.hidden_size),) * self.state_count
 

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robopolicy.components import Options, option, register
-from robopolicy.model.streaming import History, MemoryState, require_state, zero_state
+from robopolicy.model.memories.base import StreamingMemory
+from robopolicy.model.streaming import MemoryState
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,12 @@ class NoMemoryOptions(Options):
 
 
 @register("memory", "none", NoMemoryOptions)
-class NoMemory(nn.Module):
+class NoMemory(StreamingMemory):
     """Linear(P, P/2) - ReLU - Linear(P/2, H) on the current frame; see `Memory`."""
 
     def __init__(self, options: NoMemoryOptions, width: int) -> None:
         super().__init__()
-        self.history: History = "none"
-        self.window = 1
-        self.output_width = options.hidden
+        self.history, self.window, self.output_width = "none", 1, options.hidden
         inner = max(width // 2, 1)
         self.mlp = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, options.hidden))
 
@@ -37,19 +36,15 @@ class NoMemory(nn.Module):
         self, pooled: Float[Tensor, "*batch time pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch time hidden"], MemoryState]:
         """See `Memory`."""
-        require_state(self, pooled.shape[:-2], state)
+        self.require_state(pooled.shape[:-2], state)
         return self.mlp(pooled), state
 
     def step(
         self, frame: Float[Tensor, "*batch pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch hidden"], MemoryState]:
         """See `Memory`."""
-        require_state(self, frame.shape[:-1], state)
+        self.require_state(frame.shape[:-1], state)
         return self.mlp(frame), state
-
-    def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
-        """The batch's shape and no tensors."""
-        return zero_state(self, batch, "none")
 
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """There are no tensors."""

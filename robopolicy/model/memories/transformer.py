@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.components import Options, option, register, require
-from robopolicy.model.streaming import History, MemoryState, require_state, require_window, unroll_steps, zero_state
+from robopolicy.model.memories.base import StreamingMemory
+from robopolicy.model.streaming import MemoryState
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class TransformerOptions(Options):
 
 
 @register("memory", "transformer", TransformerOptions)
-class TransformerMemory(nn.Module):
+class TransformerMemory(StreamingMemory):
     """Pre-normalized blocks with learned positions, counted from the oldest frame in the window; see `Memory`.
 
     The state is the last W pooled frames, and a step is one parallel pass over them. A sliding key-value cache would be
@@ -47,10 +48,8 @@ class TransformerMemory(nn.Module):
     def __init__(self, options: TransformerOptions, width: int) -> None:
         super().__init__()
         hidden = options.hidden
-        self.history: History = "window"
-        self.window = options.window
+        self.history, self.window, self.output_width = "window", options.window, hidden
         self.width = width
-        self.output_width = hidden
         self.embed = nn.Linear(width, hidden)
         self.positions = nn.Parameter(0.02 * torch.randn(options.window, hidden))
         self.blocks = nn.ModuleList(_Block(options) for _ in range(options.layers))
@@ -62,32 +61,21 @@ class TransformerMemory(nn.Module):
         Raises:
             ValueError: there are more frames than the window holds.
         """
-        require_window(self, pooled)
+        self.require_window(pooled)
         return self._attend(pooled, None)
-
-    def unroll(
-        self, pooled: Float[Tensor, "*batch time pooled"], state: MemoryState
-    ) -> tuple[Float[Tensor, "*batch time hidden"], MemoryState]:
-        """See `Memory`."""
-        require_state(self, pooled.shape[:-2], state)
-        return unroll_steps(self, pooled, state)
 
     def step(
         self, frame: Float[Tensor, "*batch pooled"], state: MemoryState
     ) -> tuple[Float[Tensor, "*batch hidden"], MemoryState]:
         """See `Memory`; one pass over the window, which includes the new frame."""
-        require_state(self, frame.shape[:-1], state)
+        self.require_state(frame.shape[:-1], state)
         age = (state.age + 1).clamp(max=self.window)
         frames = torch.cat([state.tensors[0][0][..., 1:, :], frame.unsqueeze(-2)], dim=-2)
         hidden = self._attend(frames, age)[..., -1, :]
         return hidden, MemoryState(self.history, age, (frames.unsqueeze(0),))
 
-    def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
-        """An empty window: frames (1, *B, W, P), newest last, of which the last `age` are real."""
-        return zero_state(self, batch, self.history)
-
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """The window's frames."""
+        """The window's frames (1, *B, W, P), newest last, of which the last `age` are real."""
         return ((1, *batch, self.window, self.width),)
 
     def _attend(self, frames: Tensor, age: Tensor | None) -> Tensor:
