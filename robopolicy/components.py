@@ -245,7 +245,7 @@ def option(default: Any, expected: str) -> Any:
     """A field of an `Options` dataclass whose numbers, or whose entries' numbers, must be in the range `expected`.
 
     Args:
-        default: its value where none is given; None passes.
+        default: the default value; None passes the check.
         expected: one of `RANGES`.
     """
     return field(default=default, metadata={"expected": expected})

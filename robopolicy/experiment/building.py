@@ -9,11 +9,10 @@ from robopolicy.control.execution import require_supported
 from robopolicy.experiment.config import ExperimentConfig, NormalizationConfig
 from robopolicy.model.encoders import EncoderInputs, text_width_of
 from robopolicy.model.memories import history_of, window_of
-from robopolicy.model.normalization import ActionNormalizer
+from robopolicy.model.normalization import ActionNormalizer, KeyScaling
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.policy_head import PolicyHead
 from robopolicy.model.rotations import action_rotations
-from robopolicy.model.scaling import KeyScaling
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextInputs, Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec, PolicySpec

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from robopolicy.components import component, component_of, expect, require
+from robopolicy.components import Options, component, component_of, option, require
 from robopolicy.control.execution import DEFAULT_KIND
 from robopolicy.model.encoders import default_text_of
 from robopolicy.model.memories import history_of, window_of
@@ -30,12 +30,14 @@ GROUP_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
-class GroupConfig:
+class GroupConfig(Options):
     """The demos of one robot, of several that are trained together."""
+
+    section: ClassVar[str] = "data.groups"
 
     files: tuple[str, ...] = ()
     """Its demo files."""
-    weight: float = 1.0
+    weight: float = option(1.0, "> 0")
     """Weight of its loss; the weights are divided by their sum."""
     arm: tuple[int, ...] | None = None
     """As `data.arm`, for its files."""
@@ -43,28 +45,30 @@ class GroupConfig:
     """As `data.gripper`, for its files."""
 
     def __post_init__(self) -> None:
-        expect(self, "data.groups", "> 0", "weight")
+        super().__post_init__()
         require(bool(self.files), "--data.groups: a group without files; give each `files`")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Options):
     """Which demonstrations, which of their keys, and how batches are drawn from them."""
+
+    section: ClassVar[str] = "data"
 
     files: tuple[str, ...] = ()
     """Demo files in the robomimic layout, or any format that `robopolicy check` opens."""
     groups: Mapping[str, GroupConfig] = field(default_factory=dict)
     """Instead of `files`: robots that are trained together, such as {panda: {files: [a.hdf5]}, ur5: {files: [b.hdf5]}}. Each
     has an action spec, normalizers and an action head of its own; encoder and memory are shared."""
-    file_weights: tuple[float, ...] = ()
+    file_weights: tuple[float, ...] = option((), "> 0")
     """Relative sampling weight of each file; empty: by its number of steps. Not for a carried memory."""
-    train_demos: int | None = None
+    train_demos: int | None = option(None, ">= 1")
     """Use only the first N training demos of each file; null: all."""
     train_filter: str = "train"
     """Filter key (`mask/<name>`) of the training demos, where the file has it."""
     valid_filter: str = "valid"
     """Filter key (`mask/<name>`) of the validation demos, where the file has it."""
-    valid_fraction: float = 0.1
+    valid_fraction: float = option(0.1, ">= 0 and < 1")
     """Share of demos held out for validation where the file has no masks."""
     obs_keys: tuple[str, ...] | None = None
     """Low-dimensional observation keys of the policy; null: every 1-D key."""
@@ -72,22 +76,22 @@ class DataConfig:
     """Image observation keys of the policy; null: every camera of the demos."""
     privileged_keys: tuple[str, ...] = ()
     """Keys that auxiliary losses may use in training and that are not policy inputs, such as `target_pos`."""
-    batch_size: int = 64
+    batch_size: int = option(64, ">= 1")
     """Segments per batch."""
-    segment: int | None = None
+    segment: int | None = option(None, ">= 1")
     """Frames of one sampled segment, from which all its windows are cut; null: one window. With a carried memory: steps of
     one truncated-BPTT chunk; null: whole demos."""
-    first_step_share: float = 0.0
+    first_step_share: float = option(0.0, "0 .. 1")
     """Share of the segments that start at a demo's first step; for tasks where the cue comes first. Not for a carried
     memory, which always starts there."""
-    intervention_weight: float | None = None
+    intervention_weight: float | None = option(None, "> 0")
     """Sampling weight of segments that start while an operator controlled the robot (`run --intervene`), others
     having 1; null: 1. Not for a carried memory."""
-    frame_stride: int = 1
+    frame_stride: int = option(1, ">= 1")
     """Control steps between two frames of a window; above 1 for a slow backbone or a client that executes chunks."""
     placement: Literal["auto", "device", "host", "disk"] = "auto"
     """Where the demos are held while training; auto chooses by size and logs its choice."""
-    num_workers: int = 0
+    num_workers: int = option(0, ">= 0")
     """Reader threads, for `placement: disk` only; 0: one per core, at most 4."""
     arm: tuple[int, ...] | None = None
     """Arm columns of the action rows; null: from the file, or inferred and printed."""
@@ -95,16 +99,12 @@ class DataConfig:
     """Binary gripper columns of the action rows; null: from the file, or inferred and printed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.groups:
             named = GROUP_NAME.fullmatch(name) is not None
             require(named, f"--data.groups: {name!r} is not a name of letters, digits, - and _")
         given = [name for name in ("files", "file_weights", "arm", "gripper") if self.groups and getattr(self, name)]
         require(not given, f"--data.{given[0] if given else ''} beside --data.groups; give it within the groups")
-        expect(self, "data", ">= 1", "train_demos", "batch_size", "segment", "frame_stride")
-        expect(self, "data", "> 0", "file_weights", "intervention_weight")
-        expect(self, "data", ">= 0", "num_workers")
-        expect(self, "data", "0 .. 1", "first_step_share")
-        expect(self, "data", ">= 0 and < 1", "valid_fraction")
         require(
             not self.file_weights or len(self.file_weights) == len(self.files),
             f"--data.file_weights has {len(self.file_weights)} entries for {len(self.files)} --data.files; give one each",
@@ -128,66 +128,57 @@ class NormalizationConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Options):
     """AdamW with linear warm-up and cosine decay, as RoboVLMs trains its heads."""
 
-    lr: float = 1e-3
+    section: ClassVar[str] = "optimizer"
+
+    lr: float = option(1e-3, "> 0")
     """Peak learning rate."""
-    encoder_lr_scale: float = 1.0
+    encoder_lr_scale: float = option(1.0, ">= 0")
     """Learning rate of the encoder relative to the rest; with a backbone, that of the backbone's own weights and adapters."""
-    min_lr_scale: float = 0.01
+    min_lr_scale: float = option(0.01, ">= 0")
     """The cosine ends at lr * min_lr_scale."""
-    warmup_steps: int = 100
+    warmup_steps: int = option(100, ">= 0")
     """Steps of linear warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = option((0.9, 0.95), ">= 0 and < 1")
     """AdamW's moment decays."""
-    weight_decay: float = 0.01
+    weight_decay: float = option(0.01, ">= 0")
     """AdamW's decoupled weight decay."""
-    memory_weight_decay: float | None = None
+    memory_weight_decay: float | None = option(None, ">= 0")
     """Weight decay of the memory's parameters; null: as `weight_decay`."""
-    clip_norm: float = 1.0
+    clip_norm: float = option(1.0, "> 0")
     """Largest gradient norm."""
-    accumulate: int = 1
+    accumulate: int = option(1, ">= 1")
     """Batches per optimizer step."""
     ema: bool = True
     """Keep and evaluate an exponential moving average of the weights, decay min(0.999, (1 + n) / (10 + n))."""
 
-    def __post_init__(self) -> None:
-        expect(self, "optimizer", "> 0", "lr", "clip_norm")
-        expect(self, "optimizer", ">= 0", "encoder_lr_scale", "min_lr_scale", "warmup_steps", "weight_decay")
-        expect(self, "optimizer", ">= 0", "memory_weight_decay")
-        expect(self, "optimizer", ">= 0 and < 1", "betas")
-        expect(self, "optimizer", ">= 1", "accumulate")
-
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Options):
     """Length, validation and precision of a training run."""
 
-    max_steps: int = 2000
+    section: ClassVar[str] = "training"
+
+    max_steps: int = option(2000, ">= 1")
     """Optimizer steps."""
-    max_minutes: float | None = None
+    max_minutes: float | None = option(None, "> 0")
     """Safety limit [min]: training stops there even if steps remain, and says so; null: none."""
-    valid_every: int = 200
+    valid_every: int = option(200, ">= 1")
     """Steps between two passes over the validation demos."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = option(200, ">= 1")
     """Steps between two resume files."""
-    eval_every: int | None = None
+    eval_every: int | None = option(None, ">= 1")
     """Steps between two closed-loop evaluations; null: none."""
-    eval_episodes: int = 50
+    eval_episodes: int = option(50, ">= 1")
     """Episodes of each such evaluation, on seeds that reported evaluations don't use."""
     select: Literal["valid_loss", "success", "last"] = "valid_loss"
     """Which checkpoint becomes the run's policy."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto: bf16 on GPUs, and for the encoder `conv` on CPUs that compute in it (AVX-512 BF16); float32 elsewhere."""
-    seed: int = 0
+    seed: int = option(0, "0 .. 4294967295")
     """Seed of weights, order and augmentation."""
-
-    def __post_init__(self) -> None:
-        every = ("valid_every", "checkpoint_every", "eval_every")
-        expect(self, "training", ">= 1", "max_steps", "eval_episodes", *every)
-        expect(self, "training", "> 0", "max_minutes")
-        expect(self, "training", "0 .. 4294967295", "seed")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robopolicy.types import Array, ArraySpec
+from robopolicy.types import ArraySpec
 
 
 def checked_inputs(
@@ -30,7 +30,10 @@ def checked_inputs(
         if key not in obs:
             kind = "camera" if spec.is_image else "key"
             raise KeyError(f"{kind} {key!r} is not in this observation. It has: {', '.join(obs)}")
-        tensor = _to_tensor(key, obs[key], spec, device)
+        tensor = obs[key] if isinstance(obs[key], Tensor) else torch.tensor(obs[key])
+        if spec.is_image and tensor.dtype != torch.uint8:
+            raise ValueError(f"camera {key!r} has type {tensor.dtype}; expected uint8 images, 0 to 255")
+        tensor = tensor.to(device) if spec.is_image else tensor.to(device, torch.float32)
         axes = tuple(tensor.shape[: tensor.dim() - len(spec.shape)])
         if tuple(tensor.shape[len(axes) :]) != spec.shape or lead not in (None, axes):
             batch = "*batch" if lead is None else ", ".join(map(str, lead))
@@ -45,10 +48,3 @@ def checked_inputs(
         lead = axes
         tensors[key] = tensor
     return tensors
-
-
-def _to_tensor(key: str, value: Array, spec: ArraySpec, device: torch.device) -> Tensor:
-    tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-    if spec.is_image and tensor.dtype != torch.uint8:
-        raise ValueError(f"camera {key!r} has type {tensor.dtype}; expected uint8 images, 0 to 255")
-    return tensor.to(device) if spec.is_image else tensor.to(device, torch.float32)

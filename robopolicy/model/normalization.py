@@ -5,17 +5,17 @@ constant in training is not scaled: an observation has the constant subtracted; 
 is returned whatever the head predicts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robopolicy.model.rotations import RotationColumns, RotationForm, Rotations
+from robopolicy.model.rotations import RotationColumns, RotationForm, RotationKind, Rotations, key_rotations
 from robopolicy.model.statistics import CONSTANT_RANGE, Statistics
-from robopolicy.types import ActionSpec, Array, Chunk
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ActionSpec, Array, ArraySpec, Chunk
 
 Kind: TypeAlias = Literal["min-max", "mean-std", "quantile", "none"]
 
@@ -26,9 +26,6 @@ class Normalizer(nn.Module):
     min-max puts the training range on [-1, 1], quantile the 1 % and 99 % quantiles, mean-std gives mean 0 and standard
     deviation 1. Without statistics it is the identity, to be filled by `load_state_dict`.
     """
-
-    offset: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -51,8 +48,8 @@ class Normalizer(nn.Module):
             self.rotations.load(statistics.rotations)
             if kind != "none":
                 offset, scale = _offset_and_scale(kind, statistics.coded or statistics)
-        self.register_buffer("offset", torch.as_tensor(offset, dtype=torch.float32))
-        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+        self.offset = nn.Buffer(torch.as_tensor(offset, dtype=torch.float32))
+        self.scale = nn.Buffer(torch.as_tensor(scale, dtype=torch.float32))
 
     def normalize(self, values: Tensor) -> Tensor:
         """(..., d) in the demos' units -> (..., width) scaled."""
@@ -63,6 +60,72 @@ class Normalizer(nn.Module):
         return self.rotations.inverse(values * self.scale + self.offset)
 
 
+class KeyScaling(nn.Module):
+    """Scales every low-dimensional key by its own statistics; images and tokens pass unchanged.
+
+    Args:
+        specs: shape and type of one frame of each key.
+        statistics: of each low-dimensional key, from the training split; None when weights are loaded afterwards.
+        kind: `min-max`, `mean-std`, `quantile` or `none`.
+        form: form in which rotations are learned.
+        declared: columns that are rotations, by key.
+
+    Raises:
+        ValueError: statistics of a key are missing.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, ArraySpec],
+        statistics: Mapping[str, Statistics] | None,
+        kind: Kind = "mean-std",
+        form: RotationForm = "aligned",
+        declared: Mapping[str, RotationKind] | None = None,
+    ) -> None:
+        super().__init__()
+        self.specs = dict(specs)
+        scaled = {k: s for k, s in specs.items() if not s.is_image and k not in (TOKENS_KEY, TOKEN_VALID_KEY)}
+        if statistics is not None and (missing := [key for key in scaled if key not in statistics]):
+            raise ValueError(f"no statistics of {missing[0]!r}; there are those of: {', '.join(statistics)}")
+        self.keys = tuple(scaled)
+        # A list, since keys may hold characters (such as dots) that a module's name may not.
+        self.normalizers: Any = nn.ModuleList(
+            Normalizer(
+                spec.width,
+                kind,
+                None if statistics is None else statistics[key],
+                key_rotations(key, spec.width, form, declared or {}),
+                form,
+            )
+            for key, spec in scaled.items()
+        )
+
+    def normalizer(self, key: str) -> Normalizer | None:
+        """The scaling of one key; None for images and tokens."""
+        return self.normalizers[self.keys.index(key)] if key in self.keys else None
+
+    @property
+    def scaled_specs(self) -> dict[str, ArraySpec]:
+        """The same keys with the shapes that scaling gives them."""
+        widths = {key: part.width for key, part in zip(self.keys, self.normalizers, strict=True)}
+        return {key: ArraySpec((widths[key],)) if key in widths else spec for key, spec in self.specs.items()}
+
+    @property
+    def units(self) -> dict[str, Tensor]:
+        """Key -> what a step of 1 of each scaled column is before scaling."""
+        return {key: part.scale for key, part in zip(self.keys, self.normalizers, strict=True)}
+
+    def forward(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each of the given keys (*B, ...) scaled to (*B, width); keys may be missing."""
+        scaled = dict(obs)
+        for key, normalizer in zip(self.keys, self.normalizers, strict=True):
+            if key in obs:
+                spec, value = self.specs[key], obs[key]
+                flat = value.reshape(*value.shape[: value.dim() - len(spec.shape)], spec.width)
+                scaled[key] = normalizer.normalize(flat)
+        return scaled
+
+
 class ActionNormalizer(nn.Module):
     """Action rows in the demos' units and column order <-> the policy's targets, arm in [-1, 1] first, gripper labels last.
 
@@ -70,14 +133,6 @@ class ActionNormalizer(nn.Module):
     1, of the nearer of its two values; the inverse is logit > 0. Rotations of absolute poses are first converted to their
     learned form.
     """
-
-    arm_offset: Tensor
-    arm_scale: Tensor
-    coded_offset: Tensor
-    coded_scale: Tensor
-    gripper_values: Tensor
-    constant: Tensor
-    order: Tensor
 
     def __init__(
         self,
@@ -101,8 +156,9 @@ class ActionNormalizer(nn.Module):
                     f"statistics of {statistics.low.shape[0]} action columns; the ActionSpec has {spec.width}"
                 )
             offset, scale = _arm_offset_and_scale(statistics, spec.arm_columns)
-            if statistics.rotations is not None:
-                self.rotations.load(statistics.rotations.of_columns(spec.arm_columns))
+            if (fit := statistics.rotations) is not None:
+                chosen = list(spec.arm_columns)
+                self.rotations.load(replace(fit, reference=fit.reference[chosen], origin=fit.origin[chosen]))
             if statistics.coded is not None:
                 others = Rotations(spec.width, rotations, form).others
                 kept = [others.index(column) for column in spec.arm_columns if column in others]
@@ -110,14 +166,14 @@ class ActionNormalizer(nn.Module):
         if common_scale:
             scale, coded = _common(scale), (coded[0], _common(coded[1]))
         if self.rotations.coded:
-            self.register_buffer("coded_offset", torch.as_tensor(coded[0], dtype=torch.float32))
-            self.register_buffer("coded_scale", torch.as_tensor(coded[1], dtype=torch.float32))
+            self.coded_offset = nn.Buffer(torch.as_tensor(coded[0], dtype=torch.float32))
+            self.coded_scale = nn.Buffer(torch.as_tensor(coded[1], dtype=torch.float32))
         pairs = np.asarray(spec.gripper_values, dtype=np.float64).reshape(spec.gripper_width, 2)
-        self.register_buffer("arm_offset", torch.as_tensor(offset, dtype=torch.float32))
-        self.register_buffer("arm_scale", torch.as_tensor(scale, dtype=torch.float32))
-        self.register_buffer("gripper_values", torch.as_tensor(pairs, dtype=torch.float32))
-        self.register_buffer("constant", torch.as_tensor(list(spec.constant.values()), dtype=torch.float32))
-        self.register_buffer("order", torch.as_tensor(spec.order, dtype=torch.int64), persistent=False)
+        self.arm_offset = nn.Buffer(torch.as_tensor(offset, dtype=torch.float32))
+        self.arm_scale = nn.Buffer(torch.as_tensor(scale, dtype=torch.float32))
+        self.gripper_values = nn.Buffer(torch.as_tensor(pairs, dtype=torch.float32))
+        self.constant = nn.Buffer(torch.as_tensor(list(spec.constant.values()), dtype=torch.float32))
+        self.order = nn.Buffer(torch.as_tensor(spec.order, dtype=torch.int64), persistent=False)
 
     @property
     def learned_spec(self) -> ActionSpec:

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from robopolicy.model.encoders import Encoding, TokenEncoder
 from robopolicy.model.inputs import checked_inputs
-from robopolicy.model.normalization import ActionNormalizer
+from robopolicy.model.normalization import ActionNormalizer, KeyScaling
 from robopolicy.model.packed import Precision
 from robopolicy.model.policy_head import PolicyHead
-from robopolicy.model.scaling import KeyScaling
 from robopolicy.model.streaming import MemoryState
 from robopolicy.types import ActionSpec, Array, ArraySpec, Observation, PolicySpec, Prediction, Prefix
 

@@ -11,7 +11,7 @@ angle.
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import pi
 from typing import Literal, TypeAlias
 
@@ -71,10 +71,6 @@ class RotationFit:
     known: np.ndarray
     """(rotations,) bool: False where the values are not such rotations, and are left as they are."""
 
-    def of_columns(self, columns: Sequence[int]) -> "RotationFit":
-        """These statistics for some of the array's columns."""
-        return replace(self, reference=self.reference[list(columns)], origin=self.origin[list(columns)])
-
 
 def key_rotations(
     key: str, width: int, form: RotationForm, declared: Mapping[str, RotationKind]
@@ -126,10 +122,6 @@ class Rotations(nn.Module):
     the same rotation in the file's own range: unit quaternions on the reference's side, rotation vectors no longer than pi.
     """
 
-    reference: Tensor
-    origin: Tensor
-    known: Tensor
-
     def __init__(self, width: int, parts: Sequence[RotationColumns], form: RotationForm) -> None:
         super().__init__()
         self.width, self.parts = width, tuple(parts)
@@ -139,9 +131,8 @@ class Rotations(nn.Module):
         learned = sum(part.learned_width(form) for part in self.parts)
         self.learned_width = len(self.others) + learned if self.parts else width
         if self.parts:
-            self.register_buffer("reference", torch.zeros(width))
-            self.register_buffer("origin", torch.zeros(width))
-            self.register_buffer("known", torch.zeros(len(self.parts)))
+            self.reference, self.origin = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.zeros(width))
+            self.known = nn.Buffer(torch.zeros(len(self.parts)))
 
     def load(self, fit: RotationFit | None) -> None:
         """Set the statistics that were fit to the training split."""

@@ -63,30 +63,23 @@ class ActionMap:
 
 def _is_numbers(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return bool(values) and all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values)
-
-
-def _is_range(value: Any) -> bool:
-    return value == "space" or (
-        _is_numbers(value) and isinstance(value, list) and len(value) == 2 and value[0] < value[1]
-    )
-
-
-def _is_columns(value: Any) -> bool:
-    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value > 0
+    return bool(values) and all(type(each) in (int, float) for each in values)
 
 
 ANY = ("", lambda value: True)
-COUNT, TIME, COLUMNS = ("an integer >= 1", _is_count), ("seconds > 0", _is_time), ("a list of columns", _is_columns)
+COUNT = ("an integer >= 1", lambda value: isinstance(value, int) and value >= 1)
+TIME = ("seconds > 0", lambda value: isinstance(value, (int, float)) and value > 0)
+COLUMNS = (
+    "a list of columns",
+    lambda value: isinstance(value, list) and all(type(each) is int and each >= 0 for each in value),
+)
 NUMBERS = ("a number, or one per column", _is_numbers)
+RANGE = (
+    "`space` or [low, high]",
+    lambda value: (
+        value == "space" or (isinstance(value, list) and len(value) == 2 and _is_numbers(value) and value[0] < value[1])
+    ),
+)
 SECTIONS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "make": dict.fromkeys(("id", "factory", "kwargs"), ANY),
     "success": dict.fromkeys((*SIGNALS, "at_least", "hold_steps", "stop"), ANY)
@@ -100,7 +93,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
         "scale": NUMBERS,
         "offset": NUMBERS,
         "sign": COLUMNS,
-        "clip": ("`space` or [low, high]", _is_range),
+        "clip": RANGE,
     },
 }
 """Section of a map -> its keys, each with what is expected of its value."""

@@ -67,7 +67,7 @@ def summarize_runs(runs: Sequence[Outcomes], level: float = 0.95) -> TrainingSee
     """
     table = _table(runs, _shared_seeds(runs))
     rates = table.mean(axis=1)
-    means = _bootstrap(table, np.random.default_rng(0))
+    means = _bootstrap(table)[:, 0]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     pooled = wilson_interval(int(table.sum()), table.size, z=NormalDist().inv_cdf((1 + level) / 2))
     return TrainingSeeds(
@@ -90,12 +90,7 @@ def compare_runs(first: Sequence[Outcomes], second: Sequence[Outcomes], level: f
     """
     seeds = _shared_seeds([*first, *second])
     one, other = _table(first, seeds), _table(second, seeds)
-    rng = np.random.default_rng(0)
-    differences = np.empty(REPLICATES)
-    for place in range(REPLICATES):
-        episodes = rng.integers(len(seeds), size=len(seeds))
-        chosen = one[rng.integers(len(one), size=len(one))][:, episodes].mean()
-        differences[place] = chosen - other[rng.integers(len(other), size=len(other))][:, episodes].mean()
+    differences = -np.diff(_bootstrap(one, other))[:, 0]
     below, above = (differences <= 0).mean(), (differences >= 0).mean()
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return Difference(
@@ -111,12 +106,14 @@ def success_by_seed(evaluation: Mapping[str, Any]) -> dict[int, bool]:
     return {int(outcome["seed"]): bool(outcome["success"]) for outcome in evaluation["outcomes"]}
 
 
-def _bootstrap(table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    runs, episodes = table.shape
-    means = np.empty(REPLICATES)
-    for place in range(REPLICATES):
-        chosen = table[rng.integers(runs, size=runs)]
-        means[place] = chosen[:, rng.integers(episodes, size=episodes)].mean()
+def _bootstrap(*tables: np.ndarray) -> np.ndarray:
+    """(replicates, tables) mean success rates of tables (runs, episodes); the episodes drawn are the same for all tables."""
+    rng, count = np.random.default_rng(0), tables[0].shape[1]
+    means = np.empty((REPLICATES, len(tables)))
+    for replicate in means:
+        episodes = rng.integers(count, size=count)
+        for place, table in enumerate(tables):
+            replicate[place] = table[rng.integers(len(table), size=len(table))][:, episodes].mean()
     return means
 
 
@@ -164,18 +161,14 @@ def group_runs(configs: Mapping[str, Mapping[str, Any]]) -> list[RunGroup]:
         key = str(sorted((name, str(value)) for name, value in values.items() if not _is_seed(name))) if values else run
         members.setdefault(key, []).append(run)
     groups = list(members.values())
-    fields = _differing([configs[runs[0]] for runs in groups])
+    different = [configs[runs[0]] for runs in groups]
+    names = dict.fromkeys(name for values in different for name in values if not _is_seed(name))
+    fields = [name for name in names if len({str(values.get(name)) for values in different}) > 1]
     named = []
     for runs in groups:
         values = [f"{field} {configs[runs[0]].get(field, 'none')}" for field in fields]
         named.append(RunGroup(", ".join(values) if values and configs[runs[0]] else ", ".join(runs), tuple(runs)))
     return named
-
-
-def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the fields, apart from seeds, in which the configs differ."""
-    names = dict.fromkeys(name for values in configs for name in values)
-    return [name for name in names if not _is_seed(name) and len({str(values.get(name)) for values in configs}) > 1]
 
 
 def _is_seed(name: str) -> bool:

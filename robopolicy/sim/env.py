@@ -62,9 +62,32 @@ class EnvOptions:
     render_mode: str | None = None
     """`rgb_array`: `render()` returns the `front` camera's images, which are then observed as well."""
 
-    def __post_init__(self) -> None:
-        if self.render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode {self.render_mode!r} is unknown; expected 'rgb_array' or None")
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "EnvOptions":
+        """These options; unknown ones are refused.
+
+        Raises:
+            TypeError: there is no such option; those that exist are listed.
+            ValueError: the render mode is unknown.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := [name for name in values if name not in known]:
+            raise TypeError(f"the environment has no option {unknown[0]!r}; it has: {', '.join(known)}")
+        made = cls(**values)
+        if made.render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode {made.render_mode!r} is unknown; expected 'rgb_array' or None")
+        return made
+
+    def cameras_of(self, robot: SceneRobot) -> tuple[str, ...]:
+        """The cameras that are observed, `front` among them where it is rendered.
+
+        Raises:
+            ValueError: the robot's scene has no such camera.
+        """
+        cameras = tuple(dict.fromkeys((*self.cameras, *(["front"] if self.render_mode else []))))
+        if unknown := [name for name in cameras if name not in robot.cameras]:
+            raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(robot.cameras)}")
+        return cameras
 
 
 class RobotVectorEnv(Worlds, VectorEnv):
@@ -97,23 +120,12 @@ class RobotVectorEnv(Worlds, VectorEnv):
     """Names in `info` of the figures kept of each episode."""
 
     def __init__(self, task: str, num_envs: int = 1, **options: Any) -> None:
-        known = [field.name for field in fields(EnvOptions)]
-        if unknown := [name for name in options if name not in known]:
-            raise TypeError(f"the environment has no option {unknown[0]!r}; it has: {', '.join(known)}")
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; expected 1 or more")
-        self.options = given = EnvOptions(**options)
-        cameras = tuple(given.cameras)
-        if given.render_mode and "front" not in cameras:
-            cameras = (*cameras, "front")
+        self.options = given = EnvOptions.of(options)
         made, changes = make_task(task, **(given.task_options or {})), given.randomization or Randomization()
-        known = ROBOTS[made.robot].cameras
-        if unknown := [name for name in cameras if name not in known]:
-            raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(known)}")
-        self.num_envs = num_envs
-        self.cameras = cameras
-        self.autoreset_mode = AutoresetMode(given.autoreset_mode)
-        self.render_mode = given.render_mode
+        self.num_envs, self.cameras = num_envs, given.cameras_of(ROBOTS[made.robot])
+        self.autoreset_mode, self.render_mode = AutoresetMode(given.autoreset_mode), given.render_mode
         scene = build_scene(made.parts, given.physics_dt, made.robot)
         self.metadata = {
             "autoreset_mode": self.autoreset_mode,
@@ -121,10 +133,10 @@ class RobotVectorEnv(Worlds, VectorEnv):
             "render_fps": round(1 / scene.control_dt),
         }
         worlds = make_physics(
-            scene, num_envs, given.physics, given.device, given.num_threads, bool(cameras), changes.fields
+            scene, num_envs, given.physics, given.device, given.num_threads, bool(self.cameras), changes.fields
         )
         shown = {name: getattr(given, name) for name in ("depth", "segmentation", "shadows")}
-        renderer = Renderer(worlds, cameras, given.image_size, **shown) if cameras else None
+        renderer = Renderer(worlds, self.cameras, given.image_size, **shown) if self.cameras else None
         steps = given.max_episode_steps or made.max_episode_steps
         super().__init__(made, worlds, steps, renderer, changes, given.limits)
         self.on_device = namespace(worlds.qpos) is not np

@@ -165,7 +165,7 @@ class _SharedRows:
 
     def __init__(self, context: Any, width: int) -> None:
         self._rows, self._written = context.RawArray("d", self.SLOTS * width), context.RawValue("q", 0)
-        self._width = width
+        self._width, self._taken = width, 0
 
     def write(self, row: Sequence[float]) -> None:
         """Add a row; for one writer."""
@@ -173,19 +173,15 @@ class _SharedRows:
         self._rows[start : start + self._width] = row
         self._written.value += 1
 
-    @property
-    def written(self) -> int:
-        """How many rows there have been."""
-        return self._written.value
-
     def read(self, number: int = -1) -> list[float]:
         """Row `number`, counted from 0, or the newest; the oldest are overwritten."""
         start = (number if number >= 0 else self._written.value - 1) % self.SLOTS * self._width
         return self._rows[start : start + self._width]
 
-    def unread(self, taken: int) -> range:
-        """Numbers of the rows after the first `taken`, less those that have been, or are about to be, overwritten."""
-        return range(max(taken, self.written - self.SLOTS // 2), self.written)
+    def unread(self) -> list[list[float]]:
+        """The rows since the last call, less those that have been, or are about to be, overwritten; for one reader."""
+        first, self._taken = self._taken, self._written.value
+        return [self.read(number) for number in range(max(first, self._taken - self.SLOTS // 2), self._taken)]
 
 
 def _state_row(robot: SteppedRobot) -> list[float]:
@@ -202,7 +198,7 @@ def _simulate(
     timing: ProcessOptions,
     plugin: str,
 ) -> None:
-    """The simulator's process: physics on a fixed grid, until it is closed or its owner has ended."""
+    """The simulator's process: opens the world, and runs it until it is closed or its owner has ended."""
     try:
         import_module(plugin)
         robot = SteppedRobot(options, timing.deadline_s)
@@ -214,30 +210,31 @@ def _simulate(
         return
     if timing.priority:
         request_realtime(SIM_PRIORITY)
-    joints, grid, taken = robot.profile.joints, FixedGrid(SystemClock(), robot.command_dt), commands.written
+    with suppress(EOFError, OSError):
+        _run(robot, pipe, commands, state)
+
+
+def _run(robot: SteppedRobot, pipe: Connection, commands: _SharedRows, state: _SharedRows) -> None:
+    """Physics on a fixed grid, and an answer to every request, until one is `close`."""
+    joints, grid = robot.profile.joints, FixedGrid(SystemClock(), robot.command_dt)
     while True:
         ticks = grid.wait()
-        for number in commands.unread(taken):
-            *received, stamp_s = commands.read(number)
-            taken, command = number + 1, Command(np.array(received[:joints]), received[joints:], stamp_s)
+        for *received, stamp_s in commands.unread():
             with suppress(RobotError):
-                robot.receive(command, time.monotonic())
+                robot.receive(Command(np.array(received[:joints]), received[joints:], stamp_s), time.monotonic())
         robot.step(grid.t_s, min(ticks, MAX_CATCH_UP))
         state.write(_state_row(robot))
         due_s = grid.t_s + robot.command_dt - POLL_MARGIN_S
-        try:
-            while pipe.poll(max(due_s - time.monotonic(), 0.0)):  # an observation must not wait for the next tick
-                number, message = pipe.recv()
-                if message == "close":
-                    return
-                if message == "observe":
-                    pipe.send((number, robot.observe()))
-                elif message == "stop":
-                    robot.guard.stop("stop was called")
-                else:
-                    robot.reset(message)
-                    taken = commands.written
-                    state.write(_state_row(robot))
-                    pipe.send((number, robot.control_dt))
-        except (EOFError, OSError):
-            return
+        while pipe.poll(max(due_s - time.monotonic(), 0.0)):  # an observation must not wait for the next tick
+            number, message = pipe.recv()
+            if message == "close":
+                return
+            if message == "observe":
+                pipe.send((number, robot.observe()))
+            elif message == "stop":
+                robot.guard.stop("stop was called")
+            else:
+                robot.reset(message)
+                commands.unread()  # those to the episode before
+                state.write(_state_row(robot))
+                pipe.send((number, robot.control_dt))

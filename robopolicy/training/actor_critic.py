@@ -23,13 +23,14 @@ import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from robopolicy.components import require
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.losses import cut_windows
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.streaming import MemoryState
+from robopolicy.training.module import copy_sharing_frozen
 from robopolicy.training.sequences import RecurrentMiniBatch
 from robopolicy.types import Chunk
 
@@ -56,25 +57,24 @@ class ActionDistribution:
     def log_prob(self, action: Float[Tensor, "*batch k action"]) -> Float[Tensor, "*batch"]:
         """Log-density of the k actions together [nats]."""
         arm, gripper = action.split([self.mean.shape[-1], self.logit.shape[-1]], -1)
-        density = -0.5 * ((arm - self.mean) / self.log_std.exp()).square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        mass = -functional.binary_cross_entropy_with_logits(self.logit, gripper, reduction="none")
-        return (density * self.learned).sum((-1, -2)) + mass.sum((-1, -2))
+        return self._total(*(part.log_prob(taken) for part, taken in zip(self._parts, (arm, gripper), strict=True)))
 
     def entropy(self) -> Float[Tensor, "*batch"]:
         """Entropy of the k actions together [nats]."""
-        arm = ((self.log_std + 0.5 * math.log(2 * math.pi * math.e)) * self.learned).sum() * self.mean.shape[-2]
-        gripper = functional.binary_cross_entropy_with_logits(self.logit, self.logit.sigmoid(), reduction="none")
-        return arm + gripper.sum((-1, -2))
+        return self._total(*(part.entropy() for part in self._parts))
 
     def kl(self, other: "ActionDistribution") -> Float[Tensor, "*batch"]:
         """Kullback-Leibler divergence of `other` from this one, of the k actions together [nats]."""
-        variance, others = (2 * self.log_std).exp(), (2 * other.log_std).exp()
-        apart = (variance + (self.mean - other.mean).square()) / (2 * others)
-        arm = ((other.log_std - self.log_std + apart - 0.5) * self.learned).sum((-1, -2))
-        share = self.logit.sigmoid()
-        cross = functional.binary_cross_entropy_with_logits(other.logit, share, reduction="none")
-        own = functional.binary_cross_entropy_with_logits(self.logit, share, reduction="none")
-        return arm + (cross - own).sum((-1, -2))
+        return self._total(*(kl_divergence(*pair) for pair in zip(self._parts, other._parts, strict=True)))
+
+    @property
+    def _parts(self) -> tuple[Normal, Bernoulli]:
+        # torch's check of its arguments would wait for the device.
+        arm = Normal(self.mean, self.log_std.exp(), validate_args=False)
+        return arm, Bernoulli(logits=self.logit, validate_args=False)
+
+    def _total(self, arm: Tensor, gripper: Tensor) -> Tensor:
+        return (arm * self.learned).sum((-1, -2)) + gripper.sum((-1, -2))
 
 
 class Critic(nn.Module):
@@ -83,20 +83,14 @@ class Critic(nn.Module):
     It predicts values scaled to mean 0 and standard deviation 1 over all targets so far.
     """
 
-    mean: Tensor
-    variance: Tensor
-    count: Tensor
-
     def __init__(self, policy: ChunkPolicy) -> None:
         super().__init__()
-        frozen = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
-        self.body = copy.deepcopy(policy, memo=dict(frozen))
+        self.body = copy_sharing_frozen(policy)
         self.body.head.action_head = nn.Identity()
         self.value = nn.Linear(policy.head.memory.output_width, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
-        for name, start in (("mean", 0.0), ("variance", 1.0), ("count", 0.0)):
-            self.register_buffer(name, torch.tensor(start, dtype=torch.float64))
+        self.mean, self.variance, self.count = (nn.Buffer(torch.tensor(start).double()) for start in (0.0, 1.0, 0.0))
 
     def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch"]:
         """Scaled values of the memory's hidden vectors."""

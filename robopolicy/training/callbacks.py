@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +19,6 @@ from robopolicy.model.streaming import MemoryState
 from robopolicy.training.module import PolicyTraining
 from robopolicy.training.process import Stop
 from robopolicy.training.run_dir import METRICS_FILE, RESUME_FILE
-from robopolicy.training.timing import StepTimer
 
 LOG_EVERY = 25
 """Optimizer steps between two rows of the training log."""
@@ -26,6 +26,37 @@ LOG_EVERY = 25
 
 class TrainingDivergedError(ValueError):
     """The loss is NaN or infinite; the policy and the checkpoint saved before are unchanged."""
+
+
+class StepTimer:
+    """Time per batch, and the share of it spent waiting for batches; a run's first batch, which compiles, is left out."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.data_s = 0.0
+        self.all_s = 0.0
+        self._began: tuple[float, float] | None = None
+
+    @property
+    def data_fraction(self) -> float:
+        """Share of the time spent waiting for batches."""
+        return self.data_s / max(self.all_s, 1e-9)
+
+    @property
+    def step_ms(self) -> float:
+        """Time per batch [ms], waiting and Lightning's loop included."""
+        return 1e3 * self.all_s / max(self.batches, 1)
+
+    def start(self, waited_s: float) -> None:
+        """The next batch begins; the loader has waited this long in all [s]."""
+        self._began = time.perf_counter(), waited_s
+
+    def stop(self, waited_s: float) -> None:
+        """The batch has ended; what follows, such as validation, does not count."""
+        if self._began is not None:
+            self.all_s += time.perf_counter() - self._began[0]
+            self.data_s += waited_s - self._began[1]
+            self.batches += 1
 
 
 class RandomState(Callback):

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from itertools import compress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,6 +16,7 @@ from robopolicy.experiment.config import OptimizerConfig
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.objective import Tally
 
+_Module = TypeVar("_Module", bound=nn.Module)
 _GROUP = re.compile(r"^0\.members\.[^.]+\.")
 """Prefix of parameter names if several groups are trained; replaced by `0.`, the prefix with one group."""
 
@@ -80,7 +81,7 @@ class PolicyTraining(LightningModule):
         super().__init__()
         # The objective is trained too: auxiliary losses have weights of their own.
         self.trained = nn.ModuleList([policy, objective])
-        self.averaged = copy_sharing_frozen(self.trained) if optimizer.ema else None
+        self.averaged = copy_sharing_frozen(self.trained).requires_grad_(False) if optimizer.ema else None
         self.schedule, self.settings, self.augmentation = schedule, optimizer, augmentation
         self.tally = Tally()
         self.carried: MemoryState | None = None
@@ -215,7 +216,6 @@ def share_of_all(count: Tensor) -> Tensor | float:
     return count * distributed.get_world_size() / total.clamp(min=1)
 
 
-def copy_sharing_frozen(trained: nn.ModuleList) -> nn.ModuleList:
-    """A copy for the averaged weights; frozen parameters are shared with the original, since they never differ."""
-    frozen = {id(parameter): parameter for parameter in trained.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(trained, memo=dict(frozen)).requires_grad_(False)
+def copy_sharing_frozen(module: _Module) -> _Module:
+    """A copy that shares the frozen parameters, which never differ, with the original."""
+    return copy.deepcopy(module, {id(part): part for part in module.parameters() if not part.requires_grad})

@@ -11,8 +11,8 @@ from robopolicy.experiment.config import NormalizationConfig
 from robopolicy.experiment.reading import section_from
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.losses import cut_windows
+from robopolicy.model.normalization import KeyScaling
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.scaling import KeyScaling
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.losses import LossContext, LossInputs

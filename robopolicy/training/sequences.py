@@ -328,8 +328,7 @@ class EpisodeStatistics:
 def _each(function: Callable[[Tensor], Tensor], steps: Steps, leading: tuple[int, ...]) -> Steps:
     if isinstance(steps, Tensor):
         return function(steps)
-    applied = {name: _each(function, steps[name], leading) for name in steps.keys()}  # noqa: SIM118
-    return TensorDict(applied, batch_size=leading, device=steps.device)
+    return cast(TensorDict, steps.apply(function, batch_size=leading))
 
 
 def _names(steps: TensorDict) -> list[str]:

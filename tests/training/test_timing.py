@@ -3,7 +3,7 @@
 import pytest
 
 from robopolicy.training import timing
-from robopolicy.training.timing import StepTimer
+from robopolicy.training.callbacks import StepTimer
 
 
 def test_the_data_share_is_the_loaders_time_over_that_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from robopolicy.components import ConfigError, expect, register
+from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.operators.base import OperatorContext, ToolOperator
 
 TAKE_OVER, GRIPPER = "t", " "
@@ -20,20 +20,16 @@ MOTIONS = ("ws", "ad", "rf", "uo", "ik", "jl")
 
 
 @dataclass(frozen=True)
-class KeyboardOptions:
+class KeyboardOptions(Options):
     """Options of `keyboard`: t takes over and hands back, space closes and opens the gripper.
 
     w/s move the tool along x, a/d along y, r/f along z; u/o, i/k, j/l turn it about x, y, z.
     """
 
-    speed: float = 0.2
+    speed: float = option(0.2, "0 .. 1")
     """Action that a key commands, 0 .. 1; 1 is 0.05 m, or 0.5 rad, per control step."""
-    hold_s: float = 0.2
+    hold_s: float = option(0.2, "> 0")
     """Time for which one key press moves the tool [s]; the terminal repeats a key that is held down."""
-
-    def __post_init__(self) -> None:
-        expect(self, "operator", "0 .. 1", "speed")
-        expect(self, "operator", "> 0", "hold_s")
 
 
 class Keyboard:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from robopolicy.components import ConfigError, expect, register
+from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.operators.base import DEAD_ZONE, OperatorContext, ToolOperator
 
 VENDORS = (0x256F, 0x046D)
@@ -20,17 +20,14 @@ GRIPPER_BIT, TAKE_OVER_BIT = 0, 1
 
 
 @dataclass(frozen=True)
-class SpacemouseOptions:
+class SpacemouseOptions(Options):
     """Options of `spacemouse`: the right button takes over and hands back, the left one closes and opens the gripper.
 
     The operator looks along the x axis of the robot's base: pushing the cap away moves the tool along +x.
     """
 
-    speed: float = 0.3
+    speed: float = option(0.3, "0 .. 1")
     """Share of a full action at full deflection; 1 is 0.05 m, or 0.5 rad, per control step."""
-
-    def __post_init__(self) -> None:
-        expect(self, "operator", "0 .. 1", "speed")
 
 
 class Spacemouse:

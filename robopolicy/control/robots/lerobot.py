@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from robopolicy.components import ConfigError, expect, register
+from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots.base import RobotContext, proprioception
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LerobotOptions:
+class LerobotOptions(Options):
     """Options of `lerobot`."""
 
     type: str = "so101_follower"
@@ -37,13 +37,13 @@ class LerobotOptions:
     """Unit of LeRobot's joint positions; normalized: -100 .. 100 from the lower to the upper limit in the profile."""
     gripper_range: tuple[float, float] = (0.0, 100.0)
     """LeRobot's values for the closed and for the fully open gripper."""
-    command_dt: float = 0.02
+    command_dt: float = option(0.02, "> 0")
     """Time between two commands [s]; not shorter than the slowest read of the motor bus and the cameras."""
-    timeout_s: float = 0.5
+    timeout_s: float = option(0.5, "> 0")
     """Longest time without a new observation before `command` and `observe` raise [s]."""
 
     def __post_init__(self) -> None:
-        expect(self, "robot", "> 0", "command_dt", "timeout_s")
+        super().__post_init__()
         if self.gripper_range[0] == self.gripper_range[1]:
             raise ConfigError(f"--robot.gripper_range is {self.gripper_range}; expected two different values")
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from robopolicy.components import ConfigError, expect, register
+from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots import _ros
@@ -73,7 +73,7 @@ class GripperTopics:
 
 
 @dataclass(frozen=True)
-class RosbridgeOptions:
+class RosbridgeOptions(Options):
     """Options of `rosbridge`."""
 
     address: str = "127.0.0.1:9090"
@@ -82,7 +82,7 @@ class RosbridgeOptions:
     """Whether the connection is encrypted (wss)."""
     profile: str = "panda"
     """Limits and kinematics: a shipped profile's name, or a YAML file; its `joint_names` are those of the JointState."""
-    command_dt: float = 0.01
+    command_dt: float = option(0.01, "> 0")
     """Time between two commands [s]; JSON carries about 100 of them a second."""
     arms: Mapping[str, ArmTopics] = field(default_factory=dict)
     """Topics by the profile's arm names; any name for a robot with one arm; empty: the default topics."""
@@ -92,11 +92,8 @@ class RosbridgeOptions:
     """Observation key -> topic of sensor_msgs/Image, or of sensor_msgs/CompressedImage where it ends in /compressed."""
     base_topic: str | None = None
     """Destination of geometry_msgs/Twist for a mobile base of 2 (forward, turn) or 3 (forward, left, turn) directions."""
-    timeout_s: float = 0.25
+    timeout_s: float = option(0.25, "> 0")
     """Longest silence of the joints or a camera [s]."""
-
-    def __post_init__(self) -> None:
-        expect(self, "robot", "> 0", "command_dt", "timeout_s")
 
 
 @register("robot", "rosbridge", RosbridgeOptions)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from robopolicy.client import pack, unpack
-from robopolicy.components import ConfigError, expect, register
+from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.profile import profile_from_dict
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots.base import RobotContext, host_and_port
@@ -27,7 +27,7 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class WebsocketOptions:
+class WebsocketOptions(Options):
     """Options of `websocket`."""
 
     address: str = "127.0.0.1:8100"
@@ -38,11 +38,11 @@ class WebsocketOptions:
     """File of certificates (PEM) to trust with `tls`; null: the system's."""
     key_file: str | None = None
     """File with the server's API key in its first line."""
-    timeout_s: float = 0.25
+    timeout_s: float = option(0.25, "> 0")
     """Longest time without a message from the robot before calls raise [s]."""
 
     def __post_init__(self) -> None:
-        expect(self, "robot", "> 0", "timeout_s")
+        super().__post_init__()
         if self.ca is not None and not self.tls:
             raise ConfigError(f"--robot-ca is for wss://HOST:PORT, got ws://{self.address}")
 

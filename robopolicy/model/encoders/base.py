@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -133,6 +134,17 @@ def with_sentence(values: Tensor, text: TextTokens | None) -> Tensor:
     return torch.cat([values, text.sentence.expand(*values.shape[:-1], text.sentence.shape[-1])], dim=-1)
 
 
-def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """One hidden layer with ReLU."""
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+def flat_sentence(text: TextTokens | None, batch: torch.Size) -> Tensor | None:
+    """The sentence vector of each frame, (frames, width), for images with leading axes `batch`; None without an instruction."""
+    if text is None:
+        return None
+    width = text.sentence.shape[-1]
+    return text.sentence.expand(*batch, width).reshape(-1, width)
+
+
+def perceptron(*widths: int) -> nn.Sequential:
+    """Linear layers from the first of these widths to the last, with ReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

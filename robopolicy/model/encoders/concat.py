@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from robopolicy.components import ConfigError, Options, option, register
-from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, with_sentence
+from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, perceptron, with_sentence
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextTokens
 
@@ -60,7 +60,6 @@ class ConcatEncoder(TokenEncoder):
         if not widths:
             raise ConfigError("--encoder.kind concat needs at least one low-dimensional key; give --data.obs_keys")
         self.keys = tuple(widths)
-        self.token_count = 1
         columns = sum(widths.values())
         pairs = min(PAIRS_PER_COLUMN * columns, columns * (columns - 1) // 2) if options.differences else 0
         self.register_buffer("differences", torch.zeros(pairs, columns) if pairs else None)
@@ -71,12 +70,8 @@ class ConcatEncoder(TokenEncoder):
             used = int(self.differences.any(dim=1).sum())
             LOG.info("encoder   %d differences of columns that are measured alike are inputs too", used)
         columns += pairs + (inputs.text_width or 0)
-        layers: list[nn.Module] = []
-        for _ in range(options.layers - 1):
-            layers += [nn.Linear(columns, options.hidden), nn.ReLU()]
-            columns = options.hidden
-        self.mlp = nn.Sequential(*layers, nn.Linear(columns, options.width))
-        self.token_width = options.width
+        self.mlp = perceptron(columns, *[options.hidden] * (options.layers - 1), options.width)
+        self.token_width, self.token_count = options.width, 1
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`."""

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.components import Options, option, register
-from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron, with_sentence
+from robopolicy.model.encoders.base import (
+    EncoderInputs,
+    Encoding,
+    TokenEncoder,
+    append_text,
+    flat_sentence,
+    perceptron,
+    with_sentence,
+)
 from robopolicy.model.texts import TextTokens
 
 
@@ -62,16 +70,12 @@ class PixelsEncoder(TokenEncoder):
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
         """See `TokenEncoder`."""
-        lead = obs[self.cameras[0]].shape[:-3]
-        sentence = None
-        if text is not None:
-            width = text.sentence.shape[-1]
-            sentence = text.sentence.expand(*lead, width).reshape(-1, width)
-        per_camera = []
+        lead, per_camera = obs[self.cameras[0]].shape[:-3], []
+        sentence = flat_sentence(text, lead)
         for camera, encode in zip(self.cameras, self.camera_encoders, strict=True):
             image = obs[camera].reshape(-1, *obs[camera].shape[-3:])
             attended = encode(image, sentence)
-            per_camera.append(attended.unflatten(0, lead) if lead else attended.squeeze(0))
+            per_camera.append(attended.reshape(*lead, *attended.shape[1:]))
         attended = torch.cat(per_camera, dim=-2)
         values = [attended.flatten(-2), *(obs[key] for key in self.keys)]
         predictions = {}
@@ -84,10 +88,7 @@ class PixelsEncoder(TokenEncoder):
 
     def attention(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> dict[str, Tensor]:
         """See `TokenEncoder`: the mean over the queries."""
-        sentence = None
-        if text is not None:
-            sentence = text.sentence.expand(len(obs[self.cameras[0]]), text.sentence.shape[-1])
-        maps = {}
+        maps, sentence = {}, flat_sentence(text, obs[self.cameras[0]].shape[:1])
         for camera, encode in zip(self.cameras, self.camera_encoders, strict=True):
             weights, _, size = cast(CameraEncoder, encode).attention(obs[camera], sentence)
             maps[camera] = weights.mean(dim=1).unflatten(-1, size)

@@ -1,7 +1,7 @@
 """A vision-language backbone: images and instruction -> its hidden states, and one token for proprioception."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from robopolicy.components import ConfigError, option, register, require
 from robopolicy.model.encoders._backbones import Reading
 from robopolicy.model.encoders._loading import Dtype, load_backbone
-from robopolicy.model.encoders._lora import add_adapters
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron
 from robopolicy.model.texts import TextTokens
 
 LOG = logging.getLogger(__name__)
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv")
+"""Linear maps that LoRA adapts by default."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,39 @@ class TransformersEncoder(TokenEncoder):
         if prompt is None:
             tokens, valid = append_text(tokens, text, valid)
         return Encoding(tokens, valid, predictions={})
+
+
+def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+    """Put LoRA adapters into a model: each adapted linear map W becomes W + alpha / rank * B A, of which A and B are trained.
+
+    Args:
+        model: its linear maps are replaced.
+        rank: rows of A; >= 1.
+        alpha: strength of the adapters.
+        dropout: of the adapters' input, in training.
+        targets: last part of the names of the linear maps; empty: the attention's.
+
+    Raises:
+        ImportError: `peft` isn't installed.
+        ConfigError: the model has no linear map of one of the names; those it has are listed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("LoRA needs the package peft; pip install 'robopolicy[vlm]'") from error
+    there = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    targets = targets or sorted(there & set(ATTENTION))
+    if missing := [name for name in targets if name not in there] or ([] if targets else ["attention"]):
+        raise ConfigError(
+            f"--encoder.lora_targets: the backbone has no linear map {missing[0]!r}; it has: {', '.join(sorted(there))}"
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides by it
+        lora_dropout=dropout,
+        target_modules=list(targets),  # type: ignore[arg-type]
+    )
+    inject_adapter_in_model(config, model)
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

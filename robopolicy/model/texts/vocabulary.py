@@ -25,8 +25,6 @@ class VocabularyText(nn.Module):
     before it has learned to distinguish them.
     """
 
-    word_weight: Tensor
-
     def __init__(self, options: VocabularyOptions, inputs: TextInputs) -> None:
         super().__init__()
         vocabulary, width = inputs.vocabulary, inputs.width
@@ -39,7 +37,7 @@ class VocabularyText(nn.Module):
             # Training has no unknown words, so this row is never trained; a random vector would change the output arbitrarily.
             self.embedding.weight[UNKNOWN] = 0.0
         weights = vocabulary.weights or (1.0,) * len(vocabulary.words)
-        self.register_buffer("word_weight", torch.tensor([0.0, 1.0, *weights]), persistent=False)
+        self.word_weight = nn.Buffer(torch.tensor([0.0, 1.0, *weights]), persistent=False)
 
     def prepare(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
         """Word numbers."""

@@ -1,7 +1,7 @@
 """Parts shared by the tasks with three coloured 4 cm cubes."""
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from robopolicy.control.arrays import like
 from robopolicy.sim.scene import Scene
@@ -63,25 +63,13 @@ def is_other(state: State) -> Bool[Array, "worlds objects"]:
 
 
 def placed_plates_and_cubes(
-    rng: np.random.Generator,
-) -> tuple[Float[np.ndarray, "plates 2"], Float[np.ndarray, "cubes 2"]]:
-    """Points for the plates and the cubes, with room for an open hand around each [m]."""
+    scene: Scene, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, " nq"], Float[np.ndarray, "nmocap 3"]]:
+    """`qpos` with cubes and `mocap_pos` with plates on the table, with room for an open hand around each [m]."""
     points = place_apart(rng, len(PLATES) + len(COLORS), PLATE_GAP_M)
-    return points[: len(PLATES)], points[len(PLATES) :]
-
-
-def plate_spot(state: State, plate: Int[Array, " worlds"]) -> Float[Array, "worlds 3"]:
-    """Centre of a cube that lies on the middle of a plate [m]."""
-    spot = state.mocap_pos[state.worlds, plate] * 1.0
-    spot[:, 2] = PLATE_TOP_M + HALF_M
-    return spot
-
-
-def stack_spot(state: State, base: Int[Array, " worlds"]) -> Float[Array, "worlds 3"]:
-    """Centre of a cube that lies exactly on top of another [m]."""
-    spot = state.positions[state.worlds, base] * 1.0
-    spot[:, 2] += 2 * HALF_M
-    return spot
+    mocap_pos = scene.home_mocap.copy()
+    mocap_pos[: len(PLATES), :2] = points[: len(PLATES)]
+    return placed_cubes(scene, rng, points[len(PLATES) :]), mocap_pos
 
 
 def rests_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> Bool[Array, " worlds"]:

@@ -12,7 +12,6 @@ from robopolicy.sim.tasks._cubes import (
     COLORS,
     PLATES,
     observed_plates,
-    placed_cubes,
     placed_plates_and_cubes,
 )
 from robopolicy.sim.tasks._moves import Intent
@@ -57,11 +56,8 @@ class Chain(Task):
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """Cubes and plates placed as in `place`, and instructions, each possible once those before it are solved."""
         goals = draw_goals(rng, self.length)
-        plates, cubes = placed_plates_and_cubes(rng)
-        mocap_pos = scene.home_mocap.copy()
-        mocap_pos[: len(PLATES), :2] = plates
         instructions = tuple(SENTENCES[kind](cube, other) for kind, cube, other in goals)
-        return Setup(instructions, np.array(goals), placed_cubes(scene, rng, cubes), mocap_pos)
+        return Setup(instructions, np.array(goals), *placed_plates_and_cubes(scene, rng))
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
         """True where the current instruction's success condition holds."""

@@ -7,11 +7,11 @@ from robopolicy.components import register
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import (
     COLORS,
+    HALF_M,
+    PLATE_TOP_M,
     PLATES,
     observed_plates,
-    placed_cubes,
     placed_plates_and_cubes,
-    plate_spot,
     rests_at,
 )
 from robopolicy.sim.tasks._moves import Intent, holding, nearness, put_at
@@ -27,19 +27,20 @@ class Place(Task):
     max_episode_steps = 250
     hold_steps = 3
     tolerance_m = 0.03
+    aim_m = 0.024
+    """Distance from the spot at which the expert releases the cube [m]."""
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """Three cubes and two plates, none on another."""
         cube, plate = int(rng.integers(len(COLORS))), int(rng.integers(len(PLATES)))
-        plates, cubes = placed_plates_and_cubes(rng)
-        mocap_pos = scene.home_mocap.copy()
-        mocap_pos[: len(PLATES), :2] = plates
         instruction = f"put the {COLORS[cube]} cube on the {PLATES[plate]} plate"
-        return Setup((instruction,), np.array([[cube, plate]]), placed_cubes(scene, rng, cubes), mocap_pos)
+        return Setup((instruction,), np.array([[cube, plate]]), *placed_plates_and_cubes(scene, rng))
 
     def spot(self, state: State) -> Float[Array, "worlds 3"]:
         """Where the centre of the named cube should come to rest [m]."""
-        return plate_spot(state, state.goal[:, 1])
+        spot = state.mocap_pos[state.worlds, state.goal[:, 1]] * 1.0
+        spot[:, 2] = PLATE_TOP_M + HALF_M
+        return spot
 
     def reached(self, state: State) -> Bool[Array, " worlds"]:
         """The named cube rests at its spot, and the gripper is open."""
@@ -58,5 +59,5 @@ class Place(Task):
         return super().observe(state, scene) | observed_plates(state)
 
     def intent(self, state: State) -> Intent:
-        """Carry the named cube to the named plate."""
-        return put_at(state, plate_spot(state, state.goal[:, 1]), tolerance_m=0.024)
+        """Carry the named cube to its spot."""
+        return put_at(state, self.spot(state), self.aim_m)

@@ -5,8 +5,7 @@ from jaxtyping import Float
 
 from robopolicy.components import register
 from robopolicy.sim.scene import Scene
-from robopolicy.sim.tasks._cubes import COLORS, PLATE_GAP_M, placed_cubes, stack_spot
-from robopolicy.sim.tasks._moves import Intent, put_at
+from robopolicy.sim.tasks._cubes import COLORS, HALF_M, PLATE_GAP_M, placed_cubes
 from robopolicy.sim.tasks.base import Setup, State, Task, place_apart
 from robopolicy.sim.tasks.place import Place
 from robopolicy.types import Array
@@ -19,6 +18,7 @@ class Stack(Place):
     parts = ("cubes",)
     hold_steps = 5
     tolerance_m = 0.025
+    aim_m = 0.015
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """Three cubes; two different ones are named."""
@@ -29,12 +29,10 @@ class Stack(Place):
 
     def spot(self, state: State) -> Float[Array, "worlds 3"]:
         """Right on top of the named other cube [m]."""
-        return stack_spot(state, state.goal[:, 1])
+        spot = state.chosen(1) * 1.0
+        spot[:, 2] += 2 * HALF_M
+        return spot
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Cubes as in every task."""
         return Task.observe(self, state, scene)
-
-    def intent(self, state: State) -> Intent:
-        """Carry the named cube onto the named other cube."""
-        return put_at(state, stack_spot(state, state.goal[:, 1]), tolerance_m=0.015)
