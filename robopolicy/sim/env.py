@@ -84,7 +84,9 @@ class EnvOptions:
         Raises:
             ValueError: the robot's scene has no such camera.
         """
-        cameras = tuple(dict.fromkeys((*self.cameras, *(["front"] if self.render_mode else []))))
+        cameras = tuple(self.cameras)
+        if self.render_mode and "front" not in cameras:
+            cameras = (*cameras, "front")
         if unknown := [name for name in cameras if name not in robot.cameras]:
             raise ValueError(f"no camera {unknown[0]!r} in the scene; it has: {', '.join(robot.cameras)}")
         return cameras
