@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from robopolicy.model.encoders import EncoderInputs
-from robopolicy.model.scaling import KeyScaling
+from robopolicy.model.normalization import KeyScaling
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextTokens
 from robopolicy.types import ArraySpec
