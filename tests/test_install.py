@@ -126,8 +126,9 @@ def test_constraints_pin_every_installed_dependency():
 
 
 @pytest.mark.slow
-def test_the_wheel_trains_in_a_bare_environment(tmp_path):
+def test_the_wheel_trains_in_a_bare_environment(tmp_path, monkeypatch):
     """Guards against: a wheel that works only from the checkout, or a base installation that misses a dependency."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # pip would find the checkout there, and not install the wheel
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("robopolicy-*.whl")
     venv.create(tmp_path / "env", with_pip=True)

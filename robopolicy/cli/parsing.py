@@ -5,6 +5,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -101,7 +102,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         return parser.instantiate(parser.parse_args([f"--config={file}" for file in files] + rest))
     except (ArgumentError, TypeError) as error:
         where = f"{', '.join(files)}: " if "is not accepted" in str(error) else ""
-        raise ConfigError(f"{where}{plain_message(error)}; see {parser.prog} --help") from error
+        raise ConfigError(f"{where}{_of_options(parser, plain_message(error))}; see {parser.prog} --help") from error
 
 
 def require(options: Namespace, low: int, *names: str) -> None:
@@ -148,14 +149,16 @@ def opened(options: Namespace, folder: str, device: str = "cpu") -> Any:
 
 def execution_options() -> list[Option]:
     """`--execution.kind` and the options of every known kind; `execution_of` refuses those of another kind."""
-    shown: dict[str, tuple[Any, list[str]]] = {}
+    shown: dict[str, tuple[Any, str, list[str]]] = {}
     for kind in kinds("execution"):
-        for name, annotation in get_type_hints(component("execution", kind).options).items():
-            shown.setdefault(name, (annotation, []))[1].append(kind)
-    known = ", ".join(kinds("execution"))
-    options: list[Option] = [("--execution.kind", str | None, None, f"{known}; default: as trained")]
-    for name, (annotation, owners) in shown.items():
-        options.append((f"--execution.{name}", annotation | None, None, f"of {', '.join(owners)}; default: as trained"))
+        kind_options = component("execution", kind).options
+        for name, annotation in get_type_hints(kind_options).items():
+            shown.setdefault(name, (annotation, meanings(kind_options)[name], []))[2].append(kind)
+    known = list(kinds("execution"))
+    options: list[Option] = [("--execution.kind", str | None, None, f"{', '.join(known)}; default: as trained")]
+    for name, (annotation, meaning, owners) in shown.items():
+        of = "" if owners == known else f"Of {', '.join(owners)}. "
+        options.append((f"--execution.{name}", annotation | None, None, f"{meaning} {of}Default: as trained."))
     return options
 
 
@@ -242,6 +245,18 @@ def plain_message(error: Exception) -> str:
                 expected = re.sub(jargon, plain, expected)
             key = found["key"] if "." in found["key"] else found["key"].replace("_", "-")
             return f"--{key} is {found['value']}; expected {expected}"
+    return message
+
+
+def _of_options(parser: ArgumentParser, message: str) -> str:
+    """Messages about missing and unknown options in terms of the command line, with the option that was meant."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    if found := re.fullmatch("the following arguments are required: (.+)", message):
+        options = [f"--{name.replace('_', '-')}" for name in found[1].split(", ")]
+        return f"missing: {', '.join(each if each in known else each.removeprefix('--') for each in options)}"
+    if found := re.fullmatch("unrecognized arguments: (.+)", message):
+        near = get_close_matches(found[1].split()[0].partition("=")[0], known, n=1)
+        return f"unknown option: {found[1]}{f'; did you mean {near[0]}?' if near else ''}"
     return message
 
 

@@ -121,6 +121,8 @@ class PolicyServer:
     ) -> None:
         if api_key is None and not is_loopback(host):
             raise ValueError(f"--host {host} is open to the network; give --api-key-file, or listen on 127.0.0.1")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"--port is {port}; expected 0 to 65535")
         self.host, self.port, self.limits = host, port, limits or ServerLimits()
         self.metrics = Metrics()
         self._reader, self._tls, self._api_key = reader, tls, api_key

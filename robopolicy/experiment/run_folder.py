@@ -338,7 +338,10 @@ def _read_config(folder: Path, description: Mapping[str, Any]) -> ExperimentConf
         foreign = sorted({str(part.get("origin")) for part in parts if isinstance(part, Mapping)} - {"robopolicy"})
         if not foreign:
             raise
-        hint = f"the run used components of {', '.join(foreign)}: install it, or name its module as a plug-in"
+        hint = (
+            f"the run used components of {', '.join(foreign)}: install it, or name its module with --plugins "
+            "(in Python plugins=[...])"
+        )
         raise ConfigError(f"{error}; {hint}") from None
 
 

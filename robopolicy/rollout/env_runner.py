@@ -254,7 +254,8 @@ def make_environment(spec: Mapping[str, Any]) -> Any:
     try:
         return gymnasium.make(identifier, disable_env_checker=True, **kwargs)
     except gymnasium.error.Error as error:
-        near = ", ".join(get_close_matches(identifier, list(gymnasium.registry), n=3, cutoff=0.5))
+        names = [*gymnasium.registry, *(vars(module) if module else ())]
+        near = ", ".join(get_close_matches(identifier, names, n=3, cutoff=0.5))
         raise EnvSetupError(f"--env {spec['env']}: {one_line(error)}{f'; near: {near}' if near else ''}") from None
     except (ImportError, TypeError, KeyError) as error:
         raise EnvSetupError(f"--env {spec['env']}: {type(error).__name__}: {one_line(error)}") from None

@@ -183,10 +183,10 @@ def _frame_tokens(demos: DemoFile, model: str, options: EncodeOptions) -> FrameT
     first = demos.read(demos.names[0])
     images = {key: values.shape[1:] for key, values in first.obs.items() if is_image(values)}
     cameras = options.cameras or tuple(sorted(images))
-    if missing := [camera for camera in cameras if camera not in images] or ([] if cameras else ["a camera"]):
-        raise DemoFormatError(
-            f"{demos.path.name}: no {', '.join(missing)} to encode; cameras: {', '.join(images) or 'none'}"
-        )
+    if not images:
+        raise DemoFormatError(f"{demos.path.name}: no images to encode; it has: {', '.join(first.obs)}")
+    if missing := [camera for camera in cameras if camera not in images]:
+        raise DemoFormatError(f"{demos.path.name}: no {', '.join(missing)} to encode; cameras: {', '.join(images)}")
     instructions = {demos.read(name, ()).instruction or "" for name in demos.names}
     made = FrameTokens(
         model,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from robopolicy.cli.parsing import parse, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, execution_options, parse, require, verb_parser
 from robopolicy.components import ConfigError
 
 
@@ -35,6 +35,24 @@ def test_an_unknown_option_of_a_config_file_is_refused_with_the_files_name(tmp_p
         parse(parser, ["--config", str(tmp_path / "typo.yaml")])
     with pytest.raises(ConfigError, match="--num-envs is few; expected int"):
         parse(parser, ["--num-envs", "few"])
+
+
+def test_a_missing_or_mistyped_option_is_named_as_it_is_typed() -> None:
+    """Guards against: "required: robot" for --robot, and a typo whose correct spelling the user has to look up."""
+    parser = verb_parser(
+        "tried", "A verb.", ("policy", str, REQUIRED, "a folder"), ("--run-dir", str, REQUIRED, "a folder")
+    )
+    with pytest.raises(ConfigError, match="missing: policy, --run-dir; see robopolicy tried --help"):
+        parse(parser, [])
+    with pytest.raises(ConfigError, match="unknown option: --run_dir runs; did you mean --run-dir"):
+        parse(parser, ["lift", "--run-dir", "x", "--run_dir", "runs"])
+
+
+def test_help_says_what_an_execution_option_does() -> None:
+    """Guards against: help that lists the strategies of an option, but not its meaning."""
+    shown = {name: text for name, _, _, text in execution_options()}
+    assert shown["--execution.replan_every"].startswith("Control steps after which")
+    assert "Of freeze, rtc." in shown["--execution.latency_s"]
 
 
 def test_a_number_below_what_makes_sense_is_refused_by_the_options_name() -> None:

@@ -53,7 +53,7 @@ def test_constant_actions_of_every_demo_are_a_short_hint(tmp_path):
     rng = np.random.default_rng(0)
     with DemoWriter(tmp_path / "drive.hdf5", action_spec=ActionSpec(arm=2, gripper=0, kind="absolute")) as writer:
         for number in range(12):
-            rows = np.concatenate([rng.uniform(-1, 1, (20, 2)), np.ones((25 + number, 2))]).astype(np.float32)
+            rows = np.concatenate([rng.uniform(-1, 1, (20, 2)), np.ones((25 + 2 * number, 2))]).astype(np.float32)
             writer.write(Demo(f"demo_{number}", {"state": rng.uniform(-1, 1, rows.shape)}, rows))
     report = check_file(tmp_path / "drive.hdf5")
     lines = [line for line in finding_lines(report.notes) if "repeat the one before" not in line]
