@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,13 +23,13 @@ def with_checksums(demo: Demo) -> Demo:
     return replace(demo, attributes={**demo.attributes, CHECKSUMS: json.dumps(_checksums(demo))})
 
 
-def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = False) -> Demo:
+def verified(demo: Demo, where: str, *, unread: Collection[str] = (), expected: bool = False) -> Demo:
     """Compare a demo with its checksums; returns the demo without the checksum attribute.
 
     Args:
         demo: as it was read.
         where: begins the message.
-        whole: all observations of the demo were read; if False, only those that were read are compared.
+        unread: arrays that the file holds and that were not read, such as `obs/front`; they are not compared.
         expected: the file declares checksums for every demo; if False, a demo without checksums is accepted.
 
     Raises:
@@ -40,8 +40,8 @@ def verified(demo: Demo, where: str, *, whole: bool = False, expected: bool = Fa
     bare = replace(demo, attributes={key: value for key, value in demo.attributes.items() if key != CHECKSUMS})
     written = _parsed(demo.attributes.get(CHECKSUMS))
     found = _checksums(bare)
-    due = {key for key in written if whole or not key.startswith("obs/")}
-    changed = sorted(due - set(found) | {key for key in found if written.get(key) != found[key]})
+    missing = written.keys() - found.keys() - set(unread)
+    changed = sorted(missing | {key for key in found if written.get(key) != found[key]})
     if changed or "actions" not in written:
         parts = ", ".join(changed) if "actions" in written else CHECKSUMS
         raise DemoFormatError(

@@ -120,7 +120,7 @@ class DemoFile(DemoReader):
             attributes={k: value for k, value in written.items() if k not in ("num_samples", "seed", "instruction")},
             **{key: read_rows(datasets[key], f"{where}: {key}") for key in inside},
         )
-        demo = verified(demo, where, whole=keys is None, expected=self._checksums)
+        demo = verified(demo, where, unread=datasets, expected=self._checksums)
         obs = {key: as_image(values) for key, values in demo.obs.items()}
         demo = replace(demo, obs=obs, instruction=instruction or _language(written.get("ep_meta")))
         if beside is None:

@@ -5,11 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from torch.distributed import TCPStore
 
 from robopolicy.cli import main

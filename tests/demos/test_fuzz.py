@@ -16,8 +16,9 @@ import pytest
 from robopolicy.demos import probe
 from robopolicy.demos.formats import convert, open_demos
 from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.demos.rows import row_types
 from robopolicy.demos.tokens import TokenWriter, tokens_beside
-from robopolicy.types import Demo, DemoFormatError
+from robopolicy.types import TOKENS_KEY, Demo, DemoFormatError
 from tests.demo_samples import assert_same, write_act, write_minari, write_robomimic
 
 MUTATIONS = ("bits", "noise", "truncate", "zeros", "copy")
@@ -147,9 +148,10 @@ def places_beside_arrays(path: Path) -> np.ndarray:
 
 
 def all_that_decides(path: Path) -> tuple[Any, ...]:
-    """What training takes from a file: its attributes, masks and demos, tokens included."""
+    """What training takes from a file: its attributes, masks, and of each demo the tokens and the keys of the first."""
     with DemoFile(path) as demos:
-        return demos.attributes, demos.filter_keys, [demos.read(name) for name in demos.names]
+        keys = [key for key in row_types(demos, demos.names[0]) if key != TOKENS_KEY]
+        return demos.attributes, demos.filter_keys, [demos.read(name, keys) for name in demos.names]
 
 
 def flip_bits(path: Path, damaged: Path, cases: int) -> Counter:

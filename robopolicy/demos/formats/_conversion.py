@@ -1,6 +1,5 @@
 """Converts demos from any readable format to any writable one."""
 
-import glob
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -75,8 +74,9 @@ def write_new(targets: Mapping[Path, tuple[DemoReader, Sequence[str]]], writer: 
         for temporary in unfinished.values():
             remove(temporary)
     for target in targets:
-        for path in sorted(target.parent.glob(f".{glob.escape(target.stem)}-*{TEMPORARY}*")):
-            notes.append(f"{path} belongs to another run; remove it if that run was interrupted")
+        for path in sorted(target.parent.glob(f".*{TEMPORARY}*")):
+            if path.name.lstrip(".").startswith(f"{target.stem}-"):  # two dots: a temporary file of a temporary name
+                notes.append(f"{path} belongs to another run; remove it if that run was interrupted")
     return list(dict.fromkeys(notes))
 
 
