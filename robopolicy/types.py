@@ -62,6 +62,13 @@ class ArraySpec:
     dtype: str = "float32"
     """NumPy's name; an image is `uint8` and has three axes, everything else is cast to float32."""
 
+    def __post_init__(self) -> None:
+        sizes = [size for size in self.shape if isinstance(size, int | np.integer) and size >= 0]
+        if len(sizes) != len(self.shape) or not isinstance(self.dtype, str):
+            raise ValueError(
+                f"shape {self.shape} of type {self.dtype!r}; expected whole numbers and the name of a type"
+            )
+
     @property
     def is_image(self) -> bool:
         """Whether the key is a camera: uint8 (height, width, channels)."""

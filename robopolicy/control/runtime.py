@@ -246,16 +246,18 @@ def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
     session = _open_graph(graph, threads)
     try:
         policy = ExportedPolicy(manifest, session)
+        expected = {key: spec.shape for key, spec in policy.spec.observation.items()}
+        expected |= {TEXT: (manifest["text"]["length"],)} if policy.spec.instruction else {}
+        expected |= {} if manifest.get("noise") is None else {NOISE: np.shape(manifest["noise"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(
             f"{folder / MANIFEST}: not a manifest of an export ({_reason(error)}); export again"
         ) from None
-    expected = {*policy.spec.observation, AGE, *([TEXT] if policy.spec.instruction else ())}
-    expected |= set() if manifest.get("noise") is None else {NOISE}
-    expected |= {f"state.{place}" for place in range(len(policy.state_shapes))}
-    inputs = {entry.name for entry in session.get_inputs()}
-    if expected != inputs:
-        differing = ", ".join(sorted(expected ^ inputs))
+    expected |= {AGE: ()}
+    states = {f"state.{place}" for place in range(len(policy.state_shapes))}
+    found = {entry.name: tuple(entry.shape[1:]) for entry in session.get_inputs() if entry.name not in states}
+    if expected != found:
+        differing = ", ".join(sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key)))
         raise ExportError(f"{folder}: {GRAPH} and {MANIFEST} don't belong together; they differ in: {differing}")
     return policy
 

@@ -278,8 +278,13 @@ def _require_shapes(folder: Path, description: Mapping[str, Any], config: Experi
         for name in ("layers", "depth"):  # a million layers take minutes even without memory
             if (asked := getattr(getattr(config, section), name, 0)) > len(found):
                 raise CheckpointError(f"{where}: {section}.{name} is {asked}, more than its {len(found)} tensors")
-    with torch.device("meta"):  # shapes only
-        policy = policy_of(description, config, str(folder / DESCRIPTION))
+    try:
+        with torch.device("meta"):  # shapes only
+            policy = policy_of(description, config, str(folder / DESCRIPTION))
+    except (CheckpointError, ConfigError):
+        raise
+    except Exception as error:  # torch raises many types for sizes that make no module
+        raise CheckpointError(f"{where}: they describe no policy ({one_line(error)[:200]})") from error
     expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     if differing := {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}:
         name = min(differing)

@@ -31,7 +31,7 @@ IMPROVE += [
 SMALL = ["--data.files", "{demos}", "--memory.hidden", "8", "--memory.window", "3", "--training.max_steps", "6"]
 SMALL += ["--training.checkpoint_every", "2", "--training.valid_every", "3"]
 DAGGER = ["dagger", *SMALL, "--task", "lift", "--run-dir", "{out}/rounds", "--rounds", "1", "--episodes", "2"]
-DAGGER += ["--num-envs", "2", "--eval-episodes", "1"]
+DAGGER += ["--num-envs", "2", "--eval-episodes", "1", "--data.obs_keys", "ee_pose", "gripper"]
 VERBS: dict[str, tuple[list[str], str]] = {
     "encode": (ENCODE, "demos.tokens.hdf5"),
     "encode to a file": ([*ENCODE, "--out", "{out}/new.hdf5"], "new.hdf5"),

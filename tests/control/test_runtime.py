@@ -1,6 +1,7 @@
 """The runtime on a robot: no torch, the same words, clear mistakes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,36 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text((TINY / "manifest.json").read_text())
     with pytest.raises(ExportError, match="the graph that"):
         runtime.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("spec", "observation", "gripper", "shape"), [1e308]),
+        (("spec", "observation", "gripper", "shape"), [1, 2]),
+        (("spec", "observation", "gripper", "shape"), ["a"]),
+        (("spec", "observation", "ee_pose", "shape"), {}),
+        (("spec", "observation", "ee_pose", "dtype"), 10**9),
+        (("spec", "observation"), {}),
+        (("text",), {"a": 1}),
+        (("text", "length"), 10**9),
+        (("text", "length"), 0),
+        (("text",), None),
+    ],
+    ids=str,
+)
+def test_a_crafted_manifest_is_refused_in_one_line(tmp_path, place, value):
+    """Guards against: gigabytes for an instruction, or a traceback of onnxruntime at the robot's first step."""
+    shutil.copytree(TINY, tmp_path / "export")
+    manifest = json.loads((TINY / "manifest.json").read_text())
+    inner = manifest
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "export" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match=r"don't belong together|not a manifest of an export") as refused:
+        runtime.load(tmp_path / "export")
+    assert "\n" not in str(refused.value)
 
 
 def test_an_exported_folder_is_served(policy):
