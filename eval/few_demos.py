@@ -1,7 +1,8 @@
-"""What a config reaches with few demos of other people's tasks, untouched or with one change at a time.
+"""What a config reaches with few demos, untouched or with one change at a time; of other people's tasks, or of ours.
 
     python eval/few_demos.py --data push.hdf5 --demos 10 --env metaworld:push-v3 --env-map eval/maps/metaworld.yaml \
         --env-python simulators/bin/python [--variants "" memory.kind=none training.max_steps=2000,action_head.chunk=1]
+    python eval/few_demos.py --data lift.hdf5 --task lift --config configs/lift_lowdim.yaml
 
 A variant is a list of `option=value`; the empty one is the config as it is. Each is trained once per `--train-seeds` on one
 core and evaluated on the same seeds, by the package's own verbs, which are printed as they run. The interval counts training
@@ -11,6 +12,7 @@ seeds and episodes.
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -33,7 +35,8 @@ def run(*arguments: str | Path) -> None:
 
 def measure(options: argparse.Namespace, number: int, variant: str) -> dict[str, Any]:
     """Train one variant with every seed and evaluate the runs together."""
-    changes = [part for pair in filter(None, variant.split(",")) for part in f"--{pair}".split("=", 1)]
+    pairs = re.split(r",(?![^\[]*\])", variant)  # not the commas of a list
+    changes = [part for pair in filter(None, pairs) for part in f"--{pair}".split("=", 1)]
     runs = [options.runs / f"{number}-{seed}" for seed in options.train_seeds]
     train_s = []
     for seed, folder in zip(options.train_seeds, runs, strict=True):
@@ -41,12 +44,14 @@ def measure(options: argparse.Namespace, number: int, variant: str) -> dict[str,
         config = ("--config", options.config, "--data.files", options.data, "--data.train_demos", str(options.demos))
         run("train", *config, "--training.seed", str(seed), "--run-dir", folder, *changes)
         train_s.append(round(time.perf_counter() - started, 1))
-    environment = ["--env", options.env]
-    for name in ("env_map", "env_python", "env_kwargs"):
+    environment = []
+    for name in ("task", "env", "env_map", "env_python", "env_kwargs"):
         if value := getattr(options, name):
             environment += [f"--{name.replace('_', '-')}", value]
     result = options.runs / f"{number}.json"
-    episodes = ("--episodes", str(options.episodes), "--seed", str(options.seed), "--env-copies", "1")
+    if options.env:
+        environment += ["--env-copies", "1"]
+    episodes = ("--episodes", str(options.episodes), "--seed", str(options.seed))
     run("eval", *runs, *environment, *episodes, "--json", result)
     measured = json.loads(result.read_text())
     outcomes = [
@@ -67,7 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="demo file")
     parser.add_argument("--demos", type=int, default=10, help="demos to train on, the first of the file")
-    parser.add_argument("--env", required=True, help="as for `robopolicy eval`, like the next three")
+    parser.add_argument("--task", help="task of our simulator; or --env")
+    parser.add_argument("--env", help="as for `robopolicy eval`, like the next three")
     parser.add_argument("--env-map")
     parser.add_argument("--env-python")
     parser.add_argument("--env-kwargs")
@@ -83,7 +89,7 @@ def main() -> None:
     for number, variant in enumerate(options.variants):
         rows.append(measure(options, number, variant))
         rates = " ".join(f"{each.count('1')} / {len(each)}" for each in rows[-1]["outcomes"])
-        print(f"{options.env} {options.demos} demos  {variant or 'untouched'}  {rates}", flush=True)
+        print(f"{options.task or options.env} {options.demos} demos  {variant or 'untouched'}  {rates}", flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps({"demos": options.demos, "rows": rows}, indent=1) + "\n")
 

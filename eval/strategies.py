@@ -4,10 +4,12 @@
     python eval/strategies.py RUN --task pillar --latency 0 1 2 4 6
 
 Jerk is the root mean square of the third difference of the tool's position over all episodes [m/s3]; speed that of the
-first [m/s]. The jump is the root mean square of the change between the last executed action and the first of the plan that
-a new chunk has changed [action units], the gripper left out. ACT's temporal ensemble is the peer: it is known to smooth and
-to cost success. With --latency, the ways to bridge inference that takes this many control steps are compared instead; a policy
-that draws its chunks does so in all of them. Left is the share of the successes that pass a pillar on its left.
+first [m/s]. At each new chunk, the jump is the root mean square of the change from the last executed action to the next, and
+the change that of what the chunk changes in the next action [action units, the gripper left out]. A plan moves from action to
+action by itself: a jump without a change is the plan's own. ACT's temporal ensemble is the peer: it is known to smooth and to
+cost success. With --latency, the ways to bridge inference that takes this many control steps are compared instead; a policy
+that draws its chunks does so in all of them, and with --best-of N takes the best of N. Left is the share of the successes that
+pass a pillar on its left.
 """
 
 import argparse
@@ -51,12 +53,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20000, help="seed of the first episode")
     parser.add_argument("--latency", type=int, nargs="*", help="control steps of simulated inference")
     parser.add_argument("--replan-every", type=int, default=4, help="of the ways compared with --latency")
+    parser.add_argument(
+        "--best-of", type=int, default=1, help="chunks drawn at a time in the ways compared with --latency"
+    )
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     policy = load_policy(options.policy)
     seeds = range(options.seed, options.seed + options.episodes)
     rows = []
-    ways = WAYS if options.latency is None else bridged(policy, options.latency, options.replan_every)
+    common = {"sample": policy.spec.samples, "replan_every": options.replan_every, "best_of": options.best_of}
+    ways = WAYS if options.latency is None else bridged(policy, options.latency, common)
     for name, execution in ways.items():
         if execution.replan_every <= policy.chunk:
             rows.append(row(name, policy, options.task, seeds, execution))
@@ -64,11 +70,11 @@ def main() -> None:
     show(rows, [], options.json)
 
 
-def bridged(policy: Any, latencies: list[int], replan_every: int) -> dict[str, ExecutionOptions]:
-    """The ways to bridge each latency."""
+def bridged(policy: Any, latencies: list[int], options: dict[str, Any]) -> dict[str, ExecutionOptions]:
+    """The ways to bridge each latency, all with these options."""
     ways: dict[str, ExecutionOptions] = {}
     for steps in latencies:
-        common = {"simulated_latency_steps": steps, "sample": policy.spec.samples, "replan_every": replan_every}
+        common = {**options, "simulated_latency_steps": steps}
         waits = {**common, "latency_s": steps * CONTROL_DT}
         ways[f"receding, latency {steps}"] = RecedingOptions(**common)
         ways[f"freeze, latency {steps}"] = FreezeOptions(**waits)
@@ -97,21 +103,24 @@ def row(name: str, policy: Any, task: str, seeds: range, execution: ExecutionOpt
         "steps": result.mean_steps,
         "speed_m_s": root_mean_square(paths, 1, control_dt),
         "jerk_m_s3": root_mean_square(paths, 3, control_dt),
-        "jump": float(torch.cat(jumps).square().mean().sqrt()) if jumps else 0.0,
+        "jump": float(torch.cat(jumps)[:, 0].square().mean().sqrt()) if jumps else 0.0,
+        "change": float(torch.cat(jumps)[:, 1].square().mean().sqrt()) if jumps else 0.0,
         "left_%": left_share(episodes),
     }
 
 
 def measured_jumps(executor: ChunkExecutor) -> list[torch.Tensor]:
-    """A list that grows by the arm's jumps (episodes, A) whenever the executor takes chunks into plans."""
+    """A list that grows by jumps and changes (episodes, 2, A) of the arm whenever the executor takes chunks into plans."""
     jumps: list[torch.Tensor] = []
     merge = executor._merge
     arm = list(executor._spec.arm_columns)
 
-    def measuring(fresh: torch.Tensor, take: torch.Tensor, late: int) -> None:
+    def measuring(scores: torch.Tensor, take: torch.Tensor, late: torch.Tensor) -> None:
         planned = take & (executor._count[..., 0] > 0) & (executor._observed_s > -torch.inf)
-        merge(fresh, take, late)
-        jumps.append((executor._plan[..., 0, :] - executor._last)[planned][:, arm])
+        before = executor._plan[..., 0, :]
+        merge(scores, take, late)
+        after = executor._plan[..., 0, :]
+        jumps.append(torch.stack([after - executor._last, after - before], dim=-2)[planned][..., arm])
 
     executor._merge = measuring  # type: ignore[method-assign]
     return jumps

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from robopolicy.cli import say
-from robopolicy.cli.parsing import GROUP, POLICY, REQUIRED, of_group, opened, parse, verb_parser
+from robopolicy.cli.parsing import FLOW_STEPS, GROUP, POLICY, REQUIRED, of_group, opened, parse, verb_parser
 
 MEASURED_FRAMES = 512
 """Recorded frames on which an int8 export is measured."""
@@ -32,6 +32,7 @@ def export(arguments: Sequence[str]) -> int:
             "largest difference of an int8 export from torch, as a share of each action column's range",
         ),
         ("--frames", str | None, None, "demo file on which int8 is measured; default: one of the training's"),
+        FLOW_STEPS,
     )
     options = parse(parser, arguments)
     options.policy = of_group(options.policy, options.group)
@@ -42,7 +43,7 @@ def export(arguments: Sequence[str]) -> int:
     frames = _recorded_frames(options.policy, options.frames) if options.int8 else []
     if options.int8 and not frames:
         say("int8      no recorded frames: measured on random observations; give a demo file with --frames")
-    policy = load_policy(options.policy)
+    policy = load_policy(options.policy, flow_steps=options.flow_steps)
     folder = export_policy(policy, options.out, options.int8, options.int8_tolerance, frames)
     manifest = json.loads((folder / "manifest.json").read_text())
     say(f"differs   {manifest['error_to_torch']:.2g} of an action's range from torch, at most")

@@ -63,10 +63,10 @@ def driver_of(options: Namespace) -> Driver:
 
 
 def _local(options: Namespace) -> Driver:
-    from robopolicy.control.runtime import MANIFEST, load, require_own_precision
+    from robopolicy.control.runtime import MANIFEST, load, require_as_exported
 
     if options.backbone is None and (Path(options.policy) / MANIFEST).is_file():
-        require_own_precision(options.policy, options.precision)
+        require_as_exported(options.policy, options.precision, options.flow_steps)
         policy: Any = load(options.policy, threads=1)
     else:
         import torch
@@ -100,6 +100,12 @@ def _served(options: Namespace) -> Driver:
     texts = [key for key, field in client.metadata["observation"].items() if field["dtype"] == "str"]
     spacing = {ACTIONS_PER_CALL_KEY: _steps_per_call(options, spec)}  # whatever is executed of a chunk
     stream = ServedStream(client, *texts[:1], keys=tuple(spec.observation), constants=spacing)
+    execution, drawn = execution_of(options, spec.execution), bool(spec.samples and spec.execution.get("sample"))
+    if spec.samples and (execution.sample != drawn or execution.best_of > 1):
+        raise ConfigError(
+            f"--server {options.server}: the server {'draws its chunks' if drawn else 'returns the most likely chunk'}, one at "
+            "a time, as its policy's own options say; leave out --execution.sample and --execution.best_of"
+        )
     return _by_spec(options, spec, stream)
 
 

@@ -38,6 +38,12 @@ has an option for each of its fields, with its own default and help: `--NAME.fie
 REQUIRED: Any = object()
 """Default of an option that must be given."""
 
+FLOW_STEPS: Option = (
+    "--flow-steps",
+    int | None,
+    None,
+    "integration steps of the action head flow: more are more accurate, and slower; default: as trained",
+)
 GROUP: Option = ("--group", str | None, None, "for a run trained on several robots: the one whose policy to use")
 POLICY: tuple[Option, ...] = (
     (
@@ -46,6 +52,7 @@ POLICY: tuple[Option, ...] = (
         "float32",
         "arithmetic of a run folder's policy on the CPU; an exported one has its own",
     ),
+    FLOW_STEPS,
     (
         "--backbone",
         str | None,
@@ -140,11 +147,11 @@ def of_group(folder: str, group: str | None) -> str:
 
 
 def opened(options: Namespace, folder: str, device: str = "cpu") -> Any:
-    """The policy in a run folder or an exported one, with the arithmetic and the backbone that the options ask for."""
+    """The policy in a run folder or an exported one, opened as the options `POLICY` say."""
     from robopolicy.experiment import open_policy
 
     precision = None if options.precision == "float32" else options.precision
-    return open_policy(folder, options.backbone, device, precision)
+    return open_policy(folder, options.backbone, device, precision, flow_steps=options.flow_steps)
 
 
 def execution_options() -> list[Option]:

@@ -56,8 +56,8 @@ def view(arguments: Sequence[str]) -> int:
     demo = _read_demo(Path(options.file), options.demo)
     if options.policy:
         return _view_policy(demo, options)
-    if options.backbone or options.group or options.precision != "float32":
-        raise ConfigError("--backbone, --group and --precision belong to a policy; give --policy RUN")
+    if options.backbone or options.group or options.precision != "float32" or options.flow_steps:
+        raise ConfigError("--backbone, --group, --precision and --flow-steps belong to a policy; give --policy RUN")
     if options.rerun:
         show_in_rerun(demo)
         return 0

@@ -1,7 +1,8 @@
 """Decides which action of which chunk is executed at each control step; batched, for one robot or many simulated worlds.
 
 Chunks are aligned by time: action k of a chunk belongs to t_obs + k * control_dt, rounded to the control grid, which starts
-at the first chunk's observation. Late actions are dropped, as in Diffusion Policy (Chi et al. 2023). A strategy of
+at the first chunk's observation. Late actions are dropped, as in Diffusion Policy (Chi et al. 2023), except those of an
+episode's first chunk: the robot has rested since the observation, so its first action is still to be executed. A strategy of
 `robopolicy.control.execution` decides how a new chunk is merged into the plan.
 """
 
@@ -145,8 +146,9 @@ class ChunkExecutor:
         Args:
             actions: (*B, K, width), columns and units of the demos.
             t_obs_s: when the observation behind it was taken [s].
-            now_s: time of the control step being prepared [s], if inference took time. Actions before it are dropped; if all
-                are late, the last one is used for this step. None: no time has passed.
+            now_s: time of the control step being prepared [s], if inference took time. Actions before it are dropped, those
+                before the episode's first action excepted; if all are late, the last one is used for this step. None: no time
+                has passed.
             gripper_logit: (*B, K, G) logits of the gripper columns, if the policy outputs them.
         """
         self._check(actions, gripper_logit)
@@ -162,10 +164,12 @@ class ChunkExecutor:
         observed = self._step(t_obs_s)
         if observed in self._handed:
             take = take & ((self._handed[observed] == self._merges) | (self._count[..., 0] == 0))
-        # Negative: the robot observed after the step being prepared had begun.
-        late = max(min(self._head - observed, self.chunk - 1), 1 - self.chunk)
-        fresh = functional.pad(torch.nan_to_num(scores), (0, 0, -late, late))
-        self._merge(fresh, take, late)
+        first = take & (self._observed_s == -math.inf)
+        self._began = torch.where(first, self._head, self._began)
+        # What was seen before the first action is still what the robot saw as it began. Negative: the robot observed after
+        # the step being prepared had begun.
+        late = (self._head - self._began.clamp(min=observed)).clamp(1 - self.chunk, self.chunk - 1)
+        self._merge(torch.nan_to_num(scores), take, late)
         self._merges = self._merges + take
         self._taken = torch.where(take, self._head, self._taken)
         self._observed_s = torch.where(take, t_obs_s, self._observed_s)
@@ -197,16 +201,15 @@ class ChunkExecutor:
         self._last = action
         return action.clone()
 
-    def _merge(self, fresh: Tensor, take: Tensor, late: int) -> None:
-        """Merge a chunk (*B, K, width), shifted to the current step, into the plans of `take`.
-
-        Its last `late` steps are empty, or its first ones if `late` is negative.
-        """
-        place = torch.arange(self.chunk, device=fresh.device)
-        covered = (place < self.chunk - late) & (place >= -late)
+    def _merge(self, scores: Tensor, take: Tensor, late: Tensor) -> None:
+        """Merge a chunk (*B, K, width) whose action number `late` (*B) belongs to the current step into the plans of `take`."""
+        place = torch.arange(self.chunk, device=scores.device) + late[..., None]
+        covered = (place >= 0) & (place < self.chunk)
+        fresh = scores.gather(-2, place.clamp(0, self.chunk - 1)[..., None].expand_as(scores))
+        fresh = fresh.masked_fill(~covered[..., None], 0.0)
         plan, count = self._strategy.merge(Plans(self._plan, self._count, fresh, covered, late, self._rotations))
-        plan = torch.where((place < -late)[:, None], self._plan, plan)
-        count = torch.where(place < -late, self._count, count)
+        plan = torch.where((place < 0)[..., None], self._plan, plan)
+        count = torch.where(place < 0, self._count, count)
         self._plan = torch.where(take[..., None, None], plan, self._plan)
         self._count = torch.where(take[..., None], count, self._count)
 
@@ -252,6 +255,8 @@ class ChunkExecutor:
         self._count = torch.zeros(*batch, self.chunk, dtype=torch.long, device=actions.device)
         self._taken = torch.zeros(batch, dtype=torch.long, device=actions.device)
         self._merges = torch.zeros(batch, dtype=torch.long, device=actions.device)
+        self._began = torch.zeros(batch, dtype=torch.long, device=actions.device)
+        """(*B) grid step of the episode's first action."""
         self._observed_s = torch.full(batch, -math.inf, dtype=torch.float64, device=actions.device)
         self._label = torch.full((*batch, len(self._gripper)), -1, dtype=torch.long, device=actions.device)
         self._rest = actions.new_zeros(width)

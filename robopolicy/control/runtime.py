@@ -213,8 +213,8 @@ def _open_graph(path: Path, threads: int | None) -> Any:
         raise ExportError(f"{path}: not an ONNX graph that can be run ({_reason(error)}); export again") from None
 
 
-def require_own_precision(folder: str | Path, precision: str) -> None:
-    """Refuse a precision other than that of the exported policy.
+def require_as_exported(folder: str | Path, precision: str, flow_steps: int | None = None) -> None:
+    """Refuse a precision, or a number of flow steps, other than that of the exported policy.
 
     Raises:
         ExportError: in one line, with what to do.
@@ -222,6 +222,10 @@ def require_own_precision(folder: str | Path, precision: str) -> None:
     if precision != "float32":
         raise ExportError(
             f"{folder}: exported, and its precision with it; leave --precision out, and export with --int8 for int8"
+        )
+    if flow_steps is not None:
+        raise ExportError(
+            f"{folder}: exported, and its flow steps with it; export again with --flow-steps {flow_steps}"
         )
 
 

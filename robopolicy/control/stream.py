@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from robopolicy.components import require
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.runtime import ExportedPolicy
@@ -90,10 +91,18 @@ class PolicyStream:
 
 
 def noise_for(policy: Policy, execution: ExecutionOptions, seed: int = 0) -> Any:
-    """The noise generator of a `PolicyStream` (NumPy for an exported policy, else torch); None if chunks are not sampled."""
+    """The noise generator of a `PolicyStream` (NumPy for an exported policy, else torch); None if chunks are not sampled.
+
+    Raises:
+        ConfigError: an exported policy would have to choose one of several chunks.
+    """
     if not execution.sample:
         return None
     if isinstance(policy, ExportedPolicy):
+        require(
+            execution.best_of == 1,
+            f"--execution.best_of {execution.best_of}: an exported policy draws one chunk at a time; run the run folder",
+        )
         return np.random.default_rng(seed)
     return torch.Generator(getattr(policy, "device", torch.device("cpu"))).manual_seed(seed)
 

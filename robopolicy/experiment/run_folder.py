@@ -119,6 +119,7 @@ def load_policy(
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
     group: str | None = None,
+    flow_steps: int | None = None,
 ) -> ChunkPolicy: ...
 
 
@@ -130,6 +131,7 @@ def load_policy(
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
     group: str | None = None,
+    flow_steps: int | None = None,
 ) -> "LivePolicy": ...
 
 
@@ -140,6 +142,7 @@ def load_policy(
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
     group: str | None = None,
+    flow_steps: int | None = None,
 ) -> "ChunkPolicy | LivePolicy":
     """The policy that `save_policy` wrote, in eval mode, ready to act.
 
@@ -151,11 +154,12 @@ def load_policy(
         precision: arithmetic of its steps on the CPU: `float32` (exact, the default), `bf16` or `int8`.
         plugins: modules that register the components it needs, unless they are installed.
         group: of a run that was trained on several robots, which one.
+        flow_steps: integration steps of the action head `flow`, instead of those of its config.
 
     Raises:
         CheckpointError: the folder or one of its files is missing, of another format version, or doesn't fit together.
         ConfigError: it needs a component that is neither built in, nor installed, nor in `plugins`; or the backbone is
-            missing, or not the one that made the training tokens.
+            missing, or not the one that made the training tokens; or its action head takes no steps.
         ValueError: the precision is unknown, this CPU can't compute in it, or the device is not a CPU.
     """
     on_cpu = torch.device(device).type == "cpu"
@@ -164,6 +168,8 @@ def load_policy(
     load_plugins(plugins)
     folder = group_folder(folder, group)
     policy = read_policy(folder)[0].to(device).eval()
+    if flow_steps is not None:  # before `freeze`, which copies the head
+        _set_flow_steps(policy, flow_steps)
     policy = policy.freeze(precision or "float32") if on_cpu else policy
     if backbone is None:
         return policy
@@ -179,20 +185,30 @@ def open_policy(
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
+    flow_steps: int | None = None,
 ) -> Policy:
     """A policy to act with, from a run folder or an exported one; see `load_policy`.
 
     Raises:
-        ValueError: an exported policy, whose precision was chosen at its export, is asked for another.
+        ExportError: an exported policy, whose precision and steps were chosen at its export, is asked for others.
     """
     if (Path(folder) / runtime.MANIFEST).is_file():
-        runtime.require_own_precision(folder, precision or "float32")
+        runtime.require_as_exported(folder, precision or "float32", flow_steps)
         policy = runtime.load(folder)
         if backbone is None:
             return policy
         recorded, prompted = _exported_token_encoder(Path(folder))
         return _behind_backbone(policy, recorded, backbone, device, prompted)
-    return load_policy(folder, backbone, device, precision, plugins)
+    return load_policy(folder, backbone, device, precision, plugins, flow_steps=flow_steps)
+
+
+def _set_flow_steps(policy: ChunkPolicy, steps: int) -> None:
+    head = policy.head.action_head
+    if not hasattr(head, "steps"):
+        raise ConfigError(f"--flow-steps {steps} is for the action head flow; this policy has a {type(head).__name__}")
+    if steps < 1:
+        raise ConfigError(f"--flow-steps {steps}: expected 1 or more")
+    head.steps = steps  # type: ignore[assignment]
 
 
 def group_folder(folder: str | Path, group: str | None = None) -> Path:

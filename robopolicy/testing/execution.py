@@ -13,6 +13,8 @@ from robopolicy.testing._assert import generator, random_like, require, require_
 
 CHUNK, CONTROL_DT, WIDTH = 8, 0.1, 3
 TOLERANCE = 1e-5
+PER_EPISODE = ("old", "count", "new", "covered", "late")
+"""Fields of `Plans` that have the axes of a batch."""
 
 
 def frozen_steps_leave_room_for_a_new_plan(options: ExecutionOptions) -> None:
@@ -39,7 +41,7 @@ def uncovered_steps_have_no_action(options: ExecutionOptions) -> None:
     require(plan.shape == plans.old.shape, f"plan of shape {tuple(plan.shape)}; expected {tuple(plans.old.shape)}")
     require(count.shape == plans.count.shape, f"count {tuple(count.shape)}; expected {tuple(plans.count.shape)}")
     require(not count.is_floating_point(), f"count is {count.dtype}; expected integers")
-    require(bool((count[:, plans.covered] > 0).all()), "a step that the new chunk covers is not planned")
+    require(bool((count[plans.covered] > 0).all()), "a step that the new chunk covers is not planned")
     reached = plans.covered | (plans.count > 0)
     require(bool((count[~reached] == 0).all()), "a step that no chunk covers is planned")
 
@@ -47,7 +49,7 @@ def uncovered_steps_have_no_action(options: ExecutionOptions) -> None:
 def chunks_that_agree_are_not_changed(options: ExecutionOptions) -> None:
     """Where the old plan and the new chunk say the same, so does the joined plan."""
     plans = _plans(late=2, old_steps=5)
-    covered = plans.covered[:, None]
+    covered = plans.covered[..., None]
     plans = replace(plans, new=torch.where((plans.count > 0)[..., None] & covered, plans.old, plans.new))
     plan, _ = _merged(_made(options), plans)
     both = (plans.count > 0) & plans.covered
@@ -67,11 +69,11 @@ def episodes_do_not_influence_each_other(options: ExecutionOptions) -> None:
     strategy, plans = _made(options), _plans(late=1, old_steps=4)
     plan, count = _merged(strategy, plans)
     for index in range(len(plan)):
-        rows = {"old": plans.old[index], "count": plans.count[index], "new": plans.new[index]}
+        rows = {name: getattr(plans, name)[index] for name in PER_EPISODE}
         alone, alone_count = _merged(strategy, replace(plans, **rows))
         require_close(alone, plan[index], TOLERANCE, "plan of an episode by itself against one of a batch")
         require_equal(alone_count, count[index], "count of an episode by itself against one of a batch")
-    nested = {name: getattr(plans, name)[None] for name in ("old", "count", "new")}
+    nested = {name: getattr(plans, name)[None] for name in PER_EPISODE}
     require_close(_merged(strategy, replace(plans, **nested))[0][0], plan, TOLERANCE, "plan with two batch axes")
 
 
@@ -113,8 +115,8 @@ def _plans(late: int, old_steps: int) -> Plans:
         old=_filled(random_like(random, 3, CHUNK, WIDTH), planned),
         count=planned.long().expand(3, CHUNK).clone(),
         new=_filled(random_like(random, 3, CHUNK, WIDTH), covered),
-        covered=covered,
-        late=late,
+        covered=covered.expand(3, CHUNK),
+        late=torch.full((3,), late),
     )
 
 

@@ -127,6 +127,39 @@ def test_a_policy_behind_a_server_is_driven_by_as_its_folder_is(tmp_path):
             np.testing.assert_allclose(there.stream(seen), here.stream(seen), atol=1e-6)
 
 
+def test_a_served_policy_draws_its_chunks_on_the_server(tmp_path):
+    """Guards against: sampling that gets lost on the way, or options accepted that a server does not follow."""
+    changes = {"action_head.kind": "flow", "action_head.chunk": 4, "execution.sample": True}
+    save_policy(make_policy(action=ARM, changes=changes), tmp_path / "run", {"control_dt": 0.05})
+    policy = open_policy(tmp_path / "run")
+    with running_server(policy, policy.spec) as server:
+        words = ["--server", f"127.0.0.1:{server.port}", "--robot", "sim"]
+        stream = driver_of(_parser().parse_args(words)).stream
+        seen = Observation({key: np.zeros(wanted.shape, np.float32) for key, wanted in policy.obs.items()}, "lift")
+        first = stream(seen)
+        stream.reset()
+        assert not np.array_equal(stream(seen), first)
+        for option, value, message in (
+            ("sample", "false", "the server draws its chunks, one at a time"),
+            ("best_of", "4", "the server draws its chunks, one at a time"),
+            ("kind", "rtc", "an exported or served policy continues none"),
+        ):
+            given = [f"--execution.{option}", value, *(["--execution.sample", "true"] if option == "kind" else [])]
+            with pytest.raises(ConfigError, match=message):
+                driver_of(_parser().parse_args([*words, *given]))
+
+
+def test_an_exported_policy_refuses_executions_that_it_cannot_follow():
+    """Guards against: real-time chunking or a choice of chunks that stops the robot at its second prediction."""
+    for options, message in (
+        (["--execution.kind", "rtc"], "an exported or served policy continues none"),
+        (["--execution.sample", "true", "--execution.best_of", "4"], "an exported policy draws one chunk at a time"),
+        (["--execution.sample", "true"], "of exported policies, only flow"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            driver_of(_parser().parse_args([str(EXPORTED), "--robot", "sim", *options]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -138,6 +138,8 @@ def test_an_exported_folder_keeps_its_own_precision(capsys):
     exported = str(Path(__file__).parent / "robot_export")
     assert main(["eval", exported, "--task", "lift", "--episodes", "1", "--precision", "int8"]) == 2
     assert "leave --precision out, and export with --int8" in capsys.readouterr().err
+    assert main(["eval", exported, "--task", "lift", "--episodes", "1", "--flow-steps", "3"]) == 2
+    assert "export again with --flow-steps 3" in capsys.readouterr().err
 
 
 def test_a_run_folder_is_evaluated_at_another_precision(random_run, tmp_path):

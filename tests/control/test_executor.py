@@ -33,6 +33,7 @@ class PlainEpisode:
     replan_every: int
     decay: float
     frozen: int
+    began: int | None = None
     taken: list[tuple[int, int, list[float]]] = field(default_factory=list)
     plan: dict[int, float] = field(default_factory=dict)
 
@@ -42,6 +43,8 @@ class PlainEpisode:
             return
         if not all(math.isfinite(action) for action in actions):
             return
+        self.began = now if self.began is None else self.began
+        observed = max(observed, self.began)  # the robot has rested until then
         new = {observed + k: action for k, action in enumerate(actions) if observed + k >= now} or {now: actions[-1]}
         late = min(now - observed, self.chunk - 1)
         self.taken.append((observed, now, actions))
@@ -155,10 +158,23 @@ def test_actions_are_picked_by_time_although_ticks_jitter_and_are_skipped():
 def test_a_chunk_that_is_late_as_a_whole_gives_its_last_action_to_the_next_step():
     """Guards against: dropping every late action, which would leave a slow policy without any motion at all."""
     executor = ChunkExecutor(3, CONTROL_DT)
+    executor.add(torch.zeros(3, 1), t_obs_s=0.0)
     executor.add(torch.tensor([[1.0], [2.0], [3.0]]), t_obs_s=0.0, now_s=10 * CONTROL_DT)
     assert executor.action(10 * CONTROL_DT).item() == 3.0
     assert executor.action(11 * CONTROL_DT).item() == 0.0
     assert executor.held.item()
+
+
+def test_a_late_first_chunk_begins_with_its_first_action():
+    """Guards against: a robot that rests until its first chunk, and then leaves out the actions of the time it has rested."""
+    executor, actions = ChunkExecutor(6, CONTROL_DT, batch=2), torch.arange(6.0).expand(2, 6)[..., None]
+    executor.add(actions, 0.0, now_s=3 * CONTROL_DT)
+    assert executor.action(3 * CONTROL_DT).tolist() == [[0.0], [0.0]]
+    executor.add(actions, 1 * CONTROL_DT, now_s=4 * CONTROL_DT)  # was observed at rest, too
+    assert executor.action(4 * CONTROL_DT).tolist() == [[1.0], [1.0]]
+    executor.reset(torch.tensor([True, False]))
+    executor.add(actions, 5 * CONTROL_DT, now_s=7 * CONTROL_DT)
+    assert executor.action(7 * CONTROL_DT).tolist() == [[0.0], [2.0]]
 
 
 def test_a_chunk_beyond_its_age_is_refused():

@@ -53,16 +53,19 @@ def test_actions_of_the_latency_are_executed_as_planned(latency):
 
 def test_a_chunk_that_continues_an_older_plan_is_not_taken():
     """Guards against: a jump where two inferences are under way and the first one's chunk changes the plan."""
-    executor = ChunkExecutor(6, CONTROL_DT, rtc(1))
-    executor.add(torch.zeros(6, 1), 0.0)
-    handed = [executor.prefix(step * CONTROL_DT) for step in (1, 2)]
-    assert [prefix.actions[:, 0].isnan().sum() for prefix in handed] == [1, 2]
-    executor.add(torch.full((6, 1), 1.0), 1 * CONTROL_DT, now_s=2 * CONTROL_DT)
+    executor, other = (ChunkExecutor(6, CONTROL_DT, rtc(1)) for _ in range(2))
+    for each in (executor, other):
+        each.add(torch.zeros(6, 1), 0.0)
+        handed = [each.prefix(step * CONTROL_DT) for step in (1, 2)]
+        assert [prefix.actions[:, 0].isnan().sum() for prefix in handed] == [1, 2]
+        each.add(torch.full((6, 1), 1.0), 1 * CONTROL_DT, now_s=2 * CONTROL_DT)
     executor.add(torch.full((6, 1), 2.0), 2 * CONTROL_DT, now_s=3 * CONTROL_DT)
-    assert executor.action(3 * CONTROL_DT).item() == 1.0
-    executor.prefix(3 * CONTROL_DT)
-    executor.add(torch.full((6, 1), 3.0), 3 * CONTROL_DT, now_s=4 * CONTROL_DT)
-    assert executor.action(4 * CONTROL_DT).item() == 3.0
+    assert 0 < executor.action(3 * CONTROL_DT).item() == other.action(3 * CONTROL_DT).item() < 1
+    for each, continued in ((executor, True), (other, False)):
+        each.prefix(3 * CONTROL_DT)
+        if continued:
+            each.add(torch.full((6, 1), 3.0), 3 * CONTROL_DT, now_s=4 * CONTROL_DT)
+    assert executor.action(4 * CONTROL_DT).item() > other.action(4 * CONTROL_DT).item()
 
 
 def test_an_episode_without_a_plan_hands_over_nan():

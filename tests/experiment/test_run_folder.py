@@ -122,6 +122,23 @@ def test_a_policy_is_loaded_at_a_precision(tmp_path):
     assert all(torch.equal(saved[name], tensor) for name, tensor in policy.state_dict().items())
 
 
+def test_a_flow_is_loaded_with_another_number_of_steps(tmp_path):
+    """Guards against: a number that the packed copy of the head ignores, or that another head accepts."""
+    policy = make_policy(**{"action_head.kind": "flow"})
+    save_policy(policy, tmp_path / "run")
+    coarse = streamed(load_policy(tmp_path / "run", flow_steps=1))
+    policy.head.action_head.steps = 1
+    torch.testing.assert_close(coarse, streamed(policy), atol=1e-5, rtol=1e-5)
+    assert (coarse - streamed(load_policy(tmp_path / "run"))).abs().max() > 1e-3
+    with pytest.raises(ConfigError, match="--flow-steps 0: expected 1 or more"):
+        load_policy(tmp_path / "run", flow_steps=0)
+    save_policy(make_policy(), tmp_path / "other")
+    with pytest.raises(
+        ConfigError, match="--flow-steps 3 is for the action head flow; this policy has a RegressionHead"
+    ):
+        load_policy(tmp_path / "other", flow_steps=3)
+
+
 def test_a_precision_of_the_cpu_is_refused_elsewhere(tmp_path):
     """Guards against: int8 that is asked for on a GPU, silently not used, and measured as int8."""
     save_policy(make_policy(), tmp_path / "run")

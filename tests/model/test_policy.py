@@ -189,7 +189,7 @@ def test_every_size_of_the_head_is_an_option_of_the_config():
     discrete = make_policy(changes={"action_head.kind": "discrete", "action_head.bins": 16}).head.action_head
     assert discrete.actions.mlp[-1].out_features == K * 16 * len(SPEC.arm_columns)
     gmm = {"action_head.kind": "gmm", "action_head.modes": 3, "action_head.min_std": 0.1}
-    assert make_policy(changes=gmm).head.action_head.min_std == 0.1
+    assert make_policy(changes=gmm).head.action_head.options.min_std == 0.1
 
 
 def test_a_policy_samples_only_from_a_generator():

@@ -2,7 +2,7 @@
 
 `make(options, chunk, control_dt)` builds a `Strategy`; its options derive from `ExecutionOptions`. Built in: `receding`
 (the newest chunk replaces the plan), `ensemble` (the weighted mean of all chunks), `freeze` (soft blend behind the steps
-that pass during inference), `rtc` (real-time chunking: the policy continues the plan).
+that pass during inference), `rtc` (real-time chunking: as `freeze`, and the policy continues the plan).
 """
 
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ def require_supported(spec: PolicySpec, execution: ExecutionOptions, control_dt:
     """
     require(
         spec.samples or not execution.sample,
-        "--execution.sample true needs a policy that draws its chunks, such as one with --action_head.kind flow, gmm or "
-        "discrete; this one predicts one chunk",
+        "--execution.sample true needs a policy that draws its chunks: --action_head.kind flow, gmm or discrete; of exported "
+        "policies, only flow",
     )
     strategy = build(execution, spec.chunk, control_dt)
     if not getattr(strategy, "continues", False):
@@ -48,8 +48,8 @@ def require_supported(spec: PolicySpec, execution: ExecutionOptions, control_dt:
     kind, frozen = component_of(execution).kind, strategy.frozen
     require(
         spec.prefix > 0,
-        f"--execution.kind {kind} needs a policy that continues a plan: train with --action_head.kind flow, or with "
-        "--action_head.prefix",
+        f"--execution.kind {kind} needs a policy that continues a plan: train with --action_head.kind flow or with "
+        "--action_head.prefix, and run its run folder; an exported or served policy continues none",
     )
     require(
         frozen <= spec.prefix,

@@ -66,10 +66,11 @@ class Plans:
     """Number of chunks that each step of the plan was made from; 0: no action."""
     new: Float[Tensor, "*B chunk width"]
     """The new chunk; zeros where it covers no step."""
-    covered: Bool[Tensor, " chunk"]
+    covered: Bool[Tensor, "*B chunk"]
     """Which steps the new chunk covers."""
-    late: int
-    """Control steps from the chunk's observation to the step being prepared; negative where the robot observed later."""
+    late: Int[Tensor, "*B"]
+    """Control steps from the chunk's observation to the step being prepared, without those before the episode's first action;
+    negative where the robot observed later."""
     rotations: Sequence[RotationColumns] = ()
     """Columns that `blend` averages as rotations."""
 

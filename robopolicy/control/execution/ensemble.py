@@ -35,4 +35,4 @@ class Ensemble:
         """The running mean, updated by the new chunk."""
         chunk = plans.covered.shape[-1]
         share = self._shares.to(plans.new)[plans.count.clamp(max=chunk)] * plans.covered
-        return blend(plans.old, plans.new, share, plans.rotations), plans.count + plans.covered
+        return blend(plans.old, plans.new, share, plans.rotations), plans.count + plans.covered.long()

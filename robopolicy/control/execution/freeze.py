@@ -1,6 +1,5 @@
 """Frozen prefix and soft blend (real-time chunking's mask, Black et al. 2025, without its guidance of the policy)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from robopolicy.components import register
 from robopolicy.control.execution.base import LatencyOptions, Plans, blend
+from robopolicy.model.action_heads.base import soft_mask
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class FreezeOptions(LatencyOptions):
 class Freeze:
     """Keeps the steps that pass during inference, and blends the rest of the plan into the new chunk."""
 
-    def __init__(self, options: FreezeOptions, chunk: int, control_dt: float) -> None:
+    def __init__(self, options: LatencyOptions, chunk: int, control_dt: float) -> None:
         self.frozen = options.latency_steps(control_dt)
 
     def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
@@ -31,9 +31,7 @@ class Freeze:
     def _kept(self, plans: Plans) -> Tensor:
         """(*B, K) weight of the plan: 1 while frozen, then real-time chunking's soft mask over the overlap."""
         old = plans.count > 0
-        place = torch.arange(old.shape[-1], device=old.device) + plans.late  # of each step in the new chunk
-        frozen = max(self.frozen, plans.late)
-        end = plans.late + old.sum(-1, keepdim=True)
-        soft = ((end - place).to(plans.old) / (end - frozen + 1).clamp(min=1)).clamp(0, 1)
-        soft = soft * torch.expm1(soft) / math.expm1(1)
-        return torch.where(place < frozen, 1.0, soft) * old
+        late = plans.late.to(plans.old)[..., None]
+        place = torch.arange(old.shape[-1], device=old.device) + late  # of each step in the new chunk
+        end = late + old.sum(-1, keepdim=True)
+        return soft_mask(place, end, late.clamp(min=self.frozen)) * old

@@ -24,4 +24,4 @@ class Receding:
 
     def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
         """The new chunk."""
-        return plans.new, plans.covered.long().expand_as(plans.count)
+        return plans.new, plans.covered.long()

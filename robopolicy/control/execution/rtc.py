@@ -2,16 +2,14 @@
 
 The policy receives the plan with each observation. Its chunk begins exactly with the actions that pass during inference. An
 action head that was trained with prefixes (arXiv 2512.05964) continues these; one that can be guided (`flow`) also agrees with
-the plan's later actions, less and less.
+the plan's later actions, less and less. What difference is left is blended as `freeze` does, which the paper doesn't.
 """
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from robopolicy.components import register, require
-from robopolicy.control.execution.base import LatencyOptions, Plans
+from robopolicy.control.execution.base import LatencyOptions
+from robopolicy.control.execution.freeze import Freeze
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,8 @@ class RealTimeOptions(LatencyOptions):
 
 
 @register("execution", "rtc", RealTimeOptions)
-class RealTimeChunking:
-    """The newest chunk replaces the plan after the frozen actions, which are the same in both."""
+class RealTimeChunking(Freeze):
+    """Keeps the frozen actions, which are the same in the plan and the new chunk, and blends the rest into the chunk."""
 
     continues = True
 
@@ -32,9 +30,3 @@ class RealTimeChunking:
             f"execution rtc: {self.frozen} steps of latency with chunks of {chunk} actions: the plan ends before the next "
             f"chunk arrives; train chunks of {2 * self.frozen} or more",
         )
-
-    def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
-        """The old plan for the frozen steps, then the new chunk."""
-        place = torch.arange(plans.covered.shape[-1], device=plans.covered.device) + plans.late  # in the new chunk
-        kept = (plans.count > 0) & (place < self.frozen)
-        return torch.where(kept[..., None], plans.old, plans.new), torch.where(kept, 1, plans.covered.long())

@@ -50,6 +50,13 @@ class InferenceThread:
 
     def __init__(self, policy: Policy, spec: PolicySpec, metrics: Metrics, max_batch: int = 64) -> None:
         self.policy, self.spec, self.metrics, self.max_batch = policy, spec, metrics, max_batch
+        self._given: dict[str, Any] = {}
+        if spec.samples and spec.execution.get("sample"):
+            # Imported here: they import torch, which an exported policy that draws nothing does not need.
+            from robopolicy.control.execution import execution_from
+            from robopolicy.control.stream import noise_for
+
+            self._given["generator"] = noise_for(policy, execution_from(spec.execution))
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._warm: Future[None] = Future()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
@@ -142,7 +149,7 @@ class InferenceThread:
         for key in observations[0]:
             values = [observation[key] for observation in observations]
             batch[key] = values if key == "instruction" else _stacked(values)
-        prediction, state = self.policy.predict(batch, state)
+        prediction, state = self.policy.predict(batch, state, **self._given)
         found = {"actions": prediction.actions, "gripper_logit": prediction.gripper_logit}
         rows = {name: _array(values) for name, values in found.items() if values is not None and values.shape[-1]}
         return [{name: values[place] for name, values in rows.items()} for place in range(len(observations))], state

@@ -13,7 +13,7 @@ from robopolicy.client import ACTIONS_PER_CALL_KEY, RESET_KEY, ProtocolError
 from robopolicy.control.serving.mapping import KeyMapping, KeySource, place_image
 from robopolicy.types import TOKENS_KEY, ArraySpec, PolicySpec
 
-ANNOUNCED = ("chunk", "window", "history", "frame_stride", "control_dt", "execution", "provenance")
+ANNOUNCED = ("chunk", "window", "history", "frame_stride", "control_dt", "samples", "execution", "provenance")
 """Fields of a policy's spec that the metadata carries under their own names."""
 IMAGE_FACTOR = 16
 """Largest ratio of a side of a client's image to the policy's; images are resized here."""

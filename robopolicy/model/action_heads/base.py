@@ -1,8 +1,9 @@
 """Shared by the built-in action heads: two MLPs, a binary gripper, masked losses."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -38,6 +39,19 @@ class HeadOptions:
             self.prefix < self.chunk,
             f"--action_head.prefix must be less than --action_head.chunk {self.chunk}, got {self.prefix}",
         )
+
+
+@dataclass(frozen=True)
+class BoundedOptions(HeadOptions):
+    """Options of the heads whose perceptron predicts the action itself."""
+
+    bound: Literal["tanh", "clamp"] = "tanh"
+    """How outputs are kept in [-1, 1], the demos' range: by tanh, as in RoboVLMs, or linear in the loss, clamped when decoded.
+    If demos often act at the ends of the range, tanh saturates and its gradient vanishes."""
+
+    def squashed(self, outputs: Tensor) -> Tensor:
+        """The outputs' tanh, or with `clamp` the outputs themselves, whatever their range."""
+        return outputs.tanh() if self.bound == "tanh" else outputs
 
 
 class Perceptron(nn.Module):
@@ -216,3 +230,17 @@ class PerceptronHead(nn.Module):
 def is_committed(actions: Float[Tensor, "*batch k width"]) -> Bool[Tensor, "*batch k 1"]:
     """Which rows are actions: those without NaN."""
     return ~actions.isnan().any(dim=-1, keepdim=True)
+
+
+def soft_mask(
+    place: Float[Tensor, "*#batch steps"], end: Float[Tensor, "*#batch 1"], frozen: Float[Tensor, "*#batch 1"] | int
+) -> Float[Tensor, "*batch steps"]:
+    """Real-time chunking's weight of the old plan (arXiv 2506.07339): 1 before `frozen`, then falling to 0 at `end`.
+
+    Args:
+        place: of each step in the new chunk, a whole number.
+        end: place at which the old plan ends.
+        frozen: first steps of the chunk, which the old plan fills.
+    """
+    share = ((end - place) / (end - frozen + 1).clamp(min=1)).clamp(0, 1)
+    return torch.where(place < frozen, 1.0, share * torch.expm1(share) / math.expm1(1))

@@ -5,18 +5,17 @@ inpainting of a prefix, real-time chunking (arXiv 2506.07339).
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.components import expect, register
-from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead, is_committed
+from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead, is_committed, soft_mask
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec, Chunk
 
@@ -45,7 +44,7 @@ class FlowOptions(HeadOptions):
     layers: int = 3
     """Residual layers of that network."""
     guidance: float = 5.0
-    """Largest weight of the guidance towards a prefix, for a head that was not trained with prefixes."""
+    """Largest weight of the guidance towards a prefix (beta of the paper), for a head that was not trained with prefixes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,7 +216,9 @@ class FlowHead(PerceptronHead):
         missing = self.chunk - prefix.shape[-2]
         padded = functional.pad(prefix, (0, 0, 0, missing), value=torch.nan)
         committed = is_committed(padded)
-        weight = soft_mask(committed.squeeze(-1), frozen).to(prefix.dtype)[..., None]
+        known = committed.squeeze(-1).to(prefix.dtype)
+        place = torch.arange(self.chunk, device=prefix.device, dtype=prefix.dtype)
+        weight = (soft_mask(place, known.sum(dim=-1, keepdim=True), frozen) * known)[..., None]
         wanted = torch.where(committed, padded[..., : self.arm_width], 0.0)
         return wanted.flatten(-2), weight.expand_as(wanted).flatten(-2)
 
@@ -241,10 +242,3 @@ def _deviations(time: Any) -> tuple[Any, Any]:
     """
     deviation = ((time * ACTION_STD) ** 2 + (1 - time) ** 2) ** 0.5
     return deviation, ACTION_STD * (1 - time) / deviation
-
-
-def soft_mask(known: Bool[Tensor, "*batch chunk"], frozen: int) -> Float[Tensor, "*batch chunk"]:
-    """Real-time chunking's weights: 1 for the first `frozen` known rows, then falling to 0 behind the last known one."""
-    end, place = known.sum(dim=-1, keepdim=True), torch.arange(known.shape[-1], device=known.device)
-    share = ((end - place) / (end - frozen + 1).clamp(min=1)).clamp(0, 1)
-    return torch.where(place < frozen, 1.0, share * torch.expm1(share) / math.expm1(1)) * known

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from robopolicy.components import expect, register
-from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead
+from robopolicy.model.action_heads.base import BoundedOptions, PerceptronHead
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec
 
 
 @dataclass(frozen=True)
-class GaussianMixtureOptions(HeadOptions):
+class GaussianMixtureOptions(BoundedOptions):
     """Options of the action head `gmm`."""
 
     modes: int = 5
@@ -38,7 +38,7 @@ class Mixture(NamedTuple):
     logits: Tensor
     """(*B, K, M)."""
     means: Tensor
-    """(*B, K, M, A), in [-1, 1]."""
+    """(*B, K, M, A), in [-1, 1] with `bound: tanh`."""
     stds: Tensor
     """(*B, K, M, A), at least `min_std`."""
 
@@ -47,23 +47,21 @@ class Mixture(NamedTuple):
 class GaussianMixtureHead(PerceptronHead):
     """A mixture of diagonal Gaussians over each action, trained by maximum likelihood.
 
-    Means are bounded by tanh, standard deviations are softplus above a minimum. Without a generator the decoded action is the
-    mean of the most probable mode: robomimic's low-noise evaluation with neither its noise nor its random choice of mode.
+    Standard deviations are softplus above a minimum. Without a generator the decoded action is the mean of the most probable
+    mode: robomimic's low-noise evaluation with neither its noise nor its random choice of mode.
     """
 
     samples: ClassVar[bool] = True
 
     def __init__(self, options: GaussianMixtureOptions, hidden_width: int, action: ActionSpec) -> None:
         super().__init__(options, hidden_width, action, arm_outputs=options.modes * (2 * action.arm_width + 1))
-        self.modes = options.modes
-        self.min_std = options.min_std
-        self.temperature = options.temperature
+        self.options = options
 
     def mixture(self, hidden: Tensor) -> Mixture:
         """The mixture at each step of the chunk at each hidden vector (*B, H)."""
-        parameters = rearrange(self.actions(hidden), "... (k m p) -> ... k m p", k=self.chunk, m=self.modes)
-        means = torch.tanh(parameters[..., 1 : 1 + self.arm_width])
-        stds = functional.softplus(parameters[..., 1 + self.arm_width :]) + self.min_std
+        parameters = rearrange(self.actions(hidden), "... (k m p) -> ... k m p", k=self.chunk, m=self.options.modes)
+        means = self.options.squashed(parameters[..., 1 : 1 + self.arm_width])
+        stds = functional.softplus(parameters[..., 1 + self.arm_width :]) + self.options.min_std
         return Mixture(parameters[..., 0], means, stds)
 
     def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
@@ -79,16 +77,17 @@ class GaussianMixtureHead(PerceptronHead):
         return masked_mean(-log_likelihood, valid[..., 0])
 
     def decode_arm(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """See `PerceptronHead`; samples are clamped to [-1, 1], the range of a normalized action."""
+        """See `PerceptronHead`."""
         logits, means, stds = self.mixture(hidden)
         if generator is None:
-            return _select(means, logits.argmax(dim=-1))
-        probabilities = functional.softmax(logits / self.temperature, dim=-1)
-        mode = torch.multinomial(probabilities.reshape(-1, self.modes), 1, generator=generator)
+            return _select(means, logits.argmax(dim=-1)).clamp(-1, 1)
+        temperature = self.options.temperature
+        probabilities = functional.softmax(logits / temperature, dim=-1)
+        mode = torch.multinomial(probabilities.reshape(-1, self.options.modes), 1, generator=generator)
         mode = mode.reshape(logits.shape[:-1])
         mean, std = _select(means, mode), _select(stds, mode)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return (mean + self.temperature**0.5 * std * noise).clamp(-1, 1)
+        return (mean + temperature**0.5 * std * noise).clamp(-1, 1)
 
 
 def _select(values: Tensor, mode: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The action head `regression`: predicts arm columns directly, as RoboVLMs' head."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -9,20 +8,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from robopolicy.components import expect, register
-from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead
+from robopolicy.model.action_heads.base import BoundedOptions, PerceptronHead
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec
 
 
 @dataclass(frozen=True)
-class RegressionOptions(HeadOptions):
+class RegressionOptions(BoundedOptions):
     """Options of the action head `regression`."""
 
     huber_delta: float = 1.0
     """Where the loss `arm` turns from quadratic to linear, in normalized action units."""
-    bound: Literal["tanh", "clamp"] = "tanh"
-    """How outputs are kept in [-1, 1], the demos' range: by tanh, as in RoboVLMs, or linear in the loss, clamped when decoded.
-    If demos often act at the ends of the range, tanh saturates and its gradient vanishes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,19 +31,17 @@ class RegressionHead(PerceptronHead):
 
     def __init__(self, options: RegressionOptions, hidden_width: int, action: ActionSpec) -> None:
         super().__init__(options, hidden_width, action, arm_outputs=action.arm_width)
-        self.huber_delta, self.bound = options.huber_delta, options.bound
+        self.options = options
 
     def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
         """Mean Huber loss per valid arm column."""
-        outputs = self._outputs(hidden)
-        arm = torch.where(valid, (outputs.tanh() if self.bound == "tanh" else outputs).float(), 0.0)
-        huber = functional.huber_loss(arm, labels, reduction="none", delta=self.huber_delta)
+        arm = torch.where(valid, self._outputs(hidden).float(), 0.0)
+        huber = functional.huber_loss(arm, labels, reduction="none", delta=self.options.huber_delta)
         return masked_mean(weigh_columns(huber, self.arm_weights), valid)
 
     def decode_arm(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `PerceptronHead`."""
-        outputs = self._outputs(hidden)
-        return outputs.tanh() if self.bound == "tanh" else outputs.clamp(-1.0, 1.0)
+        return self._outputs(hidden).clamp(-1.0, 1.0)
 
     def _outputs(self, hidden: Tensor) -> Tensor:
-        return rearrange(self.actions(hidden), "... (k a) -> ... k a", k=self.chunk)
+        return self.options.squashed(rearrange(self.actions(hidden), "... (k a) -> ... k a", k=self.chunk))
