@@ -93,9 +93,11 @@ def _print_differences(rows: Sequence[dict[str, Any]], evaluations: "Mapping[str
 
 
 def _difference_text(difference: Mapping[str, Any]) -> str:
+    from robopolicy.rollout.statistics import shown_p
+
     low, high = (100 * bound for bound in difference["interval"])
     return (
-        f"{100 * difference['mean']:+.1f} points (95 % interval {low:+.0f} to {high:+.0f}), p = {difference['p_value']:.3f} "
+        f"{100 * difference['mean']:+.1f} points (95 % interval {low:+.0f} to {high:+.0f}), p {shown_p(difference['p_value'])} "
         f"(bootstrap, training runs and episodes)"
     )
 
@@ -172,10 +174,10 @@ def _read_evaluations(path: Path, task: str) -> list[dict[int, bool]]:
 
 def print_paired(result: "Evaluation", other: Mapping[int, bool], name: str) -> None:
     """McNemar's test against one other evaluation, in a line."""
-    from robopolicy.rollout.statistics import paired_test
+    from robopolicy.rollout.statistics import paired_test, shown_p
 
     test = paired_test({outcome["seed"]: outcome["success"] for outcome in result.outcomes}, other)
     say(
         f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {name} {test['only_second']}, "
-        f"p = {test['p_value']:.3f} (McNemar, exact)"
+        f"p {shown_p(test['p_value'])} (McNemar, exact)"
     )

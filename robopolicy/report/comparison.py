@@ -8,7 +8,7 @@ from typing import Any
 
 from robopolicy.report.page import percent, percent_range, success_table, table, write_page
 from robopolicy.report.plots import COLORS, Series, interval_plot, line_plot
-from robopolicy.rollout.statistics import paired_test
+from robopolicy.rollout.statistics import paired_test, shown_p
 from robopolicy.rollout.training_seeds import (
     Outcomes,
     RunGroup,
@@ -26,7 +26,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         ValueError: none of the folders holds `metrics.json`, `dagger.json` or an evaluation.
     """
-    evaluations = {str(path): values for run in runs for path, values in _evaluations(run)}
+    evaluations = {name: values for run in runs for name, values in _named_evaluations(run)}
     metrics = {str(run): found for run in runs if (found := _read_json(run / "metrics.json"))}
     rounds = {str(run): found for run in runs if (found := _read_json(run / "dagger.json").get("rounds"))}
     if not evaluations and not metrics and not rounds:
@@ -49,6 +49,15 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
 def _evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = [(path, _read_json(path)) for path in sorted(run.rglob("*.json"))]
     return [(path, values) for path, values in found if {"success_rate", "interval", "outcomes"} <= values.keys()]
+
+
+def _named_evaluations(run: Path) -> list[tuple[str, dict[str, Any]]]:
+    """A run's only evaluation has the run's name; of several, each also has that of its file."""
+    found = _evaluations(run)
+    if len(found) == 1:
+        return [(str(run), found[0][1])]
+    files = [str(path.relative_to(run).with_suffix("")).removeprefix("eval/") for path, _ in found]
+    return [(f"{run}: {file}", values) for file, (_, values) in zip(files, found, strict=True)]
 
 
 def _closed_loop(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
@@ -124,7 +133,7 @@ def _difference(outcomes: Sequence[Outcomes], first: Sequence[Outcomes]) -> str:
         return ""
     difference = compare_runs(outcomes, first)
     low, high = (100 * bound for bound in difference.interval)
-    return f"{100 * difference.mean:+.1f} ({low:+.0f} to {high:+.0f}), p = {difference.p_value:.3f}"
+    return f"{100 * difference.mean:+.1f} ({low:+.0f} to {high:+.0f}), p {shown_p(difference.p_value)}"
 
 
 def _paired(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
@@ -134,7 +143,12 @@ def _paired(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
         first, second = ({each["seed"]: each["success"] for each in values["outcomes"]} for values in (one, other))
         if one["task"] == other["task"] and first.keys() & second.keys():
             test = paired_test(first, second)
-            figures = (test["seeds"], test["only_first"], test["only_second"], f"{test['p_value']:.3f}")
+            figures = (
+                test["seeds"],
+                test["only_first"],
+                test["only_second"],
+                shown_p(test["p_value"]).removeprefix("= "),
+            )
             rows.append((name, second_name, *figures))
     head = ("first", "second", "shared seeds", "only the first", "only the second", "p (McNemar, exact)")
     return f"<h2>On the same seeds</h2>{table(head, rows, numbers_from=2)}" if rows else ""

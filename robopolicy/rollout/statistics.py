@@ -188,3 +188,8 @@ def paired_test(first: Mapping[int, bool], second: Mapping[int, bool]) -> dict[s
     trials = only_first + only_second
     tail = sum(math.comb(trials, k) for k in range(min(only_first, only_second) + 1)) / 2**trials
     return {"only_first": only_first, "only_second": only_second, "p_value": min(1.0, 2 * tail), "seeds": len(shared)}
+
+
+def shown_p(value: float) -> str:
+    """A p-value after the letter p: `= 0.012`, or `< 0.001`."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"

@@ -73,6 +73,18 @@ def test_a_run_that_was_not_evaluated_says_how_to(tmp_path, evaluation):
     assert "robopolicy eval" in write_comparison([run], tmp_path / "report.html").read_text()
 
 
+def test_an_evaluation_is_named_by_its_run(tmp_path, evaluation):
+    """Guards against: columns headed by long paths of files, and a p-value of 0."""
+    one = write_run(tmp_path / "one", evaluation(set()), hidden=64)
+    other = write_run(tmp_path / "other", evaluation(set(range(20))), hidden=64)
+    page = write_comparison([one, other], tmp_path / "report.html").read_text()
+    assert f"<td>{one}</td><td>{other}</td>" in page
+    assert "<td class=n>&lt; 0.001</td>" in page
+    (other / "eval" / "again.json").write_text((other / "eval" / "lift.json").read_text())
+    page = write_comparison([one, other], tmp_path / "report.html").read_text()
+    assert f"<td>{other}: again</td><td>{other}: lift</td>" in page
+
+
 def test_evaluations_of_different_tasks_are_not_paired(tmp_path, evaluation):
     """Guards against: The same seeds are other scenes in another task."""
     one = write_run(tmp_path / "one", evaluation({1}), hidden=64)
