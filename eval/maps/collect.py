@@ -78,7 +78,7 @@ class MappedTask:
         self._session = Session(spec)
         self._env, self._expert = env, None
         clip = (self._map.get("action") or {}).get("clip")
-        self._bounds = action_bounds(self._session.env) if clip == "space" else clip or (None, None)
+        self._bounds = action_bounds(self._session.env) if clip == "space" else clip
         self.max_episode_steps = self._session.max_episode_steps
         self.env_args = {"env_name": env, "type": 2, "env_kwargs": {}}
 
@@ -99,8 +99,8 @@ class MappedTask:
         if not self._begun and hasattr(self._expert, "reset"):
             self._expert.reset(self._seed)
         self._begun = True
-        action, (low, high) = np.asarray(self._expert(self._arrays)), self._bounds
-        return action if low is None and high is None else action.clip(low, high)
+        action = np.asarray(self._expert(self._arrays))
+        return action if self._bounds is None else action.clip(*self._bounds)
 
     def _seen(self) -> Obs:
         """The arrays under the policy's keys: those of the map, and the environment's own that no key of the map takes."""

@@ -168,10 +168,9 @@ class ActionNormalizer(nn.Module):
         if self.rotations.coded:
             self.coded_offset = nn.Buffer(torch.as_tensor(coded[0], dtype=torch.float32))
             self.coded_scale = nn.Buffer(torch.as_tensor(coded[1], dtype=torch.float32))
-        pairs = np.asarray(spec.gripper_values, dtype=np.float64).reshape(spec.gripper_width, 2)
         self.arm_offset = nn.Buffer(torch.as_tensor(offset, dtype=torch.float32))
         self.arm_scale = nn.Buffer(torch.as_tensor(scale, dtype=torch.float32))
-        self.gripper_values = nn.Buffer(torch.as_tensor(pairs, dtype=torch.float32))
+        self.gripper_values = nn.Buffer(torch.as_tensor(spec.gripper_values, dtype=torch.float32).reshape(-1, 2))
         self.constant = nn.Buffer(torch.as_tensor(list(spec.constant.values()), dtype=torch.float32))
         self.order = nn.Buffer(torch.as_tensor(spec.order, dtype=torch.int64), persistent=False)
 

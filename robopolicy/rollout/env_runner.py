@@ -68,18 +68,18 @@ class Session:
     def open(self, seed: int) -> tuple[dict[str, Any], Arrays]:
         """Begin the episode of `seed`; all observations, and a description: shapes, action bounds, time limit."""
         frame, arrays = self.reset(seed)
-        low, high = action_bounds(self.env)
-        shapes = {path: [list(array.shape), str(array.dtype)] for path, array in arrays.items()}
-        frame["observation"] = shapes
-        frame["action"] = {
-            "space": str(getattr(self.env, "action_space", "")),
-            "shape": None if low is None else list(low.shape),
+        bounds = action_bounds(self.env)
+        about = {
+            "observation": {path: [list(array.shape), str(array.dtype)] for path, array in arrays.items()},
+            "action": {
+                "space": str(getattr(self.env, "action_space", "")),
+                "shape": None if bounds is None else list(bounds[0].shape),
+            },
+            "max_episode_steps": self.max_episode_steps,
+            "control_dt": control_dt(self.env),
         }
-        if low is not None and high is not None:
-            arrays = {**arrays, "action/low": low, "action/high": high}
-        frame["max_episode_steps"] = self.max_episode_steps
-        frame["control_dt"] = control_dt(self.env)
-        return frame, arrays
+        limits = {} if bounds is None else {"action/low": bounds[0], "action/high": bounds[1]}
+        return {**frame, **about}, {**arrays, **limits}
 
     def reset(self, seed: int) -> tuple[dict[str, Any], Arrays]:
         """Begin the episode that `seed` alone determines."""
@@ -300,21 +300,20 @@ def control_dt(env: Any) -> Optional[float]:
     return None
 
 
-def action_bounds(env: Any) -> tuple[Optional[np.ndarray], Optional[np.ndarray]]:
-    """Lower and upper bounds of an action, each (width,); None where the environment states none.
+def action_bounds(env: Any) -> Optional[tuple[np.ndarray, np.ndarray]]:
+    """Lower and upper bounds of an action, each (width,); None if the environment states none.
 
     Raises:
         EnvSetupError: actions are not one array of real numbers.
     """
-    space = getattr(env, "action_space", None)
-    if space is not None and hasattr(space, "low"):
-        return np.asarray(space.low, np.float64).ravel(), np.asarray(space.high, np.float64).ravel()
+    space, spec = getattr(env, "action_space", None), getattr(env, "action_spec", None)
     if space is not None:
-        raise EnvSetupError(f"the action space is {space}; expected a Box, since a policy gives rows of real numbers")
-    spec = getattr(env, "action_spec", None)
-    if isinstance(spec, tuple) and len(spec) == 2:
-        return np.asarray(spec[0], np.float64), np.asarray(spec[1], np.float64)
-    return None, None
+        if not hasattr(space, "low"):
+            raise EnvSetupError(f"the action space is {space}; expected a Box: a policy gives rows of real numbers")
+        spec = (space.low, space.high)
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        return None
+    return np.asarray(spec[0], np.float64).ravel(), np.asarray(spec[1], np.float64).ravel()
 
 
 def fitting_action(env: Any, action: Any) -> np.ndarray:

@@ -67,7 +67,8 @@ class DemoDataModule(LightningDataModule):
         super().__init__()
         self._read_images = read_images
         self.experiment = config
-        self.device = torch.device(device) if device is not None else _own_device()
+        own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(own if device is None else device)
         self._readers: list[DemoReader] = []
         self._train: DemoRows | None = None
         self._valid: DemoRows | None = None
@@ -88,24 +89,23 @@ class DemoDataModule(LightningDataModule):
         self._files = WatchedFiles(reader.path for reader in self._readers)
         if reads_tokens(self.experiment.encoder):
             self._token_encoder = require_one_encoder(self._readers)
-        splits = [split_names(reader, data) for reader in self._readers]
-        keys, privileged = choose_keys(self._readers[0], splits[0][0][0], data, self._token_encoder is not None)
+        chosen, held_out = zip(*(split_names(reader, data) for reader in self._readers), strict=True)
+        first = (self._readers[0], chosen[0][0])
+        keys, privileged = choose_keys(*first, data, self._token_encoder is not None)
         if TOKENS_KEY in keys and are_padded(self._readers):
             keys.append(TOKEN_VALID_KEY)
         wanted = tuple(dict.fromkeys((*keys, *privileged)))
-        types = row_types(self._readers[0], splits[0][0][0])
+        types = row_types(*first)
         images = [] if self._read_images else [key for key in wanted if key in types and len(types[key][0]) == 3]
         read = [key for key in wanted if key not in images]
-        self._train = train = self._load([train for train, _ in splits], read)
-        self._row_weights = self._intervention_weights([train for train, _ in splits])
-        held_out = [valid for _, valid in splits]
+        self._train = train = self._load(chosen, read)
+        self._row_weights = self._intervention_weights(chosen)
         self._valid = self._load(held_out, read) if any(held_out) else None
         self.action_spec = choose_action_spec(self._readers, train, data)
         specs = {key: _spec(train, key) for key in read}
-        for key in (*images, *([TOKENS_KEY] if TOKENS_KEY in specs else [])):
-            # Memory may hold fewer tokens than the file: pooling may already have been applied.
-            shape, dtype = types[key]
-            specs[key] = ArraySpec(shape, dtype.name)
+        # Memory may hold fewer tokens than the file: pooling may already have been applied.
+        in_file = (*images, *({TOKENS_KEY} & specs.keys()))
+        specs |= {key: ArraySpec(types[key][0], types[key][1].name) for key in in_file}
         self.obs, self.privileged = ({key: specs[key] for key in part} for part in (keys, privileged))
         self._take_statistics(train)
         self.instructions = train.instructions
@@ -151,10 +151,6 @@ class DemoDataModule(LightningDataModule):
 
     def teardown(self, stage: str | None = None) -> None:
         """Close the files; Lightning calls it after training."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the files."""
         for reader in self._readers:
             reader.close()
 
@@ -168,9 +164,10 @@ class DemoDataModule(LightningDataModule):
             wide += (
                 f"; tokens pooled ahead of time ({component_of(self.experiment.pooling).kind}), {kept[0]} kept a frame"
             )
+        sizes = [f"{key} {'x'.join(map(str, spec.shape))}" for key, spec in self.obs.items()]
         lines = [
             f"demos     {len(train.lengths)} demos, {train.steps} steps; {held_out}{wide}",
-            f"inputs    {', '.join(f'{key} {_size(shape)}' for key, shape in self.obs.items())}",
+            f"inputs    {', '.join(sizes)}",
             f"language  {self._language()}",
             f"actions   {describe_action_spec(spec)}",
         ]
@@ -183,7 +180,8 @@ class DemoDataModule(LightningDataModule):
     def _language(self) -> str:
         if not self.instructions:
             return "no instruction"
-        shown = _several(self.instructions)
+        more = f" and {len(self.instructions) - 3} more" if len(self.instructions) > 3 else ""
+        shown = ", ".join(f"'{instruction}'" for instruction in self.instructions[:3]) + more
         return f"{shown}, not used (--text.kind none)" if component_of(self.experiment.text).kind == "none" else shown
 
     @property
@@ -288,12 +286,6 @@ class DemoDataModule(LightningDataModule):
         return self.experiment.data.segment or window_of(self.experiment.memory)
 
 
-def _own_device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
 def _process() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
@@ -305,12 +297,3 @@ def _spec(rows: DemoRows, key: str) -> ArraySpec:
         return ArraySpec(tuple(rows.low_dim[key].shape[1:]), "float32")
     wide = rows.large[key]
     return ArraySpec(tuple(wide.shape), str(wide.dtype).removeprefix("torch."))
-
-
-def _size(spec: ArraySpec) -> str:
-    return "x".join(map(str, spec.shape))
-
-
-def _several(instructions: Sequence[str]) -> str:
-    more = f" and {len(instructions) - 3} more" if len(instructions) > 3 else ""
-    return ", ".join(f"'{instruction}'" for instruction in instructions[:3]) + more

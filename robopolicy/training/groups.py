@@ -132,7 +132,7 @@ class GroupData(LightningDataModule):
     def teardown(self, stage: str | None = None) -> None:
         """Close the files."""
         for data in self.groups.values():
-            data.close()
+            data.teardown(stage)
 
 
 class GroupPolicies(nn.Module):

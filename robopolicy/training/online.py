@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robopolicy.components import require
+from robopolicy.components import Options, option, require
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
@@ -110,22 +110,17 @@ def relabeled_episodes(
 
 
 @dataclass(frozen=True)
-class Rounds:
+class Rounds(Options):
     """How often `dagger` rolls out, and what it trains on."""
 
-    count: int
+    rounds: int = option(1, ">= 1")
     """Rollouts, each followed by training."""
-    steps: int | None = None
+    round_steps: int | None = option(None, ">= 1")
     """Optimizer steps of each later training; None: as many as the first."""
-    keep: int | None = None
+    keep_rounds: int | None = option(None, ">= 1")
     """Newest rounds of relabeled demos to train on beside the first demos; None: all."""
     weights: Literal["new", "last"] = "new"
     """Each training begins from new weights, or from those of the last round, which costs fewer steps."""
-
-    def __post_init__(self) -> None:
-        require(self.count >= 1, f"--rounds must be >= 1, got {self.count}")
-        require(self.steps is None or self.steps >= 1, f"--round-steps must be >= 1, got {self.steps}")
-        require(self.keep is None or self.keep >= 1, f"--keep-rounds must be >= 1, got {self.keep}")
 
 
 def dagger(
@@ -164,13 +159,13 @@ def dagger(
     folder = _train_round(config, run_dir / "round_0", evaluate, start=None)
     _note(run_dir, 0, folder, measure, {})
     later, files = config, []
-    if rounds.steps is not None:
-        later = replace(config, training=replace(config.training, max_steps=rounds.steps))
-    for number in range(1, rounds.count + 1):
+    if rounds.round_steps is not None:
+        later = replace(config, training=replace(config.training, max_steps=rounds.round_steps))
+    for number in range(1, rounds.rounds + 1):
         demos = run_dir / f"round_{number}.hdf5"
         if not demos.exists():
             _write_round(demos, config.data.files[0], load_policy(folder), roll_out, number)
-        files = [*files, str(demos)][-(rounds.keep or number) :]
+        files = [*files, str(demos)][-(rounds.keep_rounds or number) :]
         data = replace(later.data, files=(*config.data.files, *files))
         start = folder if rounds.weights == "last" else None
         if start and (unknown := _unknown_words(load_policy(folder), demos)):

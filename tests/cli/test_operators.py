@@ -84,7 +84,7 @@ def test_a_takeover_is_recorded_and_trained_on(policy: str, tmp_path: Path, caps
     starts, _ = data.train_dataloader().order.epoch(0)
     share = 4 * 5 / (4 * 5 + len(demo) - 5)
     assert np.mean(operated[np.ravel(starts)]) == pytest.approx(share, abs=0.1)
-    data.close()
+    data.teardown()
 
     small = ["--memory.hidden", "8", "--encoder.width", "8", "--data.valid_fraction", "0"]
     small += ["--max-steps", "2", "--training.select", "last"]

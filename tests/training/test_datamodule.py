@@ -52,7 +52,7 @@ def test_everything_a_policy_needs_is_there(tiny_demos):
     assert set(batch.target[..., 6].unique().tolist()) <= {0.0, 1.0}
     for line in ("4 demos, 43 steps; 1 demos, 11 steps held out", "binary gripper 6 (-1 or 1)", "20 Hz", "cube_red"):
         assert line in module.summary()
-    module.close()
+    module.teardown()
 
 
 def test_statistics_come_from_the_training_demos_only(tmp_path):

@@ -127,7 +127,7 @@ def test_each_round_trains_on_all_demos_so_far_from_the_last_rounds_weights(
         seen.append((number, vector(policy)))
         yield from ([make_demo(10 * number + place)] for place in range(3))
 
-    folder = dagger(config, tmp_path, Rounds(2, steps=2, weights="last"), roll_out)
+    folder = dagger(config, tmp_path, Rounds(2, round_steps=2, weights="last"), roll_out)
     assert folder == tmp_path / "round_2"
     assert [number for number, _ in seen] == [1, 2]
     assert torch.equal(seen[1][1], vector(load_policy(tmp_path / "round_1")))
@@ -170,7 +170,7 @@ def test_new_words_begin_a_round_from_new_weights(
 ) -> None:
     """Guards against: instructions that the first demos lack, which would all be one unknown word."""
     demo = replace(make_demo(3), instruction="lift the green cube")
-    folder = dagger(config, tmp_path, Rounds(1, steps=1, weights="last"), lambda policy, number, written: [[demo]])
+    folder = dagger(config, tmp_path, Rounds(1, round_steps=1, weights="last"), lambda policy, number, written: [[demo]])
     assert "begins from new weights: the policy has no word for green" in caplog.text
     assert "green" in load_policy(folder).text.vocabulary.words
 
@@ -180,7 +180,7 @@ def test_only_the_newest_rounds_are_kept(
 ) -> None:
     """Guards against: an aggregate that outgrows the memory, or one that drops the demonstrations."""
     roll_out = lambda policy, number, written: [[make_demo(number)]]  # noqa: E731
-    folder = dagger(config, tmp_path, Rounds(3, steps=1, keep=2), roll_out)
+    folder = dagger(config, tmp_path, Rounds(3, round_steps=1, keep_rounds=2), roll_out)
     assert [file["name"] for file in read_provenance(folder)["files"]] == ["tiny.hdf5", "round_2.hdf5", "round_3.hdf5"]
 
 

@@ -57,7 +57,7 @@ def first_loss(config, start):
     target = batch.target[0, 0, 0]
     row = earlier.action_normalizer.to_rows(Chunk(arm=target[:6], gripper_logit=target[6:] - 0.5))
     torch.testing.assert_close(row, torch.as_tensor(data._valid.actions[0]), atol=1e-5, rtol=0)
-    data.close()
+    data.teardown()
     return own.item(), theirs.item()
 
 

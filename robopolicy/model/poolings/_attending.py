@@ -1,36 +1,62 @@
-"""Masked attention for the poolings `attention` and `resampler`."""
+"""Shared by the poolings `attention` and `resampler`: latent vectors that attend to the tokens."""
 
-from torch import Tensor
+from dataclasses import dataclass
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, Options, option
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None) -> Tensor:
-    """Scaled dot-product attention over (b, heads, n, d), masked by `valid` (b, n).
+@dataclass(frozen=True)
+class AttendingOptions(Options):
+    """Options of a pooling by attention."""
 
-    Rows without a valid entry attend to everything, since a softmax over no entries is NaN; `zero_invalid_frames` clears them.
+    latent: int = option(1, ">= 1")
+    """Vectors kept per frame, each of which attends to the tokens."""
+    heads: int = option(1, ">= 1")
+    """Attention heads; must divide the token width."""
+
+
+class AttendingPooling(nn.Module):
+    """Latent vectors that attend to the valid tokens; subclasses define how. See `Pooling`."""
+
+    def __init__(self, options: AttendingOptions, width: int) -> None:
+        super().__init__()
+        if width % options.heads:
+            raise ConfigError(
+                f"--pooling.heads {options.heads} does not divide the token width {width}; choose a divisor"
+            )
+        self.heads = options.heads
+        self.output_width = options.latent * width
+
+    def latent_vectors(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        """(b, latent, D) from tokens (b, N, D) and their mask (b, N); invalid tokens are 0."""
+        raise NotImplementedError
+
+    def forward(
+        self, tokens: Float[Tensor, "*batch tokens width"], token_valid: Bool[Tensor, "*batch tokens"] | None = None
+    ) -> Float[Tensor, "*batch pooled"]:
+        """Pool the valid tokens; a frame without one gives 0."""
+        valid = None
+        if token_valid is not None:
+            tokens = tokens.masked_fill(~token_valid[..., None], 0.0)  # so that no NaN in them spreads
+            valid = token_valid.reshape(-1, token_valid.shape[-1])
+        pooled = self.latent_vectors(tokens.reshape(-1, *tokens.shape[-2:]), valid).flatten(-2)
+        if valid is not None:
+            pooled = pooled.masked_fill(~valid.any(dim=-1, keepdim=True), 0.0)
+        return pooled.reshape(*tokens.shape[:-2], self.output_width)
+
+
+def attend(queries: Tensor, keys_and_values: Tensor, heads: int, valid: Tensor | None) -> Tensor:
+    """Multi-head attention of queries (b, l, D) over keys and values side by side (b, n, 2 D), masked by `valid` (b, n).
+
+    Rows without a valid entry attend to everything, since a softmax over no entries is NaN; `AttendingPooling` clears them.
     """
-    if valid is None:
-        return functional.scaled_dot_product_attention(queries, keys, values)
-    visible = valid | ~valid.any(dim=-1, keepdim=True)
-    return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=visible[:, None, None])
-
-
-def zero_invalid_frames(pooled: Tensor, valid: Tensor | None) -> Tensor:
-    """Pooled frames (b, P), 0 where `valid` (b, n) marks no token."""
-    return pooled if valid is None else pooled.masked_fill(~valid.any(dim=-1, keepdim=True), 0.0)
-
-
-def flatten_batch(tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens (b, N, D) and mask (b, N) with the leading axes as one; invalid tokens as 0, so that no NaN in them spreads."""
-    if valid is not None:
-        tokens = tokens.masked_fill(~valid[..., None], 0.0)
-        valid = valid.flatten(0, -2) if valid.ndim > 1 else valid[None]
-    return (tokens.flatten(0, -3) if tokens.ndim > 2 else tokens[None]), valid
-
-
-def require_divisor(heads: int, width: int) -> None:
-    """Refuse attention heads that do not divide the token width."""
-    if width % heads:
-        raise ConfigError(f"--pooling.heads {heads} does not divide the token width {width}; choose a divisor")
+    queries = rearrange(queries, "b l (h d) -> b h l d", h=heads)
+    keys, values = rearrange(keys_and_values, "b n (two h d) -> two b h n d", two=2, h=heads)
+    visible = None if valid is None else (valid | ~valid.any(dim=-1, keepdim=True))[:, None, None]
+    attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+    return rearrange(attended, "b h l d -> b l (h d)")
