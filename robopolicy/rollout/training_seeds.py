@@ -67,7 +67,7 @@ def summarize_runs(runs: Sequence[Outcomes], level: float = 0.95) -> TrainingSee
     """
     table = _table(runs, _shared_seeds(runs))
     rates = table.mean(axis=1)
-    means = _bootstrap(table)[:, 0]
+    means = _bootstrap(table, np.random.default_rng(0))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     pooled = wilson_interval(int(table.sum()), table.size, z=NormalDist().inv_cdf((1 + level) / 2))
     return TrainingSeeds(
@@ -90,7 +90,12 @@ def compare_runs(first: Sequence[Outcomes], second: Sequence[Outcomes], level: f
     """
     seeds = _shared_seeds([*first, *second])
     one, other = _table(first, seeds), _table(second, seeds)
-    differences = -np.diff(_bootstrap(one, other))[:, 0]
+    rng = np.random.default_rng(0)
+    differences = np.empty(REPLICATES)
+    for place in range(REPLICATES):
+        episodes = rng.integers(len(seeds), size=len(seeds))
+        chosen = one[rng.integers(len(one), size=len(one))][:, episodes].mean()
+        differences[place] = chosen - other[rng.integers(len(other), size=len(other))][:, episodes].mean()
     below, above = (differences <= 0).mean(), (differences >= 0).mean()
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return Difference(
@@ -106,14 +111,12 @@ def success_by_seed(evaluation: Mapping[str, Any]) -> dict[int, bool]:
     return {int(outcome["seed"]): bool(outcome["success"]) for outcome in evaluation["outcomes"]}
 
 
-def _bootstrap(*tables: np.ndarray) -> np.ndarray:
-    """(replicates, tables) mean success rates of tables (runs, episodes); the episodes drawn are the same for all tables."""
-    rng, count = np.random.default_rng(0), tables[0].shape[1]
-    means = np.empty((REPLICATES, len(tables)))
-    for replicate in means:
-        episodes = rng.integers(count, size=count)
-        for place, table in enumerate(tables):
-            replicate[place] = table[rng.integers(len(table), size=len(table))][:, episodes].mean()
+def _bootstrap(table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    runs, episodes = table.shape
+    means = np.empty(REPLICATES)
+    for place in range(REPLICATES):
+        chosen = table[rng.integers(runs, size=runs)]
+        means[place] = chosen[:, rng.integers(episodes, size=episodes)].mean()
     return means
 
 

@@ -16,6 +16,14 @@ from robopolicy.types import Batch
 
 
 @dataclass(frozen=True)
+class PrivilegedKeysOptions:
+    """Options of a loss that predicts privileged keys."""
+
+    keys: tuple[str, ...] | None = None
+    """Privileged keys to predict; null: all of `--data.privileged_keys`."""
+
+
+@dataclass(frozen=True)
 class LossContext:
     """Sizes that an auxiliary loss is built from."""
 
@@ -30,12 +38,13 @@ class LossContext:
     privileged: Mapping[str, int]
     """Width of each privileged key after scaling."""
 
-    def privileged_width(self, loss: str, keys: Sequence[str]) -> int:
-        """Total width of these privileged keys, concatenated, for the loss named `loss`.
+    def privileged_keys(self, loss: str, options: PrivilegedKeysOptions) -> tuple[tuple[str, ...], int]:
+        """The privileged keys that the loss named `loss` predicts, and their width side by side.
 
         Raises:
-            ConfigError: `keys` is empty, or a key is not among `--data.privileged_keys`.
+            ConfigError: there are none, or a key is not among `--data.privileged_keys`.
         """
+        keys = tuple(self.privileged) if options.keys is None else options.keys
         if not keys:
             raise ConfigError(f"--losses.{loss} needs privileged keys; give --data.privileged_keys, such as target_pos")
         for key in keys:
@@ -44,7 +53,7 @@ class LossContext:
                 raise ConfigError(
                     f"--losses.{loss} needs the privileged key {key!r}; --data.privileged_keys has: {known}"
                 )
-        return sum(self.privileged[key] for key in keys)
+        return keys, sum(self.privileged[key] for key in keys)
 
 
 @dataclass(frozen=True)

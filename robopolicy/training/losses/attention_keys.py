@@ -7,15 +7,12 @@ from torch import Tensor, nn
 
 from robopolicy.components import ConfigError, register
 from robopolicy.model.losses import masked_mean
-from robopolicy.training.losses import LossContext, LossInputs
+from robopolicy.training.losses import LossContext, LossInputs, PrivilegedKeysOptions
 
 
 @dataclass(frozen=True)
-class AttentionKeysOptions:
+class AttentionKeysOptions(PrivilegedKeysOptions):
     """Options of the loss `attention_keys`."""
-
-    keys: tuple[str, ...] | None = None
-    """Privileged keys to predict; null: all of `--data.privileged_keys`."""
 
 
 @register("loss", "attention_keys", AttentionKeysOptions)
@@ -28,9 +25,8 @@ class AttentionKeys(nn.Module):
 
     def __init__(self, options: AttentionKeysOptions, context: LossContext) -> None:
         super().__init__()
-        self.keys = tuple(context.privileged) if options.keys is None else options.keys
-        wanted, given = context.privileged_width("attention_keys", self.keys), context.predictions.get("attended", 0)
-        if wanted != given:
+        self.keys, wanted = context.privileged_keys("attention_keys", options)
+        if wanted != (given := context.predictions.get("attended", 0)):
             raise ConfigError(
                 f"--losses.attention_keys has {wanted} columns of {', '.join(self.keys)}, and the encoder predicts {given}; "
                 f"set --encoder.predict {wanted}"

@@ -7,15 +7,12 @@ from torch import Tensor, nn
 
 from robopolicy.components import register
 from robopolicy.model.losses import cut_windows, masked_mean
-from robopolicy.training.losses import LossContext, LossInputs
+from robopolicy.training.losses import LossContext, LossInputs, PrivilegedKeysOptions
 
 
 @dataclass(frozen=True)
-class MemoryKeysOptions:
+class MemoryKeysOptions(PrivilegedKeysOptions):
     """Options of the loss `memory_keys`."""
-
-    keys: tuple[str, ...] | None = None
-    """Privileged keys to predict; null: all of `--data.privileged_keys`."""
 
 
 @register("loss", "memory_keys", MemoryKeysOptions)
@@ -24,8 +21,8 @@ class MemoryKeys(nn.Module):
 
     def __init__(self, options: MemoryKeysOptions, context: LossContext) -> None:
         super().__init__()
-        self.keys = tuple(context.privileged) if options.keys is None else options.keys
-        self.predict = nn.Linear(context.hidden_width, context.privileged_width("memory_keys", self.keys))
+        self.keys, width = context.privileged_keys("memory_keys", options)
+        self.predict = nn.Linear(context.hidden_width, width)
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """A scalar, over the real frames of every window."""
