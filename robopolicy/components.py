@@ -292,8 +292,8 @@ def expect(options: object, prefix: str, expected: str, *names: str) -> None:
         require(holds, f"--{flag} must be {expected}, got {shown}")
 
 
-def require(holds: bool, message: str) -> None:
-    """Raise ConfigError with this message unless `holds`."""
+def require(holds: object, message: str) -> None:
+    """Raise ConfigError with this message unless `holds` is true."""
     if not holds:
         raise ConfigError(message)
 

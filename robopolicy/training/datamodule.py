@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import distributed
 
 from robopolicy import __version__
-from robopolicy.components import ConfigError, component_of
+from robopolicy.components import ConfigError, component_of, require
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.findings import gripper_openings, opening_ends
 from robopolicy.demos.formats import DemoReader, open_demos
@@ -83,8 +83,7 @@ class DemoDataModule(LightningDataModule):
         if self._train is not None:
             return
         data = self.experiment.data
-        if not data.files:
-            raise ConfigError("no demos to train on; give --data.files FILE ...")
+        require(data.files, "no demos to train on; give --data.files FILE ...")
         self._readers = [open_demos(path) for path in data.files]
         self._files = WatchedFiles(reader.path for reader in self._readers)
         if reads_tokens(self.experiment.encoder):
@@ -119,10 +118,10 @@ class DemoDataModule(LightningDataModule):
         """Shuffled segments, or whole demos in episode streams for `--memory.history carry`."""
         data, seed = self.experiment.data, self.experiment.training.seed
         rank, processes = _process()
-        if data.batch_size % processes:
-            raise ConfigError(
-                f"--data.batch_size {data.batch_size} can't be shared by {processes} processes; use a multiple"
-            )
+        require(
+            data.batch_size % processes == 0,
+            f"--data.batch_size {data.batch_size} can't be shared by {processes} processes; use a multiple",
+        )
         store = self._store("train")
         if history_of(self.experiment.memory) == "carry":
             order = Carried(store.rows, data.batch_size, store.segment, data.frame_stride, seed)
@@ -238,8 +237,10 @@ class DemoDataModule(LightningDataModule):
         if weight is None:
             return None
         operated = read_flags(list(zip(self._readers, names, strict=True)), "intervention")
-        if not operated.any():
-            raise ConfigError("--data.intervention_weight: no step with `intervention` 1; record with run --intervene")
+        require(
+            operated.any(),
+            "--data.intervention_weight: no step with `intervention` 1; record with run --intervene",
+        )
         LOG.info("operator  had the robot in %d of %d steps", operated.sum(), operated.size)
         return np.where(operated, weight, 1.0)
 

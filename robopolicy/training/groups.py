@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.experiment.building import build_policy
 from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.run_folder import GROUPS, save_policy
@@ -100,11 +100,11 @@ class GroupData(LightningDataModule):
         for name, other in zip([*self.groups][1:], others, strict=True):
             for key in {**one.obs, **other.obs}:
                 found = [str(data.obs[key].shape) if key in data.obs else "missing" for data in (one, other)]
-                if found[0] != found[1]:
-                    raise ConfigError(
-                        f"--data.groups: {key} is {found[0]} in {first} and {found[1]} in {name}; groups share the encoder, "
-                        "so choose keys that all have, with --data.obs_keys and --data.cameras"
-                    )
+                require(
+                    found[0] == found[1],
+                    f"--data.groups: {key} is {found[0]} in {first} and {found[1]} in {name}; groups share the encoder, "
+                    "so choose keys that all have, with --data.obs_keys and --data.cameras",
+                )
             encoders = [data.provenance["token_encoder"] or {} for data in (other, one)]
             if difference := identity_difference(*encoders):
                 raise ConfigError(

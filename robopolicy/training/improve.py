@@ -254,10 +254,10 @@ class _Run:
         saved = read_resume(self.run_dir / RESUME_FILE, fields, self.learner.policy.device)
         for name, value in self._options().items():
             before = saved["options"].get(name)
-            if before != value:
-                raise ConfigError(
-                    f"--{name} is {value} but the run in {self.run_dir} has {before}; a resumed run keeps it"
-                )
+            require(
+                before == value,
+                f"--{name} is {value} but the run in {self.run_dir} has {before}; a resumed run keeps it",
+            )
         for part, state in ((self, saved["run"]), (self.practice, saved["practice"])):
             for name, value in state.items():
                 setattr(part, name, value)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from robopolicy.components import ConfigError, component
+from robopolicy.components import ConfigError, component, require
 from robopolicy.experiment.config import NormalizationConfig
 from robopolicy.experiment.reading import section_from
 from robopolicy.model.inputs import checked_inputs
@@ -86,13 +86,11 @@ class Objective(nn.Module):
             options = {} if not isinstance(value, Mapping) else {k: v for k, v in value.items() if k != "weight"}
             self.weights[name] = float(value["weight"] if isinstance(value, Mapping) else value)
             if name in head.action_head.loss_names:
-                if options:
-                    raise ConfigError(f"--losses.{name} takes a weight only; its options belong to --action_head")
+                require(not options, f"--losses.{name} takes a weight only; its options belong to --action_head")
             else:
                 self.auxiliary.append(auxiliary_loss(name, options, context, head.action_head.loss_names))
                 self.auxiliary_names.append(name)
-        if not self.weights:
-            raise ConfigError(f"no loss has a weight; weight one or more of: {', '.join(head.action_head.loss_names)}")
+        require(self.weights, f"no loss has a weight; weight one or more of: {', '.join(head.action_head.loss_names)}")
 
     def forward(
         self, policy: ChunkPolicy, batch: Batch, state: MemoryState | None = None

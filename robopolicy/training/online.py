@@ -17,7 +17,7 @@ from robopolicy.components import Options, option, require
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy
+from robopolicy.experiment import ExperimentConfig, load_policy
 from robopolicy.files import write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import split_words
@@ -151,10 +151,11 @@ def dagger(
     Raises:
         ConfigError: the config weighs its files, or names none.
     """
-    if config.data.file_weights:
-        raise ConfigError("--data.file_weights can't be used with dagger, which adds a demo file in every round")
-    if not config.data.files:
-        raise ConfigError("no demo file to train on first; name one or more with --data.files FILE ...")
+    require(
+        not config.data.file_weights,
+        "--data.file_weights can't be used with dagger, which adds a demo file in every round",
+    )
+    require(config.data.files, "no demo file to train on first; name one or more with --data.files FILE ...")
     run_dir = Path(run_dir)
     folder = _train_round(config, run_dir / "round_0", evaluate, start=None)
     _note(run_dir, 0, folder, measure, {})

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from robopolicy.components import ConfigError
+from robopolicy.components import require
 from robopolicy.model.streaming import MemoryState
 from robopolicy.rollout.episodes import EpisodeWorlds, Step, finished_episode, run_steps
 from robopolicy.training.actor_critic import ActorCritic, Explorer
@@ -98,8 +98,10 @@ class Practice:
         now = np.asarray(step.info["success"], dtype=bool)
         reward = (now & ~self._succeeded).astype(np.float64)
         self._succeeded = (self._succeeded | now) & ~step.ended
-        if self.reward == "progress" and PROGRESS not in step.info:
-            raise ConfigError("--reward progress: these worlds don't say how near the goal is; use --reward success")
+        require(
+            self.reward != "progress" or PROGRESS in step.info,
+            "--reward progress: these worlds don't say how near the goal is; use --reward success",
+        )
         if self.reward != "success" and PROGRESS in step.info:
             # Potential-based shaping (Ng et al. 1999), with potential 0 after a real end: the optimal policy is unchanged.
             potential = np.where(step.terminated, 0.0, step.info[PROGRESS])

@@ -11,7 +11,7 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.reading import config_from_dict, config_to_dict, flat
 from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION
@@ -52,8 +52,10 @@ def is_resumed(run_dir: Path, resume: bool) -> bool:
         raise ConfigError(
             f"{run_dir} holds a run already ({taken[0]}); continue it with --resume, or give another --run-dir"
         )
-    if resume and RESUME_FILE not in taken:
-        raise ConfigError(f"{run_dir} holds no {RESUME_FILE}: nothing to resume; start without --resume")
+    require(
+        not resume or RESUME_FILE in taken,
+        f"{run_dir} holds no {RESUME_FILE}: nothing to resume; start without --resume",
+    )
     return resume
 
 
@@ -66,10 +68,10 @@ def require_same_options(config: ExperimentConfig, run_dir: Path) -> None:
     path = run_dir / CONFIG
     before = flat(config_to_dict(config_from_dict(yaml.safe_load(path.read_text()), source=str(path))))
     for key, now in flat(config_to_dict(config)).items():
-        if before.get(key) != now and not key.startswith(FREE_TO_CHANGE):
-            raise ConfigError(
-                f"--{key} is {now} but the run in {run_dir} began with {before.get(key)}; resume it with the same value"
-            )
+        require(
+            before.get(key) == now or key.startswith(FREE_TO_CHANGE),
+            f"--{key} is {now} but the run in {run_dir} began with {before.get(key)}; resume it with the same value",
+        )
 
 
 @contextmanager

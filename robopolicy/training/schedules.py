@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import TypeAlias
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 
 Schedule: TypeAlias = Callable[[int, int], float]
 """(step, last step), both counted from 0 -> value at the step."""
@@ -47,8 +47,10 @@ def read_schedule(text: str, option: str, high: float = float("inf")) -> Schedul
     if kind not in ("constant", "linear", "exponential", "piecewise") or len(values) != numbers or not ordered:
         raise ConfigError(f"{option} is {text}; expected {FORMS}, with steps that rise from 0")
     bounded = values[:1] if kind == "exponential" else values  # the factor of an exponential may exceed `high`
-    if not all(0 <= value <= high for value in bounded) or not all(0 <= value < float("inf") for value in values):
-        raise ConfigError(f"{option} is {text}; expected values from 0 to {high:g}")
+    require(
+        all(0 <= value <= high for value in bounded) and all(0 <= value < float("inf") for value in values),
+        f"{option} is {text}; expected values from 0 to {high:g}",
+    )
 
     def at(step: int, last: int) -> float:
         if kind == "linear":

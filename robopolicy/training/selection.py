@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from robopolicy.components import ConfigError, build
+from robopolicy.components import ConfigError, build, require
 from robopolicy.demos.actions import infer_action_spec
 from robopolicy.demos.findings import LEAST_STROKE
 from robopolicy.demos.formats import DemoReader
@@ -41,8 +41,10 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
         ("train_filter", data.train_filter, standard.train_filter),
         ("valid_filter", data.valid_filter, standard.valid_filter),
     ):
-        if key not in masks and key != usual:
-            raise ConfigError(f"--data.{option} {key}: {where} has no such filter key; it has: {_listed(masks)}")
+        require(
+            key in masks or key == usual,
+            f"--data.{option} {key}: {where} has no such filter key; it has: {_listed(masks)}",
+        )
     train = list(masks.get(data.train_filter, reader.names))
     if data.valid_filter in masks and data.valid_filter != data.train_filter:  # the same for both: it is split in turn
         valid = list(masks[data.valid_filter])
@@ -55,10 +57,7 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
     else:
         train, valid = _held_out(train, data.valid_fraction)
     train = train[: data.train_demos]
-    if not train:
-        raise ConfigError(
-            f"{where}: no training demo; it has {len(reader.names)} demos and the filter keys {_listed(masks)}"
-        )
+    require(train, f"{where}: no training demo; it has {len(reader.names)} demos and the filter keys {_listed(masks)}")
     return train, valid
 
 
@@ -90,8 +89,10 @@ def choose_keys(reader: DemoReader, name: str, data: DataConfig, with_tokens: bo
                     f"{reader.path.name}, {name}: {key} is {dtype} {shape}, neither numbers side by side nor an image (uint8, "
                     "or float in [0, 1]); list the images to use in --data.cameras, or scale it by robopolicy convert --white"
                 )
-    if not (keys or chosen_cameras or tokens):
-        raise ConfigError(f"the policy would have no input; {reader.path.name} has: {_listed(rows)}")
+    require(
+        keys or chosen_cameras or tokens,
+        f"the policy would have no input; {reader.path.name} has: {_listed(rows)}",
+    )
     return [*keys, *chosen_cameras, *tokens], list(data.privileged_keys)
 
 
@@ -215,10 +216,9 @@ def _overridden(inferred: ActionSpec, actions: np.ndarray, data: DataConfig) -> 
     pairs = []
     for column in gripper:
         values = np.unique(actions[:, column])
-        if len(values) != 2:
-            raise ConfigError(
-                f"--data.gripper {column}: that column has {len(values)} values; a binary gripper has two"
-            )
+        require(
+            len(values) == 2, f"--data.gripper {column}: that column has {len(values)} values; a binary gripper has two"
+        )
         pairs.append((float(values[0]), float(values[1])))
     return ActionSpec(arm=arm, gripper=list(gripper), constant=constant, gripper_values=pairs)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.experiment.run_folder import read_policy, read_provenance
 from robopolicy.files import write_file
 from robopolicy.model.encoders._loading import identity_difference
@@ -95,19 +95,21 @@ def take_over(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:
     for part in start.freeze:
         if (module := getattr(policy if part in ("encoder", "text") else policy.head, part)) is not None:
             module.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in policy.parameters()):
-        raise ConfigError(f"--freeze {' '.join(start.freeze)} leaves nothing to train; name fewer parts")
+    require(
+        any(parameter.requires_grad for parameter in policy.parameters()),
+        f"--freeze {' '.join(start.freeze)} leaves nothing to train; name fewer parts",
+    )
 
 
 def _require_same(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:
     columns = [
         (spec.arm, spec.gripper, spec.gripper_values, spec.kind) for spec in (policy.action_spec, begun.action_spec)
     ]
-    if start.statistics == "keep" and columns[0] != columns[1]:
-        raise ConfigError(
-            f"--start {start.folder}: its action columns are {columns[1]}, those of the demos {columns[0]} (arm, gripper, "
-            "gripper values, kind); convert the demos, or give --statistics refit"
-        )
+    require(
+        start.statistics == "refit" or columns[0] == columns[1],
+        f"--start {start.folder}: its action columns are {columns[1]}, those of the demos {columns[0]} (arm, gripper, "
+        "gripper values, kind); convert the demos, or give --statistics refit",
+    )
     ours, theirs = ({name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (policy, begun))
     names = {**theirs, **ours}
     if changed := [name for name in names if ours.get(name) != theirs.get(name)]:

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from robopolicy.components import ConfigError
+from robopolicy.components import require
 from robopolicy.experiment.building import build_policy
 from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.reading import config_to_dict
@@ -80,11 +80,11 @@ def train(
         seed_everything(config.training.seed, verbose=False)
         keep_freed_memory()
         module, data = (_prepare_groups if config.data.groups else _prepare)(config, start)
-        if config.training.select == "valid_loss" and not len(data.val_dataloader()):
-            raise ConfigError(
-                "--training.select valid_loss but no demo is held out; use --training.select last, or a larger "
-                "--data.valid_fraction"
-            )
+        require(
+            config.training.select != "valid_loss" or len(data.val_dataloader()) > 0,
+            "--training.select valid_loss but no demo is held out; use --training.select last, or a larger "
+            "--data.valid_fraction",
+        )
         with locked(run_dir):
             _check(config, run_dir, evaluate, resume)  # another training may have ended meanwhile
             if start is not None and rank_zero_only.rank == 0:
@@ -103,12 +103,18 @@ def _check(
     if is_resumed(run_dir, resume):
         require_same_options(config, run_dir)
     training = config.training
-    if (evaluate is None) != (training.eval_every is None):
-        raise ConfigError("--training.eval_every and a closed-loop evaluation belong together; give both or neither")
-    if training.select == "success" and evaluate is None:
-        raise ConfigError("--training.select success needs closed-loop evaluations; give --eval-every and --task")
-    if config.data.groups and evaluate is not None:
-        raise ConfigError("--training.eval_every with --data.groups; evaluate afterwards, with eval --group NAME")
+    require(
+        (evaluate is None) == (training.eval_every is None),
+        "--training.eval_every and a closed-loop evaluation belong together; give both or neither",
+    )
+    require(
+        training.select != "success" or evaluate is not None,
+        "--training.select success needs closed-loop evaluations; give --eval-every and --task",
+    )
+    require(
+        not config.data.groups or evaluate is None,
+        "--training.eval_every with --data.groups; evaluate afterwards, with eval --group NAME",
+    )
 
 
 def _prepare(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, DemoDataModule]:
@@ -127,8 +133,7 @@ def _prepare(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTrain
 
 def _prepare_groups(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, GroupData]:
     """The demos of several robots, opened, and untrained policies for them."""
-    if start is not None:
-        raise ConfigError("--start with --data.groups: groups begin from random weights; leave --start out")
+    require(start is None, "--start with --data.groups: groups begin from random weights; leave --start out")
     data = GroupData(config)
     data.setup("fit")
     policies = GroupPolicies.build(data)

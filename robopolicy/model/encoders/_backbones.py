@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import ConfigError, Options, option
+from robopolicy.components import Options, option, require
 from robopolicy.model.encoders._images import ImagePreparation
 
 
@@ -114,10 +114,10 @@ class Backbone(nn.Module):
         if layer == -1:
             return outputs.last_hidden_state
         states = outputs.hidden_states
-        if not -len(states) <= layer < len(states):
-            raise ConfigError(
-                f"layer {layer} of a backbone with {len(states) - 1} layers; expected 0 .. {len(states) - 1}"
-            )
+        require(
+            -len(states) <= layer < len(states),
+            f"layer {layer} of a backbone with {len(states) - 1} layers; expected 0 .. {len(states) - 1}",
+        )
         return states[layer]
 
 
@@ -126,15 +126,15 @@ class ContrastiveBackbone(Backbone):
 
     def __init__(self, model: Any, images: ImagePreparation, reading: Reading) -> None:
         super().__init__(model, images, reading)
-        if reading.layer != -1:
-            raise ConfigError(
-                f"layer {reading.layer} of a {model.config.model_type}; expected -1: its towers share only the last"
-            )
-        if reading.readout in ("action_token", "words"):
-            raise ConfigError(
-                f"readout {reading.readout} of a {model.config.model_type}, which reads images and prompt apart; expected all, "
-                "last or mean"
-            )
+        require(
+            reading.layer == -1,
+            f"layer {reading.layer} of a {model.config.model_type}; expected -1: its towers share only the last",
+        )
+        require(
+            reading.readout not in ("action_token", "words"),
+            f"readout {reading.readout} of a {model.config.model_type}, which reads images and prompt apart; expected all, "
+            "last or mean",
+        )
         vision = model.config.vision_config
         self.patch_size = vision.patch_size
         self.grid = tuple(side // vision.patch_size for side in images.size)
@@ -143,11 +143,11 @@ class ContrastiveBackbone(Backbone):
         self.patched = model.config.model_type == "siglip2"
         """Whether the model takes images as flattened patches instead of (3, height, width)."""
         self.token_width = model.config.projection_dim if self.projected else vision.hidden_size
-        if not self.projected and vision.hidden_size != model.config.text_config.hidden_size:
-            raise ConfigError(
-                f"the towers of this {model.config.model_type} are {vision.hidden_size} and "
-                f"{model.config.text_config.hidden_size} wide; expected one width"
-            )
+        require(
+            self.projected or vision.hidden_size == model.config.text_config.hidden_size,
+            f"the towers of this {model.config.model_type} are {vision.hidden_size} and "
+            f"{model.config.text_config.hidden_size} wide; expected one width",
+        )
 
     def state_count(self, images: int, words: int) -> int:
         """See `Backbone`."""
@@ -195,10 +195,10 @@ class VisionBackbone(Backbone):
 
     def __init__(self, model: Any, images: ImagePreparation, reading: Reading) -> None:
         super().__init__(model, images, reading)
-        if reading.readout in ("last", "action_token", "words"):
-            raise ConfigError(
-                f"readout {reading.readout} of a {model.config.model_type}, which reads no text; expected all or mean"
-            )
+        require(
+            reading.readout not in ("last", "action_token", "words"),
+            f"readout {reading.readout} of a {model.config.model_type}, which reads no text; expected all or mean",
+        )
         # A trial image shows how many class and register tokens come before the patch tokens.
         side = getattr(model.config, "patch_size", None)
         patches = None if side is None else (images.size[0] // side) * (images.size[1] // side)

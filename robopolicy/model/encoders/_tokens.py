@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float16
 from torch import Tensor, nn
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.model.encoders._backbones import Reading
 from robopolicy.model.encoders._loading import ACTION_TOKENS, Dtype, identity_difference, load_backbone
 from robopolicy.model.texts.prompt import Prompter
@@ -46,11 +46,11 @@ class FrameTokens(nn.Module):
         super().__init__()
         self.image_sizes = dict(image_sizes)
         self.backbone = load_backbone(model, next(iter(image_sizes.values())), reading, dtype=dtype)
-        if any(parameter.requires_grad for parameter in self.backbone.parameters()):
-            raise ConfigError(
-                f"readout action_token: {model} has no {ACTION_TOKENS} with the learned vectors; `convert` writes it from a "
-                "RoboVLMs checkpoint, and --encoder.kind transformers learns them with the policy"
-            )
+        require(
+            not any(parameter.requires_grad for parameter in self.backbone.parameters()),
+            f"readout action_token: {model} has no {ACTION_TOKENS} with the learned vectors; `convert` writes it from a "
+            "RoboVLMs checkpoint, and --encoder.kind transformers learns them with the policy",
+        )
         self.prompter = Prompter(model, template, prompt_tokens) if self.backbone.reads_text else None
         if self.prompter and prompt_tokens is None:
             self.prompter.fit(instructions)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robopolicy.components import ConfigError
+from robopolicy.components import require
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextTokens
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ArraySpec
@@ -54,27 +54,27 @@ class EncoderInputs:
 
     def require_cameras(self, kind: str) -> None:
         """Refuse an observation without images, for an encoder of this kind that needs them."""
-        if not self.cameras:
-            raise ConfigError(
-                f"--encoder.kind {kind} needs at least one camera; the policy sees: {', '.join(self.obs) or 'nothing'}; "
-                "give --data.cameras, or choose --encoder.kind keys"
-            )
+        require(
+            self.cameras,
+            f"--encoder.kind {kind} needs at least one camera; the policy sees: {', '.join(self.obs) or 'nothing'}; "
+            "give --data.cameras, or choose --encoder.kind keys",
+        )
 
     def refuse_cameras(self, kind: str) -> None:
         """Refuse images, for an encoder of this kind that would ignore them."""
-        if self.cameras:
-            raise ConfigError(
-                f"--encoder.kind {kind} can't use the camera {', '.join(map(repr, self.cameras))}; choose --encoder.kind "
-                "pixels, or leave it out of --data.cameras"
-            )
+        require(
+            not self.cameras,
+            f"--encoder.kind {kind} can't use the camera {', '.join(map(repr, self.cameras))}; choose --encoder.kind "
+            "pixels, or leave it out of --data.cameras",
+        )
 
     def refuse_tokens(self, kind: str) -> None:
         """Refuse tokens encoded ahead of time, for an encoder of this kind that would ignore them."""
-        if TOKENS_KEY in self.obs:
-            raise ConfigError(
-                f"--encoder.kind {kind} can't use the key {TOKENS_KEY!r}; choose --encoder.kind precomputed, or leave it out "
-                "of --data.obs_keys"
-            )
+        require(
+            TOKENS_KEY not in self.obs,
+            f"--encoder.kind {kind} can't use the key {TOKENS_KEY!r}; choose --encoder.kind precomputed, or leave it out "
+            "of --data.obs_keys",
+        )
 
 
 class TokenEncoder(nn.Module):

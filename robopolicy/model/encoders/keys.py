@@ -57,8 +57,7 @@ class KeysEncoder(TokenEncoder):
         inputs.refuse_cameras("keys")
         inputs.refuse_tokens("keys")
         widths = inputs.key_widths
-        if not widths:
-            raise ConfigError("--encoder.kind keys needs at least one low-dimensional key; give --data.obs_keys")
+        require(widths, "--encoder.kind keys needs at least one low-dimensional key; give --data.obs_keys")
         _check_groups(options.groups, inputs)
         width, hidden, sentence = options.width, options.hidden, inputs.text_width or 0
         self.token_width = width
@@ -129,18 +128,18 @@ class Selector(nn.Module):
 
 def _check_groups(groups: Mapping[str, tuple[str, ...]], inputs: EncoderInputs) -> None:
     widths = inputs.key_widths
-    if groups and not inputs.text_width:
-        raise ConfigError(
-            "--encoder.groups needs the instruction, which selects among the keys of a group; this policy does not read it: "
-            "use demos with instructions and --text.kind vocabulary, or drop the groups"
-        )
+    require(
+        not groups or inputs.text_width,
+        "--encoder.groups needs the instruction, which selects among the keys of a group; this policy does not read it: "
+        "use demos with instructions and --text.kind vocabulary, or drop the groups",
+    )
     for name, keys in groups.items():
         for key in keys:
-            if key not in widths:
-                raise ConfigError(
-                    f"--encoder.groups {name!r}: the key {key!r} is not among the policy's keys: {', '.join(widths)}; "
-                    "add it to --data.obs_keys or drop it from the group"
-                )
+            require(
+                key in widths,
+                f"--encoder.groups {name!r}: the key {key!r} is not among the policy's keys: {', '.join(widths)}; "
+                "add it to --data.obs_keys or drop it from the group",
+            )
         if len({widths[key] for key in keys}) > 1:
             found = ", ".join(f"{key} {widths[key]}" for key in keys)
             raise ConfigError(f"--encoder.groups {name!r}: keys of one group must have one width, got {found}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import ConfigError, Options, option, register
+from robopolicy.components import ConfigError, Options, option, register, require
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, append_text, perceptron, with_sentence
 from robopolicy.model.texts import TextTokens
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY
@@ -37,11 +37,11 @@ class PrecomputedEncoder(TokenEncoder):
     def __init__(self, options: PrecomputedOptions, inputs: EncoderInputs) -> None:
         super().__init__()
         inputs.refuse_cameras("precomputed")
-        if TOKENS_KEY not in inputs.obs:
-            raise ConfigError(
-                f"--encoder.kind precomputed needs the key {TOKENS_KEY!r} in the demos, which have: "
-                f"{', '.join(inputs.obs)}; write it with `robopolicy encode`"
-            )
+        require(
+            TOKENS_KEY in inputs.obs,
+            f"--encoder.kind precomputed needs the key {TOKENS_KEY!r} in the demos, which have: "
+            f"{', '.join(inputs.obs)}; write it with `robopolicy encode`",
+        )
         count, file_width = inputs.obs[TOKENS_KEY].shape
         widths, sentence, hidden = inputs.key_widths, inputs.text_width, options.hidden
         if hidden == 0 and (widths or sentence or inputs.text_tokens or options.width != file_width):

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import ConfigError, Options, option
+from robopolicy.components import Options, option, require
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class AttendingPooling(nn.Module):
 
     def __init__(self, options: AttendingOptions, width: int) -> None:
         super().__init__()
-        if width % options.heads:
-            raise ConfigError(
-                f"--pooling.heads {options.heads} does not divide the token width {width}; choose a divisor"
-            )
+        require(
+            width % options.heads == 0,
+            f"--pooling.heads {options.heads} does not divide the token width {width}; choose a divisor",
+        )
         self.heads = options.heads
         self.output_width = options.latent * width
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robopolicy.components import ConfigError, component
+from robopolicy.components import ConfigError, component, require
 from robopolicy.experiment.reading import section_from
 from robopolicy.types import Batch
 
@@ -32,10 +32,10 @@ class AugmentationInputs:
         Raises:
             ConfigError: there are none.
         """
-        if not self.cameras:
-            raise ConfigError(
-                f"--augmentation.{kind} changes images, and the policy has no camera; give --data.cameras"
-            )
+        require(
+            self.cameras,
+            f"--augmentation.{kind} changes images, and the policy has no camera; give --data.cameras",
+        )
         return self.cameras
 
     def require_keys(self, kind: str) -> tuple[str, ...]:
@@ -44,8 +44,7 @@ class AugmentationInputs:
         Raises:
             ConfigError: there are none.
         """
-        if not self.obs_mean:
-            raise ConfigError(f"--augmentation.{kind} changes low-dimensional keys, and the policy has none")
+        require(self.obs_mean, f"--augmentation.{kind} changes low-dimensional keys, and the policy has none")
         return tuple(self.obs_mean)
 
 

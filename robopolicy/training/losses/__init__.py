@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.types import Batch
 
 
@@ -45,8 +45,7 @@ class LossContext:
             ConfigError: there are none, or a key is not among `--data.privileged_keys`.
         """
         keys = tuple(self.privileged) if options.keys is None else options.keys
-        if not keys:
-            raise ConfigError(f"--losses.{loss} needs privileged keys; give --data.privileged_keys, such as target_pos")
+        require(keys, f"--losses.{loss} needs privileged keys; give --data.privileged_keys, such as target_pos")
         for key in keys:
             if key not in self.privileged:
                 known = ", ".join(self.privileged) or "none"

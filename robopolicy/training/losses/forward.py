@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from robopolicy.components import ConfigError, NoOptions, register
+from robopolicy.components import NoOptions, register, require
 from robopolicy.model.losses import cut_windows, masked_mean
 from robopolicy.training.losses import LossContext, LossInputs
 
@@ -26,8 +26,7 @@ class ForwardPrediction(nn.Module):
             ConfigError: windows of one frame have no next frame.
         """
         window = inputs.hidden.shape[2]
-        if window < 2:
-            raise ConfigError("--losses.forward needs windows of 2 or more frames; --memory.window is 1")
+        require(window >= 2, "--losses.forward needs windows of 2 or more frames; --memory.window is 1")
         predicted = self.predict(inputs.hidden[:, :, :-1])
         following = cut_windows(inputs.pooled.detach(), window)[:, :, 1:]
         valid = cut_windows(inputs.frame_valid, window)[:, :, 1:, None]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robopolicy.components import ConfigError, NoOptions, register
+from robopolicy.components import NoOptions, register, require
 from robopolicy.model.losses import masked_mean
 from robopolicy.training.losses import LossContext, LossInputs
 
@@ -28,10 +28,10 @@ class LinearAction(nn.Module):
     def __init__(self, options: NoOptions, context: LossContext) -> None:
         super().__init__()
         widths = context.predictions
-        if not widths.get("selected", 0):
-            raise ConfigError(
-                "--losses.linear_action needs an encoder that selects from a group; give --encoder.groups"
-            )
+        require(
+            widths.get("selected", 0),
+            "--losses.linear_action needs an encoder that selects from a group; give --encoder.groups",
+        )
         self.act = nn.Linear(widths["selected"], context.arm_width)
         # From zero, so that the demonstrated actions, not random weights, decide the sign with which it follows an object.
         nn.init.zeros_(self.act.weight)
