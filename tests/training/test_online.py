@@ -170,7 +170,9 @@ def test_new_words_begin_a_round_from_new_weights(
 ) -> None:
     """Guards against: instructions that the first demos lack, which would all be one unknown word."""
     demo = replace(make_demo(3), instruction="lift the green cube")
-    folder = dagger(config, tmp_path, Rounds(1, round_steps=1, weights="last"), lambda policy, number, written: [[demo]])
+    folder = dagger(
+        config, tmp_path, Rounds(1, round_steps=1, weights="last"), lambda policy, number, written: [[demo]]
+    )
     assert "begins from new weights: the policy has no word for green" in caplog.text
     assert "green" in load_policy(folder).text.vocabulary.words
 
