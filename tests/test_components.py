@@ -10,11 +10,13 @@ import pytest
 
 from robopolicy.components import (
     ConfigError,
+    Options,
     build,
     component,
     component_of,
     kinds,
     load_plugins,
+    option,
     options_from,
     register,
 )
@@ -113,6 +115,34 @@ def test_one_options_class_belongs_to_one_kind():
     register("memory", "gated", GatedOptions)(lambda options: None)
     with pytest.raises(ConfigError, match="GatedOptions holds the options of memory 'gated'"):
         register("memory", "other", GatedOptions)(lambda options: None)
+
+
+@dataclass(frozen=True)
+class RangedOptions(Options):
+    """Options whose numbers have a range."""
+
+    max_width: int = option(8, ">= 1")
+    """Columns."""
+    shares: tuple[float, ...] = option((), "0 .. 1")
+    """One for each column."""
+
+
+@dataclass(frozen=True)
+class NarrowOptions(RangedOptions):
+    """The same with another default."""
+
+    max_width: int = 2
+    """Columns."""
+
+
+def test_an_option_out_of_its_range_is_refused():
+    """Guards against: a range that a subclass loses with a new default, and a message that names no option to change."""
+    with pytest.raises(ConfigError, match="--max-width must be >= 1, got 0"):
+        NarrowOptions(max_width=0)
+    register("augmentation", "ranged", RangedOptions)(lambda options: None)
+    with pytest.raises(ConfigError, match=r"--augmentation.ranged.shares must be 0 .. 1, got \[0.5, 1.5\]"):
+        RangedOptions(shares=(0.5, 1.5))
+    assert NarrowOptions(shares=(0.5,)).max_width == 2
 
 
 def test_entry_points_are_found_and_imported_when_asked_for(tmp_path, monkeypatch):
