@@ -12,11 +12,16 @@ from robopolicy.demos.formats._video import encode_png
 from robopolicy.files import write_file
 
 STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2733}
+:root{color-scheme:light dark;--text:#1d2733;--page:#fff;--faint:#5a6775;--grid:#dde3ea;
+--bar:#3566b8;--problem:#b3372f;--note:#8a6100;--good:#1c7c43}
+@media(prefers-color-scheme:dark){:root{--text:#dbe2ea;--page:#14181d;--faint:#97a3b0;--grid:#333c47;
+--bar:#78a6f0;--problem:#f0837b;--note:#e0b44c;--good:#5fc488}}
+body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:var(--text);
+background:var(--page);overflow-wrap:anywhere}
 h1{font-size:1.5rem} h2{font-size:1.15rem;margin-top:2.5rem} h3{font-size:1rem}
-table{border-collapse:collapse} td,th{padding:.2rem .8rem;border-bottom:1px solid #dde3ea;text-align:left}
-figure{display:inline-block;margin:.3rem} figcaption{font-size:.75rem;color:#5a6775;text-align:center}
-.bar{fill:#3566b8} .problem{color:#b3372f} .note{color:#8a6100} .good{color:#1c7c43}
+table{border-collapse:collapse} td,th{padding:.2rem .8rem;border-bottom:1px solid var(--grid);text-align:left}
+figure{display:inline-block;margin:.3rem} figcaption{font-size:.75rem;color:var(--faint);text-align:center}
+.bar{fill:var(--bar)} .problem{color:var(--problem)} .note{color:var(--note)} .good{color:var(--good)}
 img{display:block;image-rendering:pixelated;border-radius:3px}
 """
 BINS = 40
@@ -29,7 +34,8 @@ def write_page(reports: Sequence[FileReport], target: Path) -> None:
     body = "".join(_section(report) for report in reports)
     write_file(
         target,
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>robopolicy check</title><style>{STYLE}</style>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>robopolicy check</title><style>{STYLE}</style>"
         f"<body><h1>robopolicy check</h1>{body}</body></html>\n",
     )
 
