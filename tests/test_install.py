@@ -74,6 +74,14 @@ def test_a_verb_names_the_extra_that_it_lacks(tmp_path):
         assert "Traceback" not in error
 
 
+def test_a_report_needs_no_package_of_the_simulator(tmp_path):
+    """Guards against: a page of results that can't be made on a machine without MuJoCo."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps({"provenance": {}, "train": [{"step": 1, "loss": 0.5}]}))
+    assert run_without_extras([["report", "run", "--out", "a.html"]], tmp_path) == [(0, "")]
+    assert "<html" in (tmp_path / "a.html").read_text()
+
+
 def test_the_simulator_alone_is_missed_by_run_robot_sim(tmp_path):
     """Guards against: `run --robot sim` without MuJoCo ending in a traceback."""
     ((code, error),) = run_without_extras([["run", "--replay", SAMPLE, "--robot", "sim", "--task", "lift"]], tmp_path)

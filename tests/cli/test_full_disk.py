@@ -36,3 +36,27 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path, tiny_demos, random
         said = capsys.readouterr().err
         assert (code, said.count("\n")) == (2, 1), said
         assert [path.name for path in out.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--html", ["check", "{missing}.hdf5", "--html", "{out}/a.html"]),
+        ("--salvage", ["check", "{missing}.hdf5", "--salvage", "{out}/a.hdf5"]),
+        ("--json", ["run", "--replay", "{missing}.hdf5", "--robot", "sim", "--json", "{out}/a.json"]),
+        ("--record", ["run", "--replay", "{missing}.hdf5", "--robot", "sim", "--record", "{out}/a.hdf5"]),
+        ("--json", ["eval", "{missing}", "--task", "reach", "--json", "{out}/a.json"]),
+        ("--out", ["collect", "--task", "reach", "--out", "{out}/a.hdf5"]),
+        ("--out", ["report", "{missing}", "--out", "{out}/a.html"]),
+        ("--run-dir", ["train", "--data.files", "{demos}", "--run-dir", "{out}/run"]),
+    ],
+)
+def test_where_nothing_can_be_written_no_work_is_begun(tmp_path, tiny_demos, capsys, option, words):
+    """Guards against: hours of work whose result has no place, which is found out at its end."""
+    (tmp_path / "file").write_text("in the way")
+    names = {"missing": tmp_path / "missing", "demos": tiny_demos, "out": tmp_path / "file"}
+    assert main([word.format(**names) for word in words]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert f"{option} " in said.err
+    assert "is a file, where a folder must be" in said.err

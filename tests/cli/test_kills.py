@@ -30,7 +30,7 @@ IMPROVE += [
 ]
 SMALL = ["--data.files", "{demos}", "--memory.hidden", "8", "--memory.window", "3", "--training.max_steps", "6"]
 SMALL += ["--training.checkpoint_every", "2", "--training.valid_every", "3"]
-DAGGER = ["dagger", *SMALL, "--task", "lift", "--run-dir", "{out}/rounds", "--rounds", "1", "--episodes", "2"]
+DAGGER = ["dagger", *SMALL, "--task", "reach", "--run-dir", "{out}/rounds", "--rounds", "1", "--episodes", "2"]
 DAGGER += ["--num-envs", "2", "--eval-episodes", "1", "--data.obs_keys", "ee_pose", "gripper"]
 VERBS: dict[str, tuple[list[str], str]] = {
     "encode": (ENCODE, "demos.tokens.hdf5"),
@@ -93,17 +93,18 @@ def test_a_killed_verb_ends_as_an_uninterrupted_one(tmp_path, tiny_demos, random
     began = time.monotonic()
     assert main(words) in (0, 1)
     whole_s, whole = time.monotonic() - began, content(tmp_path / "whole", result)
-    killed = 0
     for place, share in enumerate(np.random.default_rng(len(verb)).uniform(0.05, 0.95, KILLS)):
-        words, out = words_for(f"killed_{place}"), tmp_path / f"killed_{place}"
-        killed += is_killed(words_for(f"warm_{place}"), words, share * whole_s)
+        after_s, name = share * whole_s, f"killed_{place}"
+        while not is_killed(words_for(f"{name}_warm"), words := words_for(name), after_s):
+            after_s, name = after_s / 2, f"{name}_sooner"  # the machine was busier when the time was taken
+        out = tmp_path / name
         if not (out / result).exists() or verb not in ONCE:
             assert main(words) in (0, 1) or main([*words, "--resume"]) == 0, words
         assert content(out, result) == whole
         said = capsys.readouterr().out
         left = [path for path in out.iterdir() if ".unfinished" in path.name or path.suffix == ".parts"]
         assert not [path for path in left if str(path) not in said], "what is left beside the result is named"
-    print(verb, f"{whole_s:.2f} s, {killed} of {KILLS} killed")
+        print(verb, f"{whole_s:.2f} s, killed after {after_s:.2f} s")
 
 
 def content(out: Path, result: str) -> bytes:

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy, read_provenance
 from robopolicy.training.train import locked, train
+from tests.full_disk import full_disk
 from tests.small_runs import changed, metrics, run, small_config, weights
 
 
@@ -126,6 +127,16 @@ def test_a_run_killed_before_its_first_resume_file_starts_again(
     (tmp_path / "killed" / "resume.ckpt").unlink()
     train(config, tmp_path / "killed", resume=resume)
     assert torch.equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("free_bytes", [200, 6_000, 30_000])
+def test_a_run_that_met_a_full_disk_goes_on(config: ExperimentConfig, tmp_path: Path, free_bytes: int) -> None:
+    """Guards against: a run folder that neither command takes, after a disk that was full at any of its files."""
+    train(config, tmp_path / "whole")
+    with full_disk(free_bytes), pytest.raises(OSError, match="File too large"):
+        train(config, tmp_path / "full")
+    train(config, tmp_path / "full", resume=(tmp_path / "full" / "resume.ckpt").exists())
+    assert torch.equal(weights(tmp_path / "full"), weights(tmp_path / "whole"))
 
 
 def test_a_folder_that_no_training_made_is_not_overwritten(config: ExperimentConfig, tmp_path: Path) -> None:
