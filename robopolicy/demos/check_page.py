@@ -17,7 +17,7 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--text:#dbe2ea;--page:#14181d;--faint:#97a3b0;--grid:#333c47;
 --bar:#78a6f0;--problem:#f0837b;--note:#e0b44c;--good:#5fc488}}
 body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:var(--text);
-background:var(--page);overflow-wrap:anywhere}
+background:var(--page);overflow-wrap:break-word}
 h1{font-size:1.5rem} h2{font-size:1.15rem;margin-top:2.5rem} h3{font-size:1rem}
 table{border-collapse:collapse} td,th{padding:.2rem .8rem;border-bottom:1px solid var(--grid);text-align:left}
 figure{display:inline-block;margin:.3rem} figcaption{font-size:.75rem;color:var(--faint);text-align:center}
