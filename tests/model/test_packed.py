@@ -139,10 +139,10 @@ def _runnable(request):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_low_precision_stays_near_float32(kind, precision):
+@pytest.mark.parametrize(("kind", "action"), [("lstm", "regression"), ("gru", "regression"), ("lstm", "flow")])
+def test_low_precision_stays_near_float32(kind, action, precision):
     """Guards against: a wrong scale or zero point, which would be far beyond rounding."""
-    memory, head = make_memory(kind, hidden=256), make_head(hidden=256, widths=(256, 256))
+    memory, head = make_memory(kind, hidden=256), make_head(action, hidden=256, widths=(256, 256))
     frames = torch.randn(6, 2, WIDTH)
     exact = head.decode(stream(memory, frames)).arm
     rounded = freeze(head, precision).decode(stream(freeze(memory, precision), frames)).arm

@@ -32,7 +32,7 @@ class FlowOptions(HeadOptions):
     """Options of the action head `flow`."""
 
     steps: int = 4
-    """Integration steps from noise to the chunk; it can be changed after training (`head.steps`)."""
+    """Integration steps from noise to the chunk; `--flow-steps` changes it after training."""
     solver: Literal["euler", "midpoint"] = "midpoint"
     """euler evaluates the network once per step, midpoint twice."""
     times: Literal["beta", "uniform"] = "beta"
