@@ -181,6 +181,8 @@ class DemoDataModule(LightningDataModule):
             return "no instruction"
         more = f" and {len(self.instructions) - 3} more" if len(self.instructions) > 3 else ""
         shown = ", ".join(f"'{instruction}'" for instruction in self.instructions[:3]) + more
+        if without := int((self._rows().instruction_id < 0).sum()):
+            shown += f"; {without} demos without an instruction"
         return f"{shown}, not used (--text.kind none)" if component_of(self.experiment.text).kind == "none" else shown
 
     @property

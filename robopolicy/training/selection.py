@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -226,9 +226,11 @@ def _overridden(inferred: ActionSpec, actions: np.ndarray, data: DataConfig) -> 
 def _agreed(declared: dict[str, ActionSpec]) -> ActionSpec:
     (first, spec), *others = declared.items()
     for name, other in others:
-        if other != spec:
+        pairs = {field.name: (getattr(other, field.name), getattr(spec, field.name)) for field in fields(spec)}
+        if differing := [f"{key} {one} and {two}" for key, (one, two) in pairs.items() if one != two]:
             raise DemoFormatError(
-                f"{name} and {first} describe their actions differently; convert one to match, or train on them separately"
+                f"{name} and {first} describe their actions differently: {', '.join(differing)}; convert one to match, or "
+                "train on them separately"
             )
     return spec
 

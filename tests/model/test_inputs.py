@@ -33,3 +33,11 @@ def test_a_wrong_observation_is_one_line(changed, error, message):
     obs = {"ee_pose": np.ones((2, 7)), "front": np.zeros((2, 4, 4, 3), np.uint8), **changed}
     with pytest.raises(error, match=message):
         checked_inputs({key: value for key, value in obs.items() if value is not None}, EXPECTED, CPU)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused_where_a_policy_acts(value):
+    """Guards against: a joint position of NaN, from which a policy makes a plausible action."""
+    obs = {"ee_pose": np.full((2, 7), value), "front": np.zeros((2, 4, 4, 3), np.uint8)}
+    with pytest.raises(ValueError, match="observation 'ee_pose' holds a value that is not finite"):
+        checked_inputs(obs, EXPECTED, CPU, finite=True)

@@ -137,6 +137,16 @@ def test_the_log_says_when_the_instruction_is_not_used(tiny_demos):
     assert "not used" not in opened(experiment(tiny_demos)).summary()
 
 
+def test_the_log_says_how_many_demos_have_no_instruction(make_demo, tmp_path):
+    """Guards against: files with and without instructions, mixed without a word."""
+    with DemoWriter(tmp_path / "mixed.hdf5", action_spec=ActionSpec(arm=6, gripper=1)) as writer:
+        for number in range(6):
+            demo = make_demo(number)
+            writer.write(demo if number < 3 else replace(demo, instruction=None))
+    opened_all = opened(experiment(tmp_path / "mixed.hdf5", valid_fraction=0.0))
+    assert "'lift the blue cube', 'lift the red cube'; 3 demos without an instruction" in opened_all.summary()
+
+
 def test_provenance_is_json_and_names_seeds_rate_and_files(tiny_demos):
     """Guards against: seeds, rate or files that `eval` and a robot need and don't find."""
     provenance = opened(experiment(tiny_demos)).provenance

@@ -109,7 +109,7 @@ def test_the_files_own_spec_is_taken_and_must_fit(reader, rows):
     with pytest.raises(DemoFormatError, match="actions have 7 columns but the action spec 3"):
         choose_action_spec([Stub(spec=ActionSpec(arm=2, gripper=1))], rows, DataConfig())
     other = Stub(spec=replace(reader.action_spec, rate_hz=10.0), path="other.hdf5")
-    with pytest.raises(DemoFormatError, match=r"other.hdf5 and tiny.hdf5 describe their actions differently"):
+    with pytest.raises(DemoFormatError, match=r"other.hdf5 and tiny.hdf5 describe .*: rate_hz 10.0 and 20.0; "):
         choose_action_spec([reader, other], rows, DataConfig())
 
 
