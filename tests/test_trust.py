@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from robopolicy.cli import main
+from robopolicy.cli.files import run_check
 from robopolicy.client import pack, unpack
 from robopolicy.components import ConfigError
 from robopolicy.control import runtime
@@ -23,7 +24,6 @@ from robopolicy.control.profile import profile_from_dict, read_profile
 from robopolicy.control.runtime import ExportError
 from robopolicy.control.serving import mappings
 from robopolicy.control.serving.mapping import KeyMapping
-from robopolicy.demos.check import run_check
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import load_policy, read_provenance, save_policy
 from robopolicy.model.encoders._loading import load_backbone, load_tokenizer

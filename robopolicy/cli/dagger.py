@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import REQUIRED, imported, parse_experiment, require, require_demos, verb_parser
+from robopolicy.cli.parsing import REQUIRED, imported, parse_experiment, require, verb_parser
 from robopolicy.cli.simulator import SIMULATOR, open_practice, options_on_host, success_in_simulator
 from robopolicy.components import ConfigError
 from robopolicy.experiment.config import ExperimentConfig
@@ -114,7 +114,6 @@ def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
         raise ConfigError(f"--episodes is {options.episodes}; expected at most {SEEDS_PER_ROUND}")
     if config.task is None:
         raise ConfigError("no task; give --task, such as --task lift")
-    require_demos(config.data)
     check_folder("--run-dir", options.run_dir)
     run_dir = Path(options.run_dir)
     if run_dir.exists() and any(run_dir.iterdir()) and not options.resume:

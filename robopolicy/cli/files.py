@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
@@ -11,6 +12,10 @@ from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file, check_folder
 from robopolicy.cli.parsing import REQUIRED, Option, parse, require, verb_parser
 from robopolicy.components import ConfigError
+from robopolicy.types import DemoFormatError, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """Endings by which `convert` recognizes a RoboVLMs checkpoint."""
@@ -47,9 +52,56 @@ def check(arguments: Sequence[str]) -> int:
     for option in ("html", "salvage"):
         if options[option] is not None:
             check_file(f"--{option}", options[option])
-    from robopolicy.demos.check import run_check
-
     return run_check(options.files, html=options.html, salvage_to=options.salvage)
+
+
+def run_check(
+    files: Sequence[str | Path],
+    html: str | Path | None = None,
+    salvage_to: str | Path | None = None,
+    console: "Console | None" = None,
+) -> int:
+    """Print the contents and problems of each file; returns the exit code.
+
+    Args:
+        files: files or folders of demos of any known format.
+        html: write a page with action histograms and contact sheets there.
+        salvage_to: write the demos without problems there, as a native file; for one source file.
+        console: where to print.
+
+    Returns:
+        0: no problems; 1: problems were found; 2: a file can't be opened as demos.
+    """
+    from rich.console import Console
+
+    from robopolicy.demos.check import check_file, compare_files, salvage
+    from robopolicy.demos.check_report import print_report
+
+    console = console or Console(soft_wrap=True)
+    if salvage_to is not None and len(files) != 1:
+        raise DemoFormatError(f"--salvage takes the good demos of one file; {len(files)} were given")
+    reports, refused = [], []
+    for path in files:
+        try:
+            reports.append(check_file(path, progress=console.is_terminal))
+        except DemoFormatError as error:
+            refused.append(str(error))
+    compare_files(reports)
+    for report in reports:
+        print_report(report, console)
+    for line in refused:
+        console.print(printable(line), markup=False, highlight=False)
+    if salvage_to is not None and reports:
+        for note in salvage(reports[0], salvage_to):
+            console.print(printable(note), markup=False, highlight=False)
+        console.print(f"salvaged  {salvage_to}: {len(reports[0].good)} of {len(reports[0].names)} demos", markup=False)
+    if html is not None and reports:
+        from robopolicy.report.check_page import write_check_page
+
+        console.print(f"page      {write_check_page(reports, Path(html))}", markup=False)
+    if refused:
+        return 2
+    return 1 if any(report.problems for report in reports) else 0
 
 
 def convert(arguments: Sequence[str]) -> int:
@@ -60,12 +112,12 @@ def convert(arguments: Sequence[str]) -> int:
         ("source", str, REQUIRED, "demos, or a checkpoint (.pt, .ckpt, .safetensors)"),
         ("target", str, REQUIRED, "file or folder to write"),
         ("--format", str | None, None, "kind of the target (`components demo_format`); default: robomimic"),
-        ("--options", list[str], [], "of the target's format, KEY=VALUE, such as images=png"),
+        ("--options", list[str], [], "of the target's format, NAME=VALUE, such as images=png"),
         (
             "--white",
             list[str],
             [],
-            "images that are not 8-bit, and their value of full brightness, KEY=VALUE, such as front=65535",
+            "images that are not 8-bit, and their value of full brightness, NAME=VALUE, such as front=65535",
         ),
         *CHECKPOINT,
     )
@@ -77,12 +129,12 @@ def convert(arguments: Sequence[str]) -> int:
         return _convert_checkpoint(options)
     from robopolicy.demos.formats import convert as convert_demos
 
-    white = _key_values("--white", options.white)
+    white = _values("--white", options.white)
     for key, value in white.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**53:
             raise ConfigError(f"--white {key}={value}: expected a number more than 0")
         white[key] = float(value)
-    how = _key_values("--options", options.options)
+    how = _values("--options", options.options)
     for note in convert_demos(options.source, options.target, options.format, options=how, white=white):
         say(f"note      {note}")
     say(f"written   {options.target}")
@@ -128,7 +180,7 @@ def edit(arguments: Sequence[str]) -> int:
         ("--filter-keys", list[str], [], "filter keys to write, NAME=PART as in --split"),
         ("--seed", int, 0, "of the choice of demos for counts and shares"),
         ("--format", str | None, None, "kind of the files to write; default: robomimic"),
-        ("--options", list[str], [], "of the format, KEY=VALUE, such as images=png"),
+        ("--options", list[str], [], "of the format, NAME=VALUE, such as images=png"),
         ("--dry-run", bool, False, "print what would be written, and write nothing"),
     )
     options = parse(parser, arguments)
@@ -151,7 +203,7 @@ def edit(arguments: Sequence[str]) -> int:
         filter_keys=_words("--filter-keys", options.filter_keys),
         seed=options.seed,
     )
-    how = _key_values("--options", options.options)
+    how = _values("--options", options.options)
     files, notes = edit_demos(
         options.sources, outputs, changes, format=options.format, options=how, dry_run=options.dry_run
     )
@@ -179,17 +231,12 @@ def _words(option: str, words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _key_values(option: str, words: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words as a mapping; a value is a JSON number or boolean, else text."""
-    found: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"{option}: {word!r} is not KEY=VALUE")
-        try:
+def _values(option: str, words: Sequence[str]) -> dict[str, Any]:
+    """As `_words`; a value that is a JSON number or boolean is one."""
+    found: dict[str, Any] = _words(option, words)
+    for key, text in found.items():
+        with suppress(ValueError):
             found[key] = json.loads(text)
-        except ValueError:
-            found[key] = text
     return found
 
 

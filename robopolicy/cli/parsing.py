@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli import say
 from robopolicy.components import ConfigError, component, find_in_current_folder, kinds, load_plugins
 from robopolicy.control.execution import ExecutionOptions
-from robopolicy.experiment.config import DataConfig, ExperimentConfig
+from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.reading import (
     SECTIONS,
     changed_options,
@@ -209,19 +209,6 @@ def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[
             )
     options = parse(parser, [*own, *rest])
     return options, config_from_dict(tree, source=", ".join(files) or "command line", import_plugins=True)
-
-
-def require_demos(data: DataConfig) -> None:
-    """Refuse a config that names no demo file, or one that doesn't exist.
-
-    Raises:
-        ConfigError: in one line that names the file.
-    """
-    files = [*data.files, *(file for group in data.groups.values() for file in group.files)]
-    if not files:
-        raise ConfigError("no demo file; name one or more with --data.files FILE ...")
-    if missing := [name for name in files if "://" not in name and not Path(name).exists()]:
-        raise ConfigError(f"{missing[0]}: no such demo file (--data.files)")
 
 
 def imported(flag: str, source: str, argument: str) -> Callable[[Any], Any]:

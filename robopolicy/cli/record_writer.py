@@ -1,12 +1,14 @@
 """The process that writes what `robopolicy run --record` records: `python -m robopolicy.cli.record_writer FILE`.
 
 Its input is a header and then the control steps, each a msgpack map with its length before it. It answers `ready`, or in
-one line of error. When the input ends, by the end of the run or by its death, the demo is written.
+one line of error. When the input ends, by the end of the run or by its death, the demo is written and it answers `recorded`.
 """
 
+import os
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +19,8 @@ from robopolicy.demos.parts import begun
 from robopolicy.demos.writer import DemoWriter
 from robopolicy.types import ActionSpec, Demo, one_line
 
+WRITTEN = "recorded"
+"""The answer when the demo is in the file."""
 LENGTH = struct.Struct("<Q")
 
 
@@ -45,6 +49,9 @@ def write_record(source: IO[bytes], path: Path) -> None:
         print("ready", flush=True)
         if steps := list(messages):
             writer.write(_demo(steps, "demo_0", header["seed"]))
+    if steps:
+        with suppress(BrokenPipeError):  # the run was killed
+            os.write(sys.stdout.fileno(), f"{WRITTEN}\n".encode())
 
 
 def _messages(source: IO[bytes]) -> Iterator[dict[str, Any]]:

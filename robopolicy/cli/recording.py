@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.cli.record_writer import framed
+from robopolicy.cli.record_writer import WRITTEN, framed
 from robopolicy.control.robot import Recorder, Tick
 from robopolicy.types import ActionSpec
 
@@ -56,7 +56,7 @@ class DemoRecorder:
         seed: int | None = None,
         operated: bool = False,
     ) -> None:
-        self.operated = operated
+        self.operated, self.recorded = operated, False
         described = dict(env_args or {"env_name": "robopolicy run", "type": 2, "env_kwargs": {}})
         unseen = [*UNSEEN, *(["command_base"] if action_spec.base else []), *(OPERATED if operated else ())]
         described["privileged"] = [*unseen, *described.get("privileged", [])]
@@ -93,10 +93,12 @@ class DemoRecorder:
         self._send({"obs": obs, "action": np.asarray(tick.action, np.float32), "instruction": instruction})
 
     def close(self) -> None:
-        """Wait until the demo is written; log a failure."""
+        """Wait until the demo is written, `recorded`, or log why not; without a step there is none."""
         with suppress(BrokenPipeError):  # it has ended, and reported why
             self._input.close()
-        if answer := self._answer():
+        answer = self._answer()
+        self.recorded = answer == WRITTEN
+        if answer not in ("", WRITTEN):
             logger.error("the run was not recorded: %s", answer)
         self._output.close()
         self._process.wait()

@@ -1,4 +1,4 @@
-"""`--robot`: a kind, an address, a file, or a factory of the user's own -> the robot that `robopolicy run` drives."""
+"""`--robot` and `--intervene` of `robopolicy run`: a kind, an address, a file, or a factory -> the robot, the operator."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -10,16 +10,18 @@ from jsonargparse import Namespace
 from robopolicy.cli.drivers import Driver
 from robopolicy.cli.parsing import REQUIRED, Option, imported
 from robopolicy.components import ConfigError, build, component, kinds
-from robopolicy.control.robot import Robot
+from robopolicy.control.operators.base import OperatorContext
+from robopolicy.control.robot import Operator, Robot
 from robopolicy.control.robots.base import RobotContext
 from robopolicy.experiment.reading import read_yaml, section_from
 
-SCHEMES: Mapping[str, tuple[str, dict[str, Any]]] = {
+ROBOT_SCHEMES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "ws": ("websocket", {}),
     "wss": ("websocket", {"tls": True}),
     "rosbridge": ("rosbridge", {}),
 }
-"""Scheme of an address -> kind of robot, and options that follow from it."""
+OPERATOR_SCHEMES: Mapping[str, tuple[str, dict[str, Any]]] = {"ws": ("leader", {}), "wss": ("leader", {"tls": True})}
+"""Scheme of an address -> kind of robot or operator, and options that follow from it."""
 
 FLAGS: Mapping[str, tuple[str, Any, str]] = {
     "task": ("task", str, "task of the simulator; default: the demos' own"),
@@ -66,7 +68,7 @@ def make_robot(options: Namespace, driver: Driver) -> Robot:
         if flags:
             raise ConfigError(f"--{FLAGS[next(iter(flags))][0]} is not an option of --robot {options.robot}")
         return _checked(options.robot, imported("--robot", options.robot, "a RobotContext")(context))
-    kind, given = kind_and_options("robot", options.robot, SCHEMES)
+    kind, given = _kind_and_options("robot", options.robot, ROBOT_SCHEMES)
     chosen = component("robot", kind)
     known = [field.name for field in fields(chosen.options)]
     for name in flags:
@@ -76,7 +78,26 @@ def make_robot(options: Namespace, driver: Driver) -> Robot:
     return _checked(options.robot, build(made, context))
 
 
-def kind_and_options(
+def make_operator(source: str, context: OperatorContext) -> Operator:
+    """The operator that `--intervene` names, with the device opened.
+
+    Raises:
+        ConfigError: it has another form, the kind or an option is unknown, or the device can't be opened.
+    """
+    if source.partition(":")[2].isidentifier():
+        operator = imported("--intervene", source, "an OperatorContext")(context)
+    else:
+        kind, given = _kind_and_options("operator", source, OPERATOR_SCHEMES)
+        options = section_from(component("operator", kind).options, given, "operator", f"operator {kind!r}")
+        operator = build(options, context)
+    if not isinstance(operator, Operator):
+        raise ConfigError(
+            f"--intervene {source} made a {type(operator).__name__} without act and close: not an Operator"
+        )
+    return operator
+
+
+def _kind_and_options(
     family: str, source: str, schemes: Mapping[str, tuple[str, dict[str, Any]]]
 ) -> tuple[str, dict[str, Any]]:
     """The kind and the options of a device that is given as a kind, an address or a YAML file.

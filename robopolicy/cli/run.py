@@ -2,24 +2,22 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli import say
 from robopolicy.cli.drivers import AUTO_SPEED, Driver, at_robots_speed, driver_of, fitted
-from robopolicy.cli.operators import make_operator
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import POLICY, execution_options, of_group, parse, verb_parser
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
-from robopolicy.cli.robots import make_robot, robot_options
+from robopolicy.cli.robots import make_operator, make_robot, robot_options
 from robopolicy.cli.run_report import shown, summarize
 from robopolicy.components import ConfigError
 from robopolicy.control.executor import ChunkExecutor
-from robopolicy.control.inference import Inference, SteppedInference, ThreadedInference
+from robopolicy.control.inference import SteppedInference, ThreadedInference
 from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.operators.base import OperatorContext
 from robopolicy.control.replay import RecordedStream, first_place
@@ -53,39 +51,14 @@ def run(arguments: Sequence[str]) -> int:
         driver = fitted(driver, robot, options.robot)
         if assumed := robot.profile.assumed:
             say(f"assumed   limits of {robot.profile.name} that its maker does not publish: {', '.join(assumed)}")
-        recorded_before = _demo_count(options.record) if options.record else 0
-        recording = stack.enter_context(ExitStack())  # of its own, to be closed before the demos are counted below
-        recorder = _recorder(options, driver, robot, recording)
-        operator = None
-        if options.intervene is not None:
-            context = OperatorContext(robot.profile, driver.spec, driver.control_dt)
-            operator = make_operator(options.intervene, context)
-            stack.callback(operator.close)
-        clock = getattr(robot, "simulated_clock", None)
-        inference = _inference(options, driver, robot, clock)
-        stack.callback(inference.close)
-        executor = ChunkExecutor(driver.chunk, driver.control_dt, driver.execution, action_spec=driver.spec)
-        loop = ControlLoop(
-            robot,
-            inference,
-            executor,
-            driver.spec,
-            options=LoopOptions(
-                deadline_s=options.deadline,
-                first_jump_rad=options.first_jump,
-                dry_run=options.dry_run,
-                priority=options.priority and clock is None,
-            ),
-            recorder=recorder,
-            operator=operator,
-            clock=clock,
-        )
-        record = driver.stream if isinstance(driver.stream, RecordedStream) else None  # None: a policy drives
-        loop.go_home(None if record is None else first_place(record.record, robot.profile))
-        with shown(loop.statistics, f"robopolicy run   {options.robot}"):
-            loop.run(options.seconds or (SECONDS if record is None else math.inf), _finished(robot, record))
-        recording.close()  # the recorder writes its demo here
-        unrecorded = options.record is not None and _demo_count(options.record) == recorded_before
+        recorders = _recorders(options, driver, robot)
+        with closing(Recorders(recorders)) as recorder:
+            loop = _loop(options, driver, robot, recorder if recorders else None, stack)
+            record = driver.stream if isinstance(driver.stream, RecordedStream) else None  # None: a policy drives
+            loop.go_home(None if record is None else first_place(record.record, robot.profile))
+            with shown(loop.statistics, f"robopolicy run   {options.robot}"):
+                loop.run(options.seconds or (SECONDS if record is None else math.inf), _finished(robot, record))
+        unrecorded = not all(getattr(each, "recorded", True) for each in recorders)  # known once they are closed
         succeeded = summarize(options, loop, robot, record, unrecorded)
     return 0 if succeeded else 1
 
@@ -147,11 +120,33 @@ def _parser() -> ArgumentParser:
     )
 
 
-def _inference(options: Namespace, driver: Driver, robot: Robot, clock: Clock | None) -> Inference:
-    """Inference in a separate thread; on a simulated clock within the control loop, so that a run is reproducible."""
+def _loop(options: Namespace, driver: Driver, robot: Robot, recorder: Recorder | None, stack: ExitStack) -> ControlLoop:
+    """The control loop, with its operator and its inference, which `stack` closes."""
+    operator = None
+    if options.intervene is not None:
+        operator = make_operator(options.intervene, OperatorContext(robot.profile, driver.spec, driver.control_dt))
+        stack.callback(operator.close)
+    clock: Clock | None = getattr(robot, "simulated_clock", None)
+    # On a simulated clock the policy computes within the control loop, so that a run is reproducible.
     make = SteppedInference if clock is not None else partial(ThreadedInference, priority=options.priority)
     observing = {"cameras": driver.cameras, "every": options.actions_per_call, "adapt": driver.adapt}
-    return make(robot, driver.stream, options.instruction, **observing)
+    inference = make(robot, driver.stream, options.instruction, **observing)
+    stack.callback(inference.close)
+    return ControlLoop(
+        robot,
+        inference,
+        ChunkExecutor(driver.chunk, driver.control_dt, driver.execution, action_spec=driver.spec),
+        driver.spec,
+        options=LoopOptions(
+            deadline_s=options.deadline,
+            first_jump_rad=options.first_jump,
+            dry_run=options.dry_run,
+            priority=options.priority and clock is None,
+        ),
+        recorder=recorder,
+        operator=operator,
+        clock=clock,
+    )
 
 
 def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]:
@@ -161,18 +156,8 @@ def _finished(robot: Robot, record: RecordedStream | None) -> Callable[[], bool]
     return lambda: getattr(robot, "success", False) or getattr(robot, "failed", False)
 
 
-def _demo_count(path: str) -> int:
-    """Number of demos in a file; 0 if the file does not exist."""
-    from robopolicy.demos.hdf5 import DemoFile
-
-    if not Path(path).exists():
-        return 0
-    with DemoFile(path) as file:
-        return len(file.names)
-
-
-def _recorder(options: Namespace, driver: Driver, robot: Robot, stack: ExitStack) -> Recorder | None:
-    """The recorder for `--record` and `--rerun`, closed by `stack`; None without both."""
+def _recorders(options: Namespace, driver: Driver, robot: Robot) -> list[Recorder]:
+    """The recorders of `--record` and `--rerun`."""
     recorders: list[Recorder] = []
     if options.record:
         env_args = dict(getattr(robot, "env_args", None) or {}) or None
@@ -180,8 +165,4 @@ def _recorder(options: Namespace, driver: Driver, robot: Robot, stack: ExitStack
         recorders.append(DemoRecorder(options.record, driver.spec, env_args, seed, options.intervene is not None))
     if options.rerun:
         recorders.append(RerunRecorder())
-    if not recorders:
-        return None
-    recorder = Recorders(recorders)
-    stack.callback(recorder.close)
-    return recorder
+    return recorders

@@ -55,30 +55,9 @@ def summarize(
         record: the demo that was replayed, if any.
         unrecorded: whether a recording was asked for and is missing.
     """
-    statistics = loop.statistics
-    figures = statistics.to_dict()
-    late, latency = figures["deviation_ms"], figures["latency_ms"]
-    say(
-        f"steps     {statistics.steps} at {statistics.rate_hz:.2f} Hz, p99 {late.get('p99', 0.0):.2f} ms behind the grid, "
-        f"{statistics.overruns} of {statistics.commands} commands overrun"
-    )
-    if latency and record is None:
-        say(
-            f"policy    p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms; {statistics.missed_frames} frames missed"
-        )
-        needed = math.ceil(latency["p50"] / (1e3 * loop.executor.control_dt))
-        if statistics.missed_frames > MISSED_SHARE * statistics.steps and needed > options.actions_per_call:
-            say(
-                f"memory    lacks {statistics.missed_frames} of {statistics.steps} frames: a prediction takes {needed} control "
-                f"steps; train with --data.frame_stride {needed}, and run with --actions-per-call {needed}"
-            )
-    if options.intervene:
-        say(f"operator  {statistics.operated} of {statistics.steps} steps")
-    say(
-        f"limited   {statistics.interventions} of {statistics.steps} commands "
-        f"({100 * statistics.interventions / max(statistics.steps, 1):.1f} %): {dict(statistics.limited)}"
-    )
-    failures = [statistics.failure] if statistics.failure else []
+    figures = loop.statistics.to_dict()
+    _print_steps(options, loop, figures, replay=record is not None)
+    failures = [loop.statistics.failure] if loop.statistics.failure else []
     if record is not None:
         figures["replay"] = outcome = record.outcome()
         if options.dry_run:  # a robot that stands still falls behind every demo
@@ -104,6 +83,30 @@ def summarize(
     if result := options.record if options.record and not unrecorded else options.json:
         say(f"result    {result}")
     return loop.stopped is None and not failures
+
+
+def _print_steps(options: Namespace, loop: ControlLoop, figures: Mapping[str, Any], replay: bool) -> None:
+    """Rate, latency, missed frames, interventions and limited commands, each in a line."""
+    statistics, late, latency = loop.statistics, figures["deviation_ms"], figures["latency_ms"]
+    say(
+        f"steps     {statistics.steps} at {statistics.rate_hz:.2f} Hz, p99 {late.get('p99', 0.0):.2f} ms behind the grid, "
+        f"{statistics.overruns} of {statistics.commands} commands overrun"
+    )
+    if latency and not replay:
+        missed = f"{statistics.missed_frames} frames missed"
+        say(f"policy    p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms; {missed}")
+        needed = math.ceil(latency["p50"] / (1e3 * loop.executor.control_dt))
+        if statistics.missed_frames > MISSED_SHARE * statistics.steps and needed > options.actions_per_call:
+            say(
+                f"memory    lacks {statistics.missed_frames} of {statistics.steps} frames: a prediction takes {needed} control "
+                f"steps; train with --data.frame_stride {needed}, and run with --actions-per-call {needed}"
+            )
+    if options.intervene:
+        say(f"operator  {statistics.operated} of {statistics.steps} steps")
+    say(
+        f"limited   {statistics.interventions} of {statistics.steps} commands "
+        f"({100 * statistics.interventions / max(statistics.steps, 1):.1f} %): {dict(statistics.limited)}"
+    )
 
 
 def _outcome_text(outcome: Mapping[str, Any], joint_names: Sequence[str], slow_enough: float) -> str:

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import REQUIRED, parse_experiment, require_demos, verb_parser
+from robopolicy.cli.parsing import REQUIRED, parse_experiment, verb_parser
 from robopolicy.components import ConfigError
 from robopolicy.experiment.config import ExperimentConfig
 
@@ -45,7 +45,6 @@ def train(arguments: Sequence[str]) -> int:
     short = {"seed": options.seed, "max_steps": options.max_steps, "eval_every": options.eval_every}
     given = {name: value for name, value in short.items() if value is not None}
     config = replace(config, training=replace(config.training, **given))
-    require_demos(config.data)
     check_folder("--run-dir", options.run_dir)
 
     from robopolicy.training.train import train as run_training

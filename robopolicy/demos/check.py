@@ -1,15 +1,13 @@
-"""The verb `check`: contents and problems of a set of demos."""
+"""Checks a set of demos: its contents and problems, and what is left when demos with problems are dropped."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
-from robopolicy.demos.check_page import write_page
-from robopolicy.demos.check_report import FileReport, print_report
+from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.findings import (
     Finding,
     KeySummary,
@@ -24,53 +22,10 @@ from robopolicy.demos.formats import DemoReader, action_spec_of, convert, open_d
 from robopolicy.demos.formats.base import is_image
 from robopolicy.demos.outliers import SetSigns
 from robopolicy.demos.remote import local_path
-from robopolicy.types import DemoFormatError, printable
+from robopolicy.types import DemoFormatError
 
 SHEET_DEMOS, SHEET_FRAMES = 6, 6
 """Number of demos on the contact sheet, and of images per demo."""
-
-
-def run_check(
-    files: Sequence[str | Path],
-    html: str | Path | None = None,
-    salvage_to: str | Path | None = None,
-    console: Console | None = None,
-) -> int:
-    """Print the contents and problems of each file; returns the exit code.
-
-    Args:
-        files: files or folders of demos of any known format.
-        html: write a page with action histograms and contact sheets there.
-        salvage_to: write the demos without problems there, as a native file; for one source file.
-        console: where to print.
-
-    Returns:
-        0: no problems; 1: problems were found; 2: a file can't be opened as demos.
-    """
-    console = console or Console(soft_wrap=True)
-    if salvage_to is not None and len(files) != 1:
-        raise DemoFormatError(f"--salvage takes the good demos of one file; {len(files)} were given")
-    reports, refused = [], []
-    for path in files:
-        try:
-            reports.append(check_file(path, progress=console.is_terminal))
-        except DemoFormatError as error:
-            refused.append(str(error))
-    compare_files(reports)
-    for report in reports:
-        print_report(report, console)
-    for line in refused:
-        console.print(printable(line), markup=False, highlight=False)
-    if salvage_to is not None and reports:
-        for note in salvage(reports[0], salvage_to):
-            console.print(printable(note), markup=False, highlight=False)
-        console.print(f"salvaged  {salvage_to}: {len(reports[0].good)} of {len(reports[0].names)} demos", markup=False)
-    if html is not None and reports:
-        write_page(reports, Path(html))
-        console.print(f"page      {html}", markup=False)
-    if refused:
-        return 2
-    return 1 if any(report.problems for report in reports) else 0
 
 
 @np.errstate(all="ignore")  # untrusted files may hold values that overflow

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from robopolicy.demos.findings import CLOCK
-from robopolicy.demos.formats.base import ChangedReader, DemoReader, action_spec_of
+from robopolicy.demos.formats.base import (
+    ChangedReader,
+    DemoReader,
+    RowShapes,
+    action_spec_of,
+    row_difference,
+    row_shapes,
+)
 from robopolicy.demos.idle import IdleSteps
 from robopolicy.demos.packing import STEP_ARRAYS, by_number
 from robopolicy.demos.tokens import IDENTITY
@@ -179,7 +186,7 @@ class Merged(ChangedReader):
         """See `DemoReader`."""
         source, old = self.origin[name]
         demo = source.read(old, keys)
-        if keys is None and len(self._rows) and (text := _difference(self._rows, _row_shapes(demo))):
+        if keys is None and len(self._rows) and (text := row_difference(self._rows, row_shapes(demo))):
             raise DemoFormatError(f"{source.path.name}, {old}: {text}")
         return replace(demo, name=name)
 
@@ -262,37 +269,19 @@ def _joined(times: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.concatenate([times[:1], times[:1] + np.cumsum(lasting, axis=0)]).astype(times.dtype)
 
 
-def _row_shapes(demo: Demo) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Key, or `actions` -> (shape of one step's value, whether it is an image)."""
-    arrays = {"actions": demo.actions, **demo.obs}
-    return {key: (values.shape[1:], values.dtype == np.uint8) for key, values in arrays.items()}
-
-
-def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """How the keys and shapes of a demo differ from those of the first demo, as a text; None if they are equal."""
-    if missing := sorted(set(expected) - set(found)):
-        return f"no key {missing[0]!r}, which the demos before it have; it has: {', '.join(sorted(found))}"
-    if more := sorted(set(found) - set(expected)):
-        return f"the key {more[0]!r} is not in the demos before it; drop or rename it"
-    for key, (shape, _) in found.items():
-        if found[key] != expected[key]:
-            return f"{key} has rows of shape {shape}; in the demos before it they are {expected[key][0]}, or of another type"
-    return None
-
-
-def _require_alike(sources: Sequence[DemoReader]) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """The keys and shapes (`_row_shapes`) that all demos must have; empty for a single source, which is not checked.
+def _require_alike(sources: Sequence[DemoReader]) -> RowShapes:
+    """The keys and shapes (`row_shapes`) that all demos must have; empty for a single source, which is not checked.
 
     Raises:
         DemoFormatError: the first demos of two sources, or their action columns or rates, differ.
     """
     if len(sources) == 1:
         return {}
-    first = _row_shapes(sources[0].read(sources[0].names[0]))
+    first = row_shapes(sources[0].read(sources[0].names[0]))
     facts: dict[str, tuple[str, Any]] = {}
     for source in sources:
         name = source.path.name
-        if text := _difference(first, _row_shapes(source.read(source.names[0]))):
+        if text := row_difference(first, row_shapes(source.read(source.names[0]))):
             raise DemoFormatError(f"{name}: {text}; merging needs the same keys and action columns")
         spec = source.action_spec
         known = dict(source.action_facts) if spec is None else spec.to_dict()

@@ -29,6 +29,9 @@ GRIPPER_STEPS = 3
 """A gripper's opening is compared with the command this many steps before."""
 PAIRED = 0.9
 """Correlation beyond which two columns are the fingers of one gripper."""
+OVERSHOOT = 0.5
+"""Share of the stroke by which commands may exceed the declared ends of a continuous gripper: a leader arm's gripper closes
+on nothing and goes beyond them, while values in another unit are farther off."""
 LEAST_STROKE = 0.25
 """A continuous gripper that uses a smaller share of its declared range may be in other units."""
 REPEATS = 0.5
@@ -84,7 +87,22 @@ def demo_problems(demo: Demo, clock: np.ndarray | None, rate_hz: float | None) -
     clocks = {key: values.reshape(len(demo), -1)[:, 0] for key, values in demo.obs.items() if CLOCK.fullmatch(key)}
     if clock is not None:
         clocks["timestamp"] = clock
-    yield from _clock_problems(clocks, rate_hz)
+    usual = {"the control rate": 1 / rate_hz} if rate_hz else {}
+    for key, times in clocks.items():
+        durations = np.diff(times.astype(np.float64))
+        if not len(durations) or not np.isfinite(durations).all():
+            continue
+        if durations.min() <= 0:
+            yield f"{key} goes back, or stands still, at step {int(durations.argmin()) + 1}"
+            continue
+        usual[key] = float(np.median(durations))
+        off = np.abs(durations / usual[key] - 1)
+        if off.max() > JITTER:
+            step = int(off.argmax())
+            yield f"{key} is irregular: step {step} lasts {durations[step]:.4g} s, the usual one {usual[key]:.4g} s"
+    for one, other in combinations(usual, 2):
+        if abs(usual[one] / usual[other] - 1) > DRIFT:
+            yield f"unequal clocks: a step lasts {usual[one]:.4g} s by {one}, {usual[other]:.4g} s by {other}"
 
 
 def demo_notes(demo: Demo) -> Iterator[str]:
@@ -136,7 +154,7 @@ def action_findings(
         instruction_of: of each demo.
         openings: `gripper_openings` of the demos that hold any.
     """
-    yield from _gripper_values(np.concatenate(list(actions.values())), spec)
+    yield from gripper_findings(np.concatenate(list(actions.values())), spec)
     measured = [name for name in actions if openings and name in openings]
     ends = opening_ends([actions[name] for name in measured], spec, [(openings or {})[name] for name in measured])
     for (column, closed, opened), end in zip(spec.gripper_ends, ends, strict=True):
@@ -151,7 +169,7 @@ def action_findings(
     yield from _arm_motion([spec.split(rows)[0] for rows in actions.values()], spec)
 
 
-def _gripper_values(rows: np.ndarray, spec: ActionSpec) -> Iterator[Finding]:
+def gripper_findings(rows: np.ndarray, spec: ActionSpec) -> Iterator[Finding]:
     """Gripper columns (rows, width) whose values differ from what the action spec declares."""
     for column, pair in zip(spec.gripper_columns, spec.gripper_values, strict=True):
         values = np.unique(rows[:, column])
@@ -170,9 +188,10 @@ def _gripper_values(rows: np.ndarray, spec: ActionSpec) -> Iterator[Finding]:
             f"the continuous gripper (action {column}) holds {low:g} .. {high:g}; the action spec declares its ends as "
             f"{_listed(ends)}; declare continuous_gripper_values"
         )
-        if low < min(ends) - 1e-3 * stroke or high > max(ends) + 1e-3 * stroke:
-            yield Finding("note" if tuple(ends) == (-1.0, 1.0) else "problem", text)
-        elif high - low < LEAST_STROKE * stroke:
+        beyond = max(min(ends) - low, high - max(ends)) / stroke
+        if beyond > OVERSHOOT and tuple(ends) != (-1.0, 1.0):
+            yield Finding("problem", text)
+        elif beyond > 1e-3 or high - low < LEAST_STROKE * stroke:
             yield Finding("note", text)
 
 
@@ -294,22 +313,3 @@ def _rotation_jumps(key: str, rows: np.ndarray) -> Iterator[str]:
     wraps = (np.abs(jumps - 2 * np.pi) < 0.5).any(axis=0) & (np.abs(rows).max(axis=0) <= 2 * np.pi + SAME)
     for column in np.flatnonzero(wraps).tolist():
         yield f"{key}[{column}:{column + 1}]: an angle that jumps by a turn; {DECLARE} angle"
-
-
-def _clock_problems(clocks: Mapping[str, np.ndarray], rate_hz: float | None) -> Iterator[str]:
-    usual = {"the control rate": 1 / rate_hz} if rate_hz else {}
-    for key, times in clocks.items():
-        durations = np.diff(times.astype(np.float64))
-        if not len(durations) or not np.isfinite(durations).all():
-            continue
-        if durations.min() <= 0:
-            yield f"{key} goes back, or stands still, at step {int(durations.argmin()) + 1}"
-            continue
-        usual[key] = float(np.median(durations))
-        off = np.abs(durations / usual[key] - 1)
-        if off.max() > JITTER:
-            step = int(off.argmax())
-            yield f"{key} is irregular: step {step} lasts {durations[step]:.4g} s, the usual one {usual[key]:.4g} s"
-    for one, other in combinations(usual, 2):
-        if abs(usual[one] / usual[other] - 1) > DRIFT:
-            yield f"unequal clocks: a step lasts {usual[one]:.4g} s by {one}, {usual[other]:.4g} s by {other}"

@@ -45,9 +45,8 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
     Raises:
         ConfigError: a component can't use what the demos hold.
     """
-    scaling = config.normalization
-    keys = KeyScaling(facts.observation, facts.obs_statistics, scaling.obs, scaling.rotation, scaling.rotations)
-    actions = action_normalizer(scaling, facts.action, facts.action_statistics)
+    keys = key_scaling(config.normalization, facts.observation, facts.obs_statistics)
+    actions = action_normalizer(config.normalization, facts.action, facts.action_statistics)
     text = None
     if facts.vocabulary is not None:
         inputs = TextInputs(facts.vocabulary, text_width_of(config.encoder), getattr(config.encoder, "model", None))
@@ -83,6 +82,13 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
     policy = ChunkPolicy(spec, keys, actions, text, encoder, head)
     policy.config, policy.vocabulary = config, facts.vocabulary
     return policy
+
+
+def key_scaling(
+    scaling: NormalizationConfig, specs: Mapping[str, ArraySpec], statistics: Mapping[str, Statistics] | None
+) -> KeyScaling:
+    """The scaling of observation keys."""
+    return KeyScaling(specs, statistics, scaling.obs, scaling.rotation, scaling.rotations)
 
 
 def action_normalizer(

@@ -81,15 +81,8 @@ def config_from_dict(
 
 def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """Plain dictionaries and lists, as YAML and JSON write them."""
-    values = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in COMPONENT_SECTIONS:
-            value = values_of(value)
-        elif field.name in PLAIN_SECTIONS:
-            value = asdict(value)
-        values[field.name] = plain_values(value)
-    return values
+    sections = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: plain_values(section_values(name, value)) for name, value in sections.items()}
 
 
 def section_values(section: str, value: Any) -> Any:

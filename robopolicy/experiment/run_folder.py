@@ -167,7 +167,7 @@ def load_policy(
         raise ValueError(f"precision {precision} is for steps on the CPU; with device {device} leave it out")
     load_plugins(plugins)
     folder = group_folder(folder, group)
-    policy = read_policy(folder)[0].to(device).eval()
+    policy = read_policy(folder).to(device).eval()
     if flow_steps is not None:  # before `freeze`, which copies the head
         _set_flow_steps(policy, flow_steps)
     policy = policy.freeze(precision or "float32") if on_cpu else policy
@@ -229,8 +229,8 @@ def group_folder(folder: str | Path, group: str | None = None) -> Path:
     return folder / GROUPS / str(group)
 
 
-def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
-    """The policy in a run folder and the config that made it, on the CPU; for training on."""
+def read_policy(folder: str | Path) -> ChunkPolicy:
+    """The policy in a run folder, on the CPU, to be trained further."""
     folder = Path(folder)
     description, config = read_description(folder)
     if not needs_backbone(config):
@@ -242,7 +242,7 @@ def read_policy(folder: str | Path) -> tuple[ChunkPolicy, ExperimentConfig]:
         raise CheckpointError(
             f"{folder / WEIGHTS}: doesn't fit {CONFIG} and {DESCRIPTION} beside it: {one_line(error)}"
         ) from error
-    return policy, config
+    return policy
 
 
 def read_description(folder: Path) -> tuple[dict[str, Any], ExperimentConfig]:

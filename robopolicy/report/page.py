@@ -1,9 +1,13 @@
 """The parts of every page: style, tables, and writing a file whole."""
 
+import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from robopolicy.demos.formats._video import encode_png
 from robopolicy.files import write_file
 from robopolicy.rollout.statistics import wilson_interval
 
@@ -21,7 +25,8 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} td.n{white-space:n
 figure{display:inline-block;margin:.4rem .8rem .4rem 0;max-width:100%;overflow-x:auto;vertical-align:top}
 figcaption{font-size:.8rem;color:var(--faint)} img,video{display:block;max-width:100%;height:auto}
 img,video{border-radius:4px;image-rendering:pixelated} svg{max-width:100%;height:auto;min-width:20rem}
-svg text{font-size:12px;fill:var(--faint)} .grid{stroke:var(--grid)} pre{font-size:.8rem;overflow-x:auto}
+svg text{font-size:12px;fill:var(--faint)} .grid{stroke:var(--grid)}
+.problem{color:var(--c4)} .note{color:var(--c1)} .good{color:var(--c2)} pre{font-size:.8rem;overflow-x:auto}
 @media(max-width:40rem){body{margin:1rem auto} td,th{padding-right:.5rem;font-size:.85rem} .big{font-size:2rem}}
 """
 
@@ -47,6 +52,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: i
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f"<div class=wide><table><tr>{cells('th', head)}</tr>{body}</table></div>"
+
+
+def image_figure(image: np.ndarray, caption: str, width: int | None = None) -> str:
+    """An image (height, width, 3) uint8 within the page, over its caption; `width` is that on the page [pixels]."""
+    data, text = base64.b64encode(encode_png(image)).decode(), html.escape(caption)
+    size = "" if width is None else f" width={width}"
+    return (
+        f"<figure><img{size} alt='{text}' src='data:image/png;base64,{data}'><figcaption>{text}</figcaption></figure>"
+    )
 
 
 def percent(share: float) -> str:

@@ -76,20 +76,28 @@ def interval_plot(rows: Mapping[str, tuple[float, Sequence[float]]], width: int 
     return f"<figure>{_svg(parts, width + 24, height)}</figure>"
 
 
-def histogram(values: Sequence[int], x_label: str, width: int = 480, height: int = 140) -> str:
-    """How often which whole number occurs, at most 30 bars."""
-    low, high = int(min(values)), int(max(values))
-    step = max(1, -(-(high - low + 1) // 30))
-    edges = np.arange(low, high + step + 1, step)
+def histogram(
+    values: Sequence[int] | np.ndarray,
+    x_label: str,
+    edges: np.ndarray | None = None,
+    width: int = 480,
+    height: int = 140,
+) -> str:
+    """How many of the values lie between each two edges; without edges, how often each whole number occurs, in 30 bars."""
+    if edges is None:
+        low, high = int(min(values)), int(max(values))
+        step = max(1, -(-(high - low + 1) // 30))
+        edges = np.arange(low, high + step + 1, step)
     counts, _ = np.histogram(values, bins=edges)
+    names = [f"{edge:.3g}" if edges.dtype.kind == "f" else str(edge) for edge in edges]
     wide = width / len(counts)
     bars = "".join(
         f"<rect class=bar x={i * wide:.1f} y={height - height * n / counts.max():.1f} width={wide - 1:.1f} "
-        f"height={height * n / counts.max():.1f}><title>{edges[i]} to {edges[i + 1] - 1}: {n}</title></rect>"
+        f"height={height * n / counts.max():.1f}><title>from {names[i]}: {n}</title></rect>"
         for i, n in enumerate(counts)
     )
-    shown = range(0, len(counts), max(1, len(counts) // 6))
-    labels = "".join(f"<text x={i * wide:.1f} y={height + 16}>{edges[i]}</text>" for i in shown)
+    shown = range(0, len(counts), max(1, len(counts) * 80 // width))
+    labels = "".join(f"<text x={i * wide:.1f} y={height + 16}>{names[i]}</text>" for i in shown)
     labels += f"<text x={width / 2} y={height + 32} text-anchor=middle>{html.escape(x_label)}</text>"
     labels += f"<text x={width + 8} y=12>{counts.max()} at most</text>"
     return f"<figure>{_svg([bars, labels], width + 90, height)}</figure>"

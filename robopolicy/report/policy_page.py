@@ -1,6 +1,5 @@
 """A page about one policy on one demo: attention maps over the images, and predicted chunks beside the demonstrated actions."""
 
-import base64
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from robopolicy.demos.formats._video import encode_png
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.report.page import table, write_page
+from robopolicy.report.page import image_figure, table, write_page
 from robopolicy.report.plots import COLORS, Series, line_plot
 from robopolicy.types import Demo, Policy
 
@@ -129,9 +127,7 @@ def _maps(demo: Demo, seen: Seen) -> str:
     for camera, frames in seen.maps.items():
         parts.append(f"<h3>{html.escape(camera)}</h3>")
         for step, weights in frames.items():
-            data = base64.b64encode(encode_png(glowing(demo.obs[camera][step], weights))).decode()
-            image = f"<img width=224 alt='{html.escape(camera)}, step {step}' src='data:image/png;base64,{data}'>"
-            parts.append(f"<figure>{image}<figcaption>step {step}</figcaption></figure>")
+            parts.append(image_figure(glowing(demo.obs[camera][step], weights), f"{camera}, step {step}", width=224))
     return "".join(parts)
 
 

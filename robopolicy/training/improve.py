@@ -111,11 +111,11 @@ def improve(
     """
     run_dir = Path(run_dir)
     is_resumed(run_dir, resume)  # raises if the folder already contains a run
-    policy, experiment = read_policy(start)
+    policy = read_policy(start)
     learner = Learner(policy.to(device), ppo)
     # The new policy is executed as it is trained: it replans after each decision.
     execution = RecedingOptions(replan_every=learner.decision_steps)
-    policy.config = replace(experiment, execution=execution)
+    policy.config = replace(policy.config, execution=execution)
     policy.spec = replace(policy.spec, execution=values_of(execution))
     provenance = {**read_provenance(start), **surroundings.facts, "improved_from": Path(start).name}
     worlds = surroundings.open_worlds(policy)

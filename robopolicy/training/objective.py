@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 from robopolicy.components import ConfigError, component, require
-from robopolicy.experiment.config import NormalizationConfig
 from robopolicy.experiment.reading import section_from
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.losses import cut_windows
 from robopolicy.model.normalization import KeyScaling
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.statistics import Statistics
 from robopolicy.model.streaming import MemoryState
 from robopolicy.training.losses import LossContext, LossInputs
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ArraySpec, Batch
@@ -50,10 +48,8 @@ class Objective(nn.Module):
 
     Args:
         losses: loss -> weight, or for an auxiliary loss its weight and options; `ExperimentConfig.losses`.
-        scaling: how privileged keys are scaled.
         policy: what is trained; not held, so that an averaged copy can be measured by the same objective.
-        privileged: shape of one frame of each key that losses may use and the policy doesn't see.
-        statistics: of the privileged keys, from the training split.
+        privileged: scaling of the keys that losses may use and the policy doesn't see; None: there are none.
 
     Raises:
         ConfigError: a weight names a loss that neither the action head nor the family `loss` provides, or nothing is weighted.
@@ -62,15 +58,11 @@ class Objective(nn.Module):
     def __init__(
         self,
         losses: Mapping[str, Any],
-        scaling: NormalizationConfig,
         policy: ChunkPolicy,
-        privileged: Mapping[str, ArraySpec] | None = None,
-        statistics: Mapping[str, Statistics] | None = None,
+        privileged: KeyScaling | None = None,
     ) -> None:
         super().__init__()
-        self.privileged = KeyScaling(
-            privileged or {}, statistics if privileged else None, scaling.obs, scaling.rotation, scaling.rotations
-        )
+        self.privileged = KeyScaling({}, None) if privileged is None else privileged
         head = policy.head
         context = LossContext(
             pooled_width=head.pooled_width,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robopolicy.components import ConfigError, build, require
 from robopolicy.demos.actions import infer_action_spec
-from robopolicy.demos.findings import LEAST_STROKE
+from robopolicy.demos.findings import LEAST_STROKE, gripper_findings
 from robopolicy.demos.formats import DemoReader
 from robopolicy.demos.rows import DemoRows, TokenPooling, row_types
 from robopolicy.experiment.config import DataConfig
@@ -19,9 +19,6 @@ from robopolicy.model.poolings.max import MaxOptions
 from robopolicy.model.poolings.mean import MeanOptions
 from robopolicy.types import TOKENS_KEY, ActionSpec, DemoFormatError
 
-OVERSHOOT = 0.5
-"""Share of the stroke by which commands may exceed the declared ends of a continuous gripper: a leader arm's gripper closes
-on nothing and goes beyond them, while values in another unit are farther off."""
 SPLIT_SEED = 0
 """Seed of the split where a file has no masks: the same demos are held out whatever the training's seed."""
 
@@ -116,60 +113,39 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
         spec = replace(spec, continuous_gripper=tuple(sorted(grippers)), **facts)
     if spec.width != rows.actions.shape[1]:
         raise DemoFormatError(f"{where}: actions have {rows.actions.shape[1]} columns but the action spec {spec.width}")
+    for finding in gripper_findings(rows.actions, spec):
+        if finding.severity == "problem":
+            raise DemoFormatError(f"{where}: {finding.text}")
     binary = [
-        _values(rows.actions[:, column], column, pair, where)
+        _values(rows.actions[:, column], column, pair)
         for column, pair in zip(spec.gripper_columns, spec.gripper_values, strict=True)
     ]
     continuous = [
-        _ends(rows.actions[:, column], column, ends, where)
+        _ends(rows.actions[:, column], column, ends)
         for column, ends in zip(spec.continuous_gripper, spec.continuous_gripper_values, strict=True)
     ]
     return replace(spec, gripper_values=tuple(binary), continuous_gripper_values=tuple(continuous))
 
 
-def _values(actions: np.ndarray, column: int, declared: tuple[float, float], where: str) -> tuple[float, float]:
-    """The two values of a binary gripper: those declared, or, where that is the default pair, those of its actions (rows,).
-
-    Raises:
-        DemoFormatError: it has more than two values, or others than declared.
-    """
+def _values(actions: np.ndarray, column: int, declared: tuple[float, float]) -> tuple[float, float]:
+    """The two values of a binary gripper: those declared, or, where that is the default pair, those of its actions (rows,)."""
     values = np.unique(actions).tolist()
-    if len(values) > 2:
-        raise DemoFormatError(
-            f"{where}: action {column} is declared a binary gripper and has {len(values)} values; declare it an arm "
-            "column and continuous_gripper"
-        )
     if set(values) <= set(declared):
         return declared
     named = " and ".join(f"{value:g}" for value in values)
-    if declared != (-1.0, 1.0) or len(values) < 2:
-        raise DemoFormatError(
-            f"{where}: the gripper (action {column}) holds {named}; gripper_values say {declared[0]:g} and {declared[1]:g}"
-        )
     LOG.info(
         "gripper   action %d holds %s, of which the second is label 1; the profile says which opens", column, named
     )
     return values[0], values[1]
 
 
-def _ends(actions: np.ndarray, column: int, ends: tuple[float, float], where: str) -> tuple[float, float]:
-    """The ends of a continuous gripper: those declared, or, where they are the default, those that its actions (rows,) suggest.
-
-    Raises:
-        DemoFormatError: it goes far beyond the declared ends.
-    """
+def _ends(actions: np.ndarray, column: int, ends: tuple[float, float]) -> tuple[float, float]:
+    """The ends of a continuous gripper: those declared; in place of the default, those that its actions (rows,) suggest."""
     low, high = float(actions.min()), float(actions.max())
-    declared = ends != (-1.0, 1.0)
-    slack = (OVERSHOOT if declared else 1e-3) * (max(ends) - min(ends))
-    beyond = low < min(ends) - slack or high > max(ends) + slack
-    if declared and beyond:
-        raise DemoFormatError(
-            f"{where}: the continuous gripper (action {column}) holds {low:g} .. {high:g}; continuous_gripper_values say "
-            f"{ends[0]:g} and {ends[1]:g}"
-        )
+    beyond = low < -1.002 or high > 1.002
     # From 0 on, or over a small part of -1 .. 1: an opening, in metres or as a share.
     opening = high > low and (low >= 0 or high - low < LEAST_STROKE * 2)
-    if declared or not (beyond or opening):
+    if ends != (-1.0, 1.0) or not (beyond or opening):
         return ends
     LOG.info("gripper   action %d holds %g .. %g; the first end is taken to be %g", column, low, high, high)
     return high, low

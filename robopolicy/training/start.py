@@ -68,7 +68,7 @@ def open_start(start: Start, token_encoder: dict[str, Any] | None) -> ChunkPolic
         CheckpointError: the folder can't be read.
         ConfigError: it was trained on the tokens of another encoder.
     """
-    policy, before = read_policy(start.folder)[0], read_provenance(start.folder).get("token_encoder")
+    policy, before = read_policy(start.folder), read_provenance(start.folder).get("token_encoder")
     if before and token_encoder and (difference := identity_difference(token_encoder, before)):
         raise ConfigError(
             f"--start {start.folder} was trained on tokens of another encoder; the new ones have {difference}"

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from robopolicy.components import require
-from robopolicy.experiment.building import build_policy
+from robopolicy.experiment.building import build_policy, key_scaling
 from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.reading import config_to_dict
 from robopolicy.experiment.run_folder import CONFIG, save_policy
@@ -241,7 +241,8 @@ def make_training(config: ExperimentConfig, data: DemoDataModule, policy: ChunkP
         obs_mean={key: torch.as_tensor(data.obs_statistics[key].mean).float() for key in seen},
         obs_std={key: torch.as_tensor(data.obs_statistics[key].std).float() for key in seen},
     )
-    objective = Objective(config.losses, config.normalization, policy, data.privileged, data.obs_statistics)
+    privileged = key_scaling(config.normalization, data.privileged, data.obs_statistics)
+    objective = Objective(config.losses, policy, privileged)
     augmentation = make_augmentation(config.augmentation, inputs)
     return PolicyTraining(policy, objective, _schedule(config), config.optimizer, augmentation)
 

@@ -119,7 +119,7 @@ def test_an_expert_of_another_task_is_refused(
         (["--expert-share", "often"], "--expert-share is often; expected a number, constant:V, linear:FROM:TO"),
         (["--rounds", "0"], "--rounds must be >= 1, got 0"),
         (["--keep-rounds", "0"], "--keep-rounds must be >= 1, got 0"),
-        (["--data.files", "nowhere.hdf5"], "nowhere.hdf5: no such demo file"),
+        (["--data.files", "nowhere.hdf5"], "nowhere.hdf5: no such file or folder"),
     ],
 )
 def test_a_mistake_in_dagger_is_one_line(

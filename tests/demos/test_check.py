@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from robopolicy.demos.check import check_file, compare_files, run_check, salvage
+from robopolicy.cli.files import run_check
+from robopolicy.demos.check import check_file, compare_files, salvage
 from robopolicy.demos.check_report import finding_lines
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.writer import DemoWriter

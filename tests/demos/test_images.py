@@ -106,7 +106,7 @@ def test_images_of_a_stated_scale_are_converted(tmp_path, values, white, expecte
         ("qpos=1", "rows of shape (7,) are not images"),
         ("wrist=255", "no wrist among the observations; it has: "),
         ("front=0", "--white front=0: expected a number more than 0"),
-        ("front", "--white: 'front' is not KEY=VALUE"),
+        ("front", "--white: 'front' is not NAME=VALUE"),
     ],
 )
 def test_a_scale_that_contradicts_the_images_is_refused(tmp_path, capsys, word, message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from robopolicy.experiment import ExperimentConfig, OptimizerConfig, build_policy
+from robopolicy.experiment.building import key_scaling
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.training import module as module_under_test
 from robopolicy.training.datamodule import DemoDataModule
@@ -33,7 +34,9 @@ def parts(data: DemoDataModule) -> tuple[ChunkPolicy, Objective]:
     """An untrained policy for these demos and what it is trained on."""
     policy = build_policy(data.experiment, data.facts)
     config = data.experiment
-    return policy, Objective(config.losses, config.normalization, policy, data.privileged, data.obs_statistics)
+    return policy, Objective(
+        config.losses, policy, key_scaling(config.normalization, data.privileged, data.obs_statistics)
+    )
 
 
 def training(data: DemoDataModule, schedule: Schedule, **settings: object) -> PolicyTraining:

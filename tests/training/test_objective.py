@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robopolicy import components
 from robopolicy.components import ConfigError, register
 from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy
+from robopolicy.experiment.building import key_scaling
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import Vocabulary
@@ -51,7 +52,7 @@ def make_objective(losses: Mapping[str, Any] | None = None, **changes: Any) -> t
     actions = Statistics.of(rng.uniform(-2, 2, size=(50, 5)))
     facts = DemoFacts(SPEC, obs, Vocabulary.of(INSTRUCTIONS), statistics, actions)
     policy = build_policy(config, facts)
-    return policy, Objective(config.losses, config.normalization, policy, PRIVILEGED, statistics)
+    return policy, Objective(config.losses, policy, key_scaling(config.normalization, PRIVILEGED, statistics))
 
 
 def make_batch(count: int = 4, frames: int = S, seed: int = 0) -> Batch:

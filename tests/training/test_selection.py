@@ -158,7 +158,7 @@ def test_gripper_values_are_those_of_the_data(tmp_path, pair, outcome):
         found = load_rows([(demos, demos.names)], ("qpos",))
         if outcome is None:
             with pytest.raises(
-                DemoFormatError, match=r"the gripper \(action 2\) holds 0 and 1; gripper_values say 0 and 0.08"
+                DemoFormatError, match=r"the gripper \(action 2\) holds 0 and 1; the action spec declares 0 and 0.08"
             ):
                 choose_action_spec([demos], found, DataConfig())
         else:
@@ -217,7 +217,9 @@ def test_a_continuous_gripper_has_the_ends_that_the_demos_use(rows, caplog):
     assert choose_action_spec([Stub(spec=leader)], rows, DataConfig()).continuous_gripper_values == ((1.0, 0.0),)
     actions[:, 2] = np.linspace(0, 100, len(actions))
     declared = ActionSpec(arm=6, gripper=1, continuous_gripper=[2], continuous_gripper_values=[(0.08, 0.0)])
-    with pytest.raises(DemoFormatError, match=r"\(action 2\) holds 0 .. 100; continuous_gripper_values say 0.08 and 0"):
+    with pytest.raises(
+        DemoFormatError, match=r"\(action 2\) holds 0 .. 100; the action spec declares its ends as 0.08 and 0"
+    ):
         choose_action_spec([Stub(spec=declared)], rows, DataConfig())
 
 

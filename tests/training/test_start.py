@@ -11,6 +11,7 @@ from robopolicy.cli import main
 from robopolicy.components import ConfigError
 from robopolicy.demos.hdf5 import DemoWriter
 from robopolicy.experiment import load_policy
+from robopolicy.experiment.building import key_scaling
 from robopolicy.training.objective import Objective
 from robopolicy.training.start import Start
 from robopolicy.training.train import _prepare, train
@@ -52,7 +53,9 @@ def first_loss(config, start):
     module.policy.eval()
     own = module.objective(module.policy, batch)[0]["loss"]
     earlier = load_policy(start.folder)
-    objective = Objective(config.losses, config.normalization, earlier, data.privileged, data.obs_statistics)
+    objective = Objective(
+        config.losses, earlier, key_scaling(config.normalization, data.privileged, data.obs_statistics)
+    )
     theirs = objective(earlier, batch)[0]["loss"]
     target = batch.target[0, 0, 0]
     row = earlier.action_normalizer.to_rows(Chunk(arm=target[:6], gripper_logit=target[6:] - 0.5))

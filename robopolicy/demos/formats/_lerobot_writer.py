@@ -13,7 +13,16 @@ import numpy as np
 
 from robopolicy.demos.formats._lerobot_layout import LayoutV2, LayoutV3
 from robopolicy.demos.formats._video import encode_png
-from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, filter_keys_of, is_image
+from robopolicy.demos.formats.base import (
+    DemoReader,
+    Omissions,
+    RowShapes,
+    action_spec_of,
+    filter_keys_of,
+    is_image,
+    row_difference,
+    row_shapes,
+)
 from robopolicy.demos.formats.lerobot import SIDECAR, STATE, STEP_COLUMNS, LeRobotOptions
 from robopolicy.types import Demo, DemoFormatError
 
@@ -77,7 +86,7 @@ class _Columns:
         held = [key for key in first.obs if key not in self.images and first.obs[key][0].size <= LARGEST_ROW]
         self.left_out = [key for key in first.obs if key not in (*self.images, *held)]
         self.optional = [field for field in STEP_COLUMNS if getattr(first, field) is not None]
-        self.keys = sorted(first.obs)
+        self._rows = self._kept_rows(first)
         self.obs_columns: dict[str, dict[str, Any]] = {}
         stop = 0
         for key in held:
@@ -101,12 +110,8 @@ class _Columns:
 
     def values(self, demo: Demo) -> dict[str, np.ndarray]:
         """The demo's arrays by feature: images (T, height, width, 3), everything else (T, n)."""
-        optional = [field for field in STEP_COLUMNS if getattr(demo, field) is not None]
-        if sorted(demo.obs) != self.keys or optional != self.optional:
-            found, expected = sorted({*demo.obs, *optional}), sorted({*self.keys, *self.optional})
-            raise DemoFormatError(
-                f"{demo.name}: has {', '.join(found)}; LeRobot needs the first demo's: {', '.join(expected)}"
-            )
+        if difference := row_difference(self._rows, self._kept_rows(demo)):
+            raise DemoFormatError(f"{demo.name}: {difference}; a LeRobot data set needs all alike")
         columns = {image_feature(key): demo.obs[key] for key in self.images}
         if self.obs_columns:
             columns[STATE] = np.concatenate([demo.obs[key].reshape(len(demo), -1) for key in self.obs_columns], axis=1)
@@ -114,13 +119,10 @@ class _Columns:
         for field in self.optional:
             values = getattr(demo, field).reshape(len(demo), -1)
             columns[STEP_COLUMNS[field]] = values.astype(bool) if field == "dones" else values
-        for column, values in columns.items():
-            expected = self.features.get(column, {"shape": list(values.shape[1:])})["shape"]
-            if list(values.shape[1:]) != expected:
-                raise DemoFormatError(
-                    f"{demo.name}: {column} has shape {values.shape[1:]} a step, the first demo's {expected}"
-                )
         return columns
+
+    def _kept_rows(self, demo: Demo) -> RowShapes:
+        return {key: row for key, row in row_shapes(demo, STEP_COLUMNS).items() if key not in self.left_out}
 
     def _names(self, column: str) -> list[str] | None:
         if column != STATE:

@@ -11,7 +11,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robopolicy.demos.formats.base import DemoReader, Omissions, action_spec_of, filter_keys_of, is_image
+from robopolicy.demos.formats.base import (
+    DemoReader,
+    Omissions,
+    action_spec_of,
+    filter_keys_of,
+    is_image,
+    row_difference,
+    row_shapes,
+)
 from robopolicy.demos.packing import write_rows
 from robopolicy.demos.whole_hdf5 import write_hdf5
 from robopolicy.files import write_file
@@ -103,14 +111,8 @@ def _require_like(demo: Demo, first: Demo) -> None:
             raise DemoFormatError(
                 f"{demo.name}: only some of the demos have {field}; a Minari data set needs all alike"
             )
-    mine, theirs = (
-        {key: (v.shape[1:], v.dtype) for key, v in {**d.obs, "actions": d.actions}.items()} for d in (demo, first)
-    )
-    if mine != theirs:
-        odd = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
-        raise DemoFormatError(
-            f"{demo.name}: {odd[0]} is unlike {first.name}'s, or missing; a Minari data set needs all alike"
-        )
+    if difference := row_difference(row_shapes(first, exact=True), row_shapes(demo, exact=True)):
+        raise DemoFormatError(f"{demo.name}: {difference}; a Minari data set needs all alike")
 
 
 def _box(values: np.ndarray) -> dict[str, Any]:

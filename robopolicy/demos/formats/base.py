@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from robopolicy.demos.actions import infer_action_spec
 from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 Reader = TypeVar("Reader", bound="DemoReader")
+RowShapes: TypeAlias = Mapping[str, tuple[tuple[int, ...], Any]]
+"""Key -> shape and type of one row; see `row_shapes`."""
 
 
 class DemoReader:
@@ -218,3 +220,28 @@ def wanted_keys(available: Iterable[str], keys: Sequence[str] | None, where: str
 def is_image(values: np.ndarray) -> bool:
     """Whether an observation is a sequence of color images, uint8 (T, height, width, 3)."""
     return values.dtype == np.uint8 and values.ndim == 4 and values.shape[-1] == 3
+
+
+def row_shapes(demo: Demo, fields: Iterable[str] = (), exact: bool = False) -> RowShapes:
+    """Shape and type of one row of the actions, of each observation, and of these optional fields as far as a demo has them.
+
+    The type says whether a row is uint8, as images are; or, where `exact`, which type it is.
+    """
+    arrays = {"actions": demo.actions, **demo.obs, **{field: getattr(demo, field) for field in fields}}
+    return {
+        key: (values.shape[1:], values.dtype if exact else values.dtype == np.uint8)
+        for key, values in arrays.items()
+        if values is not None
+    }
+
+
+def row_difference(expected: RowShapes, found: RowShapes) -> str | None:
+    """How the keys and rows of a demo differ from those of the demos before it, in words; None if they are alike."""
+    if missing := sorted(set(expected) - set(found)):
+        return f"no key {missing[0]!r}, which the demos before it have; it has: {', '.join(sorted(found))}"
+    if more := sorted(set(found) - set(expected)):
+        return f"the key {more[0]!r} is not in the demos before it; drop or rename it"
+    for key, (shape, _) in found.items():
+        if found[key] != expected[key]:
+            return f"{key} has rows of shape {shape}; in the demos before it they are {expected[key][0]}, or of another type"
+    return None

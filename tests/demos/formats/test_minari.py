@@ -163,7 +163,7 @@ def test_a_crafted_sidecar_is_refused_in_one_line(tiny_demos, tmp_path, own, mes
         ({"obs": {"mission": np.zeros((10, 2))}}, "can't be called 'mission'"),
         ({"rewards": None}, "only some of the demos have rewards"),
         ({"instruction": None}, "only some of the demos have instruction"),
-        ({"actions": np.zeros((10, 6))}, "actions is unlike demo_0's"),
+        ({"actions": np.zeros((10, 6))}, "actions has rows of shape .6,.; in the demos before it they are .7,."),
     ],
 )
 def test_demos_that_fit_no_common_space_are_refused(tmp_path, make_demo, change, message):

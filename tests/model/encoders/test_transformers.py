@@ -291,7 +291,7 @@ def test_a_policy_trains_through_the_backbone_on_what_it_was_told(folder):
     """Guards against: words that don't reach the model that can read them, or a loss that doesn't reach its adapters."""
     policy = a_policy(folder).train()
     batch = a_batch()
-    objective = Objective(policy.config.losses, policy.config.normalization, policy)
+    objective = Objective(policy.config.losses, policy)
     objective(policy, batch)[0]["loss"].backward()
     moved = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     adapters = {name for name in moved if "backbone" in name}
