@@ -161,14 +161,15 @@ def test_two_trainings_do_not_share_a_folder(config: ExperimentConfig, tmp_path:
         train(config, tmp_path / "run", callbacks=(Second(),))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGINT twice"])
 def test_a_signal_before_the_first_step_is_one_line(tiny_demos: Path, tmp_path: Path, name: str) -> None:
-    """Guards against: a traceback for a Ctrl-C while the demos are read."""
+    """Guards against: a traceback for a Ctrl-C, or an impatient second one, while the demos are read."""
+    sent = name.split()
     program = (
         "import os, signal, sys\n"
         "from robopolicy.training import train as module\n"
         "from robopolicy.cli import main\n"
-        f"module.build_policy = lambda *_: os.kill(os.getpid(), signal.{name})\n"
+        f"module.build_policy = lambda *_: [os.kill(os.getpid(), signal.{name.split()[0]}) for _ in {sent}]\n"
         "sys.exit(main())\n"
     )
     words = ["train", "--data.files", str(tiny_demos), "--run-dir", str(tmp_path / "run")]
