@@ -1,7 +1,7 @@
 """A stand-in for rosbridge and the arms behind it: enough of its JSON protocol to publish, to subscribe and to take goals.
 
-Reproduced after rosbridge v2's protocol specification (`ROSBRIDGE_PROTOCOL.md` of rosbridge_suite); no ROS server can be
-installed beside the tests.
+Reproduced after rosbridge v2's protocol specification (`ROSBRIDGE_PROTOCOL.md` of rosbridge_suite). What genuine servers
+send and take is in `tests/control/rosbridge_recordings`.
 """
 
 import base64
@@ -40,6 +40,9 @@ class StubRosbridge:
         self.positions |= dict(zip(self.fingers, np.repeat(profile.openings_m / 2, 2).tolist(), strict=True))
         self.silent, self.split = silent, split
         self.encoding = "bgr8"
+        self.goals_end = threading.Event()
+        """Unset: goals are pursued, and their connection is not read, as servers do by default."""
+        self.goals_end.set()
         self.received: list[dict[str, Any]] = []
         self._server = serve(self._attend, "127.0.0.1", 0, compression=None)
         self.port = self._server.socket.getsockname()[1]
@@ -69,6 +72,7 @@ class StubRosbridge:
                 if message["op"] == "publish":
                     self._follow(message["topic"], message["msg"])
                 if message["op"] == "send_action_goal":
+                    self.goals_end.wait()
                     self._grip(message["action"], message["args"]["command"]["position"])
                     result = {"position": message["args"]["command"]["position"], "reached_goal": True}
                     reply = {"op": "action_result", "action": message["action"], "id": message["id"], "status": 4}

@@ -1,5 +1,6 @@
 """Arms behind rosbridge, against a stub of it."""
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +12,12 @@ from robopolicy.components import ConfigError
 from robopolicy.control.kinematics import tool_pose
 from robopolicy.control.profile import RobotProfile, read_profile
 from robopolicy.control.robot import RobotError
-from robopolicy.control.robots._ros import StampClock, base_twist, image, joint_trajectory
+from robopolicy.control.robots._bridge import StampClock
+from robopolicy.control.robots._ros import base_twist, image, joint_trajectory
 from robopolicy.control.robots.rosbridge import ArmTopics, GripperTopics, RosbridgeOptions, RosbridgeRobot
 from robopolicy.types import Command
 from tests.rosbridge import StubRosbridge
+from tests.rosbridge_recording import FrameServer, exchange, read_recording, replayer
 from tests.waiting import PATIENCE_S, wait_until
 
 HAND = GripperTopics(topic="/gripper", fingers=("finger_1", "finger_2"))
@@ -42,7 +45,8 @@ def test_joints_come_by_name_and_points_are_due_one_period_apart(bridge, panda):
     wait_until(lambda: np.allclose(robot.qpos(), target))
     sent = bridge.sent(ArmTopics().command_topic)
     assert sent[0]["joint_names"] == list(panda.joint_names)
-    assert sent[0]["points"][0]["time_from_start"] == {"sec": 0, "nanosec": 10_000_000}
+    due = {"sec": 0, "nanosec": 10_000_000}
+    assert sent[0]["points"][0]["time_from_start"] == due | {"secs": 0, "nsecs": 10_000_000}
     wait_until(lambda: {"data": 0.02} in bridge.sent("/gripper"))
     bridge.silent, robot.timeout_s = True, 0.2
     time.sleep(0.4)
@@ -60,7 +64,7 @@ def test_arm_and_gripper_may_publish_apart_on_one_topic(panda):
         np.testing.assert_allclose(seen.obs["qpos"], panda.home_rad, atol=1e-6)
         np.testing.assert_allclose(seen.obs["gripper"], [0.08], atol=1e-6)
         bridge.arms[0].remove("panda_joint3")
-        wait_until(lambda: robot._lost)
+        wait_until(lambda: robot._bridge.lost)
         with pytest.raises(RobotError, match="JointState lacks 'panda_joint3'"):
             robot.observe()
         robot.stop()
@@ -89,6 +93,21 @@ def test_two_arms_have_topics_and_gripper_actions_of_their_own():
         time.sleep(0.1)
         assert len([each for each in bridge.received if each["op"] == "send_action_goal"]) == len(goals)
         robot.stop()
+
+
+def test_a_gripper_goal_does_not_delay_the_arm(bridge, panda):
+    """Guards against: arm commands that wait behind a gripper's goal (4 s late on a genuine server); goals that queue up."""
+    hand = GripperTopics(action="/gripper/cmd", fingers=("finger_1", "finger_2"))
+    robot = RosbridgeRobot(options_of(bridge, grippers={"hand": hand}))
+    bridge.goals_end.clear()
+    for step in range(1, 4):
+        robot.command(Command(np.add(panda.home_rad, 0.01 * step), 0.08 - 0.02 * step, 0.0))
+    wait_until(lambda: np.allclose(robot.qpos(), np.add(panda.home_rad, 0.03)))
+    goals = [each for each in bridge.received if each["op"] == "send_action_goal"]
+    assert [goal["args"]["command"]["position"] for goal in goals] == [pytest.approx(0.06)]
+    bridge.goals_end.set()
+    wait_until(lambda: np.allclose(robot.observe().obs["gripper"], 0.02))
+    robot.stop()
 
 
 @pytest.mark.parametrize("command", ["joint_group_position", "joint_group_velocity", "pose", "twist"])
@@ -138,14 +157,17 @@ def test_stamps_come_from_the_headers_on_the_loops_clock(panda):
     assert clock.of({"data": ""}, 200.0) == 200.0
 
 
-def test_a_base_takes_a_twist(bridge, panda):
-    """Guards against: a mobile base that keeps driving after the robot was stopped."""
-    robot = RosbridgeRobot(options_of(bridge, base_topic="/cmd_vel"))
+def test_a_base_takes_a_twist(bridge, panda, tmp_path):
+    """Guards against: a mobile base that keeps driving after the robot was stopped; one without limits."""
+    with pytest.raises(ConfigError, match="base_topic /cmd_vel: the profile panda has no `base_velocity`"):
+        RosbridgeRobot(options_of(bridge, base_topic="/cmd_vel"))
+    mobile = replace(panda, base_velocity=(1.0, 1.0), base_acceleration=(1.0, 1.0)).to_dict()
+    (tmp_path / "mobile.yaml").write_text(json.dumps(mobile))
+    robot = RosbridgeRobot(options_of(bridge, base_topic="/cmd_vel", profile=str(tmp_path / "mobile.yaml")))
     robot.command(Command(np.asarray(panda.home_rad), np.nan, 0.0, np.array([0.2, 0.1])))
     wait_until(lambda: bool(bridge.sent("/cmd_vel")))
     assert bridge.sent("/cmd_vel")[0]["linear"]["x"] == 0.2
     assert bridge.sent("/cmd_vel")[0]["angular"]["z"] == 0.1
-    robot.profile = replace(robot.profile, base_velocity=(1.0, 1.0), base_acceleration=(1.0, 1.0))
     robot.stop()
     wait_until(lambda: bridge.sent("/cmd_vel")[-1]["linear"]["x"] == 0.0)
     with pytest.raises(ValueError, match="a base of 4 directions has no Twist"):
@@ -207,10 +229,24 @@ def test_a_gripper_needs_a_topic_or_an_action():
 
 
 def test_a_trajectory_is_due_after_its_period():
-    """Guards against: nanoseconds beyond one second, which no controller accepts."""
-    message = joint_trajectory(["a"], np.zeros((3, 1)), 2.0)
-    assert [point["time_from_start"] for point in message["points"]] == [
-        {"sec": 0, "nanosec": 500_000_000},
-        {"sec": 1, "nanosec": 0},
-        {"sec": 1, "nanosec": 500_000_000},
-    ]
+    """Guards against: nanoseconds beyond one second; ROS 2's field names alone, with which ROS 1 takes it as due at once."""
+    (point,) = joint_trajectory(["a"], np.zeros(1), 1.5)["points"]
+    assert point["time_from_start"] == dict(sec=1, nanosec=500_000_000, secs=1, nsecs=500_000_000)
+
+
+@pytest.mark.parametrize("name", ["ros1", "ros2"])
+def test_the_exchange_with_a_genuine_server_repeats(name, panda, tmp_path):
+    """Guards against: a stub that takes what no rosbridge server takes, and messages as no server sends them.
+
+    A genuine server accepted the recorded frames of the client, and the robot behind it followed.
+    """
+    note, frames = read_recording(name)
+    differences: list[str] = []
+    with FrameServer(replayer(frames, differences)) as server:
+        before, after = exchange(server.address, tmp_path, action=name == "ros2")
+    assert not differences, f"{note}\n{differences[0]}"
+    np.testing.assert_allclose(before.obs["qpos"], panda.home_rad, atol=1e-6)
+    np.testing.assert_allclose(after.obs["qpos"], np.add(panda.home_rad, 0.05), atol=1e-6)
+    np.testing.assert_allclose([before.obs["gripper"][0], after.obs["gripper"][0]], [0.08, 0.02], atol=1e-6)
+    for camera in ("front", "wrist"):
+        np.testing.assert_array_equal(after.obs[camera], np.tile(np.uint8([30, 20, 10]), (4, 8, 1)))

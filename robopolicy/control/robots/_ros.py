@@ -1,10 +1,11 @@
-"""Reads and writes ROS 2 messages in rosbridge's JSON, for the robot `rosbridge`."""
+"""Reads and writes ROS messages in rosbridge's JSON, for the robot `rosbridge`."""
 
 import base64
 import io
 import math
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +15,15 @@ from robopolicy.control.kinematics import matrix_to_quaternion, rotation_vector,
 from robopolicy.control.profile import RobotProfile
 
 if TYPE_CHECKING:
+    from robopolicy.control.robots._bridge import Bridge
     from robopolicy.control.robots.rosbridge import ArmTopics, GripperTopics
 
 GRIPPER_STEP_M = 0.005
 GRIPPER_DT = 0.1
 """A gripper is commanded when its opening differs by this much [m] from the last command, or at all after this time [s]:
 actions are goals, which controllers don't accept at the rate of joint commands."""
-DRIFT = 1e-4
-"""Seconds by which two computers' clocks may drift apart in one second."""
+GOAL_S = 1.0
+"""Time after which a goal that has not ended is replaced [s]."""
 KINDS = {
     "joint_trajectory": "trajectory_msgs/JointTrajectory",
     "joint_group_position": "std_msgs/Float64MultiArray",
@@ -35,41 +37,17 @@ CHANNELS = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (
 WIDTHS = {"rgba8": 4, "bgra8": 4, "mono8": 1}
 """Bytes of a pixel, where not 3."""
 
-Advertise = Callable[[str, str], Any]
-"""Name and type of a topic -> a topic to publish on."""
-
-
-class StampClock:
-    """Converts header stamps from the sender's clock to the loop's clock.
-
-    The offset is the smallest difference seen between a message's arrival and its stamp, so that it includes only the
-    shortest delay; it may grow at the rate at which clocks drift.
-    """
-
-    def __init__(self) -> None:
-        self._offset_s, self._arrived_s = math.inf, 0.0
-
-    def of(self, message: Mapping[str, Any], arrived_s: float) -> float:
-        """Time of a message's stamp on the loop's clock [s], at most its arrival; the arrival if it has no stamp."""
-        stamp = (message.get("header") or {}).get("stamp") or {}
-        stamped_s = stamp.get("sec", stamp.get("secs", 0)) + 1e-9 * stamp.get("nanosec", stamp.get("nsecs", 0))
-        if not stamped_s:
-            return arrived_s
-        drifted_s = self._offset_s + DRIFT * (arrived_s - self._arrived_s)
-        self._offset_s, self._arrived_s = min(drifted_s, arrived_s - stamped_s), arrived_s
-        return stamped_s + self._offset_s
-
 
 class ArmPublisher:
     """Publishes the commands of one arm."""
 
-    def __init__(self, advertise: Advertise, profile: RobotProfile, topics: "ArmTopics", command_dt: float) -> None:
+    def __init__(self, bridge: "Bridge", profile: RobotProfile, topics: "ArmTopics", command_dt: float) -> None:
         if topics.command in ("pose", "twist") and profile.arm is None:
             raise ValueError(
                 f"command {topics.command!r} needs the kinematics of {profile.name}; add them to its profile"
             )
         self._profile, self._topics, self._command_dt = profile, topics, command_dt
-        self._topic = advertise(topics.command_topic, KINDS[topics.command])
+        self._topic = bridge.publisher(topics.command_topic, KINDS[topics.command])
         self._before: np.ndarray | None = None
 
     def send(self, position: Float[np.ndarray, " joints"]) -> None:
@@ -86,14 +64,14 @@ class ArmPublisher:
     def _message(self, position: np.ndarray, before: np.ndarray) -> dict[str, Any]:
         kind, names = self._topics.command, self._profile.joint_names
         if kind == "joint_trajectory":
-            return joint_trajectory(names, position[None], 1 / self._command_dt)
+            return joint_trajectory(names, position, self._command_dt)
         if kind == "joint_group_position":
             return float_array(position)
         if kind == "joint_group_velocity":
             return float_array((position - before) / self._command_dt)
         assert self._profile.arm is not None
         where, rotation = tool_pose(self._profile.arm, np.asarray(position, np.float64))
-        header = {"stamp": {"sec": 0, "nanosec": 0}, "frame_id": self._topics.frame_id}
+        header = {"stamp": _time(0), "frame_id": self._topics.frame_id}
         if kind == "pose":
             w, x, y, z = matrix_to_quaternion(rotation).tolist()
             pose = {"position": _xyz(where), "orientation": {"x": x, "y": y, "z": z, "w": w}}
@@ -104,17 +82,21 @@ class ArmPublisher:
 
 
 class GripperPublisher:
-    """Commands one gripper, no more often than a gripper's controller takes goals."""
+    """Commands one gripper, no more often than a gripper's controller takes goals.
 
-    def __init__(self, ros: Any, advertise: Advertise, topics: "GripperTopics") -> None:
+    An action has at most one goal at a time; the newest opening follows when it has ended, or after `GOAL_S`.
+    """
+
+    def __init__(self, bridge: "Bridge", topics: "GripperTopics") -> None:
         import roslibpy
 
         self._topics, self._sent_m, self._sent_s = topics, math.nan, -math.inf
+        self._wanted_m, self._pursuing, self._lock = math.nan, False, threading.Lock()
         if topics.topic is not None:
             kind = "std_msgs/Float64" if topics.message == "float64" else "control_msgs/GripperCommand"
-            self._topic = advertise(topics.topic, kind)
+            self._topic = bridge.publisher(topics.topic, kind)
         elif hasattr(roslibpy, "ActionClient"):
-            self._action = roslibpy.ActionClient(ros, topics.action, "control_msgs/action/GripperCommand")
+            self._action = roslibpy.ActionClient(bridge.ros, topics.action, "control_msgs/action/GripperCommand")
         else:
             raise ImportError(
                 f"gripper actions need roslibpy >= 2.0, found {roslibpy.__version__}; use a topic, or upgrade"
@@ -122,20 +104,31 @@ class GripperPublisher:
 
     def send(self, opening_m: float) -> None:
         """Command an opening [m], unless it is about the one commanded last."""
-        now_s, changed_m = time.monotonic(), abs(opening_m - self._sent_m)
-        if changed_m == 0 or (changed_m < GRIPPER_STEP_M and now_s - self._sent_s < GRIPPER_DT):
+        with self._lock:
+            self._wanted_m = opening_m
+            self._forward()
+
+    def _forward(self) -> None:
+        now_s, changed_m = time.monotonic(), abs(self._wanted_m - self._sent_m)
+        since_s = now_s - self._sent_s
+        if changed_m == 0 or (changed_m < GRIPPER_STEP_M and since_s < GRIPPER_DT):
             return
-        self._sent_m, self._sent_s = opening_m, now_s
-        position = float(self._topics.scale * opening_m)
+        if self._pursuing and since_s < GOAL_S:
+            return
+        self._sent_m, self._sent_s = self._wanted_m, now_s
+        position = float(self._topics.scale * self._wanted_m)
         goal = {"position": position, "max_effort": float(self._topics.max_effort)}
         if self._topics.topic is None:
-            self._action.send_goal(plain({"command": goal}), _ignore, _ignore, _ignore)
+            self._pursuing = True
+            self._action.send_goal(plain({"command": goal}), self._ended, lambda feedback: None, self._ended)
         else:
             self._topic.publish(plain({"data": position} if self._topics.message == "float64" else goal))
 
-
-def _ignore(result: Any) -> None:
-    """A gripper that holds an object never reaches its goal; that is not a failure."""
+    def _ended(self, result: Any) -> None:
+        """A goal has ended. A gripper that holds an object never reaches its goal; that is not a failure."""
+        with self._lock:
+            self._pursuing = False
+            self._forward()
 
 
 def plain(message: dict[str, Any]) -> Any:
@@ -146,16 +139,21 @@ def plain(message: dict[str, Any]) -> Any:
 
 
 def joint_trajectory(
-    joint_names: Sequence[str], positions: Float[np.ndarray, "points joints"], rate_hz: float
+    joint_names: Sequence[str], position: Float[np.ndarray, " joints"], due_s: float
 ) -> dict[str, Any]:
-    """trajectory_msgs/JointTrajectory: point i [rad] is due (i + 1) / rate_hz after it is received."""
-    points = []
-    for place, position in enumerate(positions):
-        sec, nanosec = divmod(round(1e9 * (place + 1) / rate_hz), 10**9)
-        due = {"sec": sec, "nanosec": nanosec}
-        points.append({"positions": [float(angle) for angle in position], "time_from_start": due})
-    stamp = {"stamp": {"sec": 0, "nanosec": 0}, "frame_id": ""}  # zero: start on arrival
-    return {"header": stamp, "joint_names": list(joint_names), "points": points}
+    """trajectory_msgs/JointTrajectory of one point [rad], due `due_s` after it is received."""
+    point = {"positions": [float(angle) for angle in position], "time_from_start": _time(due_s)}
+    header = {"stamp": _time(0), "frame_id": ""}  # zero: start on arrival
+    return {"header": header, "joint_names": list(joint_names), "points": [point]}
+
+
+def _time(seconds: float) -> dict[str, int]:
+    """A time or duration under the field names of ROS 2 and of ROS 1.
+
+    Both servers ignore the names of the other one; without its own, a server of ROS 1 takes a duration as zero.
+    """
+    sec, nanosec = divmod(round(1e9 * seconds), 10**9)
+    return {"sec": sec, "nanosec": nanosec, "secs": sec, "nsecs": nanosec}
 
 
 def float_array(values: Float[np.ndarray, " n"]) -> dict[str, Any]:

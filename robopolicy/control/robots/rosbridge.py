@@ -1,4 +1,4 @@
-"""ROS 2 arms through rosbridge's JSON, described by a `robot.yaml`; needs no ROS on this machine.
+"""ROS arms through rosbridge's JSON, described by a `robot.yaml`; needs no ROS on this machine.
 
 kind: rosbridge
 address: 10.0.0.7:9090
@@ -13,9 +13,8 @@ grippers:
 cameras: {top: /cam_high/image_raw/compressed}
 """
 
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots import _ros
+from robopolicy.control.robots._bridge import Bridge
 from robopolicy.control.robots.base import RobotContext, host_and_port, proprioception
 from robopolicy.types import Command, Observation
 
@@ -59,7 +59,7 @@ class GripperTopics:
     message: Literal["float64", "gripper_command"] = "float64"
     """What the topic carries."""
     action: str | None = None
-    """Name of a control_msgs/action/GripperCommand server."""
+    """Name of a control_msgs/action/GripperCommand server (ROS 2)."""
     scale: float = 1.0
     """Commanded position per meter of opening; 0.5 if the command is the position of one finger."""
     max_effort: float = 20.0
@@ -91,14 +91,15 @@ class RosbridgeOptions(Options):
     cameras: Mapping[str, str] = field(default_factory=dict)
     """Observation key -> topic of sensor_msgs/Image, or of sensor_msgs/CompressedImage where it ends in /compressed."""
     base_topic: str | None = None
-    """Destination of geometry_msgs/Twist for a mobile base of 2 (forward, turn) or 3 (forward, left, turn) directions."""
+    """Destination of geometry_msgs/Twist for a mobile base of 2 (forward, turn) or 3 (forward, left, turn) directions, whose
+    limits are the profile's `base_velocity` and `base_acceleration`."""
     timeout_s: float = option(0.25, "> 0")
     """Longest silence of the joints or a camera [s]."""
 
 
 @register("robot", "rosbridge", RosbridgeOptions)
 class RosbridgeRobot:
-    """ROS 2 arms and grippers behind rosbridge.
+    """ROS 2 (or ROS 1) arms and grippers behind rosbridge.
 
     Args:
         options: address of the server, and the topics.
@@ -106,181 +107,150 @@ class RosbridgeRobot:
     """
 
     def __init__(self, options: RosbridgeOptions, context: RobotContext | None = None) -> None:
-        try:
-            import roslibpy
-        except ImportError:
-            raise ImportError("a robot behind rosbridge needs roslibpy; pip install 'robopolicy[robot]'") from None
-        host, port = host_and_port(options.address, "--robot rosbridge://")
+        self._server = (*host_and_port(options.address, "--robot rosbridge://"), options.tls)
         self.profile, self.control_dt = read_profile(options.profile), (context or RobotContext()).control_dt
         self.command_dt, self.timeout_s = options.command_dt, options.timeout_s
-        arms = _by_arm(self.profile.arms, options.arms, "arms") or dict.fromkeys(self.profile.arms or [""], ArmTopics())
-        self._received: dict[str, tuple[float, Any]] = {}
-        self._places = {name: place for place, name in enumerate(self.profile.joint_names)}
-        self._qpos = np.full(self.profile.joints, np.nan)
-        self._openings_m = self.profile.openings_m.copy()
-        self._named: dict[str, None] = {}  # every joint that a message named
-        self._changed = threading.Condition()
-        self._stopped = False
-        self._lost: str | None = None
+        known = self.profile.arms
+        arms = _by_arm(known, options.arms, "arms") or dict.fromkeys(known or [""], ArmTopics())
+        grippers = _by_arm(known, options.grippers, "grippers")
+        self._fingers = self._by_place({name: each.fingers for name, each in grippers.items() if each.fingers})
         self._cameras = dict(options.cameras)
-        self._ros = roslibpy.Ros(host=host, port=port, is_secure=options.tls)
-        try:
-            self._ros.run(timeout=int(CONNECT_S) or 1)
-        except Exception as error:  # roslibpy raises its own
-            raise RobotError(f"no rosbridge at {host}:{port}: {error}") from None
-        self._arms = [
-            (joints, _ros.ArmPublisher(self._topic, arm, topics, options.command_dt))
-            for (name, arm, joints, _), topics in zip(self.profile.parts, arms.values(), strict=True)
-        ]
         self._joint_topics = dict.fromkeys(topics.joint_topic for topics in arms.values())
+        self._positions: dict[str, float] = {}  # of every joint that a message named
+        self._commanded_m = self.profile.openings_m.copy()
+        self._stopped = False
+        self._bridges = [Bridge(*self._server, CONNECT_S)]
+        self._bridge = self._bridges[0]
         try:
-            self._add_grippers(_by_arm(self.profile.arms, options.grippers, "grippers"))
-            base = options.base_topic
-            self._base = None if base is None else self._topic(base, "geometry_msgs/Twist")
-            for topic in self._joint_topics:
-                self._listen(topic, "sensor_msgs/JointState", self._joints)
-            for key, topic in options.cameras.items():
-                compressed = topic.endswith("/compressed")
-                kind = "sensor_msgs/CompressedImage" if compressed else "sensor_msgs/Image"
-                self._listen(topic, kind, _ros.compressed_image if compressed else _ros.image, key)
-            self._await_first()
+            self._listen()
+            self._arms = [
+                (joints, _ros.ArmPublisher(self._bridge, arm, arms[name], options.command_dt))
+                for name, arm, joints, _ in self.profile.parts
+            ]
+            self._grippers = self._by_place(
+                {name: _ros.GripperPublisher(self._bridge_for(each), each) for name, each in grippers.items()}
+            )
+            self._base = None if options.base_topic is None else self._base_publisher(options.base_topic)
         except (RobotError, ValueError, ImportError):
-            self._ros.close()
+            self._close()
             raise
-
-    def _add_grippers(self, topics: Mapping[str, GripperTopics]) -> None:
-        """Prepare the grippers of the arms that have topics, by their places in `gripper_opening_m`."""
-        used = {
-            place.start: topics[name]
-            for name, _, _, place in self.profile.parts
-            if name in topics and place.start < place.stop
-        }
-        self._grippers = {place: _ros.GripperPublisher(self._ros, self._topic, each) for place, each in used.items()}
-        self._fingers = {place: each.fingers for place, each in used.items() if each.fingers}
-        self._openings_m[list(self._fingers)] = np.nan  # until they are received
 
     def observe(self) -> Observation:
         """The newest value of each sensor; the time stamp is that of the oldest of these values."""
-        sources = [*self._joint_topics, *self._cameras]
-        seen = [self._wait_for(source, time.monotonic() - self.timeout_s) for source in sources]
-        obs = proprioception(self.profile, self.qpos(), self._openings_m)
-        obs |= {source: value for source, (_, value) in zip(sources, seen, strict=True) if source in self._cameras}
-        return Observation(obs, None, min(stamp_s for stamp_s, _ in seen))
+        since_s, topics = time.monotonic() - self.timeout_s, [*self._joint_topics, *self._cameras.values()]
+        seen = {topic: self._bridge.newest(topic, since_s, self.timeout_s) for topic in topics}
+        obs = proprioception(self.profile, self.qpos(), self._openings_m())
+        obs |= {camera: seen[topic][1] for camera, topic in self._cameras.items()}
+        return Observation(obs, None, min(stamp_s for stamp_s, _ in seen.values()))
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
         """Joint positions received last [rad]."""
-        return self._qpos.copy()
+        positions = self._positions
+        return np.array([positions[name] for name in self.profile.joint_names])
 
     def command(self, command: Command) -> None:
         """Send each arm's joint positions, due one command period from now, and the openings that have changed."""
         if self._stopped:
             raise RobotError("the robot was stopped; it takes no further command")
-        heard_s = min(self._received[topic][0] for topic in self._joint_topics)
+        heard_s = min(self._bridge.newest(topic, 0.0, 0.0)[0] for topic in self._joint_topics)
         silent_s = time.monotonic() - heard_s
-        if self._lost or silent_s > self.timeout_s or not self._ros.is_connected:
-            raise RobotError(self._lost or f"no joint state for {silent_s:.2f} s")
+        if silent_s > self.timeout_s or not self._bridge.connected:
+            raise RobotError(f"no joint state for {silent_s:.2f} s")
         for joints, arm in self._arms:
             arm.send(command.joint_position_rad[joints])
-        openings_m = np.broadcast_to(command.gripper_opening_m, self._openings_m.shape)
+        openings_m = np.broadcast_to(command.gripper_opening_m, self._commanded_m.shape)
         for place in np.flatnonzero(np.isfinite(openings_m)):
+            self._commanded_m[place] = openings_m[place]
             if place in self._grippers:
                 self._grippers[place].send(float(openings_m[place]))
-            if place not in self._fingers:
-                self._openings_m[place] = openings_m[place]
         if self._base is not None and command.base_velocity.size:
             self._base.publish(_ros.plain(_ros.base_twist(command.base_velocity)))
 
     def stop(self) -> None:
         """Command the current position and zero velocity, and disconnect."""
-        if not self._stopped:
-            self._stopped = True
-            if self._ros.is_connected:
-                for joints, arm in self._arms:
-                    arm.hold(self._qpos[joints])
-                if self._base is not None:
-                    self._base.publish(_ros.plain(_ros.base_twist(np.zeros(len(self.profile.base_velocity)))))
-            self._ros.close()
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._bridge.connected:
+            measured = self.qpos()
+            for joints, arm in self._arms:
+                arm.hold(measured[joints])
+            if self._base is not None:
+                self._base.publish(_ros.plain(_ros.base_twist(np.zeros(len(self.profile.base_velocity)))))
+        self._close()
 
-    def _topic(self, name: str, kind: str) -> Any:
-        import roslibpy
+    def _close(self) -> None:
+        for bridge in self._bridges:
+            bridge.close()
 
-        return roslibpy.Topic(self._ros, name, kind)
+    def _bridge_for(self, topics: GripperTopics) -> Bridge:
+        """The connection of a gripper: one of its own for an action.
 
-    def _listen(
-        self, topic: str, kind: str, decode: Callable[[Mapping[str, Any]], Any], key: str | None = None
-    ) -> None:
-        """Keep the newest decoded message of a topic, with its time on the loop's clock."""
-        clock = _ros.StampClock()
+        Unless `send_action_goals_in_new_thread` is set, a server reads no message of a connection while a goal of it is
+        pursued, so the arm's commands would wait for the gripper.
+        """
+        if topics.action is None:
+            return self._bridge
+        if self._bridge.ros1:
+            raise RobotError(f"gripper action {topics.action}: rosbridge of ROS 1 has no actions; give its `topic`")
+        self._bridges.append(Bridge(*self._server, CONNECT_S))
+        return self._bridges[-1]
 
-        def receive(message: Mapping[str, Any]) -> None:
-            try:
-                value = decode(message)
-            except (KeyError, ValueError, TypeError, ImportError) as error:
-                reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-                self._lost = f"{topic}: {reason}"
-                value = None
-            with self._changed:
-                if value is not None:
-                    self._received[key or topic] = (clock.of(message, time.monotonic()), value)
-                self._changed.notify_all()
+    def _by_place(self, named: Mapping[str, Any]) -> dict[int, Any]:
+        """The entries of the arms that have a gripper, by its place in `gripper_opening_m`."""
+        parts = self.profile.parts
+        return {place.start: named[name] for name, _, _, place in parts if name in named and place.start < place.stop}
 
-        self._topic(topic, kind).subscribe(receive)
+    def _base_publisher(self, topic: str) -> Any:
+        directions = len(self.profile.base_velocity)
+        if not directions:
+            raise ConfigError(f"robot: base_topic {topic}: the profile {self.profile.name} has no `base_velocity`")
+        _ros.base_twist(np.zeros(directions))  # whether there is a Twist of them
+        return self._bridge.publisher(topic, "geometry_msgs/Twist")
 
-    def _await_first(self) -> None:
-        """Wait until every camera has sent an image, and every joint and finger is known."""
-        with self._changed:
-            known = self._changed.wait_for(
-                lambda: (
-                    self._lost is not None or (np.isfinite(self._qpos).all() and np.isfinite(self._openings_m).all())
-                ),
-                CONNECT_S,
-            )
-        if self._lost or not (known or self._named):
-            topics = ", ".join(self._joint_topics)
-            raise RobotError(self._lost or f"no message on topic {topics} for {CONNECT_S:g} s")
-        if not known:
-            needed = [*self._places, *(name for names in self._fingers.values() for name in names)]
-            unknown = [name for name in needed if name not in self._named]
+    def _openings_m(self) -> Float[np.ndarray, " grippers"]:
+        """Openings by the fingers' joints, or as commanded last where none are named [m]."""
+        positions, openings_m = self._positions, self._commanded_m.copy()
+        for place, fingers in self._fingers.items():
+            openings_m[place] = sum(positions[name] for name in fingers)
+        return openings_m
+
+    def _listen(self) -> None:
+        """Subscribe, and wait until every camera has sent an image, and every joint and finger is known."""
+        for topic in self._joint_topics:
+            self._bridge.listen(topic, "sensor_msgs/JointState", self._receive_joints)
+        for topic in dict.fromkeys(self._cameras.values()):
+            compressed = topic.endswith("/compressed")
+            kind = "sensor_msgs/CompressedImage" if compressed else "sensor_msgs/Image"
+            self._bridge.listen(topic, kind, _ros.compressed_image if compressed else _ros.image)
+        needed = [*self.profile.joint_names, *(name for fingers in self._fingers.values() for name in fingers)]
+        if not self._bridge.wait_for(lambda: self._positions.keys() >= {*needed}, CONNECT_S):
+            if not self._positions:
+                raise RobotError(f"no message on topic {', '.join(self._joint_topics)} for {CONNECT_S:g} s")
             raise RobotError(
-                f"the JointState never reports {', '.join(unknown)}, which the profile and the grippers' fingers name; it "
-                f"has: {', '.join(self._named)}"
+                f"the JointState never reports {', '.join(name for name in needed if name not in self._positions)}, which "
+                f"the profile and the grippers' fingers name; it has: {', '.join(self._positions)}"
             )
-        for source in (*self._joint_topics, *self._cameras):
-            self._wait_for(source, after_s=0.0, timeout_s=CONNECT_S)
+        for topic in (*self._joint_topics, *self._cameras.values()):
+            self._bridge.newest(topic, 0.0, CONNECT_S)
 
-    def _wait_for(self, source: str, after_s: float, timeout_s: float | None = None) -> tuple[float, Any]:
-        """The newest value of a source and its time, once it is newer than `after_s`."""
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
-        with self._changed:
-            arrived = self._changed.wait_for(
-                lambda: self._lost is not None or self._received.get(source, (-1.0, None))[0] >= after_s, limit_s
-            )
-        if self._lost or not arrived or source not in self._received:
-            topic = self._cameras.get(source, source)
-            raise RobotError(self._lost or f"no message on topic {topic} for {limit_s:g} s")
-        return self._received[source]
-
-    def _joints(self, message: Mapping[str, Any]) -> bool | None:
-        """Store the joint and finger positions in a message; None if it has none of this robot's.
+    def _receive_joints(self, message: Mapping[str, Any]) -> bool | None:
+        """Store the joint and finger positions in a message; None if it has no joint of this robot's arms.
 
         Raises:
             ValueError: a message has only some joints of an arm, so the driver is broken.
         """
         positions = dict(zip(message["name"], message["position"], strict=True))
-        self._named |= dict.fromkeys(positions)
-        for place, fingers in self._fingers.items():
-            if set(fingers) <= set(positions):
-                self._openings_m[place] = float(sum(positions[name] for name in fingers))
-        found = False
+        found = None
         for _, arm, _, _ in self.profile.parts:
-            if not set(arm.joint_names) & set(positions):
+            missing = [name for name in arm.joint_names if name not in positions]
+            if len(missing) == arm.joints:
                 continue  # a gripper, or another arm, may publish on the same topic
-            if missing := [name for name in arm.joint_names if name not in positions]:
+            if missing:
                 raise ValueError(f"JointState lacks {missing[0]!r}; it has: {', '.join(positions)}")
-            for name in arm.joint_names:
-                self._qpos[self._places[name]] = positions[name]
             found = True
-        return found or None
+        self._positions = self._positions | positions
+        return found
 
 
 def _by_arm(arms: Mapping[str, Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:
