@@ -1,5 +1,6 @@
 """Safety on the robot's side: plays back commands by their time stamps, within the limits, and brakes when they stop."""
 
+import math
 from collections import deque
 
 import numpy as np
@@ -17,6 +18,8 @@ SPEED_SHARE = 1.05
 """Largest velocity between two consecutive commands, as a share of the limits; beyond it the guard stops the robot."""
 AHEAD_S = 1.0
 """Largest lead of a command's stamp over the playback time [s]; beyond it the guard stops the robot."""
+CHECK_DT = 0.01
+"""Time between two commands whose links' distances are checked [s]; each check takes up to 1 ms."""
 MAX_WAITING = 10_000
 """Most commands that may wait for playback; beyond it the guard stops the robot."""
 
@@ -28,8 +31,9 @@ class CommandGuard:
     that arrive in bursts still move the joints evenly. A gap is bridged at constant velocity. Playback goes through a
     `JointTracker`, which keeps it within the limits of position, velocity, acceleration and jerk, whatever is sent and
     whenever it arrives. The guard brakes, and accepts no further command, after a gap longer than `deadline_s`, a command
-    that is not finite or beyond a joint's limit, or one too far from the last one or from the robot's position. Each
-    connection gets a new guard.
+    that is not finite or beyond a joint's limit, one too far from the last one or from the robot's position, or one that
+    brings links nearer than the profile's `collision_margin_m`, or so fast that they would touch before the arm is at rest.
+    Each connection gets a new guard.
 
     Args:
         profile: the robot's limits.
@@ -59,6 +63,7 @@ class CommandGuard:
         self._asked_s: float | None = None  # time of the last call of `position`
         self._waiting: deque[tuple[float, np.ndarray]] = deque()
         self._behind_s: float | None = None  # now - the stamp being played; None if nothing is
+        self._checked_s, self._clearance_m = -math.inf, float(profile.clearance_m(self._wanted))  # of the last check
 
     @property
     def at_rest(self) -> bool:
@@ -157,4 +162,19 @@ class CommandGuard:
         share = np.abs(position_rad - before) / (stamp_s - before_s) / profile.velocity_rad_s
         if share.max() > SPEED_SHARE:
             return f"commands for {profile.joint_names[int(share.argmax())]} ask for {share.max():.1f} times its velocity limit"
-        return None
+        return self._too_near(position_rad, (position_rad - before) / (stamp_s - before_s), stamp_s)
+
+    def _too_near(self, position: np.ndarray, velocity: np.ndarray, stamp_s: float) -> str | None:
+        """Why a command brings links too near to one another; None if it doesn't, or doesn't any nearer than before."""
+        if stamp_s - self._checked_s < CHECK_DT:
+            return None
+        acceleration, jerk = np.asarray(self.profile.acceleration_rad_s2), np.asarray(self.profile.jerk_rad_s3)
+        braking = velocity * (CHECK_DT + acceleration / jerk / 2 + np.abs(velocity) / acceleration / 2)
+        clearance_m = float(self.profile.clearance_m(position))
+        touching = float(self.profile.clearance_m(position + braking, margin_share=0.0)) < 0
+        before_m, self._clearance_m, self._checked_s = self._clearance_m, clearance_m, stamp_s
+        if clearance_m >= min(0.0, before_m) - 1e-6 and not (touching and clearance_m < before_m):
+            return None
+        if touching:
+            return "a command brings links together faster than they can brake"
+        return f"a command brings links {-clearance_m:.3f} m nearer than the collision margin"

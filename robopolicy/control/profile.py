@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
+from jaxtyping import Float
 from jsonargparse import ArgumentParser
 
 from robopolicy.components import refuse_import_paths
@@ -159,6 +160,18 @@ class RobotProfile:
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
 
+    def clearance_m(self, qpos: Float[np.ndarray, "*B joints"], margin_share: float = 1.0) -> Float[np.ndarray, "*B"]:
+        """Smallest distance between links, of each arm and between arms, less `collision_margin_m` times `margin_share` [m].
+
+        Infinite where no margin is set.
+        """
+        found = np.full(qpos.shape[:-1], np.inf)
+        for arm, joints in [(arm, joints) for _, arm, joints, _ in self.parts if self.arms] + [(self, slice(None))]:
+            distances, margin = arm.link_distances, arm.collision_margin_m
+            if margin is not None and distances is not None and distances.pairs:
+                found = np.minimum(found, distances(qpos[..., joints]).min(-1) - margin_share * margin)
+        return found
+
     @property
     def joints(self) -> int:
         """Number of joints."""
@@ -257,12 +270,14 @@ def profile_from_dict(
     """A profile from plain values, such as those that a robot sends over the network.
 
     Args:
-        values: the fields; those of an entry of `arms` may name a `profile` whose fields they replace.
+        values: the fields; they, or those of an entry of `arms`, may name a `profile` whose fields they replace.
         source: begins the message of an error.
         folder: of the file they come from, where a `profile` may lie; None: an entry can't name one.
     """
     refuse_import_paths(values, source)
     values = dict(values)
+    if (named := values.pop("profile", None)) is not None:
+        values = _based_on(str(named), values, source, folder)
     arms = values.pop("arms", None) or {}
     if not isinstance(arms, Mapping) or not all(isinstance(arm, Mapping) for arm in arms.values()):
         raise ValueError(f"{source}: arms must be a mapping of names to fields, got {arms!r}")
@@ -272,7 +287,7 @@ def profile_from_dict(
                 f"{source}: {unknown[0]} belongs to an arm; beside `arms` stand name and the base's limits"
             )
         base = {name: tuple(values.get(name, ())) for name in ("base_velocity", "base_acceleration")}
-        made = {name: _arm_from(name, dict(arm), source, folder) for name, arm in arms.items()}
+        made = {name: profile_from_dict(arm, f"{source}, arm {name!r}", folder) for name, arm in arms.items()}
         return of_arms(str(values.get("name", "robot")), made, **base)
     if not isinstance(values.get("kinematics") or {}, Mapping):  # the parser would import what a string there names
         raise ValueError(f"{source}: kinematics must be a mapping of fields, got {values['kinematics']!r}")
@@ -284,14 +299,13 @@ def profile_from_dict(
         raise ValueError(f"{source}: {' '.join(str(error).split())}") from None
 
 
-def _arm_from(name: str, values: dict[str, Any], source: str, folder: Path | None) -> RobotProfile:
-    named = values.pop("profile", None)
-    if named is not None and folder is None:
-        raise ValueError(f"{source}: arm {name!r} names a file; give its fields")
-    if named is not None and folder is not None:
-        beside = folder / str(named)
-        whole = read_profile(beside if beside.is_file() else str(named)).to_dict()
-        if isinstance(values.get("kinematics"), Mapping) and whole["kinematics"]:
-            values["kinematics"] = whole["kinematics"] | dict(values["kinematics"])
-        values = whole | values
-    return profile_from_dict(values, f"{source}, arm {name!r}", folder)
+def _based_on(named: str, values: Mapping[str, Any], source: str, folder: Path | None) -> dict[str, Any]:
+    """The fields of the profile `named`, replaced by `values`; those of `kinematics` one by one."""
+    if folder is None:
+        raise ValueError(f"{source} names a file; give its fields")
+    beside = folder / named
+    whole, kinematics = read_profile(beside if beside.is_file() else named).to_dict(), values.get("kinematics")
+    merged = whole | dict(values)
+    if isinstance(kinematics, Mapping) and whole.get("kinematics"):
+        merged["kinematics"] = whole["kinematics"] | dict(kinematics)
+    return merged

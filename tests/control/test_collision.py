@@ -14,6 +14,7 @@ from robopolicy.control.limits import limit_targets
 from robopolicy.control.profile import RobotProfile, of_arms, profile_from_dict, read_profile
 from robopolicy.control.targets import Targets
 from robopolicy.sim.description import capsules_of, profile_values
+from robopolicy.sim.scene import ASSETS
 
 ARM = """<mujoco><compiler angle="radian"/><asset>
   <mesh name="wedge" vertex="0 0 0  .1 0 0  0 .06 0  0 0 .05  .08 .03 .02"/></asset><worldbody>
@@ -140,6 +141,41 @@ def test_the_verb_writes_capsules_that_are_read_back(tmp_path, capsys):
     assert [capsule.link for capsule in profile.capsules] == [0, 1, 2, 3, 4]
     assert profile.collision_margin_m is None
     assert profile_from_dict(profile.to_dict()) == profile, "as a robot sends it over the network"
+
+
+@pytest.mark.parametrize("name", ["panda", "fr3", "ur5e", "xarm7", "vx300s", "so101"])
+def test_a_shipped_profile_takes_a_margin(name, tmp_path):
+    """Guards against: an optional limit without data, or one that an arm violates at home."""
+    (tmp_path / "mine.yaml").write_text(f"profile: {name}\ncollision_margin_m: 0.02\n")
+    profile = read_profile(tmp_path / "mine.yaml")
+    assert profile == replace(read_profile(name), collision_margin_m=0.02)
+    assert profile.clearance_m(np.asarray(profile.home_rad)) > 0
+    assert profile.clearance_m(np.asarray(profile.home_rad), 0.0) == pytest.approx(
+        profile.clearance_m(np.asarray(profile.home_rad)) + 0.02
+    )
+    assert {capsule.link for capsule in profile.capsules} == set(range(profile.joints + 1))
+    assert ("capsules" in profile.assumed) == (name not in ("panda", "fr3")), "those are the maker's"
+    assert np.isinf(read_profile(name).clearance_m(np.zeros((3, profile.joints)))).all()
+
+
+def test_the_viperx_pairs_capsules_cover_its_simulated_arms():
+    """Guards against: arms that touch although their capsules don't, or capsules that forbid postures which are free."""
+    pair, model = read_profile("viperx_pair"), mujoco.MjModel.from_xml_path(str(ASSETS / "viperx_pair.xml"))
+    data = mujoco.MjData(model)
+    sides = [[], []]
+    for geom in range(model.ngeom):
+        body = model.body(model.geom_bodyid[geom]).name
+        if body.startswith(("left_", "right_")) and "finger" not in body:
+            sides[body.startswith("right_")].append(geom)
+    rows = np.random.default_rng(0).uniform(*pair.soft_limits_rad, (3000, 12))
+    near = rows[pair.link_distances(rows).min(-1) < 0.15][:40]
+    for qpos in near:
+        for name, angle in zip(pair.joint_names, qpos, strict=True):
+            data.qpos[model.joint(name).qposadr] = angle
+        mujoco.mj_kinematics(model, data)
+        theirs = min(mujoco.mj_geomDistance(model, data, i, j, 2.0, None) for i in sides[0] for j in sides[1])
+        ours = float(pair.link_distances(qpos).min())
+        assert max(theirs, 0.0) - 0.035 < max(ours, 0.0) <= max(theirs, 0.0) + 1e-6
 
 
 @pytest.mark.parametrize(

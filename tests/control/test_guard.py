@@ -1,11 +1,16 @@
 """The robot's own guard: even playback of uneven arrivals, and rest when commands cease."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from robopolicy.control.guard import CommandGuard
+from robopolicy.control.limits import limit_targets
+from robopolicy.control.profile import RobotProfile, of_arms, read_profile
 from robopolicy.control.robot import RobotError
 from robopolicy.control.smoothing import JointSmoother
+from robopolicy.control.targets import Targets
 
 PERIOD = 0.005
 
@@ -282,3 +287,75 @@ def test_commands_that_nobody_plays_are_bounded(panda):
         guard.receive(np.asarray(panda.home_rad), number * 1e-6, 50.0 + number * 1e-6)
     with pytest.raises(RobotError, match="more than 10000 commands wait"):
         guard.receive(np.asarray(panda.home_rad), 1.0, 51.0)
+
+
+def colliding(name: str, count: int) -> tuple[RobotProfile, np.ndarray]:
+    """A shipped profile with a margin of 2 cm, and random postures in which its links overlap."""
+    if name == "viperx_pair":
+        arms = read_profile(name).arms
+        profile = of_arms(name, {side: replace(arm, collision_margin_m=0.02) for side, arm in arms.items()})
+    else:
+        profile = replace(read_profile(name), collision_margin_m=0.02)
+    qpos = np.random.default_rng(0).uniform(*profile.soft_limits_rad, (4000, profile.joints))
+    found = qpos[profile.clearance_m(qpos, margin_share=0.0) < 0][:count]
+    assert len(found) == count
+    return profile, found
+
+
+@pytest.mark.parametrize("name", ["panda", "ur5e", "xarm7", "so101", "viperx_pair"])
+def test_links_never_touch_whatever_is_commanded(name):
+    """Guards against: a client without the loop's limits that drives an arm into itself, or into the other arm."""
+    profile, postures = colliding(name, 5)
+    home = np.asarray(profile.home_rad)
+    for posture in postures:
+        guard, played = CommandGuard(profile, PERIOD, home), []
+        way = posture - home
+        step = 0.9 * PERIOD * way / np.abs(way / profile.velocity_rad_s).max()
+        position, tick = home, 0
+        while guard.stopped is None:
+            assert np.abs(posture - position).max() > np.abs(step).max(), "it arrived, with its links in one another"
+            try:
+                guard.receive(position, tick * PERIOD, 50.0 + tick * PERIOD)
+            except RobotError:
+                break
+            played.append(guard.position(50.0 + tick * PERIOD))
+            # the first commands stand still, then up to full speed in half a second
+            position, tick = position + min(max(tick - 3, 0) * PERIOD / 0.5, 1.0) * step, tick + 1
+        assert "brings links" in str(guard.stopped)
+        while not guard.at_rest:
+            played.append(guard.position(50.0 + tick * PERIOD))
+            tick += 1
+        assert profile.clearance_m(np.stack(played), margin_share=0.0).min() >= 0
+        assert len(played) > 50, "not refused at once"
+
+
+@pytest.mark.parametrize("name", ["panda", "viperx_pair"])
+def test_motions_of_the_loop_are_never_too_near(name):
+    """Guards against: a guard that stops the loop's own motions at the margin that both keep."""
+    profile, postures = colliding(name, 2)
+    for posture in postures:
+        smoother = JointSmoother(profile, PERIOD, 0.05)
+        guard = CommandGuard(profile, PERIOD, smoother.state[0])
+        closed = np.full(profile.grippers, np.nan)
+        for tick in range(400):
+            if tick % 10 == 0:
+                asked = Targets(posture, closed, {"non_finite": np.zeros((), bool)})
+                commanded = smoother.state[0]
+                targets = limit_targets(profile, asked, commanded, closed, 0.05, commanded)
+                smoother.aim(targets.joint_position_rad)
+            guard.receive(smoother.step(), tick * PERIOD, 50.0 + tick * PERIOD)
+            played = guard.position(50.0 + tick * PERIOD)
+        assert guard.stopped is None
+        assert np.abs(played - profile.home_rad).max() > 0.1
+
+
+def test_a_posture_that_is_too_near_may_be_left():
+    """Guards against: an arm that was brought by hand to where its links are close, and takes no command."""
+    profile, postures = colliding("panda", 1)
+    guard, position = CommandGuard(profile, PERIOD, postures[0]), postures[0]
+    way = np.asarray(profile.home_rad) - position
+    for tick in range(20):
+        guard.receive(position, tick * PERIOD, 50.0 + tick * PERIOD)
+        guard.position(50.0 + tick * PERIOD)
+        position = position + min(tick / 100, 1.0) * PERIOD * way / np.abs(way / profile.velocity_rad_s).max()
+    assert guard.stopped is None

@@ -71,7 +71,7 @@ class ArmPublisher:
             return float_array((position - before) / self._command_dt)
         assert self._profile.arm is not None
         where, rotation = tool_pose(self._profile.arm, np.asarray(position, np.float64))
-        header = {"stamp": _time(0), "frame_id": self._topics.frame_id}
+        header = {"stamp": _time(0.0), "frame_id": self._topics.frame_id}
         if kind == "pose":
             w, x, y, z = matrix_to_quaternion(rotation).tolist()
             pose = {"position": _xyz(where), "orientation": {"x": x, "y": y, "z": z, "w": w}}
@@ -143,7 +143,7 @@ def joint_trajectory(
 ) -> dict[str, Any]:
     """trajectory_msgs/JointTrajectory of one point [rad], due `due_s` after it is received."""
     point = {"positions": [float(angle) for angle in position], "time_from_start": _time(due_s)}
-    header = {"stamp": _time(0), "frame_id": ""}  # zero: start on arrival
+    header = {"stamp": _time(0.0), "frame_id": ""}  # zero: start on arrival
     return {"header": header, "joint_names": list(joint_names), "points": [point]}
 
 
