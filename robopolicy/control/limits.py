@@ -22,6 +22,8 @@ from robopolicy.control.profile import RobotProfile
 from robopolicy.control.targets import Targets, either, side_by_side
 from robopolicy.types import ActionSpec, Array
 
+DEGREES_RAD = 3.2
+"""A first target further away than half a turn suggests actions in degrees."""
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Fractions of a displacement that are tried, largest first, until the tool stays in its box and the links apart."""
 UNCHANGED = 1e-9
@@ -81,11 +83,43 @@ def limit_targets(
         )
     allowed, moved = _apart(profile, qpos, allowed)
     limited |= moved
-    asked = targets.gripper_opening_m
-    opening = xp.where(finite[..., None] & xp.isfinite(asked), asked, opening_m)
-    within = opening.clip(0.0, profile.opening_m)
-    limited["gripper"] = (abs(within - opening) > UNCHANGED).any(-1)
+    within, limited["gripper"] = _limited_opening(
+        profile, xp.where(finite[..., None], targets.gripper_opening_m, xp.nan), opening_m
+    )
     return Targets(allowed, within, limited)
+
+
+def _limited_opening(profile: RobotProfile, asked: Array, opening_m: Array) -> tuple[Array, Array]:
+    """The openings asked for within the gripper's, or `opening_m` where none is given, and where a limit changed one."""
+    xp = namespace(asked)
+    opening = xp.where(xp.isfinite(asked), asked, opening_m)
+    within = opening.clip(0.0, profile.opening_m)
+    return within, (abs(within - opening) > UNCHANGED).any(-1)
+
+
+def wrong_position(
+    profile: RobotProfile, qpos: Float[np.ndarray, " joints"], commanded: Float[np.ndarray, " joints"]
+) -> str | None:
+    """Why a robot must be stopped because of where it is [rad]; None if it follows its commands."""
+    if not np.isfinite(qpos).all():
+        return "the robot reports joint positions that are not finite"
+    behind_rad = np.abs(qpos - commanded)
+    if behind_rad.max() <= profile.following_rad:
+        return None
+    joint = profile.joint_names[int(behind_rad.argmax())]
+    return f"{joint} is {behind_rad.max():.2f} rad from where it was sent: blocked, or not moving?"
+
+
+def wrong_first_target(
+    profile: RobotProfile, targets: Targets, qpos: Float[np.ndarray, " joints"], allowed_rad: float | None
+) -> str | None:
+    """Why an absolute first target is too far away; None if it is within `allowed_rad`, by default the profile's."""
+    jump_rad = np.abs(targets.joint_position_rad - qpos).max()
+    allowed_rad = profile.first_jump_rad if allowed_rad is None else allowed_rad
+    if not jump_rad > allowed_rad:
+        return None
+    unit = "; are the actions in degrees?" if jump_rad > DEGREES_RAD else ""
+    return f"the first target is {jump_rad:.2f} rad away, at most {allowed_rad:g} rad allowed{unit}"
 
 
 def base_target(

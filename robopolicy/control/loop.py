@@ -13,7 +13,7 @@ import numpy as np
 from robopolicy.control.drive import RobotDrive
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.control.inference import Inference, TimedChunk
-from robopolicy.control.limits import base_target, limit_targets
+from robopolicy.control.limits import base_target, limit_targets, wrong_first_target, wrong_position
 from robopolicy.control.robot import Operator, Recorder, Robot, RobotError, Tick, commands_per_step
 from robopolicy.control.statistics import LoopStatistics
 from robopolicy.control.targets import joint_targets
@@ -22,8 +22,6 @@ from robopolicy.types import ActionSpec, Command
 
 logger = logging.getLogger(__name__)
 
-DEGREES_RAD = 3.2
-"""A first target further away than half a turn suggests actions in degrees."""
 CONTROL_PRIORITY = 20
 """Real-time priority of the control thread, where asked for."""
 POLL_S = 0.001
@@ -231,29 +229,21 @@ class ControlLoop(RobotDrive):
 
     def _act(self, grid: FixedGrid) -> None:
         """Take the current control step's action and aim for its targets."""
-        fresh = self._fresh()
+        fresh, statistics = self._fresh(), self.statistics
         self._to_act = False
-        if self._operated and self._arrived:  # an earlier plan starts from a position that the robot has left
-            self.executor.reset()
-        refused = int(self.executor.refused)
-        for chunk in self._arrived:
-            self.executor.add(
-                chunk.actions, chunk.observation.stamp_s, now_s=self._step_s, gripper_logit=chunk.gripper_logit
-            )
-        self._arrived = []
-        limited = ["non_finite_chunk"] if int(self.executor.refused) > refused else []
+        limited = self._add_chunks()
         action = proposed = self._planned()
         if self.operator is not None:
             action = self._by_operator(proposed, grid)
         target_rad = self.smoother.state[0]
         if action is None:
             self._brake()
-            self.statistics.held += self._newest_s is not None
-            self.statistics.waiting += self._newest_s is None
+            statistics.held += self._newest_s is not None
+            statistics.waiting += self._newest_s is None
         else:
-            self.statistics.acted += 1
-            self.statistics.late_chunks += fresh is None and self._due and not self._operated
-            self.statistics.operated += self._operated
+            statistics.acted += 1
+            statistics.late_chunks += fresh is None and self._due and not self._operated
+            statistics.operated += self._operated
             target_rad, kinds = self._aim(action, grid)
             limited += kinds
         self._count_limited(limited)
@@ -262,6 +252,18 @@ class ControlLoop(RobotDrive):
             seen = None if fresh is None else fresh.observation
             tick = Tick(self._step_s, seen, action, command, tuple(limited), proposed, self._operated)
             self.recorder.record(tick)
+
+    def _add_chunks(self) -> list[str]:
+        """Add the chunks that have arrived to the plan; returns `non_finite_chunk` if one was refused."""
+        if self._operated and self._arrived:  # an earlier plan starts from a position that the robot has left
+            self.executor.reset()
+        refused = int(self.executor.refused)
+        for chunk in self._arrived:
+            self.executor.add(
+                chunk.actions, chunk.observation.stamp_s, now_s=self._step_s, gripper_logit=chunk.gripper_logit
+            )
+        self._arrived = []
+        return ["non_finite_chunk"] if int(self.executor.refused) > refused else []
 
     def _planned(self) -> np.ndarray | None:
         """The plan's action (width,) for the current control step; None where it has none."""
@@ -298,31 +300,22 @@ class ControlLoop(RobotDrive):
 
     def _aim(self, action: np.ndarray, grid: FixedGrid) -> tuple[np.ndarray, list[str]]:
         """Aim for an action's targets within the limits; returns the joint targets [rad] and the limits that changed them."""
-        profile, qpos = self.robot.profile, np.asarray(self.robot.qpos(), np.float64)
-        if not np.isfinite(qpos).all():
-            self._stop("the robot reports joint positions that are not finite", grid)
-            return self.smoother.state[0], []
-        behind_rad = np.abs(qpos - self.smoother.state[0])
-        if behind_rad.max() > profile.following_rad and not self.options.dry_run:
-            joint = profile.joint_names[int(behind_rad.argmax())]
-            self._stop(f"{joint} is {behind_rad.max():.2f} rad from where it was sent: blocked, or not moving?", grid)
-            return self.smoother.state[0], []
-        asked = joint_targets(profile, self.action_spec, action, qpos, self.executor.control_dt)
-        jump_rad, given_rad = np.abs(asked.joint_position_rad - qpos).max(), self.options.first_jump_rad
-        allowed_rad = profile.first_jump_rad if given_rad is None else given_rad
-        if self.action_spec.kind == "absolute" and not self._moved and jump_rad > allowed_rad:
-            unit = "; are the actions in degrees?" if jump_rad > DEGREES_RAD else ""
-            self._stop(f"the first target is {jump_rad:.2f} rad away, at most {allowed_rad:g} rad allowed{unit}", grid)
-            return self.smoother.state[0], ["first_jump"]
+        profile, spec, control_dt = self.robot.profile, self.action_spec, self.executor.control_dt
+        qpos, commanded = np.asarray(self.robot.qpos(), np.float64), self.smoother.state[0]
+        if wrong := wrong_position(profile, qpos, qpos if self.options.dry_run else commanded):
+            self._stop(wrong, grid)
+            return commanded, []
+        asked = joint_targets(profile, spec, action, qpos, control_dt)
+        first = not self._moved and spec.kind == "absolute"
+        if first and (wrong := wrong_first_target(profile, asked, qpos, self.options.first_jump_rad)):
+            self._stop(wrong, grid)
+            return commanded, ["first_jump"]
         self._moved = True
-        control_dt, commanded = self.executor.control_dt, self.smoother.state[0]
         targets = limit_targets(profile, asked, qpos, self._opening_m, control_dt, commanded)
         self._opening_m = targets.gripper_opening_m
-        self._base.target, slowed = base_target(profile, self.action_spec, action)
-        ahead = targets.joint_position_rad - commanded
-        absolute = self.action_spec.kind == "absolute"
-        deferred = self.smoother.aim(targets.joint_position_rad, None if absolute else ahead / control_dt)
-        if deferred is not None:
+        self._base.target, slowed = base_target(profile, spec, action)
+        heading = None if spec.kind == "absolute" else (targets.joint_position_rad - commanded) / control_dt
+        if (deferred := self.smoother.aim(targets.joint_position_rad, heading)) is not None:
             self.statistics.deferred[deferred] += 1
         kinds = [kind for kind, changed in targets.limited.items() if changed]
         return targets.joint_position_rad, [*kinds, *(["base_velocity"] if slowed else [])]

@@ -55,19 +55,27 @@ def quantize(folder: Path, measure: Callable[[Path], float], tolerance: float) -
             )
             return measure(scratch)
 
-        error = error_with(layers)
-        kept: list[str] = []
-        if error > tolerance:
-            alone = {layer: error_with([layer]) for layer in layers}
-            ranked = sorted(layers, key=alone.__getitem__)  # the most sensitive last
-            while error > tolerance:
-                kept.append(ranked.pop())
-                if not ranked:
-                    raise ExportError(
-                        f"--int8: each of {len(layers)} layers differs from torch by {min(alone.values()):.2g} of an "
-                        f"action's range or more, at most {tolerance:g} allowed; raise --int8-tolerance or export in float32"
-                    )
-                error = error_with(ranked)
+        kept, error = _layers_to_keep(layers, error_with, tolerance)
         with replacing(folder / GRAPH) as temporary:
             shutil.copyfile(scratch / GRAPH, temporary)
+    return kept, error
+
+
+def _layers_to_keep(
+    layers: Sequence[str], error_with: Callable[[Sequence[str]], float], tolerance: float
+) -> tuple[list[str], float]:
+    """Names of the layers that must stay float for an error within the tolerance, sorted, and the error of the others."""
+    error, kept = error_with(layers), list[str]()
+    if error <= tolerance:
+        return kept, error
+    alone = {layer: error_with([layer]) for layer in layers}
+    ranked = sorted(layers, key=alone.__getitem__)  # the most sensitive last
+    while error > tolerance:
+        kept.append(ranked.pop())
+        if not ranked:
+            raise ExportError(
+                f"--int8: each of {len(layers)} layers differs from torch by {min(alone.values()):.2g} of an action's range "
+                f"or more, at most {tolerance:g} allowed; raise --int8-tolerance or export in float32"
+            )
+        error = error_with(ranked)
     return sorted(kept), error
