@@ -170,7 +170,7 @@ class RobotProfile:
             distances, margin = arm.link_distances, arm.collision_margin_m
             if margin is not None and distances is not None and distances.pairs:
                 found = np.minimum(found, distances(qpos[..., joints]).min(-1) - margin_share * margin)
-        return found
+        return np.asarray(found)
 
     @property
     def joints(self) -> int:

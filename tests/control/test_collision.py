@@ -175,7 +175,8 @@ def test_the_viperx_pairs_capsules_cover_its_simulated_arms():
         mujoco.mj_kinematics(model, data)
         theirs = min(mujoco.mj_geomDistance(model, data, i, j, 2.0, None) for i in sides[0] for j in sides[1])
         ours = float(pair.link_distances(qpos).min())
-        assert max(theirs, 0.0) - 0.035 < max(ours, 0.0) <= max(theirs, 0.0) + 1e-6
+        # up to 5 cm less, because the palms are flat boxes
+        assert max(theirs, 0.0) - 0.05 < max(ours, 0.0) <= max(theirs, 0.0) + 1e-6
 
 
 @pytest.mark.parametrize(

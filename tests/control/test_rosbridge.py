@@ -87,7 +87,9 @@ def test_two_arms_have_topics_and_gripper_actions_of_their_own():
         np.testing.assert_allclose(bridge.sent("/right/controller")[0]["points"][0]["positions"], target[6:])
         goals = [each for each in bridge.received if each["op"] == "send_action_goal"]
         assert {goal["action_type"] for goal in goals} == {"control_msgs/action/GripperCommand"}
-        assert goals[0]["args"] == {"command": {"position": 0.05, "max_effort": 20.0}}
+        openings_m = {goal["action"]: goal["args"]["command"] for goal in goals}
+        assert openings_m["/left_gripper/cmd"] == {"position": 0.05, "max_effort": 20.0}
+        assert openings_m["/right_gripper/cmd"] == {"position": 0.01, "max_effort": 20.0}
         assert set(robot.observe().obs) == {"qpos", "gripper", "left_ee_pose", "right_ee_pose"}
         robot.command(Command(target, [0.05, 0.01], 0.02))
         time.sleep(0.1)
