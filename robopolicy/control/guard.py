@@ -20,6 +20,10 @@ AHEAD_S = 1.0
 """Largest lead of a command's stamp over the playback time [s]; beyond it the guard stops the robot."""
 CHECK_DT = 0.01
 """Time between two commands whose links' distances are checked [s]; each check takes up to 1 ms."""
+BRAKING_SAMPLES = 9
+"""Postures on the way to rest whose links' distances are checked."""
+TOUCHING_SHARE = 0.25
+"""Links count as touching within this share of `collision_margin_m`, since they are checked at samples only."""
 MAX_WAITING = 10_000
 """Most commands that may wait for playback; beyond it the guard stops the robot."""
 
@@ -169,11 +173,15 @@ class CommandGuard:
         if stamp_s - self._checked_s < CHECK_DT:
             return None
         acceleration, jerk = np.asarray(self.profile.acceleration_rad_s2), np.asarray(self.profile.jerk_rad_s3)
-        braking = velocity * (CHECK_DT + acceleration / jerk / 2 + np.abs(velocity) / acceleration / 2)
+        stops_s = np.abs(velocity) / acceleration
+        times_s = np.minimum(stops_s.max() * np.linspace(0.0, 1.0, BRAKING_SAMPLES)[:, None], stops_s)
+        delay_s = CHECK_DT + acceleration / jerk / 2  # until the next check, and until the joints brake at their limit
+        braking = position + velocity * (delay_s + times_s) - np.sign(velocity) * acceleration * times_s**2 / 2
         clearance_m = float(self.profile.clearance_m(position))
-        touching = float(self.profile.clearance_m(position + braking, margin_share=0.0)) < 0
+        touching = bool((self.profile.clearance_m(braking, TOUCHING_SHARE) < 0).any())
         before_m, self._clearance_m, self._checked_s = self._clearance_m, clearance_m, stamp_s
-        if clearance_m >= min(0.0, before_m) - 1e-6 and not (touching and clearance_m < before_m):
+        leaving = before_m < 0 and clearance_m >= before_m - 1e-6
+        if leaving or (clearance_m >= 0 and not touching):
             return None
         if touching:
             return "a command brings links together faster than they can brake"

@@ -305,7 +305,7 @@ def colliding(name: str, count: int) -> tuple[RobotProfile, np.ndarray]:
 @pytest.mark.parametrize("name", ["panda", "ur5e", "xarm7", "so101", "viperx_pair"])
 def test_links_never_touch_whatever_is_commanded(name):
     """Guards against: a client without the loop's limits that drives an arm into itself, or into the other arm."""
-    profile, postures = colliding(name, 5)
+    profile, postures = colliding(name, 12)
     home = np.asarray(profile.home_rad)
     for posture in postures:
         guard, played = CommandGuard(profile, PERIOD, home), []
