@@ -93,7 +93,7 @@ class Bridge:
     @property
     def connected(self) -> bool:
         """Whether the server is still there."""
-        return self.ros.is_connected
+        return bool(self.ros.is_connected)
 
     def close(self) -> None:
         """Disconnect."""

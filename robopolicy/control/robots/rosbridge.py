@@ -159,7 +159,7 @@ class RosbridgeRobot:
         for joints, arm in self._arms:
             arm.send(command.joint_position_rad[joints])
         openings_m = np.broadcast_to(command.gripper_opening_m, self._commanded_m.shape)
-        for place in np.flatnonzero(np.isfinite(openings_m)):
+        for place in np.flatnonzero(np.isfinite(openings_m)).tolist():
             self._commanded_m[place] = openings_m[place]
             if place in self._grippers:
                 self._grippers[place].send(float(openings_m[place]))
