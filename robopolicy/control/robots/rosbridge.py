@@ -209,7 +209,7 @@ class RosbridgeRobot:
         return self._bridge.publisher(topic, "geometry_msgs/Twist")
 
     def _openings_m(self) -> Float[np.ndarray, " grippers"]:
-        """Openings by the fingers' joints, or as commanded last where none are named [m]."""
+        """Openings by the fingers' joints, or as commanded last if no fingers are named [m]."""
         positions, openings_m = self._positions, self._commanded_m.copy()
         for place, fingers in self._fingers.items():
             openings_m[place] = sum(positions[name] for name in fingers)
