@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,13 @@ def finish(rows: Sequence[Mapping[str, Any]], bars: Sequence[Mapping[str, Any]],
         print(f"{verdict}  {goal['name']}: {goal['value']:.3g} ({sign} {goal['goal']:.3g})")
     if out is not None:
         command = " ".join(["python", *sys.argv])
-        result = {"machine": machine(), "command": command, "rows": list(rows), "bars": list(bars)}
+        result = {
+            "date": date.today().isoformat(),
+            "machine": machine(),
+            "command": command,
+            "rows": list(rows),
+            "bars": list(bars),
+        }
         out.write_text(json.dumps(result, indent=1) + "\n")
         print(out)
 
