@@ -1,8 +1,9 @@
 """The config tree of one experiment: plain sections as dataclasses, component sections as the chosen kind's options."""
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from robopolicy.components import Options, component, component_of, option, require
@@ -161,8 +162,12 @@ class TrainingConfig(Options):
 
     section: ClassVar[str] = "training"
 
-    max_steps: int = option(2000, ">= 1")
-    """Optimizer steps."""
+    max_steps: int | None = option(2000, ">= 1")
+    """Optimizer steps, at most; null: as many as `passes` says."""
+    passes: float | None = option(None, "> 0")
+    """How often the training frames are seen, on average; null: `max_steps` alone counts."""
+    min_steps: int | None = option(None, ">= 1")
+    """With `passes`: steps that few demos train for, at least."""
     max_minutes: float | None = option(None, "> 0")
     """Safety limit [min]: training stops there even if steps remain, and says so; null: none."""
     valid_every: int = option(200, ">= 1")
@@ -179,6 +184,28 @@ class TrainingConfig(Options):
     """auto: bf16 on GPUs, and for the encoder `conv` on CPUs that compute in it (AVX-512 BF16); float32 elsewhere."""
     seed: int = option(0, "0 .. 4294967295")
     """Seed of weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_steps or self.passes, "--training.max_steps null without --training.passes; give one of them")
+        require(
+            not self.min_steps or self.passes,
+            f"--training.min_steps {self.min_steps} without --training.passes; give both",
+        )
+
+    @property
+    def steps(self) -> int:
+        """`max_steps`, of settings that `planned` returned."""
+        if self.max_steps is None:
+            raise ValueError("the number of steps follows from the demos; call planned() first")
+        return self.max_steps
+
+    def planned(self, passes_per_step: float) -> "TrainingConfig":
+        """These settings with the number of steps that they mean where a step is this share of a pass over the frames."""
+        if self.passes is None:
+            return self
+        steps = max(self.min_steps or 1, math.ceil(self.passes / passes_per_step))
+        return replace(self, max_steps=min(steps, self.max_steps or steps), passes=None, min_steps=None)
 
 
 @dataclass(frozen=True)

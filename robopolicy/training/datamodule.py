@@ -110,6 +110,16 @@ class DemoDataModule(LightningDataModule):
         self.instructions = train.instructions
         LOG.info("%s", self.summary())
 
+    @property
+    def frames(self) -> int:
+        """Frames of the training split."""
+        return self._rows().steps
+
+    @property
+    def segment(self) -> int:
+        """Frames of each entry of a training batch."""
+        return self._store("train").segment
+
     def use_normalizer(self, normalizer: ActionNormalizer) -> None:
         """Make action targets with this normalizer instead of the one of these demos' own statistics."""
         self._normalizer, self._stores = normalizer.to(self.device), {}

@@ -161,7 +161,9 @@ def dagger(
     _note(run_dir, 0, folder, measure, {})
     later, files = config, []
     if rounds.round_steps is not None:
-        later = replace(config, training=replace(config.training, max_steps=rounds.round_steps))
+        later = replace(
+            config, training=replace(config.training, max_steps=rounds.round_steps, passes=None, min_steps=None)
+        )
     for number in range(1, rounds.rounds + 1):
         demos = run_dir / f"round_{number}.hdf5"
         if not demos.exists():

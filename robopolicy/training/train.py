@@ -89,7 +89,7 @@ def train(
             _check(config, run_dir, evaluate, resume)  # another training may have ended meanwhile
             if start is not None and rank_zero_only.rank == 0:
                 start.write(run_dir)
-            keeper = _fit(module, data, run_dir, evaluate, callbacks, stop)
+            keeper = _fit(module, data, config, run_dir, evaluate, callbacks, stop)
         if stop.requested and not keeper.finished:
             raise TrainingInterrupted(f"stopped after step {keeper.step}; continue {run_dir} with --resume")
         _report(keeper)
@@ -121,18 +121,21 @@ def _prepare(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTrain
     """The demos, opened, and an untrained policy for them, or one that begins as `start` says."""
     data = DemoDataModule(config)
     data.setup("fit")
+    frames = config.data.batch_size * config.optimizer.accumulate * data.segment
+    planned = data.experiment = replace(config, training=config.training.planned(frames / data.frames))
     if start is None:
-        return make_training(config, data, build_policy(config, data.facts)), data
+        return make_training(planned, data, build_policy(config, data.facts)), data
     begun = open_start(start, data.provenance["token_encoder"])
     policy = build_policy(config, replace(data.facts, vocabulary=begun.vocabulary))
     take_over(policy, begun, start)
     if start.statistics == "keep":
         data.use_normalizer(begun.action_normalizer)
-    return make_training(config, data, policy), data
+    return make_training(planned, data, policy), data
 
 
 def _prepare_groups(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, GroupData]:
     """The demos of several robots, opened, and untrained policies for them."""
+    require(config.training.passes is None, "--training.passes with --data.groups; give --training.max_steps")
     require(start is None, "--start with --data.groups: groups begin from random weights; leave --start out")
     data = GroupData(config)
     data.setup("fit")
@@ -153,12 +156,16 @@ def _prepare_groups(config: ExperimentConfig, start: Start | None) -> tuple[Poli
 def _fit(
     module: PolicyTraining,
     data: DemoDataModule | GroupData,
+    given: ExperimentConfig,
     run_dir: Path,
     evaluate: Callable[[ChunkPolicy], float] | None,
     callbacks: tuple[Callback, ...],
     stop: Stop,
 ) -> RunKeeper:
-    """Train until the end or until a signal stops the run; continues from the resume file if there is one."""
+    """Train until the end or until a signal stops the run; continues from the resume file if there is one.
+
+    `given` is the config as it is recorded: a resumed run plans its steps again.
+    """
     config, provenance = data.experiment, data.provenance
     parameters = sum(parameter.numel() for parameter in module.policy.parameters())
 
@@ -172,12 +179,12 @@ def _fit(
     facts = {"parameters": parameters, "provenance": provenance}
     keeper = RunKeeper(run_dir, save, data.val_dataloader, config.training, evaluate, stop, facts)
     if rank_zero_only.rank == 0:
-        write_file(run_dir / CONFIG, yaml.safe_dump(config_to_dict(config), sort_keys=False))
+        write_file(run_dir / CONFIG, yaml.safe_dump(config_to_dict(given), sort_keys=False))
     resume = run_dir / RESUME_FILE
     if resume.exists():
         read_resume(resume, ("state_dict", "optimizer_states", "loops"))
     with quiet_lightning():
-        progress = ShownProgress(keeper, config.training.max_steps)
+        progress = ShownProgress(keeper, config.training.steps)
         trainer = make_trainer(config, run_dir, [RandomState(config.training.seed), *callbacks, keeper, progress])
         stop.training = True
         trainer.fit(module, datamodule=data, ckpt_path=resume if resume.exists() else None, weights_only=True)
@@ -190,7 +197,7 @@ def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callba
     return Trainer(
         accelerator="gpu" if cuda else "cpu",
         precision="bf16-mixed" if _in_bf16(config, cuda) else "32-true",
-        max_steps=config.training.max_steps,
+        max_steps=config.training.steps,
         max_epochs=-1,
         accumulate_grad_batches=config.optimizer.accumulate,
         callbacks=callbacks,
@@ -249,17 +256,17 @@ def make_training(config: ExperimentConfig, data: DemoDataModule, policy: ChunkP
 
 def _schedule(config: ExperimentConfig) -> Schedule:
     training, optimizer = config.training, config.optimizer
-    return Schedule(training.max_steps, optimizer.warmup_steps, optimizer.min_lr_scale, training.max_minutes)
+    return Schedule(training.steps, optimizer.warmup_steps, optimizer.min_lr_scale, training.max_minutes)
 
 
 def _report(keeper: RunKeeper) -> None:
     training, timer = keeper.settings, keeper.timer
-    if training.max_minutes is not None and keeper.step < training.max_steps:
+    if training.max_minutes is not None and keeper.step < training.steps:
         LOG.warning(
             "stopped by --training.max_minutes %g after %d of %d steps: another machine, or a less busy one, trains further",
             training.max_minutes,
             keeper.step,
-            training.max_steps,
+            training.steps,
         )
     best = "" if keeper.best is None else "   kept " + " ".join(f"{k} {v:.5g}" for k, v in keeper.best.items())
     LOG.info(

@@ -1,5 +1,6 @@
 """A run folder holds the policy, and a stopped run resumes exactly."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,8 @@ import yaml
 from lightning.pytorch import Callback
 
 from robopolicy.experiment import ConfigError, ExperimentConfig, load_policy, read_provenance
+from robopolicy.experiment.config import TrainingConfig
+from robopolicy.training.datamodule import DemoDataModule
 from robopolicy.training.train import locked, train
 from tests.full_disk import full_disk
 from tests.small_runs import changed, metrics, run, small_config, weights
@@ -202,3 +205,30 @@ def test_a_planted_lock_is_not_written_through_and_leftovers_are_removed(
     (run_dir / ".policy-0123456789abcdef.unfinished.safetensors").write_bytes(b"half")
     with locked(run_dir):
         assert [path.name for path in run_dir.iterdir()] == ["train.lock"]
+
+
+def test_passes_set_the_number_of_steps_and_a_resumed_run_keeps_it(config: ExperimentConfig, tmp_path: Path) -> None:
+    """Guards against: a fixed number of steps, which is too few for many demos; another number after an interruption."""
+    planned = changed(config, max_steps=None, passes=2.0, min_steps=7)
+    whole = run(planned, tmp_path / "whole")
+    first = run(planned, tmp_path / "stopped", stop_at=(5,))
+    rest = run(planned, tmp_path / "stopped", resume=True)
+    data = DemoDataModule(config)
+    data.setup("fit")
+    assert len(whole) == max(7, math.ceil(2 * data.frames / (config.data.batch_size * data.segment)))
+    assert [*first, *rest] == whole
+    assert torch.equal(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+    assert yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["training"]["max_steps"] is None
+
+
+def test_the_steps_of_passes_keep_to_both_limits() -> None:
+    """Guards against: few demos that train for a handful of steps; `--max-steps` without effect."""
+    training = TrainingConfig(max_steps=None, passes=10.0, min_steps=50)
+    assert training.planned(0.1).max_steps == 100
+    assert training.planned(1.0).max_steps == 50
+    assert replace(training, max_steps=30).planned(0.1).max_steps == 30
+    assert TrainingConfig(max_steps=7).planned(0.1).max_steps == 7
+    with pytest.raises(ConfigError, match="max_steps null without"):
+        TrainingConfig(max_steps=None)
+    with pytest.raises(ConfigError, match="min_steps 5 without"):
+        TrainingConfig(min_steps=5)
