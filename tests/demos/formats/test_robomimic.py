@@ -5,11 +5,15 @@ import json
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from robopolicy.demos.actions import robosuite_action_facts
 from robopolicy.demos.formats import action_spec_of, convert, open_demos
+from robopolicy.experiment import ExperimentConfig, load_policy
+from robopolicy.training.train import train
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_robomimic, write_robosuite_raw
+from tests.small_runs import SMALL, weights
 
 
 def test_kind_and_rate_come_from_the_controller_columns_from_the_data(tmp_path):
@@ -94,3 +98,45 @@ def test_isaac_labs_tree_of_states_is_named_and_not_read(tmp_path):
     with open_demos(path) as demos:
         assert demos.notes[0] == "of each demo, initial_state, next_obs, states is not read"
         assert demos.read("demo_0").states is None
+
+
+def write_isaac_lab(path):
+    """Two demos of 12 steps as Isaac Lab's recorder and its annotation for Mimic write them."""
+    rng, steps = np.random.default_rng(0), 12
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["total"] = 2 * steps
+        data.attrs["env_args"] = json.dumps({"env_name": "Isaac-Stack-Cube-Franka-IK-Rel-Mimic-v0", "type": 2})
+        for number in range(2):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs.update(num_samples=steps, seed=number, success=True)
+            state = {"joint_position": 9, "joint_velocity": 9, "root_pose": 7, "root_velocity": 6}
+            values = {"actions": 7, "processed_actions": 8, "obs/actions": 7, "obs/joint_pos": 9, "obs/eef_pos": 3}
+            values |= {"obs/eef_quat": 4, "obs/gripper_pos": 2, "obs/object": 39}
+            values |= {f"states/articulation/robot/{name}": width for name, width in state.items()}
+            values |= {"states/rigid_object/cube_1/root_pose": 7}
+            for name, width in values.items():
+                rows = rng.normal(size=(steps, width)).astype(np.float32)
+                if name == "actions":
+                    rows[:, -1] = np.where(np.arange(steps) < 6, 1.0, -1.0)
+                demo.create_dataset(name, data=rows, compression="gzip")
+            demo["initial_state/articulation/robot/joint_position"] = np.zeros((1, 9), np.float32)
+            demo["obs/datagen_info/eef_pose/franka"] = np.tile(np.eye(4, dtype=np.float32), (steps, 1, 1))
+            demo["obs/datagen_info/subtask_term_signals/grasp_1"] = np.arange(steps) > 6
+    return path
+
+
+def test_a_file_of_isaac_lab_is_read_converted_and_trained_on(tmp_path):
+    """Guards against: nested groups among states and observations that stop a reader; a copy that trains on other numbers."""
+    original = write_isaac_lab(tmp_path / "isaac.hdf5")
+    convert(original, tmp_path / "copy.hdf5")
+    changes = {"data.obs_keys": ["joint_pos", "eef_pos"], "training.max_steps": 2, "training.select": "last"}
+    config = ExperimentConfig().change(SMALL | changes | {"data.valid_fraction": 0.0, "training.valid_every": 2})
+    trained = []
+    for path in (original, tmp_path / "copy.hdf5"):
+        with open_demos(path) as demos:
+            assert demos.read("demo_1").actions.shape == (12, 7)
+        run = train(config.change({"data.files": [str(path)]}), tmp_path / path.stem)
+        trained.append(weights(run))
+        assert load_policy(run).spec.action.width == 7
+    assert torch.equal(*trained)
