@@ -1,10 +1,13 @@
 """The command line: `robopolicy VERB ...`. Each verb's module only connects the parts of the package."""
 
+import _thread
 import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 from robopolicy.types import one_line, printable
 
@@ -34,7 +37,7 @@ VERBS = {
 """Verb -> the module whose function of the same name runs it, and its line of help."""
 
 EXTRAS = {
-    "sim": ("mujoco", "mujoco_warp", "warp", "av", "PIL"),
+    "sim": ("mujoco", "mujoco_warp", "warp", "av", "PIL", "imageio"),
     "robot": ("msgpack", "websockets", "ruckig", "roslibpy"),
     "serve": ("msgpack", "websockets"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
@@ -62,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
     logging.basicConfig(level=logging.INFO, handlers=[_log_handler()])
     logging.getLogger("lightning").setLevel(logging.WARNING)
+    before, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         run = getattr(importlib.import_module(VERBS[verb][0]), verb if verb != "eval" else "evaluate")
         return run(rest if verb == "train" else _with_plugins(rest))
@@ -73,6 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else _name_extra(verb, error)
         return _refuse(f"{verb}: {one_line(message)}")
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt_again(lost: Any) -> None:
+    """Python drops an interrupt that arrives within a callback, such as that of a weak reference: send it once more."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()  # not from here, where it would be dropped again
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _with_plugins(arguments: Sequence[str]) -> list[str]:

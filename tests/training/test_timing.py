@@ -2,14 +2,14 @@
 
 import pytest
 
-from robopolicy.training import timing
+from robopolicy.training import callbacks
 from robopolicy.training.callbacks import StepTimer
 
 
 def test_the_data_share_is_the_loaders_time_over_that_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against: validation counted as a step, or Lightning's loop as data, which hides or invents a slow loader."""
     now = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
     timer = StepTimer()
     for number in range(3):
         now[0] += 10.0 if number else 101.0

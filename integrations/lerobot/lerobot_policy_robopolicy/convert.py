@@ -34,10 +34,10 @@ def to_lerobot(run: str | Path, target: str | Path, dataset: str | Path | None =
     target = Path(target)
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another folder")
-    trained, settings = read_policy(run)
+    trained = read_policy(run)
     columns = _columns_of(trained) if dataset is None else _columns_in(trained, Path(dataset))
     config = RobopolicyConfig(
-        experiment=config_to_dict(settings),
+        experiment=config_to_dict(trained.config),
         description=describe(trained, read_provenance(run)),
         columns=columns,
         input_features=_features(trained, columns),

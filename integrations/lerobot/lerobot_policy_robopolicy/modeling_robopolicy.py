@@ -11,7 +11,7 @@ from torch import Tensor
 from lerobot_policy_robopolicy.configuration_robopolicy import RobopolicyConfig
 from robopolicy.components import ConfigError
 from robopolicy.demos.formats.lerobot import LeRobotReader
-from robopolicy.experiment.building import build_policy
+from robopolicy.experiment.building import build_policy, key_scaling
 from robopolicy.experiment.reading import config_to_dict
 from robopolicy.experiment.run_folder import describe, policy_of, save_policy
 from robopolicy.model.policy import ChunkPolicy
@@ -165,7 +165,7 @@ def _learner(config: RobopolicyConfig, dataset_meta: Any) -> PolicyTraining:
             )
         policy = policy_of(config.description, settings, "config.json")
         privileged = {key: ArraySpec(tuple(spec["shape"]), spec["dtype"]) for key, spec in config.privileged.items()}
-        objective = Objective(settings.losses, settings.normalization, policy, privileged)
+        objective = Objective(settings.losses, policy, key_scaling(settings.normalization, privileged, None))
         return PolicyTraining(policy, objective, Schedule(1), settings.optimizer)
     # LeRobot splits off what it holds out.
     files = {"data.files": [str(dataset_meta.root)], "data.valid_fraction": 0.0}
