@@ -1,9 +1,9 @@
 """The command line: `robopolicy VERB ...`. Each verb's module only connects the parts of the package."""
 
-import _thread
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _interrupt_again(lost: Any) -> None:
     """Python drops an interrupt that arrives within a callback, such as that of a weak reference: send it once more."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()  # not from here, where it would be dropped again
+        again = (threading.main_thread().ident, signal.SIGINT)
+        threading.Timer(0.01, signal.pthread_kill, again).start()  # not from here, where it would be dropped again
     else:
         sys.__unraisablehook__(lost)
 

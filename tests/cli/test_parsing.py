@@ -1,9 +1,12 @@
 """What the verbs share of argument parsing."""
 
+import time
+import weakref
 from pathlib import Path
 
 import pytest
 
+from robopolicy.cli import main
 from robopolicy.cli.parsing import REQUIRED, execution_options, parse, require, verb_parser
 from robopolicy.components import ConfigError
 
@@ -77,3 +80,26 @@ def test_a_null_in_a_config_file_is_no_file(tmp_path: Path) -> None:
     parser = verb_parser("tried", "A verb.", ("--json", str | None, None, "a file"))
     (tmp_path / "a.yaml").write_text("json: null\n")
     assert parse(parser, ["--config", str(tmp_path / "a.yaml")]).json is None
+
+
+def test_an_interrupt_that_is_lost_in_a_callback_still_ends_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against: a Ctrl-C without effect, since Python drops what a weak reference's callback raises."""
+
+    class Thing:
+        pass
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def components(_: object) -> int:
+        thing = Thing()
+        watched = weakref.ref(thing, interrupt)
+        del thing
+        assert watched() is None
+        time.sleep(20)
+        return 0
+
+    monkeypatch.setattr("robopolicy.cli.components.components", components)
+    began = time.monotonic()
+    assert main(["components"]) == 130
+    assert time.monotonic() - began < 15
