@@ -1,7 +1,7 @@
 """What a config reaches with few demos, untouched or with one change at a time; of other people's tasks, or of ours.
 
     python eval/few_demos.py --data push.hdf5 --demos 10 --env metaworld:push-v3 --env-map eval/maps/metaworld.yaml \
-        --env-python simulators/bin/python [--variants "" memory.kind=none training.max_steps=2000,action_head.chunk=1]
+        --env-python simulators/bin/python [--variants "" memory.kind=none training.passes=400,action_head.chunk=1]
     python eval/few_demos.py --data lift.hdf5 --task lift --config configs/lift_lowdim.yaml
 
 A variant is a list of `option=value`; the empty one is the config as it is. Each is trained once per `--train-seeds` on one
