@@ -163,11 +163,11 @@ class TrainingConfig(Options):
     section: ClassVar[str] = "training"
 
     max_steps: int | None = option(2000, ">= 1")
-    """Optimizer steps, at most; null: as many as `passes` says."""
+    """Largest number of optimizer steps; null: the number that `passes` gives."""
     passes: float | None = option(None, "> 0")
-    """How often the training frames are seen, on average; null: `max_steps` alone counts."""
+    """How often each training frame is seen, on average; null: `max_steps` alone sets the length."""
     min_steps: int | None = option(None, ">= 1")
-    """With `passes`: steps that few demos train for, at least."""
+    """With `passes`: the smallest number of steps, for few demos."""
     max_minutes: float | None = option(None, "> 0")
     """Safety limit [min]: training stops there even if steps remain, and says so; null: none."""
     valid_every: int = option(200, ">= 1")
@@ -201,7 +201,7 @@ class TrainingConfig(Options):
         return self.max_steps
 
     def planned(self, passes_per_step: float) -> "TrainingConfig":
-        """These settings with the number of steps that they mean where a step is this share of a pass over the frames."""
+        """These settings with `max_steps` computed from `passes`; one step is this share of a pass over the frames."""
         if self.passes is None:
             return self
         steps = max(self.min_steps or 1, math.ceil(self.passes / passes_per_step))

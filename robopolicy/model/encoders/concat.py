@@ -18,9 +18,9 @@ from robopolicy.model.texts import TextTokens
 LOG = logging.getLogger(__name__)
 
 PAIRS_PER_COLUMN = 4
-"""Upper limit of the number of differences, per column."""
+"""Most differences, as a multiple of the number of columns."""
 LARGEST_RATIO = 3.0
-"""Of the standard deviations of two columns whose difference is taken."""
+"""Largest ratio of the standard deviations of two columns whose difference is taken."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ConcatOptions(Options):
     layers: int = option(2, ">= 1")
     """Linear layers, with ReLU between them."""
     differences: bool = False
-    """Whether differences of columns that seem to measure alike, such as two positions along one axis, are inputs too."""
+    """Whether differences of columns with similar mean and spread, such as two positions along one axis, are inputs too."""
 
     default_text: ClassVar[str] = "vocabulary"
 
@@ -46,8 +46,8 @@ class ConcatEncoder(TokenEncoder):
     There is one token, also with the instruction, so that every pooling passes it on unchanged. Constant columns need no
     special treatment: normalization maps them to 0.
 
-    With `differences`, so are differences of columns: what a robot does next depends on where the hand is from the object and
-    the object from the goal, and few demos show a network that the absolute positions do not matter.
+    With `differences`, so are differences of columns. The next action often depends on the position of the hand relative to the
+    object and of the object relative to the goal, which a network does not learn from few demos of absolute positions.
     """
 
     differences: Tensor
@@ -66,9 +66,9 @@ class ConcatEncoder(TokenEncoder):
         if pairs and inputs.statistics is not None:
             statistics = [inputs.statistics[key] for key in self.keys]
             unit = torch.cat([inputs.units[key] for key in self.keys])
-            self.differences.copy_(differences_of_alike(statistics, unit, pairs))
+            self.differences.copy_(differences_of_similar(statistics, unit, pairs))
             used = int(self.differences.any(dim=1).sum())
-            LOG.info("encoder   %d differences of columns that are measured alike are inputs too", used)
+            LOG.info("encoder   %d differences of columns with similar mean and spread are inputs too", used)
         columns += pairs + (inputs.text_width or 0)
         self.mlp = perceptron(columns, *[options.hidden] * (options.layers - 1), options.width)
         self.token_width, self.token_count = options.width, 1
@@ -81,11 +81,11 @@ class ConcatEncoder(TokenEncoder):
         return Encoding(self.mlp(with_sentence(values, text))[..., None, :], None, predictions={})
 
 
-def differences_of_alike(statistics: Sequence[Statistics], unit: Tensor, count: int) -> Tensor:
+def differences_of_similar(statistics: Sequence[Statistics], unit: Tensor, count: int) -> Tensor:
     """Rows (count, d) that map the normalized columns to differences in the demos' units, each scaled to a variance of about 1.
 
-    Two columns are alike if neither is constant, their standard deviations are within a factor of 3, and their means are no
-    further apart than the sum of these. Of more than `count` pairs, the most alike are taken; rows that remain are 0.
+    Two columns are similar if neither is constant, their standard deviations are within a factor of 3, and their means are no
+    further apart than the sum of these. Of more than `count` pairs, the most similar are taken; rows that remain are 0.
 
     Args:
         statistics: of the keys, in the order of their columns.
