@@ -112,6 +112,10 @@ def single_episode(report: Report, machine: Mapping[str, float]) -> None:
     report.bar("batch 1: float32 carry tick / bytes bound", ms["ours, carry, float32"] / by_bytes, 1.5, "lower")
     gain = default_rerun / ms["ours, window, int8"]
     report.bar("batch 1: int8 window, times faster than nn.LSTM re-run", gain, 20, "higher")
+    peer = ms["ONNX Runtime int8, one carried step, LSTM alone"]
+    memory_alone = ms["ours, carry, int8, memory alone"]
+    report.bar("batch 1: int8 carry, memory alone / ONNX Runtime's int8 LSTM", memory_alone / peer, 1.5, "lower")
+    report.bar("batch 1: int8 carry, whole tick / ONNX Runtime's int8 LSTM", ms["ours, carry, int8"] / peer, 1.5, "lower")
 
 
 def large_head(history: History = "window") -> PolicyHead:
@@ -122,6 +126,19 @@ def large_head(history: History = "window") -> PolicyHead:
 
 def _ours(history: History, precision: str) -> Callable[[], Any]:
     return tick(large_head(history).freeze(precision), torch.randn(1, 8, 1024))
+
+
+def _memory_alone(history: History, precision: str) -> Callable[[], Any]:
+    """Without pooling and action head, as ONNX Runtime's LSTM is measured."""
+    memory = large_head(history).freeze(precision).memory  # type: ignore[arg-type]
+    state, frame = memory.initial_state((1,)), torch.randn(1, 1024)
+
+    def step() -> Tensor:
+        nonlocal state
+        hidden, state = memory.step(frame, state)
+        return hidden
+
+    return step
 
 
 def _rerun() -> Callable[[], Any]:
@@ -154,6 +171,7 @@ WAYS: dict[str, Callable[[], Callable[[], Any]]] = {
     "ours, carry, float32": lambda: _ours("carry", "float32"),
     "ours, carry, bf16": lambda: _ours("carry", "bf16"),
     "ours, carry, int8": lambda: _ours("carry", "int8"),
+    "ours, carry, int8, memory alone": lambda: _memory_alone("carry", "int8"),
 }
 
 
@@ -166,7 +184,7 @@ def time_alone(name: str) -> float:
 
 def error_of(name: str) -> float:
     """How far the arm of one of our ways is from the float32 LSTM of torch, relative to the arm's largest value."""
-    _, history, precision = name.split(", ")
+    _, history, precision = name.split(", ")[:3]
     head = large_head(history)  # type: ignore[arg-type]
     peer = WindowRerun(head) if history == "window" else CarriedStep(head)
     head = head.freeze(precision)  # type: ignore[arg-type]

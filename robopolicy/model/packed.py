@@ -1,7 +1,7 @@
 """Frozen copies of memories and action heads, with weights laid out for the CPU's matrix units: streaming without gradients.
 
 oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `linear` once the matrix is stored in its
-own blocked order. `freeze` makes such a copy once; later changes of the original's weights do not reach it.
+own blocked order (see `PackedLinear`). `freeze` makes such a copy once; later changes of the original do not reach it.
 
 Staggered rows are advanced in tiles, so that a batch of episodes runs at the rate of large products too. Compared with
 running each window again from its frames, this is 1.26 times faster at 64 episodes and 0.96 to 1.10 times at 1024, and it
@@ -9,7 +9,7 @@ does not store frames (`eval/bench_head.py`).
 """
 
 import copy
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,11 @@ from torch.nn import functional
 
 from robopolicy.model.memories._recurrent import RecurrentMemory
 from robopolicy.model.memories.base import StreamingMemory
+from robopolicy.model.packed_linear import PackedLinear, Precision
 from robopolicy.model.streaming import MemoryState, row_of_age
-
-Precision: TypeAlias = Literal["float32", "bf16", "int8"]
 
 TILE_ROWS = 256
 """Rows advanced together: few enough for their gates to stay in the cache, enough for full matrix speed."""
-PACKED_ROWS = 16
-"""The row count that oneDNN lays a matrix out for; laid out for a single row it is slower, even for a single row."""
-FLOAT32_SIZE = 1 << 16
-"""Matrices of fewer entries stay float32 at any precision, and unpacked: they cost little, one of them gives the output, and
-a packed product begins with 11 us of its own, where `linear` takes 3 us for a single row."""
 _PACKS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
@@ -39,8 +33,7 @@ def freeze(module: nn.Module, precision: Precision = "float32") -> nn.Module:
 
     Args:
         module: a memory or an action head.
-        precision: arithmetic of its matrix products: `float32` (equal to the original but for rounding), `bf16` or
-            `int8`. Matrices whose inputs aren't bounded as hidden states are use bf16 instead of int8.
+        precision: arithmetic of its matrix products: `float32` (equal to the original but for rounding), `bf16` or `int8`.
 
     Raises:
         ValueError: the precision is unknown, or this CPU or the module's device can't compute it.
@@ -71,69 +64,6 @@ def _packable(module: nn.Module) -> bool:
     return _PACKS and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
-def _unbounded(precision: Precision) -> Precision:
-    """The precision for inputs that are not bounded to [-1, 1]: bfloat16 instead of `int8`, where that runs."""
-    if precision == "int8":
-        return "bf16" if bf16_runs() else "float32"
-    return precision
-
-
-class PackedLinear(nn.Module):
-    """x W^T + b in float32, from a packed copy of W; from a plain one where W is small.
-
-    `bf16` rounds W, x and the result to 8 bits of mantissa. `int8` rounds W to 8 bits with one scale per row of W, and x,
-    which must lie in [-1, 1] as hidden states do, to steps of 1/127.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision) -> None:
-        super().__init__()
-        self.plain = weight.numel() < FLOAT32_SIZE
-        self.precision: Precision = "float32" if self.plain else precision
-        weight = weight.detach().contiguous()
-        self.outputs = len(weight)
-        self.bias = None if bias is None else bias.detach().clone()
-        if self.precision == "int8":
-            self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
-            self.zero = torch.zeros(len(weight), dtype=torch.int32)
-            rounded = (weight / self.scale[:, None]).round().to(torch.int8)
-            self.weight = torch.ops.onednn.qlinear_prepack(rounded, [PACKED_ROWS, weight.shape[1]])
-        elif self.plain:
-            self.weight = weight.clone()
-        else:
-            dtype = torch.float32 if self.precision == "float32" else torch.bfloat16
-            self.bias = None if self.bias is None else self.bias.to(dtype)
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), PACKED_ROWS)
-
-    @torch.no_grad()
-    def forward(self, rows: Tensor, plus: Tensor | None = None) -> Tensor:
-        """Rows x W^T + b, of rows (..., in), added to `plus` (rows, out), whose memory may be overwritten."""
-        if rows.ndim != 2:
-            return self.forward(rows.reshape(-1, rows.shape[-1]), plus).reshape(*rows.shape[:-1], self.outputs)
-        if self.plain:
-            if plus is not None and self.bias is None:
-                return plus.addmm_(rows, self.weight.mT)
-            result = functional.linear(rows, self.weight, self.bias)
-            return result if plus is None else result.add_(plus)
-        if self.precision == "int8":
-            return self._int8(rows, plus)
-        if self.precision == "bf16":
-            result = torch.ops.mkldnn._linear_pointwise(rows.bfloat16(), self.weight, self.bias, "none", [], "").float()
-        elif plus is not None and self.bias is None:
-            return torch.ops.mkldnn._linear_pointwise.binary(rows, plus, self.weight, None, "add")
-        else:
-            result = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-        return result if plus is None else result.add_(plus)
-
-    def _int8(self, rows: Tensor, plus: Tensor | None) -> Tensor:
-        steps = (rows * 127).add_(128.5).to(torch.uint8)
-        operands = (steps, 1 / 127, 128, self.weight, self.scale, self.zero)
-        if plus is None:
-            return torch.ops.onednn.qlinear_pointwise(*operands, self.bias, 1.0, 0, torch.float32, "none", [], "")
-        return torch.ops.onednn.qlinear_pointwise.binary(
-            *operands, plus, self.bias, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], ""
-        )
-
-
 class FrozenRecurrent(StreamingMemory):
     """An LSTM or GRU memory whose rows advance from packed weights, frame by frame; see `Memory`."""
 
@@ -151,9 +81,10 @@ class FrozenRecurrent(StreamingMemory):
             if self.lstm:
                 weight_ih, weight_hh, bias_ih = (_scaled_g(w) for w in (weight_ih, weight_hh, bias_ih + bias_hh))
                 bias_hh = None
-            # Frames aren't bounded as hidden states are, and int8 with a scale of the batch would couple its episodes.
-            self.input.append(PackedLinear(weight_ih, bias_ih, precision if layer else _unbounded(precision)))
-            self.hidden.append(PackedLinear(weight_hh, bias_hh, precision))
+            single = self.history == "carry" or self.window == 1
+            # Frames aren't bounded as hidden states are; one frame serves all rows of an episode.
+            self.input.append(PackedLinear(weight_ih, bias_ih, precision, bounded=layer > 0, single=single or layer == 0))
+            self.hidden.append(PackedLinear(weight_hh, bias_hh, precision, bounded=True, single=single))
 
     @torch.no_grad()
     def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
@@ -189,32 +120,31 @@ class FrozenRecurrent(StreamingMemory):
         """Fill `new` (layers, episodes, rows, H) from `old`; staggered rows shift by one and row 0 starts from zero."""
         start = old
         if self.history == "window":
-            zero = torch.zeros_like(old[0][:, :, :1])
-            start = [torch.cat([zero, t[:, :, :-1]], dim=2) for t in old]
-        befores, afters = (zip(*(t.unbind() for t in tensors), strict=True) for tensors in (start, new))
+            start = [functional.pad(t, (0, 0, 1, -1)) for t in old]  # the oldest row goes, a zero row comes first
+        befores, afters = (zip(*(t.flatten(1, 2).unbind() for t in tensors), strict=True) for tensors in (start, new))
         below = frames
-        for layer, (project, recur, before, after) in enumerate(
-            zip(self.input, self.hidden, befores, afters, strict=True)
-        ):
-            shape = (*before[0].shape[:-1], -1)
-            rows = before[0].flatten(0, 1)
-            inputs = project(below)
+        for project, recur, before, after in zip(self.input, self.hidden, befores, afters, strict=True):
+            inputs, shared = project(below), len(before[0]) // len(below)
             if not self.lstm:
-                inputs = inputs[:, None] if layer == 0 else inputs.view(shape)
-                _gru_into(inputs, recur(rows).view(shape), before[0], after[0])
-            elif layer == 0:  # all rows of an episode share the newest frame's projection
-                _lstm_into(recur(rows).view(shape).add_(inputs[:, None]), before[1], *after)
+                inputs = inputs.repeat_interleave(shared, dim=0) if 1 < len(inputs) < len(before[0]) else inputs
+                _gru_into(inputs, recur(before[0]), before[0], after[0])
+            elif 1 < len(inputs) < len(before[0]):  # all rows of an episode share the newest frame's projection
+                gates = recur(before[0])
+                gates.unflatten(0, (-1, shared)).add_(inputs[:, None])
+                _lstm_into(gates, before[1], *after)
             else:
-                _lstm_into(recur(rows, plus=inputs).view(shape), before[1], *after)
-            below = after[0].flatten(0, 1)
+                _lstm_into(recur(before[0], plus=inputs), before[1], *after)
+            below = after[0]
 
 
 def _pack(module: nn.Module, precision: Precision) -> nn.Module:
-    """A copy with weights of its own, in which every LSTM, GRU and linear layer is packed; linear inputs are unbounded."""
+    """A copy with weights of its own, in which every LSTM, GRU and linear layer is packed."""
     if isinstance(module, RecurrentMemory):
         return FrozenRecurrent(module, precision)
     if type(module) is nn.Linear:
-        return PackedLinear(module.weight, module.bias, _unbounded(precision))
+        return PackedLinear(module.weight, module.bias, precision)
+    if module.__class__ is nn.Sequential and len(module._modules) == 1:
+        return _pack(next(module.children()), precision)
     packed = copy.copy(module)
     packed._parameters = {
         name: None if weight is None else nn.Parameter(weight.detach().clone(), requires_grad=False)

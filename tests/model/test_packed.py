@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robopolicy.components import kinds
-from robopolicy.model import packed
+from robopolicy.model import packed, packed_linear
 from robopolicy.model.packed import freeze
+from robopolicy.model.packed_linear import PackedLinear
 from robopolicy.types import ActionSpec
 from tests.making import make
 
@@ -159,6 +160,39 @@ def test_low_precision_keeps_episodes_apart(precision):
     frames[:, 1] *= 1000.0
     frames[2, 1] = torch.nan
     assert torch.equal(stream(memory, frames)[0], alone)
+
+
+@pytest.mark.parametrize("library", ["fbgemm", "onednn"])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_int8_products_are_near_in_either_library(library, bounded, monkeypatch):
+    """Guards against: a fallback that is never run, and small columns that are rounded away beside a few large ones."""
+    if library == "fbgemm" and not packed_linear._FBGEMM:
+        pytest.skip("this torch has no FBGEMM")
+    monkeypatch.setattr(packed_linear, "_FBGEMM", library == "fbgemm")
+    torch.manual_seed(0)
+    weight, bias, rows = torch.randn(256, 512) / 512**0.5, torch.randn(256), 2 * torch.rand(5, 512) - 1
+    if not bounded:
+        rows[:, 0] = 100.0
+        weight[:, 0] = 0.0
+    linear = PackedLinear(weight, bias, "int8", bounded)
+    assert (linear.int8.fbgemm is not None) == (library == "fbgemm")
+    off = linear(rows) - torch.nn.functional.linear(rows, weight, bias)
+    assert off.square().mean().sqrt() < 0.015 * rows[:, 1:].square().mean().sqrt()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
+def test_a_row_alone_gives_what_it_gives_among_others(precision):
+    """Guards against: single rows, which float32 multiplies by a copy of the weight, with another's weight or bias."""
+    torch.manual_seed(0)
+    rows, plus = torch.rand(3, 256), torch.rand(3, 512)
+    for bias in (None, torch.randn(512)):
+        linear = PackedLinear(torch.randn(512, 256) / 16, bias, precision, bounded=True)
+        together, added = linear(rows), linear(rows, plus.clone())
+        assert (linear(rows, plus[:1].clone()) - together - plus[:1]).abs().max() < 1e-5
+        for row in range(3):
+            assert (linear(rows[row]) - together[row]).abs().max() < 1e-5
+            alone = linear(rows[row : row + 1], plus[row : row + 1].clone())
+            assert (alone - added[row]).abs().max() < 1e-5
 
 
 def test_an_unknown_precision_is_refused():

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -224,7 +223,7 @@ class PerceptronHead(nn.Module):
         """Logits of label 1 (closed), (*B, K, G); G is 0 without a binary gripper."""
         if self.gripper is None:
             return hidden.new_zeros((*hidden.shape[:-1], self.chunk, 0))
-        return rearrange(self.gripper(hidden), "... (k g) -> ... k g", k=self.chunk)
+        return self.gripper(hidden).unflatten(-1, (self.chunk, self.gripper_width))
 
 
 def is_committed(actions: Float[Tensor, "*batch k width"]) -> Bool[Tensor, "*batch k 1"]:

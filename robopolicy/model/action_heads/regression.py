@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -44,4 +43,4 @@ class RegressionHead(PerceptronHead):
         return self._outputs(hidden).clamp(-1.0, 1.0)
 
     def _outputs(self, hidden: Tensor) -> Tensor:
-        return self.options.squashed(rearrange(self.actions(hidden), "... (k a) -> ... k a", k=self.chunk))
+        return self.options.squashed(self.actions(hidden).unflatten(-1, (self.chunk, self.arm_width)))
