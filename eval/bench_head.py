@@ -115,7 +115,9 @@ def single_episode(report: Report, machine: Mapping[str, float]) -> None:
     peer = ms["ONNX Runtime int8, one carried step, LSTM alone"]
     memory_alone = ms["ours, carry, int8, memory alone"]
     report.bar("batch 1: int8 carry, memory alone / ONNX Runtime's int8 LSTM", memory_alone / peer, 1.5, "lower")
-    report.bar("batch 1: int8 carry, whole tick / ONNX Runtime's int8 LSTM", ms["ours, carry, int8"] / peer, 1.5, "lower")
+    report.bar(
+        "batch 1: int8 carry, whole tick / ONNX Runtime's int8 LSTM", ms["ours, carry, int8"] / peer, 1.5, "lower"
+    )
 
 
 def large_head(history: History = "window") -> PolicyHead:

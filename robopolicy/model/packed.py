@@ -82,9 +82,9 @@ class FrozenRecurrent(StreamingMemory):
                 weight_ih, weight_hh, bias_ih = (_scaled_g(w) for w in (weight_ih, weight_hh, bias_ih + bias_hh))
                 bias_hh = None
             single = self.history == "carry" or self.window == 1
-            # Frames aren't bounded as hidden states are; one frame serves all rows of an episode.
-            self.input.append(PackedLinear(weight_ih, bias_ih, precision, bounded=layer > 0, single=single or layer == 0))
-            self.hidden.append(PackedLinear(weight_hh, bias_hh, precision, bounded=True, single=single))
+            # The first layer's inputs are frames: not bounded as hidden states are, and one for all rows of an episode.
+            self.input.append(PackedLinear(weight_ih, bias_ih, precision, layer > 0, single or layer == 0))
+            self.hidden.append(PackedLinear(weight_hh, bias_hh, precision, True, single))
 
     @torch.no_grad()
     def step(self, frame: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
