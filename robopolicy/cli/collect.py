@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import Namespace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,12 +18,16 @@ from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import REQUIRED, parse, require, verb_parser
 from robopolicy.cli.simulator import SIMULATOR, check_simulator, simulator_facts, simulator_options
 from robopolicy.components import ConfigError
-
-if TYPE_CHECKING:
-    from robopolicy.demos.hdf5 import DemoWriter
-    from robopolicy.rollout.episodes import Episode
-    from robopolicy.sim.env import RobotVectorEnv
-    from robopolicy.sim.evaluation import Shard
+from robopolicy.demos.guarded import parts_folder
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
+from robopolicy.demos.parts import begun
+from robopolicy.rollout.episodes import Episode
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.evaluation import Shard, open_shard
+from robopolicy.sim.expert import ActionNoise
+from robopolicy.sim.expert import collect as expert_episodes
+from robopolicy.sim.render import NAME
+from robopolicy.sim.worlds import PRIVILEGED
 
 LOG = logging.getLogger(__name__)
 ROUND = 4
@@ -34,8 +38,6 @@ HOPELESS = 50
 
 def collect(arguments: Sequence[str]) -> int:
     """Collect demonstrations; returns the exit code."""
-    from robopolicy.sim.expert import ActionNoise
-
     parser = verb_parser(
         "collect",
         "Collect demonstrations of a task with the scripted expert and write them as HDF5.",
@@ -60,9 +62,6 @@ def collect(arguments: Sequence[str]) -> int:
     check_simulator(options)
     require(options, 1, "image_size")
     _check_out(Path(options.out), options)
-    from robopolicy.demos.guarded import parts_folder
-    from robopolicy.sim.evaluation import open_shard
-
     try:
         with open_shard() as shard:
             return _collect(options, shard)
@@ -72,18 +71,13 @@ def collect(arguments: Sequence[str]) -> int:
         raise KeyboardInterrupt(f"interrupted{more}") from None
 
 
-def _collect(options: Namespace, shard: "Shard") -> int:
+def _collect(options: Namespace, shard: Shard) -> int:
     """Rounds of episodes, each process its share, until enough succeeded; the first one writes and prints."""
-    from robopolicy.sim.expert import ActionNoise
-    from robopolicy.sim.expert import collect as expert_episodes
-
     began = time.perf_counter()
     tally, noise = _Tally(), options.disturbance if options.noise else ActionNoise.off()
     simulator = simulator_options(options, shard.device(options.device))
 
-    def make_env(worlds: int) -> "RobotVectorEnv":
-        from robopolicy.sim.env import RobotVectorEnv
-
+    def make_env(worlds: int) -> RobotVectorEnv:
         return RobotVectorEnv(
             options.task,
             worlds,
@@ -137,7 +131,7 @@ class _Tally:
     """Steps in which the robot's limits changed the target."""
     next_seed: int | None = None
 
-    def count(self, episode: "Episode") -> None:
+    def count(self, episode: Episode) -> None:
         self.tried += 1
         if episode.success:
             self.demos += len(episode.demos)
@@ -151,7 +145,7 @@ class _Tally:
             )
 
 
-def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: "Shard") -> list[int]:
+def _next_seeds(options: Namespace, writer: DemoWriter, tally: _Tally, shard: Shard) -> list[int]:
     """Seeds of the next round: one for each episode that the file lacks, without those it has; empty when it is complete."""
     if tally.failed == tally.tried >= HOPELESS:
         raise ConfigError(f"none of {tally.tried} expert episodes of {options.task} succeeded; try --noise false")
@@ -170,9 +164,6 @@ def _next_seeds(options: Namespace, writer: "DemoWriter", tally: _Tally, shard: 
 
 def _env_args(options: Namespace) -> dict[str, Any]:
     """`env_args` of the demos, as robomimic stores them."""
-    from robopolicy.sim.expert import ActionNoise
-    from robopolicy.sim.worlds import PRIVILEGED
-
     return {
         "env_name": f"robopolicy/{options.task}",
         "type": 2,
@@ -192,9 +183,6 @@ def _task_options(options: Namespace) -> dict[str, Any]:
 def _check_out(out: Path, options: Namespace) -> None:
     """Refuse a file that exists, or, with `--resume`, one whose demos were collected with other options."""
     check_file("--out", out)
-    from robopolicy.demos.hdf5 import DemoFile
-    from robopolicy.demos.parts import begun
-
     if (found := begun(out)) is None:
         return
     if not options.resume:
@@ -210,10 +198,7 @@ def _check_out(out: Path, options: Namespace) -> None:
             )
 
 
-def _writer(options: Namespace, env: "RobotVectorEnv") -> "DemoWriter":
-    from robopolicy.demos.hdf5 import DemoWriter
-    from robopolicy.sim.render import NAME
-
+def _writer(options: Namespace, env: RobotVectorEnv) -> DemoWriter:
     facts = {"renderer": NAME} if options.cameras else {}
     return DemoWriter(
         options.out,

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,13 +13,17 @@ from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import REQUIRED, imported, parse_experiment, require, verb_parser
 from robopolicy.cli.simulator import SIMULATOR, open_practice, options_on_host, success_in_simulator
 from robopolicy.components import ConfigError
+from robopolicy.experiment import open_policy, read_provenance
 from robopolicy.experiment.config import ExperimentConfig
-
-if TYPE_CHECKING:
-    from robopolicy.model.policy import ChunkPolicy
-    from robopolicy.rollout.episodes import Actor
-    from robopolicy.sim.env import RobotVectorEnv
-    from robopolicy.types import Demo, Policy
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.rollout.actor import PolicyActor
+from robopolicy.rollout.episodes import Actor
+from robopolicy.sim.env import RobotVectorEnv
+from robopolicy.sim.expert import ActionNoise, ExpertActor
+from robopolicy.training.online import Rounds, relabeled_episodes
+from robopolicy.training.online import dagger as run_dagger
+from robopolicy.training.schedules import read_schedule
+from robopolicy.types import Demo, Policy
 
 LOG = logging.getLogger(__name__)
 
@@ -33,19 +37,15 @@ def dagger(arguments: Sequence[str]) -> int:
     """Train on demos, then in rounds on the policy's own states, labeled by an expert; returns the exit code."""
     options, config = parse_experiment(_parser(), arguments)
     task = _checked_task(options, config)
-    from robopolicy.training.online import Rounds
-    from robopolicy.training.online import dagger as run_dagger
-    from robopolicy.training.schedules import read_schedule
-
     share = read_schedule(options.expert_share, "--expert-share", high=1.0)
     first_seed = DAGGER_SEED + SEEDS_PER_RUN * (config.training.seed % 40)
 
-    def roll_out(policy: "ChunkPolicy", number: int, written: Sequence[int]) -> "Iterator[Sequence[Demo]]":
+    def roll_out(policy: ChunkPolicy, number: int, written: Sequence[int]) -> Iterator[Sequence[Demo]]:
         first = first_seed + SEEDS_PER_ROUND * number
         seeds = sorted({*range(first, first + options.episodes)} - {*written})
         return _relabeled(options, task, policy, seeds, share(number - 1, options.rounds - 1))
 
-    def measure(policy: "ChunkPolicy") -> dict[str, Any]:
+    def measure(policy: ChunkPolicy) -> dict[str, Any]:
         success_rate = success_in_simulator(task, options.eval_episodes, simulator)
         return {"success_rate": success_rate(policy), "episodes": options.eval_episodes}
 
@@ -124,14 +124,11 @@ def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
 
 
 def _relabeled(
-    options: Namespace, task: str, policy: "ChunkPolicy", seeds: Sequence[int], share: float
-) -> "Iterator[Sequence[Demo]]":
+    options: Namespace, task: str, policy: ChunkPolicy, seeds: Sequence[int], share: float
+) -> Iterator[Sequence[Demo]]:
     """The demos of one episode for each seed: policy and expert act, the expert labels, failed episodes are kept as well."""
     if not seeds:
         return
-    from robopolicy.experiment import open_policy
-    from robopolicy.training.online import relabeled_episodes
-
     teacher = open_policy(options.expert) if options.expert and Path(options.expert).is_dir() else None
     cameras = () if teacher is None else teacher.spec.cameras
     with closing(open_practice(policy, task, min(options.num_envs, len(seeds)), options, cameras)) as env:
@@ -154,8 +151,6 @@ def _check_expert(name: str, task: str) -> None:
         ConfigError: in one line.
     """
     if Path(name).is_dir():
-        from robopolicy.experiment import read_provenance
-
         trained = read_provenance(name).get("task")
         if trained not in (None, task):
             raise ConfigError(
@@ -165,15 +160,12 @@ def _check_expert(name: str, task: str) -> None:
         raise ConfigError(f"--expert {name}: neither a run folder nor MODULE:FACTORY")
 
 
-def _expert(name: str | None, teacher: "Policy | None", env: "RobotVectorEnv") -> "Actor":
+def _expert(name: str | None, teacher: Policy | None, env: RobotVectorEnv) -> Actor:
     """Who labels the states in these worlds: a trained policy, the task's scripted expert, or what MODULE:FACTORY makes.
 
     Raises:
         ConfigError: the module, or the factory in it, is missing.
     """
-    from robopolicy.rollout.actor import PolicyActor
-    from robopolicy.sim.expert import ActionNoise, ExpertActor
-
     if teacher is not None:
         return PolicyActor(teacher, env.num_envs, env.control_dt)
     if name is None:

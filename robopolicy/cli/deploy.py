@@ -10,6 +10,10 @@ import yaml
 
 from robopolicy.cli import say
 from robopolicy.cli.parsing import FLOW_STEPS, GROUP, POLICY, REQUIRED, of_group, opened, parse, verb_parser
+from robopolicy.control.export import export_policy
+from robopolicy.demos.hdf5 import DemoFile
+from robopolicy.experiment import load_policy
+from robopolicy.experiment.run_folder import save_token_encoder
 
 MEASURED_FRAMES = 512
 """Recorded frames on which an int8 export is measured."""
@@ -36,9 +40,6 @@ def export(arguments: Sequence[str]) -> int:
     )
     options = parse(parser, arguments)
     options.policy = of_group(options.policy, options.group)
-    from robopolicy.control.export import export_policy
-    from robopolicy.experiment import load_policy
-    from robopolicy.experiment.run_folder import save_token_encoder
 
     frames = _recorded_frames(options.policy, options.frames) if options.int8 else []
     if options.int8 and not frames:
@@ -103,8 +104,6 @@ def serve(arguments: Sequence[str]) -> int:
 
 def _recorded_frames(run: str, given: str | None) -> list[dict[str, Any]]:
     """Up to 512 consecutive observations of a demo file: the given one, or the first training file that still exists."""
-    from robopolicy.demos.hdf5 import DemoFile
-
     config = Path(run) / "config.yaml"
     trained = ((yaml.safe_load(config.read_text()) or {}).get("data") or {}).get("files") if config.is_file() else None
     file = given or next((name for name in trained or () if Path(name).is_file()), None)

@@ -8,16 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jsonargparse import Namespace
 
 from robopolicy.cli import say
 from robopolicy.cli.parsing import execution_of, opened
 from robopolicy.components import ConfigError
+from robopolicy.control import runtime
 from robopolicy.control.execution import ExecutionOptions, require_supported
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
 from robopolicy.control.robot import Robot
-from robopolicy.control.stream import PolicyStream, ServedStream, Stream, noise_for
+from robopolicy.control.serving.access import read_api_key, trusted, warn_of_plain_text
+from robopolicy.control.stream import (
+    PolicyStream,
+    ServedStream,
+    Stream,
+    noise_for,
+    qpos_in_action_columns,
+    with_image_resized,
+)
+from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.types import ActionSpec, ArraySpec, Observation, PolicySpec
 
 logger = logging.getLogger(__name__)
@@ -63,14 +74,10 @@ def driver_of(options: Namespace) -> Driver:
 
 
 def _local(options: Namespace) -> Driver:
-    from robopolicy.control.runtime import MANIFEST, load, require_as_exported
-
-    if options.backbone is None and (Path(options.policy) / MANIFEST).is_file():
-        require_as_exported(options.policy, options.precision, options.flow_steps)
-        policy: Any = load(options.policy, threads=1)
+    if options.backbone is None and (Path(options.policy) / runtime.MANIFEST).is_file():
+        runtime.require_as_exported(options.policy, options.precision, options.flow_steps)
+        policy: Any = runtime.load(options.policy, threads=1)
     else:
-        import torch
-
         if options.backbone is None:
             # A second thread costs more than it gains at batch 1, and the commands wait for it.
             torch.set_num_threads(1)
@@ -83,7 +90,6 @@ def _local(options: Namespace) -> Driver:
 
 def _served(options: Namespace) -> Driver:
     from robopolicy.client import ACTIONS_PER_CALL_KEY, PolicyClient
-    from robopolicy.control.serving.access import read_api_key, trusted, warn_of_plain_text
 
     scheme, _, address = options.server.rpartition("://")
     host, _, port = address.rpartition(":")
@@ -162,8 +168,6 @@ def _steps_per_call(options: Namespace, spec: PolicySpec) -> int:
 
 
 def _replayed(options: Namespace) -> Driver:
-    from robopolicy.demos.hdf5 import DemoFile
-
     with DemoFile(options.replay) as file:
         name = options.demo or file.names[0]
         if name not in file.names:
@@ -208,8 +212,6 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     Raises:
         ConfigError: the robot does not observe a key, or in another shape, or its gripper opens at the other value.
     """
-    from robopolicy.control.stream import qpos_in_action_columns, with_image_resized
-
     _check_grippers(driver, robot.profile)
     if not driver.observation:
         return driver

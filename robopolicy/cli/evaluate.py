@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -35,18 +35,22 @@ from robopolicy.cli.simulator import (
 )
 from robopolicy.components import ConfigError, values_of
 from robopolicy.control.execution import ExecutionOptions
+from robopolicy.experiment import read_provenance
+from robopolicy.experiment.model_card import update_results
+from robopolicy.report import write_evaluation_report, write_side_by_side
+from robopolicy.rollout.env_map import EnvMap, task_name
+from robopolicy.rollout.env_worlds import open_worlds as open_copies
+from robopolicy.rollout.episodes import Episode
+from robopolicy.rollout.evaluate import check_instruction, evaluate_in_worlds
+from robopolicy.rollout.statistics import Evaluation, refuse_seen_seeds
 from robopolicy.sim.randomization import Randomization
-from robopolicy.types import TOKENS_KEY
+from robopolicy.types import TOKENS_KEY, Policy
 
-if TYPE_CHECKING:
-    from robopolicy.rollout.env_map import EnvMap
-    from robopolicy.rollout.episodes import Episode
-    from robopolicy.rollout.statistics import Evaluation
+if TYPE_CHECKING:  # needs MuJoCo, which --env does without
     from robopolicy.sim.evaluation import Shard
-    from robopolicy.types import Policy
 
-    Evaluated = tuple[Evaluation, Sequence[Episode]]
-    """One run's result, and its episodes."""
+Evaluated: TypeAlias = tuple[Evaluation, Sequence[Episode]]
+"""One run's result, and its episodes."""
 
 
 ENVIRONMENT: tuple[Option, ...] = (
@@ -138,15 +142,12 @@ def check_environment(options: Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} without --env; give --env MODULE:ID")
 
 
-def read_env_map(options: Namespace, policy: "Policy") -> "EnvMap":
+def read_env_map(options: Namespace, policy: Policy) -> EnvMap:
     """The map of `--env-map`, with `--env-kwargs`, for this policy.
 
     Raises:
         EnvMapError: the map is wrong, or names no instruction for a policy that reads one.
     """
-    from robopolicy.rollout.env_map import EnvMap
-    from robopolicy.rollout.evaluate import check_instruction
-
     env_map = EnvMap.read(options.env_map)
     if options.env_kwargs:
         env_map = env_map.with_kwargs(options.env_kwargs)
@@ -157,10 +158,8 @@ def read_env_map(options: Namespace, policy: "Policy") -> "EnvMap":
 # -- one run -------------------------------------------------------------------------------------------------------------
 
 
-def _evaluated(run: str, options: Namespace, shard: "Shard") -> "Evaluated | None":
+def _evaluated(run: str, options: Namespace, shard: "Shard") -> Evaluated | None:
     """One run's result, printed and written, and its episodes; None in all processes of torchrun but the first."""
-    from robopolicy.experiment import read_provenance
-    from robopolicy.rollout.env_map import task_name
     from robopolicy.sim.physics import require_device
 
     device = options.device if options.env else shard.device(options.device)
@@ -183,16 +182,13 @@ def _evaluated(run: str, options: Namespace, shard: "Shard") -> "Evaluated | Non
 
 
 def _in_environment(
-    policy: "Policy",
+    policy: Policy,
     options: Namespace,
     execution: ExecutionOptions,
     facts: Mapping[str, Any],
-    sink: "list[Episode]",
-) -> "Evaluation":
+    sink: list[Episode],
+) -> Evaluation:
     """The result in copies of a third-party environment; takes what `_in_simulator` takes."""
-    from robopolicy.rollout.env_worlds import open_worlds as open_copies
-    from robopolicy.rollout.evaluate import evaluate_in_worlds
-
     env_map = read_env_map(options, policy)
     described = {name: value for name, value in asdict(env_map).items() if name != "folder"}
     facts = {**facts, "environment": {"env": options.env, "python": options.env_python, "map": described}}
@@ -203,14 +199,14 @@ def _in_environment(
 
 
 def _in_simulator(
-    policy: "Policy",
+    policy: Policy,
     task: str,
     options: Namespace,
     execution: ExecutionOptions,
     facts: Mapping[str, Any],
-    sink: "list[Episode]",
+    sink: list[Episode],
     shard: "Shard",
-) -> "Evaluation | None":
+) -> Evaluation | None:
     """This process's share of the episodes; the first process returns the result of all.
 
     Args:
@@ -222,7 +218,6 @@ def _in_simulator(
         sink: where to append the episodes.
         shard: this process.
     """
-    from robopolicy.rollout.statistics import refuse_seen_seeds
     from robopolicy.sim.evaluation import evaluate_shard
 
     if TOKENS_KEY in policy.spec.observation:
@@ -243,12 +238,10 @@ def _in_simulator(
 def _finish(
     run: str,
     options: Namespace,
-    result: "Evaluation",
+    result: Evaluation,
     others: Sequence[Mapping[int, bool]],
 ) -> None:
     """Print one run's result, and write its files and its line in the run's README."""
-    from robopolicy.experiment.model_card import update_results
-
     if len(options.policy) > 1:
         say(f"policy    {run}")
     print_evaluation(result)
@@ -260,8 +253,7 @@ def _finish(
     update_results(run)
 
 
-def _write_page(options: Namespace, done: "Sequence[Evaluated]") -> None:
-    from robopolicy.report import write_evaluation_report, write_side_by_side
+def _write_page(options: Namespace, done: Sequence[Evaluated]) -> None:
 
     shown = [(result.to_dict(), episodes) for result, episodes in done]
     if len(shown) == 1:

@@ -4,19 +4,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import Namespace
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import write_json
 from robopolicy.components import ConfigError
+from robopolicy.rollout.statistics import Evaluation, paired_test, shown_p
+from robopolicy.rollout.training_seeds import (
+    compare_runs,
+    config_values,
+    group_runs,
+    success_by_seed,
+    summarize_runs,
+)
 
-if TYPE_CHECKING:
-    from robopolicy.rollout.statistics import Evaluation
 
-
-def report_runs(options: Namespace, results: "Sequence[Evaluation]") -> int:
+def report_runs(options: Namespace, results: Sequence[Evaluation]) -> int:
     """Print and write what several runs have in common; returns the exit code.
 
     Runs whose configs differ in their seed only are training seeds of one config. Other runs are rows of a table, each
@@ -24,8 +29,6 @@ def report_runs(options: Namespace, results: "Sequence[Evaluation]") -> int:
     """
     if len(results) == 0 or (len(results) == 1 and len(options.against) < 2):
         return 0
-    from robopolicy.rollout.training_seeds import config_values, group_runs
-
     names = [f"{run} ({place})" if run in options.policy[:place] else run for place, run in enumerate(options.policy)]
     evaluations = dict(zip(names, results, strict=True))
     configs = {name: config_values(run) for name, run in zip(names, options.policy, strict=True)}
@@ -46,12 +49,8 @@ def report_runs(options: Namespace, results: "Sequence[Evaluation]") -> int:
     return 0
 
 
-def _summary(
-    results: "Sequence[Evaluation]", others: Sequence[Mapping[int, bool]], options: Namespace
-) -> dict[str, Any]:
+def _summary(results: Sequence[Evaluation], others: Sequence[Mapping[int, bool]], options: Namespace) -> dict[str, Any]:
     """Mean, spread and interval of one config's runs, by instruction too, and against other runs."""
-    from robopolicy.rollout.training_seeds import compare_runs, success_by_seed, summarize_runs
-
     runs = [success_by_seed(result.to_dict()) for result in results]
     values = {**asdict(summarize_runs(runs)), "per_instruction": _rates_by_instruction(results)}
     if others:
@@ -77,10 +76,8 @@ def _print_group(row: Mapping[str, Any]) -> None:
         say(f"against   {against['count']} runs, {against['episodes']} shared seeds: {_difference_text(against)}")
 
 
-def _print_differences(rows: Sequence[dict[str, Any]], evaluations: "Mapping[str, Evaluation]") -> None:
+def _print_differences(rows: Sequence[dict[str, Any]], evaluations: Mapping[str, Evaluation]) -> None:
     """A table of all configs, each with its difference to the first; the differences are kept in `rows`."""
-    from robopolicy.rollout.training_seeds import compare_runs, success_by_seed
-
     outcomes = [[success_by_seed(evaluations[run].to_dict()) for run in row["runs"]] for row in rows]
     width = max(len(row["config"]) for row in rows)
     for row, mine in zip(rows, outcomes, strict=True):
@@ -93,7 +90,6 @@ def _print_differences(rows: Sequence[dict[str, Any]], evaluations: "Mapping[str
 
 
 def _difference_text(difference: Mapping[str, Any]) -> str:
-    from robopolicy.rollout.statistics import shown_p
 
     low, high = (100 * bound for bound in difference["interval"])
     return (
@@ -102,7 +98,7 @@ def _difference_text(difference: Mapping[str, Any]) -> str:
     )
 
 
-def _rates_by_instruction(results: "Sequence[Evaluation]") -> dict[str, list[float]]:
+def _rates_by_instruction(results: Sequence[Evaluation]) -> dict[str, list[float]]:
     """Success rate of each run, by instruction; empty if there is only one."""
     names = dict.fromkeys(name for result in results for name in result.per_instruction)
     if len(names) < 2:
@@ -114,7 +110,7 @@ def _rates_by_instruction(results: "Sequence[Evaluation]") -> dict[str, list[flo
     return rates
 
 
-def print_evaluation(result: "Evaluation") -> None:
+def print_evaluation(result: Evaluation) -> None:
     """The result in a few lines, with units."""
     low, high = (round(100 * bound) for bound in result.interval)
     limited = "" if result.limited_share is None else f"   limited commands {100 * result.limited_share:.1f} %"
@@ -158,7 +154,6 @@ def read_others(options: Namespace, task: str) -> list[dict[int, bool]]:
 
 
 def _read_evaluations(path: Path, task: str) -> list[dict[int, bool]]:
-    from robopolicy.rollout.training_seeds import success_by_seed
 
     try:
         values = json.loads(path.read_text())
@@ -172,10 +167,8 @@ def _read_evaluations(path: Path, task: str) -> list[dict[int, bool]]:
     return found
 
 
-def print_paired(result: "Evaluation", other: Mapping[int, bool], name: str) -> None:
+def print_paired(result: Evaluation, other: Mapping[int, bool], name: str) -> None:
     """McNemar's test against one other evaluation, in a line."""
-    from robopolicy.rollout.statistics import paired_test, shown_p
-
     test = paired_test({outcome["seed"]: outcome["success"] for outcome in result.outcomes}, other)
     say(
         f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {name} {test['only_second']}, "

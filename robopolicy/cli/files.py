@@ -4,18 +4,24 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jsonargparse import Namespace
+from rich.console import Console
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file, check_folder
 from robopolicy.cli.parsing import REQUIRED, Option, parse, require, verb_parser
 from robopolicy.components import ConfigError
+from robopolicy.demos import check as demo_check
+from robopolicy.demos.check_report import print_report
+from robopolicy.demos.edit import Edit, edit_demos, read_instructions
+from robopolicy.demos.formats import convert as convert_demos
+from robopolicy.experiment.robovlms import CheckpointOptions, convert_checkpoint
+from robopolicy.model.encoders._backbones import Reading
+from robopolicy.report.check_page import write_check_page
+from robopolicy.training.encode import EncodeOptions, run_encode
 from robopolicy.types import DemoFormatError, printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """Endings by which `convert` recognizes a RoboVLMs checkpoint."""
@@ -59,7 +65,7 @@ def run_check(
     files: Sequence[str | Path],
     html: str | Path | None = None,
     salvage_to: str | Path | None = None,
-    console: "Console | None" = None,
+    console: Console | None = None,
 ) -> int:
     """Print the contents and problems of each file; returns the exit code.
 
@@ -72,32 +78,25 @@ def run_check(
     Returns:
         0: no problems; 1: problems were found; 2: a file can't be opened as demos.
     """
-    from rich.console import Console
-
-    from robopolicy.demos.check import check_file, compare_files, salvage
-    from robopolicy.demos.check_report import print_report
-
     console = console or Console(soft_wrap=True)
     if salvage_to is not None and len(files) != 1:
         raise DemoFormatError(f"--salvage takes the good demos of one file; {len(files)} were given")
     reports, refused = [], []
     for path in files:
         try:
-            reports.append(check_file(path, progress=console.is_terminal))
+            reports.append(demo_check.check_file(path, progress=console.is_terminal))
         except DemoFormatError as error:
             refused.append(str(error))
-    compare_files(reports)
+    demo_check.compare_files(reports)
     for report in reports:
         print_report(report, console)
     for line in refused:
         console.print(printable(line), markup=False, highlight=False)
     if salvage_to is not None and reports:
-        for note in salvage(reports[0], salvage_to):
+        for note in demo_check.salvage(reports[0], salvage_to):
             console.print(printable(note), markup=False, highlight=False)
         console.print(f"salvaged  {salvage_to}: {len(reports[0].good)} of {len(reports[0].names)} demos", markup=False)
     if html is not None and reports:
-        from robopolicy.report.check_page import write_check_page
-
         console.print(f"page      {write_check_page(reports, Path(html))}", markup=False)
     if refused:
         return 2
@@ -127,8 +126,6 @@ def convert(arguments: Sequence[str]) -> int:
     check_folder("convert", Path(options.target).parent)
     if Path(options.source).suffix in CHECKPOINT_ENDINGS:
         return _convert_checkpoint(options)
-    from robopolicy.demos.formats import convert as convert_demos
-
     white = _values("--white", options.white)
     for key, value in white.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**53:
@@ -142,8 +139,6 @@ def convert(arguments: Sequence[str]) -> int:
 
 
 def _convert_checkpoint(options: Namespace) -> int:
-    from robopolicy.experiment.robovlms import CheckpointOptions, convert_checkpoint
-
     for name, low in {"window": 1, "latent": 1, "image_size": 1}.items():
         if options[name] is not None:
             require(options, low, name)
@@ -190,8 +185,6 @@ def edit(arguments: Sequence[str]) -> int:
     for path in outputs:
         check_folder("--split" if options.split else "--out", Path(path).parent)
     require(options, 0, "seed")
-    from robopolicy.demos.edit import Edit, edit_demos, read_instructions
-
     changes = Edit(
         drop_keys=options.drop_keys,
         rename=_words("--rename", options.rename),
@@ -291,9 +284,6 @@ def encode(arguments: Sequence[str]) -> int:
     require(options, 0, "tiles")
     if options.prompt_tokens is not None:
         require(options, 1, "prompt_tokens")
-    from robopolicy.model.encoders._backbones import Reading
-    from robopolicy.training.encode import EncodeOptions, run_encode
-
     reading = Reading(options.readout, options.layer, tiles=options.tiles)
     how = EncodeOptions(
         tuple(options.cameras), options.template, options.prompt_tokens, reading, options.dtype, options.device

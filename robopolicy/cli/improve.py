@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -21,10 +21,13 @@ from robopolicy.cli.simulator import (
     success_in_simulator,
 )
 from robopolicy.components import ConfigError
-
-if TYPE_CHECKING:
-    from robopolicy.model.policy import ChunkPolicy
-    from robopolicy.training.improve import Surroundings
+from robopolicy.experiment import read_provenance
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.rollout.env_worlds import open_worlds
+from robopolicy.rollout.evaluate import evaluate_in_worlds
+from robopolicy.training.improve import ImproveConfig, Surroundings
+from robopolicy.training.improve import improve as run_improve
+from robopolicy.training.reinforce import PPOConfig
 
 
 def improve(arguments: Sequence[str]) -> int:
@@ -33,9 +36,6 @@ def improve(arguments: Sequence[str]) -> int:
     require(options, 1, "num_envs", "eval_episodes")
     check_environment(options)
     check_folder("--run-dir", options.run_dir)
-    from robopolicy.training.improve import ImproveConfig
-    from robopolicy.training.improve import improve as run_improve
-
     config = ImproveConfig(**{field.name: options[field.name] for field in fields(ImproveConfig)})
     surroundings = _environment(options) if options.env else _simulator(options)
     folder, resume, device = options.run_dir, options.resume, options.device
@@ -48,9 +48,6 @@ def improve(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    from robopolicy.training.improve import ImproveConfig
-    from robopolicy.training.reinforce import PPOConfig
-
     parser = verb_parser(
         "improve",
         "Improve a policy that succeeds now and then by practice: recurrent PPO on the policy's own memory, in the worlds of a "
@@ -69,38 +66,31 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _environment(options: Namespace) -> "Surroundings":
+def _environment(options: Namespace) -> Surroundings:
     """Copies of a third-party environment."""
-    from robopolicy.rollout.env_worlds import open_worlds
-    from robopolicy.rollout.evaluate import evaluate_in_worlds
-    from robopolicy.training.improve import Surroundings
-
     if options.videos:
         raise ConfigError(f"--videos {options.videos} with --env: only the simulator's worlds are filmed; leave it out")
     seeds = range(SELECTION_SEED, SELECTION_SEED + options.eval_episodes)
 
-    def worlds(policy: "ChunkPolicy", count: int = options.num_envs) -> Any:
+    def worlds(policy: ChunkPolicy, count: int = options.num_envs) -> Any:
         first, env_map = range(SELECTION_SEED, SELECTION_SEED + count), read_env_map(options, policy)
         return open_worlds(options.env, policy, first, env_map=env_map, python=options.env_python, num_envs=count)
 
-    def success_rate(policy: "ChunkPolicy", folder: Path) -> float:
+    def success_rate(policy: ChunkPolicy, folder: Path) -> float:
         with closing(worlds(policy, min(options.num_envs, len(seeds)))) as copies:
             return evaluate_in_worlds(policy, copies, seeds).success_rate
 
     return Surroundings(worlds, success_rate, {"task": None, "environment": options.env})
 
 
-def _simulator(options: Namespace) -> "Surroundings":
+def _simulator(options: Namespace) -> Surroundings:
     """Worlds of the simulator."""
-    from robopolicy.experiment import read_provenance
-    from robopolicy.training.improve import Surroundings
-
     task, simulator = options.task or read_provenance(options.policy).get("task"), options_on_host(options)
     if task is None:
         raise ConfigError("the policy's demos name no task; give --task, or --env for another environment")
     success_rate = success_in_simulator(task, options.eval_episodes, simulator)
 
-    def measured(policy: "ChunkPolicy", folder: Path) -> float:
+    def measured(policy: ChunkPolicy, folder: Path) -> float:
         if options.videos:
             film(policy, task, options.videos, simulator, folder)
         return success_rate(policy)

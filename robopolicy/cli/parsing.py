@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -16,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli import say
 from robopolicy.components import ConfigError, component, find_in_current_folder, kinds, load_plugins
 from robopolicy.control.execution import ExecutionOptions
+from robopolicy.experiment import open_policy
 from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.reading import (
     SECTIONS,
@@ -27,6 +27,7 @@ from robopolicy.experiment.reading import (
     read_yaml,
     split_overrides,
 )
+from robopolicy.experiment.run_folder import group_folder
 from robopolicy.types import one_line
 
 Option: TypeAlias = tuple[str, Any, Any, str]
@@ -139,17 +140,11 @@ def of_group(folder: str, group: str | None) -> str:
     Raises:
         CheckpointError: the run has groups and none, or an unknown one, is named; or it has none.
     """
-    if group is None and not (Path(folder) / "groups").is_dir():
-        return folder  # an exported folder needs no torch
-    from robopolicy.experiment.run_folder import group_folder
-
     return str(group_folder(folder, group))
 
 
 def opened(options: Namespace, folder: str, device: str = "cpu") -> Any:
     """The policy in a run folder or an exported one, opened as the options `POLICY` say."""
-    from robopolicy.experiment import open_policy
-
     precision = None if options.precision == "float32" else options.precision
     return open_policy(folder, options.backbone, device, precision, flow_steps=options.flow_steps)
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from robopolicy.cli import say
 from robopolicy.cli.parsing import REQUIRED, parse, verb_parser
 from robopolicy.components import ConfigError
+from robopolicy.experiment.sharing import pull as fetch
+from robopolicy.experiment.sharing import push as send
 
 
 def push(arguments: Sequence[str]) -> int:
@@ -17,8 +19,6 @@ def push(arguments: Sequence[str]) -> int:
         ("--public", bool, False, "on hf://, everyone may see a repository made by this push"),
     )
     options = parse(parser, arguments)
-    from robopolicy.experiment.sharing import push as send
-
     pushed = send(options.policy, options.url, options.public)
     for name in pushed.changed:
         say(f"scrubbed  {name}: paths and private URLs were cut to their last part")
@@ -40,8 +40,6 @@ def pull(arguments: Sequence[str]) -> int:
     options = parse(parser, arguments)
     if not options.limit_gb > 0:
         raise ConfigError(f"--limit-gb is {options.limit_gb}; expected more than 0")
-    from robopolicy.experiment.sharing import pull as fetch
-
     pulled = fetch(options.url, options.folder, options.limit_gb)
     if pulled.left_out:
         say(f"left out  {', '.join(pulled.left_out)}")

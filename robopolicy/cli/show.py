@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -10,9 +9,9 @@ from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import POLICY, REQUIRED, of_group, opened, parse, verb_parser
 from robopolicy.components import ConfigError
-
-if TYPE_CHECKING:
-    from robopolicy.types import Demo
+from robopolicy.demos.formats import open_demos
+from robopolicy.report import demo_images, show_in_rerun, write_comparison, write_policy_page, write_video
+from robopolicy.types import Demo
 
 VIDEO_ENDINGS = (".mp4", ".gif")
 
@@ -27,8 +26,6 @@ def report(arguments: Sequence[str]) -> int:
     )
     options = parse(parser, arguments)
     check_file("--out", options.out)
-    from robopolicy.report import write_comparison
-
     say(f"report    {write_comparison([Path(run) for run in options.runs], Path(options.out))}")
     return 0
 
@@ -51,8 +48,6 @@ def view(arguments: Sequence[str]) -> int:
         ("--rerun", bool, False, "open in the rerun viewer instead"),
     )
     options = parse(parser, arguments)
-    from robopolicy.report import demo_images, show_in_rerun, write_video
-
     demo = _read_demo(Path(options.file), options.demo)
     if options.policy:
         return _view_policy(demo, options)
@@ -69,10 +64,8 @@ def view(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _view_policy(demo: "Demo", options: Namespace) -> int:
+def _view_policy(demo: Demo, options: Namespace) -> int:
     """Write the HTML page of a policy's predictions on a demo; returns the exit code."""
-    from robopolicy.report import write_policy_page
-
     if options.rerun:
         raise ConfigError("--rerun shows the demo without a policy; drop --rerun or --policy")
     out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.html")
@@ -84,10 +77,8 @@ def _view_policy(demo: "Demo", options: Namespace) -> int:
     return 0
 
 
-def _read_demo(path: Path, name: str | None) -> "Demo":
+def _read_demo(path: Path, name: str | None) -> Demo:
     """The demo called `name`, by default the first."""
-    from robopolicy.demos.formats import open_demos
-
     with open_demos(path) as demos:
         if name is not None and name not in demos.names:
             raise ConfigError(f"{path}: no demo {name!r}; it has {demos.names[0]} .. {demos.names[-1]}")

@@ -11,12 +11,13 @@ from jsonargparse import Namespace
 from robopolicy.cli.parsing import Option, require
 from robopolicy.components import ConfigError
 from robopolicy.control.execution import ExecutionOptions
+from robopolicy.model.policy import ChunkPolicy
+from robopolicy.report.video import episode_images, write_video
 from robopolicy.sim.randomization import Randomization
+from robopolicy.types import Policy
 
-if TYPE_CHECKING:
-    from robopolicy.model.policy import ChunkPolicy
+if TYPE_CHECKING:  # needs MuJoCo
     from robopolicy.sim.env import RobotVectorEnv
-    from robopolicy.types import Policy
 
 MAX_SEED = 2**62
 """Seeds are held as 64-bit integers."""
@@ -81,7 +82,7 @@ def options_on_host(options: Namespace) -> dict[str, Any]:
 
 
 def open_worlds(
-    policy: "Policy", task: str, count: int, simulator: Mapping[str, Any], cameras: Sequence[str] = ()
+    policy: Policy, task: str, count: int, simulator: Mapping[str, Any], cameras: Sequence[str] = ()
 ) -> "RobotVectorEnv":
     """Worlds that show the policy's keys and cameras, and further cameras, at the size of the policy's images.
 
@@ -99,7 +100,7 @@ def open_worlds(
     return RobotVectorEnv(task, count, cameras=tuple(dict.fromkeys((*seen, *cameras))), image_size=size, **simulator)
 
 
-def filming(policy: "Policy") -> tuple[str, ...]:
+def filming(policy: Policy) -> tuple[str, ...]:
     """The camera to film a policy without cameras by; empty for one that has some."""
     return () if policy.spec.cameras else ("front",)
 
@@ -125,9 +126,8 @@ def success_in_simulator(
     return success_rate
 
 
-def film(policy: "Policy", task: str, episodes: int, simulator: Mapping[str, Any], folder: Path) -> None:
+def film(policy: Policy, task: str, episodes: int, simulator: Mapping[str, Any], folder: Path) -> None:
     """Write videos of the first episodes that `success_in_simulator` runs, named by seed and outcome."""
-    from robopolicy.report.video import episode_images, write_video
     from robopolicy.sim.evaluation import evaluate
 
     seeds, filmed = range(SELECTION_SEED, SELECTION_SEED + episodes), []
@@ -140,7 +140,7 @@ def film(policy: "Policy", task: str, episodes: int, simulator: Mapping[str, Any
 
 
 def open_practice(
-    policy: "ChunkPolicy", task: str, count: int, options: Namespace, cameras: Sequence[str] = ()
+    policy: ChunkPolicy, task: str, count: int, options: Namespace, cameras: Sequence[str] = ()
 ) -> "RobotVectorEnv":
     """As `open_worlds`, for a policy that learns in them.
 
@@ -156,7 +156,7 @@ def open_practice(
     return env
 
 
-def check_actions(policy: "ChunkPolicy", task: str, width: int) -> None:
+def check_actions(policy: ChunkPolicy, task: str, width: int) -> None:
     """Refuse a policy whose actions are not the task's.
 
     Raises:

@@ -3,18 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import REQUIRED, parse_experiment, verb_parser
+from robopolicy.cli.simulator import success_in_simulator
 from robopolicy.components import ConfigError
 from robopolicy.experiment.config import ExperimentConfig
-
-if TYPE_CHECKING:
-    from robopolicy.training.start import Start
+from robopolicy.training.start import Start
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -46,8 +45,7 @@ def train(arguments: Sequence[str]) -> int:
     given = {name: value for name, value in short.items() if value is not None}
     config = replace(config, training=replace(config.training, **given))
     check_folder("--run-dir", options.run_dir)
-
-    from robopolicy.training.train import train as run_training
+    from robopolicy.training.train import train as run_training  # imports Lightning, which takes seconds
 
     folder = run_training(
         config, Path(options.run_dir), evaluate=_closed_loop(config), resume=options.resume, start=_start(options)
@@ -56,8 +54,7 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _start(options: Namespace) -> "Start | None":
-    from robopolicy.training.start import Start
+def _start(options: Namespace) -> Start | None:
 
     if options.start is None:
         for option in ("statistics", "freeze"):
@@ -73,6 +70,4 @@ def _closed_loop(config: ExperimentConfig) -> Callable[[Any], float] | None:
         return None
     if config.task is None:
         raise ConfigError("--eval-every needs the simulator's task; give --task, such as --task lift")
-    from robopolicy.cli.simulator import success_in_simulator
-
     return success_in_simulator(config.task, config.training.eval_episodes, {}, config.execution)
