@@ -13,12 +13,17 @@ file or model card never causes an import.
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-from robopolicy.types import PrintableError
+from robopolicy.options import ConfigError as ConfigError
+from robopolicy.options import Options as Options
+from robopolicy.options import expect as expect
+from robopolicy.options import option as option
+from robopolicy.options import options_of
+from robopolicy.options import require as require
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "encoder": ("robopolicy.model.encoders",),
@@ -44,10 +49,6 @@ BUILT_IN = "robopolicy"
 """Origin of the built-in kinds."""
 
 _T = TypeVar("_T")
-
-
-class ConfigError(PrintableError, ValueError):
-    """A configuration that can't be used; the message is one line in the words of the command line."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T]
                 f"{options.__name__} holds the options of {owner.family} {owner.kind!r}; {family} {kind!r} needs a "
                 "dataclass of its own (a subclass will do)"
             )
+        if issubclass(options, Options):
+            options.section = section_of(family, kind)
         _registered[family, kind] = component
         _by_options[options] = component
         for call in _watchers.get(family, ()):
@@ -212,110 +215,25 @@ def find_in_current_folder(module: str) -> None:
 
 
 def options_from(family: str, kind: str, values: Mapping[str, Any], where: str | None = None) -> Any:
-    """Options of a kind from plain values, as a run folder holds them; the values' types are the caller's to check.
+    """Options of a kind from plain values, each converted to its field's type.
+
+    Args:
+        family: the kind's family.
+        kind: its name.
+        values: option -> value.
+        where: stands before an option's name in a message; None: its section of the command line.
 
     Raises:
-        ConfigError: the kind is unknown, or has no option of one of these names (those it has are listed).
+        ConfigError: the kind is unknown, has no option of one of these names (those it has are listed), or a value has the
+            wrong type.
     """
     options = component(family, kind).options
-    known = [field.name for field in fields(options)]
-    for name in values:
-        if name not in known:
-            raise ConfigError(
-                f"{where or family}: {family} {kind!r} has no option {name!r}; it has: {', '.join(known) or 'none'}"
-            )
-    return options(**values)
+    return options_of(options, values, where or f"--{section_of(family, kind)}.", f"{family} {kind!r}")
 
 
-# -- checks of options -----------------------------------------------------------------------------------------------------
-
-RANGES: dict[str, Callable[[float], bool]] = {
-    ">= 1": lambda number: number >= 1,
-    ">= 0": lambda number: number >= 0,
-    "> 0": lambda number: number > 0,
-    "> 0 and <= 1": lambda number: 0 < number <= 1,
-    "0 .. 1": lambda number: 0 <= number <= 1,
-    ">= 0 and < 1": lambda number: 0 <= number < 1,
-    "0 .. 4294967295": lambda number: 0 <= number < 2**32,
-}
-"""What `expect` may ask of a number."""
-
-
-def option(default: Any, expected: str) -> Any:
-    """A field of an `Options` dataclass whose numbers, or whose entries' numbers, must be in the range `expected`.
-
-    Args:
-        default: the default value; None passes the check.
-        expected: one of `RANGES`.
-    """
-    return field(default=default, metadata={"expected": expected})
-
-
-class Options:
-    """Base of dataclasses of options: checks the fields that were declared with `option`.
-
-    A subclass that checks more in its `__post_init__` calls `super().__post_init__()` there.
-    """
-
-    section: ClassVar[str] = ""
-    """Its place on the command line, such as `ppo`, where it does not belong to a registered component; empty: top level."""
-
-    def __post_init__(self) -> None:
-        section, found = self.section, _by_options.get(type(self))
-        if found is not None:
-            several = found.family in ("augmentation", "loss")  # a config may have several of these
-            section = f"{found.family}.{found.kind}" if several else found.family
-        for owner in type(self).__mro__:  # also fields whose default a subclass changes
-            for name, each in getattr(owner, "__dataclass_fields__", {}).items():
-                if "expected" in each.metadata:
-                    expect(self, section, each.metadata["expected"], name)
-
-
-def expect(options: object, prefix: str, expected: str, *names: str) -> None:
-    """Refuse a field, or an entry of a list or mapping, that is not in the range `expected`; None passes.
-
-    Args:
-        options: the dataclass instance, in its `__post_init__`.
-        prefix: its section on the command line, such as `memory`; empty for options at the top level.
-        expected: one of `RANGES`.
-        names: fields to check.
-
-    Raises:
-        ConfigError: a number is out of range.
-    """
-    for name in names:
-        value = getattr(options, name)
-        numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
-        shown = list(value) if isinstance(value, tuple) else value
-        holds = all(number is None or RANGES[expected](number) for number in numbers)
-        flag = f"{prefix}.{name}" if prefix else name.replace("_", "-")
-        require(holds, f"--{flag} must be {expected}, got {shown}")
-
-
-def require(holds: object, message: str) -> None:
-    """Raise ConfigError with this message unless `holds` is true."""
-    if not holds:
-        raise ConfigError(message)
-
-
-def refuse_import_paths(values: Any, source: str) -> None:
-    """Refuse values by which a parser of class arguments would import code: `class_path` anywhere, at any depth.
-
-    jsonargparse imports what such a key names, whatever the type of the field. No config, profile or run folder of ours
-    holds one, so a file that does is meant to run code.
-
-    Raises:
-        ConfigError: there is such a key.
-    """
-    waiting = [values]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Mapping):
-            if found := {"class_path", "init_args", "dict_kwargs"} & set(map(str, value)):
-                raise ConfigError(f"{source}: key {min(found)!r} asks for an import; files hold values only, remove it")
-            waiting += value.values()
-        elif isinstance(value, (list, tuple)):
-            waiting += value
+def section_of(family: str, kind: str) -> str:
+    """Where a kind's options stand on the command line: below its family, or below its name where a config may have several."""
+    return {"augmentation": f"augmentation.{kind}", "loss": f"losses.{kind}"}.get(family, family)
 
 
 # -- discovery -------------------------------------------------------------------------------------------------------------

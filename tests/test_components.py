@@ -67,7 +67,7 @@ def test_an_unknown_family_lists_the_known_ones():
 def test_an_unknown_option_lists_the_known_ones():
     """Guards against: an option that is given and silently ignored."""
     register("memory", "gated", GatedOptions)(lambda options: None)
-    with pytest.raises(ConfigError, match=r"memory 'gated' has no option 'hidden'; it has: width"):
+    with pytest.raises(ConfigError, match=r"--memory.hidden; the options of memory 'gated' are: width"):
         options_from("memory", "gated", {"hidden": 3})
 
 

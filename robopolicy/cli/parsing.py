@@ -21,13 +21,12 @@ from robopolicy.experiment.reading import (
     SECTIONS,
     changed_options,
     config_from_dict,
-    converted,
     help_parser,
     merged,
-    read_yaml,
     split_overrides,
 )
 from robopolicy.experiment.run_folder import group_folder
+from robopolicy.options import converted, read_yaml
 from robopolicy.types import one_line
 
 Option: TypeAlias = tuple[str, Any, Any, str]
@@ -192,7 +191,7 @@ def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[
     given, rest = split_overrides(words)
     tree = merged(tree, given)
     if {"-h", "--help"} & set(rest):
-        load_plugins(converted(tuple[str, ...], tree.get("plugins", ()), "plugins"))
+        load_plugins(converted(tuple[str, ...], tree.get("plugins", ()), "--plugins"))
         say(parser.format_help() + "\n" + help_parser(tree).format_help().partition("\n\n")[2])
         raise SystemExit(0)
     known = {option for action in parser._actions for option in action.option_strings}

@@ -9,11 +9,11 @@ from jsonargparse import Namespace
 
 from robopolicy.cli.drivers import Driver
 from robopolicy.cli.parsing import REQUIRED, Option, imported
-from robopolicy.components import ConfigError, build, component, kinds
+from robopolicy.components import ConfigError, build, component, kinds, options_from
 from robopolicy.control.operators.base import OperatorContext
 from robopolicy.control.robot import Operator, Robot
 from robopolicy.control.robots.base import RobotContext
-from robopolicy.experiment.reading import read_yaml, section_from
+from robopolicy.options import read_yaml
 
 ROBOT_SCHEMES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "ws": ("websocket", {}),
@@ -69,13 +69,11 @@ def make_robot(options: Namespace, driver: Driver) -> Robot:
             raise ConfigError(f"--{FLAGS[next(iter(flags))][0]} is not an option of --robot {options.robot}")
         return _checked(options.robot, imported("--robot", options.robot, "a RobotContext")(context))
     kind, given = _kind_and_options("robot", options.robot, ROBOT_SCHEMES)
-    chosen = component("robot", kind)
-    known = [field.name for field in fields(chosen.options)]
+    known = [field.name for field in fields(component("robot", kind).options)]
     for name in flags:
         if name not in known:
             raise ConfigError(f"--{FLAGS[name][0]} is not an option of robot {kind!r}; it has: {', '.join(known)}")
-    made = section_from(chosen.options, given | flags, "robot", f"robot {kind!r}")
-    return _checked(options.robot, build(made, context))
+    return _checked(options.robot, build(options_from("robot", kind, given | flags), context))
 
 
 def make_operator(source: str, context: OperatorContext) -> Operator:
@@ -88,8 +86,7 @@ def make_operator(source: str, context: OperatorContext) -> Operator:
         operator = imported("--intervene", source, "an OperatorContext")(context)
     else:
         kind, given = _kind_and_options("operator", source, OPERATOR_SCHEMES)
-        options = section_from(component("operator", kind).options, given, "operator", f"operator {kind!r}")
-        operator = build(options, context)
+        operator = build(options_from("operator", kind, given), context)
     if not isinstance(operator, Operator):
         raise ConfigError(
             f"--intervene {source} made a {type(operator).__name__} without act and close: not an Operator"

@@ -1,6 +1,5 @@
 """A robot's limits and kinematics as a YAML file: shipped for several arms, made by `robopolicy profile`, or the user's own."""
 
-from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -8,13 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from jaxtyping import Float
-from jsonargparse import ArgumentParser
 
-from robopolicy.components import refuse_import_paths
 from robopolicy.control.collision import Capsule, LinkDistances
 from robopolicy.control.kinematics import Arm
+from robopolicy.options import options_of, read_yaml, refuse_import_paths
 
 PROFILES = Path(__file__).parent / "profiles"
 _LIMITS = ("position_lower_rad", "position_upper_rad", "velocity_rad_s", "acceleration_rad_s2", "jerk_rad_s3")
@@ -255,13 +252,7 @@ def read_profile(source: str | Path) -> RobotProfile:
     if not path.is_file():
         shipped = ", ".join(sorted(known.stem for known in PROFILES.glob("*.yaml")))
         raise ValueError(f"no robot profile {str(source)!r}; shipped are: {shipped}; or give the path of a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"robot profile {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise ValueError(f"robot profile {path}: expected a mapping of fields, found {type(values).__name__}")
-    return profile_from_dict(values, f"robot profile {path}", path.parent)
+    return profile_from_dict(read_yaml(path), f"robot profile {path}", path.parent)
 
 
 def profile_from_dict(
@@ -289,14 +280,10 @@ def profile_from_dict(
         base = {name: tuple(values.get(name, ())) for name in ("base_velocity", "base_acceleration")}
         made = {name: profile_from_dict(arm, f"{source}, arm {name!r}", folder) for name, arm in arms.items()}
         return of_arms(str(values.get("name", "robot")), made, **base)
-    if not isinstance(values.get("kinematics") or {}, Mapping):  # the parser would import what a string there names
-        raise ValueError(f"{source}: kinematics must be a mapping of fields, got {values['kinematics']!r}")
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(RobotProfile, None, skip={"arms"})
     try:
-        return RobotProfile(**vars(parser.instantiate(parser.parse_object(values))))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {' '.join(str(error).split())}") from None
+        return options_of(RobotProfile, values, "", "a robot profile")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _based_on(named: str, values: Mapping[str, Any], source: str, folder: Path | None) -> dict[str, Any]:

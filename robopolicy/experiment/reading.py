@@ -1,21 +1,16 @@
 """YAML, the command line or plain dictionaries -> an experiment, and back.
 
-The kinds of the component sections are determined first; their dataclasses then define which options exist. Each value is
-converted to its field's type by jsonargparse; an unknown key is refused, and those that exist are listed.
+The kinds of the component sections are determined first; their dataclasses then define which options exist.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
-from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from robopolicy.components import ConfigError, component, load_plugins, refuse_import_paths, values_of
+from robopolicy.components import ConfigError, component, load_plugins, options_from, values_of
 from robopolicy.experiment.config import (
     COMPONENT_SECTIONS,
     DEFAULT_LOSSES,
@@ -27,7 +22,7 @@ from robopolicy.experiment.config import (
     plain_values,
 )
 from robopolicy.model.encoders import default_text_of
-from robopolicy.types import one_line
+from robopolicy.options import converted, loaded, options_of, read_yaml, refuse_import_paths, refuse_unknown
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -136,37 +131,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]
         if not found:
             raise ConfigError(f"{word} needs a value")
         value = found[0] if len(found) == 1 else found
-        given[path] = _loaded(value) if path in SECTIONS else value
+        given[path] = loaded(value) if path in SECTIONS else value
     return given, rest
-
-
-def read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Args:
-        path: the file.
-        aliases: whether it may hold YAML aliases; ten lines of them from a stranger are 10^10 values.
-
-    Raises:
-        ConfigError: the file is missing, not text, not YAML, or does not hold a mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} config file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if not aliases and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ConfigError(f"{path}: holds a YAML alias (*name), which robopolicy never writes; refused")
-        values = yaml.safe_load(text)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not YAML ({one_line(error)})") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply") from error
-    if not isinstance(values, dict):
-        found = "the file is empty" if values is None else f"it holds a {type(values).__name__}"
-        raise ConfigError(f"{path}: {found}; expected options, such as `task: lift`")
-    refuse_import_paths(values, str(path))
-    return values
 
 
 def help_parser(values: Mapping[str, Any]) -> ArgumentParser:
@@ -200,54 +166,6 @@ def changed_options(family: str, values: Mapping[str, Any], changes: Mapping[str
     )
 
 
-# -- one value -------------------------------------------------------------------------------------------------------------
-
-
-def converted(annotation: Any, value: Any, name: str) -> Any:
-    """A value in the type of its field; text, as the command line gives it, is read as YAML where the type asks for it.
-
-    Raises:
-        ConfigError: it can't be.
-    """
-    is_list = any(get_origin(each) is tuple for each in (annotation, *get_args(annotation)))
-    if isinstance(value, str) and is_list and not value.startswith("[") and value != "null":
-        value = [value]
-    try:
-        if isinstance(value, str):
-            return _value_parser(annotation).parse_args([f"--value={value}"]).value
-        return _value_parser(annotation).parse_object({"value": json.loads(json.dumps(value))}).value
-    except Exception as error:
-        shown = json.dumps(value) if isinstance(value, list | dict) else value
-        raise ConfigError(f"--{name} must be {described(annotation)}, got {shown}") from error
-
-
-def described(annotation: Any) -> str:
-    """A type in words, such as `an integer or null`."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, parts))}"
-    if origin in (Union, UnionType):
-        return " or ".join(described(part) for part in sorted(parts, key=lambda part: part is NoneType))
-    if origin is tuple:
-        return f"a list of {' and '.join(_several(part) for part in parts if part is not Ellipsis)}"
-    if origin is not None and issubclass(origin, Mapping):
-        return f"a mapping of names to {_several(parts[1])}"
-    return {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}.get(
-        annotation, "a mapping" if annotation is dict else str(annotation)
-    )
-
-
-def _several(annotation: Any) -> str:
-    return {int: "integers", float: "numbers", str: "names"}.get(annotation, described(annotation))
-
-
-@cache
-def _value_parser(annotation: Any) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_argument("--value", type=annotation)
-    return parser
-
-
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted names."""
     found: dict[str, Any] = {}
@@ -260,11 +178,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _config(values: Mapping[str, Any], import_plugins: bool) -> ExperimentConfig:
-    _refuse_unknown(values, ("task", "plugins", *SECTIONS), "", "sections")
-    plugins = converted(tuple[str, ...], values.get("plugins", ()), "plugins")
+    refuse_unknown(values, ("task", "plugins", *SECTIONS), "--", "sections")
+    plugins = converted(tuple[str, ...], values.get("plugins", ()), "--plugins")
     if import_plugins:
         load_plugins(plugins)
-    found: dict[str, Any] = {"plugins": plugins, "task": converted(str | None, values.get("task"), "task")}
+    found: dict[str, Any] = {"plugins": plugins, "task": converted(str | None, values.get("task"), "--task")}
     for section in SECTIONS:
         given = values.get(section)
         if given is None and section != "text":
@@ -273,9 +191,9 @@ def _config(values: Mapping[str, Any], import_plugins: bool) -> ExperimentConfig
         if not isinstance(given, Mapping):
             raise ConfigError(f"{section} must be a mapping of options, got {given!r}")
         if section in MAPPINGS:
-            found[section] = {str(name): _loaded(value) for name, value in given.items()}
+            found[section] = {str(name): loaded(value) for name, value in given.items()}
         elif section in PLAIN_SECTIONS:
-            found[section] = section_from(PLAIN_SECTIONS[section], given, section)
+            found[section] = options_of(PLAIN_SECTIONS[section], given, f"--{section}.")
         else:
             found[section] = _component_from(section, values)
     return ExperimentConfig(**found)
@@ -285,36 +203,7 @@ def _component_from(section: str, values: Mapping[str, Any]) -> Any:
     """The options of the kind that a section of the tree chooses."""
     kind = _kind(section, values)
     given = {name: value for name, value in (values.get(section) or {}).items() if name != "kind"}
-    return section_from(component(section, kind).options, given, section, f"{section} {kind!r}")
-
-
-def section_from(options: type, given: Mapping[str, Any], prefix: str, owner: str | None = None) -> Any:
-    """An options dataclass from plain values, each converted to its field's type.
-
-    Raises:
-        ConfigError: a name is not one of its fields (those are listed), or a value has the wrong type.
-    """
-    hints = get_type_hints(options)
-    known = [field.name for field in fields(options)]
-    _refuse_unknown(given, known, f"{prefix}.", f"options of {owner}" if owner else "options")
-    return options(**{name: _made(hints[name], value, f"{prefix}.{name}") for name, value in given.items()})
-
-
-def _made(hint: Any, value: Any, where: str) -> Any:
-    """A value converted to its field's type; of a mapping of names to dataclasses, each of these from its fields."""
-    entry = get_args(hint)[-1] if get_origin(hint) is Mapping else None
-    if not isinstance(entry, type) or not is_dataclass(entry):
-        return converted(hint, value, where)
-    value = _loaded(value)
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"--{where} must be a mapping of names to fields, got {value!r}")
-    for name, part in value.items():
-        if not isinstance(part, (Mapping, entry)):
-            raise ConfigError(f"--{where}.{name} must be a mapping of fields, got {part!r}")
-    return {
-        name: section_from(entry, part, f"{where}.{name}") if isinstance(part, Mapping) else part
-        for name, part in value.items()
-    }
+    return options_from(section, kind, given)
 
 
 def _kind(section: str, values: Mapping[str, Any]) -> str:
@@ -324,22 +213,3 @@ def _kind(section: str, values: Mapping[str, Any]) -> str:
     if not isinstance(kind, str):
         raise ConfigError(f"--{section}.kind must be text, got {kind!r}")
     return kind
-
-
-def _refuse_unknown(given: Iterable[str], known: Iterable[str], prefix: str, what: str) -> None:
-    for name in given:
-        if name not in (known := tuple(known)):
-            raise ConfigError(f"unknown option --{prefix}{name}; the {what} are: {', '.join(known) or 'none'}")
-
-
-def _loaded(value: Any) -> Any:
-    """Text from the command line as YAML reads it; also 1e-3, which is text to YAML 1.1. Other text stays as it is."""
-    if isinstance(value, Mapping):
-        return {name: _loaded(item) for name, item in value.items()}
-    if not isinstance(value, str):
-        return value
-    try:
-        loaded = yaml.safe_load(value)
-        return float(loaded) if isinstance(loaded, str) else loaded
-    except (ValueError, yaml.YAMLError):
-        return value

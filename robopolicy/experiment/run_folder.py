@@ -21,11 +21,12 @@ from robopolicy.control import runtime
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import COMPONENT_SECTIONS, ExperimentConfig
 from robopolicy.experiment.model_card import CARD, model_card
-from robopolicy.experiment.reading import config_from_dict, config_to_dict, read_yaml
+from robopolicy.experiment.reading import config_from_dict, config_to_dict
 from robopolicy.files import write_file
 from robopolicy.model.packed import Precision
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import Vocabulary
+from robopolicy.options import read_yaml
 from robopolicy.types import TOKENS_KEY, ActionSpec, ArraySpec, Policy, one_line
 
 if TYPE_CHECKING:

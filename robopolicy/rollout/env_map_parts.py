@@ -138,7 +138,7 @@ def checked_fields(values: Any, known: Sequence[str], where: str) -> dict[str, A
         place = f"{where}: observation"
         entries = _mapping(given["observation"], place).items()
         try:
-            given["observation"] = {key: key_source(entry, f"{place}: {key}") for key, entry in entries}
+            given["observation"] = {key: key_source(entry, f"{place}: {key}: ") for key, entry in entries}
         except ValueError as error:
             raise EnvMapError(str(error)) from None
     return given

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from robopolicy.components import ConfigError, component, require
-from robopolicy.experiment.reading import section_from
+from robopolicy.components import ConfigError, build, component, options_from, require
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.model.losses import cut_windows
 from robopolicy.model.normalization import KeyScaling
@@ -136,10 +135,10 @@ def auxiliary_loss(name: str, options: Mapping[str, Any], context: LossContext, 
         ConfigError: there is no loss of this name (those that exist are listed), or it has no such option.
     """
     try:
-        found = component("loss", name)
+        component("loss", name)
     except ConfigError as error:
         raise ConfigError(f"--losses.{name}: {error}; the action head's own are {', '.join(own)}") from None
-    return found.make(section_from(found.options, options, f"losses.{name}", f"loss {name!r}"), context)
+    return build(options_from("loss", name, options), context)
 
 
 def batch_text(policy: ChunkPolicy, batch: Batch) -> Tensor | None:

@@ -81,7 +81,7 @@ def test_a_factory_that_the_caller_names_makes_the_robot(tmp_path, monkeypatch):
         (["ws://127.0.0.1:9", "--robot-ca", "x.pem"], "--robot-ca is for wss://HOST:PORT, got ws://127.0.0.1:9"),
         (["rosbridge://127.0.0.1:9", "--realtime", "false"], "--realtime is not an option of robot 'rosbridge'"),
         (["sim", "--realtime", "false"], "name no task"),
-        (["missing.yaml"], "missing.yaml: no such config file"),
+        (["missing.yaml"], "missing.yaml: no such file"),
         (["no_such_lab:make"], "no_such_lab:make can't be imported: ModuleNotFoundError"),
     ],
 )

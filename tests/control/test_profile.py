@@ -47,5 +47,5 @@ def test_an_unknown_or_broken_profile_file_names_what_there_is(tmp_path):
     with pytest.raises(ValueError, match="no robot profile 'ur5'; shipped are: fr3, panda"):
         read_profile("ur5")
     (tmp_path / "mine.yaml").write_text("- 1\n")
-    with pytest.raises(ValueError, match="expected a mapping of fields, found list"):
+    with pytest.raises(ValueError, match="it holds a list; expected a mapping"):
         read_profile(tmp_path / "mine.yaml")

@@ -90,7 +90,7 @@ def test_a_bad_config_is_refused_in_one_line_with_its_file(tmp_path, text, messa
 
 def test_a_missing_config_file_is_named(tmp_path):
     """Guards against: the default config standing in for a file that isn't there."""
-    with pytest.raises(ConfigError, match=r"none\.yaml: no such config file"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
         read_config(tmp_path / "none.yaml")
 
 

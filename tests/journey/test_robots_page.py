@@ -14,12 +14,10 @@ from robopolicy.cli import main
 from robopolicy.cli.drivers import Driver
 from robopolicy.cli.robots import make_robot
 from robopolicy.cli.run import _parser
-from robopolicy.components import component
 from robopolicy.control.execution import execution_from
 from robopolicy.control.replay import Record, RecordedStream
 from robopolicy.control.robots.websocket import WebsocketRobot
 from robopolicy.control.serving.access import trusted
-from robopolicy.experiment.reading import section_from
 from robopolicy.testing.robot import CHECKS
 from robopolicy.types import ActionSpec
 from tests.journey.test_docs import DOCS, FENCE
@@ -84,7 +82,7 @@ def test_the_printed_files_of_robots_hold_known_options(name):
     """Guards against: a robot.yaml with an option that no longer exists."""
     values = yaml.safe_load(PRINTED[name])
     kind = values.pop("kind")
-    made = section_from(component("robot", kind).options, values, "robot", f"robot {kind!r}")
+    made = options_from("robot", kind, values)
     assert made.profile in ("viperx_pair", "so101")
 
 

@@ -28,7 +28,7 @@ def test_the_example_in_the_documentation_is_read(tmp_path):
         ("observation: {state: {form: a}}", "observation: state: expected `from: NAME`"),
         ("observation: {state: {columns: [0, 1]}}", "expected `from: NAME`"),
         ("observation: {state: {from: a, columns: [2, 1]}}", "expected .first, last"),
-        ("observation: {front: {from: a, flip: left}}", "flip is 'left'; expected one of none, vertical, turn"),
+        ("observation: {front: {from: a, flip: left}}", "flip must be one of none, vertical, turn, got left"),
         ("observation: [a]", "expected keys and values"),
         ("action: {clip: [1, -1]}", "clip is .1, -1.; expected `space` or .low, high."),
         ("action: {scale: big}", "scale is 'big'; expected a number"),

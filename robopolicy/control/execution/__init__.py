@@ -8,7 +8,7 @@ that pass during inference), `rtc` (real-time chunking: as `freeze`, and the pol
 from collections.abc import Mapping
 from typing import Any
 
-from robopolicy.components import ConfigError, build, component_of, options_from, require
+from robopolicy.components import build, component_of, options_from, require
 from robopolicy.control.execution.base import ExecutionOptions, Plans, Strategy
 from robopolicy.types import PolicySpec
 
@@ -24,11 +24,7 @@ def execution_from(values: Mapping[str, Any]) -> ExecutionOptions:
         ConfigError: the kind is unknown, has no option of one of these names, or a value has the wrong type.
     """
     given = dict(values)
-    kind = given.pop("kind", DEFAULT_KIND)
-    try:
-        return options_from("execution", kind, given)
-    except TypeError as error:
-        raise ConfigError(f"execution: values of {kind!r} have the wrong type: {given}") from error
+    return options_from("execution", given.pop("kind", DEFAULT_KIND), given)
 
 
 def require_supported(spec: PolicySpec, execution: ExecutionOptions, control_dt: float) -> None:

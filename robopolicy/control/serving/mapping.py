@@ -13,16 +13,16 @@ A key that the mapping doesn't name has the same name at the client and in the p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
-import yaml
 from jaxtyping import Float, UInt8
 
-from robopolicy.components import build, component, kinds
+from robopolicy.components import ConfigError, build, component, kinds
+from robopolicy.options import options_of, read_yaml, require
 
 Layout = Literal["hwc", "chw"]
 Flip = Literal["none", "vertical", "turn"]
@@ -44,6 +44,10 @@ class KeySource:
     fit: Fit = "pad"
     """For an image of another size. pad: keep the aspect ratio and add black borders, as openpi's client does; stretch."""
 
+    def __post_init__(self) -> None:
+        first, end = self.columns or (0, 1)
+        require(0 <= first < end, f"columns is {list(self.columns or ())}; expected [first, last + 1]")
+
 
 @dataclass(frozen=True)
 class KeyMapping:
@@ -60,13 +64,12 @@ class KeyMapping:
         """A registered mapping by name, or a YAML file.
 
         Raises:
-            ValueError: the mapping or file does not exist, or the file has an unknown field or value.
+            ConfigError: the mapping or file does not exist, or the file has an unknown field or value.
         """
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
             return build(component("key_mapping", str(source)).options())
-        if not path.is_file():
-            raise ValueError(f"no mapping file {path}; give one, or a name: {', '.join(kinds('key_mapping'))}")
+        require(path.is_file(), f"no mapping file {path}; give one, or a name: {', '.join(kinds('key_mapping'))}")
         return read_file(path)
 
 
@@ -74,13 +77,33 @@ def read_file(path: Path) -> KeyMapping:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: it is not YAML, or has an unknown field or value.
+        ConfigError: it is not YAML, or has an unknown field or value.
     """
+    values = read_yaml(path)
+    entries = values.get("keys") or {}
+    require(isinstance(entries, Mapping), f"{path.name}: keys must be a mapping of the policy's keys, got {entries!r}")
+    keys = {key: key_source(entry, f"{path.name}, key '{key}': ") for key, entry in entries.items()}
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    return _parsed(values, path.name)
+        return options_of(KeyMapping, {"name": path.stem, **values, "keys": keys}, "", "a mapping")
+    except ConfigError as error:
+        raise ConfigError(f"{path.name}: {error}") from None
+
+
+def key_source(entry: Any, where: str) -> KeySource:
+    """One entry of a mapping: the client's key, a list of keys, or a map with `from` and options.
+
+    Raises:
+        ConfigError: the entry has another form; the message starts with `where`.
+    """
+    given = {"from": entry} if isinstance(entry, str | list) else entry
+    options = dict(given) if isinstance(given, Mapping) else {}
+    names, known = options.pop("from", None), [each.name for each in fields(KeySource)[1:]]
+    fits = names and isinstance(names, str | list) and set(options) <= set(known)
+    require(fits, f"{where}expected `from: NAME` and any of {', '.join(known)}; got {given!r}")
+    try:
+        return options_of(KeySource, {"names": names, **options}, "")
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
 
 
 def place_image(
@@ -119,48 +142,3 @@ def _weights(source: int, target: int) -> Float[np.ndarray, "target source"]:
     distance = np.abs(np.arange(source) + 0.5 - centres[:, None]) / max(scale, 1.0)
     weights = np.clip(1.0 - distance, 0.0, None)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def _parsed(values: Any, file: str) -> KeyMapping:
-    """The mapping that the parsed YAML describes; errors begin with `file`."""
-    if not isinstance(values, dict) or not set(values) <= {"name", "instruction", "keys"}:
-        raise ValueError(f"{file}: expected a map of name, instruction and keys")
-    entries = values.get("keys") or {}
-    if not isinstance(entries, dict):
-        raise ValueError(f"{file}: keys must be a map of the policy's keys, got {entries!r}")
-    keys = {key: key_source(entry, f"{file}, key '{key}'") for key, entry in entries.items()}
-    instruction = _names(values.get("instruction", list(KeyMapping.instruction)), f"{file}, instruction")
-    return KeyMapping(str(values.get("name", Path(file).stem)), instruction, keys)
-
-
-CHOICES = {"layout": get_args(Layout), "flip": get_args(Flip), "fit": get_args(Fit)}
-"""Image options of a mapping -> their allowed values."""
-
-
-def key_source(entry: Any, where: str) -> KeySource:
-    """One entry of a mapping: the client's key, a list of keys, or a map with `from` and options.
-
-    Raises:
-        ValueError: the entry has another form; the message starts with `where`.
-    """
-    given = {"from": entry} if isinstance(entry, str | list) else entry
-    if not isinstance(given, dict) or "from" not in given or not set(given) <= {"from", "columns", *CHOICES}:
-        raise ValueError(f"{where}: expected `from: NAME` and any of columns, layout, flip, fit; got {given!r}")
-    options: dict[str, Any] = dict(given)
-    names, columns = _names(options.pop("from"), where), options.pop("columns", None)
-    for option, value in options.items():
-        if str(value) not in CHOICES[option]:
-            raise ValueError(f"{where}: {option} is {value!r}; expected one of {', '.join(CHOICES[option])}")
-    if columns is not None:
-        pair = isinstance(columns, list) and len(columns) == 2 and all(type(column) is int for column in columns)
-        if not pair or not 0 <= columns[0] < columns[1]:
-            raise ValueError(f"{where}: columns is {columns}; expected [first, last + 1]")
-        columns = (columns[0], columns[1])
-    return KeySource(names, columns, **options)
-
-
-def _names(value: Any, where: str) -> tuple[str, ...]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{where}: expected a name or a list of names of the client's keys")
-    return tuple(names)

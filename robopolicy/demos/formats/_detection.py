@@ -49,7 +49,7 @@ def demo_format(kind: str, options: Mapping[str, Any] | None = None) -> DemoForm
     Raises:
         ConfigError: the kind or an option is unknown, or its plug-in can't be imported.
     """
-    return build(options_from(FAMILY, kind, options or {}))
+    return build(options_from(FAMILY, kind, options or {}, "--options "))
 
 
 def writable_format(kind: str | None = None, options: Mapping[str, Any] | None = None) -> WritableFormat:

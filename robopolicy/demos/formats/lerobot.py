@@ -7,11 +7,11 @@ writer adds `meta/robopolicy.json`, which LeRobot ignores, for what its tables c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from robopolicy.components import register, require
+from robopolicy.components import register
 from robopolicy.demos.formats._lerobot_tables import Episodes, column_values, open_episodes
 from robopolicy.demos.formats._video import decode_image, read_video
 from robopolicy.demos.formats.base import DemoReader, WritableFormat, require_demo, wanted_keys
@@ -37,15 +37,10 @@ BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index
 class LeRobotOptions:
     """How data sets are written; reading needs none of them."""
 
-    version: str = "v3.0"
-    """Layout: `v3.0` or `v2.1`."""
-    images: str = "video"
+    version: Literal["v3.0", "v2.1"] = "v3.0"
+    """Layout of files and tables."""
+    images: Literal["video", "png"] = "video"
     """`video`: H.264, which is lossy; `png`: lossless, inside the tables."""
-
-    def __post_init__(self) -> None:
-        for name, values in {"version": ("v3.0", "v2.1"), "images": ("video", "png")}.items():
-            value = getattr(self, name)
-            require(value in values, f"demo_format 'lerobot': {name} must be {' or '.join(values)}, got {value}")
 
 
 class LeRobotReader(DemoReader):

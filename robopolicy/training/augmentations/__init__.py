@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robopolicy.components import ConfigError, component, require
-from robopolicy.experiment.reading import section_from
+from robopolicy.components import ConfigError, build, options_from, require
 from robopolicy.types import Batch
 
 
@@ -62,9 +61,7 @@ def make_augmentation(kinds: Mapping[str, Any], inputs: AugmentationInputs) -> C
     for kind, given in kinds.items():
         if not isinstance(given, Mapping):
             raise ConfigError(f"--augmentation.{kind} must be a mapping of options, got {given!r}")
-        found = component("augmentation", kind)
-        options = section_from(found.options, given, f"augmentation.{kind}", f"augmentation {kind!r}")
-        changes.append(found.make(options, inputs))
+        changes.append(build(options_from("augmentation", kind, given), inputs))
     if not changes:
         return None
 

@@ -61,10 +61,10 @@ def test_an_unknown_mapping_lists_what_there_is():
     ("text", "words"),
     [
         ("keys: {qpos: {form: state}}", "key 'qpos': expected `from: NAME`"),
-        ("keys: {qpos: {from: state, layout: whc}}", "layout is 'whc'; expected one of hwc, chw"),
+        ("keys: {qpos: {from: state, layout: whc}}", "layout must be one of hwc, chw, got whc"),
         ("keys: {qpos: {from: state, columns: [3, 1]}}", r"columns is \[3, 1\]"),
-        ("key: {}", "expected a map of name, instruction and keys"),
-        ("keys: {qpos: {from: 5}}", "expected a name or a list of names"),
+        ("key: {}", "unknown option key; the options of a mapping are: name, instruction, keys"),
+        ("keys: {qpos: {from: 5}}", "expected `from: NAME`"),
     ],
 )
 def test_a_mistake_in_a_mapping_file_is_named(tmp_path, text, words):

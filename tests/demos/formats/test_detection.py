@@ -41,8 +41,12 @@ def test_a_missing_path_is_said_to_be_missing(tmp_path):
     ("kind", "options", "message"),
     [
         ("lerobt", {}, "demo_format 'lerobt' is unknown; choose one of act, lerobot"),
-        ("lerobot", {"image": "png"}, "'lerobot' has no option 'image'; it has: version, images"),
-        ("lerobot", {"images": "jpeg"}, "images must be video or png, got jpeg"),
+        (
+            "lerobot",
+            {"image": "png"},
+            "option --options image; the options of demo_format 'lerobot' are: version",
+        ),
+        ("lerobot", {"images": "jpeg"}, "images must be one of video, png, got jpeg"),
     ],
 )
 def test_an_unknown_target_format_or_option_lists_those_known(kind, options, message):

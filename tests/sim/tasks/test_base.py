@@ -72,7 +72,7 @@ def test_unknown_task_is_refused_with_the_list_of_tasks():
     """Guards against: a typo in `--task` that ends in a KeyError without a hint."""
     with pytest.raises(ValueError, match=r"task 'lfit' is unknown; choose one of chain, .*lift, .*place"):
         make_task("lfit")
-    with pytest.raises(ValueError, match=r"task 'recall' has no option 'wait'; it has: cue_steps, delay_steps"):
+    with pytest.raises(ValueError, match=r"--task.wait; the options of task 'recall' are: cue_steps, delay_steps"):
         make_task("recall", wait=3)
 
 
