@@ -12,7 +12,7 @@ import torch
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.report.page import image_figure, table, write_page
 from robopolicy.report.plots import COLORS, Series, line_plot
-from robopolicy.types import Demo, Policy
+from robopolicy.types import TOKENS_KEY, Demo, Policy
 
 SHOWN = 6
 """Frames of which the maps are drawn, and chunks in each plot times two."""
@@ -33,6 +33,9 @@ class Seen:
     """Camera -> step -> (rows, columns), how much each place counts, 0 to 1."""
     by_attention: bool
     """Whether the maps are the encoder's own attention; else the change of the chunk when a square is covered."""
+    tokens: Mapping[int, np.ndarray]
+    """Step -> (N,), how far the chunk moves without each of the demo's tokens, relative to the largest of the step; empty for
+    a policy that reads no tokens."""
 
 
 def write_policy_page(policy: Policy, demo: Demo, out: Path, title: str) -> Path:
@@ -49,7 +52,9 @@ def write_policy_page(policy: Policy, demo: Demo, out: Path, title: str) -> Path
     """
     seen = look(policy, demo)
     return write_page(
-        out, title, [_instruction(demo), _maps(demo, seen), _errors(demo, seen), _chunks(policy, demo, seen)]
+        out,
+        title,
+        [_instruction(demo), _maps(demo, seen), _tokens(seen), _errors(demo, seen), _chunks(policy, demo, seen)],
     )
 
 
@@ -61,7 +66,7 @@ def look(policy: Policy, demo: Demo) -> Seen:
     drawn = {int(step) for step in steps[np.linspace(0, len(steps) - 1, min(SHOWN, len(steps))).astype(int)]}
     state, chunks = policy.initial_state(1), []
     maps: dict[str, dict[int, np.ndarray]] = {camera: {} for camera in policy.spec.cameras}
-    by_attention = True
+    by_attention, tokens = True, dict[int, np.ndarray]()
     rows = {**demo.obs, **({} if demo.tokens is None else {"tokens": demo.tokens})}
     for step in steps:
         frame: dict[str, Any] = {
@@ -76,7 +81,9 @@ def look(policy: Policy, demo: Demo) -> Seen:
             by_attention = bool(found)
             for camera, each in (found or _occlusion(policy, frame, before, chunks[-1])).items():
                 maps[camera][int(step)] = each / max(float(each.max()), 1e-9)
-    return Seen(steps, np.stack(chunks), maps, by_attention)
+        if step in drawn and TOKENS_KEY in frame and isinstance(policy, ChunkPolicy):
+            tokens[int(step)] = _left_out(policy, frame, before, chunks[-1])
+    return Seen(steps, np.stack(chunks), maps, by_attention, tokens)
 
 
 def _attention(policy: Policy, frame: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -87,6 +94,23 @@ def _attention(policy: Policy, frame: Mapping[str, Any]) -> dict[str, np.ndarray
     text = policy.instruction_text(frame["instruction"], (1,))
     read = policy.text(text) if policy.text is not None and text is not None else None
     return {camera: _array(each)[0] for camera, each in policy.encoder.attention(policy.scaling(obs), read).items()}
+
+
+def _left_out(policy: ChunkPolicy, frame: Mapping[str, Any], state: Any, chunk: np.ndarray) -> np.ndarray:
+    """How far the chunk moves without each of the demo's tokens (N,), whichever pooling reads them; the largest is 1."""
+    obs = {key: torch.as_tensor(frame[key], device=policy.device) for key in policy.obs}
+    encoding = policy.encode(obs, policy.instruction_text(frame["instruction"], (1,)))
+    count = frame[TOKENS_KEY].shape[-2]  # an encoder appends its own tokens after these
+    every = encoding.token_valid
+    if every is None:
+        every = torch.ones(encoding.tokens.shape[:-1], dtype=torch.bool, device=policy.device)
+    without = every.repeat(count, 1)
+    without[range(count), range(count)] = False
+    encoding = encoding._replace(tokens=encoding.tokens.expand(count, -1, -1), token_valid=without)
+    moved, _ = policy.step(encoding, type(state).concat([state] * count))
+    spread = np.maximum(np.abs(chunk).max(axis=0), 1e-6)
+    found = np.abs((_array(moved.actions) - chunk) / spread).mean(axis=(1, 2))
+    return found / max(float(found.max()), 1e-9)
 
 
 def _occlusion(policy: Policy, frame: Mapping[str, Any], state: Any, chunk: np.ndarray) -> dict[str, np.ndarray]:
@@ -129,6 +153,18 @@ def _maps(demo: Demo, seen: Seen) -> str:
         for step, weights in frames.items():
             parts.append(image_figure(glowing(demo.obs[camera][step], weights), f"{camera}, step {step}", width=224))
     return "".join(parts)
+
+
+def _tokens(seen: Seen) -> str:
+    """One row per drawn frame, one column per token."""
+    if not seen.tokens:
+        return ""
+    steps, weights = list(seen.tokens), np.stack(list(seen.tokens.values()))
+    side = max(1, 512 // weights.shape[1])
+    shown = np.kron(np.sqrt(weights)[..., None] * GLOW, np.ones((16, side, 1))).astype(np.uint8)
+    text = f"steps {', '.join(map(str, steps))}, from top to bottom; {weights.shape[1]} tokens from left to right"
+    how = "how far the predicted chunk moves when that token is left out"
+    return f"<h2>Which tokens it reads</h2><p>Bright: {how}.</p>{image_figure(shown, text, width=512)}"
 
 
 def glowing(image: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from robopolicy.cli import main
 from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy, save_policy
 from robopolicy.report.policy_page import glowing, look, write_policy_page
-from robopolicy.types import Demo
+from robopolicy.types import ActionSpec, ArraySpec, Demo
 from tests.experiment.test_run_folder import make_policy
 from tests.small_runs import SMALL
 
@@ -82,6 +82,24 @@ def test_a_policy_without_attention_shows_what_moves_its_actions(demo):
         assert (weights[4:] < 1e-5).all()
         assert (weights[:, 4:] < 1e-5).all()
         assert weights[:4, :4].max() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_a_token_that_changes_nothing_is_dark(pooling, tmp_path):
+    """Guards against: weights of other tokens than those of the file, whatever the pooling."""
+    changes = {"encoder.kind": "precomputed", "encoder.hidden": 0, "pooling.kind": pooling, "text.kind": "none"}
+    obs = {"tokens": ArraySpec((5, 8))}
+    policy = build_policy(ExperimentConfig().change(SMALL | changes), DemoFacts(ActionSpec(6, 1), obs, None)).eval()
+    tokens = np.random.default_rng(0).normal(size=(4, 1, 8)).repeat(5, axis=1).astype(np.float32)
+    tokens[:, 3] *= -4.0  # the others are equal, so the mean without one of them differs less
+    demo = Demo("demo_0", {}, np.zeros((4, 7), np.float32), tokens=tokens)
+    seen = look(policy, demo)
+    assert sorted(seen.tokens) == [0, 1, 2, 3]
+    for weights in seen.tokens.values():
+        assert weights.argmax() == 3
+        assert weights[3] == pytest.approx(1.0)
+        np.testing.assert_allclose(weights[[0, 1, 2]], weights[4], atol=1e-3)
+    assert "5 tokens" in write_policy_page(policy, demo, tmp_path / "page.html", "run").read_text()
 
 
 def test_the_page_compares_every_column_with_the_demo(demo, tmp_path):

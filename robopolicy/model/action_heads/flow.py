@@ -23,6 +23,9 @@ ACTION_STD = 0.5
 """Standard deviation of normalized actions that the scaling of the network's input assumes."""
 TIME_POWER = 1.5
 """Above 1, integration steps are shorter towards the end, where narrow distributions take shape."""
+FIXED_NOISE_STD = 0.3
+"""Standard deviation of the noise without a generator: less than a sample's 1, so that the flow ends in the middle of a mode,
+where a chunk is probable; above 0, where it would start between two modes and end there."""
 FREQUENCIES = 8
 """Number of sines, and of cosines, that encode the time, of 1/8 to 1 period: a flow is smooth in time."""
 
@@ -108,8 +111,8 @@ class FlowHead(PerceptronHead):
     A chunk at time t lies on the straight line from noise (t = 0) to the demonstrated chunk (t = 1). The network is trained
     on the line's end, each squared error divided by the variance that the end has at time t.
 
-    Without a generator the noise is one fixed standard normal draw, the same for every hidden vector (`fixed_noise`): from
-    zeros, the flow would start in the middle between two modes, and end there.
+    Without a generator the noise is one fixed draw of a small standard deviation, the same for every hidden vector
+    (`fixed_noise`): the chunk is near the mean of one mode.
 
     A prefix is kept exactly. A head trained with prefixes (`prefix` > 0) is conditioned on it. A head trained without is
     guided towards chunks that agree with it, by a gradient through the network at each step. Guidance also accepts actions
@@ -129,7 +132,7 @@ class FlowHead(PerceptronHead):
         # Not a submodule: a frozen copy keeps these weights, since packed ones have no gradient to guide by.
         self._differentiable = (self.network,)
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(options.chunk, action.arm_width, generator=generator)
+        noise = FIXED_NOISE_STD * torch.randn(options.chunk, action.arm_width, generator=generator)
         self.register_buffer("fixed_noise", noise, persistent=False)
 
     def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
