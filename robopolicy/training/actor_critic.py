@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.nn import functional
 
 from robopolicy.components import require
 from robopolicy.model.inputs import checked_inputs
@@ -65,7 +66,11 @@ class ActionDistribution:
 
     def kl(self, other: "ActionDistribution") -> Float[Tensor, "*batch"]:
         """Kullback-Leibler divergence of `other` from this one, of the k actions together [nats]."""
-        return self._total(*(kl_divergence(*pair) for pair in zip(self._parts, other._parts, strict=True)))
+        (arm, _), (other_arm, _) = self._parts, other._parts
+        # Bernoullis by their logits: torch's divergence is infinite where a probability is 1 in float32.
+        gripper = self.logit.sigmoid() * (self.logit - other.logit)
+        gripper = gripper + functional.softplus(other.logit) - functional.softplus(self.logit)
+        return self._total(kl_divergence(arm, other_arm), gripper)
 
     @property
     def _parts(self) -> tuple[Normal, Bernoulli]:
@@ -140,6 +145,7 @@ class ActorCritic(nn.Module):
         )
         self.decision_steps, self.bptt_steps = decision_steps, bptt_steps
         self.policy = policy.eval()
+        self.memoryless = policy.head.memory.history == "none"
         self.start = copy.deepcopy(policy).requires_grad_(False)
         self.critic = Critic(policy)
         normalizer = policy.action_normalizer
@@ -163,7 +169,7 @@ class ActorCritic(nn.Module):
             before: state of all worlds before the rollout's first step.
         """
         decides = batch.steps["decides"]
-        if policy.head.memory.history == "none":  # the frames between two decisions change nothing
+        if self.memoryless:  # the frames between two decisions change nothing
             return policy.head.memory(pool(policy, batch.steps[decides])[:, None])[:, 0]
         pooled = pool(policy, batch.steps)
         frames = batch.layout.split(pooled).transpose(0, 1)
@@ -209,9 +215,9 @@ class Explorer:
         self.before = (self.states[0], self.states[1])
         """Memory states of the policy and the critic before the present step."""
         self.frame: dict[str, Any] = {}
-        """Observations, distribution, decision and value of the present step, as `TensorDict` takes them."""
+        """Observations, latest decision, its distribution and its value of the present step, as `TensorDict` takes them."""
         self._place = torch.zeros(worlds, dtype=torch.int64, device=model.policy.device)
-        self._plan: Tensor | None = None
+        self._decisions: dict[str, Tensor] = {}
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
         """Clear memories and plans of the worlds where an episode begins."""
@@ -222,26 +228,37 @@ class Explorer:
     @torch.no_grad()
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(label, action): the same array (E, width) twice; arm actions are clipped to the demos' range."""
-        model, frame = self.model, self._inputs(obs, instructions)
+        model, frame, decides = self.model, self._inputs(obs, instructions), self._place == 0
         self.before = (self.states[0], self.states[1])
-        hidden = []
-        for number, policy in enumerate((model.policy, model.critic.body, model.start)):
-            latest, self.states[number] = policy.head.memory.step(pool(policy, frame), self.states[number])
-            hidden.append(latest)
-        found, first = (model.distribution(hidden[0], model.policy), model.distribution(hidden[2], model.start))
-        action, decides = found.sample(self.generator), self._place == 0
-        plan = action if self._plan is None else torch.where(decides[:, None, None], action, self._plan)
+        if not model.memoryless or decides.any():
+            self._decide(frame, decides)
+        plan = self._decisions["action"]
         now = plan[torch.arange(len(plan)), self._place]
-        self._plan, self._place = plan, (self._place + 1) % model.decision_steps
-        frame |= {"mean": found.mean, "logit": found.logit, "action": action, "log_prob": found.log_prob(action)}
-        frame |= {"start_mean": first.mean, "start_logit": first.logit, "decides": decides}
-        frame |= {"value": model.critic.unscaled(model.critic(hidden[1]))}
-        frame |= {"log_std": model.log_std.detach().expand(len(plan), -1)}
-        self.frame = frame
-        arms = found.mean.shape[-1]
+        self._place = (self._place + 1) % model.decision_steps
+        log_std = model.log_std.detach().expand(len(plan), -1)
+        self.frame = {**frame, **self._decisions, "decides": decides, "log_std": log_std}
+        arms = model.log_std.shape[0]
         rows = Chunk(now[:, None, :arms].clamp(-1, 1), 2 * now[:, None, arms:] - 1)
         row = model.policy.action_normalizer.to_rows(rows)[:, 0].cpu().numpy()
         return row, row
+
+    def _decide(self, frame: Mapping[str, Any], decides: Tensor) -> None:
+        """Bring the memories up to date, and draw decisions for the worlds that take one at this step."""
+        model, hidden = self.model, []
+        seen = TensorDict(dict(frame), decides.shape)
+        for number, policy in enumerate((model.policy, model.critic.body, model.start)):
+            if model.memoryless:  # frames between two decisions change nothing
+                hidden.append(policy.head.memory(pool(policy, seen[decides])[:, None])[:, 0])
+            else:
+                latest, self.states[number] = policy.head.memory.step(pool(policy, seen), self.states[number])
+                hidden.append(latest[decides])
+        found, first = model.distribution(hidden[0], model.policy), model.distribution(hidden[2], model.start)
+        action, value = found.sample(self.generator), model.critic.unscaled(model.critic(hidden[1]))
+        drawn = {"mean": found.mean, "logit": found.logit, "action": action, "log_prob": found.log_prob(action)}
+        drawn |= {"start_mean": first.mean, "start_logit": first.logit, "value": value}
+        for name, rows in drawn.items():
+            kept = self._decisions.setdefault(name, rows.new_zeros(len(decides), *rows.shape[1:]))
+            kept[decides] = rows
 
     @torch.no_grad()
     def value(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> Float[Tensor, "worlds"]:

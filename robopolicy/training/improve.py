@@ -45,7 +45,7 @@ VIDEOS = "videos"
 class ImproveConfig(Options):
     """Length, reward, evaluation and checkpoints of a run of `improve`."""
 
-    iterations: int = option(200, ">= 1")
+    iterations: int = option(400, ">= 1")
     """Number of iterations; each is a rollout followed by an update."""
     max_minutes: float | None = option(None, "> 0")
     """Time limit [min]; the run ends after the iteration that exceeds it; null: none."""
@@ -53,7 +53,7 @@ class ImproveConfig(Options):
     """success: 1 at the step that makes the episode a success, else 0; progress: the same plus the increase of
     the task's own measure of progress; auto: progress if the worlds report it, else success; env: the environment's
     reward."""
-    checkpoint_every: int = option(20, ">= 1")
+    checkpoint_every: int = option(100, ">= 1")
     """Iterations between two checkpoints. It affects the result, since all worlds begin new episodes at a checkpoint."""
     eval_every: int | None = option(None, ">= 1")
     """Iterations between two evaluations without noise, in separate worlds and on separate seeds; null: none."""

@@ -49,7 +49,7 @@ class Practice:
         worlds = self.worlds.num_envs
         self._explorer = Explorer(self.model, worlds, self.generator)
         self._statistics = EpisodeStatistics(worlds, self.model.policy.device)
-        self._succeeded, self._progress = np.zeros(worlds, dtype=bool), np.zeros(worlds)
+        self._succeeded = np.zeros(worlds, dtype=bool)
         self._loop = run_steps(self.worlds, self._explorer, self._seeds())
 
     def roll_out(self) -> tuple[tuple[MemoryState, MemoryState], dict[str, float]]:
@@ -97,16 +97,15 @@ class Practice:
             return np.asarray(step.reward)
         now = np.asarray(step.info["success"], dtype=bool)
         reward = (now & ~self._succeeded).astype(np.float64)
-        self._succeeded = (self._succeeded | now) & ~step.ended
+        solved = self._succeeded | now
+        self._succeeded = solved & ~step.ended
         require(
             self.reward != "progress" or PROGRESS in step.info,
             "--reward progress: these worlds don't say how near the goal is; use --reward success",
         )
         if self.reward != "success" and PROGRESS in step.info:
-            # Potential-based shaping (Ng et al. 1999), with potential 0 after a real end: the optimal policy is unchanged.
-            potential = np.where(step.terminated, 0.0, step.info[PROGRESS])
-            reward += self.gamma * potential - self._progress
-            self._progress = np.where(step.ended, 0.0, potential)
+            # The return is the discounted mean of progress, where a success counts as progress 1 from there on.
+            reward = np.where(solved, reward, (1 - self.gamma) * step.info[PROGRESS])
         return reward
 
     def _seeds(self) -> Iterator[int]:

@@ -31,7 +31,7 @@ class PPOConfig(Options):
 
     section: ClassVar[str] = "ppo"
 
-    rollout_steps: int = option(128, ">= 1")
+    rollout_steps: int = option(32, ">= 1")
     """T, control steps of each world between two updates."""
     decision_steps: int | None = option(None, ">= 1")
     """k, actions of a chunk that are one decision; the policy is executed in the same way afterwards; null: 4, or the chunk
@@ -46,11 +46,11 @@ class PPOConfig(Options):
     """Steps of truncated back-propagation through time; null: whole trajectories."""
     gamma: float = option(0.99, "0 .. 1")
     """Discount per control step."""
-    gae_lambda: float = option(0.95, "0 .. 1")
+    gae_lambda: float = option(0.8, "0 .. 1")
     """Decay of generalized advantage estimation, per decision."""
     clip: float = option(0.2, "> 0")
     """Clipping range of a decision's probability ratio: 1 - clip .. 1 + clip."""
-    std: float = option(0.1, "> 0")
+    std: float = option(0.15, "> 0")
     """Initial standard deviation of arm actions, in normalized units (the demos span -1 to 1)."""
     entropy: float = option(0.0, ">= 0")
     """Weight of the entropy bonus."""

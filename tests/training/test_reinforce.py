@@ -214,6 +214,14 @@ def test_the_distribution_is_torchs() -> None:
     torch.testing.assert_close(found.kl(other), divergences[0][..., :2].sum((1, 2)) + divergences[1].sum((1, 2)))
 
 
+def test_the_divergence_of_a_sure_gripper_is_finite() -> None:
+    """Guards against: an update that stops at once, and a step size that falls to nothing, since a probability rounds to 1."""
+    arm, learned = torch.zeros(1, 0), torch.zeros(0, dtype=torch.bool)
+    sure, surer = (ActionDistribution(arm, torch.zeros(0), torch.tensor([[logit]]), learned) for logit in (16.0, 30.0))
+    assert float(sure.kl(surer)) == pytest.approx(0.0, abs=1e-5)
+    assert float(surer.kl(sure)) == pytest.approx(0.0, abs=1e-5)
+
+
 def test_values_are_scaled_by_all_targets_so_far() -> None:
     """Guards against: a critic whose unit drifts, since batches are merged wrongly."""
     critic = Learner(make_policy({}), PPOConfig()).critic
