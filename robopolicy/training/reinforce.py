@@ -54,7 +54,7 @@ class PPOConfig(Options):
     """Initial standard deviation of arm actions, in normalized units (the demos span -1 to 1)."""
     entropy: float = option(0.0, ">= 0")
     """Weight of the entropy bonus."""
-    anchor: str = "0.01"
+    anchor: str = "0.001"
     """Weight of the KL divergence from the start policy, over iterations: a number, linear:FROM:TO, exponential:FROM:FACTOR,
     piecewise:0=A,50=B; 0 switches it off."""
     lr: float = option(1e-4, "> 0")
