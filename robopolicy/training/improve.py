@@ -115,8 +115,9 @@ def improve(
     learner = Learner(policy.to(device), ppo)
     # The new policy is executed as it is trained: it replans after each decision.
     execution = RecedingOptions(replan_every=learner.decision_steps)
-    policy.config = replace(policy.config, execution=execution)
-    policy.spec = replace(policy.spec, execution=values_of(execution))
+    for each in (policy, learner.averaged):
+        each.config = replace(each.config, execution=execution)
+        each.spec = replace(each.spec, execution=values_of(execution))
     provenance = {**read_provenance(start), **surroundings.facts, "improved_from": Path(start).name}
     worlds = surroundings.open_worlds(policy)
     try:
@@ -208,7 +209,7 @@ class _Run:
         if evaluate is None:
             raise ConfigError("--eval-every needs worlds to evaluate in; leave it out")
         steps = self.practice.env_steps
-        rate = float(evaluate(self.learner.policy, self.run_dir / VIDEOS / f"iteration_{self.iteration:04}"))
+        rate = float(evaluate(self.learner.averaged, self.run_dir / VIDEOS / f"iteration_{self.iteration:04}"))
         self.history["success"].append({"step": steps, "iteration": self.iteration, "rate": rate})
         self.board.add_scalar("success/rate", rate, steps)
         LOG.info("evaluated %.1f %% without noise after %d steps", 100 * rate, steps)
@@ -220,7 +221,7 @@ class _Run:
         """Write the present policy to the run folder, with the seeds and steps that it was trained on."""
         done = self.practice
         practice = {"seeds": [done.first_seed, done.next_seed - 1], "env_steps": done.env_steps}
-        save_policy(self.learner.policy, self.run_dir, {**self.provenance, "practice": practice})
+        save_policy(self.learner.averaged, self.run_dir, {**self.provenance, "practice": practice})
 
     def _save(self, finished: bool) -> None:
         """Write the policy, the metrics and last the resume file; then begin new episodes in all worlds."""

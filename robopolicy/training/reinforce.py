@@ -7,6 +7,7 @@ carried one. `actor_critic` holds what is trained.
 Axes: T steps of a rollout, E worlds.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -54,7 +55,7 @@ class PPOConfig(Options):
     """Initial standard deviation of arm actions, in normalized units (the demos span -1 to 1)."""
     entropy: float = option(0.0, ">= 0")
     """Weight of the entropy bonus."""
-    anchor: str = "0.001"
+    anchor: str = "0.01"
     """Weight of the KL divergence from the start policy, over iterations: a number, linear:FROM:TO, exponential:FROM:FACTOR,
     piecewise:0=A,50=B; 0 switches it off."""
     lr: float = option(1e-4, "> 0")
@@ -65,6 +66,8 @@ class PPOConfig(Options):
     """adaptive: lowered when an update's KL divergence exceeds twice `target_kl`, raised when it is below half of it."""
     target_kl: float = option(0.02, "> 0")
     """Target KL divergence of one update, per action; the policy's update stops early beyond 4 times this value."""
+    average: int = option(20, ">= 1")
+    """Iterations over which the weights that are evaluated and saved are averaged; 1: the last weights."""
     clip_norm: float = option(0.5, "> 0")
     """Largest gradient norm."""
 
@@ -125,6 +128,9 @@ class Learner(ActorCritic):
     def __init__(self, policy: ChunkPolicy, config: PPOConfig) -> None:
         super().__init__(policy, config.decision_steps or min(4, policy.chunk), config.std, config.bptt_steps)
         self.config = config
+        self.averaged = copy.deepcopy(policy).requires_grad_(False)
+        """The moving average of the policy's weights: much of each update is noise, which the average does not follow."""
+        self.updates = nn.Buffer(torch.zeros(()))
         self.moved = [*(part for part in policy.parameters() if part.requires_grad), self.log_std]
         valued = [part for part in self.critic.parameters() if part.requires_grad]
         self.optimizer = torch.optim.Adam(self.moved, lr=config.lr, eps=1e-5)
@@ -172,6 +178,11 @@ class Learner(ActorCritic):
                     sums.setdefault(name, []).append(float(figure))
             if kls and config.lr_schedule == "adaptive":
                 self._adapt(sum(kls) / len(kls))
+        if not critic_only:
+            self.updates += 1
+            weight = 1 / min(float(self.updates), config.average)
+            for kept, now in zip(self.averaged.parameters(), self.policy.parameters(), strict=True):
+                kept.lerp_(now.detach(), weight)
         return {name: sum(values) / len(values) for name, values in sums.items()}
 
     def _critic_step(self, batch: RecurrentMiniBatch, before: MemoryState) -> dict[str, Tensor]:

@@ -247,6 +247,22 @@ def test_the_warm_up_moves_the_critic_alone() -> None:
     assert {"kl", "entropy", "anchor_kl", "value_error"} <= figures.keys()
 
 
+def test_the_saved_weights_are_a_moving_average() -> None:
+    """Guards against: an average that stays near the start policy, or that the warm-up begins."""
+    learner = Learner(make_policy({}), PPOConfig(average=2))
+    storage, before = rolled_out(learner)
+    vector = lambda module: torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()  # noqa: E731
+    start = vector(learner.policy)
+    learner.update(storage, before, 0.0, torch.Generator().manual_seed(0), critic_only=True)
+    assert torch.equal(vector(learner.averaged), start)
+    expected = start
+    for weight in (1.0, 0.5, 0.5):
+        learner.update(storage, before, 0.0, torch.Generator().manual_seed(0))
+        expected = expected + weight * (vector(learner.policy) - expected)
+        torch.testing.assert_close(vector(learner.averaged), expected)
+    assert not torch.equal(vector(learner.policy), expected)
+
+
 def test_an_update_raises_the_probability_of_better_actions() -> None:
     """Guards against: the surrogate's sign."""
     learner = Learner(

@@ -25,6 +25,8 @@ CARRY_CLEAR_M = 0.07
 """The same while they carry a cube [m]."""
 SET_DOWN_M = 0.012
 """Height above its spot at which a cube is released [m]."""
+SET_OVER_M = 0.04
+"""Height above its spot at which a cube is brought over it [m], from as far off to the side."""
 RETREAT_M = 0.15
 """Height to which the empty hand rises in the end [m]."""
 LIFTED_M = 0.1
@@ -103,6 +105,14 @@ def holding(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " world
 def nearness(offset: Float[Array, "worlds 3"], scale_m: float) -> Float[Array, " worlds"]:
     """1 at no distance, 1/e at `scale_m`."""
     return namespace(offset).exp(-((offset * offset).sum(-1) ** 0.5) / scale_m)
+
+
+def way_over(offset: Float[Array, "worlds 3"]) -> Float[Array, "worlds 3"]:
+    """The same offset of a cube from its spot [m], but with the height that it has to rise by to come down on the spot."""
+    sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
+    way = offset * 1.0
+    way[:, 2] += SET_OVER_M * namespace(offset).clip(sideways / SET_OVER_M, 0.0, 1.0)
+    return way
 
 
 def choose(

@@ -14,7 +14,7 @@ from robopolicy.sim.tasks._cubes import (
     placed_plates_and_cubes,
     rests_at,
 )
-from robopolicy.sim.tasks._moves import Intent, holding, nearness, put_at
+from robopolicy.sim.tasks._moves import Intent, holding, nearness, put_at, way_over
 from robopolicy.sim.tasks.base import Setup, State, Task
 from robopolicy.types import Array
 
@@ -47,12 +47,15 @@ class Place(Task):
         return rests_at(state, self.spot(state), self.tolerance_m)
 
     def progress(self, state: State) -> Float[Array, " worlds"]:
-        """A quarter each for the fingertips at the named cube, holding it, the cube near its spot, and at rest there."""
+        """A quarter each for the fingertips at the named cube, holding it, the cube near its spot, and at rest there.
+
+        Near is by the way over the spot's surroundings: beside the cube it should be put on, a cube is not near.
+        """
         cube, spot = state.chosen(0), self.spot(state)
         there = rests_at(state, spot, self.tolerance_m)
         held = holding(state, cube) | there
-        near = nearness(state.ee_position - cube, 0.1)
-        return ((near + held * 1.0) * ~there + 2.0 * there + nearness(cube - spot, 0.1) + there * 1.0) / 4
+        at_hand, at_spot = nearness(state.ee_position - cube, 0.1), nearness(way_over(spot - cube), 0.1)
+        return ((at_hand + held * 1.0) * ~there + 2.0 * there + at_spot + there * 1.0) / 4
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Cubes as in every task; per plate its position and its position relative to the gripper [m]."""

@@ -9,6 +9,7 @@ from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import ActionNoise, ExpertActor
 from robopolicy.sim.scene import build_scene
 from robopolicy.sim.tasks import make_task
+from robopolicy.sim.tasks._moves import nearness, way_over
 from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, place_apart
 
 
@@ -90,3 +91,16 @@ def test_progress_rises_to_one_with_the_expert(task):
     env.close()
     assert max(began) < 0.5
     assert min(ended.values()) > 0.9
+
+
+def test_beside_its_spot_a_cube_makes_progress_by_rising():
+    """Guards against: progress that is highest with the cube pressed against the one that it should be put on."""
+    at = {
+        "beside": [0.045, 0.0, 0.04],
+        "raised": [0.045, 0.0, -0.01],
+        "over": [0.0, 0.0, -0.03],
+        "there": [0.0, 0.0, 0.0],
+    }
+    near = nearness(way_over(np.array(list(at.values()))), 0.1)
+    assert (np.diff(near) > 0.05).all()
+    assert near[-1] == 1
