@@ -153,22 +153,25 @@ def main() -> None:
     parser.add_argument("--env-map", type=Path, help="YAML file, as for `robopolicy eval`")
     parser.add_argument("--episodes", type=int, default=50, help="demos to keep")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the others follow it")
+    parser.add_argument(
+        "--pause", type=int, default=0, help="steps that each demonstrator waits once, from step 10 to 39 on"
+    )
     parser.add_argument("--out", type=Path, required=True, help="demo file to write")
     options = parser.parse_args()
     try:
         simulator = MappedTask(options.env, options.env_map)
     except EnvSetupError as error:
         parser.exit(2, f"{error}\n")
-    print(collect(simulator, options.out, options.episodes, options.seed))
+    print(collect(simulator, options.out, options.episodes, options.seed, options.pause))
 
 
-def collect(simulator: Simulator, out: Path, episodes: int, seed: int) -> str:
+def collect(simulator: Simulator, out: Path, episodes: int, seed: int, pause: int = 0) -> str:
     """Write `episodes` successful demos to a new robomimic file; seeds on which the expert fails are passed over."""
     tried, steps = 0, 0
     with h5py.File(out, "x") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = json.dumps(simulator.env_args)
-        for number, rows in enumerate(demonstrations(simulator, seed, episodes)):
+        for number, rows in enumerate(demonstrations(simulator, seed, episodes, pause)):
             demo = data.create_group(f"demo_{number}")
             demo.attrs["num_samples"] = len(rows["actions"])
             for name, values in rows.items():
@@ -179,7 +182,7 @@ def collect(simulator: Simulator, out: Path, episodes: int, seed: int) -> str:
     return f"{episodes} demos, {steps} steps, from {tried} tries: {out}"
 
 
-def demonstrations(simulator: Simulator, seed: int, count: int) -> Iterator[dict[str, np.ndarray]]:
+def demonstrations(simulator: Simulator, seed: int, count: int, pause: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """`count` successful demos as named arrays, `seed` among them; those of the first seeds from `seed` on.
 
     Raises:
@@ -187,7 +190,7 @@ def demonstrations(simulator: Simulator, seed: int, count: int) -> Iterator[dict
     """
     found = 0
     for tried in range(10 * count):
-        rows = demonstrate(simulator, seed + tried)
+        rows = demonstrate(simulator, seed + tried, pause)
         if rows is not None:
             yield rows
             found += 1
@@ -196,12 +199,15 @@ def demonstrations(simulator: Simulator, seed: int, count: int) -> Iterator[dict
     raise RuntimeError(f"the expert reached the goal in {found} of {10 * count} episodes; expected {count} or more")
 
 
-def demonstrate(simulator: Simulator, seed: int) -> dict[str, np.ndarray] | None:
-    """One episode of the expert as named arrays; None if it fails."""
+def demonstrate(simulator: Simulator, seed: int, pause: int = 0) -> dict[str, np.ndarray] | None:
+    """One episode of the expert as named arrays; None if it fails. It waits `pause` steps, with the gripper as it is."""
+    begin = np.random.default_rng(seed).integers(10, 40)
     obs, frames, actions = simulator.reset(seed), [], []
     reached = None
     for step in range(simulator.max_episode_steps):
         action = np.asarray(simulator.expert(), dtype=np.float64)
+        if begin <= step < begin + pause:
+            action = np.append(np.zeros(len(action) - 1), actions[begin - 1][-1])
         frames.append({key: np.array(value) for key, value in obs.items()})
         actions.append(action)
         obs, success = simulator.step(action)

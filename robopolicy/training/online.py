@@ -20,7 +20,6 @@ from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.experiment import ExperimentConfig, load_policy
 from robopolicy.files import write_file
 from robopolicy.model.policy import ChunkPolicy
-from robopolicy.model.texts import split_words
 from robopolicy.rollout.actor import PolicyActor
 from robopolicy.rollout.episodes import Actor, Episode, EpisodeWorlds, run_episodes
 from robopolicy.training.run_dir import RESUME_FILE
@@ -171,9 +170,6 @@ def dagger(
         files = [*files, str(demos)][-(rounds.keep_rounds or number) :]
         data = replace(later.data, files=(*config.data.files, *files))
         start = folder if rounds.weights == "last" else None
-        if start and (unknown := _unknown_words(load_policy(folder), demos)):
-            LOG.warning("round %d begins from new weights: the policy has no word for %s", number, ", ".join(unknown))
-            start = None
         folder = _train_round(replace(later, data=data), run_dir / f"round_{number}", evaluate, start)
         _note(run_dir, number, folder, measure, _count(demos))
     return folder
@@ -205,16 +201,6 @@ def _write_round(
         for episode in roll_out(policy, number, written):
             writer.write_together(episode)
         LOG.info("round %d   %d relabeled demos", number, len(writer.names))
-
-
-def _unknown_words(policy: ChunkPolicy, demos: Path) -> list[str]:
-    """Words of the demos' instructions that a policy with a vocabulary of its own can't tell from each other."""
-    vocabulary = getattr(policy.text, "vocabulary", None)
-    if vocabulary is None:
-        return []
-    with DemoFile(demos) as file:
-        instructions = {str(file.demo_attributes(name).get("instruction", "")) for name in file.names}
-    return sorted({word for text in instructions for word in split_words(text)} - {*vocabulary.words})
 
 
 def _count(path: Path) -> dict[str, int]:

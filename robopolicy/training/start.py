@@ -15,12 +15,16 @@ from robopolicy.files import write_file
 from robopolicy.model.encoders._loading import identity_difference
 from robopolicy.model.normalization import Normalizer
 from robopolicy.model.policy import ChunkPolicy
+from robopolicy.model.texts import UNKNOWN, Vocabulary
 
 LOG = logging.getLogger(__name__)
 START_FILE = "start.json"
 """File in a run folder that records the start policy; a resumed run reads it."""
 PARTS = ("encoder", "text", "pooling", "memory", "action_head")
 """Parts of a policy that can be frozen."""
+EMBEDDING = "text.embedding.weight"
+WORDS = frozenset((EMBEDDING, "text.position"))
+"""Weights with a row per word, or per place of a word: instructions with new words, or with more words, add rows."""
 BEYOND = 1.02
 """New actions beyond this multiple of the kept range are reported: the action head can't produce them."""
 
@@ -76,6 +80,17 @@ def open_start(start: Start, token_encoder: dict[str, Any] | None) -> ChunkPolic
     return policy
 
 
+def vocabulary_after(begun: ChunkPolicy, demos: Vocabulary | None, start: Start) -> Vocabulary | None:
+    """The start's vocabulary, with the new words of the demos unless the text model is frozen."""
+    if begun.vocabulary is None or demos is None or "text" in start.freeze:
+        return begun.vocabulary
+    extended = begun.vocabulary.extended(demos)
+    new = extended.words[len(begun.vocabulary.words) :]
+    if new and hasattr(begun.text, "vocabulary"):
+        LOG.info("words     new in these demos, begin as the unknown word: %s", ", ".join(new))
+    return extended
+
+
 def take_over(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:
     """Put the start's weights, and with `keep` its statistics, into a new policy; freeze the parts that are named.
 
@@ -90,7 +105,11 @@ def take_over(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:
             for line in _differences(policy, begun):
                 LOG.info("%s", line)
         for name, value in earlier.items():
-            if name in own:
+            if name in WORDS:
+                own[name][: len(value)] = value
+                if name == EMBEDDING:  # so that the first loss is the start's
+                    own[name][len(value) :] = value[UNKNOWN]
+            elif name in own:
                 own[name].copy_(value)
     for part in start.freeze:
         if (module := getattr(policy if part in ("encoder", "text") else policy.head, part)) is not None:
@@ -111,6 +130,9 @@ def _require_same(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None
         "gripper values, kind); convert the demos, or give --statistics refit",
     )
     ours, theirs = ({name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (policy, begun))
+    for name in WORDS.intersection(ours, theirs):
+        if theirs[name][1:] == ours[name][1:]:
+            theirs[name] = ours[name]
     names = {**theirs, **ours}
     if changed := [name for name in names if ours.get(name) != theirs.get(name)]:
         name = changed[0]

@@ -36,7 +36,7 @@ from robopolicy.training.objective import Objective
 from robopolicy.training.process import Stop, TrainingInterrupted, quiet_lightning, stop_on_signal, visible_log
 from robopolicy.training.progress import ShownProgress
 from robopolicy.training.run_dir import RESUME_FILE, is_resumed, locked, read_resume, require_same_options
-from robopolicy.training.start import Start, open_start, take_over
+from robopolicy.training.start import Start, open_start, take_over, vocabulary_after
 
 LOG = logging.getLogger(__name__)
 
@@ -126,7 +126,8 @@ def _prepare(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTrain
     if start is None:
         return make_training(planned, data, build_policy(config, data.facts)), data
     begun = open_start(start, data.provenance["token_encoder"])
-    policy = build_policy(config, replace(data.facts, vocabulary=begun.vocabulary))
+    vocabulary = vocabulary_after(begun, data.facts.vocabulary, start)
+    policy = build_policy(config, replace(data.facts, vocabulary=vocabulary))
     take_over(policy, begun, start)
     if start.statistics == "keep":
         data.use_normalizer(begun.action_normalizer)

@@ -83,7 +83,19 @@ def test_refit_statistics_are_those_of_the_new_demos(begun, other_demos):
             assert torch.equal(buffer, dict(expected.action_normalizer.named_buffers())[name])
         for name, buffer in policy.scaling.named_buffers():
             assert torch.equal(buffer, dict(expected.scaling.named_buffers())[name])
-    assert kept.policy.vocabulary == refit.policy.vocabulary == start.vocabulary
+
+
+def test_new_words_are_learned_unless_the_text_model_is_frozen(begun, other_demos, tmp_path):
+    """Guards against: a fine-tuned policy to which every word of its new instructions is the same unknown one."""
+    start, config = load_policy(begun), small_config(other_demos)
+    frozen, _ = _prepare(config, Start(str(begun), freeze=("text",)))
+    assert frozen.policy.vocabulary == start.vocabulary
+    after = load_policy(train(config, tmp_path / "run", start=Start(str(begun))))
+    known = len(start.vocabulary.words) + 2
+    assert after.vocabulary.words[: known - 2] == start.vocabulary.words
+    assert set(after.vocabulary.words[known - 2 :]) == {"stack", "green"}
+    first, second = after.text.embedding.weight[known:]
+    assert (first - second).abs().max() > 1e-4
 
 
 def test_how_far_the_new_demos_differ_is_printed(begun, other_demos, caplog):

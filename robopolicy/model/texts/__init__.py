@@ -54,7 +54,7 @@ class Vocabulary:
     """The words of the training instructions; number 0 is padding and 1 any other word."""
 
     words: tuple[str, ...]
-    """Known words, sorted; the first has number 2."""
+    """Known words, each once; the first has number 2."""
     length: int
     """Words read of one instruction; the rest is cut off and logged once."""
     weights: tuple[float, ...] = ()
@@ -74,6 +74,13 @@ class Vocabulary:
         weights = tuple(log(len(sentences) / count) for count in occurrences)
         length = max([MIN_LENGTH, *map(len, sentences)])
         return cls(tuple(words), length, weights, max(unique, key=len, default=""))
+
+    def extended(self, other: "Vocabulary") -> "Vocabulary":
+        """This vocabulary, then the words of another one that it lacks, which weigh as much as unknown words: 1."""
+        new = tuple(word for word in other.words if word not in self.words)
+        weights = (*self.weights, *(1.0 for _ in new)) if self.weights else ()
+        longest = max(self.longest, other.longest, key=len)
+        return Vocabulary((*self.words, *new), max(self.length, other.length), weights, longest)
 
     def encode(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
         """Word numbers of each instruction, padded with 0; None is all padding."""
