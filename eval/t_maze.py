@@ -53,6 +53,8 @@ def ours(seed: int) -> Callable[[], int]:
         lr=1e-3,
         critic_lr=3e-3,
         entropy=0.001,
+        gae_lambda=0.95,
+        average=1,
     )
 
     def worlds(policy: Any) -> Any:

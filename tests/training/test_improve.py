@@ -186,6 +186,8 @@ def test_only_a_memory_solves_the_t_maze(tmp_path: Path, seed: int) -> None:
         lr=1e-3,
         critic_lr=3e-3,
         entropy=0.001,
+        gae_lambda=0.95,
+        average=1,
     )
     kinds = {
         "lstm": {},
