@@ -103,6 +103,27 @@ class ArraySpec:
         return array
 
 
+STEP_ARRAYS = ("executed_actions", "rewards", "dones", "states", "tokens")
+"""Arrays with one row per step that a demo may have beside its actions and observations."""
+
+
+def require_rows(arrays: Mapping[str, Array], where: str) -> None:
+    """Refuse arrays (or HDF5 datasets) of a demo that have not one row for each of its actions (T, width), T > 0.
+
+    Raises:
+        DemoFormatError: the message begins with `where`.
+    """
+    shape = arrays["actions"].shape
+    if len(shape) != 2:
+        raise DemoFormatError(f"{where}: actions have shape {shape}; expected (steps, width)")
+    if shape[0] == 0:
+        raise DemoFormatError(f"{where}: no action in it; a demo needs at least one step")
+    for key, values in arrays.items():
+        rows = values.shape[0] if values.shape else "no"
+        if rows != shape[0]:
+            raise DemoFormatError(f"{where}: {shape[0]} actions but {rows} rows in {key}; every step needs both")
+
+
 @dataclass(frozen=True)
 class Demo:
     """One demonstration: T steps of observations and the actions taken on them.
@@ -135,29 +156,8 @@ class Demo:
     """Whatever else the file says of this demo."""
 
     def __post_init__(self) -> None:
-        if self.actions.ndim != 2:
-            raise DemoFormatError(f"{self.name}: actions have shape {self.actions.shape}; expected (steps, width)")
-        steps = len(self.actions)
-        if steps == 0:
-            raise DemoFormatError(f"{self.name}: no action in it; a demo needs at least one step")
-        optional = {
-            "executed_actions": self.executed_actions,
-            "rewards": self.rewards,
-            "dones": self.dones,
-            "states": self.states,
-            "tokens": self.tokens,
-        }
-        arrays = {f"obs/{key}": value for key, value in self.obs.items()}
-        arrays |= {key: value for key, value in optional.items() if value is not None}
-        for key, value in arrays.items():
-            if value.ndim == 0:
-                raise DemoFormatError(
-                    f"{self.name}: {key} is a single value; expected one row for each of {steps} actions"
-                )
-            if len(value) != steps:
-                raise DemoFormatError(
-                    f"{self.name}: {steps} actions but {len(value)} rows in {key}; every step needs both"
-                )
+        optional = {key: getattr(self, key) for key in STEP_ARRAYS if getattr(self, key) is not None}
+        require_rows({"actions": self.actions, **optional, **{f"obs/{k}": v for k, v in self.obs.items()}}, self.name)
 
     def __len__(self) -> int:
         """T, the number of steps."""
@@ -285,6 +285,11 @@ class PolicySpec:
     def cameras(self) -> tuple[str, ...]:
         """Keys of the images that it reads."""
         return tuple(key for key, spec in self.observation.items() if spec.is_image)
+
+    @property
+    def image_size(self) -> int:
+        """Height of the first camera's images [pixels]; 64 without a camera."""
+        return self.observation[self.cameras[0]].shape[0] if self.cameras else 64
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` reads it back."""

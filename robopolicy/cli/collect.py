@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count, islice
@@ -73,41 +73,21 @@ def collect(arguments: Sequence[str]) -> int:
 
 def _collect(options: Namespace, shard: Shard) -> int:
     """Rounds of episodes, each process its share, until enough succeeded; the first one writes and prints."""
-    began = time.perf_counter()
-    tally, noise = _Tally(), options.disturbance if options.noise else ActionNoise.off()
-    simulator = simulator_options(options, shard.device(options.device))
-
-    def make_env(worlds: int) -> RobotVectorEnv:
-        return RobotVectorEnv(
-            options.task,
-            worlds,
-            cameras=tuple(options.cameras),
-            image_size=options.image_size,
-            task_options=_task_options(options),
-            **simulator,
-        )
-
-    share = -(-options.episodes // shard.count)
-    env = make_env(min(options.num_envs, share))  # before the file, which a wrong task must not leave behind
-    with _writer(options, env) if shard.first else nullcontext() as writer, _bar(shard.first) as bar:
+    began, tally = time.perf_counter(), _Tally()
+    # The worlds come before the file, which a wrong task must not leave behind.
+    with (
+        closing(_Worlds(options, shard)) as worlds,
+        _writer(options, worlds.env) if shard.first else nullcontext() as writer,
+        _bar(shard.first) as bar,
+    ):
         done = len({*writer.seeds}) if writer else 0
         progress = bar.add_task(f"collect {options.task}", total=options.episodes, completed=done)
         while seeds := shard.agree(_next_seeds(options, writer, tally, shard) if writer else None):
-            mine = shard.part(seeds)
-            if mine and env.num_envs > len(mine):
-                env.close()
-                env = make_env(len(mine))
-            episodes = expert_episodes(env, mine, noise) if mine else []
-            if shard.count > 1:
-                episodes = sorted(
-                    (each for part in shard.gather(list(episodes)) for each in part), key=lambda each: each.seed
-                )
-            for episode in episodes:
+            for episode in _gathered(worlds.episodes(shard.part(seeds)), shard):
                 tally.count(episode)
                 if writer and episode.success:
                     writer.write_together(episode.demos)
                     bar.advance(progress)
-    env.close()
     if shard.first:
         before = f" after {done} before" if done else ""
         say(
@@ -117,6 +97,44 @@ def _collect(options: Namespace, shard: Shard) -> int:
         )
         say(f"demos     {options.out}")
     return 0
+
+
+def _gathered(episodes: Iterable[Episode], shard: Shard) -> Iterable[Episode]:
+    """The episodes of all processes, sorted by seed, in the first one; of a single process as they end."""
+    if shard.count == 1:
+        return episodes
+    return sorted((each for part in shard.gather(list(episodes)) for each in part), key=lambda each: each.seed)
+
+
+class _Worlds:
+    """The expert's worlds of this process, made anew when a round has fewer episodes than there are worlds."""
+
+    def __init__(self, options: Namespace, shard: Shard) -> None:
+        self._options, self._simulator = options, simulator_options(options, shard.device(options.device))
+        self.env = self._made(min(options.num_envs, -(-options.episodes // shard.count)))
+
+    def episodes(self, seeds: Sequence[int]) -> Iterable[Episode]:
+        """The expert's episode for each of these seeds."""
+        if not seeds:
+            return []
+        if self.env.num_envs > len(seeds):
+            self.close()
+            self.env = self._made(len(seeds))
+        return expert_episodes(self.env, seeds, _noise(self._options))
+
+    def close(self) -> None:
+        self.env.close()
+
+    def _made(self, worlds: int) -> RobotVectorEnv:
+        options = self._options
+        return RobotVectorEnv(
+            options.task,
+            worlds,
+            cameras=tuple(options.cameras),
+            image_size=options.image_size,
+            task_options=_task_options(options),
+            **self._simulator,
+        )
 
 
 @dataclass
@@ -171,9 +189,13 @@ def _env_args(options: Namespace) -> dict[str, Any]:
         "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size}
         | ({} if options.style is None else {"task_options": _task_options(options)}),
         "simulator": simulator_facts(options),
-        "disturbance": vars(options.disturbance if options.noise else ActionNoise.off()),
+        "disturbance": vars(_noise(options)),
         "privileged": list(PRIVILEGED),
     }
+
+
+def _noise(options: Namespace) -> ActionNoise:
+    return options.disturbance if options.noise else ActionNoise.off()
 
 
 def _task_options(options: Namespace) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from jsonargparse import Namespace
 from robopolicy.cli import say
 from robopolicy.cli.parsing import execution_of, opened
 from robopolicy.components import ConfigError
-from robopolicy.control import runtime
 from robopolicy.control.execution import ExecutionOptions, require_supported
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
@@ -29,7 +27,7 @@ from robopolicy.control.stream import (
     with_image_resized,
 )
 from robopolicy.demos.hdf5 import DemoFile
-from robopolicy.types import ActionSpec, ArraySpec, Observation, PolicySpec
+from robopolicy.types import ActionSpec, Observation, PolicySpec
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +42,13 @@ class Driver:
     """What decides the actions, and what it needs."""
 
     stream: Stream
-    spec: ActionSpec
+    spec: PolicySpec
+    """What it observes, and what its actions are; a record observes nothing."""
     control_dt: float
-    chunk: int
+    """Time between two actions [s]."""
     execution: ExecutionOptions
-    observation: Mapping[str, ArraySpec] = field(default_factory=dict)
-    """What it observes, by key."""
-    gripper_opens: str | list[str | None] | None = None
-    """Which of a gripper's two values opened it in the demos: `first`, `second`; a list for several; None: not known."""
-    image_size: int = 64
-    cameras: tuple[str, ...] = ()
     seed: int | None = None
     """Seed of a recorded episode in the simulator."""
-    env_args: dict[str, Any] | None = None
     adapt: tuple[Callable[[Observation], Observation], ...] = ()
     """How the robot's observation becomes the one that the policy reads, one step after another."""
 
@@ -74,14 +66,10 @@ def driver_of(options: Namespace) -> Driver:
 
 
 def _local(options: Namespace) -> Driver:
-    if options.backbone is None and (Path(options.policy) / runtime.MANIFEST).is_file():
-        runtime.require_as_exported(options.policy, options.precision, options.flow_steps)
-        policy: Any = runtime.load(options.policy, threads=1)
-    else:
-        if options.backbone is None:
-            # A second thread costs more than it gains at batch 1, and the commands wait for it.
-            torch.set_num_threads(1)
-        policy = opened(options, options.policy, options.device)
+    threads = 1 if options.backbone is None else None
+    if threads is not None:  # a second thread costs more than it gains at batch 1, and the commands wait for it
+        torch.set_num_threads(threads)
+    policy = opened(options, options.policy, options.device, threads)
     spec = policy.spec
     generator = noise_for(policy, execution_of(options, spec.execution))
     every = _steps_per_call(options, spec)
@@ -135,21 +123,9 @@ def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
         raise ConfigError(
             "the policy doesn't say at what rate its actions are meant; its demos need an action_spec with rate_hz"
         )
-    images = {key: array.shape for key, array in spec.observation.items() if len(array.shape) == 3}
     execution = execution_of(options, spec.execution)
     require_supported(spec, execution, control_dt)
-    return Driver(
-        stream=stream,
-        spec=spec.action,
-        control_dt=control_dt,
-        chunk=spec.chunk,
-        execution=execution,
-        observation=spec.observation,
-        gripper_opens=spec.provenance.get("gripper_opens"),
-        image_size=next((shape[0] for shape in images.values()), 64),
-        cameras=tuple(images),
-        env_args=None if "task" not in spec.provenance else {"env_kwargs": {"task": spec.provenance["task"]}},
-    )
+    return Driver(stream, spec, control_dt, execution)
 
 
 def _steps_per_call(options: Namespace, spec: PolicySpec) -> int:
@@ -187,16 +163,9 @@ def _replayed(options: Namespace) -> Driver:
     if record.path_rad is not None and options.follow != "actions":
         record = along_path(record)
     control_dt = 1 / spec.rate_hz
-    stream = RecordedStream(record, control_dt)
-    return Driver(
-        stream,
-        record.spec,
-        control_dt,
-        CHUNK,
-        execution_of(options, {}),
-        seed=demo.seed,
-        env_args=env_args,
-    )
+    task = (env_args.get("env_kwargs") or {}).get("task")
+    policy = PolicySpec({}, record.spec, CHUNK, window=1, control_dt=control_dt, provenance={"task": task})
+    return Driver(RecordedStream(record, control_dt), policy, control_dt, execution_of(options, {}), seed=demo.seed)
 
 
 def _joint_path(rows: np.ndarray | None, spec: ActionSpec) -> np.ndarray | None:
@@ -213,10 +182,10 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
         ConfigError: the robot does not observe a key, or in another shape, or its gripper opens at the other value.
     """
     _check_grippers(driver, robot.profile)
-    if not driver.observation:
+    if not driver.spec.observation:
         return driver
-    seen, spec = robot.observe().obs, driver.spec
-    for key, expected in driver.observation.items():
+    seen, spec = robot.observe().obs, driver.spec.action
+    for key, expected in driver.spec.observation.items():
         if key not in seen:
             raise ConfigError(
                 f"the policy reads {key!r}, which robot {name} doesn't observe; it has: {', '.join(sorted(seen))}"
@@ -252,7 +221,7 @@ def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -
 
 def _check_grippers(driver: Driver, profile: RobotProfile) -> None:
     """Refuse a robot of which a gripper opens at the value that closed it in the policy's demos."""
-    spec, opens = driver.spec, driver.gripper_opens
+    spec, opens = driver.spec.action, driver.spec.provenance.get("gripper_opens")
     ends = opens if isinstance(opens, list) else [opens]
     for (column, first, second), end in zip(spec.gripper_ends, ends, strict=False):
         owner = next((name for name, columns in spec.arms.items() if column in columns), "")

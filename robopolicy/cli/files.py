@@ -6,12 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import Namespace
 from rich.console import Console
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file, check_folder
-from robopolicy.cli.parsing import REQUIRED, Option, parse, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, field_options, made_from, parse, require, verb_parser
 from robopolicy.components import ConfigError
 from robopolicy.demos import check as demo_check
 from robopolicy.demos.check_report import print_report
@@ -25,24 +24,6 @@ from robopolicy.types import DemoFormatError, printable
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """Endings by which `convert` recognizes a RoboVLMs checkpoint."""
-CHECKPOINT: tuple[Option, ...] = (
-    ("--window", int | None, None, "frames of memory; a GPT head's file has its own"),
-    ("--latent", int, 1, "vectors kept per frame; for checkpoints"),
-    ("--pooling", Literal["max", "none"], "max", "RoboVLMs' down-sampling; for checkpoints"),
-    ("--bins", int, 256, "edges of the discrete decoder's bins"),
-    ("--arm-limit", float, 0.65, "arm action that the head's output 1 means; CALVIN's is 0.65"),
-    ("--rate-hz", float | None, None, "actions per second; for checkpoints"),
-    ("--backbone", str | None, None, "folder of the checkpoint's backbone, before its fine-tuning"),
-    (
-        "--template",
-        str | None,
-        None,
-        "the backbone's prompt, with {images}, {instruction} and {action}; default: as RoboVLMs writes it",
-    ),
-    ("--cameras", list[str], ["front"], "images in the backbone's order, with --backbone"),
-    ("--image-size", int, 224, "height and width of the images [pixels], with --backbone"),
-)
-"""Options of `convert` that are for RoboVLMs checkpoints."""
 
 
 def check(arguments: Sequence[str]) -> int:
@@ -118,14 +99,15 @@ def convert(arguments: Sequence[str]) -> int:
             [],
             "images that are not 8-bit, and their value of full brightness, NAME=VALUE, such as front=65535",
         ),
-        *CHECKPOINT,
+        *field_options(CheckpointOptions, "Of RoboVLMs checkpoints. "),
     )
     options = parse(parser, arguments)
     if "://" not in options.source and not Path(options.source).exists():
         raise ConfigError(f"{options.source}: no such file or folder")
     check_folder("convert", Path(options.target).parent)
     if Path(options.source).suffix in CHECKPOINT_ENDINGS:
-        return _convert_checkpoint(options)
+        say(f"policy    {convert_checkpoint(options.source, options.target, made_from(CheckpointOptions, options))}")
+        return 0
     white = _values("--white", options.white)
     for key, value in white.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**53:
@@ -135,20 +117,6 @@ def convert(arguments: Sequence[str]) -> int:
     for note in convert_demos(options.source, options.target, options.format, options=how, white=white):
         say(f"note      {note}")
     say(f"written   {options.target}")
-    return 0
-
-
-def _convert_checkpoint(options: Namespace) -> int:
-    for name, low in {"window": 1, "latent": 1, "image_size": 1}.items():
-        if options[name] is not None:
-            require(options, low, name)
-    for name in ("arm_limit", "rate_hz"):
-        if options[name] is not None and not options[name] > 0:
-            raise ConfigError(f"--{name.replace('_', '-')} is {options[name]}; expected more than 0")
-    fields = {name: options[name] for name in CheckpointOptions.__dataclass_fields__}
-    how = CheckpointOptions(**{**fields, "cameras": tuple(options.cameras)})
-    folder = convert_checkpoint(options.source, options.target, how)
-    say(f"policy    {folder}")
     return 0
 
 

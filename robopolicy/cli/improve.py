@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli import say
 from robopolicy.cli.evaluate import ENVIRONMENT, check_environment, read_env_map
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import REQUIRED, field_options, parse, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, field_options, made_from, parse, require, verb_parser
 from robopolicy.cli.simulator import (
     SELECTION_SEED,
     SIMULATOR,
@@ -36,7 +35,7 @@ def improve(arguments: Sequence[str]) -> int:
     require(options, 1, "num_envs", "eval_episodes")
     check_environment(options)
     check_folder("--run-dir", options.run_dir)
-    config = ImproveConfig(**{field.name: options[field.name] for field in fields(ImproveConfig)})
+    config = made_from(ImproveConfig, options)
     surroundings = _environment(options) if options.env else _simulator(options)
     folder, resume, device = options.run_dir, options.resume, options.device
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from itertools import islice
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
@@ -32,11 +32,12 @@ from robopolicy.types import one_line
 Option: TypeAlias = tuple[str, Any, Any, str]
 """Flag (or name of a positional argument), type, default and help of an option.
 
-`list[T]` takes one or more values; `bool` with default False takes none and is True where the flag is given. A dataclass
-has an option for each of its fields, with its own default and help: `--NAME.field`.
+`list[T]` and `tuple[T, ...]` take one or more values; `bool` with default False takes none and is True where the flag is
+given. A dataclass has an option for each of its fields, with its own default and help: `--NAME.field`.
 """
 REQUIRED: Any = object()
 """Default of an option that must be given."""
+Made = TypeVar("Made")
 
 FLOW_STEPS: Option = (
     "--flow-steps",
@@ -77,23 +78,31 @@ def verb_parser(verb: str, description: str, *options: Option) -> ArgumentParser
         if kind is bool and default is False:
             settings["action"] = "store_true"
         else:
-            several = get_origin(kind) is list
+            several = get_origin(kind) in (list, tuple)
             # `str`, not `str | None`: the parser takes the words null and ~ for None, and a name like that would be ignored.
             settings["type"] = get_args(kind)[0] if several else str if kind == str | None else kind
             if several or (default is not REQUIRED and not name.startswith("-")):
                 settings["nargs"] = "+" if several else "?"
             if default is not REQUIRED:
-                settings["default"] = default
+                settings["default"] = list(default) if several else default
             elif name.startswith("-"):
                 settings["required"] = True
         parser.add_argument(name, **settings)
     return parser
 
 
-def field_options(kind: type) -> list[Option]:
-    """A dataclass's fields as options of the verb itself, `max_minutes` as `--max-minutes`."""
+def field_options(kind: type, of: str = "") -> list[Option]:
+    """A dataclass's fields as options of the verb itself, `max_minutes` as `--max-minutes`; their help begins with `of`."""
     helps = meanings(kind)
-    return [(f"--{each.name.replace('_', '-')}", each.type, each.default, helps[each.name]) for each in fields(kind)]
+    return [
+        (f"--{each.name.replace('_', '-')}", each.type, each.default, of + helps[each.name]) for each in fields(kind)
+    ]
+
+
+def made_from(kind: type[Made], options: Namespace) -> Made:
+    """The dataclass that `field_options` took apart, from the verb's options."""
+    given = {each.name: options[each.name] for each in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
@@ -142,10 +151,10 @@ def of_group(folder: str, group: str | None) -> str:
     return str(group_folder(folder, group))
 
 
-def opened(options: Namespace, folder: str, device: str = "cpu") -> Any:
+def opened(options: Namespace, folder: str, device: str = "cpu", threads: int | None = None) -> Any:
     """The policy in a run folder or an exported one, opened as the options `POLICY` say."""
     precision = None if options.precision == "float32" else options.precision
-    return open_policy(folder, options.backbone, device, precision, flow_steps=options.flow_steps)
+    return open_policy(folder, options.backbone, device, precision, flow_steps=options.flow_steps, threads=threads)
 
 
 def execution_options() -> list[Option]:
@@ -153,8 +162,8 @@ def execution_options() -> list[Option]:
     shown: dict[str, tuple[Any, str, list[str]]] = {}
     for kind in kinds("execution"):
         kind_options = component("execution", kind).options
-        for name, annotation in get_type_hints(kind_options).items():
-            shown.setdefault(name, (annotation, meanings(kind_options)[name], []))[2].append(kind)
+        for each in fields(kind_options):
+            shown.setdefault(each.name, (each.type, meanings(kind_options)[each.name], []))[2].append(kind)
     known = list(kinds("execution"))
     options: list[Option] = [("--execution.kind", str | None, None, f"{', '.join(known)}; default: as trained")]
     for name, (annotation, meaning, owners) in shown.items():

@@ -19,6 +19,7 @@ import numpy as np
 
 from robopolicy.cli.record_writer import WRITTEN, framed
 from robopolicy.control.robot import Recorder, Tick
+from robopolicy.report.video import RerunViewer
 from robopolicy.types import ActionSpec
 
 logger = logging.getLogger(__name__)
@@ -112,31 +113,17 @@ class DemoRecorder:
 
 
 class RerunRecorder:
-    """Shows every control step in the rerun viewer: images, low-dimensional observations, actions and commands.
-
-    Raises:
-        ImportError: rerun is not installed; the message names the extra to install.
-    """
+    """Shows every control step in the rerun viewer: images, low-dimensional observations, actions and commands."""
 
     def __init__(self) -> None:
-        try:
-            import rerun
-        except ImportError:
-            raise ImportError("the viewer needs rerun; pip install 'robopolicy[view]'") from None
-        self._rerun = rerun
-        rerun.init("robopolicy run", spawn=True)
+        self._viewer = RerunViewer("robopolicy run")
 
     def record(self, tick: Tick) -> None:
         """Show one control step."""
-        rerun = self._rerun
-        rerun.set_time("time", duration=tick.t_s)
-        rerun.log("command/qpos", rerun.Scalars(tick.command.joint_position_rad))
-        rerun.log("limited", rerun.TextLog(", ".join(tick.limited)))
-        if tick.action is not None:
-            rerun.log("action", rerun.Scalars(tick.action))
-        for key, value in tick.observation.obs.items() if tick.observation else ():
-            image = np.ndim(value) == 3
-            rerun.log(f"obs/{key}", rerun.Image(value) if image else rerun.Scalars(np.ravel(value)))
+        values = {"command/qpos": tick.command.joint_position_rad, "limited": ", ".join(tick.limited)}
+        values |= {} if tick.action is None else {"action": tick.action}
+        seen = tick.observation.obs if tick.observation else {}
+        self._viewer.show(tick.t_s, values | {f"obs/{key}": value for key, value in seen.items()})
 
     def close(self) -> None:
         """Do nothing; the viewer stays open."""

@@ -51,12 +51,11 @@ def make_robot(options: Namespace, driver: Driver) -> Robot:
     Raises:
         ConfigError: it has another form, the kind is unknown, or a flag or option is not one of the kind's.
     """
-    env_args = driver.env_args or {}
     context = RobotContext(
         control_dt=driver.control_dt,
-        cameras=driver.cameras,
-        image_size=driver.image_size,
-        task=(env_args.get("env_kwargs") or {}).get("task"),
+        cameras=driver.spec.cameras,
+        image_size=driver.spec.image_size,
+        task=driver.spec.provenance.get("task"),
         seed=driver.seed,
         deadline_s=options.deadline,
         priority=options.priority,

@@ -122,21 +122,21 @@ def _parser() -> ArgumentParser:
 
 def _loop(options: Namespace, driver: Driver, robot: Robot, recorder: Recorder | None, stack: ExitStack) -> ControlLoop:
     """The control loop, with its operator and its inference, which `stack` closes."""
-    operator = None
+    operator, spec = None, driver.spec.action
     if options.intervene is not None:
-        operator = make_operator(options.intervene, OperatorContext(robot.profile, driver.spec, driver.control_dt))
+        operator = make_operator(options.intervene, OperatorContext(robot.profile, spec, driver.control_dt))
         stack.callback(operator.close)
     clock: Clock | None = getattr(robot, "simulated_clock", None)
     # On a simulated clock the policy computes within the control loop, so that a run is reproducible.
     make = SteppedInference if clock is not None else partial(ThreadedInference, priority=options.priority)
-    observing = {"cameras": driver.cameras, "every": options.actions_per_call, "adapt": driver.adapt}
+    observing = {"cameras": driver.spec.cameras, "every": options.actions_per_call, "adapt": driver.adapt}
     inference = make(robot, driver.stream, options.instruction, **observing)
     stack.callback(inference.close)
     return ControlLoop(
         robot,
         inference,
-        ChunkExecutor(driver.chunk, driver.control_dt, driver.execution, action_spec=driver.spec),
-        driver.spec,
+        ChunkExecutor(driver.spec.chunk, driver.control_dt, driver.execution, action_spec=spec),
+        spec,
         options=LoopOptions(
             deadline_s=options.deadline,
             first_jump_rad=options.first_jump,
@@ -162,7 +162,9 @@ def _recorders(options: Namespace, driver: Driver, robot: Robot) -> list[Recorde
     if options.record:
         env_args = dict(getattr(robot, "env_args", None) or {}) or None
         seed = None if env_args is None else env_args.pop("seed")
-        recorders.append(DemoRecorder(options.record, driver.spec, env_args, seed, options.intervene is not None))
+        recorders.append(
+            DemoRecorder(options.record, driver.spec.action, env_args, seed, options.intervene is not None)
+        )
     if options.rerun:
         recorders.append(RerunRecorder())
     return recorders

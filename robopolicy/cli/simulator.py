@@ -95,9 +95,8 @@ def open_worlds(
     """
     from robopolicy.sim.env import RobotVectorEnv
 
-    seen = policy.spec.cameras
-    size = policy.spec.observation[seen[0]].shape[0] if seen else 64
-    return RobotVectorEnv(task, count, cameras=tuple(dict.fromkeys((*seen, *cameras))), image_size=size, **simulator)
+    shown = tuple(dict.fromkeys((*policy.spec.cameras, *cameras)))
+    return RobotVectorEnv(task, count, cameras=shown, image_size=policy.spec.image_size, **simulator)
 
 
 def filming(policy: Policy) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 
 from robopolicy.demos.guarded import attributes_of, datasets_below, group_in
-from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS
+from robopolicy.demos.packing import CHECKSUMS
 from robopolicy.demos.schema import json_object
-from robopolicy.types import Demo, DemoFormatError
+from robopolicy.types import STEP_ARRAYS, Demo, DemoFormatError
 
 DEMOS_ONLY = "crc32"
 """The attribute `checksums` of a file of version 0.1.0."""

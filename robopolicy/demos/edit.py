@@ -174,33 +174,35 @@ def parts_of(
     Raises:
         ConfigError: a part is none of these, holds no demo, or there are too few demos.
     """
-    found: dict[Any, set[str]] = {}
-    for part, text in parts.items():
-        if text == ALL:
-            found[part] = set(names)
-        elif text in filter_keys:
-            found[part] = set(filter_keys[text]) & set(names)
+    named = {key: set(members) & set(names) for key, members in filter_keys.items()} | {ALL: set(names)}
+    found = {part: named[text] for part, text in parts.items() if text in named}
     taken = set().union(*found.values()) if ALL not in parts.values() else set()
     free = [name for name in names if name not in taken]
     order = [free[place] for place in np.random.default_rng(seed).permutation(len(free))]
-    drawn, share = 0, 0.0
-    for part, text in parts.items():
-        if part in found or text == REST:
-            continue
-        number = _number(part, text, filter_keys)
-        if isinstance(number, float):  # rounded sums, so that shares of 1 in all leave no demo out
-            start, share = round(share * len(names)), share + number
-            number = round(share * len(names)) - start
-        if drawn + number > len(order):
-            raise ConfigError(f"{part}={text}: {drawn + number} demos are wanted; there are {len(order)} to draw from")
-        found[part] = set(order[drawn : drawn + number])
-        drawn += number
-    taken = set().union(*found.values())
-    found |= {part: set(names) - taken for part, text in parts.items() if text == REST}
+    counted = {part: text for part, text in parts.items() if text not in (*named, REST)}
+    numbers = {part: _number(part, text, filter_keys) for part, text in counted.items()}
+    for part, (start, stop) in _ranges(numbers, len(names)).items():
+        if stop > len(order):
+            raise ConfigError(f"{part}={parts[part]}: {stop} demos are wanted; there are {len(order)} to draw from")
+        found[part] = set(order[start:stop])
+    rest = set(names).difference(*found.values())
+    found |= {part: rest for part, text in parts.items() if text == REST}
     for part, members in found.items():
         if not members:
             raise ConfigError(f"{part}={parts[part]}: no demo would be in it, of {len(names)}")
     return {part: [name for name in names if name in found[part]] for part in parts}
+
+
+def _ranges(numbers: Mapping[Any, int | float], demos: int) -> dict[Any, tuple[int, int]]:
+    """Where each part starts and stops in the random order, one behind the other; a float is a share of the demos."""
+    found, stop, share = {}, 0, 0.0
+    for part, number in numbers.items():
+        if isinstance(number, float):  # rounded sums, so that shares of 1 in all leave no demo out
+            before, share = share, share + number
+            number = round(share * demos) - round(before * demos)
+        start, stop = stop, stop + number
+        found[part] = start, stop
+    return found
 
 
 def _number(part: Any, text: str, filter_keys: Mapping[str, Sequence[str]]) -> int | float:

@@ -16,9 +16,9 @@ from robopolicy.demos.formats.base import (
     row_shapes,
 )
 from robopolicy.demos.idle import IdleSteps
-from robopolicy.demos.packing import STEP_ARRAYS, by_number
+from robopolicy.demos.packing import by_number
 from robopolicy.demos.tokens import IDENTITY
-from robopolicy.types import TOKEN_VALID_KEY, Demo, DemoFormatError
+from robopolicy.types import STEP_ARRAYS, TOKEN_VALID_KEY, Demo, DemoFormatError
 
 
 class OtherKeys(ChangedReader):

@@ -24,12 +24,12 @@ from robopolicy.demos.checksums import require_seal, verified
 from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, datasets_below, group_in
 from robopolicy.demos.images import as_image, image_form
-from robopolicy.demos.packing import CHECKSUMS, STEP_ARRAYS, by_number
+from robopolicy.demos.packing import CHECKSUMS, by_number
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import action_spec_from, env_args_of, is_integer, json_object
 from robopolicy.demos.tokens import IDENTITY, TokenFile, mark_of, tokens_beside
 from robopolicy.demos.writer import DemoWriter
-from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
+from robopolicy.types import STEP_ARRAYS, TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError, require_rows
 
 __all__ = ["DemoFile", "DemoWriter", "read_rows"]
 
@@ -159,15 +159,8 @@ class DemoFile(DemoReader):
         if (beside := self._tokens_of(name)) is not None:
             found[TOKENS_KEY] = beside.dataset(name)
         found |= {OBS + key: data for key, data in datasets_below(group_in(group, "obs", where), where).items()}
-        if found["actions"].ndim != 2:
-            raise DemoFormatError(f"{where}: actions have shape {found['actions'].shape}; expected (steps, width)")
+        require_rows(found, where)
         steps = len(found["actions"])
-        if steps == 0:
-            raise DemoFormatError(f"{where}: no action in it; a demo needs at least one step")
-        for key, dataset in found.items():
-            rows = dataset.shape[0] if dataset.ndim else 0
-            if rows != steps:
-                raise DemoFormatError(f"{where}: {steps} actions but {rows} rows in {key}; every step needs both")
         declared = attributes_of(group, where).get("num_samples", steps)
         if declared != steps:
             raise DemoFormatError(f"{where}: num_samples is {str(declared)[:40]} but there are {steps} actions")

@@ -9,12 +9,10 @@ import h5py
 import numpy as np
 
 from robopolicy import __version__
-from robopolicy.types import ActionSpec, Demo, DemoFormatError
+from robopolicy.types import STEP_ARRAYS, ActionSpec, Demo, DemoFormatError
 
 DEMO_NAME = re.compile(r"demo_(\d+)")
 """robomimic sorts demos by the integer behind `demo_`."""
-STEP_ARRAYS = ("executed_actions", "rewards", "dones", "states", "tokens")
-"""Datasets with one row per step that a demo may have beside its actions and observations."""
 CHECKSUMS = "checksums"
 """Attribute with checksums: of the whole file, as text; of a demo, as JSON (name of each part -> its checksum)."""
 IMAGE_CHUNK_FRAMES = 8

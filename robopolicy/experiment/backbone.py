@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from robopolicy.components import ConfigError
-from robopolicy.experiment.run_folder import AUTO
 from robopolicy.model.encoders._tokens import FrameTokens
 from robopolicy.model.inputs import checked_inputs
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Array, ArraySpec, Observation, Policy, Prediction
+
+AUTO = "auto"
+"""Given instead of a backbone's folder, it means the one that the run folder names."""
 
 
 class LivePolicy:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robopolicy.components import ConfigError, component
+from robopolicy.components import ConfigError, Options, component, option
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import DataConfig, ExperimentConfig
 from robopolicy.experiment.run_folder import BACKBONE, save_policy
@@ -42,29 +42,29 @@ ARM = 6
 
 
 @dataclass(frozen=True)
-class CheckpointOptions:
+class CheckpointOptions(Options):
     """Facts that a RoboVLMs checkpoint does not record."""
 
-    window: int | None = None
-    """W, frames of memory; None: that of the file, which only a GPT head records."""
-    latent: int = 1
+    window: int | None = option(None, ">= 1")
+    """W, frames of memory; null: that of the file, which only a GPT head records."""
+    latent: int = option(1, ">= 1")
     """Tokens kept per frame."""
     pooling: Literal["max", "none"] = "max"
     """`max` for RoboVLMs' down-sampling `pooling`, `none` for its `none`."""
-    bins: int = 256
+    bins: int = option(256, ">= 1")
     """Edges of the discrete decoder's bins (`n_bin`)."""
-    arm_limit: float = CALVIN_LIMIT
-    """The arm action that the head's 1 stands for (`norm_max`); CALVIN's by default, 1 for unscaled actions."""
-    rate_hz: float | None = None
-    """Actions per second; None: unknown."""
+    arm_limit: float = option(CALVIN_LIMIT, "> 0")
+    """The arm action that the head's output 1 means (`norm_max`); CALVIN's by default, 1 for unscaled actions."""
+    rate_hz: float | None = option(None, "> 0")
+    """Actions per second; null: unknown."""
     backbone: str | None = None
     """Folder of the backbone before its fine-tuning: config, tokenizer, image processor, and weights where the checkpoint
-    holds none; None: the policy reads tokens."""
+    holds none; null: the policy reads tokens."""
     template: str | None = None
-    """The prompt, with `{images}`, `{instruction}` and `{action}`; None: as RoboVLMs writes it for this backbone."""
+    """The prompt, with `{images}`, `{instruction}` and `{action}`; null: as RoboVLMs writes it for this backbone."""
     cameras: tuple[str, ...] = ("front",)
     """Keys of the images, in the order in which the backbone reads them; RoboVLMs puts the wrist camera first."""
-    image_size: int = 224
+    image_size: int = option(224, ">= 1")
     """Height and width of the images that the policy is given [pixels]."""
 
 

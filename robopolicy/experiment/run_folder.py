@@ -9,7 +9,7 @@ README.md            the same for people
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 import yaml
@@ -18,23 +18,19 @@ from safetensors.torch import load_file, save
 
 from robopolicy.components import ConfigError, component_of, load_plugins, origin_of
 from robopolicy.control import runtime
+from robopolicy.experiment.backbone import AUTO, LivePolicy, bind_backbone
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import COMPONENT_SECTIONS, ExperimentConfig
 from robopolicy.experiment.model_card import CARD, model_card
 from robopolicy.experiment.reading import config_from_dict, config_to_dict
 from robopolicy.files import write_file
+from robopolicy.model.encoders._tokens import FrameTokens
 from robopolicy.model.packed import Precision
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import Vocabulary
 from robopolicy.options import read_yaml
 from robopolicy.types import TOKENS_KEY, ActionSpec, ArraySpec, Policy, one_line
 
-if TYPE_CHECKING:
-    from robopolicy.experiment.backbone import LivePolicy
-    from robopolicy.model.encoders._tokens import FrameTokens
-
-AUTO = "auto"
-"""Given instead of a backbone's folder, it means the one that the run folder names."""
 FORMAT = 2
 """Version of the folder's layout; raised when an older reader could no longer understand it."""
 
@@ -127,24 +123,24 @@ def load_policy(
 @overload
 def load_policy(
     folder: str | Path,
-    backbone: "str | FrameTokens",
+    backbone: str | FrameTokens,
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
     group: str | None = None,
     flow_steps: int | None = None,
-) -> "LivePolicy": ...
+) -> LivePolicy: ...
 
 
 def load_policy(
     folder: str | Path,
-    backbone: "str | FrameTokens | None" = None,
+    backbone: str | FrameTokens | None = None,
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
     group: str | None = None,
     flow_steps: int | None = None,
-) -> "ChunkPolicy | LivePolicy":
+) -> ChunkPolicy | LivePolicy:
     """The policy that `save_policy` wrote, in eval mode, ready to act.
 
     Args:
@@ -177,29 +173,33 @@ def load_policy(
     provenance = read_provenance(folder)
     if backbone == AUTO and (own := Path(folder) / BACKBONE).is_dir():
         backbone = str(own)
-    return _behind_backbone(policy, provenance.get("token_encoder"), backbone, device, _prompted(policy, provenance))
+    prompted = _prompted(policy, provenance)
+    return bind_backbone(policy, provenance.get("token_encoder"), backbone, prompted=prompted, device=device)
 
 
 def open_policy(
     folder: str | Path,
-    backbone: "str | FrameTokens | None" = None,
+    backbone: str | FrameTokens | None = None,
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
     plugins: Iterable[str] = (),
     flow_steps: int | None = None,
+    threads: int | None = None,
 ) -> Policy:
     """A policy to act with, from a run folder or an exported one; see `load_policy`.
+
+    `threads` is the number that an exported policy computes with; None leaves it to onnxruntime.
 
     Raises:
         ExportError: an exported policy, whose precision and steps were chosen at its export, is asked for others.
     """
     if (Path(folder) / runtime.MANIFEST).is_file():
         runtime.require_as_exported(folder, precision or "float32", flow_steps)
-        policy = runtime.load(folder)
+        policy = runtime.load(folder, threads)
         if backbone is None:
             return policy
         recorded, prompted = _exported_token_encoder(Path(folder))
-        return _behind_backbone(policy, recorded, backbone, device, prompted)
+        return bind_backbone(policy, recorded, backbone, prompted=prompted, device=device)
     return load_policy(folder, backbone, device, precision, plugins, flow_steps=flow_steps)
 
 
@@ -311,18 +311,6 @@ def _require_shapes(folder: Path, description: Mapping[str, Any], config: Experi
 def _prompted(policy: ChunkPolicy, provenance: Mapping[str, Any]) -> bool:
     """Whether the backbone read instructions when it made the training tokens."""
     return bool(provenance.get("prompted", policy.vocabulary is not None))
-
-
-def _behind_backbone(
-    policy: Policy,
-    recorded: Mapping[str, Any] | None,
-    backbone: "str | FrameTokens",
-    device: str | torch.device,
-    prompted: bool,
-) -> "LivePolicy":
-    from robopolicy.experiment.backbone import bind_backbone
-
-    return bind_backbone(policy, recorded, backbone, prompted=prompted, device=device)
 
 
 def _exported_token_encoder(folder: Path) -> tuple[dict[str, Any] | None, bool]:

@@ -1,7 +1,7 @@
 """Images of demos as videos for a browser, or in the rerun viewer."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,33 @@ def side_by_side(videos: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
     return np.concatenate(parts[:-1], axis=2)
 
 
+class RerunViewer:
+    """The rerun viewer, which shows images, numbers and texts over time.
+
+    Args:
+        title: what is shown.
+
+    Raises:
+        ImportError: rerun is not installed; the message names the extra to install.
+    """
+
+    def __init__(self, title: str) -> None:
+        try:
+            import rerun
+        except ImportError:
+            raise ImportError("the viewer needs rerun; pip install 'robopolicy[view]'") from None
+        self._rerun = rerun
+        rerun.init(title, spawn=True)
+
+    def show(self, time_s: float, values: Mapping[str, Any]) -> None:
+        """Add the values of one instant [s] by name: images (height, width, 3), numbers, or texts."""
+        rerun = self._rerun
+        rerun.set_time("time", duration=time_s)
+        for name, value in values.items():
+            numbers = rerun.Image if np.ndim(value) == 3 else lambda value: rerun.Scalars(np.ravel(value))
+            rerun.log(name, rerun.TextLog(value) if isinstance(value, str) else numbers(value))
+
+
 def show_in_rerun(demo: Demo, control_dt: float = 0.05) -> None:
     """Open a demo in the rerun viewer: images, low-dimensional observations and actions over time.
 
@@ -74,14 +101,7 @@ def show_in_rerun(demo: Demo, control_dt: float = 0.05) -> None:
         demo: what to show.
         control_dt: time of one step [s].
     """
-    try:
-        import rerun
-    except ImportError as error:
-        raise ImportError("the viewer needs rerun; pip install 'robopolicy[view]'") from error
-    rerun.init(f"robopolicy {demo.name}", spawn=True)
+    viewer = RerunViewer(f"robopolicy {demo.name}")
+    rows = {"actions": demo.actions, **{f"obs/{key}": values for key, values in demo.obs.items()}}
     for step in range(len(demo)):
-        rerun.set_time("time", duration=step * control_dt)
-        rerun.log("actions", rerun.Scalars(demo.actions[step]))
-        for key, value in demo.obs.items():
-            is_image = value.ndim == 4
-            rerun.log(f"obs/{key}", rerun.Image(value[step]) if is_image else rerun.Scalars(np.ravel(value[step])))
+        viewer.show(step * control_dt, {name: values[step] for name, values in rows.items()})

@@ -22,7 +22,7 @@ from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.demos.formats.act import aloha_action_spec
 from robopolicy.experiment import save_policy
 from robopolicy.experiment.run_folder import open_policy
-from robopolicy.types import ActionSpec, ArraySpec, Observation
+from robopolicy.types import ActionSpec, ArraySpec, Observation, PolicySpec
 from tests.exporting import ARM, make_policy
 from tests.lockstep import LockstepClock
 from tests.serving import SPEC, running_server
@@ -227,7 +227,7 @@ def test_what_a_policy_sees_is_fitted_to_the_robot(capsys):
 
     pair, spec = read_profile("viperx_pair"), aloha_action_spec(14)
     observation = {"qpos": ArraySpec((14,)), "top": ArraySpec((24, 32, 3), "uint8")}
-    driver = Driver(Watching(), spec, 0.02, 4, execution_from({}), observation=observation)
+    driver = Driver(Watching(), PolicySpec(observation, spec, 4, 1), 0.02, execution_from({}))
     robot = Seeing(pair, 0.02)
     made = fitted(driver, robot, "pair")
     inference = SteppedInference(robot, made.stream, adapt=made.adapt)
@@ -236,11 +236,11 @@ def test_what_a_policy_sees_is_fitted_to_the_robot(capsys):
     assert seen[0].obs["top"].shape == (24, 32, 3)
     assert "qpos      given to the policy in its action's 14 columns" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"reads 'qpos' of shape \(9,\), robot pair observes \(12,\)"):
-        fitted(replace(driver, observation={"qpos": ArraySpec((9,))}), robot, "pair")
+        fitted(replace(driver, spec=PolicySpec({"qpos": ArraySpec((9,))}, spec, 4, 1)), robot, "pair")
     with pytest.raises(
         ConfigError, match="the policy reads 'wrist', which robot pair doesn't observe; it has: gripper"
     ):
-        fitted(replace(driver, observation={"wrist": ArraySpec((9,))}), robot, "pair")
+        fitted(replace(driver, spec=PolicySpec({"wrist": ArraySpec((9,))}, spec, 4, 1)), robot, "pair")
 
 
 class Still:
@@ -256,6 +256,11 @@ class Still:
         """Nothing is kept."""
 
 
+def still(spec: ActionSpec, opens: object) -> Driver:
+    policy = PolicySpec({}, spec, 4, 1, provenance={"gripper_opens": opens})
+    return Driver(Still(), policy, 1 / spec.rate_hz, execution_from({}))
+
+
 @pytest.mark.parametrize("opens", ["first", "second", None])
 @pytest.mark.parametrize("profile_opens", ["first", "second"])
 def test_a_gripper_that_opens_the_other_way_is_refused(opens, profile_opens):
@@ -263,7 +268,7 @@ def test_a_gripper_that_opens_the_other_way_is_refused(opens, profile_opens):
     robot = FakeRobot(replace(read_profile("panda"), gripper_opens=profile_opens))
     spec = ActionSpec(arm=6, gripper=1, kind="delta", space="ee", rate_hz=20.0)
 
-    driver = Driver(Still(), spec, 0.05, 4, execution_from({}), gripper_opens=opens)
+    driver = still(spec, opens)
     if opens in (None, profile_opens):
         assert fitted(driver, robot, "fake") is driver
         return
@@ -278,10 +283,11 @@ def test_each_arm_s_gripper_is_checked_by_its_own_profile():
     left, right = pair.arms
     spec = ActionSpec(arm=4, gripper=0, continuous_gripper=(1, 3), arms={left: (0, 1), right: (2, 3)}, rate_hz=50.0)
     ends = [pair.arms[left].gripper_opens, "first" if pair.arms[right].gripper_opens == "second" else "second"]
-    driver = Driver(Still(), spec, 0.02, 4, execution_from({}), gripper_opens=ends)
+    driver = still(spec, ends)
     with pytest.raises(
         ConfigError, match=rf"the gripper \(action 3\) opens at .*; the profile of {pair.arms[right].name}"
     ):
         fitted(driver, FakeRobot(pair), "pair")
     ends = [arm.gripper_opens for arm in pair.arms.values()]
-    assert fitted(replace(driver, gripper_opens=ends), FakeRobot(pair), "pair").gripper_opens == ends
+    driver = still(spec, ends)
+    assert fitted(driver, FakeRobot(pair), "pair") is driver

@@ -14,7 +14,7 @@ from robopolicy.control.execution import execution_from
 from robopolicy.control.profile import PROFILES
 from robopolicy.control.robot import Robot
 from robopolicy.control.robots.fake import FakeRobot
-from robopolicy.types import ActionSpec, Observation
+from robopolicy.types import ActionSpec, Observation, PolicySpec
 
 FACTORY = """
 from robopolicy.control.profile import read_profile
@@ -44,7 +44,7 @@ class StillStream:
 
 
 def robot_of(*words: str) -> Robot:
-    driver = Driver(StillStream(), ActionSpec(arm=6, gripper=1), 0.1, 4, execution_from({}))
+    driver = Driver(StillStream(), PolicySpec({}, ActionSpec(arm=6, gripper=1), 4, 1), 0.1, execution_from({}))
     return make_robot(_parser().parse_args(["run", "--robot", *words]), driver)
 
 

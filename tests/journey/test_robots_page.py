@@ -14,12 +14,13 @@ from robopolicy.cli import main
 from robopolicy.cli.drivers import Driver
 from robopolicy.cli.robots import make_robot
 from robopolicy.cli.run import _parser
+from robopolicy.components import options_from
 from robopolicy.control.execution import execution_from
 from robopolicy.control.replay import Record, RecordedStream
 from robopolicy.control.robots.websocket import WebsocketRobot
 from robopolicy.control.serving.access import trusted
 from robopolicy.testing.robot import CHECKS
-from robopolicy.types import ActionSpec
+from robopolicy.types import ActionSpec, PolicySpec
 from tests.journey.test_docs import DOCS, FENCE
 from tests.journey.test_readme import ROOT
 from tests.serving import self_signed
@@ -54,7 +55,9 @@ def test_the_printed_robot_keeps_the_contract(folder):
     namespace: dict[str, object] = {}
     for text in snippets:
         exec(text, namespace)
-    driver = Driver(RecordedStream(Record(np.zeros((4, 7)), ARM), 0.05), ARM, 0.05, 4, execution_from({}))
+    driver = Driver(
+        RecordedStream(Record(np.zeros((4, 7)), ARM), 0.05), PolicySpec({}, ARM, 4, 1), 0.05, execution_from({})
+    )
     made = make_robot(_parser().parse_args(["run", "--robot", "my_arm:MyArm"]), driver)
     assert (type(made).__name__, made.control_dt) == ("MyArm", 0.05)
 

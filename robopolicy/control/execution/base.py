@@ -10,30 +10,29 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robopolicy.components import expect, require
+from robopolicy.components import Options, option, require
 from robopolicy.model.rotation_math import TOLERANCE, RotationKind, in_range, nearest
 from robopolicy.model.rotations import RotationColumns
 
 
 @dataclass(frozen=True)
-class ExecutionOptions:
+class ExecutionOptions(Options):
     """Options of every strategy."""
 
-    replan_every: int = 1
+    replan_every: int = option(1, ">= 1")
     """Control steps after which a new chunk is merged into the plan."""
-    gripper_hysteresis: float = 0.0
+    gripper_hysteresis: float = option(0.0, ">= 0")
     """Distance from zero that the gripper's score must cross to switch it. The score is the logit if the policy has one,
     otherwise the action with its two values mapped to -1 and +1."""
     sample: bool = False
     """Sample each chunk from the policy's distribution instead of using the most likely one."""
-    best_of: int = 1
+    best_of: int = option(1, ">= 1")
     """Chunks sampled at a time; the one that agrees best with the plan is used. More than 1 needs `sample`."""
-    simulated_latency_steps: int = 0
+    simulated_latency_steps: int = option(0, ">= 0")
     """Control steps from an observation to its chunk in simulated episodes; not used on a real robot."""
 
     def __post_init__(self) -> None:
-        expect(self, "execution", ">= 1", "replan_every", "best_of")
-        expect(self, "execution", ">= 0", "gripper_hysteresis", "simulated_latency_steps")
+        super().__post_init__()
         require(
             self.sample or self.best_of == 1,
             f"--execution.best_of {self.best_of} draws chunks at random; it needs --execution.sample true",
@@ -44,12 +43,8 @@ class ExecutionOptions:
 class LatencyOptions(ExecutionOptions):
     """Options of the strategies that expect inference to take time."""
 
-    latency_s: float = 0.0
+    latency_s: float = option(0.0, ">= 0")
     """Expected time from an observation to its chunk [s]; the planned actions of this time are not changed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self, "execution", ">= 0", "latency_s")
 
     def latency_steps(self, control_dt: float) -> int:
         """Control steps that begin during inference."""

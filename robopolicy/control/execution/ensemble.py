@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robopolicy.components import expect, register
+from robopolicy.components import option, register
 from robopolicy.control.execution.base import ExecutionOptions, Plans, blend
 
 
@@ -13,12 +13,8 @@ from robopolicy.control.execution.base import ExecutionOptions, Plans, blend
 class EnsembleOptions(ExecutionOptions):
     """Options of `ensemble`."""
 
-    ensemble_decay: float = 0.01
+    ensemble_decay: float = option(0.01, ">= 0")
     """m of the weights exp(-m i), i = 0 for the oldest chunk that covers a step."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self, "execution", ">= 0", "ensemble_decay")
 
 
 @register("execution", "ensemble", EnsembleOptions)

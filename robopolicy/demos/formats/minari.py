@@ -39,7 +39,9 @@ DESCRIBED = (
     "jpeg_encoding",
 )
 """Entries of `metadata.json` that describe the files and not the demos."""
-READ = {"observations", "actions", "rewards", "terminations", "truncations"}
+STEP_NUMBERS = ("rewards", "terminations", "truncations")
+"""Parts of an episode with one number for each step."""
+READ = {"observations", "actions", *STEP_NUMBERS}
 """Parts of an episode that are read."""
 
 
@@ -134,41 +136,43 @@ class MinariReader(DemoReader):
                 raise DemoFormatError(
                     f"{where}: actions have shape {actions.shape}; expected (steps, width); discrete actions are not supported"
                 )
-            optional = {}
-            for key in episode.keys() & {"rewards", "terminations", "truncations"}:
-                dataset = dataset_in(episode, key, where)
-                if dataset.shape != actions.shape[:1]:
-                    raise DemoFormatError(
-                        f"{where}: {key} has shape {dataset.shape}; expected one number for each of {len(actions)} actions"
-                    )
-                optional[key] = read_rows(dataset, f"{where}: {key}")
+            steps = len(actions)
+            rewards, *ends = (self._step_numbers(episode, key, steps, where) for key in STEP_NUMBERS)
             found = _observations(episode, where)
             for key, dataset in found.items():
-                if len(dataset) != len(actions) + 1:
+                if len(dataset) != steps + 1:
                     raise DemoFormatError(
-                        f"{where}: {len(actions)} actions but {len(dataset)} rows in observations/{key}; "
-                        f"expected {len(actions) + 1}"
+                        f"{where}: {steps} actions but {len(dataset)} rows in observations/{key}; expected {steps + 1}"
                     )
             texts = {key: found.pop(key) for key in list(found) if found[key].dtype.kind == "O"}
             instruction = str(texts[MISSION].asstr()[0]) or None if MISSION in texts else None
             wanted = wanted_keys(found, keys, where)
-            obs = {key: as_image(_values(found[key], len(actions), f"{where}: {key}")) for key in wanted}
-        for field in self._own.get("absent", ()):  # what our writer put there since Minari requires it
-            for key in {"rewards": ("rewards",), "dones": ("terminations", "truncations")}.get(str(field), ()):
-                optional.pop(key, None)
-        ends = [optional[key] for key in ("terminations", "truncations") if key in optional]
-        attributes = attributes_of(episode, where)
+            obs = {key: as_image(_values(found[key], steps, f"{where}: {key}")) for key in wanted}
+            attributes = attributes_of(episode, where)
+        ends = [each for each in ends if each is not None]
         seed = attributes.pop("seed", None)
         return Demo(
             name=name,
             obs=obs,
             actions=actions,
             instruction=instruction,
-            rewards=optional.get("rewards"),
+            rewards=rewards,
             dones=np.logical_or.reduce(ends) if ends else None,
             seed=seed if isinstance(seed, int) else None,
             attributes={key: value for key, value in attributes.items() if key not in ("id", "total_steps")},
         )
+
+    def _step_numbers(self, episode: h5py.Group, key: str, steps: int, where: str) -> np.ndarray | None:
+        """(T,) rewards or ends; None if there are none, or if our writer put them there because Minari requires them."""
+        field = "rewards" if key == "rewards" else "dones"
+        if key not in episode or field in self._own.get("absent", ()):
+            return None
+        dataset = dataset_in(episode, key, where)
+        if dataset.shape != (steps,):
+            raise DemoFormatError(
+                f"{where}: {key} has shape {dataset.shape}; expected one number for each of {steps} actions"
+            )
+        return read_rows(dataset, f"{where}: {key}")
 
     def close(self) -> None:
         """Close the HDF5 file."""
