@@ -7,8 +7,7 @@ from typing import Any
 from robopolicy.components import build, values_of
 from robopolicy.control.execution import require_supported
 from robopolicy.experiment.config import ExperimentConfig, NormalizationConfig
-from robopolicy.model.encoders import EncoderInputs, text_width_of
-from robopolicy.model.memories import history_of, window_of
+from robopolicy.model.encoders import EncoderInputs
 from robopolicy.model.normalization import ActionNormalizer, KeyScaling
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.policy_head import PolicyHead
@@ -49,9 +48,9 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
     actions = action_normalizer(config.normalization, facts.action, facts.action_statistics)
     text = None
     if facts.vocabulary is not None:
-        inputs = TextInputs(facts.vocabulary, text_width_of(config.encoder), getattr(config.encoder, "model", None))
+        inputs = TextInputs(facts.vocabulary, config.text_width, getattr(config.encoder, "model", None))
         text = build(config.text, inputs)
-    words = (text_width_of(config.encoder), text.token_count) if text is not None else (None, 0)
+    words = (config.text_width, text.token_count) if text is not None else (None, 0)
     statistics = facts.obs_statistics and {key: each.coded or each for key, each in facts.obs_statistics.items()}
     encoder = build(config.encoder, EncoderInputs(keys.scaled_specs, *words, statistics, keys.units))
     head = PolicyHead(
@@ -67,8 +66,8 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
         observation={key: spec if spec.is_image else ArraySpec(spec.shape) for key, spec in facts.observation.items()},
         action=facts.action,
         chunk=config.action_head.chunk,
-        window=window_of(config.memory),
-        history=history_of(config.memory),
+        window=config.window,
+        history=config.history,
         instruction=text is not None,
         frame_stride=config.data.frame_stride,
         control_dt=provenance.get("control_dt") or (1.0 / rate_hz if rate_hz else None),

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from robopolicy.components import Options, component, component_of, option, require
 from robopolicy.control.execution import DEFAULT_KIND
-from robopolicy.model.encoders import default_text_of
-from robopolicy.model.memories import history_of, window_of
+from robopolicy.model.streaming import History
 
 Normalization: TypeAlias = Literal["min-max", "mean-std", "quantile", "none"]
 
@@ -253,11 +252,11 @@ class ExperimentConfig:
         require(replan <= chunk, f"--execution.replan_every must be <= --action_head.chunk, got {replan} > {chunk}")
 
     def _check_memory(self) -> None:
-        data, window = self.data, window_of(self.memory)
-        if history_of(self.memory) != "carry":
+        data = self.data
+        if self.history != "carry":
             require(
-                data.segment is None or data.segment >= window,
-                f"--data.segment must be >= --memory.window, got {data.segment} < {window}: windows are cut from segments",
+                data.segment is None or data.segment >= self.window,
+                f"--data.segment must be >= --memory.window, got {data.segment} < {self.window}: windows are cut from segments",
             )
             return
         for name in ("groups", "file_weights", "first_step_share", "intervention_weight"):
@@ -265,6 +264,26 @@ class ExperimentConfig:
                 not getattr(data, name),
                 f"--data.{name} can't be used with --memory.history carry, which reads whole demos in order",
             )
+
+    @property
+    def history(self) -> History:
+        """History of the memory: `memory.history`; without it, `window` if the memory has a window, otherwise `none`."""
+        return getattr(self.memory, "history", "window" if hasattr(self.memory, "window") else "none")
+
+    @property
+    def window(self) -> int:
+        """W, frames of the memory's window; 1 without one."""
+        return getattr(self.memory, "window", 1)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text model's tokens: `encoder.width` (D), or 128 for an encoder without this option."""
+        return getattr(self.encoder, "width", 128)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the encoder reads tokens written by `robopolicy encode`: the class attribute `reads_tokens`, else False."""
+        return getattr(self.encoder, "reads_tokens", False)
 
     def change(self, changes: Mapping[str, Any]) -> "ExperimentConfig":
         """The config with other values at dotted paths, such as {"memory.window": 16, "encoder.kind": "concat"}.
@@ -304,6 +323,11 @@ def _plain_loss(name: str, given: Any) -> Any:
     if isinstance(given, tuple) and len(given) == 2:
         return {"weight": given[0], **_options_of("loss", name, given[1])}
     return given
+
+
+def default_text_of(encoder: Any) -> str:
+    """The text model of a config that names none: the encoder options' class attribute `default_text`, else `vocabulary`."""
+    return getattr(encoder, "default_text", "vocabulary")
 
 
 def default_options(section: str) -> Any:

@@ -19,9 +19,9 @@ from robopolicy.experiment.config import (
     NormalizationConfig,
     OptimizerConfig,
     TrainingConfig,
+    default_text_of,
     plain_values,
 )
-from robopolicy.model.encoders import default_text_of
 from robopolicy.options import converted, loaded, options_of, read_yaml, refuse_import_paths, refuse_unknown
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from robopolicy.components import build, component
 from robopolicy.model import packed
 from robopolicy.model.losses import expand_mask
-from robopolicy.model.memories import history_of, window_of
 from robopolicy.model.packed import Precision
-from robopolicy.model.streaming import MemoryState
+from robopolicy.model.streaming import History, MemoryState
 from robopolicy.types import ActionSpec, Chunk, Prefix
 
 ROBOVLMS_SIZES: Mapping[str, Any] = {"layers": 4, "hidden": 1024, "widths": (1024, 512, 256)}
@@ -69,12 +68,12 @@ class PolicyHead(nn.Module):
             chosen["memory"] = replace(chosen["memory"], hidden=chosen["memory"].hidden * latent)
         self.token_width, self.options = token_width, chosen
         """D, and the options of pooling, memory and action head."""
-        self.window = window_of(chosen["memory"])
-        self.history = history_of(chosen["memory"])
         self.chunk = chosen["action_head"].chunk
         self.pooling: Any = build(chosen["pooling"], token_width)
         self.pooled_width: int = self.pooling.output_width
         self.memory: Any = build(chosen["memory"], self.pooled_width)
+        self.window: int = self.memory.window
+        self.history: History = self.memory.history
         self.action_head: Any = build(chosen["action_head"], self.memory.output_width, action)
 
     def forward(

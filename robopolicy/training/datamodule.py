@@ -21,8 +21,6 @@ from robopolicy.demos.rows import DemoRows, load_rows, read_flags, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.experiment.building import DemoFacts, action_normalizer
 from robopolicy.experiment.config import ExperimentConfig
-from robopolicy.model.encoders import reads_tokens
-from robopolicy.model.memories import history_of, window_of
 from robopolicy.model.normalization import ActionNormalizer
 from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
@@ -86,7 +84,7 @@ class DemoDataModule(LightningDataModule):
         require(data.files, "no demos to train on; give --data.files FILE ...")
         self._readers = [open_demos(path) for path in data.files]
         self._files = WatchedFiles(reader.path for reader in self._readers)
-        if reads_tokens(self.experiment.encoder):
+        if self.experiment.reads_tokens:
             self._token_encoder = require_one_encoder(self._readers)
         chosen, held_out = zip(*(split_names(reader, data) for reader in self._readers), strict=True)
         first = (self._readers[0], chosen[0][0])
@@ -133,7 +131,7 @@ class DemoDataModule(LightningDataModule):
             f"--data.batch_size {data.batch_size} can't be shared by {processes} processes; use a multiple",
         )
         store = self._store("train")
-        if history_of(self.experiment.memory) == "carry":
+        if self.experiment.history == "carry":
             order = Carried(store.rows, data.batch_size, store.segment, data.frame_stride, seed)
         else:
             order = Shuffled(
@@ -147,7 +145,7 @@ class DemoDataModule(LightningDataModule):
             return []
         store, size = self._store("valid"), self.experiment.data.batch_size
         rank, processes = _process()
-        if history_of(self.experiment.memory) == "carry":
+        if self.experiment.history == "carry":
             lanes = min(size, -(-len(store.rows.lengths) // processes) * processes)
             order = Carried(store.rows, lanes, store.segment, self.experiment.data.frame_stride)
         else:
@@ -293,10 +291,10 @@ class DemoDataModule(LightningDataModule):
         return self._stores[split]
 
     def _segment(self, rows: DemoRows) -> int:
-        if history_of(self.experiment.memory) == "carry":
+        if self.experiment.history == "carry":
             longest = -(-int(rows.lengths.max()) // self.experiment.data.frame_stride)
             return self.experiment.data.segment or longest
-        return self.experiment.data.segment or window_of(self.experiment.memory)
+        return self.experiment.data.segment or self.experiment.window
 
 
 def _process() -> tuple[int, int]:

@@ -89,7 +89,6 @@ class GroupData(LightningDataModule):
 
     def __init__(self, config: ExperimentConfig) -> None:
         super().__init__()
-        self.experiment = config
         self.groups = {name: DemoDataModule(each) for name, each in group_configs(config).items()}
 
     def setup(self, stage: str | None = None) -> None:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from robopolicy.components import require
 from robopolicy.experiment.building import build_policy, key_scaling
-from robopolicy.experiment.config import ExperimentConfig
+from robopolicy.experiment.config import ExperimentConfig, OptimizerConfig, TrainingConfig
 from robopolicy.experiment.reading import config_to_dict
 from robopolicy.experiment.run_folder import CONFIG, save_policy
 from robopolicy.files import write_file
@@ -79,7 +79,7 @@ def train(
     with visible_log(), stop_on_signal() as stop:
         seed_everything(config.training.seed, verbose=False)
         keep_freed_memory()
-        module, data = (_prepare_groups if config.data.groups else _prepare)(config, start)
+        module, data, planned = (_prepare_groups if config.data.groups else _prepare)(config, start)
         require(
             config.training.select != "valid_loss" or len(data.val_dataloader()) > 0,
             "--training.select valid_loss but no demo is held out; use --training.select last, or a larger "
@@ -87,9 +87,11 @@ def train(
         )
         with locked(run_dir):
             _check(config, run_dir, evaluate, resume)  # another training may have ended meanwhile
-            if start is not None and rank_zero_only.rank == 0:
-                start.write(run_dir)
-            keeper = _fit(module, data, config, run_dir, evaluate, callbacks, stop)
+            if rank_zero_only.rank == 0:  # the config as it was given: a resumed run plans its steps again
+                write_file(run_dir / CONFIG, yaml.safe_dump(config_to_dict(config), sort_keys=False))
+                if start is not None:
+                    start.write(run_dir)
+            keeper = _fit(module, data, replace(config, training=planned), run_dir, evaluate, callbacks, stop)
         if stop.requested and not keeper.finished:
             raise TrainingInterrupted(f"stopped after step {keeper.step}; continue {run_dir} with --resume")
         _report(keeper)
@@ -117,25 +119,26 @@ def _check(
     )
 
 
-def _prepare(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, DemoDataModule]:
-    """The demos, opened, and an untrained policy for them, or one that begins as `start` says."""
+def _prepare(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, DemoDataModule, TrainingConfig]:
+    """The policy under training, untrained or begun as `start` says; its demos, opened; and the length of the training."""
     data = DemoDataModule(config)
     data.setup("fit")
     frames = config.data.batch_size * config.optimizer.accumulate * data.segment
-    planned = data.experiment = replace(config, training=config.training.planned(frames / data.frames))
+    planned = config.training.planned(frames / data.frames)
     if start is None:
-        return make_training(planned, data, build_policy(config, data.facts)), data
-    begun = open_start(start, data.provenance["token_encoder"])
-    vocabulary = vocabulary_after(begun, data.facts.vocabulary, start)
-    policy = build_policy(config, replace(data.facts, vocabulary=vocabulary))
-    take_over(policy, begun, start)
-    if start.statistics == "keep":
-        data.use_normalizer(begun.action_normalizer)
-    return make_training(planned, data, policy), data
+        policy = build_policy(config, data.facts)
+    else:
+        begun = open_start(start, data.provenance["token_encoder"])
+        vocabulary = vocabulary_after(begun, data.facts.vocabulary, start)
+        policy = build_policy(config, replace(data.facts, vocabulary=vocabulary))
+        take_over(policy, begun, start)
+        if start.statistics == "keep":
+            data.use_normalizer(begun.action_normalizer)
+    return make_training(replace(config, training=planned), data, policy), data, planned
 
 
-def _prepare_groups(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, GroupData]:
-    """The demos of several robots, opened, and untrained policies for them."""
+def _prepare_groups(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, GroupData, TrainingConfig]:
+    """As `_prepare`, for the demos of several robots."""
     require(config.training.passes is None, "--training.passes with --data.groups; give --training.max_steps")
     require(start is None, "--start with --data.groups: groups begin from random weights; leave --start out")
     data = GroupData(config)
@@ -151,23 +154,23 @@ def _prepare_groups(config: ExperimentConfig, start: Start | None) -> tuple[Poli
     def augment(batches: dict[str, Any]) -> dict[str, Any]:
         return {name: alone[name].augmented(own) for name, own in batches.items()}
 
-    return PolicyTraining(policies, objective, _schedule(config), config.optimizer, augment), data
+    module = PolicyTraining(
+        policies, objective, _schedule(config.training, config.optimizer), config.optimizer, augment
+    )
+    return module, data, config.training
 
 
 def _fit(
     module: PolicyTraining,
     data: DemoDataModule | GroupData,
-    given: ExperimentConfig,
+    config: ExperimentConfig,
     run_dir: Path,
     evaluate: Callable[[ChunkPolicy], float] | None,
     callbacks: tuple[Callback, ...],
     stop: Stop,
 ) -> RunKeeper:
-    """Train until the end or until a signal stops the run; continues from the resume file if there is one.
-
-    `given` is the config as it is recorded: a resumed run plans its steps again.
-    """
-    config, provenance = data.experiment, data.provenance
+    """Train until the end or until a signal stops the run; continues from the resume file if there is one."""
+    training, provenance = config.training, data.provenance
     parameters = sum(parameter.numel() for parameter in module.policy.parameters())
 
     def save(kept: Any) -> None:
@@ -178,29 +181,37 @@ def _fit(
             save_policy(kept, run_dir, provenance)
 
     facts = {"parameters": parameters, "provenance": provenance}
-    keeper = RunKeeper(run_dir, save, data.val_dataloader, config.training, evaluate, stop, facts)
-    if rank_zero_only.rank == 0:
-        write_file(run_dir / CONFIG, yaml.safe_dump(config_to_dict(given), sort_keys=False))
+    keeper = RunKeeper(run_dir, save, data.val_dataloader, training, evaluate, stop, facts)
     resume = run_dir / RESUME_FILE
     if resume.exists():
         read_resume(resume, ("state_dict", "optimizer_states", "loops"))
     with quiet_lightning():
-        progress = ShownProgress(keeper, config.training.steps)
-        trainer = make_trainer(config, run_dir, [RandomState(config.training.seed), *callbacks, keeper, progress])
+        every = [RandomState(training.seed), *callbacks, keeper, ShownProgress(keeper, training.steps)]
+        trainer = make_trainer(training, config.encoder, config.optimizer.accumulate, run_dir, every)
         stop.training = True
         trainer.fit(module, datamodule=data, ckpt_path=resume if resume.exists() else None, weights_only=True)
     return keeper
 
 
-def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callback]) -> Trainer:
-    """Lightning's trainer without the features that cost time in every step; in one process, or those of torchrun or SLURM."""
+def make_trainer(
+    training: TrainingConfig, encoder: Any, accumulate: int, run_dir: Path, callbacks: list[Callback]
+) -> Trainer:
+    """Lightning's trainer without the features that cost time in every step; in one process, or those of torchrun or SLURM.
+
+    Args:
+        training: length and precision.
+        encoder: options of the encoder, which decide about precision and unused weights.
+        accumulate: batches per optimizer step.
+        run_dir: where TensorBoard's log goes.
+        callbacks: called in this order.
+    """
     cuda = torch.cuda.is_available()
     return Trainer(
         accelerator="gpu" if cuda else "cpu",
-        precision="bf16-mixed" if _in_bf16(config, cuda) else "32-true",
-        max_steps=config.training.steps,
+        precision="bf16-mixed" if _in_bf16(training.precision, encoder, cuda) else "32-true",
+        max_steps=training.steps,
         max_epochs=-1,
-        accumulate_grad_batches=config.optimizer.accumulate,
+        accumulate_grad_batches=accumulate,
         callbacks=callbacks,
         logger=TensorBoardLogger(run_dir, name="", version="tensorboard", default_hp_metric=False),
         log_every_n_steps=0,
@@ -210,16 +221,16 @@ def make_trainer(config: ExperimentConfig, run_dir: Path, callbacks: list[Callba
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        **_processes(cuda, unused=hasattr(config.encoder, "finetune")),
+        **_processes(cuda, unused=hasattr(encoder, "finetune")),
     )
 
 
-def _in_bf16(config: ExperimentConfig, cuda: bool) -> bool:
+def _in_bf16(precision: str, encoder: Any, cuda: bool) -> bool:
     """Whether matrix products and convolutions are computed in bfloat16."""
-    if config.training.precision != "auto":
-        return config.training.precision == "bf16"
+    if precision != "auto":
+        return precision == "bf16"
     # A CPU that computes in bfloat16 runs convolutions twice as fast; small linear layers gain nothing.
-    return cuda or (isinstance(config.encoder, ConvOptions) and torch.cpu._is_avx512_bf16_supported())
+    return cuda or (isinstance(encoder, ConvOptions) and torch.cpu._is_avx512_bf16_supported())
 
 
 def _processes(cuda: bool, unused: bool) -> dict[str, Any]:
@@ -252,11 +263,11 @@ def make_training(config: ExperimentConfig, data: DemoDataModule, policy: ChunkP
     privileged = key_scaling(config.normalization, data.privileged, data.obs_statistics)
     objective = Objective(config.losses, policy, privileged)
     augmentation = make_augmentation(config.augmentation, inputs)
-    return PolicyTraining(policy, objective, _schedule(config), config.optimizer, augmentation)
+    schedule = _schedule(config.training, config.optimizer)
+    return PolicyTraining(policy, objective, schedule, config.optimizer, augmentation)
 
 
-def _schedule(config: ExperimentConfig) -> Schedule:
-    training, optimizer = config.training, config.optimizer
+def _schedule(training: TrainingConfig, optimizer: OptimizerConfig) -> Schedule:
     return Schedule(training.steps, optimizer.warmup_steps, optimizer.min_lr_scale, training.max_minutes)
 
 

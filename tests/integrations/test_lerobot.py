@@ -133,7 +133,9 @@ def own_losses(module: Any, data: Any, batches: list[Any], folder: Path) -> list
 
     data.train_dataloader = lambda: torch.utils.data.DataLoader(batches, batch_size=None)
     with quiet_lightning():
-        make_trainer(module.policy.config, folder, [Losses()]).fit(module, datamodule=data)
+        config = module.policy.config
+        trainer = make_trainer(config.training, config.encoder, config.optimizer.accumulate, folder, [Losses()])
+        trainer.fit(module, datamodule=data)
     return losses
 
 

@@ -22,7 +22,7 @@ from robopolicy.training.module import (
 from robopolicy.training.objective import Objective
 from robopolicy.training.train import make_trainer, quiet_lightning
 from robopolicy.types import Batch
-from tests.small_runs import SMALL, changed
+from tests.small_runs import SMALL
 
 
 def experiment(path: Path, **changes: object) -> ExperimentConfig:
@@ -62,7 +62,8 @@ def weights(policy: torch.nn.Module) -> torch.Tensor:
 def fit(module: PolicyTraining, data: DemoDataModule, config: ExperimentConfig, folder: Path) -> None:
     steps = module.schedule.max_steps
     with quiet_lightning():
-        make_trainer(changed(config, max_steps=steps), folder, []).fit(module, data)
+        training, accumulate = replace(config.training, max_steps=steps), config.optimizer.accumulate
+        make_trainer(training, config.encoder, accumulate, folder, []).fit(module, data)
 
 
 def test_training_is_the_loop_one_would_write_by_hand(data: DemoDataModule, tmp_path: Path) -> None:

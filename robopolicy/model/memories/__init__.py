@@ -10,7 +10,7 @@ at every frame:
 `robopolicy.testing.memory` checks this contract.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -63,17 +63,3 @@ class Memory(Protocol):
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """The shapes of a state's tensors; a state with other shapes is refused."""
         ...
-
-
-def history_of(options: Any) -> History:
-    """The history of the memory that these options build, without building it.
-
-    It is `options.history` (a field, or a class attribute of a kind with one history); else `window` where the options
-    have a window, and `none` where they have not.
-    """
-    return getattr(options, "history", "window" if hasattr(options, "window") else "none")
-
-
-def window_of(options: Any) -> int:
-    """W of the memory that these options build; 1 where they have no window."""
-    return getattr(options, "window", 1)
