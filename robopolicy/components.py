@@ -75,7 +75,7 @@ _by_options: dict[type, Component] = {}
 _watchers: dict[str, list[Callable[[str], None]]] = {}
 """Family -> what to call with each kind that is registered."""
 _plugin: list[str] = []
-"""Name of the plug-in whose import is under way, innermost last."""
+"""Names of the plug-ins that are being imported; the innermost import is last."""
 
 
 def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T], _T]:
@@ -113,8 +113,8 @@ def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T]
         owner = _by_options.get(options)
         if owner is not None and (owner.family, owner.kind) != (family, kind):
             raise ConfigError(
-                f"{options.__name__} holds the options of {owner.family} {owner.kind!r}; {family} {kind!r} needs a "
-                "dataclass of its own (a subclass will do)"
+                f"{options.__name__} holds the options of {owner.family} {owner.kind!r}; {family} {kind!r} needs its "
+                "own dataclass (a subclass will do)"
             )
         if issubclass(options, Options):
             options.section = section_of(family, kind)
@@ -154,7 +154,7 @@ def component(family: str, kind: str) -> Component:
 
 
 def component_of(options: Any) -> Component:
-    """The component that these options, an instance, belong to.
+    """The component that this instance of options belongs to.
 
     Raises:
         ConfigError: they are not the options of a registered kind.
@@ -205,7 +205,7 @@ def load_plugins(modules: Iterable[str]) -> None:
 
 
 def find_in_current_folder(module: str) -> None:
-    """Let a module that the user named be imported from the current folder, as `python -m` does, if it is there.
+    """Make a module that the user named importable from the current folder, as `python -m` does, if it lies there.
 
     The folder comes last in the search path, so that nothing in it hides an installed package.
     """
@@ -247,7 +247,7 @@ def _require_family(family: str) -> None:
 def _built_in(family: str) -> dict[str, tuple[str, Path]]:
     """Built-in kind -> its package and file, by the files in the family's packages; nothing is imported.
 
-    A kind that is data is a YAML file; the package's `register_file(path)` registers it.
+    Some kinds are data only, in a YAML file, which the package's `register_file(path)` registers.
     """
     found = {}
     for package in FAMILIES[family]:

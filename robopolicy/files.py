@@ -1,7 +1,7 @@
-"""Files that appear under their name whole or not at all, whatever ends the process that writes them.
+"""Atomic writes: a file appears under its name complete or not at all, even if the process is killed while writing.
 
-Every file that the package writes goes through here: created exclusively, under a name that nobody can predict, in the
-target's own folder; synced; renamed. A link planted at the temporary name is never followed, one at the target is refused.
+Every file that the package writes goes through here: it is created exclusively, under a random name in the
+target's folder, synced, and renamed. A link at the temporary name is never followed; a link at the target is refused.
 """
 
 import glob
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".unfinished"
-"""Ending of the temporary name; a file with it is what a kill left behind."""
+"""Ending of the temporary name; a file with this ending was left behind by a killed process."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     require_regular(path)
-    # A suffix of its own last, since libraries such as PyAV choose the format by it.
+    # The target's suffix comes last, since libraries such as PyAV choose the format by it.
     temporary = path.with_name(f".{path.stem[:100]}-{secrets.token_hex(8)}{TEMPORARY}{path.suffix}")
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
@@ -39,7 +39,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         if error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # not the temporary name, or none at all
+        raise OSError(error.errno, error.strerror, str(path)) from error  # names the target, not the temporary file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -59,7 +59,7 @@ def write_file(path: str | Path, content: str | bytes | memoryview) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a folder of one's own, which nobody else writes into."""
+    """Remove the temporary files that a killed process left in a folder that no other process writes into."""
     _remove_files(folder, f".*-*{TEMPORARY}*")
 
 
@@ -79,7 +79,7 @@ def require_regular(path: str | Path) -> None:
     """Refuse a path at which something other than a regular file is: a link, a folder, a device, a pipe.
 
     Raises:
-        OSError: in one line that says what is there.
+        OSError: one line that says what is at the path.
     """
     try:
         mode = os.lstat(path).st_mode

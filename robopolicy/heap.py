@@ -11,7 +11,7 @@ import ctypes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's malloc.h."""
 LARGEST_PIECE = 32 * 2**20
-"""Bytes of the largest piece that is taken from the heap; glibc allows no larger one, and maps it by itself."""
+"""Bytes of the largest piece that is taken from the heap; glibc maps larger pieces separately."""
 MOST = 2**31 - 1
 """The most bytes that glibc accepts as the amount to keep."""
 

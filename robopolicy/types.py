@@ -201,7 +201,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a robot saw at one instant, ready for a policy."""
+    """A robot's observation at one instant, ready for a policy."""
 
     obs: Mapping[str, Array]
     """Per key (*B, ...): images uint8 (*B, height, width, 3), low-dimensional keys float, in the demos' own units."""
@@ -231,7 +231,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a policy predicts at one frame, in the demos' own units."""
+    """A policy's prediction at one frame, in the demos' own units."""
 
     actions: Array
     """(*B, K, width): action rows in the demos' units and column order."""
@@ -241,20 +241,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The actions under way when a chunk is predicted: those that the chunk begins with, and those it should agree with."""
+    """The actions already planned when a chunk is predicted: those that it begins with, and those that it should agree with."""
 
     actions: Array
     """(*B, k, width) action rows of the control steps from the observation on; NaN where an episode has none."""
     frozen: int | None = None
-    """First rows, which the chunk begins with exactly; an action head that can be guided agrees with those after them, less
-    and less. None: all rows."""
+    """First rows, which the chunk begins with exactly; an action head that can be guided agrees with those after them,
+    with a weight that decreases over the chunk. None: all rows."""
     best_of: int = 1
     """How many chunks are drawn; the one nearest to `actions` is returned (backward coherence, arXiv 2408.17355)."""
 
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What a policy needs and gives: inputs, outputs and rates."""
+    """A policy's inputs, outputs and rates."""
 
     observation: Mapping[str, ArraySpec]
     """Per key that the policy reads, the shape and type of one frame."""
@@ -310,7 +310,7 @@ class Policy(Protocol):
     """
 
     spec: PolicySpec
-    """What it needs and gives."""
+    """Its inputs, outputs and rates."""
 
     def initial_state(self, batch: int | Sequence[int] = ()) -> Any:
         """The state before the first frame; `batch` is a count, a shape, or () for one robot without batch axes."""

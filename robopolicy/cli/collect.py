@@ -107,7 +107,7 @@ def _gathered(episodes: Iterable[Episode], shard: Shard) -> Iterable[Episode]:
 
 
 class _Worlds:
-    """The expert's worlds of this process, made anew when a round has fewer episodes than there are worlds."""
+    """The expert's worlds of this process, made again when a round has fewer episodes than there are worlds."""
 
     def __init__(self, options: Namespace, shard: Shard) -> None:
         self._options, self._simulator = options, simulator_options(options, shard.device(options.device))

@@ -22,7 +22,7 @@ from robopolicy.rollout.training_seeds import (
 
 
 def report_runs(options: Namespace, results: Sequence[Evaluation]) -> int:
-    """Print and write what several runs have in common; returns the exit code.
+    """Print and write a summary of several runs; returns the exit code.
 
     Runs whose configs differ in their seed only are training seeds of one config. Other runs are rows of a table, each
     compared with the first on the same seeds.
@@ -60,7 +60,7 @@ def _summary(results: Sequence[Evaluation], others: Sequence[Mapping[int, bool]]
 
 
 def _print_group(row: Mapping[str, Any]) -> None:
-    """One config: its runs in one number, by instruction, and against other runs."""
+    """One config: the mean of its runs, by instruction too, and the difference to other runs."""
     rates = ", ".join(f"{100 * rate:.0f}" for rate in row["rates"])
     if len(row["rates"]) > 1:
         low, high = (round(100 * bound) for bound in row["interval"])
@@ -163,7 +163,9 @@ def _read_evaluations(path: Path, task: str) -> list[dict[int, bool]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"--against {path}: no evaluation written by robopolicy eval --json") from error
     if values.get("task") != task:
-        raise ConfigError(f"--against {path} is of task {values.get('task')}, not {task}; its seeds are other scenes")
+        raise ConfigError(
+            f"--against {path} is of task {values.get('task')}, not {task}; equal seeds are not the same scenes"
+        )
     return found
 
 

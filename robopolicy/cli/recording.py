@@ -94,7 +94,7 @@ class DemoRecorder:
         self._send({"obs": obs, "action": np.asarray(tick.action, np.float32), "instruction": instruction})
 
     def close(self) -> None:
-        """Wait until the demo is written, `recorded`, or log why not; without a step there is none."""
+        """Wait until the demo is written and set `recorded`, or log why it was not; without a step, no demo is written."""
         with suppress(BrokenPipeError):  # it has ended, and reported why
             self._input.close()
         answer = self._answer()

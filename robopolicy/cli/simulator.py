@@ -89,7 +89,7 @@ def open_worlds(
     Args:
         policy: what acts in them.
         task: task of the simulator.
-        count: how many.
+        count: number of worlds.
         simulator: further options, as `simulator_options` gives them.
         cameras: further ones, such as of an expert.
     """

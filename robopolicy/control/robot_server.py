@@ -37,7 +37,7 @@ MAX_COMMAND_BYTES = 4096
 
 
 class RobotServer(AbstractContextManager["RobotServer", None]):
-    """Serves `robot` from a thread of its own until `close`.
+    """Serves `robot` from a separate thread until `close`.
 
     Commands are passed on at the robot's own rate through a `CommandGuard`, so a client that dies, hangs or is cut off
     leaves a robot that comes to rest within its limits. The next connection starts again.

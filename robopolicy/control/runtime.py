@@ -209,7 +209,7 @@ def _open_graph(path: Path, threads: int | None) -> Any:
         options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own
+    except Exception as error:  # onnxruntime raises its own exception classes
         raise ExportError(f"{path}: not an ONNX graph that can be run ({_reason(error)}); export again") from None
 
 

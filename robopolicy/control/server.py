@@ -1,7 +1,7 @@
 """A policy behind openpi's websocket protocol, for robots and simulators on this machine or others.
 
 The server first sends its metadata; then every binary message is an observation and is answered with actions. Each
-connection has a memory of its own. A message that can't be used is answered with a short text frame, and its connection is
+connection has its own memory. A message that can't be used is answered with a short text frame, and its connection is
 closed: no traceback, no path, bounded memory, and no effect on other clients. See `client.unpack` for what a message may
 hold.
 """

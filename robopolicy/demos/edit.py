@@ -58,7 +58,7 @@ class Edit:
             raise ConfigError(f"rate is {self.rate_hz}; expected more than 0 Hz")
         new = list(self.rename.values())
         if twice := sorted({key for key in new if new.count(key) > 1}):
-            raise ConfigError(f"two keys would be called {twice[0]!r}; give each a name of its own")
+            raise ConfigError(f"two keys would be called {twice[0]!r}; give each its own name")
         if both := sorted(set(self.rename) & set(self.drop_keys)):
             raise ConfigError(f"the key {both[0]!r} is to be dropped and renamed; name it once")
 
@@ -101,7 +101,7 @@ def edit_demos(
 
     Raises:
         FileExistsError: an output exists.
-        DemoFormatError: a source can't be read, names a demo or key that isn't there, or does not fit the others.
+        DemoFormatError: a source can't be read, names a missing demo or key, or does not fit the others.
         ConfigError: an option contradicts another one, or the format is unknown or can only be read.
     """
     changes = changes or Edit()

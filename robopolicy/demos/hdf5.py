@@ -99,7 +99,7 @@ class DemoFile(DemoReader):
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One demo, its images as `images.as_image` makes them; `keys` limits which observations are read.
 
-        A demo without an instruction of its own gets that of `ep_meta`, where RoboCasa keeps it.
+        A demo without the attribute `instruction` gets the one in `ep_meta`, where RoboCasa keeps it.
 
         Raises:
             DemoFormatError: an observation key is missing (those present are listed), a length differs, a value of the

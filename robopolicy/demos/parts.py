@@ -1,7 +1,7 @@
 """Writes a file of groups `data/demo_<i>` in parts, so that a crash loses no finished group.
 
 HDF5 updates its index in place, in several writes: a process killed between them leaves a file that does not open. Here no
-file is ever changed: each part is a file of its own in the folder `<file>.parts`; at the end all parts are copied into a new
+file is ever changed: each part is its own file in the folder `<file>.parts`; at the end all parts are copied into a new
 file, which is renamed to the target, and the folder is removed. A kill loses at most the unfinished part, and a writer that
 resumes continues with the parts. The folder is locked as long as the writer's process runs.
 """

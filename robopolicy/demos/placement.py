@@ -17,7 +17,7 @@ MEMORY_SHARE = 0.5
 
 
 def choose_placement(placement: Placement, wide_bytes: int, device: torch.device) -> Literal["device", "host", "disk"]:
-    """Choose where images and tokens of this size [bytes] are held; logs the choice and its reason if there are any."""
+    """Choose where images and tokens of this size [bytes] are held; logs the choice and its reason unless the size is 0."""
     if placement != "auto":
         return placement
     if wide_bytes == 0:

@@ -94,7 +94,7 @@ def listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
     """The file, or the files below the folder, each with the size, time or hash that the storage reports.
 
     Raises:
-        DemoFormatError: nothing is there, or the storage can't be reached.
+        DemoFormatError: no file is found, or the storage can't be reached.
     """
     try:
         info = filesystem.info(root)

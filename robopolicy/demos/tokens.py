@@ -114,7 +114,7 @@ class TokenWriter(PartWriter):
     Args:
         path: the file of tokens.
         identity: which backbone makes the tokens.
-        marks: the mark of each demo of the demo file; tokens of other demos that are there are dropped.
+        marks: the mark of each demo of the demo file; tokens of other demos in the file are dropped.
 
     Raises:
         DemoFormatError: there are tokens of another backbone.

@@ -59,7 +59,7 @@ class DataConfig(Options):
     """Demo files in the robomimic layout, or any format that `robopolicy check` opens."""
     groups: Mapping[str, GroupConfig] = field(default_factory=dict)
     """Instead of `files`: robots that are trained together, such as {panda: {files: [a.hdf5]}, ur5: {files: [b.hdf5]}}. Each
-    has an action spec, normalizers and an action head of its own; encoder and memory are shared."""
+    has its own action spec, normalizers and action head; encoder and memory are shared."""
     file_weights: tuple[float, ...] = option((), "> 0")
     """Relative sampling weight of each file; empty: by its number of steps. Not for a carried memory."""
     train_demos: int | None = option(None, ">= 1")

@@ -73,7 +73,7 @@ class HuggingFace:
     def write(self, files: Mapping[str, Content], public: bool) -> None:
         """Send files as one commit without an earlier push's other files; a new repository is private unless `public`."""
         if self.revision is not None:
-            raise HubError(f"{self.url}: a push makes a commit of its own; leave out @{self.revision}")
+            raise HubError(f"{self.url}: a push makes a new commit; leave out @{self.revision}")
         add = self._library.CommitOperationAdd
         with self._one_line():
             self._api.create_repo(self.repository, private=not public, exist_ok=True)
@@ -127,7 +127,7 @@ class Storage:
             self._filesystem.get_file(f"{self._root}/{name}", str(place))
 
     def write(self, files: Mapping[str, Content], public: bool) -> None:
-        """Send files, in this order; refused where the last file, the mark of a folder sent whole, is there already."""
+        """Send files, in this order; refused if the last file, which marks a complete folder, exists already."""
         if public:
             raise HubError(f"{self.url}: --public is for hf://; here the storage decides who may read")
         last = f"{self._root}/{[*files][-1]}"

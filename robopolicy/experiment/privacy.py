@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>)\]]+")
 _SEGMENTS = r"(?:[^\s/\\'\",;:|<>()\[\]{}`]+[/\\]?)+"
 PATH = re.compile(rf"(?<![\w.~/\\<])(?:(?:~[\w.-]*)?/|[A-Za-z]:[/\\]|\\\\){_SEGMENTS}")
-"""A path from the root, the home folder or a drive on, wherever in a text; `and/or` and `</td>` are none."""
+"""A path that begins at the root, the home folder or a drive, anywhere in a text; does not match `and/or` and `</td>`."""
 WHOLE_PATH = re.compile(r"(?:(?:~[\w.-]*)?/|[A-Za-z]:[/\\]|\\\\)[^\n]*")
-"""The same as a whole text, in which a folder's name may hold spaces."""
+"""A text that is such a path as a whole; folder names may hold spaces."""
 TOKENS = re.compile(
     r"\b(?:hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{10,}|eyJ[\w-]{20,}\.[\w-]{20,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"

@@ -247,7 +247,7 @@ def read_policy(folder: str | Path) -> ChunkPolicy:
 
 
 def read_description(folder: Path) -> tuple[dict[str, Any], ExperimentConfig]:
-    """What `policy_of` takes, from a run folder; its weights are there, and not read.
+    """The arguments of `policy_of` from a run folder; its weights must exist, but are not read.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another format version.

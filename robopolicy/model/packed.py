@@ -112,7 +112,7 @@ class FrozenRecurrent(StreamingMemory):
         return newest, MemoryState(self.history, age, tensors)
 
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """As the original memory gives it."""
+        """See the original memory."""
         rows = (self.window,) if self.history == "window" else ()
         return ((self.layers, *batch, *rows, self.output_width),) * self.state_count
 
@@ -138,7 +138,7 @@ class FrozenRecurrent(StreamingMemory):
 
 
 def _pack(module: nn.Module, precision: Precision) -> nn.Module:
-    """A copy with weights of its own, in which every LSTM, GRU and linear layer is packed."""
+    """A copy with its own weights, in which every LSTM, GRU and linear layer is packed."""
     if isinstance(module, RecurrentMemory):
         return FrozenRecurrent(module, precision)
     if type(module) is nn.Linear:

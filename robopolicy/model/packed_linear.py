@@ -13,7 +13,7 @@ PACKED_ROWS = 16
 """The row count that oneDNN lays a matrix out for; laid out for a single row it is slower, even for a single row."""
 FLOAT32_SIZE = 1 << 16
 """Matrices of fewer entries stay float32 at any precision, and unpacked: they cost little, one of them gives the output, and
-a packed product begins with 11 us of its own, where `linear` takes 3 us for a single row."""
+a packed product has an overhead of 11 us, where `linear` takes 3 us for a single row."""
 _FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 _QUANTIZED = "_make_per_channel_quantized_tensor"
 _VNNI = bool(getattr(torch.cpu, "_is_vnni_supported", bool)())

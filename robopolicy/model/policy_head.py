@@ -199,7 +199,7 @@ COHERENCE_DECAY = 0.5
 
 
 def _most_coherent(chunks: Chunk, actions: Tensor) -> Chunk:
-    """Of N chunks per episode (N, *B, K, ...), the one whose arm actions are nearest to the prefix (N, *B, k, A+G)."""
+    """The one of N chunks per episode (N, *B, K, ...) whose arm actions are nearest to the prefix (N, *B, k, A+G)."""
     arm, logit = torch.as_tensor(chunks.arm), torch.as_tensor(chunks.gripper_logit)
     width, steps = arm.shape[-1], actions.shape[-2]
     weight = COHERENCE_DECAY ** torch.arange(steps, device=arm.device)

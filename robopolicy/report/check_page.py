@@ -54,7 +54,7 @@ def _histograms(report: FileReport) -> str:
 
 
 def _sheets(report: FileReport) -> str:
-    """Of each camera a few demos, one below the other, and of each a few images side by side."""
+    """For each camera a row of images for each of a few demos."""
     parts: list[str] = []
     for camera, demos in report.sheet.items():
         step = -(-demos[0].shape[1] // IMAGE_PX)

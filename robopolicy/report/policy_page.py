@@ -23,7 +23,7 @@ GLOW = np.array([255.0, 150.0, 30.0])
 
 @dataclass(frozen=True)
 class Seen:
-    """What a policy made of one demo."""
+    """A policy's outputs on one demo."""
 
     steps: np.ndarray
     """(frames,) int, steps of the demo at which the policy saw a frame."""

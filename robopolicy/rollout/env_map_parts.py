@@ -98,7 +98,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
 }
 """Section of a map -> its keys, each with what is expected of its value."""
 VALUES = {"max_episode_steps": COUNT, "instructions_in_a_row": COUNT, "control_dt": TIME, "step_timeout_s": TIME}
-"""The same for the keys beside the sections."""
+"""Keys outside the sections, each with what is expected of its value."""
 REQUIRED = {"start_states": ("file", "method"), "settle": ("steps", "action")}
 """Required keys of a section."""
 

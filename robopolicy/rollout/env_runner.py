@@ -53,7 +53,7 @@ class Session:
         limit = spec.get("max_episode_steps") or own_limit or getattr(self.env, "_max_episode_steps", None)
         if not limit:
             raise EnvSetupError(
-                "the environment has no time limit of its own; give --env-map FILE with a line max_episode_steps: N"
+                "the environment has no time limit; give --env-map FILE with a line max_episode_steps: N"
             )
         self.max_episode_steps = int(limit)
         self._success: dict[str, Any] = dict(spec.get("success") or {})

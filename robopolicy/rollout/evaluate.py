@@ -35,7 +35,7 @@ def evaluate(
         env_factory: makes one environment; or `MODULE:ID`, `ID`, `MODULE:FACTORY` as for `robopolicy eval --env`.
         seeds: one episode each; given to the environment's `reset`.
         env_map: how the environment's names, units and signals map to the policy's: a map, its dictionary or its file.
-        env_python: interpreter with the simulator; each copy then runs in a process of its own, and `env_factory` is a text.
+        env_python: interpreter with the simulator; each copy then runs in its own process, and `env_factory` is a text.
         num_envs: copies at once; default: 8 in this process, the number of cores in processes.
         execution: how chunks become actions; default: the options stored with the policy.
 

@@ -83,7 +83,7 @@ def summarize_runs(runs: Sequence[Outcomes], level: float = 0.95) -> TrainingSee
 def compare_runs(first: Sequence[Outcomes], second: Sequence[Outcomes], level: float = 0.95) -> Difference:
     """The paired difference between two groups of training runs, on the evaluation seeds that all of them share.
 
-    Evaluation seeds are drawn jointly for both groups, training runs in each group by itself; see `summarize_runs`.
+    Evaluation seeds are drawn jointly for both groups, training runs separately in each group; see `summarize_runs`.
 
     Raises:
         ValueError: a group is empty, or no evaluation seed is shared.
@@ -154,7 +154,7 @@ def config_values(run: str | Path) -> dict[str, Any]:
 
 
 def group_runs(configs: Mapping[str, Mapping[str, Any]]) -> list[RunGroup]:
-    """Groups of runs whose configs are equal apart from seeds; a run without a config is a group by itself.
+    """Groups of runs whose configs are equal apart from seeds; a run without a config forms its own group.
 
     Args:
         configs: `config_values` by run.

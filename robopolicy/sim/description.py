@@ -96,7 +96,7 @@ def profile_values(path: Path, tool: str | None = None, base: str | None = None)
 
 
 def _links(path: Path) -> Iterator[Link]:
-    """The links and sites of a description; each joint is a link of its own between those that it connects."""
+    """The links and sites of a description; each joint counts as a link between those that it connects."""
     import mujoco
 
     speeds, model = _speeds(path), _model(path)

@@ -35,7 +35,7 @@ APPROACH_GAIN = 0.8
 
 HAND_STEP_M = 0.007
 HAND_STEP_RAD = 0.035
-"""The same for each hand of the two-arm robot, whose control step is 0.02 s [m], [rad]."""
+"""As above, for each hand of the two-arm robot, whose control step is 0.02 s [m], [rad]."""
 JOINT_STEP_RAD = 0.025
 """Largest displacement of a joint that its expert asks for in one step [rad]."""
 HAND_DAMPING = 0.03
@@ -166,7 +166,7 @@ def drawn_noise(noise: ActionNoise, seed: int, steps: int, actions: ActionSpec) 
 
 
 class ExpertActor:
-    """The scripted expert, disturbed; it has no state of its own.
+    """The scripted expert with disturbed actions; it keeps no state.
 
     Args:
         env: the worlds.

@@ -43,7 +43,7 @@ class ProcessOptions:
 
 
 class SimRobot(AbstractContextManager["SimRobot", None]):
-    """One world of a task, stepped in real time by a process of its own; a `Robot` for the control loop.
+    """One world of a task, stepped in real time by its own process; a `Robot` for the control loop.
 
     The process follows the newest command and, like a real arm's controller, comes to rest within its limits when
     none has come for `deadline_s`.

@@ -48,7 +48,7 @@ def random_like(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    """A generator of its own, so that a check neither reads nor changes the global seed."""
+    """A new generator, so that a check neither reads nor changes the global seed."""
     return torch.Generator().manual_seed(seed)
 
 

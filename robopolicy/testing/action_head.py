@@ -47,7 +47,7 @@ def a_row_decodes_alone_as_in_a_batch(make: Make, hidden_width: int) -> None:
     head, hidden = _head(make), random_like(generator(), 6, hidden_width)
     with torch.no_grad():
         together, alone = head.decode(hidden), head.decode(hidden[2])
-    require_close(alone.arm, together.arm[2], 1e-5, "arm of a row by itself against one of a batch")
+    require_close(alone.arm, together.arm[2], 1e-5, "arm of a single row against one of a batch")
     require_close(alone.gripper_logit, together.gripper_logit[2], 1e-5, "gripper of a row against one of a batch")
 
 

@@ -101,9 +101,9 @@ def a_frame_gives_the_same_tokens_in_any_batch(case: EncoderCase) -> None:
     together = _encode(encoder, frames, case.text(INSTRUCTIONS, (2, 1)))
     one = {key: value[1, 2] for key, value in frames.items()}
     alone = _encode(encoder, one, case.text(INSTRUCTIONS[1:], ()))
-    require_close(alone.tokens, together.tokens[1, 2], TOLERANCE, "tokens of a frame by itself against one of a batch")
+    require_close(alone.tokens, together.tokens[1, 2], TOLERANCE, "tokens of a single frame against one of a batch")
     if alone.token_valid is not None and together.token_valid is not None:
-        require_equal(alone.token_valid, together.token_valid[1, 2], "mask of a frame by itself against one of a batch")
+        require_equal(alone.token_valid, together.token_valid[1, 2], "mask of a single frame against one of a batch")
 
 
 def eval_mode_is_deterministic(case: EncoderCase) -> None:

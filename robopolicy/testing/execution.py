@@ -71,8 +71,8 @@ def episodes_do_not_influence_each_other(options: ExecutionOptions) -> None:
     for index in range(len(plan)):
         rows = {name: getattr(plans, name)[index] for name in PER_EPISODE}
         alone, alone_count = _merged(strategy, replace(plans, **rows))
-        require_close(alone, plan[index], TOLERANCE, "plan of an episode by itself against one of a batch")
-        require_equal(alone_count, count[index], "count of an episode by itself against one of a batch")
+        require_close(alone, plan[index], TOLERANCE, "plan of a single episode against one of a batch")
+        require_equal(alone_count, count[index], "count of a single episode against one of a batch")
     nested = {name: getattr(plans, name)[None] for name in PER_EPISODE}
     require_close(_merged(strategy, replace(plans, **nested))[0][0], plan, TOLERANCE, "plan with two batch axes")
 

@@ -156,9 +156,9 @@ def the_state_has_the_batch_axes_after_the_first(memory: Memory, width: int) -> 
         together, after = memory.step(frames[1], state)
         for i in range(4):
             alone, alone_after = memory.step(frames[1, i : i + 1], state[i : i + 1])
-            require_close(alone, together[i : i + 1], TOLERANCE, "an episode by itself against one of a batch")
+            require_close(alone, together[i : i + 1], TOLERANCE, "a single episode against one of a batch")
             for mine, theirs in zip(alone_after.tensors, after[i : i + 1].tensors, strict=True):
-                require_close(mine, theirs, TOLERANCE, "state of an episode by itself against one of a batch")
+                require_close(mine, theirs, TOLERANCE, "state of a single episode against one of a batch")
 
 
 def a_saved_state_resumes(memory: Memory, width: int) -> None:

@@ -1,4 +1,4 @@
-"""The conformance kit of the simulator's tasks; each check takes a task's name, and options of its own."""
+"""The conformance kit of the simulator's tasks; each check takes a task's name and options."""
 
 from collections.abc import Callable
 from typing import Any

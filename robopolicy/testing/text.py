@@ -15,7 +15,7 @@ from robopolicy.testing._assert import module_of, require, require_close, requir
 INSTRUCTIONS = ("put the red cube on the blue plate", "put the blue cube on the red plate", "open the drawer")
 """The first two hold the same words in another order."""
 INPUTS = TextInputs(Vocabulary.of(INSTRUCTIONS), 8)
-"""As for an encoder without a backbone, with tokens 8 wide."""
+"""Those of an encoder without a backbone, with tokens 8 wide."""
 TOLERANCE = 1e-5
 Make: TypeAlias = Callable[[TextInputs], Text]
 """Builds the text model."""

@@ -43,7 +43,7 @@ class ActionDistribution:
     mean: Float[Tensor, "*batch k arm"]
     """Means of the Gaussians, in normalized units."""
     log_std: Float[Tensor, "arm"]
-    """The same for all k actions."""
+    """As above, for all k actions."""
     logit: Float[Tensor, "*batch k gripper"]
     """Closed where positive."""
     learned: Bool[Tensor, "arm"]

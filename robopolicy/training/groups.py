@@ -77,7 +77,7 @@ class GroupLoader:
 
 
 class GroupData(LightningDataModule):
-    """The demos of every group, each with statistics of its own.
+    """The demos of every group, each with its own statistics.
 
     Args:
         config: with `data.groups`.
@@ -160,7 +160,7 @@ class GroupPolicies(nn.Module):
         return cls(policies)
 
     def save(self, run_dir: Path, provenance: Mapping[str, Any]) -> None:
-        """Each policy as a run folder of its own, `run_dir/groups/<name>`."""
+        """Write each policy as its own run folder, `run_dir/groups/<name>`."""
         for name, policy in self.members.items():
             save_policy(cast(ChunkPolicy, policy), run_dir / GROUPS / name, provenance[name])
 

@@ -101,7 +101,7 @@ class InOrder:
 
 @dataclass(frozen=True)
 class Carried:
-    """Whole demos from their first step on, each in an episode stream of its own, segment after segment: truncated BPTT."""
+    """Whole demos from their first step on, each in its own episode stream, segment after segment: truncated BPTT."""
 
     rows: DemoRows
     batch_size: int

@@ -45,7 +45,7 @@ class RelabelingActor:
 
     Args:
         student: acts, such as a `PolicyActor`.
-        expert: its labels are recorded; it sees every frame, so it may have a memory of its own. In its turns it may execute
+        expert: its labels are recorded; it sees every frame, so it may have its own memory. In its turns it may execute
             another action than its label, such as one with noise.
         expert_share: share of the turns that are the expert's, drawn from the episode's seed.
     """

@@ -29,7 +29,7 @@ class Stop:
     requested: bool = False
     """Set by a signal."""
     training: bool = False
-    """Whether steps are under way; before, a signal ends the process at once."""
+    """Whether training steps are running; before that, a signal ends the process at once."""
 
 
 @contextmanager

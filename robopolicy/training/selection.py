@@ -31,7 +31,7 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
     The file's filter keys are honoured; without them a share of the demos, at least one of two, is held out.
 
     Raises:
-        ConfigError: a filter key was asked for that isn't there, or both splits hold the same demo.
+        ConfigError: a filter key is missing, or both splits hold the same demo.
     """
     masks, where, standard = reader.filter_keys, reader.path.name, DataConfig()
     for option, key, usual in (
@@ -43,7 +43,9 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
             f"--data.{option} {key}: {where} has no such filter key; it has: {_listed(masks)}",
         )
     train = list(masks.get(data.train_filter, reader.names))
-    if data.valid_filter in masks and data.valid_filter != data.train_filter:  # the same for both: it is split in turn
+    if (
+        data.valid_filter in masks and data.valid_filter != data.train_filter
+    ):  # if both name one key, its demos are split below
         valid = list(masks[data.valid_filter])
         if data.train_filter not in masks:
             train = [name for name in train if name not in set(valid)]
@@ -64,7 +66,7 @@ def choose_keys(reader: DemoReader, name: str, data: DataConfig, with_tokens: bo
     One demo shows which keys there are.
 
     Raises:
-        DemoFormatError: a key or camera that the config names isn't there; those present are listed.
+        DemoFormatError: a key or camera that the config names is missing; those present are listed.
     """
     rows = row_types(reader, name)
     cameras = [key for key, (shape, dtype) in rows.items() if len(shape) == 3 and dtype == np.uint8]
@@ -83,7 +85,7 @@ def choose_keys(reader: DemoReader, name: str, data: DataConfig, with_tokens: bo
         for key, (shape, dtype) in rows.items():
             if key not in (*cameras, *vectors, *unseen, *tokens) and key != TOKENS_KEY:
                 raise DemoFormatError(
-                    f"{reader.path.name}, {name}: {key} is {dtype} {shape}, neither numbers side by side nor an image (uint8, "
+                    f"{reader.path.name}, {name}: {key} is {dtype} {shape}, neither a vector nor an image (uint8, "
                     "or float in [0, 1]); list the images to use in --data.cameras, or scale it by robopolicy convert --white"
                 )
     require(
@@ -128,22 +130,24 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
 
 
 def _values(actions: np.ndarray, column: int, declared: tuple[float, float]) -> tuple[float, float]:
-    """The two values of a binary gripper: those declared, or, where that is the default pair, those of its actions (rows,)."""
+    """The two values of a binary gripper: the declared pair, or those of its actions (rows,) if the pair is the default."""
     values = np.unique(actions).tolist()
     if set(values) <= set(declared):
         return declared
     named = " and ".join(f"{value:g}" for value in values)
     LOG.info(
-        "gripper   action %d holds %s, of which the second is label 1; the profile says which opens", column, named
+        "gripper   action %d has the values %s; the second is label 1, the robot profile says which one opens",
+        column,
+        named,
     )
     return values[0], values[1]
 
 
 def _ends(actions: np.ndarray, column: int, ends: tuple[float, float]) -> tuple[float, float]:
-    """The ends of a continuous gripper: those declared; in place of the default, those that its actions (rows,) suggest."""
+    """The ends of a continuous gripper: as declared, or as its actions (rows,) suggest if the declared ones are the default."""
     low, high = float(actions.min()), float(actions.max())
     beyond = low < -1.002 or high > 1.002
-    # From 0 on, or over a small part of -1 .. 1: an opening, in metres or as a share.
+    # Values that are never negative, or that span little of -1 .. 1, are openings in metres or as a share.
     opening = high > low and (low >= 0 or high - low < LEAST_STROKE * 2)
     if ends != (-1.0, 1.0) or not (beyond or opening):
         return ends
@@ -152,7 +156,7 @@ def _ends(actions: np.ndarray, column: int, ends: tuple[float, float]) -> tuple[
 
 
 def pooling_ahead(encoder: Any, pooling: Any) -> TokenPooling | None:
-    """The head's pooling, if it may be applied to the file's tokens once and for all; None where weights come before it.
+    """The head's pooling, if it can be applied to the file's tokens ahead of time; None if learned weights come before it.
 
     Pooling the kept vectors again changes nothing: each of the `latent` vectors is a bin of its own.
     """

@@ -65,7 +65,7 @@ def open_start(start: Start, token_encoder: dict[str, Any] | None) -> ChunkPolic
     """The policy that a training starts from, on the CPU.
 
     Args:
-        start: which one.
+        start: the run to start from, and what to take from it.
         token_encoder: identity of the encoder of the new demos' tokens.
 
     Raises:

@@ -2,7 +2,8 @@
 
 The policy receives the plan with each observation. Its chunk begins exactly with the actions that pass during inference. An
 action head that was trained with prefixes (arXiv 2512.05964) continues these; one that can be guided (`flow`) also agrees with
-the plan's later actions, less and less. What difference is left is blended as `freeze` does, which the paper doesn't.
+the plan's later actions, with a weight that decreases over the chunk. Any remaining difference is blended as `freeze` does,
+which the paper does not do.
 """
 
 from dataclasses import dataclass

@@ -184,7 +184,7 @@ class RosbridgeRobot:
             bridge.close()
 
     def _bridge_for(self, topics: GripperTopics) -> Bridge:
-        """The connection of a gripper: one of its own for an action.
+        """The connection of a gripper: a separate one for an action.
 
         Unless `send_action_goals_in_new_thread` is set, a server reads no message of a connection while a goal of it is
         pursued, so the arm's commands would wait for the gripper.

@@ -123,7 +123,7 @@ def open_episodes(root: Path, info: Mapping[str, Any]) -> Episodes:
 
 
 def read_parquet(path: Path, columns: Iterable[str] | None = None, except_prefix: str | None = None) -> Any:
-    """A parquet file as a pyarrow table; of the columns named, those that are there.
+    """A parquet file as a pyarrow table; with those of the named columns that it has.
 
     Raises:
         DemoFormatError: pyarrow isn't installed, or the file is missing or damaged.

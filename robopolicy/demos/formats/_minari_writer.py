@@ -30,7 +30,7 @@ SIDECAR = "robopolicy.json"
 MISSION = "mission"
 """The text observation that holds the instruction, as in MiniGrid and BabyAI."""
 VERSION = "0.5.4"
-"""Of Minari whose layout is written: the first in which images may be stored without loss."""
+"""Version of Minari whose layout is written: the first one in which images may be stored without loss."""
 KEPT = ("edits", "env_args")
 """Attributes of the set that the sidecar keeps."""
 
@@ -76,9 +76,9 @@ def write_minari(source: DemoReader, target: Path, names: Sequence[str], dataset
         **{key: source.attributes[key] for key in KEPT if source.attributes.get(key)},
     }
     write_file(data / SIDECAR, json.dumps(own))
-    notes = ["Minari wants an observation after the last action: the last one is repeated"]
+    notes = ["Minari requires an observation after the last action: the last one is repeated"]
     if "rewards" in own["absent"]:
-        notes.append("Minari wants a reward for each step; there is none, 0 is written")
+        notes.append("Minari requires a reward for each step; the demos have none, so 0 is written")
     return [*notes, *omissions.lines()]
 
 

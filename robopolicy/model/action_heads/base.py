@@ -79,7 +79,7 @@ class PerceptronHead(nn.Module):
         options: sizes.
         hidden_width: H.
         action: which columns are arm and which gripper.
-        arm_outputs: outputs per step of the arm's perceptron `actions`; 0: a subclass has a network of its own.
+        arm_outputs: outputs per step of the arm's perceptron `actions`; 0: a subclass has its own network.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("arm", "gripper")

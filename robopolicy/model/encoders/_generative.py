@@ -104,7 +104,7 @@ class GenerativeBackbone(Backbone):
         return states[actions].reshape(frames, self._actions, -1), valid[actions].reshape(frames, self._actions)
 
     def _written(self, pixels: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each frame the places of the words that the model writes, most likely first, as (frames, words, 2): place and 0.
+        """For each frame, the places of the words that the model writes, most likely first, as (frames, words, 2): place and 0.
 
         The place is that from the vocabulary's end less the words that RoboVLMs leaves out there; -1 before the first.
         """

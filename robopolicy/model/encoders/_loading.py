@@ -39,7 +39,7 @@ def load_backbone(
 
     Raises:
         ImportError: `transformers` isn't installed.
-        ConfigError: the model isn't there, reads no images, or can't be read in this way.
+        ConfigError: the model is not found, reads no images, or can't be read in this way.
     """
     config, reading = read_config(name), reading or Reading()
     family = _family(config)

@@ -30,7 +30,7 @@ class FrameTokens(nn.Module):
 
     Raises:
         ImportError: `transformers` isn't installed.
-        ConfigError: the model isn't there, or can't be read.
+        ConfigError: the model is not found, or can't be read.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FrameTokens(nn.Module):
             "template": template if self.prompter else None,
             "prompt_tokens": self.prompt_tokens,
         }
-        """Everything that these tokens depend on, JSON-ready; see `identity_difference`."""
+        """Everything that determines these tokens, JSON-ready; see `identity_difference`."""
         self._prompts: dict[tuple[str | None, ...], Tensor] = {}
 
     @classmethod

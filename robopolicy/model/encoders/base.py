@@ -37,7 +37,7 @@ class EncoderInputs:
     text_tokens: int
     """Tokens of one instruction; 0 for a policy without it."""
     statistics: Mapping[str, Statistics] | None = None
-    """Of each low-dimensional key, in the columns and units before scaling; None when weights are loaded afterwards."""
+    """Statistics of each low-dimensional key, in the columns and units before scaling; None when weights are loaded later."""
     units: Mapping[str, Tensor] = field(default_factory=dict)
     """Key -> what a step of 1 of each scaled column is in the units of `statistics`."""
 

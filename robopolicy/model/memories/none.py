@@ -29,7 +29,7 @@ class NoMemory(StreamingMemory):
         self.mlp = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, options.hidden))
 
     def forward(self, pooled: Float[Tensor, "*batch time pooled"]) -> Float[Tensor, "*batch time hidden"]:
-        """Each of any number of frames by itself."""
+        """Each frame is mapped separately."""
         return self.mlp(pooled)
 
     def unroll(

@@ -22,7 +22,7 @@ class SimOptions(Options):
     command_hz: float = option(1000.0, "> 0")
     """Commands a second."""
     realtime: bool = True
-    """Whether the world runs in real time, in a process of its own; false: on a simulated clock, without sleeping."""
+    """Whether the world runs in real time, in its own process; false: on a simulated clock, without sleeping."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task, such as {delay_steps: 20}."""
 

@@ -22,7 +22,7 @@ CARRY_M = 0.07
 CLEAR_M = 0.05
 """Height of the fingertips above the highest other object's centre while they travel [m]."""
 CARRY_CLEAR_M = 0.07
-"""The same while they carry a cube [m]."""
+"""Height of the fingertips above the highest other object's centre while they carry a cube [m]."""
 SET_DOWN_M = 0.012
 """Height above its spot at which a cube is released [m]."""
 SET_OVER_M = 0.04
@@ -65,7 +65,7 @@ def above(state: State, spot: Float[Array, "worlds 3"], resting_m: float = 0.0) 
 
 
 def approach(state: State, spot: Float[Array, "worlds 3"]) -> Float[Array, "worlds 3"]:
-    """Like `above`, but straight up first where fingers that are not open yet would be pressed on top of the spot."""
+    """Like `above`, but first straight up if the fingers, not open yet, would be pressed onto the object at the spot."""
     height = state.ee_position[:, 2] - spot[:, 2]
     pressed = (state.opening < RELEASED_M) & (height > GRASP_M) & (height < HOVER_M)
     return choose(pressed, at_height(state, LIFTED_M), above(state, spot))
@@ -118,5 +118,5 @@ def way_over(offset: Float[Array, "worlds 3"]) -> Float[Array, "worlds 3"]:
 def choose(
     condition: Bool[Array, " worlds"], this: Float[Array, "worlds 3"], other: Float[Array, "worlds 3"]
 ) -> Float[Array, "worlds 3"]:
-    """One point or the other (N, 3), by world."""
+    """For each world one of two points (N, 3)."""
     return namespace(this).where(condition[:, None], this, other)
