@@ -5,6 +5,7 @@ target's folder, synced, and renamed. A link at the temporary name is never foll
 """
 
 import glob
+import json
 import os
 import secrets
 import shutil
@@ -12,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".unfinished"
 """Ending of the temporary name; a file with this ending was left behind by a killed process."""
@@ -56,6 +58,17 @@ def write_file(path: str | Path, content: str | bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(path: Path, refuse: type[Exception] = ValueError) -> dict[str, Any]:
+    """The JSON object in a file; raises `refuse`, with one line that begins with the path, for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise refuse(f"{path}: not JSON ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
+    if not isinstance(found, dict):
+        raise refuse(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
 
 
 def remove_unfinished(folder: Path) -> None:

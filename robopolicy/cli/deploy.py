@@ -1,6 +1,5 @@
 """`robopolicy export` and `serve`: a trained policy as a graph, and behind a socket."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from robopolicy.control.export import export_policy
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import load_policy
 from robopolicy.experiment.run_folder import save_token_encoder
+from robopolicy.files import read_json
 
 MEASURED_FRAMES = 512
 """Recorded frames on which an int8 export is measured."""
@@ -46,7 +46,7 @@ def export(arguments: Sequence[str]) -> int:
         say("int8      no recorded frames: measured on random observations; give a demo file with --frames")
     policy = load_policy(options.policy, flow_steps=options.flow_steps)
     folder = export_policy(policy, options.out, options.int8, options.int8_tolerance, frames)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_json(folder / "manifest.json")
     say(f"differs   {manifest['error_to_torch']:.2g} of an action's range from torch, at most")
     if options.int8:
         say(f"float     {len(manifest['float_layers'])} layers that are too sensitive for int8")

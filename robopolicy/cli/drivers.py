@@ -145,10 +145,8 @@ def _steps_per_call(options: Namespace, spec: PolicySpec) -> int:
 
 def _replayed(options: Namespace) -> Driver:
     with DemoFile(options.replay) as file:
-        name = options.demo or file.names[0]
-        if name not in file.names:
-            raise ConfigError(f"no {name} in {options.replay}; it has {file.names[0]} .. {file.names[-1]}")
-        demo, spec, env_args = file.read(name), file.attributes["action_spec"], file.attributes["env_args"]
+        demo = file.read(options.demo or file.names[0])
+        spec, env_args = file.attributes["action_spec"], file.attributes["env_args"]
     if spec is None or spec.rate_hz is None:
         raise ConfigError(f"{options.replay} doesn't say what its actions are; an action_spec with rate_hz is needed")
     speed = 1.0 if options.speed == AUTO_SPEED else options.speed
@@ -156,7 +154,7 @@ def _replayed(options: Namespace) -> Driver:
         raise ConfigError(f"--speed {speed:g}: expected more than 0, and at most {MAX_SPEED:g}, or {AUTO_SPEED}")
     key = options.follow if options.follow not in (None, "actions") else JOINTS
     if key not in demo.obs and options.follow == key:
-        raise ConfigError(f"--follow {key}: not in {name}; it has: actions, {', '.join(demo.obs)}")
+        raise ConfigError(f"--follow {key}: not in {demo.name}; it has: actions, {', '.join(demo.obs)}")
     actions = demo.actions if demo.executed_actions is None else demo.executed_actions
     reference = demo.obs.get(REFERENCE) if options.follow is None else None
     record = Record(actions, spec, _joint_path(demo.obs.get(key), spec), reference).at_speed(speed)

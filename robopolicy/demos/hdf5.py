@@ -74,6 +74,12 @@ class DemoFile(DemoReader):
             self.names = by_number(self._data, where)
             if not self.names:
                 raise DemoFormatError(f"{where}: no demo in it; expected groups data/demo_0, data/demo_1, ...")
+            first = self._group(self.names[0])
+            if "states" in first and "obs" not in first:
+                raise DemoFormatError(
+                    f"{where}: robosuite's raw layout, states and actions without observations, can't be trained on. "
+                    "Render it first with robosuite's own simulator (robomimic: dataset_states_to_obs.py)"
+                )
             self.filter_keys = self._masks()
             self._open_tokens(beside=tokens)
             with suppress(DemoFormatError):  # a damaged demo is refused when it is read
@@ -151,7 +157,7 @@ class DemoFile(DemoReader):
         require_demo(self, name)
         group, where = self._group(name), f"{self.path.name}, {name}"
         if "obs" not in group:
-            raise DemoFormatError(f"{where}: {_no_observations(sorted(group))}")
+            raise DemoFormatError(f"{where}: no group obs; it has: {', '.join(sorted(group)) or 'nothing'}")
         inside = [key for key in STEP_ARRAYS if key in group]
         if "states" in inside and group.get("states", getclass=True) is h5py.Group:
             inside.remove("states")  # Isaac Lab keeps the simulator's state as a tree; training does not use it
@@ -232,15 +238,6 @@ def _demo_facts(attributes: Mapping[str, Any], where: str) -> tuple[int | None, 
     if instruction is not None and not isinstance(instruction, str):
         raise DemoFormatError(f"{where}: instruction is {str(instruction)[:40]}; expected text")
     return seed, instruction
-
-
-def _no_observations(present: Sequence[str]) -> str:
-    if "states" in present:
-        return (
-            "only states and actions, no observations (robosuite's raw layout); "
-            "make them with robosuite's own simulator (robomimic's dataset_states_to_obs), then train"
-        )
-    return f"no group obs; it has: {', '.join(present) or 'nothing'}"
 
 
 def _language(ep_meta: Any) -> str | None:

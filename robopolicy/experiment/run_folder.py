@@ -23,7 +23,7 @@ from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import COMPONENT_SECTIONS, ExperimentConfig
 from robopolicy.experiment.model_card import CARD, model_card
 from robopolicy.experiment.reading import config_from_dict, config_to_dict
-from robopolicy.files import write_file
+from robopolicy.files import read_json, write_file
 from robopolicy.model.encoders._tokens import FrameTokens
 from robopolicy.model.packed import Precision
 from robopolicy.model.policy import ChunkPolicy
@@ -318,8 +318,8 @@ def _exported_token_encoder(folder: Path) -> tuple[dict[str, Any] | None, bool]:
     path = folder / TOKEN_ENCODER
     if not path.is_file():
         return None, False
+    found = read_json(path, CheckpointError)
     try:
-        found = json.loads(path.read_text())
         return dict(found["token_encoder"]), bool(found["prompted"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not as robopolicy writes it ({one_line(error)})") from error
@@ -357,13 +357,8 @@ def _read_config(folder: Path, description: Mapping[str, Any]) -> ExperimentConf
 
 def _description(folder: Path) -> dict[str, Any]:
     _require_file(folder, DESCRIPTION)
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{folder / DESCRIPTION}: not valid JSON ({one_line(error)}); the folder is damaged, train again"
-        ) from error
-    found = description.get("format") if isinstance(description, dict) else None
+    description = read_json(folder / DESCRIPTION, CheckpointError)
+    found = description.get("format")
     if found != FORMAT:
         raise CheckpointError(
             f"{folder / DESCRIPTION}: format version {found}; this robopolicy reads {FORMAT}; "

@@ -21,7 +21,7 @@ from robopolicy.control import runtime
 from robopolicy.experiment.hubs import SHARED, Content, HubError, open_hub
 from robopolicy.experiment.privacy import identifying, scrubbed
 from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION, needs_backbone, read_description, read_policy
-from robopolicy.files import TEMPORARY, remove, sync
+from robopolicy.files import TEMPORARY, read_json, remove, sync
 
 MARKS = (DESCRIPTION, runtime.MANIFEST)
 """The file that makes a folder a run or an export; sent last, so that half of a folder is not taken for one."""
@@ -227,13 +227,4 @@ def _examine(folder: Path, files: Mapping[str, Any]) -> None:
             if not needs_backbone(config):
                 read_policy(run)
         elif name.endswith(".json"):
-            _require_json(folder / name)
-
-
-def _require_json(path: Path) -> None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise SharingError(f"{path}: not JSON") from error
-    if not isinstance(found, dict):
-        raise SharingError(f"{path}: expected a JSON object, got {type(found).__name__}")
+            read_json(folder / name, SharingError)

@@ -1,11 +1,11 @@
 """A page that compares runs: success with intervals, training seeds, paired tests, config differences and losses."""
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
+from robopolicy.files import read_json
 from robopolicy.report.page import percent, percent_range, success_table, table, write_page
 from robopolicy.report.plots import COLORS, Series, interval_plot, line_plot
 from robopolicy.rollout.statistics import paired_test, shown_p
@@ -253,7 +253,6 @@ def _rounds(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path)
+    except ValueError:
         return {}
-    return values if isinstance(values, dict) else {}

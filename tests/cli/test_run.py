@@ -22,7 +22,7 @@ from robopolicy.types import Observation
     [
         (["--robot", "sim"], "give one of: a policy's folder, --server"),
         (["somewhere", "--server", "localhost:8000", "--robot", "sim"], "give one of"),
-        (["--replay", "DEMOS", "--demo", "demo_99", "--robot", "sim"], "no demo_99 in .* it has demo_0 .. demo_4"),
+        (["--replay", "DEMOS", "--demo", "demo_99", "--robot", "sim"], "no demo_99; it has: demo_0, .*demo_4"),
         (["--replay", "DEMOS", "--robot", "sim"], "name no task"),
         (["--replay", "DEMOS", "--robot", "sim", "--speed", "0"], "--speed 0: expected more than 0"),
         (["--replay", "DEMOS", "--robot", "sim", "--task", "reach", "--speed", "auto"], "needs a replay with recorded"),

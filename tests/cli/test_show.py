@@ -18,7 +18,7 @@ def test_a_demo_becomes_a_video(tiny_demos, tmp_path, ending):
     ("verb", "options", "expected"),
     [
         ("view", ("--out", "demo"), "expected a name that ends in .mp4 or .gif"),
-        ("view", ("--demo", "demo_77"), "no demo 'demo_77'; it has demo_0"),
+        ("view", ("--demo", "demo_77"), "no demo_77; it has: demo_0"),
         ("report", ("--out", "."), "--out . is a folder"),
         ("report", (), "expected run folders"),
     ],

@@ -186,7 +186,7 @@ def _no_demos(file: h5py.File) -> None:
         (_edit(_strings), r"^tiny\.hdf5, demo_1: gripper has type object; expected numbers"),
         (_edit(_rename), r"^tiny\.hdf5: a demo is named 'take_1'; expected demo_<number>"),
         (_edit(_ring), r"^tiny\.hdf5: data/demo_1/obs has another name too; refused"),
-        (_edit(_raw), r"^tiny\.hdf5, demo_0: only states and actions, no observations.*simulator"),
+        (_edit(_raw), r"^tiny\.hdf5: robosuite's raw layout, states and actions without observations.*simulator"),
         (_edit(_no_demos), r"^tiny\.hdf5: no demo in it"),
         (_edit(lambda file: file.move("data", "other")), r"^tiny\.hdf5: no data; it has: mask, other"),
         (_edit(lambda file: file["data"].attrs.modify("env_args", "{")), r"^tiny\.hdf5: env_args: not valid JSON"),

@@ -3,17 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
-
 from robopolicy.components import register
 from robopolicy.demos.actions import robosuite_action_facts
 from robopolicy.demos.formats.base import DemoReader, WritableFormat, action_spec_of, filter_keys_of
-from robopolicy.demos.guarded import group_in
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
 from robopolicy.demos.packing import file_facts
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.writer import write_demo_file
-from robopolicy.types import DemoFormatError
 
 DESCRIPTIONS = ("env_args", "action_spec", "total", TOKENS_PADDED)
 """File attributes that the writer makes itself."""
@@ -23,22 +19,14 @@ DESCRIPTIONS = ("env_args", "action_spec", "total", TOKENS_PADDED)
 class RobomimicFormat(WritableFormat):
     """HDF5 of robomimic, MimicGen, RoboCasa and robosuite; the native layout."""
 
+    reader = DemoFile
+
     def matches(self, path: Path) -> bool:
         """An HDF5 file with a group `data`."""
         if path.is_dir():
             return False
         with open_hdf5(path) as file:
             return "data" in file
-
-    def open(self, path: Path) -> DemoFile:
-        """A reader of the file.
-
-        Raises:
-            DemoFormatError: it is damaged, or robosuite's raw `demo.hdf5`, which holds no observations.
-        """
-        with open_hdf5(path) as file:
-            _refuse_raw(file, path)
-        return DemoFile(path)
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
         """Write a native file, which holds every field of a Demo."""
@@ -53,13 +41,3 @@ class RobomimicFormat(WritableFormat):
         left_out = sorted(set(source.attributes) - set(plain) - set(DESCRIPTIONS))
         note = f"attributes of the whole set that are neither text nor number are left out: {', '.join(left_out)}"
         return [note] if left_out else []
-
-
-def _refuse_raw(file: h5py.File, path: Path) -> None:
-    demos = group_in(file, "data", path.name)
-    first = group_in(demos, next(map(str, demos)), path.name) if len(demos) else demos
-    if "states" in first and "obs" not in first:
-        raise DemoFormatError(
-            f"{path.name}: robosuite's raw layout, states and actions without observations, can't be trained on. "
-            "Render it first with robosuite's own simulator (robomimic: dataset_states_to_obs.py)"
-        )
