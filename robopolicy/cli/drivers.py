@@ -1,4 +1,4 @@
-"""What decides a robot's actions in `robopolicy run`: a policy here, one behind a server, or a recorded demo."""
+"""The source of a robot's actions in `robopolicy run`: a policy here, one behind a server, or a recorded demo."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ AUTO_SPEED = "auto"
 
 @dataclass(frozen=True)
 class Driver:
-    """What decides the actions, and what it needs."""
+    """The source of the actions, and what it needs."""
 
     stream: Stream
     spec: PolicySpec

@@ -83,7 +83,7 @@ def describe(policy: ChunkPolicy, provenance: Mapping[str, Any] | None = None) -
 
 
 def policy_of(description: Mapping[str, Any], config: ExperimentConfig, where: str = DESCRIPTION) -> ChunkPolicy:
-    """The policy that `describe` described, on the CPU, with untrained weights and no statistics: load them next.
+    """The policy of a description, on the CPU; its weights and statistics are not set yet: load them next.
 
     Args:
         description: what `describe` returned.

@@ -94,7 +94,7 @@ def words_head(arm: int, bins: int) -> PolicyHead:
     outermost. All weights are integers: the logit of bin b at place p is p^2 - (p - b)^2 without the p^2.
 
     Raises:
-        RoboVlmsError: there are less than 3 edges, or more than stored tokens can number.
+        RoboVlmsError: there are fewer than 3 edges, or more than float16 tokens can count.
     """
     if not 3 <= bins <= FLOAT16_EXACT:
         raise RoboVlmsError(f"bins {bins} of the discrete decoder; expected 3 .. {FLOAT16_EXACT}")
@@ -169,7 +169,7 @@ def action_token(state: Mapping[str, Any]) -> Tensor | None:
 
 
 def state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The mapping of keys to tensors, out of a file and out of what it is wrapped in.
+    """The mapping of keys to tensors in a file, without the dictionaries that training frameworks wrap around it.
 
     Raises:
         RoboVlmsError: the file can't be read as weights alone.
@@ -198,7 +198,7 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 
 def _places_of_head(state: Mapping[str, Any]) -> dict[str | None, dict[str, str]]:
-    """For each place in a file that holds a head, its bare keys and theirs in the file."""
+    """For each place in a file that holds a head: the head's keys without and with the prefixes of the file."""
     found: dict[str | None, dict[str, str]] = {}
     for key, value in state.items():
         match = _PREFIX.match(key)
@@ -209,7 +209,7 @@ def _places_of_head(state: Mapping[str, Any]) -> dict[str | None, dict[str, str]
 
 
 def _head_tensors(state: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The head's tensors by their bare keys, and the keys that belong to something else."""
+    """The head's tensors by their keys without prefix, and the keys that belong to other parts."""
     found = _places_of_head(state)
     home = next((place for place in ("act_head", "lm_head", None) if place in found), None)
     keys = found.get(home, {})

@@ -13,7 +13,7 @@ from robopolicy.types import Array, Observation, Policy, PolicySpec, Prefix
 
 
 class Runner:
-    """A policy in a loop of your own: one observation in, one action out, at every control step.
+    """A policy for a control loop that you write: one observation in, one action out, at every control step.
 
         runner = robopolicy.Runner(robopolicy.load_policy("runs/push"))
         while not done:

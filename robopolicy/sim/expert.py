@@ -142,8 +142,8 @@ class ActionNoise(Options):
 def drawn_noise(noise: ActionNoise, seed: int, steps: int, actions: ActionSpec) -> Float[np.ndarray, "steps width"]:
     """The disturbance of one episode's actions, step by step, drawn from its seed alone.
 
-    Of joint targets, offsets in units of `JOINT_NOISE_RAD`, 0 for the grippers. Of displacements of the tool, the noise on the
-    displacement (6,), then a factor for the gripper: -1 inverts it.
+    For joint targets: offsets in units of `JOINT_NOISE_RAD`, 0 for the grippers. For displacements of the tool: the noise on
+    the displacement (6,), then a factor for the gripper, where -1 inverts it.
     """
     joints = actions.kind == "absolute"
     pushed = list(actions.joint_columns) if joints else [0, 1, 2]

@@ -79,7 +79,7 @@ class PolicyTraining(LightningModule):
         augmentation: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
-        # The objective is trained too: auxiliary losses have weights of their own.
+        # The objective is trained too: auxiliary losses have their own weights.
         self.trained = nn.ModuleList([policy, objective])
         self.averaged = copy_sharing_frozen(self.trained).requires_grad_(False) if optimizer.ema else None
         self.schedule, self.settings, self.augmentation = schedule, optimizer, augmentation

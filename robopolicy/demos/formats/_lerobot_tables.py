@@ -16,7 +16,7 @@ class Episodes:
     lengths: Mapping[int, int]
     """Steps of each episode, in order."""
     notes: tuple[str, ...] = ()
-    """What of the data set can't be read."""
+    """Notes on the parts of the data set that can't be read."""
 
     def __init__(self, root: Path, info: Mapping[str, Any], tasks: Mapping[int, str]) -> None:
         self._root, self._info, self._tasks = root, info, tasks

@@ -35,7 +35,7 @@ BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index
 
 @dataclass(frozen=True)
 class LeRobotOptions:
-    """How data sets are written; reading needs none of them."""
+    """How data sets are written; ignored in reading."""
 
     version: Literal["v3.0", "v2.1"] = "v3.0"
     """Layout of files and tables."""

@@ -47,7 +47,7 @@ READ = {"observations", "actions", *STEP_NUMBERS}
 
 @dataclass(frozen=True)
 class MinariOptions:
-    """How data sets are written; reading needs none of them."""
+    """How data sets are written; ignored in reading."""
 
     dataset_id: str = "robopolicy/demos-v0"
     """The name by which Minari knows the data set, `(namespace/)name-v0`."""
