@@ -99,7 +99,7 @@ def convert(arguments: Sequence[str]) -> int:
             [],
             "images that are not 8-bit, and their value of full brightness, NAME=VALUE, such as front=65535",
         ),
-        *field_options(CheckpointOptions, "Of RoboVLMs checkpoints. "),
+        *field_options(CheckpointOptions, "For RoboVLMs checkpoints. "),
     )
     options = parse(parser, arguments)
     if "://" not in options.source and not Path(options.source).exists():
