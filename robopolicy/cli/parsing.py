@@ -26,7 +26,7 @@ from robopolicy.experiment.reading import (
     split_overrides,
 )
 from robopolicy.experiment.run_folder import group_folder
-from robopolicy.options import converted, read_yaml
+from robopolicy.options import converted, described, read_yaml
 from robopolicy.types import one_line
 
 Option: TypeAlias = tuple[str, Any, Any, str]
@@ -118,7 +118,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         return parser.instantiate(parser.parse_args([f"--config={file}" for file in files] + rest))
     except (ArgumentError, TypeError) as error:
         where = f"{', '.join(files)}: " if "is not accepted" in str(error) else ""
-        raise ConfigError(f"{where}{_of_options(parser, plain_message(error))}; see {parser.prog} --help") from error
+        raise ConfigError(f"{where}{_plain_message(parser, error)}; see {parser.prog} --help") from error
 
 
 def require(options: Namespace, low: int, *names: str) -> None:
@@ -232,22 +232,13 @@ def imported(flag: str, source: str, argument: str) -> Callable[[Any], Any]:
     return made
 
 
-def plain_message(error: Exception) -> str:
-    """A parser error in one line, in terms of the command line: what was found and what was expected."""
+def _plain_message(parser: ArgumentParser, error: Exception) -> str:
+    """A parser error in one line, in terms of the command line, with the option that was meant."""
     message = one_line(error)
-    for pattern in _WRONG_TYPE:
-        if found := pattern.fullmatch(message):
-            expected = found["types"]
-            for jargon, plain in _PLAIN_TYPES:
-                expected = re.sub(jargon, plain, expected)
-            key = found["key"] if "." in found["key"] else found["key"].replace("_", "-")
-            return f"--{key} is {found['value']}; expected {expected}"
-    return message
-
-
-def _of_options(parser: ArgumentParser, message: str) -> str:
-    """Messages about missing and unknown options in terms of the command line, with the option that was meant."""
     known = [option for action in parser._actions for option in action.option_strings]
+    typed: dict[str, Any] = {action.dest: action for action in parser._actions if hasattr(action, "_typehint")}
+    if (found := _WRONG_TYPE.fullmatch(message)) and (action := typed.get(found[1])):
+        return f"{(action.option_strings or [found[1]])[0]} is {found[2]}; expected {described(action._typehint)}"
     if found := re.fullmatch("the following arguments are required: (.+)", message):
         options = [f"--{name.replace('_', '-')}" for name in found[1].split(", ")]
         return f"missing: {', '.join(each if each in known else each.removeprefix('--') for each in options)}"
@@ -257,20 +248,7 @@ def _of_options(parser: ArgumentParser, message: str) -> str:
     return message
 
 
-_WRONG_TYPE = (
-    re.compile(r'Parser key "(?P<key>[^"]+)": Expected an? (?P<types>.+?)\. Got value: (?P<value>.*)'),
-    re.compile(
-        r'Parser key "(?P<key>[^"]+)": Does not validate against any of the Union subtypes '
-        r"Subtypes: \[(?P<types>.*)\] Errors: .*Given value: (?P<value>.*)"
-    ),
-)
-_PLAIN_TYPES = (
-    (r"typing\.|collections\.abc\.", ""),
-    (r"Literal\[(.*?)\]", r"one of \1"),
-    (r"<class 'NoneType'>", "null"),
-    (r"<class '(\w+)'>", r"\1"),
-    (r", null$", " or null"),
-)
+_WRONG_TYPE = re.compile(r'Parser key "([^"]+)"(?: element \d+)?: .*(?:Got|Given) value: (.*)')
 
 
 def _config_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -36,7 +36,7 @@ def test_an_unknown_option_of_a_config_file_is_refused_with_the_files_name(tmp_p
     (tmp_path / "typo.yaml").write_text("num_env: 5\n")
     with pytest.raises(ConfigError, match=r"typo\.yaml: Option 'num_env'"):
         parse(parser, ["--config", str(tmp_path / "typo.yaml")])
-    with pytest.raises(ConfigError, match="--num-envs is few; expected int"):
+    with pytest.raises(ConfigError, match="--num-envs is few; expected an integer"):
         parse(parser, ["--num-envs", "few"])
 
 

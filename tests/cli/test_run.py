@@ -14,7 +14,7 @@ from robopolicy.components import ConfigError
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.replay import RecordedStream
 from robopolicy.demos.hdf5 import DemoFile
-from robopolicy.types import Observation
+from robopolicy.types import DemoFormatError, Observation
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ from robopolicy.types import Observation
 )
 def test_what_cannot_be_run_is_refused_before_anything_moves(tiny_demos, arguments, message):
     """Guards against: a traceback, or a robot that starts without knowing what it shall do."""
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, DemoFormatError), match=message):
         run([str(tiny_demos) if argument == "DEMOS" else argument for argument in arguments])
 
 

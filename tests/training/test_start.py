@@ -48,7 +48,7 @@ def without_noise(demos):
 
 def first_loss(config, start):
     """The loss of the first validation batch before any step, and that of the policy that it began with."""
-    module, data = _prepare(config, start)
+    module, data, _ = _prepare(config, start)
     (batch, *_) = data.val_dataloader()
     module.policy.eval()
     own = module.objective(module.policy, batch)[0]["loss"]
@@ -74,9 +74,9 @@ def test_with_kept_statistics_the_first_loss_is_the_starts(new, begun, tiny_demo
 def test_refit_statistics_are_those_of_the_new_demos(begun, other_demos):
     """Guards against: `refit` that keeps, or `keep` that refits."""
     config = without_noise(other_demos)
-    kept, _ = _prepare(config, Start(str(begun)))
-    refit, _ = _prepare(config, Start(str(begun), statistics="refit"))
-    fresh, _ = _prepare(config, None)
+    kept, *_ = _prepare(config, Start(str(begun)))
+    refit, *_ = _prepare(config, Start(str(begun), statistics="refit"))
+    fresh, *_ = _prepare(config, None)
     start = load_policy(begun)
     for policy, expected in ((kept.policy, start), (refit.policy, fresh.policy)):
         for name, buffer in policy.action_normalizer.named_buffers():
