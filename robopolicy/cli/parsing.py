@@ -167,7 +167,7 @@ def execution_options() -> list[Option]:
     known = list(kinds("execution"))
     options: list[Option] = [("--execution.kind", str | None, None, f"{', '.join(known)}; default: as trained")]
     for name, (annotation, meaning, owners) in shown.items():
-        of = "" if owners == known else f"Of {', '.join(owners)}. "
+        of = "" if owners == known else f"For {', '.join(owners)}. "
         options.append((f"--execution.{name}", annotation | None, None, f"{meaning} {of}Default: as trained."))
     return options
 

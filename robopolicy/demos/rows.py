@@ -240,20 +240,16 @@ def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], t
 
 
 def _require_rows(shape: tuple[int, ...], dtype: np.dtype, row: Row, where: str, key: str) -> None:
-    if shape[1:] != row[0] or dtype != row[1]:
+    if (shape[1:], dtype) != row:
         raise DemoFormatError(
             f"{where}: {key} has rows of {dtype} {shape[1:]} but the first demo has {row[1]} {row[0]}; all need the same"
         )
 
 
 def _stacked(arrays: Sequence[np.ndarray], picked: Picked, key: str) -> np.ndarray:
-    first = arrays[0].shape[1:]
-    for array, (source, name) in zip(arrays, picked, strict=True):
-        if array.shape[1:] != first:
-            raise DemoFormatError(
-                f"{_where(source, name)}: {key} has rows of {array.shape[1:]} but the first demo has {first}; "
-                "all need the same"
-            )
+    first = (arrays[0].shape[1:], arrays[0].dtype)
+    for array, demo in zip(arrays, picked, strict=True):
+        _require_rows(array.shape, array.dtype, first, _where(*demo), key)
     return np.concatenate(arrays)
 
 

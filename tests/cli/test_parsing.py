@@ -55,7 +55,7 @@ def test_help_says_what_an_execution_option_does() -> None:
     """Guards against: help that lists the strategies of an option, but not its meaning."""
     shown = {name: text for name, _, _, text in execution_options()}
     assert shown["--execution.replan_every"].startswith("Control steps after which")
-    assert "Of freeze, rtc." in shown["--execution.latency_s"]
+    assert "For freeze, rtc." in shown["--execution.latency_s"]
 
 
 def test_a_number_below_what_makes_sense_is_refused_by_the_options_name() -> None:

@@ -127,7 +127,7 @@ def as_it_is(path: Path) -> None:
         (nan_action, "", "lift.hdf5, demo_1: actions: nan at step 2"),
         (shorter_observations, "", "lift.hdf5, demo_1: 6 actions but 5 rows in obs/robot0_eef_pos"),
         (empty_mask, "", "no training demo; it has 3 demos and the filter keys train, valid"),
-        (other_width, "", "demo_1: actions has rows of (5,) but the first demo has (7,)"),
+        (other_width, "", "demo_1: actions has rows of float32 (5,) but the first demo has float32 (7,)"),
         (no_demo, "", "lift.hdf5: no demo in it"),
         (as_it_is, "--data.cameras wrist", "no camera 'wrist'; it has: agentview_image"),
         (as_it_is, "--data.obs_keys speed", "no key 'speed'; it has: "),
