@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from robopolicy.components import ConfigError
 from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.reading import config_from_dict, merged
-from robopolicy.model.memories import history_of, window_of
 from robopolicy.training.module import Schedule
 
 
@@ -58,12 +57,12 @@ class RobopolicyConfig(PreTrainedConfig):
     def frames(self) -> range:
         """Control steps, from the window's first, at which the policy reads an observation."""
         settings = self.settings
-        if history_of(settings.memory) == "carry":
+        if settings.history == "carry":
             raise ConfigError(
                 "--memory.history carry trains on whole demos in order, and LeRobot draws frames at random; "
                 "train this policy with `robopolicy train`, and convert the run folder"
             )
-        return range(0, window_of(settings.memory) * settings.data.frame_stride, settings.data.frame_stride)
+        return range(0, settings.window * settings.data.frame_stride, settings.data.frame_stride)
 
     @property
     def observation_delta_indices(self) -> list[int]:
