@@ -95,7 +95,7 @@ def _parser() -> ArgumentParser:
             "new",
             "each training begins from new weights, or from the last round's, which takes fewer --round-steps",
         ),
-        ("--keep-rounds", int | None, None, "newest rounds to train on beside the first demos; all"),
+        ("--keep-rounds", int | None, None, "newest rounds to train on, besides the first demos; default: all"),
         ("--eval-episodes", int, 50, "episodes to evaluate each round's policy on; 0: none"),
         ("--resume", bool, False, "continue what --run-dir holds"),
         *SIMULATOR,
@@ -103,7 +103,7 @@ def _parser() -> ArgumentParser:
 
 
 def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
-    """The task, once the other options are found to fit; a mistake is said before the first training.
+    """The task, once the other options are found to fit; mistakes are reported before the first training.
 
     Raises:
         ConfigError: in one line.

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 UNSEEN = ["command_qpos", "command_gripper", "limited"]
 """Keys of a record that are not observations."""
 OPERATED = ["intervention", "policy_action"]
-"""Further ones of a run with an operator."""
+"""Additional such keys of a run with an operator."""
 
 
 class DemoRecorder:

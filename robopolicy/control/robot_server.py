@@ -1,10 +1,10 @@
 """The robot's end of `WebsocketRobot`: serves any `Robot` to one client at a time over a websocket.
 
-Messages are msgpack maps as `robopolicy.client` packs them. The server speaks first: `profile`, `control_dt`,
-`command_dt`, `qpos`. It then sends `qpos` all the time, `obs`, their `age_s` and `instruction` when asked by `observe`,
-whose number it repeats, and `error` when it has stopped itself. The client sends `qpos`, `opening_m` (a number for each
-gripper, or one for a single gripper), `stamp_s` and of a mobile base the velocities `base` as a command, `observe` with a
-number, or `stop`.
+Messages are msgpack maps as `robopolicy.client` packs them. The server begins, with `profile`, `control_dt`,
+`command_dt` and `qpos`. It then sends `qpos` all the time; `obs`, their `age_s` and `instruction` in reply to a request
+`observe`, whose number it repeats; and `error` when it has stopped itself. The client sends commands (`qpos`; `opening_m`, a
+number for each gripper, or one for a single gripper; `stamp_s`; for a mobile base also its velocities `base`), requests
+`observe` with a number, and `stop`.
 """
 
 import http
@@ -33,7 +33,7 @@ STATE_DT = 0.005
 KNOWN_FIELDS = {"qpos", "opening_m", "stamp_s", "base", "observe", "stop"}
 """Fields of a client's messages."""
 MAX_COMMAND_BYTES = 4096
-"""A longer message of a client closes its connection."""
+"""A longer message from a client closes its connection."""
 
 
 class RobotServer(AbstractContextManager["RobotServer", None]):

@@ -86,7 +86,8 @@ def test_demos_of_different_shapes_are_refused(tmp_path, placement):
         with pytest.raises(DemoFormatError, match=r"a.hdf5, demo_1: front has rows of uint8 \(9, 9, 3\) but the first"):
             load_rows([(file, ["demo_0", "demo_1"])], ("front",), placement=placement)
         with pytest.raises(
-            DemoFormatError, match=r"a.hdf5, demo_2: obs/x has rows of float32 \(3,\) but the first demo has float32 \(2,\)"
+            DemoFormatError,
+            match=r"a.hdf5, demo_2: obs/x has rows of float32 \(3,\) but the first demo has float32 \(2,\)",
         ):
             load_rows([(file, ["demo_0", "demo_2"])], ("x",), placement=placement)
         with pytest.raises(DemoFormatError, match="no demo in this split"):

@@ -11,11 +11,11 @@ from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.operators.base import DEAD_ZONE, OperatorContext, ToolOperator
 
 VENDORS = (0x256F, 0x046D)
-"""3Dconnexion, and Logitech, under whom older ones were sold."""
+"""USB vendors: 3Dconnexion, and Logitech, which sold older devices."""
 FULL = 350.0
 """Reading of an axis at full deflection."""
 TRANSLATION, ROTATION, BUTTONS = 1, 2, 3
-"""First byte of the reports; newer devices append the rotation to the translation's."""
+"""First byte of the reports; newer devices append the rotation to the report of the translation."""
 GRIPPER_BIT, TAKE_OVER_BIT = 0, 1
 
 

@@ -106,7 +106,7 @@ class GenerativeBackbone(Backbone):
     def _written(self, pixels: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """For each frame, the places of the words that the model writes, most likely first, as (frames, words, 2): place and 0.
 
-        The place is that from the vocabulary's end less the words that RoboVLMs leaves out there; -1 before the first.
+        Places count from the vocabulary's end, without the words there that RoboVLMs doesn't use; those have -1.
         """
         count, images = self.reading.action_tokens, pixels.shape[1]
         places = pixels.new_zeros((len(pixels), count, 2), dtype=torch.float32)
