@@ -88,7 +88,7 @@ def test_refit_statistics_are_those_of_the_new_demos(begun, other_demos):
 def test_new_words_are_learned_unless_the_text_model_is_frozen(begun, other_demos, tmp_path):
     """Guards against: a fine-tuned policy to which every word of its new instructions is the same unknown one."""
     start, config = load_policy(begun), small_config(other_demos)
-    frozen, _ = _prepare(config, Start(str(begun), freeze=("text",)))
+    frozen, *_ = _prepare(config, Start(str(begun), freeze=("text",)))
     assert frozen.policy.vocabulary == start.vocabulary
     after = load_policy(train(config, tmp_path / "run", start=Start(str(begun))))
     known = len(start.vocabulary.words) + 2
