@@ -85,6 +85,26 @@ def test_a_demo_shows_how_to_stay_at_the_goal(collecting):
     assert reached.sum() == PointTask.steps_after_success
 
 
+def test_a_demonstrator_that_waits_stands_still_once_and_keeps_its_gripper(collecting):
+    """Guards against: demos for policies that should not learn to stall, without any pause in them."""
+
+    class SlowPointWithGripper(PointTask):
+        max_episode_steps = 200
+
+        def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], bool]:
+            return super().step(action / 25)
+
+        def expert(self) -> np.ndarray:
+            return np.array([1.0, 0.5])
+
+    rows = collecting.demonstrate(SlowPointWithGripper(), seed=0, pause=20)
+    still = np.flatnonzero(rows["actions"][:, 0] == 0)
+    np.testing.assert_array_equal(still, np.arange(20) + still[0])
+    assert 10 <= still[0] < 40
+    assert np.ptp(rows["obs/state"][still]) == 0
+    np.testing.assert_array_equal(rows["actions"][:, 1], 0.5)
+
+
 def test_each_row_pairs_an_observation_with_the_action_taken_in_it(collecting):
     """Guards against: actions that belong to the observation after."""
     rows = collecting.demonstrate(PointTask(), seed=0)

@@ -9,7 +9,7 @@ import torch
 
 from robopolicy.cli import main
 from robopolicy.components import ConfigError
-from robopolicy.demos.hdf5 import DemoWriter
+from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.experiment import load_policy
 from robopolicy.experiment.building import key_scaling
 from robopolicy.training.objective import Objective
@@ -96,6 +96,21 @@ def test_new_words_are_learned_unless_the_text_model_is_frozen(begun, other_demo
     assert set(after.vocabulary.words[known - 2 :]) == {"stack", "green"}
     first, second = after.text.embedding.weight[known:]
     assert (first - second).abs().max() > 1e-4
+
+
+def test_longer_instructions_keep_what_the_start_knows_of_shorter_ones(begun, other_demos, tmp_path):
+    """Guards against: a refused start, or word positions that begin from random numbers, for instructions with more words."""
+    path = tmp_path / "long.hdf5"
+    with DemoFile(other_demos) as file, DemoWriter(path, action_spec=file.action_spec) as writer:
+        for name in file.names:
+            writer.write(replace(file.read(name), instruction="put the cube that is green on the one that is red"))
+    start = load_policy(begun)
+    module, *_ = _prepare(small_config(path), Start(str(begun)))
+    text = module.policy.text
+    assert text.vocabulary.length == 12
+    assert start.vocabulary.length == 8
+    assert torch.equal(text.position[:8], start.text.position)
+    assert torch.equal(text.embedding.weight[: len(start.text.embedding.weight)], start.text.embedding.weight)
 
 
 def test_how_far_the_new_demos_differ_is_printed(begun, other_demos, caplog):
