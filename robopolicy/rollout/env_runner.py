@@ -368,13 +368,19 @@ def at_path(values: Any, path: str) -> Any:
 
 
 def set_path(owner: Any, path: str, value: Any) -> None:
-    """Set the attribute at `a.b`; `*` stands for every entry of a list."""
+    """Set the attribute at `a.b`; `*` stands for every entry of a list, and a number for one entry."""
     *names, last = path.split(".")
     owners = [owner]
     for name in names:
-        owners = [one for each in owners for one in (each if name == "*" else [getattr(each, name)])]
+        if name == "*":
+            owners = [one for each in owners for one in each]
+        else:
+            owners = [each[int(name)] if name.isdigit() else getattr(each, name) for each in owners]
     for each in owners:
-        setattr(each, last, value)
+        if last.isdigit():
+            each[int(last)] = value
+        else:
+            setattr(each, last, value)
 
 
 def one_line(error: object) -> str:

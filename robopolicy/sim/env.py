@@ -100,9 +100,10 @@ class RobotVectorEnv(Worlds, VectorEnv):
     two-arm robot take (N, 14), for each arm six joint positions [rad] and the gripper, 1 open, 0 closed.
 
     Observations are float32 rows, images uint8. `to_<object>` is the object's position relative to the gripper;
-    `target_pos` and `target_offset`, position of the named object and the same relative to the fingertips [m], are
-    privileged. The seed alone determines an episode. With autoreset disabled (the default), a world whose episode ended
-    is simulated further until it is reset with `options={"reset_mask": ...}`.
+    `target_pos` is the position of the named object, `goal_pos` where it should be brought, `target_offset` and
+    `goal_offset` the same relative to the fingertips [m]; all four are privileged. The seed alone
+    determines an episode. With autoreset disabled (the default), a world whose episode ended is simulated further until it is
+    reset with `options={"reset_mask": ...}`.
 
     With `physics="warp"` (the default on a CUDA device) all arrays are torch tensors on that device and no step waits for
     it: `info["instruction"]` is read from the device only when it is accessed, and worlds that are reset without seeds

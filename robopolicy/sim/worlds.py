@@ -29,8 +29,8 @@ ACTIONS = PANDA.actions
 """Action columns of the one-arm tasks; the gripper column is -1 for open, +1 for closed."""
 JOINT_NOISE_RAD = 0.05
 """Standard deviation [rad] that `action_noise` = 1 adds to actions that are joint positions."""
-PRIVILEGED = ("target_pos", "target_offset", REFERENCE)
-"""Keys that only losses, experts and replays read; observation noise is not added to them."""
+PRIVILEGED = ("target_pos", "target_offset", "goal_pos", "goal_offset", REFERENCE)
+"""Keys that only losses, experts and replays read unless `data.obs_keys` names them; observation noise is not added to them."""
 
 
 class Worlds:
@@ -275,9 +275,10 @@ class Worlds:
                 key: row(values + std * noise(self._seed, self._steps, 1 + place, values.shape[1]))
                 for place, (key, values) in enumerate(obs.items())
             }
-        target = self.task.target(state)
+        target, goal = self.task.target(state), self.task.spot(state)
         obs |= {f"to_{key}": obs[key][:, -3:] for key, values in objects.items() if values.shape[1] > 3}
-        privileged = (target, target - state.ee_position, self.commanded)
+        hand = state.ee_position
+        privileged = (target, target - hand, goal, goal - hand, self.commanded)
         obs |= {key: row(values) for key, values in zip(PRIVILEGED, privileged, strict=True)}
         if self._renderer is not None:
             obs |= self._renderer.render()

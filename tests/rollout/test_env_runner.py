@@ -57,3 +57,17 @@ def test_a_path_sets_every_entry_of_a_list():
     env_runner.set_path(owner, "robots.*.rng", 5)
     assert [robot.rng for robot in owner.robots] == [5, 5]
     assert owner.rng == 0
+
+
+def test_a_number_in_a_path_is_one_entry():
+    """Guards against: a map that can't move one camera of several."""
+
+    class Model:
+        cam_pos = np.zeros((3, 3))
+
+    owner = Model()
+    owner.model = Model()  # type: ignore[attr-defined]
+    env_runner.set_path(owner, "model.cam_pos.2", [0.6, 0.3, 0.8])
+    np.testing.assert_array_equal(owner.model.cam_pos, [[0, 0, 0], [0, 0, 0], [0.6, 0.3, 0.8]])
+    env_runner.set_path(owner, "model.cam_pos.2.0", 1.0)
+    assert owner.model.cam_pos[2, 0] == 1.0

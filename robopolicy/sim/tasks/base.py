@@ -135,6 +135,10 @@ class Task:
         """Position of the named object [m]: privileged, for loss terms only."""
         return state.chosen(0)
 
+    def spot(self, state: State) -> Float[Array, "worlds 3"]:
+        """Where the named object should be brought, or the fingertips themselves [m]: privileged, like `target`."""
+        return self.target(state)
+
     def intent(self, state: State) -> tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]:
         """The next position of the scripted expert's fingertips [m], and whether it closes the gripper."""
         raise NotImplementedError

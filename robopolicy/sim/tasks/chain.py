@@ -72,6 +72,11 @@ class Chain(Task):
         """Position [m] of the cube that the current instruction names."""
         return state.chosen(1)
 
+    def spot(self, state: State) -> Float[Array, "worlds 3"]:
+        """Where the current instruction's own task would bring that cube [m]."""
+        spots = [link.spot(of_link(state, kind)) for kind, link in enumerate(LINKS)]
+        return namespace(state.opening).stack(spots)[state.goal[:, 0], state.worlds]
+
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:
         """Cubes and plates, as in `place`."""
         return super().observe(state, scene) | observed_plates(state)

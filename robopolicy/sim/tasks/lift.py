@@ -20,6 +20,12 @@ class Lift(Reach):
     template = "lift the {} cube"
     raise_m = 0.05
 
+    def spot(self, state: State) -> Float[Array, "worlds 3"]:
+        """Above the place of the named cube, at the height to which the expert raises it [m]."""
+        spot = state.chosen(0) * 1.0
+        spot[:, 2] = LIFTED_M
+        return spot
+
     def reached(self, state: State) -> Bool[Array, " worlds"]:
         """The named cube is raised."""
         return state.chosen(0)[:, 2] >= HALF_M + self.raise_m
