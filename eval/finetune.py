@@ -65,7 +65,17 @@ def main() -> None:
 def train(folder: Path, files: list[Path], seed: int, steps: int, *more: str) -> None:
     """Train into the folder, unless it holds a policy."""
     if not (folder / "policy.safetensors").exists():
-        words = ["--seed", str(seed), "--training.passes", "null", "--max-steps", str(steps), *more]
+        words = [
+            "--seed",
+            str(seed),
+            "--training.passes",
+            "null",
+            "--training.min_steps",
+            "null",
+            "--training.max_steps",
+            str(steps),
+            *more,
+        ]
         run("train", "--config", *CONFIG, "--data.files", *map(str, files), "--run-dir", str(folder), *words)
 
 
