@@ -193,7 +193,7 @@ def described(annotation: Any) -> str:
 
 
 def _several(annotation: Any) -> str:
-    return {int: "integers", float: "numbers", str: "names"}.get(annotation, described(annotation))
+    return {int: "integers", float: "numbers", str: "names", Any: "values"}.get(annotation, described(annotation))
 
 
 @cache

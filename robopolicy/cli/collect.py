@@ -110,7 +110,10 @@ class _Worlds:
     """The expert's worlds of this process, made again when a round has fewer episodes than there are worlds."""
 
     def __init__(self, options: Namespace, shard: Shard) -> None:
-        self._options, self._simulator = options, simulator_options(options, shard.device(options.device))
+        self._options = options
+        self._simulator = simulator_options(options, shard.device(options.device)) | {
+            "task_options": _task_options(options)
+        }
         self.env = self._made(min(options.num_envs, -(-options.episodes // shard.count)))
 
     def episodes(self, seeds: Sequence[int]) -> Iterable[Episode]:
@@ -132,7 +135,6 @@ class _Worlds:
             worlds,
             cameras=tuple(options.cameras),
             image_size=options.image_size,
-            task_options=_task_options(options),
             **self._simulator,
         )
 
@@ -187,7 +189,7 @@ def _env_args(options: Namespace) -> dict[str, Any]:
         "type": 2,
         "env_version": version("robopolicy"),
         "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size}
-        | ({} if options.style is None else {"task_options": _task_options(options)}),
+        | ({"task_options": chosen} if (chosen := _task_options(options)) else {}),
         "simulator": simulator_facts(options),
         "disturbance": vars(_noise(options)),
         "privileged": list(PRIVILEGED),
@@ -199,7 +201,7 @@ def _noise(options: Namespace) -> ActionNoise:
 
 
 def _task_options(options: Namespace) -> dict[str, Any]:
-    return {} if options.style is None else {"style": options.style}
+    return options.task_options | ({} if options.style is None else {"style": options.style})
 
 
 def _check_out(out: Path, options: Namespace) -> None:

@@ -121,8 +121,11 @@ def _check_options(options: Namespace) -> None:
     if options.report:
         check_folder("--report", options.report)
     check_environment(options)
-    if options.env and (options.physics != "auto" or options.randomization != Randomization()):
-        raise ConfigError("--physics and --randomization are the simulator's; --env makes its own worlds")
+    if options.env and (options.physics != "auto" or options.randomization != Randomization() or options.task_options):
+        raise ConfigError(
+            "--physics, --randomization and --task-options are the simulator's; --env makes its own worlds; "
+            "its constructor's arguments are --env-kwargs"
+        )
     if options.env and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--env runs in one process of torchrun; for several copies use --env-copies")
     if options.env_copies is not None:

@@ -33,6 +33,7 @@ SIMULATOR: tuple[Option, ...] = (
     ),
     ("--num-envs", int, 64, "worlds simulated at once by each process"),
     ("--limits", bool, True, "keep to the robot's limits; false shows what they cost"),
+    ("--task-options", dict[str, Any], {}, "options of the task, such as '{delay_steps: 20}' for recall"),
     ("randomization", Randomization, None, ""),
 )
 """Options of every verb that runs the simulator."""
@@ -57,6 +58,7 @@ def simulator_facts(options: Namespace) -> dict[str, Any]:
         "physics": options.physics,
         "limits": options.limits,
         "randomization": vars(options.randomization),
+        "task_options": options.task_options,
     }
 
 
@@ -67,6 +69,7 @@ def simulator_options(options: Namespace, device: str) -> dict[str, Any]:
         "physics": options.physics,
         "randomization": options.randomization,
         "limits": options.limits,
+        "task_options": options.task_options,
     }
 
 

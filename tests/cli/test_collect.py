@@ -90,6 +90,19 @@ def test_a_file_is_not_gone_on_with_in_another_way(tmp_path, capsys, options, me
     assert out.read_bytes() == before
 
 
+def test_the_waiting_time_of_a_task_is_an_option(tmp_path):
+    """Guards against: options of a task that `collect` does not pass on, or does not write into the file."""
+    lengths = {}
+    for delay in (0, 9):
+        out = tmp_path / f"{delay}.hdf5"
+        chosen = ("--task-options", f"{{delay_steps: {delay}}}", "--noise", "false")
+        assert main(["collect", "--task", "recall", "--episodes", "2", *chosen, "--out", str(out)]) == 0
+        with DemoFile(out) as demos:
+            lengths[delay] = [len(demo) for demo in demos]
+            assert demos.attributes["env_args"]["env_kwargs"]["task_options"] == {"delay_steps": delay}
+    assert [after - before for before, after in zip(lengths[0], lengths[9], strict=True)] == [9, 9]
+
+
 def test_a_few_failures_of_a_disturbed_expert_are_no_reason_to_give_up(tmp_path):
     """Guards against: giving up on a disturbed expert after two tries, where four of five tries fail by design."""
     out = tmp_path / "recall.hdf5"
@@ -119,6 +132,8 @@ def test_a_hopeless_collection_ends_without_a_file(tmp_path, capsys):
         ("--device", "tpu", "expected cpu, cuda or cuda:<n>"),
         ("--task", "fly", "task 'fly' is unknown; choose one of"),
         ("--cameras", "top", "it has: front, wrist"),
+        ("--task-options", "{delay_steps: 3}", "unknown option --task.delay_steps; the options of task 'reach' are"),
+        ("--task-options", "3", "expected a mapping of names to values"),
         ("--out", ".", "is a folder"),
         ("--out", f"{__file__}/a.hdf5", "is a file, where a folder must be"),
     ],
