@@ -8,6 +8,8 @@ loop: velocity, acceleration, jerk) and `motion` (in the worlds: velocity, accel
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -182,16 +184,15 @@ def _shortened(
     displacement, limited = target - start, {}
     for place, (name, limit) in enumerate(limits.items()):
         if place == 0:
-            size = abs(displacement)
+            excess = xp.amax(abs(displacement) / (like(start, limit) if isinstance(limit, np.ndarray) else limit), -1)
         elif jacobian is None:
             break
         else:
             part = (jacobian[..., 3 * place - 3 : 3 * place, :] @ displacement[..., None])[..., 0]
-            size = xp.sqrt((part * part).sum(-1))[..., None]
-        excess = xp.amax(size / (like(size, limit) if isinstance(limit, np.ndarray) else limit), -1)
+            excess = xp.sqrt((part * part).sum(-1)) / limit
         limited[name] = excess > 1 + UNCHANGED
         displacement = displacement / excess.clip(1.0)[..., None]
-    shortened = xp.stack(list(limited.values())).any(0)
+    shortened = reduce(or_, limited.values())
     return xp.where(shortened[..., None], start + displacement, target), limited
 
 

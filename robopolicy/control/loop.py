@@ -138,8 +138,7 @@ class ControlLoop(RobotDrive):
     def _drive(self, grid: FixedGrid, ends_s: float, finished: Callable[[], bool]) -> None:
         """Send commands until the end or a stop, then bring the robot to rest."""
         while self.stopped is None and self.clock.now() < ends_s and not finished():
-            if blocked_s := self._advance(grid):
-                self._stop(f"the control loop itself was blocked for {blocked_s:.2f} s", grid)
+            self._send_next(grid)
             if self.stopped is None:
                 self._run(grid)
             self._wait_within_step(grid)
@@ -232,6 +231,7 @@ class ControlLoop(RobotDrive):
         fresh, statistics = self._fresh(), self.statistics
         self._to_act = False
         limited = self._add_chunks()
+        self._keep_up(grid)
         action = proposed = self._planned()
         if self.operator is not None:
             action = self._by_operator(proposed, grid)
@@ -311,14 +311,26 @@ class ControlLoop(RobotDrive):
             self._stop(wrong, grid)
             return commanded, ["first_jump"]
         self._moved = True
+        self._keep_up(grid)
         targets = limit_targets(profile, asked, qpos, self._opening_m, control_dt, commanded)
         self._opening_m = targets.gripper_opening_m
         self._base.target, slowed = base_target(profile, spec, action)
         heading = None if spec.kind == "absolute" else (targets.joint_position_rad - commanded) / control_dt
+        self._keep_up(grid)
         if (deferred := self.smoother.aim(targets.joint_position_rad, heading)) is not None:
             self.statistics.deferred[deferred] += 1
         kinds = [kind for kind, changed in targets.limited.items() if changed]
         return targets.joint_position_rad, [*kinds, *(["base_velocity"] if slowed else [])]
+
+    def _keep_up(self, grid: FixedGrid) -> None:
+        """Send the commands that have become due while an action was prepared, of the motion before it."""
+        while self.stopped is None and self.clock.now() >= grid.t_s + grid.period_s:
+            self._send_next(grid)
+
+    def _send_next(self, grid: FixedGrid) -> None:
+        """Send the next command at its time; stop the robot if the loop was blocked until then."""
+        if blocked_s := self._advance(grid):
+            self._stop(f"the control loop itself was blocked for {blocked_s:.2f} s", grid)
 
     def _stop(self, reason: str, grid: FixedGrid) -> None:
         """Begin a controlled stop; the first of several reasons is kept."""

@@ -5,7 +5,7 @@ trajectory that starts by braking (both covered by tests). So every trajectory i
 followed, up to the rest in which it ends.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -123,20 +123,24 @@ class JointSmoother:
             )
         heading = heading.clip(-fastest, fastest)
         self._target = np.array(target, np.float64)
-        passing = self._motion_to(target, heading, self.control_dt)
         in_time_s = 1.5 * self.control_dt
-        if passing is None or passing.aimed_s > in_time_s:
-            stopping = self._motion_to(target, 0 * heading, self.control_dt)
-            late = [motion for motion in (stopping, passing) if motion is not None]
-            if heading_rad_s is not None:
-                late.sort(key=lambda motion: motion.aimed_s)
-            passing = late[0] if late else None
-        if passing is not None:
-            self._follow(passing)
-            return None if passing.aimed_s <= in_time_s else "motion"
+        passing = self._planned(target, heading, self.control_dt)
+        if passing is not None and passing.aimed_s <= in_time_s:
+            if self._allowed(passing):
+                self._follow(passing)
+                return None
+            passing = None
+        stopping = self._planned(target, 0 * heading, self.control_dt)
+        late = [motion for motion in (stopping, passing) if motion is not None]
+        if heading_rad_s is not None:
+            late.sort(key=lambda motion: motion.aimed_s)
+        # Checking a motion takes ten times as long as planning it: only until the first that is allowed.
+        if (chosen := next(filter(self._allowed, late), None)) is not None:
+            self._follow(chosen)
+            return None if chosen.aimed_s <= in_time_s else "motion"
         for stretch in STRETCHES:
-            motion = self._motion_to(target, 0 * heading, stretch * self.control_dt)
-            if motion is not None:
+            motion = self._planned(target, 0 * heading, stretch * self.control_dt)
+            if motion is not None and self._allowed(motion):
                 self._follow(motion)
                 return "tool"
         return "kept"
@@ -151,21 +155,20 @@ class JointSmoother:
     def _follow(self, motion: "_Motion") -> None:
         self._motion, self._ticks = motion, 0
 
-    def _motion_to(self, target: np.ndarray, velocity: np.ndarray, duration_s: float) -> "_Motion | None":
-        """The motion to a target state and from there to rest; None if it would break a limit."""
+    def _planned(self, target: np.ndarray, velocity: np.ndarray, duration_s: float) -> "_Motion | None":
+        """The motion to a target state and from there to rest, not checked yet; None if Ruckig finds none."""
         aimed = self._planner.to_state(self.state, np.stack([target, velocity, 0 * velocity]), duration_s)
         if aimed is None:
             return None
         ticks = int(np.ceil(aimed.duration / self.command_dt - 1e-9))
         reached = np.array(aimed.at_time(ticks * self.command_dt))
         braking = self._planner.to_rest(reached) if velocity.any() else None
-        motion = _Motion(aimed, braking, self.command_dt)
-        return motion if self._allowed(motion) else None
+        return _Motion(aimed, braking, self.command_dt)
 
     def _allowed(self, motion: "_Motion") -> bool:
         """Whether a motion stays within the limits of joint position, workspace and tool speed until it is at rest."""
         samples = np.arange(0.0, motion.duration_s + SAMPLE_DT, SAMPLE_DT)
-        states = np.stack([motion.at(sample) for sample in samples])
+        states = np.array([motion.rows_at(sample) for sample in samples.tolist()])
         positions, velocities = states[:, 0], states[:, 1]
         beyond = np.maximum(self._lower - positions, positions - self._upper)
         if (beyond > np.maximum(beyond[0], -POSITION_SLACK_RAD)).any():
@@ -232,8 +235,12 @@ class _Motion:
 
     def at(self, time_s: float) -> np.ndarray:
         """Position, velocity and acceleration (3, joints); at rest after the end."""
+        return np.array(self.rows_at(time_s))
+
+    def rows_at(self, time_s: float) -> Sequence[list[float]]:
+        """The rows of `at`, for callers that make one array of many."""
         time_s = min(time_s, self.duration_s)
         if self.braking is None or time_s < self.brakes_s:
             assert self.aimed is not None
-            return np.array(self.aimed.at_time(time_s))
-        return np.array(self.braking.at_time(time_s - self.brakes_s))
+            return self.aimed.at_time(time_s)
+        return self.braking.at_time(time_s - self.brakes_s)
