@@ -1,6 +1,9 @@
 """The base installation works without the extras, and a verb that needs one names it."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -133,37 +136,40 @@ def test_constraints_pin_every_installed_dependency():
     assert installed - pinned - {"setuptools", "pip", "robopolicy"} == set()
 
 
-@pytest.mark.slow
-def test_the_wheel_trains_in_a_bare_environment(tmp_path, monkeypatch):
-    """Guards against: a wheel that works only from the checkout, or a base installation that misses a dependency."""
-    monkeypatch.delenv("PYTHONPATH", raising=False)  # pip would find the checkout there, and not install the wheel
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
-    (wheel,) = tmp_path.glob("robopolicy-*.whl")
-    venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env" / "bin" / "python"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout; it and the source distribution pass `twine check`."""
+    folder = tmp_path_factory.mktemp("dist")
+    venv.create(folder / "tools", with_pip=True)
+    python = folder / "tools" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "build", "twine"], check=True)
+    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "site"))
+    subprocess.run([python, "-m", "build", "-o", folder / "dist", folder / "source"], check=True, capture_output=True)
+    made = [*(folder / "dist").iterdir()]
+    subprocess.run([python, "-m", "twine", "check", "--strict", *made], check=True)
+    assert len(made) == 2
+    return next((folder / "dist").glob("robopolicy-*.whl"))
+
+
+def with_torch(version: str, folder: Path) -> Path:
+    """An interpreter of an environment that has torch and nothing of ours; a new environment for the version that runs.
+
+    For other versions `ROBOPOLICY_PYTHONS` names interpreters, separated by colons; the test installs into their
+    environments, and removes robopolicy and its extras again.
+    """
+    for given in filter(None, os.environ.get("ROBOPOLICY_PYTHONS", "").split(":")):
+        if subprocess.run([given, "-V"], capture_output=True, text=True).stdout.startswith(f"Python {version}."):
+            return Path(given)
+    if version != f"{sys.version_info.major}.{sys.version_info.minor}":
+        pytest.skip(f"ROBOPOLICY_PYTHONS names no Python {version} with torch")
+    venv.create(folder / "env", with_pip=True)
+    python = folder / "env" / "bin" / "python"
     (torch_pin,) = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
-    for wanted in ([torch_pin], ["-c", str(ROOT / "constraints.txt"), str(wheel)]):
-        subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
-    head = (
-        "import torch, robopolicy; "
-        "head = robopolicy.PolicyHead(8, robopolicy.ActionSpec(arm=6, gripper=1), window=4, chunk=2); "
-        "chunk = head(torch.randn(2, 4, 3, 8)); assert chunk.arm.shape == (2, 4, 2, 6), chunk.arm.shape"
-    )
-    subprocess.run([python, "-c", head], cwd=tmp_path, check=True)
-    program = [str(tmp_path / "env" / "bin" / "robopolicy")]
-    words = ["train", "--data.files", SAMPLE, "--run-dir", "run", "--max-steps", "3", "--memory.hidden", "8"]
-    subprocess.run([*program, *words], cwd=tmp_path, check=True)
-    refused = subprocess.run([*program, "serve", "run"], cwd=tmp_path, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "robopolicy[serve]" in refused.stderr
+    subprocess.run([python, "-m", "pip", "install", "-q", torch_pin], check=True)
+    return python
 
 
-def test_an_exported_folder_runs_with_numpy_and_onnxruntime_only(tmp_path):
-    """Guards against: a runtime for robot computers that needs torch, jaxtyping or the whole package."""
-    from robopolicy.cli.deploy import _copy_runtime
-
-    runtime = _copy_runtime(tmp_path)
-    program = """
+RUNTIME = """
 import sys
 sys.path.insert(0, sys.argv[1])
 class Blocker:
@@ -180,7 +186,82 @@ actions, state = policy.act({**frame, "instruction": "lift the red cube"}, polic
 state.reset([True])
 print(actions.shape)
 """
-    exported = ROOT / "tests" / "control" / "tiny_export"
-    words = [sys.executable, "-c", program, str(runtime), str(exported)]
+"""Loads an exported policy with a copied runtime, both given, and acts once."""
+
+
+HEAD = """
+import time
+import robopolicy, torch
+head = robopolicy.PolicyHead(8, robopolicy.ActionSpec(arm=6, gripper=1), window=4, chunk=2)
+cpu_s = time.process_time()
+chunk = head(torch.randn(2, 4, 3, 8))
+assert chunk.arm.shape == (2, 4, 2, 6), chunk.arm.shape
+print(robopolicy.__file__, cpu_s)
+"""
+ASK = """
+import sys
+import numpy as np
+from robopolicy.client import PolicyClient
+with PolicyClient(sys.argv[1], port=None) as client:
+    seen = {key: np.zeros(spec["shape"], spec["dtype"]) for key, spec in client.metadata["observation"].items()}
+    print(client.infer({**seen, "prompt": "lift the red cube"})["actions"].shape)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_wheel_trains_and_serves_in_a_bare_environment(version, wheel, tmp_path, monkeypatch):
+    """Guards against: a wheel that works only from the checkout, or a base installation that misses a dependency."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # pip would find the checkout there, and not install the wheel
+    python = with_torch(version, tmp_path)
+    pip, program = [python, "-m", "pip"], [str(python.parent / "robopolicy")]
+    constrained = [*pip, "install", "-q", "-c", ROOT / "constraints.txt"]
+    subprocess.run([*constrained, wheel], check=True)
+    found = subprocess.run([python, "-c", HEAD], cwd=tmp_path, capture_output=True, text=True, check=True)
+    folder, cpu_s = found.stdout.split()
+    assert Path(folder).is_relative_to(python.parents[1]), "not the checkout's"
+    print(f"Python {version}: {float(cpu_s):.2f} s of CPU time until the head exists")
+    words = ["train", "--data.files", SAMPLE, "--run-dir", "run", "--max-steps", "3", "--memory.hidden", "8"]
+    subprocess.run([*program, *words], cwd=tmp_path, check=True)
+    refused = subprocess.run([*program, "serve", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "robopolicy[serve]" in refused.stderr
+    if python.is_relative_to(tmp_path):
+        size = sum(path.lstat().st_size for path in (tmp_path / "env").rglob("*") if path.is_file())
+        print(f"{size / 1e9:.2f} GB")
+        assert size <= 1.2e9
+    subprocess.run([*constrained, f"{wheel}[serve]"], check=True)
+    with subprocess.Popen([*program, "serve", "run", "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE) as server:
+        uri = next(re.search(rb"ws://[\d.:]+", line) for line in server.stdout if b"ws://" in line)[0].decode()
+        asked = subprocess.run([python, "-c", ASK, uri], cwd=tmp_path, capture_output=True, text=True)
+        server.terminate()
+    assert asked.stdout.strip() == "(10, 7)", asked.stderr
+    assert server.returncode == 0
+    subprocess.run([*pip, "uninstall", "-q", "-y", "robopolicy", "msgpack", "websockets"], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_runtime_works_in_an_environment_of_two_packages(version, tmp_path):
+    """Guards against: a dependency that blocking a few names in this environment does not show."""
+    from robopolicy.cli.deploy import _copy_runtime
+
+    found = shutil.which(f"python{version}")
+    if found is None or subprocess.run([found, "-V"], capture_output=True).returncode:
+        pytest.skip(f"no Python {version} here")
+    subprocess.run([found, "-m", "venv", tmp_path / "env"], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "numpy", "onnxruntime"], check=True)
+    runtime, exported = _copy_runtime(tmp_path), ROOT / "tests" / "control" / "tiny_export"
+    finished = subprocess.run([python, "-c", RUNTIME, runtime, exported], capture_output=True, text=True, timeout=600)
+    assert finished.stdout.strip() == "(1, 2, 5)", finished.stderr
+
+
+def test_an_exported_folder_runs_with_numpy_and_onnxruntime_only(tmp_path):
+    """Guards against: a runtime for robot computers that needs torch, jaxtyping or the whole package."""
+    from robopolicy.cli.deploy import _copy_runtime
+
+    runtime = _copy_runtime(tmp_path)
+    words = [sys.executable, "-c", RUNTIME, str(runtime), str(ROOT / "tests" / "control" / "tiny_export")]
     finished = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert finished.stdout.strip() == "(1, 2, 5)", finished.stderr

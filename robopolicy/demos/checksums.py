@@ -67,13 +67,22 @@ def require_seal(file: h5py.File, where: str) -> bool:
     Raises:
         DemoFormatError: an attribute, a mask or the list of demos changed since it was written.
     """
-    written = attributes_of(group_in(file, "data", where), where).get(CHECKSUMS)
-    if written not in (None, DEMOS_ONLY, seal_of(file, where)):
+    attributes = attributes_of(group_in(file, "data", where), where)
+    written = attributes.get(CHECKSUMS)
+    # A bit flip in the attribute's own name would otherwise look like a file whose checksums were deleted on purpose.
+    renamed = written is None and any(map(_is_flipped_name, attributes))
+    if renamed or written not in (None, DEMOS_ONLY, seal_of(file, where)):
         raise DemoFormatError(
             f"{where}: attributes, masks or the list of demos changed since it was written; copy the file again, or, if the "
             f"change was meant, delete the attribute {CHECKSUMS} of data"
         )
     return written is not None
+
+
+def _is_flipped_name(name: str) -> bool:
+    """Whether the name is `checksums` with one bit changed."""
+    found, right = name.encode(errors="surrogateescape"), CHECKSUMS.encode()
+    return len(found) == len(right) and sum((a ^ b).bit_count() for a, b in zip(found, right, strict=True)) == 1
 
 
 def _checksums(demo: Demo) -> dict[str, int]:

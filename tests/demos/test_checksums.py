@@ -103,6 +103,7 @@ def test_a_demo_without_them_is_fine_in_others_files_and_damage_in_ours(make_dem
         lambda file: file.move("mask/valid", "mask/vali"),
         lambda file: file["data"].attrs.modify("checksums", '{"file": 1}'),
         lambda file: file["data"].attrs.modify("checksums", "crc33"),
+        lambda file: file["data"].attrs.__setitem__("checksu}s", file["data"].attrs.pop("checksums")),
         lambda file: file["data"].__delitem__("demo_4"),
         lambda file: file.attrs.__setitem__("env_arg", "{}"),
     ],
