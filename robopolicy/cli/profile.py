@@ -41,7 +41,8 @@ def profile(arguments: Sequence[str]) -> int:
     Path(options.out).write_text(header + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120))
     say(f"joints    {', '.join(made.joint_names)}")
     say(f"assumed   {', '.join(made.assumed)}: not in the description; replace them by the maker's values")
-    say(f"links     {len(made.capsules)} capsules; set collision_margin_m to keep links apart")
+    use = "set collision_margin_m to keep links apart" if made.capsules else "no collision shapes found to keep apart"
+    say(f"links     {len(made.capsules)} capsules; {use}")
     if overlaps:
         say(f"ignored   links {', '.join(f'{one} and {other}' for one, other in overlaps)}: they overlap at home")
     say(f"profile   {options.out}")

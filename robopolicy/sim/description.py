@@ -147,7 +147,8 @@ def _chain(links: Mapping[str, Link], tool: str | None, base: str | None, where:
     """Links from behind the base to the tool."""
     for role, name in (("tool", tool), ("base", base)):
         if name is not None and name not in links:
-            raise ValueError(f"{where}: no link or site {name!r} for --{role}; it has: {', '.join(links)}")
+            known = ", ".join(link.name for link in links.values() if link.joint is None)
+            raise ValueError(f"{where}: no link or site {name!r} for --{role}; it has: {known}")
     chains = {name: _path_to(links, name, base) for name in links}
     if tool is None:
         movable = {name: sum(link.kind == "revolute" for link in chain) for name, chain in chains.items()}
@@ -288,7 +289,9 @@ def _model(path: Path) -> Any:
     try:
         return spec.compile()
     except ValueError as error:
-        raise ValueError(f"{path}: MuJoCo can't compile it: {one_line(error)}") from None
+        floating = [joint.name for joint in spec.joints if joint.type == mujoco.mjtJoint.mjJNT_FREE]
+        hint = f" (joint {floating[0]!r} is floating; the arm must be a chain of revolute joints)" if floating else ""
+        raise ValueError(f"{path}: MuJoCo can't compile it: {one_line(error)}{hint}") from None
 
 
 def _segment(model: Any, geom: int) -> tuple[float, float, np.ndarray] | None:

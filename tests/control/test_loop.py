@@ -1,6 +1,7 @@
 """The control loop on a clock that obeys: grid, strategies of failure, and what a robot is sent."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -427,6 +428,43 @@ def test_missed_ticks_do_not_take_a_step_its_action(panda, fake_clock):
     assert statistics.idle == 0
 
 
+def test_commands_due_while_an_action_is_prepared_are_sent(panda, fake_clock):
+    """Guards against: commands missed at every control step because an action takes longer than a command's period."""
+    robot = FakeRobot(panda, control_dt=0.05, command_dt=0.005, clock=fake_clock)
+    recorder = ListRecorder()
+    loop = make_loop(robot, fake_clock, forward, latency_s=0.01, recorder=recorder)
+    add, planned = loop._add_chunks, loop._planned
+
+    def slow(part):
+        fake_clock.t_s += 0.004
+        return part()
+
+    loop._add_chunks, loop._planned = partial(slow, add), partial(slow, planned)  # 8 ms: longer than 5 ms
+    statistics = loop.run(2.0)
+    assert loop.stopped is None
+    assert statistics.overruns == 0
+    assert statistics.acted >= 39
+    assert_within_limits(robot)
+    np.testing.assert_allclose(np.diff([command.stamp_s for command in robot.commands]), 0.005)
+
+
+def test_the_next_steps_command_waits_for_a_slow_action(panda, fake_clock):
+    """Guards against: control steps missed because their first command was sent before the action of the step before."""
+    robot = FakeRobot(panda, control_dt=0.05, command_dt=0.05, clock=fake_clock)
+    loop = make_loop(robot, fake_clock, forward, latency_s=0.024)
+    planned = loop._planned
+
+    def late():
+        fake_clock.t_s += 0.03  # to 54 ms after the step began
+        return planned()
+
+    loop._planned = late
+    statistics = loop.run(2.0)
+    assert statistics.acted >= 38
+    assert statistics.missed_steps == 0
+    assert statistics.overruns == 0
+
+
 def test_steps_without_an_action_are_counted_as_a_failure(fake_robot, fake_clock):
     """Guards against: an exit code of 0 for a run in which the robot was held most of the time."""
     script = lambda step, observation: np.full((4, 7), np.nan if step % 8 else 0.1)  # noqa: E731
@@ -466,3 +504,9 @@ def test_actions_that_the_robot_cannot_execute_are_refused_before_it_moves(panda
     )
     with pytest.raises(ValueError, match="move the end effector, and the profile of panda has no `kinematics`"):
         make_loop(FakeRobot(bare, clock=fake_clock), fake_clock, still)
+    robot = FakeRobot(panda, clock=fake_clock)
+    robot.qpos = lambda: np.zeros(5)
+    with pytest.raises(
+        ValueError, match=r"positions of shape \(5,\); expected \(7,\), one for each joint of its profile"
+    ):
+        make_loop(robot, fake_clock, forward)

@@ -125,11 +125,11 @@ URDF = (ARMS / "vx300s.urdf").read_text()
         (
             URDF.replace('type="revolute"', 'type="floating"', 1),
             [],
-            "free joint can only be used on top level",
+            "(joint 'waist' is floating; the arm must be a chain of revolute joints)",
         ),
         (URDF.replace('type="revolute"', 'type="prismatic"', 1), ["--tool", "tool"], "joint 'waist' is prismatic"),
         (URDF.replace("<limit ", "<bound ", 1), [], "joint 'waist' has no position limits; state them there"),
-        (URDF, ["--tool", "thumb"], "no link or site 'thumb' for --tool; it has: base, link_waist"),
+        (URDF, ["--tool", "thumb"], "no link or site 'thumb' for --tool; it has: base, link_waist, link_shoulder"),
         (URDF.replace("0.05955 0 0.3", "0.05955 0"), [], "MuJoCo can't read it"),
         ("<robot", [], "expected a URDF or MJCF file"),
         ("<sdf/>", [], "expected a URDF (<robot>) or MJCF (<mujoco>), found <sdf>"),
