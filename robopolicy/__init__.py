@@ -28,7 +28,7 @@ _HOME = {
     "PolicyHead": "robopolicy.model.policy_head",
     "action_loss": "robopolicy.model.losses",
     "ChunkPolicy": "robopolicy.model.policy",
-    "load_policy": "robopolicy.experiment.run_folder",
+    "load_policy": "robopolicy.experiment.opening",
     "save_policy": "robopolicy.experiment.run_folder",
     "read_provenance": "robopolicy.experiment.run_folder",
     "train": "robopolicy.training.train",

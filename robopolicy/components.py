@@ -24,6 +24,7 @@ from robopolicy.options import expect as expect
 from robopolicy.options import option as option
 from robopolicy.options import options_of
 from robopolicy.options import require as require
+from robopolicy.types import one_line
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "encoder": ("robopolicy.model.encoders",),
@@ -221,7 +222,7 @@ def options_from(family: str, kind: str, values: Mapping[str, Any], where: str |
         family: the kind's family.
         kind: its name.
         values: option -> value.
-        where: stands before an option's name in a message; None: its section of the command line.
+        where: prefix of an option's name in messages; None: its section on the command line.
 
     Raises:
         ConfigError: the kind is unknown, has no option of one of these names (those it has are listed), or a value has the
@@ -232,7 +233,7 @@ def options_from(family: str, kind: str, values: Mapping[str, Any], where: str |
 
 
 def section_of(family: str, kind: str) -> str:
-    """Where a kind's options stand on the command line: below its family, or below its name where a config may have several."""
+    """Section of a kind's options on the command line: its family, or family and kind where a config may have several."""
     return {"augmentation": f"augmentation.{kind}", "loss": f"losses.{kind}"}.get(family, family)
 
 
@@ -287,7 +288,6 @@ def _import_plugin(module: str, origin: str) -> None:
     except ConfigError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"plug-in {module} can't be imported: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"plug-in {module} can't be imported: {type(error).__name__}: {one_line(error)}") from error
     finally:
         _plugin.pop()

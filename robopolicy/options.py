@@ -1,4 +1,4 @@
-"""Options as frozen dataclasses: their ranges declared beside the fields, and their values read from YAML and words.
+"""Options as frozen dataclasses: ranges are declared with the fields; values are read from YAML and the command line.
 
 Everything that people configure goes through here: experiments, components, robots, profiles, mappings. Each value is
 converted to its field's type by jsonargparse; an unknown name is refused, and those that exist are listed.
@@ -39,7 +39,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     ">= 0 and < 1": lambda number: 0 <= number < 1,
     "0 .. 4294967295": lambda number: 0 <= number < 2**32,
 }
-"""What `expect` may ask of a number."""
+"""The ranges that `option` and `expect` accept, with the check of each."""
 
 
 def option(default: Any, expected: str) -> Any:
@@ -97,7 +97,7 @@ def read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
 
     Args:
         path: the file.
-        aliases: whether it may hold YAML aliases; ten lines of them from a stranger are 10^10 values.
+        aliases: whether YAML aliases are allowed; ten lines of them in an untrusted file can expand to 10^10 values.
 
     Raises:
         ConfigError: the file is missing, not text, not YAML, or does not hold a mapping.
@@ -127,8 +127,8 @@ def options_of(kind: type, given: Mapping[str, Any], where: str, owner: str | No
     Args:
         kind: the dataclass.
         given: field -> value, as YAML or the command line give it.
-        where: what stands before a field's name in a message, such as `--memory.`.
-        owner: whose options they are, in words.
+        where: prefix of a field's name in messages, such as `--memory.`.
+        owner: the component that has these options, for messages.
 
     Raises:
         ConfigError: a name is not one of its fields (those are listed), or a value has the wrong type.

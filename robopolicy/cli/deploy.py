@@ -12,7 +12,7 @@ from robopolicy.cli.parsing import FLOW_STEPS, GROUP, POLICY, REQUIRED, of_group
 from robopolicy.control.export import export_policy
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import load_policy
-from robopolicy.experiment.run_folder import save_token_encoder
+from robopolicy.experiment.opening import save_token_encoder
 from robopolicy.files import read_json
 
 MEASURED_FRAMES = 512

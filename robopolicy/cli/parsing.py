@@ -17,6 +17,7 @@ from robopolicy.components import ConfigError, component, find_in_current_folder
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.experiment import open_policy
 from robopolicy.experiment.config import ExperimentConfig
+from robopolicy.experiment.opening import group_folder
 from robopolicy.experiment.reading import (
     SECTIONS,
     changed_options,
@@ -25,7 +26,6 @@ from robopolicy.experiment.reading import (
     merged,
     split_overrides,
 )
-from robopolicy.experiment.run_folder import group_folder
 from robopolicy.options import converted, described, read_yaml
 from robopolicy.types import one_line
 
@@ -225,8 +225,7 @@ def imported(flag: str, source: str, argument: str) -> Callable[[Any], Any]:
     try:
         made = getattr(importlib.import_module(module), factory)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{flag} {source} can't be imported: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"{flag} {source} can't be imported: {type(error).__name__}: {one_line(error)}") from error
     if not callable(made):
         raise ConfigError(f"{flag} {source} is not callable; expected a function of {argument}")
     return made

@@ -9,15 +9,9 @@ from robopolicy.experiment.config import (
     OptimizerConfig,
     TrainingConfig,
 )
+from robopolicy.experiment.opening import load_policy, open_policy
 from robopolicy.experiment.reading import config_from_dict, config_to_dict, read_config
-from robopolicy.experiment.run_folder import (
-    CheckpointError,
-    load_policy,
-    open_policy,
-    read_policy,
-    read_provenance,
-    save_policy,
-)
+from robopolicy.experiment.run_folder import CheckpointError, read_policy, read_provenance, save_policy
 
 __all__ = [
     "CheckpointError",

@@ -13,7 +13,7 @@ from robopolicy.model.inputs import checked_inputs
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Array, ArraySpec, Observation, Policy, Prediction
 
 AUTO = "auto"
-"""Given instead of a backbone's folder, it means the one that the run folder names."""
+"""Value of `backbone` for the one that the run folder records."""
 
 
 class LivePolicy:
@@ -24,7 +24,7 @@ class LivePolicy:
     Args:
         policy: reads the key `tokens`.
         frame_tokens: the backbone that made the training tokens.
-        prompted: whether the training demos carried instructions; without, the backbone reads the prompt around an empty one.
+        prompted: whether the training demos carried instructions; if not, the backbone reads the prompt with an empty one.
 
     Raises:
         ConfigError: the backbone's tokens have another count or width than the policy reads.
@@ -117,7 +117,7 @@ def bind_backbone(
 
     Args:
         policy: trained on tokens.
-        recorded: identity of the encoder that made the training tokens; None or empty where the demo files named none.
+        recorded: identity of the encoder that made the training tokens; None or empty if the demo files named none.
         backbone: its folder or hub name, `auto` for the recorded one, or one that is loaded already.
         prompted: whether the training demos carried instructions.
         device: where the backbone runs.

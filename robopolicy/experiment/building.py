@@ -17,7 +17,7 @@ from robopolicy.model.texts import TextInputs, Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec, PolicySpec
 
 PUBLIC_PROVENANCE = ("task", "control_dt", "renderer", "gripper_opens", "versions")
-"""Parts of a policy's provenance that a server may show to strangers: no path, no seed."""
+"""Parts of a policy's provenance that a server may publish: no path, no seed."""
 
 
 @dataclass(frozen=True)

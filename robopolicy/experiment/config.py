@@ -26,9 +26,6 @@ DEFAULT_LOSSES: Mapping[str, float] = {"arm": 1.0, "gripper": 0.01}
 """Losses of a config that names none; one from the command line joins them."""
 
 
-GROUP_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-
 @dataclass(frozen=True)
 class GroupConfig(Options):
     """The demos of one robot, of several that are trained together."""
@@ -46,7 +43,7 @@ class GroupConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.files), "--data.groups: a group without files; give each `files`")
+        require(self.files, "--data.groups: a group without files; give each `files`")
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,8 @@ class DataConfig(Options):
     """Share of the segments that start at a demo's first step; for tasks where the cue comes first. Not for a carried
     memory, which always starts there."""
     intervention_weight: float | None = option(None, "> 0")
-    """Sampling weight of segments that start while an operator controlled the robot (`run --intervene`), others
-    having 1; null: 1. Not for a carried memory."""
+    """Sampling weight of segments that start while an operator controlled the robot (`run --intervene`); the weight of all
+    others is 1; null: 1. Not for a carried memory."""
     frame_stride: int = option(1, ">= 1")
     """Control steps between two frames of a window; above 1 for a slow backbone or a client that executes chunks."""
     placement: Literal["auto", "device", "host", "disk"] = "auto"
@@ -101,10 +98,10 @@ class DataConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.groups:
-            named = GROUP_NAME.fullmatch(name) is not None
+            named = re.fullmatch(r"[A-Za-z0-9_-]+", name)
             require(named, f"--data.groups: {name!r} is not a name of letters, digits, - and _")
-        given = [name for name in ("files", "file_weights", "arm", "gripper") if self.groups and getattr(self, name)]
-        require(not given, f"--data.{given[0] if given else ''} beside --data.groups; give it within the groups")
+        for name in ("files", "file_weights", "arm", "gripper") if self.groups else ():
+            require(not getattr(self, name), f"--data.{name} beside --data.groups; give it within the groups")
         require(
             not self.file_weights or len(self.file_weights) == len(self.files),
             f"--data.file_weights has {len(self.file_weights)} entries for {len(self.files)} --data.files; give one each",
@@ -121,10 +118,10 @@ class NormalizationConfig:
     """columns: each arm column to [-1, 1] by the training split's min and max; common: every arm column divided by the largest
     half range, so that columns in one unit keep their relative sizes."""
     rotation: Literal["aligned", "6d", "none"] = "aligned"
-    """Form in which rotations are learned: aligned (of equal quaternions or angles the one nearest to the mean), 6d, or
-    unchanged."""
+    """Form in which rotations are learned: aligned (of equivalent quaternions or angles, the one nearest to the mean), 6d, or
+    none (unchanged)."""
     rotations: Mapping[str, Literal["quaternion", "axis-angle", "angle", "none"]] = field(default_factory=dict)
-    """Columns that are rotations, such as {"actions[3:6]": axis-angle}; by default keys named `quat`, absolute poses."""
+    """Columns that are rotations, such as {"actions[3:6]": axis-angle}; default: keys named `quat`, and absolute poses."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ class TrainingConfig(Options):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto: bf16 on GPUs, and for the encoder `conv` on CPUs that compute in it (AVX-512 BF16); float32 elsewhere."""
     seed: int = option(0, "0 .. 4294967295")
-    """Seed of weights, order and augmentation."""
+    """Seed of the initial weights, the order of the batches and the augmentation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -240,8 +237,8 @@ class ExperimentConfig:
         for section in COMPONENT_SECTIONS:
             found = component_of(getattr(self, section)).family
             require(found == section, f"the section {section} holds options of a {found}; give those of a {section}")
-        changes = {kind: _options_of("augmentation", kind, given) for kind, given in self.augmentation.items()}
-        object.__setattr__(self, "augmentation", changes)
+        augmentation = {kind: _options_of("augmentation", kind, given) for kind, given in self.augmentation.items()}
+        object.__setattr__(self, "augmentation", augmentation)
         object.__setattr__(self, "losses", {name: _plain_loss(name, given) for name, given in self.losses.items()})
         for name, value in self.losses.items():
             weight = value.get("weight") if isinstance(value, Mapping) else value
@@ -297,18 +294,15 @@ class ExperimentConfig:
 
         values = config_to_dict(self)
         changes = {path: section_values(path, value) for path, value in changes.items()}
-        own_text = component_of(self.text).kind == default_text_of(self.encoder)
-        if (
-            {"encoder", "encoder.kind"} & set(changes)
-            and own_text
-            and not any(path.startswith("text") for path in changes)
-        ):
+        other_encoder = bool({"encoder", "encoder.kind"} & set(changes))
+        default_text = component_of(self.text).kind == default_text_of(self.encoder)
+        if other_encoder and default_text and not any(path.startswith("text") for path in changes):
             del values["text"]  # the new encoder's default
         return config_from_dict(merged(values, changes), source="change")
 
 
 def _options_of(family: str, kind: str, options: Any) -> Any:
-    """Options of this kind, if they are an object, as plain values; anything else as it is."""
+    """The plain values of an options object, which must be of this kind; anything else as it is."""
     if not is_dataclass(options) or isinstance(options, type):
         return options
     found = component_of(options)

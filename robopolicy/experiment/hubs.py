@@ -1,4 +1,4 @@
-"""Where shared folders lie: a repository of Hugging Face's hub, or a folder of a storage that fsspec supports."""
+"""Remote folders: a repository on Hugging Face's hub, or a folder of any storage that fsspec supports."""
 
 import re
 import shutil
@@ -18,18 +18,18 @@ SHARED = re.compile(
     rf"(?:groups/{NAME}/)?(?:README\.md|config\.yaml|policy\.json|policy\.safetensors|metrics\.json|eval/{NAME}\.json|"
     rf"backbone/{NAME}\.(?:safetensors|json|txt|model|jinja))|manifest\.json|policy\.onnx|tokens\.json"
 )
-"""The files that travel: what a run needs, its training curves, its evaluations, and the backbone that is its own."""
+"""The files that are copied: what a run needs, its training curves, its evaluations, and its own backbone."""
 
 Content = bytes | Path
 """A file's content, or the file that holds it."""
 
 
 class HubError(ValueError):
-    """A hub that can't be reached, or refuses; the message is one line."""
+    """A hub can't be reached or refuses a request; the message is one line."""
 
 
 def open_hub(url: str) -> "HuggingFace | Storage":
-    """The folder at a URL; nothing is asked of the network yet.
+    """The folder at a URL; no network access yet.
 
     Raises:
         HubError: the URL names no hub.
@@ -37,7 +37,7 @@ def open_hub(url: str) -> "HuggingFace | Storage":
     """
     if "://" not in url:
         raise HubError(
-            f"{url}: no URL; expected hf://owner/name, or one that fsspec supports, such as s3://bucket/folder"
+            f"{url}: not a URL; expected hf://owner/name, or one that fsspec supports, such as s3://bucket/folder"
         )
     return HuggingFace(url) if url.startswith(HUGGING_FACE) else Storage(url)
 
@@ -58,20 +58,20 @@ class HuggingFace:
         self._api: Any = huggingface_hub.HfApi()
 
     def sizes(self) -> dict[str, int]:
-        """Name -> size [bytes] of every file. From here on the commit is fixed, so that all files are of one push."""
+        """Name -> size [bytes] of every file. Later calls read the same commit, so that all files are of one push."""
         with self._one_line():
             info = self._api.repo_info(self.repository, revision=self.revision, files_metadata=True)
         self.revision = info.sha
         return {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
     def read(self, name: str, place: Path) -> None:
-        """Copy one file to a path of this machine, through the library's own cache."""
+        """Download one file to a local path, through the library's own cache."""
         with self._one_line():
             cached = self._api.hf_hub_download(self.repository, name, revision=self.revision)
         shutil.copyfile(cached, place)
 
     def write(self, files: Mapping[str, Content], public: bool) -> None:
-        """Send files as one commit without an earlier push's other files; a new repository is private unless `public`."""
+        """Upload files in one commit, which also deletes older files of a push; a new repository is private unless `public`."""
         if self.revision is not None:
             raise HubError(f"{self.url}: a push makes a new commit; leave out @{self.revision}")
         add = self._library.CommitOperationAdd
@@ -87,7 +87,7 @@ class HuggingFace:
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
-        """Every error of the library and of the network as one line."""
+        """Turn every error of the library and the network into a one-line `HubError`."""
         errors = self._library.errors
         try:
             yield
@@ -99,8 +99,8 @@ class HuggingFace:
             raise HubError(f"{self.url}: no such revision") from error
         except errors.HfHubHTTPError as error:
             status = getattr(error.response, "status_code", None)
-            what = "needs a login that may write there (`hf auth login`)" if status in (401, 403) else "failed"
-            raise HubError(f"{self.url}: the hub's answer was {status}; the request {what}") from error
+            hint = "; log in with an account that has access (`hf auth login`)" if status in (401, 403) else ""
+            raise HubError(f"{self.url}: the hub refused the request with HTTP status {status}{hint}") from error
         except Exception as error:
             raise HubError(f"{self.url}: failed ({type(error).__name__}: {one_line(error)[:300]})") from error
 
@@ -122,12 +122,12 @@ class Storage:
         return {name.removeprefix(f"{self._root}/"): int(info.get("size") or 0) for name, info in files.items()}
 
     def read(self, name: str, place: Path) -> None:
-        """Copy one file to a path of this machine."""
+        """Download one file to a local path."""
         with self._one_line():
             self._filesystem.get_file(f"{self._root}/{name}", str(place))
 
     def write(self, files: Mapping[str, Content], public: bool) -> None:
-        """Send files, in this order; refused if the last file, which marks a complete folder, exists already."""
+        """Upload files, in this order; refused if the last file, which marks a complete folder, exists already."""
         if public:
             raise HubError(f"{self.url}: --public is for hf://; here the storage decides who may read")
         last = f"{self._root}/{[*files][-1]}"

@@ -1,4 +1,4 @@
-"""A run folder's README.md: what the policy is, what it was trained on, how well it does, and how to run it."""
+"""A run folder's README.md: what the policy is, what it was trained on, its success rate, and how to run it."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from robopolicy.components import component_of, origin_of
+from robopolicy.components import origin_of
 from robopolicy.experiment.config import COMPONENT_SECTIONS
 from robopolicy.experiment.privacy import scrubbed
 from robopolicy.experiment.reading import config_to_dict
@@ -22,7 +22,7 @@ pipeline_tag: robotics
 tags: [robotics, imitation-learning]
 ---
 """
-"""What Hugging Face's hub reads of a model card."""
+"""Metadata that Hugging Face's hub reads from a model card."""
 HOW_TO_RUN = """\
     pip install robopolicy{extra}
     robopolicy eval FOLDER{task}{backbone}
@@ -35,7 +35,7 @@ or in Python:
     actions, state = policy.act(observation, policy.initial_state(1))
 """
 RESULTS, END = "<!-- results -->", "<!-- end of results -->"
-"""What `update_results` writes stands between these lines."""
+"""The lines between which `update_results` writes."""
 NO_RESULTS = "Not evaluated yet; `robopolicy eval FOLDER` adds the success rate here."
 
 
@@ -58,7 +58,7 @@ def model_card(policy: ChunkPolicy, provenance: Mapping[str, Any]) -> str:
         "",
         f"A robopolicy policy: encoder `{config['encoder']['kind']}`, memory `{config['memory']['kind']}`, action head "
         f"`{config['action_head']['kind']}`, {sum(weight.numel() for weight in policy.parameters()):,} weights.",
-        *_needs(policy, provenance),
+        *_needs(config, provenance),
         "",
         "## Success in closed loop",
         "",
@@ -124,15 +124,14 @@ def _results(folder: Path) -> str:
     return "\n".join(rows)
 
 
-def _needs(policy: ChunkPolicy, provenance: Mapping[str, Any]) -> list[str]:
-    """What has to be there beside this package."""
-    used = {section: component_of(getattr(policy.config, section)).kind for section in COMPONENT_SECTIONS}
-    origins = {origin_of(section, kind) for section, kind in used.items()} - {"robopolicy"}
-    models = [getattr(getattr(policy.config, section), "model", None) for section in ("encoder", "text")]
+def _needs(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
+    """A line with the plug-ins and models that the policy needs in addition to this package, if it needs any."""
+    origins = {origin_of(section, config[section]["kind"]) for section in COMPONENT_SECTIONS} - {"robopolicy"}
+    models = [config[section].get("model") for section in ("encoder", "text")]
     models.append((provenance.get("token_encoder") or {}).get("source"))
     needed = [f"plug-in `{origin}`" for origin in sorted(origins)]
     needed += [f"model `{scrubbed(model)}`" for model in dict.fromkeys(models) if model]
-    return [f"It needs, beside robopolicy: {', '.join(needed)}."] if needed else []
+    return [f"It needs, in addition to robopolicy: {', '.join(needed)}."] if needed else []
 
 
 def _file(facts: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What is shown to strangers: paths of this machine lose their folders, and what identifies its user is refused."""
+"""Keeps private facts out of what is published: paths are cut to file names, and what identifies the user is refused."""
 
 import getpass
 import os
@@ -18,18 +18,18 @@ TOKENS = re.compile(
     r"\b(?:hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{10,}|eyJ[\w-]{20,}\.[\w-]{20,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
-"""Keys of hubs, clouds and services by the form that they have."""
+"""Patterns of access keys of hubs, clouds and services."""
 SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 NOBODY = {"root", "admin", "user", "users", "ubuntu", "debian", "runner", "robot", "home", "nobody", "app", "test"}
-"""User names that identify nobody, and may well be words of a config."""
+"""User names that identify nobody and may be words of a config."""
 
 
 def scrubbed(value: Any, keep: tuple[str, ...] = ()) -> Any:
-    """JSON-ready values in which every path is only its last part, and so is every URL that is more than a public address.
+    """JSON-ready values in which every path, and every URL except plain web addresses, is replaced by its last part.
 
     Args:
-        value: a text, a number, or mappings and lists of them; keys stay as they are.
-        keep: keys whose values stay as they are.
+        value: a text, a number, or mappings and lists of them; keys are not changed.
+        keep: keys whose values are not changed.
     """
     if isinstance(value, Mapping):
         return {key: item if key in keep else scrubbed(item, keep) for key, item in value.items()}
@@ -45,14 +45,14 @@ def scrubbed(value: Any, keep: tuple[str, ...] = ()) -> Any:
 
 
 def identifying(text: str, public: str = "") -> str | None:
-    """The first thing in a text that must not be shown to strangers, in words; None if there is none.
+    """A description of the first private item in a text; None if there is none.
 
     Looked for: keys of services, values of environment variables that hold secrets, the user's home folder, paths that
     exist on this machine, and the user's name.
 
     Args:
-        text: what is about to be shown.
-        public: what strangers see anyway, such as the address that it goes to; a name in it is not treated as a secret.
+        text: what is about to be published.
+        public: text that is public anyway, such as the destination's URL; a user name in it is not private.
     """
     if found := TOKENS.search(text):
         return f"a key ({found.group()[:6]}...)"
@@ -82,7 +82,7 @@ def _last(path: str) -> str:
 
 
 def _public(url: str) -> str:
-    """A web page's address as it is; of any other URL, or one with a login or a query, the last part."""
+    """A web address unchanged; the last part of any other URL, or of one with a login or a query."""
     parts = urlsplit(url)
     if parts.scheme in ("http", "https") and "@" not in parts.netloc and not parts.query:
         return url

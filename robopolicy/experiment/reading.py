@@ -32,9 +32,9 @@ PLAIN_SECTIONS: Mapping[str, type] = {
     "optimizer": OptimizerConfig,
     "training": TrainingConfig,
 }
-"""Sections whose fields are always the same."""
+"""Sections whose fields do not depend on a kind."""
 MAPPINGS = ("augmentation", "losses")
-"""Sections that map names to values of the components' own."""
+"""Sections that map kinds of augmentations or losses to their options."""
 SECTIONS = (*PLAIN_SECTIONS, *COMPONENT_SECTIONS, *MAPPINGS)
 
 
@@ -110,7 +110,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Dotted path -> value of those arguments that belong to the tree, and all other arguments in their order.
+    """Dotted path -> value, for the arguments that belong to the config tree; and the other arguments in their order.
 
     `--data.files a b` gives a list; `--memory.window=16` and `--memory.window 16` are the same.
     """

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 64
 """Tokens of every prompt; the longest instruction of CALVIN takes about 20."""
 TEMPLATES: Mapping[str, str] = {"paligemma": "{eos}{images}{instruction}{action}\n"}
-"""How RoboVLMs writes the prompt, by kind of backbone; its other backbones have code of their own or other classes."""
+"""RoboVLMs' prompt template by kind of backbone; for its other backbones the template is not known here."""
 WORDS_TEMPLATES: Mapping[str, str] = {
     "paligemma": "{bos}{images}Input: What action should the robot take to {instruction}?\nOutput: \n"
 }
-"""The prompt after which the discrete decoder's actions are written, of a policy trained on one action at a time."""
+"""The prompt after which the discrete decoder generates actions, for policies trained on one action at a time."""
 ARM = 6
-"""Arm columns of every configuration of RoboVLMs; only the discrete decoder's files don't say it."""
+"""Arm columns in every RoboVLMs configuration; needed for the discrete decoder, whose files do not record it."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,13 @@ def convert_checkpoint(source: str | Path, folder: str | Path, options: Checkpoi
 
 
 def _with_backbone(state: Mapping[str, Any], options: CheckpointOptions, target: Path, words: int) -> "FrameTokens":
-    """Write the backbone's folder to `target`; returns it as a `FrameTokens`, which writes this number of words unless 0."""
+    """Write the backbone's folder to `target`; returns it as a `FrameTokens` that generates `words` words, if not 0."""
     from robopolicy.model.encoders._backbones import Reading
     from robopolicy.model.encoders._loading import load_tokenizer, read_config
     from robopolicy.model.encoders._tokens import FrameTokens
 
-    source = Path(str(options.backbone))
-    kind, template, known = (
-        read_config(str(source)).model_type,
-        options.template,
-        WORDS_TEMPLATES if words else TEMPLATES,
-    )
+    source, template = Path(str(options.backbone)), options.template
+    kind, known = read_config(str(source)).model_type, WORDS_TEMPLATES if words else TEMPLATES
     if template is None and kind not in known:
         raise ConfigError(
             f"--backbone {source} is a {kind}, whose prompt in RoboVLMs is not known here; give --template with {{images}}, "

@@ -1,7 +1,7 @@
 """Run folders and exported ones to and from a hub: Hugging Face's (`hf://`), or any storage that fsspec supports.
 
-Only the files that a run needs travel, in both directions: no code, no pickle, no log. What goes out holds no path of this
-machine and nothing that identifies its user; what comes in is examined before it takes its name.
+Only the files that a run needs are copied, in both directions: no code, no pickle, no log. What is pushed holds no path of
+this machine and nothing that identifies its user; what is pulled is examined before it gets its final name.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,14 +24,16 @@ from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION, needs_backbone
 from robopolicy.files import TEMPORARY, read_json, remove, sync
 
 MARKS = (DESCRIPTION, runtime.MANIFEST)
-"""The file that makes a folder a run or an export; sent last, so that half of a folder is not taken for one."""
+"""The file by which a run folder or an export is recognized; sent last, so that an incomplete push is not taken for one."""
 BINARY = (".safetensors", ".onnx", ".model")
 MOST_FILES = 1000
+"""Largest number of files that is pulled."""
 MOST_TEXT = 64 * 2**20
-"""Largest text file that is taken [bytes]."""
+"""Largest text file that is pulled [bytes]."""
 LIMIT_GB = 20.0
+"""Default limit on the size of all files together [GB]."""
 COMPARED = ("template", "processor", "instruction")
-"""Keys whose values stay as they are: of a backbone's identity, which is compared where one is bound, and of episodes."""
+"""Keys whose values are not changed: those of a backbone's identity are compared later, and those of episodes hold text."""
 
 
 class SharingError(ValueError):
@@ -43,26 +45,26 @@ class Shared:
     """What was pushed or pulled."""
 
     place: str
-    """Where it is now."""
+    """Its URL or folder."""
     files: Mapping[str, int]
     """Name -> size [bytes]."""
     left_out: Sequence[str] = ()
-    """Names of files and folders that stay where they are."""
-    changed: Sequence[str] = field(default=())
-    """Files that lost paths of this machine."""
+    """Names of files and folders that were not copied."""
+    changed: Sequence[str] = ()
+    """Files from which paths of this machine were removed."""
 
 
 def push(folder: str | Path, url: str, public: bool = False) -> Shared:
     """Copy a run folder or an exported one to a hub.
 
     Args:
-        folder: it is not changed.
+        folder: the run folder or exported folder; it is not changed.
         url: `hf://owner/name`, where a push is one commit and earlier ones stay in the history; or a new folder of any
             storage that fsspec supports, such as `s3://bucket/runs/lift`.
         public: on Hugging Face, whether everyone may see a repository that this push makes.
 
     Raises:
-        SharingError: it is neither kind of folder, or holds something that identifies this machine's user.
+        SharingError: the folder is neither of them, or holds something that identifies this machine's user.
         HubError: the hub can't be reached, refuses, or has something there already.
         ImportError: the package for this hub is missing.
     """
@@ -96,10 +98,10 @@ def pull(url: str, folder: str | Path, limit_gb: float = LIMIT_GB) -> Shared:
     Args:
         url: as for `push`; `hf://owner/name@revision` takes a branch, a tag or a commit.
         folder: must not exist.
-        limit_gb: of all files together [GB].
+        limit_gb: largest size of all files together [GB].
 
     Raises:
-        SharingError: the folder exists, what lies at the URL is neither a run nor an export, or is larger than the limit.
+        SharingError: the folder exists; or what is at the URL is neither a run nor an export, or larger than the limit.
         HubError: the hub can't be reached, refuses, or has nothing there.
         CheckpointError, ConfigError, ExportError: the policy can't be read.
         ImportError: the package for this hub is missing.
@@ -115,7 +117,7 @@ def pull(url: str, folder: str | Path, limit_gb: float = LIMIT_GB) -> Shared:
     if total > limit_gb * 1e9 or len(files) > MOST_FILES or max(texts) > MOST_TEXT:
         raise SharingError(
             f"{url}: {len(files)} files, {total / 1e9:.3g} GB, the largest text {max(texts) / 1e6:.3g} MB; at most "
-            f"{MOST_FILES} files, {limit_gb:g} GB (--limit-gb) and {MOST_TEXT / 1e6:.3g} MB are taken"
+            f"{MOST_FILES} files, {limit_gb:g} GB (--limit-gb) and {MOST_TEXT / 1e6:.3g} MB are allowed"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _unfinished(folder) as partial:
@@ -144,16 +146,16 @@ def _require_marks(files: Mapping[str, Any], there: Mapping[str, Any], where: st
 
 
 def _tops(there: Mapping[str, Any], files: Mapping[str, Any]) -> list[str]:
-    """What is left out: each file, or the folder of which nothing is taken."""
+    """What is not copied: single files, or a top folder if nothing in it is copied."""
     kept = {name.partition("/")[0] for name in files}
     return sorted({name if (top := name.partition("/")[0]) in kept else top for name in there if name not in files})
 
 
-# -- what goes out ---------------------------------------------------------------------------------------------------------
+# -- pushed files ----------------------------------------------------------------------------------------------------------
 
 
 def _public_text(name: str, path: Path) -> bytes:
-    """A text file without paths of this machine; what decides how the policy computes stays as it is."""
+    """A text file without paths of this machine; values that affect the policy's output are unchanged."""
     text, last = path.read_text(encoding="utf-8"), PurePosixPath(name).name
     if last == CONFIG:
         values: dict[str, Any] = yaml.safe_load(text)
@@ -183,7 +185,7 @@ def _files_of(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _searched(content: Content) -> str:
-    """The text in a file: all of it, the description in a safetensors file, or the printable parts of a graph."""
+    """The text to search in a file: all of it; of a safetensors file its metadata; of a graph its printable parts."""
     if isinstance(content, bytes):
         return content.decode()
     if content.suffix == ".safetensors":
@@ -192,12 +194,12 @@ def _searched(content: Content) -> str:
     return "\n".join(found.decode() for found in re.findall(rb"[\x20-\x7e]{12,}", content.read_bytes()))
 
 
-# -- what comes in ---------------------------------------------------------------------------------------------------------
+# -- pulled files ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """A folder beside the final one, of this process alone; what a killed process left in it is removed first."""
+    """A temporary folder beside the final one, locked by this process and emptied before and after use."""
     partial = folder.with_name(f".{folder.name}{TEMPORARY}")
     partial.mkdir(exist_ok=True)
     lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -217,7 +219,7 @@ def _unfinished(folder: Path) -> Iterator[Path]:
 
 
 def _examine(folder: Path, files: Mapping[str, Any]) -> None:
-    """Read every policy among these files, trusting none."""
+    """Read every policy among these files with the checks for untrusted files."""
     for name in files:
         if PurePosixPath(name).name == runtime.MANIFEST:
             runtime.load(folder)

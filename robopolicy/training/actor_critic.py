@@ -43,14 +43,14 @@ class ActionDistribution:
     mean: Float[Tensor, "*batch k arm"]
     """Means of the Gaussians, in normalized units."""
     log_std: Float[Tensor, "arm"]
-    """As above, for all k actions."""
+    """Logarithms of their standard deviations, the same for all k actions."""
     logit: Float[Tensor, "*batch k gripper"]
-    """Closed where positive."""
+    """Logits of gripper label 1."""
     learned: Bool[Tensor, "arm"]
-    """False for columns that never change, which do not count."""
+    """False for columns that never change; they are excluded from densities, entropy and divergence."""
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "*batch k action"]:
-        """Arm targets, then gripper labels 0 or 1."""
+        """k actions: normalized arm columns, then gripper labels 0 or 1."""
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
         uniform = torch.rand(self.logit.shape, generator=generator).to(self.logit)
         return torch.cat([self.mean + self.log_std.exp() * noise, (uniform < self.logit.sigmoid()).float()], -1)
@@ -74,7 +74,7 @@ class ActionDistribution:
 
     @property
     def _parts(self) -> tuple[Normal, Bernoulli]:
-        # torch's check of its arguments would wait for the device.
+        # Without torch's argument checks, which would synchronize with the GPU.
         arm = Normal(self.mean, self.log_std.exp(), validate_args=False)
         return arm, Bernoulli(logits=self.logit, validate_args=False)
 
@@ -83,9 +83,9 @@ class ActionDistribution:
 
 
 class Critic(nn.Module):
-    """The value of a state, from a copy of the policy's encoder, pooling and memory.
+    """Predicts the value of a state, with a copy of the policy's encoder, pooling and memory.
 
-    It predicts values scaled to mean 0 and standard deviation 1 over all targets so far.
+    Its predictions are scaled such that all value targets so far have mean 0 and standard deviation 1.
     """
 
     def __init__(self, policy: ChunkPolicy) -> None:
@@ -98,7 +98,7 @@ class Critic(nn.Module):
         self.mean, self.variance, self.count = (nn.Buffer(torch.tensor(start).double()) for start in (0.0, 1.0, 0.0))
 
     def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch"]:
-        """Scaled values of the memory's hidden vectors."""
+        """Scaled values predicted from the memory's hidden vectors."""
         return self.value(hidden)[..., 0]
 
     def unscaled(self, value: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class ActorCritic(nn.Module):
     """The trained policy, its standard deviation, its critic, and a frozen copy of the start policy.
 
     Args:
-        policy: trained in place; in eval mode, so that dropout does not change the replay.
+        policy: trained in place, in eval mode, so that dropout does not change the replay.
         decision_steps: k, actions of a chunk that are one decision.
         std: standard deviation of the arm at the start, in normalized action units.
         bptt_steps: steps of truncated back-propagation through time; None: whole trajectories.
@@ -199,12 +199,12 @@ def pool(policy: ChunkPolicy, frame: Mapping[str, Any] | TensorDict) -> Float[Te
 
 
 class Explorer:
-    """Samples the actions of a rollout, as its `Actor`, and keeps of each step what `Learner.update` needs.
+    """Samples the actions of a rollout, as its `Actor`, and stores for each step what `Learner.update` needs.
 
     Args:
-        model: acts and values.
-        worlds: E.
-        generator: source of noise.
+        model: the policy and the critic.
+        worlds: E, number of worlds.
+        generator: generator of the noise.
     """
 
     def __init__(self, model: ActorCritic, worlds: int, generator: torch.Generator) -> None:
@@ -213,9 +213,9 @@ class Explorer:
         self.states: list[MemoryState] = [policy.initial_state(worlds) for policy in policies]
         """Memory states of the policy, the critic and the start policy."""
         self.before = (self.states[0], self.states[1])
-        """Memory states of the policy and the critic before the present step."""
+        """Memory states of the policy and the critic before the current step."""
         self.frame: dict[str, Any] = {}
-        """Observations, latest decision, its distribution and its value of the present step, as `TensorDict` takes them."""
+        """The current step's observations, and the latest decision with its distribution and value, as `TensorDict` takes them."""
         self._place = torch.zeros(worlds, dtype=torch.int64, device=model.policy.device)
         self._decisions: dict[str, Tensor] = {}
 
@@ -227,7 +227,7 @@ class Explorer:
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(label, action): the same array (E, width) twice; arm actions are clipped to the demos' range."""
+        """(label, action): here the same array (E, width) twice; arm actions are clipped to the demos' range."""
         model, frame, decides = self.model, self._inputs(obs, instructions), self._place == 0
         self.before = (self.states[0], self.states[1])
         if not model.memoryless or decides.any():
@@ -262,7 +262,7 @@ class Explorer:
 
     @torch.no_grad()
     def value(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> Float[Tensor, "worlds"]:
-        """The value of the states that follow the present step; memories stay as they are."""
+        """The value of the states that follow the current step; the memory states are not changed."""
         critic = self.model.critic
         hidden, _ = critic.body.head.memory.step(pool(critic.body, self._inputs(obs, instructions)), self.states[1])
         return critic.unscaled(critic(hidden))

@@ -48,11 +48,11 @@ class StepTimer:
         return 1e3 * self.all_s / max(self.batches, 1)
 
     def start(self, waited_s: float) -> None:
-        """The next batch begins; the loader has waited this long in all [s]."""
+        """Start timing a batch; `waited_s` is the loader's total waiting time so far [s]."""
         self._began = time.perf_counter(), waited_s
 
     def stop(self, waited_s: float) -> None:
-        """The batch has ended; what follows, such as validation, does not count."""
+        """Stop timing the batch, so that validation and evaluation after it are not counted."""
         if self._began is not None:
             self.all_s += time.perf_counter() - self._began[0]
             self.data_s += waited_s - self._began[1]
@@ -78,7 +78,7 @@ class RandomState(Callback):
         return {"processes": gathered(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep it until the first step, since starting up draws random numbers."""
+        """Keep the states until the first step, since starting up draws random numbers."""
         self._loaded = state_dict["processes"]
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
@@ -102,8 +102,8 @@ class RandomState(Callback):
 class RunKeeper(Callback):
     """Measures the policy during training, saves the best one in the run folder, and writes the resume file.
 
-    After each optimizer step, in this order: log, validate, evaluate in closed loop, keep, save, stop. Lightning's own
-    validation would come after the checkpoint, and a resumed run would skip it.
+    After each optimizer step, in this order: log, validate, evaluate in closed loop, save the policy if it is the best, write
+    the resume file, stop. Lightning's own validation would come after the checkpoint, and a resumed run would skip it.
 
     Args:
         run_dir: folder of the run.
@@ -186,8 +186,7 @@ class RunKeeper(Callback):
 
     def _log_training(self, trainer: Trainer, module: PolicyTraining, step: int) -> None:
         terms = module.tally.take()
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        if bad:
+        if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
             raise TrainingDivergedError(
                 f"{', '.join(bad)} became {terms[bad[0]]} before step {step}; lower --optimizer.lr, or look for extreme "
                 f"values with `robopolicy check`. The policy kept in {self.run_dir} is from before"
@@ -228,7 +227,7 @@ class RunKeeper(Callback):
             self.save(module.evaluated)
 
     def _save_resume(self, trainer: Trainer, module: PolicyTraining) -> None:
-        """Write the resume file, such that a kill leaves the old or the new one, and `metrics.json`."""
+        """Write the resume file, atomically, and `metrics.json`."""
         self._elapsed_s = module.schedule.elapsed_s
         self._carried = gathered(None if module.carried is None else module.carried.state_dict())
         path = self.run_dir / RESUME_FILE

@@ -16,6 +16,7 @@ from robopolicy.components import ConfigError, component_of, require
 from robopolicy.demos.actions import describe_action_spec
 from robopolicy.demos.findings import gripper_openings, opening_ends
 from robopolicy.demos.formats import DemoReader, open_demos
+from robopolicy.demos.hdf5 import TOKENS_PADDED
 from robopolicy.demos.provenance import WatchedFiles, fingerprint
 from robopolicy.demos.rows import DemoRows, load_rows, read_flags, row_types
 from robopolicy.demos.store import DemoStore
@@ -25,7 +26,7 @@ from robopolicy.model.normalization import ActionNormalizer
 from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import Vocabulary
-from robopolicy.training.encode import are_padded, require_one_encoder
+from robopolicy.training.encode import require_one_encoder
 from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
 from robopolicy.training.selection import choose_action_spec, choose_keys, pooling_ahead, split_names
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ActionSpec, ArraySpec, Batch
@@ -38,8 +39,8 @@ class DemoDataModule(LightningDataModule):
 
     Args:
         config: the experiment.
-        device: where batches are made; default this process's GPU where there is one, else the CPU.
-        read_images: False: for `facts` only, without reading (decoding) the images; there are no batches then.
+        device: where batches are made; default: this process's GPU if there is one, else the CPU.
+        read_images: False if only `facts` is needed: the images are not read, and there are no batches.
 
     Raises (in `setup`):
         ConfigError: files, keys, filters or columns that the config names don't fit.
@@ -89,7 +90,7 @@ class DemoDataModule(LightningDataModule):
         chosen, held_out = zip(*(split_names(reader, data) for reader in self._readers), strict=True)
         first = (self._readers[0], chosen[0][0])
         keys, privileged = choose_keys(*first, data, self._token_encoder is not None)
-        if TOKENS_KEY in keys and are_padded(self._readers):
+        if TOKENS_KEY in keys and any(reader.attributes.get(TOKENS_PADDED) for reader in self._readers):
             keys.append(TOKEN_VALID_KEY)
         wanted = tuple(dict.fromkeys((*keys, *privileged)))
         types = row_types(*first)
@@ -119,7 +120,7 @@ class DemoDataModule(LightningDataModule):
         return self._store("train").segment
 
     def use_normalizer(self, normalizer: ActionNormalizer) -> None:
-        """Make action targets with this normalizer instead of the one of these demos' own statistics."""
+        """Make action targets with this normalizer instead of one from these demos' own statistics."""
         self._normalizer, self._stores = normalizer.to(self.device), {}
 
     def train_dataloader(self) -> BatchLoader:
@@ -146,14 +147,14 @@ class DemoDataModule(LightningDataModule):
         store, size = self._store("valid"), self.experiment.data.batch_size
         rank, processes = _process()
         if self.experiment.history == "carry":
-            lanes = min(size, -(-len(store.rows.lengths) // processes) * processes)
-            order = Carried(store.rows, lanes, store.segment, self.experiment.data.frame_stride)
+            streams = min(size, -(-len(store.rows.lengths) // processes) * processes)
+            order = Carried(store.rows, streams, store.segment, self.experiment.data.frame_stride)
         else:
             order = InOrder(store.rows, size)
         return BatchLoader(store, order, rank, processes)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The batch as it is: the store gathers on the model's device."""
+        """The unchanged batch: the store has gathered it on the model's device."""
         return batch
 
     def teardown(self, stage: str | None = None) -> None:
@@ -226,7 +227,7 @@ class DemoDataModule(LightningDataModule):
         }
 
     def _gripper_opens(self) -> str | list[str | None] | None:
-        """Which of a gripper's two values opens it, as far as the observed openings say; a list if there are several."""
+        """Which of a gripper's two values opens it, if the observed openings show it; a list if there are several grippers."""
         rows = self._rows()
         openings, ends = gripper_openings(rows.low_dim), rows.offsets[1:-1]
         if openings is None:
@@ -242,7 +243,7 @@ class DemoDataModule(LightningDataModule):
         return load_rows(sources, keys, placement=data.placement, device=self.device, threads=threads, pool_tokens=pool)
 
     def _intervention_weights(self, names: Sequence[Sequence[str]]) -> np.ndarray | None:
-        """How often each row of the training split starts a segment; None: all alike."""
+        """Sampling weight of each row of the training split as the start of a segment; None: all equal."""
         weight = self.experiment.data.intervention_weight
         if weight is None:
             return None
@@ -274,7 +275,7 @@ class DemoDataModule(LightningDataModule):
         return self._train
 
     def _store(self, split: str) -> DemoStore:
-        """The split's store; made once, so that the training's positions in it last."""
+        """The split's store, made once."""
         if split not in self._stores:
             rows = self._valid if split == "valid" and self._valid is not None else self._rows()
             normalizer = self._normalizer or action_normalizer(
@@ -291,14 +292,15 @@ class DemoDataModule(LightningDataModule):
         return self._stores[split]
 
     def _segment(self, rows: DemoRows) -> int:
-        if self.experiment.history == "carry":
-            longest = -(-int(rows.lengths.max()) // self.experiment.data.frame_stride)
-            return self.experiment.data.segment or longest
-        return self.experiment.data.segment or self.experiment.window
+        """Frames of a segment: as the config says, else the longest demo for a carried memory, and one window otherwise."""
+        longest = -(-int(rows.lengths.max()) // self.experiment.data.frame_stride)
+        default = longest if self.experiment.history == "carry" else self.experiment.window
+        return self.experiment.data.segment or default
 
 
 def _process() -> tuple[int, int]:
-    if distributed.is_available() and distributed.is_initialized():
+    """Rank of this process, and number of processes."""
+    if distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 

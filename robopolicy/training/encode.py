@@ -1,9 +1,9 @@
 """Encodes all frames of a demo file once with a frozen vision-language backbone, and writes the tokens.
 
-They go to a file beside the demos (`robopolicy.demos.tokens`), or, with the demos, to a new demo file. The tokens of each
-demo are (T, N, D) float16, with the mask `token_valid` (N): 0 where a token is padding, which repeats the last real one. A
-policy trained on a file with padded tokens pools without them: `token_valid` is then one of its observations. A run that
-was interrupted resumes.
+They are written to a file beside the demos (`robopolicy.demos.tokens`), or together with the demos to a new demo file. The
+tokens of each demo are (T, N, D) float16, with the mask `token_valid` (N): 0 where a token is padding, which repeats the
+last real one. A policy trained on a file with padded tokens reads `token_valid` as an observation and leaves padding out
+when it pools. An interrupted run is resumed.
 """
 
 import json
@@ -39,7 +39,7 @@ class EncodeOptions:
     template: str = "{instruction}"
     """The prompt; `{instruction}` stands for a demo's instruction."""
     prompt_tokens: int | None = None
-    """Tokens of every prompt, the same for files that are trained on together; None: as this file's instructions need."""
+    """Tokens of every prompt; must be equal in files that are trained on together; None: as this file's instructions need."""
     reading: Reading = field(default_factory=Reading)
     """Which hidden states of the backbone become tokens."""
     dtype: Dtype = "auto"
@@ -93,7 +93,7 @@ def encode_file(
         model: local folder or hub name of the backbone.
         options: how it reads the demos.
         out: a new demo file for the demos and their tokens; None: the tokens alone, beside the demo file.
-        progress: wraps the demos' names.
+        progress: wraps the iterable of demo names, to show progress.
 
     Raises:
         DemoFormatError: the file can't be used, or the target holds tokens of another encoder.
@@ -101,8 +101,7 @@ def encode_file(
         ConfigError: there is no such model, or it can't be read in this way.
     """
     path, options = Path(path), options or EncodeOptions()
-    demos = _without_tokens(path)
-    with demos:
+    with _without_tokens(path) as demos:
         made = _frame_tokens(demos, model, options)
         cameras = tuple(made.image_sizes)
         writer = _sidecar(demos, made.identity) if out is None else _copy(demos, Path(out), made.identity)
@@ -145,21 +144,16 @@ def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
     return first[1]
 
 
-def are_padded(readers: Iterable[DemoReader]) -> bool:
-    """Whether some of the files' tokens are padding."""
-    return any(reader.attributes.get(TOKENS_PADDED, False) for reader in readers)
-
-
 def _sidecar(demos: DemoFile, identity: dict[str, Any]) -> TokenWriter:
     if demos.has_tokens_inside:
         raise DemoFormatError(
-            f"{demos.path.name}: has tokens in it; encode a file without, such as the one it was made of"
+            f"{demos.path.name}: already contains tokens; encode a file without tokens, such as the one it was made from"
         )
     return TokenWriter(tokens_beside(demos.path), identity, {name: demos.mark(name) for name in demos.names})
 
 
 def _copy(demos: DemoReader, out: Path, identity: dict[str, Any]) -> DemoWriter:
-    """A writer of a new file with the attributes of the demos' own."""
+    """A writer of a new file with the attributes of the demo file."""
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another --out")
     plain = {key: value for key, value in demos.attributes.items() if isinstance(value, (str, int, float))}
@@ -170,10 +164,11 @@ def _copy(demos: DemoReader, out: Path, identity: dict[str, Any]) -> DemoWriter:
 
 
 def _without_tokens(path: Path) -> DemoFile:
+    """A native demo file, opened without the tokens beside it."""
     with open_demos(path) as demos:
         if demos.format_name != DemoFile.format_name:
             raise DemoFormatError(
-                f"{path.name}: tokens are made of the native layout only and this is {demos.format_name}; "
+                f"{path.name}: only files in the native layout can be encoded, and this is {demos.format_name}; "
                 "`robopolicy convert` makes a native file"
             )
     return DemoFile(path, tokens=False)
@@ -209,6 +204,6 @@ def _encode_demo(
     found = tokens.cpu().numpy()
     if not np.isfinite(found).all():
         raise DemoFormatError(
-            f"{where}: a token is beyond what float16 holds (65504); this backbone can't be precomputed"
+            f"{where}: a token exceeds the range of float16 (65504); tokens of this backbone can't be stored"
         )
     return found, valid[0].cpu().numpy()

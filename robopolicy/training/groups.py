@@ -37,10 +37,12 @@ def group_configs(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
 
 
 class GroupLoader:
-    """Yields one batch of every group at a time. The group with the most batches sets the epoch; the others start over.
+    """Yields one batch of every group at a time.
+
+    An epoch is as long as that of the group with the most batches; the others start over.
 
     Args:
-        loaders: of each group.
+        loaders: group -> its loader.
     """
 
     def __init__(self, loaders: Mapping[str, BatchLoader]) -> None:
@@ -49,7 +51,7 @@ class GroupLoader:
 
     @property
     def waited_s(self) -> float:
-        """Time that the batches took so far [s]."""
+        """Time spent waiting for batches so far [s]."""
         return sum(loader.waited_s for loader in self.loaders.values())
 
     def __len__(self) -> int:
@@ -66,7 +68,7 @@ class GroupLoader:
         self._position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Which batches were given so far."""
+        """Position in the epoch, and the state of each group's loader."""
         return {"position": self._position, **{name: loader.state_dict() for name, loader in self.loaders.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -80,7 +82,7 @@ class GroupData(LightningDataModule):
     """The demos of every group, each with its own statistics.
 
     Args:
-        config: with `data.groups`.
+        config: the experiment, with `data.groups`.
 
     Raises (in `setup`):
         ConfigError: the groups' policies would not see the same keys, or the tokens of one encoder.
@@ -125,7 +127,7 @@ class GroupData(LightningDataModule):
         return [(name, loader) for name, loader in loaders.items() if len(loader)]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batches as they are."""
+        """The unchanged batches."""
         return batch
 
     def teardown(self, stage: str | None = None) -> None:
@@ -135,10 +137,10 @@ class GroupData(LightningDataModule):
 
 
 class GroupPolicies(nn.Module):
-    """A policy for each group, which share everything but normalizers and action head.
+    """A policy for each group; they share everything except normalizers and action head.
 
     Args:
-        policies: group -> its policy; those after the first take over the first's shared modules.
+        policies: group -> its policy; the first one's encoder, text model, pooling and memory replace those of the others.
     """
 
     def __init__(self, policies: Mapping[str, ChunkPolicy]) -> None:
@@ -169,8 +171,8 @@ class GroupObjective(nn.Module):
     """The weighted mean of the groups' losses; see `Objective`. A batch is a dictionary of one batch of each group.
 
     Args:
-        objectives: of each group.
-        weights: of each group's loss.
+        objectives: group -> its objective.
+        weights: group -> weight of its loss.
     """
 
     def __init__(self, objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> None:

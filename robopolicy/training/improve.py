@@ -1,8 +1,8 @@
 """`improve`: fine-tunes a policy by reinforcement learning (`robopolicy.training.reinforce`) and writes a new run folder.
 
 The folder is an ordinary run folder (`save_policy`) that also holds `resume.ckpt`, `metrics.json` and `tensorboard/`. At
-every checkpoint all worlds begin new episodes with recorded seeds. What follows then depends on the checkpoint alone: in
-worlds that are determined by their seed, a resumed run equals one that was never interrupted.
+every checkpoint all worlds begin new episodes with recorded seeds, so that everything afterwards depends on the checkpoint
+alone: in worlds that are determined by their seed, a resumed run equals one that was never interrupted.
 """
 
 import json
@@ -182,10 +182,8 @@ class _Run:
         names = ("reward", "value", "final_value", "terminated", "truncated", "decides")
         estimate = advantages(**{name: rows[name] for name in names}, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
         practice.storage.add("advantage", estimate)
-        anchor, warming_up = (
-            self.anchor(self.iteration, self.config.iterations - 1),
-            self.iteration < ppo.warmup_iterations,
-        )
+        anchor = self.anchor(self.iteration, self.config.iterations - 1)
+        warming_up = self.iteration < ppo.warmup_iterations
         figures |= learner.update(practice.storage, before, anchor, practice.generator, critic_only=warming_up)
         self._check_reward()
         self.iteration += 1
@@ -200,8 +198,8 @@ class _Run:
             return
         raise ConfigError(
             f"no reward in the warm-up: 0 of {practice.episodes} episodes ({practice.env_steps} steps) succeeded; start from a "
-            "policy that succeeds now and then (more demos, or `robopolicy dagger`), take a smaller --ppo.std or more "
-            "--ppo.warmup_iterations, or give --reward progress or env where the environment rewards progress"
+            "policy that sometimes succeeds (more demos, or `robopolicy dagger`), choose a smaller --ppo.std or more "
+            "--ppo.warmup_iterations, or give --reward progress or env if the environment rewards progress"
         )
 
     def _evaluate(self, evaluate: Callable[[ChunkPolicy, Path], float] | None) -> None:
@@ -218,7 +216,7 @@ class _Run:
             self._keep()
 
     def _keep(self) -> None:
-        """Write the present policy to the run folder, with the seeds and steps that it was trained on."""
+        """Write the current policy to the run folder, with the seeds and steps that it was trained on."""
         done = self.practice
         practice = {"seeds": [done.first_seed, done.next_seed - 1], "env_steps": done.env_steps}
         save_policy(self.learner.averaged, self.run_dir, {**self.provenance, "practice": practice})

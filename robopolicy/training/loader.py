@@ -1,4 +1,4 @@
-"""The order in which segments are drawn, and a loader of batches that can be stopped and resumed at any batch."""
+"""The order in which segments are sampled, and a loader of batches that can be stopped and resumed at any batch."""
 
 import time
 from collections import deque
@@ -23,7 +23,7 @@ PREFETCHED = 2
 
 @runtime_checkable
 class Order(Protocol):
-    """Which segments form the batches of an epoch; a function of the epoch's number alone."""
+    """The segments of the batches of an epoch; they depend only on the epoch's number."""
 
     @property
     def length(self) -> int:
@@ -31,7 +31,8 @@ class Order(Protocol):
         ...
 
     def epoch(self, number: int) -> tuple[Tensor, Tensor | None]:
-        """(batches, batch) int64: where each segment starts, -1 for none; and for carried memory whether it begins a demo."""
+        """(batches, batch) int64: the row at which each segment starts, -1 for none; for carried memory also whether it begins a
+        demo."""
         ...
 
 
@@ -43,11 +44,11 @@ class Shuffled:
     batch_size: int
     seed: int
     source_weights: Sequence[float] = ()
-    """How often each source is drawn from, whatever its size; then segments are drawn with replacement."""
+    """Sampling weight of each source, independent of its size; if given, segments are drawn with replacement."""
     first_step_share: float = 0.0
     """Fraction of the segments that are moved to the first step of their demo."""
     row_weights: np.ndarray | None = None
-    """(rows,) how often each row starts a segment, relative to the others of its source; then drawn with replacement."""
+    """(rows,) sampling weight of each row within its source, as the start of a segment; if given, drawn with replacement."""
 
     @property
     def length(self) -> int:
@@ -62,7 +63,7 @@ class Shuffled:
         if self.source_weights or self.row_weights is not None:
             starts = self._weighted(count, random)
         else:
-            rounds = -(-count // self.rows.steps)  # more than one where the demos hold less than a batch
+            rounds = -(-count // self.rows.steps)  # more than one if the demos have fewer steps than a batch
             starts = np.concatenate([random.permutation(self.rows.steps) for _ in range(rounds)])[:count]
         if self.first_step_share:
             first_steps = np.repeat(self.rows.offsets[:-1], self.rows.lengths)
@@ -101,18 +102,18 @@ class InOrder:
 
 @dataclass(frozen=True)
 class Carried:
-    """Whole demos from their first step on, each in its own episode stream, segment after segment: truncated BPTT."""
+    """Whole demos distributed to episode streams, segment after segment from the first step on: truncated BPTT."""
 
     rows: DemoRows
     batch_size: int
     segment: int
     stride: int = 1
     seed: int | None = None
-    """Seed of the order of the demos; None keeps that of the files."""
+    """Seed of the order of the demos; None: the order of the files."""
 
     @property
     def length(self) -> int:
-        """See `Order`; the length of the first epoch, from which others may differ by a few batches."""
+        """See `Order`; for the first epoch. Other epochs may have a few batches more or fewer."""
         return len(self.epoch(0)[0])
 
     def epoch(self, number: int) -> tuple[Tensor, Tensor]:
@@ -133,8 +134,8 @@ def episode_streams(
 
     Args:
         lengths: steps of every demo; their rows lie one after another.
-        order: which demos, in which order.
-        count: streams, the segments of one batch.
+        order: numbers of the demos, in the order in which they are distributed.
+        count: number of streams, which is the number of segments of one batch.
         segment: S, frames of a segment.
         stride: rows from one frame to the next.
 
@@ -161,15 +162,15 @@ def episode_streams(
 class BatchLoader:
     """Batches of one process, epoch after epoch: `for batch in loader` is one epoch, or what is left of it.
 
-    The order depends on seed and epoch alone, so it is the same for any number of reader threads, and each process of
-    several takes its own share of every batch: together they train on exactly the batches of one process.
+    The order depends only on seed and epoch, so it is the same for any number of reader threads. With several processes, each
+    takes its share of every batch, so that together they train on the same batches as a single process.
 
     Args:
         store: gathers the segments.
-        order: of the segments.
+        order: order of the segments.
         rank: number of this process.
-        processes: how many share each batch.
-        before_epoch: called where an epoch begins, or is continued.
+        processes: number of processes that share each batch.
+        before_epoch: called when an epoch begins or is continued.
     """
 
     def __init__(
@@ -184,7 +185,7 @@ class BatchLoader:
         self._rank, self._processes = rank, processes
         self._epoch = self._position = 0
         self.waited_s = 0.0
-        """Time that making batches, or waiting for them, has taken [s]."""
+        """Time spent making or waiting for batches so far [s]."""
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -215,10 +216,10 @@ class BatchLoader:
         return {"epoch": self._epoch, "position": self._position, "steps": len(self.store), "length": len(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after those batches.
+        """Continue at that position.
 
         Raises:
-            ValueError: the state is of other demos or another batch size.
+            ValueError: the state belongs to other demos or another batch size.
         """
         now = self.state_dict()
         if (state_dict["steps"], state_dict["length"]) != (now["steps"], now["length"]):
@@ -240,7 +241,7 @@ class BatchLoader:
 
 
 def prefetched(make: Callable[[int], Batch], places: Iterable[int]) -> Iterator[Batch]:
-    """`make(place)` for each place, made ahead in a thread; an exception there is raised here."""
+    """`make(place)` for each place, computed ahead of use in a thread; its exceptions are raised here."""
     ahead, places = deque[Future[Batch]](), iter(places)
     with ThreadPoolExecutor(1, "batch-prefetch") as pool:
         try:
@@ -250,6 +251,6 @@ def prefetched(make: Callable[[int], Batch], places: Iterable[int]) -> Iterator[
                 batch = ahead.popleft().result()
                 ahead.extend(pool.submit(make, place) for place in islice(places, 1))
                 yield batch
-        finally:  # also where the training stops in the middle of an epoch
+        finally:  # also if the training stops in the middle of an epoch
             for future in ahead:
                 future.cancel()

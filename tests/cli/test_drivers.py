@@ -21,7 +21,7 @@ from robopolicy.control.robots.websocket import WebsocketRobot
 from robopolicy.control.serving.mapping import KeyMapping
 from robopolicy.demos.formats.act import aloha_action_spec
 from robopolicy.experiment import save_policy
-from robopolicy.experiment.run_folder import open_policy
+from robopolicy.experiment.opening import open_policy
 from robopolicy.types import ActionSpec, ArraySpec, Observation, PolicySpec
 from tests.exporting import ARM, make_policy
 from tests.lockstep import LockstepClock

@@ -75,7 +75,7 @@ def test_the_card_names_what_the_policy_needs(tmp_path):
     facts = {**FACTS, "token_encoder": {"source": "/models/siglip"}}
     save_policy(make_policy(), tmp_path, facts)
     text = (tmp_path / "README.md").read_text()
-    assert "It needs, beside robopolicy: model `siglip`." in text
+    assert "It needs, in addition to robopolicy: model `siglip`." in text
     assert "eval FOLDER --task lift --backbone FOLDER_OR_NAME" in text
     assert "pip install robopolicy[vlm]" in text
     assert "/models" not in text

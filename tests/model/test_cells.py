@@ -4,17 +4,24 @@ import pytest
 import torch
 from torch import nn
 
-from robopolicy.model.memories._recurrent import RecurrentMemory, RecurrentOptions
+from robopolicy.model.memories.gru import GRUMemory, GRUOptions
+from robopolicy.model.memories.lstm import LSTMMemory, LSTMOptions
 
+CELLS = {"lstm": (LSTMMemory, LSTMOptions), "gru": (GRUMemory, GRUOptions)}
 PEERS = {"lstm": nn.LSTM, "gru": nn.GRU}
 cells = pytest.mark.parametrize("cell", ["lstm", "gru"])
+
+
+def memory_of(cell, **options):
+    make, kind = CELLS[cell]
+    return make(kind(**options), 5)
 
 
 def pair(cell, layers=3, dropout=0.0):
     """A cell of ours and torch's, with the same weights."""
     torch.manual_seed(0)
     peer = PEERS[cell](5, 7, layers, batch_first=True, dropout=dropout)
-    mine = RecurrentMemory(cell, RecurrentOptions(layers=layers, hidden=7, dropout=dropout), 5)
+    mine = memory_of(cell, layers=layers, hidden=7, dropout=dropout)
     mine.load_state_dict(peer.state_dict())
     return mine, peer
 
@@ -36,7 +43,7 @@ def test_parameters_are_named_and_shaped_as_torchs(cell):
 def test_initial_weights_are_torchs(cell):
     """Guards against: training that starts elsewhere than the field's."""
     torch.manual_seed(3)
-    mine = RecurrentMemory(cell, RecurrentOptions(layers=2, hidden=7), 5)
+    mine = memory_of(cell, layers=2, hidden=7)
     torch.manual_seed(3)
     peer = PEERS[cell](5, 7, 2)
     assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), peer.parameters(), strict=True))
@@ -88,7 +95,7 @@ def test_dropout_acts_between_layers_in_training_only(cell):
 @cells
 def test_one_layer_takes_a_dropout_setting_without_complaint(cell):
     """Guards against: a warning, which is an error here, where a config sets both."""
-    RecurrentMemory(cell, RecurrentOptions(layers=1, hidden=7, dropout=0.5), 5)
+    memory_of(cell, layers=1, hidden=7, dropout=0.5)
 
 
 @cells

@@ -1,7 +1,7 @@
 """Shared parts of the memories `lstm` and `gru`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -38,11 +38,12 @@ class RecurrentMemory(StreamingMemory, nn.RNNBase):
     Parameters are named, shaped and initialized as those of `nn.LSTM` and `nn.GRU`, and the arithmetic is theirs.
     """
 
-    def __init__(self, cell: Literal["lstm", "gru"], options: RecurrentOptions, width: int) -> None:
+    cell: ClassVar[Literal["lstm", "gru"]]
+
+    def __init__(self, options: RecurrentOptions, width: int) -> None:
         dropout = options.dropout if options.layers > 1 else 0.0  # between layers
-        super().__init__(cell.upper(), width, options.hidden, options.layers, batch_first=True, dropout=dropout)
-        self.cell = cell
-        self.state_count = 2 if cell == "lstm" else 1
+        super().__init__(self.cell.upper(), width, options.hidden, options.layers, batch_first=True, dropout=dropout)
+        self.state_count = 2 if self.cell == "lstm" else 1
         """Tensors of a state: hidden and cell state of an LSTM, the hidden state of a GRU."""
         self.history, self.window, self.output_width = options.history, options.window, options.hidden
 

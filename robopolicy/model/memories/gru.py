@@ -15,5 +15,4 @@ class GRUOptions(RecurrentOptions):
 class GRUMemory(RecurrentMemory):
     """A GRU over the last W frames, or over the whole episode."""
 
-    def __init__(self, options: GRUOptions, width: int) -> None:
-        super().__init__("gru", options, width)
+    cell = "gru"

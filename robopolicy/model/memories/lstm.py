@@ -15,5 +15,4 @@ class LSTMOptions(RecurrentOptions):
 class LSTMMemory(RecurrentMemory):
     """An LSTM over the last W frames, or over the whole episode."""
 
-    def __init__(self, options: LSTMOptions, width: int) -> None:
-        super().__init__("lstm", options, width)
+    cell = "lstm"
