@@ -50,7 +50,7 @@ class ActionDistribution:
     """False for columns that never change; they are excluded from densities, entropy and divergence."""
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "*batch k action"]:
-        """k actions: normalized arm columns, then gripper labels 0 or 1."""
+        """The k actions: normalized arm columns, then gripper labels 0 or 1."""
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
         uniform = torch.rand(self.logit.shape, generator=generator).to(self.logit)
         return torch.cat([self.mean + self.log_std.exp() * noise, (uniform < self.logit.sigmoid()).float()], -1)
@@ -215,7 +215,7 @@ class Explorer:
         self.before = (self.states[0], self.states[1])
         """Memory states of the policy and the critic before the current step."""
         self.frame: dict[str, Any] = {}
-        """The current step's observations, and the latest decision with its distribution and value, as `TensorDict` takes them."""
+        """The current step's observations, and the latest decision with its distribution and value, for a `TensorDict`."""
         self._place = torch.zeros(worlds, dtype=torch.int64, device=model.policy.device)
         self._decisions: dict[str, Tensor] = {}
 

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats.base import is_image
-from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoFile
+from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.demos.rows import row_types
 from robopolicy.demos.tokens import IDENTITY, TokenWriter, encoder_described, tokens_beside
 from robopolicy.demos.writer import DemoWriter

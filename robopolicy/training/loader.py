@@ -31,8 +31,7 @@ class Order(Protocol):
         ...
 
     def epoch(self, number: int) -> tuple[Tensor, Tensor | None]:
-        """(batches, batch) int64: the row at which each segment starts, -1 for none; for carried memory also whether it begins a
-        demo."""
+        """(batches, batch) int64: first row of each segment, -1 for none; and for carried memory whether it begins a demo."""
         ...
 
 

@@ -24,8 +24,8 @@ _GROUP = re.compile(r"^0\.members\.[^.]+\.")
 class Schedule:
     """Training progress, by steps or by time, whichever is further, and the learning rate at that progress.
 
-    Linear warm-up, then a cosine decay from 1 to `min_lr_scale`. With `max_minutes`, the cosine follows the time if it
-    will run out before the steps do, so that training always ends at the lowest learning rate.
+    Linear warm-up, then a cosine decay from 1 to `min_lr_scale`. With `max_minutes`, the cosine follows the time if the time
+    limit will be reached before the last step, so that training always ends at the lowest learning rate.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class PolicyTraining(LightningModule):
     """Trains a `ChunkPolicy` on batches of segments; `evaluated` is the policy to evaluate and save.
 
     Args:
-        policy: the policy to train: a `ChunkPolicy`, or the policies of several groups (`robopolicy.training.groups`).
-        objective: computes its losses: an `Objective`, or the one of several groups.
+        policy: the policy to train: a `ChunkPolicy`, or `GroupPolicies` (`robopolicy.training.groups`).
+        objective: computes its losses: an `Objective`, or a `GroupObjective`.
         schedule: the learning rate, and when training ends.
         optimizer: settings of AdamW; with `ema`, a moving average of the weights is evaluated and saved.
         augmentation: random changes of a training batch, on its device; None: no changes.
@@ -145,7 +145,7 @@ class PolicyTraining(LightningModule):
             torch._foreach_lerp_(self._averages, self._parameters_trained, 1 - decay)  # pyright: ignore
 
     def progress(self) -> float:
-        """Fraction of the training done, 0 .. 1. With a time limit, all processes use the first one's, since clocks differ."""
+        """Fraction of the training done, 0 .. 1; with a time limit that of the first process in all, since clocks differ."""
         share = self.schedule.progress(self.trainer.global_step)
         return self.from_first(share) if math.isfinite(self.schedule.limit_s) else share
 
@@ -217,5 +217,5 @@ def share_of_all(count: Tensor) -> Tensor | float:
 
 
 def copy_sharing_frozen(module: _Module) -> _Module:
-    """A copy that shares the frozen parameters, which never differ, with the original."""
+    """A copy that shares the frozen parameters, which never change, with the original."""
     return copy.deepcopy(module, {id(part): part for part in module.parameters() if not part.requires_grad})

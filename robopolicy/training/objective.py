@@ -1,4 +1,4 @@
-"""What is minimized: the losses of the action head and auxiliary ones, weighted; not part of the policy, and not saved."""
+"""The training objective: weighted losses of the action head and auxiliary losses; it is not saved with the policy."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -47,11 +47,11 @@ class Objective(nn.Module):
 
     Args:
         losses: loss -> weight, or for an auxiliary loss its weight and options; `ExperimentConfig.losses`.
-        policy: what is trained; not held, so that an averaged copy can be measured by the same objective.
-        privileged: scaling of the keys that losses may use and the policy doesn't see; None: there are none.
+        policy: the policy to train; not stored, so that an averaged copy can be measured by the same objective.
+        privileged: scaling of the keys that only losses use; None: there are none.
 
     Raises:
-        ConfigError: a weight names a loss that neither the action head nor the family `loss` provides, or nothing is weighted.
+        ConfigError: neither the action head nor the family `loss` provides one of the losses, or there are none.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Objective(nn.Module):
         # A list, since a ModuleDict can't hold names such as `forward` or those with dots.
         self.auxiliary, self.auxiliary_names = nn.ModuleList(), list[str]()
         for name, value in losses.items():
-            options = {} if not isinstance(value, Mapping) else {k: v for k, v in value.items() if k != "weight"}
-            self.weights[name] = float(value["weight"] if isinstance(value, Mapping) else value)
+            options = dict(value) if isinstance(value, Mapping) else {"weight": value}
+            self.weights[name] = float(options.pop("weight"))
             if name in head.action_head.loss_names:
                 require(not options, f"--losses.{name} takes a weight only; its options belong to --action_head")
             else:
                 self.auxiliary.append(auxiliary_loss(name, options, context, head.action_head.loss_names))
                 self.auxiliary_names.append(name)
-        require(self.weights, f"no loss has a weight; weight one or more of: {', '.join(head.action_head.loss_names)}")
+        require(self.weights, f"no loss; give a weight to one or more of: {', '.join(head.action_head.loss_names)}")
 
     def forward(
         self, policy: ChunkPolicy, batch: Batch, state: MemoryState | None = None
@@ -120,7 +120,7 @@ class Objective(nn.Module):
         return torch.as_tensor(batch.action_valid).sum()
 
     def measure(self, policy: ChunkPolicy, batches: Iterable[Batch]) -> dict[str, float]:
-        """Means of `loss` and its terms over batches, one after another; empty where there are none."""
+        """Means of `loss` and its terms over consecutive batches; empty if there are none."""
         tally, state = Tally(), None
         for batch in batches:
             terms, state = self(policy, batch, state)
@@ -142,7 +142,7 @@ def auxiliary_loss(name: str, options: Mapping[str, Any], context: LossContext, 
 
 
 def batch_text(policy: ChunkPolicy, batch: Batch) -> Tensor | None:
-    """The text model's input for each segment, (B, 1, ...); None for an unconditional policy."""
+    """The text model's input for each segment, (B, 1, ...); None for an unconditioned policy."""
     if policy.text is None:
         return None
     # One more entry, so that -1 (a segment without an instruction) picks None.
@@ -151,6 +151,7 @@ def batch_text(policy: ChunkPolicy, batch: Batch) -> Tensor | None:
 
 
 def _start(policy: ChunkPolicy, batch: Batch, state: MemoryState | None) -> MemoryState:
+    """The memory state before the batch: that after the batch before, reset where an episode begins."""
     count = len(batch.instruction_id)
     if state is None or state.batch_shape != (count,):
         state = policy.initial_state(count)
@@ -158,7 +159,7 @@ def _start(policy: ChunkPolicy, batch: Batch, state: MemoryState | None) -> Memo
 
 
 def _as_stored(policy: ChunkPolicy, batch: Batch) -> Mapping[str, ArraySpec]:
-    """The keys as a batch may hold them: tokens that were pooled ahead of time are fewer, and all valid."""
+    """The keys as the batch holds them: tokens that were pooled ahead of time are fewer, and all are valid."""
     tokens, obs = batch.obs.get(TOKENS_KEY), policy.obs
     if tokens is None or TOKENS_KEY not in obs or tokens.shape[-2] == obs[TOKENS_KEY].shape[0]:
         return obs

@@ -1,7 +1,7 @@
 """Online imitation (DAgger, Ross et al. 2011): roll out the policy, let an expert relabel, aggregate, train again.
 
-A policy trained on an expert's demonstrations drifts, by its own small mistakes, into states that no demonstration shows.
-Here it visits those states itself, and the expert labels every one of them with the action it would have taken.
+Through its own small errors, a policy trained on demonstrations drifts into states that no demonstration covers. Here the
+policy visits those states, and the expert labels each of them with the action that it would have taken.
 """
 
 import json
@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 
 from robopolicy.components import Options, option, require
-from robopolicy.control.execution import ExecutionOptions
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.experiment import ExperimentConfig, load_policy
@@ -30,7 +29,7 @@ from robopolicy.types import Demo
 LOG = logging.getLogger(__name__)
 
 MIXING_STREAM = 2
-"""Second word of the mixing generator's seed; keeps it apart from the scene's and the demonstrations' noise."""
+"""Second word of the seed for the turns; it keeps their random numbers independent of the scene's and the demos' noise."""
 TURN_STEPS = 20
 """Mean length of a turn of the student or the expert."""
 ROUNDS_FILE = "dagger.json"
@@ -40,19 +39,19 @@ ROUNDS_FILE = "dagger.json"
 class RelabelingActor:
     """Student and expert act in turns; the label is always the expert's.
 
-    The turns last `TURN_STEPS` on average: long enough for the student to run into the states in which it fails, and for the
-    expert to lead it out of them, so that no episode spends its time limit in one place.
+    The turns last `TURN_STEPS` on average: long enough for the student to reach the states in which it fails, and for the
+    expert to recover from them, so that no episode is stuck until its time limit.
 
     Args:
-        student: acts, such as a `PolicyActor`.
+        student: the policy being trained, such as a `PolicyActor`.
         expert: its labels are recorded; it sees every frame, so it may have its own memory. In its turns it may execute
             another action than its label, such as one with noise.
-        expert_share: share of the turns that are the expert's, drawn from the episode's seed.
+        expert_share: fraction of the turns that are the expert's, drawn from the episode's seed.
     """
 
     def __init__(self, student: Actor, expert: Actor, expert_share: float = 0.0) -> None:
         if not 0 <= expert_share <= 1:
-            raise ValueError(f"expert_share is {expert_share}; expected a share of the steps, 0 .. 1")
+            raise ValueError(f"expert_share is {expert_share}; expected a fraction of the turns, 0 .. 1")
         self.student, self.expert, self.expert_share = student, expert, expert_share
         self._rngs: list[np.random.Generator] = []
         self._begins = self._by_expert = np.zeros(0, dtype=bool)
@@ -77,7 +76,7 @@ class RelabelingActor:
         _, action = self.student.act(obs, instructions)
         require(
             label.shape == np.shape(action),
-            f"the expert gives actions of shape {label.shape}, the policy {np.shape(action)}; give an expert of this task",
+            f"the expert's actions have shape {label.shape}, the policy's {np.shape(action)}; give an expert of this task",
         )
         draws = np.array([rng.random(2) for rng in self._rngs])
         begins = self._begins | (draws[:, 0] < 1 / TURN_STEPS)
@@ -91,26 +90,24 @@ def relabeled_episodes(
     env: EpisodeWorlds,
     seeds: Sequence[int],
     expert: Actor,
-    execution: ExecutionOptions | None = None,
     expert_share: float = 0.0,
 ) -> Iterator[Episode]:
     """One recorded episode of the policy per seed, as they end; its demo holds the expert's labels.
 
     Args:
-        policy: acts, through the executor that also runs on a robot.
+        policy: the policy being trained; executed as it was trained, by the executor that also runs on a robot.
         env: worlds; no more of them than seeds.
         seeds: one episode each.
         expert: labels every state.
-        execution: which action of which chunk is executed when; None: as the policy was trained.
-        expert_share: share of the turns in which the expert acts.
+        expert_share: fraction of the turns in which the expert acts.
     """
-    student = PolicyActor(policy, env.num_envs, env.control_dt, execution)
+    student = PolicyActor(policy, env.num_envs, env.control_dt)
     return run_episodes(env, RelabelingActor(student, expert, expert_share), seeds, record=True)
 
 
 @dataclass(frozen=True)
 class Rounds(Options):
-    """How often `dagger` rolls out, and what it trains on."""
+    """The number of rounds of `dagger`, and what it trains on."""
 
     rounds: int = option(1, ">= 1")
     """Rollouts, each followed by training."""
@@ -133,22 +130,21 @@ def dagger(
 ) -> Path:
     """Train on `config.data.files`, then after each rollout on these and the relabeled demos; returns the last run folder.
 
-    `run_dir` holds a run folder `round_<i>` per round, 0 being the first training, a demo file `round_<i>.hdf5` per later
-    one, and `dagger.json`. A training starts from the last round's weights, unless the new demos use words that its policy has
-    no embedding for. A call that was interrupted continues where it
-    stood: of a rollout only the episodes under way are lost.
+    `run_dir` holds a run folder `round_<i>` per round, 0 being the first training, a demo file `round_<i>.hdf5` for each later
+    round, and `dagger.json`. A call with the folder of an interrupted one continues it; of a rollout, only the unfinished
+    episodes are lost.
 
     Args:
         config: the experiment.
-        run_dir: holds the rounds.
-        rounds: how many, and what they train on.
-        roll_out: (policy, round from 1 on, seeds already written) -> the demos of each episode as it ends, whose `actions` are
-            the expert's labels.
+        run_dir: folder of all rounds.
+        rounds: number of rounds, and what they train on.
+        roll_out: (policy, number of the round from 1 on, seeds already written) -> the demos of each episode as it ends, with
+            the expert's labels as `actions`.
         evaluate: as for `train`.
-        measure: figures of each round's policy to note in `dagger.json`, such as its success rate.
+        measure: policy -> figures of a round to record in `dagger.json`, such as the success rate.
 
     Raises:
-        ConfigError: the config weighs its files, or names none.
+        ConfigError: the config has file weights, or no files.
     """
     require(
         not config.data.file_weights,
@@ -190,7 +186,7 @@ def _write_round(
     roll_out: Callable[[ChunkPolicy, int, Sequence[int]], Iterable[Sequence[Demo]]],
     number: int,
 ) -> None:
-    """Write a round's demos, each as its episode ends; the file appears when all are in it."""
+    """Write a round's demos, each as its episode ends; the file appears when it is complete."""
     with open_demos(like) as first:
         facts = {key: first.attributes[key] for key in ("renderer",) if key in first.attributes}
         env_args = first.attributes.get("env_args")
@@ -218,7 +214,7 @@ def _note(
     measure: Callable[[ChunkPolicy], Mapping[str, Any]] | None,
     facts: Mapping[str, Any],
 ) -> None:
-    """Add a round to `dagger.json`, unless an earlier call did."""
+    """Add a round to `dagger.json`, unless an earlier call has added it."""
     path = run_dir / ROUNDS_FILE
     rows = json.loads(path.read_text())["rounds"] if path.exists() else []
     if any(row["round"] == number for row in rows):

@@ -1,4 +1,4 @@
-"""Collects the rollouts for `reinforce`: a policy acts with exploration noise, always in the same worlds."""
+"""Collects the rollouts for `reinforce`: a policy acts with exploration noise in worlds that stay open."""
 
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
@@ -20,16 +20,16 @@ PROGRESS = "progress"
 
 
 class Practice:
-    """Worlds in which an actor acts with noise, and the steps of its last rollout.
+    """Worlds in which the policy acts with noise, and the steps of its last rollout.
 
     Args:
-        model: acts and values.
-        worlds: that it acts in.
+        model: the policy and the critic.
+        worlds: the worlds, whose episodes continue from one rollout to the next.
         steps: T, control steps of each world in a rollout.
-        reward: 1 at the step that makes the episode a success (`success`), the same plus the discounted growth of the
-            worlds' `progress`, that if they give it (`auto`), or what the worlds give (`env`).
+        reward: `success`: 1 at the step that makes the episode a success; `progress`: a return that is the discounted mean of
+            the worlds' `progress`; `auto`: progress if the worlds report it, else success; `env`: the worlds' own reward.
         gamma: discount per step.
-        first_seed: of the first episode; the others follow it.
+        first_seed: seed of the first episode; the following episodes have the following seeds.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Practice:
         """Fill the storage.
 
         Returns:
-            The memories' states of policy and critic before its first step, and means over the ended episodes.
+            The memory states of policy and critic before its first step, and means over the episodes that ended.
 
         Raises:
-            ConfigError: the reward is `progress` and the worlds don't give it.
+            ConfigError: the reward is `progress` and the worlds don't report it.
         """
         self.storage.clear()
         device = self.model.policy.device
@@ -101,10 +101,10 @@ class Practice:
         self._succeeded = solved & ~step.ended
         require(
             self.reward != "progress" or PROGRESS in step.info,
-            "--reward progress: these worlds don't say how near the goal is; use --reward success",
+            "--reward progress: these worlds don't report their progress; use --reward success",
         )
         if self.reward != "success" and PROGRESS in step.info:
-            # The return is the discounted mean of progress, where a success counts as progress 1 from there on.
+            # The return is the discounted mean of progress, which counts as 1 from a success on.
             reward = np.where(solved, reward, (1 - self.gamma) * step.info[PROGRESS])
         return reward
 

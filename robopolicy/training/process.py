@@ -34,12 +34,12 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """The first Ctrl-C, SIGTERM or SIGHUP ends training after the step, with a resume file; the second one at once."""
+    """The first Ctrl-C, SIGTERM or SIGHUP ends training after the current step, with a resume file; the second one at once."""
     stop = Stop()
 
     def request(*_: Any) -> None:
         if stop.requested or not stop.training:
-            raise KeyboardInterrupt("interrupted" if stop.training else "stopped before the first step; start it again")
+            raise KeyboardInterrupt("interrupted" if stop.training else "stopped before the first step; run it again")
         stop.requested = True
 
     if threading.current_thread() is not threading.main_thread():
@@ -56,7 +56,7 @@ def stop_on_signal() -> Iterator[Stop]:
 
 @contextmanager
 def visible_log() -> Iterator[None]:
-    """Print what this package logs from INFO on, where nobody has configured logging: in a notebook or a script."""
+    """Print this package's log from level INFO on, if no logging is configured, as in a notebook or a script."""
     logger = logging.getLogger("robopolicy")
     if logger.hasHandlers():
         yield

@@ -1,8 +1,8 @@
 """Recurrent PPO (Schulman et al. 2017) from a policy that was trained on demos, on its own memory and action space.
 
-Acting runs on the streaming state; training replays the same trajectories through `memory.unroll` from the states saved
-when the rollout began, so that the replayed log-probabilities are those of the rollout, for a windowed memory as for a
-carried one. `actor_critic` holds what is trained.
+During a rollout the policy acts with its streaming state. The update replays the trajectories through `memory.unroll`, from
+the states saved when the rollout began, so that the replayed log-probabilities equal those of the rollout for windowed and
+for carried memories. `actor_critic` holds the trained modules.
 
 Axes: T steps of a rollout, E worlds.
 """
@@ -88,21 +88,21 @@ def advantages(
 ) -> Float[Tensor, "time worlds"]:
     """Generalized advantage estimates (Schulman et al. 2016) of the decisions; meaningless at other steps.
 
-    A real end is worth nothing; a time limit, and the end of the rollout, are worth the value of the state reached. An episode
-    that both terminates and is truncated has terminated.
+    After a terminated step the value is 0; after a truncated step, and at the end of the rollout, it is the value of the state
+    reached. A step that is both terminated and truncated counts as terminated.
 
     Args:
-        reward: of each step.
-        value: of the state before each step.
-        final_value: of the state after each step; read where `truncated`, and at the last step.
-        terminated: True where the episode came to a real end.
-        truncated: True where it was cut off.
-        decides: True where a decision was taken; its reward is the discounted sum up to the next.
+        reward: reward of each step.
+        value: value of the state before each step.
+        final_value: value of the state after each step; used where `truncated`, and at the last step.
+        terminated: True where the episode terminated.
+        truncated: True where the episode was truncated.
+        decides: True where a decision was taken; its reward is the discounted sum up to the next decision.
         gamma: discount per step.
         gae_lambda: decay per decision.
     """
     result = torch.zeros_like(reward)
-    following = torch.where(terminated[-1], 0.0, final_value[-1])  # worth of what comes after the step
+    following = torch.where(terminated[-1], 0.0, final_value[-1])  # value of what comes after the step
     discount = torch.zeros_like(following)  # between the step's decision and the next one's advantage
     upcoming = torch.zeros_like(following)  # the next decision's advantage
     for t in reversed(range(len(reward))):
@@ -122,14 +122,14 @@ class Learner(ActorCritic):
 
     Args:
         policy: trained in place.
-        config: of the algorithm.
+        config: options of the algorithm.
     """
 
     def __init__(self, policy: ChunkPolicy, config: PPOConfig) -> None:
         super().__init__(policy, config.decision_steps or min(4, policy.chunk), config.std, config.bptt_steps)
         self.config = config
         self.averaged = copy.deepcopy(policy).requires_grad_(False)
-        """The moving average of the policy's weights: much of each update is noise, which the average does not follow."""
+        """The moving average of the policy's weights, which averages out the noise of single updates."""
         self.updates = nn.Buffer(torch.zeros(()))
         self.moved = [*(part for part in policy.parameters() if part.requires_grad), self.log_std]
         valued = [part for part in self.critic.parameters() if part.requires_grad]
@@ -138,7 +138,7 @@ class Learner(ActorCritic):
 
     @property
     def lr(self) -> float:
-        """The policy's present learning rate."""
+        """The policy's current learning rate."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(

@@ -38,12 +38,12 @@ FREE_TO_CHANGE = (
 
 
 def is_resumed(run_dir: Path, resume: bool) -> bool:
-    """Whether the run in a folder is continued; False where one begins.
+    """Whether the run in a folder is continued; False if a run begins there.
 
-    A run that was killed before its first resume file begins again, with and without `resume`: nothing is lost.
+    A run that was killed before its first resume file begins again, with and without `resume`.
 
     Raises:
-        ConfigError: the folder holds a run and `resume` is False, or it is True and there is none.
+        ConfigError: the folder holds a run and `resume` is False, or it holds none and `resume` is True.
     """
     taken = [name for name in (RESUME_FILE, DESCRIPTION, METRICS_FILE) if (run_dir / name).exists()]
     if (run_dir / LOCK_FILE).exists() and RESUME_FILE not in taken:
@@ -60,10 +60,10 @@ def is_resumed(run_dir: Path, resume: bool) -> bool:
 
 
 def require_same_options(config: ExperimentConfig, run_dir: Path) -> None:
-    """Refuse to resume a run with another value of an option that matters; one that the run's version lacked has its default.
+    """Refuse to resume a run with another value of an option, except those in `FREE_TO_CHANGE`.
 
     Raises:
-        ConfigError: in one line that names the option.
+        ConfigError: an option differs; the message names it.
     """
     path = run_dir / CONFIG
     before = flat(config_to_dict(config_from_dict(yaml.safe_load(path.read_text()), source=str(path))))
@@ -76,13 +76,13 @@ def require_same_options(config: ExperimentConfig, run_dir: Path) -> None:
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """The run folder, created if missing, for this training alone; other processes of the same training take no lock.
+    """Lock the run folder, created if missing, for this training; only its first process takes the lock.
 
-    What a killed one left unfinished is removed.
+    Temporary files that a killed training left are removed.
 
     Raises:
         ConfigError: another training writes into it.
-        OSError: a link or something else is at the lock's name; it is not followed.
+        OSError: the lock's path is taken by a link or something else that is not a file.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank != 0 or fcntl is None:
@@ -109,10 +109,10 @@ def read_resume(path: Path, fields: Sequence[str], device: torch.device | str = 
     Args:
         path: the file.
         fields: its required fields.
-        device: device of its tensors.
+        device: device for its tensors.
 
     Raises:
-        ConfigError: it is damaged, a pickle, or another file.
+        ConfigError: it is damaged, needs unpickling, or is not a resume file.
     """
     require_regular(path)
     try:
@@ -123,5 +123,5 @@ def read_resume(path: Path, fields: Sequence[str], device: torch.device | str = 
             f"{path} can't be read as a resume file ({reason}); remove it to start this run again"
         ) from None
     if missing := [name for name in fields if not isinstance(found, dict) or name not in found]:
-        raise ConfigError(f"{path} is another file: it holds no {missing[0]!r}; remove it to start this run again")
+        raise ConfigError(f"{path} is not a resume file: it has no {missing[0]!r}; remove it to start this run again")
     return found

@@ -28,7 +28,7 @@ LOG = logging.getLogger(__name__)
 def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[str]]:
     """Names of the training and of the held-out demos of one file.
 
-    The file's filter keys are honoured; without them a share of the demos, at least one of two, is held out.
+    They are those of the file's filter keys; without these a fraction of the demos is held out, at least one of two.
 
     Raises:
         ConfigError: a filter key is missing, or both splits hold the same demo.
@@ -43,9 +43,8 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
             f"--data.{option} {key}: {where} has no such filter key; it has: {_listed(masks)}",
         )
     train = list(masks.get(data.train_filter, reader.names))
-    if (
-        data.valid_filter in masks and data.valid_filter != data.train_filter
-    ):  # if both name one key, its demos are split below
+    # If both name one key, its demos are split below.
+    if data.valid_filter in masks and data.valid_filter != data.train_filter:
         valid = list(masks[data.valid_filter])
         if data.train_filter not in masks:
             train = [name for name in train if name not in set(valid)]
@@ -130,7 +129,7 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
 
 
 def _values(actions: np.ndarray, column: int, declared: tuple[float, float]) -> tuple[float, float]:
-    """The two values of a binary gripper: the declared pair, or those of its actions (rows,) if the pair is the default."""
+    """The two values of a binary gripper: the declared pair, or those found in its actions (rows,)."""
     values = np.unique(actions).tolist()
     if set(values) <= set(declared):
         return declared
@@ -144,10 +143,10 @@ def _values(actions: np.ndarray, column: int, declared: tuple[float, float]) -> 
 
 
 def _ends(actions: np.ndarray, column: int, ends: tuple[float, float]) -> tuple[float, float]:
-    """The ends of a continuous gripper: as declared, or as its actions (rows,) suggest if the declared ones are the default."""
+    """The two ends of a continuous gripper: as declared, or inferred from its actions (rows,) if the default is declared."""
     low, high = float(actions.min()), float(actions.max())
     beyond = low < -1.002 or high > 1.002
-    # Values that are never negative, or that span little of -1 .. 1, are openings in metres or as a share.
+    # Values that are never negative, or that span little of -1 .. 1, are openings in metres or fractions.
     opening = high > low and (low >= 0 or high - low < LEAST_STROKE * 2)
     if ends != (-1.0, 1.0) or not (beyond or opening):
         return ends
@@ -169,7 +168,7 @@ def pooling_ahead(encoder: Any, pooling: Any) -> TokenPooling | None:
     def pooled(tokens: Tensor, token_valid: Tensor | None) -> Tensor:
         if tokens.shape[1] < latent:
             return tokens
-        # A maximum is one of the values; a mean is kept as exactly as the policy itself would take it.
+        # A maximum is one of the stored values; a mean is computed in float32, as the policy would compute it.
         values = tokens if keeps_values else tokens.float()
         valid = None if token_valid is None else token_valid.expand(values.shape[:2])
         return pool(values, valid).unflatten(-1, (latent, tokens.shape[2]))
@@ -192,7 +191,9 @@ def _overridden(inferred: ActionSpec, actions: np.ndarray, data: DataConfig) -> 
     rest = [column for column in range(width) if column not in gripper and column not in constant]
     arm = list(data.arm) if data.arm is not None else rest
     if missing := sorted(set(rest) - set(arm)):
-        raise ConfigError(f"--data.arm leaves out column {missing[0]}, which changes; name it in arm or gripper")
+        raise ConfigError(
+            f"--data.arm leaves out column {missing[0]}, which is not constant; name it in arm or gripper"
+        )
     pairs = []
     for column in gripper:
         values = np.unique(actions[:, column])

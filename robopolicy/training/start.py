@@ -1,4 +1,4 @@
-"""Starting a training from the policy of an earlier run: its weights, and the statistics that they were made for."""
+"""Starting a training from the policy of an earlier run: its weights, and the statistics that they were trained with."""
 
 import json
 import logging
@@ -24,9 +24,9 @@ PARTS = ("encoder", "text", "pooling", "memory", "action_head")
 """Parts of a policy that can be frozen."""
 EMBEDDING = "text.embedding.weight"
 WORDS = frozenset((EMBEDDING, "text.position"))
-"""Weights with a row per word, or per place of a word: instructions with new words, or with more words, add rows."""
+"""Weights with a row per word or per position: new words, or longer instructions, add rows."""
 BEYOND = 1.02
-"""New actions beyond this multiple of the kept range are reported: the action head can't produce them."""
+"""New actions that exceed the kept range by more than this factor are reported: the action head can't produce them."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Start:
     """The run that a training starts from, and what it takes from it."""
 
     folder: str
-    """Run folder whose weights it starts with."""
+    """Run folder of the weights to start with."""
     statistics: Literal["keep", "refit"] = "keep"
-    """keep: those of the start, which its weights were made for; refit: those of the new demos."""
+    """keep: those of the start policy, which its weights were trained with; refit: those of the new demos."""
     freeze: tuple[str, ...] = ()
     """Parts whose weights are frozen."""
 
@@ -45,7 +45,7 @@ class Start:
             raise ConfigError(f"--freeze {unknown[0]}: no such part; a policy has {', '.join(PARTS)}")
 
     def write(self, run_dir: Path) -> None:
-        """Keep it in the run folder, so that `--resume` builds the same policy."""
+        """Save it in the run folder, so that `--resume` builds the same policy."""
         write_file(run_dir / START_FILE, json.dumps(asdict(self), indent=1))
 
     @classmethod
@@ -87,7 +87,7 @@ def vocabulary_after(begun: ChunkPolicy, demos: Vocabulary | None, start: Start)
     extended = begun.vocabulary.extended(demos)
     new = extended.words[len(begun.vocabulary.words) :]
     if new and hasattr(begun.text, "vocabulary"):
-        LOG.info("words     new in these demos, begin as the unknown word: %s", ", ".join(new))
+        LOG.info("words     new in these demos, initialized as the unknown word: %s", ", ".join(new))
     return extended
 
 
@@ -126,7 +126,7 @@ def _require_same(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None
     ]
     require(
         start.statistics == "refit" or columns[0] == columns[1],
-        f"--start {start.folder}: its action columns are {columns[1]}, those of the demos {columns[0]} (arm, gripper, "
+        f"--start {start.folder}: its action columns are {columns[1]}, those of the demos are {columns[0]} (arm, gripper, "
         "gripper values, kind); convert the demos, or give --statistics refit",
     )
     ours, theirs = ({name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (policy, begun))
@@ -143,7 +143,7 @@ def _require_same(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None
 
 
 def _differences(policy: ChunkPolicy, begun: ChunkPolicy) -> Iterator[str]:
-    """How far the new demos' statistics, in `policy`, are from those that are kept."""
+    """Lines that compare the new demos' statistics, in `policy`, with those that are kept."""
     yield "kept      the start's statistics; those of the new demos differ from them as follows"
     for key in policy.scaling.keys:
         new, old = (cast(Normalizer, each.scaling.normalizer(key)) for each in (policy, begun))
@@ -159,11 +159,11 @@ def _differences(policy: ChunkPolicy, begun: ChunkPolicy) -> Iterator[str]:
     if not len(reach):
         return
     place = int(reach.argmax())
-    yield f"          actions: they reach {float(reach[place]):.3g} of the kept range (arm column {place})"
+    yield f"          actions: they reach {float(reach[place]):.3g} times the kept range (arm column {place})"
     if float(reach[place]) > BEYOND:
         LOG.warning(
-            "the new demos' actions reach %.3g of the kept range in arm column %d, and the action head gives 1 at most; "
-            "--statistics refit learns them on their own range",
+            "the new demos' actions reach %.3g times the kept range in arm column %d, and the action head predicts at most 1; "
+            "--statistics refit scales actions to the new range",
             float(reach[place]),
             place,
         )

@@ -51,8 +51,8 @@ def train(
 ) -> Path:
     """Train a policy on demonstrations; returns the run folder, which `load_policy` reads.
 
-    Progress is logged, and printed where nobody has configured logging. From here on the process keeps memory that it frees
-    (`robopolicy.heap`): 1.5 times as fast from images on a CPU.
+    Progress is logged, or printed if no logging is configured. The process then reuses the memory that it frees
+    (`robopolicy.heap`), which makes training on images 1.5 times as fast on a CPU.
 
     Args:
         config: the experiment.
@@ -60,8 +60,7 @@ def train(
             interrupted before its first resume file starts again, with and without `resume`.
         evaluate: closed loop, policy -> success rate, called every `training.eval_every` steps.
         resume: continue the run in `run_dir`, exactly as if it had not been interrupted.
-        start: run folder whose weights to start from, with its statistics and vocabulary unless it says otherwise; a
-            resumed run keeps its own.
+        start: run folder of the policy to start from, or a `Start` with further options; ignored if the run is resumed.
         callbacks: further Lightning callbacks, called before the run's own.
 
     Raises:
@@ -120,7 +119,7 @@ def _check(
 
 
 def _prepare(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, DemoDataModule, TrainingConfig]:
-    """The policy under training, untrained or begun as `start` says; its demos, opened; and the length of the training."""
+    """The policy to train, new or from `start`; its demos, opened; and the settings with the number of steps."""
     data = DemoDataModule(config)
     data.setup("fit")
     frames = config.data.batch_size * config.optimizer.accumulate * data.segment
@@ -236,7 +235,7 @@ def _in_bf16(precision: str, encoder: Any, cuda: bool) -> bool:
 def _processes(cuda: bool, unused: bool) -> dict[str, Any]:
     """Processes per node and number of nodes, from the environment variables of torchrun or srun.
 
-    `unused` says that the loss may not depend on some trained weights, such as a tower's own pooling that nothing reads.
+    `unused`: the loss may not depend on all trained weights, such as the pooling layer of a vision tower.
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
@@ -275,7 +274,7 @@ def _report(keeper: RunKeeper) -> None:
     training, timer = keeper.settings, keeper.timer
     if training.max_minutes is not None and keeper.step < training.steps:
         LOG.warning(
-            "stopped by --training.max_minutes %g after %d of %d steps: another machine, or a less busy one, trains further",
+            "stopped by --training.max_minutes %g after %d of %d steps: a faster or less busy machine would do more steps",
             training.max_minutes,
             keeper.step,
             training.steps,

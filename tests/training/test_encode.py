@@ -13,11 +13,11 @@ from rich.console import Console
 pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 
 from robopolicy.demos.formats import open_demos
-from robopolicy.demos.hdf5 import DemoWriter
+from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoWriter
 from robopolicy.model.encoders._loading import load_backbone
 from robopolicy.model.texts.prompt import Prompter
 from robopolicy.training import encode
-from robopolicy.training.encode import EncodeOptions, are_padded, encode_file, require_one_encoder, run_encode
+from robopolicy.training.encode import EncodeOptions, encode_file, require_one_encoder, run_encode
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_lerobot
 from tests.tiny_backbones import save_backbone
@@ -62,7 +62,7 @@ def test_every_frame_gains_the_tokens_that_the_live_encoder_gives(file, model):
     assert list(demo.attributes["token_valid"]) == valid[0].int().tolist()
     assert not valid.all()
     with open_demos(file) as demos:
-        assert are_padded([demos])
+        assert demos.attributes[TOKENS_PADDED]
     real = valid[0].numpy()
     np.testing.assert_allclose(demo.tokens[:, real], live[:, real].detach(), atol=2e-3)
     np.testing.assert_array_equal(
@@ -134,7 +134,7 @@ def test_demos_and_tokens_can_go_to_a_file_of_their_own(file, model, tmp_path):
     assert (done.path, done.demos) == (tmp_path / "both.hdf5", 5)
     with open_demos(file) as one, open_demos(done.path) as both:
         assert require_one_encoder([both])["template"] == "please {instruction}"
-        assert are_padded([both])
+        assert both.attributes[TOKENS_PADDED]
         assert both.action_spec == one.action_spec
         for name in one.names:
             assert both.read(name).tokens.shape[0] == len(one.read(name))

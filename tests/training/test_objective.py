@@ -232,7 +232,7 @@ def test_a_loss_without_a_weight_is_not_minimized() -> None:
         ),
         ({"attention_keys": 1.0}, r"set --encoder\.predict 3"),
         ({"linear_action": 1.0}, r"give --encoder\.groups"),
-        ({}, r"no loss has a weight; weight one or more of: arm, gripper"),
+        ({}, r"no loss; give a weight to one or more of: arm, gripper"),
     ],
 )
 def test_a_loss_that_cannot_be_built_is_one_line(losses: dict[str, Any], message: str) -> None:

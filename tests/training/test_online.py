@@ -201,7 +201,7 @@ def test_an_expert_of_other_actions_is_refused() -> None:
     expert.width = 6
     actor = RelabelingActor(Student(), expert, 0.5)
     actor.reset(np.array([True, True]), [1, 2])
-    with pytest.raises(ConfigError, match=r"the expert gives actions of shape \(2, 6\), the policy \(2, 7\)"):
+    with pytest.raises(ConfigError, match=r"the expert's actions have shape \(2, 6\), the policy's \(2, 7\)"):
         actor.act({}, ["", ""])
 
 

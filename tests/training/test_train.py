@@ -180,7 +180,7 @@ def test_a_signal_before_the_first_step_is_one_line(tiny_demos: Path, tmp_path: 
         [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 130, done.stderr
-    assert done.stderr.strip() == "stopped before the first step; start it again"
+    assert done.stderr.strip() == "stopped before the first step; run it again"
     assert not (tmp_path / "run").exists()
 
 
