@@ -1,4 +1,4 @@
-"""The columns of a data set's actions: inferred by the default rule if the files declare none, and described in words."""
+"""The columns of a data set's actions: inferred by the default rule if the files do not declare them, and described in words."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,24 +10,24 @@ from robopolicy.types import ActionSpec, DemoFormatError
 
 
 def infer_action_spec(actions: Iterable[np.ndarray]) -> ActionSpec:
-    """The default rule: exactly two values make a binary gripper, one value a constant column, the rest is the arm.
+    """The default rule: a column with two values is a binary gripper, one with one value is constant, all others are the arm.
 
-    The rule reads all the demos given, since a gripper may stay open in any one of them. Of the two values the lower
-    is label 0 and the higher label 1.
+    The rule uses all demos, since a gripper may stay open throughout one of them. The lower value is label 0, the higher
+    one label 1.
 
     Args:
-        actions: (T, width) per demo; may be a generator, so that a set larger than memory passes through.
+        actions: (T, width) per demo; may be a generator, for sets larger than memory.
 
     Raises:
         DemoFormatError: there are no demos, or they differ in width.
     """
-    seen: list[np.ndarray] | None = None
+    seen: list[np.ndarray] = []
     for rows in actions:
-        if seen is not None and rows.shape[1] != len(seen):
+        seen = seen or [rows[:0, column] for column in range(rows.shape[1])]
+        if rows.shape[1] != len(seen):
             raise DemoFormatError(f"actions of {rows.shape[1]} columns after others of {len(seen)}; all need the same")
-        columns = seen if seen is not None else [rows[:0, column] for column in range(rows.shape[1])]
         # Three values are enough to know that a column is neither constant nor binary.
-        seen = [np.unique(np.concatenate([known, rows[:, i]]))[:3] for i, known in enumerate(columns)]
+        seen = [np.unique(np.concatenate([known, rows[:, i]]))[:3] for i, known in enumerate(seen)]
     if not seen:
         raise DemoFormatError("no actions to infer an action spec from; expected at least one demo, and one column")
     gripper = [column for column, values in enumerate(seen) if len(values) == 2]
@@ -78,7 +78,7 @@ def describe_action_spec(spec: ActionSpec) -> str:
 
 
 def _runs(columns: Sequence[int]) -> str:
-    """`0-5, 7`."""
+    """Column numbers as text such as `0-5, 7`."""
     runs: list[list[int]] = []
     for column in columns:
         if runs and column == runs[-1][-1] + 1:

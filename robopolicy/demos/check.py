@@ -1,4 +1,4 @@
-"""Checks a set of demos: its contents and problems, and what is left when demos with problems are dropped."""
+"""Checks a set of demos: reports contents and problems, and writes a file of the demos without problems."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from robopolicy.demos.findings import (
 )
 from robopolicy.demos.formats import DemoReader, action_spec_of, convert, open_demos
 from robopolicy.demos.formats.base import is_image
-from robopolicy.demos.outliers import SetSigns
+from robopolicy.demos.outliers import SetComparison
 from robopolicy.demos.remote import local_path
 from robopolicy.types import DemoFormatError
 
@@ -40,22 +40,24 @@ def check_file(path: str | Path, progress: bool = False) -> FileReport:
         DemoFormatError: it can't be opened as demos at all.
     """
     path = local_path(path)
-    signs = SetSigns()
+    comparison = SetComparison()
     with open_demos(path) as reader:
-        report = FileReport(path, reader.format_name, _disk_bytes(path), list(reader.names))
+        files = path.rglob("*") if path.is_dir() else [path]
+        disk_bytes = sum(file.stat().st_size for file in files if file.is_file())
+        report = FileReport(path, reader.format_name, disk_bytes, list(reader.names))
         report.rate_hz = reader.action_spec.rate_hz if reader.action_spec else reader.action_facts.get("rate_hz")
         report.filter_keys = {key: list(names) for key, names in reader.filter_keys.items()}
         report.environment = (reader.attributes.get("env_args") or {}).get("env_name") or None
         report.findings = [Finding("note", text) for text in reader.notes]
         seen: dict[bytes, str] = {}
         for name in track(report.names, description="reading", transient=True, disable=not progress):
-            _add_demo(report, reader, name, seen, signs)
+            _add_demo(report, reader, name, seen, comparison)
         if len({rows.shape[1] for rows in report.actions.values()}) == 1:
             report.action_spec = action_spec_of(reader, report.actions.values())
     report.findings += set_findings(report.keys, len(report.lengths), report.instructions, report.filter_keys)
     if report.action_spec is not None:
         report.findings += action_findings(report.actions, report.action_spec, report.instruction_of, report.openings)
-        report.findings += signs.findings(report.actions, report.action_spec, report.instruction_of)
+        report.findings += comparison.findings(report.actions, report.action_spec, report.instruction_of)
     return report
 
 
@@ -74,7 +76,7 @@ def compare_files(reports: Sequence[FileReport]) -> None:
 
 
 def salvage(report: FileReport, target: str | Path) -> list[str]:
-    """Write the good demos as a native file; returns the conversion's notes.
+    """Write the demos without problems to a native file; returns the conversion's notes.
 
     Raises:
         DemoFormatError: every demo has a problem.
@@ -85,7 +87,10 @@ def salvage(report: FileReport, target: str | Path) -> list[str]:
     return convert(report.path, target, names=report.good)
 
 
-def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[bytes, str], signs: SetSigns) -> None:
+def _add_demo(
+    report: FileReport, reader: DemoReader, name: str, seen: dict[bytes, str], comparison: SetComparison
+) -> None:
+    """Read a demo and add it to the report; `seen` holds the fingerprints of the demos before it."""
     try:
         demo = reader.read(name)
         clock = reader.clock(name)
@@ -96,16 +101,16 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
     report.lengths[name] = len(demo)
     report.instruction_of[name] = demo.instruction
     report.actions[name] = demo.actions
-    signs.add(demo)
+    comparison.add(demo)
     if (openings := gripper_openings(demo.obs)) is not None:
         report.openings[name] = openings
     problems = list(demo_problems(demo, clock, report.rate_hz))
     tokens = {} if demo.tokens is None else {"tokens": demo.tokens}
     for key, values in {"actions": demo.actions, **tokens, **demo.obs}.items():
         problems += _add_key(report.keys, key, values)
-    twin = seen.setdefault(_fingerprint(demo.actions, *(demo.obs[key] for key in sorted(demo.obs))), name)
-    if twin != name:
-        problems.append(f"the same actions and observations as {twin}")
+    first_equal = seen.setdefault(_fingerprint(demo.actions, *(demo.obs[key] for key in sorted(demo.obs))), name)
+    if first_equal != name:
+        problems.append(f"the same actions and observations as {first_equal}")
     notes = [*demo_notes(demo), *(f"obs/{key} holds the action before" for key in holds_last_action(demo))]
     report.findings += [Finding("problem", text, name) for text in problems]
     report.findings += [Finding("note", text, name) for text in notes]
@@ -115,7 +120,7 @@ def _add_demo(report: FileReport, reader: DemoReader, name: str, seen: dict[byte
 
 
 def _add_key(keys: dict[str, KeySummary], key: str, values: np.ndarray) -> list[str]:
-    """Extend the key's summary by these values; returns the problem if they don't fit it."""
+    """Add the values to the key's summary; returns a list with a problem if they don't fit it, else an empty one."""
     if values.dtype.kind not in "biuf" or not values.size:
         return [f"{key} has type {values.dtype} and shape {values.shape}; expected numbers"]
     known = keys.setdefault(key, KeySummary.of(values))
@@ -130,8 +135,3 @@ def _fingerprint(*arrays: np.ndarray) -> bytes:
     for values in arrays:
         digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return digest.digest()
-
-
-def _disk_bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

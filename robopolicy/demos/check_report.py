@@ -1,4 +1,4 @@
-"""The report of the verb `check` on one file, and its text for the terminal."""
+"""The report of `robopolicy check` on one file, and its text for the terminal."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ from robopolicy.types import ActionSpec, printable
 SHOWN = 8
 """Largest number of lines shown of one kind; the others are only counted."""
 NUMBER = re.compile(r"\d+(\.\d+)?")
-"""Messages that differ only in their numbers are of one kind, such as pauses of several demos."""
+"""A number in a message. Messages that differ only in numbers count as one kind, such as pauses of several demos."""
 ALIKE_SHOWN = 3
 """Largest number of messages shown of one kind."""
 
@@ -73,7 +73,7 @@ class FileReport:
 
     @property
     def edit_commands(self) -> list[str]:
-        """For each option of `robopolicy edit`, the command that fixes the findings that this option can fix."""
+        """Commands of `robopolicy edit` that fix findings, one for each option."""
         values: dict[str, dict[str, None]] = {}
         for finding in self.findings:
             option, value = finding.edit or (("--drop", finding.demo) if finding.severity == "problem" else ("", None))
@@ -113,10 +113,9 @@ def summary_lines(report: FileReport) -> list[tuple[str, str]]:
         ("steps", f"{lengths.sum()} ({lengths.min()} - {lengths.max()} a demo, median {np.median(lengths):g})"),
     ]
     if report.action_spec is not None:
-        lines += [("rate", f"{report.action_spec.rate_hz:g} Hz" if report.action_spec.rate_hz else "not declared")]
-        lines += [("actions", describe_action_spec(report.action_spec))]
-        copied = copied_share(list(report.actions.values()), report.action_spec)
-        if copied is not None:
+        lines.append(("rate", f"{report.action_spec.rate_hz:g} Hz" if report.action_spec.rate_hz else "not declared"))
+        lines.append(("actions", describe_action_spec(report.action_spec)))
+        if (copied := copied_share(list(report.actions.values()), report.action_spec)) is not None:
             lines.append(("copycat", f"the last action predicts {max(copied, 0.0):.0%} of the arm's next"))
     texts = [f"{text!r} x {count}" for text, count in report.instructions.most_common(SHOWN) if text]
     more = f", {len(report.instructions) - SHOWN} more" if len(report.instructions) > SHOWN else ""

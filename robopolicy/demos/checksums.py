@@ -1,4 +1,4 @@
-"""Checksums of a demo's content, stored with it: without them, HDF5 would return a flipped bit in a file as data."""
+"""Checksums of a demo's content, stored with it, since HDF5 itself does not detect a flipped bit in its data."""
 
 import json
 import zlib
@@ -29,8 +29,8 @@ def verified(demo: Demo, where: str, *, unread: Collection[str] = (), expected: 
     Args:
         demo: as it was read.
         where: begins the message.
-        unread: arrays that the file holds and that were not read, such as `obs/front`; they are not compared.
-        expected: the file declares checksums for every demo; if False, a demo without checksums is accepted.
+        unread: names of arrays in the file that were not read, such as `obs/front`; they are not compared.
+        expected: whether every demo of the file must have checksums.
 
     Raises:
         DemoFormatError: a part has changed since it was written, or is missing.
@@ -62,7 +62,7 @@ def seal_of(file: h5py.File, where: str) -> str:
 
 
 def require_seal(file: h5py.File, where: str) -> bool:
-    """Whether the file has checksums at all; one of an earlier version has them for its demos alone.
+    """Whether the file has checksums; files of an earlier version have them for demos only, not for the whole file.
 
     Raises:
         DemoFormatError: an attribute, a mask or the list of demos changed since it was written.

@@ -1,8 +1,8 @@
 """Detects calibration drift over a set of demos: the offset of a joint or sensor, a camera's orientation or brightness.
 
-It compares what would be equal in every demo if the calibration were: the first reading of each column, and the background of
-each camera. A column drifts if it follows the order of the demos (Spearman's rank correlation, which one odd demo does not
-decide) and the last third of the demos differs from the first by more than demos of one third differ among themselves.
+It compares what stays equal from demo to demo as long as the calibration does: the first reading of each column, and the
+background of each camera. A column drifts if it follows the order of the demos (Spearman's rank correlation, which a single
+outlier hardly changes) and the last third of the demos differs from the first by more than demos within a third do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ import numpy as np
 LEAST_DEMOS = 8
 """Smallest number of demos in which drift is detected."""
 LEAST_TREND = 4.0
-"""Standard deviations that the rank correlation must be from 0 (Fisher's transformation); 6e-5 by chance, two-sided."""
+"""Least distance of the rank correlation from 0 [standard deviations, Fisher's transformation]; by chance 6e-5, two-sided."""
 LEAST_SHIFT = 1.0
-"""Standard deviations, among the demos of one third, by which the thirds must differ."""
+"""Least difference between the thirds [standard deviations within a third]."""
 LEAST_SHARE = 0.01
 """Fraction of a column's usual range; a smaller drift is not reported."""
 LEAST_PX = 0.5
@@ -26,7 +26,7 @@ BACKGROUND_PX = 64
 BACKGROUND_FRAMES = 16
 """Number of images of a demo whose median is its background."""
 NOISE, LEAST_REST = 4.0, 0.5
-"""Levels of brightness that a still pixel changes by within a demo, and those that a fit is off by at least."""
+"""Levels of brightness: noise of a still pixel within a demo, and the least residual of a fit."""
 FITS = 8
 """Iterations of the reweighted least-squares fit."""
 
@@ -37,7 +37,10 @@ def drift(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
     third = len(values) // 3
     if len(values) < LEAST_DEMOS or np.ptp(values) == 0:
         return None
-    correlation = np.corrcoef(_ranks(values), np.arange(len(values)))[0, 1]
+    # Rank of each value; equal values share the mean of theirs.
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
+    correlation = np.corrcoef(ranks, np.arange(len(values)))[0, 1]
     trend = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12)) * np.sqrt((len(values) - 3) / 1.06)
     first, last = values[:third], values[-third:]
     within = np.sqrt((first.var() + last.var()) / 2)
@@ -123,9 +126,3 @@ def _moves(backgrounds: np.ndarray) -> np.ndarray:
             weight = still / (1 + (rest / (1.4826 * np.median(np.abs(rest)) + LEAST_REST)) ** 2)
         found.append(fit[:3])
     return np.array(found)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Rank of each value; equal ones share the mean of theirs."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[place]

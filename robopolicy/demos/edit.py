@@ -27,9 +27,10 @@ ALL, REST = "all", "rest"
 
 @dataclass(frozen=True)
 class Edit:
-    """The edits, in this order: keys, idle steps and rate of each source; then the sources are merged.
+    """Edits of demos.
 
-    `select`, `drop`, `instructions` and `filter_keys` then name the demos of the merged set.
+    Keys, idle steps and rate of each source are changed first, in this order, and then the sources are merged: `select`,
+    `drop`, `instructions` and `filter_keys` name demos of the merged set.
     """
 
     drop_keys: Sequence[str] = ()
@@ -47,13 +48,13 @@ class Edit:
     instructions: Mapping[str, str] = field(default_factory=dict)
     """Demo -> its new instruction; an empty one removes it."""
     filter_keys: Mapping[str, str] = field(default_factory=dict)
-    """Filter key -> the part of the demos that it names: a count, a share (`0.9`, `90%`), `rest`, or a filter key."""
+    """Filter key -> its part of the demos: a count, a share (`0.9`, `90%`), `rest`, or another filter key."""
     seed: int = 0
     """Seed of the random choice of demos for counts and shares."""
 
     def __post_init__(self) -> None:
         if self.trim_idle is not None and self.trim_idle < 1:
-            raise ConfigError(f"trim_idle is {self.trim_idle}; expected 1 step or more to be left of an idle stretch")
+            raise ConfigError(f"trim_idle is {self.trim_idle}; expected 1 step or more to keep of each pause")
         if self.rate_hz is not None and not 0 < self.rate_hz < np.inf:
             raise ConfigError(f"rate is {self.rate_hz}; expected more than 0 Hz")
         new = list(self.rename.values())
@@ -163,16 +164,16 @@ def read_instructions(path: str | Path) -> dict[str, str]:
 def parts_of(
     parts: Mapping[Any, str], names: Sequence[str], filter_keys: Mapping[str, Sequence[str]], seed: int
 ) -> dict[Any, list[str]]:
-    """The demos of each part, in their order; for counts and fractions, demos are drawn at random and without overlap.
+    """The demos of each part, in their order; for counts and shares, demos are drawn at random and without overlap.
 
     Args:
-        parts: of each part, `all`, `rest`, a filter key, a count (`20`), or a share of the demos (`0.9`, `90%`).
+        parts: part -> `all`, `rest`, a filter key, a count (`20`), or a share of the demos (`0.9`, `90%`).
         names: all demos.
-        filter_keys: the demos of each.
-        seed: seed of the random draw.
+        filter_keys: filter key -> its demos.
+        seed: seed of the random choice.
 
     Raises:
-        ConfigError: a part is none of these, holds no demo, or there are too few demos.
+        ConfigError: a part is something else or has no demo, or there are too few demos.
     """
     named = {key: set(members) & set(names) for key, members in filter_keys.items()} | {ALL: set(names)}
     found = {part: named[text] for part, text in parts.items() if text in named}
@@ -194,10 +195,10 @@ def parts_of(
 
 
 def _ranges(numbers: Mapping[Any, int | float], demos: int) -> dict[Any, tuple[int, int]]:
-    """Where each part starts and stops in the random order, one behind the other; a float is a share of the demos."""
+    """Start and end of each part in the random order; parts follow one another. A float is a share of the demos."""
     found, stop, share = {}, 0, 0.0
     for part, number in numbers.items():
-        if isinstance(number, float):  # rounded sums, so that shares of 1 in all leave no demo out
+        if isinstance(number, float):  # cumulative sums are rounded, so that shares that add up to 1 leave no demo out
             before, share = share, share + number
             number = round(share * demos) - round(before * demos)
         start, stop = stop, stop + number
@@ -206,7 +207,7 @@ def _ranges(numbers: Mapping[Any, int | float], demos: int) -> dict[Any, tuple[i
 
 
 def _number(part: Any, text: str, filter_keys: Mapping[str, Sequence[str]]) -> int | float:
-    """A count of demos, or a share as a float."""
+    """A count of demos as an int, or a share as a float."""
     with suppress(ValueError):
         number = float(text[:-1]) / 100 if text.endswith("%") else float(text) if "." in text else int(text)
         if 1 <= number < np.inf if isinstance(number, int) else 0 < number <= 1:

@@ -25,7 +25,7 @@ class OtherKeys(ChangedReader):
     """Drops and renames observation keys.
 
     Raises (in `read`):
-        DemoFormatError: a demo lacks one of the keys, or already has a key with the new name.
+        DemoFormatError: a demo lacks one of the keys, or already has another key with the new name.
     """
 
     def __init__(self, source: DemoReader, drop: Iterable[str], rename: Mapping[str, str]) -> None:
@@ -264,7 +264,7 @@ def rows_of(demo: Demo, rows: np.ndarray, obs: Mapping[str, np.ndarray]) -> Demo
 
 
 def _joined(times: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The times (T, ...) of the kept steps, each minus the total time cut before it; `kept` are indices."""
+    """The times (T, ...) of the steps with indices `kept`, each reduced by the total time cut out before it."""
     lasting = np.diff(times, axis=0)[kept[:-1]]
     return np.concatenate([times[:1], times[:1] + np.cumsum(lasting, axis=0)]).astype(times.dtype)
 

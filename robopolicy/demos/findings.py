@@ -15,25 +15,25 @@ from robopolicy.types import ActionSpec, Demo
 CLOCK = re.compile(r"(.*_)?(time|timestamp|stamp)(_s)?")
 """Pattern of the names of observation keys that hold times."""
 JITTER = 0.5
-"""A step is irregular if its duration differs from the median by more than this share."""
+"""A step is irregular if its duration differs from the median by more than this fraction."""
 DRIFT = 0.05
-"""Two clocks whose steps differ by more than this share disagree."""
-SAME = 1e-3
+"""Two clocks disagree if the durations of their steps differ by more than this fraction."""
+UNIT_TOLERANCE = 1e-3
 """Largest deviation of a quaternion's length from 1."""
 DECLARE = "where training doesn't list it among its rotations, declare it in --normalization.rotations as"
 OPENING = re.compile(r"(.*_)?gripper(_opening|_width|_aperture)?(_m)?", re.IGNORECASE)
-"""Observation keys of which each column is a gripper's opening, or one of its two fingers, by name."""
+"""Names of observation keys whose columns are each a gripper's opening, or one of its two fingers."""
 FINGERS = re.compile(r"(.*_)?gripper_(qpos|states?)", re.IGNORECASE)
-"""Observation keys that hold the positions of a gripper's fingers, by name; robosuite's Panda has two."""
+"""Names of observation keys that hold the positions of a gripper's fingers; robosuite's Panda has two."""
 GRIPPER_STEPS = 3
-"""A gripper's opening is compared with the command this many steps before."""
+"""A gripper's opening is compared with the command this many steps earlier."""
 PAIRED = 0.9
-"""Correlation beyond which two columns are the fingers of one gripper."""
+"""Correlation above which two columns are the fingers of one gripper."""
 OVERSHOOT = 0.5
-"""Share of the stroke by which commands may exceed the declared ends of a continuous gripper: a leader arm's gripper closes
-on nothing and goes beyond them, while values in another unit are farther off."""
+"""Fraction of the stroke by which commands may exceed the declared ends of a continuous gripper. A leader arm's gripper, which
+closes without an object, exceeds them slightly; values in another unit exceed them more."""
 LEAST_STROKE = 0.25
-"""A continuous gripper that uses a smaller share of its declared range may be in other units."""
+"""A continuous gripper that uses a smaller fraction of its declared range may be recorded in other units."""
 REPEATS = 0.5
 """A note is made if more than this fraction of the steps repeats the action before."""
 
@@ -99,7 +99,7 @@ def demo_problems(demo: Demo, clock: np.ndarray | None, rate_hz: float | None) -
         off = np.abs(durations / usual[key] - 1)
         if off.max() > JITTER:
             step = int(off.argmax())
-            yield f"{key} is irregular: step {step} lasts {durations[step]:.4g} s, the usual one {usual[key]:.4g} s"
+            yield f"{key} is irregular: step {step} lasts {durations[step]:.4g} s, the median step {usual[key]:.4g} s"
     for one, other in combinations(usual, 2):
         if abs(usual[one] / usual[other] - 1) > DRIFT:
             yield f"unequal clocks: a step lasts {usual[one]:.4g} s by {one}, {usual[other]:.4g} s by {other}"
@@ -111,7 +111,7 @@ def demo_notes(demo: Demo) -> Iterator[str]:
         if is_image(values) and len(values) > 1:
             share = float((values[1:] == values[:-1]).all(axis=(1, 2, 3)).mean())
             if share >= REPEATS:
-                yield f"{key}: {share:.0%} of the images repeat the one before; the camera is slower, or stands still"
+                yield f"{key}: {share:.0%} of the images repeat the one before; the camera is slower, or its image is frozen"
     for key, values in {"actions": demo.actions, **demo.obs}.items():
         if values.ndim == 2 and values.dtype.kind == "f":
             yield from _rotation_jumps(key, values.astype(np.float64))
@@ -133,8 +133,7 @@ def set_findings(
     instructed = sum(count for text, count in instructions.items() if text)
     if 0 < instructed < demos:
         yield Finding("note", f"{demos - instructed} of {demos} demos have no instruction")
-    shared = sorted(set(masks.get("train", ())) & set(masks.get("valid", ())))
-    if shared:
+    if shared := sorted(set(masks.get("train", ())) & set(masks.get("valid", ()))):
         yield Finding("problem", f"{len(shared)} demos are in mask/train and in mask/valid: {', '.join(shared[:3])}")
 
 
@@ -149,10 +148,10 @@ def action_findings(
     A gripper that stays still is compared with the other demos of the same instruction.
 
     Args:
-        actions: of each demo.
-        spec: what their columns are.
-        instruction_of: of each demo.
-        openings: `gripper_openings` of the demos that hold any.
+        actions: demo -> its actions.
+        spec: describes their columns.
+        instruction_of: demo -> its instruction.
+        openings: demo -> `gripper_openings` of it, where there are any.
     """
     yield from gripper_findings(np.concatenate(list(actions.values())), spec)
     measured = [name for name in actions if openings and name in openings]
@@ -160,10 +159,9 @@ def action_findings(
     for (column, closed, opened), end in zip(spec.gripper_ends, ends, strict=True):
         if end == "second":
             text = (
-                f"the gripper (action {column}) opens at {opened:g} and closes at {closed:g}, by its measured opening; a "
-                "robot that executes it needs gripper_opens: second in its profile"
+                f"the gripper (action {column}) opens at {opened:g} and closes at {closed:g}, by its measured opening"
             )
-            yield Finding("note", text)
+            yield Finding("note", f"{text}; a robot that executes it needs gripper_opens: second in its profile")
     for column in (*spec.gripper_columns, *spec.continuous_gripper):
         yield from _still_gripper(column, actions, instruction_of or {})
     yield from _arm_motion([spec.split(rows)[0] for rows in actions.values()], spec)
@@ -223,8 +221,9 @@ def _arm_motion(arms: Sequence[np.ndarray], spec: ActionSpec) -> Iterator[Findin
 def gripper_openings(obs: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """The measured gripper openings in the observations of T steps, (T, openings); None if no key holds one.
 
-    Read are keys whose name says opening (`gripper`, `left_gripper`, `gripper_width`, ...) and pairs of fingers that move
-    together (`robot0_gripper_qpos`, LIBERO's `gripper_states`). A position alone doesn't say at which end a gripper is open.
+    These are keys named for an opening (`gripper`, `left_gripper`, `gripper_width`, ...), and pairs of fingers that move
+    together (`robot0_gripper_qpos`, LIBERO's `gripper_states`). A single finger's position doesn't show at which end the
+    gripper is open, so it is not used.
     """
     found = []
     for key, values in sorted(obs.items()):
@@ -243,12 +242,12 @@ def gripper_openings(obs: Mapping[str, np.ndarray]) -> np.ndarray | None:
 def opening_ends(
     actions: Sequence[np.ndarray], spec: ActionSpec, openings: Sequence[np.ndarray]
 ) -> tuple[Literal["first", "second"] | None, ...]:
-    """For each of `spec.gripper_ends`, which of its two values opens that gripper; None: not clear from the demos.
+    """For each of `spec.gripper_ends`, which of its two values opens that gripper; None: unclear from the demos.
 
     Args:
         actions: (T, width) of each demo.
-        spec: what their columns are.
-        openings: `gripper_openings` of each demo; each gripper is compared with the column that follows its command best.
+        spec: describes their columns.
+        openings: `gripper_openings` of each demo; the column that follows a gripper's command best is taken as its opening.
     """
     ends: list[Literal["first", "second"] | None] = []
     for column, first, second in spec.gripper_ends:
@@ -280,9 +279,9 @@ def _listed(values: Sequence[float] | np.ndarray) -> str:
 
 
 def copied_share(actions: Sequence[np.ndarray], spec: ActionSpec) -> float | None:
-    """Share of the arm's motion that the last action predicts: 1 - |a[t] - a[t-1]|^2 / |a[t] - mean|^2; None: no arm.
+    """Fraction of the arm actions' variance that the last action explains: 1 - |a[t] - a[t-1]|^2 / |a[t] - mean|^2; None: no arm.
 
-    Near 1, a policy that sees its last action can do well in training by copying it (the copycat problem).
+    If it is near 1, a policy that sees its last action can reach a low training loss by copying it (the copycat problem).
     """
     arms = [spec.split(rows)[0].astype(np.float64) for rows in actions if len(rows) > 1]
     if not arms or not spec.arm_width:
@@ -293,7 +292,7 @@ def copied_share(actions: Sequence[np.ndarray], spec: ActionSpec) -> float | Non
 
 
 def holds_last_action(demo: Demo) -> Iterator[str]:
-    """Observations of which a column is exactly the action before: with them, copying is easy."""
+    """Observation keys with a column that equals the previous action, which makes copying easy."""
     before = [column for column in demo.actions[:-1].T if np.ptp(column) > 0] if len(demo) > 2 else []
     for key, values in demo.obs.items():
         if values.ndim == 2 and any(np.array_equal(seen, acted) for seen in values[1:].T for acted in before):
@@ -301,15 +300,15 @@ def holds_last_action(demo: Demo) -> Iterator[str]:
 
 
 def _rotation_jumps(key: str, rows: np.ndarray) -> Iterator[str]:
-    """Quaternions whose sign flips, and angles that wrap, from one step to the next: one pose, two far-apart values."""
+    """Quaternions whose sign flips and angles that wrap from one step to the next: the pose is the same, the values are not."""
     for first in range(rows.shape[1] - 3):
         block = rows[:, first : first + 4]
-        unit = np.abs(np.linalg.norm(block, axis=1) - 1).max() < SAME
+        unit = np.abs(np.linalg.norm(block, axis=1) - 1).max() < UNIT_TOLERANCE
         # Three small numbers and a gripper of -1 or 1 are of about that length too.
         gripper = ((np.ptp(np.abs(block), axis=0) == 0) & (block[0] != 0)).any()
         if unit and not gripper and ((block[1:] * block[:-1]).sum(axis=1) < -0.5).any():
             yield f"{key}[{first}:{first + 4}]: a quaternion whose sign flips; {DECLARE} quaternion"
     jumps = np.abs(np.diff(rows, axis=0))
-    wraps = (np.abs(jumps - 2 * np.pi) < 0.5).any(axis=0) & (np.abs(rows).max(axis=0) <= 2 * np.pi + SAME)
+    wraps = (np.abs(jumps - 2 * np.pi) < 0.5).any(axis=0) & (np.abs(rows).max(axis=0) <= 2 * np.pi + UNIT_TOLERANCE)
     for column in np.flatnonzero(wraps).tolist():
         yield f"{key}[{column}:{column + 1}]: an angle that jumps by a turn; {DECLARE} angle"

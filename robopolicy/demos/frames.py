@@ -23,9 +23,9 @@ from robopolicy.types import DemoFormatError
 class Recycler:
     """Host memory for batches, reused as soon as no tensor refers to it.
 
-    A fresh batch of images is tens of megabytes, which the C library returns to the system each time it is freed:
-    faulting its pages in again takes longer than filling it. A tensor made from a NumPy array holds a reference to it
-    for as long as any view of the tensor lives, so the array's reference count shows when it is free.
+    A batch of images is tens of megabytes. The C library returns that memory to the system whenever a batch is freed, and
+    the page faults of a new batch take longer than filling it. A tensor made from a NumPy array holds a reference to the
+    array as long as any view of the tensor exists, so the array's reference count shows when it is free.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ def _references(arrays: list[np.ndarray], place: int) -> int:
 
 
 class MemoryFrames:
-    """Rows in one tensor on the model's device, or in host memory; `shape` and `dtype` are those of one row."""
+    """Rows of one key in one tensor, on the model's device or in host memory; `shape` and `dtype` are those of one row."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -59,7 +59,7 @@ class MemoryFrames:
         self._recycler = Recycler()
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
-        """(B, S, *shape): the rows asked for, where the rows are."""
+        """(B, S, *shape): these rows, on the device of the tensor."""
         wanted = rows.reshape(-1).to(self.values.device)
         if self.values.device.type != "cpu":
             return self.values.index_select(0, wanted).view(*rows.shape, *self.shape)
@@ -71,9 +71,9 @@ class MemoryFrames:
 class DiskFrames:
     """Rows that stay in their demo files; threads read and unpack those of a batch.
 
-    Nothing is mapped or cached, so resident memory stays that of a few batches however large the files are. Rows
-    stored contiguously are read straight into the batch; gzip chunks are read and unpacked here, which releases
-    Python's lock; every other storage goes through HDF5, one thread at a time.
+    Nothing is memory-mapped or cached, so resident memory is that of a few batches, whatever the size of the files. Rows
+    stored contiguously are read directly into the batch; gzip chunks are read and unpacked here, which releases Python's
+    global lock; any other storage is read through HDF5, one thread at a time.
     """
 
     def __init__(self, readers: Sequence["RowReader"], threads: int, files: Sequence["Descriptor"] = ()) -> None:
@@ -85,7 +85,7 @@ class DiskFrames:
         self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="demo-reader")
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
-        """(B, S, *shape): the rows asked for, in host memory; each segment's rows ascend within one demo."""
+        """(B, S, *shape): these rows, in host memory; the rows of each segment ascend within one demo."""
         for file in self._files:
             file.require_unchanged()
         wanted = rows.cpu().numpy()
@@ -159,7 +159,7 @@ def row_reader(dataset: h5py.Dataset, file: Descriptor, where: str) -> RowReader
     Args:
         dataset: one row per step.
         file: the file that it is in.
-        where: beginning of the message about damage.
+        where: beginning of error messages.
     """
     with damage_named(where):
         native = dataset.dtype.isnative and dataset.dtype.kind in "biuf"
@@ -218,7 +218,7 @@ class GzipReader(RowReader):
         offset, size, filter_mask = self._chunks[chunk]
         packed = os.pread(self._file.number, size, offset)
         try:
-            # The length is capped: a chunk that unpacks to more than it may is damaged or hostile.
+            # The length is capped, since a damaged or malicious chunk may unpack to any size.
             stream = zlib.decompressobj()
             raw = packed if filter_mask else stream.decompress(packed, self._chunk_bytes + 1)
         except zlib.error as error:

@@ -19,7 +19,7 @@ GREATEST_ATTRIBUTES = 1024
 """Largest number of attributes of one object; objects in our files and in robomimic's have fewer than ten."""
 
 BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
-"""Exceptions that h5py, and code that trusts what it reads, raise on damaged files."""
+"""Exceptions that h5py, and code that processes what it reads, raise on damaged files."""
 
 
 def parts_folder(target: str | Path) -> Path:

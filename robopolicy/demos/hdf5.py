@@ -6,8 +6,8 @@
     data/demo_<i>/obs/<key>       (T, ...); images uint8 (T, height, width, 3); nested groups read as `outer/inner`
     mask/<filter key>             byte strings b"demo_3"
 
-A file of robomimic, robosuite, MimicGen or LIBERO opens as it is. Tokens may lie beside the file instead, see
-`robopolicy.demos.tokens`. Reading never writes.
+Files of robomimic, robosuite, MimicGen and LIBERO can be opened without conversion. Tokens may also be in a file beside it,
+see `robopolicy.demos.tokens`. Reading never writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ __all__ = ["DemoFile", "DemoWriter", "read_rows"]
 TOKENS_PADDED = "tokens_padded"
 """Attribute that is added when a file is read: whether some of its tokens are padding."""
 OBS = "obs/"
-"""Begins the path of an observation."""
+"""Prefix of the names of observation datasets."""
 
 
 class DemoFile(DemoReader):
@@ -143,7 +143,7 @@ class DemoFile(DemoReader):
         return found if beside is None else {**found, TOKEN_VALID_KEY: beside.valid(name)}
 
     def mark(self, name: str) -> int:
-        """The demo's mark, which tokens made from it carry (`tokens.mark_of`)."""
+        """The demo's mark, which is stored with tokens made from it (`tokens.mark_of`)."""
         where = f"{self.path.name}, {name}"
         actions = read_rows(dataset_in(self._group(name), "actions", where), f"{where}: actions")
         return mark_of(attributes_of(self._group(name), where), actions)
@@ -188,7 +188,7 @@ class DemoFile(DemoReader):
         return masks
 
     def _left_out(self) -> tuple[str, ...]:
-        """Notes on what is not read of the first demo, and on images that are converted."""
+        """Notes on what is not read from the demos, judged by the first one, and on images that are converted."""
         group, datasets = self._group(self.names[0]), self._datasets(self.names[0])
         unread = [key for key in sorted(group) if key not in ("obs", *datasets)]
         notes = (f"of each demo, {', '.join(unread)} is not read",) if unread else ()

@@ -7,9 +7,9 @@ import numpy as np
 from robopolicy.types import ActionSpec
 
 IDLE_SHARE = 0.05
-"""A column moves on a step if it is commanded to move more than this share of its usual fast motion."""
+"""A column moves on a step if it is commanded to move more than this fraction of its fast motion (`IdleSteps`)."""
 GRIPPER_WAIT_S = 0.5
-"""After a command of the gripper the arm may wait this long for it [s]; those steps are not idle."""
+"""Time that the arm may wait for the gripper after a gripper command [s]; steps within it are not idle."""
 DEFAULT_RATE_HZ = 20.0
 """Rate that is assumed if the demos declare none [Hz]."""
 
@@ -18,8 +18,8 @@ class IdleSteps:
     """Finds the idle steps in the demos of a set.
 
     Args:
-        actions: (T, width) of each demo; the fast motion of a column is the 99th percentile over all of them.
-        spec: what their columns are. Columns of unknown kind are taken as deltas.
+        actions: (T, width) of each demo; the fast motion of a column is the 99th percentile over all demos.
+        spec: describes their columns. Columns of unknown kind are treated as deltas.
     """
 
     def __init__(self, actions: Iterable[np.ndarray], spec: ActionSpec) -> None:
@@ -41,11 +41,11 @@ class IdleSteps:
         return idle
 
     def stretches(self, actions: np.ndarray, longer_than: int) -> list[tuple[int, int]]:
-        """First step of each idle stretch of more than that many steps, and the step after its last."""
+        """Start and end (exclusive) of each idle stretch of more than `longer_than` steps."""
         return [(start, stop) for start, stop in runs(self.of(actions)) if stop - start > longer_than]
 
     def kept(self, actions: np.ndarray, longest: int) -> np.ndarray:
-        """The steps that remain when only the last `longest` steps of each idle stretch are kept, ascending."""
+        """Indices of the remaining steps if each idle stretch is cut to its last `longest` steps, ascending."""
         keep = np.ones(len(actions), bool)
         for start, stop in self.stretches(actions, longest):
             keep[start : stop - longest] = False

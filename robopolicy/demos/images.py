@@ -9,21 +9,19 @@ LEAST_PX = 8
 
 
 def image_form(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
-    """What must be done to a key with such rows to make it uint8 (height, width, 3); None if nothing, or if it is not an image.
+    """How rows of images differ from uint8 (height, width, 3), in words; None if they do not, or if they are not images.
 
-    Only uint8 and float arrays are converted. A float image must lie in [0, 1], which `as_image` looks at.
+    Only uint8 and float arrays are taken as images. The values of a float image must be in [0, 1], which `as_image` checks.
     """
     layout = _layout(shape, dtype)
     if layout is None or (layout == "color" and dtype == np.uint8):
         return None
-    parts = {"gray": "grayscale", "gray last": "grayscale", "gray first": "grayscale", "first": "channels first"}
-    words = [parts[layout]] if layout in parts else []
-    words += ["float in [0, 1]"] if dtype.kind == "f" else []
-    return ", ".join(words)
+    channels = {"color": "", "first": "channels first"}.get(layout, "grayscale")
+    return ", ".join(filter(None, [channels, "float in [0, 1]" if dtype.kind == "f" else ""]))
 
 
 def as_image(values: np.ndarray) -> np.ndarray:
-    """The rows (T, ...) as uint8 (T, height, width, 3) if `image_form` takes them for images; other rows unchanged."""
+    """Images in the rows (T, ...) as uint8 (T, height, width, 3), if `image_form` describes them; other rows unchanged."""
     shape, dtype = values.shape[1:], values.dtype
     if image_form(shape, dtype) is None:
         return values
@@ -45,7 +43,7 @@ def scaled_image(values: np.ndarray, white: float, where: str) -> np.ndarray:
     Args:
         values: images of any layout that `as_image` knows, of any type of number.
         white: the value of full brightness, such as 65535 or 4095.
-        where: beginning of the message.
+        where: beginning of error messages.
 
     Raises:
         DemoFormatError: the rows have another shape than an image's, or lie outside 0 .. white.
@@ -60,6 +58,7 @@ def scaled_image(values: np.ndarray, white: float, where: str) -> np.ndarray:
 
 
 def _layout(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
+    """Layout of one image: color (channels last), first (channels first), gray, or gray with a channel axis; None: no image."""
     if dtype != np.uint8 and dtype.kind != "f":
         return None
     if len(shape) == 2 and min(shape) >= LEAST_PX and dtype == np.uint8:

@@ -1,6 +1,6 @@
 """Finds demos unlike the others: pauses, jerky motion, unusual lengths and ranges, frozen sensors, drifting calibration.
 
-All are notes, since each can be meant; with each comes the option of `robopolicy edit` that removes it.
+All findings are notes, since each may be intended. Each names the option of `robopolicy edit` that removes it.
 """
 
 from collections import defaultdict
@@ -16,40 +16,40 @@ from robopolicy.demos.idle import DEFAULT_RATE_HZ, IdleSteps, runs
 from robopolicy.types import ActionSpec, Demo
 
 LEAST_DEMOS = 8
-"""Smallest number of other demos to compare a demo with; with fewer, no outliers are reported."""
+"""Smallest number of demos in which outliers are reported."""
 IDLE_S = 1.0
 """Shorter stretches without motion are not reported [s]."""
 LEFT_S = 0.2
 """Length to which the proposed `--trim-idle` shortens them [s]."""
 FROZEN_S = 1.0
-"""A camera or sensor that repeats itself for as long as this, while the robot moves, is frozen [s]."""
+"""A camera or sensor is frozen if its reading stays the same for this long while the robot moves [s]."""
 MOVING = 0.8
-"""Least share of a frozen stretch on which the robot is commanded to move."""
+"""Smallest fraction of a frozen stretch during which the robot is commanded to move."""
 OUTLIER = 5.0
-"""Robust standard deviations of the logarithm (1.4826 x the median absolute deviation) from the median."""
+"""Distance of an outlier's logarithm from the median [robust standard deviations, 1.4826 x median absolute deviation]."""
 LEAST_SPREAD = 0.05
-"""Least robust standard deviation of the logarithm, so that demos that are nearly alike have no outliers of a few per cent."""
+"""Smallest robust standard deviation of the logarithm, so that a deviation of a few percent is no outlier in similar demos."""
 LENGTH_RATIO, TREMOR_RATIO, SPIKE_RATIO = 2.0, 1.5, 3.0
-"""An outlier is at least this number of times the median: in length, in the mean jerk of the actions, in their largest jerk."""
+"""Smallest ratio of an outlier to the median: of lengths, of the actions' mean jerk, and of their largest jerk."""
 GLITCH, GLITCH_RATIO = 0.5, 3.0
-"""A single reading is off by at least this share of its key's usual range, and this many times what nine
-demos of ten stay below."""
+"""A single reading is off by more than this fraction of its key's usual range, and by more than this factor times the 90th
+percentile over the demos."""
 RANGE_RATIO = 3.0
-"""A column leaves its usual range by more than this many times its key's usual range."""
+"""A column leaves its usual range by more than this factor times the usual range of its key."""
 
 
-class SetSigns:
-    """Collects a few numbers and small images of each demo, and compares the demos when all are read."""
+class SetComparison:
+    """Collects a few numbers and small images of each demo, and compares the demos when all have been read."""
 
     def __init__(self) -> None:
         self._keys: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
-        """Low-dimensional key -> demo -> (4, columns): the first, the smallest and the largest reading, and how far a
-        single reading is at most outside the range of the two beside it."""
+        """Low-dimensional key -> demo -> (4, columns): the first, smallest and largest reading, and the largest distance of a
+        reading from the range of its two neighbors."""
         self._still: dict[str, dict[str, list[tuple[int, int]]]] = defaultdict(dict)
         """Key -> demo -> stretches on which it repeats itself."""
         self._backgrounds: dict[str, list[np.ndarray]] = defaultdict(list)
         self._steps: dict[str, int] = {}
-        """Camera -> pixels that one of its background stands for."""
+        """Camera -> side of the block of image pixels that is averaged to one background pixel."""
 
     def add(self, demo: Demo) -> None:
         """Add the numbers and images of one demo."""
@@ -74,7 +74,7 @@ class SetSigns:
     def findings(
         self, actions: Mapping[str, np.ndarray], spec: ActionSpec, instruction_of: Mapping[str, str | None]
     ) -> Iterator[Finding]:
-        """What the demos show when compared; `actions` (T, width) of each."""
+        """Findings from comparing the demos; `actions` (T, width) of each."""
         rate_hz = spec.rate_hz or DEFAULT_RATE_HZ
         idle = IdleSteps(actions.values(), spec)
         yield from _idle(actions, idle, spec, rate_hz)
@@ -87,7 +87,7 @@ class SetSigns:
         yield from self._drifts()
 
     def _frozen(self, actions: Mapping[str, np.ndarray], idle: IdleSteps, rate_hz: float) -> Iterator[Finding]:
-        """Cameras and sensors that repeat themselves while the robot moves; sensors where most demos' do not."""
+        """Cameras and sensors whose reading stays the same while the robot moves; sensors only if they change in most demos."""
         moving = {name: ~idle.of(rows) for name, rows in actions.items()}
         for key, demos in self._still.items():
             longest = {}
@@ -121,8 +121,7 @@ def _idle(actions: Mapping[str, np.ndarray], idle: IdleSteps, spec: ActionSpec, 
     if spec.kind == "absolute" and spec.space == "unknown":  # a constant action may be a constant velocity
         edit, hint = None, "; if the actions are velocities, declare so in action_spec (space or base)"
     for name, rows in actions.items():
-        stretches = idle.stretches(rows, least - 1)
-        if stretches:
+        if stretches := idle.stretches(rows, least - 1):
             start, stop = max(stretches, key=lambda stretch: stretch[1] - stretch[0])
             more = f"; {len(stretches)} such stretches" if len(stretches) > 1 else ""
             text = f"nothing is commanded to move for {(stop - start) / rate_hz:.1f} s from step {start}{more}{hint}"
@@ -130,7 +129,7 @@ def _idle(actions: Mapping[str, np.ndarray], idle: IdleSteps, spec: ActionSpec, 
 
 
 def _lengths(actions: Mapping[str, np.ndarray], instruction_of: Mapping[str, str | None]) -> Iterator[Finding]:
-    """Demos far longer or shorter than others of the same instruction."""
+    """Demos much longer or shorter than others of the same instruction."""
     alike: dict[str | None, list[str]] = defaultdict(list)
     for name in actions:
         alike[instruction_of.get(name)].append(name)
@@ -138,12 +137,8 @@ def _lengths(actions: Mapping[str, np.ndarray], instruction_of: Mapping[str, str
         lengths = {name: float(len(actions[name])) for name in names}
         for name, ratio in _outliers(lengths, LENGTH_RATIO):
             length, usual = lengths[name], np.median(list(lengths.values()))
-            yield Finding(
-                "note",
-                f"{length:.0f} steps, where the others have {usual:g} ({ratio:.2g} times)",
-                name,
-                ("--drop", name),
-            )
+            text = f"{length:.0f} steps, where the others have {usual:g} ({ratio:.2g} times)"
+            yield Finding("note", text, name, ("--drop", name))
 
 
 def _jerks(actions: Mapping[str, np.ndarray], spec: ActionSpec) -> Iterator[Finding]:
@@ -168,10 +163,10 @@ def _jerks(actions: Mapping[str, np.ndarray], spec: ActionSpec) -> Iterator[Find
 
 
 def _readings(key: str, known: Mapping[str, np.ndarray]) -> Iterator[Finding]:
-    """Single readings far off, and columns far out of their usual range."""
+    """Single readings far from their neighbors, and columns far outside their usual range."""
     _, lows, highs, glitch = np.stack(list(known.values()), axis=1)
     low, high = _usual(lows, highs)
-    # Of the key's widest column: one in which little happens in most demos, such as the tilt of a cube, has no usual range.
+    # The range of the key's widest column, since a column that hardly changes in most demos, such as a cube's tilt, has none.
     usual = float((high - low).max())
     if not usual > 0:
         return
@@ -189,7 +184,7 @@ def _readings(key: str, known: Mapping[str, np.ndarray]) -> Iterator[Finding]:
 
 
 def _usual(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(columns,) the usual range, of the ranges (demos, columns): within it stay nine demos of ten."""
+    """Low and high end (columns,) of the usual range: 10th and 90th percentile of the demos' own ranges (demos, columns)."""
     return np.percentile(lows, 10, axis=0), np.percentile(highs, 90, axis=0)
 
 
@@ -200,7 +195,7 @@ def _single_readings(rows: np.ndarray) -> np.ndarray:
 
 
 def _outliers(values: Mapping[str, float], least_ratio: float, above: bool = False) -> Iterator[tuple[str, float]]:
-    """Names whose value is far from the others', with the ratio to the median; `above`: larger ones only."""
+    """Names whose value is far from the median, with its ratio to the median; `above`: only larger values."""
     if len(values) < LEAST_DEMOS:
         return
     logarithms = np.log(np.maximum(list(values.values()), 1e-12))

@@ -16,17 +16,17 @@ DEMO_NAME = re.compile(r"demo_(\d+)")
 CHECKSUMS = "checksums"
 """Attribute with checksums: of the whole file, as text; of a demo, as JSON (name of each part -> its checksum)."""
 IMAGE_CHUNK_FRAMES = 8
-"""Frames of images packed together: a window of 10 reads 2 or 3 such chunks. At 84x84 gzip-1 writes 140-230 MB/s,
-reads 460 MB/s and keeps a quarter of the bytes; lzf writes 230, reads 385 and keeps half, for h5py only."""
+"""Frames of images in one chunk: a window of 10 reads 2 or 3 chunks. For 84x84 images gzip-1 writes 140-230 MB/s, reads
+460 MB/s and compresses to a quarter; lzf, which only h5py reads, writes 230 MB/s, reads 385 MB/s and compresses to a half."""
 IMAGE_CHUNK_BYTES = 512 * 1024
-"""Larger images are packed fewer at a time, so that a chunk fits HDF5's chunk cache of 1 MiB."""
+"""Upper limit on the size of a chunk, so that it fits HDF5's chunk cache of 1 MiB; larger images have fewer frames in one."""
 
 
 def file_facts(
     env_args: Mapping[str, Any] | None, action_spec: ActionSpec | None, attributes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The attributes of a new file's group `data`."""
-    # The keys that robomimic reads; type 2 is its number for a gymnasium environment.
+    # The keys that robomimic needs; type 2 is its number for a gymnasium environment.
     environment = {"env_name": "", "type": 2, "env_version": "", "env_kwargs": {}, **(env_args or {})}
     facts = {**attributes, "env_args": json.dumps(environment), "total": 0, "robopolicy_version": __version__}
     facts[CHECKSUMS] = ""  # computed when the file is complete
@@ -36,7 +36,7 @@ def file_facts(
 
 
 def data_group(file: h5py.File, facts: Mapping[str, Any]) -> h5py.Group:
-    """The group `data` of a new file, with its attributes except the checksums, which are made when all is written."""
+    """The group `data` of a new file, with its attributes except the checksums, which are added when the file is complete."""
     data = file.create_group("data")
     for key in sorted(set(facts) - {CHECKSUMS}):
         data.attrs[key] = facts[key]
@@ -51,8 +51,7 @@ def write_demo(group: h5py.Group, demo: Demo) -> None:
             group.attrs[key] = value
     write_rows(group, "actions", demo.actions)
     for key in STEP_ARRAYS:
-        values = getattr(demo, key)
-        if values is not None:
+        if (values := getattr(demo, key)) is not None:
             write_rows(group, key, values)
     obs = group.create_group("obs")
     for key, values in demo.obs.items():
@@ -63,7 +62,7 @@ def write_rows(group: h5py.Group, key: str, values: np.ndarray) -> None:
     """Write an array of one row per step; bool becomes int64, as robomimic stores `dones`.
 
     Raises:
-        DemoFormatError: values that could not be read back: not numbers, or not finite.
+        DemoFormatError: the values are not numbers, or not finite; they could not be read back.
     """
     values = np.asarray(values)
     if values.dtype.kind not in "biuf":

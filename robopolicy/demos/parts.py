@@ -1,9 +1,9 @@
 """Writes a file of groups `data/demo_<i>` in parts, so that a crash loses no finished group.
 
-HDF5 updates its index in place, in several writes: a process killed between them leaves a file that does not open. Here no
-file is ever changed: each part is its own file in the folder `<file>.parts`; at the end all parts are copied into a new
-file, which is renamed to the target, and the folder is removed. A kill loses at most the unfinished part, and a writer that
-resumes continues with the parts. The folder is locked as long as the writer's process runs.
+HDF5 updates its index in place, in several writes: a process that is killed between them leaves a file that can't be
+opened. Here no existing file is changed: each part is a file in the folder `<file>.parts`; at the end all parts are copied
+into a new file, which is renamed to the target, and the folder is removed. A kill loses at most the unfinished part, and a
+writer that resumes continues with the parts. The folder is locked while the writer's process runs.
 """
 
 import fcntl
@@ -34,16 +34,16 @@ class FileInUseError(OSError):
 class PartWriter:
     """Writes a file of groups; as a context manager it closes the file at the end of the block.
 
-    An exception in the block leaves the parts for a writer with `resume`. Every part has the layout of the whole file. A
-    file is never changed once it is closed: resuming one writes a new file.
+    After an exception in the block, the parts remain for a writer with `resume`. Every part has the layout of the whole file.
+    A closed file is never changed: resuming it writes a new file in its place.
 
     Args:
         path: the file; its folder is created if needed.
-        facts: attributes of `data`; a file that is resumed keeps its own.
-        resume: continue a file, or the parts of one.
+        facts: attributes of `data`; a resumed file keeps its own.
+        resume: continue an existing file, or the parts of an unfinished one.
 
     Raises:
-        FileExistsError: the file or its parts exist and `resume` is off.
+        FileExistsError: the file or its parts exist and `resume` is False.
         FileInUseError: another process writes the file.
         OSError: the path of the parts is taken by something else, such as a link.
         DemoFormatError: the existing file can't be continued.
@@ -69,10 +69,10 @@ class PartWriter:
                     f"{self._folder} holds {len(self._parts)} parts of an unfinished {self.path.name}; resume it, or remove "
                     "the folder"
                 )
-            merged = self._take_up(self.path, ()) if self.path.exists() else []
+            merged = self._register_file(self.path, ()) if self.path.exists() else []
             for part in list(self._parts):
-                # False if the merged file has all its groups: a merge was killed just before it removed the parts.
-                if not self._take_up(part, merged):
+                # Empty if the file has all groups of the part: a merge was killed just before it removed the parts.
+                if not self._register_file(part, merged):
                     self._remove(part)
         except BaseException:
             self._release()
@@ -93,7 +93,7 @@ class PartWriter:
         return by_number(self._groups, self.path.name)
 
     def close(self) -> None:
-        """Merge the parts into the file, synced and renamed; without a demo nothing is written.
+        """Merge the parts into the file, synced and renamed; nothing is written if there are no demos.
 
         Raises:
             OSError: it can't be written, such as on a full disk; the parts stay.
@@ -111,7 +111,7 @@ class PartWriter:
         return bool(self._parts)
 
     def _add(self, groups: Mapping[str, tuple[Callable[[h5py.Group], None], Mapping[str, Any]]]) -> None:
-        """Write a part of these groups: for each what fills it, and its attributes; on disk when this returns."""
+        """Write a part with these groups: name -> (function that fills the group, its attributes); on disk when this returns."""
 
         def fill(file: h5py.File) -> None:
             data = data_group(file, self._facts)
@@ -123,14 +123,14 @@ class PartWriter:
         write_hdf5(part, fill)
         self._parts.append(part)
         for name, (_, attributes) in groups.items():
-            self._note(name, part, attributes)
+            self._register(name, part, attributes)
 
     def _keeps(self, name: str, attributes: Mapping[str, Any]) -> bool:
-        """Whether a group left by an earlier writer is kept."""
+        """Whether a group that an earlier writer wrote is kept."""
         return True
 
-    def _take_up(self, path: Path, merged: Sequence[Any]) -> list[Any]:
-        """Note the groups of a file whose checksums are not among `merged`; returns the checksums of those."""
+    def _register_file(self, path: Path, merged: Sequence[Any]) -> list[Any]:
+        """Register the groups of an existing file, except those with checksums in `merged`; returns their checksums."""
         found = []
         with open_hdf5(path) as file:
             data = group_in(file, "data", path.name)
@@ -142,11 +142,11 @@ class PartWriter:
                     continue
                 if name in self._groups:
                     raise DemoFormatError(f"{path} holds {name} and so does {self._groups[name][0]}; move one away")
-                self._note(name, path, attributes)
+                self._register(name, path, attributes)
                 found.append(attributes.get(CHECKSUMS))
         return found
 
-    def _note(self, name: str, path: Path, attributes: Mapping[str, Any]) -> None:
+    def _register(self, name: str, path: Path, attributes: Mapping[str, Any]) -> None:
         self._groups[name] = path, attributes
         self._next = max(self._next, demo_number(name, self.path.name) + 1)
 
@@ -155,7 +155,7 @@ class PartWriter:
         data = data_group(target, self._facts)
         for name, new_name in self._order().items():
             path, _ = self._groups[name]
-            # Not examined again: this writer wrote it, or examined it when it took it up.
+            # Not examined again: this writer wrote it, or examined it when registering it.
             with open_checked(path) as file, damage_named(f"{path.name}, {name}"):
                 file.copy(file[f"data/{name}"], data, new_name)
             yield
@@ -166,7 +166,7 @@ class PartWriter:
         """Write the contents of the file other than its groups."""
 
     def _seal(self, file: h5py.File) -> None:
-        """Write the file's checksums, where its demos have them."""
+        """Write the file's checksums, if its demos have them."""
         if CHECKSUMS in self._facts:
             file["data"].attrs[CHECKSUMS] = seal_of(file, self.path.name)
 
@@ -179,7 +179,7 @@ class PartWriter:
         self._parts.remove(part)
 
     def _release(self) -> None:
-        """Unlock the folder; its contents stay for a writer that resumes. An empty folder is removed."""
+        """Unlock the folder and remove it if it is empty; otherwise its parts remain for a writer that resumes."""
         with suppress(OSError):
             self._folder.rmdir()
         os.close(self._lock)
@@ -193,7 +193,7 @@ def begun(path: str | Path) -> Path | None:
 
 
 def _left_behind(folder: Path) -> list[Path]:
-    """The parts in a folder, sorted; files cut short by a kill are removed.
+    """The parts in a folder, sorted; temporary files of a killed process are removed.
 
     Raises:
         OSError: something else is in it.
@@ -202,7 +202,9 @@ def _left_behind(folder: Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         part = TEMPORARY in path.name or path.suffix == ".hdf5"
         if not part or not stat.S_ISREG(path.lstat().st_mode):
-            raise OSError(f"{path} is not a part, a regular file; {folder} is not a folder of parts, move it away")
+            raise OSError(
+                f"{path} is not a part (a regular .hdf5 file), so {folder} is not a folder of parts; move it away"
+            )
         if TEMPORARY in path.name:
             path.unlink()
         else:
@@ -211,7 +213,7 @@ def _left_behind(folder: Path) -> list[Path]:
 
 
 def _locked_folder(folder: Path) -> int:
-    """A descriptor of the folder, made where missing and locked; never that of a link, or of a folder just removed."""
+    """A descriptor of the folder, created if missing, and locked; not one of a link or of a folder removed in the meantime."""
     while True:
         with suppress(FileExistsError):
             folder.mkdir()

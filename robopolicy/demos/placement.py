@@ -36,7 +36,7 @@ def choose_placement(placement: Placement, wide_bytes: int, device: torch.device
 
 
 def _free_host_bytes() -> int:
-    """Memory that can be taken without swapping: the machine's, or what this container may still use if that is less."""
+    """Memory that can be used without swapping: the machine's, or the rest of this container's limit if that is less."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

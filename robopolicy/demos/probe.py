@@ -34,9 +34,9 @@ SILENCE_S = 20.0
 READ_BYTES = 64 * 2**20
 """Amount of data that is read in full [bytes]; of further datasets only the first and the last row are read."""
 MEMORY_BYTES = 4 * 2**30
-"""Limit on the address space of the child [bytes]."""
+"""Limit on the child's address space [bytes]."""
 SMALL_BYTES, GREATEST_RATIO = 256 * 2**20, 100
-"""A file may declare at most SMALL_BYTES + GREATEST_RATIO * file size [bytes], which bounds the memory of its readers."""
+"""A file may declare at most SMALL_BYTES + GREATEST_RATIO * its size of data [bytes], which bounds the memory of its readers."""
 GREATEST_DEPTH = 8
 """Largest nesting depth of groups; deeper ones are refused."""
 CHUNK_BYTES = 2**20
@@ -224,7 +224,7 @@ def _declared_bytes(name: str, dataset: h5py.Dataset) -> int:
     filters = [settings.get_filter(place)[0] for place in range(settings.get_nfilters())]
     if DEFLATE in filters:
         if filters not in ([DEFLATE], [SHUFFLE, DEFLATE], [DEFLATE, FLETCHER], [SHUFFLE, DEFLATE, FLETCHER]):
-            raise UnsafeFileError(f"{name} is packed in several ways at once (HDF5 filters {filters}); refused")
+            raise UnsafeFileError(f"{name} is compressed by an unknown combination of HDF5 filters {filters}; refused")
         _require_chunks(name, dataset, chunk_bytes)
     return max(dataset.nbytes, chunk_bytes)
 

@@ -1,4 +1,4 @@
-"""Records which files a policy was trained on, and from which files an edited demo file was made."""
+"""Records of the files that a policy was trained on, and of those that an edited demo file was made from."""
 
 import hashlib
 import json
@@ -34,19 +34,19 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 class WatchedFiles:
-    """Demo files or folders that must not change while a training reads them."""
+    """Demo files or folders that must not change during a training."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._known = {path: (_times(path), fingerprint(path)) for path in paths}
 
     def require_unchanged(self) -> None:
-        """Compare the size and times of each file with those at the start; a file that was removed since is accepted.
+        """Compare the size and times of each file with those at the start; files removed since then are accepted.
 
-        Where only the time of the last change of status differs, as after a copy with `cp -p` or a change of mode, the
-        fingerprint is compared, and every demo of an HDF5 file with its checksums.
+        If only the time of the last status change differs, as after `cp -p` or a change of permissions, the fingerprint is
+        compared, and every demo of an HDF5 file with its checksums.
 
         Raises:
-            DemoFormatError: one was written to, or replaced: the run would be of two data sets, and its record of neither.
+            DemoFormatError: a file was written to or replaced, so that the run would mix two data sets.
         """
         for path, (times, content) in self._known.items():
             if not path.exists() or (now := _times(path)) == times:
@@ -80,7 +80,7 @@ EDITS = "edits"
 GREATEST_HISTORY = 2**15
 """Largest number of characters; beyond it the oldest edits are dropped. HDF5 holds attributes of up to 64 KiB."""
 NAMED_SOURCES = 20
-"""Source files named in one edit."""
+"""Largest number of source files that are named in one edit."""
 
 
 def edit_history(sources: Sequence[tuple[Path, Mapping[str, Any]]], operations: Mapping[str, Any]) -> str:
@@ -99,8 +99,6 @@ def edit_history(sources: Sequence[tuple[Path, Mapping[str, Any]]], operations: 
     history.append({"version": __version__, "sources": named, **operations})
     while len(text := json.dumps({"history": history})) > GREATEST_HISTORY and len(history) > 1:
         history.pop(0)
-    return (
-        text
-        if len(text) <= GREATEST_HISTORY
-        else json.dumps({"history": [{"sources": named, "edit": "too long to keep"}]})
-    )
+    if len(text) > GREATEST_HISTORY:
+        return json.dumps({"history": [{"sources": named, "edit": "too long to keep"}]})
+    return text

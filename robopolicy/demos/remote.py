@@ -18,7 +18,7 @@ from robopolicy.types import DemoFormatError, one_line
 LOG = logging.getLogger(__name__)
 
 CACHE = "ROBOPOLICY_CACHE"
-"""Environment variable: the folder of copies; default `robopolicy` in the user's cache folder."""
+"""Environment variable with the folder for the copies; default: `robopolicy` in the user's cache folder."""
 
 
 def is_url(path: str | Path) -> bool:
@@ -27,7 +27,7 @@ def is_url(path: str | Path) -> bool:
 
 
 def local_path(path: str | Path) -> Path:
-    """The path itself, or that of a local copy of what lies at the URL, a file or a folder.
+    """The path itself, or that of a local copy of the file or folder at a URL.
 
     Raises:
         DemoFormatError: the URL names no file, or the copy is incomplete.
@@ -40,10 +40,11 @@ def local_path(path: str | Path) -> Path:
     files = listed(filesystem, root, url)
     facts = sorted((name, sorted(map(str, info.items()))) for name, info in files.items())
     version = hashlib.sha256(repr((url, facts)).encode()).hexdigest()[:16]
-    target = _cache() / version / (PurePosixPath(root).name or "demos")
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robopolicy"
+    target = Path(os.environ.get(CACHE) or default) / version / (PurePosixPath(root).name or "demos")
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes that make the same copy wait
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes that need the same copy wait
         if target.exists():
             LOG.info("%s: copied before to %s", url, target)
         else:
@@ -106,8 +107,3 @@ def listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
     if not files:
         raise DemoFormatError(f"{url}: no such file or folder, or it can't be reached")
     return files
-
-
-def _cache() -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robopolicy"
-    return Path(os.environ.get(CACHE) or default)

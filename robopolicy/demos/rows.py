@@ -65,16 +65,16 @@ def load_rows(
     threads: int = 2,
     pool_tokens: TokenPooling | None = None,
 ) -> DemoRows:
-    """Read the named demos, source by source; memory holds the arrays and one more demo.
+    """Read the named demos, source by source. Memory use: the arrays, and one complete demo.
 
     Args:
-        sources: each with the names of the demos to take from it.
+        sources: readers, each with the names of the demos to read from it.
         keys: observation keys; `tokens` stands for tokens encoded ahead of time, `token_valid` for their mask, which is
             all ones for a demo that has none.
-        placement: where large keys are put; `auto` takes the first of device, host and disk where they fit, and logs it.
-        device: the model's.
+        placement: where large keys are held; `auto` chooses the first of device, host and disk where they fit, and logs it.
+        device: the model's device.
         threads: number of reading threads if the placement is `disk`.
-        pool_tokens: reduces tokens that are held in memory; those on the disk are returned unreduced.
+        pool_tokens: reduces tokens that are held in memory; tokens on the disk are not reduced.
 
     Raises:
         DemoFormatError: no demos, a key is missing, or shapes differ between demos.
@@ -100,7 +100,7 @@ def load_rows(
     else:
         room = _room(kept, int(lengths.sum()), device if chosen == "device" else "cpu")
         frames = _load_large(picked, large, room, pool_tokens, masked)
-    for file in files:  # rows of two data sets would be mixed silently
+    for file in files:  # else rows of two versions of a file could be mixed
         file.require_unchanged()
     return DemoRows(
         lengths=lengths,
@@ -118,7 +118,7 @@ def load_rows(
 def row_types(source: DemoReader, name: str) -> dict[str, Row]:
     """Shape and type of one row of each observation key of a demo, `tokens` included where it has them.
 
-    Where the format's datasets are known, only their description is read, since one demo's images may be gigabytes.
+    If the format has HDF5 datasets, only their descriptions are read, since one demo's images may be gigabytes.
     """
     if (datasets := source.datasets(name)) is not None:
         seen = [key for key in datasets if key.startswith("obs/") or key == TOKENS_KEY]
@@ -212,7 +212,7 @@ def _load_large(
 
 
 def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], threads: int) -> dict[str, Frames]:
-    """Readers of each key, which read from the files on demand."""
+    """Frames of each key that are read from the files on demand."""
     descriptors: dict[str, Descriptor] = {}
     readers: dict[str, list[RowReader]] = {key: [] for key in large}
     for source, name in picked:

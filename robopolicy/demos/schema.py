@@ -1,4 +1,4 @@
-"""Validates the JSON in demo files before anything is built from it, since a file may come from a stranger."""
+"""Validates the JSON in demo files before anything is built from it, since a file may be untrusted."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from robopolicy.types import ActionSpec, DemoFormatError, one_line
 GREATEST_DEPTH = 16
 """JSON nested deeper than this is refused."""
 GREATEST_CHARS = 2**24
+"""Largest number of characters of a JSON text that is read."""
 GREATEST_PATH = 512
 """Characters of a path within a data set."""
 GREATEST_WIDTH = 4096
@@ -55,7 +56,7 @@ def action_spec_from(found: Mapping[str, Any], where: str) -> ActionSpec:
     """The ActionSpec in a JSON object.
 
     Raises:
-        DemoFormatError: an unknown field, a field of another type, or columns that do not fit.
+        DemoFormatError: a field is unknown or has another type, or the columns contradict each other.
     """
     if unknown := sorted(set(found) - set(ACTION_SPEC)):
         raise DemoFormatError(f"{where}: unknown field {unknown[0]!r}; it has: {', '.join(ACTION_SPEC)}")
@@ -67,17 +68,17 @@ def action_spec_from(found: Mapping[str, Any], where: str) -> ActionSpec:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite float, or an int that fits 64 bits."""
+    """Whether a value is a finite float, or an int that fits 64 bits."""
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is an int that fits 64 bits."""
+    """Whether a value is an int that fits 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def list_of(check: Check, length: int | None = None) -> Check:
-    """Whether it is a list of such values, of that length where one is given."""
+    """A check whether a value is a list of entries that pass `check`, and of this length if one is given."""
     return lambda value: isinstance(value, list) and (length is None or len(value) == length) and all(map(check, value))
 
 
@@ -148,8 +149,8 @@ def lerobot_info(path: Path) -> dict[str, Any]:
 def filled(template: str, values: Mapping[str, str | int], where: str) -> str:
     """A template of LeRobot's paths, such as `data/chunk-{chunk_index:03d}/file.parquet`, with the values put in.
 
-    `str.format` on a stranger's template reads attributes and makes strings of any length; here a field is a name and
-    at most a width of two digits.
+    `str.format` on an untrusted template could read attributes and produce strings of any length; here a field is a name
+    with a width of at most two digits.
 
     Raises:
         DemoFormatError: an unknown field, or unmatched braces.

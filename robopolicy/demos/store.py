@@ -1,4 +1,4 @@
-"""The demos as flat arrays on the model's device; batches of segments gathered there, without per-sample Python."""
+"""The demos as flat arrays on the model's device, and batches of segments gathered there without a Python loop over samples."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ from robopolicy.types import Batch
 class DemoStore:
     """Gathers segments of S frames, the K actions from each frame on, and their masks.
 
-    Low-dimensional rows of all keys stand side by side, so that the frames of a segment are one block of memory: a batch
-    is one `index_select` over overlapping blocks. Each demo is followed there by copies of its last row, into which
-    segments that start near the end run. Images and tokens are not copied: rows beyond the end are read as the last one.
+    The low-dimensional keys are concatenated to one row per frame, so that the frames of a segment are one block of memory
+    and a batch is one `index_select` over overlapping blocks. Each demo is followed by copies of its last row, for segments
+    that extend beyond its end. Images and tokens are not copied: for rows beyond the end the last one is read.
 
     Args:
         rows: the demos.
         segment: S, frames of a segment.
         chunk: K, actions from each frame on.
         stride: control steps between two frames.
-        action_transform: action rows (rows, width) -> targets (rows, A+G); None leaves them as they are.
+        action_transform: action rows (rows, width) -> targets (rows, A+G); None: unchanged.
         device: where batches are made.
     """
 
@@ -39,7 +39,7 @@ class DemoStore:
     ) -> None:
         self.rows, self.segment, self.chunk, self.stride = rows, segment, chunk, stride
         self.device = torch.device(device)
-        # How many rows after the segment's start each action of each frame lies.
+        # Number of rows from the segment's start to each action of each frame.
         offsets = stride * np.arange(segment)[:, None] + np.arange(chunk)
         self._offsets = torch.from_numpy(offsets).to(self.device)
         self._columns: dict[str, tuple[slice, tuple[int, ...]]] = {}
@@ -62,7 +62,7 @@ class DemoStore:
 
     @property
     def gathers_at_once(self) -> bool:
-        """Whether a batch is made without the disk or a copy from the host."""
+        """Whether making a batch needs neither the disk nor a copy from the host."""
         return (
             not self.rows.large
             or self.rows.placement == "device"
@@ -71,7 +71,7 @@ class DemoStore:
 
     @property
     def start_device(self) -> torch.device:
-        """Device on which `gather` expects its starts: that of the images, so that gathering waits for no GPU."""
+        """Device on which `gather` expects `starts`: that of the images, so that no copy between devices is needed."""
         return self.device if self.gathers_at_once else torch.device("cpu")
 
     def gather(self, starts: Int[Tensor, " batch"], episode_start: Tensor | None = None) -> Batch:
@@ -81,7 +81,7 @@ class DemoStore:
         count, width = len(starts), self._target_width
         action_valid = self._offsets < remaining.view(-1, 1, 1)
         actions = self._targets.index_select(0, place)
-        # Action k of frame s stands in row s * stride + k of the block.
+        # Action k of frame s is in row s * stride + k of the block.
         sizes, strides = (
             (count, self.segment, self.chunk, width),
             (actions.shape[1], self.stride * width, width, 1),
@@ -115,7 +115,7 @@ class DemoStore:
         return {key: large.gather(rows).to(self.device, non_blocking=True) for key, large in self.rows.large.items()}
 
     def _side_by_side(self) -> np.ndarray:
-        """(rows, all low-dimensional widths); remembers which columns are whose."""
+        """The low-dimensional keys, concatenated: (rows, sum of widths); sets `_columns`, the columns of each key."""
         flat = [np.zeros((self.rows.steps, 0), dtype=np.float32)]
         column = 0
         for key, values in self.rows.low_dim.items():
@@ -125,7 +125,7 @@ class DemoStore:
         return np.concatenate(flat, axis=1)
 
     def _start_table(self) -> Tensor:
-        """(3, rows + 1): for each start its row among the padded ones, the steps left, the instruction; last: nothing."""
+        """(3, rows + 1): for each start its padded row, its remaining steps and its instruction; the last column is for -1."""
         demos = np.repeat(np.arange(len(self.rows.lengths)), self.rows.lengths)
         row = np.arange(self.rows.steps)
         table = np.zeros((3, self.rows.steps + 1), dtype=np.int64)

@@ -1,11 +1,11 @@
-"""Tokens beside a demo file: `demos.tokens.hdf5`, which `robopolicy encode` writes and `DemoFile` reads with `demos.hdf5`.
+"""The file of tokens beside a demo file: `robopolicy encode` writes `demos.tokens.hdf5`, and `DemoFile` reads both.
 
     data                      attributes: token_encoder (JSON: which backbone made the tokens), checksums
     data/demo_<i>             attributes: num_samples, token_valid (N,) with 0 where a token is padding, source (mark of the
                               demo), checksums
     data/demo_<i>/tokens      (T, N, D) float16
 
-Each demo's tokens carry a mark of the demo that they were made from; tokens of a demo that has changed are refused.
+With each demo's tokens a mark of the demo is stored that they were made from; tokens of a changed demo are refused.
 """
 
 import json
@@ -27,17 +27,18 @@ from robopolicy.demos.schema import is_integer, json_object, list_of
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
 
 IDENTITY = "token_encoder"
-"""Attribute of the file: JSON, which backbone made the tokens, from which cameras, with which template."""
+"""Attribute of the file: JSON with the backbone, the cameras and the template that the tokens were made with."""
 SOURCE = "source"
+"""Attribute of a demo's tokens: `mark_of` the demo."""
 
 
 def tokens_beside(path: str | Path) -> Path:
-    """Where the tokens of a demo file lie: `demos.hdf5` -> `demos.tokens.hdf5`."""
+    """Path of the tokens of a demo file: `demos.hdf5` -> `demos.tokens.hdf5`."""
     return Path(path).with_suffix(".tokens.hdf5")
 
 
 def mark_of(attributes: Mapping[str, Any], actions: np.ndarray) -> int:
-    """Identifies a demo's content: its checksums, or that of its actions in a file without."""
+    """A number that identifies a demo's content, from its checksums; in a file without checksums, from its actions."""
     written = attributes.get(CHECKSUMS)
     return checksum(actions) if written is None else zlib.crc32(str(written).encode())
 
@@ -78,14 +79,14 @@ class TokenFile:
         return dataset_in(group_in(self._data, name, self.path.name), TOKENS_KEY, f"{self.path.name}, {name}")
 
     def valid(self, name: str) -> list[int]:
-        """(N,): 0 where a token of the demo is padding."""
+        """(N,): 1, or 0 where a token of the demo is padding."""
         return self._attributes(name)[TOKEN_VALID_KEY]
 
     def require_match(self, demo: Demo, mark: int) -> None:
-        """Refuse tokens that were not made from this demo, or that changed since.
+        """Refuse tokens that were not made from this demo, or that have changed since then.
 
         Raises:
-            DemoFormatError: in one line.
+            DemoFormatError: they do not match.
         """
         stored, where = self._attributes(demo.name), f"{self.path.name}, {demo.name}"
         if stored.get(SOURCE) != mark:
@@ -113,11 +114,11 @@ class TokenWriter(PartWriter):
 
     Args:
         path: the file of tokens.
-        identity: which backbone makes the tokens.
-        marks: the mark of each demo of the demo file; tokens of other demos in the file are dropped.
+        identity: describes the backbone that makes the tokens.
+        marks: demo -> its mark; tokens in the file that match no demo are dropped.
 
     Raises:
-        DemoFormatError: there are tokens of another backbone.
+        DemoFormatError: the file holds tokens of another backbone.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], marks: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""HDF5 files written whole or not at all, of any size, on a disk that may be full."""
+"""Writes HDF5 files atomically, also when the disk becomes full."""
 
 import io
 from collections.abc import Callable, Iterable
@@ -15,12 +15,12 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], Iterable[object] | None])
 
     Args:
         path: the file; its folder exists.
-        fill: called with the empty file. Where it yields now and then, a full disk ends it early.
+        fill: writes the content into the empty file. If it yields from time to time, it is stopped early on a full disk.
 
     Raises:
         OSError: the first error of a write, such as a full disk.
     """
-    with replacing(path) as temporary, _PatientFile(temporary, "r+b") as raw:
+    with replacing(path) as temporary, _DeferringFile(temporary, "r+b") as raw:
         try:
             with h5py.File(raw, "w") as file:
                 for _ in fill(file) or ():
@@ -32,15 +32,16 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], Iterable[object] | None])
             raise raw.failure
 
 
-class _PatientFile(io.FileIO):
-    """A file for h5py's file-object driver whose writes never raise inside HDF5.
+class _DeferringFile(io.FileIO):
+    """A file for h5py's file-object driver whose write errors are raised only after HDF5 has finished.
 
-    HDF5 can't pass on the error of a write that it does when it flushes or closes: it keeps the file open, and crashes
-    when the process ends. After the first error, writes are kept in memory, where HDF5 reads them back, and the error
-    is raised as soon as HDF5 is done.
+    HDF5 can't report an error of a write during flushing or closing: it keeps the file open, and crashes when the process
+    ends. After the first error, writes are kept in memory, from which HDF5 may read them, and `write_hdf5` raises the error
+    when HDF5 has finished.
     """
 
     failure: OSError | None = None
+    """The first error of a write."""
 
     def __init__(self, path: Path, mode: str) -> None:
         super().__init__(path, mode)

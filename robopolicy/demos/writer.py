@@ -21,12 +21,12 @@ class DemoWriter(PartWriter):
     """Writes a demo file, demo by demo, as `PartWriter` does.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created if missing.
         env_args: the environment, as robomimic stores it (`env_name`, `type`, `env_version`, `env_kwargs`).
         action_spec: the action columns, where known.
         attributes: further attributes of the whole file, such as `renderer`.
         resume: continue a file, or the parts of one; their attributes are kept.
-        by_seed: number the demos in the order of their seeds when closing, whatever order they were written in.
+        by_seed: number the demos by their seeds when closing, independent of the order in which they were written.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DemoWriter(PartWriter):
         return self.write_together([demo])[0]
 
     def write_together(self, demos: Sequence[Demo]) -> list[str]:
-        """Add demos, such as those of one episode, so that a kill leaves all of them or none; otherwise as `write`."""
+        """As `write`, for several demos, such as those of one episode: after a kill the file has all of them or none."""
         named: dict[str, Demo] = {}
         following = self._next
         for demo in demos:
@@ -114,13 +114,13 @@ class DemoWriter(PartWriter):
 def write_demo_file(
     path: Path, facts: Mapping[str, Any], demos: Iterable[Demo], masks: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write a whole demo file at once, of demos that can be made again; after an error nothing is left.
+    """Write a whole demo file at once, for demos that can be read again; after an error nothing is left.
 
     Args:
         path: the file.
         facts: attributes of `data`, from `file_facts`.
-        demos: under their own names.
-        masks: filter keys and the demos of each.
+        demos: the demos, written under their own names.
+        masks: filter key -> its demos.
 
     Raises:
         DemoFormatError: an array is not finite numbers.
@@ -152,7 +152,7 @@ def _write_masks(file: h5py.File, masks: Mapping[str, Sequence[str]]) -> None:
 
 
 def _copy_rest(source: h5py.File, target: h5py.File) -> dict[str, list[str]]:
-    """Copy what a file holds beside its demos; returns its masks."""
+    """Copy the content of a file except its demos and masks; returns its masks."""
     for key, value in source.attrs.items():
         target.attrs[key] = value
     for key in source:

@@ -23,7 +23,7 @@ def convert(
 ) -> list[str]:
     """Write the demos at `source` to `target`; returns notes on what was changed or left out, one line each.
 
-    It writes under a temporary name and renames at the end, so an incomplete file never has the target's name.
+    The file is written under a temporary name and renamed at the end, so an incomplete file never has the target's name.
 
     Args:
         source: file or folder in any known format.

@@ -1,4 +1,4 @@
-"""Where LeRobot puts tables, videos and metadata: v2.1 a file per episode, v3.0 many episodes per file."""
+"""Writes LeRobot's tables, videos and metadata: v2.1 with a file per episode, v3.0 with many episodes per file."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ CHUNK_SIZE = 1000
 """Files (v3.0) or episodes (v2.1) of one `chunk-<i>` folder."""
 DATA_FILE_BYTES = 100 * 2**20
 VIDEO_FILE_BYTES = 200 * 2**20
-"""Size beyond which v3.0 begins the next file, LeRobot's own limits."""
+"""Size above which v3.0 begins the next file; LeRobot's own limits."""
 BOOKKEEPING = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -32,11 +32,11 @@ TASK_INDEX = {
     ],
     "pandas_version": "2.0.0",
 }
-"""Metadata for pandas, with which LeRobot reads the tasks: their text is the table's index."""
+"""Metadata for pandas, which LeRobot reads the tasks with: the text of a task is the table's index."""
 
 
 class _Layout:
-    """What both versions share: features, rows of the table, `info.json`."""
+    """Common to both versions: features, rows of the table, `info.json`."""
 
     version: str
 
@@ -154,7 +154,7 @@ class LayoutV3(_Layout):
         self._open: dict[str, _OpenFile] = {}
 
     def write_episode(self, task: str, columns: Mapping[str, Any], timestamps: np.ndarray, stats: Any) -> None:
-        """Append one episode to the open files, or to the next ones where those are full."""
+        """Append one episode to the open files, or to new ones if those are full."""
         import pyarrow.parquet as pq
 
         table = self.table(task, columns, timestamps)
@@ -207,7 +207,7 @@ class LayoutV3(_Layout):
         }
 
     def _current(self, kind: str, template: str, limit: int, start: Callable[[Path], Any], **names: str) -> "_OpenFile":
-        """The open file of this kind, or the next one where it is full."""
+        """The open file of this kind, or a new one if it is full."""
         current = self._open.get(kind)
         if current is not None and current.path.stat().st_size <= limit:
             return current

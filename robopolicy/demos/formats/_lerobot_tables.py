@@ -1,4 +1,4 @@
-"""Where a LeRobot data set keeps each episode: the tables and video files of v2.1 and of v3.0."""
+"""Finds the episodes of a LeRobot data set in the tables and video files of v2.1 and v3.0."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from robopolicy.types import DemoFormatError, one_line
 
 
 class Episodes:
-    """The episodes of one data set, by LeRobot's episode index; what both versions share."""
+    """The episodes of one data set, by LeRobot's episode index; common to both versions."""
 
     lengths: Mapping[int, int]
     """Steps of each episode, in order."""
@@ -37,14 +37,14 @@ class Episodes:
         return self._tasks.get(int(table.column("task_index")[0].as_py())) or None
 
     def _read(self, path: Path, columns: Iterable[str]) -> Any:
-        """The columns of a parquet file; the last one read is kept, since v3.0 puts many episodes into one."""
+        """These columns of a parquet file; the last file read is cached, since in v3.0 it holds many episodes."""
         wanted = sorted(columns)
         if self._cached[0] != (path, wanted):
             self._cached = ((path, wanted), read_parquet(path, wanted))
         return self._cached[1]
 
     def _inside(self, template: str, **values: Any) -> Path:
-        """The path that a template of `info.json` makes; it must not lead out of the data set."""
+        """The path from a template of `info.json`; refused if it leads out of the data set."""
         where = f"{self._root.name}/meta/info.json: {template}"
         if not isinstance(self._info.get(template), str):
             raise DemoFormatError(f"{where} is missing; expected text such as {{episode_index:06d}}.parquet")
@@ -107,10 +107,10 @@ class _EpisodesV3(Episodes):
 
 
 def open_episodes(root: Path, info: Mapping[str, Any]) -> Episodes:
-    """The layout that `codebase_version` names.
+    """The episodes, read by the layout version in `codebase_version`.
 
     Raises:
-        DemoFormatError: it is neither v2 nor v3.
+        DemoFormatError: the version is neither v2 nor v3.
     """
     version = str(info["codebase_version"])
     if version.startswith("v3."):
@@ -123,7 +123,7 @@ def open_episodes(root: Path, info: Mapping[str, Any]) -> Episodes:
 
 
 def read_parquet(path: Path, columns: Iterable[str] | None = None, except_prefix: str | None = None) -> Any:
-    """A parquet file as a pyarrow table; with those of the named columns that it has.
+    """A parquet file as a pyarrow table, with those of the named columns that it has.
 
     Raises:
         DemoFormatError: pyarrow isn't installed, or the file is missing or damaged.

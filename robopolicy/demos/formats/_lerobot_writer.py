@@ -29,7 +29,7 @@ from robopolicy.types import Demo, DemoFormatError
 DEFAULT_RATE_HZ = 20.0
 """Written as `fps`, which LeRobot requires, if the demos have no rate; the notes report it."""
 LARGEST_ROW = 4096
-"""Numbers per step of one observation that still goes into `observation.state`."""
+"""Largest number of values per step of an observation that is written to `observation.state`."""
 SAMPLED_FRAMES = 100
 """Number of an episode's frames from which the statistics of its images are computed."""
 
@@ -50,7 +50,8 @@ def write_lerobot(source: DemoReader, target: Path, names: Sequence[str], option
         demo = source.read(name)
         values = columns.values(demo)
         stats.append(_episode_stats(values, cameras))
-        times = _timestamps(len(demo), rate_hz, source.clock(name))
+        clock = source.clock(name)
+        times = np.arange(len(demo), dtype=np.float32) / np.float32(rate_hz) if clock is None else np.float32(clock)
         layout.write_episode(demo.instruction or "", _encoded(values, columns), times, stats[-1])
         if demo.seed is not None:
             seeds[name] = demo.seed
@@ -79,7 +80,7 @@ def write_lerobot(source: DemoReader, target: Path, names: Sequence[str], option
 
 
 class _Columns:
-    """How the fields of a Demo become LeRobot's features; all demos must have those of the first."""
+    """Maps the fields of a Demo to LeRobot's features; all demos must have the fields of the first one."""
 
     def __init__(self, first: Demo, images: str) -> None:
         self.images = [key for key, values in first.obs.items() if is_image(values)]
@@ -141,10 +142,6 @@ def _encoded(values: Mapping[str, np.ndarray], columns: _Columns) -> dict[str, A
         name: [encode_png(frame) for frame in column] if columns.features[name]["dtype"] == "image" else column
         for name, column in values.items()
     }
-
-
-def _timestamps(steps: int, rate_hz: float, clock: np.ndarray | None) -> np.ndarray:
-    return np.arange(steps, dtype=np.float32) / np.float32(rate_hz) if clock is None else clock.astype(np.float32)
 
 
 def _episode_stats(values: Mapping[str, np.ndarray], cameras: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -28,9 +28,8 @@ GREATEST_BYTES = 2**33
 def arrow_folder(folder: Path) -> Path | None:
     """The folder with the episodes, if this is such a data set."""
     for place in (folder / "data", folder):
-        if (place / "metadata.json").is_file() and any((place / "0").glob("*.arrow")) | any(
-            (place / "0").glob("*.parquet")
-        ):
+        stored = any(file.suffix.lstrip(".") in STORED for file in (place / "0").glob("*"))
+        if stored and (place / "metadata.json").is_file():
             return place
     return None
 
@@ -65,7 +64,8 @@ class ArrowReader(DemoReader):
 
         folder = self._folder / name.removeprefix("demo_")
         files = sorted(item for item in folder.iterdir() if item.suffix.lstrip(".") in STORED)
-        if not files or any(file.is_symlink() for file in files) or sum(map(_bytes, files)) > GREATEST_BYTES:
+        size = sum(file.stat().st_size for file in files)
+        if not files or any(file.is_symlink() for file in files) or size > GREATEST_BYTES:
             raise DemoFormatError(f"{where}: expected regular files part-*.arrow of at most {GREATEST_BYTES} bytes")
         table = dataset.dataset(files, format=files[0].suffix.lstrip(".")).to_table().combine_chunks()
         found = dict(_columns(table.column("observations").chunk(0), ""))
@@ -75,8 +75,8 @@ class ArrowReader(DemoReader):
             rows = _rows(found[key], self._shapes.get(key), f"{where}: {key}")
             obs[key] = as_image(rows[:-1])
         ends = [np.asarray(table.column(key).to_numpy()[:-1], bool) for key in ("terminations", "truncations")]
-        about = folder / "metadata.json"
-        seed = (json_file(about) if about.is_file() else {}).get("seed")
+        metadata = folder / "metadata.json"
+        seed = json_file(metadata).get("seed") if metadata.is_file() else None
         return Demo(
             name=name,
             obs=obs,
@@ -86,10 +86,6 @@ class ArrowReader(DemoReader):
             dones=np.logical_or(*ends),
             seed=seed if isinstance(seed, int) else None,
         )
-
-
-def _bytes(file: Path) -> int:
-    return file.stat().st_size
 
 
 def _columns(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -28,7 +28,7 @@ from robopolicy.types import Demo, DemoFormatError
 SIDECAR = "robopolicy.json"
 """Keys: names, action_spec, filter_keys, env_args, edits, absent (fields that Minari requires and the demos lack)."""
 MISSION = "mission"
-"""The text observation that holds the instruction, as in MiniGrid and BabyAI."""
+"""Name of the text observation with the instruction, as in MiniGrid and BabyAI."""
 VERSION = "0.5.4"
 """Version of Minari whose layout is written: the first one in which images may be stored without loss."""
 KEPT = ("edits", "env_args")
@@ -100,7 +100,7 @@ def _write_episode(group: h5py.Group, index: int, demo: Demo) -> None:
 
 
 def _require_like(demo: Demo, first: Demo) -> None:
-    """Refuse a demo that does not fit the spaces, which the first one defines."""
+    """Refuse a demo that does not fit the observation and action spaces, which are those of the first demo."""
     for key in demo.obs:
         if "/" in key or key == MISSION:
             raise DemoFormatError(

@@ -1,4 +1,4 @@
-"""Images in and out of video files and PNG bytes, by PyAV and Pillow."""
+"""Reads and writes images in video files and as PNG bytes, by PyAV and Pillow."""
 
 import io
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from robopolicy.types import DemoFormatError
 
 CODEC = "libx264"
 QUALITY = {"crf": "18", "g": "2", "preset": "medium"}
-"""Visually lossless H.264; every second frame a key frame, as LeRobot does, so that any frame is near one."""
+"""Visually lossless H.264; every second frame is a key frame, as in LeRobot, for fast access to any frame."""
 
 
 class VideoWriter:
@@ -22,8 +22,8 @@ class VideoWriter:
 
     Args:
         target: the file, or an open one that can be rewound.
-        height: of the frames [pixels].
-        width: of the frames [pixels].
+        height: height of the frames [pixels].
+        width: width of the frames [pixels].
         rate_hz: frames per second.
         quality: options of the codec.
     """

@@ -53,23 +53,22 @@ class ActReader(DemoReader):
             datasets = datasets_below(file, path.name)
             width = sum(datasets[key].shape[-1] for key in ACTIONS if key in datasets)
             compressed = [key for key, dataset in datasets.items() if "/images/" in key and dataset.ndim == 2]
-        self.attributes = {
-            key: value for key, value in found.items() if key != "compress"
-        }  # describes the file, not the demos
+        found.pop("compress", None)  # describes the file, not the demos
+        self.attributes = found
         self.action_spec = aloha_action_spec(width)
         known = (*ACTIONS, LENGTHS)
-        left_out = sorted(key for key in datasets if key not in known and not key.startswith("observations/"))
-        self.notes = (
+        columns = ", ".join(map(str, grippers(width)))
+        notes = [
             f"actions taken as ALOHA's: absolute joint targets at {RATE_HZ:g} Hz"
-            + (f", continuous grippers in columns {', '.join(map(str, grippers(width)))}" if grippers(width) else "")
-            + "; the files don't declare it",
-        )
-        if left_out:
-            self.notes += (f"of each episode, {', '.join(left_out)} is not read",)
+            f"{f', continuous grippers in columns {columns}' if columns else ''}; the files don't declare it"
+        ]
+        if left_out := sorted(key for key in datasets if key not in known and not key.startswith("observations/")):
+            notes.append(f"of each episode, {', '.join(left_out)} is not read")
         if compressed:
-            self.notes += (
-                f"{', '.join(key.rpartition('/')[2] for key in compressed)}: JPEG images decoded, taken as RGB",
+            notes.append(
+                f"{', '.join(key.rpartition('/')[2] for key in compressed)}: JPEG images decoded, taken as RGB"
             )
+        self.notes = tuple(notes)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """One episode; `keys` limits which observations are read."""
@@ -156,7 +155,7 @@ def aloha_action_spec(width: int) -> ActionSpec:
 
 
 def grippers(width: int) -> tuple[int, ...]:
-    """The action columns that move a gripper: the seventh of each arm."""
+    """The gripper columns of actions of this width: the seventh of each arm."""
     return {7: (6,), 14: (6, 13), 16: (6, 13)}.get(width, ())
 
 

@@ -97,7 +97,7 @@ class ChangedReader(DemoReader):
 
 
 class DemoFormat:
-    """A way to store demonstrations that can be read; a subclass sets `reader` or overrides `open`."""
+    """A readable format of demonstrations; a subclass sets `reader` or overrides `open`."""
 
     refines: tuple[str, ...] = ()
     """Kinds that this one extends: its files match theirs as well, and this one is used."""
@@ -121,7 +121,7 @@ class DemoFormat:
 
 
 class WritableFormat(DemoFormat):
-    """A format that `convert` can write too."""
+    """A format that can also be written."""
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
         """Write these demos of `source` to `target`, which doesn't exist yet.
@@ -141,8 +141,8 @@ class Omissions:
     Args:
         format_name: the format in words, such as `an ACT folder`.
         source: the set.
-        demos: how many of its demos are written.
-        kept: attributes, of the set and of its demos, that the format keeps.
+        demos: number of its demos that are written.
+        kept: names of attributes, of the set and of its demos, that the format keeps.
     """
 
     def __init__(self, format_name: str, source: DemoReader, demos: int, kept: Iterable[str] = ()) -> None:
@@ -236,7 +236,7 @@ def row_shapes(demo: Demo, fields: Iterable[str] = (), exact: bool = False) -> R
 
 
 def row_difference(expected: RowShapes, found: RowShapes) -> str | None:
-    """How the keys and rows of a demo differ from those of the demos before it, in words; None if they are alike."""
+    """The first difference between the keys and rows of a demo and those of the demos before it, in words; None if equal."""
     if missing := sorted(set(expected) - set(found)):
         return f"no key {missing[0]!r}, which the demos before it have; it has: {', '.join(sorted(found))}"
     if more := sorted(set(found) - set(expected)):

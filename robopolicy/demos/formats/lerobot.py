@@ -35,7 +35,7 @@ BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index
 
 @dataclass(frozen=True)
 class LeRobotOptions:
-    """How data sets are written; ignored in reading."""
+    """Options for writing data sets."""
 
     version: Literal["v3.0", "v2.1"] = "v3.0"
     """Layout of files and tables."""
@@ -63,10 +63,8 @@ class LeRobotReader(DemoReader):
         self._episodes: Episodes = open_episodes(path, info)
         sidecar = path / SIDECAR
         self._own: dict[str, Any] = json_file(sidecar) if sidecar.is_file() else {}
-        names = self._own.get("names") or [
-            f"demo_{index}" for index in range(max(self._episodes.lengths, default=-1) + 1)
-        ]
-        self._index = {names[index]: index for index in self._episodes.lengths}
+        names = self._own.get("names")
+        self._index = {names[index] if names else f"demo_{index}": index for index in self._episodes.lengths}
         self.names = tuple(self._index)
         self._keys = _observation_keys(self._features, self._own.get("obs_columns", {}))
         self.filter_keys = self._own.get("filter_keys") or _splits(info.get("splits") or {}, self._index)

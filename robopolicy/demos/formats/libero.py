@@ -29,7 +29,7 @@ class LiberoReader(DemoFile):
         super().__init__(path)
         self._instruction = _instruction(self.attributes.get("problem_info"))
         self._upright = str(self.attributes.get("macros_image_convention", "opengl")).lower() == "opencv"
-        # robosuite calls upright images "opencv". This reader returns upright images, so a file converted from it holds them.
+        # robosuite calls upright images "opencv". This reader returns upright images, so converted files hold upright ones.
         self.attributes = {**self.attributes, "macros_image_convention": "opencv"}
         self.action_facts = {"rate_hz": RATE_HZ, "kind": "delta", "space": "ee", **self.action_facts}
         self.notes = (

@@ -47,7 +47,7 @@ READ = {"observations", "actions", *STEP_NUMBERS}
 
 @dataclass(frozen=True)
 class MinariOptions:
-    """How data sets are written; ignored in reading."""
+    """Options for writing data sets."""
 
     dataset_id: str = "robopolicy/demos-v0"
     """The name by which Minari knows the data set, `(namespace/)name-v0`."""
@@ -205,7 +205,7 @@ def _values(dataset: h5py.Dataset, rows: int, where: str) -> np.ndarray:
 
 
 def _described(about: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The attributes of the set without those of its files, and `env_args` from its `env_spec`."""
+    """The attributes of the set, without those that describe its files, and with `env_args` from its `env_spec`."""
     found = {key: value for key, value in about.items() if key not in DESCRIBED}
     spec = found.get("env_spec")
     env = json_object(spec, f"{where}: env_spec") if isinstance(spec, str) else spec
@@ -220,5 +220,5 @@ def _main_file(folder: Path) -> Path | None:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """The metadata that newer versions keep beside the HDF5 file; none where the spaces of large images fill it."""
+    """The metadata that newer versions of Minari write beside the HDF5 file; empty if the file is too large to be read."""
     return json_file(path) if path.is_file() and path.stat().st_size <= GREATEST_CHARS else {}
