@@ -29,9 +29,9 @@ VERBS = {
     "view": ("robopolicy.cli.show", "play a recorded episode or demo"),
     "export": ("robopolicy.cli.deploy", "export a policy as an ONNX graph with explicit state"),
     "serve": ("robopolicy.cli.deploy", "serve a policy over openpi's websocket protocol"),
-    "push": ("robopolicy.cli.sharing", "copy a run folder to a hub, without anything that is yours alone"),
-    "pull": ("robopolicy.cli.sharing", "copy a run folder from a hub, and examine it"),
-    "profile": ("robopolicy.cli.profile", "make a robot's limits and kinematics from its URDF or MJCF"),
+    "push": ("robopolicy.cli.sharing", "copy a run folder to a hub, without anything private"),
+    "pull": ("robopolicy.cli.sharing", "copy a run folder from a hub, and check it"),
+    "profile": ("robopolicy.cli.profile", "write a robot's limits and kinematics from its URDF or MJCF"),
     "run": ("robopolicy.cli.run", "run a policy on a robot, in real time, within its limits"),
 }
 """Verb -> the module whose function of the same name runs it, and its line of help."""
@@ -82,10 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt_again(lost: Any) -> None:
-    """Python drops an interrupt that arrives within a callback, such as that of a weak reference: send it once more."""
+    """Send an interrupt again that Python dropped because it arrived within a callback, such as that of a weak reference."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
         again = (threading.main_thread().ident, signal.SIGINT)
-        threading.Timer(0.01, signal.pthread_kill, again).start()  # not from here, where it would be dropped again
+        threading.Timer(0.01, signal.pthread_kill, again).start()  # later, since it would be dropped again here
     else:
         sys.__unraisablehook__(lost)
 
@@ -116,7 +116,7 @@ def _name_extra(verb: str, error: Exception) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line with control characters escaped: names in it may come from a stranger's file or server."""
+    """Print a line with control characters escaped, since names in it may come from an untrusted file or server."""
     print(printable(text), flush=True)
 
 
@@ -126,7 +126,7 @@ def _refuse(message: str) -> int:
 
 
 def _log_handler() -> logging.Handler:
-    """Writes to standard output and escapes control characters: what is logged may come from a stranger's file."""
+    """A handler for standard output that escapes control characters, since names may come from an untrusted file."""
 
     class Formatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:

@@ -27,8 +27,8 @@ def components(arguments: Sequence[str]) -> int:
             found = component(options.family, kind)
         except (ImportError, ConfigError) as error:  # an extra that isn't installed must not hide the other kinds
             say(f"{kind}   not available: {error}")
-            continue
-        _show(found)
+        else:
+            _show(found)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`robopolicy dagger`: a policy learns from an expert's labels of the states that it visits itself."""
+"""`robopolicy dagger`: trains a policy on the states that it visits itself, labeled by an expert."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -78,14 +78,14 @@ def _parser() -> ArgumentParser:
             "--expert",
             str | None,
             None,
-            "who labels: a run folder, such as of a teacher that reads privileged keys, or MODULE:FACTORY, called with the "
-            "worlds; default: the task's scripted expert",
+            "source of the labels: a run folder, such as one of a teacher that reads privileged keys, or MODULE:FACTORY, "
+            "called with the worlds; default: the task's scripted expert",
         ),
         (
             "--expert-share",
             str,
             "linear:0.75:0.25",
-            "share of the turns (of about 20 steps) in which the expert acts, over the rounds: a number, linear:1:0, "
+            "fraction of the turns (of about 20 steps) in which the expert acts, over the rounds: a number, linear:1:0, "
             "exponential:1:0.5, piecewise:0=1,2=0.5",
         ),
         ("--round-steps", int | None, None, "optimizer steps of each later training"),
@@ -103,10 +103,10 @@ def _parser() -> ArgumentParser:
 
 
 def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
-    """The task, once the other options are found to fit; mistakes are reported before the first training.
+    """The task, after a check of all options, so that mistakes are reported before the first training.
 
     Raises:
-        ConfigError: in one line.
+        ConfigError: an option is wrong.
     """
     require(options, 1, "episodes", "num_envs")
     require(options, 0, "eval_episodes")
@@ -126,7 +126,7 @@ def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
 def _relabeled(
     options: Namespace, task: str, policy: ChunkPolicy, seeds: Sequence[int], share: float
 ) -> Iterator[Sequence[Demo]]:
-    """The demos of one episode for each seed: policy and expert act, the expert labels, failed episodes are kept as well."""
+    """The demos of one episode per seed, in which policy and expert act and the expert labels; failed episodes are kept."""
     if not seeds:
         return
     teacher = open_policy(options.expert) if options.expert and Path(options.expert).is_dir() else None
@@ -148,7 +148,7 @@ def _check_expert(name: str, task: str) -> None:
     """Check that `--expert` is a run folder of this task, or MODULE:FACTORY.
 
     Raises:
-        ConfigError: in one line.
+        ConfigError: it is neither, or was trained on another task.
     """
     if Path(name).is_dir():
         trained = read_provenance(name).get("task")
@@ -161,7 +161,7 @@ def _check_expert(name: str, task: str) -> None:
 
 
 def _expert(name: str | None, teacher: Policy | None, env: RobotVectorEnv) -> Actor:
-    """Who labels the states in these worlds: a trained policy, the task's scripted expert, or what MODULE:FACTORY makes.
+    """The expert for these worlds: a trained policy, the task's scripted expert, or the one that MODULE:FACTORY makes.
 
     Raises:
         ConfigError: the module, or the factory in it, is missing.

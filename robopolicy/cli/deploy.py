@@ -1,4 +1,4 @@
-"""`robopolicy export` and `serve`: a trained policy as a graph, and behind a socket."""
+"""`robopolicy export` and `serve`: write a policy as a graph, or serve it over a socket."""
 
 import shutil
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from robopolicy.experiment.opening import save_token_encoder
 from robopolicy.files import read_json
 
 MEASURED_FRAMES = 512
-"""Recorded frames on which an int8 export is measured."""
+"""Number of recorded frames on which the error of an int8 export is measured."""
 
 
 def export(arguments: Sequence[str]) -> int:
     """Export a policy; returns the exit code."""
     parser = verb_parser(
         "export",
-        "A policy as one graph with its state as explicit inputs and outputs.",
+        "Export a policy as one graph with its state as explicit inputs and outputs.",
         ("policy", str, REQUIRED, "run folder"),
         GROUP,
         ("--format", Literal["onnx"], "onnx", "kind of graph"),
@@ -35,7 +35,7 @@ def export(arguments: Sequence[str]) -> int:
             0.02,
             "largest difference of an int8 export from torch, as a share of each action column's range",
         ),
-        ("--frames", str | None, None, "demo file on which int8 is measured; default: one of the training's"),
+        ("--frames", str | None, None, "demo file to measure int8 on; default: one that the policy was trained on"),
         FLOW_STEPS,
     )
     options = parse(parser, arguments)
@@ -75,14 +75,14 @@ def serve(arguments: Sequence[str]) -> int:
     """Serve a policy until SIGTERM or Ctrl-C; returns the exit code."""
     parser = verb_parser(
         "serve",
-        "A policy behind openpi's websocket protocol; also GET /healthz and /metrics.",
+        "Serve a policy over openpi's websocket protocol; also GET /healthz and /metrics.",
         ("policy", str, REQUIRED, "run folder, or an exported folder"),
         ("--host", str, "127.0.0.1", "address to listen on; other machines need a key"),
         ("--port", int, 8000, "port; 0 takes a free one"),
         ("--api-key-file", str | None, None, "file whose first line is the key"),
         ("--tls-cert", str | None, None, "certificate chain (PEM)"),
         ("--tls-key", str | None, None, "private key (PEM)"),
-        ("--mapping", str, "native", "preset or YAML: the clients' names -> the policy's"),
+        ("--mapping", str, "native", "preset or YAML file that maps the clients' key names to the policy's"),
         ("--device", str, "cpu", "cpu or cuda"),
         *POLICY,
     )

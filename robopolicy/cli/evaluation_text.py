@@ -1,4 +1,4 @@
-"""What `robopolicy eval` prints and writes: one run, several training seeds, and the comparison with other runs."""
+"""Output of `robopolicy eval`: one run, several training seeds, and the comparison with other runs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def _print_differences(rows: Sequence[dict[str, Any]], evaluations: Mapping[str,
 
 
 def _difference_text(difference: Mapping[str, Any]) -> str:
-
+    """A difference in success with its interval and p-value."""
     low, high = (100 * bound for bound in difference["interval"])
     return (
         f"{100 * difference['mean']:+.1f} points (95 % interval {low:+.0f} to {high:+.0f}), p {shown_p(difference['p_value'])} "
@@ -99,7 +99,7 @@ def _difference_text(difference: Mapping[str, Any]) -> str:
 
 
 def _rates_by_instruction(results: Sequence[Evaluation]) -> dict[str, list[float]]:
-    """Success rate of each run, by instruction; empty if there is only one."""
+    """Success rate of each run, by instruction; empty if there is only one instruction."""
     names = dict.fromkeys(name for result in results for name in result.per_instruction)
     if len(names) < 2:
         return {}
@@ -154,14 +154,14 @@ def read_others(options: Namespace, task: str) -> list[dict[int, bool]]:
 
 
 def _read_evaluations(path: Path, task: str) -> list[dict[int, bool]]:
-
+    """Success by seed of each run in one file of --against."""
     try:
         values = json.loads(path.read_text())
         found = [success_by_seed(each) for each in values.get("runs", [values])]
     except OSError as error:
         raise ConfigError(f"--against {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--against {path}: no evaluation written by robopolicy eval --json") from error
+        raise ConfigError(f"--against {path}: not an evaluation written by robopolicy eval --json") from error
     if values.get("task") != task:
         raise ConfigError(
             f"--against {path} is of task {values.get('task')}, not {task}; equal seeds are not the same scenes"

@@ -33,7 +33,7 @@ def check(arguments: Sequence[str]) -> int:
         "Print contents and problems of demo files of any format.",
         ("files", list[str], REQUIRED, "files or folders of demos"),
         ("--html", str | None, None, "page to write: action histograms, contact sheets"),
-        ("--salvage", str | None, None, "demo file to write the good demos to"),
+        ("--salvage", str | None, None, "demo file to write the demos without problems to"),
     )
     options = parse(parser, arguments)
     for option in ("html", "salvage"):
@@ -61,7 +61,7 @@ def run_check(
     """
     console = console or Console(soft_wrap=True)
     if salvage_to is not None and len(files) != 1:
-        raise DemoFormatError(f"--salvage takes the good demos of one file; {len(files)} were given")
+        raise DemoFormatError(f"--salvage needs exactly one file; {len(files)} were given")
     reports, refused = [], []
     for path in files:
         try:
@@ -92,12 +92,12 @@ def convert(arguments: Sequence[str]) -> int:
         ("source", str, REQUIRED, "demos, or a checkpoint (.pt, .ckpt, .safetensors)"),
         ("target", str, REQUIRED, "file or folder to write"),
         ("--format", str | None, None, "kind of the target (`components demo_format`); default: robomimic"),
-        ("--options", list[str], [], "of the target's format, NAME=VALUE, such as images=png"),
+        ("--options", list[str], [], "options of the target's format, NAME=VALUE, such as images=png"),
         (
             "--white",
             list[str],
             [],
-            "images that are not 8-bit, and their value of full brightness, NAME=VALUE, such as front=65535",
+            "value of full brightness of images that are not 8-bit, NAME=VALUE, such as front=65535",
         ),
         *field_options(CheckpointOptions, "For RoboVLMs checkpoints. "),
     )
@@ -124,7 +124,7 @@ def edit(arguments: Sequence[str]) -> int:
     """Write changed copies of demo files; returns the exit code."""
     parser = verb_parser(
         "edit",
-        "New demo files out of existing ones of any format; no source is changed.",
+        "Write new demo files from existing ones of any format; no source is changed.",
         ("sources", list[str], REQUIRED, "files or folders of demos; several are merged"),
         ("--out", str | None, None, "file or folder to write, with all demos that are left"),
         (
@@ -134,16 +134,16 @@ def edit(arguments: Sequence[str]) -> int:
             "files to write instead, FILE=PART: a count (20), a share (0.9), rest, or a filter key",
         ),
         ("--select", list[str], [], "demos to keep: demo_3, demo_3..demo_9, or a filter key"),
-        ("--drop", list[str], [], "demos to leave out, in the same words"),
+        ("--drop", list[str], [], "demos to leave out, named as in --select"),
         ("--drop-keys", list[str], [], "observation keys to leave out"),
         ("--rename", list[str], [], "observation keys, OLD=NEW"),
         ("--relabel", str | None, None, "CSV file of new instructions, with the header demo,instruction"),
-        ("--trim-idle", int | None, None, "steps to which longer stretches without motion are cut"),
+        ("--trim-idle", int | None, None, "longest pause to keep [steps]; longer ones are shortened to it"),
         ("--rate", float | None, None, "lower control rate to resample to [Hz]"),
         ("--filter-keys", list[str], [], "filter keys to write, NAME=PART as in --split"),
-        ("--seed", int, 0, "of the choice of demos for counts and shares"),
+        ("--seed", int, 0, "seed of the random choice of demos for counts and shares"),
         ("--format", str | None, None, "kind of the files to write; default: robomimic"),
-        ("--options", list[str], [], "of the format, NAME=VALUE, such as images=png"),
+        ("--options", list[str], [], "options of the format, NAME=VALUE, such as images=png"),
         ("--dry-run", bool, False, "print what would be written, and write nothing"),
     )
     options = parse(parser, arguments)
@@ -206,10 +206,10 @@ def encode(arguments: Sequence[str]) -> int:
     parser = verb_parser(
         "encode",
         "Run a frozen backbone over all frames of a demo file once.",
-        ("file", str, REQUIRED, "demo file in our layout; it is not changed"),
+        ("file", str, REQUIRED, "demo file in the native layout; it is not changed"),
         ("--encoder", Literal["transformers"], "transformers", "kind of backbone"),
         ("--model", str, REQUIRED, "local folder or hub name of the backbone"),
-        ("--cameras", list[str], [], "images it sees, in this order; default: all"),
+        ("--cameras", list[str], [], "cameras that it reads, in this order; default: all"),
         (
             "--template",
             str,
@@ -221,27 +221,27 @@ def encode(arguments: Sequence[str]) -> int:
             "--prompt-tokens",
             int | None,
             None,
-            "tokens of every prompt, the same for files trained on together; default: as this file's instructions need",
+            "tokens of every prompt, must be equal in files trained on together; default: as this file's instructions need",
         ),
         (
             "--readout",
             Literal["all", "last", "mean", "action_token"],
             "all",
-            "all: every token of images and prompt; last: the last one; mean: their mean; action_token: vectors of the "
-            "backbone's folder that stand in the prompt",
+            "all: every token of images and prompt; last: the last one; mean: their mean; action_token: the states of learned "
+            "vectors from the backbone's folder that are inserted into the prompt",
         ),
-        ("--layer", int, -1, "which hidden states; -1: the last"),
+        ("--layer", int, -1, "layer of the hidden states; -1: the last"),
         (
             "--tiles",
             int,
             0,
-            "n: after each camera's image its n x n tiles, so that small things are seen in more pixels",
+            "n: also encode the n x n tiles of each camera's image, so that small objects get more pixels; 0: none",
         ),
         (
             "--dtype",
             Literal["auto", "float32", "bfloat16", "float16"],
             "auto",
-            "of the backbone's weights; auto: as they are stored",
+            "type of the backbone's weights; auto: as they are stored",
         ),
         ("--device", str | None, None, "cpu or cuda; default: the GPU if there is one"),
         ("--out", str | None, None, "new demo file with the tokens; default: X.tokens.hdf5 beside X.hdf5"),

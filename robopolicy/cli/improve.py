@@ -49,8 +49,8 @@ def improve(arguments: Sequence[str]) -> int:
 def _parser() -> ArgumentParser:
     parser = verb_parser(
         "improve",
-        "Improve a policy that succeeds now and then by practice: recurrent PPO on the policy's own memory, in the worlds of a "
-        "simulator task or of a gymnasium environment.",
+        "Improve a policy that sometimes succeeds by reinforcement learning: recurrent PPO on the policy's own memory, in a "
+        "simulator task or a gymnasium environment.",
         ("policy", str, REQUIRED, "run folder of the policy to start from"),
         ("--run-dir", str, REQUIRED, "folder for the improved policy and its logs"),
         ("--task", str | None, None, "task of the simulator; default: the demos' own"),
@@ -61,14 +61,14 @@ def _parser() -> ArgumentParser:
         ("ppo", PPOConfig, None, ""),
         *SIMULATOR,
     )
-    parser.set_defaults(num_envs=128)  # the more worlds, the less a step of each costs
+    parser.set_defaults(num_envs=128)  # with more worlds, a step of each takes less time
     return parser
 
 
 def _environment(options: Namespace) -> Surroundings:
-    """Copies of a third-party environment."""
+    """Training and evaluation in copies of a third-party environment."""
     if options.videos:
-        raise ConfigError(f"--videos {options.videos} with --env: only the simulator's worlds are filmed; leave it out")
+        raise ConfigError(f"--videos {options.videos} with --env: videos are made in the simulator only; leave it out")
     seeds = range(SELECTION_SEED, SELECTION_SEED + options.eval_episodes)
 
     def worlds(policy: ChunkPolicy, count: int = options.num_envs) -> Any:
@@ -83,7 +83,7 @@ def _environment(options: Namespace) -> Surroundings:
 
 
 def _simulator(options: Namespace) -> Surroundings:
-    """Worlds of the simulator."""
+    """Training and evaluation in the simulator."""
     task, simulator = options.task or read_provenance(options.policy).get("task"), options_on_host(options)
     if task is None:
         raise ConfigError("the policy's demos name no task; give --task, or --env for another environment")

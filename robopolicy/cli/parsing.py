@@ -63,7 +63,7 @@ POLICY: tuple[Option, ...] = (
     ),
     GROUP,
 )
-"""How the policy of a run folder is opened."""
+"""Options for opening the policy of a run folder."""
 
 
 def verb_parser(verb: str, description: str, *options: Option) -> ArgumentParser:
@@ -92,7 +92,7 @@ def verb_parser(verb: str, description: str, *options: Option) -> ArgumentParser
 
 
 def field_options(kind: type, of: str = "") -> list[Option]:
-    """A dataclass's fields as options of the verb itself, `max_minutes` as `--max-minutes`; their help begins with `of`."""
+    """A dataclass's fields as options of the verb itself, `max_minutes` as `--max-minutes`; `of` is put before their help."""
     helps = meanings(kind)
     return [
         (f"--{each.name.replace('_', '-')}", each.type, each.default, of + helps[each.name]) for each in fields(kind)
@@ -100,7 +100,7 @@ def field_options(kind: type, of: str = "") -> list[Option]:
 
 
 def made_from(kind: type[Made], options: Namespace) -> Made:
-    """The dataclass that `field_options` took apart, from the verb's options."""
+    """The dataclass, from the values of the options that `field_options` made of it."""
     given = {each.name: options[each.name] for each in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
@@ -125,7 +125,7 @@ def require(options: Namespace, low: int, *names: str) -> None:
     """Refuse a number below `low`.
 
     Raises:
-        ConfigError: in one line that names the option.
+        ConfigError: the number is too small.
     """
     for name in names:
         if options[name] < low:
@@ -215,7 +215,7 @@ def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[
 
 
 def imported(flag: str, source: str, argument: str) -> Callable[[Any], Any]:
-    """The factory MODULE:FACTORY that the caller named after `flag`; importing it is what they asked for.
+    """The factory MODULE:FACTORY that the user gave with `flag`, imported.
 
     Raises:
         ConfigError: it can't be imported, or is not callable.

@@ -1,4 +1,4 @@
-"""`robopolicy profile`: a robot's URDF or MJCF -> a profile with its limits and kinematics."""
+"""`robopolicy profile`: writes a robot's profile, with limits and kinematics, from its URDF or MJCF."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from robopolicy.control.profile import RobotProfile, profile_from_dict
 
 
 def profile(arguments: Sequence[str]) -> int:
-    """Write the profile; values that the description doesn't state are conservative, marked and printed."""
+    """Write the profile; values missing from the description get conservative defaults, which are marked and printed."""
     from robopolicy.sim.description import capsules_of, profile_values
 
     parser = verb_parser(

@@ -1,7 +1,7 @@
-"""The process that writes what `robopolicy run --record` records: `python -m robopolicy.cli.record_writer FILE`.
+"""The process that writes the demo file of `robopolicy run --record`: `python -m robopolicy.cli.record_writer FILE`.
 
-Its input is a header and then the control steps, each a msgpack map with its length before it. It answers `ready`, or in
-one line of error. When the input ends, by the end of the run or by its death, the demo is written and it answers `recorded`.
+Its input is a header and then the control steps, each a msgpack map preceded by its length. It prints `ready`, or an error
+in one line. At the end of the input, when the run has ended or was killed, it writes the demo and prints `recorded`.
 """
 
 import os
@@ -20,12 +20,13 @@ from robopolicy.demos.writer import DemoWriter
 from robopolicy.types import ActionSpec, Demo, one_line
 
 WRITTEN = "recorded"
-"""The answer when the demo is in the file."""
+"""Printed when the demo is in the file."""
 LENGTH = struct.Struct("<Q")
+"""Length of a message [bytes], before each of them."""
 
 
 def framed(message: Mapping[str, Any]) -> bytes:
-    """A message as the process reads it: its length, then msgpack bytes."""
+    """A message in the form that the process reads: its length, then msgpack bytes."""
     from robopolicy.client import pack
 
     data = pack(dict(message))

@@ -1,7 +1,7 @@
 """Recorders of a control loop: a demo file, the rerun viewer, or several at once.
 
-A separate process (`record_writer`) writes the demo file: compressing images would delay the commands, and the record
-survives if the run is killed.
+A separate process (`record_writer`) writes the demo file, since compressing images would delay the commands. The record
+also survives if the run is killed.
 """
 
 import logging
@@ -25,21 +25,21 @@ from robopolicy.types import ActionSpec
 logger = logging.getLogger(__name__)
 
 UNSEEN = ["command_qpos", "command_gripper", "limited"]
-"""Keys of a record that are not observations."""
+"""Keys of a record that policies must not read, since they are not observations."""
 OPERATED = ["intervention", "policy_action"]
-"""Additional such keys of a run with an operator."""
+"""Further such keys in a run with an operator."""
 
 
 class DemoRecorder:
     """Writes every control step with an observation and an action to one demo, even if this process is killed.
 
-    `check` opens the file and `train` can train on it. Beside the robot's observations it has `command_qpos` [rad] and
-    `command_gripper` [m], the targets that were sent, and `limited`, 1 where a limit changed them; env_args names them
-    as `privileged`: a policy must not see them. With an operator there are also `intervention`, 1 where `actions` holds the
-    operator's action, and `policy_action`, the policy's own in the demos' units.
+    `check` and `train` read the file. In addition to the robot's observations it has the keys `command_qpos` [rad] and
+    `command_gripper` [m], the targets that were sent, and `limited`, 1 where a limit changed them; env_args lists them as
+    `privileged`, so that policies do not read them. With an operator there are also `intervention`, 1 where `actions` holds
+    the operator's action, and `policy_action`, the policy's own action in the demos' units.
 
     Args:
-        path: demo file; one that exists gains a demo.
+        path: demo file; the demo is added to an existing one.
         action_spec: columns of the actions.
         env_args: describes the simulator; None: a real robot.
         seed: seed of the simulated episode.
@@ -94,7 +94,7 @@ class DemoRecorder:
         self._send({"obs": obs, "action": np.asarray(tick.action, np.float32), "instruction": instruction})
 
     def close(self) -> None:
-        """Wait until the demo is written and set `recorded`, or log why it was not; without a step, no demo is written."""
+        """Wait until the demo is written and set `recorded`, or log the error; if there was no step, no demo is written."""
         with suppress(BrokenPipeError):  # it has ended, and reported why
             self._input.close()
         answer = self._answer()
@@ -156,5 +156,5 @@ class Recorders:
                 try:
                     recorder.record(tick)
                 except Exception as error:
-                    logger.error("recording ends here: %s: %s", type(error).__name__, error)
+                    logger.error("recording stopped: %s: %s", type(error).__name__, error)
                     working.remove(recorder)

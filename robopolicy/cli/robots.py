@@ -1,4 +1,4 @@
-"""`--robot` and `--intervene` of `robopolicy run`: a kind, an address, a file, or a factory -> the robot, the operator."""
+"""The robot and the operator of `robopolicy run`, from `--robot` and `--intervene`: a kind, address, file or factory."""
 
 from collections.abc import Mapping
 from dataclasses import fields

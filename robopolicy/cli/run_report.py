@@ -49,19 +49,19 @@ def summarize(
     """Print the figures and write them as JSON; False if the run failed in any way.
 
     Args:
-        options: of the command line.
-        loop: after its run.
-        robot: what it drove.
+        options: options of the command line.
+        loop: the control loop, after its run.
+        robot: its robot.
         record: the demo that was replayed, if any.
-        unrecorded: whether a recording was asked for and is missing.
+        unrecorded: whether a recording was requested and is missing.
     """
     figures = loop.statistics.to_dict()
     _print_steps(options, loop, figures, replay=record is not None)
     failures = [loop.statistics.failure] if loop.statistics.failure else []
     if record is not None:
         figures["replay"] = outcome = record.outcome()
-        if options.dry_run:  # a robot that stands still falls behind every demo
-            say("dry run   no command was sent; the limits above are those of a robot that stands still")
+        if options.dry_run:  # the robot does not move, so it can't follow a demo
+            say("dry run   no command was sent; the limits above are those of a robot that does not move")
         else:
             speed = options.speed * record.record.speed_within(robot.profile)
             say(f"replayed  {_outcome_text(outcome, robot.profile.joint_names, speed)}")

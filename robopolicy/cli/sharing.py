@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from robopolicy.cli import say
 from robopolicy.cli.parsing import REQUIRED, parse, verb_parser
 from robopolicy.components import ConfigError
+from robopolicy.experiment.sharing import LIMIT_GB
 from robopolicy.experiment.sharing import pull as fetch
 from robopolicy.experiment.sharing import push as send
 
@@ -32,10 +33,10 @@ def pull(arguments: Sequence[str]) -> int:
     """Copy a folder from a hub; returns the exit code."""
     parser = verb_parser(
         "pull",
-        "Copy a pushed folder from a hub; it is checked like any stranger's, and kept if it is sound.",
+        "Copy a pushed folder from a hub; it is checked as untrusted, and kept only if it is valid.",
         ("url", str, REQUIRED, "as for push; hf://owner/name@revision for a branch, tag or commit"),
         ("folder", str, REQUIRED, "new folder"),
-        ("--limit-gb", float, 20.0, "size of all files above which nothing is copied"),
+        ("--limit-gb", float, LIMIT_GB, "largest size of all files together [GB]; a larger folder is not copied"),
     )
     options = parse(parser, arguments)
     if not options.limit_gb > 0:

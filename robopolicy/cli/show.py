@@ -48,7 +48,8 @@ def view(arguments: Sequence[str]) -> int:
         ("--rerun", bool, False, "open in the rerun viewer instead"),
     )
     options = parse(parser, arguments)
-    demo = _read_demo(Path(options.file), options.demo)
+    with open_demos(Path(options.file)) as demos:
+        demo = demos.read(options.demo or demos.names[0])
     if options.policy:
         return _view_policy(demo, options)
     if options.backbone or options.group or options.precision != "float32" or options.flow_steps:
@@ -75,9 +76,3 @@ def _view_policy(demo: Demo, options: Namespace) -> int:
     policy = opened(options, of_group(options.policy, options.group))
     say(f"page      {write_policy_page(policy, demo, out, f'{options.policy} on {options.file}')}")
     return 0
-
-
-def _read_demo(path: Path, name: str | None) -> Demo:
-    """The demo called `name`, by default the first."""
-    with open_demos(path) as demos:
-        return demos.read(name or demos.names[0])

@@ -1,4 +1,4 @@
-"""`robopolicy train`: demos -> a policy in a run folder, evaluated in closed loop on the way where asked."""
+"""`robopolicy train`: trains a policy on demos, with closed-loop evaluations during training if requested."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from robopolicy.training.start import Start
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Train a policy; gives the exit code."""
+    """Train a policy; returns the exit code."""
     parser = verb_parser(
         "train",
         "Train a policy on demonstrations. Every option of the config can be given.",
@@ -26,18 +26,18 @@ def train(arguments: Sequence[str]) -> int:
         ("--max-steps", int | None, None, "short for --training.max_steps"),
         ("--eval-every", int | None, None, "short for --training.eval_every"),
         ("--resume", bool, False, "continue the run that --run-dir holds"),
-        ("--start", str | None, None, "run folder whose weights to start from"),
+        ("--start", str | None, None, "run folder of the weights to start from"),
         (
             "--statistics",
             Literal["keep", "refit"] | None,
             None,
-            "with --start: keep its statistics, which its weights were made for (default), or fit those of the new demos",
+            "with --start: keep its statistics, which its weights were trained with (default), or refit them to the new demos",
         ),
         (
             "--freeze",
             list[str],
             [],
-            "with --start: parts whose weights stay as they are: encoder, text, pooling, memory, action_head",
+            "with --start: parts whose weights are frozen: encoder, text, pooling, memory, action_head",
         ),
     )
     options, config = parse_experiment(parser, arguments)
@@ -55,7 +55,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _start(options: Namespace) -> Start | None:
-
+    """The run to start from, as the options say; None without `--start`."""
     if options.start is None:
         for option in ("statistics", "freeze"):
             if options[option]:
@@ -66,6 +66,7 @@ def _start(options: Namespace) -> Start | None:
 
 
 def _closed_loop(config: ExperimentConfig) -> Callable[[Any], float] | None:
+    """Policy -> success rate in the simulator; None if the config asks for no evaluation."""
     if config.training.eval_every is None:
         return None
     if config.task is None:

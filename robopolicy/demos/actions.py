@@ -1,4 +1,4 @@
-"""The columns of a data set's actions: inferred by the default rule if the files do not declare them, and described in words."""
+"""The columns of a data set's actions: inferred by a default rule if files do not declare them, and described in words."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

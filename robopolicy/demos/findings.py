@@ -279,7 +279,7 @@ def _listed(values: Sequence[float] | np.ndarray) -> str:
 
 
 def copied_share(actions: Sequence[np.ndarray], spec: ActionSpec) -> float | None:
-    """Fraction of the arm actions' variance that the last action explains: 1 - |a[t] - a[t-1]|^2 / |a[t] - mean|^2; None: no arm.
+    """Fraction of the arm's variance that the last action explains: 1 - |a[t] - a[t-1]|^2 / |a[t] - mean|^2; None: no arm.
 
     If it is near 1, a policy that sees its last action can reach a low training loss by copying it (the copycat problem).
     """

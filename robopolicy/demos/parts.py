@@ -111,7 +111,7 @@ class PartWriter:
         return bool(self._parts)
 
     def _add(self, groups: Mapping[str, tuple[Callable[[h5py.Group], None], Mapping[str, Any]]]) -> None:
-        """Write a part with these groups: name -> (function that fills the group, its attributes); on disk when this returns."""
+        """Write a part with these groups, name -> (function that fills it, its attributes); on disk when this returns."""
 
         def fill(file: h5py.File) -> None:
             data = data_group(file, self._facts)

@@ -36,7 +36,7 @@ READ_BYTES = 64 * 2**20
 MEMORY_BYTES = 4 * 2**30
 """Limit on the child's address space [bytes]."""
 SMALL_BYTES, GREATEST_RATIO = 256 * 2**20, 100
-"""A file may declare at most SMALL_BYTES + GREATEST_RATIO * its size of data [bytes], which bounds the memory of its readers."""
+"""A file may declare at most SMALL_BYTES + GREATEST_RATIO * file size of data [bytes], which bounds its readers' memory."""
 GREATEST_DEPTH = 8
 """Largest nesting depth of groups; deeper ones are refused."""
 CHUNK_BYTES = 2**20

@@ -95,7 +95,6 @@ def open_policy(
     backbone: str | FrameTokens | None = None,
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
-    plugins: Iterable[str] = (),
     flow_steps: int | None = None,
     threads: int | None = None,
 ) -> Policy:
@@ -113,7 +112,7 @@ def open_policy(
             return policy
         recorded, prompted = _exported_token_encoder(Path(folder))
         return bind_backbone(policy, recorded, backbone, prompted=prompted, device=device)
-    return load_policy(folder, backbone, device, precision, plugins, flow_steps=flow_steps)
+    return load_policy(folder, backbone, device, precision, flow_steps=flow_steps)
 
 
 def _set_flow_steps(policy: ChunkPolicy, steps: int) -> None:

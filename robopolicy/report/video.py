@@ -12,7 +12,9 @@ from robopolicy.files import write_file
 from robopolicy.types import Demo
 
 QUALITY = {"crf": "25", "preset": "medium"}
-"""H.264 small enough for a page to hold several videos."""
+"""H.264 settings for small files, since a page may contain several videos."""
+GAP_PX = 2
+"""Width of the white gap between two videos [pixels]."""
 
 
 def write_video(frames: np.ndarray, path: Path, fps: float = 20.0, scale: int = 4) -> Path:
@@ -57,13 +59,13 @@ def episode_images(episode: Any) -> np.ndarray:
     return np.concatenate([demo_images(demo) for demo in episode.demos])
 
 
-def side_by_side(videos: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
-    """Videos (T, height, width, 3) uint8 of one height as one; those that end first show their last image."""
+def side_by_side(videos: Sequence[np.ndarray]) -> np.ndarray:
+    """Videos (T, height, width, 3) uint8 of one height as one; those that end early show their last image until the end."""
     length = max(len(video) for video in videos)
     parts = []
     for video in videos:
         held = np.concatenate([video, np.repeat(video[-1:], length - len(video), axis=0)])
-        parts += [held, np.full((length, video.shape[1], gap, 3), 255, np.uint8)]
+        parts += [held, np.full((length, video.shape[1], GAP_PX, 3), 255, np.uint8)]
     return np.concatenate(parts[:-1], axis=2)
 
 
@@ -71,7 +73,7 @@ class RerunViewer:
     """The rerun viewer, which shows images, numbers and texts over time.
 
     Args:
-        title: what is shown.
+        title: title of the viewer's window.
 
     Raises:
         ImportError: rerun is not installed; the message names the extra to install.
@@ -98,7 +100,7 @@ def show_in_rerun(demo: Demo, control_dt: float = 0.05) -> None:
     """Open a demo in the rerun viewer: images, low-dimensional observations and actions over time.
 
     Args:
-        demo: what to show.
+        demo: the demo to show.
         control_dt: time of one step [s].
     """
     viewer = RerunViewer(f"robopolicy {demo.name}")

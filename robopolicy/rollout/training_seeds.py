@@ -1,9 +1,8 @@
-"""Training runs grouped by config, several of one config in one number, and two groups compared on the same episodes."""
+"""Statistics over training runs: grouped by config, summarized per config, and compared on the same evaluation seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,11 @@ from robopolicy.experiment.reading import flat
 from robopolicy.rollout.statistics import wilson_interval
 
 REPLICATES = 5000
-"""Bootstrap replicates: an interval's end is then good to about half a point."""
+"""Bootstrap replicates; with this number the ends of an interval are accurate to about half a percentage point."""
+LEVEL = 0.95
+"""Confidence level of all intervals."""
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+"""Quantiles at the ends of an interval."""
 
 Outcomes = Mapping[int, bool]
 """Success by evaluation seed, of one training run."""
@@ -21,7 +24,7 @@ Outcomes = Mapping[int, bool]
 
 @dataclass(frozen=True)
 class TrainingSeeds:
-    """The success rate of a config, over several training runs evaluated on the same episodes."""
+    """The success rate of a config over several training runs, evaluated on the same seeds."""
 
     rates: Sequence[float]
     """Success rate of each run."""
@@ -29,9 +32,9 @@ class TrainingSeeds:
     std: float
     """Sample standard deviation of the rates; 0 for a single run."""
     interval: tuple[float, float]
-    """Interval of the mean that counts both training runs and episodes."""
+    """Interval of the mean that accounts for the choice of both training runs and episodes."""
     level: float
-    """Confidence level of the interval, such as 0.95."""
+    """Confidence level of the interval."""
     episodes: int
     """Evaluation seeds shared by all runs."""
 
@@ -43,44 +46,47 @@ class Difference:
     mean: float
     """Mean success rate of the first group minus that of the second."""
     interval: tuple[float, float]
-    """Interval of the difference that counts training runs and episodes of both groups."""
+    """Interval of the difference that accounts for training runs and episodes of both groups."""
     p_value: float
     """Two-sided p-value of no difference, from the same bootstrap."""
     episodes: int
     """Evaluation seeds shared by all runs of both groups."""
 
 
-def summarize_runs(runs: Sequence[Outcomes], level: float = 0.95) -> TrainingSeeds:
+def summarize_runs(runs: Sequence[Outcomes]) -> TrainingSeeds:
     """Mean, spread and interval of several training runs.
 
-    The bootstrap draws training runs and evaluation seeds, both with replacement; the seeds jointly for all runs, since one
-    scene is equally hard or easy for each of them. The interval is never narrower than Wilson's for all episodes together,
+    The bootstrap draws training runs and evaluation seeds, both with replacement. The seeds are drawn jointly for all runs,
+    since a scene is similarly hard for each of them. The interval is never narrower than Wilson's for all episodes together,
     so that runs which always succeed do not get an interval of zero width. With R runs, the spread between them is
-    understated by a factor of about sqrt((R - 1) / R), as in any bootstrap.
+    underestimated by a factor of about sqrt((R - 1) / R), as in any bootstrap.
 
     Args:
         runs: success by evaluation seed, one or more runs.
-        level: of the interval.
 
     Raises:
         ValueError: no run, or no evaluation seed that all runs share.
     """
     table = _table(runs, _shared_seeds(runs))
     rates = table.mean(axis=1)
-    means = _bootstrap(table, np.random.default_rng(0))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    pooled = wilson_interval(int(table.sum()), table.size, z=NormalDist().inv_cdf((1 + level) / 2))
+    rng = np.random.default_rng(0)
+    means = np.empty(REPLICATES)
+    for place in range(REPLICATES):
+        chosen = table[rng.integers(len(table), size=len(table))]
+        means[place] = chosen[:, rng.integers(table.shape[1], size=table.shape[1])].mean()
+    low, high = np.quantile(means, TAILS)
+    pooled = wilson_interval(int(table.sum()), table.size)
     return TrainingSeeds(
         rates=[float(rate) for rate in rates],
         mean=float(rates.mean()),
         std=float(rates.std(ddof=1)) if len(rates) > 1 else 0.0,
         interval=(min(float(low), pooled[0]), max(float(high), pooled[1])),
-        level=level,
+        level=LEVEL,
         episodes=table.shape[1],
     )
 
 
-def compare_runs(first: Sequence[Outcomes], second: Sequence[Outcomes], level: float = 0.95) -> Difference:
+def compare_runs(first: Sequence[Outcomes], second: Sequence[Outcomes]) -> Difference:
     """The paired difference between two groups of training runs, on the evaluation seeds that all of them share.
 
     Evaluation seeds are drawn jointly for both groups, training runs separately in each group; see `summarize_runs`.
@@ -97,7 +103,7 @@ def compare_runs(first: Sequence[Outcomes], second: Sequence[Outcomes], level: f
         chosen = one[rng.integers(len(one), size=len(one))][:, episodes].mean()
         differences[place] = chosen - other[rng.integers(len(other), size=len(other))][:, episodes].mean()
     below, above = (differences <= 0).mean(), (differences >= 0).mean()
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(differences, TAILS)
     return Difference(
         mean=float(one.mean() - other.mean()),
         interval=(float(low), float(high)),
@@ -109,15 +115,6 @@ def compare_runs(first: Sequence[Outcomes], second: Sequence[Outcomes], level: f
 def success_by_seed(evaluation: Mapping[str, Any]) -> dict[int, bool]:
     """Success by evaluation seed, of an `Evaluation` as a dictionary."""
     return {int(outcome["seed"]): bool(outcome["success"]) for outcome in evaluation["outcomes"]}
-
-
-def _bootstrap(table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    runs, episodes = table.shape
-    means = np.empty(REPLICATES)
-    for place in range(REPLICATES):
-        chosen = table[rng.integers(runs, size=runs)]
-        means[place] = chosen[:, rng.integers(episodes, size=episodes)].mean()
-    return means
 
 
 def _shared_seeds(runs: Sequence[Outcomes]) -> list[int]:

@@ -4,13 +4,12 @@ Two ways of cutting, each with its inverse:
 
 - Truncated back-propagation through time: episodes (E, S, ...) -> chunks of T steps (C, T, E, ...), each with the
   state at its first step, (layers, E, H). `split_episodes`, `join_episodes`, `start_states`, `unroll_truncated`.
-- Recurrent mini-batches: a time-major rollout (T, E, ...) with resets on the way -> one trajectory per episode,
+- Recurrent mini-batches: a time-major rollout (T, E, ...) in which episodes end and begin -> one trajectory per episode,
   padded to the longest, with a mask and the saved state of its first step. `Trajectories`, `SequenceStorage`.
 
-A cell's state is a tuple of tensors (layers, E, H), a pair for LSTM, or a single tensor for GRU, as `torch.nn` has it.
-A policy's `MemoryState` of any kind needs to be saved at the rollout's first step only: every later trajectory begins an
-episode (`Trajectories.start_states`).
-Steps are a tensor or a TensorDict; for the latter the leading axes named here are its batch size.
+A cell's state is as in `torch.nn`: for an LSTM a pair of tensors (layers, E, H), for a GRU a single tensor. A policy's
+`MemoryState`, of any kind, only needs to be saved at the rollout's first step, since every later trajectory begins an
+episode (`Trajectories.start_states`). Steps are a tensor or a TensorDict, whose batch size is the leading axes named here.
 """
 
 from collections.abc import Callable, Iterator
@@ -81,28 +80,21 @@ def start_states(recorded: CellState, steps: int, chunks: int) -> list[CellState
 
 
 def unroll_truncated(
-    chunks: Steps, unroll: Callable[[Any, Any], tuple[Any, Any]], state: Any, detach: Callable[[Any], Any] | None = None
+    chunks: Steps, unroll: Callable[[Any, Any], tuple[Any, CellState]], state: CellState
 ) -> Iterator[Any]:
-    """Run `unroll(frames (T, E, ...), state) -> (output, state)` over chunks (C, T, E, ...), gradients cut in between.
+    """Run `unroll(frames (T, E, ...), state) -> (output, state)` over chunks (C, T, E, ...), without gradients between chunks.
 
     Yields each chunk's output, ready for a loss and `backward()`; with one chunk this is the full pass.
-    `detach` takes a state out of the graph; without one, the state is a `CellState`.
     """
-    detach = detach or detach_state
     for frames in chunks:
         output, state = unroll(frames, state)
         yield output
-        state = detach(state)
+        state = map_state(Tensor.detach, state)
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: CellState) -> CellState:
     """Apply a function to a cell's state, an LSTM's pair or a GRU's single tensor."""
     return function(state) if isinstance(state, Tensor) else tuple(function(part) for part in state)
-
-
-def detach_state(state: CellState) -> CellState:
-    """The state, detached from the autograd graph."""
-    return map_state(Tensor.detach, state)
 
 
 @dataclass(frozen=True)
@@ -175,12 +167,12 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class RecurrentMiniBatch:
-    """The trajectories of a group of environments, and the same steps as they lie in the rollout."""
+    """The trajectories of a group of environments, and the same steps in the order of the rollout."""
 
     steps: TensorDict
-    """[T, e]: the group's steps in rollout order, as joined outputs are."""
+    """[T, e]: the group's steps in the order of the rollout."""
     layout: Trajectories
-    """`layout.join(outputs)` brings (S, J, ...) back to (T, e, ...)."""
+    """`layout.join(outputs)` maps (S, J, ...) back to (T, e, ...)."""
     state: CellState | None
     """(layers, J, H): each trajectory's state at its first step; None where no states were recorded."""
     environments: Int[Tensor, "e"]
@@ -200,8 +192,8 @@ class RecurrentMiniBatch:
 class SequenceStorage:
     """A rollout of E environments in one TensorDict of batch size [T, E], filled a step at a time.
 
-    A step needs `terminated` and `truncated` (E,) bool beside whatever else it holds: an episode ends on either, but
-    only `terminated` means that nothing comes after (`bootstrap`).
+    Every step needs the keys `terminated` and `truncated` (E,) bool: an episode ends with either, but only after
+    `terminated` is the value of the next state 0 (`bootstrap`).
     """
 
     def __init__(self, steps: int, environments: int, device: str | torch.device = "cpu") -> None:
@@ -214,7 +206,7 @@ class SequenceStorage:
         return self._filled
 
     def append(self, step: TensorDict, state: CellState | None = None) -> None:
-        """Add what happened in one step [E], and the cell's state (layers, E, H) before it.
+        """Add the data of one step [E], and optionally the cell's state (layers, E, H) before it.
 
         Raises:
             OverflowError: all T steps are filled; `clear()` first.
@@ -222,8 +214,7 @@ class SequenceStorage:
         """
         if self._filled == self._data.shape[0]:
             raise OverflowError(f"the storage holds {self._filled} steps already; clear() it before the next rollout")
-        missing = {"terminated", "truncated"} - set(step.keys())
-        if missing:
+        if missing := {"terminated", "truncated"} - set(step.keys()):
             raise KeyError(
                 f"a step needs {' and '.join(sorted(missing))}; it has: {', '.join(sorted(map(str, step.keys())))}"
             )
@@ -245,10 +236,10 @@ class SequenceStorage:
         self._filled += 1
 
     def add(self, name: str, values: Shaped[Tensor, "time environments ..."]) -> None:
-        """Add what was computed from the whole rollout, such as advantages, to its steps.
+        """Add a key computed from the whole rollout, such as advantages, to its steps.
 
         Raises:
-            ValueError: the storage is not full, since what is appended later would lack it.
+            ValueError: the storage is not full; later steps would lack the key.
         """
         if self._filled < self._data.shape[0]:
             raise ValueError(f"{self._filled} of {self._data.shape[0]} steps are filled; add {name!r} when all are")
@@ -261,7 +252,7 @@ class SequenceStorage:
 
     @property
     def steps(self) -> TensorDict:
-        """[T, E]: what was appended so far, states excluded."""
+        """[T, E]: the steps appended so far, without states."""
         return self._data[: self._filled].exclude("state")
 
     @property
@@ -280,7 +271,7 @@ class SequenceStorage:
 
     @property
     def bootstrap(self) -> Bool[Tensor, "time environments"]:
-        """True where a value of the next state would count: everywhere but after a real end."""
+        """True where the value of the next state counts: everywhere except after a terminated step."""
         return ~self.steps["terminated"]
 
     def mini_batches(self, groups: int, generator: torch.Generator | None = None) -> Iterator[RecurrentMiniBatch]:
@@ -316,7 +307,7 @@ class EpisodeStatistics:
         done: Bool[Tensor, "environments"],
         success: Bool[Tensor, "environments"],
     ) -> dict[str, Shaped[Tensor, "ended"]]:
-        """Count one step; gives `return`, `length` and `success` of the episodes that ended on it."""
+        """Add one step; returns `return`, `length` and `success` of the episodes that ended with it."""
         self._returns += reward
         self._lengths += 1
         ended = {"return": self._returns[done], "length": self._lengths[done], "success": success[done]}

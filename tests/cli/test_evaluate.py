@@ -152,7 +152,7 @@ def test_a_run_folder_is_evaluated_at_another_precision(random_run, tmp_path):
     ("option", "value", "expected"),
     [
         ("--against", "missing.json", "--against missing.json: No such file"),
-        ("--against", "{list}", "no evaluation written by robopolicy eval"),
+        ("--against", "{list}", "not an evaluation written by robopolicy eval"),
         ("--against", "{lift}", "is of task lift, not reach"),
         ("--against", "{elsewhere}", "shares no seed with 10000 .. 10004"),
         ("--json", ".", "--json . is a folder"),

@@ -115,7 +115,7 @@ def test_a_recorder_that_fails_does_not_take_the_robot_or_the_other_recorder_wit
     for number in range(3):
         recorder.record(tick(number))
     recorder.close()
-    assert caplog.text.count("recording ends here: OSError: no space left") == 1
+    assert caplog.text.count("recording stopped: OSError: no space left") == 1
     assert steps_in(tmp_path / "run.hdf5") == 3
 
 

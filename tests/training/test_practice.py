@@ -91,5 +91,5 @@ def test_progress_is_rewarded_where_the_worlds_give_it() -> None:
 
 def test_worlds_without_progress_are_refused() -> None:
     """Guards against: practice on a reward that is silently another one."""
-    with pytest.raises(ConfigError, match="--reward progress: these worlds don't say"):
+    with pytest.raises(ConfigError, match="--reward progress: these worlds don't report their progress"):
         practised("progress", tells=False)

@@ -10,31 +10,28 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import ConfigError, expect, register
+from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, with_sentence
 from robopolicy.model.encoders.pixels import cell_positions
 from robopolicy.model.texts import TextTokens
 
 
 @dataclass(frozen=True)
-class ConvOptions:
+class ConvOptions(Options):
     """Options of the encoder `conv`."""
 
-    width: int = 256
+    width: int = option(256, ">= 1")
     """D, width of the token."""
-    channels: tuple[int, ...] = (32, 64, 64, 32)
+    channels: tuple[int, ...] = option((32, 64, 64, 32), ">= 1")
     """Channels of the convolutions: 5x5 with stride 2, 3x3 with stride 2, then 3x3; the last ones are the keypoints."""
-    queries: int = 2
+    queries: int = option(2, ">= 1")
     """Attention maps per camera whose queries come from the instruction, if the policy reads one."""
     shared: bool = True
     """One network for all cameras; false: one for each. Cameras of different channels need one each."""
-    resize: tuple[int, int] | None = None
+    resize: tuple[int, int] | None = option(None, ">= 1")
     """Height and width [pixels] that images are averaged down to; null: as they are."""
 
     default_text: ClassVar[str] = "vocabulary"
-
-    def __post_init__(self) -> None:
-        expect(self, "encoder", ">= 1", "width", "channels", "queries", "resize")
 
 
 @register("encoder", "conv", ConvOptions)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robopolicy.components import expect, register
+from robopolicy.components import option, register
 from robopolicy.model.memories._recurrent import RecurrentOptions
 from robopolicy.model.memories.lstm import LSTMMemory, LSTMOptions
 from robopolicy.model.streaming import History, MemoryState
@@ -20,12 +20,8 @@ class GatedLSTMOptions(RecurrentOptions):
     """W, frames of memory."""
     layers: int = 1
     """Layers of the LSTM."""
-    recurrent: int = 128
+    recurrent: int = option(128, ">= 1")
     """Width of the LSTM; `hidden` is that of the perceptron and of the hidden vectors."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self, "memory", ">= 1", "recurrent")
 
 
 @register("memory", "gated_lstm", GatedLSTMOptions)
