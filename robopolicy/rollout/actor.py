@@ -1,4 +1,4 @@
-"""Runs a policy in closed loop: one object holds memory and plan and handles resets, for one robot or many worlds."""
+"""Runs a policy in closed loop: one object holds its memory and plan and handles resets, for one robot or many worlds."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -23,7 +23,7 @@ class Runner:
     Args:
         policy: what `robopolicy.load_policy` returns, or an exported policy.
         batch: leading axes of the observations: () for one robot, or a number of environments.
-        control_dt: duration of one control step [s]; each call counts as one step, whatever time has really passed.
+        control_dt: duration of one control step [s]; each call counts as one step, independent of the real time.
         execution: how chunks become actions, such as `replan_every`; None: the options stored with the policy.
 
     Raises:
@@ -105,7 +105,7 @@ class SteppedExecution:
     def action(self, infer: Callable[[float, Prefix | None], tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
         """The action (*B, width) for the next control step.
 
-        With a simulated latency the robot rests in the first steps of an episode, as a real robot that waits for its policy.
+        With a simulated latency the robot rests in the first steps of an episode, like a real robot waiting for its policy.
 
         Args:
             infer: function (time of this step [s], planned actions from that time) -> (chunk (*B, K, width), gripper logits).

@@ -26,11 +26,11 @@ class CopyLostError(RuntimeError):
 class LocalCopy:
     """A copy in this process.
 
-    A hang is noticed only in the main thread, and only in Python code or a system call; a crash of the environment ends
+    A hang is detected only in the main thread, and only in Python code or a system call; a crash of the environment ends
     this process. `ProcessCopy` handles both.
 
     Args:
-        make: makes the environment's session.
+        make: creates the environment's session.
     """
 
     def __init__(self, make: Callable[[], Session]) -> None:
@@ -39,7 +39,7 @@ class LocalCopy:
         self._request: tuple[Mapping[str, Any], np.ndarray | None] = ({}, None)
 
     def post(self, request: Mapping[str, Any], action: np.ndarray | None = None) -> None:
-        """Post a request `{"do": "open" | "reset", "seed": ..., "reads": [...]}`, or for a step with `action`."""
+        """Post a request `{"do": "open" | "reset", "seed": ..., "reads": [...]}`, or `{"do": "step"}` with `action`."""
         self._request = request, action
 
     def collect(self, timeout_s: float) -> Reply:
@@ -99,7 +99,7 @@ class ProcessCopy:
             self._start()
         assert self._connection is not None
         request = {**request, "spec": self._spec} if request["do"] == "open" else request
-        with contextlib.suppress(OSError):  # a dead process is noticed by `collect`
+        with contextlib.suppress(OSError):  # `collect` detects a dead process
             env_runner.send(self._connection, request, {} if action is None else {"action": action})
 
     def collect(self, timeout_s: float) -> Reply:
@@ -148,7 +148,7 @@ class ProcessCopy:
             theirs.close()
 
     def _ended(self) -> str:
-        """How the process ended, and the last line it wrote."""
+        """How the process ended, and the last line that it printed."""
         assert self._process is not None
         try:
             code: int | None = self._process.wait(timeout=5.0)
@@ -171,7 +171,7 @@ class _ExpiredError(Exception):
 
 @contextlib.contextmanager
 def _alarm(timeout_s: float) -> Iterator[None]:
-    """Raise `_ExpiredError` in the main thread after `timeout_s`; elsewhere nothing limits the time."""
+    """Raise `_ExpiredError` after `timeout_s` if this is the main thread; there is no time limit in others."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return

@@ -1,4 +1,4 @@
-"""How a third-party environment's names, units and signals map to a policy's: a YAML file.
+"""Environment maps: YAML files that map a third-party environment's names, units and signals to a policy's.
 
     make: {id: FetchPush-v4, kwargs: {...}}   # or {factory: NAME}; `{name}` is what follows the colon of --env
     observation:                              # policy key -> where the environment has it
@@ -27,7 +27,7 @@ import yaml
 from robopolicy.control.serving.mapping import KeySource
 from robopolicy.rollout.env_map_parts import ActionMap, EnvMapError, checked_fields, demo_kwargs
 from robopolicy.rollout.env_runner import FLAT, RENDER
-from robopolicy.types import ArraySpec
+from robopolicy.types import ArraySpec, one_line
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class EnvMap:
     """The contents of an environment map file; every field is optional."""
 
     make: Mapping[str, Any] = field(default_factory=dict)
-    """`id` or `factory` with `kwargs`, if not simply the name after the colon of --env."""
+    """`id` or `factory`, and `kwargs`; default: the name after the colon of --env."""
     observation: Mapping[str, KeySource] = field(default_factory=dict)
-    """Key of the policy -> where its values come from: one array, or several that are joined end to end; `a/b` in nested
-    dicts, `render` for the environment's `render()`."""
+    """Key of the policy -> the source of its values: one array, or several that are concatenated; `a/b` in nested dicts,
+    `render` for the environment's `render()`."""
     action: ActionMap = field(default_factory=ActionMap)
     """How action rows become the environment's actions."""
     success: Mapping[str, Any] = field(default_factory=dict)
     """One signal: `info: KEY` (with `at_least`), `reward: LEAST`, `return: LEAST` (or `threshold`: gymnasium's own),
-    `terminated: true` or `method: NAME`; `when: any` step (default; ends the episode unless `stop: false`) or the `end`;
-    `hold_steps` in a row. Default: the info key `is_success` or `success`."""
+    `terminated: true` or `method: NAME`. It must hold at any step (`when: any`, the default; the episode then ends, unless
+    `stop: false`) or at the `end`, for `hold_steps` consecutive steps. Default: the info key `is_success` or `success`."""
     max_episode_steps: int | None = None
     """Control steps after which an episode has failed; default: the environment's own limit."""
     control_dt: float | None = None
@@ -54,14 +54,14 @@ class EnvMap:
     reset_on_instruction: bool = False
     """Whether the policy's memory is cleared when the instruction changes within an episode."""
     instructions_in_a_row: int = 0
-    """Instructions of an episode, whose figure `solved` counts those solved; 0 for single tasks."""
+    """Number of consecutive instructions in an episode, if its figure `solved` counts the solved ones; 0 for single tasks."""
     seeding: Mapping[str, Any] = field(default_factory=dict)
     """`reset: true` (default: `reset(seed=...)`), `method: NAME` called with the seed, `generators: [PATH, ...]` attributes
     that get a NumPy generator, `numpy: true` for NumPy's global one."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Attributes of the unwrapped environment that are set before each reset."""
     start_states: Mapping[str, str] = field(default_factory=dict)
-    """`file` (.npy, .npz with `key`) of stored states, and the `method` that sets one after the reset; seed s takes row s."""
+    """`file` (.npy, .npz with `key`) of stored states, and the `method` that sets one after a reset; seed s uses row s."""
     settle: Mapping[str, Any] = field(default_factory=dict)
     """`steps` with a fixed `action` after each reset, before the policy acts."""
     step_timeout_s: float = 60.0
@@ -88,7 +88,7 @@ class EnvMap:
         except OSError as error:
             raise EnvMapError(f"--env-map {path}: {error.strerror or error}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise EnvMapError(f"--env-map {path}: not YAML ({' '.join(str(error).split())})") from None
+            raise EnvMapError(f"--env-map {path}: not YAML ({one_line(error)})") from None
         given = checked_fields(values, cls._names(), f"--env-map {path}")
         return cls(**given, folder=str(path.parent.resolve()))
 
@@ -130,10 +130,10 @@ class EnvMap:
         return spec | {"start_states": starts, "python_path": [*([self.folder] if self.folder else []), os.getcwd()]}
 
     def sources(self, wanted: Mapping[str, ArraySpec], has: Mapping[str, Sequence[Any]]) -> dict[str, KeySource]:
-        """Where each of the policy's keys is in an environment whose observation `has` path -> [shape, dtype].
+        """The source of each of the policy's keys in an environment with the observation `has`: path -> [shape, dtype].
 
         Raises:
-            EnvMapError: a key is missing or does not fit; with its shape, and what the map could say.
+            EnvMapError: a key is missing or does not fit; the message suggests an entry for the map.
         """
         return {key: self._source(key, spec, wanted, has) for key, spec in wanted.items()}
 
@@ -171,7 +171,7 @@ class EnvMap:
         """Refuse action rows that don't fit the environment.
 
         Raises:
-            EnvMapError: with both widths, and what the map could say.
+            EnvMapError: the widths differ; the message suggests an entry for the map.
         """
         columns = self.action.columns
         if columns is not None and max(columns) >= row_width:

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from robopolicy.control.serving.mapping import KeySource, key_source, place_image
-from robopolicy.types import ArraySpec
+from robopolicy.types import ArraySpec, one_line
 
 SIGNALS = ("info", "reward", "return", "terminated", "method")
 """Kinds of success signals; a map names one of them."""
 
 
 class EnvMapError(ValueError):
-    """An environment map can't be read, or does not fit the policy and the environment; one line."""
+    """An environment map can't be read, or does not fit the policy or the environment; the message is one line."""
 
 
 def read_source(source: KeySource, arrays: Mapping[str, np.ndarray], wanted: ArraySpec) -> np.ndarray:
-    """The policy's array of shape `wanted.shape` out of an environment's: an image of uint8, or float32 joined end to end."""
+    """The policy's array of shape `wanted.shape` from an environment's arrays: a uint8 image, or float32 values."""
     if wanted.is_image:
         image = arrays[source.names[0]]
         image = image.transpose(1, 2, 0) if source.layout == "chw" else image
@@ -33,21 +33,21 @@ def read_source(source: KeySource, arrays: Mapping[str, np.ndarray], wanted: Arr
 
 @dataclass(frozen=True)
 class ActionMap:
-    """From a policy's action rows, in the demos' units and columns, to the environment's actions."""
+    """Maps a policy's action rows, in the demos' units and columns, to the environment's actions."""
 
     columns: tuple[int, ...] | None = None
-    """Columns of the row to take, in the environment's order; None: all."""
+    """Columns of the row that are used, in the environment's order; None: all."""
     scale: float | Sequence[float] = 1.0
-    """Factor of the taken columns."""
+    """Factor of these columns."""
     offset: float | Sequence[float] = 0.0
     """Added after scaling."""
     sign: tuple[int, ...] = ()
     """Columns of the environment's action that are replaced by their sign, -1 or 1: a gripper that opens or closes."""
     clip: str | tuple[float, float] | None = None
-    """[low, high], or `space`: the environment's own bounds. None: not clipped. What is clipped is counted."""
+    """[low, high], or `space`: the environment's own bounds. None: not clipped. Clipped actions are counted."""
 
     def __call__(self, rows: np.ndarray, bounds: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (N, width) of the environment for rows (N, row width), and whether each was clipped (N,)."""
+        """The environment's actions (N, width) for rows (N, row width), and whether each was clipped (N,)."""
         actions = np.asarray(rows, np.float64)
         actions = actions if self.columns is None else actions[:, list(self.columns)]
         actions = actions * self.scale + self.offset
@@ -96,15 +96,15 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
         "clip": RANGE,
     },
 }
-"""Section of a map -> its keys, each with what is expected of its value."""
+"""Section of a map -> its keys, each with (expected value in words, check)."""
 VALUES = {"max_episode_steps": COUNT, "instructions_in_a_row": COUNT, "control_dt": TIME, "step_timeout_s": TIME}
-"""Keys outside the sections, each with what is expected of its value."""
+"""Keys outside the sections, each with (expected value in words, check)."""
 REQUIRED = {"start_states": ("file", "method"), "settle": ("steps", "action")}
 """Required keys of a section."""
 
 
 def checked_fields(values: Any, known: Sequence[str], where: str) -> dict[str, Any]:
-    """The fields of an `EnvMap` out of a map's plain values.
+    """The fields of an `EnvMap` from a map's plain values.
 
     Args:
         values: what the YAML file holds.
@@ -145,7 +145,7 @@ def checked_fields(values: Any, known: Sequence[str], where: str) -> dict[str, A
 
 
 def _checked(values: Any, keys: Mapping[str, tuple[str, Callable[[Any], bool]]], where: str) -> Mapping[str, Any]:
-    """The values, once their keys are known and each is as expected; None passes."""
+    """The values, after a check of their keys and of each value; None passes."""
     for key, value in _mapping(values, where).items():
         if key not in keys:
             raise EnvMapError(f"{where}: unknown key {key!r}; expected any of {', '.join(keys)}")
@@ -169,6 +169,4 @@ def demo_kwargs(path: Path) -> dict[str, Any]:
         with h5py.File(path) as file:
             return dict(json.loads(str(file["data"].attrs["env_args"]))["env_kwargs"])
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise EnvMapError(
-            f"--env-kwargs {path}: no env_args with env_kwargs in it ({' '.join(str(error).split())})"
-        ) from None
+        raise EnvMapError(f"--env-kwargs {path}: no env_args with env_kwargs in it ({one_line(error)})") from None

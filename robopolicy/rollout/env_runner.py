@@ -1,10 +1,10 @@
 """Runs one third-party environment (create, reset by seed, step, detect success), in this process or as a program.
 
-`robopolicy eval --env-python` runs this file in the interpreter of a simulator that pins other versions. So it needs numpy
-and the environment's own packages (gymnasium only for gymnasium ids), imports nothing of robopolicy, and keeps to the
-syntax of Python 3.9.
+`robopolicy eval --env-python` runs this file in the interpreter of a simulator that needs other package versions. So it
+imports only numpy and the environment's own packages (gymnasium only for gymnasium ids), nothing of robopolicy, and keeps to
+the syntax of Python 3.9.
 
-As a program it is given the number of an inherited pipe. Each message is a JSON header and raw arrays; see `send`.
+As a program, its argument is the number of an inherited pipe. Each message is a JSON header and raw arrays; see `send`.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from typing import Any, Optional
 import numpy as np
 
 FLAT = "observation"
-"""Path that is used for an observation that is a single array."""
+"""Path of an observation that is a single array."""
 RENDER = "render"
 """Path of the image that the environment's own `render()` returns."""
 SAFE_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
@@ -34,7 +34,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class EnvSetupError(ValueError):
-    """The environment or its map can't be used as given; the text is one line for the user."""
+    """The environment or its map can't be used as given; the message is one line."""
 
 
 class Session:
@@ -66,7 +66,7 @@ class Session:
         self._starts = load_starts(spec.get("start_states"))
 
     def open(self, seed: int) -> tuple[dict[str, Any], Arrays]:
-        """Begin the episode of `seed`; all observations, and a description: shapes, action bounds, time limit."""
+        """Begin the episode of `seed`; returns all observations and a description: shapes, action bounds, time limit."""
         frame, arrays = self.reset(seed)
         bounds = action_bounds(self.env)
         about = {
@@ -82,7 +82,7 @@ class Session:
         return {**frame, **about}, {**arrays, **limits}
 
     def reset(self, seed: int) -> tuple[dict[str, Any], Arrays]:
-        """Begin the episode that `seed` alone determines."""
+        """Begin the episode of `seed`, which depends on nothing else."""
         self._steps, self._held, self._return, self.success = 0, 0, 0.0, False
         raw = getattr(self.env, "unwrapped", self.env)
         for name, value in (self.spec.get("attributes") or {}).items():
@@ -122,7 +122,7 @@ class Session:
         return self._frame(obs, info, reward, terminated, truncated)
 
     def answer(self, request: Mapping[str, Any], action: Optional[np.ndarray]) -> tuple[dict[str, Any], Arrays]:
-        """Carry out a request: `open` or `reset`, after which replies hold the observations in `reads`, or a step."""
+        """Carry out a request: a step, or `open` or `reset`, after which replies contain the observations in `reads`."""
         if action is not None:
             return self.step(action)
         opens = request["do"] == "open"
@@ -197,7 +197,7 @@ class Session:
         else:
             value = seen.get(source["observation"])
         if value is None:
-            raise EnvSetupError(f"instruction {source} of the map is not there; info has {', '.join(map(str, info))}")
+            raise EnvSetupError(f"instruction {source} of the map is missing; info has {', '.join(map(str, info))}")
         value = value.item() if isinstance(value, np.ndarray) else value
         return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -214,7 +214,7 @@ def place_bodies(env: Any) -> None:
 
     Meta-World moves its goal after the last forward pass of a reset: the first image would show the previous episode's goal.
     """
-    mujoco: Any = sys.modules.get("mujoco")  # imported by any environment that it simulates
+    mujoco: Any = sys.modules.get("mujoco")  # already imported if the environment uses it
     if mujoco is not None and isinstance(getattr(env, "model", None), mujoco.MjModel):
         mujoco.mj_kinematics(env.model, env.data)
 
@@ -262,7 +262,7 @@ def make_environment(spec: Mapping[str, Any]) -> Any:
 
 
 def call_factory(module: Any, path: str, kwargs: Mapping[str, Any], env: str) -> Any:
-    """The environment that `module.path(**kwargs)` makes; `path` may look a key up: `TABLE[key]`."""
+    """The environment made by `module.path(**kwargs)`; `path` may contain a lookup, such as `TABLE[key]`."""
     name, _, key = path.partition("[")
     try:
         factory = attrgetter(name)(module)
@@ -291,7 +291,7 @@ def substitute(values: Any, name: str) -> Any:
 
 
 def control_dt(env: Any) -> Optional[float]:
-    """Time of one control step [s], where the environment states it."""
+    """Time of one control step [s]; None if the environment does not declare it."""
     raw = getattr(env, "unwrapped", env)
     for name, invert in (("dt", False), ("control_dt", False), ("control_freq", True), ("control_frequency", True)):
         value = getattr(raw, name, None)
@@ -301,7 +301,7 @@ def control_dt(env: Any) -> Optional[float]:
 
 
 def action_bounds(env: Any) -> Optional[tuple[np.ndarray, np.ndarray]]:
-    """Lower and upper bounds of an action, each (width,); None if the environment states none.
+    """Lower and upper bounds of an action, each (width,); None if the environment does not declare them.
 
     Raises:
         EnvSetupError: actions are not one array of real numbers.
@@ -319,7 +319,7 @@ def action_bounds(env: Any) -> Optional[tuple[np.ndarray, np.ndarray]]:
 def fitting_action(env: Any, action: Any) -> np.ndarray:
     """The action, converted to the shape and type of the environment's action space."""
     space = getattr(env, "action_space", None)
-    if space is None or not hasattr(space, "low"):
+    if not hasattr(space, "low"):
         return np.asarray(action, np.float64)
     return np.asarray(action, space.dtype).reshape(space.shape)
 
@@ -347,7 +347,7 @@ def load_starts(options: Optional[Mapping[str, Any]]) -> Optional[np.ndarray]:
 
 
 def flatten(obs: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of an observation by path: `agent/qpos` in nested dicts, `0`, `1` in tuples, `observation` if it is one."""
+    """The arrays of an observation by path: `agent/qpos` in nested dicts, `0`, `1` in tuples, `observation` for one."""
     if hasattr(obs, "items"):
         for key, value in obs.items():
             yield from flatten(value, f"{prefix}{key}/")
@@ -406,7 +406,7 @@ def receive(connection: Connection) -> tuple[dict[str, Any], Arrays]:
     Raises:
         EOFError: the other end closed the connection.
         OSError: the connection broke, or a part is larger than the limits.
-        ValueError: the message is not one of `send`.
+        ValueError: `send` did not send the message.
     """
     header = json.loads(connection.recv_bytes(MAX_HEADER_BYTES))
     arrays = {}

@@ -17,24 +17,24 @@ from robopolicy.types import Policy
 LOG = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 300.0
-"""Time limit for making an environment [s], which may compile or load a lot; beyond it counts as hung."""
+"""Time limit for creating an environment [s], which may include compiling and loading; beyond it, it counts as hung."""
 LOCAL_COPIES = 8
-"""Default number of copies in this process: enough to evaluate the policy on a batch."""
+"""Default number of copies in this process; the policy computes their actions as one batch."""
 
 
 class EnvWorlds:
     """N copies of an environment that run episodes side by side; an `EpisodeWorlds`.
 
-    An environment that crashes, hangs or returns values that are not finite fails its episode. The fault is named, and the
-    next episode starts in a new copy.
+    If an environment crashes, hangs or returns values that are not finite, its episode has failed. The fault is reported, and
+    the next episode starts in a new copy.
 
     Args:
         copies: the copies of the environment; see `open_worlds`.
         env_map: how the environment's names and units map to the policy's.
-        policy: a `Policy`; its `spec` says what it sees and gives.
+        policy: a `Policy`; its `spec` describes observations and actions.
         task: name for results.
-        seed: of the episode that is begun to learn the shapes of observations and actions.
-        film: also give the image of the environment's `render()`, as observation key `render`.
+        seed: seed of an episode that is begun to find the shapes of observations and actions.
+        film: also return the image of the environment's `render()`, as observation key `render`.
 
     Raises:
         EnvSetupError: the environment can't be made.
@@ -129,8 +129,7 @@ class EnvWorlds:
         return obs, reward, terminated, truncated, info
 
     def states(self) -> None:
-        """None: third-party environments give no state."""
-        return
+        """None: third-party environments do not provide their state."""
 
     def faults(self, info: Mapping[str, Any], world: int) -> tuple[str, ...]:
         """Faults in the current episode of `world`."""
@@ -152,7 +151,7 @@ class EnvWorlds:
         return reply
 
     def _take(self, place: int, reply: Reply) -> dict[str, Any]:
-        """Put a reply into the arrays of all worlds."""
+        """Write a reply into the arrays of all worlds; returns its frame."""
         frame, arrays = reply
         for key, source in self._sources.items():
             row = read_source(source, arrays, self._wanted[key])
@@ -169,6 +168,7 @@ class EnvWorlds:
         return frame
 
     def _lose(self, place: int, reason: str) -> None:
+        """Fail the episode of a copy and close the copy."""
         LOG.warning("an episode fails: %s", reason)
         self._faults[place] = (reason,)
         self._info["success"][place] = False
@@ -176,6 +176,7 @@ class EnvWorlds:
         self._copies[place].close()
 
     def _now(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Copies of the current observations and infos of all worlds."""
         info = {key: list(value) if isinstance(value, list) else value.copy() for key, value in self._info.items()}
         return {key: value.copy() for key, value in self._obs.items()}, info
 
@@ -194,12 +195,12 @@ def open_worlds(
 
     Args:
         env: `MODULE:ID`, `ID` or `MODULE:FACTORY`, or a callable that makes an environment.
-        policy: a `Policy`; its `spec` says what it sees and gives.
-        seeds: of the episodes; there are never more copies than seeds.
+        policy: a `Policy`; its `spec` describes observations and actions.
+        seeds: seeds of the episodes; there are never more copies than seeds.
         env_map: how names and units map to the policy's.
         python: interpreter of the copies' processes; None: in this process.
         num_envs: copies; None: as many as the machine has cores in processes of their own, 8 in this process.
-        film: also give the image of the environment's `render()`, if the policy sees no camera.
+        film: also return the image of the environment's `render()`, if the policy reads no camera.
     """
     env_map = env_map or EnvMap()
     cameras = any(spec.is_image for spec in policy.spec.observation.values())

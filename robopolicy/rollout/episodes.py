@@ -1,7 +1,7 @@
 """Closed-loop episodes in many worlds at once: the loop that `collect`, `eval`, `dagger` and `improve` share.
 
-Every seed runs to the end of its own episode. A world that finishes takes the next seed at once. Nothing stops at the
-first n finished episodes, which would favour short ones.
+The episode of every seed runs to its end, and a world whose episode ended begins that of the next seed at once. A rollout does
+not stop after the first n finished episodes, since those would be the short ones.
 """
 
 import time
@@ -60,11 +60,11 @@ class EpisodeWorlds(Protocol):
         ...
 
     def states(self) -> np.ndarray | None:
-        """Full simulator states (N, n) before the next action; None if the environment gives none."""
+        """Full simulator states (N, n) before the next action; None if the environment does not provide them."""
         ...
 
     def faults(self, info: Mapping[str, Any], world: int) -> tuple[str, ...]:
-        """Faults of the simulator in the episode of `world` that `step` returned `info` of; empty if there were none."""
+        """Faults of the simulator in the current episode of `world`, given the `info` of its last step; empty if none."""
         ...
 
 
@@ -79,14 +79,14 @@ class Episode:
     info: Mapping[str, int | float] = field(default_factory=dict)
     """Metrics at the end of the episode, such as `solved` for a chain of instructions."""
     demos: tuple[Demo, ...] = ()
-    """The recorded episode, if the rollout records: one demo for each instruction in turn."""
+    """The recorded episode, if the rollout records: one demo for each of its instructions in order."""
     faults: tuple[str, ...] = ()
-    """Faults of the simulator; an episode with any has failed, whatever the policy did."""
+    """Faults of the simulator; an episode with a fault has failed."""
 
 
 @dataclass
 class Timing:
-    """Wall time spent in the two halves of a rollout [s], and the steps made."""
+    """Wall time of inference and physics in a rollout [s], and its number of steps."""
 
     inference_s: float = 0.0
     physics_s: float = 0.0
@@ -107,19 +107,19 @@ class Step:
     """One control step of all N worlds of a rollout."""
 
     obs: Mapping[str, np.ndarray]
-    """What the actor saw, per key (N, ...)."""
+    """Observations that the actor received, per key (N, ...)."""
     states: np.ndarray | None
-    """Full simulator states (N, n) before the action, where asked for."""
+    """Full simulator states (N, n) before the action, if requested."""
     instructions: Sequence[str]
-    """(N,) the instructions."""
+    """(N,) instructions."""
     label: np.ndarray
-    """(N, width) the expert's action without noise, the label in demos."""
+    """(N, width) the actor's label: the expert's action without noise, which demos record."""
     action: np.ndarray
-    """(N, width) the action executed."""
+    """(N, width) the executed action."""
     reward: np.ndarray
     """(N,)."""
     terminated: np.ndarray
-    """(N,) True where the episode came to a real end."""
+    """(N,) True where the episode terminated."""
     truncated: np.ndarray
     """(N,) True where the time limit cut the episode off, and it did not also terminate."""
     running: np.ndarray
@@ -149,15 +149,15 @@ def run_steps(
 ) -> Iterator[Step]:
     """Every control step of all worlds, until no seed is left. This is the only closed loop on the host.
 
-    A world whose episode ended begins the next seed's when the following step is requested, so the caller can still inspect
-    the ended episode in `env`.
+    A world whose episode ended begins the next one when the following step is requested, so that the caller can still
+    inspect the ended episode in `env`.
 
     Args:
         env: worlds with autoreset disabled.
         actor: decides the actions.
         seeds: one episode each, at least as many as worlds; may be endless.
-        states: also give the simulator's states.
-        timing: where to add up the time of inference and physics.
+        states: also record the simulator's states.
+        timing: adds up the time of inference and physics.
     """
     timing = timing if timing is not None else Timing()
     waiting, worlds = iter(seeds), env.num_envs
@@ -215,7 +215,7 @@ def run_episodes(
         actor: decides the actions.
         seeds: one episode each; an episode depends on its seed alone.
         record: keep each episode's observations, states and actions as a `Demo`.
-        timing: where to add up the time of inference and physics.
+        timing: adds up the time of inference and physics.
     """
     return episodes_of(env, run_steps(env, actor, seeds, states=record, timing=timing), len(seeds), record)
 
@@ -250,7 +250,7 @@ def finished_episode(env: EpisodeWorlds, step: Step, world: int, demos: tuple[De
 
 
 def _refill(ended: np.ndarray, current: np.ndarray, waiting: Iterator[int], running: np.ndarray) -> np.ndarray:
-    """Give each ended world the next waiting seed, or stop it if no seed waits; True where a new episode begins."""
+    """Assign the next seed to each ended world, or stop it if none is left; returns True where a new episode begins."""
     refill = np.zeros_like(ended)
     for world in np.flatnonzero(ended):
         seed = next(waiting, None)
@@ -278,7 +278,7 @@ class Record:
         self.instructions.append(step.instructions[world])
 
     def to_demos(self, seed: int) -> tuple[Demo, ...]:
-        """One demo for each instruction in turn."""
+        """One demo for each instruction of the episode, in order."""
         spans = [list(span) for _, span in groupby(range(len(self.rows)), key=lambda row: self.instructions[row])]
         return tuple(self._demo(span[0], span[-1] + 1, seed) for span in spans)
 

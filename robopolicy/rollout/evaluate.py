@@ -27,13 +27,13 @@ def evaluate(
 ) -> Evaluation:
     """Run `policy` once per seed in copies of an environment and count successes.
 
-    Every episode runs to its own end. One whose simulator crashes, hangs or returns values that are not finite has failed;
-    `Evaluation.faults` names it.
+    Every episode runs to its end. An episode whose simulator crashes, hangs or returns values that are not finite has failed;
+    `Evaluation.faults` lists these.
 
     Args:
         policy: what `robopolicy.load_policy` returns, or an exported policy.
-        env_factory: makes one environment; or `MODULE:ID`, `ID`, `MODULE:FACTORY` as for `robopolicy eval --env`.
-        seeds: one episode each; given to the environment's `reset`.
+        env_factory: function that makes one environment; or `MODULE:ID`, `ID`, `MODULE:FACTORY` as for `eval --env`.
+        seeds: one episode each; passed to the environment's `reset`.
         env_map: how the environment's names, units and signals map to the policy's: a map, its dictionary or its file.
         env_python: interpreter with the simulator; each copy then runs in its own process, and `env_factory` is a text.
         num_envs: copies at once; default: 8 in this process, the number of cores in processes.
@@ -77,7 +77,7 @@ def evaluate_in_worlds(
         execution: as for `evaluate`.
         provenance: kept in the result.
         record: keep a demo of every episode, for videos.
-        sink: where to append the episodes as they end.
+        sink: list to which the episodes are appended as they end.
     """
     timing, episodes = Timing(), [] if sink is None else sink
     reset_on_instruction = worlds.reset_on_instruction
@@ -91,13 +91,13 @@ def evaluate_in_worlds(
 
 
 def check_instruction(policy: Policy, env_map: EnvMap) -> None:
-    """Refuse a policy that reads an instruction in an environment whose map names none.
+    """Refuse a policy that reads an instruction if the environment's map gives none.
 
     Raises:
-        EnvMapError: with what the map could say.
+        EnvMapError: there is none; the message suggests an entry for the map.
     """
     if policy.spec.instruction and env_map.instruction is None:
         raise EnvMapError(
             "the policy reads an instruction, and the environment gives none; the --env-map could say instruction: TEXT, or "
-            "where it is: instruction: {info: KEY}, {method: NAME}, {attribute: NAME} or {observation: KEY}"
+            "name its source: instruction: {info: KEY}, {method: NAME}, {attribute: NAME} or {observation: KEY}"
         )

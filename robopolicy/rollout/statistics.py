@@ -34,7 +34,7 @@ class Evaluation:
     figures: Mapping[str, float]
     """Means of the task's own figures, such as `solved` of a chain."""
     in_a_row: Sequence[float]
-    """Share of a chain's episodes that solved 1, 2, ... instructions or more; empty for other tasks."""
+    """Fraction of a chain's episodes that solved at least 1, 2, ... instructions; empty for other tasks."""
     outcomes: Sequence[Mapping[str, Any]]
     """Seed, instruction, success and steps of every episode, by seed."""
     inference_s: float
@@ -46,7 +46,7 @@ class Evaluation:
     env_steps: int
     """Control steps of all episodes together."""
     faults: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Fault of the simulator -> seeds of the episodes that failed because of it; empty if there was none."""
+    """Fault of the simulator -> seeds of the episodes that failed because of it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Policy, command and versions, as given by the caller."""
 
@@ -75,7 +75,7 @@ class Evaluation:
 
 
 def refuse_seen_seeds(seeds: Sequence[int], trained_on: Sequence[int]) -> None:
-    """Raise `SeenSeedsError` if an evaluation would run on a scene of the training demos."""
+    """Raise `SeenSeedsError` if an evaluation uses a seed of the training demos, and so the same scene."""
     seen = sorted(set(seeds) & set(trained_on))
     if seen:
         raise SeenSeedsError(
@@ -93,7 +93,7 @@ def summarize(
     provenance: Mapping[str, Any],
     instructions_in_a_row: int = 0,
 ) -> Evaluation:
-    """The statistics of finished episodes, in whatever order they ended.
+    """The statistics of finished episodes, given in any order.
 
     Args:
         task: name of the task or environment.
@@ -102,7 +102,7 @@ def summarize(
         timing: time and steps of the rollout.
         wall_s: wall time of everything [s].
         provenance: kept in the result.
-        instructions_in_a_row: how many instructions an episode of a chain has; 0 for other tasks.
+        instructions_in_a_row: number of instructions in an episode of a chain; 0 for other tasks.
     """
     ordered = sorted(episodes, key=lambda episode: episode.seed)
     successes = sum(episode.success for episode in ordered)
@@ -135,7 +135,7 @@ def summarize(
 
 
 def _in_a_row(episodes: Sequence[Episode], count: int) -> list[float]:
-    """Share of the episodes that solved at least 1, 2, ... `count` instructions, as CALVIN reports a policy."""
+    """Fraction of the episodes that solved at least 1, 2, ... `count` instructions, as in CALVIN's results."""
     if not count:
         return []
     solved = [episode.info["solved"] for episode in episodes]
@@ -171,8 +171,8 @@ def paired_test(first: Mapping[int, bool], second: Mapping[int, bool]) -> dict[s
     """McNemar's exact test of the difference in success between two policies on the same seeds.
 
     Args:
-        first: Success by seed of one policy.
-        second: Success by seed of the other.
+        first: success by seed of one policy.
+        second: success by seed of the other.
 
     Returns:
         `only_first` and `only_second`, the seeds that just one of them solved, and the two-sided `p_value`.
@@ -191,5 +191,5 @@ def paired_test(first: Mapping[int, bool], second: Mapping[int, bool]) -> dict[s
 
 
 def shown_p(value: float) -> str:
-    """A p-value after the letter p: `= 0.012`, or `< 0.001`."""
+    """A p-value with its relation, to be printed after the letter p: `= 0.012`, or `< 0.001`."""
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"

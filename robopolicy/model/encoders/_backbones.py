@@ -34,7 +34,7 @@ class Reading(Options):
     """Number of generated tokens (readout words) or of learned vectors (readout action_token, unless the backbone's folder
     holds them); not used by other readouts."""
     tiles: int = option(0, ">= 0")
-    """n > 0: each camera's image is followed by its n x n tiles, row by row, so that small objects get more pixels; 0: none."""
+    """n > 0: the n x n tiles of each camera's image are read too, so that small objects get more pixels; 0: none."""
 
 
 class Backbone(nn.Module):
@@ -85,7 +85,7 @@ class Backbone(nn.Module):
             images: one batch of images per camera.
             prompt: token ids, padded with -1; None without a prompt.
         """
-        # A frozen model records no gradient, which saves the memory of its activations.
+        # No gradients for a frozen model, which saves the memory of its activations.
         trained = any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             seen = [self.images(view) for image in images for view in views_of(image, self.reading.tiles)]
@@ -132,8 +132,8 @@ class ContrastiveBackbone(Backbone):
         )
         require(
             reading.readout not in ("action_token", "words"),
-            f"readout {reading.readout} of a {model.config.model_type}, which reads images and prompt apart; expected all, "
-            "last or mean",
+            f"readout {reading.readout} of a {model.config.model_type}, which reads images and prompt separately; expected "
+            "all, last or mean",
         )
         vision = model.config.vision_config
         self.patch_size = vision.patch_size

@@ -19,15 +19,15 @@ from robopolicy.model.texts.prompt import ACTION, END, FIRST_CAMERA, IMAGES
 FLOAT16_EXACT = 2048
 """Largest integer up to which float16 is exact; tokens are stored in float16."""
 WORD_COLUMNS = 2
-"""D with the readout `words`: the position of the word, and a 0, because the memory `none` halves the width."""
+"""D with the readout `words`: the word's position in the vocabulary, and a 0, because the memory `none` halves the width."""
 
 
 class GenerativeBackbone(Backbone):
-    """The hidden states over the images of all cameras and the prompt, or the words written after it.
+    """The hidden states of the images of all cameras and the prompt, or the words generated after it.
 
     Args:
         model, images, reading: as for `Backbone`; with the readout words, a model with its output layer.
-        around: token numbers that stand before and after each image.
+        around: token ids before and after each image.
     """
 
     def __init__(
@@ -43,25 +43,25 @@ class GenerativeBackbone(Backbone):
         self.token_width = config.get_text_config().hidden_size
         vision = config.vision_config
         self.gridded = hasattr(vision, "spatial_merge_size") and hasattr(vision, "temporal_patch_size")
-        """Qwen2-VL and later: images go in as patches with the size of their grid."""
+        """Qwen2-VL and later take images as patches, with the size of their grid."""
         self.several = hasattr(config, "scale_factor") and self.family in ("smolvlm", "idefics3")
-        """SmolVLM and Idefics3: images go in with an axis for the images of a frame."""
-        if self.several:  # under autocast its features have another type than the words', which it can't join
+        """SmolVLM and Idefics3 take images with an additional axis for the images of a frame."""
+        if self.several:  # under autocast its image features would have another type than the words' embeddings
             model.connector.register_forward_hook(lambda part, _, output: output.to(next(part.parameters()).dtype))
         image_token = getattr(config, "image_token_id", None) or config.image_token_index
         self.image_ids = [*around[0], *[image_token] * self._image_tokens(), *around[1]]
         self.words_end = 0
-        """Number of the word behind those that stand for actions; set by `load_backbone`."""
+        """Id of the first word after those that represent actions; set by `load_backbone`."""
         if reading.readout == "words":
             self.token_width = WORD_COLUMNS
-            model.generation_config = type(model.generation_config)(pad_token_id=0)  # greedy, and no word ends it
+            model.generation_config = type(model.generation_config)(pad_token_id=0)  # greedy, without an end token
         self.action_tokens: nn.Parameter | None = None
-        """(count, D), which the readout action_token puts into the prompt like the embeddings of words."""
+        """(count, D) vectors that the readout action_token inserts into the prompt in place of word embeddings."""
         if reading.readout == "action_token":
             self.action_tokens = nn.Parameter(torch.zeros(reading.action_tokens, self.token_width))
 
     def read_action_tokens(self, path: Path) -> None:
-        """Take the vectors of the readout action_token from a file of the backbone's folder.
+        """Load the vectors of the readout action_token from a file in the backbone's folder.
 
         Raises:
             ConfigError: the file holds something else.
@@ -81,7 +81,7 @@ class GenerativeBackbone(Backbone):
         """See `Backbone`; with the readout action_token, the states of its vectors alone."""
         if self.reading.readout == "words":
             assert prompt is not None
-            return self._written(pixels, prompt)
+            return self._generated(pixels, prompt)
         frames, images = pixels.shape[:2]
         rows, place = torch.zeros((1, 0), dtype=torch.int64), torch.zeros(frames, dtype=torch.int64)
         if prompt is not None:
@@ -103,25 +103,25 @@ class GenerativeBackbone(Backbone):
             return states, valid
         return states[actions].reshape(frames, self._actions, -1), valid[actions].reshape(frames, self._actions)
 
-    def _written(self, pixels: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """For each frame, the places of the words that the model writes, most likely first, as (frames, words, 2): place and 0.
+    def _generated(self, pixels: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """The words that the model generates greedily for each frame, as (frames, words, 2): position and 0.
 
-        Places count from the vocabulary's end, without the words there that RoboVLMs doesn't use; those have -1.
+        A position counts back from the end of the vocabulary, without its last words, which RoboVLMs doesn't use; they are -1.
         """
         count, images = self.reading.action_tokens, pixels.shape[1]
         places = pixels.new_zeros((len(pixels), count, 2), dtype=torch.float32)
         rows, place = torch.unique(prompt, dim=0, return_inverse=True)
-        for number, row in enumerate(rows.tolist()):  # one by one: behind padding, the words would have other positions
+        for number, row in enumerate(rows.tolist()):  # one prompt at a time: padding would shift the words' positions
             mine = place == number
             ids = torch.tensor(self._row(row, images, 0), device=pixels.device).expand(int(mine.sum()), -1)
-            written = self.model.generate(
+            generated = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=count,
                 **self._pixel_inputs(pixels[mine]),
                 **({"token_type_ids": torch.zeros_like(ids)} if self.family == "paligemma" else {}),
             )
-            places[mine, :, 0] = (self.words_end - 1 - written[:, -count:]).clamp(-1, FLOAT16_EXACT).float()
+            places[mine, :, 0] = (self.words_end - 1 - generated[:, -count:]).clamp(-1, FLOAT16_EXACT).float()
         return places, torch.ones(places.shape[:2], dtype=torch.bool, device=places.device)
 
     @property
@@ -130,7 +130,7 @@ class GenerativeBackbone(Backbone):
 
     @contextmanager
     def _embedded(self, actions: Tensor) -> Iterator[None]:
-        """The learned vectors among the words' embeddings where `actions` (frames, states) is True."""
+        """Within the context, the learned vectors replace the embeddings where `actions` (frames, states) is True."""
         if self.action_tokens is None:
             yield
             return
@@ -146,10 +146,10 @@ class GenerativeBackbone(Backbone):
             hook.remove()
 
     def _row(self, prompt: Sequence[int], images: int, length: int) -> list[int]:
-        """The numbers of a whole input: those of images and action tokens in their places, or at its two ends.
+        """Token ids of a whole input: images and action tokens are inserted at their markers, or at the beginning and the end.
 
         Raises:
-            ConfigError: the template places single cameras' images, but not each one once and in the cameras' order.
+            ConfigError: the template names the images of single cameras, but not each once and in the cameras' order.
         """
         numbers = [number for number in prompt if number != END]
         placed, cameras = [FIRST_CAMERA - number for number in numbers if number <= FIRST_CAMERA], images // self.views
@@ -171,7 +171,7 @@ class GenerativeBackbone(Backbone):
         return row + [END] * (length - len(row))
 
     def _image_tokens(self) -> int:
-        """Tokens of one image in the text."""
+        """Number of tokens of one image in the prompt."""
         config = self.model.config
         if self.gridded or self.several or self.family == "paligemma":
             rows, columns = (side // config.vision_config.patch_size for side in self.images.size)

@@ -1,4 +1,4 @@
-"""Camera images -> the pixel values that a backbone was trained on; in torch, on the device, without torchvision."""
+"""Prepares camera images for a backbone: resizing and normalization in torch, on the device, without torchvision."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,25 +11,25 @@ from torch.nn import functional
 
 
 class ImagePreparation(nn.Module):
-    """uint8 images of any size -> resized, scaled to [0, 1], normalized by mean and standard deviation.
+    """Resizes uint8 images of any size, scales them to [0, 1], and normalizes them by mean and standard deviation.
 
     Args:
-        height, width: size that the backbone reads [pixels].
-        mean, std: of each colour channel.
+        height, width: size of the backbone's input [pixels].
+        mean, std: mean and standard deviation of each color channel.
     """
 
     def __init__(self, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.size = (height, width)
         self.settings: dict[str, Any] = {"size": [height, width], "mean": list(mean), "std": list(std)}
-        """The same numbers, JSON-ready: part of a backbone's identity."""
+        """The same numbers, JSON-ready; part of a backbone's identity."""
         self.mean = nn.Buffer(torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.std = nn.Buffer(torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(
         self, images: UInt8[Tensor, "frames height width 3"]
     ) -> Float[Tensor, "frames 3 resized_height resized_width"]:
-        """Bicubic, antialiased, as the models' own processors do; the aspect ratio is not kept."""
+        """Prepared images; resized bicubically with antialiasing, as the models' own processors do, to another aspect ratio."""
         pixels = rearrange(images, "b h w c -> b c h w").to(self.mean.dtype) / 255
         if tuple(pixels.shape[-2:]) != self.size:
             pixels = functional.interpolate(pixels, self.size, mode="bicubic", antialias=True).clamp(0, 1)
@@ -41,7 +41,7 @@ def image_preparation(config: Any, processor: Mapping[str, Any], image_size: tup
 
     Args:
         config: the model's config.
-        processor: content of its `preprocessor_config.json`; empty where it has none.
+        processor: content of its `preprocessor_config.json`; empty if there is none.
         image_size: height and width of the demos' images; only models that read any size use it.
     """
     mean, std = processor.get("image_mean", [0.5] * 3), processor.get("image_std", [0.5] * 3)

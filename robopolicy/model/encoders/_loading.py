@@ -1,4 +1,4 @@
-"""Finds backbones by folder or hub name, and identifies them."""
+"""Loads backbones by folder or hub name, and identifies them."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def load_backbone(
             f"{name} is a {config.model_type} model, which reads no images; expected a vision-language model such as "
             "CLIP, SigLIP, PaliGemma, Qwen2.5-VL or SmolVLM, or a vision model such as DINOv2"
         )
-    model, missing = _model(name, dtype, writes=reading.readout == "words")
+    model, missing = _model(name, dtype, generates=reading.readout == "words")
     images = image_preparation(config, _processor(name), image_size)
     model.eval()
     try:
@@ -57,13 +57,16 @@ def load_backbone(
             if reading.readout == "action_token" and (Path(name) / ACTION_TOKENS).is_file():
                 backbone.read_action_tokens(Path(name) / ACTION_TOKENS)
             elif reading.readout == "words":
-                backbone.words_end = _words_end(name)
+                # RoboVLMs' `tokenizer_orig_size`: the vocabulary without added and special tokens, less 10.
+                words = load_tokenizer(name)
+                special = len(words.special_tokens_map) + len(getattr(words, "extra_special_tokens", ()))
+                backbone.words_end = words.vocab_size - special - 10
         else:
             backbone = family(model, images, reading)
     except (AttributeError, TypeError, RuntimeError) as error:
         raise ConfigError(
-            f"{name} is a {config.model_type} model, which can't be read by pixel values and image tokens alone: "
-            f"{_first_line(error)}; encode it with its own code and give its tokens to the policy"
+            f"{name} is a {config.model_type} model, which needs other inputs than pixel values and image tokens: "
+            f"{_first_line(error)}; encode with its own code and give its tokens to the policy"
         ) from error
     backbone.identity = {
         "model": Path(name).name,
@@ -83,18 +86,17 @@ def load_backbone(
 
 def identity_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
     """The first field in which two identities differ, with both values; None if they are equal."""
-    names = {**expected, **found}
-    for name in names:
+    for name in {**expected, **found}:
         if name not in ("model", "source") and found.get(name) != expected.get(name):
             return f"{name.replace('_', ' ')} {found.get(name)!r}, not {expected.get(name)!r}"
     return None
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a local folder or a hub name; `tokenizer.json` where there is one, which needs no sentencepiece.
+    """The tokenizer of a local folder or a hub name, from `tokenizer.json` if it exists, which needs no sentencepiece.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no tokenizer is found.
     """
     transformers = require_transformers()
     try:
@@ -107,7 +109,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def prompt_facts(name: str) -> tuple[int, bool]:
-    """The longest prompt [tokens] that the model of a local folder or a hub name reads, and whether the images stand in it.
+    """The longest prompt [tokens] of the model of a local folder or a hub name, and whether the prompt contains the images.
 
     Raises:
         ConfigError: it reads no text.
@@ -143,9 +145,8 @@ def read_config(name: str) -> Any:
     Raises:
         ConfigError: there is none.
     """
-    if (
-        Path(name).is_dir() and not (Path(name) / "config.json").is_file()
-    ):  # the library would guess from the folder's name
+    # Without a config.json, the library would guess the kind from the folder's name.
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ConfigError(f"no model at {name!r}: the folder has no config.json; give one that `save_pretrained` wrote")
     try:  # without trust_remote_code=False the library asks on the terminal whether to run the folder's own code
         return require_transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -155,15 +156,15 @@ def read_config(name: str) -> Any:
         ) from error
 
 
-def _model(name: str, dtype: Dtype, writes: bool) -> tuple[Any, list[str]]:
-    """The model, with its output layer only if it writes, and names of weights that the folder doesn't hold."""
+def _model(name: str, dtype: Dtype, generates: bool) -> tuple[Any, list[str]]:
+    """The model, with its output layer if it generates words, and the names of weights that are missing in the folder."""
     transformers = require_transformers()
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     level = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # else a table of the unused weights is printed
+    transformers.utils.logging.set_verbosity_error()  # else it prints a table of the unused weights
     try:
-        kind = transformers.AutoModelForImageTextToText if writes else transformers.AutoModel
+        kind = transformers.AutoModelForImageTextToText if generates else transformers.AutoModel
         model, found = kind.from_pretrained(
             name, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
@@ -172,7 +173,7 @@ def _model(name: str, dtype: Dtype, writes: bool) -> tuple[Any, list[str]]:
     finally:
         transformers.utils.logging.set_verbosity(level)
     if missing := sorted(found["missing_keys"]):
-        LOG.warning("%s holds no weights of %s: they are random", name, ", ".join(missing[:5]))
+        LOG.warning("%s: weights of %s are missing and randomly initialized", name, ", ".join(missing[:5]))
     return model, missing
 
 
@@ -187,7 +188,7 @@ def _family(config: Any) -> type[Backbone] | None:
 
 
 def _processor(name: str) -> dict[str, Any]:
-    """Content of `preprocessor_config.json`; empty where there is none."""
+    """Content of `preprocessor_config.json`; empty if there is none."""
     from transformers.utils.hub import cached_file
 
     found = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
@@ -198,7 +199,7 @@ def _processor(name: str) -> dict[str, Any]:
 
 
 def _fingerprint(name: str, config: Any) -> str:
-    """A hash of the weights; the same for a folder and for the hub's model that it is a copy of."""
+    """A hash of the weights; equal for a model on the hub and for a local copy of it."""
     from transformers.utils.hub import cached_file
 
     digest = hashlib.sha256()
@@ -215,15 +216,8 @@ def _fingerprint(name: str, config: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _words_end(name: str) -> int:
-    """RoboVLMs' `tokenizer_orig_size`: the vocabulary without added and special tokens, less 10."""
-    tokenizer = load_tokenizer(name)
-    special = len(tokenizer.special_tokens_map) + len(getattr(tokenizer, "extra_special_tokens", ()))
-    return tokenizer.vocab_size - special - 10
-
-
 def _around_image(name: str, config: Any) -> tuple[list[int], list[int]]:
-    """Token numbers before and after each image, as the family was trained (its processor in `transformers`)."""
+    """Token ids before and after each image, as in the family's training (see its processor in `transformers`)."""
     for start, end in (("vision_start_token_id", "vision_end_token_id"), ("boi_token_index", "eoi_token_index")):
         if isinstance(getattr(config, start, None), int) and isinstance(getattr(config, end, None), int):
             return [getattr(config, start)], [getattr(config, end)]

@@ -1,4 +1,4 @@
-"""Images and instruction -> the tokens of a frame, the same whether computed ahead of time or on the robot."""
+"""Computes the tokens of a frame from images and instruction, in the same way ahead of time and on the robot."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,12 +21,12 @@ class FrameTokens(nn.Module):
 
     Args:
         model: local folder or hub name of the backbone.
-        image_sizes: camera -> (height, width) of its images [pixels], in the order in which the backbone sees them.
+        image_sizes: camera -> (height, width) of its images [pixels], in the order in which the backbone reads them.
         template: the prompt; `{instruction}` stands for the instruction.
         prompt_tokens: tokens of a prompt; longer ones are cut off. None: as many as the longest of `instructions` needs.
-        instructions: those that will be read; ignored where `prompt_tokens` is given.
+        instructions: the instructions that will be read; not used if `prompt_tokens` is given.
         reading: which of the hidden states become tokens.
-        dtype: of the backbone's weights.
+        dtype: type of the backbone's weights.
 
     Raises:
         ImportError: `transformers` isn't installed.
@@ -67,10 +67,10 @@ class FrameTokens(nn.Module):
 
     @classmethod
     def recorded(cls, identity: Mapping[str, Any], model: str) -> "FrameTokens":
-        """The encoder with this identity, from the model in a folder or under a hub name.
+        """The encoder with this identity, with the model of a local folder or a hub name.
 
         Raises:
-            ConfigError: it is another model, or the identity is one that an older robopolicy wrote.
+            ConfigError: it is another model, or an older version of robopolicy wrote the identity.
         """
         needed = ("image_sizes", "template", "prompt_tokens", "readout", "layer", "dtype", "processor", "weights")
         if missing := [name for name in needed if name not in identity]:
@@ -92,7 +92,7 @@ class FrameTokens(nn.Module):
         """Refuse an identity that is not this encoder's.
 
         Raises:
-            ConfigError: the first difference, with both values.
+            ConfigError: they differ; the message names the first difference.
         """
         if difference := identity_difference(self.identity, identity):
             raise ConfigError(f"{name} is not the backbone that made the training tokens: {difference}")
@@ -108,7 +108,7 @@ class FrameTokens(nn.Module):
         return next(self.backbone.parameters()).device
 
     def prompts(self, instructions: Sequence[str | None]) -> Tensor | None:
-        """Token numbers (instructions, words) on the backbone's device; None for one that reads no text."""
+        """Token ids (instructions, words) on the backbone's device; None for a backbone that reads no text."""
         if self.prompter is None:
             return None
         key = tuple(instructions)
@@ -120,11 +120,11 @@ class FrameTokens(nn.Module):
     def forward(
         self, images: Mapping[str, Tensor], prompts: Tensor | None
     ) -> tuple[Float16[Tensor, "frames tokens width"], Bool[Tensor, "frames tokens"]]:
-        """Tokens and which of them are real; padding repeats the last real token.
+        """Tokens and their mask; padding repeats the last real token.
 
         Args:
             images: per camera uint8 (frames, height, width, 3).
-            prompts: of `prompts`, one row per frame, or one for all.
+            prompts: rows from `prompts`, one per frame or one for all.
         """
         cameras = [images[camera].to(self.device) for camera in self.image_sizes]
         frames = len(cameras[0])

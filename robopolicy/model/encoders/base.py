@@ -33,13 +33,13 @@ class EncoderInputs:
     obs: Mapping[str, ArraySpec]
     """Every key that the policy reads, with the shape of one frame after normalization."""
     text_width: int | None
-    """Width of the instruction's sentence vector; None for a policy without the instruction."""
+    """Width of the instruction's sentence vector; None for an unconditioned policy."""
     text_tokens: int
-    """Tokens of one instruction; 0 for a policy without it."""
+    """Tokens of one instruction; 0 for an unconditioned policy."""
     statistics: Mapping[str, Statistics] | None = None
     """Statistics of each low-dimensional key, in the columns and units before scaling; None when weights are loaded later."""
     units: Mapping[str, Tensor] = field(default_factory=dict)
-    """Key -> what a step of 1 of each scaled column is in the units of `statistics`."""
+    """Key -> size of a change by 1 in each scaled column, in the units of `statistics`."""
 
     @property
     def key_widths(self) -> dict[str, int]:
@@ -80,9 +80,9 @@ class EncoderInputs:
 class TokenEncoder(nn.Module):
     """Interface of every encoder; `robopolicy.testing.encoder` checks it.
 
-    An encoder refuses an observation that it would ignore. Its options may have a class attribute
-    `default_text: ClassVar[str]`, the text model used where the config names none (without it, `vocabulary`), and
-    `reads_tokens: ClassVar[bool]`, whether the demos' tokens are among its observation (without it, False).
+    An encoder refuses keys that it would not use. Its options may have two class attributes: `default_text: ClassVar[str]`,
+    the text model used if the config names none (default `vocabulary`), and `reads_tokens: ClassVar[bool]`, whether the
+    demos' tokens are part of its observation (default False).
     """
 
     token_width: int

@@ -18,7 +18,7 @@ from robopolicy.model.texts import TextTokens
 LOG = logging.getLogger(__name__)
 
 PAIRS_PER_COLUMN = 4
-"""Most differences, as a multiple of the number of columns."""
+"""Largest number of differences, as a multiple of the number of columns."""
 LARGEST_RATIO = 3.0
 """Largest ratio of the standard deviations of two columns whose difference is taken."""
 
@@ -34,7 +34,7 @@ class ConcatOptions(Options):
     layers: int = option(2, ">= 1")
     """Linear layers, with ReLU between them."""
     differences: bool = False
-    """Whether differences of columns with similar mean and spread, such as two positions along one axis, are inputs too."""
+    """Whether differences of columns with similar mean and spread, such as two positions along one axis, are also inputs."""
 
     default_text: ClassVar[str] = "vocabulary"
 
@@ -46,8 +46,9 @@ class ConcatEncoder(TokenEncoder):
     There is one token, also with the instruction, so that every pooling passes it on unchanged. Constant columns need no
     special treatment: normalization maps them to 0.
 
-    With `differences`, so are differences of columns. The next action often depends on the position of the hand relative to the
-    object and of the object relative to the goal, which a network does not learn from few demos of absolute positions.
+    With `differences`, differences of columns are inputs too. The next action often depends on the position of the hand
+    relative to the object and of the object relative to the goal, which a network does not learn from few demos of absolute
+    positions.
     """
 
     differences: Tensor
@@ -68,7 +69,7 @@ class ConcatEncoder(TokenEncoder):
             unit = torch.cat([inputs.units[key] for key in self.keys])
             self.differences.copy_(differences_of_similar(statistics, unit, pairs))
             used = int(self.differences.any(dim=1).sum())
-            LOG.info("encoder   %d differences of columns with similar mean and spread are inputs too", used)
+            LOG.info("encoder   %d differences of columns with similar mean and spread are also inputs", used)
         columns += pairs + (inputs.text_width or 0)
         self.mlp = perceptron(columns, *[options.hidden] * (options.layers - 1), options.width)
         self.token_width, self.token_count = options.width, 1
@@ -85,11 +86,11 @@ def differences_of_similar(statistics: Sequence[Statistics], unit: Tensor, count
     """Rows (count, d) that map the normalized columns to differences in the demos' units, each scaled to a variance of about 1.
 
     Two columns are similar if neither is constant, their standard deviations are within a factor of 3, and their means are no
-    further apart than the sum of these. Of more than `count` pairs, the most similar are taken; rows that remain are 0.
+    further apart than the sum of these. The `count` most similar pairs are used; unused rows are 0.
 
     Args:
-        statistics: of the keys, in the order of their columns.
-        unit: (d,) what a step of 1 of each normalized column is in the demos' units.
+        statistics: statistics of each key, in the order of their columns.
+        unit: (d,) size of a change by 1 in each normalized column, in the demos' units.
         count: number of rows.
     """
     mean, std, constant = (

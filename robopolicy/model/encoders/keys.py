@@ -78,7 +78,7 @@ class KeysEncoder(TokenEncoder):
         self.together = perceptron(common + sentence, hidden, width)
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
-        """See `TokenEncoder`; the tokens of ungrouped keys come first, then those of groups, then the common token."""
+        """See `TokenEncoder`; tokens of ungrouped keys come first, then those of groups, then the common token."""
         values = [obs[key] for key in self.single]
         tokens, predictions = [], {}
         for value, network in zip(values, self.networks, strict=True):

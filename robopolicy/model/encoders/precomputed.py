@@ -21,7 +21,7 @@ class PrecomputedOptions(Options):
     width: int = option(128, ">= 1")
     """D, width of one token."""
     hidden: int = option(128, ">= 0")
-    """Width of the perceptrons' hidden layer; 0 passes the file's tokens on unchanged, and nothing else."""
+    """Width of the perceptrons' hidden layer; 0: the file's tokens are passed on unchanged, without any other input."""
 
     default_text: ClassVar[str] = "vocabulary"
     reads_tokens: ClassVar[bool] = True
@@ -31,7 +31,7 @@ class PrecomputedOptions(Options):
 class PrecomputedEncoder(TokenEncoder):
     """A perceptron over each of the file's tokens, one token for proprioception, then the instruction's tokens.
 
-    The sentence vector enters the hidden layer, whose ReLU lets it switch tokens off.
+    The sentence vector is added in the hidden layer, whose ReLU lets it switch tokens off.
     """
 
     def __init__(self, options: PrecomputedOptions, inputs: EncoderInputs) -> None:

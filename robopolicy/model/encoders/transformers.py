@@ -1,4 +1,4 @@
-"""A vision-language backbone: images and instruction -> its hidden states, and one token for proprioception."""
+"""The encoder `transformers`: hidden states of a vision-language backbone, and one token for proprioception."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ class TransformersOptions(Reading):
         for name in () if self.lora_rank else ("lora_alpha", "lora_dropout", "lora_targets"):
             require(not getattr(self, name), f"--encoder.{name} without adapters; give --encoder.lora_rank")
         require(
-            self.readout != "words", "--encoder.readout words: written words have no gradient; choose another readout"
+            self.readout != "words", "--encoder.readout words: generated words have no gradient; choose another readout"
         )
         require(
             not (self.finetune and self.lora_rank),
@@ -67,8 +67,8 @@ class TransformersOptions(Reading):
 class TransformersEncoder(TokenEncoder):
     """The backbone's tokens through a learned linear map to our width, then one token for proprioception.
 
-    Only the trained weights of the backbone are saved with the policy. Its frozen weights are loaded again, by the model's
-    name, when the policy is loaded.
+    Only the trained weights of the backbone are saved with the policy; its frozen weights are loaded from the model's folder
+    or hub name when the policy is loaded.
     """
 
     exportable = False
@@ -90,7 +90,7 @@ class TransformersEncoder(TokenEncoder):
             self.backbone.unfreeze("")
             if self.backbone.model.dtype != torch.float32:
                 LOG.warning(
-                    "%s has %s weights, of which small steps are lost in rounding; train with --encoder.dtype float32",
+                    "%s has %s weights, in which small updates are lost to rounding; train with --encoder.dtype float32",
                     options.model,
                     str(self.backbone.model.dtype).removeprefix("torch."),
                 )
@@ -105,7 +105,7 @@ class TransformersEncoder(TokenEncoder):
         self.register_load_state_dict_pre_hook(_keep_frozen)
 
     def forward(self, obs: Mapping[str, Tensor], text: TextTokens | None) -> Encoding:
-        """See `TokenEncoder`. A prompt's token numbers are read by the backbone; learned word tokens are appended."""
+        """See `TokenEncoder`. The backbone reads a prompt's token ids; tokens of other text models are appended."""
         lead = obs[self.cameras[0]].shape[:-3]
         images = [obs[camera].reshape(-1, *obs[camera].shape[-3:]) for camera in self.cameras]
         prompt = None
@@ -127,11 +127,11 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     """Put LoRA adapters into a model: each adapted linear map W becomes W + alpha / rank * B A, of which A and B are trained.
 
     Args:
-        model: its linear maps are replaced.
+        model: the model; its linear maps are replaced.
         rank: rows of A; >= 1.
         alpha: strength of the adapters.
-        dropout: of the adapters' input, in training.
-        targets: last part of the names of the linear maps; empty: the attention's.
+        dropout: dropout of the adapters' input, in training.
+        targets: last parts of the names of the linear maps; empty: those of the attention.
 
     Raises:
         ImportError: `peft` isn't installed.
@@ -163,7 +163,7 @@ def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metad
 
 
 def _keep_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Let a state dict without the backbone's frozen weights load: keep those that are there."""
+    """Add the backbone's own frozen weights to a state dict that is loaded, since they are not saved."""
     own = cast(TransformersEncoder, module).backbone.state_dict(prefix=f"{prefix}backbone.")
     state.update({name: own[name] for name in _frozen(module, own, prefix)})
 

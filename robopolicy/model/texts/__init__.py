@@ -26,7 +26,7 @@ class TextTokens(NamedTuple):
     """The instruction as the encoders receive it."""
 
     tokens: Float[Tensor, "*batch words width"]
-    """One token per word; of the kind `prompt`, the backbone's token numbers, int64 (*B, words, 1)."""
+    """One token per word; for the kind `prompt`, the backbone's token ids, int64 (*B, words, 1)."""
     valid: Bool[Tensor, "*batch words"]
     """False beyond the end of the instruction, and everywhere without an instruction."""
     sentence: Float[Tensor, "*batch width"]
@@ -58,8 +58,8 @@ class Vocabulary:
     length: int
     """Words read of one instruction; the rest is cut off and logged once."""
     weights: tuple[float, ...] = ()
-    """How well each word distinguishes the instructions: log(instructions / instructions with the word), 0 for a word that
-    all contain; empty: all 1."""
+    """How well each word distinguishes the instructions: log(instructions / instructions with the word), so 0 for a word in
+    all of them; empty: all 1."""
     longest: str = ""
     """The training instruction with the most characters."""
     _reported: set[str] = field(default_factory=set, repr=False, compare=False)
@@ -76,7 +76,7 @@ class Vocabulary:
         return cls(tuple(words), length, weights, max(unique, key=len, default=""))
 
     def extended(self, other: "Vocabulary") -> "Vocabulary":
-        """This vocabulary, then the words of another one that it lacks, which weigh as much as unknown words: 1."""
+        """This vocabulary extended by the words of another one; new words have weight 1, as unknown words have."""
         new = tuple(word for word in other.words if word not in self.words)
         weights = (*self.weights, *(1.0 for _ in new)) if self.weights else ()
         longest = max(self.longest, other.longest, key=len)

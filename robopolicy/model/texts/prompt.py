@@ -1,4 +1,4 @@
-"""The instruction as the token numbers of the encoder's own backbone."""
+"""The text model `prompt`: the instruction as token ids of the encoder's own backbone."""
 
 import logging
 import re
@@ -14,12 +14,12 @@ from robopolicy.model.texts import TextInputs, TextTokens
 
 LOG = logging.getLogger(__name__)
 SPARE_TOKENS = 8
-"""Tokens beyond those of the longest training instruction: one with fewer letters may need a few more tokens."""
+"""Tokens in addition to those of the longest training instruction, since a shorter text may need a few more tokens."""
 END, IMAGES, ACTION, FIRST_CAMERA = -1, -2, -3, -4
-"""What replaces token numbers beyond the end of a prompt, at all images, at the action tokens, and at the first camera's
-images; those of the next cameras are the numbers below."""
+"""Markers in place of token ids: beyond the end of a prompt, at all images, at the action tokens, and at the images of the
+first camera; the markers of further cameras are the numbers below it."""
 MARKERS = {"{images}": IMAGES, "{action}": ACTION} | {f"{{image_{1 + n}}}": FIRST_CAMERA - n for n in range(9)}
-"""Marks in a template for them; a template that places images is tokenized without the tokenizer's special tokens."""
+"""Marks in a template -> markers; a template with images is tokenized without the tokenizer's special tokens."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class PromptOptions:
 
 
 class Prompter:
-    """Instructions -> token numbers of a backbone's prompt.
+    """Converts instructions to token ids of a backbone's prompt.
 
     Args:
         model: local folder or hub name of the backbone.
-        template: the prompt; `{instruction}` stands for the instruction, `{images}` and `{action}` as `PromptOptions` says.
+        template: the prompt; see `PromptOptions.template`.
         token_count: tokens of every prompt; None: as many as the backbone reads.
 
     Raises:
@@ -53,15 +53,13 @@ class Prompter:
         _check_template(template, "--template")
         limit, whole = prompt_facts(model)
         if (marks := [mark for mark in MARKERS if mark in template]) and not whole:
-            raise ConfigError(
-                f"--template {template!r}: {model} reads images and prompt apart, so that {marks[0]} has no place in it"
-            )
+            raise ConfigError(f"--template {template!r}: {model} reads images and prompt separately; remove {marks[0]}")
         self.model, self.template = model, template
         self.tokenizer = load_tokenizer(model)
         self.token_count = limit if token_count is None else min(token_count, limit)
 
     def numbers(self, instruction: str) -> list[int]:
-        """Token numbers of the whole prompt, with `IMAGES` and `ACTION` where the template has their marks."""
+        """Token ids of the whole prompt, with markers at the marks of the template."""
         special = {"add_special_tokens": False} if "{image" in self.template else {}
         numbers: list[int] = []
         for part in re.split(r"(\{images\}|\{action\}|\{image_\d\})", self.template):
@@ -73,13 +71,13 @@ class Prompter:
         return numbers
 
     def prepare(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
-        """Token numbers, -1 beyond the end; without an instruction, those of the template around an empty one."""
+        """Token ids, -1 beyond the end; without an instruction, those of the template with an empty one."""
         ids = torch.full((len(instructions), self.token_count), END, dtype=torch.int64)
         for row, instruction in enumerate(instructions):
             numbers = self.numbers(instruction or "")
             if len(numbers) > self.token_count:
                 LOG.warning(
-                    "prompt of %d tokens cut off after %d, which this policy reads; lost: %r",
+                    "prompt of %d tokens cut off after %d, the number that this policy reads; lost: %r",
                     len(numbers),
                     self.token_count,
                     self._shown(numbers[self.token_count :]),
@@ -107,9 +105,9 @@ class Prompter:
 
 @register("text", "prompt", PromptOptions)
 class PromptText(nn.Module):
-    """Token numbers of the prompt, a few more than the longest training instruction needs.
+    """Token ids of the prompt, a few more than the longest training instruction needs.
 
-    Its `TextTokens.tokens` are the numbers themselves, int64 (*B, words, 1), -1 beyond the end: the backbone embeds them.
+    Its `TextTokens.tokens` are the ids themselves, int64 (*B, words, 1), -1 beyond the end; the backbone embeds them.
     """
 
     def __init__(self, options: PromptOptions, inputs: TextInputs) -> None:
@@ -128,7 +126,7 @@ class PromptText(nn.Module):
         return self.prompter.prepare(instructions)
 
     def forward(self, prepared: Int[Tensor, "*batch words"]) -> TextTokens:
-        """The numbers, which of them are real, and a sentence vector of width 0."""
+        """The token ids, their mask, and a sentence vector of width 0."""
         sentence = torch.zeros((*prepared.shape[:-1], 0), device=prepared.device)
         return TextTokens(prepared[..., None], prepared != END, sentence)
 

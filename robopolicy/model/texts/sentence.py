@@ -25,8 +25,7 @@ class SentenceOptions:
 class SentenceText(nn.Module):
     """The mean of a sentence model's last layer over the words, at unit length, through a learned linear map.
 
-    The sentence model is not part of the policy's weights: it is found again under its name, and loaded when the first
-    instruction is prepared.
+    The sentence model is not part of the policy's weights: it is loaded by its name when the first instruction is prepared.
     """
 
     def __init__(self, options: SentenceOptions, inputs: TextInputs) -> None:
@@ -66,17 +65,12 @@ class SentenceText(nn.Module):
         return self._load("AutoTokenizer"), self._load("AutoModel").eval()
 
     def _load(self, part: str) -> Any:
+        from robopolicy.model.encoders._loading import require_transformers
+
         try:
-            import transformers
-        except ImportError as error:
-            raise ImportError(
-                "--text.kind sentence needs the package transformers; pip install 'robopolicy[vlm]'"
-            ) from error
-        try:
-            return getattr(transformers, part).from_pretrained(self.model, trust_remote_code=False)
+            return getattr(require_transformers(), part).from_pretrained(self.model, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise ConfigError(
                 f"--text.model {self.model} is neither a folder with a sentence model nor a model that is cached or can be "
-                f"downloaded: {reason}"
+                f"downloaded: {str(error).strip().splitlines()[0]}"
             ) from error
