@@ -49,7 +49,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_file(path: str | Path, content: str | bytes | memoryview) -> None:
-    """Write a whole file, text as UTF-8; its folder is made.
+    """Write a whole file, text as UTF-8; its folder is created if missing.
 
     Raises:
         OSError: as `replacing`.

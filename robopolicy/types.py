@@ -28,7 +28,7 @@ TOKEN_VALID_KEY = "token_valid"
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, since names in a stranger's file may hold commands to the terminal."""
+    """The text with control characters escaped, since names in an untrusted file may contain terminal commands."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
@@ -42,7 +42,7 @@ MAX_MESSAGE = 1200
 
 
 class PrintableError(Exception):
-    """An error whose message is short and can't control a terminal, whatever a stranger's file or server put into it."""
+    """An error whose message is limited in length and has no control characters, for texts from untrusted files or servers."""
 
     def __init__(self, message: object = "") -> None:
         text = printable(str(message))

@@ -1,4 +1,4 @@
-"""A caller's observations -> tensors on the policy's device, checked against the training demos' keys and shapes."""
+"""Converts a caller's observations to tensors on the policy's device, after a check of keys and shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +17,8 @@ def checked_inputs(
     Args:
         obs: the caller's observation.
         expected: the keys that are needed, with the shape and type of one frame.
-        device: where the tensors go.
-        finite: refuse values that are not finite, where that doesn't mean waiting for a GPU.
+        device: device of the tensors.
+        finite: refuse values that are not finite; not checked on a GPU, which would have to synchronize.
 
     Raises:
         KeyError: a camera or key is missing.

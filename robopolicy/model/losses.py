@@ -29,7 +29,7 @@ def action_loss(
         target: arm in [-1, 1], then gripper labels in {0, 1}; ignored where invalid, even if NaN.
         action_valid: (*B, W, K), or (*B, W) for whole frames; None: all valid.
         gripper_weight: weight of the gripper's term in `loss`.
-        huber_delta: where the arm's loss turns from square to linear.
+        huber_delta: error at which the arm's loss changes from quadratic to linear.
         arm_weights: weight of each arm dimension; empty: all 1.
 
     Returns:
@@ -105,9 +105,9 @@ def weigh_columns(values: Float[Tensor, "*batch arm"], arm_weights: Sequence[flo
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of `values` over the entries where `valid` (broadcast against them) holds; 0 if there is none.
+    """Mean of `values` over the entries where `valid` (broadcast against them) is True; 0 if there are none.
 
-    It never waits for the device.
+    It never synchronizes with the device.
     """
     count = valid.expand_as(values).sum().clamp(min=1)
     return torch.where(valid, values, 0.0).sum() / count

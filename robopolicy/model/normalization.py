@@ -142,7 +142,15 @@ class ActionNormalizer(nn.Module):
         form: RotationForm = "aligned",
         common_scale: bool = False,
     ) -> None:
-        """Args: the columns; statistics of the rows; rotations of the arm; how they are learned; one scale for all."""
+        """Create the maps between rows and targets.
+
+        Args:
+            spec: the columns of the rows.
+            statistics: statistics of the rows, from the training split; None if weights are loaded afterwards.
+            rotations: the rotations among the arm columns.
+            form: form in which they are learned.
+            common_scale: one scale for all arm columns, the largest.
+        """
         super().__init__()
         self.spec = spec
         place = {column: index for index, column in enumerate(spec.arm_columns)}

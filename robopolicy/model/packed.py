@@ -1,7 +1,7 @@
 """Frozen copies of memories and action heads, with weights laid out for the CPU's matrix units: streaming without gradients.
 
-oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `linear` once the matrix is stored in its
-own blocked order (see `PackedLinear`). `freeze` makes such a copy once; later changes of the original do not reach it.
+oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `linear` if the matrix is stored in its own
+blocked order (see `PackedLinear`). `freeze` makes such a copy once; it does not follow later changes of the original.
 
 Staggered rows are advanced in tiles, so that a batch of episodes runs at the rate of large products too. Compared with
 running each window again from its frames, this is 1.26 times faster at 64 episodes and 0.96 to 1.10 times at 1024, and it
@@ -26,14 +26,14 @@ _PACKS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_re
 
 
 def freeze(module: nn.Module, precision: Precision = "float32") -> nn.Module:
-    """A copy of a memory or action head that keeps its contract, has packed weights and records no gradients.
+    """A copy of a memory or action head with the same interface, with packed weights and without gradients.
 
-    The copy is in eval mode, holds no parameters that could be trained and doesn't follow later changes of the original.
-    Where weights can't be packed (on a GPU, or a CPU without oneDNN) it is a plain copy, in float32 only.
+    The copy is in eval mode, has no trainable parameters and does not follow later changes of the original. If weights can't
+    be packed (on a GPU, or a CPU without oneDNN) it is a plain copy, in float32 only.
 
     Args:
         module: a memory or an action head.
-        precision: arithmetic of its matrix products: `float32` (equal to the original but for rounding), `bf16` or `int8`.
+        precision: arithmetic of its matrix products: `float32` (equal to the original except for rounding), `bf16` or `int8`.
 
     Raises:
         ValueError: the precision is unknown, or this CPU or the module's device can't compute it.
@@ -55,7 +55,7 @@ def require_precision(precision: str, module: nn.Module | None = None) -> None:
 
 
 def bf16_runs() -> bool:
-    """True where this CPU has instructions for bfloat16."""
+    """Whether this CPU has instructions for bfloat16."""
     return _PACKS and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -82,7 +82,7 @@ class FrozenRecurrent(StreamingMemory):
                 weight_ih, weight_hh, bias_ih = (_scaled_g(w) for w in (weight_ih, weight_hh, bias_ih + bias_hh))
                 bias_hh = None
             single = self.history == "carry" or self.window == 1
-            # The first layer's inputs are frames: not bounded as hidden states are, and one for all rows of an episode.
+            # The first layer's inputs are frames, which are not bounded like hidden states, and one per episode, not per row.
             self.input.append(PackedLinear(weight_ih, bias_ih, precision, layer > 0, single or layer == 0))
             self.hidden.append(PackedLinear(weight_hh, bias_hh, precision, True, single))
 
@@ -120,7 +120,7 @@ class FrozenRecurrent(StreamingMemory):
         """Fill `new` (layers, episodes, rows, H) from `old`; staggered rows shift by one and row 0 starts from zero."""
         start = old
         if self.history == "window":
-            start = [functional.pad(t, (0, 0, 1, -1)) for t in old]  # the oldest row goes, a zero row comes first
+            start = [functional.pad(t, (0, 0, 1, -1)) for t in old]  # drops the oldest row, and puts a zero row first
         befores, afters = (zip(*(t.flatten(1, 2).unbind() for t in tensors), strict=True) for tensors in (start, new))
         below = frames
         for project, recur, before, after in zip(self.input, self.hidden, befores, afters, strict=True):

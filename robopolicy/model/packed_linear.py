@@ -10,31 +10,31 @@ from torch.nn import functional
 Precision: TypeAlias = Literal["float32", "bf16", "int8"]
 
 PACKED_ROWS = 16
-"""The row count that oneDNN lays a matrix out for; laid out for a single row it is slower, even for a single row."""
+"""Number of rows for which oneDNN chooses a matrix's layout; the layout for 1 row is slower, even for a single row."""
 FLOAT32_SIZE = 1 << 16
-"""Matrices of fewer entries stay float32 at any precision, and unpacked: they cost little, one of them gives the output, and
-a packed product has an overhead of 11 us, where `linear` takes 3 us for a single row."""
+"""Matrices with fewer entries stay in float32 at any precision, unpacked: they take little time, the output layer is one of
+them, and a packed product has an overhead of 11 us, while `linear` takes 3 us for a single row."""
 _FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 _QUANTIZED = "_make_per_channel_quantized_tensor"
 _VNNI = bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
 STEPS = 127 if _VNNI else 63
-"""Steps of an int8 row between 0 and 1; without VNNI, sums of two 8-bit products would exceed the 16 bits they are kept in."""
+"""Steps of an int8 row between 0 and 1; without VNNI, the sum of two 8-bit products would overflow its 16 bits."""
 ZERO = STEPS + 1
-"""The unsigned integer that stands for 0."""
+"""The unsigned integer that represents 0."""
 
 
 class PackedLinear(nn.Module):
-    """x W^T + b in float32, from a packed copy of W; from a plain one where W is small. Records no gradient.
+    """x W^T + b in float32, from a packed copy of W, or a plain copy if W is small; without gradients.
 
     `bf16` rounds W, x and the result to 8 bits of mantissa. `int8` rounds W to 8 bits with one scale per row of W.
 
     Args:
         weight: (out, in).
         bias: (out,), or None.
-        precision: of the product.
-        bounded: whether rows lie in [-1, 1], as hidden states do. `int8` then rounds them to steps of 1/127. Other rows are
-            rounded to 15 bits of their own largest value, so that a few large columns don't erase the others.
-        single: whether single rows are common: float32 keeps a second copy of W, from which one row is 1.4 times faster.
+        precision: arithmetic of the product.
+        bounded: whether values of rows are in [-1, 1], as in hidden states. `int8` then rounds them to steps of 1/127. Other
+            rows are rounded to 15 bits of their own largest value, so that small columns beside large ones keep precision.
+        single: whether single rows are common: float32 then keeps a second copy of W, which is 1.4 times faster for one row.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class PackedLinear(nn.Module):
         return result if plus is None else result.add_(plus)
 
     def _unbounded_int8(self, rows: Tensor, product: "_Int8Product") -> Tensor:
-        """Each row in units of 1/STEPS of its largest value, as its rounding and a second row, the magnified remainder.
+        """The product with rows of any range: each is scaled by its largest value and split into a rounded row and a remainder.
 
-        Two rows take little longer than one, since the weight is read once.
+        The remainder is scaled up and rounded too. Two rows take little longer than one, since the weight is read once.
         """
         unit = torch.linalg.vector_norm(rows, float("inf"), 1, True).clamp_(min=1e-30).div_(STEPS)
         remainder = rows / unit
@@ -119,7 +119,7 @@ class _Int8Product:
             self.onednn = torch.ops.onednn.qlinear_prepack(rounded, [PACKED_ROWS, weight.shape[1]])
 
     def __call__(self, rows: Tensor, unit: float = 1 / STEPS) -> Tensor:
-        """Float32 (rows, out) of rows (rows, in) within STEPS * unit, which are rounded to multiples of `unit`."""
+        """The product (rows, out) in float32; rows (rows, in) within +-STEPS * unit are rounded to multiples of `unit`."""
         if self.fbgemm is not None:
             product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
             return product(rows, unit, ZERO, self.fbgemm)
@@ -129,7 +129,7 @@ class _Int8Product:
 
 
 def _packed_by_fbgemm(rounded: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
-    """The weight int8 (out, in) with its scales (out,) and bias in FBGEMM's layout; None where torch lacks what it needs."""
+    """The int8 weight (out, in) with its scales (out,) and bias in FBGEMM's layout; None if this torch does not support it."""
     product = hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
     if not _FBGEMM or not product or not hasattr(torch, _QUANTIZED):
         return None

@@ -19,13 +19,13 @@ from robopolicy.types import ActionSpec, Array, ArraySpec, Observation, PolicySp
 class ChunkPolicy(nn.Module):
     """The trained `Policy`: maps observations to chunks of action rows, both in the demos' own units.
 
-    It holds weights and normalization statistics. The memory state of running episodes is not in it: the caller holds it.
+    It holds weights and normalization statistics, but not the memory state of running episodes: the caller holds that.
 
     Args:
         spec: keys and shapes of the observation, columns of the action rows, window and chunk.
         scaling: scales the low-dimensional observation keys.
         action_normalizer: converts between action rows (demos' units) and action targets (normalized).
-        text: text model that encodes the instruction; None for an unconditional policy.
+        text: text model that encodes the instruction; None for an unconditioned policy.
         encoder: observation and instruction -> tokens.
         head: tokens -> chunks.
     """
@@ -51,7 +51,7 @@ class ChunkPolicy(nn.Module):
         self.config: Any = None
         """Config of the experiment that built the policy; `save_policy` writes it beside the weights."""
         self.vocabulary: Any = None
-        """Words of the training instructions; `save_policy` writes them too."""
+        """Words of the training instructions; `save_policy` writes them beside the weights, too."""
         # The last instructions and the text model's input for them; see `prepared`.
         self._prepared: dict[tuple[str | None, ...], Tensor] = {}
 
@@ -64,11 +64,6 @@ class ChunkPolicy(nn.Module):
     def action_spec(self) -> ActionSpec:
         """The columns of the action rows."""
         return self.spec.action
-
-    @property
-    def obs_keys(self) -> tuple[str, ...]:
-        """The keys that the policy reads and that are not images: low-dimensional keys and precomputed tokens."""
-        return tuple(key for key, spec in self.obs.items() if not spec.is_image)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -150,7 +145,7 @@ class ChunkPolicy(nn.Module):
         targets = None if prefix is None else self._targets(prefix)
         chunk, state = head.step(encoding.tokens, state, encoding.token_valid, generator=generator, prefix=targets)
         rows = self.action_normalizer.to_rows(chunk)
-        # The head's prefix went through normalization and back, which rounds. Copy the given rows, so that they are exact.
+        # The head's prefix was normalized and unnormalized, which rounds. Copy the given rows, so that they are exact.
         if prefix is not None:
             given = torch.as_tensor(prefix.actions).to(rows)[..., : prefix.frozen, :]
             kept = torch.where(given.isnan(), rows[..., : given.shape[-2], :], given)
@@ -177,7 +172,7 @@ class ChunkPolicy(nn.Module):
             batch: shape of the batch.
 
         Returns:
-            A tensor whose first axes broadcast against `batch`; None for an unconditional policy.
+            A tensor whose first axes broadcast against `batch`; None for an unconditioned policy.
         """
         if self.text is None:
             return None
@@ -211,6 +206,6 @@ class ChunkPolicy(nn.Module):
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "ChunkPolicy":
-        # `nn.Module` calls this for every move to another device or dtype; the packed copy would not follow.
+        # `nn.Module` calls this for every move to another device or dtype, which would not move the packed copy.
         self._frozen = []
         return super()._apply(*args, **kwargs)

@@ -17,7 +17,7 @@ from robopolicy.model.streaming import History, MemoryState
 from robopolicy.types import ActionSpec, Chunk, Prefix
 
 ROBOVLMS_SIZES: Mapping[str, Any] = {"layers": 4, "hidden": 1024, "widths": (1024, 512, 256)}
-"""Sizes of the published head, where a kind is given by name and has such an option."""
+"""Sizes of RoboVLMs' published head, used for parts that are given by kind, if they have these options."""
 
 
 class PolicyHead(nn.Module):
@@ -29,13 +29,13 @@ class PolicyHead(nn.Module):
     Args:
         token_width: D, the width of one token.
         action: which action columns are arm and which binary gripper.
-        window: W, frames of memory; None: the memory's own.
-        chunk: K, actions predicted per frame; None: the action head's own.
+        window: W, frames of memory; None: the memory's default.
+        chunk: K, actions predicted per frame; None: the action head's default.
         pooling: kind, or options of a pooling.
         memory: kind, or options of a memory.
         action_head: kind, or options of an action head.
         options: options of those parts that are given by kind, such as `layers=2, hidden=400, latent=4, modes=5`; the
-            memory of a head with `latent` vectors per frame is `latent * hidden` wide, as RoboVLMs has it.
+            memory of a head with `latent` vectors per frame is `latent * hidden` wide, as in RoboVLMs.
 
     Raises:
         ConfigError: a kind is unknown, or no part has an option of that name.
@@ -129,8 +129,8 @@ class PolicyHead(nn.Module):
         """The chunk at the newest frame, arm (*B, K, A) and gripper_logit (*B, K, G), and the state after it.
 
         Args:
-            tokens: of the newest frame.
-            state: of the episodes so far.
+            tokens: tokens of the newest frame.
+            state: memory state of the episodes so far.
             token_valid: False where a token is padding.
             generator: source of noise, for an action head that samples; None: its most likely chunk.
             prefix: actions that are already being executed, as action targets (*B, k, A+G), if the action head supports it.
@@ -164,7 +164,7 @@ class PolicyHead(nn.Module):
         """The action head's losses over the valid entries: their sum `loss`, each as `loss_<name>`, and its metrics.
 
         Args:
-            chunk: as this head predicted it.
+            chunk: the prediction of this head.
             target: arm in [-1, 1], then gripper labels in {0, 1}.
             action_valid: (*B, W, K), or (*B, W) for whole frames; None: all valid.
             gripper_weight: weight of the gripper's loss in `loss`.
@@ -179,7 +179,7 @@ class PolicyHead(nn.Module):
         return {"loss": total.sum(), **named, **metrics}
 
     def freeze(self, precision: Precision = "float32") -> "PolicyHead":
-        """A copy whose `step` runs from packed weights: for inference on a CPU. It does not follow later weight changes.
+        """A copy whose `step` uses packed weights, for inference on a CPU; it does not follow later changes of the weights.
 
         Args:
             precision: `float32` (exact), `bf16` or `int8`, of the memory and the action head.
@@ -195,11 +195,11 @@ class PolicyHead(nn.Module):
 
 
 COHERENCE_DECAY = 0.5
-"""Factor by which the weight of an action's agreement with the plan falls from one action to the next."""
+"""Factor by which the weight of an action's distance to the plan decreases from one action to the next."""
 
 
 def _most_coherent(chunks: Chunk, actions: Tensor) -> Chunk:
-    """The one of N chunks per episode (N, *B, K, ...) whose arm actions are nearest to the prefix (N, *B, k, A+G)."""
+    """Of N chunks per episode (N, *B, K, ...), the one whose arm actions are nearest to the prefix (N, *B, k, A+G)."""
     arm, logit = torch.as_tensor(chunks.arm), torch.as_tensor(chunks.gripper_logit)
     width, steps = arm.shape[-1], actions.shape[-2]
     weight = COHERENCE_DECAY ** torch.arange(steps, device=arm.device)
@@ -213,7 +213,7 @@ def _most_coherent(chunks: Chunk, actions: Tensor) -> Chunk:
 
 
 def _options(family: str, choice: Any, given: Mapping[str, Any]) -> Any:
-    """The options of one part: as they are, or of the kind called `choice` out of the given ones."""
+    """The options of one part: `choice` itself, or those of the kind of this name, filled from `given`."""
     if not isinstance(choice, str):
         own = {"memory": ("window",), "action_head": ("chunk",)}.get(family, ())
         changes = {name: given[name] for name in own if name in given and hasattr(choice, name)}

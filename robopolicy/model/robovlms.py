@@ -4,8 +4,8 @@ File layout, from Robot-VLAs/RoboVLMs, commit 8adc1d2. A head's file holds `rnn.
 (GPT), each with `actions.mlp.*` and `gripper.mlp.*`. In a full checkpoint it sits under `model.act_head.`, sometimes
 doubled under `model.lm_head.`; the dict may be under `state_dict` or `model_state_dict`. The backbone's weights are under
 `model.backbone.`, the learned vector of its action tokens is `model.action_token`. DeepSpeed puts `_forward_module.` before
-all of them. The discrete decoder has no weights: the language model writes each action column as one word, and the last words
-of its vocabulary but a few stand for bins of equal width over [-1, 1].
+all of them. The discrete decoder has no weights: the language model generates each action column as one word. Words near the
+end of its vocabulary represent bins of equal width over [-1, 1].
 """
 
 import logging
@@ -88,10 +88,11 @@ def calvin_statistics(spec: ActionSpec, arm_limit: float = CALVIN_LIMIT) -> Stat
 
 
 def words_head(arm: int, bins: int) -> PolicyHead:
-    """The discrete decoder: places of written words (arm + 1, `WORD_COLUMNS`) -> the centres of their bins.
+    """The discrete decoder as a head: positions of generated words (arm + 1, `WORD_COLUMNS`) -> the centers of their bins.
 
-    Place n from the end stands for the values between the nth and the next of `bins` edges over [-1, 1]; places beyond are the
-    outermost. All weights are integers: the logit of bin b at place p is p^2 - (p - b)^2 without the p^2.
+    Position n from the vocabulary's end represents the bin between edges n and n + 1 of `bins` edges over [-1, 1]; higher
+    positions represent the outermost bin. All weights are integers: the logit of bin b at position p is 2 p b - b^2, which is
+    largest for b = p.
 
     Raises:
         RoboVlmsError: there are fewer than 3 edges, or more than float16 tokens can count.
@@ -135,7 +136,7 @@ def read_checkpoint(
     missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
     if missing or unknown:
         raise RoboVlmsError(
-            f"{name}: the head lacks {missing or 'nothing'} and holds {unknown or 'nothing'} beyond what we know"
+            f"{name}: keys missing in the head: {missing or 'none'}; unknown keys in it: {unknown or 'none'}"
         )
     wrong = [
         f"{key} {tuple(ours[key].shape)}, not {tuple(expected[key].shape)}"
@@ -149,7 +150,7 @@ def read_checkpoint(
 
 
 def log_unused(source: str | Path | Mapping[str, Any], unused: Sequence[str]) -> None:
-    """Warn of keys of a checkpoint that nothing reads."""
+    """Warn of unused keys of a checkpoint."""
     if unused:
         name = "this state dict" if isinstance(source, Mapping) else str(source)
         more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
@@ -159,12 +160,12 @@ def log_unused(source: str | Path | Mapping[str, Any], unused: Sequence[str]) ->
 
 
 def backbone_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The backbone's weights by the names that its own class gives them; empty where the checkpoint holds the head alone."""
+    """The backbone's weights under the names of its own class; empty if the checkpoint contains only the head."""
     return {key[match.end() :]: value for key, value in state.items() if (match := _BACKBONE.match(key))}
 
 
 def action_token(state: Mapping[str, Any]) -> Tensor | None:
-    """The learned vector (D,) of the action tokens; None where the head reads other hidden states."""
+    """The learned vector (D,) of the action tokens; None if the head reads other hidden states."""
     return next((value for key, value in state.items() if _ACTION_TOKEN.match(key)), None)
 
 

@@ -34,7 +34,7 @@ def why_not(kind: RotationKind, values: np.ndarray) -> str | None:
 
 
 def turn_origin(values: np.ndarray) -> np.ndarray:
-    """(d,) where the range of angles (n, d) begins: -pi or 0, NaN where it is neither."""
+    """(d,) lower end of the range of angles (n, d): -pi or 0, or NaN if it is neither."""
     low, high = values.min(axis=0), values.max(axis=0)
     symmetric = (low >= -pi - TOLERANCE) & (high <= pi + TOLERANCE)
     positive = (low >= -TOLERANCE) & (high <= 2 * pi + TOLERANCE)
@@ -42,7 +42,7 @@ def turn_origin(values: np.ndarray) -> np.ndarray:
 
 
 def mean_rotation(kind: RotationKind, values: np.ndarray) -> np.ndarray:
-    """The rotation nearest to all (n, d); a quaternion's sign plays no part (Markley et al. 2007, "Averaging Quaternions")."""
+    """The mean of rotations (n, d), independent of quaternions' signs (Markley et al. 2007, "Averaging Quaternions")."""
     if kind == "angle":
         return np.arctan2(np.sin(values).mean(axis=0), np.cos(values).mean(axis=0))
     if kind == "axis-angle":
@@ -57,7 +57,7 @@ def mean_rotation(kind: RotationKind, values: np.ndarray) -> np.ndarray:
 
 
 def nearest(kind: RotationKind, values: Tensor, reference: Tensor) -> Tensor:
-    """The one nearest to the reference among the values that stand for the same rotation."""
+    """Of the values that represent the same rotation, the one nearest to the reference."""
     if kind == "quaternion":
         other_side = (values * reference).sum(dim=-1, keepdim=True) < 0
         return torch.where(other_side, -values, values)
@@ -70,7 +70,7 @@ def nearest(kind: RotationKind, values: Tensor, reference: Tensor) -> Tensor:
 
 
 def in_range(kind: RotationKind, values: Tensor, origin: Tensor) -> Tensor:
-    """The same rotation as files write it: of unit length, no longer than pi, or within the file's turn."""
+    """The same rotation in the range of the files: of unit length, no longer than pi, or within one turn from `origin` on."""
     if kind == "quaternion":
         return values / values.norm(dim=-1, keepdim=True).clamp(min=TINY)
     if kind == "angle":
@@ -94,7 +94,7 @@ def code(kind: RotationKind, values: Tensor) -> Tensor:
 
 
 def decode(kind: RotationKind, coded: Tensor, reference: Tensor) -> Tensor:
-    """The inverse of `code` for any numbers: Gram-Schmidt finds the nearest frame, of which the quaternion is taken."""
+    """The inverse of `code`, for any numbers: the frame is orthogonalized by Gram-Schmidt first."""
     if kind == "angle":
         cosines, sines = coded.chunk(2, dim=-1)
         return torch.atan2(sines, cosines)
@@ -113,7 +113,7 @@ def decode(kind: RotationKind, coded: Tensor, reference: Tensor) -> Tensor:
 def _quaternion(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
     """(..., 4) x y z w of the rotation matrix with these columns.
 
-    4 q q^T is linear in the matrix; of its four columns the one with the largest diagonal loses no digits.
+    4 q q^T is linear in the matrix; of its four columns, the one with the largest diagonal entry is numerically most accurate.
     """
     (a, d, g), (b, e, h), (c, f, i) = (column.unbind(dim=-1) for column in (first, second, third))
     products = torch.stack(

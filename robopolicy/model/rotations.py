@@ -51,7 +51,7 @@ class RotationColumns:
     columns: tuple[int, ...]
     kind: RotationKind
     declared: bool = False
-    """Declared: other values are an error; where the name alone suggests the rotation, they are left as they are."""
+    """Whether the rotation was declared: other values are then an error; if not declared, they are left unchanged."""
 
     def learned_width(self, form: RotationForm) -> int:
         """Columns that are learned."""
@@ -67,9 +67,9 @@ class RotationFit:
     reference: np.ndarray
     """(d,) mean rotation, in the file's own representation; 0 in other columns."""
     origin: np.ndarray
-    """(d,) least value of the file's range of angles: -pi or 0 [rad]."""
+    """(d,) lower end of the file's range of angles: -pi or 0 [rad]."""
     known: np.ndarray
-    """(rotations,) bool: False where the values are not such rotations, and are left as they are."""
+    """(rotations,) bool: False where the values are not such rotations and are left unchanged."""
 
 
 def key_rotations(
@@ -93,8 +93,8 @@ def action_rotations(
 ) -> tuple[RotationColumns, ...]:
     """The rotations among the arm columns.
 
-    Where nothing is declared, an absolute end-effector pose of 6 columns ends in a rotation vector (robosuite's
-    `OSC_POSE`), one of 7 in a quaternion. Columns that never change are not learned and not part of the rotation.
+    If none are declared, the last 3 columns of an absolute end-effector pose of 6 columns are a rotation vector (robosuite's
+    `OSC_POSE`), and the last 4 of one of 7 columns a quaternion. Constant columns are not learned and not part of a rotation.
     """
     if form == "none":
         return ()
@@ -142,12 +142,12 @@ class Rotations(nn.Module):
             self.known.copy_(torch.as_tensor(fit.known))
 
     def align(self, values: Tensor) -> Tensor:
-        """(..., d) -> the equal rotations nearest to the reference, columns in their places."""
+        """(..., d) -> the equivalent values nearest to the reference, in the same columns."""
         aligned = values
         for index, part in enumerate(self.parts):
             before = _take(values, part.columns)
             after = nearest(part.kind, before, _take(self.reference, part.columns))
-            if part.kind != "quaternion":  # whose sign a reference of 0 leaves alone
+            if part.kind != "quaternion":  # a reference of 0 does not change a quaternion's sign
                 after = torch.where(self.known[index] > 0, after, before)
             aligned = _put(aligned, part.columns, after)
         return aligned
@@ -187,12 +187,12 @@ class Rotations(nn.Module):
 def fit_rotations(
     rows: Float[np.ndarray, "rows width"], parts: Sequence[RotationColumns], where: str
 ) -> RotationFit | None:
-    """The reference of each rotation; None for one without a reference.
+    """The statistics of the rotations; None if there are no rotations.
 
     Args:
-        rows: of the training split.
-        parts: its rotations.
-        where: start of the message for values that are not such a rotation.
+        rows: rows of the training split.
+        parts: their rotations.
+        where: beginning of messages about values that are not such a rotation.
 
     Raises:
         ValueError: values that were declared a rotation are not one.
@@ -208,7 +208,7 @@ def fit_rotations(
         if reason and part.declared:
             raise ValueError(f"{where}: {reason}; say what it is, or none, in --normalization.rotations")
         if reason:
-            LOG.info("%s: columns %s look like a %s, but %s; left as they are", where, columns, part.kind, reason)
+            LOG.info("%s: columns %s look like a %s, but %s; left unchanged", where, columns, part.kind, reason)
         fit.known[index] = reason is None
         fit.reference[columns] = 0.0 if reason else mean_rotation(part.kind, values)
         if part.kind == "angle":
@@ -217,7 +217,7 @@ def fit_rotations(
 
 
 def _take(values: Tensor, columns: tuple[int, ...]) -> Tensor:
-    """Columns of (..., d); those that lie side by side, as they mostly do, without a copy."""
+    """Columns of (..., d), without a copy if they are adjacent."""
     first, last = columns[0], columns[-1] + 1
     return values[..., first:last] if columns == tuple(range(first, last)) else values[..., list(columns)]
 
@@ -251,7 +251,7 @@ def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tup
             )
         if twice := [column for part in found for column in part.columns if column in columns]:
             raise ValueError(
-                f"--normalization.rotations {text!r}: column {twice[0]} of {key} is of another one already"
+                f"--normalization.rotations {text!r}: column {twice[0]} of {key} already belongs to another rotation"
             )
         found.append(RotationColumns(columns, kind, declared=True))
     return tuple(found)

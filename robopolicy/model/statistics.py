@@ -9,7 +9,7 @@ import torch
 from robopolicy.model.rotations import RotationColumns, RotationFit, RotationForm, Rotations, fit_rotations
 
 CONSTANT_RANGE = 1e-6
-"""A dimension is constant if its range is below this share of its largest magnitude: float32 has 24 bits, 6e-8."""
+"""A dimension is constant if its range is below this fraction of its largest magnitude; the precision of float32 is 6e-8."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Statistics:
         Args:
             rows: the array.
             rotations: which of its dimensions are rotations.
-            form: how they are learned.
-            where: start of the message for values that are not such a rotation.
+            form: form in which they are learned.
+            where: beginning of messages about values that are not such a rotation.
 
         Raises:
             ValueError: there are no rows, a value is not finite, or a declared rotation isn't one.

@@ -3,7 +3,7 @@
 With `history="window"` the output at step t is that of the cell run from zero over the last min(t+1, W) frames. The
 state keeps W staggered rows per episode, row k having seen the last k+1 frames. A tick shifts the rows by one, puts
 a zero state in row 0 and advances all rows in one batched step on the newest frame; the output is the row of
-the episode's age. Rows that reach back beyond the episode's start are never read, so a reset is `age = 0`.
+the episode's age. Rows that include frames before the episode's start are never read, so a reset only sets `age = 0`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class MemoryState:
     history: History
     """The memory's history, which defines the meaning of `tensors`: window, carry or none."""
     age: Int[Tensor, "*batch"]
-    """(*B) frames seen since the episode began, counted up to W; 0 where nothing is remembered."""
+    """(*B) frames since the episode began, counted up to W; 0 before its first frame."""
     tensors: tuple[Tensor, ...]
     """window: hidden (and LSTM's cell) state (layers, *B, W, H), or the transformer's last frames (1, *B, W, P);
     carry: (layers, *B, H); none: empty."""
@@ -38,7 +38,7 @@ class MemoryState:
         return tuple(self.age.shape)
 
     def reset(self, done: Bool[Tensor, "*batch"]) -> "MemoryState":
-        """Forget the episodes where `done` (*B) is True; the others stay as they were, bit for bit."""
+        """Reset the episodes where `done` (*B) is True; the others are unchanged, bit for bit."""
         if done.shape != self.age.shape:
             raise ValueError(
                 f"done has shape {tuple(done.shape)}; this state holds episodes of shape {self.batch_shape}"
@@ -79,12 +79,12 @@ class MemoryState:
 
     @staticmethod
     def concat(states: Sequence["MemoryState"]) -> "MemoryState":
-        """One state out of several, end to end along the batch's first axis."""
+        """One state from several, concatenated along the batch's first axis."""
         return _join(torch.cat, states)
 
     @staticmethod
     def stack(states: Sequence["MemoryState"]) -> "MemoryState":
-        """One state out of several of equal shape, along a new first batch axis."""
+        """One state from several of equal shape, stacked along a new first batch axis."""
         return _join(torch.stack, states)
 
     def state_dict(self) -> dict[str, Shaped[Tensor, "..."]]:
@@ -119,9 +119,8 @@ def shift_in_zero(rows: Tensor, row_axes: int = 1) -> Tensor:
 
 def row_of_age(rows: Tensor, age: Tensor) -> Tensor:
     """The row (*B, H) among rows (*B, W, H) that has seen exactly the last `age` (*B) frames, 1 <= age <= W."""
-    index = (age - 1)[..., None, None].expand(
-        *age.shape, 1, rows.shape[-1]
-    )  # `take_along_dim` would fix B in an exported graph
+    # Not `take_along_dim`, which would fix B in an exported graph.
+    index = (age - 1)[..., None, None].expand(*age.shape, 1, rows.shape[-1])
     return rows.gather(-2, index).squeeze(-2)
 
 

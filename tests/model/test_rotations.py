@@ -164,13 +164,13 @@ def test_what_is_no_rotation_is_refused_if_declared_and_left_alone_if_guessed(ca
         Statistics.of(rows, (declared,), where="obs/pose")
     with caplog.at_level("INFO"):
         guessed = scaled(rows, QUATERNION, "aligned", kind="none")
-    assert "left as they are" in caplog.text
+    assert "left unchanged" in caplog.text
     values = torch.from_numpy(rows)
     torch.testing.assert_close(guessed.normalize(values), values, rtol=0, atol=0)
     torch.testing.assert_close(guessed.unnormalize(values), values, rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"quaternion has 4, name them as pose\[first:last\]"):
         key_rotations("pose", 7, "aligned", {"pose": "quaternion"})
-    with pytest.raises(ValueError, match="column 3 of pose is of another one already"):
+    with pytest.raises(ValueError, match="column 3 of pose already belongs to another rotation"):
         key_rotations("pose", 7, "aligned", {"pose[3:7]": "quaternion", "pose[0:4]": "angle"})
 
 
