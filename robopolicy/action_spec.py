@@ -1,4 +1,4 @@
-"""What the columns of an action row are; nothing here imports torch, as in `robopolicy.types`."""
+"""Describes the columns of an action row; nothing here imports torch, as in `robopolicy.types`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ ActionSpace: TypeAlias = Literal["ee", "joint_position", "joint_velocity", "unkn
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What each column of a demo's action rows is.
+    """Describes each column of a demo's action rows.
 
-    Inside the package, targets are ordered arm first, gripper last; `split` takes a row of the demos apart, and
-    `order` puts one together again. Counts are short for the first columns: `ActionSpec(arm=6, gripper=1)` is columns
-    0-5 and column 6. Index lists describe interleaved layouts, such as ALOHA's 6 + 1 + 6 + 1.
+    Inside the package, action targets are ordered arm first, gripper last; `split` separates the columns of a row, and
+    `order` puts them back. A count is short for the next columns: `ActionSpec(arm=6, gripper=1)` is columns 0-5 and column 6.
+    Index lists describe interleaved layouts, such as ALOHA's 6 + 1 + 6 + 1.
 
     Raises:
-        ValueError: a column is named twice, or a column below the highest one is not named at all.
+        ValueError: a column is named twice, or a column below the highest one is not named.
     """
 
     arm: int | Sequence[int] = 6
@@ -33,7 +33,7 @@ class ActionSpec:
     constant: Mapping[int, float] = field(default_factory=dict)
     """Columns that never change, and their value; it is returned unchanged, not learned."""
     gripper_values: Sequence[tuple[float, float]] = ()
-    """For each gripper column, the values in the demos' units that stand for label 0 and label 1; default (-1, 1)."""
+    """For each gripper column, the values of label 0 and label 1 in the demos' units; default (-1, 1)."""
     continuous_gripper: Sequence[int] = ()
     """Those arm columns that move a gripper."""
     continuous_gripper_values: Sequence[tuple[float, float]] = ()
@@ -44,13 +44,13 @@ class ActionSpec:
     """For a robot of several arms, the columns of each by its name, gripper included; empty: one arm, or joints in
     the robot's own order. Base columns belong to no arm."""
     kind: ActionKind = "unknown"
-    """Whether arm columns are added to the present pose (`delta`) or are the pose itself (`absolute`)."""
+    """Whether arm columns are added to the current pose (`delta`) or are the pose itself (`absolute`)."""
     space: ActionSpace = "unknown"
-    """What the arm columns move: the end effector, or the joints by position or velocity."""
+    """Space of the arm columns: poses of the end effector, joint positions, or joint velocities."""
     units: Sequence[str] = ()
-    """Unit of each arm column, where known; empty otherwise."""
+    """Unit of each arm column; empty if unknown."""
     rate_hz: float | None = None
-    """Actions per second, where known."""
+    """Actions per second; None if unknown."""
 
     def __post_init__(self) -> None:
         arm = _columns(self.arm, start=0)
@@ -115,7 +115,7 @@ class ActionSpec:
 
     @property
     def joint_columns(self) -> tuple[int, ...]:
-        """The arm columns that move an arm: neither a gripper nor a base."""
+        """The arm columns without those of grippers and base."""
         others = {*self.continuous_gripper, *self.base}
         return tuple(column for column in self.arm_columns if column not in others)
 
@@ -128,7 +128,7 @@ class ActionSpec:
 
     @cached_property
     def arm_specs(self) -> "Mapping[str, ActionSpec]":
-        """For each of `arms`, the spec of a row that holds its columns alone, in ascending order."""
+        """For each of `arms`, the spec of a row with only its columns, in ascending order."""
         found = {}
         for name, columns in self.arms.items():
             place = {column: index for index, column in enumerate(sorted(columns))}
@@ -164,7 +164,7 @@ class ActionSpec:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Where each column of a demo's row stands in (arm, gripper, constant) order: `joined[..., order]` is the row."""
+        """Index of each column of a demo's row in the order (arm, gripper, constant): `joined[..., order]` is the row."""
         internal = [*self.arm_columns, *self.gripper_columns, *self.constant]
         return tuple(int(place) for place in np.argsort(internal))
 

@@ -1,7 +1,7 @@
 """The robot's side of `robopolicy serve`: one file that needs numpy, msgpack and websockets, and nothing of ours.
 
-It speaks openpi's wire protocol, so it also talks to an openpi server, and openpi's client to ours. Copy this file
-onto a robot computer if you like; its syntax is Python 3.9's, since robots lag.
+It uses openpi's wire protocol, so it also works with an openpi server, and openpi's client works with our server. The file
+can be copied to a robot computer by itself; its syntax is that of Python 3.9, since robot computers often have old versions.
 
     client = PolicyClient("127.0.0.1", 8000)
     actions = client.infer({"ee_pose": pose, "front": image, "prompt": "lift the red cube"})["actions"]
@@ -24,9 +24,9 @@ from websockets.sync.client import ClientConnection, connect
 logger = logging.getLogger("robopolicy.client")
 
 RESET_KEY = "reset"
-"""Observation key that asks for a fresh memory before this observation."""
+"""Observation key that resets the policy's memory before this observation."""
 ACTIONS_PER_CALL_KEY = "actions_per_call"
-"""Observation key that says how many actions of each reply are executed; the server checks it against the training."""
+"""Observation key with the number of actions that are executed of each reply; the server compares it with the training."""
 
 MAX_CONTAINERS = 256
 MAX_ENTRIES = 256
@@ -36,11 +36,11 @@ SAFE_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 
 
 class ProtocolError(ValueError):
-    """A message is not what the wire protocol allows; the text is fit for the peer."""
+    """A message violates the wire protocol; the error's text may be sent to the peer."""
 
 
 class PolicyServerError(RuntimeError):
-    """The server refused an observation or failed on it; the text is the server's."""
+    """The server refused an observation or failed on it; the error's text is from the server."""
 
 
 def pack(message: Any) -> bytes:
@@ -58,13 +58,13 @@ def pack(message: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """The message in `data`, with arrays read-only views of it; safe for bytes from anyone.
+    """The message in `data`, with arrays as read-only views of it; safe for untrusted bytes.
 
-    At most 256 maps and lists of at most 256 entries each, text up to 16 kB, arrays of kinds b i u f with up to 8
-    axes whose shape accounts for every byte. Memory is bounded by the size of `data`: cap that before calling.
+    Accepted are at most 256 maps and lists of at most 256 entries each, text up to 16 kB, and arrays of kinds b i u f with up
+    to 8 axes whose size is that of their shape. Memory is bounded by the size of `data`: limit that before calling.
 
     Raises:
-        ProtocolError: anything else.
+        ProtocolError: `data` is something else.
     """
     containers = 0
 
@@ -93,15 +93,14 @@ def unpack(data: bytes) -> Any:
 
 
 class PolicyClient:
-    """A policy on a server, used as if it were local.
+    """A policy on a server, used like a local one.
 
-    The policy's memory lives in the connection: a reconnect begins a new episode, and so does the first `infer` after
-    `reset()`. One observation is in flight at a time; the object is for one thread.
+    The policy's memory belongs to the connection: a reconnect begins a new episode, and so does the first `infer` after
+    `reset()`. One observation is in flight at a time; the object is not thread-safe.
 
     Attributes:
-        metadata: what the server sent when the connection opened: `observation` {key: {shape, dtype}}, action spec,
-            rates.
-        reconnects: connections opened after the first; each of them emptied the policy's memory.
+        metadata: sent by the server when the connection was opened: `observation` {key: {shape, dtype}}, action spec, rates.
+        reconnects: number of connections after the first; each of them began with an empty memory.
     """
 
     def __init__(
@@ -119,11 +118,11 @@ class PolicyClient:
 
         Args:
             host: a name or address, or a whole `ws://` or `wss://` address.
-            port: its port; None leaves it to the address.
+            port: its port; None: that of the address.
             api_key: sent as `Authorization: Api-Key <key>`.
-            timeout_s: how long one answer may take [s].
-            connect_timeout_s: how long to keep trying to connect, with growing pauses [s].
-            max_reply_bytes: a longer reply closes the connection.
+            timeout_s: time limit for one reply [s].
+            connect_timeout_s: time limit for connecting, which is tried repeatedly with growing pauses [s].
+            max_reply_bytes: a longer reply closes the connection [bytes].
             tls: certificates to trust, for `wss://`; default: the system's.
 
         Raises:
@@ -151,15 +150,15 @@ class PolicyClient:
         self._connected()
 
     def infer(self, obs: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one observation: `actions` (K, width) in the demos' units, and timings [ms].
+        """The reply to one observation: `actions` (K, width) in the demos' units, and timings [ms].
 
-        A connection found lost is opened again and the observation sent once more; the policy's memory then begins with
-        it, `reconnects` has grown, and a warning is logged.
+        If the connection was lost, it is opened again and the observation is sent once more. The policy's memory then begins
+        with this observation, `reconnects` is increased, and a warning is logged.
 
         Raises:
             PolicyServerError: the server refused the observation; the next call opens a new connection.
-            TimeoutError: no answer within `timeout_s`; likewise.
-            ConnectionError: the server is gone and didn't come back within `connect_timeout_s`.
+            TimeoutError: no reply within `timeout_s`; the next call opens a new connection.
+            ConnectionError: the server could not be reached again within `connect_timeout_s`.
         """
         if self._reset_next:
             obs = self._with_reset(obs)
@@ -210,7 +209,7 @@ class PolicyClient:
             connection.send(message)
             return connection.recv(timeout=self._timeout_s)
         except TimeoutError:
-            self.close()  # a late answer must not be taken for the next one
+            self.close()  # a late reply must not be taken for the next one
             raise TimeoutError(f"no answer from {self._uri} within {self._timeout_s} s") from None
 
     def _connected(self) -> ClientConnection:
@@ -230,7 +229,7 @@ class PolicyClient:
                 self.metadata = unpack(connection.recv(timeout=self._timeout_s))
                 return connection
             except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError, AssertionError) as error:
-                # AssertionError: the library's own, where the other end greets before it is asked
+                # AssertionError: raised by the library if the other end sends data before the handshake
                 self._stack.close()
                 _raise_if_refused(error, self._uri)
                 if time.monotonic() + pause_s > deadline_s:
@@ -241,10 +240,10 @@ class PolicyClient:
 
 
 class ChunkBroker:
-    """One action at a time from a policy that answers in chunks: asks again after `replan_every` actions.
+    """Single actions from a policy that returns chunks: requests a new chunk after `replan_every` actions.
 
-    The policy then sees every `replan_every`-th frame, so it must be trained with that frame stride, or a multiple of it:
-    a robopolicy server keeps a memory for each frame in between.
+    The policy then sees every `replan_every`-th frame, so it must be trained with that frame stride or a multiple of it, in
+    which case a robopolicy server keeps several interleaved memories.
     """
 
     def __init__(self, client: PolicyClient, replan_every: int = 1) -> None:
@@ -263,14 +262,14 @@ class ChunkBroker:
         self._actions: list[np.ndarray] = []
 
     def infer(self, obs: Mapping[str, Any]) -> np.ndarray:
-        """The action (width,) for this moment; `obs` is sent only when a new chunk is needed."""
+        """The action (width,) for the current step; `obs` is sent only if a new chunk is needed."""
         if not self._actions:
             spacing = {ACTIONS_PER_CALL_KEY: self._replan_every} if self._announces else {}
             self._actions = list(self._client.infer({**obs, **spacing})["actions"][: self._replan_every])
         return self._actions.pop(0)
 
     def reset(self) -> None:
-        """Begin a new episode: what is left of the present chunk is dropped."""
+        """Begin a new episode: the rest of the current chunk is dropped."""
         self._actions = []
         self._client.reset()
 
@@ -317,7 +316,7 @@ def _array(data: Any, dtype: np.dtype, shape: Any) -> np.ndarray:
         size *= length
     if size != len(data):
         raise ProtocolError(f"an array's shape and dtype ask for {min(size, 2**63)} bytes; it has {len(data)}")
-    if dtype.kind == "b":  # any byte but 0 and 1 is no boolean to NumPy
+    if dtype.kind == "b":  # NumPy booleans must be the byte 0 or 1
         return (np.frombuffer(data, np.uint8) != 0).reshape(shape)
     return np.frombuffer(data, dtype).reshape(shape)
 

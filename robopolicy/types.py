@@ -1,4 +1,4 @@
-"""The values that the parts of robopolicy exchange, checked when they are made.
+"""The values that the parts of robopolicy exchange, checked when they are created.
 
 Legend of axes, used in every shape annotation of the package:
 
@@ -9,7 +9,7 @@ Legend of axes, used in every shape annotation of the package:
     chunk    K   actions predicted per frame      arm A, gripper G   action dimensions
     time     T   steps of one demo                layers   L   layers of the memory
 
-Nothing here imports torch: the client and the exported runtime use these values on robots that have none.
+Nothing here imports torch: the client and the exported runtime use these values on robot computers without torch.
 """
 
 import json
@@ -66,7 +66,7 @@ class ArraySpec:
         sizes = [size for size in self.shape if isinstance(size, int | np.integer) and size >= 0]
         if len(sizes) != len(self.shape) or not isinstance(self.dtype, str):
             raise ValueError(
-                f"shape {self.shape} of type {self.dtype!r}; expected whole numbers and the name of a type"
+                f"shape {self.shape} of type {self.dtype!r}; expected a shape of whole numbers and the name of a type"
             )
 
     @property
@@ -76,19 +76,19 @@ class ArraySpec:
 
     @property
     def width(self) -> int:
-        """Numbers in one entry."""
+        """Number of values in one entry."""
         return int(np.prod(self.shape))
 
     def checked(self, array: np.ndarray, name: str, batch: tuple[int, ...] = ()) -> np.ndarray:
-        """The array, as float32 unless it is an image, once its type and shape are found right and its values finite.
+        """The array, as float32 unless it is an image, after a check of type, shape and values.
 
         Args:
             array: (*batch, *shape).
-            name: what it is called in an error.
+            name: its name in error messages.
             batch: its leading axes.
 
         Raises:
-            ValueError: with what was found and expected.
+            ValueError: the type or the shape is wrong, or a value is not finite.
         """
         if self.is_image and array.dtype != np.uint8:
             raise ValueError(f"{name} has type {array.dtype}; expected uint8 images, 0 to 255")
@@ -104,14 +104,14 @@ class ArraySpec:
 
 
 STEP_ARRAYS = ("executed_actions", "rewards", "dones", "states", "tokens")
-"""Arrays with one row per step that a demo may have beside its actions and observations."""
+"""Arrays with one row per step that a demo may have in addition to actions and observations."""
 
 
 def require_rows(arrays: Mapping[str, Array], where: str) -> None:
-    """Refuse arrays (or HDF5 datasets) of a demo that have not one row for each of its actions (T, width), T > 0.
+    """Refuse arrays (or HDF5 datasets) of a demo that do not have one row per step; `actions` (T, width) define T > 0.
 
     Raises:
-        DemoFormatError: the message begins with `where`.
+        DemoFormatError: the number of rows differs, or there are no steps; the message begins with `where`.
     """
     shape = arrays["actions"].shape
     if len(shape) != 2:
@@ -137,23 +137,23 @@ class Demo:
     obs: Mapping[str, np.ndarray]
     """Per key (T, ...): low-dimensional keys float, images uint8 (T, height, width, 3), right way up."""
     actions: np.ndarray
-    """(T, width): the label at each step, columns as the ActionSpec says."""
+    """(T, width): the label at each step, in the columns of the ActionSpec."""
     instruction: str | None = None
     """The demonstrator's instruction; None if the demo has none."""
     executed_actions: np.ndarray | None = None
-    """(T, width): what was really sent to the robot where noise was added to the label; replays the demo."""
+    """(T, width): the actions that were executed, if noise was added to the labels; a replay uses these."""
     rewards: np.ndarray | None = None
     """(T,): the reward of the state after the step."""
     dones: np.ndarray | None = None
     """(T,): True where the episode ended after the step."""
     states: np.ndarray | None = None
-    """(T, n): full simulator state before each action, where recorded."""
+    """(T, n): full simulator state before each action, if recorded."""
     tokens: np.ndarray | None = None
-    """(T, N, D) tokens encoded ahead of time, where recorded."""
+    """(T, N, D) tokens encoded ahead of time, if recorded."""
     seed: int | None = None
-    """Seed of the episode in the simulator, where it came from one."""
+    """Seed of the episode, if it was recorded in a simulator."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else the file says of this demo."""
+    """All other attributes of the demo in the file."""
 
     def __post_init__(self) -> None:
         optional = {key: getattr(self, key) for key in STEP_ARRAYS if getattr(self, key) is not None}
@@ -166,15 +166,15 @@ class Demo:
 
 @dataclass(frozen=True)
 class Batch:
-    """Segments of S frames drawn from the demos: what the data loader gives and the policy is trained on.
+    """Segments of S frames sampled from the demos, as the data loader yields them for training.
 
-    With S = W a segment is one window; a longer segment holds S - W + 1 windows, which share its encoded frames.
+    With S = W a segment is one window; a longer segment contains S - W + 1 windows, which share its encoded frames.
     """
 
     obs: Mapping[str, Array]
-    """Per key (B, S, ...): images uint8, low-dimensional keys float32, in the demos' own units; also target keys."""
+    """Per key (B, S, ...): images uint8, low-dimensional keys float32, in the demos' own units; privileged keys too."""
     instruction_id: Array
-    """(B,) int64: which of `instructions` each segment was demonstrated for; -1 where the demo carries none."""
+    """(B,) int64: index in `instructions` of each segment's instruction; -1 if its demo has none."""
     instructions: tuple[str, ...]
     """All instructions of the data set."""
     target: Array
@@ -182,21 +182,21 @@ class Batch:
     action_valid: Array
     """(B, S, K): True where the target is an action of the demo, False beyond its end."""
     frame_valid: Array
-    """(B, S): True where the frame is one of the demo, False beyond its end."""
+    """(B, S): True where the frame is part of the demo, False beyond its end."""
     episode_start: Array | None = None
-    """(B,): True where the segment begins its episode; for truncated BPTT."""
+    """(B,): True where the segment is the first of its episode; for truncated BPTT."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The K actions predicted at each frame, decoded: what every action head gives, whatever it learns inside."""
+    """The K actions predicted at each frame: the decoded output of every action head."""
 
     arm: Array
     """(*B, W, K, A), or (*B, K, A) from a single step; in [-1, 1]."""
     gripper_logit: Array
     """(*B, W, K, G), or (*B, K, G); closed (label 1) where positive."""
     hidden: Array | None = None
-    """(*B, W, H): the memory's output that was decoded; the action head's losses are computed from it."""
+    """(*B, W, H): the memory's output from which they were decoded; the action head's losses are computed from it."""
 
 
 @dataclass(frozen=True)
@@ -213,16 +213,16 @@ class Observation:
 
 @dataclass(frozen=True)
 class Command:
-    """What is sent to a robot's joints, grippers and base at one instant."""
+    """Targets for a robot's joints, grippers and base at one instant."""
 
     joint_position_rad: np.ndarray
     """(joints,) target angles [rad]."""
     gripper_opening_m: Array
-    """(grippers,) distance between the fingers of each [m]; nan leaves them as they are. A number stands for one gripper."""
+    """(grippers,) distance between the fingers of each [m]; NaN: unchanged. A single number is accepted for one gripper."""
     stamp_s: float
-    """When it is meant to hold, on the control loop's clock [s]."""
+    """Time for which the targets are meant, on the control loop's clock [s]."""
     base_velocity: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """(base,) velocities of a mobile base in the order of the profile's `base_velocity` [m/s, rad/s]; mostly empty."""
+    """(base,) velocities of a mobile base in the order of the profile's `base_velocity` [m/s, rad/s]; empty without a base."""
 
     def __post_init__(self) -> None:
         openings = np.atleast_1d(np.asarray(self.gripper_opening_m, np.float64))
@@ -236,20 +236,20 @@ class Prediction:
     actions: Array
     """(*B, K, width): action rows in the demos' units and column order."""
     gripper_logit: Array | None = None
-    """(*B, K, G): label 1 where positive; None where the policy doesn't give logits."""
+    """(*B, K, G): label 1 where positive; None if the policy does not provide logits."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The actions already planned when a chunk is predicted: those that it begins with, and those that it should agree with."""
+    """The planned actions when a chunk is predicted: the chunk begins with the first ones and should agree with the others."""
 
     actions: Array
-    """(*B, k, width) action rows of the control steps from the observation on; NaN where an episode has none."""
+    """(*B, k, width) action rows of the control steps from the observation on; NaN if an episode has no plan there."""
     frozen: int | None = None
-    """First rows, which the chunk begins with exactly; an action head that can be guided agrees with those after them,
-    with a weight that decreases over the chunk. None: all rows."""
+    """Number of first rows with which the chunk begins exactly; None: all. An action head that supports guidance is guided
+    towards the rows after them, with a weight that decreases over the chunk."""
     best_of: int = 1
-    """How many chunks are drawn; the one nearest to `actions` is returned (backward coherence, arXiv 2408.17355)."""
+    """Number of chunks that are sampled; the one nearest to `actions` is returned (backward coherence, arXiv 2408.17355)."""
 
 
 @dataclass(frozen=True)
@@ -265,21 +265,21 @@ class PolicySpec:
     window: int
     """W, frames of memory."""
     history: str = "window"
-    """window (the last W frames), carry (the whole episode) or none (the present frame)."""
+    """window (the last W frames), carry (the whole episode) or none (the current frame)."""
     instruction: bool = False
     """Whether it reads an instruction."""
     frame_stride: int = 1
     """Control steps between two frames of its memory."""
     control_dt: float | None = None
-    """Seconds between two actions, where known."""
+    """Seconds between two actions, if known."""
     samples: bool = False
     """Whether its chunks depend on a generator."""
     prefix: int = 0
     """Longest prefix of committed actions that it continues; 0: none."""
     execution: Mapping[str, Any] = field(default_factory=dict)
-    """Execution options that it was trained for, such as `replan_every`; empty where unknown."""
+    """Execution options that it was trained for, such as `replan_every`; empty if unknown."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Task, versions and the like: only what may be shown to a stranger (no path, no seed)."""
+    """Task, versions and similar facts; only those that may be published (no path, no seed)."""
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -304,7 +304,7 @@ class PolicySpec:
 
 @runtime_checkable
 class Policy(Protocol):
-    """The one contract of everything that acts: a trained policy, an exported one, one behind a server, several together.
+    """The interface of every policy: trained, exported, behind a server, or several together.
 
     The state of running episodes is a value that the caller holds; it has `reset(done) -> state`, with `done` bool (*B).
     """
@@ -323,10 +323,9 @@ class Policy(Protocol):
 
         Args:
             observation: key -> array (*B, ...), and `instruction`: a string, one per entry of the batch, or None.
-            state: of the episodes so far, from `initial_state` or the last call.
-            generator: source of noise of a policy that samples; None: its most likely chunk.
-            prefix: a `Prefix`, or actions (*B, k, width) that the chunk begins with exactly, for policies that continue
-                them.
+            state: state of the episodes so far, from `initial_state` or the last call.
+            generator: generator for a policy that samples; None: return its most likely chunk.
+            prefix: a `Prefix`, or actions (*B, k, width) with which the chunk begins exactly, for policies that support it.
         """
         ...
 

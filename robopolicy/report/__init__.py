@@ -1,4 +1,4 @@
-"""Numbers -> self-contained HTML pages: one evaluation, or runs side by side; and demos as videos."""
+"""Self-contained HTML pages about one evaluation or several runs, and videos of demos."""
 
 from robopolicy.report.comparison import write_comparison
 from robopolicy.report.evaluation import write_evaluation_report, write_side_by_side

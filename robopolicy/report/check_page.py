@@ -1,4 +1,4 @@
-"""A check's report as one HTML page: the facts, a histogram of each action column, contact sheets of the cameras."""
+"""The report of `robopolicy check` as an HTML page: facts, a histogram of each action column, contact sheets of the cameras."""
 
 from collections.abc import Sequence
 from html import escape
@@ -54,7 +54,7 @@ def _histograms(report: FileReport) -> str:
 
 
 def _sheets(report: FileReport) -> str:
-    """For each camera a row of images for each of a few demos."""
+    """For each camera, a row of images from each of a few demos."""
     parts: list[str] = []
     for camera, demos in report.sheet.items():
         step = -(-demos[0].shape[1] // IMAGE_PX)

@@ -52,7 +52,7 @@ def _evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _named_evaluations(run: Path) -> list[tuple[str, dict[str, Any]]]:
-    """A run's only evaluation has the run's name; of several, each also has that of its file."""
+    """(name, evaluation) pairs; a run's only evaluation is named after the run, several also after their files."""
     found = _evaluations(run)
     if len(found) == 1:
         return [(str(run), found[0][1])]
@@ -93,9 +93,9 @@ def _instructions(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _training_seeds(runs: Sequence[Path]) -> str:
-    """Runs whose configs differ only in their seed, summarized in one number, and the first such group against the others.
+    """A table with the mean of each group of runs whose configs differ only in their seed, and differences to the first group.
 
-    Each run's newest evaluation of a task counts, on the seeds that all runs share.
+    For each task, the newest evaluation of each run is used, on the seeds that all runs share.
     """
     newest = {str(run): {values["task"]: values for _, values in _evaluations(run)} for run in runs}
     groups = group_runs({str(run): config_values(run) for run in runs})
@@ -123,7 +123,7 @@ def _training_seeds(runs: Sequence[Path]) -> str:
     if len(runs) < 2 or not rows:
         return ""
     head = ("config", "task", "runs", "mean", "std over runs", "95 % interval", "each run", "minus the first")
-    note = "<p>Intervals count training runs and episodes (bootstrap over both). Differences are on shared seeds.</p>"
+    note = "<p>Intervals account for training runs and episodes (bootstrap over both). Differences are on shared seeds.</p>"
     return f"<h2>Training seeds</h2>{table(head, rows, numbers_from=2)}{note}"
 
 
@@ -178,7 +178,7 @@ def _kept(found: Mapping[str, Any]) -> str:
 
 
 def _curves(runs: Sequence[Path], metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """A plot of each loss, of the success while training and of practice; training seeds are thin lines behind their mean."""
+    """Plots of each loss, of the success during training and of `improve`; training seeds are thin lines behind their mean."""
     groups = group_runs({run: config_values(run) for run in map(str, runs) if run in metrics})
     rows = [row for found in metrics.values() for split in ("train", "valid") for row in found.get(split, ())]
     plots = []
@@ -208,14 +208,14 @@ def _series(
     suffix: str = "",
     positive: bool = False,
 ) -> list[Series]:
-    """One figure of each config, a color for each; the mean of its runs is over the steps that all of them have.
+    """One figure over the steps for each config, in its own color; means of runs are over the steps that all of them have.
 
     Args:
         groups: the runs of each config.
         metrics: `metrics.json` by run.
-        split: its list of rows.
-        key: the figure, in rows that have it.
-        suffix: of the names in the legend.
+        split: name of the list of rows in it.
+        key: name of the figure; rows without it are skipped.
+        suffix: appended to the names in the legend.
         positive: leave out values that a logarithmic axis can't show.
     """
     series = []
@@ -239,7 +239,7 @@ def _series(
 
 
 def _rounds(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A plot of each dagger run's success over the steps that its expert has labeled."""
+    """A plot of each `dagger` run's success over the number of labeled steps."""
     series = []
     for place, (run, rows) in enumerate(runs.items()):
         labeled = accumulate(float(row.get("labeled_steps", 0)) for row in rows)

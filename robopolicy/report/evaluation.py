@@ -21,10 +21,10 @@ def write_evaluation_report(
     """Write `report.html` with the figures of one evaluation, and mp4 videos of successes and failures beside it.
 
     Args:
-        folder: Made if missing.
+        folder: folder of the page; created if missing.
         result: `Evaluation.to_dict()`.
-        episodes: Recorded episodes (`rollout.episodes.Episode`) whose demos hold images.
-        videos: How many successes and how many failures to show.
+        episodes: recorded episodes (`rollout.episodes.Episode`) whose demos hold images.
+        videos: number of successes, and of failures, to show.
         fps: images per second of the videos.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def _lengths(outcomes: Sequence[Mapping[str, Any]], control_dt: float) -> str:
 
 
 def _faults(faults: Mapping[str, Sequence[int]]) -> str:
-    """Episodes that failed because the simulator broke, whatever the policy did."""
+    """Episodes that failed because of a fault of the simulator."""
     if not faults:
         return ""
     rows = [(fault, len(seeds), ", ".join(map(str, seeds))) for fault, seeds in faults.items()]
@@ -94,7 +94,7 @@ def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> li
 
 
 def _video(images: np.ndarray, path: Path, caption: str, fps: float) -> str:
-    """A video beside the page, and within it."""
+    """A video, written beside the page and embedded in it."""
     data = base64.b64encode(write_video(images, path, fps).read_bytes()).decode()
     video = f"<video controls loop muted autoplay playsinline src='data:video/mp4;base64,{data}'></video>"
     return f"<figure>{video}<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -105,19 +105,20 @@ def write_side_by_side(
 ) -> Path:
     """Write `report.html` with several policies on the same seeds, and videos of the same seed beside each other.
 
-    Episodes are sorted by who solved them; those on which the policies differ come first.
+    Seeds are grouped by the policies that solved them; those on which the policies differ come first.
 
     Args:
-        folder: Made if missing.
+        folder: folder of the page; created if missing.
         runs: name -> (`Evaluation.to_dict()`, recorded episodes), of one task and the same seeds.
-        videos: how many seeds to show of each kind.
+        videos: number of seeds to show of each group.
         fps: images per second of the videos.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = {name: result for name, (result, _) in runs.items()}
-    plot = interval_plot(
-        {f"{name}: {_rate(each)}": (each["success_rate"], each["interval"]) for name, each in results.items()}
-    )
+    rows = {}
+    for name, each in results.items():
+        rate = f"{each['successes']} / {each['episodes']} = {percent(each['success_rate'])}"
+        rows[f"{name}: {rate}"] = (each["success_rate"], each["interval"])
     instructions = success_table({name: result["per_instruction"] for name, result in results.items()})
     by_seed = {name: {episode.seed: episode for episode in episodes} for name, (_, episodes) in runs.items()}
     shared = sorted(set.intersection(*(set(found) for found in by_seed.values())))
@@ -140,11 +141,7 @@ def write_side_by_side(
         parts.append(f"<h2>Solved by {html.escape(who)}: {len(seeds)} seeds</h2>{''.join(figures)}")
     order = f"<p>In each video, from left to right: {html.escape(', '.join(runs))}.</p>" if videos else ""
     title = f"{next(iter(results.values()))['task']}: {len(runs)} policies on the same seeds"
-    return write_page(folder / "report.html", title, [plot, instructions, order, *parts])
-
-
-def _rate(result: Mapping[str, Any]) -> str:
-    return f"{result['successes']} / {result['episodes']} = {percent(result['success_rate'])}"
+    return write_page(folder / "report.html", title, [interval_plot(rows), instructions, order, *parts])
 
 
 def _is_filmed(episode: Any) -> bool:

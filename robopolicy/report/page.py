@@ -1,4 +1,4 @@
-"""The parts of every page: style, tables, and writing a file whole."""
+"""Common parts of all pages: style, tables, figures, and writing the file."""
 
 import base64
 import html
@@ -55,7 +55,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: i
 
 
 def image_figure(image: np.ndarray, caption: str, width: int | None = None) -> str:
-    """An image (height, width, 3) uint8 within the page, over its caption; `width` is that on the page [pixels]."""
+    """An image (height, width, 3) uint8 embedded in the page, with a caption; `width` is its width on the page [pixels]."""
     data, text = base64.b64encode(encode_png(image)).decode(), html.escape(caption)
     size = "" if width is None else f" width={width}"
     return (
@@ -64,7 +64,7 @@ def image_figure(image: np.ndarray, caption: str, width: int | None = None) -> s
 
 
 def percent(share: float) -> str:
-    """A share in whole percent."""
+    """A fraction in whole percent."""
     return f"{100 * share:.0f} %"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 COLORS = tuple(f"var(--c{place})" for place in range(6))
 """Colours that the page's style defines, for light and dark."""
 LEFT, TOP, BOTTOM, SIDE = 50, 10, 36, 16
-"""Room for the labels of the axes, and beside a whole drawing [pixels]."""
+"""Margins for the labels of the axes, and around a whole drawing [pixels]."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Series:
     color: str = COLORS[0]
     dashed: bool = False
     thin: bool = False
-    """One of several behind another: drawn thin and pale, and left out of the legend."""
+    """Draw it thin and pale, as one of several lines behind their mean, and leave it out of the legend."""
 
 
 def line_plot(series: Sequence[Series], x_label: str, log: bool, width: int = 520, height: int = 200) -> str:
@@ -61,7 +61,7 @@ def line_plot(series: Sequence[Series], x_label: str, log: bool, width: int = 52
 
 
 def interval_plot(rows: Mapping[str, tuple[float, Sequence[float]]], width: int = 420) -> str:
-    """Success rates with their intervals, one below the other on an axis of 0 to 100 %, each under its name."""
+    """Success rates with their intervals, one below the other on an axis from 0 to 100 %, each with its name above."""
     parts, height = [], 40 * len(rows)
     for tick in range(0, 101, 25):
         x = width * tick / 100
@@ -83,7 +83,7 @@ def histogram(
     width: int = 480,
     height: int = 140,
 ) -> str:
-    """How many of the values lie between each two edges; without edges, how often each whole number occurs, in 30 bars."""
+    """A histogram of the values with these bin edges; without edges, of whole numbers in at most 30 bars."""
     if edges is None:
         low, high = int(min(values)), int(max(values))
         step = max(1, -(-(high - low + 1) // 30))
@@ -110,7 +110,7 @@ def _svg(parts: Sequence[str], width: int, height: int) -> str:
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    """0 and the values, at least some distance apart."""
+    """Range that contains 0 and the values; not empty."""
     low, high = min(0.0, *values), max(0.0, *values)
     return low, high if high > low else low + 1.0
 
@@ -125,7 +125,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
-    """1, 2 and 5 of each power of ten around the values; powers of ten alone if that would be too many."""
+    """1, 2 and 5 times each power of ten around the values; only powers of ten if that would be too many."""
     first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
     inside = [i for i, tick in enumerate(ticks) if min(values) <= tick <= max(values)]

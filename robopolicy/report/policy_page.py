@@ -15,10 +15,11 @@ from robopolicy.report.plots import COLORS, Series, line_plot
 from robopolicy.types import TOKENS_KEY, Demo, Policy
 
 SHOWN = 6
-"""Frames of which the maps are drawn, and chunks in each plot times two."""
+"""Number of frames with maps; each plot shows up to twice as many chunks."""
 CELLS = 8
-"""Rows and columns of squares that are covered one after another."""
+"""Rows and columns of the squares that are covered one after another."""
 GLOW = np.array([255.0, 150.0, 30.0])
+"""Color of highlighted places (red, green, blue)."""
 
 
 @dataclass(frozen=True)
@@ -26,29 +27,29 @@ class Seen:
     """A policy's outputs on one demo."""
 
     steps: np.ndarray
-    """(frames,) int, steps of the demo at which the policy saw a frame."""
+    """(frames,) int, steps of the demo whose frames the policy read."""
     chunks: np.ndarray
     """(frames, K, width), the actions predicted from each of them, in the demos' units."""
     maps: Mapping[str, Mapping[int, np.ndarray]]
-    """Camera -> step -> (rows, columns), how much each place counts, 0 to 1."""
+    """Camera -> step -> (rows, columns), influence of each place on the prediction, 0 to 1."""
     by_attention: bool
     """Whether the maps are the encoder's own attention; else the change of the chunk when a square is covered."""
     tokens: Mapping[int, np.ndarray]
-    """Step -> (N,), how far the chunk moves without each of the demo's tokens, relative to the largest of the step; empty for
-    a policy that reads no tokens."""
+    """Step -> (N,), change of the chunk without each of the demo's tokens, relative to the largest one of the step; empty for a
+    policy that reads no tokens."""
 
 
 def write_policy_page(policy: Policy, demo: Demo, out: Path, title: str) -> Path:
     """Write one HTML page: maps over the images, and each action column as predicted and as demonstrated.
 
     Args:
-        policy: it sees the demo's observations, one after another, and its actions never.
-        demo: with the keys that the policy reads.
-        out: the page.
-        title: whose policy, and which demo.
+        policy: the policy; it reads the demo's observations, not its actions.
+        demo: a demo with the keys that the policy reads.
+        out: path of the page.
+        title: title of the page.
 
     Raises:
-        KeyError, ValueError: the demo's keys are not those that the policy reads.
+        KeyError, ValueError: a key that the policy reads is missing, or has another shape.
     """
     seen = look(policy, demo)
     return write_page(
@@ -87,7 +88,7 @@ def look(policy: Policy, demo: Demo) -> Seen:
 
 
 def _attention(policy: Policy, frame: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The encoder's own maps; empty where it has none."""
+    """The encoder's own attention maps; empty if it has none."""
     if not isinstance(policy, ChunkPolicy):
         return {}
     obs = {key: torch.as_tensor(frame[key], device=policy.device) for key in policy.obs}
@@ -97,7 +98,7 @@ def _attention(policy: Policy, frame: Mapping[str, Any]) -> dict[str, np.ndarray
 
 
 def _left_out(policy: ChunkPolicy, frame: Mapping[str, Any], state: Any, chunk: np.ndarray) -> np.ndarray:
-    """How far the chunk moves without each of the demo's tokens (N,), whichever pooling reads them; the largest is 1."""
+    """Change of the chunk without each of the demo's tokens (N,), for any pooling; the largest is 1."""
     obs = {key: torch.as_tensor(frame[key], device=policy.device) for key in policy.obs}
     encoding = policy.encode(obs, policy.instruction_text(frame["instruction"], (1,)))
     count = frame[TOKENS_KEY].shape[-2]  # an encoder appends its own tokens after these
@@ -114,7 +115,7 @@ def _left_out(policy: ChunkPolicy, frame: Mapping[str, Any], state: Any, chunk: 
 
 
 def _occlusion(policy: Policy, frame: Mapping[str, Any], state: Any, chunk: np.ndarray) -> dict[str, np.ndarray]:
-    """How far the chunk moves when one square of an image is covered with the image's mean color."""
+    """Change of the chunk if one square of an image is covered with the image's mean color."""
     spread = np.maximum(np.abs(chunk).max(axis=0), 1e-6)
     many = {key: np.repeat(value, CELLS**2, axis=0) for key, value in frame.items() if key != "instruction"}
     states, found = type(state).concat([state] * CELLS**2), {}
@@ -172,7 +173,7 @@ def glowing(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     rows = np.arange(height) * weights.shape[0] // height
     columns = np.arange(width) * weights.shape[1] // width
-    amount = np.sqrt(weights[rows][:, columns, None])  # so that a second place can be seen beside the first
+    amount = np.sqrt(weights[rows][:, columns, None])  # the root makes places with a lower weight visible
     colored = np.broadcast_to(image[..., :3], (height, width, 3)).astype(float)
     gray = 0.55 * colored.mean(axis=-1, keepdims=True)
     lit = 0.65 * colored + 0.35 * GLOW
@@ -180,7 +181,7 @@ def glowing(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _errors(demo: Demo, seen: Seen) -> str:
-    """Mean absolute error of each column, of the first action and of the whole chunk, beside the column's own spread."""
+    """A table with the mean absolute error of each column, for the first action and the whole chunk, and its deviation."""
     ahead = seen.chunks.shape[1]
     wanted = np.full((len(seen.steps), ahead, demo.actions.shape[1]), np.nan)
     for place, step in enumerate(seen.steps):
@@ -196,7 +197,7 @@ def _errors(demo: Demo, seen: Seen) -> str:
 
 
 def _chunks(policy: Policy, demo: Demo, seen: Seen) -> str:
-    """A plot of each column: the demo's actions, and chunks from frames along it, each where its actions would be executed."""
+    """A plot of each column: the demo's actions, and predicted chunks at the steps where they would be executed."""
     every = max(1, -(-len(seen.steps) // (2 * SHOWN)))
     spec, plots = policy.spec.action, []
     for column in range(demo.actions.shape[1]):

@@ -1,13 +1,13 @@
-"""What every operator promises the control loop, one check per promise.
+"""The conformance kit of operators, one check for each requirement of the control loop.
 
 from robopolicy.testing.operator import CHECKS
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_my_operator_keeps_the_contract(check):
-context = OperatorContext(read_profile("panda"), ActionSpec(arm=6, gripper=1, kind="delta", space="ee"), 0.05)
-operator = MyOperator(context)  # yours, not touched yet
-check(operator, context, take_over=operator.device.press_the_button)
-operator.close()
+    context = OperatorContext(read_profile("panda"), ActionSpec(arm=6, gripper=1, kind="delta", space="ee"), 0.05)
+    operator = MyOperator(context)  # its device is not touched yet
+    check(operator, context, take_over=operator.device.press_the_button)
+    operator.close()
 """
 
 import statistics

@@ -99,7 +99,7 @@ def test_training_weights_of_low_precision_is_warned_of(tiny_demos, tmp_path, ca
     """Guards against: a fine-tuning whose steps are smaller than what bfloat16 can hold."""
     config = finetune_config(tiny_demos, save_backbone("clip", tmp_path / "model"))
     train(config.change({"encoder.dtype": "bfloat16", "training.max_steps": 1}), tmp_path / "run")
-    assert "has bfloat16 weights, of which small steps are lost in rounding" in caplog.text
+    assert "has bfloat16 weights, in which small updates are lost to rounding" in caplog.text
 
 
 KILLED = """

@@ -131,7 +131,7 @@ def test_the_config_overrides_columns(rows):
         choose_action_spec([reader], rows, DataConfig(gripper=(2,)))
     with pytest.raises(ConfigError, match=r"names column 7; actions have columns 0 .. 6"):
         choose_action_spec([reader], rows, DataConfig(gripper=(7,)))
-    with pytest.raises(ConfigError, match=r"--data.arm leaves out column 1, which changes"):
+    with pytest.raises(ConfigError, match=r"--data.arm leaves out column 1, which is not constant"):
         choose_action_spec([reader], rows, DataConfig(arm=(0, 2, 3, 4, 5)))
 
 

@@ -119,7 +119,7 @@ def test_how_far_the_new_demos_differ_is_printed(begun, other_demos, caplog):
         _prepare(without_noise(other_demos), Start(str(begun)))
     assert "ee_pose: centre moved by" in caplog.text
     assert "actions: they reach 1.64" in caplog.text
-    assert "--statistics refit learns them on their own range" in caplog.text
+    assert "--statistics refit scales actions to the new range" in caplog.text
 
 
 def test_frozen_parts_stay_and_the_others_learn(begun, tiny_demos, tmp_path):
