@@ -1,5 +1,7 @@
 """The conformance kit of operators, one check for each requirement of the control loop.
 
+A test of an operator:
+
 from robopolicy.testing.operator import CHECKS
 
 @pytest.mark.parametrize("check", CHECKS)
