@@ -21,9 +21,9 @@ def infer_action_spec(actions: Iterable[np.ndarray]) -> ActionSpec:
     Raises:
         DemoFormatError: there are no demos, or they differ in width.
     """
-    seen: list[np.ndarray] = []
+    seen: list[np.ndarray] | None = None
     for rows in actions:
-        seen = seen or [rows[:0, column] for column in range(rows.shape[1])]
+        seen = [rows[:0, column] for column in range(rows.shape[1])] if seen is None else seen
         if rows.shape[1] != len(seen):
             raise DemoFormatError(f"actions of {rows.shape[1]} columns after others of {len(seen)}; all need the same")
         # Three values are enough to know that a column is neither constant nor binary.

@@ -318,7 +318,7 @@ def action_bounds(env: Any) -> Optional[tuple[np.ndarray, np.ndarray]]:
 
 def fitting_action(env: Any, action: Any) -> np.ndarray:
     """The action, converted to the shape and type of the environment's action space."""
-    space = getattr(env, "action_space", None)
+    space: Any = getattr(env, "action_space", None)
     if not hasattr(space, "low"):
         return np.asarray(action, np.float64)
     return np.asarray(action, space.dtype).reshape(space.shape)

@@ -51,8 +51,8 @@ def write_lerobot(source: DemoReader, target: Path, names: Sequence[str], option
         values = columns.values(demo)
         stats.append(_episode_stats(values, cameras))
         clock = source.clock(name)
-        times = np.arange(len(demo), dtype=np.float32) / np.float32(rate_hz) if clock is None else np.float32(clock)
-        layout.write_episode(demo.instruction or "", _encoded(values, columns), times, stats[-1])
+        times = np.arange(len(demo), dtype=np.float32) / np.float32(rate_hz) if clock is None else clock
+        layout.write_episode(demo.instruction or "", _encoded(values, columns), times.astype(np.float32), stats[-1])
         if demo.seed is not None:
             seeds[name] = demo.seed
         omissions.add(demo, ("tokens",), demo.attributes, columns.left_out)
