@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from robopolicy.cli import say
 from robopolicy.cli.parsing import FLOW_STEPS, GROUP, POLICY, REQUIRED, of_group, opened, parse, verb_parser
 from robopolicy.control.export import export_policy
@@ -14,6 +12,7 @@ from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import load_policy
 from robopolicy.experiment.opening import save_token_encoder
 from robopolicy.files import read_json
+from robopolicy.rollout.training_seeds import config_values
 
 MEASURED_FRAMES = 512
 """Number of recorded frames on which the error of an int8 export is measured."""
@@ -103,10 +102,9 @@ def serve(arguments: Sequence[str]) -> int:
 
 
 def _recorded_frames(run: str, given: str | None) -> list[dict[str, Any]]:
-    """Up to 512 consecutive observations of a demo file: the given one, or the first training file that still exists."""
-    config = Path(run) / "config.yaml"
-    trained = ((yaml.safe_load(config.read_text()) or {}).get("data") or {}).get("files") if config.is_file() else None
-    file = given or next((name for name in trained or () if Path(name).is_file()), None)
+    """Up to `MEASURED_FRAMES` observations of a demo file: the given one, or the first training file that still exists."""
+    trained = config_values(run).get("data.files") or ()
+    file = given or next((name for name in trained if Path(name).is_file()), None)
     frames: list[dict[str, Any]] = []
     if file is None:
         return frames

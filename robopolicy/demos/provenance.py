@@ -12,24 +12,18 @@ import h5py
 from robopolicy import __version__
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.schema import json_object
+from robopolicy.files import hash_ends
 from robopolicy.types import DemoFormatError
-
-FINGERPRINT_BYTES = 2**20
-"""A file's fingerprint covers its size, its first and its last MiB, so it is fast for a file of any size."""
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Size [bytes] and a hash of a file, or of a folder's file names and sizes."""
+    """Size [bytes] and a hash: of a file's first and last MiB, which is fast for any size, or of a folder's names and sizes."""
     digest = hashlib.sha256()
     if path.is_dir():
         sizes = {str(item.relative_to(path)): item.stat().st_size for item in sorted(path.rglob("*")) if item.is_file()}
         digest.update(repr(sizes).encode())
         return {"bytes": sum(sizes.values()), "sha256_of_names": digest.hexdigest()}
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        digest.update(file.read(FINGERPRINT_BYTES))
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        digest.update(file.read())
+    size = hash_ends(path, digest)
     return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
 
 

@@ -21,11 +21,6 @@ CACHE = "ROBOPOLICY_CACHE"
 """Environment variable with the folder for the copies; default: `robopolicy` in the user's cache folder."""
 
 
-def is_url(path: str | Path) -> bool:
-    """Whether the path is a URL, such as `s3://bucket/demos.hdf5`."""
-    return isinstance(path, str) and "://" in path
-
-
 def local_path(path: str | Path) -> Path:
     """The path itself, or that of a local copy of the file or folder at a URL.
 
@@ -33,9 +28,9 @@ def local_path(path: str | Path) -> Path:
         DemoFormatError: the URL names no file, or the copy is incomplete.
         ImportError: fsspec, or its part for this kind of URL, isn't installed.
     """
-    if not is_url(path):
+    if isinstance(path, Path) or "://" not in path:
         return Path(path)
-    url = str(path)
+    url = path
     filesystem, root = filesystem_of(url)
     files = listed(filesystem, root, url)
     facts = sorted((name, sorted(map(str, info.items()))) for name, info in files.items())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robopolicy.components import ConfigError
 from robopolicy.model.encoders._tokens import FrameTokens
-from robopolicy.model.inputs import checked_inputs
+from robopolicy.model.inputs import checked_inputs, instruction_entries
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Array, ArraySpec, Observation, Policy, Prediction
 
 AUTO = "auto"
@@ -94,10 +94,8 @@ class LivePolicy:
         }
 
     def _prompts(self, instruction: str | Sequence[str | None] | None, lead: Sequence[int]) -> Tensor | None:
-        """One row of token numbers per frame of a batch (*B), or one for all; entries belong to the batch's first axis."""
-        entries = (instruction,) if instruction is None or isinstance(instruction, str) else tuple(instruction)
-        if len(entries) > 1 and (not lead or len(entries) != lead[0]):
-            raise ValueError(f"{len(entries)} instructions for a batch of {tuple(lead)}; give one, or one per entry")
+        """One row of token ids per frame of a batch (*B), or one for all; entries belong to the batch's first axis."""
+        entries = instruction_entries(instruction, lead)
         prompts = self.frame_tokens.prompts(entries if self.prompted else (None,))
         if prompts is None or len(prompts) == 1:
             return prompts

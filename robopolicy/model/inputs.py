@@ -1,6 +1,6 @@
 """Converts a caller's observations to tensors on the policy's device, after a check of keys and shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,3 +48,15 @@ def checked_inputs(
         lead = axes
         tensors[key] = tensor
     return tensors
+
+
+def instruction_entries(instruction: str | Sequence[str | None] | None, batch: Sequence[int]) -> tuple[str | None, ...]:
+    """An instruction as a tuple: one entry for the whole batch, or one per entry of its first axis.
+
+    Raises:
+        ValueError: there are several instructions, but not one per entry.
+    """
+    entries = (instruction,) if instruction is None or isinstance(instruction, str) else tuple(instruction)
+    if len(entries) > 1 and (not batch or len(entries) != batch[0]):
+        raise ValueError(f"{len(entries)} instructions for a batch of {tuple(batch)}; give one, or one per entry")
+    return entries

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robopolicy.model.encoders import Encoding, TokenEncoder
-from robopolicy.model.inputs import checked_inputs
+from robopolicy.model.inputs import checked_inputs, instruction_entries
 from robopolicy.model.normalization import ActionNormalizer, KeyScaling
 from robopolicy.model.packed import Precision
 from robopolicy.model.policy_head import PolicyHead
@@ -176,10 +176,7 @@ class ChunkPolicy(nn.Module):
         """
         if self.text is None:
             return None
-        entries = (instruction,) if instruction is None or isinstance(instruction, str) else tuple(instruction)
-        if len(entries) > 1 and (not batch or len(entries) != batch[0]):
-            raise ValueError(f"{len(entries)} instructions for a batch of {tuple(batch)}; give one, or one per entry")
-        prepared = self.prepared(entries)
+        prepared = self.prepared(instruction_entries(instruction, batch))
         return prepared.reshape(*(prepared.shape[:1] if batch else ()), *(1,) * (len(batch) - 1), *prepared.shape[1:])
 
     def prepared(self, instructions: tuple[str | None, ...]) -> Tensor:

@@ -25,9 +25,10 @@ import numpy as np
 import yaml
 
 from robopolicy.control.serving.mapping import KeySource
+from robopolicy.options import ConfigError, read_yaml
 from robopolicy.rollout.env_map_parts import ActionMap, EnvMapError, checked_fields, demo_kwargs
 from robopolicy.rollout.env_runner import FLAT, RENDER
-from robopolicy.types import ArraySpec, one_line
+from robopolicy.types import ArraySpec
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,12 @@ class EnvMap:
             return source or cls()
         if isinstance(source, Mapping):
             return cls(**checked_fields(source, cls._names(), "map"))
-        path = Path(source)
         try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except OSError as error:
-            raise EnvMapError(f"--env-map {path}: {error.strerror or error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise EnvMapError(f"--env-map {path}: not YAML ({one_line(error)})") from None
-        given = checked_fields(values, cls._names(), f"--env-map {path}")
-        return cls(**given, folder=str(path.parent.resolve()))
+            values = read_yaml(source)
+        except ConfigError as error:
+            raise EnvMapError(f"--env-map {error}") from None
+        given = checked_fields(values, cls._names(), f"--env-map {source}")
+        return cls(**given, folder=str(Path(source).parent.resolve()))
 
     @classmethod
     def _names(cls) -> list[str]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from robopolicy.experiment.reading import flat
+from robopolicy.experiment.run_folder import CONFIG
+from robopolicy.options import ConfigError, read_yaml
 from robopolicy.rollout.statistics import wilson_interval
 
 REPLICATES = 5000
@@ -144,10 +145,9 @@ class RunGroup:
 def config_values(run: str | Path) -> dict[str, Any]:
     """The fields of a run folder's config by their dotted names; empty if it has none, as an exported policy."""
     try:
-        values = yaml.safe_load((Path(run) / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        return flat(read_yaml(Path(run) / CONFIG, aliases=False))
+    except ConfigError:
         return {}
-    return flat(values) if isinstance(values, dict) else {}
 
 
 def group_runs(configs: Mapping[str, Mapping[str, Any]]) -> list[RunGroup]:

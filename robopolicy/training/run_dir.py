@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from robopolicy.components import ConfigError, require
@@ -16,6 +15,7 @@ from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.experiment.reading import config_from_dict, config_to_dict, flat
 from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION
 from robopolicy.files import remove_unfinished, require_regular
+from robopolicy.options import read_yaml
 
 try:
     import fcntl
@@ -66,7 +66,7 @@ def require_same_options(config: ExperimentConfig, run_dir: Path) -> None:
         ConfigError: an option differs; the message names it.
     """
     path = run_dir / CONFIG
-    before = flat(config_to_dict(config_from_dict(yaml.safe_load(path.read_text()), source=str(path))))
+    before = flat(config_to_dict(config_from_dict(read_yaml(path), source=str(path))))
     for key, now in flat(config_to_dict(config)).items():
         require(
             before.get(key) == now or key.startswith(FREE_TO_CHANGE),

@@ -297,7 +297,7 @@ def test_runs_of_different_configs_are_rows_of_a_table(random_run, pose_map, tmp
         (["--env", "pose_env:Pose", "--env-map", "{map}", "--task-options", "{a: 1}"], "are --env-kwargs"),
         (["--env", "pose_env:Pose"], "the policy reads an instruction, and the environment gives none"),
         (["--env", "pose_env:Pse", "--env-map", "{map}"], "--env pose_env:Pse"),
-        (["--env", "pose_env:Pose", "--env-map", "none.yaml"], "none.yaml: No such file"),
+        (["--env", "pose_env:Pose", "--env-map", "none.yaml"], "none.yaml: no such file"),
         (["--env", "pose_env:Pose", "--env-map", "{map}", "--env-python", "none/python"], "none/python: No such file"),
         (
             ["--env", "pose_env:Pose", "--env-map", "{map}", "--env-python", "/bin/false"],

@@ -54,7 +54,7 @@ def test_a_mistake_in_a_map_is_one_line(tmp_path, text, message):
 
 def test_a_missing_map_is_refused(tmp_path):
     """Guards against: a mistyped file name taken for an empty map."""
-    with pytest.raises(EnvMapError, match="No such file"):
+    with pytest.raises(EnvMapError, match="no such file"):
         EnvMap.read(tmp_path / "none.yaml")
 
 

@@ -1,7 +1,6 @@
 """Loads backbones by folder or hub name, and identifies them."""
 
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -9,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from robopolicy.components import ConfigError
+from robopolicy.files import hash_ends, read_json
 from robopolicy.model.encoders._backbones import Backbone, ContrastiveBackbone, Reading, VisionBackbone
 from robopolicy.model.encoders._generative import GenerativeBackbone
 from robopolicy.model.encoders._images import image_preparation
 
 LOG = logging.getLogger(__name__)
-FINGERPRINT_BYTES = 2**20
-"""A weights file is identified by its size and its first and last MiB."""
 ACTION_TOKENS = "action_tokens.safetensors"
 """File in a backbone's folder with the learned vectors of the readout `action_token`."""
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
@@ -192,25 +190,19 @@ def _processor(name: str) -> dict[str, Any]:
     from transformers.utils.hub import cached_file
 
     found = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    try:
-        return json.loads(Path(found).read_text()) if found else {}
-    except ValueError as error:
-        raise ConfigError(f"{found}: not JSON ({_first_line(error)})") from error
+    return read_json(Path(found), ConfigError) if found else {}
 
 
 def _fingerprint(name: str, config: Any) -> str:
-    """A hash of the weights; equal for a model on the hub and for a local copy of it."""
+    """A hash of the weights, by size and first and last MiB of each file; equal for a model on the hub and a copy of it."""
     from transformers.utils.hub import cached_file
 
     digest = hashlib.sha256()
     found = cached_file(name, "config.json")
     files = sorted(Path(found).parent.glob("*.safetensors")) if found else []
     for path in files:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size}".encode() + file.read(FINGERPRINT_BYTES))
-            file.seek(max(0, size - FINGERPRINT_BYTES))
-            digest.update(file.read())
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        hash_ends(path, digest)
     if not files:
         digest.update(f"{name} {getattr(config, '_commit_hash', None)}".encode())
     return digest.hexdigest()[:16]
