@@ -1,4 +1,4 @@
-"""The source of a robot's actions in `robopolicy run`: a policy here, one behind a server, or a recorded demo."""
+"""The source of a robot's actions in `robopolicy run`: a local policy, a policy behind a server, or a recorded demo."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -32,32 +32,32 @@ from robopolicy.types import ActionSpec, Observation, PolicySpec
 logger = logging.getLogger(__name__)
 
 MAX_SPEED = 4.0
-"""A record replayed faster than that is a mistake."""
+"""Largest speed of a replay, relative to the recorded speed; a larger one is taken for a mistake."""
 AUTO_SPEED = "auto"
-"""The recorded speed, or the fastest within the robot's limits."""
+"""Value of `--speed` for the recorded speed, or the largest one within the robot's limits."""
 
 
 @dataclass(frozen=True)
 class Driver:
-    """The source of the actions, and what it needs."""
+    """The source of the actions, and the facts about it that the control loop needs."""
 
     stream: Stream
     spec: PolicySpec
-    """What it observes, and what its actions are; a record observes nothing."""
+    """Its observation and its actions; the observation of a recorded demo is empty."""
     control_dt: float
     """Time between two actions [s]."""
     execution: ExecutionOptions
     seed: int | None = None
     """Seed of a recorded episode in the simulator."""
     adapt: tuple[Callable[[Observation], Observation], ...] = ()
-    """How the robot's observation becomes the one that the policy reads, one step after another."""
+    """Functions that convert the robot's observation to the policy's, applied in order."""
 
 
 def driver_of(options: Namespace) -> Driver:
-    """The driver that the options of `robopolicy run` ask for.
+    """The driver that the options of `robopolicy run` choose.
 
     Raises:
-        ConfigError: none is given, or several, or it doesn't say what its actions are.
+        ConfigError: no driver is given, or several, or it does not declare its actions.
     """
     given = [name for name in ("policy", "server", "replay") if options[name] is not None]
     if len(given) != 1:
@@ -67,7 +67,7 @@ def driver_of(options: Namespace) -> Driver:
 
 def _local(options: Namespace) -> Driver:
     threads = 1 if options.backbone is None else None
-    if threads is not None:  # a second thread costs more than it gains at batch 1, and the commands wait for it
+    if threads is not None:  # for a batch of 1, a second thread would delay the commands more than it helps
         torch.set_num_threads(threads)
     policy = opened(options, options.policy, options.device, threads)
     spec = policy.spec
@@ -121,7 +121,7 @@ def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
     control_dt = spec.control_dt or (1 / spec.action.rate_hz if spec.action.rate_hz else None)
     if control_dt is None:
         raise ConfigError(
-            "the policy doesn't say at what rate its actions are meant; its demos need an action_spec with rate_hz"
+            "the policy doesn't declare the rate of its actions; its demos need an action_spec with rate_hz"
         )
     execution = execution_of(options, spec.execution)
     require_supported(spec, execution, control_dt)
@@ -129,10 +129,10 @@ def _by_spec(options: Namespace, spec: PolicySpec, stream: Stream) -> Driver:
 
 
 def _steps_per_call(options: Namespace, spec: PolicySpec) -> int:
-    """Control steps from one call of the policy to the next.
+    """Number of control steps from one call of the policy to the next.
 
     Raises:
-        ConfigError: the policy's frame stride isn't a multiple of it, or its chunks are shorter.
+        ConfigError: the policy's frame stride is not a multiple of it, or its chunks are shorter.
     """
     every = options.actions_per_call
     if every < 1 or spec.frame_stride % every or every > spec.chunk:
@@ -148,7 +148,7 @@ def _replayed(options: Namespace) -> Driver:
         demo = file.read(options.demo or file.names[0])
         spec, env_args = file.attributes["action_spec"], file.attributes["env_args"]
     if spec is None or spec.rate_hz is None:
-        raise ConfigError(f"{options.replay} doesn't say what its actions are; an action_spec with rate_hz is needed")
+        raise ConfigError(f"{options.replay} doesn't declare its actions; an action_spec with rate_hz is needed")
     speed = 1.0 if options.speed == AUTO_SPEED else options.speed
     if not 0 < speed <= MAX_SPEED:
         raise ConfigError(f"--speed {speed:g}: expected more than 0, and at most {MAX_SPEED:g}, or {AUTO_SPEED}")
@@ -167,7 +167,7 @@ def _replayed(options: Namespace) -> Driver:
 
 
 def _joint_path(rows: np.ndarray | None, spec: ActionSpec) -> np.ndarray | None:
-    """Joint positions (T, joints); of rows in the action's columns, as ALOHA records them, the joints'."""
+    """Joint positions (T, joints); from rows in the action's columns, as ALOHA records them, those of the joints."""
     if rows is None or rows.shape[1] != spec.width or spec.space != "joint_position":
         return rows
     return rows[:, list(spec.joint_columns)]
@@ -177,7 +177,7 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     """The driver, adapted to this robot's observations.
 
     Raises:
-        ConfigError: the robot does not observe a key, or in another shape, or its gripper opens at the other value.
+        ConfigError: the robot lacks a key, a key has another shape, or a gripper opens at the other value.
     """
     _check_grippers(driver, robot.profile)
     if not driver.spec.observation:
@@ -190,7 +190,7 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
             )
         found = tuple(np.shape(seen[key]))
         if key == JOINTS and found != expected.shape == (spec.width,) and spec.kind == "absolute":
-            say(f"qpos      given to the policy in its action's {spec.width} columns: joints and grippers")
+            say(f"qpos      passed to the policy in its action's {spec.width} columns: joints and grippers")
             adapt = partial(qpos_in_action_columns, spec=spec, profile=robot.profile)
             driver = replace(driver, adapt=(*driver.adapt, adapt))
         elif expected.is_image and found != expected.shape and len(found) == 3 and found[2] == expected.shape[2]:
@@ -199,16 +199,16 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
             driver = replace(driver, adapt=(*driver.adapt, adapt))
         elif found != expected.shape:
             raise ConfigError(
-                f"the policy reads {key!r} of shape {expected.shape}, robot {name} observes {found}: another robot, or camera"
+                f"the policy reads {key!r} of shape {expected.shape}, robot {name} observes {found}: another robot or camera"
             )
     return driver
 
 
 def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -> Driver:
-    """The driver of a replay with `--speed auto` at the speed that suits the robot, which is printed and put into the options.
+    """The driver of a replay with `--speed auto`, at the largest speed within the robot's limits, which is set in the options.
 
     Raises:
-        ConfigError: it is not a replay, or one whose joint positions weren't recorded.
+        ConfigError: it is not a replay, or its joint positions were not recorded.
     """
     if not isinstance(driver.stream, RecordedStream) or driver.stream.record.path_rad is None:
         raise ConfigError(f"--speed {AUTO_SPEED} needs a replay with recorded joint positions; give --speed a number")
@@ -218,7 +218,7 @@ def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -
 
 
 def _check_grippers(driver: Driver, profile: RobotProfile) -> None:
-    """Refuse a robot of which a gripper opens at the value that closed it in the policy's demos."""
+    """Refuse a robot with a gripper that opens at the value that closed it in the policy's demos."""
     spec, opens = driver.spec.action, driver.spec.provenance.get("gripper_opens")
     ends = opens if isinstance(opens, list) else [opens]
     for (column, first, second), end in zip(spec.gripper_ends, ends, strict=False):

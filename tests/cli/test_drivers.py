@@ -235,7 +235,7 @@ def test_what_a_policy_sees_is_fitted_to_the_robot(capsys):
     inference.request(0.0)
     np.testing.assert_allclose(seen[0].obs["qpos"][[0, 6, 13]], [pair.home_rad[0], 1.0, 1.0], atol=1e-6)
     assert seen[0].obs["top"].shape == (24, 32, 3)
-    assert "qpos      given to the policy in its action's 14 columns" in capsys.readouterr().out
+    assert "qpos      passed to the policy in its action's 14 columns" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"reads 'qpos' of shape \(9,\), robot pair observes \(12,\)"):
         fitted(replace(driver, spec=PolicySpec({"qpos": ArraySpec((9,))}, spec, 4, 1)), robot, "pair")
     with pytest.raises(
