@@ -68,7 +68,8 @@ def commands_per_step(robot: Robot, control_dt: float) -> int:
     count = round(control_dt / robot.command_dt)
     if count < 1 or abs(count * robot.command_dt - control_dt) > 1e-6:
         raise ValueError(
-            f"robot {name}: control_dt {control_dt} s is not a whole multiple of command_dt {robot.command_dt} s"
+            f"robot {name}: control_dt {control_dt} s is not a whole multiple of command_dt {robot.command_dt} s; "
+            f"use a command_dt such as {control_dt / max(1, count):g} s"
         )
     return count
 

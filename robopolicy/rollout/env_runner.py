@@ -96,6 +96,7 @@ class Session:
             set_path(raw, place, np.random.default_rng(seed))
         result = self.env.reset(seed=seed) if seeding.get("reset") and takes_seed(self.env) else self.env.reset()
         obs, info = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+        self._reset_info = info
         if self._starts is not None:
             given = getattr(raw, self.spec["start_states"]["method"])(self._starts[seed % len(self._starts)])
             obs = obs if given is None else given
@@ -194,6 +195,8 @@ class Session:
             value = attrgetter(source["attribute"])(raw)
         elif "info" in source:
             value = at_path(info, source["info"])
+            if value is None:  # many environments give it once, at the beginning of the episode
+                value = at_path(self._reset_info, source["info"])
         else:
             value = seen.get(source["observation"])
         if value is None:

@@ -223,7 +223,7 @@ def test_a_robot_set_up_for_another_rate_is_refused(panda, fake_clock, fake_robo
     with pytest.raises(ValueError, match="set up for 15 actions/s, the policy was trained for 20"):
         make_loop(fake_robot, fake_clock, forward)
     fake_robot.control_dt, fake_robot.command_dt = 0.05, 0.02
-    with pytest.raises(ValueError, match=r"not a whole multiple of command_dt 0\.02"):
+    with pytest.raises(ValueError, match=r"not a whole multiple of command_dt 0\.02 s; use .* such as 0\.025 s"):
         make_loop(fake_robot, fake_clock, forward)
 
 

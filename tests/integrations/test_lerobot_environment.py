@@ -103,7 +103,7 @@ def test_lerobots_scripts_train_resume_and_evaluate_the_policy(python, dataset, 
         *(python, tmp_path, "train", "--policy.type=robopolicy", f"--policy.experiment={json.dumps(OPTIONS)}"),
         *("--policy.device=cpu", "--policy.push_to_hub=false", "--dataset.repo_id=local/push"),
         *(f"--dataset.root={dataset}", "--output_dir=out", "--steps=6", "--batch_size=4", "--num_workers=0"),
-        *("--save_freq=6", "--eval_freq=0", "--wandb.enable=false"),
+        *("--save_freq=6", "--wandb.enable=false"),
     )
     lerobot(python, tmp_path, "train", f"--config_path={made}/train_config.json", "--resume=true", "--steps=8")
     lerobot(
