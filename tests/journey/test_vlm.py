@@ -23,14 +23,16 @@ from robopolicy.experiment import load_policy, read_provenance
 from robopolicy.training.encode import EncodeOptions, encode_file
 from tests.experiment.test_backbone import frames_of, trained_on_tokens
 from tests.experiment.test_robovlms import WIDTH, fine_tuned, write_checkpoint
+from tests.journey.test_docs import FENCE
 from tests.serving import running_server
 from tests.tiny_backbones import FAMILIES, save_backbone
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vlm.md").read_text()
 COMMANDS = [
     line
-    for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
-    for line in block.splitlines()
+    for fence in FENCE.finditer(PAGE)
+    if not fence["language"]
+    for line in fence["text"].splitlines()
     if line.startswith("robopolicy ")
 ]
 SMALLER = {
@@ -62,7 +64,7 @@ def test_the_commands_of_the_page_work_one_after_another(kind, tmp_path, monkeyp
     write_checkpoint(Path("robovlms.ckpt"), fine_tuned(paligemma))
     file, config = re.search(r'```yaml title="(\S+)"\n(.*?)```', PAGE, flags=re.DOTALL).groups()
     Path(file).write_text(config)
-    assert len(COMMANDS) >= 8
+    assert len(COMMANDS) >= 16
     for command in COMMANDS:
         verb, *words = shlex.split(command.removeprefix("robopolicy "))
         if "robots.yaml" in words:  # another robot's demos
