@@ -6,32 +6,41 @@ Drives both arms of `handover` at 50 Hz with commands at 500 Hz, from a 2x256 LS
 swing all joints and both grippers (or from the policy of --policy), and checks every command that was sent against every
 limit. --beside runs a shell command meanwhile, such as a training, on the last core; the loop, the policy and the physics
 have the first one to themselves.
+
+A loop that only waits, at the same rate and with a higher priority, runs in a process of its own: ticks that it misses are
+the machine's (a virtual machine's processors are taken away for milliseconds), whatever the control loop does.
 """
 
 import argparse
+import multiprocessing
 import os
 import shlex
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from bench_control import HeadStream, Watched, checked
-from bench_table import show
+from bench_table import bar, show
 
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import ThreadedInference
 from robopolicy.control.loop import ControlLoop, LoopOptions
 from robopolicy.control.stream import PolicyStream, Stream, qpos_in_action_columns
 from robopolicy.control.targets import action_at
+from robopolicy.control.timing import FixedGrid, SystemClock, request_realtime
 from robopolicy.sim.robot import ProcessOptions
 from robopolicy.sim.scene import VIPERX_PAIR
 from robopolicy.types import Observation
 
 CHUNK = 20
+EMPTY_PRIORITY = 40
+"""Real-time priority of the loop that only waits: above the physics', the control loop's and the policy's."""
 SWING_RAD = 0.25
 """How far each joint swings to either side of home [rad]."""
 
@@ -72,6 +81,9 @@ def main() -> None:
             stack.callback(beside.terminate)
             os.sched_setaffinity(0, cores[:1])
         rows, bars = driven(options.seconds, 1 / options.command_hz, options.policy)
+        if not options.beside:
+            counts: dict[str, Any] = {row["measured"]: row.get("count") for row in rows}
+            bars += [bar(name, counts[name], 0, "lower") for name in ("command ticks overrun", "control steps missed")]
         if options.beside and beside.poll() is not None:
             raise SystemExit(f"--beside ended with code {beside.returncode} before the run did; give it more to do")
     show(rows, bars, options.json)
@@ -100,9 +112,40 @@ def driven(seconds: float, command_dt: float, folder: str | None) -> tuple[list[
         loop = ControlLoop(robot, inference, executor, spec, options=LoopOptions(deadline_s=0.5, priority=True))
         loop.go_home()
         robot.sent.clear()
+        theirs, ours = multiprocessing.Pipe()
+        empty = multiprocessing.get_context("spawn").Process(target=empty_loop, args=(theirs, command_dt), daemon=True)
+        empty.start()
+        ours.recv()  # it has begun
         loop.run(seconds)
+        ours.send("end")
+        missed = ours.recv()
         inference.close()
-    return checked(loop, robot)
+    rows, bars = checked(loop, robot)
+    return [*rows, *gap_rows(np.array([stamp_s for stamp_s, *_ in robot.sent]), missed, command_dt)], bars
+
+
+def empty_loop(pipe: Connection, period_s: float) -> None:
+    """Wait for every tick of a grid until a message comes; then send the missed ones: (time of the next [s], how many)."""
+    request_realtime(EMPTY_PRIORITY)
+    pipe.send("begun")
+    grid, missed = FixedGrid(SystemClock(), period_s), []
+    while not pipe.poll():
+        if (passed := grid.wait()) > 1:
+            missed.append((grid.t_s, passed - 1))
+    pipe.send(missed)
+
+
+def gap_rows(stamps_s: np.ndarray, missed: list[tuple[float, int]], period_s: float) -> list[dict]:
+    """How many gaps the commands have, and how many of them while the empty loop had one too."""
+    ends_s = stamps_s[1:][np.diff(stamps_s) > 1.5 * period_s]
+    shared = [end_s for end_s in ends_s if any(abs(end_s - t_s) < (2 + count) * period_s for t_s, count in missed)]
+    counts = {
+        "gaps in the commands": len(ends_s),
+        "of these, while the empty loop had one": len(shared),
+        "empty loop beside: ticks overrun": sum(count for _, count in missed),
+        "empty loop beside: gaps": len(missed),
+    }
+    return [{"measured": name, "count": count} for name, count in counts.items()]
 
 
 if __name__ == "__main__":

@@ -44,12 +44,12 @@ class RobotDrive:
         """
         profile = self.robot.profile
         home = np.asarray(profile.home_rad if home_rad is None else home_rad, np.float64)
-        grid = FixedGrid(self.clock, self.robot.command_dt)
         with self.smoother.limited_to(HOMING_SHARE):
             if self.smoother.aim(home, np.zeros_like(home)) == "kept":
                 raise ValueError(
                     f"{profile.name}: the motion home would break a limit; first move the robot nearer with its own controls"
                 )
+            grid = FixedGrid(self.clock, self.robot.command_dt)  # begins once the motion is planned, which takes ticks
             with self._braked_at_last(grid):
                 self._follow_to_rest(grid)
 

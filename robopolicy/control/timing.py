@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
-SWITCH_INTERVAL_S = 0.0005
-"""Longest time the policy's thread keeps the interpreter lock while a command is due [s]."""
+SWITCH_INTERVAL_S = 0.0001
+"""Longest time the policy's thread keeps the interpreter lock while a command is due [s]. Two arms at 500 Hz, twice
+40 s each: p99 0.96 and 0.84 ms behind the grid with 0.0005, 0.87 and 0.60 ms with 0.0001."""
 
 
 @runtime_checkable
