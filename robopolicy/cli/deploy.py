@@ -96,7 +96,7 @@ def serve(arguments: Sequence[str]) -> int:
         api_key=read_api_key(options.api_key_file) if options.api_key_file else None,
         tls=tls_context(options.tls_cert, options.tls_key),
         mapping=options.mapping,
-        on_ready=lambda host, port: say(f"serving   ws://{host}:{port}"),
+        on_ready=lambda host, port: say(f"serving   {'wss' if options.tls_cert else 'ws'}://{host}:{port}"),
     )
     return 0
 

@@ -1,6 +1,7 @@
 """`robopolicy serve` and `export` from their arguments."""
 
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +11,25 @@ import pytest
 
 from robopolicy.cli import main
 from robopolicy.client import PolicyClient
+from tests.serving import self_signed
 
 EXPORTED = Path(__file__).parent / "robot_export"
 SERVE = "import sys; from robopolicy.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_an_exported_folder_is_served_until_it_is_told_to_end():
-    """Guards against: a robot computer's server without a training stack."""
-    command = [sys.executable, "-c", SERVE, "serve", str(EXPORTED), "--port", "0"]
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_an_exported_folder_is_served_until_it_is_told_to_end(scheme, tmp_path):
+    """Guards against: a robot computer's server without a training stack, and a printed address that no client can use."""
+    command, trust = [sys.executable, "-c", SERVE, "serve", str(EXPORTED), "--port", "0"], None
+    if scheme == "wss":
+        certificate, key = self_signed(tmp_path)
+        command += ["--tls-cert", str(certificate), "--tls-key", str(key)]
+        trust = ssl.create_default_context(cafile=str(certificate))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
-        address = next(line for line in lines if line.startswith("serving   ws://")).split()[1]
-        with PolicyClient(address, None) as client:
+        address = next(line for line in lines if line.startswith(f"serving   {scheme}://")).split()[1]
+        with PolicyClient(address, None, tls=trust) as client:
             obs = {"ee_pose": np.zeros(7), "gripper": np.zeros(1), "prompt": "lift the red cube"}
             assert client.infer(obs)["actions"].shape == (4, 7)
         process.send_signal(signal.SIGTERM)
