@@ -186,8 +186,8 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     for key, expected in driver.spec.observation.items():
         if key not in seen:
             raise ConfigError(
-                f"the policy reads {key!r}, which robot {name} doesn't observe; it has: {', '.join(sorted(seen))}. Train without "
-                "it (--data.obs_keys, --data.cameras), or let the robot observe it"
+                f"the policy reads {key!r}, which robot {name} doesn't observe; it has: {', '.join(sorted(seen))}. Train "
+                "without it (--data.obs_keys, --data.cameras), or let the robot observe it"
             )
         found = tuple(np.shape(seen[key]))
         if key == JOINTS and found != expected.shape == (spec.width,) and spec.kind == "absolute":
