@@ -1,7 +1,7 @@
 """The control loop: a policy's actions -> limited commands on a fixed grid, and a controlled stop when anything fails.
 
 The policy observes and predicts in its own thread (`inference`). The caller's thread, here, sends a command every
-`command_dt`, takes whatever chunks have arrived, and never waits for the other one.
+`command_dt`, takes whatever chunks have arrived, and never waits for the other thread.
 """
 
 import logging
@@ -23,7 +23,7 @@ from robopolicy.types import ActionSpec, Command
 logger = logging.getLogger(__name__)
 
 CONTROL_PRIORITY = 20
-"""Real-time priority of the control thread, where asked for."""
+"""Real-time priority of the control thread, if `LoopOptions.priority` asks for one."""
 POLL_S = 0.001
 """Polling interval for a chunk between two commands [s]."""
 ACT_S = 0.002
@@ -144,12 +144,12 @@ class ControlLoop(RobotDrive):
             self._wait_within_step(grid)
         self.statistics.waiting += self._to_act  # cut short by the episode's end
         if self.stopped is None and self._newest_s is None and self.clock.now() >= ends_s:
-            self._stop(f"the policy never answered, in {ends_s - self._began_s:g} s", grid)
+            self._stop(f"the policy did not answer within {ends_s - self._began_s:g} s", grid)
         self._brake()
         self._follow_to_rest(grid)
 
     def _run(self, grid: FixedGrid) -> None:
-        """Begin each control step once, and act on it when its chunk has arrived or the patience has run out."""
+        """Begin each control step once, and act on it when its chunk has arrived, or after `patience_s`."""
         step = grid.index // self._commands_per_step
         if step > self._step and self._to_act:  # ticks were missed: act late
             self._collect(grid)
@@ -178,7 +178,7 @@ class ControlLoop(RobotDrive):
             self._act_when_due(grid, last)
 
     def _act_when_due(self, grid: FixedGrid, last: bool = False) -> None:
-        """Take finished chunks; act on the current step once its own has arrived, none is due, or the patience has run out."""
+        """Take finished chunks; act on the current step once its own chunk is here, if none is due, or when waiting is over."""
         self._collect(grid)
         over = last or self.clock.now() >= self._step_s + self._patience_s
         if self.stopped is None and self._to_act and (self._fresh() is not None or not self._due or over):
@@ -323,9 +323,9 @@ class ControlLoop(RobotDrive):
         return targets.joint_position_rad, [*kinds, *(["base_velocity"] if slowed else [])]
 
     def _keep_up(self, grid: FixedGrid) -> None:
-        """Send the commands of this control step that have become due while its action was prepared: the earlier motion's.
+        """Send the commands of this control step that became due while its action was prepared; they follow the earlier motion.
 
-        Two arms' action takes 1 to 4 ms; without this, one or two of 500 commands a second would be missed each time. The
+        An action of two arms takes 1 to 4 ms; at 500 commands a second, one or two would otherwise be missed each time. The
         first command of the next step waits for the action: with one command a step, the action would be a step late.
         """
         while (

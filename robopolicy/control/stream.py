@@ -101,14 +101,14 @@ def noise_for(policy: Policy, execution: ExecutionOptions, seed: int = 0) -> Any
     if isinstance(policy, ExportedPolicy):
         require(
             execution.best_of == 1,
-            f"--execution.best_of {execution.best_of}: an exported policy draws one chunk at a time; run the run folder",
+            f"--execution.best_of {execution.best_of}: an exported policy draws one chunk at a time; use the run folder",
         )
         return np.random.default_rng(seed)
     return torch.Generator(getattr(policy, "device", torch.device("cpu"))).manual_seed(seed)
 
 
 class ServedStream:
-    """A policy behind `robopolicy serve`, driven like a `PolicyStream`.
+    """A policy behind `robopolicy serve`, called like a `PolicyStream`.
 
     Args:
         client: a `robopolicy.client.PolicyClient`; its timeout bounds how long a dead server goes unnoticed.

@@ -5,7 +5,7 @@
                               demo), checksums
     data/demo_<i>/tokens      (T, N, D) float16
 
-With each demo's tokens a mark of the demo is stored that they were made from; tokens of a changed demo are refused.
+Beside each demo's tokens is a mark of the demo that they were made from; if that demo has changed since, they are refused.
 """
 
 import json
@@ -90,7 +90,7 @@ class TokenFile:
         """
         stored, where = self._attributes(demo.name), f"{self.path.name}, {demo.name}"
         if stored.get(SOURCE) != mark:
-            raise DemoFormatError(f"{where}: tokens of another demo than the one beside it; encode the demo file again")
+            raise DemoFormatError(f"{where}: tokens of another demo than the demo file's; encode the demo file again")
         assert demo.tokens is not None
         if stored.get(CHECKSUMS) != _checksums(demo.tokens, stored[TOKEN_VALID_KEY]):
             raise DemoFormatError(f"{where}: tokens changed since they were written; copy the file, or encode it again")

@@ -136,4 +136,4 @@ def _needs(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str
 
 def _file(facts: Mapping[str, Any]) -> str:
     digest = next((str(value) for name, value in facts.items() if name.startswith("sha256")), "")
-    return f"- `{facts.get('name')}`, {facts.get('bytes', 0):,} bytes, SHA-256 of its ends {digest[:16]}"
+    return f"- `{facts.get('name')}`, {facts.get('bytes', 0):,} bytes, SHA-256 of its first and last MiB {digest[:16]}"

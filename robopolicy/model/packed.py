@@ -3,7 +3,7 @@
 oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `linear` if the matrix is stored in its own
 blocked order (see `PackedLinear`). `freeze` makes such a copy once; it does not follow later changes of the original.
 
-Staggered rows are advanced in tiles, so that a batch of episodes runs at the rate of large products too. Compared with
+Staggered rows are advanced in tiles, so that the products stay large for a batch of episodes, too. Compared with
 running each window again from its frames, this is 1.26 times faster at 64 episodes and 0.96 to 1.10 times at 1024, and it
 does not store frames (`eval/bench_head.py`).
 """
@@ -105,7 +105,7 @@ class FrozenRecurrent(StreamingMemory):
         tensors = tuple(t.view(before.shape) for t, before in zip(new, state.tensors, strict=True))
         age = (state.age + 1).clamp(max=self.window)
         newest = tensors[0][-1]
-        if staggered and age.numel() == 1:  # as `row_of_age`, in a third of the calls
+        if staggered and age.numel() == 1:  # the same as `row_of_age`, with fewer torch calls
             newest = newest.select(-2, int(age) - 1).clone()
         elif staggered:
             newest = row_of_age(newest, age)

@@ -223,8 +223,8 @@ class BatchLoader:
         now = self.state_dict()
         if (state_dict["steps"], state_dict["length"]) != (now["steps"], now["length"]):
             raise ValueError(
-                f"the run was saved with {state_dict['length']} batches of {state_dict['steps']} steps an epoch, these "
-                f"demos and batch size give {now['length']} of {now['steps']}; resume with the same"
+                f"the run was saved with {state_dict['steps']} steps of demos and {state_dict['length']} batches an epoch; "
+                f"these demos and batch size give {now['steps']} and {now['length']}; resume with the same"
             )
         self._epoch, self._position = state_dict["epoch"], state_dict["position"]
 

@@ -346,7 +346,7 @@ def test_a_policy_that_never_answers_is_a_stop_however_short_the_run(fake_robot,
     """Guards against: a run that ends well, and in which nothing ever moved."""
     loop = make_loop(fake_robot, fake_clock, forward, silent_after=0)
     loop.run(2.0)
-    assert loop.stopped == "the policy never answered, in 2 s"
+    assert loop.stopped == "the policy did not answer within 2 s"
     loop.rearm()
     loop.run(2.0, lambda: True)
     assert loop.stopped is None

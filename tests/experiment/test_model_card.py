@@ -39,7 +39,7 @@ def test_the_card_says_what_a_user_needs(tmp_path):
         "such as: lift it or drop it now",
         "Actions: 7 columns in the demos' units and order, ",
         "one every 0.05 s",
-        "- `lift.hdf5`, 9,346,680 bytes, SHA-256 of its ends c1e0a1831c4161ee",
+        "- `lift.hdf5`, 9,346,680 bytes, SHA-256 of its first and last MiB c1e0a1831c4161ee",
         "180 demos for training, 20 held out",
         "robopolicy eval FOLDER --task lift",
         "window: 3",

@@ -40,7 +40,7 @@ def test_the_example_in_the_documentation_is_read(tmp_path):
         ("settle: {steps: 3}", "settle needs steps and action"),
         ("start_states: {file: a.npy}", "start_states needs file and method"),
         ("a: [", "not YAML"),
-        ("- a", "expected keys and values"),
+        ("- a", "it holds a list; expected a mapping of names to values"),
     ],
 )
 def test_a_mistake_in_a_map_is_one_line(tmp_path, text, message):

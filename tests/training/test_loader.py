@@ -126,7 +126,9 @@ def test_an_error_while_reading_ahead_reaches_the_training(tiny_demos, monkeypat
 def test_another_data_set_is_not_resumed(rows, store):
     """Guards against: positions of another set of demos, which would silently be taken as positions in this one."""
     state = BatchLoader(store, Shuffled(rows, 6, seed=1)).state_dict()
-    with pytest.raises(ValueError, match="9 batches of 54 steps an epoch, these demos and batch size give 6 of 54"):
+    with pytest.raises(
+        ValueError, match="54 steps of demos and 9 batches an epoch; these demos and batch size give 54 and 6"
+    ):
         BatchLoader(store, Shuffled(rows, 9, seed=1)).load_state_dict(state)
 
 

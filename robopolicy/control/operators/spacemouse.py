@@ -46,10 +46,11 @@ class Spacemouse:
         """See `ToolDevice`."""
         presses = [0, 0]
         while report := bytes(self._device.read(64)):
-            numbers = struct.unpack(f"<{(len(report) - 1) // 2}h", report[1 : 1 + 2 * ((len(report) - 1) // 2)])
+            count = (len(report) - 1) // 2
+            numbers = struct.unpack_from(f"<{count}h", report, 1)
             if report[0] == TRANSLATION:
-                count = 6 if len(numbers) >= 6 else 3
-                self._axes[:count] = numbers[:count]
+                axes = 6 if count >= 6 else 3
+                self._axes[:axes] = numbers[:axes]
             elif report[0] == ROTATION:
                 self._axes[3:] = numbers[:3]
             elif report[0] == BUTTONS:

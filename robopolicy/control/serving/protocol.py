@@ -16,11 +16,11 @@ from robopolicy.types import TOKENS_KEY, ArraySpec, PolicySpec
 ANNOUNCED = ("chunk", "window", "history", "frame_stride", "control_dt", "samples", "execution", "provenance")
 """Fields of a policy's spec that the metadata carries under their own names."""
 IMAGE_FACTOR = 16
-"""Largest ratio of a side of a client's image to the policy's; images are resized here."""
+"""How many times longer than the policy's image a side of a client's image may be; the server resizes images."""
 SMALLEST_CAP, LARGEST_CAP = 1920, 4096
-"""Smallest and largest limit of an image's side [pixels], whatever the policy: common cameras fit."""
+"""Bounds of that limit [pixels]: common cameras are accepted even if the policy's images are small."""
 REPORTED = 64
-"""Unknown names reported over the server's life; more are counted, not kept."""
+"""How many unknown names a server reports before it reports no more."""
 
 
 def largest_side(wanted: ArraySpec) -> int:
@@ -46,7 +46,7 @@ class ObservationReader:
         self._reported: set[str] = set()
 
     def largest_message_bytes(self) -> int:
-        """Bytes of the largest images that are accepted, 4:3 at the longest side, and 8 for each other number."""
+        """Bytes of the largest observation that is accepted: 4:3 images with the longest side, and 8 bytes per other number."""
         return sum(
             3 * largest_side(wanted) ** 2 * 3 // 4 if wanted.is_image else 8 * wanted.width
             for wanted in self._fields.values()

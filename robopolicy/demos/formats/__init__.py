@@ -1,4 +1,4 @@
-"""Demo formats: each kind is one file, which reads a file or folder into `Demo` values, and writes them if it can."""
+"""Demo formats. Each is one module, which reads a file or folder as `Demo` values; some also write them."""
 
 from robopolicy.demos.formats._conversion import convert as convert
 from robopolicy.demos.formats._detection import demo_format as demo_format

@@ -1,8 +1,8 @@
 """ACT / ALOHA episodes: one HDF5 file each, alone or in a folder (github.com/tonyzhaozh/act, `record_episodes.py`).
 
-`action` (T, 14) holds absolute joint targets, twice 6 joints [rad] and a gripper; `observations/qpos`, `qvel` and
-`observations/images/<camera>`, which is uint8 (T, height, width, 3), or JPEG bytes padded to one length. Mobile ALOHA
-adds `base_action` (T, 2) and `observations/effort`.
+`action` (T, 14) holds absolute joint targets: for each of two arms, 6 joints [rad] and a gripper. The observations are
+`observations/qpos`, `observations/qvel` and `observations/images/<camera>`; images are uint8 (T, height, width, 3), or JPEG
+bytes padded to one length. Mobile ALOHA adds `base_action` (T, 2) and `observations/effort`.
 """
 
 import re

@@ -129,12 +129,12 @@ class _Table:
         clear = [cube for cube in self.below if ("cube", cube) not in self.below.values()]
         movable = clear if self.held is None else [self.held]
         free_plates = [plate for plate in range(len(PLATES)) if ("plate", plate) not in self.below.values()]
-        bases = [cube for cube in clear if (self.below[cube] or ("plate",))[0] == "plate"]
+        not_stacked = [cube for cube in clear if (self.below[cube] or ("table",))[0] != "cube"]
         goals = [(PLACE, cube, plate) for cube in movable for plate in free_plates]
-        goals += [(STACK, cube, base) for cube in movable for base in bases if base != cube]
+        goals += [(STACK, cube, base) for cube in movable for base in not_stacked if base != cube]
         if self.held is None:
             goals += [(REACH, cube, cube) for cube in clear if cube != self.last]
-            goals += [(LIFT, cube, cube) for cube in bases]
+            goals += [(LIFT, cube, cube) for cube in not_stacked]
         return goals
 
     def follow(self, goal: tuple[int, int, int]) -> None:
