@@ -19,7 +19,7 @@ from robopolicy.types import PrintableError, one_line
 
 
 class ConfigError(PrintableError, ValueError):
-    """A configuration that can't be used; the message is one line in the words of the command line."""
+    """A configuration that can't be used; the message is one line that names the option as on the command line."""
 
 
 def require(holds: object, message: str) -> None:
@@ -162,7 +162,7 @@ def converted(annotation: Any, value: Any, name: str) -> Any:
     """A value in the type of its field; text, as the command line gives it, is read as YAML where the type asks for it.
 
     Raises:
-        ConfigError: it can't be; the message begins with `name`.
+        ConfigError: the value doesn't fit the type; the message begins with `name`.
     """
     is_list = any(get_origin(each) is tuple for each in (annotation, *get_args(annotation)))
     if isinstance(value, str) and is_list and not value.startswith("[") and value != "null":

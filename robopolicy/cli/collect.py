@@ -31,7 +31,7 @@ from robopolicy.sim.worlds import PRIVILEGED
 
 LOG = logging.getLogger(__name__)
 ROUND = 4
-"""Episodes per world between two gatherings of several processes."""
+"""Episodes per world after which several processes send theirs to the first one."""
 HOPELESS = 50
 """Consecutive failures after which collecting stops with an error."""
 
@@ -72,7 +72,7 @@ def collect(arguments: Sequence[str]) -> int:
 
 
 def _collect(options: Namespace, shard: Shard) -> int:
-    """Rounds of episodes, each process its share, until enough succeeded; the first one writes and prints."""
+    """Run rounds of episodes, shared among the processes, until enough succeeded; the first process writes and prints."""
     began, tally = time.perf_counter(), _Tally()
     # The worlds come before the file, which a wrong task must not leave behind.
     with (
@@ -89,7 +89,7 @@ def _collect(options: Namespace, shard: Shard) -> int:
                     writer.write_together(episode.demos)
                     bar.advance(progress)
     if shard.first:
-        before = f" after {done} before" if done else ""
+        before = f" in addition to {done} before" if done else ""
         say(
             f"collected {tally.tried - tally.failed} episodes of {options.task}{before}: {tally.demos} demos, "
             f"{tally.steps} steps; {tally.failed} of {tally.tried} tries failed; limited commands "

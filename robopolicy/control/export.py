@@ -96,11 +96,11 @@ def export_policy(
             the error is within `int8_tolerance`; the manifest names them and the remaining error.
         int8_tolerance: largest difference of an action to torch's, as a share of its column's range.
         frames: consecutive observations of demos, without batch axes, on which int8 is measured; up to 512 are used.
-            Without them random observations are.
+            Without recorded frames, random observations are used.
 
     Raises:
         ExportError: the policy can't be exported, the float32 graph differs from torch by more than 1e-4, or no int8 graph
-            keeps to the tolerance.
+            is within the tolerance.
     """
     out = Path(out)
     if not int8_tolerance > 0:

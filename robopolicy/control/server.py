@@ -44,7 +44,7 @@ from robopolicy.types import Policy
 logger = logging.getLogger("robopolicy.serve")
 
 OTHER_BYTES = 2**20
-"""Bytes of one message beyond its images and 8 bytes for each number that the policy reads."""
+"""Bytes that one message may have in addition to its images and to 8 bytes per number that the policy reads."""
 KEPT_BYTES = 64 * 2**20
 """Freed memory that the process keeps for the images of the next messages."""
 LOG_LINES, LOG_S = 60, 60.0
@@ -60,7 +60,7 @@ class ServerLimits:
     max_batch: int = 64
     """Observations in one forward pass."""
     max_message_bytes: int | None = None
-    """Size of one message; None: 1 MiB, and the largest image that is taken for each camera."""
+    """Size of one message; None: 1 MiB plus the largest accepted image of each camera."""
     handshake_timeout_s: float = 3.0
     """Longest time from the TCP connection to the end of the websocket's handshake [s]."""
     message_timeout_s: float = 10.0

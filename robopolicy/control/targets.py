@@ -117,7 +117,7 @@ def _joint_targets_by_arm(
     named = tuple(profile.arms) or (profile.name,)
     if set(spec.arms) != set(named):
         raise ValueError(
-            f"the actions move the arms {', '.join(spec.arms)}; robot {profile.name} has {', '.join(named)}: name them alike"
+            f"the actions move the arms {', '.join(spec.arms)}; robot {profile.name} has {', '.join(named)}: use the same names"
         )
     found = []
     for name, arm, joints, _ in profile.parts:

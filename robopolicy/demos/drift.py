@@ -37,7 +37,7 @@ def drift(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
     third = len(values) // 3
     if len(values) < LEAST_DEMOS or np.ptp(values) == 0:
         return None
-    # Rank of each value; equal values share the mean of theirs.
+    # Rank of each value; equal values get the mean of their ranks.
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(count) - (count - 1) / 2)[place]
     correlation = np.corrcoef(ranks, np.arange(len(values)))[0, 1]
@@ -83,7 +83,7 @@ def downscale(shape: Sequence[int]) -> int:
 
 
 def camera_drifts(camera: str, backgrounds: Sequence[np.ndarray], step: int) -> Iterator[str]:
-    """A line for each of a camera's shift (right, down) and brightness that drifts.
+    """A line for each drift of a camera: of its shift to the right, of its shift down, and of its brightness.
 
     Args:
         camera: its key.
@@ -103,9 +103,9 @@ def camera_drifts(camera: str, backgrounds: Sequence[np.ndarray], step: int) -> 
 
 
 def _moves(backgrounds: np.ndarray) -> np.ndarray:
-    """(demos, 3): how far each background is from the median one, to the right and down [its pixels], and its gain less 1.
+    """(demos, 3): how far each background is from the median one, to the right and down [its pixels], and its gain minus 1.
 
-    To first order, an image moved by d is the image less its gradient times d. Gain, offset and shift are fitted together,
+    To first order, an image moved by d is the image minus its gradient times d. Gain, offset and shift are fitted together,
     by least squares that are repeated with less weight for pixels that change within the demo or that do not fit: the
     robot and the objects, which lie elsewhere in each demo.
     """

@@ -26,7 +26,7 @@ def json_object(text: Any, where: str) -> dict[str, Any]:
     """The JSON object in an attribute: finite numbers of 64 bits, nested no deeper than `GREATEST_DEPTH`.
 
     Raises:
-        DemoFormatError: it is not; the message begins with `where`.
+        DemoFormatError: the text is not such an object; the message begins with `where`.
     """
     try:
         if not isinstance(text, str) or len(text) > GREATEST_CHARS:

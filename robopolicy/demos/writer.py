@@ -86,7 +86,9 @@ class DemoWriter(PartWriter):
         """
         names = list(names)
         if unknown := [name for name in names if name not in self._groups]:
-            raise DemoFormatError(f"{self.path.name}: mask/{key} would name {', '.join(unknown[:3])}, not in the file")
+            raise DemoFormatError(
+                f"{self.path.name}: mask/{key} names {', '.join(unknown[:3])}, which the file doesn't have"
+            )
         self._masks[key] = names
 
     @property

@@ -155,7 +155,7 @@ def _rolled_out(
         return run_episodes(env, actor, seeds, record=record, timing=timing)
     if not isinstance(policy, ChunkPolicy):
         raise ValueError(
-            "worlds on a device run a run folder's policy alone; for an exported policy, or one behind a backbone, give "
+            "worlds on a device run only the policy of a run folder; for an exported policy, or one with a backbone, give "
             "--physics batch"
         )
     actor = DevicePolicyActor(policy, env, execution)

@@ -37,9 +37,9 @@ HAND_STEP_M = 0.007
 HAND_STEP_RAD = 0.035
 """As above, for each hand of the two-arm robot, whose control step is 0.02 s [m], [rad]."""
 JOINT_STEP_RAD = 0.025
-"""Largest displacement of a joint that its expert asks for in one step [rad]."""
+"""Largest displacement of a joint that the two-arm robot's expert asks for in one step [rad]."""
 HAND_DAMPING = 0.03
-"""Damping of the least squares by which it moves its hands."""
+"""Damping of the least squares that turn the motion of a hand into one of the joints."""
 
 
 def expert_actions(worlds: Worlds) -> Float[Array, "worlds width"]:
@@ -121,7 +121,7 @@ class ActionNoise(Options):
     std: float = option(0.25, ">= 0")
     """Standard deviation of the jitter on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
     rotation_std: float = option(0.02, ">= 0")
-    """Likewise on its rotation; policies err less there."""
+    """The same for the rotation, in which policies make smaller errors."""
     share: float = option(0.7, "0 .. 1")
     """Share of the steps with jitter."""
     push_std: float = option(0.4, ">= 0")

@@ -26,8 +26,8 @@ TOLERANCE = 2e-6
 def a_stream_equals_the_zero_state_pass(memory: Memory, width: int) -> None:
     """`step`, with random resets, gives at every frame what `forward` gives on the frames that its history may see.
 
-    A violation means that the robot runs on other numbers than training did: ages off by one, rows of an earlier
-    episode.
+    A violation means that the robot runs on other numbers than training did. Possible causes: ages that are off by one, or
+    rows of an earlier episode.
     """
     for grad in (True, False):
         for seed, (batch, steps) in enumerate([(1, 1), (2, 7), (3, 3 * memory.window)]):
@@ -61,7 +61,7 @@ def unroll_in_pieces_equals_the_stream(memory: Memory, width: int) -> None:
 
 
 def unroll_from_the_initial_state_equals_forward(memory: Memory, width: int) -> None:
-    """There is one meaning of a zero state."""
+    """`unroll` and `forward` begin from the same state."""
     frames = random_like(generator(), 2, memory.window, width)
     with evaluating(memory):
         hidden, _ = memory.unroll(frames, memory.initial_state((2,)))
@@ -128,7 +128,7 @@ def nan_stays_in_its_episode_and_ends_with_it(memory: Memory, width: int) -> Non
 
 
 def gradients_of_a_stream_equal_those_of_the_window(memory: Memory, width: int) -> None:
-    """Backpropagation through `step` trains the gradients of `forward`."""
+    """Backpropagation through `step` gives the same gradients as through `forward`."""
     random = generator()
     frames = random_like(random, 2, memory.window, width)
     probe = random_like(random, 2, memory.window, memory.output_width)
@@ -162,7 +162,7 @@ def the_state_has_the_batch_axes_after_the_first(memory: Memory, width: int) -> 
 
 
 def a_saved_state_resumes(memory: Memory, width: int) -> None:
-    """A state that goes through plain named tensors continues as if it had stayed."""
+    """A state that goes through plain named tensors continues as if it had not been saved."""
     frames = random_like(generator(), 2, 2, width)
     with torch.no_grad(), evaluating(memory):
         _, state = memory.step(frames[0], memory.initial_state((2,)))

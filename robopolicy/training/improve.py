@@ -255,7 +255,7 @@ class _Run:
             before = saved["options"].get(name)
             require(
                 before == value,
-                f"--{name} is {value} but the run in {self.run_dir} has {before}; a resumed run keeps it",
+                f"--{name} is {value} but the run in {self.run_dir} has {before}; resume with the same",
             )
         for part, state in ((self, saved["run"]), (self.practice, saved["practice"])):
             for name, value in state.items():

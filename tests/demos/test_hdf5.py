@@ -78,7 +78,7 @@ def test_filter_keys_are_read_and_must_name_demos_of_the_file(tmp_path, make_dem
             writer.write(make_demo(number))
         writer.write_filter_key("train", ["demo_2", "demo_0"])
         writer.write_filter_key("train", ["demo_2", "demo_1"])
-        with pytest.raises(DemoFormatError, match="mask/valid would name demo_9"):
+        with pytest.raises(DemoFormatError, match="mask/valid names demo_9"):
             writer.write_filter_key("valid", ["demo_9"])
     with DemoFile(path) as file:
         assert file.filter_keys == {"train": ["demo_1", "demo_2"]}

@@ -13,12 +13,14 @@ def read_api_key(path: str | Path) -> str:
     """The API key in the first line of a file.
 
     Raises:
-        ValueError: the key has fewer than 16 characters, or others than ASCII.
+        ValueError: the key has fewer than 16 characters, or characters that are not ASCII.
     """
     lines = Path(path).read_text().splitlines()
     key = lines[0].strip() if lines else ""
     if len(key) < 16 or not key.isascii():
-        raise ValueError(f"{path}: the first line has {len(key)} characters; expected a key of 16 or more, ASCII")
+        raise ValueError(
+            f"{path}: the first line has {len(key)} characters; expected a key of 16 or more ASCII characters"
+        )
     return key
 
 

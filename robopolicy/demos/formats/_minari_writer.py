@@ -109,10 +109,10 @@ def _require_like(demo: Demo, first: Demo) -> None:
     for field in ("rewards", "dones", "instruction"):
         if (getattr(demo, field) is None) != (getattr(first, field) is None):
             raise DemoFormatError(
-                f"{demo.name}: only some of the demos have {field}; a Minari data set needs all alike"
+                f"{demo.name}: only some of the demos have {field}; in a Minari data set all or none have it"
             )
     if difference := row_difference(row_shapes(first, exact=True), row_shapes(demo, exact=True)):
-        raise DemoFormatError(f"{demo.name}: {difference}; a Minari data set needs all alike")
+        raise DemoFormatError(f"{demo.name}: {difference}; a Minari data set needs the same in all demos")
 
 
 def _box(values: np.ndarray) -> dict[str, Any]:

@@ -237,9 +237,9 @@ def soft_mask(
     """Real-time chunking's weight of the old plan (arXiv 2506.07339): 1 before `frozen`, then falling to 0 at `end`.
 
     Args:
-        place: of each step in the new chunk, a whole number.
-        end: place at which the old plan ends.
-        frozen: first steps of the chunk, which the old plan fills.
+        place: index of each step in the new chunk.
+        end: index in the new chunk at which the old plan ends.
+        frozen: number of first steps of the chunk that the old plan fills.
     """
     share = ((end - place) / (end - frozen + 1).clamp(min=1)).clamp(0, 1)
     return torch.where(place < frozen, 1.0, share * torch.expm1(share) / math.expm1(1))

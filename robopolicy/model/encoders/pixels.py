@@ -98,8 +98,8 @@ class PixelsEncoder(TokenEncoder):
 class CameraEncoder(nn.Module):
     """One camera: patches to a feature map, and queries from the sentence vector that attend to it.
 
-    The convolution sees each patch with its neighbours, so that an attended feature holds where inside the patch the
-    attended object is. Patches make it several times cheaper than strided convolutions on pixels.
+    The convolution sees each patch with its neighbours, so that an attended feature tells where inside the patch the
+    object is. Patches make it several times cheaper than strided convolutions on pixels.
     """
 
     CHANNELS = 32

@@ -26,7 +26,7 @@ CARRY_CLEAR_M = 0.07
 SET_DOWN_M = 0.012
 """Height above its spot at which a cube is released [m]."""
 SET_OVER_M = 0.04
-"""Height above its spot at which a cube is brought over it [m], from as far off to the side."""
+"""Height above its spot at which a cube arrives from the side [m]; it is that high while it is at least as far away."""
 RETREAT_M = 0.15
 """Height to which the empty hand rises in the end [m]."""
 LIFTED_M = 0.1
@@ -108,7 +108,7 @@ def nearness(offset: Float[Array, "worlds 3"], scale_m: float) -> Float[Array, "
 
 
 def way_over(offset: Float[Array, "worlds 3"]) -> Float[Array, "worlds 3"]:
-    """The same offset of a cube from its spot [m], but with the height that it has to rise by to come down on the spot."""
+    """The offset of a cube from its spot [m], with the height that it still has above the spot while it is off to the side."""
     sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
     way = offset * 1.0
     way[:, 2] += SET_OVER_M * namespace(offset).clip(sideways / SET_OVER_M, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Moving images by a gather of bytes: nearest pixel, edges repeated."""
+"""Scales and shifts images: each pixel is copied from the nearest one of the source, beyond an edge from the edge."""
 
 import torch
 from jaxtyping import Float, UInt8
