@@ -57,8 +57,8 @@ class ChunkExecutor:
             action_spec: names the binary gripper columns and says whether an arm at rest means zero (`delta`) or the
                 last action again (`absolute`); None: no gripper column, zero is rest.
             max_chunk_age_s: `action` raises StaleChunkError beyond this age of the observation behind it [s].
-            rotations: columns that are rotations, as for `--normalization.rotations`; an absolute pose's are found by the
-                action spec. Chunks are averaged along the shorter rotation.
+            rotations: columns that are rotations, as for `--normalization.rotations`; the action spec shows those of an
+                absolute pose. Chunks are averaged along the shorter rotation.
 
         Raises:
             ValueError: `replan_every` and the strategy's frozen steps don't fit into a chunk.

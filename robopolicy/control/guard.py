@@ -87,7 +87,7 @@ class CommandGuard:
             raise RobotError(f"the robot stopped itself: {self.stopped}")
         behind_s = now_s - stamp_s + self.delay_s
         if self._behind_s is None or (behind_s < self._behind_s and self._resting):
-            self._behind_s = behind_s  # only the first commands were delayed; playback need not be
+            self._behind_s = behind_s  # only the first commands were late; playback does not have to be
         self._waiting.append(
             (stamp_s, position_rad.clip(self.profile.position_lower_rad, self.profile.position_upper_rad))
         )
@@ -169,7 +169,7 @@ class CommandGuard:
         return self._too_near(position_rad, (position_rad - before) / (stamp_s - before_s), stamp_s)
 
     def _too_near(self, position: np.ndarray, velocity: np.ndarray, stamp_s: float) -> str | None:
-        """Why a command brings links too near to one another; None if it doesn't, or doesn't any nearer than before."""
+        """Why a command brings links too near to one another; None if it does not, or if they were at least as near before."""
         if stamp_s - self._checked_s < CHECK_DT:
             return None
         acceleration, jerk = np.asarray(self.profile.acceleration_rad_s2), np.asarray(self.profile.jerk_rad_s3)

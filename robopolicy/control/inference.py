@@ -21,9 +21,9 @@ POLICY_PRIORITY = 10
 
 
 STILL_S = 0.5
-"""Time without a new image after which a camera is suspect [s]; cameras may be slower than the control loop."""
+"""Time without a new image after which a camera may be frozen [s]; cameras may be slower than the control loop."""
 MOVED_RAD = 0.2
-"""Joint motion in that time that makes it an error [rad]: while the robot is at rest, rendered images are equal anyway."""
+"""Joint motion in that time that makes it an error [rad]: while the robot is at rest, rendered images stay the same."""
 
 
 class _Seen(NamedTuple):

@@ -24,7 +24,7 @@ class Arm:
     """A serial arm of revolute joints, given by its `dh` table or by the `frames` of its joints, with a tool at its end.
 
     Raises:
-        ValueError: both or neither are given, or a row has the wrong length.
+        ValueError: both or none of the two are given, or a row has the wrong length.
     """
 
     dh: tuple[tuple[float, float, float], ...] | None = None

@@ -92,7 +92,7 @@ def limit_targets(
 
 
 def _limited_opening(profile: RobotProfile, asked: Array, opening_m: Array) -> tuple[Array, Array]:
-    """The openings asked for within the gripper's, or `opening_m` where one is missing, and where a limit changed one."""
+    """The openings asked for, clipped to the gripper's range, or `opening_m` where missing; and where one was clipped."""
     xp = namespace(asked)
     opening = xp.where(xp.isfinite(asked), asked, opening_m)
     within = opening.clip(0.0, profile.opening_m)

@@ -158,7 +158,7 @@ class RobotProfile:
             raise ValueError(f"{self.name}: {error}") from None
 
     def clearance_m(self, qpos: Float[np.ndarray, "*B joints"], margin_share: float = 1.0) -> Float[np.ndarray, "*B"]:
-        """Smallest distance between links, of each arm and between arms, less `collision_margin_m` times `margin_share` [m].
+        """Smallest distance between links, of each arm and between arms, minus `collision_margin_m` times `margin_share` [m].
 
         Infinite where no margin is set.
         """
@@ -263,7 +263,7 @@ def profile_from_dict(
     Args:
         values: the fields; they, or those of an entry of `arms`, may name a `profile` whose fields they replace.
         source: begins the message of an error.
-        folder: of the file they come from, where a `profile` may lie; None: an entry can't name one.
+        folder: folder of the file that they come from, in which a `profile` is looked for; None: an entry can't name one.
     """
     refuse_import_paths(values, source)
     values = dict(values)
@@ -275,7 +275,7 @@ def profile_from_dict(
     if arms:
         if unknown := sorted(set(values) - {"name", "base_velocity", "base_acceleration"}):
             raise ValueError(
-                f"{source}: {unknown[0]} belongs to an arm; beside `arms` stand name and the base's limits"
+                f"{source}: {unknown[0]} belongs to an arm; next to `arms` only name and the base's limits are allowed"
             )
         base = {name: tuple(values.get(name, ())) for name in ("base_velocity", "base_acceleration")}
         made = {name: profile_from_dict(arm, f"{source}, arm {name!r}", folder) for name, arm in arms.items()}

@@ -33,9 +33,9 @@ AGE, TEXT, ACTIONS, NOISE = "age", "instruction", "actions", "action_noise"
 """Names in the graph beside the observation's keys; states are `state.0`, `state.1`, ... in and `next.<name>` out."""
 
 REPORTED = 64
-"""Words reported over the policy's life; instructions may come from strangers."""
+"""How many unknown words a policy reports before it reports no more; instructions may come from strangers."""
 PAD, UNKNOWN = 0, 1
-"""Word numbers as in `robopolicy.model.text`; the first known word has number 2."""
+"""Word numbers as in `robopolicy.model.texts`; the first known word has number 2."""
 
 
 class ExportError(ValueError):
@@ -89,7 +89,7 @@ class ExportedState:
 
 
 class ExportedPolicy:
-    """An exported policy, with the protocol of `robopolicy.load_policy`'s: `initial_state`, `act`, and what it expects."""
+    """An exported policy, with the methods of a policy from `robopolicy.load_policy`: `initial_state` and `act`."""
 
     def __init__(self, manifest: Mapping[str, Any], session: Any) -> None:
         self.spec = PolicySpec.from_dict({**manifest["spec"], "execution": manifest.get("execution", {})})
@@ -133,9 +133,9 @@ class ExportedPolicy:
 
         Args:
             observation: key -> array (*B, ...), and `instruction`.
-            state: of the episodes so far, from `initial_state` or the last call.
-            generator: NumPy's, source of the noise of an action head that turns noise into actions (`flow`); None: the
-                same noise every time, as in torch.
+            state: state of the episodes so far, from `initial_state` or the last call.
+            generator: NumPy's generator, source of the noise of an action head that turns noise into actions (`flow`); None:
+                the same noise every time, as in torch.
             prefix: refused; an exported policy continues no plan.
 
         Raises:
@@ -217,15 +217,15 @@ def require_as_exported(folder: str | Path, precision: str, flow_steps: int | No
     """Refuse a precision, or a number of flow steps, other than that of the exported policy.
 
     Raises:
-        ExportError: in one line, with what to do.
+        ExportError: one was asked for; the message says what to do.
     """
     if precision != "float32":
         raise ExportError(
-            f"{folder}: exported, and its precision with it; leave --precision out, and export with --int8 for int8"
+            f"{folder}: an exported policy keeps its precision; leave --precision out, and export with --int8 for int8"
         )
     if flow_steps is not None:
         raise ExportError(
-            f"{folder}: exported, and its flow steps with it; export again with --flow-steps {flow_steps}"
+            f"{folder}: an exported policy keeps its flow steps; export again with --flow-steps {flow_steps}"
         )
 
 
@@ -234,7 +234,7 @@ def load(folder: str | Path, threads: int | None = None) -> ExportedPolicy:
 
     Args:
         folder: what `robopolicy export` wrote.
-        threads: of onnxruntime; None leaves it the choice.
+        threads: number of onnxruntime's threads; None: its own default.
 
     Raises:
         ExportError: the folder has no manifest, one of another version, or no graph.

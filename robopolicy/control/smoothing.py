@@ -134,7 +134,7 @@ class JointSmoother:
         late = [motion for motion in (stopping, passing) if motion is not None]
         if heading_rad_s is not None:
             late.sort(key=lambda motion: motion.aimed_s)
-        # Checking a motion takes ten times as long as planning it: only until the first that is allowed.
+        # Checking a motion takes ten times as long as planning it, so the checks end at the first that is allowed.
         if (chosen := next(filter(self._allowed, late), None)) is not None:
             self._follow(chosen)
             return None if chosen.aimed_s <= in_time_s else "motion"

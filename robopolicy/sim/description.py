@@ -1,6 +1,6 @@
 """A robot's profile from its own description: the serial chain of a URDF or MJCF, with the limits that it states.
 
-MuJoCo reads both, and resolves an MJCF's defaults and includes; a URDF's speed limits, which it ignores, are read beside.
+MuJoCo reads both, and resolves an MJCF's defaults and includes; a URDF's speed limits, which it ignores, are read separately.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -144,7 +144,7 @@ def _speeds(path: Path) -> dict[str | None, float]:
 
 
 def _chain(links: Mapping[str, Link], tool: str | None, base: str | None, where: str) -> list[Link]:
-    """Links from behind the base to the tool."""
+    """The links between the base and the tool, without the base."""
     for role, name in (("tool", tool), ("base", base)):
         if name is not None and name not in links:
             known = ", ".join(link.name for link in links.values() if link.joint is None)
@@ -216,7 +216,7 @@ def capsules_of(path: Path, profile: RobotProfile, base: str | None = None) -> t
 
     Args:
         path: URDF or MJCF file.
-        profile: made of `profile_values` of it.
+        profile: the profile from its `profile_values`.
         base: as for `profile_values`.
 
     Raises:
@@ -295,7 +295,7 @@ def _model(path: Path) -> Any:
 
 
 def _segment(model: Any, geom: int) -> tuple[float, float, np.ndarray] | None:
-    """Half length along z [m], radius [m] and frame in the shape's own of the capsule that covers a shape; None: a plane."""
+    """The capsule that covers a shape: half length along z [m], radius [m], and frame in the shape's frame; None: a plane."""
     kind, size = int(model.geom_type[geom]), model.geom_size[geom]
     sphere, capsule, ellipsoid, cylinder, box, mesh = range(2, 8)
     if kind in (sphere, capsule, cylinder):

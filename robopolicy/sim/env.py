@@ -120,7 +120,7 @@ class RobotVectorEnv(Worlds, VectorEnv):
     """
 
     episode_figures = ("solved", "limited")
-    """Names in `info` of the figures kept of each episode."""
+    """Names in `info` of the figures that are kept for each episode."""
 
     def __init__(self, task: str, num_envs: int = 1, **options: Any) -> None:
         if num_envs < 1:

@@ -139,7 +139,7 @@ class Instructions(Sequence[Any]):
 
     Args:
         ids: (N,) places in `texts`.
-        texts: Every sentence there is.
+        texts: All sentences.
     """
 
     def __init__(self, ids: Int[Tensor, " worlds"], texts: Sequence[str]) -> None:

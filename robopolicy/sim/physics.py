@@ -192,7 +192,7 @@ def require_device(device: str) -> None:
     """Check that this machine has the device.
 
     Raises:
-        ValueError: it has not; the message lists the available devices.
+        ValueError: the device is missing; the message lists those that there are.
     """
     found = re.fullmatch(r"cpu|cuda(:(?P<number>\d+))?", device)
     if found is None:

@@ -25,7 +25,7 @@ MAX_CATCH_UP = 100
 POLL_MARGIN_S = 0.0015
 """Time before a tick at which the process stops waiting for requests [s]: a poll's timeout is rounded up to whole ms."""
 SIM_PRIORITY = 30
-"""Real-time priority of the simulator's process, where asked for."""
+"""Real-time priority of the simulator's process, if `ProcessOptions.priority` asks for one."""
 SUCCESS, FAILED, STOPPED, STAMP = range(-4, 0)
 """What follows the joint positions in the row that the simulator's process publishes."""
 
@@ -179,7 +179,7 @@ class _SharedRows:
         return self._rows[start : start + self._width]
 
     def unread(self) -> list[list[float]]:
-        """The rows since the last call, less those that have been, or are about to be, overwritten; for one reader."""
+        """The rows since the last call, without those that have been, or are about to be, overwritten; for one reader."""
         first, self._taken = self._taken, self._written.value
         return [self.read(number) for number in range(max(first, self._taken - self.SLOTS // 2), self._taken)]
 

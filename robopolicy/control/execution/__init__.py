@@ -31,7 +31,7 @@ def require_supported(spec: PolicySpec, execution: ExecutionOptions, control_dt:
     """Refuse a policy that can't be executed this way.
 
     Raises:
-        ConfigError: the execution draws chunks or continues plans, and the policy doesn't; or it continues shorter ones.
+        ConfigError: the execution samples chunks or continues plans, and the policy can't; or its prefixes are too short.
     """
     require(
         spec.samples or not execution.sample,

@@ -76,8 +76,8 @@ class OperatorContext:
         spec, row = self.action_spec, np.zeros(self.action_spec.width)
         if len(spec.gripper_ends) > 1:
             raise ValueError(
-                f"the policy's actions command {len(spec.gripper_ends)} grippers, this operator's device one; give an "
-                "operator of your own as MODULE:FACTORY"
+                f"the policy's actions command {len(spec.gripper_ends)} grippers, and this operator's device has "
+                "one; give your own operator as MODULE:FACTORY"
             )
         row[list(spec.joint_columns)] = arm
         for column, value in spec.constant.items():

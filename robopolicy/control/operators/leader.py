@@ -29,7 +29,7 @@ class LeaderOperator:
         context: facts about the run.
 
     Raises:
-        ConfigError: it has other joints, doesn't show `engaged`, or the policy commands several grippers.
+        ConfigError: the leader has other joints or doesn't observe `engaged`, or the policy commands several grippers.
     """
 
     def __init__(self, leader: Robot, context: OperatorContext) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 GRIPPER_STEP_M = 0.005
 GRIPPER_DT = 0.1
-"""A gripper is commanded when its opening differs by this much [m] from the last command, or at all after this time [s]:
+"""A gripper is commanded when its opening differs from the last command by this much [m], or at all after this time [s]:
 actions are goals, which controllers don't accept at the rate of joint commands."""
 GOAL_S = 1.0
 """Time after which a goal that has not ended is replaced [s]."""
@@ -196,7 +196,9 @@ def compressed_image(message: Mapping[str, Any]) -> UInt8[np.ndarray, "height wi
         picture = Image.open(io.BytesIO(base64.b64decode(message["data"])), formats=("PNG", "JPEG"))
         return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"a compressed image ({message.get('format')!r}) is no whole JPEG or PNG: {error}") from None
+        raise ValueError(
+            f"a compressed image ({message.get('format')!r}) is not a complete JPEG or PNG: {error}"
+        ) from None
 
 
 def _xyz(vector: np.ndarray) -> dict[str, float]:

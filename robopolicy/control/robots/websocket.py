@@ -131,7 +131,7 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
     def observe(self) -> Observation:
         """Request an observation and wait for it.
 
-        Its time is that of the request, or the time of arrival less the age that the robot reports, whichever is earlier.
+        Its time is that of the request, or the time of arrival minus the age that the robot reports, whichever is earlier.
 
         Raises:
             RobotError: no observation arrives within `timeout_s`, or the connection is lost.

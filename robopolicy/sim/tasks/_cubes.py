@@ -13,7 +13,7 @@ PLATES = ("yellow", "purple")
 HALF_M = 0.02
 """Half a cube's side [m]."""
 SUNK_M = 6.1e-5
-"""How far a cube at rest sinks into the table; begun any higher it would fall first, and in single precision it might
+"""How far a cube at rest sinks into the table; if it began any higher, it would first fall, and in single precision it might
 not touch the table yet [m]."""
 PLATE_TOP_M = 0.006
 """Height of a plate's upper side above the table [m]."""

@@ -94,7 +94,7 @@ class State:
 class Task:
     """Base class of tasks. All checks are batched over worlds.
 
-    A task is registered (`@register("task", "lift", LiftOptions)`) in a file of its kind's name; it is built from its
+    A task is registered (`@register("task", "lift", LiftOptions)`) in a file named after its kind; it is built from its
     options alone.
     """
 
@@ -106,11 +106,11 @@ class Task:
     """Robot of the scene: one of `robopolicy.sim.scene.ROBOTS`."""
     max_episode_steps: int
     needs_gripper: bool = True
-    """Whether it can't be solved without moving the gripper."""
+    """Whether the gripper must move to solve it."""
     hold_steps: int = 1
     """Control steps in a row for which `reached` must hold."""
     instructions_in_a_row: int = 0
-    """Instructions of a chain's episode, for the share that solves 1, 2, ... of them; 0 for other tasks."""
+    """Number of instructions in a chain's episode; results then give the share that solves 1, 2, ... of them; 0: no chain."""
 
     def __init__(self, options: Any = None) -> None:
         self.options = options

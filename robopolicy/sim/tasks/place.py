@@ -49,7 +49,8 @@ class Place(Task):
     def progress(self, state: State) -> Float[Array, " worlds"]:
         """A quarter each for the fingertips at the named cube, holding it, the cube near its spot, and at rest there.
 
-        Near is by the way over the spot's surroundings: beside the cube it should be put on, a cube is not near.
+        The distance to the spot includes the height that the cube must still rise by: a cube on the table beside the cube
+        that it should be put on is not near.
         """
         cube, spot = state.chosen(0), self.spot(state)
         there = rests_at(state, spot, self.tolerance_m)

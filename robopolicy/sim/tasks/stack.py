@@ -1,4 +1,4 @@
-"""Put the named cube on the named other cube."""
+"""Put one named cube on another."""
 
 import numpy as np
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from robopolicy.types import Array
 
 @register("task", "stack")
 class Stack(Place):
-    """Put the named cube on the named other cube, where it must stay when released."""
+    """Put one named cube on another, where it must stay when released."""
 
     parts = ("cubes",)
     hold_steps = 5
@@ -28,7 +28,7 @@ class Stack(Place):
         return Setup((instruction,), np.array([[cube, base]]), qpos, scene.home_mocap)
 
     def spot(self, state: State) -> Float[Array, "worlds 3"]:
-        """Right on top of the named other cube [m]."""
+        """Right on top of the other named cube [m]."""
         spot = state.chosen(1) * 1.0
         spot[:, 2] += 2 * HALF_M
         return spot
