@@ -291,7 +291,7 @@ def test_a_leader_moves_the_robot_from_where_it_was_taken(panda):
 def test_actions_of_two_grippers_are_refused_at_the_start(panda):
     """Guards against: one device that moves both grippers of a robot alike, and a stop in the middle of a takeover."""
     context = OperatorContext(panda, ActionSpec(arm=7, gripper=2, kind="absolute", space="joint_position"), 0.05)
-    with pytest.raises(ConfigError, match="command 2 grippers, this operator's device one"):
+    with pytest.raises(ConfigError, match="command 2 grippers, and this operator's device has one"):
         ToolOperator(Buttons(), context)
     with RobotServer(Leader(panda), port=0) as server, pytest.raises(ConfigError, match="command 2 grippers"):
         make_leader(LeaderOptions(address=f"127.0.0.1:{server.port}"), context)

@@ -108,7 +108,7 @@ def nearness(offset: Float[Array, "worlds 3"], scale_m: float) -> Float[Array, "
 
 
 def way_over(offset: Float[Array, "worlds 3"]) -> Float[Array, "worlds 3"]:
-    """A cube's remaining way to its spot [m], with the height by which it must still rise to come down on the spot from above."""
+    """A cube's remaining way to its spot [m], with the height by which it must rise to come down on the spot from above."""
     sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
     way = offset * 1.0
     way[:, 2] += SET_OVER_M * namespace(offset).clip(sideways / SET_OVER_M, 0.0, 1.0)
