@@ -1,4 +1,4 @@
-"""Int8 weights in an exported graph, where the actions allow it."""
+"""Int8 weights in an exported graph, in as many layers as keep the error of the actions within a tolerance."""
 
 import shutil
 import tempfile

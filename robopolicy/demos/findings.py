@@ -304,7 +304,7 @@ def _rotation_jumps(key: str, rows: np.ndarray) -> Iterator[str]:
     for first in range(rows.shape[1] - 3):
         block = rows[:, first : first + 4]
         unit = np.abs(np.linalg.norm(block, axis=1) - 1).max() < UNIT_TOLERANCE
-        # Three small numbers and a gripper of -1 or 1 are of about that length too.
+        # Three small numbers and a gripper value of -1 or 1 also have a length of about 1.
         gripper = ((np.ptp(np.abs(block), axis=0) == 0) & (block[0] != 0)).any()
         if unit and not gripper and ((block[1:] * block[:-1]).sum(axis=1) < -0.5).any():
             yield f"{key}[{first}:{first + 4}]: a quaternion whose sign flips; {DECLARE} quaternion"

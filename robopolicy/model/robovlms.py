@@ -191,7 +191,7 @@ def _load(path: Path) -> Mapping[str, Any]:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {foreign[1]}" if foreign else type(error).__name__
         raise RoboVlmsError(
-            f"{path}: can't be read as weights alone ({reason}); nothing is unpickled here, save its state dict by itself"
+            f"{path}: can't be read as weights alone ({reason}); no pickled object is loaded here; save its state dict alone"
         ) from error
     if not isinstance(loaded, Mapping):
         raise RoboVlmsError(f"{path}: holds a {type(loaded).__name__}; expected a state dict")

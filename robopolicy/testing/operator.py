@@ -23,7 +23,7 @@ from robopolicy.control.robot import Operator
 from robopolicy.testing._assert import require
 
 CALLS, LONGEST_S, PATIENCE_S = 20, 0.005, 5.0
-"""Calls whose median duration is bounded [s], and how long a takeover may take to be noticed [s]."""
+"""Number of timed calls, largest median duration of one [s], and longest time until a takeover is noticed [s]."""
 
 
 def has_act_and_close(operator: Operator, context: OperatorContext, take_over: Callable[[], object]) -> None:
@@ -40,7 +40,7 @@ def leaves_the_robot_to_the_policy_at_first(
 
 
 def never_waits(operator: Operator, context: OperatorContext, take_over: Callable[[], object]) -> None:
-    """The commands of the control loop wait for it."""
+    """`act` returns at once, since the commands of the control loop wait for it."""
     taken_s = []
     for _ in range(CALLS):
         began_s = time.perf_counter()

@@ -189,7 +189,7 @@ class RunKeeper(Callback):
         if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
             raise TrainingDivergedError(
                 f"{', '.join(bad)} became {terms[bad[0]]} before step {step}; lower --optimizer.lr, or look for extreme "
-                f"values with `robopolicy check`. The policy kept in {self.run_dir} is from before"
+                f"values with `robopolicy check`. The policy in {self.run_dir} is from an earlier step"
             )
         if terms:
             self._record(trainer, "train", {"step": step, **terms})

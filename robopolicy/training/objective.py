@@ -32,7 +32,7 @@ class Tally:
         self._sums = values if self._sums is None else self._sums + values
 
     def take(self) -> dict[str, float]:
-        """The means so far, over all processes, as numbers, and a reset. Empty if nothing was added."""
+        """Return the means so far, over all processes, and begin again; empty if nothing was added."""
         if self._sums is None:
             return {}
         sums, self._sums = self._sums, None
@@ -151,7 +151,7 @@ def batch_text(policy: ChunkPolicy, batch: Batch) -> Tensor | None:
 
 
 def _start(policy: ChunkPolicy, batch: Batch, state: MemoryState | None) -> MemoryState:
-    """The memory state before the batch: that after the batch before, reset where an episode begins."""
+    """The memory state before the batch: the state after the previous batch, reset where an episode begins."""
     count = len(batch.instruction_id)
     if state is None or state.batch_shape != (count,):
         state = policy.initial_state(count)

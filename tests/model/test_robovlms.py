@@ -273,7 +273,7 @@ def test_nothing_is_unpickled(tmp_path, capsys):
     """Guards against: a checkpoint from the internet that runs its author's code."""
     path = tmp_path / "hostile.pt"
     torch.save({"state_dict": make_weights("lstm"), "hyper_parameters": Payload()}, path)
-    with pytest.raises(RoboVlmsError, match=r"it holds print\); nothing is unpickled here") as caught:
+    with pytest.raises(RoboVlmsError, match=r"it holds print\); no pickled object is loaded here") as caught:
         read_head(path, window=W)
     assert "unpickled\n" not in capsys.readouterr().out
     assert "\n" not in str(caught.value)

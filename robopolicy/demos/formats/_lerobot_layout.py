@@ -123,7 +123,7 @@ class LayoutV2(_Layout):
         self.episodes.append({"episode_index": index, "tasks": [task], "length": len(timestamps), "stats": stats})
 
     def close(self, stats: Mapping[str, Any]) -> None:
-        """Write the metadata; of the statistics, v2.1 keeps those of each episode, and merges them when it reads."""
+        """Write the metadata; v2.1 stores the statistics of each episode, which LeRobot merges when it reads the data set."""
         meta = self.root / "meta"
         _write_lines(meta / "tasks.jsonl", [{"task_index": i, "task": task} for task, i in self.tasks.items()])
         _write_lines(

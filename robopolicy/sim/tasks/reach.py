@@ -29,7 +29,7 @@ class Reach(Task):
         return Setup((self.template.format(COLORS[cube]),), np.array([[cube]]), qpos, scene.home_mocap)
 
     def distance(self, state: State) -> Float[Array, "worlds objects"]:
-        """Vector from the fingertips to each cube's centre [m]."""
+        """Distance of the fingertips from each cube's centre [m]."""
         offset = state.positions - state.ee_position[:, None]
         return (offset * offset).sum(-1) ** 0.5
 
