@@ -137,8 +137,8 @@ def _steps_per_call(options: Namespace, spec: PolicySpec) -> int:
     every = options.actions_per_call
     if every < 1 or spec.frame_stride % every or every > spec.chunk:
         raise ConfigError(
-            f"--actions-per-call {every}: the policy's chunks have {spec.chunk} actions, and its memory was trained on every "
-            f"{spec.frame_stride}. control step (--data.frame_stride), which must be a multiple of it"
+            f"--actions-per-call {every}: the policy's chunks have {spec.chunk} actions, and its memory was trained with "
+            f"--data.frame_stride {spec.frame_stride}, which must be a multiple of it"
         )
     return every
 

@@ -133,7 +133,7 @@ def _check_options(options: Namespace) -> None:
 
 
 def check_environment(options: Namespace) -> None:
-    """Refuse a task beside `--env`, and the options of `--env` without it.
+    """Refuse a task together with `--env`, and the options of `--env` without it.
 
     Raises:
         ConfigError: in one line that names the option.

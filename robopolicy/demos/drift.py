@@ -87,7 +87,7 @@ def camera_drifts(camera: str, backgrounds: Sequence[np.ndarray], step: int) -> 
 
     Args:
         camera: its key.
-        backgrounds: of each demo, in their order.
+        backgrounds: the background of each demo, in their order.
         step: `downscale` of its images.
     """
     if len(backgrounds) < LEAST_DEMOS or min(backgrounds[0].shape[1:]) < 3:

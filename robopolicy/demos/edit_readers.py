@@ -47,7 +47,7 @@ class OtherKeys(ChangedReader):
                 continue
             if new in obs:
                 raise DemoFormatError(
-                    f"{self.path.name}, {name}: two keys would be called {new!r}; rename it otherwise"
+                    f"{self.path.name}, {name}: two keys would be called {new!r}; give it another new name"
                 )
             obs[new] = values
         return replace(demo, obs=obs)

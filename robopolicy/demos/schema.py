@@ -36,7 +36,7 @@ def json_object(text: Any, where: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("expected an object {...}")
     except (ValueError, RecursionError) as error:
-        raise DemoFormatError(f"{where}: not the JSON expected here ({one_line(error)[:200]})") from None
+        raise DemoFormatError(f"{where}: not valid JSON for this field ({one_line(error)[:200]})") from None
     return found
 
 

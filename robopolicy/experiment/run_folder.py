@@ -3,7 +3,7 @@
 policy.safetensors   weights, and the normalizers' buffers
 policy.json          format version, action spec, observation keys, vocabulary, components, provenance
 config.yaml          the resolved experiment
-README.md            the same for people
+README.md            a description for readers
 """
 
 import json

@@ -61,7 +61,7 @@ class PackedLinear(nn.Module):
         """Rows x W^T + b, of rows (..., in).
 
         Args:
-            rows: at any leading axes.
+            rows: with any number of leading axes.
             plus: (rows, out) or (1, out), added to the result; its memory may be overwritten.
         """
         if rows.ndim != 2:

@@ -19,7 +19,7 @@ def require(holds: Any, message: str) -> None:
 
 
 def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Refuse tensors of other shapes, or that differ by more than `tolerance` times the largest expected value, or times 1."""
+    """Refuse tensors of other shapes, or that differ by more than `tolerance` times the largest expected value (at least 1)."""
     require(found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
     if not found.numel():
         return
@@ -91,7 +91,7 @@ def evaluating(part: Any) -> Iterator[None]:
 
 @contextmanager
 def symbolic_shapes() -> Iterator[None]:
-    """Tracing replaces sizes by symbols, which jaxtyping's checks, where they are on, refuse: off for the time being."""
+    """Switch jaxtyping's checks off within the context: tracing replaces sizes by symbols, which they refuse."""
     checked = not jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:

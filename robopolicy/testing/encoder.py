@@ -114,7 +114,7 @@ def eval_mode_is_deterministic(case: EncoderCase) -> None:
 
 
 def the_instruction_reaches_other_tokens_than_its_own(case: EncoderCase) -> None:
-    """Untouched image tokens beside the instruction's would leave it to the pooling to find the named object.
+    """The instruction changes the image tokens; otherwise only the pooling could find the object that it names.
 
     An encoder that starts neutral, such as one with a gate at zero, may reach them by a gradient only.
     """

@@ -47,7 +47,7 @@ def uncovered_steps_have_no_action(options: ExecutionOptions) -> None:
 
 
 def chunks_that_agree_are_not_changed(options: ExecutionOptions) -> None:
-    """Where the old plan and the new chunk say the same, so does the joined plan."""
+    """Where the old plan and the new chunk are equal, the joined plan equals both."""
     plans = _plans(late=2, old_steps=5)
     covered = plans.covered[..., None]
     plans = replace(plans, new=torch.where((plans.count > 0)[..., None] & covered, plans.old, plans.new))
@@ -121,7 +121,7 @@ def _plans(late: int, old_steps: int) -> Plans:
 
 
 def _filled(values: Tensor, steps: Tensor) -> Tensor:
-    """Zero but in `steps`."""
+    """The values in `steps`, and zero elsewhere."""
     return values * steps[:, None]
 
 

@@ -53,7 +53,7 @@ def observes_its_joints_and_gripper(robot: Robot) -> None:
 
 
 def stamps_observations_on_the_loops_clock(robot: Robot) -> None:
-    """Stamps lie within the call, less what a sensor is behind, and increase."""
+    """Stamps increase; each lies within the call, or before it by the delay of a sensor."""
     before_s = _now(robot)
     first = robot.observe().stamp_s
     _sleep(robot, 0.05)

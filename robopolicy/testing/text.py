@@ -38,7 +38,7 @@ def tokens_have_the_declared_shape(make: Make, inputs: TextInputs = INPUTS) -> N
 
 
 def an_instruction_reads_the_same_in_any_batch(make: Make, inputs: TextInputs = INPUTS) -> None:
-    """What one episode is asked does not depend on the others, and is the same each time."""
+    """The tokens of an instruction do not depend on the other instructions of the batch, and are the same each time."""
     text = _made(make, inputs)
     together = _read(text, INSTRUCTIONS)
     for row, instruction in enumerate(INSTRUCTIONS):
@@ -59,7 +59,7 @@ def instructions_differ(make: Make, inputs: TextInputs = INPUTS) -> None:
 
 
 def no_instruction_is_masked(make: Make, inputs: TextInputs = INPUTS) -> None:
-    """None and the empty string read alike: no valid token and a sentence vector of 0."""
+    """None and the empty string give the same: no valid token and a sentence vector of 0."""
     read = _read(_made(make, inputs), (None, "", INSTRUCTIONS[0]))
     require_equal(read.tokens[0], read.tokens[1], "tokens of None against those of ''")
     require(bool(read.valid[2].any()), "no token of an instruction is valid")
@@ -69,7 +69,7 @@ def no_instruction_is_masked(make: Make, inputs: TextInputs = INPUTS) -> None:
 
 
 def any_instruction_is_read(make: Make, inputs: TextInputs = INPUTS) -> None:
-    """Unknown words, other scripts and great length give finite tokens, no error."""
+    """Unknown words, other scripts and long texts give finite tokens and no error."""
     read = _read(_made(make, inputs), ("fold a towel", "抓住红色方块", "again and " * 200))
     require(bool(read.tokens.float().isfinite().all() and read.sentence.isfinite().all()), "tokens are not finite")
 

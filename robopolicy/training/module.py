@@ -145,7 +145,7 @@ class PolicyTraining(LightningModule):
             torch._foreach_lerp_(self._averages, self._parameters_trained, 1 - decay)  # pyright: ignore
 
     def progress(self) -> float:
-        """Fraction of the training done, 0 .. 1; with a time limit that of the first process in all, since clocks differ."""
+        """Fraction of the training done, 0 .. 1; with a time limit, all processes use the first one's, since clocks differ."""
         share = self.schedule.progress(self.trainer.global_step)
         return self.from_first(share) if math.isfinite(self.schedule.limit_s) else share
 

@@ -105,8 +105,8 @@ class Session:
         self.metrics.count("frame_stride_warnings_total")
         pace = f" ({spec.control_dt * spec.frame_stride:.3f} s)" if spec.control_dt else ""
         logger.warning(
-            "%s %s; the policy's memory was trained on every %d. control step%s: send one as often, or train with "
-            "--data.frame_stride",
+            "%s %s; the policy's memory was trained on one observation per %d control steps%s: send them at this rate, or "
+            "train with another --data.frame_stride",
             self.name,
             found,
             spec.frame_stride,

@@ -112,7 +112,7 @@ class _Columns:
     def values(self, demo: Demo) -> dict[str, np.ndarray]:
         """The demo's arrays by feature: images (T, height, width, 3), everything else (T, n)."""
         if difference := row_difference(self._rows, self._kept_rows(demo)):
-            raise DemoFormatError(f"{demo.name}: {difference}; a LeRobot data set needs all alike")
+            raise DemoFormatError(f"{demo.name}: {difference}; a LeRobot data set needs the same in all demos")
         columns = {image_feature(key): demo.obs[key] for key in self.images}
         if self.obs_columns:
             columns[STATE] = np.concatenate([demo.obs[key].reshape(len(demo), -1) for key in self.obs_columns], axis=1)

@@ -92,7 +92,7 @@ class VelocityNetwork(nn.Module):
         Args:
             flat: (*B, K * A), the flattened noisy chunk.
             time: (*B, 1), or one for all.
-            modulations: of these times.
+            modulations: the result of `modulations` for these times.
         """
         deviation, spread = _deviations(time)
         features = self.input(flat / deviation)

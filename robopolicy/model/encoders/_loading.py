@@ -55,7 +55,7 @@ def load_backbone(
             if reading.readout == "action_token" and (Path(name) / ACTION_TOKENS).is_file():
                 backbone.read_action_tokens(Path(name) / ACTION_TOKENS)
             elif reading.readout == "words":
-                # RoboVLMs' `tokenizer_orig_size`: the vocabulary without added and special tokens, less 10.
+                # RoboVLMs' `tokenizer_orig_size`: the vocabulary without added and special tokens, minus 10.
                 words = load_tokenizer(name)
                 special = len(words.special_tokens_map) + len(getattr(words, "extra_special_tokens", ()))
                 backbone.words_end = words.vocab_size - special - 10
@@ -149,9 +149,7 @@ def read_config(name: str) -> Any:
     try:  # without trust_remote_code=False the library asks on the terminal whether to run the folder's own code
         return require_transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"no model at {name!r}, neither folder nor cached nor downloadable: {_first_line(error)}"
-        ) from error
+        raise ConfigError(f"no model {name!r} in a folder, in the cache or on the hub: {_first_line(error)}") from error
 
 
 def _model(name: str, dtype: Dtype, generates: bool) -> tuple[Any, list[str]]:

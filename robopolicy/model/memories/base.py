@@ -60,7 +60,7 @@ class StreamingMemory(nn.Module):
             return  # sizes are symbols while a graph is traced
         if batch != state.age.shape:
             raise ValueError(
-                f"frames of a batch {tuple(batch)} meet a state of {state.batch_shape} episodes; "
+                f"frames of a batch {tuple(batch)}, but a state of {state.batch_shape} episodes; "
                 "give initial_state the batch's shape"
             )
         expected = self.state_shapes(state.batch_shape)

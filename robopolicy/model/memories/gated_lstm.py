@@ -72,11 +72,11 @@ class GatedLSTM(nn.Module):
         return self._join(frame, recalled), state
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
-        """The LSTM's."""
+        """The state of the LSTM."""
         return self.lstm.initial_state(batch)
 
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """The LSTM's."""
+        """The shapes of the LSTM's state."""
         return self.lstm.state_shapes(batch)
 
     def _join(self, frames: Tensor, recalled: Tensor) -> Tensor:

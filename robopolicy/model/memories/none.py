@@ -47,5 +47,5 @@ class NoMemory(StreamingMemory):
         return self.mlp(frame), state
 
     def state_shapes(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """There are no tensors."""
+        """None: the state has no tensors."""
         return ()
