@@ -96,7 +96,7 @@ def model_card(policy: ChunkPolicy, provenance: Mapping[str, Any]) -> str:
 
 
 def update_results(folder: str | Path) -> None:
-    """Write the newest evaluation of each task in the folder into its README; one that `model_card` did not write is unchanged."""
+    """Write the newest evaluation of each task in the folder into its README, if that is one of `model_card`."""
     path = Path(folder) / CARD
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, start, rest = text.partition(RESULTS)
