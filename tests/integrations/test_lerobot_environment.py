@@ -109,7 +109,7 @@ def test_lerobots_scripts_train_resume_and_evaluate_the_policy(python, dataset, 
     lerobot(
         *(python, tmp_path, "eval", f"--policy.path={made}", "--env.type=pusht", "--policy.device=cpu"),
         *("--env.obs_type=environment_state_agent_pos", "--env.episode_length=8", "--eval.n_episodes=2"),
-        *("--eval.batch_size=2", "--output_dir=evaluated"),
+        *("--eval.batch_size=2", "--eval.use_async_envs=false", "--output_dir=evaluated"),
     )
     assert json.loads((tmp_path / "evaluated" / "eval_info.json").read_text())["overall"]["n_episodes"] == 2
     assert load_policy(tmp_path / made).spec.window == 4
