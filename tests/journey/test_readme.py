@@ -46,7 +46,7 @@ def served(process: subprocess.Popen[str]) -> bool:
     """Whether the server came up and stopped on SIGTERM with exit code 0."""
     assert process.stdout is not None
     with process.stdout:
-        shown = next((line for line in process.stdout if "ws://127.0.0.1" in line), "")
+        shown = next((line for line in process.stdout if re.search(r"wss?://\d", line)), "")
         process.send_signal(signal.SIGTERM)
         return process.wait(timeout=600) == 0 and bool(shown)
 
