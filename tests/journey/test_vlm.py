@@ -64,7 +64,7 @@ def test_the_commands_of_the_page_work_one_after_another(kind, tmp_path, monkeyp
     write_checkpoint(Path("robovlms.ckpt"), fine_tuned(paligemma))
     file, config = re.search(r'```yaml title="(\S+)"\n(.*?)```', PAGE, flags=re.DOTALL).groups()
     Path(file).write_text(config)
-    assert len(COMMANDS) >= 16
+    assert len(COMMANDS) == 15
     for command in COMMANDS:
         verb, *words = shlex.split(command.removeprefix("robopolicy "))
         if "robots.yaml" in words:  # another robot's demos
