@@ -165,7 +165,7 @@ def test_an_exported_policy_refuses_executions_that_it_cannot_follow():
     ("arguments", "message"),
     [
         (["--server", "localhost"], "--server localhost: expected HOST:PORT"),
-        (["--server", "PORT"], "doesn't say at what rate"),
+        (["--server", "PORT"], "doesn't declare the rate of its actions"),
     ],
 )
 def test_a_server_that_cannot_drive_a_robot_is_refused(arguments, message):

@@ -232,9 +232,9 @@ def test_keys_outside_the_head_are_reported_and_doubled_ones_are_not(caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rnn.bias_hh_l1": None}, "lacks .*memory.bias_hh_l1"),
+        ({"rnn.bias_hh_l1": None}, "missing in the head: .*memory.bias_hh_l1"),
         ({"gripper.mlp.6.weight": None}, "lacks 'gripper.mlp.6.weight'"),
-        ({"actions.extra.weight": torch.zeros(1)}, "holds .*actions.extra.weight"),
+        ({"actions.extra.weight": torch.zeros(1)}, "unknown keys in it: .*actions.extra.weight"),
         ({"rnn.weight_ih_l1": torch.zeros(4 * H, H + 1)}, "sizes that don't fit each other"),
     ],
 )
