@@ -149,7 +149,9 @@ def read_config(name: str) -> Any:
     try:  # without trust_remote_code=False the library asks on the terminal whether to run the folder's own code
         return require_transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no model at {name!r}: not in a folder, in the cache or on the hub: {_first_line(error)}") from error
+        raise ConfigError(
+            f"no model at {name!r}: not in a folder, in the cache or on the hub: {_first_line(error)}"
+        ) from error
 
 
 def _model(name: str, dtype: Dtype, generates: bool) -> tuple[Any, list[str]]:
