@@ -7,6 +7,7 @@ The policy observes and predicts in its own thread (`inference`). The caller's t
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -317,7 +318,8 @@ class ControlLoop(RobotDrive):
         self._base.target, slowed = base_target(profile, spec, action)
         heading = None if spec.kind == "absolute" else (targets.joint_position_rad - commanded) / control_dt
         self._keep_up(grid)
-        if (deferred := self.smoother.aim(targets.joint_position_rad, heading)) is not None:
+        deferred = self.smoother.aim(targets.joint_position_rad, heading, partial(self._keep_up, grid))
+        if deferred is not None:
             self.statistics.deferred[deferred] += 1
         kinds = [kind for kind, changed in targets.limited.items() if changed]
         return targets.joint_position_rad, [*kinds, *(["base_velocity"] if slowed else [])]

@@ -5,7 +5,7 @@ trajectory that starts by braking (both covered by tests). So every trajectory i
 followed, up to the rest in which it ends.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -100,13 +100,17 @@ class JointSmoother:
         return self.state[0]
 
     def aim(
-        self, target: Float[np.ndarray, " joints"], heading_rad_s: Float[np.ndarray, " joints"] | None = None
+        self,
+        target: Float[np.ndarray, " joints"],
+        heading_rad_s: Float[np.ndarray, " joints"] | None = None,
+        between: Callable[[], object] = lambda: None,
     ) -> str | None:
         """Plan a motion from the current state to `target` [rad], which lies within the position limits.
 
         The target is passed at the velocity `heading_rad_s`, reduced to what one control step can brake (`PASSING_SHARE`).
         Without a heading it is passed at the velocity from the last target to this one if one control step suffices to
-        reach it; otherwise the motion ends there.
+        reach it; otherwise the motion ends there. `between` is called before each slower motion that is tried, and may call
+        `step`: the next one begins at the state it leaves.
 
         Returns:
             None if the target is reached one control step from now. Otherwise the cause: `motion` (velocity, acceleration
@@ -139,6 +143,7 @@ class JointSmoother:
             self._follow(chosen)
             return None if chosen.aimed_s <= in_time_s else "motion"
         for stretch in STRETCHES:
+            between()
             motion = self._planned(target, 0 * heading, stretch * self.control_dt)
             if motion is not None and self._allowed(motion):
                 self._follow(motion)

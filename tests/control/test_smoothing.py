@@ -129,6 +129,24 @@ def test_the_limit_that_a_target_breaks_is_named(panda):
     assert smoother.aim(np.add(panda.home_rad, [1.5, 0, 0, 0, 0, 0, 0])) == "kept"
 
 
+def test_commands_sent_while_a_motion_is_sought_obey_the_limits(panda):
+    """Guards against: a motion that begins where the robot was before the commands that were sent meanwhile."""
+    rng, smoother, commands, sought = np.random.default_rng(0), JointSmoother(panda, COMMAND_DT, CONTROL_DT), [], 0
+
+    def send():
+        nonlocal sought
+        sought += 1
+        commands.append(smoother.step())
+
+    commands.append(smoother.step())
+    for _ in range(200):
+        target = smoother.state[0] + rng.choice([-0.4, 0.4], 7)
+        smoother.aim(target.clip(*panda.soft_limits_rad), between=send)
+        commands += [smoother.step() for _ in range(7)]
+    assert sought > 50
+    assert_within_limits(panda, np.stack(commands), COMMAND_DT)
+
+
 def test_a_joint_beyond_its_limit_is_no_place_to_start_from(panda):
     """Guards against: a command that begins where the robot can't be."""
     smoother = JointSmoother(panda, COMMAND_DT, CONTROL_DT)
