@@ -91,7 +91,8 @@ def main() -> None:
 
 def driven(seconds: float, command_dt: float, folder: str | None) -> tuple[list[dict], list[dict]]:
     """Deviation from the grids, and every command against every limit."""
-    with closing(Watched("handover", command_dt, ProcessOptions(0.25, 1.0, priority=True))) as robot:
+    process = ProcessOptions(0.25, 1.0, priority=True)
+    with closing(Watched("handover", command_dt, process, seconds + 60.0)) as robot:
         stream: Stream = Swinging()
         adapt: tuple[Callable[[Observation], Observation], ...] = ()
         executor, spec = (
@@ -111,7 +112,7 @@ def driven(seconds: float, command_dt: float, folder: str | None) -> tuple[list[
         inference = ThreadedInference(robot, stream, priority=True, adapt=adapt)
         loop = ControlLoop(robot, inference, executor, spec, options=LoopOptions(deadline_s=0.5, priority=True))
         loop.go_home()
-        robot.sent.clear()
+        robot.forget()
         theirs, ours = multiprocessing.Pipe()
         empty = multiprocessing.get_context("spawn").Process(target=empty_loop, args=(theirs, command_dt), daemon=True)
         empty.start()
@@ -121,7 +122,7 @@ def driven(seconds: float, command_dt: float, folder: str | None) -> tuple[list[
         missed = ours.recv()
         inference.close()
     rows, bars = checked(loop, robot)
-    return [*rows, *gap_rows(np.array([stamp_s for stamp_s, *_ in robot.sent]), missed, command_dt)], bars
+    return [*rows, *gap_rows(robot.sent[:, 0], missed, command_dt)], bars
 
 
 def empty_loop(pipe: Connection, period_s: float) -> None:

@@ -155,16 +155,29 @@ def trained(folder: str) -> tuple[Stream, ChunkExecutor, ActionSpec]:
 
 
 class Watched(SimRobot):
-    """The simulated robot of a task, which keeps every command."""
+    """The simulated robot of a task, which keeps the commands of at most `seconds`."""
 
-    def __init__(self, task: str, command_dt: float, process: ProcessOptions) -> None:
+    def __init__(self, task: str, command_dt: float, process: ProcessOptions, seconds: float) -> None:
         super().__init__(WorldOptions(task, command_dt=command_dt), process)
-        self.sent: list[tuple[float, ...]] = []
+        # Written before the run: memory that grows during it costs page faults in the control thread.
+        self._rows = np.full((int(seconds / command_dt), 1 + self.profile.joints), np.nan)
+        self._count = 0
+
+    @property
+    def sent(self) -> np.ndarray:
+        """(commands, 1 + joints) stamps [s] and positions [rad]."""
+        return self._rows[: self._count]
+
+    def forget(self) -> None:
+        """Forget the commands sent so far."""
+        self._count = 0
 
     def command(self, command: Command) -> None:
         """Send and keep."""
         super().command(command)
-        self.sent.append((command.stamp_s, *command.joint_position_rad))
+        row = self._rows[self._count]
+        row[0], row[1:] = command.stamp_s, command.joint_position_rad
+        self._count += 1
 
 
 def on_time(seconds: float, command_dt: float, folder: str | None) -> tuple[list[dict], list[dict]]:
@@ -172,7 +185,7 @@ def on_time(seconds: float, command_dt: float, folder: str | None) -> tuple[list
     executor, stream, spec = ChunkExecutor(CHUNK, CONTROL_DT, action_spec=SPEC), None, SPEC
     if folder is not None:
         stream, executor, spec = trained(folder)
-    with closing(Watched("lift", command_dt, ProcessOptions(priority=True))) as robot:
+    with closing(Watched("lift", command_dt, ProcessOptions(priority=True), seconds + 60.0)) as robot:
         inference = ThreadedInference(robot, stream or Circling(), priority=True)
         loop = ControlLoop(robot, inference, executor, spec, options=LoopOptions(priority=True))
         loop.run(seconds)
@@ -209,7 +222,7 @@ def checked(loop: ControlLoop, robot: Watched) -> tuple[list[dict], list[dict]]:
 
 def worst_shares(robot: Watched) -> dict[str, float]:
     """The largest divided differences over the commands sent, and of each arm its tool's speed, as shares of the limits."""
-    commands, profile, worst = np.array(robot.sent), robot.profile, {}
+    commands, profile, worst = robot.sent, robot.profile, {}
     # Stamps on the grid: one is rounded to 4e-12 s, which the jerk would show.
     stamps = robot.command_dt * np.round((commands[:, 0] - commands[0, 0]) / robot.command_dt)
     positions = rates = commands[:, 1:]
@@ -256,7 +269,10 @@ def timing_row(measured: str, figures: Mapping[str, float]) -> dict[str, Any]:
 
 def stops(fault: str, command_dt: float) -> tuple[list[dict], list[dict]]:
     """The policy's server is killed, frozen or cut off while the arm moves: how soon it rests, and how."""
-    with server() as (process, port), closing(Watched("lift", command_dt, ProcessOptions(priority=True))) as robot:
+    with (
+        server() as (process, port),
+        closing(Watched("lift", command_dt, ProcessOptions(priority=True), 60.0)) as robot,
+    ):
         client = PolicyClient("127.0.0.1", port, timeout_s=5.0)
         inference = ThreadedInference(robot, ServedStream(client), priority=True)
         executor = ChunkExecutor(CHUNK, CONTROL_DT, action_spec=SPEC)

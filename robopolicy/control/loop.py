@@ -325,15 +325,16 @@ class ControlLoop(RobotDrive):
         return targets.joint_position_rad, [*kinds, *(["base_velocity"] if slowed else [])]
 
     def _keep_up(self, grid: FixedGrid) -> None:
-        """Send the commands of this control step that became due while its action was prepared; they follow the earlier motion.
+        """Send the control step's commands, of the earlier motion, that are due within 1 ms while its action is prepared.
 
         An action of two arms takes 1 to 4 ms; at 500 commands a second, one or two would otherwise be missed each time. The
         first command of the next step waits for the action: with one command a step, the action would be a step late.
         """
+        period_s = grid.period_s
         while (
             self.stopped is None
             and (grid.index + 1) // self._commands_per_step == self._step
-            and self.clock.now() >= grid.t_s + grid.period_s
+            and self.clock.now() >= grid.t_s + period_s - min(period_s, ACT_S) / 2
         ):
             self._send_next(grid)
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
-from robopolicy.heap import keep_freed_memory
-
 SWITCH_INTERVAL_S = 0.0001
 """Longest time the policy's thread keeps the interpreter lock while a command is due [s]. Two arms at 500 Hz, twice
 40 s each: p99 0.96 and 0.84 ms behind the grid with 0.0005, 0.87 and 0.60 ms with 0.0001."""
@@ -79,9 +77,8 @@ class FixedGrid:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep pauses short: freeze the garbage collector's live objects, shorten the thread switch interval, keep freed memory."""
+    """Keep interpreter pauses short: freeze the garbage collector's live objects, and shorten the thread switch interval."""
     interval_s = sys.getswitchinterval()
-    keep_freed_memory()  # each page that is mapped again costs a page fault
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
