@@ -164,7 +164,8 @@ def converted(annotation: Any, value: Any, name: str) -> Any:
     Raises:
         ConfigError: the value doesn't fit the type; the message begins with `name`.
     """
-    is_list = any(get_origin(each) is tuple for each in (annotation, *get_args(annotation)))
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    is_list = any(get_origin(each) is tuple for each in members)
     if isinstance(value, str) and is_list and not value.startswith("[") and value != "null":
         value = [value]
     try:

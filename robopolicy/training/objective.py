@@ -75,12 +75,16 @@ class Objective(nn.Module):
         self.auxiliary, self.auxiliary_names = nn.ModuleList(), list[str]()
         for name, value in losses.items():
             options = dict(value) if isinstance(value, Mapping) else {"weight": value}
-            self.weights[name] = float(options.pop("weight"))
+            weight = float(options.pop("weight"))
             if name in head.action_head.loss_names:
                 require(not options, f"--losses.{name} takes a weight only; its options belong to --action_head")
             else:
-                self.auxiliary.append(auxiliary_loss(name, options, context, head.action_head.loss_names))
+                _check_auxiliary(name, head.action_head.loss_names)
+                if not weight:  # so that an option can leave out a loss that a config file names
+                    continue
+                self.auxiliary.append(build(options_from("loss", name, options), context))
                 self.auxiliary_names.append(name)
+            self.weights[name] = weight
         require(self.weights, f"no loss; give a weight to one or more of: {', '.join(head.action_head.loss_names)}")
 
     def forward(
@@ -128,17 +132,12 @@ class Objective(nn.Module):
         return tally.take()
 
 
-def auxiliary_loss(name: str, options: Mapping[str, Any], context: LossContext, own: tuple[str, ...]) -> nn.Module:
-    """The auxiliary loss of this name with these options; `own` are the names of the action head's losses.
-
-    Raises:
-        ConfigError: there is no loss of this name (those that exist are listed), or it has no such option.
-    """
+def _check_auxiliary(name: str, own: tuple[str, ...]) -> None:
+    """Refuse a loss that does not exist; `own` are the names of the action head's losses, which the message lists too."""
     try:
         component("loss", name)
     except ConfigError as error:
         raise ConfigError(f"--losses.{name}: {error}; the action head's own are {', '.join(own)}") from None
-    return build(options_from("loss", name, options), context)
 
 
 def batch_text(policy: ChunkPolicy, batch: Batch) -> Tensor | None:

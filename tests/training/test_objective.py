@@ -220,6 +220,14 @@ def test_a_loss_without_a_weight_is_not_minimized() -> None:
     assert figures["loss_gripper"] > 0
 
 
+def test_a_weight_of_zero_leaves_an_auxiliary_loss_out() -> None:
+    """Guards against: a loss that a config file names and no option can switch off, though the policy can't compute it."""
+    policy, objective = make_objective({"arm": 1.0, "linear_action": 0.0})  # would need groups
+    figures = objective(policy, make_batch())[0]
+    torch.testing.assert_close(figures["loss"], figures["loss_arm"])
+    assert "loss_linear_action" not in figures
+
+
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
@@ -232,6 +240,7 @@ def test_a_loss_without_a_weight_is_not_minimized() -> None:
         ),
         ({"attention_keys": 1.0}, r"set --encoder\.predict 3"),
         ({"linear_action": 1.0}, r"give --encoder\.groups"),
+        ({"arm": 1.0, "liner_action": 0.0}, r"loss 'liner_action' is unknown"),
         ({}, r"no loss; give a weight to one or more of: arm, gripper"),
     ],
 )
