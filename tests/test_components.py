@@ -71,6 +71,12 @@ def test_an_unknown_option_lists_the_known_ones():
         options_from("memory", "gated", {"hidden": 3})
 
 
+def test_a_mapping_is_given_as_text():
+    """Guards against: `--encoder.groups '{}'` taken for a list with one name, so that the groups of a file can't be switched off."""
+    groups = {text: options_from("encoder", "keys", {"groups": text}).groups for text in ("{}", "{cube: [a, b]}")}
+    assert [{**found} for found in groups.values()] == [{}, {"cube": ("a", "b")}]
+
+
 def test_two_plug_ins_with_one_name_are_refused(tmp_path, monkeypatch):
     """Guards against: the later of two plug-ins silently replacing the earlier one."""
     source = "from robopolicy.components import register\n@register('memory', 'twin')\ndef make(options): ...\n"
