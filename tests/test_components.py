@@ -72,7 +72,7 @@ def test_an_unknown_option_lists_the_known_ones():
 
 
 def test_a_mapping_is_given_as_text():
-    """Guards against: `--encoder.groups '{}'` taken for a list with one name, so that the groups of a file can't be switched off."""
+    """Guards against: `{}` taken for a list with one name, so that no option leaves out the groups of a config file."""
     groups = {text: options_from("encoder", "keys", {"groups": text}).groups for text in ("{}", "{cube: [a, b]}")}
     assert [{**found} for found in groups.values()] == [{}, {"cube": ("a", "b")}]
 
