@@ -27,5 +27,5 @@ class AttentionPooling(AttendingPooling):
 
     def latent_vectors(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
         """See `AttendingPooling`."""
-        queries = self.queries.expand(len(tokens), -1, -1)
+        queries = self.queries.expand(tokens.shape[0], -1, -1)  # `len` would fix the batch size in an exported graph
         return self.out(attend(queries, self.key_value(self.norm(tokens)), self.heads, valid))

@@ -34,7 +34,7 @@ class ResamplerPooling(AttendingPooling):
 
     def latent_vectors(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
         """See `AttendingPooling`."""
-        latents = self.latents.expand(len(tokens), -1, -1)
+        latents = self.latents.expand(tokens.shape[0], -1, -1)  # `len` would fix the batch size in an exported graph
         for layer in self.layers:
             latents = layer(latents, tokens, valid)
         return self.norm(latents)
