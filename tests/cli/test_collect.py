@@ -35,10 +35,10 @@ def test_a_resumed_file_is_that_of_an_uninterrupted_collect(tmp_path, end):
         *words,
         str(out),
     ]
-    # A shell that runs the tests in the background lets its children ignore SIGINT.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # A shell that runs the tests in the background lets its children ignore SIGINT, and `nohup` SIGHUP.
+    heed = partial(signal.signal, end, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, preexec_fn=heed) as process:
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=heed if end != signal.SIGKILL else None) as process:
         while len(list(parts_folder(out).glob("*.hdf5"))) < 3:
             assert process.poll() is None
             time.sleep(0.005)
