@@ -33,12 +33,12 @@ def test_the_first_image_shows_the_episodes_own_goal():
 def test_an_instruction_given_at_the_reset_holds_for_the_episode():
     """Guards against: environments refused that give the task in the info of `reset` only, as gymnasium's own do."""
 
-    class Told(point_envs.Point):
+    class SaysAtReset(point_envs.Point):
         def reset(self, **words):
             return super().reset(**words)[0], {"goal": f"go to {words['seed']}"}
 
     session = env_runner.Session({"env": "point_envs:Point", "instruction": {"info": "goal"}, "max_episode_steps": 5})
-    session.env = Told()
+    session.env = SaysAtReset()
     for seed in (1, 2):
         frames = [session.reset(seed)[0], session.step(np.zeros(1))[0]]
         assert [frame["instruction"] for frame in frames] == [f"go to {seed}"] * 2
