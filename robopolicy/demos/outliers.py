@@ -28,7 +28,7 @@ MOVING = 0.8
 OUTLIER = 5.0
 """Distance of an outlier's logarithm from the median [robust standard deviations, 1.4826 x median absolute deviation]."""
 LEAST_SPREAD = 0.05
-"""Smallest robust standard deviation of the logarithm, so that a deviation of a few percent is no outlier in similar demos."""
+"""Smallest robust standard deviation of the logarithm, so that in similar demos a few percent do not count as an outlier."""
 LENGTH_RATIO, TREMOR_RATIO, SPIKE_RATIO = 2.0, 1.5, 3.0
 """Smallest ratio of an outlier to the median: of lengths, of the actions' mean jerk, and of their largest jerk."""
 GLITCH, GLITCH_RATIO = 0.5, 3.0
