@@ -182,18 +182,27 @@ def execution_of(options: Namespace, trained: Mapping[str, Any]) -> ExecutionOpt
     return changed_options("execution", trained, given)
 
 
-def parse_experiment(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Namespace, ExperimentConfig]:
+def parse_experiment(
+    parser: ArgumentParser, arguments: Sequence[str], short: Mapping[str, str] | None = None
+) -> tuple[Namespace, ExperimentConfig]:
     """A verb's own options and an experiment, from `--config` files and the command line, which overrides them.
+
+    `short` names options of the verb that stand for one of the experiment: `{"max_steps": "training.max_steps"}`.
 
     Raises:
         ConfigError: an unknown option, a missing one, or a value of the wrong type.
     """
     files, words = _config_files(arguments)
+    short = short or {}
+    flags = {f"--{name.replace('_', '-')}": f"--{path}" for name, path in short.items()}
+    words = [flags.get(name, name) + equals + value for name, equals, value in (word.partition("=") for word in words)]
     tree: dict[str, Any] = {}
     own: list[str] = []
     for file in files:
         for name, value in read_yaml(file).items():
-            if name in ("task", "plugins", *SECTIONS):
+            if name in short:
+                tree = merged(tree, {short[name]: value})
+            elif name in ("task", "plugins", *SECTIONS):
                 tree[name] = merged(tree.get(name, {}), value) if isinstance(value, Mapping) else value
             else:
                 own.append(f"--{name.replace('_', '-')}={value}")

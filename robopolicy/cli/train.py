@@ -1,7 +1,6 @@
 """`robopolicy train`: trains a policy on demos, with closed-loop evaluations during training if requested."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,10 +39,8 @@ def train(arguments: Sequence[str]) -> int:
             "with --start: parts whose weights are frozen: encoder, text, pooling, memory, action_head",
         ),
     )
-    options, config = parse_experiment(parser, arguments)
-    short = {"seed": options.seed, "max_steps": options.max_steps, "eval_every": options.eval_every}
-    given = {name: value for name, value in short.items() if value is not None}
-    config = replace(config, training=replace(config.training, **given))
+    short = {name: f"training.{name}" for name in ("seed", "max_steps", "eval_every")}
+    options, config = parse_experiment(parser, arguments, short)
     check_folder("--run-dir", options.run_dir)
     from robopolicy.training.train import train as run_training  # imports Lightning, which takes seconds
 

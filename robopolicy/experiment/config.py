@@ -186,7 +186,7 @@ class TrainingConfig(Options):
         require(self.max_steps or self.passes, "--training.max_steps null without --training.passes; give one of them")
         require(
             not self.min_steps or self.passes,
-            f"--training.min_steps {self.min_steps} without --training.passes; give both",
+            f"--training.min_steps {self.min_steps} without --training.passes; give --training.min_steps null, or passes",
         )
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robopolicy.cli import main
-from robopolicy.cli.parsing import REQUIRED, execution_options, parse, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, execution_options, parse, parse_experiment, require, verb_parser
 from robopolicy.components import ConfigError
 
 
@@ -49,6 +49,18 @@ def test_a_missing_or_mistyped_option_is_named_as_it_is_typed() -> None:
         parse(parser, [])
     with pytest.raises(ConfigError, match="unknown option: --run_dir runs; did you mean --run-dir"):
         parse(parser, ["lift", "--run-dir", "x", "--run_dir", "runs"])
+
+
+def test_a_short_option_is_the_experiments_own(tmp_path: Path) -> None:
+    """Guards against: a config without `max_steps` that is refused before --max-steps is looked at."""
+    parser = verb_parser("tried", "A verb.", ("--max-steps", int | None, None, "short"))
+    (tmp_path / "long.yaml").write_text("training: {max_steps: null, passes: 100}\nmax_steps: 8\n")
+    files, short = [f"--config={tmp_path / 'long.yaml'}"], {"max_steps": "training.max_steps"}
+    assert parse_experiment(parser, files, short)[1].training.max_steps == 8
+    words = ["--training.passes", "null", "--max-steps=5"]
+    assert parse_experiment(parser, files + words, short)[1].training.max_steps == 5
+    with pytest.raises(ConfigError, match="max_steps must be an integer or null, got few"):
+        parse_experiment(parser, ["--max-steps", "few"], short)
 
 
 def test_help_says_what_an_execution_option_does() -> None:
