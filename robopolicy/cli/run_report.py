@@ -10,13 +10,14 @@ from typing import Any
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import write_json
 from robopolicy.control.loop import ControlLoop
 from robopolicy.control.replay import TOLERANCE_RAD, RecordedStream
 from robopolicy.control.robot import Robot
-from robopolicy.control.statistics import MISSED_SHARE, LoopStatistics, live_table
+from robopolicy.control.statistics import MISSED_SHARE, LoopStatistics
 
 
 @contextmanager
@@ -122,3 +123,37 @@ def _outcome_text(outcome: Mapping[str, Any], joint_names: Sequence[str], slow_e
         slower = math.floor(100 * slow_enough) / 100
         line += f"; more than {TOLERANCE_RAD:g} rad: beyond the robot's limits; give --speed {slower:g}"
     return line
+
+
+LIVE_STEPS = 400
+"""Control steps summarized by the live table; summarizing all of them would delay the commands."""
+
+
+def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Table:
+    """The current figures as a rich table."""
+    figures = statistics.to_dict(LIVE_STEPS)
+    table = Table(title=title, title_justify="left")
+    for column in ("", "p50", "p99", "max"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, label in (
+        ("deviation_ms", "step behind the grid [ms]"),
+        ("command_deviation_ms", "command behind the grid [ms]"),
+        ("latency_ms", "latency of the policy [ms]"),
+        ("slack_ms", "slack of the step [ms]"),
+    ):
+        times = figures[name]
+        worst = times.get("min" if name == "slack_ms" else "max")
+        shown = (times.get("p50"), times.get("p99") if name != "slack_ms" else None, worst)
+        table.add_row(label, *("" if value is None else f"{value:.2f}" for value in shown))
+    table.add_section()
+    wanted_hz = 1 / statistics.control_dt
+    table.add_row("rate", f"{statistics.rate_hz:.2f} of {wanted_hz:g} Hz", f"{figures['commands']} commands", "")
+    table.add_row("overruns", f"{figures['overruns']} ticks", f"{figures['missed_steps']} steps", "")
+    table.add_row("policy", f"{figures['missed_frames']} frames missed", f"{figures['late_chunks']} late", "")
+    table.add_row("held", f"{figures['held']} steps", "", "")
+    for name in ("limited", "deferred"):
+        for kind, count in sorted(figures[name].items()):
+            table.add_row(f"{name}: {kind}", f"{count}", f"{100 * count / max(statistics.steps, 1):.1f} %", "")
+    for reason in figures["stops"]:
+        table.add_row("stopped", reason, "", "")
+    return table

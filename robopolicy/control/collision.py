@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
-from robopolicy.control.arrays import like, namespace
+from robopolicy.arrays import Float, like, namespace
 from robopolicy.control.kinematics import Arm, link_frames
 from robopolicy.types import Array
 

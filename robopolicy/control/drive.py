@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.control.robot import REST_COMMANDS, Robot, RobotError
 from robopolicy.control.smoothing import BaseRamp, JointSmoother
 from robopolicy.control.statistics import LoopStatistics

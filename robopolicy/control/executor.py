@@ -10,17 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-from torch.nn import functional
 
+from robopolicy.arrays import Bool, Float, cast, copied, like, namespace, rows_at, shifted
 from robopolicy.components import build
-from robopolicy.control.arrays import like
 from robopolicy.control.execution import ExecutionOptions, Plans, Strategy, execution_from
-from robopolicy.model.rotation_math import RotationKind
-from robopolicy.model.rotations import action_rotations
-from robopolicy.types import ActionSpec, Prefix
+from robopolicy.model.rotation_math import RotationKind, action_rotations
+from robopolicy.types import ActionSpec, Array, Prefix
 
 
 class StaleChunkError(RuntimeError):
@@ -33,7 +28,8 @@ class ChunkExecutor:
     One executor serves any leading axes `*B` (none for a robot), which share one clock. Episodes never influence each
     other: each takes a chunk when its own plan needs one. `reset` clears plans.
 
-    On a device, no call waits for it unless `max_chunk_age_s` is given.
+    Chunks are tensors, and the plans then are on their device, or NumPy arrays, whose plans are float64; from one `reset`
+    to the next they are of one kind. On a device, no call waits for it unless `max_chunk_age_s` is given.
     """
 
     def __init__(
@@ -81,34 +77,38 @@ class ChunkExecutor:
         self._spec, self._action_spec = spec, action_spec
         self._gripper = np.array(spec.gripper_columns, dtype=np.int64)
         self._gripper_values = np.array(spec.gripper_values, dtype=np.float64).reshape(-1, 2)
+        self._steps = np.arange(chunk)
         self.reset()
 
-    def reset(self, done: Bool[Tensor, "*B"] | None = None) -> None:
+    def reset(self, done: Bool[Array, "*B"] | None = None) -> None:
         """Forget the plans of the episodes in `done` (*B), or everything, batch shape and time grid included."""
         if done is None:
             self._origin_s: float | None = None
             self._head = 0  # the grid step that plan[..., 0, :] belongs to
-            self._handed: dict[int, Tensor] = {}
+            self._handed: dict[int, Array] = {}
             """Grid step of an observation -> `_merges` when the plan was handed to the policy for it."""
-            self.held = torch.ones(self.batch, dtype=torch.bool)
-            self.refused = torch.zeros(self.batch, dtype=torch.long)
+            self.held: Array = np.ones(self.batch, bool)
+            """(*B) bool: the last action was rest, for lack of a planned one."""
+            self.refused: Array = np.zeros(self.batch, np.int64)
+            """(*B) chunks refused since then because they were not finite."""
             return
         if self._origin_s is None:
             return
-        self._plan = self._plan.masked_fill(done[..., None, None], 0.0)
-        self._count = self._count.masked_fill(done[..., None], 0)
-        self._label = self._label.masked_fill(done[..., None], -1)
-        self._last = torch.where(done[..., None], self._rest, self._last)
-        self._observed_s = self._observed_s.masked_fill(done, -math.inf)
+        xp = namespace(self._plan)
+        self._plan = xp.where(done[..., None, None], 0.0, self._plan)
+        self._count = xp.where(done[..., None], 0, self._count)
+        self._label = xp.where(done[..., None], -1, self._label)
+        self._last = xp.where(done[..., None], self._rest, self._last)
+        self._observed_s = xp.where(done, -math.inf, self._observed_s)
 
-    def needs_chunk(self, t_s: float) -> Bool[Tensor, "*B"]:
+    def needs_chunk(self, t_s: float) -> Bool[Array, "*B"]:
         """(*B) True for the episodes that would accept a chunk added at time t_s [s]."""
         if self._origin_s is None:
-            return torch.ones(self.batch, dtype=torch.bool)
+            return np.ones(self.batch, bool)
         step = self._step(t_s)
         ahead = step - self._head
         due = step - self._taken >= self.replan_every
-        return due | (self._count[..., ahead] == 0) if ahead < self.chunk else torch.ones_like(due)
+        return due | (self._count[..., ahead] == 0) if ahead < self.chunk else due | True
 
     def prefix(self, t_s: float) -> Prefix | None:
         """The plan from the control step at t_s [s] on, for the policy that is about to observe.
@@ -119,25 +119,24 @@ class ChunkExecutor:
             return None
         step = self._step(t_s)
         passed = min(max(step - self._head, 0), self.chunk)
-        count = functional.pad(self._count[..., passed:], (0, passed))
-        rows = functional.pad(self._plan[..., passed:, :], (0, 0, 0, passed))
+        count, rows = shifted(self._count[..., None], passed), shifted(self._plan, passed)
+        xp = namespace(rows)
         if self._gripper.size:
-            columns = like(rows, self._gripper)
-            low, high = like(rows, self._gripper_values).unbind(-1)
-            rows[..., columns] = torch.where(rows[..., columns] > 0, high, low)
+            columns, (low, high) = self._gripper_of(rows)
+            rows[..., columns] = xp.where(rows[..., columns] > 0, high, low)
         if self._continues:
             self._handed = {then: merges for then, merges in self._handed.items() if step - then < self.chunk}
-            self._handed[step] = self._merges.clone()
-        rows = rows.masked_fill((count == 0)[..., None], torch.nan)
+            self._handed[step] = self._merges
+        rows = xp.where(count == 0, xp.nan, rows)
         return Prefix(rows, self._strategy.frozen if self._continues else 0, self._best_of)
 
     def add(
         self,
-        actions: Float[Tensor, "*B chunk width"],
+        actions: Float[Array, "*B chunk width"],
         t_obs_s: float,
         *,
         now_s: float | None = None,
-        gripper_logit: Float[Tensor, "*B chunk gripper"] | None = None,
+        gripper_logit: Float[Array, "*B chunk gripper"] | None = None,
     ) -> None:
         """Offer a chunk to every episode. Episodes that need no chunk yet, or whose chunk is not finite, keep their plan.
 
@@ -152,29 +151,31 @@ class ChunkExecutor:
             gripper_logit: (*B, K, G) logits of the gripper columns, if the policy outputs them.
         """
         self._check(actions, gripper_logit)
+        if isinstance(actions, np.ndarray):
+            actions = actions.astype(np.float64)
         if self._origin_s is None:
             self._allocate(actions, t_obs_s)
         now_s = t_obs_s if now_s is None else now_s
         take = self.needs_chunk(now_s)
         self._advance(self._step(now_s))
-        scores = self._scores(actions, gripper_logit)
-        finite = torch.isfinite(scores).flatten(-2).all(-1)
+        xp, scores = namespace(actions), self._scores(actions, gripper_logit)
+        finite = xp.isfinite(scores).all(-1).all(-1)
         self.refused = self.refused + ~finite
         take = take & finite
         observed = self._step(t_obs_s)
         if observed in self._handed:
             take = take & ((self._handed[observed] == self._merges) | (self._count[..., 0] == 0))
         first = take & (self._observed_s == -math.inf)
-        self._began = torch.where(first, self._head, self._began)
+        self._began = xp.where(first, self._head, self._began)
         # What was seen before the first action is still what the robot saw as it began. Negative: the robot observed after
         # the step being prepared had begun.
-        late = (self._head - self._began.clamp(min=observed)).clamp(1 - self.chunk, self.chunk - 1)
-        self._merge(torch.nan_to_num(scores), take, late)
+        late = (self._head - self._began.clip(observed)).clip(1 - self.chunk, self.chunk - 1)
+        self._merge(xp.nan_to_num(scores), take, late)
         self._merges = self._merges + take
-        self._taken = torch.where(take, self._head, self._taken)
-        self._observed_s = torch.where(take, t_obs_s, self._observed_s)
+        self._taken = xp.where(take, self._head, self._taken)
+        self._observed_s = xp.where(take, t_obs_s, self._observed_s)
 
-    def action(self, t_s: float) -> Float[Tensor, "*B width"]:
+    def action(self, t_s: float) -> Float[Array, "*B width"]:
         """The action of the control step at t_s [s], (*B, width) in the demos' units; always finite.
 
         Episodes without one (`held` is True for them) get rest: zero for delta actions, the last action for absolute
@@ -192,45 +193,48 @@ class ChunkExecutor:
                     f"the newest chunk is {age_s:.3f} s old; at most {self.max_chunk_age_s} s allowed: hold"
                 )
         self._advance(self._step(t_s))
+        xp = namespace(self._plan)
         self.held = self._count[..., 0] == 0
-        rest = torch.where(self._stays, self._last, self._rest)
-        action = torch.where(self.held[..., None], rest, self._plan[..., 0, :])
+        rest = xp.where(self._stays, self._last, self._rest)
+        action = xp.where(self.held[..., None], rest, self._plan[..., 0, :])
         if self._gripper.size:
-            columns = like(action, self._gripper)
-            action[..., columns] = self._grip(self._plan[..., 0, columns])
+            columns, values = self._gripper_of(action)
+            action[..., columns] = self._grip(self._plan[..., 0, columns], *values)
         self._last = action
-        return action.clone()
+        return copied(action)
 
-    def _merge(self, scores: Tensor, take: Tensor, late: Tensor) -> None:
+    def _merge(self, scores: Array, take: Array, late: Array) -> None:
         """Merge a chunk (*B, K, width) whose action number `late` (*B) belongs to the current step into the plans of `take`."""
-        place = torch.arange(self.chunk, device=scores.device) + late[..., None]
+        xp, place = namespace(scores), like(scores, self._steps) + late[..., None]
         covered = (place >= 0) & (place < self.chunk)
-        fresh = scores.gather(-2, place.clamp(0, self.chunk - 1)[..., None].expand_as(scores))
-        fresh = fresh.masked_fill(~covered[..., None], 0.0)
+        fresh = xp.where(covered[..., None], rows_at(scores, place.clip(0, self.chunk - 1)), 0.0)
         plan, count = self._strategy.merge(Plans(self._plan, self._count, fresh, covered, late, self._rotations))
-        plan = torch.where((place < 0)[..., None], self._plan, plan)
-        count = torch.where(place < 0, self._count, count)
-        self._plan = torch.where(take[..., None, None], plan, self._plan)
-        self._count = torch.where(take[..., None], count, self._count)
+        old = (place < 0) | ~take[..., None]
+        self._plan = xp.where(old[..., None], self._plan, plan)
+        self._count = xp.where(old, self._count, count)
 
-    def _grip(self, score: Tensor) -> Tensor:
+    def _grip(self, score: Array, low: Array, high: Array) -> Array:
         """Gripper values (*B, G) in the demos' units for scores (*B, G); held episodes keep their gripper state."""
-        first = torch.where(self._label < 0, (score > 0).long(), self._label)
-        label = torch.where(score > self.gripper_hysteresis, 1, torch.where(score < -self.gripper_hysteresis, 0, first))
-        self._label = torch.where(self.held[..., None], self._label, label)
-        low, high = like(score, self._gripper_values).unbind(-1)
-        return torch.where(self._label > 0, high, low)
+        xp = namespace(score)
+        first = xp.where(self._label < 0, (score > 0) * 1, self._label)
+        label = xp.where(score > self.gripper_hysteresis, 1, xp.where(score < -self.gripper_hysteresis, 0, first))
+        self._label = xp.where(self.held[..., None], self._label, label)
+        return xp.where(self._label > 0, high, low)
 
-    def _scores(self, actions: Tensor, gripper_logit: Tensor | None) -> Tensor:
+    def _scores(self, actions: Array, gripper_logit: Array | None) -> Array:
         """The actions with each gripper column replaced by its score, positive for label 1."""
         if not self._gripper.size:
             return actions
-        columns = like(actions, self._gripper)
-        low, high = like(actions, self._gripper_values).unbind(-1)
-        scores = actions.clone()
+        columns, (low, high) = self._gripper_of(actions)
+        scores = copied(actions)
         signed = (2 * actions[..., columns] - (low + high)) / (high - low)
-        scores[..., columns] = signed if gripper_logit is None else gripper_logit.to(actions.dtype)
+        scores[..., columns] = signed if gripper_logit is None else cast(gripper_logit, actions)
         return scores
+
+    def _gripper_of(self, rows: Array) -> tuple[Array, tuple[Array, Array]]:
+        """Indices of the binary gripper columns, and their two values, as arrays like `rows`."""
+        values = like(rows, self._gripper_values)
+        return like(rows, self._gripper), (values[:, 0], values[:, 1])
 
     def _step(self, t_s: float) -> int:
         """The step of the control grid nearest to t_s."""
@@ -243,32 +247,30 @@ class ChunkExecutor:
             raise ValueError(f"time runs backwards: step {step} of the control grid after step {self._head}")
         if passed:
             passed = min(passed, self.chunk)
-            self._plan = functional.pad(self._plan[..., passed:, :], (0, 0, 0, passed))
-            self._count = functional.pad(self._count[..., passed:], (0, passed))
+            self._plan = shifted(self._plan, passed)
+            self._count = shifted(self._count[..., None], passed)[..., 0]
             self._head = step
 
-    def _allocate(self, actions: Tensor, t_obs_s: float) -> None:
+    def _allocate(self, actions: Array, t_obs_s: float) -> None:
         """Create empty plans like the first chunk, whose observation time starts the control grid."""
-        batch, width = self.batch, actions.shape[-1]
+        xp, spec = namespace(actions), self._spec
+        rest, stays = np.zeros(actions.shape[-1]), np.full(actions.shape[-1], spec.kind == "absolute")
+        for column, value in spec.constant.items():
+            rest[column] = value
+        stays[list(spec.continuous_gripper)] = True
+        stays[list(spec.base)] = False
+        self._rest, self._stays = like(actions, rest), like(actions, stays)
         self._origin_s = t_obs_s
-        self._plan = torch.zeros_like(actions)
-        self._count = torch.zeros(*batch, self.chunk, dtype=torch.long, device=actions.device)
-        self._taken = torch.zeros(batch, dtype=torch.long, device=actions.device)
-        self._merges = torch.zeros(batch, dtype=torch.long, device=actions.device)
-        self._began = torch.zeros(batch, dtype=torch.long, device=actions.device)
-        """(*B) grid step of the episode's first action."""
-        self._observed_s = torch.full(batch, -math.inf, dtype=torch.float64, device=actions.device)
-        self._label = torch.full((*batch, len(self._gripper)), -1, dtype=torch.long, device=actions.device)
-        self._rest = actions.new_zeros(width)
-        self._stays = torch.full((width,), self._spec.kind == "absolute", device=actions.device)
-        for column, value in self._spec.constant.items():
-            self._rest[column] = value
-        self._stays[list(self._spec.continuous_gripper)] = True
-        self._stays[list(self._spec.base)] = False
-        self._last = self._rest.expand(*batch, width)
-        self.refused, self.held = self.refused.to(actions.device), self.held.to(actions.device)
+        self._plan = xp.zeros_like(actions)
+        self._count = xp.zeros_like(actions[..., 0], dtype=xp.int64)
+        self._last = self._rest + self._plan[..., 0, :]
+        self._label = xp.zeros_like(actions[..., 0, self._gripper.tolist()], dtype=xp.int64) - 1
+        self._taken = self._merges = self._began = self._count[..., 0]
+        """(*B) grid step of the last merge, number of merges, and grid step of the episode's first action."""
+        self._observed_s = xp.full_like(self._taken, -math.inf, dtype=xp.float64)
+        self.refused = like(actions, self.refused)
 
-    def _check(self, actions: Tensor, gripper_logit: Tensor | None) -> None:
+    def _check(self, actions: Array, gripper_logit: Array | None) -> None:
         width = self._action_spec.width if self._action_spec else actions.shape[-1]
         expected = (*self.batch, self.chunk, width)
         if actions.shape != expected:

@@ -4,8 +4,8 @@ import math
 from collections import deque
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.robot import RobotError
 from robopolicy.control.trajectories import JointTracker

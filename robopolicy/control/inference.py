@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Float
 
+from robopolicy.arrays import Float, torch_mode
 from robopolicy.control.robot import Robot, RobotError
 from robopolicy.control.stream import Stream
 from robopolicy.control.timing import request_realtime
@@ -73,11 +72,11 @@ class TimedChunk:
     """An action chunk, with its observation and its latency."""
 
     observation: Observation
-    actions: Float[torch.Tensor, "chunk width"]
+    actions: Float[Array, "chunk width"]
     """Action rows in the demos' units and columns; action k belongs to the observation's time + k control steps."""
     latency_s: float
     """Time from the request to the chunk [s]."""
-    gripper_logit: Float[torch.Tensor, "chunk gripper"] | None = None
+    gripper_logit: Float[Array, "chunk gripper"] | None = None
     """None if the policy has no gripper logits."""
 
     def mistimed(self, now_s: float, ahead_s: float, old_s: float) -> str | None:
@@ -188,11 +187,11 @@ class SteppedInference:
         shown = observation
         for adapt in self._adapt:
             shown = adapt(shown)
-        with torch.inference_mode():
-            actions = _tensor(self.stream(shown, prefix))
+        with torch_mode("inference_mode"):
+            actions = _on_host(self.stream(shown, prefix))
         logit = self.stream.gripper_logit
         latency_s = time.perf_counter() - began_s
-        return TimedChunk(observation, actions, latency_s, None if logit is None else _tensor(logit))
+        return TimedChunk(observation, actions, latency_s, None if logit is None else _on_host(logit))
 
 
 class ThreadedInference(SteppedInference):
@@ -267,5 +266,6 @@ class ThreadedInference(SteppedInference):
             self._busy.clear()
 
 
-def _tensor(actions: Array) -> torch.Tensor:
-    return actions.cpu() if isinstance(actions, torch.Tensor) else torch.from_numpy(np.array(actions))
+def _on_host(actions: Array) -> Array:
+    """A tensor on the CPU, or a NumPy array in memory of its own."""
+    return actions.cpu() if hasattr(actions, "cpu") else np.array(actions)

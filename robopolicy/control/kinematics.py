@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
 
-from robopolicy.control.arrays import like, namespace
+from robopolicy.arrays import Float, like, namespace
 from robopolicy.types import Array
 
 DAMPING = 0.05

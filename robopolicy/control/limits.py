@@ -13,9 +13,8 @@ from operator import or_
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from robopolicy.control.arrays import like, namespace
+from robopolicy.arrays import Float, like, namespace
 from robopolicy.control.kinematics import (
     pose_and_jacobian,
     tool_position,

@@ -269,7 +269,7 @@ class ControlLoop(RobotDrive):
     def _planned(self) -> np.ndarray | None:
         """The plan's action (width,) for the current control step; None where it has none."""
         try:
-            action = self.executor.action(self._step_s).numpy()
+            action = np.asarray(self.executor.action(self._step_s))
         except StaleChunkError:
             return None
         return None if bool(self.executor.held) else action

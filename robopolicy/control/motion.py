@@ -5,9 +5,8 @@ acceleration builds up in 2 ms, so the two differ little; `tests/sim/test_law.py
 """
 
 import numpy as np
-from jaxtyping import Float
 
-from robopolicy.control.arrays import like, namespace
+from robopolicy.arrays import Float, like, namespace
 from robopolicy.control.profile import RobotProfile
 from robopolicy.types import Array
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.control.collision import Capsule, LinkDistances
 from robopolicy.control.kinematics import Arm
 from robopolicy.options import options_of, read_yaml, refuse_import_paths

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.smoothing import HEADING_SHARE
 from robopolicy.types import ActionSpec, Observation, Prefix

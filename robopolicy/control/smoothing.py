@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.control.kinematics import pose_and_jacobian
 from robopolicy.control.limits import outside_workspace
 from robopolicy.control.motion import PASSING_SHARE

@@ -1,4 +1,4 @@
-"""Statistics of a control loop, and the table that shows them live."""
+"""Statistics of a control loop."""
 
 from array import array
 from collections import Counter
@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 MISSED_SHARE = 0.05
 """Share of the control steps that may be skipped on a busy computer before the run counts as failed."""
@@ -123,37 +122,3 @@ def percentiles_ms(times_s: Sequence[float], last: int | None = None) -> dict[st
         return {}
     values = np.percentile(1e3 * np.asarray(times_s[-last:] if last else times_s[:]), [0, 50, 90, 99, 100])
     return dict(zip(("min", "p50", "p90", "p99", "max"), map(float, values), strict=True))
-
-
-LIVE_STEPS = 400
-"""Control steps summarized by the live table; summarizing all of them would delay the commands."""
-
-
-def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Table:
-    """The current figures as a rich table."""
-    figures = statistics.to_dict(LIVE_STEPS)
-    table = Table(title=title, title_justify="left")
-    for column in ("", "p50", "p99", "max"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, label in (
-        ("deviation_ms", "step behind the grid [ms]"),
-        ("command_deviation_ms", "command behind the grid [ms]"),
-        ("latency_ms", "latency of the policy [ms]"),
-        ("slack_ms", "slack of the step [ms]"),
-    ):
-        times = figures[name]
-        worst = times.get("min" if name == "slack_ms" else "max")
-        shown = (times.get("p50"), times.get("p99") if name != "slack_ms" else None, worst)
-        table.add_row(label, *("" if value is None else f"{value:.2f}" for value in shown))
-    table.add_section()
-    wanted_hz = 1 / statistics.control_dt
-    table.add_row("rate", f"{statistics.rate_hz:.2f} of {wanted_hz:g} Hz", f"{figures['commands']} commands", "")
-    table.add_row("overruns", f"{figures['overruns']} ticks", f"{figures['missed_steps']} steps", "")
-    table.add_row("policy", f"{figures['missed_frames']} frames missed", f"{figures['late_chunks']} late", "")
-    table.add_row("held", f"{figures['held']} steps", "", "")
-    for name in ("limited", "deferred"):
-        for kind, count in sorted(figures[name].items()):
-            table.add_row(f"{name}: {kind}", f"{count}", f"{100 * count / max(statistics.steps, 1):.1f} %", "")
-    for reason in figures["stops"]:
-        table.add_row("stopped", reason, "", "")
-    return table

@@ -5,13 +5,12 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 
+from robopolicy.arrays import torch_mode
 from robopolicy.components import require
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.runtime import ExportedPolicy
-from robopolicy.control.serving.mapping import KeySource, place_image
 from robopolicy.control.targets import action_at
 from robopolicy.types import ActionSpec, Array, Observation, Policy, Prefix
 
@@ -40,6 +39,8 @@ def qpos_in_action_columns(observation: Observation, spec: ActionSpec, profile: 
 
 def with_image_resized(observation: Observation, key: str, height: int, width: int) -> Observation:
     """The observation with one image in another size; its aspect ratio is kept, the rest is padded with black."""
+    from robopolicy.control.serving.mapping import KeySource, place_image
+
     image = place_image(np.asarray(observation.obs[key]), height, width, KeySource((key,)))
     return replace(observation, obs={**observation.obs, key: image})
 
@@ -74,7 +75,7 @@ class PolicyStream:
         """
         turn = self._ticks % self.frame_stride
         self._ticks += 1
-        with torch.no_grad():
+        with torch_mode("no_grad"):
             options = {"generator": self.generator, "prefix": prefix}
             given = {name: value for name, value in options.items() if value is not None}
             prediction, self._states[turn] = self.policy.predict(observation, self._states[turn], **given)
@@ -104,6 +105,8 @@ def noise_for(policy: Policy, execution: ExecutionOptions, seed: int = 0) -> Any
             f"--execution.best_of {execution.best_of}: an exported policy draws one chunk at a time; use the run folder",
         )
         return np.random.default_rng(seed)
+    import torch
+
     return torch.Generator(getattr(policy, "device", torch.device("cpu"))).manual_seed(seed)
 
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from robopolicy.control.arrays import like, namespace
+from robopolicy.arrays import Bool, Float, cast, like, namespace
 from robopolicy.control.kinematics import (
     Arm,
     damped_least_squares,
@@ -76,7 +75,7 @@ def joint_targets(
     if spec.arms and (profile.arms or len(spec.arms) > 1):
         return _joint_targets_by_arm(profile, spec, action, qpos, control_dt)
     xp = namespace(qpos)
-    action = action.astype(qpos.dtype) if xp is np else action.to(qpos)
+    action = cast(action, qpos)
     finite = xp.isfinite(action).all(-1)
     action = xp.where(finite[..., None], action, 0.0)
     keep = list(spec.joint_columns)

@@ -11,7 +11,7 @@ from robopolicy.model.encoders import EncoderInputs
 from robopolicy.model.normalization import ActionNormalizer, KeyScaling
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.policy_head import PolicyHead
-from robopolicy.model.rotations import action_rotations
+from robopolicy.model.rotation_math import action_rotations
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextInputs, Vocabulary
 from robopolicy.types import ActionSpec, ArraySpec, PolicySpec

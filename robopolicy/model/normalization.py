@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robopolicy.model.rotations import RotationColumns, RotationForm, RotationKind, Rotations, key_rotations
+from robopolicy.model.rotation_math import RotationColumns, RotationForm, RotationKind, key_rotations
+from robopolicy.model.rotations import Rotations
 from robopolicy.model.statistics import CONSTANT_RANGE, Statistics
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ActionSpec, Array, ArraySpec, Chunk
 

@@ -1,22 +1,50 @@
-"""Arithmetic of rotations: choice among equivalent values, conversion to and from the 6-D form, and the mean.
+"""Which columns of an array are rotations, the choice among equivalent values, and the mean; for NumPy and torch.
 
 Quaternions may be in either order, x y z w or w x y z, as long as it is the same throughout. Rotation vectors and
 angles are in [rad].
 """
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import pi
 from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from robopolicy.action_spec import ActionSpec, Array
+from robopolicy.arrays import namespace
 
 RotationKind: TypeAlias = Literal["quaternion", "axis-angle", "angle", "none"]
 """What columns hold: a unit quaternion in either order, a rotation vector [rad], or independent angles [rad]."""
 
+RotationForm: TypeAlias = Literal["aligned", "6d", "none"]
+"""The form of a rotation that the network learns."""
+
 TOLERANCE = 1e-2
 """Tolerance of a quaternion's length, and of the range of a rotation vector or an angle [rad]."""
 TINY = 1e-9
+ACTIONS = "actions"
+"""Name of the action rows in declarations of rotations by key."""
+DECLARED = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<first>\d+):(?P<last>\d+)\])?")
+QUATERNION_KEY = re.compile(r"(.*[_/.])?quat(ernion)?")
+"""Keys of width 4 that are assumed to be quaternions because of their name, such as robosuite's `robot0_eef_quat`."""
+
+
+@dataclass(frozen=True)
+class RotationColumns:
+    """Columns of one array that are a rotation."""
+
+    columns: tuple[int, ...]
+    kind: RotationKind
+    declared: bool = False
+    """Whether the rotation was declared: other values are then an error; if not declared, they are left unchanged."""
+
+    def learned_width(self, form: RotationForm) -> int:
+        """Columns that are learned."""
+        if form == "6d":
+            return 2 * len(self.columns) if self.kind == "angle" else 6
+        return len(self.columns)
 
 
 def why_not(kind: RotationKind, values: np.ndarray) -> str | None:
@@ -56,78 +84,105 @@ def mean_rotation(kind: RotationKind, values: np.ndarray) -> np.ndarray:
     return mean * np.sign(mean[np.abs(mean).argmax()])
 
 
-def nearest(kind: RotationKind, values: Tensor, reference: Tensor) -> Tensor:
+def nearest(kind: RotationKind, values: Array, reference: Array) -> Array:
     """Of the values that represent the same rotation, the one nearest to the reference."""
+    xp = namespace(values)
     if kind == "quaternion":
-        other_side = (values * reference).sum(dim=-1, keepdim=True) < 0
-        return torch.where(other_side, -values, values)
+        other_side = (values * reference).sum(-1)[..., None] < 0
+        return xp.where(other_side, -values, values)
     if kind == "angle":
-        return values - 2 * pi * torch.round((values - reference) / (2 * pi))
-    length = values.norm(dim=-1, keepdim=True)
-    other = values * (1 - 2 * pi / length.clamp(min=TINY))
-    nearer = (other - reference).norm(dim=-1, keepdim=True) < (values - reference).norm(dim=-1, keepdim=True)
-    return torch.where(nearer & (length > TINY), other, values)
+        return values - 2 * pi * xp.round((values - reference) / (2 * pi))
+    length = _length(values)
+    other = values * (1 - 2 * pi / length.clip(TINY))
+    nearer = _length(other - reference) < _length(values - reference)
+    return xp.where(nearer & (length > TINY), other, values)
 
 
-def in_range(kind: RotationKind, values: Tensor, origin: Tensor) -> Tensor:
+def in_range(kind: RotationKind, values: Array, origin: Array) -> Array:
     """The same rotation in the range of the files: of unit length, no longer than pi, or within one turn from `origin` on."""
+    xp = namespace(values)
     if kind == "quaternion":
-        return values / values.norm(dim=-1, keepdim=True).clamp(min=TINY)
+        return values / _length(values).clip(TINY)
     if kind == "angle":
-        return values - 2 * pi * torch.floor((values - origin) / (2 * pi))
-    length = values.norm(dim=-1, keepdim=True)
-    return values * (1 - 2 * pi * torch.round(length / (2 * pi)) / length.clamp(min=TINY))
+        return values - 2 * pi * xp.floor((values - origin) / (2 * pi))
+    length = _length(values)
+    return values * (1 - 2 * pi * xp.round(length / (2 * pi)) / length.clip(TINY))
 
 
-def code(kind: RotationKind, values: Tensor) -> Tensor:
-    """(..., d) -> the first two columns of the rotation matrix (..., 6), or cosines and sines (..., 2 d)."""
-    if kind == "angle":
-        return torch.cat([values.cos(), values.sin()], dim=-1)
-    if kind == "axis-angle":
-        length = values.norm(dim=-1, keepdim=True)
-        share = torch.where(length > TINY, (length / 2).sin() / length.clamp(min=TINY), 0.5)
-        values = torch.cat([values * share, (length / 2).cos()], dim=-1)
-    x, y, z, w = (values / values.norm(dim=-1, keepdim=True).clamp(min=TINY)).unbind(dim=-1)
-    first = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]
-    second = [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]
-    return torch.stack([*first, *second], dim=-1)
+def is_rotation(kind: RotationKind, values: Array) -> Array:
+    """(..., 1) bool: False for quaternions whose length is not 1."""
+    xp = namespace(values)
+    if kind != "quaternion":
+        return xp.ones_like(values[..., :1], dtype=xp.bool)
+    return abs(_length(values) - 1) <= TOLERANCE
 
 
-def decode(kind: RotationKind, coded: Tensor, reference: Tensor) -> Tensor:
-    """The inverse of `code`, for any numbers: the frame is orthogonalized by Gram-Schmidt first."""
-    if kind == "angle":
-        cosines, sines = coded.chunk(2, dim=-1)
-        return torch.atan2(sines, cosines)
-    first = _unit(coded[..., :3])
-    second = coded[..., 3:]
-    second = _unit(second - (first * second).sum(dim=-1, keepdim=True) * first)
-    quaternion = _quaternion(first, second, torch.linalg.cross(first, second))
-    if kind == "quaternion":
-        return nearest(kind, quaternion, reference)
-    quaternion = torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
-    sine = quaternion[..., :3].norm(dim=-1, keepdim=True)
-    share = torch.where(sine > TINY, 2 * torch.atan2(sine, quaternion[..., 3:]) / sine.clamp(min=TINY), 2.0)
-    return quaternion[..., :3] * share
+def _length(values: Array) -> Array:
+    return namespace(values).linalg.norm(values, axis=-1, keepdims=True)
 
 
-def _quaternion(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
-    """(..., 4) x y z w of the rotation matrix with these columns.
+def key_rotations(
+    key: str, width: int, form: RotationForm, declared: Mapping[str, RotationKind]
+) -> tuple[RotationColumns, ...]:
+    """The rotations of an observation key: those declared for it, else by its name.
 
-    4 q q^T is linear in the matrix; of its four columns, the one with the largest diagonal entry is numerically most accurate.
+    Raises:
+        ValueError: a declaration doesn't fit the key.
     """
-    (a, d, g), (b, e, h), (c, f, i) = (column.unbind(dim=-1) for column in (first, second, third))
-    products = torch.stack(
-        [
-            torch.stack([1 + a - e - i, b + d, c + g, h - f], dim=-1),
-            torch.stack([b + d, 1 - a + e - i, f + h, c - g], dim=-1),
-            torch.stack([c + g, f + h, 1 - a - e + i, d - b], dim=-1),
-            torch.stack([h - f, c - g, d - b, 1 + a + e + i], dim=-1),
-        ],
-        dim=-2,
-    )
-    largest = products.diagonal(dim1=-2, dim2=-1).argmax(dim=-1)[..., None, None]
-    return _unit(products.gather(-2, largest.expand(*largest.shape[:-1], 4)).squeeze(-2))
+    if form == "none":
+        return ()
+    if own := _declared(key, width, declared):
+        return tuple(part for part in own if part.kind != "none")
+    named = width == 4 and QUATERNION_KEY.fullmatch(key)
+    return (RotationColumns((0, 1, 2, 3), "quaternion", declared=form == "6d"),) if named else ()
 
 
-def _unit(values: Tensor) -> Tensor:
-    return values / values.norm(dim=-1, keepdim=True).clamp(min=TINY)
+def action_rotations(
+    spec: ActionSpec, form: RotationForm, declared: Mapping[str, RotationKind]
+) -> tuple[RotationColumns, ...]:
+    """The rotations among the arm columns.
+
+    If none are declared, the last 3 columns of an absolute end-effector pose of 6 columns are a rotation vector (robosuite's
+    `OSC_POSE`), and the last 4 of one of 7 columns a quaternion. Constant columns are not learned and not part of a rotation.
+    """
+    if form == "none":
+        return ()
+    parts = _declared(ACTIONS, spec.width, declared)
+    pose = spec.joint_columns
+    if not parts and (spec.kind, spec.space) == ("absolute", "ee") and len(pose) in (6, 7):
+        parts = (RotationColumns(tuple(pose[3:]), "axis-angle" if len(pose) == 6 else "quaternion", form == "6d"),)
+    found = []
+    for part in parts:
+        columns = tuple(column for column in part.columns if column in spec.arm_columns)
+        if form == "6d" and part.kind in ("quaternion", "axis-angle") and len(columns) < len(part.columns):
+            raise ValueError(
+                f"actions {list(part.columns)} are a {part.kind} of which a column never changes; "
+                "--normalization.rotation 6d needs them all, use aligned"
+            )
+        if columns and part.kind != "none":
+            found.append(RotationColumns(columns, part.kind, part.declared))
+    return tuple(found)
+
+
+def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tuple[RotationColumns, ...]:
+    found: list[RotationColumns] = []
+    for text, kind in declared.items():
+        match = DECLARED.fullmatch(text)
+        if match is None:
+            raise ValueError(f"--normalization.rotations {text!r}: expected a key, or columns such as {ACTIONS}[3:6]")
+        if match["key"] != key:
+            continue
+        first, last = (int(match["first"]), int(match["last"])) if match["first"] else (0, width)
+        columns = tuple(range(first, last))
+        expected = {"quaternion": 4, "axis-angle": 3}.get(kind, len(columns))
+        if last > width or len(columns) != expected or not columns:
+            raise ValueError(
+                f"--normalization.rotations {text!r}: {len(columns)} of the {width} columns of {key}; "
+                f"a {kind} has {expected}, name them as {key}[first:last]"
+            )
+        if twice := [column for part in found for column in part.columns if column in columns]:
+            raise ValueError(
+                f"--normalization.rotations {text!r}: column {twice[0]} of {key} already belongs to another rotation"
+            )
+        found.append(RotationColumns(columns, kind, declared=True))
+    return tuple(found)

@@ -9,11 +9,9 @@ angle.
 """
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import pi
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,43 +19,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robopolicy.model.rotation_math import (
+    TINY,
+    RotationColumns,
+    RotationForm,
     RotationKind,
-    code,
-    decode,
     in_range,
     mean_rotation,
     nearest,
     turn_origin,
     why_not,
 )
-from robopolicy.types import ActionSpec
-
-RotationForm: TypeAlias = Literal["aligned", "6d", "none"]
-"""The form of a rotation that the network learns."""
 
 LOG = logging.getLogger(__name__)
-
-ACTIONS = "actions"
-"""Name of the action rows in declarations of rotations by key."""
-DECLARED = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<first>\d+):(?P<last>\d+)\])?")
-QUATERNION_KEY = re.compile(r"(.*[_/.])?quat(ernion)?")
-"""Keys of width 4 that are assumed to be quaternions because of their name, such as robosuite's `robot0_eef_quat`."""
-
-
-@dataclass(frozen=True)
-class RotationColumns:
-    """Columns of one array that are a rotation."""
-
-    columns: tuple[int, ...]
-    kind: RotationKind
-    declared: bool = False
-    """Whether the rotation was declared: other values are then an error; if not declared, they are left unchanged."""
-
-    def learned_width(self, form: RotationForm) -> int:
-        """Columns that are learned."""
-        if form == "6d":
-            return 2 * len(self.columns) if self.kind == "angle" else 6
-        return len(self.columns)
 
 
 @dataclass(frozen=True)
@@ -70,49 +43,6 @@ class RotationFit:
     """(d,) lower end of the file's range of angles: -pi or 0 [rad]."""
     known: np.ndarray
     """(rotations,) bool: False where the values are not such rotations and are left unchanged."""
-
-
-def key_rotations(
-    key: str, width: int, form: RotationForm, declared: Mapping[str, RotationKind]
-) -> tuple[RotationColumns, ...]:
-    """The rotations of an observation key: those declared for it, else by its name.
-
-    Raises:
-        ValueError: a declaration doesn't fit the key.
-    """
-    if form == "none":
-        return ()
-    if own := _declared(key, width, declared):
-        return tuple(part for part in own if part.kind != "none")
-    named = width == 4 and QUATERNION_KEY.fullmatch(key)
-    return (RotationColumns((0, 1, 2, 3), "quaternion", declared=form == "6d"),) if named else ()
-
-
-def action_rotations(
-    spec: ActionSpec, form: RotationForm, declared: Mapping[str, RotationKind]
-) -> tuple[RotationColumns, ...]:
-    """The rotations among the arm columns.
-
-    If none are declared, the last 3 columns of an absolute end-effector pose of 6 columns are a rotation vector (robosuite's
-    `OSC_POSE`), and the last 4 of one of 7 columns a quaternion. Constant columns are not learned and not part of a rotation.
-    """
-    if form == "none":
-        return ()
-    parts = _declared(ACTIONS, spec.width, declared)
-    pose = spec.joint_columns
-    if not parts and (spec.kind, spec.space) == ("absolute", "ee") and len(pose) in (6, 7):
-        parts = (RotationColumns(tuple(pose[3:]), "axis-angle" if len(pose) == 6 else "quaternion", form == "6d"),)
-    found = []
-    for part in parts:
-        columns = tuple(column for column in part.columns if column in spec.arm_columns)
-        if form == "6d" and part.kind in ("quaternion", "axis-angle") and len(columns) < len(part.columns):
-            raise ValueError(
-                f"actions {list(part.columns)} are a {part.kind} of which a column never changes; "
-                "--normalization.rotation 6d needs them all, use aligned"
-            )
-        if columns and part.kind != "none":
-            found.append(RotationColumns(columns, part.kind, part.declared))
-    return tuple(found)
 
 
 class Rotations(nn.Module):
@@ -233,25 +163,55 @@ def _put(values: Tensor, columns: tuple[int, ...], part: Tensor) -> Tensor:
     return torch.stack([part[..., place[c]] if c in place else values[..., c] for c in range(width)], dim=-1)
 
 
-def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tuple[RotationColumns, ...]:
-    found: list[RotationColumns] = []
-    for text, kind in declared.items():
-        match = DECLARED.fullmatch(text)
-        if match is None:
-            raise ValueError(f"--normalization.rotations {text!r}: expected a key, or columns such as {ACTIONS}[3:6]")
-        if match["key"] != key:
-            continue
-        first, last = (int(match["first"]), int(match["last"])) if match["first"] else (0, width)
-        columns = tuple(range(first, last))
-        expected = {"quaternion": 4, "axis-angle": 3}.get(kind, len(columns))
-        if last > width or len(columns) != expected or not columns:
-            raise ValueError(
-                f"--normalization.rotations {text!r}: {len(columns)} of the {width} columns of {key}; "
-                f"a {kind} has {expected}, name them as {key}[first:last]"
-            )
-        if twice := [column for part in found for column in part.columns if column in columns]:
-            raise ValueError(
-                f"--normalization.rotations {text!r}: column {twice[0]} of {key} already belongs to another rotation"
-            )
-        found.append(RotationColumns(columns, kind, declared=True))
-    return tuple(found)
+def code(kind: RotationKind, values: Tensor) -> Tensor:
+    """(..., d) -> the first two columns of the rotation matrix (..., 6), or cosines and sines (..., 2 d)."""
+    if kind == "angle":
+        return torch.cat([values.cos(), values.sin()], dim=-1)
+    if kind == "axis-angle":
+        length = values.norm(dim=-1, keepdim=True)
+        share = torch.where(length > TINY, (length / 2).sin() / length.clamp(min=TINY), 0.5)
+        values = torch.cat([values * share, (length / 2).cos()], dim=-1)
+    x, y, z, w = (values / values.norm(dim=-1, keepdim=True).clamp(min=TINY)).unbind(dim=-1)
+    first = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]
+    second = [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]
+    return torch.stack([*first, *second], dim=-1)
+
+
+def decode(kind: RotationKind, coded: Tensor, reference: Tensor) -> Tensor:
+    """The inverse of `code`, for any numbers: the frame is orthogonalized by Gram-Schmidt first."""
+    if kind == "angle":
+        cosines, sines = coded.chunk(2, dim=-1)
+        return torch.atan2(sines, cosines)
+    first = _unit(coded[..., :3])
+    second = coded[..., 3:]
+    second = _unit(second - (first * second).sum(dim=-1, keepdim=True) * first)
+    quaternion = _quaternion(first, second, torch.linalg.cross(first, second))
+    if kind == "quaternion":
+        return nearest(kind, quaternion, reference)
+    quaternion = torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
+    sine = quaternion[..., :3].norm(dim=-1, keepdim=True)
+    share = torch.where(sine > TINY, 2 * torch.atan2(sine, quaternion[..., 3:]) / sine.clamp(min=TINY), 2.0)
+    return quaternion[..., :3] * share
+
+
+def _quaternion(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """(..., 4) x y z w of the rotation matrix with these columns.
+
+    4 q q^T is linear in the matrix; of its four columns, the one with the largest diagonal entry is numerically most accurate.
+    """
+    (a, d, g), (b, e, h), (c, f, i) = (column.unbind(dim=-1) for column in (first, second, third))
+    products = torch.stack(
+        [
+            torch.stack([1 + a - e - i, b + d, c + g, h - f], dim=-1),
+            torch.stack([b + d, 1 - a + e - i, f + h, c - g], dim=-1),
+            torch.stack([c + g, f + h, 1 - a - e + i, d - b], dim=-1),
+            torch.stack([h - f, c - g, d - b, 1 + a + e + i], dim=-1),
+        ],
+        dim=-2,
+    )
+    largest = products.diagonal(dim1=-2, dim2=-1).argmax(dim=-1)[..., None, None]
+    return _unit(products.gather(-2, largest.expand(*largest.shape[:-1], 4)).squeeze(-2))
+
+
+def _unit(values: Tensor) -> Tensor:
+    return values / values.norm(dim=-1, keepdim=True).clamp(min=TINY)

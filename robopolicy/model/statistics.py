@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from robopolicy.model.rotations import RotationColumns, RotationFit, RotationForm, Rotations, fit_rotations
+from robopolicy.model.rotation_math import RotationColumns, RotationForm
+from robopolicy.model.rotations import RotationFit, Rotations, fit_rotations
 
 CONSTANT_RANGE = 1e-6
 """A dimension is constant if its range is below this fraction of its largest magnitude; the precision of float32 is 6e-8."""

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, UInt8
 
-from robopolicy.control.arrays import copied, namespace
+from robopolicy.arrays import copied, namespace
 from robopolicy.sim.episodes import EpisodePool, Instructions, turns
 from robopolicy.sim.physics import BatchPhysics, Kind, fault_names, make_physics
 from robopolicy.sim.randomization import Randomization

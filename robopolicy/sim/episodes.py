@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robopolicy.control.arrays import namespace
+from robopolicy.arrays import namespace
 from robopolicy.sim.randomization import Randomization
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks import Task

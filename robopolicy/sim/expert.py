@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from robopolicy.arrays import like, namespace, row
 from robopolicy.components import Options, option
-from robopolicy.control.arrays import like, namespace, row
 from robopolicy.control.kinematics import damped_least_squares, pose_and_jacobian, rotation_vector
 from robopolicy.control.targets import POSITION_SCALE_M, ROTATION_SCALE_RAD, joint_targets
 from robopolicy.rollout.episodes import Episode, Timing, run_episodes

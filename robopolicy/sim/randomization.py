@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from robopolicy.arrays import like, namespace
 from robopolicy.components import Options, option
-from robopolicy.control.arrays import like, namespace
 from robopolicy.control.kinematics import matrix_to_quaternion, rotation_from_vector
 from robopolicy.sim.scene import Scene
 from robopolicy.types import Array

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from robopolicy.control.arrays import like
+from robopolicy.arrays import like
 from robopolicy.control.profile import RobotProfile, read_profile
 from robopolicy.types import ActionSpec, Array
 

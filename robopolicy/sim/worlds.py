@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.control.arrays import copied, like, namespace, row
+from robopolicy.arrays import copied, like, namespace, row
 from robopolicy.control.kinematics import matrix_to_quaternion, tool_pose
 from robopolicy.control.limits import limit_targets
 from robopolicy.control.motion import move

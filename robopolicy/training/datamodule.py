@@ -23,7 +23,7 @@ from robopolicy.demos.store import DemoStore
 from robopolicy.experiment.building import DemoFacts, action_normalizer
 from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.model.normalization import ActionNormalizer
-from robopolicy.model.rotations import ACTIONS, RotationColumns, action_rotations, key_rotations
+from robopolicy.model.rotation_math import ACTIONS, RotationColumns, action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import Vocabulary
 from robopolicy.training.encode import require_one_encoder

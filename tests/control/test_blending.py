@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from robopolicy.control.execution import execution_from
 from robopolicy.control.execution.base import blend
 from robopolicy.control.executor import ChunkExecutor
-from robopolicy.model.rotation_math import code, in_range
-from robopolicy.model.rotations import RotationColumns
+from robopolicy.model.rotation_math import RotationColumns, in_range
+from robopolicy.model.rotations import code
 from robopolicy.types import ActionSpec
 
 ANGLE = (RotationColumns((0,), "angle"),)

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from robopolicy.control.statistics import LoopStatistics, live_table, percentiles_ms
+from robopolicy.cli.run_report import live_table
+from robopolicy.control.statistics import LoopStatistics, percentiles_ms
 
 
 def test_percentiles_are_of_all_times_or_of_the_last_ones():

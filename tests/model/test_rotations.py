@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robopolicy.model.normalization import ActionNormalizer, Normalizer
-from robopolicy.model.rotations import RotationColumns, action_rotations, key_rotations
+from robopolicy.model.rotation_math import RotationColumns, action_rotations, key_rotations
 from robopolicy.model.statistics import Statistics
 from robopolicy.types import ActionSpec, Chunk
 

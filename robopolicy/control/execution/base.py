@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from math import pi
 from typing import Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-
+from robopolicy.action_spec import Array
+from robopolicy.arrays import Bool, Float, Int, mixed, namespace
 from robopolicy.components import Options, option, require
-from robopolicy.model.rotation_math import TOLERANCE, RotationKind, in_range, nearest
-from robopolicy.model.rotations import RotationColumns
+from robopolicy.model.rotation_math import RotationColumns, in_range, is_rotation, nearest
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,15 @@ class LatencyOptions(ExecutionOptions):
 class Plans:
     """The plans of a batch and a new chunk for each; step 0 of both is the control step being prepared."""
 
-    old: Float[Tensor, "*B chunk width"]
+    old: Float[Array, "*B chunk width"]
     """The current plan; zeros where `count` is 0."""
-    count: Int[Tensor, "*B chunk"]
+    count: Int[Array, "*B chunk"]
     """Number of chunks that each step of the plan was made from; 0: no action."""
-    new: Float[Tensor, "*B chunk width"]
+    new: Float[Array, "*B chunk width"]
     """The new chunk; zeros where it covers no step."""
-    covered: Bool[Tensor, "*B chunk"]
+    covered: Bool[Array, "*B chunk"]
     """Which steps the new chunk covers."""
-    late: Int[Tensor, "*B"]
+    late: Int[Array, "*B"]
     """Control steps from the chunk's observation to the step being prepared, without those before the episode's first action;
     negative where the robot observed later."""
     rotations: Sequence[RotationColumns] = ()
@@ -81,40 +78,28 @@ class Strategy(Protocol):
     frozen: int
     """Steps at the beginning of each chunk that the old plan is expected to fill; `replan_every` + `frozen` <= chunk."""
 
-    def merge(self, plans: Plans) -> tuple[Float[Tensor, "*B chunk width"], Int[Tensor, "*B chunk"]]:
+    def merge(self, plans: Plans) -> tuple[Float[Array, "*B chunk width"], Int[Array, "*B chunk"]]:
         """The merged plan, and the number of chunks in each of its steps; episodes must not influence each other."""
         ...
 
 
 def blend(
-    old: Float[Tensor, "*B steps width"],
-    new: Float[Tensor, "*B steps width"],
-    share: Float[Tensor, "*B steps"],
+    old: Float[Array, "*B steps width"],
+    new: Float[Array, "*B steps width"],
+    share: Float[Array, "*B steps"],
     rotations: Sequence[RotationColumns] = (),
-) -> Float[Tensor, "*B steps width"]:
+) -> Float[Array, "*B steps width"]:
     """(1 - share) * old + share * new; rotations stay in the range that `old` and `new` use.
 
     Quaternion columns whose length is not 1 are averaged as plain numbers.
     """
-    mean = torch.lerp(old, new, share[..., None])
-    mixed = ((share > 0) & (share < 1))[..., None]
+    xp, mean = namespace(old), mixed(old, new, share[..., None])
+    between = ((share > 0) & (share < 1))[..., None]
     for part in rotations:
         columns = list(part.columns)
         before, after = old[..., columns], new[..., columns]
-        turned = torch.lerp(nearest(part.kind, before, after), after, share[..., None])
-        turned = in_range(part.kind, turned, _origin(before, after))
-        rotation = mixed & _is_rotation(part.kind, before) & _is_rotation(part.kind, after)
-        mean[..., columns] = torch.where(rotation, turned, mean[..., columns])
+        origin = xp.where(xp.minimum(before, after) < 0, -pi, 0.0)  # of the range of angles that both use
+        turned = mixed(nearest(part.kind, before, after), after, share[..., None])
+        rotation = between & is_rotation(part.kind, before) & is_rotation(part.kind, after)
+        mean[..., columns] = xp.where(rotation, in_range(part.kind, turned, origin), mean[..., columns])
     return mean
-
-
-def _origin(before: Tensor, after: Tensor) -> Tensor:
-    """Lower end of the angle range that both use: -pi if an angle is negative, otherwise 0."""
-    return torch.where(torch.minimum(before, after) < 0, -pi, 0.0)
-
-
-def _is_rotation(kind: RotationKind, values: Tensor) -> Tensor:
-    """(..., 1) bool."""
-    if kind != "quaternion":
-        return torch.ones_like(values[..., :1], dtype=torch.bool)
-    return (values.norm(dim=-1, keepdim=True) - 1).abs() <= TOLERANCE

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from robopolicy.action_spec import Array
+from robopolicy.arrays import like
 from robopolicy.components import option, register
 from robopolicy.control.execution.base import ExecutionOptions, Plans, blend
 
@@ -24,11 +25,11 @@ class Ensemble:
     frozen = 0
 
     def __init__(self, options: EnsembleOptions, chunk: int, control_dt: float) -> None:
-        weights = torch.exp(-options.ensemble_decay * torch.arange(chunk + 1, dtype=torch.float64))
+        weights = np.exp(-options.ensemble_decay * np.arange(chunk + 1.0))
         self._shares = weights / weights.cumsum(0)  # share of the i-th chunk in the mean of the first i + 1
 
-    def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
+    def merge(self, plans: Plans) -> tuple[Array, Array]:
         """The running mean, updated by the new chunk."""
         chunk = plans.covered.shape[-1]
-        share = self._shares.to(plans.new)[plans.count.clamp(max=chunk)] * plans.covered
-        return blend(plans.old, plans.new, share, plans.rotations), plans.count + plans.covered.long()
+        share = like(plans.new, self._shares)[plans.count.clip(max=chunk)] * plans.covered
+        return blend(plans.old, plans.new, share, plans.rotations), plans.count + plans.covered

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from robopolicy.action_spec import Array
+from robopolicy.arrays import cast, like, soft_mask
 from robopolicy.components import register
 from robopolicy.control.execution.base import LatencyOptions, Plans, blend
-from robopolicy.model.action_heads.base import soft_mask
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Freeze:
     def __init__(self, options: LatencyOptions, chunk: int, control_dt: float) -> None:
         self.frozen = options.latency_steps(control_dt)
 
-    def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
+    def merge(self, plans: Plans) -> tuple[Array, Array]:
         """The plan for the frozen steps, then a blend with a growing weight of the new chunk."""
         share = (1 - self._kept(plans)) * plans.covered
-        count = plans.count.clamp(max=1) | plans.covered
+        count = plans.count.clip(max=1) | plans.covered
         return blend(plans.old, plans.new, share, plans.rotations), count
 
-    def _kept(self, plans: Plans) -> Tensor:
+    def _kept(self, plans: Plans) -> Array:
         """(*B, K) weight of the plan: 1 while frozen, then real-time chunking's soft mask over the overlap."""
         old = plans.count > 0
-        late = plans.late.to(plans.old)[..., None]
-        place = torch.arange(old.shape[-1], device=old.device) + late  # of each step in the new chunk
-        end = late + old.sum(-1, keepdim=True)
-        return soft_mask(place, end, late.clamp(min=self.frozen)) * old
+        late = cast(plans.late, plans.old)[..., None]
+        place = like(old, np.arange(old.shape[-1])) + late  # of each step in the new chunk
+        end = late + old.sum(-1)[..., None]
+        return soft_mask(place, end, late.clip(self.frozen)) * old

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from robopolicy.action_spec import Array
 from robopolicy.components import register
 from robopolicy.control.execution.base import ExecutionOptions, Plans
 
@@ -22,6 +21,6 @@ class Receding:
     def __init__(self, options: RecedingOptions, chunk: int, control_dt: float) -> None:
         pass
 
-    def merge(self, plans: Plans) -> tuple[Tensor, Tensor]:
+    def merge(self, plans: Plans) -> tuple[Array, Array]:
         """The new chunk."""
-        return plans.new, plans.covered.long()
+        return plans.new, plans.covered * 1

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.components import ConfigError
 from robopolicy.control.kinematics import matrix_to_quaternion, pose_and_jacobian
 from robopolicy.control.profile import RobotProfile

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.components import register
 from robopolicy.control.profile import RobotProfile, read_profile
 from robopolicy.control.robot import RobotError

@@ -1,6 +1,5 @@
 """Shared by the built-in action heads: two MLPs, a binary gripper, masked losses."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -229,17 +228,3 @@ class PerceptronHead(nn.Module):
 def is_committed(actions: Float[Tensor, "*batch k width"]) -> Bool[Tensor, "*batch k 1"]:
     """Which rows are actions: those without NaN."""
     return ~actions.isnan().any(dim=-1, keepdim=True)
-
-
-def soft_mask(
-    place: Float[Tensor, "*#batch steps"], end: Float[Tensor, "*#batch 1"], frozen: Float[Tensor, "*#batch 1"] | int
-) -> Float[Tensor, "*batch steps"]:
-    """Real-time chunking's weight of the old plan (arXiv 2506.07339): 1 before `frozen`, then falling to 0 at `end`.
-
-    Args:
-        place: index of each step in the new chunk.
-        end: index in the new chunk at which the old plan ends.
-        frozen: number of first steps of the chunk that the old plan fills.
-    """
-    share = ((end - place) / (end - frozen + 1).clamp(min=1)).clamp(0, 1)
-    return torch.where(place < frozen, 1.0, share * torch.expm1(share) / math.expm1(1))

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robopolicy.arrays import soft_mask
 from robopolicy.components import expect, register
-from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead, is_committed, soft_mask
+from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead, is_committed
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec, Chunk
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
-from robopolicy.control.arrays import like
+from robopolicy.arrays import like
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks.base import State, place_apart
 from robopolicy.types import Array

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
-from robopolicy.control.arrays import like, namespace
+from robopolicy.arrays import like, namespace
 from robopolicy.sim.tasks._moves import Intent, choose
 from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, State, Task
 from robopolicy.types import Array

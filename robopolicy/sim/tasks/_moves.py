@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 from jaxtyping import Bool, Float
 
-from robopolicy.control.arrays import namespace
+from robopolicy.arrays import namespace
 from robopolicy.sim.tasks._cubes import RELEASED_M, is_other
 from robopolicy.sim.tasks.base import State
 from robopolicy.types import Array

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robopolicy.control.arrays import row
+from robopolicy.arrays import row
 from robopolicy.sim.scene import Scene
 from robopolicy.types import Array
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from robopolicy.arrays import like, namespace
 from robopolicy.components import Options, option, register
-from robopolicy.control.arrays import like, namespace
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import (
     COLORS,

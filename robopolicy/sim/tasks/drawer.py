@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
+from robopolicy.arrays import like, row
 from robopolicy.components import register
-from robopolicy.control.arrays import like, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import with_arm_near_home
 from robopolicy.sim.tasks._moves import Intent, approach, choose

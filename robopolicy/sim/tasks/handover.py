@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from robopolicy.arrays import like, namespace, row
 from robopolicy.components import Options, option, register
-from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._moves import choose
 from robopolicy.sim.tasks.base import Hand, HandIntent, Setup, State, Task

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from robopolicy.arrays import like, namespace
 from robopolicy.components import register
-from robopolicy.control.arrays import like, namespace
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._moves import Intent, choose
 from robopolicy.sim.tasks.base import Setup, State, Task

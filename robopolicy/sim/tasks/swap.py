@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from robopolicy.arrays import like, namespace, row
 from robopolicy.components import option, register
-from robopolicy.control.arrays import like, namespace, row
 from robopolicy.sim.scene import Scene
 from robopolicy.sim.tasks._cubes import HALF_M, with_arm_near_home
 from robopolicy.sim.tasks._lids import GAP_M, LID_HALF_M, LIDS, row_on_table

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from robopolicy.control.arrays import copied, like, namespace, row
+from robopolicy.arrays import copied, like, namespace, row
 
 KINDS = {"numpy": lambda values: np.array(values), "torch": lambda values: torch.tensor(values, dtype=torch.float64)}
 
