@@ -20,9 +20,12 @@ try:
     from jaxtyping import Bool as Bool
     from jaxtyping import Float as Float
     from jaxtyping import Int as Int
+    from jaxtyping import UInt8 as UInt8
 except ImportError:  # on a robot computer with the exported runtime; nothing checks the shapes there
+    from typing import Annotated as Bool  # noqa: F401
     from typing import Annotated as Float
     from typing import Annotated as Int
+    from typing import Annotated as UInt8  # noqa: F401
 
 if TYPE_CHECKING:
     import torch

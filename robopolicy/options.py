@@ -1,21 +1,25 @@
 """Options as frozen dataclasses: ranges are declared with the fields; values are read from YAML and the command line.
 
-Everything that people configure goes through here: experiments, components, robots, profiles, mappings. Each value is
-converted to its field's type by jsonargparse; an unknown name is refused, and those that exist are listed.
+Everything that people configure goes through here: experiments, components, robots, profiles, mappings. A value that
+already fits its field's type is taken as it is; text, as the command line gives it, is converted by jsonargparse. An unknown
+name is refused, and those that exist are listed.
+
+Without jsonargparse and PyYAML, as on a robot computer with the exported runtime, JSON files and plain values still work.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
-
-import yaml
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from robopolicy.types import PrintableError, one_line
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 
 class ConfigError(PrintableError, ValueError):
@@ -93,7 +97,7 @@ def expect(options: object, prefix: str, expected: str, *names: str) -> None:
 
 
 def read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file, or in a JSON file (`.json`).
 
     Args:
         path: the file.
@@ -105,13 +109,12 @@ def read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} file")
+    is_json = path.suffix == ".json"
     try:
         text = path.read_text(encoding="utf-8")
-        if not aliases and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ConfigError(f"{path}: holds a YAML alias (*name), which robopolicy never writes; refused")
-        values = yaml.safe_load(text)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not YAML ({one_line(error)})") from error
+        values = json.loads(text) if is_json else _from_yaml(text, path, aliases)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not {'JSON' if is_json else 'YAML'} ({one_line(error)})") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply") from error
     if not isinstance(values, dict):
@@ -119,6 +122,21 @@ def read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
         raise ConfigError(f"{path}: {found}; expected a mapping of names to values")
     refuse_import_paths(values, str(path))
     return values
+
+
+def _from_yaml(text: str, path: Path, aliases: bool) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise ConfigError(
+            f"{path}: needs PyYAML, which isn't installed; pip install pyyaml, or give a .json file"
+        ) from None
+    try:
+        if not aliases and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ConfigError(f"{path}: holds a YAML alias (*name), which robopolicy never writes; refused")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({one_line(error)})") from error
 
 
 def options_of(kind: type, given: Mapping[str, Any], where: str, owner: str | None = None) -> Any:
@@ -164,6 +182,8 @@ def converted(annotation: Any, value: Any, name: str) -> Any:
     Raises:
         ConfigError: the value doesn't fit the type; the message begins with `name`.
     """
+    with suppress(ValueError, OverflowError):
+        return _fitting(annotation, value)
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     is_list = any(get_origin(each) is tuple for each in members)
     if isinstance(value, str) and is_list and not value.startswith("[") and value != "null":
@@ -175,6 +195,25 @@ def converted(annotation: Any, value: Any, name: str) -> Any:
     except Exception as error:
         shown = json.dumps(value) if isinstance(value, list | dict) else value
         raise ConfigError(f"{name} must be {described(annotation)}, got {shown}") from error
+
+
+def _fitting(annotation: Any, value: Any) -> Any:
+    """A value, as JSON holds it, that fits the type as it is; lists become tuples. ValueError if text has to be converted."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind in (Union, UnionType) and not isinstance(value, str):
+        for part in parts:
+            with suppress(ValueError):
+                return _fitting(part, value)
+    if kind is tuple and isinstance(value, list | tuple):
+        entries = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        return tuple(_fitting(*pair) for pair in zip(entries, value, strict=True))
+    if annotation is float and type(value) in (int, float):
+        return float(value)
+    if kind is Literal and value in parts and type(value) is str:
+        return value
+    if annotation in (int, bool, str, NoneType) and type(value) is annotation:
+        return value
+    raise ValueError
 
 
 def described(annotation: Any) -> str:
@@ -198,7 +237,9 @@ def _several(annotation: Any) -> str:
 
 
 @cache
-def _value_parser(annotation: Any) -> ArgumentParser:
+def _value_parser(annotation: Any) -> "ArgumentParser":
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_argument("--value", type=annotation)
     return parser
@@ -217,6 +258,8 @@ def loaded(value: Any) -> Any:
         return {name: loaded(item) for name, item in value.items()}
     if not isinstance(value, str):
         return value
+    import yaml
+
     try:
         found = yaml.safe_load(value)
         return float(found) if isinstance(found, str) else found

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robopolicy.cli import say
+from robopolicy.cli.outputs import write_json
 from robopolicy.cli.parsing import FLOW_STEPS, GROUP, POLICY, REQUIRED, of_group, opened, parse, verb_parser
 from robopolicy.control.export import export_policy
+from robopolicy.control.profile import PROFILES, read_profile
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.experiment import load_policy
 from robopolicy.experiment.opening import save_token_encoder
@@ -56,17 +58,33 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
-RUNTIME = ("__init__.py", "action_spec.py", "types.py", "control/__init__.py", "control/runtime.py")
-"""The files of the package that run an exported folder: they import NumPy and onnxruntime only."""
+RUNTIME = (
+    *("__init__.py", "action_spec.py", "arrays.py", "client.py", "components.py", "options.py", "types.py"),
+    *(
+        "model/__init__.py",
+        "model/rotation_math.py",
+        "control/*.py",
+        "control/execution/*.py",
+        "control/operators/*.py",
+    ),
+    *("control/robots/*.py", "control/serving/__init__.py", "control/serving/access.py"),
+)
+"""The files of the package that run an exported folder and a robot: they import NumPy only, and others where needed."""
+NEEDS_TORCH = ("export.py", "quantization.py", "server.py")
+"""Those of `control/` that don't."""
 
 
 def _copy_runtime(folder: Path) -> Path:
-    """Copy these files into the exported folder as `runtime/robopolicy/`; returns `runtime`."""
-    package = Path(__file__).parents[1]
-    for name in RUNTIME:
-        target = folder / "runtime" / "robopolicy" / name
+    """Copy these files into the exported folder as `runtime/robopolicy/`, the robot profiles as JSON; returns `runtime`."""
+    package, copy = Path(__file__).parents[1], folder / "runtime" / "robopolicy"
+    for path in (path for name in RUNTIME for path in package.glob(name) if path.name not in NEEDS_TORCH):
+        target = copy / path.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package / name, target)
+        shutil.copyfile(path, target)
+    profiles = copy / PROFILES.relative_to(package)
+    profiles.mkdir(exist_ok=True)
+    for path in PROFILES.glob("*.yaml"):
+        write_json(profiles / f"{path.stem}.json", read_profile(path).to_dict())
     return folder / "runtime"
 
 

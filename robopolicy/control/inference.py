@@ -72,11 +72,11 @@ class TimedChunk:
     """An action chunk, with its observation and its latency."""
 
     observation: Observation
-    actions: Float[Array, "chunk width"]
+    actions: Float[np.ndarray, "chunk width"]
     """Action rows in the demos' units and columns; action k belongs to the observation's time + k control steps."""
     latency_s: float
     """Time from the request to the chunk [s]."""
-    gripper_logit: Float[Array, "chunk gripper"] | None = None
+    gripper_logit: Float[np.ndarray, "chunk gripper"] | None = None
     """None if the policy has no gripper logits."""
 
     def mistimed(self, now_s: float, ahead_s: float, old_s: float) -> str | None:
@@ -188,10 +188,10 @@ class SteppedInference:
         for adapt in self._adapt:
             shown = adapt(shown)
         with torch_mode("inference_mode"):
-            actions = _on_host(self.stream(shown, prefix))
+            actions = _array(self.stream(shown, prefix))
         logit = self.stream.gripper_logit
         latency_s = time.perf_counter() - began_s
-        return TimedChunk(observation, actions, latency_s, None if logit is None else _on_host(logit))
+        return TimedChunk(observation, actions, latency_s, None if logit is None else _array(logit))
 
 
 class ThreadedInference(SteppedInference):
@@ -266,6 +266,6 @@ class ThreadedInference(SteppedInference):
             self._busy.clear()
 
 
-def _on_host(actions: Array) -> Array:
-    """A tensor on the CPU, or a NumPy array in memory of its own."""
-    return actions.cpu() if hasattr(actions, "cpu") else np.array(actions)
+def _array(actions: Array) -> np.ndarray:
+    """A NumPy array of a tensor, or in memory of its own."""
+    return actions.cpu().numpy() if hasattr(actions, "cpu") else np.array(actions)

@@ -241,17 +241,18 @@ def of_arms(name: str, arms: Mapping[str, RobotProfile], **base: tuple[float, ..
 
 
 def read_profile(source: str | Path) -> RobotProfile:
-    """A shipped profile by name (`panda`, `fr3`, ...), or any YAML file with the fields of `RobotProfile`.
+    """A shipped profile by name (`panda`, `fr3`, ...), or any YAML or JSON file with the fields of `RobotProfile`.
 
     Raises:
         ValueError: no such profile, or a field is unknown, missing or wrong.
     """
-    path = PROFILES / f"{source}.yaml"
+    shipped = {known.stem: known for known in (*PROFILES.glob("*.yaml"), *PROFILES.glob("*.json"))}
+    path = shipped.get(str(source), Path(source))
     if not path.is_file():
-        path = Path(source)
-    if not path.is_file():
-        shipped = ", ".join(sorted(known.stem for known in PROFILES.glob("*.yaml")))
-        raise ValueError(f"no robot profile {str(source)!r}; shipped are: {shipped}; or give the path of a YAML file")
+        raise ValueError(
+            f"no robot profile {str(source)!r}; shipped are: {', '.join(sorted(shipped))}; or give the path of a YAML or "
+            "JSON file"
+        )
     return profile_from_dict(read_yaml(path), f"robot profile {path}", path.parent)
 
 

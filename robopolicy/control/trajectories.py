@@ -27,7 +27,9 @@ class TrajectoryPlanner:
         try:
             import ruckig
         except ImportError:
-            raise ImportError("jerk-limited motion needs ruckig; pip install 'robopolicy[robot]'") from None
+            raise ImportError(
+                "jerk-limited motion needs ruckig; pip install ruckig (part of the extra robopolicy[robot])"
+            ) from None
         self.velocity, self.acceleration, self.jerk = (
             share * np.asarray(limit)
             for limit in (profile.velocity_rad_s, profile.acceleration_rad_s2, profile.jerk_rad_s3)

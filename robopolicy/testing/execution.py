@@ -86,6 +86,20 @@ def plans_are_not_written_to(options: ExecutionOptions) -> None:
         require_equal(part, expected, "a plan given to merge, afterwards")
 
 
+def arrays_give_the_same_plan_as_tensors(options: ExecutionOptions) -> None:
+    """A robot's control loop plans with NumPy arrays, a simulation with tensors."""
+    plans = _plans(late=1, old_steps=4)
+    try:
+        plan, count = _made(options).merge(
+            replace(plans, **{name: getattr(plans, name).numpy() for name in PER_EPISODE})
+        )
+    except Exception as error:
+        raise AssertionError(f"merge of NumPy arrays raised {type(error).__name__}: {error}") from error
+    expected, expected_count = _merged(_made(options), plans)
+    require_close(torch.as_tensor(plan), expected, TOLERANCE, "plan from arrays against that from tensors")
+    require_equal(torch.as_tensor(count), expected_count, "count from arrays against that from tensors")
+
+
 def a_constant_policy_is_followed(options: ExecutionOptions) -> None:
     """In the executor, chunks of one action give that action in every control step."""
     executor = ChunkExecutor(CHUNK, CONTROL_DT, options, batch=2)
@@ -133,5 +147,6 @@ CHECKS: tuple[Callable[[ExecutionOptions], None], ...] = (
     frozen_steps_keep_the_old_plan,
     episodes_do_not_influence_each_other,
     plans_are_not_written_to,
+    arrays_give_the_same_plan_as_tensors,
     a_constant_policy_is_followed,
 )

@@ -69,7 +69,7 @@ class Plans:
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Merges a new chunk into the plan.
+    """Merges a new chunk into the plan, for NumPy arrays (a robot's loop) and tensors (simulations); see `robopolicy.arrays`.
 
     If its attribute `continues` is True, the policy continues the plan: the first `frozen` actions of a chunk are the
     plan's, and a chunk is taken only if it continues the current plan.

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.components import ConfigError
 from robopolicy.control.kinematics import rotation_vector, tool_pose
 from robopolicy.control.profile import RobotProfile

@@ -9,8 +9,8 @@ import tty
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.operators.base import OperatorContext, ToolOperator
 

@@ -4,8 +4,8 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.components import ConfigError, register
 from robopolicy.control.operators.base import OperatorContext
 from robopolicy.control.robot import Robot

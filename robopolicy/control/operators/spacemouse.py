@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.operators.base import DEAD_ZONE, OperatorContext, ToolOperator
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
 
+from robopolicy.arrays import Float, UInt8
 from robopolicy.control.kinematics import matrix_to_quaternion, rotation_vector, tool_pose
 from robopolicy.control.profile import RobotProfile
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot import RobotError

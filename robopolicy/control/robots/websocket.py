@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
+from robopolicy.arrays import Float
 from robopolicy.client import pack, unpack
 from robopolicy.components import ConfigError, Options, option, register
 from robopolicy.control.profile import profile_from_dict

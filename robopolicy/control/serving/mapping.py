@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, UInt8
 
+from robopolicy.arrays import Float, UInt8
 from robopolicy.components import ConfigError, build, component, kinds
 from robopolicy.options import options_of, read_yaml, require
 
