@@ -244,7 +244,8 @@ class Prefix:
     """The planned actions when a chunk is predicted: the chunk begins with the first ones and should agree with the others."""
 
     actions: Array
-    """(*B, k, width) action rows of the control steps from the observation on; NaN if an episode has no plan there."""
+    """(*B, k, width) action rows of the control steps from the observation on, an array or a tensor; NaN if an episode has no
+    plan there."""
     frozen: int | None = None
     """Number of first rows with which the chunk begins exactly; None: all. An action head that supports guidance is guided
     towards the rows after them, with a weight that decreases over the chunk."""

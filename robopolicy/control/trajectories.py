@@ -28,7 +28,7 @@ class TrajectoryPlanner:
             import ruckig
         except ImportError:
             raise ImportError(
-                "jerk-limited motion needs ruckig; pip install ruckig (part of the extra robopolicy[robot])"
+                "jerk-limited motion needs ruckig; pip install ruckig (in robopolicy's extra robot)"
             ) from None
         self.velocity, self.acceleration, self.jerk = (
             share * np.asarray(limit)

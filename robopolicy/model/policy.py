@@ -154,7 +154,7 @@ class ChunkPolicy(nn.Module):
 
     def _targets(self, prefix: Prefix) -> Prefix:
         """The prefix as normalized action targets; rows with a missing (NaN) column become NaN."""
-        rows = torch.as_tensor(prefix.actions).to(self.device)
+        rows = torch.as_tensor(prefix.actions).to(self.action_normalizer.arm_scale)
         missing = rows.isnan().any(dim=-1, keepdim=True)
         return replace(prefix, actions=self.action_normalizer.to_target(rows).masked_fill(missing, torch.nan))
 

@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from jaxtyping import Float
 
 from robopolicy.control.executor import ChunkExecutor
@@ -38,7 +37,7 @@ class ScriptedInference:
         self.asked += 1
         if self.asked <= self.silent_after:
             observation = self.robot.observe()
-            actions = torch.as_tensor(self.script(self.asked - 1, observation), dtype=torch.float32)
+            actions = np.asarray(self.script(self.asked - 1, observation), np.float32)
             self.waiting.append((self.clock.now() + self.latency_s, TimedChunk(observation, actions, self.latency_s)))
 
     def finished(self) -> list[TimedChunk]:
