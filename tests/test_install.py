@@ -10,6 +10,7 @@ import venv
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from robopolicy import cli
@@ -169,24 +170,55 @@ def with_torch(version: str, folder: Path) -> Path:
     return python
 
 
-RUNTIME = """
+WITHOUT = """
 import sys
-sys.path.insert(0, sys.argv[1])
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "jaxtyping", "einops", "yaml", "rich", "jsonargparse", "h5py", "lightning"}:
+        if name.partition(".")[0] in {names!r}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Blocker())
-import numpy as np
-from robopolicy.control import runtime
-assert runtime.__file__.startswith(sys.argv[1]), runtime.__file__
-policy = runtime.load(sys.argv[2])
-frame = {key: np.zeros((1, *spec.shape), spec.dtype) for key, spec in policy.spec.observation.items()}
-actions, state = policy.act({**frame, "instruction": "lift the red cube"}, policy.initial_state(1))
-state.reset([True])
-print(actions.shape)
 """
-"""Loads an exported policy with a copied runtime, both given, and acts once."""
+"""Makes the modules `names` impossible to import."""
+NOT_THERE = {"torch", "jaxtyping", "einops", "yaml", "rich", "jsonargparse", "h5py", "lightning", "msgpack", "PIL"}
+SESSION = """
+import json
+import sys
+from robopolicy.control import runtime
+from robopolicy.control.execution import execution_from
+from robopolicy.control.executor import ChunkExecutor
+from robopolicy.control.inference import SteppedInference
+from robopolicy.control.loop import ControlLoop
+from robopolicy.control.profile import read_profile
+from robopolicy.control.robots.fake import FakeRobot
+from robopolicy.control.stream import PolicyStream
+
+class Clock:
+    t_s = 100.0
+    def now(self):
+        return self.t_s
+    def sleep_until(self, t_s):
+        self.t_s = max(t_s, self.t_s)
+
+class Recorder:
+    actions = []
+    def record(self, tick):
+        self.actions.append(tick.action.tolist())
+
+policy = runtime.load(sys.argv[1], threads=1)
+clock, spec = Clock(), policy.spec
+robot = FakeRobot(read_profile("panda"), spec.control_dt, clock=clock)
+robot.instruction = "lift the red cube"
+inference, sent = SteppedInference(robot, PolicyStream(policy)), []
+for kind in ("receding", "ensemble", "freeze"):
+    execution = execution_from({"kind": kind, "replan_every": 2})
+    executor = ChunkExecutor(spec.chunk, spec.control_dt, execution, action_spec=spec.action)
+    loop = ControlLoop(robot, inference, executor, spec.action, clock=clock, recorder=Recorder())
+    loop.run(2.0)
+    assert loop.stopped is None, loop.stopped
+sent = [[*command.joint_position_rad, *command.gripper_opening_m] for command in robot.commands]
+print(json.dumps([runtime.__file__, "torch" in sys.modules, Recorder.actions, sent]))
+"""
+"""Drives a robot on a simulated clock with the exported policy given, and prints every action and command."""
 
 
 HEAD = """
@@ -240,28 +272,62 @@ def test_the_wheel_trains_and_serves_in_a_bare_environment(version, wheel, tmp_p
     subprocess.run([*pip, "uninstall", "-q", "-y", "robopolicy", "msgpack", "websockets"], check=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_the_runtime_works_in_an_environment_of_two_packages(version, tmp_path):
-    """Guards against: a dependency that blocking a few names in this environment does not show."""
+@pytest.fixture
+def robot_computer(tmp_path: Path) -> Path:
+    """A folder with what the page "Deploy" says to copy, its robot and its two scripts."""
     from robopolicy.cli.deploy import _copy_runtime
 
+    _copy_runtime(Path(shutil.copytree(ROOT / "tests" / "cli" / "robot_export", tmp_path / "exported")))
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    files = dict(re.findall(r'```python title="(.*?)"\n(.*?)```', page, re.DOTALL))
+    (files["law.py"],) = re.findall(r"```python\n(import numpy as np\n[^`]*limit_targets[^`]*)```", page)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "session.py").write_text(SESSION)
+    return tmp_path
+
+
+def run_there(python: str | Path, folder: Path, script: str, blocked: set[str]) -> str:
+    """Run a script in the folder with its runtime, without the modules `blocked`; returns what it prints."""
+    code = f"{WITHOUT.format(names=blocked)}\nimport runpy; runpy.run_path({script!r}, run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": "exported/runtime:.", "OMP_NUM_THREADS": "1"}
+    words = [python, "-c", code, "exported"]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_runtime_works_in_a_bare_environment(version, robot_computer, tmp_path):
+    """Guards against: a dependency that blocking a few names in this environment does not show."""
     found = shutil.which(f"python{version}")
     if found is None or subprocess.run([found, "-V"], capture_output=True).returncode:
         pytest.skip(f"no Python {version} here")
     subprocess.run([found, "-m", "venv", tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "numpy", "onnxruntime"], check=True)
-    runtime, exported = _copy_runtime(tmp_path), ROOT / "tests" / "control" / "tiny_export"
-    finished = subprocess.run([python, "-c", RUNTIME, runtime, exported], capture_output=True, text=True, timeout=600)
-    assert finished.stdout.strip() == "(1, 2, 5)", finished.stderr
+    run_there(python, robot_computer, "law.py", set())
+    subprocess.run([python, "-m", "pip", "install", "-q", "ruckig"], check=True)
+    assert re.match(r"6\d of 6\d steps acted;.* None$", run_there(python, robot_computer, "drive.py", set()))
 
 
-def test_an_exported_folder_runs_with_numpy_and_onnxruntime_only(tmp_path):
-    """Guards against: a runtime for robot computers that needs torch, jaxtyping or the whole package."""
-    from robopolicy.cli.deploy import _copy_runtime
+def test_the_law_needs_numpy_and_onnxruntime_only(robot_computer):
+    """Guards against: an exported policy whose executor and limits need torch, or ruckig, on the robot computer."""
+    run_there(sys.executable, robot_computer, "law.py", NOT_THERE | {"ruckig"})
 
-    runtime = _copy_runtime(tmp_path)
-    words = [sys.executable, "-c", RUNTIME, str(runtime), str(ROOT / "tests" / "control" / "tiny_export")]
-    finished = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert finished.stdout.strip() == "(1, 2, 5)", finished.stderr
+
+def test_the_loop_runs_in_the_exported_folder_as_in_the_package(robot_computer):
+    """Guards against: a robot computer without torch that acts otherwise than `robopolicy run` with the same export."""
+    assert re.search(r"steps acted;.* None$", run_there(sys.executable, robot_computer, "drive.py", NOT_THERE))
+    there = json.loads(run_there(sys.executable, robot_computer, "session.py", NOT_THERE))
+    words = [sys.executable, "session.py", "exported"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=robot_computer, env=environment, capture_output=True, text=True, timeout=600)
+    here = json.loads(done.stdout)
+    assert Path(here[0]).is_relative_to(ROOT)
+    assert "exported/runtime" in there[0]
+    assert not there[1]
+    assert len(there[2]) >= 115
+    for kind in (2, 3):
+        np.testing.assert_allclose(there[kind], here[kind], rtol=0, atol=1e-6)

@@ -33,8 +33,8 @@ TESTS = {
 ELSEWHERE = {
     "pip install -c constraints.txt '.[all]'": "`make env`, with which every test runs",
     "pip install . integrations/lerobot": "tests/integrations/test_lerobot_environment.py installs both",
-    "pip install numpy onnxruntime": "tests/test_install.py",
-    "PYTHONPATH=exported/runtime python my_robot.py": "tests/test_install.py runs the snippet below it that way",
+    "pip install numpy onnxruntime ruckig": "tests/test_install.py",
+    "PYTHONPATH=exported/runtime python drive.py": "tests/test_install.py",
     "robopolicy push runs/lift hf://OWNER/lift": "a network and an account; tests/experiment/test_sharing.py has a stand-in",
     "robopolicy pull hf://OWNER/lift@main runs/lift_of_owner": "likewise",
     "robopolicy profile ARM.urdf": "tests/control/test_profiles.py, with arms of its own",
