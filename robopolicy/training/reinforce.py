@@ -65,7 +65,8 @@ class PPOConfig(Options):
     lr_schedule: Literal["adaptive", "fixed"] = "adaptive"
     """adaptive: lowered when an update's KL divergence exceeds twice `target_kl`, raised when it is below half of it."""
     target_kl: float = option(0.02, "> 0")
-    """Target KL divergence of one update, per action; the policy's update stops early beyond 4 times this value."""
+    """Target KL divergence of one update, per action. A step that leads beyond 4 times this value is taken back, and the
+    learning rate lowered; at a fixed rate, the update of the policy stops."""
     average: int = option(20, ">= 1")
     """Iterations over which the weights that are evaluated and saved are averaged; 1: the last weights."""
     clip_norm: float = option(0.5, "> 0")
@@ -165,15 +166,20 @@ class Learner(ActorCritic):
         scale = (gain.mean(), gain.std(correction=0) + 1e-8)
         self.critic.count_targets((rows["advantage"] + rows["value"])[decides])
         sums: dict[str, list[float]] = {}
-        stopped = critic_only
+        stopped, limit = critic_only, 4 * config.target_kl
+        safe: list[Tensor] = []  # the weights before the latest step of the policy
         for _ in range(config.epochs):
             kls: list[float] = []
             for batch in storage.mini_batches(min(config.mini_batches, decides.shape[1]), generator):
                 figures = self._critic_step(batch, before[1])
                 if not stopped:
-                    figures |= self._policy_step(batch, before[0], anchor, scale)
-                    kls.append(float(figures["kl"]))
-                    stopped = kls[-1] > 4 * config.target_kl
+                    loss, found = self._policy_loss(batch, before[0], anchor, scale)
+                    kls.append(float(found["kl"]))
+                    if safe and kls[-1] > limit:
+                        stopped = self._undo(safe)
+                    else:
+                        figures, safe = figures | found, [part.detach().clone() for part in self.moved]
+                        self._step(self.optimizer, loss, self.moved)
                 for name, figure in figures.items():
                     sums.setdefault(name, []).append(float(figure))
             if kls and config.lr_schedule == "adaptive":
@@ -194,10 +200,10 @@ class Learner(ActorCritic):
         self._step(self.critic_optimizer, loss, list(self.critic.parameters()))
         return {"value_error": (loss.detach() * self.critic.variance).sqrt()}
 
-    def _policy_step(
+    def _policy_loss(
         self, batch: RecurrentMiniBatch, before: MemoryState, anchor: float, scale: tuple[Tensor, Tensor]
-    ) -> dict[str, Tensor]:
-        """PPO's clipped surrogate, the entropy bonus, and the divergence from the start policy."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """PPO's clipped surrogate with the entropy bonus and the divergence from the start policy; and statistics."""
         at, clip = batch.steps["decides"], self.config.clip
         steps = batch.steps[at]
         found = self.distribution(self.replay(batch, self.policy, before), self.policy)
@@ -208,10 +214,20 @@ class Learner(ActorCritic):
         gain = (steps["advantage"] - scale[0]) / scale[1]
         surrogate = torch.minimum(ratio * gain, clipped * gain).mean()
         away, entropy = found.kl(first).mean(), found.entropy().mean()
-        self._step(self.optimizer, -surrogate + anchor * away - self.config.entropy * entropy, self.moved)
+        loss = -surrogate + anchor * away - self.config.entropy * entropy
         figures = {"kl": old.kl(found).mean() / self.decision_steps, "anchor_kl": away, "entropy": entropy}
         figures |= {"clipped": (ratio != clipped).float().mean()}
-        return {name: figure.detach() for name, figure in figures.items()}
+        return loss, {name: figure.detach() for name, figure in figures.items()}
+
+    def _undo(self, weights: list[Tensor]) -> bool:
+        """Take back the policy's latest step, which went too far; returns whether the update ends: it does at a fixed rate."""
+        with torch.no_grad():
+            for part, weight in zip(self.moved, weights, strict=True):
+                part.copy_(weight)
+        if self.config.lr_schedule == "fixed":
+            return True
+        self._scale_lr(1 / 1.5)
+        return False
 
     def _recorded(self, steps: TensorDict, mean: str, logit: str, log_std: Tensor) -> ActionDistribution:
         return ActionDistribution(steps[mean], log_std.detach(), steps[logit], self.learned)
@@ -225,9 +241,9 @@ class Learner(ActorCritic):
     def _adapt(self, kl: float) -> None:
         """Adapt the learning rate to bring the KL divergence closer to its target."""
         if kl > 2 * self.config.target_kl:
-            lr = max(self.lr / 1.5, 1e-6)
+            self._scale_lr(1 / 1.5)
         elif kl < 0.5 * self.config.target_kl:
-            lr = min(self.lr * 1.5, 10 * self.config.lr)
-        else:
-            return
-        self.optimizer.param_groups[0]["lr"] = lr
+            self._scale_lr(1.5)
+
+    def _scale_lr(self, factor: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = min(max(factor * self.lr, 1e-6), 10 * self.config.lr)

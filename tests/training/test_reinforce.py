@@ -1,7 +1,7 @@
 """Recurrent PPO: what is replayed is what was done, advantages are the textbook's, and memory is what solves a memory task."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -275,6 +275,24 @@ def test_an_update_raises_the_probability_of_better_actions() -> None:
     now = learner.distribution(learner.replay(batch, learner.policy, before[0]), learner.policy)
     change = now.log_prob(batch.steps["action"].flatten(0, 1)) - batch.steps["log_prob"].flatten()
     assert (change * gain.flatten()).mean() > 0
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "fixed"])
+def test_a_step_that_leads_too_far_is_taken_back(schedule: Literal["adaptive", "fixed"]) -> None:
+    """Guards against: a first update that destroys the start policy, since its learning rate suits another one."""
+    learner = Learner(make_policy({}), PPOConfig(lr=0.03, lr_schedule=schedule, epochs=20, mini_batches=1))
+    storage, before = rolled_out(learner)
+    vector = lambda module: torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()  # noqa: E731
+    start = vector(learner.policy)
+    learner.update(storage, before, 0.0, torch.Generator().manual_seed(0))
+    if schedule == "fixed":
+        assert torch.equal(vector(learner.policy), start)
+        return
+    assert learner.lr < 0.03
+    assert not torch.equal(vector(learner.policy), start)
+    (batch,) = storage.mini_batches(1)
+    _, figures = learner._policy_loss(batch, before[0], 0.0, (torch.tensor(0.0), torch.tensor(1.0)))
+    assert figures["kl"] < 5 * learner.config.target_kl
 
 
 def test_a_policy_that_cannot_be_improved_is_refused() -> None:
