@@ -16,7 +16,7 @@ from robopolicy.components import ConfigError
 from robopolicy.control.execution import ExecutionOptions, require_supported
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
-from robopolicy.control.robot import Robot
+from robopolicy.control.robot import Robot, driven
 from robopolicy.control.serving.access import read_api_key, trusted, warn_of_plain_text
 from robopolicy.control.stream import (
     PolicyStream,
@@ -182,7 +182,7 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     _check_grippers(driver, robot.profile)
     if not driver.spec.observation:
         return driver
-    seen, spec = robot.observe().obs, driver.spec.action
+    seen, spec = driven(robot, "observe").obs, driver.spec.action
     for key, expected in driver.spec.observation.items():
         if key not in seen:
             raise ConfigError(

@@ -14,6 +14,8 @@ from robopolicy.report import demo_images, show_in_rerun, write_comparison, writ
 from robopolicy.types import Demo
 
 VIDEO_ENDINGS = (".mp4", ".gif")
+RATE_HZ = 20.0
+"""Steps per second at which demos are shown whose file doesn't say."""
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -50,18 +52,19 @@ def view(arguments: Sequence[str]) -> int:
     options = parse(parser, arguments)
     with open_demos(Path(options.file)) as demos:
         demo = demos.read(options.demo or demos.names[0])
+        rate_hz = demos.action_spec.rate_hz if demos.action_spec else demos.action_facts.get("rate_hz")
     if options.policy:
         return _view_policy(demo, options)
     if options.backbone or options.group or options.precision != "float32" or options.flow_steps:
         raise ConfigError("--backbone, --group, --precision and --flow-steps belong to a policy; give --policy RUN")
     if options.rerun:
-        show_in_rerun(demo)
+        show_in_rerun(demo, 1 / (rate_hz or RATE_HZ))
         return 0
     out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.mp4")
     if out.suffix not in VIDEO_ENDINGS:
         raise ConfigError(f"--out {out}: expected a name that ends in {' or '.join(VIDEO_ENDINGS)}")
     check_file("--out", out)
-    say(f"video     {write_video(demo_images(demo), out)}")
+    say(f"video     {write_video(demo_images(demo), out, rate_hz or RATE_HZ)}")
     return 0
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 
 from robopolicy.arrays import Float
-from robopolicy.control.robot import REST_COMMANDS, Robot, RobotError
+from robopolicy.control.robot import REST_COMMANDS, DriverError, Robot, RobotError, driven
 from robopolicy.control.smoothing import BaseRamp, JointSmoother
 from robopolicy.control.statistics import LoopStatistics
 from robopolicy.control.timing import Clock, FixedGrid
@@ -31,7 +31,7 @@ class RobotDrive:
         self.robot, self.clock, self._deadline_s, self._dry_run = robot, clock, deadline_s, dry_run
         self.statistics = LoopStatistics(control_dt, robot.command_dt)
         self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
-        self.smoother.start(robot.qpos())
+        self.smoother.start(driven(robot, "qpos"))
         self._base = BaseRamp(robot.profile, robot.command_dt)
         # NaN leaves a gripper as it is, until the first action that sets it.
         self._opening_m = np.full(robot.profile.grippers, np.nan)
@@ -61,13 +61,13 @@ class RobotDrive:
         passed = grid.wait()  # ticks since the last command; 1 when on time
         blocked_s = (passed - 1) * grid.period_s
         if blocked_s > self._deadline_s:
-            self.smoother.start(self.robot.qpos())
+            self.smoother.start(driven(self.robot, "qpos"))
         position, velocity = self.smoother.step(passed), self._base.step(passed)
         self.statistics.overruns += passed - 1
         self.statistics.commands += 1
         self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)
         if not self._dry_run:
-            self.robot.command(Command(position, self._opening_m, grid.t_s, velocity))
+            driven(self.robot, "command", Command(position, self._opening_m, grid.t_s, velocity))
         return blocked_s if blocked_s > self._deadline_s else 0.0
 
     def _brake(self) -> None:
@@ -92,7 +92,7 @@ class RobotDrive:
             raise
         except BaseException:
             try:
-                with suppress(RobotError):
+                with suppress(RobotError, DriverError):
                     self._brake()
                     self._follow_to_rest(grid)
             finally:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from robopolicy.arrays import Float, torch_mode
-from robopolicy.control.robot import Robot, RobotError
+from robopolicy.control.robot import Robot, RobotError, driven
 from robopolicy.control.stream import Stream
 from robopolicy.control.timing import request_realtime
 from robopolicy.types import Array, Observation, Prefix
@@ -180,8 +180,8 @@ class SteppedInference:
     def _infer(self, prefix: Prefix | None) -> TimedChunk:
         """The chunk for an observation taken now."""
         began_s = time.perf_counter()
-        observation = self.robot.observe()
-        self._watch.check(observation, self.robot.qpos())
+        observation = driven(self.robot, "observe")
+        self._watch.check(observation, driven(self.robot, "qpos"))
         if self._instruction is not None:
             observation = replace(observation, instruction=self._instruction)
         shown = observation

@@ -15,7 +15,7 @@ from robopolicy.control.drive import RobotDrive
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.control.inference import Inference, TimedChunk
 from robopolicy.control.limits import base_target, limit_targets, wrong_first_target, wrong_position
-from robopolicy.control.robot import Operator, Recorder, Robot, RobotError, Tick, commands_per_step
+from robopolicy.control.robot import Operator, Recorder, Robot, RobotError, Tick, commands_per_step, driven
 from robopolicy.control.statistics import LoopStatistics
 from robopolicy.control.targets import joint_targets
 from robopolicy.control.timing import Clock, FixedGrid, SystemClock, request_realtime, undisturbed
@@ -99,7 +99,7 @@ class ControlLoop(RobotDrive):
         Raises:
             ValueError: a joint is beyond its limits.
         """
-        measured = self.robot.qpos()
+        measured = driven(self.robot, "qpos")
         if np.abs(measured - self.smoother.state[0]).max() > self.robot.profile.first_jump_rad / 4:
             self.smoother.start(measured)
         self.stopped = None
@@ -287,7 +287,8 @@ class ControlLoop(RobotDrive):
         """The operator's action while they control the robot, otherwise the policy's."""
         assert self.operator is not None
         try:
-            action = self.operator.act(self._step_s, np.asarray(self.robot.qpos(), np.float64), proposed)
+            qpos = np.asarray(driven(self.robot, "qpos"), np.float64)
+            action = self.operator.act(self._step_s, qpos, proposed)
             if action is not None and np.shape(action) != (self.action_spec.width,):
                 raise ValueError(f"an action of shape {np.shape(action)}; expected ({self.action_spec.width},)")
         except Exception as error:  # whatever a device may raise
@@ -302,7 +303,7 @@ class ControlLoop(RobotDrive):
     def _aim(self, action: np.ndarray, grid: FixedGrid) -> tuple[np.ndarray, list[str]]:
         """Aim for an action's targets within the limits; returns the joint targets [rad] and the limits that changed them."""
         profile, spec, control_dt = self.robot.profile, self.action_spec, self.executor.control_dt
-        qpos, commanded = np.asarray(self.robot.qpos(), np.float64), self.smoother.state[0]
+        qpos, commanded = np.asarray(driven(self.robot, "qpos"), np.float64), self.smoother.state[0]
         if wrong := wrong_position(profile, qpos, qpos if self.options.dry_run else commanded):
             self._stop(wrong, grid)
             return commanded, []
@@ -354,7 +355,7 @@ class ControlLoop(RobotDrive):
 
 def _require_fits(robot: Robot, spec: ActionSpec, control_dt: float) -> None:
     """Refuse actions that the robot can't execute, before anything moves."""
-    profile, qpos = robot.profile, np.asarray(robot.qpos(), np.float64)
+    profile, qpos = robot.profile, np.asarray(driven(robot, "qpos"), np.float64)
     if qpos.shape != (profile.joints,):
         raise ValueError(
             f"the robot reports joint positions of shape {qpos.shape}; expected ({profile.joints},), one for each joint of "

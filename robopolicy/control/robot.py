@@ -1,13 +1,13 @@
 """Protocols that the control loop uses: the robot, an operator who may take over, and a recorder."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from robopolicy.arrays import Float
 from robopolicy.control.profile import RobotProfile
-from robopolicy.types import Command, Observation, PrintableError
+from robopolicy.types import Command, Observation, PrintableError, one_line
 
 REST_COMMANDS = 3
 """Number of times that the last command of a motion is sent, so that a robot's watchdog can tell its end from a lost
@@ -16,6 +16,29 @@ connection."""
 
 class RobotError(PrintableError, ConnectionError):
     """The robot can't be reached, or refuses: it was stopped, or has stopped itself."""
+
+
+class DriverError(PrintableError, OSError):
+    """A robot's driver raised something else than RobotError: the message names the robot, the method and the cause."""
+
+
+def driven(robot: "Robot", method: Literal["observe", "qpos", "command"], *arguments: Any) -> Any:
+    """What this method of the robot returns.
+
+    Raises:
+        RobotError: the robot is lost, or refuses.
+        DriverError: its driver raised anything else.
+    """
+    try:
+        return getattr(robot, method)(*arguments)
+    except RobotError:
+        raise
+    except Exception as error:
+        driver, name = type(robot), getattr(robot.profile, "name", "?")
+        raise DriverError(
+            f"robot {name}: its driver {driver.__module__}.{driver.__qualname__} failed in {method}(): "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 @runtime_checkable

@@ -34,6 +34,10 @@ OVERSHOOT = 0.5
 closes without an object, exceeds them slightly; values in another unit exceed them more."""
 LEAST_STROKE = 0.25
 """A continuous gripper that uses a smaller fraction of its declared range may be recorded in other units."""
+JOINTS = re.compile(r"(.*_)?(qpos|joints?|joint_(states?|pos|positions?|angles?))", re.IGNORECASE)
+"""Names of observation keys that hold joint positions."""
+TURN_RAD = 2 * np.pi + 0.5
+"""Joint positions beyond this [rad] look like degrees: few joints turn further than once."""
 REPEATS = 0.5
 """A note is made if more than this fraction of the steps repeats the action before."""
 
@@ -130,6 +134,8 @@ def set_findings(
         if known.constant and known.shape:
             dimensions = ", ".join(map(str, known.constant))
             yield Finding("note", f"{key}: constant over all demos in dimension {dimensions}")
+        if JOINTS.fullmatch(key) and not FINGERS.fullmatch(key) and known.low.size > 2:
+            yield from _degrees(key, "note", known.low, known.high, range(known.low.size))
     instructed = sum(count for text, count in instructions.items() if text)
     if 0 < instructed < demos:
         yield Finding("note", f"{demos - instructed} of {demos} demos have no instruction")
@@ -165,6 +171,19 @@ def action_findings(
     for column in (*spec.gripper_columns, *spec.continuous_gripper):
         yield from _still_gripper(column, actions, instruction_of or {})
     yield from _arm_motion([spec.split(rows)[0] for rows in actions.values()], spec)
+    if spec.space == "joint_position":
+        rows = np.concatenate(list(actions.values()))
+        yield from _degrees("actions", "problem", rows.min(0), rows.max(0), spec.joint_columns)
+
+
+def _degrees(
+    name: str, severity: Literal["problem", "note"], low: np.ndarray, high: np.ndarray, columns: Sequence[int]
+) -> Iterator[Finding]:
+    """Joint positions whose range (width,) is larger than a turn in radians."""
+    reach = np.maximum(-low, high)
+    if far := [column for column in columns if reach[column] > TURN_RAD]:
+        text = f"{name}: joint positions reach {reach[far].max():.4g} in dimension {', '.join(map(str, far))}"
+        yield Finding(severity, f"{text}, more than a turn; are they in degrees? A robot's joints are in radians here")
 
 
 def gripper_findings(rows: np.ndarray, spec: ActionSpec) -> Iterator[Finding]:

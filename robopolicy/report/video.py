@@ -96,7 +96,7 @@ class RerunViewer:
             rerun.log(name, rerun.TextLog(value) if isinstance(value, str) else numbers(value))
 
 
-def show_in_rerun(demo: Demo, control_dt: float = 0.05) -> None:
+def show_in_rerun(demo: Demo, control_dt: float) -> None:
     """Open a demo in the rerun viewer: images, low-dimensional observations and actions over time.
 
     Args:

@@ -12,7 +12,7 @@ from robopolicy.cli.drivers import _steps_per_call
 from robopolicy.client import ACTIONS_PER_CALL_KEY, PolicyClient
 from robopolicy.components import ConfigError
 from robopolicy.control.inference import SteppedInference, ThreadedInference
-from robopolicy.control.robot import RobotError
+from robopolicy.control.robot import DriverError, RobotError
 from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.control.stream import PolicyStream, ServedStream
 from robopolicy.types import Observation
@@ -203,3 +203,11 @@ def test_a_spacing_that_the_memory_or_the_chunk_does_not_fit_is_refused(every):
     with pytest.raises(ConfigError, match=f"--actions-per-call {every}: the policy's chunks have 4 actions"):
         _steps_per_call(Namespace(actions_per_call=every), spec)
     assert _steps_per_call(Namespace(actions_per_call=4), spec) == 4
+
+
+def test_an_error_of_a_robots_driver_names_the_robot(panda, stream):
+    """Guards against: a reason to stop such as "KeyError: 'wrist'", which reads as an error of the policy."""
+    robot = FakeRobot(panda)
+    robot.observe = lambda: {}["wrist"]
+    with pytest.raises(DriverError, match=r"panda: its driver \S+FakeRobot failed in observe\(\): KeyError: 'wrist'"):
+        SteppedInference(robot, stream).request(0.0)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import TimedChunk
 from robopolicy.control.loop import ControlLoop, LoopOptions
-from robopolicy.control.robot import RobotError, Tick
+from robopolicy.control.robot import DriverError, RobotError, Tick
 from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.types import ActionSpec, Observation
 
@@ -264,6 +264,26 @@ def test_a_dry_run_computes_and_records_but_sends_nothing(fake_robot, fake_clock
     assert fake_robot.commands == []
     assert statistics.commands >= 100
     assert sum(tick.action is not None for tick in recorder.ticks) == 20
+
+
+@pytest.mark.parametrize("failures", [1, 10**9])
+def test_an_error_of_a_robots_driver_names_the_robot(failures, fake_robot, fake_clock):
+    """Guards against: "'joint7'" as the whole message, where a driver of the user's fails in the middle of a motion."""
+    calls, command = [], fake_robot.command
+
+    def failing(given):
+        calls.append(given)
+        if 100 <= len(calls) < 100 + failures:
+            raise KeyError("joint7")
+        command(given)
+
+    loop = make_loop(fake_robot, fake_clock, forward)
+    fake_robot.command = failing
+    expected = r"robot panda: its driver \S+FakeRobot failed in command\(\): KeyError: 'joint7'"
+    with pytest.raises(DriverError, match=expected):
+        loop.run(2.0)
+    with pytest.raises(RobotError, match="was stopped"):
+        command(calls[0])
 
 
 def test_an_interrupt_brakes_and_stops_the_robot_before_it_is_raised(fake_robot, fake_clock):

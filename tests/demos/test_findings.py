@@ -212,3 +212,18 @@ def test_each_gripper_is_compared_with_its_own_opening(obs, ends):
         assert measured == [None] * 3
     else:
         assert opening_ends(rows, spec, measured) == ends
+
+
+def test_joints_in_degrees_are_found_and_radians_are_not():
+    """Guards against: demos of an arm in degrees, which a robot's first-target check refuses after hours of training."""
+    turned = np.linspace([-3.0, 0.0, 3.0], [3.0, 6.28, -3.0], 20)
+    spec = ActionSpec(arm=3, gripper=0, kind="absolute", space="joint_position")
+    for scale, expected in ((1.0, []), (180 / np.pi, ["problem", "note"])):
+        keys = {name: KeySummary.of(turned) for name in ("robot0_joint_pos", "robot0_joint_vel", "tcp")}
+        for summary in keys.values():
+            summary.add(turned * scale)
+        found = [*action_findings({"demo_0": turned * scale}, spec), *set_findings(keys, 1, {"lift": 1}, {})]
+        degrees = [finding for finding in found if "degrees" in finding.text]
+        assert [finding.severity for finding in degrees] == expected
+        assert all("reach 359.8 in dimension 0, 1, 2, more than a turn" in finding.text for finding in degrees)
+    assert [finding.text.partition(":")[0] for finding in degrees] == ["actions", "robot0_joint_pos"]
