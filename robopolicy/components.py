@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from robopolicy.options import ConfigError as ConfigError
 from robopolicy.options import Options as Options
-from robopolicy.options import expect as expect
 from robopolicy.options import option as option
 from robopolicy.options import options_of
 from robopolicy.options import require as require

@@ -43,7 +43,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     ">= 0 and < 1": lambda number: 0 <= number < 1,
     "0 .. 4294967295": lambda number: 0 <= number < 2**32,
 }
-"""The ranges that `option` and `expect` accept, with the check of each."""
+"""The ranges that `option` accepts, with the check of each."""
 
 
 def option(default: Any, expected: str) -> Any:
@@ -69,27 +69,15 @@ class Options:
         for owner in type(self).__mro__:  # also fields whose default a subclass changes
             for name, each in getattr(owner, "__dataclass_fields__", {}).items():
                 if "expected" in each.metadata:
-                    expect(self, self.section, each.metadata["expected"], name)
+                    self._check(name, each.metadata["expected"])
 
-
-def expect(options: object, prefix: str, expected: str, *names: str) -> None:
-    """Refuse a field, or an entry of a list or mapping, that is not in the range `expected`; None passes.
-
-    Args:
-        options: the dataclass instance, in its `__post_init__`.
-        prefix: its section on the command line, such as `memory`; empty for options at the top level.
-        expected: one of `RANGES`.
-        names: fields to check.
-
-    Raises:
-        ConfigError: a number is out of range.
-    """
-    for name in names:
-        value = getattr(options, name)
-        numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+    def _check(self, name: str, expected: str) -> None:
+        """Refuse a number, or an entry of a list, that is not in the range `expected`; None passes."""
+        value = getattr(self, name)
+        numbers = value if isinstance(value, tuple) else (value,)
         shown = list(value) if isinstance(value, tuple) else value
         holds = all(number is None or RANGES[expected](number) for number in numbers)
-        flag = f"{prefix}.{name}" if prefix else name.replace("_", "-")
+        flag = f"{self.section}.{name}" if self.section else name.replace("_", "-")
         require(holds, f"--{flag} must be {expected}, got {shown}")
 
 
@@ -186,7 +174,8 @@ def converted(annotation: Any, value: Any, name: str) -> Any:
         return _fitting(annotation, value)
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     is_list = any(get_origin(each) is tuple for each in members)
-    if isinstance(value, str) and is_list and not value.startswith("[") and value != "null":
+    words = [word for each in members if get_origin(each) is Literal for word in get_args(each)]
+    if isinstance(value, str) and is_list and not value.startswith("[") and value not in ("null", *words):
         value = [value]
     try:
         if isinstance(value, str):
@@ -224,7 +213,7 @@ def described(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(described(part) for part in sorted(parts, key=lambda part: part is NoneType))
     if origin is tuple:
-        return f"a list of {' and '.join(_several(part) for part in parts if part is not Ellipsis)}"
+        return f"a list of {'' if Ellipsis in parts else f'{len(parts)} '}{_several(parts[0])}"
     if origin is not None and issubclass(origin, Mapping):
         return f"a mapping of names to {_several(parts[1])}"
     return {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}.get(

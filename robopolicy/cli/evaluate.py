@@ -37,7 +37,7 @@ from robopolicy.components import ConfigError, values_of
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.experiment import read_provenance
 from robopolicy.experiment.model_card import update_results
-from robopolicy.report import write_evaluation_report, write_side_by_side
+from robopolicy.report.evaluation import write_evaluation_report, write_side_by_side
 from robopolicy.rollout.env_map import EnvMap, task_name
 from robopolicy.rollout.env_worlds import open_worlds as open_copies
 from robopolicy.rollout.episodes import Episode

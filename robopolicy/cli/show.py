@@ -10,7 +10,9 @@ from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import POLICY, REQUIRED, of_group, opened, parse, verb_parser
 from robopolicy.components import ConfigError
 from robopolicy.demos.formats import open_demos
-from robopolicy.report import demo_images, show_in_rerun, write_comparison, write_policy_page, write_video
+from robopolicy.report.comparison import write_comparison
+from robopolicy.report.policy_page import write_policy_page
+from robopolicy.report.video import demo_images, show_in_rerun, write_video
 from robopolicy.types import Demo
 
 VIDEO_ENDINGS = (".mp4", ".gif")

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from robopolicy.control.serving.mapping import KeySource
-from robopolicy.options import ConfigError, read_yaml
-from robopolicy.rollout.env_map_parts import ActionMap, EnvMapError, checked_fields, demo_kwargs
+from robopolicy.control.serving.mapping import KeySource, key_source
+from robopolicy.options import ConfigError, options_of, read_yaml, refuse_unknown, require
+from robopolicy.rollout.env_map_parts import SECTIONS, ActionMap, EnvMapError, check_section, demo_kwargs
 from robopolicy.rollout.env_runner import FLAT, RENDER
 from robopolicy.types import ArraySpec
 
@@ -82,18 +82,31 @@ class EnvMap:
         if source is None or isinstance(source, EnvMap):
             return source or cls()
         if isinstance(source, Mapping):
-            return cls(**checked_fields(source, cls._names(), "map"))
+            return cls._made(source, "map", None)
         try:
             values = read_yaml(source)
         except ConfigError as error:
             raise EnvMapError(f"--env-map {error}") from None
-        given = checked_fields(values, cls._names(), f"--env-map {source}")
-        return cls(**given, folder=str(Path(source).parent.resolve()))
+        return cls._made(values, f"--env-map {source}", str(Path(source).parent.resolve()))
 
     @classmethod
-    def _names(cls) -> list[str]:
-        """The keys that a map may have."""
-        return [each.name for each in fields(cls) if each.name != "folder"]
+    def _made(cls, values: Mapping[str, Any], where: str, folder: str | None) -> "EnvMap":
+        try:
+            refuse_unknown(values, [each.name for each in fields(cls) if each.name != "folder"], "", "keys of a map")
+            entries = values.get("observation") or {}
+            require(isinstance(entries, Mapping), f"observation: expected keys of the policy, got {entries!r}")
+            sources = {key: key_source(entry, f"observation: {key}: ") for key, entry in entries.items()}
+            return options_of(cls, {**values, "observation": sources, "folder": folder}, "")
+        except ConfigError as error:
+            raise EnvMapError(f"{where}: {error}") from None
+
+    def __post_init__(self) -> None:
+        for name in SECTIONS:
+            if isinstance(given := getattr(self, name), Mapping):
+                check_section(name, given)
+        for name in ("max_episode_steps", "control_dt", "step_timeout_s"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} is {value}; expected more than 0")
 
     def with_kwargs(self, source: str) -> "EnvMap":
         """The map with further arguments for the environment's constructor.

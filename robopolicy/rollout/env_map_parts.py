@@ -1,14 +1,15 @@
-"""The parts of an environment map, and their parsing from YAML; each mistake is an error message of one line."""
+"""The parts of an environment map, and the checks of their keys; each mistake is an error message of one line."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from robopolicy.control.serving.mapping import KeySource, key_source, place_image
+from robopolicy.control.serving.mapping import KeySource, place_image
+from robopolicy.options import refuse_unknown, require
 from robopolicy.types import ArraySpec, one_line
 
 SIGNALS = ("info", "reward", "return", "terminated", "method")
@@ -37,14 +38,21 @@ class ActionMap:
 
     columns: tuple[int, ...] | None = None
     """Columns of the row that are used, in the environment's order; None: all."""
-    scale: float | Sequence[float] = 1.0
+    scale: float | tuple[float, ...] = 1.0
     """Factor of these columns."""
-    offset: float | Sequence[float] = 0.0
+    offset: float | tuple[float, ...] = 0.0
     """Added after scaling."""
     sign: tuple[int, ...] = ()
     """Columns of the environment's action that are replaced by their sign, -1 or 1: a gripper that opens or closes."""
-    clip: str | tuple[float, float] | None = None
+    clip: Literal["space"] | tuple[float, float] | None = None
     """[low, high], or `space`: the environment's own bounds. None: not clipped. Clipped actions are counted."""
+
+    def __post_init__(self) -> None:
+        for name in ("columns", "sign"):
+            columns = list(getattr(self, name) or ())
+            require(min(columns, default=0) >= 0, f"action: {name} is {columns}; columns are counted from 0")
+        rising = not isinstance(self.clip, tuple) or self.clip[0] < self.clip[1]
+        require(rising, f"action: clip is {self.clip}; expected `space` or [low, high]")
 
     def __call__(self, rows: np.ndarray, bounds: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
         """The environment's actions (N, width) for rows (N, row width), and whether each was clipped (N,)."""
@@ -61,104 +69,33 @@ class ActionMap:
         return clipped, np.any(np.abs(clipped - actions) > 1e-9, axis=-1)
 
 
-def _is_numbers(value: Any) -> bool:
-    values = value if isinstance(value, list) else [value]
-    return bool(values) and all(type(each) in (int, float) for each in values)
-
-
-ANY = ("", lambda value: True)
-COUNT = ("an integer >= 1", lambda value: isinstance(value, int) and value >= 1)
-TIME = ("seconds > 0", lambda value: isinstance(value, (int, float)) and value > 0)
-COLUMNS = (
-    "a list of columns",
-    lambda value: isinstance(value, list) and all(type(each) is int and each >= 0 for each in value),
-)
-NUMBERS = ("a number, or one per column", _is_numbers)
-RANGE = (
-    "`space` or [low, high]",
-    lambda value: (
-        value == "space" or (isinstance(value, list) and len(value) == 2 and _is_numbers(value) and value[0] < value[1])
-    ),
-)
-SECTIONS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
-    "make": dict.fromkeys(("id", "factory", "kwargs"), ANY),
-    "success": dict.fromkeys((*SIGNALS, "at_least", "hold_steps", "stop"), ANY)
-    | {"when": ("any or end", lambda value: value in ("any", "end"))},
-    "seeding": dict.fromkeys(("reset", "method", "generators", "numpy"), ANY),
-    "start_states": dict.fromkeys(("file", "key", "method"), ANY),
-    "settle": dict.fromkeys(("steps", "action"), ANY),
-    "instruction": dict.fromkeys(("info", "method", "attribute", "observation"), ANY),
-    "action": {
-        "columns": COLUMNS,
-        "scale": NUMBERS,
-        "offset": NUMBERS,
-        "sign": COLUMNS,
-        "clip": RANGE,
-    },
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "make": ("id", "factory", "kwargs"),
+    "success": (*SIGNALS, "at_least", "hold_steps", "stop", "when"),
+    "seeding": ("reset", "method", "generators", "numpy"),
+    "start_states": ("file", "key", "method"),
+    "settle": ("steps", "action"),
+    "instruction": ("info", "method", "attribute", "observation"),
 }
-"""Section of a map -> its keys, each with (expected value in words, check)."""
-VALUES = {"max_episode_steps": COUNT, "instructions_in_a_row": COUNT, "control_dt": TIME, "step_timeout_s": TIME}
-"""Keys outside the sections, each with (expected value in words, check)."""
+"""Section of a map -> its keys."""
 REQUIRED = {"start_states": ("file", "method"), "settle": ("steps", "action")}
 """Required keys of a section."""
 
 
-def checked_fields(values: Any, known: Sequence[str], where: str) -> dict[str, Any]:
-    """The fields of an `EnvMap` from a map's plain values.
-
-    Args:
-        values: what the YAML file holds.
-        known: names of the fields.
-        where: the file, for messages.
+def check_section(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse an unknown key, or a required one that is missing, in a section of a map.
 
     Raises:
-        EnvMapError: an unknown key, or a wrong value.
+        ConfigError: in one line that lists the section's keys.
     """
-    given = dict(_checked(values, dict.fromkeys(known, ANY) | VALUES, where))
-    for name, keys in SECTIONS.items():
-        if name not in given or (name == "instruction" and isinstance(given[name], str)):
-            continue
-        given[name] = dict(_checked(given[name], keys, f"{where}: {name}"))
-        if given[name] and not given[name].keys() >= set(REQUIRED.get(name, ())):
-            raise EnvMapError(f"{where}: {name} needs {' and '.join(REQUIRED[name])}")
-    signals = [name for name in SIGNALS if name in given.get("success", {})]
-    if given.get("success") and len(signals) != 1:
-        raise EnvMapError(
-            f"{where}: success names {' and '.join(signals) or 'no signal'}; give one of {', '.join(SIGNALS)}"
-        )
-    if "action" in given:
-        kinds = {"columns": int, "sign": int}
-        lists = {
-            key: tuple(map(kinds.get(key, float), value))
-            for key, value in given["action"].items()
-            if isinstance(value, list)
-        }
-        given["action"] = ActionMap(**{**given["action"], **lists})
-    if "observation" in given:
-        place = f"{where}: observation"
-        entries = _mapping(given["observation"], place).items()
-        try:
-            given["observation"] = {key: key_source(entry, f"{place}: {key}: ") for key, entry in entries}
-        except ValueError as error:
-            raise EnvMapError(str(error)) from None
-    return given
-
-
-def _checked(values: Any, keys: Mapping[str, tuple[str, Callable[[Any], bool]]], where: str) -> Mapping[str, Any]:
-    """The values, after a check of their keys and of each value; None passes."""
-    for key, value in _mapping(values, where).items():
-        if key not in keys:
-            raise EnvMapError(f"{where}: unknown key {key!r}; expected any of {', '.join(keys)}")
-        expected, fits = keys[key]
-        if value is not None and not fits(value):
-            raise EnvMapError(f"{where}: {key} is {value!r}; expected {expected}")
-    return values
-
-
-def _mapping(values: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise EnvMapError(f"{where}: expected keys and values, got {values!r}")
-    return values
+    refuse_unknown(given, SECTIONS[name], f"{name}: ", "keys")
+    needed = REQUIRED.get(name, ()) if given else ()
+    require({*needed} <= given.keys(), f"{name} needs {' and '.join(needed)}")
+    if name == "success" and given:
+        signals = [signal for signal in SIGNALS if signal in given]
+        found, when = " and ".join(signals) or "no signal", given.get("when", "any")
+        require(len(signals) == 1, f"success names {found}; give one of {', '.join(SIGNALS)}")
+        require(when in ("any", "end"), f"success: when is {when!r}; expected any or end")
 
 
 def demo_kwargs(path: Path) -> dict[str, Any]:

@@ -7,8 +7,7 @@ MuJoCo reads both, and resolves an MJCF's defaults and includes; a URDF's speed 
 # (MuJoCo's names come from a compiled module without stubs.)
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from robopolicy.control.collision import Capsule
-from robopolicy.control.kinematics import link_frames, quaternion_to_matrix
+from robopolicy.control.kinematics import link_frames
 from robopolicy.control.profile import RobotProfile
 from robopolicy.types import one_line
 
@@ -30,22 +29,8 @@ BESIDE_THE_BODIES = (
 """Elements of an MJCF that say nothing about its links, and may name others that are deleted."""
 
 
-@dataclass(frozen=True)
-class Link:
-    """A link (or site) of a description, and the joint that moves it."""
-
-    name: str
-    parent: str | None
-    origin: np.ndarray
-    """Its frame in the parent's at joint position 0: (4, 4)."""
-    joint: str | None = None
-    """None: fixed to its parent."""
-    kind: str = "fixed"
-    """`revolute`, `fixed`, or what the description calls it."""
-    axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
-    """Axis of the joint, in the link's frame."""
-    limits_rad: tuple[float, float] | None = None
-    velocity_rad_s: float | None = None
+JOINT_KINDS = ("floating", "ball", "prismatic", "revolute")
+"""MuJoCo's types of joints in the words of a URDF, by their numbers."""
 
 
 def profile_values(path: Path, tool: str | None = None, base: str | None = None) -> dict[str, Any]:
@@ -59,26 +44,21 @@ def profile_values(path: Path, tool: str | None = None, base: str | None = None)
     Raises:
         ValueError: it is no such file, the chain holds a joint that is not revolute, or a joint has no limits.
     """
-    links = {link.name: link for link in _links(path)}
-    chain = _chain(links, tool, base, path.name)
-    joints = [link for link in chain if link.joint is not None]
-    frames, pending = [], np.eye(4)
-    for link in chain:
-        pending = pending @ link.origin
-        if link.joint is not None:
-            frames.append([*map(float, pending[:3, 3]), *_roll_pitch_yaw(pending[:3, :3])])
-            pending = np.eye(4)
-    lower, upper = zip(*(_limits(link, path.name) for link in joints), strict=True)
-    kinematics = {
-        "frames": frames,
-        "axes": [list(link.axis) for link in joints],
-        "tool": [*map(float, pending[:3, 3]), *_roll_pitch_yaw(pending[:3, :3])],
-    }
-    given = [link.velocity_rad_s for link in joints]
+    speeds, model = _speeds(path), _model(path)
+    data = _at_rest(model)
+    joints, (body, site) = _arm(model, tool, base, path.name)
+    names = [model.joint(joint).name for joint in joints]
+    places = [np.eye(4) if base is None else _frame(data.body(base))]
+    places += [_transform(data.xanchor[each], data.xmat[model.jnt_bodyid[each]].reshape(3, 3)) for each in joints]
+    places.append(_frame(data.body(body) if site is None else data.site(site)))
+    steps = [np.linalg.inv(before) @ after for before, after in pairwise(places)]
+    *frames, to_tool = ([*map(float, step[:3, 3]), *_roll_pitch_yaw(step[:3, :3])] for step in steps)
+    lower, upper = zip(*(_limits(model, joint, path.name) for joint in joints), strict=True)
+    given = [speeds.get(name) for name in names]
     assumed = ["velocity_rad_s"] if None in given else []
     return {
         "name": path.stem,
-        "joint_names": [str(link.joint) for link in joints],
+        "joint_names": names,
         "position_lower_rad": list(lower),
         "position_upper_rad": list(upper),
         "velocity_rad_s": [ASSUMED["velocity_rad_s"] if value is None else value for value in given],
@@ -90,44 +70,13 @@ def profile_values(path: Path, tool: str | None = None, base: str | None = None)
         ],
         "soft_margin_rad": SOFT_MARGIN_RAD,
         "opening_m": 0.0,
-        "kinematics": kinematics,
+        "kinematics": {
+            "frames": frames,
+            "axes": [[float(value) for value in model.jnt_axis[joint]] for joint in joints],
+            "tool": to_tool,
+        },
         "assumed": [*assumed, "acceleration_rad_s2", "jerk_rad_s3", "home_rad"],
     }
-
-
-def _links(path: Path) -> Iterator[Link]:
-    """The links and sites of a description; each joint counts as a link between those that it connects."""
-    import mujoco
-
-    speeds, model = _speeds(path), _model(path)
-    names = [model.body(number).name or f"body {number}" for number in range(model.nbody)]
-    for number in range(1, model.nbody):
-        name, parent = names[number], int(model.body_parentid[number])
-        origin = _transform(model.body_pos[number], quaternion_to_matrix(model.body_quat[number]))
-        count, first = int(model.body_jntnum[number]), int(model.body_jntadr[number])
-        above = names[parent] if parent else None
-        carried = np.zeros(3)  # from the body's frame to that of its last joint
-        for joint in range(first, first + count):
-            kind = str(mujoco.mjtJoint(model.jnt_type[joint])).rpartition("_")[2].lower()
-            x, y, z = (float(value) for value in model.jnt_axis[joint])
-            joint_name = model.joint(joint).name
-            link = Link(
-                f"{name} joint {joint_name}",
-                above,
-                origin @ _transform(model.jnt_pos[joint] - carried),
-                joint=joint_name,
-                kind={"hinge": "revolute", "slide": "prismatic", "free": "floating"}.get(kind, kind),
-                axis=(x, y, z),
-                limits_rad=tuple(model.jnt_range[joint]) if model.jnt_limited[joint] else None,  # type: ignore[arg-type]
-                velocity_rad_s=speeds.get(joint_name),
-            )
-            yield link
-            above, origin, carried = link.name, np.eye(4), model.jnt_pos[joint]
-        yield Link(name, above, origin @ _transform(-carried))
-    for site in range(model.nsite):
-        body = int(model.site_bodyid[site])
-        pose = _transform(model.site_pos[site], quaternion_to_matrix(model.site_quat[site]))
-        yield Link(model.site(site).name or f"site {site}", names[body] if body else None, pose)
 
 
 def _speeds(path: Path) -> dict[str | None, float]:
@@ -143,51 +92,57 @@ def _speeds(path: Path) -> dict[str | None, float]:
     return {name: float(velocity) for name, velocity in stated.items() if velocity is not None}
 
 
-def _chain(links: Mapping[str, Link], tool: str | None, base: str | None, where: str) -> list[Link]:
-    """The links between the base and the tool, without the base."""
-    for role, name in (("tool", tool), ("base", base)):
-        if name is not None and name not in links:
-            known = ", ".join(link.name for link in links.values() if link.joint is None)
-            raise ValueError(f"{where}: no link or site {name!r} for --{role}; it has: {known}")
-    chains = {name: _path_to(links, name, base) for name in links}
+def _arm(model: Any, tool: str | None, base: str | None, where: str) -> tuple[list[int], tuple[int, int | None]]:
+    """The joints between the base and the tool, by number, and the tool: its body, and its site if it is one."""
+    bodies: dict[str, tuple[int, int | None]]
+    bodies = {model.body(number).name or f"body {number}": (number, None) for number in range(1, model.nbody)}
+    sites = {model.site(number).name or f"site {number}": number for number in range(model.nsite)}
+    places = bodies | {name: (int(model.site_bodyid[number]), number) for name, number in sites.items()}
+    for role, what, name, known in (("tool", "link or site", tool, places), ("base", "link", base, bodies)):
+        if name is not None and name not in known:
+            raise ValueError(f"{where}: no {what} {name!r} for --{role}; it has: {', '.join(known)}")
+    paths = {name: _path(model, body, 0 if base is None else bodies[base][0]) for name, (body, _) in places.items()}
+    joints = {name: [joint for body in path for joint in _joints_of(model, body)] for name, path in paths.items()}
+    kinds = {name: [JOINT_KINDS[model.jnt_type[joint]] for joint in found] for name, found in joints.items()}
     if tool is None:
-        movable = {name: sum(link.kind == "revolute" for link in chain) for name, chain in chains.items()}
-        sound = {name: count for name, count in movable.items() if count and all(map(_serves, chains[name]))}
-        ranked = sorted(sound or movable, key=lambda name: (movable[name], len(chains[name])))
-        tool = ranked[-1] if ranked else None
-    chain = chains.get(str(tool), [])
-    for link in chain:
-        if not _serves(link):
-            raise ValueError(
-                f"{where}: joint {link.joint!r} is {link.kind}; a profile's arm is a serial chain of revolute joints: choose "
-                "--base and --tool around it"
-            )
-    if not any(link.joint for link in chain):
-        raise ValueError(f"{where}: no revolute joint on the way to {tool!r}; choose another --tool")
-    return chain
-
-
-def _serves(link: Link) -> bool:
-    return link.joint is None or link.kind == "revolute"
-
-
-def _path_to(links: Mapping[str, Link], name: str, base: str | None) -> list[Link]:
-    path: list[Link] = []
-    current: str | None = name
-    while current is not None and current != base:
-        if current not in links or len(path) > len(links):
-            break
-        path.append(links[current])
-        current = links[current].parent
-    return path[::-1] if base is None or current == base else []
-
-
-def _limits(link: Link, where: str) -> tuple[float, float]:
-    if link.limits_rad is None or not link.limits_rad[0] < link.limits_rad[1]:
-        raise ValueError(
-            f"{where}: joint {link.joint!r} has no position limits; state them there (lower, upper or range) [rad]"
+        sound = [name for name, found in kinds.items() if {*found} == {"revolute"}]
+        ranked = sorted(
+            sound or kinds,
+            key=lambda name: (kinds[name].count("revolute"), len(paths[name]), name in sites),
         )
-    low, high = (float(value) for value in link.limits_rad)
+        tool = ranked[-1] if ranked else "any link"
+    for joint, kind in zip(joints.get(tool, ()), kinds.get(tool, ()), strict=True):
+        if kind != "revolute":
+            raise ValueError(
+                f"{where}: joint {model.joint(joint).name!r} is {kind}; a profile's arm is a serial chain of revolute joints: "
+                "choose --base and --tool around it"
+            )
+    if not joints.get(tool):
+        raise ValueError(f"{where}: no revolute joint on the way to {tool!r}; choose another --tool")
+    return joints[tool], places[tool]
+
+
+def _path(model: Any, body: int, base: int) -> list[int]:
+    """The bodies from the base, which is left out, to this one; empty if it does not hang on the base."""
+    path: list[int] = []
+    while body not in (0, base):
+        path.insert(0, body)
+        body = int(model.body_parentid[body])
+    return path if body == base else []
+
+
+def _joints_of(model: Any, body: int) -> range:
+    """The joints that move a body relative to its parent."""
+    first = int(model.body_jntadr[body])
+    return range(first, first + int(model.body_jntnum[body]))
+
+
+def _limits(model: Any, joint: int, where: str) -> tuple[float, float]:
+    low, high = (float(value) for value in model.jnt_range[joint])
+    if not model.jnt_limited[joint] or not low < high:
+        raise ValueError(
+            f"{where}: joint {model.joint(joint).name!r} has no position limits; state them there (lower, upper or range) [rad]"
+        )
     return low, high
 
 
@@ -222,17 +177,13 @@ def capsules_of(path: Path, profile: RobotProfile, base: str | None = None) -> t
     Raises:
         ValueError: MuJoCo can't read the file.
     """
-    import mujoco
-
     assert profile.kinematics is not None
     numbers = {name: place + 1 for place, name in enumerate(profile.joint_names)}
     model = _model(path)
-    data = mujoco.MjData(model)
-    mujoco.mj_kinematics(model, data)
+    data = _at_rest(model)
     link_of = {0: -1}
     for body in range(1, model.nbody):
-        first, count = int(model.body_jntadr[body]), int(model.body_jntnum[body])
-        moved = [numbers.get(model.joint(first + place).name, 0) for place in range(count)]
+        moved = [numbers.get(model.joint(joint).name, 0) for joint in _joints_of(model, body)]
         stands = model.body(body).name == base or (base is None and model.body_parentid[body] == 0)
         link_of[body] = max(moved, default=0) or (0 if stands else link_of[int(model.body_parentid[body])])
     placed = np.eye(4) if base is None else _frame(data.body(base))
@@ -294,6 +245,15 @@ def _model(path: Path) -> Any:
         raise ValueError(f"{path}: MuJoCo can't compile it: {one_line(error)}{hint}") from None
 
 
+def _at_rest(model: Any) -> Any:
+    """The model's data with every joint where the description draws it."""
+    import mujoco
+
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    return data
+
+
 def _segment(model: Any, geom: int) -> tuple[float, float, np.ndarray] | None:
     """The capsule that covers a shape: half length along z [m], radius [m], and frame in the shape's frame; None: a plane."""
     kind, size = int(model.geom_type[geom]), model.geom_size[geom]
@@ -324,5 +284,5 @@ def _segment(model: Any, geom: int) -> tuple[float, float, np.ndarray] | None:
 
 
 def _frame(placed: Any) -> np.ndarray:
-    """Transform (4, 4) of a body or shape in the world."""
+    """Transform (4, 4) of a body, site or shape in the world."""
     return _transform(placed.xpos, placed.xmat.reshape(3, 3))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from robopolicy.report import write_comparison
+from robopolicy.report.comparison import write_comparison
 
 
 def write_run(folder, evaluation, hidden, losses=(1.0, 0.1)):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import av
 import numpy as np
 
-from robopolicy.report import write_evaluation_report, write_side_by_side
+from robopolicy.report.evaluation import write_evaluation_report, write_side_by_side
 from robopolicy.rollout.episodes import Episode
 from robopolicy.types import Demo
 

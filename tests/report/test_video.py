@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from robopolicy.report import demo_images, write_video
+from robopolicy.report.video import demo_images, write_video
 from robopolicy.types import Demo
 from tests.full_disk import full_disk
 

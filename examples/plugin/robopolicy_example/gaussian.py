@@ -8,23 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.model.losses import gripper_losses, masked_mean, split_labels
 from robopolicy.types import ActionSpec, Chunk
 
 
 @dataclass(frozen=True)
-class GaussianOptions:
+class GaussianOptions(Options):
     """Options of the action head `gaussian`."""
 
-    chunk: int = 8
+    chunk: int = option(8, ">= 1")
     """K, actions predicted per frame."""
-    min_std: float = 0.02
+    min_std: float = option(0.02, "> 0")
     """Least standard deviation, in normalized action units."""
-
-    def __post_init__(self) -> None:
-        expect(self, "action_head", ">= 1", "chunk")
-        expect(self, "action_head", "> 0", "min_std")
 
 
 @register("action_head", "gaussian", GaussianOptions)

@@ -4,20 +4,17 @@ from dataclasses import dataclass
 
 import torch
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.training.augmentations import AugmentationInputs, with_obs
 from robopolicy.types import Batch
 
 
 @dataclass(frozen=True)
-class GrayOptions:
+class GrayOptions(Options):
     """Options of `gray`."""
 
-    probability: float = 0.2
+    probability: float = option(0.2, "0 .. 1")
     """Share of the segments whose images become gray."""
-
-    def __post_init__(self) -> None:
-        expect(self, "augmentation.gray", "0 .. 1", "probability")
 
 
 @register("augmentation", "gray", GrayOptions)

@@ -4,21 +4,18 @@ from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.sim.tasks.base import State, Task
 from robopolicy.sim.tasks.reach import Reach
 from robopolicy.types import Array
 
 
 @dataclass(frozen=True)
-class HoverOptions:
+class HoverOptions(Options):
     """Options of the task `hover`."""
 
-    height_m: float = 0.1
+    height_m: float = option(0.1, "> 0")
     """Height of the fingertips over the cube's centre [m]."""
-
-    def __post_init__(self) -> None:
-        expect(self, "task", "> 0", "height_m")
 
 
 @register("task", "hover", HoverOptions)

@@ -5,20 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.model.losses import masked_mean
 from robopolicy.training.losses import LossContext, LossInputs
 
 
 @dataclass(frozen=True)
-class InverseDynamicsOptions:
+class InverseDynamicsOptions(Options):
     """Options of the loss `inverse_dynamics`."""
 
-    hidden: int = 64
+    hidden: int = option(64, ">= 1")
     """Width of the predictor's hidden layer."""
-
-    def __post_init__(self) -> None:
-        expect(self, "losses.inverse_dynamics", ">= 1", "hidden")
 
 
 @register("loss", "inverse_dynamics", InverseDynamicsOptions)

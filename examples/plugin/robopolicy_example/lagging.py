@@ -6,7 +6,7 @@ from math import exp
 import numpy as np
 from jaxtyping import Float
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.control.profile import read_profile
 from robopolicy.control.robot import RobotError
 from robopolicy.control.robots.base import RobotContext, proprioception
@@ -15,18 +15,15 @@ from robopolicy.types import Command, Observation
 
 
 @dataclass(frozen=True)
-class LaggingOptions:
+class LaggingOptions(Options):
     """Options of the robot `lagging`."""
 
     profile: str = "panda"
     """Limits and kinematics: a shipped profile's name, or a YAML file."""
-    lag_s: float = 0.03
+    lag_s: float = option(0.03, "> 0")
     """Time in which the joints come 63 % of the way to the command [s]."""
-    command_dt: float = 0.01
+    command_dt: float = option(0.01, "> 0")
     """Time between two commands [s]."""
-
-    def __post_init__(self) -> None:
-        expect(self, "robot", "> 0", "lag_s", "command_dt")
 
 
 @register("robot", "lagging", LaggingOptions)

@@ -6,23 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robopolicy.components import expect, register
+from robopolicy.components import Options, option, register
 from robopolicy.model.encoders import EncoderInputs, Encoding, TokenEncoder
 from robopolicy.model.encoders.base import with_sentence
 from robopolicy.model.texts import TextTokens
 
 
 @dataclass(frozen=True)
-class StridedOptions:
+class StridedOptions(Options):
     """Options of the encoder `strided`."""
 
-    width: int = 64
+    width: int = option(64, ">= 1")
     """D, width of the token."""
-    channels: tuple[int, ...] = (16, 32)
+    channels: tuple[int, ...] = option((16, 32), ">= 1")
     """Channels of the 3x3 convolutions, each with stride 2."""
-
-    def __post_init__(self) -> None:
-        expect(self, "encoder", ">= 1", "width", "channels")
 
 
 @register("encoder", "strided", StridedOptions)

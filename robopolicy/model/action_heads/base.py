@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.components import ConfigError, expect, require
+from robopolicy.components import ConfigError, Options, option, require
 from robopolicy.model.losses import gripper_losses, split_labels
 from robopolicy.types import ActionSpec, Chunk
 
@@ -18,21 +18,20 @@ CERTAIN_LOGIT = 20.0
 
 
 @dataclass(frozen=True)
-class HeadOptions:
+class HeadOptions(Options):
     """Options that the built-in action heads share."""
 
-    chunk: int = 8
+    chunk: int = option(8, ">= 1")
     """K, actions predicted per frame."""
-    widths: tuple[int, ...] = (256, 128)
+    widths: tuple[int, ...] = option((256, 128), ">= 1")
     """Hidden widths of the perceptrons for arm and gripper."""
-    arm_weights: tuple[float, ...] = ()
+    arm_weights: tuple[float, ...] = option((), ">= 0")
     """Weight of each arm column in the loss `arm`; empty: all 1."""
-    prefix: int = 0
+    prefix: int = option(0, ">= 0")
     """Longest prefix of committed actions that the head is trained to continue; 0: it is trained without prefixes."""
 
     def __post_init__(self) -> None:
-        expect(self, "action_head", ">= 1", "chunk", "widths")
-        expect(self, "action_head", ">= 0", "arm_weights", "prefix")
+        super().__post_init__()
         require(
             self.prefix < self.chunk,
             f"--action_head.prefix must be less than --action_head.chunk {self.chunk}, got {self.prefix}",

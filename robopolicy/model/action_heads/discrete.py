@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from robopolicy.components import expect, register, require
+from robopolicy.components import option, register, require
 from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec
@@ -20,13 +20,12 @@ class DiscreteOptions(HeadOptions):
 
     bins: int = 256
     """Bins of equal width per arm column over [-1, 1]."""
-    temperature: float = 1.0
+    temperature: float = option(1.0, "> 0")
     """Divisor of the logits when sampling."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.bins >= 2, f"--action_head.bins must be >= 2, got {self.bins}")
-        expect(self, "action_head", "> 0", "temperature")
 
 
 @register("action_head", "discrete", DiscreteOptions)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.arrays import soft_mask
-from robopolicy.components import expect, register
+from robopolicy.components import option, register
 from robopolicy.model.action_heads.base import HeadOptions, PerceptronHead, is_committed
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec, Chunk
@@ -35,25 +35,20 @@ FREQUENCIES = 8
 class FlowOptions(HeadOptions):
     """Options of the action head `flow`."""
 
-    steps: int = 4
+    steps: int = option(4, ">= 1")
     """Integration steps from noise to the chunk; `--flow-steps` changes it after training."""
     solver: Literal["euler", "midpoint"] = "midpoint"
     """euler evaluates the network once per step, midpoint twice."""
     times: Literal["beta", "uniform"] = "beta"
     """Distribution of the training times: beta (1 - Beta(1.5, 1), which favours noise) or uniform."""
-    draws: int = 4
+    draws: int = option(4, ">= 1")
     """Pairs of noise and time per hidden vector in the loss."""
-    width: int = 256
+    width: int = option(256, ">= 1")
     """Width of the network that predicts the velocity."""
-    layers: int = 3
+    layers: int = option(3, ">= 1")
     """Residual layers of that network."""
-    guidance: float = 5.0
+    guidance: float = option(5.0, ">= 0")
     """Largest weight of the guidance towards a prefix (beta of the paper), for a head that was not trained with prefixes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self, "action_head", ">= 1", "steps", "draws", "width", "layers")
-        expect(self, "action_head", ">= 0", "guidance")
 
 
 class VelocityNetwork(nn.Module):

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from robopolicy.components import expect, register
+from robopolicy.components import option, register
 from robopolicy.model.action_heads.base import BoundedOptions, PerceptronHead
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec
@@ -19,17 +19,12 @@ from robopolicy.types import ActionSpec
 class GaussianMixtureOptions(BoundedOptions):
     """Options of the action head `gmm`."""
 
-    modes: int = 5
+    modes: int = option(5, ">= 1")
     """M, components of the mixture."""
-    min_std: float = 0.01
+    min_std: float = option(0.01, "> 0")
     """Smallest standard deviation of a component, in normalized action units."""
-    temperature: float = 1.0
+    temperature: float = option(1.0, "> 0")
     """When sampling: mode logits are divided by it and standard deviations multiplied by its square root."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self, "action_head", ">= 1", "modes")
-        expect(self, "action_head", "> 0", "min_std", "temperature")
 
 
 class Mixture(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robopolicy.components import expect, register
+from robopolicy.components import option, register
 from robopolicy.model.action_heads.base import BoundedOptions, PerceptronHead
 from robopolicy.model.losses import masked_mean, weigh_columns
 from robopolicy.types import ActionSpec
@@ -16,12 +16,8 @@ from robopolicy.types import ActionSpec
 class RegressionOptions(BoundedOptions):
     """Options of the action head `regression`."""
 
-    huber_delta: float = 1.0
+    huber_delta: float = option(1.0, "> 0")
     """Where the loss `arm` turns from quadratic to linear, in normalized action units."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self, "action_head", "> 0", "huber_delta")
 
 
 @register("action_head", "regression", RegressionOptions)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robopolicy.components import option, register
 from robopolicy.model.memories._recurrent import RecurrentOptions
 from robopolicy.model.memories.lstm import LSTMMemory, LSTMOptions
-from robopolicy.model.streaming import History, MemoryState
+from robopolicy.model.streaming import MemoryState
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,9 @@ class GatedLSTM(nn.Module):
         self.project = nn.Linear(width, options.recurrent)
         lstm = LSTMOptions(options.window, options.history, options.layers, options.recurrent, options.dropout)
         self.lstm = LSTMMemory(lstm, options.recurrent)
+        self.history, self.window = self.lstm.history, self.lstm.window
         self.mix = nn.Linear(options.recurrent, hidden)
         self.gate = nn.Parameter(torch.zeros(hidden))
-
-    @property
-    def history(self) -> History:
-        """See `Memory`."""
-        return self.lstm.history
-
-    @property
-    def window(self) -> int:
-        """See `Memory`."""
-        return self.lstm.window
 
     def forward(self, pooled: Float[Tensor, "*batch window pooled"]) -> Float[Tensor, "*batch window hidden"]:
         """See `Memory`."""
