@@ -29,8 +29,8 @@ VERBS = {
     "view": ("robopolicy.cli.show", "play a recorded episode or demo"),
     "export": ("robopolicy.cli.deploy", "export a policy as an ONNX graph with explicit state"),
     "serve": ("robopolicy.cli.deploy", "serve a policy over openpi's websocket protocol"),
-    "push": ("robopolicy.cli.sharing", "copy a run folder to a hub, without anything private"),
-    "pull": ("robopolicy.cli.sharing", "copy a run folder from a hub, and check it"),
+    "push": ("robopolicy.cli.deploy", "copy a run folder to a hub, without anything private"),
+    "pull": ("robopolicy.cli.deploy", "copy a run folder from a hub, and check it"),
     "profile": ("robopolicy.cli.profile", "write a robot's limits and kinematics from its URDF or MJCF"),
     "run": ("robopolicy.cli.run", "run a policy on a robot, in real time, within its limits"),
 }

@@ -61,6 +61,10 @@ def collect(arguments: Sequence[str]) -> int:
     options = parse(parser, arguments)
     check_simulator(options)
     require(options, 1, "image_size")
+    if options.style is not None:
+        options.task_options = options.task_options | {"style": options.style}
+    if not options.noise:
+        options.disturbance = ActionNoise.off()
     _check_out(Path(options.out), options)
     try:
         with open_shard() as shard:
@@ -111,9 +115,7 @@ class _Worlds:
 
     def __init__(self, options: Namespace, shard: Shard) -> None:
         self._options = options
-        self._simulator = simulator_options(options, shard.device(options.device)) | {
-            "task_options": _task_options(options)
-        }
+        self._simulator = simulator_options(options, shard.device(options.device))
         self.env = self._made(min(options.num_envs, -(-options.episodes // shard.count)))
 
     def episodes(self, seeds: Sequence[int]) -> Iterable[Episode]:
@@ -123,7 +125,7 @@ class _Worlds:
         if self.env.num_envs > len(seeds):
             self.close()
             self.env = self._made(len(seeds))
-        return expert_episodes(self.env, seeds, _noise(self._options))
+        return expert_episodes(self.env, seeds, self._options.disturbance)
 
     def close(self) -> None:
         self.env.close()
@@ -189,19 +191,11 @@ def _env_args(options: Namespace) -> dict[str, Any]:
         "type": 2,
         "env_version": version("robopolicy"),
         "env_kwargs": {"task": options.task, "cameras": options.cameras, "image_size": options.image_size}
-        | ({"task_options": chosen} if (chosen := _task_options(options)) else {}),
+        | ({"task_options": options.task_options} if options.task_options else {}),
         "simulator": simulator_facts(options),
-        "disturbance": vars(_noise(options)),
+        "disturbance": vars(options.disturbance),
         "privileged": list(PRIVILEGED),
     }
-
-
-def _noise(options: Namespace) -> ActionNoise:
-    return options.disturbance if options.noise else ActionNoise.off()
-
-
-def _task_options(options: Namespace) -> dict[str, Any]:
-    return options.task_options | ({} if options.style is None else {"style": options.style})
 
 
 def _check_out(out: Path, options: Namespace) -> None:

@@ -88,12 +88,12 @@ def _parser() -> ArgumentParser:
             "fraction of the turns (of about 20 steps) in which the expert acts, over the rounds: a number, linear:1:0, "
             "exponential:1:0.5, piecewise:0=1,2=0.5",
         ),
-        ("--round-steps", int | None, None, "optimizer steps of each later training"),
+        ("--round-steps", int | None, None, "optimizer steps of each later training run"),
         (
             "--round-weights",
             Literal["new", "last"],
             "new",
-            "each training begins from new weights, or from the last round's, which takes fewer --round-steps",
+            "each training run begins from new weights, or from the last round's, which takes fewer --round-steps",
         ),
         ("--keep-rounds", int | None, None, "newest rounds to train on, besides the first demos; default: all"),
         ("--eval-episodes", int, 50, "episodes to evaluate each round's policy on; 0: none"),

@@ -28,7 +28,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 class WatchedFiles:
-    """Demo files or folders that must not change during a training."""
+    """Demo files or folders that must not change during training."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._known = {path: (_times(path), fingerprint(path)) for path in paths}

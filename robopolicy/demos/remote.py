@@ -48,7 +48,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], target: Path, url: str) -> None:
-    """Copy to a temporary path and rename, so that a kill leaves no incomplete copy under the final name."""
+    """Copy to a temporary path and rename, so that a killed process leaves no incomplete copy under the final name."""
     partial = target.with_name(f".{target.name}.partial")
     remove(partial)
     try:

@@ -15,9 +15,9 @@ GREATEST_DEPTH = 16
 GREATEST_CHARS = 2**24
 """Largest number of characters of a JSON text that is read."""
 GREATEST_PATH = 512
-"""Characters of a path within a data set."""
+"""Largest length of a path within a data set [characters]."""
 GREATEST_WIDTH = 4096
-"""Columns of an action row."""
+"""Largest number of columns of an action row."""
 
 Check: TypeAlias = Callable[[Any], bool]
 

@@ -60,7 +60,7 @@ class DemoWriter(PartWriter):
         return self.write_together([demo])[0]
 
     def write_together(self, demos: Sequence[Demo]) -> list[str]:
-        """As `write`, for several demos, such as those of one episode: after a kill the file has all of them or none."""
+        """As `write`, for several demos, such as those of one episode: if the process is killed, the file has all or none."""
         named: dict[str, Demo] = {}
         following = self._next
         for demo in demos:

@@ -1,4 +1,4 @@
-"""An experiment's config and what the demos hold -> an untrained policy."""
+"""Builds an untrained policy from an experiment's config and the facts about its demos."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ def build_policy(config: ExperimentConfig, facts: DemoFacts) -> ChunkPolicy:
     """An untrained policy of this config for these demos.
 
     Raises:
-        ConfigError: a component can't use what the demos hold.
+        ConfigError: a component can't use the demos' keys.
     """
     keys = key_scaling(config.normalization, facts.observation, facts.obs_statistics)
     actions = action_normalizer(config.normalization, facts.action, facts.action_statistics)

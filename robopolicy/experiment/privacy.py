@@ -21,7 +21,7 @@ TOKENS = re.compile(
 """Patterns of access keys of hubs, clouds and services."""
 SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 NOBODY = {"root", "admin", "user", "users", "ubuntu", "debian", "runner", "robot", "home", "nobody", "app", "test"}
-"""User names that identify nobody and may be words of a config."""
+"""User names that do not identify a person and may be words of a config."""
 
 
 def scrubbed(value: Any, keep: tuple[str, ...] = ()) -> Any:

@@ -42,7 +42,7 @@ class SharingError(ValueError):
 
 @dataclass(frozen=True)
 class Shared:
-    """What was pushed or pulled."""
+    """The result of a push or a pull."""
 
     place: str
     """Its URL or folder."""

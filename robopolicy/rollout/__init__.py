@@ -1,1 +1,1 @@
-"""Closed-loop episodes, their statistics, and policies in environments of others; knows gymnasium, never MuJoCo."""
+"""Closed-loop episodes, their statistics, and policies in third-party environments; imports gymnasium, never MuJoCo."""

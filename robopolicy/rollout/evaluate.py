@@ -94,7 +94,7 @@ def check_instruction(policy: Policy, env_map: EnvMap) -> None:
     """Refuse a policy that reads an instruction if the environment's map gives none.
 
     Raises:
-        EnvMapError: there is none; the message suggests an entry for the map.
+        EnvMapError: the map names no instruction; the message suggests an entry for it.
     """
     if policy.spec.instruction and env_map.instruction is None:
         raise EnvMapError(

@@ -39,7 +39,7 @@ class SceneRobot:
     fingers: tuple[str, ...]
     """Its finger joints, two for each gripper; their sum is its opening [m]."""
     actions: ActionSpec
-    """What the simulator's action columns are."""
+    """The simulator's action columns."""
     cameras: tuple[str, ...]
 
     @cached_property

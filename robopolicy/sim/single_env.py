@@ -48,7 +48,7 @@ class RobotEnv(gymnasium.Env):
 
     def _first(self, values: Mapping[str, Any]) -> dict[str, Any]:
         first = {key: value[0] for key, value in values.items()}
-        # Python's numbers: gymnasium's wrappers don't know numpy.bool.
+        # Python's own numbers, since gymnasium's wrappers do not accept numpy.bool.
         first = {key: value.item() if isinstance(value, np.generic) else value for key, value in first.items()}
         self._image = first.get("front", self._image)
         return first

@@ -60,7 +60,7 @@ def seeded(make: Callable[..., Made], *arguments: Any, seed: int = 0) -> Made:
 
 
 def module_of(part: Any) -> nn.Module:
-    """The component itself, refused where it is no `nn.Module`."""
+    """The component itself; AssertionError if it is not an `nn.Module`."""
     require(isinstance(part, nn.Module), f"{type(part).__name__} is not an nn.Module")
     return part
 

@@ -39,7 +39,7 @@ def a_frame_by_itself_is_pooled_as_one_of_a_batch(pooling: Pooling, tokens: int,
 
 
 def invalid_tokens_have_no_influence(pooling: Pooling, tokens: int, width: int) -> None:
-    """What stands at an invalid token, NaN and infinity included, changes nothing."""
+    """The content of an invalid token, NaN and infinity included, changes nothing."""
     frames, valid = _frames(tokens, width)
     with torch.no_grad(), evaluating(pooling):
         expected = pooling(frames, valid)

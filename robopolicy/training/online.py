@@ -112,11 +112,11 @@ class Rounds(Options):
     rounds: int = option(1, ">= 1")
     """Rollouts, each followed by training."""
     round_steps: int | None = option(None, ">= 1")
-    """Optimizer steps of each later training; None: as many as the first."""
+    """Optimizer steps of each later training run; None: as many as the first."""
     keep_rounds: int | None = option(None, ">= 1")
     """Newest rounds of relabeled demos to train on beside the first demos; None: all."""
     weights: Literal["new", "last"] = "new"
-    """Each training begins from new weights, or from those of the last round, which costs fewer steps."""
+    """Each training run begins from new weights, or from those of the last round, which costs fewer steps."""
 
 
 def dagger(

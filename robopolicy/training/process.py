@@ -1,4 +1,4 @@
-"""Settings of the process during a training: signal handlers, logging, warning filters."""
+"""Settings of the process during training: signal handlers, logging, warning filters."""
 
 import logging
 import signal

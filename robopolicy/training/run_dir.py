@@ -25,7 +25,7 @@ except ImportError:  # not on Windows: two trainings into one folder are not not
 RESUME_FILE = "resume.ckpt"
 METRICS_FILE = "metrics.json"
 LOCK_FILE = "train.lock"
-"""Locked while a training writes into the run folder; left behind, it marks the folder as a training's."""
+"""Locked while a process trains in the run folder; left behind, it shows that a training run began there."""
 
 FREE_TO_CHANGE = (
     "task",
@@ -76,12 +76,12 @@ def require_same_options(config: ExperimentConfig, run_dir: Path) -> None:
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Lock the run folder, created if missing, for this training; only its first process takes the lock.
+    """Lock the run folder, created if missing, for this training run; only its first process takes the lock.
 
     Temporary files that a killed training left are removed.
 
     Raises:
-        ConfigError: another training writes into it.
+        ConfigError: another training run is writing into it.
         OSError: the lock's path is taken by a link or something else that is not a file.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
-                f"{run_dir}: another training writes into it; wait for it, or give another --run-dir"
+                f"{run_dir}: another training run is writing into it; wait for it, or give another --run-dir"
             ) from None
         remove_unfinished(run_dir)
         yield

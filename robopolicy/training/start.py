@@ -1,4 +1,4 @@
-"""Starting a training from the policy of an earlier run: its weights, and the statistics that they were trained with."""
+"""Starts a training run from the policy of an earlier one: its weights, and the statistics that they were trained with."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ BEYOND = 1.02
 
 @dataclass(frozen=True)
 class Start:
-    """The run that a training starts from, and what it takes from it."""
+    """The run that a new training run starts from, and what it takes from it."""
 
     folder: str
     """Run folder of the weights to start with."""
@@ -62,7 +62,7 @@ class Start:
 
 
 def open_start(start: Start, token_encoder: dict[str, Any] | None) -> ChunkPolicy:
-    """The policy that a training starts from, on the CPU.
+    """The policy that a training run starts from, on the CPU.
 
     Args:
         start: the run to start from, and what to take from it.

@@ -64,8 +64,8 @@ def train(
         callbacks: further Lightning callbacks, called before the run's own.
 
     Raises:
-        ConfigError: the run folder is taken or another training writes into it, there is nothing to resume, or the config
-            contradicts itself.
+        ConfigError: the run folder is taken or another training run is writing into it, there is nothing to resume, or the
+            config contradicts itself.
         TrainingDivergedError: the loss is no longer finite.
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP; `resume` continues from there.
     """
@@ -85,7 +85,7 @@ def train(
             "--data.valid_fraction",
         )
         with locked(run_dir):
-            _check(config, run_dir, evaluate, resume)  # another training may have ended meanwhile
+            _check(config, run_dir, evaluate, resume)  # another run may have ended meanwhile
             if rank_zero_only.rank == 0:  # the config as it was given: a resumed run plans its steps again
                 write_file(run_dir / CONFIG, yaml.safe_dump(config_to_dict(config), sort_keys=False))
                 if start is not None:

@@ -156,7 +156,7 @@ def test_two_trainings_do_not_share_a_folder(config: ExperimentConfig, tmp_path:
 
     class Second(Callback):
         def on_train_batch_end(self, *_: object) -> None:
-            with pytest.raises(ConfigError, match="another training writes into it"):
+            with pytest.raises(ConfigError, match="another training run is writing into it"):
                 train(config, tmp_path / "run", resume=True)
             raise RuntimeError("seen")
 

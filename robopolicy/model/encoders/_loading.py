@@ -141,7 +141,7 @@ def read_config(name: str) -> Any:
     """The config of the model of a local folder or a hub name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no config is found.
     """
     # Without a config.json, the library would guess the kind from the folder's name.
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():

@@ -98,7 +98,7 @@ class PixelsEncoder(TokenEncoder):
 class CameraEncoder(nn.Module):
     """One camera: patches to a feature map, and queries from the sentence vector that attend to it.
 
-    The convolution sees each patch with its neighbours, so that an attended feature tells where inside the patch the
+    The convolution sees each patch with its neighbours, so that an attended feature encodes where in the patch the
     object is. Patches make it several times cheaper than strided convolutions on pixels.
     """
 

@@ -1,4 +1,4 @@
-"""What the tasks of memory share: lids in a row, and an arm that waits at home until a lamp or a lid says that it may move."""
+"""Shared by the memory tasks: lids in a row, and an arm that waits at home until a lamp or a lid allows it to move."""
 
 import numpy as np
 from jaxtyping import Bool, Float

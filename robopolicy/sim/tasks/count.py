@@ -1,4 +1,4 @@
-"""A task of memory: the lamp blinks; touch the lid as many times, then keep away from it."""
+"""A memory task: the lamp blinks; touch the lid as many times, then keep away from it."""
 
 from dataclasses import dataclass
 

@@ -44,7 +44,7 @@ class PillarOptions:
 class Pillar(Task):
     """Touch the lid behind the pillar for 20 steps without touching the pillar.
 
-    Demonstrations pass the pillar on either side, and no observation says on which: their mean goes through the pillar.
+    Demonstrations pass the pillar on either side, and no observation shows which one: the mean of both goes through the pillar.
     """
 
     needs_gripper = False

@@ -1,4 +1,4 @@
-"""A task of memory: the lamp stands over the lids one after another; touch them in the order shown."""
+"""A memory task: the lamp stands over the lids one after another; touch them in the order shown."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from robopolicy.types import Array
 CLEARANCE_M = 0.05
 """How much higher than usual the expert travels, so that it passes over a lid without a touch [m]."""
 LAMP_ABOVE_M = np.array([0.0, 0.0, LID_HALF_M + 0.025])
-"""From the centre of a lid to that of the lamp that stands over it [m]."""
+"""From the centre of a lid to that of the lamp over it [m]."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SequenceOptions(Options):
     length: int = option(3, ">= 1")
     """Lids to touch, one after another; the same one never twice in a row."""
     show_steps: int = option(4, ">= 1")
-    """Control steps for which the lamp stands over each lid; a step without it follows."""
+    """Control steps for which the lamp is over each lid; a step without it follows."""
     delay_steps: int = option(4, ">= 0")
     """Control steps from the end of the demonstration until the arm may move."""
 

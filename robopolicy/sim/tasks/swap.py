@@ -1,4 +1,4 @@
-"""A task of memory: a cube is covered by one of three lids, which then change places; touch the lid over it."""
+"""A memory task: a cube is covered by one of three lids, which then change places; touch the lid over it."""
 
 from dataclasses import dataclass
 

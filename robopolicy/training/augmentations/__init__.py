@@ -29,7 +29,7 @@ class AugmentationInputs:
         """The cameras.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: the policy has no camera.
         """
         require(
             self.cameras,
@@ -41,7 +41,7 @@ class AugmentationInputs:
         """The low-dimensional keys.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: the policy has no low-dimensional key.
         """
         require(self.obs_mean, f"--augmentation.{kind} changes low-dimensional keys, and the policy has none")
         return tuple(self.obs_mean)
