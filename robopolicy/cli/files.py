@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.progress import track
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file, check_folder
@@ -19,7 +20,7 @@ from robopolicy.demos.formats import convert as convert_demos
 from robopolicy.experiment.robovlms import CheckpointOptions, convert_checkpoint
 from robopolicy.model.encoders._backbones import Reading
 from robopolicy.report.check_page import write_check_page
-from robopolicy.training.encode import EncodeOptions, run_encode
+from robopolicy.training.encode import EncodeOptions, encode_file
 from robopolicy.types import DemoFormatError, printable
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -256,4 +257,9 @@ def encode(arguments: Sequence[str]) -> int:
     how = EncodeOptions(
         tuple(options.cameras), options.template, options.prompt_tokens, reading, options.dtype, options.device
     )
-    return run_encode(options.file, options.model, how, options.out)
+    bar = (lambda names: track(names, description="encoding", transient=True)) if Console().is_terminal else iter
+    done = encode_file(options.file, options.model, how, out=options.out, progress=bar)
+    say(f"encoded   {done.demos} demos, {done.frames} frames")
+    say(f"tokens    {done.token_count} of width {done.token_width} a frame, float16")
+    say(f"written   {done.path}")
+    return 0

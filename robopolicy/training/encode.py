@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float16
-from rich.console import Console
-from rich.progress import track
 
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats.base import is_image
@@ -59,23 +57,6 @@ class Encoded:
     frames: int
     token_count: int
     token_width: int
-
-
-def run_encode(
-    path: str | Path, model: str, options: EncodeOptions, out: str | Path | None = None, console: Console | None = None
-) -> int:
-    """Encode with a progress bar on a terminal, and print what was done; returns the exit code.
-
-    Raises:
-        DemoFormatError, ValueError: as `encode_file`.
-    """
-    console = console or Console(soft_wrap=True)
-    bar = (lambda names: track(names, description="encoding", transient=True)) if console.is_terminal else iter
-    done = encode_file(path, model, options, out=out, progress=bar)
-    console.print(f"encoded   {done.demos} demos, {done.frames} frames", highlight=False)
-    console.print(f"tokens    {done.token_count} of width {done.token_width} a frame, float16", highlight=False)
-    console.print(f"written   {done.path}", markup=False, highlight=False)
-    return 0
 
 
 def encode_file(

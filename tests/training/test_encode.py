@@ -8,16 +8,16 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 pytest.importorskip("transformers", reason="the extra vlm isn't installed")
 
+from robopolicy.cli import main
 from robopolicy.demos.formats import open_demos
 from robopolicy.demos.hdf5 import TOKENS_PADDED, DemoWriter
 from robopolicy.model.encoders._loading import load_backbone
 from robopolicy.model.texts.prompt import Prompter
 from robopolicy.training import encode
-from robopolicy.training.encode import EncodeOptions, encode_file, require_one_encoder, run_encode
+from robopolicy.training.encode import EncodeOptions, encode_file, require_one_encoder
 from robopolicy.types import DemoFormatError
 from tests.demo_samples import write_lerobot
 from tests.tiny_backbones import save_backbone
@@ -181,10 +181,9 @@ def test_a_missing_camera_or_another_format_is_refused_before_any_work(file, mod
     assert not file.with_name("demos.tokens.hdf5").exists()
 
 
-def test_what_was_done_is_printed_with_the_place_last(file, model):
+def test_what_was_done_is_printed_with_the_place_last(file, model, capsys):
     """Guards against: output whose last line is not where the result lies."""
-    console = Console(record=True, width=300)
-    assert run_encode(file, model, EncodeOptions(), console=console) == 0
-    lines = console.export_text().splitlines()
+    assert main(["encode", str(file), "--model", str(model)]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["encoded", "5", "demos,", "54", "frames"]
     assert lines[-1].endswith("demos.tokens.hdf5")
