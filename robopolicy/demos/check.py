@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from robopolicy.demos.actions import gripper_openings
 from robopolicy.demos.check_report import FileReport
 from robopolicy.demos.findings import (
     Finding,
@@ -14,7 +15,6 @@ from robopolicy.demos.findings import (
     action_findings,
     demo_notes,
     demo_problems,
-    gripper_openings,
     holds_last_action,
     set_findings,
 )

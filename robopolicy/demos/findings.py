@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from robopolicy.demos.actions import opening_ends
 from robopolicy.demos.formats.base import is_image
 from robopolicy.types import ActionSpec, Demo
 
@@ -21,14 +22,6 @@ DRIFT = 0.05
 UNIT_TOLERANCE = 1e-3
 """Largest deviation of a quaternion's length from 1."""
 DECLARE = "where training doesn't list it among its rotations, declare it in --normalization.rotations as"
-OPENING = re.compile(r"(.*_)?gripper(_opening|_width|_aperture)?(_m)?", re.IGNORECASE)
-"""Names of observation keys whose columns are each a gripper's opening, or one of its two fingers."""
-FINGERS = re.compile(r"(.*_)?gripper_(qpos|states?)", re.IGNORECASE)
-"""Names of observation keys that hold the positions of a gripper's fingers; robosuite's Panda has two."""
-GRIPPER_STEPS = 3
-"""A gripper's opening is compared with the command this many steps earlier."""
-PAIRED = 0.9
-"""Correlation above which two columns are the fingers of one gripper."""
 OVERSHOOT = 0.5
 """Fraction of the stroke by which commands may exceed the declared ends of a continuous gripper. A leader arm's gripper, which
 closes without an object, exceeds them slightly; values in another unit exceed them more."""
@@ -235,62 +228,6 @@ def _arm_motion(arms: Sequence[np.ndarray], spec: ActionSpec) -> Iterator[Findin
     if repeated and (share := np.concatenate(repeated)).size and share.mean() >= REPEATS:
         text = f"{share.mean():.0%} of the arm's actions merely repeat the one before; a policy may learn to copy"
         yield Finding("note", text)
-
-
-def gripper_openings(obs: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """The measured gripper openings in the observations of T steps, (T, openings); None if no key holds one.
-
-    These are keys named for an opening (`gripper`, `left_gripper`, `gripper_width`, ...), and pairs of fingers that move
-    together (`robot0_gripper_qpos`, LIBERO's `gripper_states`). A single finger's position doesn't show at which end the
-    gripper is open, so it is not used.
-    """
-    found = []
-    for key, values in sorted(obs.items()):
-        opens, fingers = OPENING.fullmatch(key), FINGERS.fullmatch(key)
-        if values.ndim != 2 or values.dtype.kind not in "iuf" or not (opens or fingers):
-            continue
-        size = np.abs(values)
-        paired = values.shape[1] == 2 and np.ptp(size, axis=0).all() and np.corrcoef(size.T)[0, 1] > PAIRED
-        if paired and (fingers or (values.prod(1) <= 0).all()):
-            found.append(size.sum(1, keepdims=True))
-        elif opens:
-            found.append(values)
-    return np.concatenate(found, axis=1) if found else None
-
-
-def opening_ends(
-    actions: Sequence[np.ndarray], spec: ActionSpec, openings: Sequence[np.ndarray]
-) -> tuple[Literal["first", "second"] | None, ...]:
-    """For each of `spec.gripper_ends`, which of its two values opens that gripper; None: unclear from the demos.
-
-    Args:
-        actions: (T, width) of each demo.
-        spec: describes their columns.
-        openings: `gripper_openings` of each demo; the column that follows a gripper's command best is taken as its opening.
-    """
-    ends: list[Literal["first", "second"] | None] = []
-    for column, first, second in spec.gripper_ends:
-        if not openings or len({rows.shape[1] for rows in openings}) > 1:
-            ends.append(None)
-            continue
-        commands = [(rows[:-GRIPPER_STEPS, column] - first) / (second - first) for rows in actions]
-        at_second = np.concatenate(commands).astype(np.float64)
-        measured = np.concatenate([rows[GRIPPER_STEPS:] for rows in openings]).astype(np.float64)
-        ends.append(
-            max((_follows(at_second, each) for each in measured.T), key=lambda one: one[0], default=(0.0, None))[1]
-        )
-    return tuple(ends)
-
-
-def _follows(at_second: np.ndarray, opening: np.ndarray) -> tuple[float, Literal["first", "second"] | None]:
-    """How well an opening follows a command (0: first value, 1: second value), and which value opens the gripper."""
-    if len(opening) < 2 or np.ptp(at_second) == 0 or np.ptp(opening) == 0:
-        return 0.0, None
-    correlation = np.corrcoef(at_second, opening)[0, 1]
-    slope = correlation * opening.std() / at_second.std()
-    if abs(correlation) < 0.5 or abs(slope) < np.ptp(opening) / 4:
-        return 0.0, None
-    return abs(correlation), "second" if slope > 0 else "first"
 
 
 def _listed(values: Sequence[float] | np.ndarray) -> str:

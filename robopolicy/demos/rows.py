@@ -12,7 +12,7 @@ from robopolicy.demos.formats.base import DemoReader
 from robopolicy.demos.frames import Descriptor, DiskFrames, Frames, MemoryFrames, RowReader, row_reader, torch_type
 from robopolicy.demos.images import image_form
 from robopolicy.demos.placement import Placement, choose_placement
-from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
+from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ArraySpec, Demo, DemoFormatError
 
 Picked: TypeAlias = Sequence[tuple[DemoReader, str]]
 """Demos to read, as (reader, name of the demo) pairs."""
@@ -54,6 +54,13 @@ class DemoRows:
     def steps(self) -> int:
         """Rows of all demos."""
         return int(self.lengths.sum())
+
+    def spec(self, key: str) -> ArraySpec:
+        """Shape and type of one row of a key."""
+        if key in self.low_dim:
+            return ArraySpec(tuple(self.low_dim[key].shape[1:]), "float32")
+        rows = self.large[key]
+        return ArraySpec(tuple(rows.shape), str(rows.dtype).removeprefix("torch."))
 
 
 def load_rows(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,16 +15,15 @@ from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import DataConfig, ExperimentConfig
 from robopolicy.experiment.run_folder import BACKBONE, save_policy
 from robopolicy.model.robovlms import (
-    CALVIN_LIMIT,
     action_token,
     backbone_tensors,
-    calvin_statistics,
     is_discrete,
     log_unused,
     read_checkpoint,
     state_dict,
     words_head,
 )
+from robopolicy.model.statistics import Statistics
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ActionSpec, ArraySpec
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ WORDS_TEMPLATES: Mapping[str, str] = {
     "paligemma": "{bos}{images}Input: What action should the robot take to {instruction}?\nOutput: \n"
 }
 """The prompt after which the discrete decoder generates actions, for policies trained on one action at a time."""
+CALVIN_LIMIT = 0.65
+"""RoboVLMs clips CALVIN's arm actions to +-0.65 and divides by it; the gripper's -1 and 1 become labels 0 and 1."""
 ARM = 6
 """Arm columns in every RoboVLMs configuration; needed for the discrete decoder, whose files do not record it."""
 
@@ -164,3 +166,9 @@ def _write_backbone(
     if token is not None:
         vectors = token.detach().float().reshape(1, -1).repeat(latent, 1)
         save_file({"action_tokens": vectors.contiguous()}, target / ACTION_TOKENS)
+
+
+def calvin_statistics(spec: ActionSpec, arm_limit: float = CALVIN_LIMIT) -> Statistics:
+    """Statistics that make `ActionNormalizer` scale the arm's +-arm_limit to +-1, as RoboVLMs does on CALVIN by default."""
+    limit = np.full(spec.width, arm_limit)
+    return Statistics(1, -limit, limit, 0 * limit, limit, -limit, limit)

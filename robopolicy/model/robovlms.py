@@ -14,20 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from robopolicy.model.encoders._generative import FLOAT16_EXACT, WORD_COLUMNS
 from robopolicy.model.policy_head import PolicyHead
-from robopolicy.model.statistics import Statistics
 from robopolicy.types import ActionSpec
 
 LOG = logging.getLogger(__name__)
-
-CALVIN_LIMIT = 0.65
-"""RoboVLMs clips CALVIN's arm actions to +-0.65 and divides by it; the gripper's -1 and 1 become labels 0 and 1."""
 
 GPT_HEADS = 8
 """Attention heads of RoboVLMs' GPT decoder; no shape in the file depends on them."""
@@ -79,12 +74,6 @@ def read_head(
     head, unused = read_checkpoint(source, window, latent, pooling)
     log_unused(source, unused)
     return head
-
-
-def calvin_statistics(spec: ActionSpec, arm_limit: float = CALVIN_LIMIT) -> Statistics:
-    """Statistics that make `ActionNormalizer` scale the arm's +-arm_limit to +-1, as RoboVLMs does on CALVIN by default."""
-    limit = np.full(spec.width, arm_limit)
-    return Statistics(1, -limit, limit, 0 * limit, limit, -limit, limit)
 
 
 def words_head(arm: int, bins: int) -> PolicyHead:

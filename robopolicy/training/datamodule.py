@@ -13,12 +13,11 @@ from torch import distributed
 
 from robopolicy import __version__
 from robopolicy.components import ConfigError, component_of, require
-from robopolicy.demos.actions import describe_action_spec
-from robopolicy.demos.findings import gripper_openings, opening_ends
+from robopolicy.demos.actions import describe_action_spec, gripper_openings, opening_ends
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.hdf5 import TOKENS_PADDED
 from robopolicy.demos.provenance import WatchedFiles, fingerprint
-from robopolicy.demos.rows import DemoRows, load_rows, read_flags, row_types
+from robopolicy.demos.rows import DemoRows, load_rows, row_types
 from robopolicy.demos.store import DemoStore
 from robopolicy.experiment.building import DemoFacts, action_normalizer
 from robopolicy.experiment.config import ExperimentConfig
@@ -28,7 +27,13 @@ from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import Vocabulary
 from robopolicy.training.encode import require_one_encoder
 from robopolicy.training.loader import BatchLoader, Carried, InOrder, Shuffled
-from robopolicy.training.selection import choose_action_spec, choose_keys, pooling_ahead, split_names
+from robopolicy.training.selection import (
+    choose_action_spec,
+    choose_keys,
+    intervention_weights,
+    pooling_ahead,
+    split_names,
+)
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ActionSpec, ArraySpec, Batch
 
 LOG = logging.getLogger(__name__)
@@ -97,10 +102,10 @@ class DemoDataModule(LightningDataModule):
         images = [] if self._read_images else [key for key in wanted if key in types and len(types[key][0]) == 3]
         read = [key for key in wanted if key not in images]
         self._train = train = self._load(chosen, read)
-        self._row_weights = self._intervention_weights(chosen)
+        self._row_weights = intervention_weights(self._readers, chosen, data)
         self._valid = self._load(held_out, read) if any(held_out) else None
         self.action_spec = choose_action_spec(self._readers, train, data)
-        specs = {key: _spec(train, key) for key in read}
+        specs = {key: train.spec(key) for key in read}
         # Memory may hold fewer tokens than the file: pooling may already have been applied.
         in_file = (*images, *({TOKENS_KEY} & specs.keys()))
         specs |= {key: ArraySpec(types[key][0], types[key][1].name) for key in in_file}
@@ -242,19 +247,6 @@ class DemoDataModule(LightningDataModule):
         pool = pooling_ahead(self.experiment.encoder, self.experiment.pooling)
         return load_rows(sources, keys, placement=data.placement, device=self.device, threads=threads, pool_tokens=pool)
 
-    def _intervention_weights(self, names: Sequence[Sequence[str]]) -> np.ndarray | None:
-        """Sampling weight of each row of the training split as the start of a segment; None: all equal."""
-        weight = self.experiment.data.intervention_weight
-        if weight is None:
-            return None
-        operated = read_flags(list(zip(self._readers, names, strict=True)), "intervention")
-        require(
-            operated.any(),
-            "--data.intervention_weight: no step with `intervention` 1; record with run --intervene",
-        )
-        LOG.info("operator  had the robot in %d of %d steps", operated.sum(), operated.size)
-        return np.where(operated, weight, 1.0)
-
     def _take_statistics(self, train: DemoRows) -> None:
         """Compute the statistics of the training split; the forms of rotations are fitted to it too."""
         scaling = self.experiment.normalization
@@ -303,10 +295,3 @@ def _process() -> tuple[int, int]:
     if distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
-
-
-def _spec(rows: DemoRows, key: str) -> ArraySpec:
-    if key in rows.low_dim:
-        return ArraySpec(tuple(rows.low_dim[key].shape[1:]), "float32")
-    wide = rows.large[key]
-    return ArraySpec(tuple(wide.shape), str(wide.dtype).removeprefix("torch."))

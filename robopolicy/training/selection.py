@@ -12,7 +12,7 @@ from robopolicy.components import ConfigError, build, require
 from robopolicy.demos.actions import infer_action_spec
 from robopolicy.demos.findings import LEAST_STROKE, gripper_findings
 from robopolicy.demos.formats import DemoReader
-from robopolicy.demos.rows import DemoRows, TokenPooling, row_types
+from robopolicy.demos.rows import DemoRows, TokenPooling, read_flags, row_types
 from robopolicy.experiment.config import DataConfig
 from robopolicy.model.encoders.precomputed import PrecomputedOptions
 from robopolicy.model.poolings.max import MaxOptions
@@ -152,6 +152,22 @@ def _ends(actions: np.ndarray, column: int, ends: tuple[float, float]) -> tuple[
         return ends
     LOG.info("gripper   action %d holds %g .. %g; the first end is taken to be %g", column, low, high, high)
     return high, low
+
+
+def intervention_weights(
+    readers: Sequence[DemoReader], names: Sequence[Sequence[str]], data: DataConfig
+) -> np.ndarray | None:
+    """Sampling weight of each row of these demos as the start of a segment; None: all equal.
+
+    Raises:
+        ConfigError: the config weighs interventions, and the demos hold none.
+    """
+    if data.intervention_weight is None:
+        return None
+    operated = read_flags(list(zip(readers, names, strict=True)), "intervention")
+    require(operated.any(), "--data.intervention_weight: no step with `intervention` 1; record with run --intervene")
+    LOG.info("operator  had the robot in %d of %d steps", operated.sum(), operated.size)
+    return np.where(operated, data.intervention_weight, 1.0)
 
 
 def pooling_ahead(encoder: Any, pooling: Any) -> TokenPooling | None:

@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
+from robopolicy.demos.actions import gripper_openings, opening_ends
 from robopolicy.demos.findings import (
     KeySummary,
     action_findings,
     copied_share,
     demo_notes,
     demo_problems,
-    gripper_openings,
     holds_last_action,
-    opening_ends,
     set_findings,
 )
 from robopolicy.types import ActionSpec, Demo

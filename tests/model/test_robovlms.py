@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional
 
 from robopolicy.experiment import load_policy, read_provenance
-from robopolicy.experiment.robovlms import CheckpointOptions, convert_checkpoint
+from robopolicy.experiment.robovlms import CheckpointOptions, calvin_statistics, convert_checkpoint
 from robopolicy.model.losses import action_loss
 from robopolicy.model.normalization import ActionNormalizer
 from robopolicy.model.policy_head import PolicyHead
-from robopolicy.model.robovlms import RoboVlmsError, calvin_statistics, read_head
+from robopolicy.model.robovlms import RoboVlmsError, read_head
 from robopolicy.types import ActionSpec, Chunk
 
 D, H, W, K, A, LAYERS = 12, 16, 4, 3, 6, 2
