@@ -93,7 +93,7 @@ def _collect(options: Namespace, shard: Shard) -> int:
                     writer.write_together(episode.demos)
                     bar.advance(progress)
     if shard.first:
-        before = f" in addition to {done} before" if done else ""
+        before = f" in addition to {done} collected earlier" if done else ""
         say(
             f"collected {tally.tried - tally.failed} episodes of {options.task}{before}: {tally.demos} demos, "
             f"{tally.steps} steps; {tally.failed} of {tally.tried} tries failed; limited commands "
@@ -163,7 +163,7 @@ class _Tally:
             self.failed += 1
         if episode.faults:
             LOG.warning(
-                "seed %d counts as a failure: the simulation broke (%s)", episode.seed, ", ".join(episode.faults)
+                "seed %d counts as a failure because of a simulator fault (%s)", episode.seed, ", ".join(episode.faults)
             )
 
 

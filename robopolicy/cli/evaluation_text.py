@@ -131,7 +131,7 @@ def print_evaluation(result: Evaluation) -> None:
         shown = ", ".join(map(str, result.failed_seeds[:20]))
         say(f"failed    seeds {shown}{' ...' if len(result.failed_seeds) > 20 else ''}")
     for fault, seeds in result.faults.items():
-        say(f"BROKEN    {len(seeds)} episodes count as failures: {fault} of the simulation, seeds {list(seeds)[:20]}")
+        say(f"FAULTS    {len(seeds)} episodes failed because of a simulator fault ({fault}): seeds {list(seeds)[:20]}")
     rate = result.env_steps / result.wall_s
     say(
         f"time      {result.wall_s:.1f} s: inference {result.inference_s:.1f} s, sim {result.physics_s:.1f} s; "

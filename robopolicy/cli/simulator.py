@@ -103,14 +103,14 @@ def open_worlds(
 
 
 def filming(policy: Policy) -> tuple[str, ...]:
-    """The camera to film a policy without cameras by; empty for one that has some."""
+    """The camera that films a policy without cameras; empty if the policy has cameras."""
     return () if policy.spec.cameras else ("front",)
 
 
 def success_in_simulator(
     task: str, episodes: int, simulator: Mapping[str, Any], execution: ExecutionOptions | None = None
 ) -> Callable[[Any], float]:
-    """Gives a policy's success rate on seeds that neither demos, practice nor reported evaluations use.
+    """A function that measures a policy's success rate, on seeds that no demos, practice or reported evaluations use.
 
     Args:
         task: task of the simulator.

@@ -116,7 +116,9 @@ def summary_lines(report: FileReport) -> list[tuple[str, str]]:
         lines.append(("rate", f"{report.action_spec.rate_hz:g} Hz" if report.action_spec.rate_hz else "not declared"))
         lines.append(("actions", describe_action_spec(report.action_spec)))
         if (copied := copied_share(list(report.actions.values()), report.action_spec)) is not None:
-            lines.append(("copycat", f"the last action predicts {max(copied, 0.0):.0%} of the arm's next"))
+            lines.append(
+                ("copycat", f"the last action explains {max(copied, 0.0):.0%} of the variance of the arm's next one")
+            )
     texts = [f"{text!r} x {count}" for text, count in report.instructions.most_common(SHOWN) if text]
     more = f", {len(report.instructions) - SHOWN} more" if len(report.instructions) > SHOWN else ""
     lines.append(("instructions", ", ".join(texts) + more if texts else "none"))

@@ -103,7 +103,7 @@ class DemoFile(DemoReader):
         return self._datasets(name)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """One demo, its images as `images.as_image` makes them; `keys` limits which observations are read.
+        """One demo, its images in the form of `images.as_image`; `keys` limits which observations are read.
 
         A demo without the attribute `instruction` gets the one in `ep_meta`, where RoboCasa keeps it.
 

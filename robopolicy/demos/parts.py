@@ -213,7 +213,7 @@ def _left_behind(folder: Path) -> list[Path]:
 
 
 def _locked_folder(folder: Path) -> int:
-    """A descriptor of the folder, created if missing, and locked; not one of a link or of a folder removed in the meantime."""
+    """A locked descriptor of the folder, which is created if missing; never of a link, or of a folder that was removed."""
     while True:
         with suppress(FileExistsError):
             folder.mkdir()

@@ -76,7 +76,7 @@ def _faults(faults: Mapping[str, Sequence[int]]) -> str:
     if not faults:
         return ""
     rows = [(fault, len(seeds), ", ".join(map(str, seeds))) for fault, seeds in faults.items()]
-    return f"<h2>The simulator broke</h2>{table(('fault', 'episodes', 'seeds'), rows)}"
+    return f"<h2>Simulator faults</h2>{table(('fault', 'episodes', 'seeds'), rows)}"
 
 
 def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> list[str]:
@@ -93,7 +93,7 @@ def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> li
     return parts
 
 
-def _video(images: np.ndarray, path: Path, caption: str, fps: float) -> str:
+def _video(images: np.ndarray, path: Path, caption: str, fps: float = 20.0) -> str:
     """A video, written beside the page and embedded in it."""
     data = base64.b64encode(write_video(images, path, fps).read_bytes()).decode()
     video = f"<video controls loop muted autoplay playsinline src='data:video/mp4;base64,{data}'></video>"
@@ -101,7 +101,7 @@ def _video(images: np.ndarray, path: Path, caption: str, fps: float) -> str:
 
 
 def write_side_by_side(
-    folder: Path, runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Any]]], videos: int = 4, fps: float = 20.0
+    folder: Path, runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Any]]], videos: int = 4
 ) -> Path:
     """Write `report.html` with several policies on the same seeds, and videos of the same seed beside each other.
 
@@ -111,7 +111,6 @@ def write_side_by_side(
         folder: folder of the page; created if missing.
         runs: name -> (`Evaluation.to_dict()`, recorded episodes), of one task and the same seeds.
         videos: number of seeds to show of each group.
-        fps: images per second of the videos.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = {name: result for name, (result, _) in runs.items()}
@@ -137,7 +136,7 @@ def write_side_by_side(
             ends = ", ".join(f"{'solved' if e.success else 'failed'} in {e.steps} steps" for e in episodes)
             caption = f"seed {seed}: {episodes[0].instruction}; {ends}"
             images = side_by_side([episode_images(episode) for episode in episodes])
-            figures.append(_video(images, folder / f"seed_{seed}.mp4", caption, fps))
+            figures.append(_video(images, folder / f"seed_{seed}.mp4", caption))
         parts.append(f"<h2>Solved by {html.escape(who)}: {len(seeds)} seeds</h2>{''.join(figures)}")
     order = f"<p>In each video, from left to right: {html.escape(', '.join(runs))}.</p>" if videos else ""
     title = f"{next(iter(results.values()))['task']}: {len(runs)} policies on the same seeds"

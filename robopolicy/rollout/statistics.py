@@ -11,6 +11,9 @@ from robopolicy.rollout.episodes import Episode, Timing
 
 LOG = logging.getLogger(__name__)
 
+Z = 1.959964
+"""Quantile of the normal distribution for 95 % intervals."""
+
 
 class SeenSeedsError(ValueError):
     """Some seeds to be evaluated are among those of the policy's training demos."""
@@ -143,25 +146,27 @@ def _in_a_row(episodes: Sequence[Episode], count: int) -> list[float]:
 
 
 def _faults(episodes: Sequence[Episode]) -> dict[str, list[int]]:
-    """Seeds of the episodes in which the simulation broke, by fault; also logged as warnings."""
+    """Seeds of the episodes with a simulator fault, by fault; also logged as warnings."""
     faults: dict[str, list[int]] = defaultdict(list)
     for episode in episodes:
         for fault in episode.faults:
             faults[fault].append(episode.seed)
     for fault, seeds in faults.items():
-        LOG.warning("%d episodes count as failures: the simulation broke (%s), seeds %s", len(seeds), fault, seeds)
+        LOG.warning(
+            "%d episodes count as failures because of a simulator fault (%s): seeds %s", len(seeds), fault, seeds
+        )
     return dict(faults)
 
 
-def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a success rate; 95 % by default (Wilson 1927)."""
+def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a success rate (Wilson 1927)."""
     if not 0 <= successes <= episodes or episodes == 0:
         raise ValueError(
             f"{successes} successes of {episodes} episodes; expected 0 <= successes <= episodes, episodes > 0"
         )
-    rate, spread = successes / episodes, z * z / episodes
+    rate, spread = successes / episodes, Z**2 / episodes
     centre = (rate + spread / 2) / (1 + spread)
-    half = z * math.sqrt(rate * (1 - rate) / episodes + spread / (4 * episodes)) / (1 + spread)
+    half = Z * math.sqrt(rate * (1 - rate) / episodes + spread / (4 * episodes)) / (1 + spread)
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == episodes else centre + half
     return low, high

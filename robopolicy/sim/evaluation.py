@@ -85,7 +85,6 @@ def evaluate(
     seeds: Sequence[int],
     execution: ExecutionOptions | None = None,
     *,
-    provenance: Mapping[str, Any] | None = None,
     record: bool = False,
     sink: list[Episode] | None = None,
 ) -> Evaluation:
@@ -96,11 +95,10 @@ def evaluate(
         env: worlds of the task, autoreset disabled.
         seeds: one episode each.
         execution: which action of which chunk is executed when; None: as the policy was trained.
-        provenance: kept in the result.
         record: keep a demo of every episode, for videos.
         sink: where to append the episodes.
     """
-    result = evaluate_shard(policy, env, seeds, execution, Shard(), provenance=provenance, record=record, sink=sink)
+    result = evaluate_shard(policy, env, seeds, execution, Shard(), record=record, sink=sink)
     assert result is not None
     return result
 
@@ -124,7 +122,7 @@ def evaluate_shard(
         seeds: of all processes together.
         execution: as for `evaluate`.
         shard: this process.
-        provenance: as for `evaluate`.
+        provenance: kept in the result.
         record: as for `evaluate`.
         sink: where the first process appends all episodes.
     """

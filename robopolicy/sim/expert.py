@@ -16,7 +16,7 @@ from robopolicy.arrays import like, namespace, row
 from robopolicy.components import Options, option
 from robopolicy.control.kinematics import damped_least_squares, pose_and_jacobian, rotation_vector
 from robopolicy.control.targets import POSITION_SCALE_M, ROTATION_SCALE_RAD, joint_targets
-from robopolicy.rollout.episodes import Episode, Timing, run_episodes
+from robopolicy.rollout.episodes import Episode, run_episodes
 from robopolicy.sim.device_rollout import run_episodes_on_device
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.tasks import State
@@ -225,10 +225,9 @@ def collect(
     noise: ActionNoise,
     *,
     record: bool = True,
-    timing: Timing | None = None,
 ) -> Iterator[Episode]:
     """Expert episodes, one per seed, in the order in which they end; failures too, for the caller to drop and count."""
     if env.on_device:
         actor = DeviceExpertActor(env, noise, seeds)
-        return run_episodes_on_device(env, actor, seeds, record=record, timing=timing)
-    return run_episodes(env, ExpertActor(env, noise), seeds, record=record, timing=timing)
+        return run_episodes_on_device(env, actor, seeds, record=record)
+    return run_episodes(env, ExpertActor(env, noise), seeds, record=record)

@@ -1,5 +1,6 @@
 """The run folder during training: checks for an existing run, the lock, the resume file."""
 
+import fcntl
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,6 @@ from robopolicy.experiment.reading import config_from_dict, config_to_dict, flat
 from robopolicy.experiment.run_folder import CONFIG, DESCRIPTION
 from robopolicy.files import remove_unfinished, require_regular
 from robopolicy.options import read_yaml
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: two trainings into one folder are not noticed there
-    fcntl = None
 
 RESUME_FILE = "resume.ckpt"
 METRICS_FILE = "metrics.json"
@@ -85,7 +81,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         OSError: the lock's path is taken by a link or something else that is not a file.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    if rank_zero_only.rank != 0 or fcntl is None:
+    if rank_zero_only.rank != 0:
         yield
         return
     require_regular(run_dir / LOCK_FILE)
