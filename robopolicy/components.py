@@ -240,8 +240,7 @@ def section_of(family: str, kind: str) -> str:
 
 
 def _require_family(family: str) -> None:
-    if family not in FAMILIES:
-        raise ConfigError(f"unknown component family {family!r}; choose one of {', '.join(FAMILIES)}")
+    require(family in FAMILIES, f"unknown component family {family!r}; choose one of {', '.join(FAMILIES)}")
 
 
 def _built_in(family: str) -> dict[str, tuple[str, Path]]:

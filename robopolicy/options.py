@@ -95,8 +95,7 @@ def read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
         ConfigError: the file is missing, not text, not YAML, or does not hold a mapping.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} file")
+    require(path.is_file(), f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} file")
     is_json = path.suffix == ".json"
     try:
         text = path.read_text(encoding="utf-8")

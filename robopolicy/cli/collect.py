@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file
-from robopolicy.cli.parsing import REQUIRED, parse, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, at_least, parse, verb_parser
 from robopolicy.cli.simulator import SIMULATOR, check_simulator, simulator_facts, simulator_options
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.demos.guarded import parts_folder
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
 from robopolicy.demos.parts import begun
@@ -60,7 +60,7 @@ def collect(arguments: Sequence[str]) -> int:
     )
     options = parse(parser, arguments)
     check_simulator(options)
-    require(options, 1, "image_size")
+    at_least(options, 1, "image_size")
     if options.style is not None:
         options.task_options = options.task_options | {"style": options.style}
     if not options.noise:
@@ -203,8 +203,7 @@ def _check_out(out: Path, options: Namespace) -> None:
     check_file("--out", out)
     if (found := begun(out)) is None:
         return
-    if not options.resume:
-        raise ConfigError(f"{found} exists; choose another --out, or --resume to continue it")
+    require(options.resume, f"{found} exists; choose another --out, or --resume to continue it")
     with DemoFile(found) as demos:
         about = demos.attributes["env_args"]
     wanted = _env_args(options)

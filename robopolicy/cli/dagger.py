@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import REQUIRED, imported, parse_experiment, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, at_least, imported, parse_experiment, verb_parser
 from robopolicy.cli.simulator import SIMULATOR, open_practice, options_on_host, success_in_simulator
 from robopolicy.components import ConfigError
 from robopolicy.experiment import open_policy, read_provenance
@@ -108,8 +108,8 @@ def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
     Raises:
         ConfigError: an option is wrong.
     """
-    require(options, 1, "episodes", "num_envs")
-    require(options, 0, "eval_episodes")
+    at_least(options, 1, "episodes", "num_envs")
+    at_least(options, 0, "eval_episodes")
     if options.episodes > SEEDS_PER_ROUND:
         raise ConfigError(f"--episodes is {options.episodes}; expected at most {SEEDS_PER_ROUND}")
     if config.task is None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from robopolicy.cli import say
 from robopolicy.cli.outputs import write_json
 from robopolicy.cli.parsing import FLOW_STEPS, GROUP, POLICY, REQUIRED, of_group, opened, parse, verb_parser
-from robopolicy.components import ConfigError
+from robopolicy.components import require
 from robopolicy.control.export import export_policy
 from robopolicy.control.profile import PROFILES, read_profile
 from robopolicy.demos.hdf5 import DemoFile
@@ -172,8 +172,7 @@ def pull(arguments: Sequence[str]) -> int:
         ),
     )
     options = parse(parser, arguments)
-    if not options.limit_gb > 0:
-        raise ConfigError(f"--limit-gb is {options.limit_gb}; expected more than 0")
+    require(options.limit_gb > 0, f"--limit-gb is {options.limit_gb}; expected more than 0")
     pulled = sharing.pull(options.url, options.folder, options.limit_gb)
     if pulled.left_out:
         say(f"left out  {', '.join(pulled.left_out)}")

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 
 from robopolicy.cli import say
 from robopolicy.cli.parsing import execution_of, opened
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.control.execution import ExecutionOptions, require_supported
 from robopolicy.control.profile import RobotProfile
 from robopolicy.control.replay import CHUNK, JOINTS, REFERENCE, Record, RecordedStream, along_path
@@ -60,8 +60,7 @@ def driver_of(options: Namespace) -> Driver:
         ConfigError: no driver is given, or several, or it does not declare its actions.
     """
     given = [name for name in ("policy", "server", "replay") if options[name] is not None]
-    if len(given) != 1:
-        raise ConfigError("give one of: a policy's folder, --server HOST:PORT, or --replay FILE")
+    require(len(given) == 1, "give one of: a policy's folder, --server HOST:PORT, or --replay FILE")
     return {"policy": _local, "server": _served, "replay": _replayed}[given[0]](options)
 
 
@@ -184,11 +183,11 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
         return driver
     seen, spec = driven(robot, "observe").obs, driver.spec.action
     for key, expected in driver.spec.observation.items():
-        if key not in seen:
-            raise ConfigError(
-                f"the policy reads {key!r}, which robot {name} doesn't observe; it has: {', '.join(sorted(seen))}. Train "
-                "without it (--data.obs_keys, --data.cameras), or let the robot observe it"
-            )
+        require(
+            key in seen,
+            f"the policy reads {key!r}, which robot {name} doesn't observe; it has: {', '.join(sorted(seen))}. Train "
+            "without it (--data.obs_keys, --data.cameras), or let the robot observe it",
+        )
         found = tuple(np.shape(seen[key]))
         if key == JOINTS and found != expected.shape == (spec.width,) and spec.kind == "absolute":
             say(f"qpos      passed to the policy in its action's {spec.width} columns: joints and grippers")

@@ -17,12 +17,12 @@ from robopolicy.cli.parsing import (
     POLICY,
     REQUIRED,
     Option,
+    at_least,
     execution_of,
     execution_options,
     of_group,
     opened,
     parse,
-    require,
     verb_parser,
 )
 from robopolicy.cli.simulator import (
@@ -111,7 +111,7 @@ def _parser() -> ArgumentParser:
 def _check_options(options: Namespace) -> None:
     """Check before the episodes that their result can be written."""
     check_simulator(options)
-    require(options, 0, "videos")
+    at_least(options, 0, "videos")
     if options.videos and not options.report:
         raise ConfigError(f"--videos {options.videos} without a page to show them in; give --report FOLDER")
     if options.report and len(set(options.policy)) < len(options.policy):
@@ -129,7 +129,7 @@ def _check_options(options: Namespace) -> None:
     if options.env and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--env runs in one process of torchrun; for several copies use --env-copies")
     if options.env_copies is not None:
-        require(options, 1, "env_copies")
+        at_least(options, 1, "env_copies")
 
 
 def check_environment(options: Namespace) -> None:

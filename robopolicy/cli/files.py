@@ -11,8 +11,8 @@ from rich.progress import track
 
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file, check_folder
-from robopolicy.cli.parsing import REQUIRED, field_options, made_from, parse, require, verb_parser
-from robopolicy.components import ConfigError
+from robopolicy.cli.parsing import REQUIRED, at_least, field_options, made_from, parse, verb_parser
+from robopolicy.components import ConfigError, require
 from robopolicy.demos import check as demo_check
 from robopolicy.demos.check_report import print_report
 from robopolicy.demos.edit import Edit, edit_demos, read_instructions
@@ -103,8 +103,7 @@ def convert(arguments: Sequence[str]) -> int:
         *field_options(CheckpointOptions, "For RoboVLMs checkpoints. "),
     )
     options = parse(parser, arguments)
-    if "://" not in options.source and not Path(options.source).exists():
-        raise ConfigError(f"{options.source}: no such file or folder")
+    require("://" in options.source or Path(options.source).exists(), f"{options.source}: no such file or folder")
     check_folder("convert", Path(options.target).parent)
     if Path(options.source).suffix in CHECKPOINT_ENDINGS:
         say(f"policy    {convert_checkpoint(options.source, options.target, made_from(CheckpointOptions, options))}")
@@ -153,7 +152,7 @@ def edit(arguments: Sequence[str]) -> int:
     outputs = {options.out: "all"} if options.out is not None else _words("--split", options.split)
     for path in outputs:
         check_folder("--split" if options.split else "--out", Path(path).parent)
-    require(options, 0, "seed")
+    at_least(options, 0, "seed")
     changes = Edit(
         drop_keys=options.drop_keys,
         rename=_words("--rename", options.rename),
@@ -185,10 +184,8 @@ def _words(option: str, words: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in words:
         key, equals, text = word.rpartition("=")
-        if not (key and equals and text):
-            raise ConfigError(f"{option}: {word!r} is not NAME=VALUE")
-        if key in found:
-            raise ConfigError(f"{option} names {key!r} twice; expected each name once")
+        require(key and equals and text, f"{option}: {word!r} is not NAME=VALUE")
+        require(key not in found, f"{option} names {key!r} twice; expected each name once")
         found[key] = text
     return found
 
@@ -248,11 +245,12 @@ def encode(arguments: Sequence[str]) -> int:
         ("--out", str | None, None, "new demo file with the tokens; default: X.tokens.hdf5 beside X.hdf5"),
     )
     options = parse(parser, arguments)
-    if "://" in options.file:
-        raise ConfigError(f"{options.file}: tokens are written beside the file; copy it to this machine first")
-    require(options, 0, "tiles")
+    require(
+        "://" not in options.file, f"{options.file}: tokens are written beside the file; copy it to this machine first"
+    )
+    at_least(options, 0, "tiles")
     if options.prompt_tokens is not None:
-        require(options, 1, "prompt_tokens")
+        at_least(options, 1, "prompt_tokens")
     reading = Reading(options.readout, options.layer, tiles=options.tiles)
     how = EncodeOptions(
         tuple(options.cameras), options.template, options.prompt_tokens, reading, options.dtype, options.device

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli import say
 from robopolicy.cli.evaluate import ENVIRONMENT, check_environment, read_env_map
 from robopolicy.cli.outputs import check_folder
-from robopolicy.cli.parsing import REQUIRED, field_options, made_from, parse, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, at_least, field_options, made_from, parse, verb_parser
 from robopolicy.cli.simulator import (
     SELECTION_SEED,
     SIMULATOR,
@@ -32,7 +32,7 @@ from robopolicy.training.reinforce import PPOConfig
 def improve(arguments: Sequence[str]) -> int:
     """Improve a policy by recurrent PPO; returns the exit code."""
     options = parse(_parser(), arguments)
-    require(options, 1, "num_envs", "eval_episodes")
+    at_least(options, 1, "num_envs", "eval_episodes")
     check_environment(options)
     check_folder("--run-dir", options.run_dir)
     config = made_from(ImproveConfig, options)

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.files import require_regular, write_file
 
 
@@ -32,8 +32,7 @@ def check_folder(option: str, folder: str | Path) -> None:
     there = Path(folder).absolute()
     while not there.exists():
         there = there.parent
-    if not there.is_dir():
-        raise ConfigError(f"{option} {folder}: {there} is a file, where a folder must be")
+    require(there.is_dir(), f"{option} {folder}: {there} is a file, where a folder must be")
     try:
         with tempfile.TemporaryFile(dir=there):
             pass

@@ -13,7 +13,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
 from robopolicy.cli import say
-from robopolicy.components import ConfigError, component, find_in_current_folder, kinds, load_plugins
+from robopolicy.components import ConfigError, component, find_in_current_folder, kinds, load_plugins, require
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.experiment import open_policy
 from robopolicy.experiment.config import ExperimentConfig
@@ -121,7 +121,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise ConfigError(f"{where}{_plain_message(parser, error)}; see {parser.prog} --help") from error
 
 
-def require(options: Namespace, low: int, *names: str) -> None:
+def at_least(options: Namespace, low: int, *names: str) -> None:
     """Refuse a number below `low`.
 
     Raises:
@@ -235,8 +235,7 @@ def imported(flag: str, source: str, argument: str) -> Callable[[Any], Any]:
         made = getattr(importlib.import_module(module), factory)
     except Exception as error:
         raise ConfigError(f"{flag} {source} can't be imported: {type(error).__name__}: {one_line(error)}") from error
-    if not callable(made):
-        raise ConfigError(f"{flag} {source} is not callable; expected a function of {argument}")
+    require(callable(made), f"{flag} {source} is not callable; expected a function of {argument}")
     return made
 
 

@@ -10,7 +10,7 @@ import yaml
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import REQUIRED, parse, verb_parser
-from robopolicy.components import ConfigError
+from robopolicy.components import require
 from robopolicy.control.profile import RobotProfile, profile_from_dict
 
 
@@ -29,8 +29,7 @@ def profile(arguments: Sequence[str]) -> int:
     )
     options = parse(parser, arguments)
     check_file("--out", options.out)
-    if Path(options.out).exists():
-        raise ConfigError(f"--out {options.out} exists; choose another file")
+    require(not Path(options.out).exists(), f"--out {options.out} exists; choose another file")
     values = profile_values(Path(options.description), options.tool, options.base)
     values["opening_m"] = options.opening_m
     made = profile_from_dict(values, options.description)

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_file
 from robopolicy.cli.parsing import POLICY, REQUIRED, of_group, opened, parse, verb_parser
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.demos.formats import open_demos
 from robopolicy.report.comparison import write_comparison
 from robopolicy.report.policy_page import write_policy_page
@@ -63,8 +63,7 @@ def view(arguments: Sequence[str]) -> int:
         show_in_rerun(demo, 1 / (rate_hz or RATE_HZ))
         return 0
     out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.mp4")
-    if out.suffix not in VIDEO_ENDINGS:
-        raise ConfigError(f"--out {out}: expected a name that ends in {' or '.join(VIDEO_ENDINGS)}")
+    require(out.suffix in VIDEO_ENDINGS, f"--out {out}: expected a name that ends in {' or '.join(VIDEO_ENDINGS)}")
     check_file("--out", out)
     say(f"video     {write_video(demo_images(demo), out, rate_hz or RATE_HZ)}")
     return 0
@@ -72,11 +71,9 @@ def view(arguments: Sequence[str]) -> int:
 
 def _view_policy(demo: Demo, options: Namespace) -> int:
     """Write the HTML page of a policy's predictions on a demo; returns the exit code."""
-    if options.rerun:
-        raise ConfigError("--rerun shows the demo without a policy; drop --rerun or --policy")
+    require(not options.rerun, "--rerun shows the demo without a policy; drop --rerun or --policy")
     out = Path(options.out) if options.out else Path(options.file).with_suffix(f".{demo.name}.html")
-    if out.suffix != ".html":
-        raise ConfigError(f"--out {out}: with --policy a page is written; expected .html at its end")
+    require(out.suffix == ".html", f"--out {out}: with --policy a page is written; expected .html at its end")
     check_file("--out", out)
     policy = opened(options, of_group(options.policy, options.group))
     say(f"page      {write_policy_page(policy, demo, out, f'{options.policy} on {options.file}')}")

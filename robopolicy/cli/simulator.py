@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
-from robopolicy.cli.parsing import Option, require
-from robopolicy.components import ConfigError
+from robopolicy.cli.parsing import Option, at_least
+from robopolicy.components import ConfigError, require
 from robopolicy.control.execution import ExecutionOptions
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.report.video import episode_images, write_video
@@ -45,8 +45,8 @@ def check_simulator(options: Namespace) -> None:
     Raises:
         ConfigError: in one line that names the option.
     """
-    require(options, 1, "episodes", "num_envs")
-    require(options, 0, "seed")
+    at_least(options, 1, "episodes", "num_envs")
+    at_least(options, 0, "seed")
     if options.seed + options.episodes > MAX_SEED:
         raise ConfigError(f"--seed is {options.seed}; expected at most {MAX_SEED - options.episodes}")
 
@@ -167,8 +167,7 @@ def check_actions(policy: ChunkPolicy, task: str, width: int) -> None:
     from robopolicy.sim.tasks import make_task
 
     spec = policy.action_spec
-    if spec.width != width:
-        raise ConfigError(f"the policy gives {spec.width} action columns; task {task} takes {width}")
+    require(spec.width == width, f"the policy gives {spec.width} action columns; task {task} takes {width}")
     if make_task(task).needs_gripper and not spec.gripper_width and not spec.continuous_gripper:
         raise ConfigError(
             f"the policy moves no gripper (its action columns: {spec.arm_width} arm, {len(spec.constant)} constant), which "

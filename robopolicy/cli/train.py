@@ -10,7 +10,7 @@ from robopolicy.cli import say
 from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import REQUIRED, parse_experiment, verb_parser
 from robopolicy.cli.simulator import success_in_simulator
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.experiment.config import ExperimentConfig
 from robopolicy.training.start import Start
 
@@ -55,8 +55,7 @@ def _start(options: Namespace) -> Start | None:
     """The run to start from, as the options say; None without `--start`."""
     if options.start is None:
         for option in ("statistics", "freeze"):
-            if options[option]:
-                raise ConfigError(f"--{option} without --start; give --start RUN")
+            require(not options[option], f"--{option} without --start; give --start RUN")
         return None
     parts = [part for given in options.freeze for part in given.split(",") if part]
     return Start(options.start, options.statistics or "keep", tuple(parts))

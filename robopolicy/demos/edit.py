@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.demos.edit_readers import Chosen, Merged, OtherKeys, Resampled, TrimmedIdle
 from robopolicy.demos.formats import DemoReader, open_demos
 from robopolicy.demos.formats._conversion import write_new
@@ -241,8 +241,7 @@ def _chosen(merged: Merged, changes: Edit) -> list[str]:
     """The names that are selected and not dropped."""
     select, drop = (_named(words, merged) for words in (changes.select, changes.drop))
     names = [name for name in merged.names if (name in select or not changes.select) and name not in drop]
-    if not names:
-        raise ConfigError(f"no demo is left of {len(merged.names)}; select more or drop fewer")
+    require(names, f"no demo is left of {len(merged.names)}; select more or drop fewer")
     return names
 
 

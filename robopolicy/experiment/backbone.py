@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robopolicy.components import ConfigError
+from robopolicy.components import ConfigError, require
 from robopolicy.model.encoders._tokens import FrameTokens
 from robopolicy.model.inputs import checked_inputs, instruction_entries
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Array, ArraySpec, Observation, Policy, Prediction
@@ -123,10 +123,10 @@ def bind_backbone(
     Raises:
         ConfigError: the policy reads no tokens, nothing is recorded, or the backbone is not the recorded one.
     """
-    if TOKENS_KEY not in policy.spec.observation:
-        raise ConfigError(
-            f"--backbone is for a policy that reads {TOKENS_KEY!r}; this one reads: {', '.join(policy.spec.observation)}"
-        )
+    require(
+        TOKENS_KEY in policy.spec.observation,
+        f"--backbone is for a policy that reads {TOKENS_KEY!r}; this one reads: {', '.join(policy.spec.observation)}",
+    )
     if not recorded:
         raise ConfigError(
             "the run folder doesn't record which backbone made its training tokens; only files that `robopolicy encode` "
@@ -137,6 +137,5 @@ def bind_backbone(
         return LivePolicy(policy, backbone, prompted)
     if backbone == AUTO:
         backbone = str(recorded.get("source", ""))
-        if not backbone:
-            raise ConfigError("the run folder names no folder of its backbone; give --backbone FOLDER_OR_NAME")
+        require(backbone, "the run folder names no folder of its backbone; give --backbone FOLDER_OR_NAME")
     return LivePolicy(policy, FrameTokens.recorded(recorded, backbone).to(device), prompted)

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 import torch
 
-from robopolicy.components import ConfigError, load_plugins
+from robopolicy.components import ConfigError, load_plugins, require
 from robopolicy.control import runtime
 from robopolicy.experiment.backbone import AUTO, LivePolicy, bind_backbone
 from robopolicy.experiment.run_folder import BACKBONE, GROUPS, CheckpointError, read_policy, read_provenance
@@ -119,8 +119,7 @@ def _set_flow_steps(policy: ChunkPolicy, steps: int) -> None:
     head = policy.head.action_head
     if not hasattr(head, "steps"):
         raise ConfigError(f"--flow-steps {steps} is for the action head flow; this policy has a {type(head).__name__}")
-    if steps < 1:
-        raise ConfigError(f"--flow-steps {steps}: expected 1 or more")
+    require(steps >= 1, f"--flow-steps {steps}: expected 1 or more")
     head.steps = steps  # type: ignore[assignment]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from robopolicy.components import ConfigError, component, load_plugins, options_from, values_of
+from robopolicy.components import ConfigError, component, load_plugins, options_from, require, values_of
 from robopolicy.experiment.config import (
     COMPONENT_SECTIONS,
     DEFAULT_LOSSES,
@@ -128,8 +128,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]
         while not attached and place < len(arguments) and not arguments[place].startswith("--"):
             found.append(arguments[place])
             place += 1
-        if not found:
-            raise ConfigError(f"{word} needs a value")
+        require(found, f"{word} needs a value")
         value = found[0] if len(found) == 1 else found
         given[path] = loaded(value) if path in SECTIONS else value
     return given, rest

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robopolicy.components import ConfigError, Options, component, option
+from robopolicy.components import ConfigError, Options, component, option, require
 from robopolicy.experiment.building import DemoFacts, build_policy
 from robopolicy.experiment.config import DataConfig, ExperimentConfig
 from robopolicy.experiment.run_folder import BACKBONE, save_policy
@@ -130,8 +130,7 @@ def _with_backbone(state: Mapping[str, Any], options: CheckpointOptions, target:
             f"--backbone {source} is a {kind}, whose prompt in RoboVLMs is not known here; give --template with {{images}}, "
             "{instruction} and {action}"
         )
-    if not source.is_dir():
-        raise ConfigError(f"--backbone {source}: no such folder; download the model, and give its folder")
+    require(source.is_dir(), f"--backbone {source}: no such folder; download the model, and give its folder")
     tensors, token = backbone_tensors(state), action_token(state)
     _write_backbone(source, target, tensors, token, options.latent)
     tokenizer, template = load_tokenizer(str(source)), template or known[kind]

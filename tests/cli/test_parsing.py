@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robopolicy.cli import main
-from robopolicy.cli.parsing import REQUIRED, execution_options, parse, parse_experiment, require, verb_parser
+from robopolicy.cli.parsing import REQUIRED, at_least, execution_options, parse, parse_experiment, verb_parser
 from robopolicy.components import ConfigError
 
 
@@ -74,9 +74,9 @@ def test_a_number_below_what_makes_sense_is_refused_by_the_options_name() -> Non
     """Guards against: errors in MuJoCo's words, such as `nsim must be positive` for --num-envs."""
     parser = verb_parser("tried", "A verb.")
     parser.add_argument("--num-envs", type=int, default=1)
-    require(parse(parser, ["--num-envs", "1"]), 1, "num_envs")
+    at_least(parse(parser, ["--num-envs", "1"]), 1, "num_envs")
     with pytest.raises(ConfigError, match="--num-envs is 0; expected 1 or more"):
-        require(parse(parser, ["--num-envs", "0"]), 1, "num_envs")
+        at_least(parse(parser, ["--num-envs", "0"]), 1, "num_envs")
 
 
 @pytest.mark.parametrize("name", ["null", "~", "NULL", "1"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robopolicy.components import ConfigError, Options, option, register
+from robopolicy.components import Options, option, register, require
 from robopolicy.model.encoders.base import EncoderInputs, Encoding, TokenEncoder, perceptron, with_sentence
 from robopolicy.model.statistics import Statistics
 from robopolicy.model.texts import TextTokens
@@ -58,8 +58,7 @@ class ConcatEncoder(TokenEncoder):
         inputs.refuse_cameras("concat")
         inputs.refuse_tokens("concat")
         widths = inputs.key_widths
-        if not widths:
-            raise ConfigError("--encoder.kind concat needs at least one low-dimensional key; give --data.obs_keys")
+        require(widths, "--encoder.kind concat needs at least one low-dimensional key; give --data.obs_keys")
         self.keys = tuple(widths)
         columns = sum(widths.values())
         pairs = min(PAIRS_PER_COLUMN * columns, columns * (columns - 1) // 2) if options.differences else 0

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robopolicy.components import ConfigError, register
+from robopolicy.components import ConfigError, register, require
 from robopolicy.model.texts import TextInputs, TextTokens
 
 
@@ -30,8 +30,7 @@ class SentenceText(nn.Module):
 
     def __init__(self, options: SentenceOptions, inputs: TextInputs) -> None:
         super().__init__()
-        if not options.model:
-            raise ConfigError("--text.kind sentence needs a model; give --text.model FOLDER_OR_NAME")
+        require(options.model, "--text.kind sentence needs a model; give --text.model FOLDER_OR_NAME")
         self.model = options.model
         self.token_count = 1
         self.sentence_width = int(self._load("AutoConfig").hidden_size)
