@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from robopolicy.demos.actions import opening_ends
+from robopolicy.demos.actions import FINGERS, opening_ends
 from robopolicy.demos.formats.base import is_image
 from robopolicy.types import ActionSpec, Demo
 
