@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     import torch
 
 
+_NUMPY = (np.ndarray, np.generic)
+
+
 def namespace(array: Array) -> ModuleType:
     """`numpy` for an array, `torch` for a tensor."""
-    return np if isinstance(array, np.ndarray | np.generic) else sys.modules["torch"]
+    return np if isinstance(array, _NUMPY) else sys.modules["torch"]
 
 
 def like(array: Array, constant: np.ndarray) -> Array:
@@ -48,7 +51,7 @@ def like(array: Array, constant: np.ndarray) -> Array:
 
 def cast(array: Array, other: Array) -> Array:
     """The array with the dtype, and the device, of `other`."""
-    return array.astype(other.dtype) if isinstance(array, np.ndarray | np.generic) else array.to(other)
+    return array.astype(other.dtype) if isinstance(array, _NUMPY) else array.to(other)
 
 
 def copied(array: Array) -> Array:

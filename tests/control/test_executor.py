@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -245,3 +246,30 @@ def test_contradictions_are_refused_in_words():
         executor.action(0.0)
     with pytest.raises(ValueError, match=r"chunk of shape \(2, 4, 3\)"):
         executor.add(torch.zeros(2, 4, 3), CONTROL_DT)
+
+
+@pytest.mark.parametrize("strategy", ["receding", "ensemble", "freeze", "rtc"])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_arrays_and_tensors_give_the_same_actions(strategy, batch):
+    """Guards against: a robot without torch that acts otherwise than the simulation in which its policy was evaluated."""
+    random, width = torch.Generator().manual_seed(0), SPEC.width
+    latency = {"latency_s": 0.1} if strategy in ("freeze", "rtc") else {}
+    options = execution_from({"kind": strategy, "replan_every": 2, "gripper_hysteresis": 0.2, **latency})
+    tensors, arrays = (ChunkExecutor(6, CONTROL_DT, options, batch=batch, action_spec=SPEC) for _ in range(2))
+    for step, actions in enumerate(chunks(30, batch, 6, width)):
+        if step % 7 == 3:
+            actions[..., 1, 0] = math.nan
+        logits = torch.randn(*batch, 6, 1, generator=random, dtype=torch.float64)
+        now_s, seen_s = step * CONTROL_DT, max(step - step % 3, 0) * CONTROL_DT
+        given = tensors.prefix(now_s), arrays.prefix(now_s)
+        if given[0] is not None and given[1] is not None:
+            np.testing.assert_allclose(given[1].actions, given[0].actions.numpy(), rtol=0, atol=1e-12)
+        tensors.add(actions, seen_s, now_s=now_s, gripper_logit=logits)
+        arrays.add(actions.numpy(), seen_s, now_s=now_s, gripper_logit=logits.numpy())
+        np.testing.assert_allclose(arrays.action(now_s), tensors.action(now_s).numpy(), rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(arrays.held, tensors.held.numpy())
+        np.testing.assert_array_equal(arrays.refused, tensors.refused.numpy())
+        if batch and step == 17:
+            done = torch.tensor([False, True, False])
+            tensors.reset(done)
+            arrays.reset(done.numpy())
