@@ -264,7 +264,7 @@ class ChunkExecutor:
         self._plan = xp.zeros_like(actions)
         self._count = xp.zeros_like(actions[..., 0], dtype=xp.int64)
         self._last = self._rest + self._plan[..., 0, :]
-        self._label = xp.zeros_like(actions[..., 0, self._gripper.tolist()], dtype=xp.int64) - 1
+        self._label = xp.zeros_like(actions[..., 0, like(actions, self._gripper)], dtype=xp.int64) - 1
         self._taken = self._merges = self._began = self._count[..., 0]
         """(*B) grid step of the last merge, number of merges, and grid step of the episode's first action."""
         self._observed_s = xp.full_like(self._taken, -math.inf, dtype=xp.float64)
