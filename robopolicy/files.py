@@ -65,7 +65,9 @@ def read_json(path: Path, refuse: type[Exception] = ValueError) -> dict[str, Any
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise refuse(f"{path}: not JSON ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
+        raise refuse(
+            f"{path}: cannot be read as JSON ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from None
     if not isinstance(found, dict):
         raise refuse(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found
@@ -89,7 +91,7 @@ def _remove_files(folder: Path, pattern: str) -> None:
 
 
 def require_regular(path: str | Path) -> None:
-    """Refuse a path at which something other than a regular file is: a link, a folder, a device, a pipe.
+    """Refuse a path that exists but is not a regular file: a link, a folder, a device, a pipe.
 
     Raises:
         OSError: one line that says what is at the path.

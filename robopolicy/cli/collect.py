@@ -20,7 +20,7 @@ from robopolicy.cli.simulator import SIMULATOR, check_simulator, simulator_facts
 from robopolicy.components import ConfigError, require
 from robopolicy.demos.guarded import parts_folder
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.demos.parts import begun
+from robopolicy.demos.parts import file_or_first_part
 from robopolicy.rollout.episodes import Episode
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.evaluation import Shard, open_shard
@@ -86,7 +86,7 @@ def _collect(options: Namespace, shard: Shard) -> int:
     ):
         done = len({*writer.seeds}) if writer else 0
         progress = bar.add_task(f"collect {options.task}", total=options.episodes, completed=done)
-        while seeds := shard.agree(_next_seeds(options, writer, tally, shard) if writer else None):
+        while seeds := shard.broadcast(_next_seeds(options, writer, tally, shard) if writer else None):
             for episode in _gathered(worlds.episodes(shard.part(seeds)), shard):
                 tally.count(episode)
                 if writer and episode.success:
@@ -201,7 +201,7 @@ def _env_args(options: Namespace) -> dict[str, Any]:
 def _check_out(out: Path, options: Namespace) -> None:
     """Refuse a file that exists, or, with `--resume`, one whose demos were collected with other options."""
     check_file("--out", out)
-    if (found := begun(out)) is None:
+    if (found := file_or_first_part(out)) is None:
         return
     require(options.resume, f"{found} exists; choose another --out, or --resume to continue it")
     with DemoFile(found) as demos:

@@ -15,14 +15,14 @@ from typing import IO, Any
 import numpy as np
 
 from robopolicy.demos.hdf5 import DemoFile
-from robopolicy.demos.parts import begun
+from robopolicy.demos.parts import file_or_first_part
 from robopolicy.demos.writer import DemoWriter
 from robopolicy.types import ActionSpec, Demo, one_line
 
 WRITTEN = "recorded"
 """Printed when the demo is in the file."""
 LENGTH = struct.Struct("<Q")
-"""Length of a message [bytes], before each of them."""
+"""Prefix of each message: its length in bytes, 64-bit little-endian."""
 
 
 def framed(message: Mapping[str, Any]) -> bytes:
@@ -34,19 +34,19 @@ def framed(message: Mapping[str, Any]) -> bytes:
 
 
 def write_record(source: IO[bytes], path: Path) -> None:
-    """Write the control steps read from `source` as one demo at the end of the input; write nothing without steps.
+    """Read control steps from `source` until it ends, then write them as one demo; without steps, nothing is written.
 
     Raises:
-        ValueError: the file holds demos with other action columns.
+        ValueError: the demos in the file have a different action spec.
     """
     messages = _messages(source)
     header = next(messages)
     spec = ActionSpec.from_dict(header["action_spec"])
     with DemoWriter(path, env_args=header["env_args"], action_spec=spec, resume=True) as writer:
-        if (found := begun(path)) is not None:
+        if (found := file_or_first_part(path)) is not None:
             with DemoFile(found) as file:
                 if file.action_spec != spec:
-                    raise ValueError("the file holds demos with other action columns; choose another file")
+                    raise ValueError("the demos in the file have a different action spec; choose another file")
         print("ready", flush=True)
         if steps := list(messages):
             writer.write(_demo(steps, "demo_0", header["seed"]))

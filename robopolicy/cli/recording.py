@@ -46,7 +46,7 @@ class DemoRecorder:
         operated: whether the run has an operator.
 
     Raises:
-        ValueError: the file can't be written, or holds demos with other action columns.
+        ValueError: the file can't be written, or its demos have a different action spec.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ OPERATOR_SCHEMES: Mapping[str, tuple[str, dict[str, Any]]] = {"ws": ("leader", {
 
 FLAGS: Mapping[str, tuple[str, Any, str]] = {
     "task": ("task", str, "task of the simulator; default: the demos' own"),
-    "seed": ("seed", int, "seed of the simulated episode; default: the replayed one, else 10000"),
+    "seed": ("seed", int, "seed of the simulated episode; default: that of the replayed episode, otherwise 10000"),
     "command_hz": ("command-hz", float, "commands a second to the simulated robot; default: 1000"),
     "realtime": ("realtime", bool, "false: the simulated robot on a simulated clock, without sleeping; default: true"),
     "ca": ("robot-ca", str, "certificates (PEM) to trust for wss; default: the system's"),
@@ -49,7 +49,7 @@ def make_robot(options: Namespace, driver: Driver) -> Robot:
     """The robot that `--robot` names.
 
     Raises:
-        ConfigError: it has another form, the kind is unknown, or a flag or option is not one of the kind's.
+        ConfigError: the value is in none of the accepted forms, the kind is unknown or lacks the flag or option.
     """
     context = RobotContext(
         control_dt=driver.control_dt,
@@ -79,7 +79,8 @@ def make_operator(source: str, context: OperatorContext) -> Operator:
     """The operator that `--intervene` names, with the device opened.
 
     Raises:
-        ConfigError: it has another form, the kind or an option is unknown, or the device can't be opened.
+        ConfigError: the value is in none of the accepted forms, the kind or an option is unknown, or the device can't be
+            opened.
     """
     if source.partition(":")[2].isidentifier():
         operator = imported("--intervene", source, "an OperatorContext")(context)
@@ -88,7 +89,7 @@ def make_operator(source: str, context: OperatorContext) -> Operator:
         operator = build(options_from("operator", kind, given), context)
     if not isinstance(operator, Operator):
         raise ConfigError(
-            f"--intervene {source} made a {type(operator).__name__} without act and close: not an Operator"
+            f"--intervene {source} returned a value of type {type(operator).__name__}; expected an Operator, with act and close"
         )
     return operator
 
@@ -122,5 +123,8 @@ def _checked(source: str, robot: Any) -> Robot:
     if not isinstance(robot, Robot):
         missing = [name for name in ("profile", "control_dt", "command_dt") if not hasattr(robot, name)]
         missing += [name for name in ("observe", "qpos", "command", "stop") if not callable(getattr(robot, name, None))]
-        raise ConfigError(f"--robot {source} made a {type(robot).__name__} without {', '.join(missing)}: not a Robot")
+        raise ConfigError(
+            f"--robot {source} returned a value of type {type(robot).__name__}, which lacks {', '.join(missing)}; expected a "
+            "Robot"
+        )
     return robot

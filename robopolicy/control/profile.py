@@ -63,7 +63,7 @@ class RobotProfile:
     step_rad: float = 0.15
     """Largest displacement of the tool in one control step [m], [rad]."""
     capsules: tuple[Capsule, ...] = ()
-    """Capsules that cover the links, for `collision_margin_m`; `robopolicy profile` takes them from the description."""
+    """Capsules that cover the links, for `collision_margin_m`; `robopolicy profile` takes them from the URDF or MJCF file."""
     collision_margin_m: float | None = None
     """Smallest distance between links that are not adjacent, and between two arms [m]; None: no limit."""
     collision_ignored: tuple[tuple[int, int], ...] = ()
@@ -101,7 +101,7 @@ class RobotProfile:
         self._require(self.opening_m >= 0, f"opening_m is {self.opening_m}; expected 0 (no gripper) or more")
         lower, upper = (limits.tolist() for limits in self.soft_limits_rad)
         for joint, low, high, home in zip(self.joint_names, lower, upper, self.home_rad, strict=True):
-            self._require(low < high, f"{joint}: nothing is left between its limits less the soft margin")
+            self._require(low < high, f"{joint}: its limits are at most 2 * soft_margin_rad apart; lower the margin")
             self._require(low <= home <= high, f"{joint}: home {home} rad is not within {low:.4f} .. {high:.4f} rad")
 
     def _check_tool(self) -> None:
@@ -114,7 +114,7 @@ class RobotProfile:
             arm is not None or not any((*box, self.speed_m_s, self.rotation_speed_rad_s)),
             "limits of the tool's speed or workspace need `kinematics`",
         )
-        self._require((box[0] is None) == (box[1] is None), "give both corners of the workspace, or none")
+        self._require((box[0] is None) == (box[1] is None), "give both corners of the workspace, or neither")
         if box[0] is not None and box[1] is not None:
             fits = len(box[0]) == len(box[1]) == 3 and all(np.less(box[0], box[1]))
             self._require(
@@ -145,7 +145,7 @@ class RobotProfile:
 
     @cached_property
     def link_distances(self) -> LinkDistances | None:
-        """Distances that `collision_margin_m` limits: between the links of an arm, or those of several; None: no capsules."""
+        """Distances for `collision_margin_m`: between links of a single arm, or between several arms; None: no capsules."""
         parts = [arm for _, arm, _, _ in self.parts if arm.kinematics is not None]
         if not any(arm.capsules for arm in parts):
             return None
@@ -250,7 +250,7 @@ def read_profile(source: str | Path) -> RobotProfile:
     path = shipped.get(str(source), Path(source))
     if not path.is_file():
         raise ValueError(
-            f"no robot profile {str(source)!r}; shipped are: {', '.join(sorted(shipped))}; or give the path of a YAML or "
+            f"no robot profile {str(source)!r}; shipped profiles: {', '.join(sorted(shipped))}; or give the path of a YAML or "
             "JSON file"
         )
     return profile_from_dict(read_yaml(path), f"robot profile {path}", path.parent)
@@ -262,7 +262,7 @@ def profile_from_dict(
     """A profile from plain values, such as those that a robot sends over the network.
 
     Args:
-        values: the fields; they, or those of an entry of `arms`, may name a `profile` whose fields they replace.
+        values: the fields; `profile`, here or in an entry of `arms`, names another profile, whose fields the others override.
         source: begins the message of an error.
         folder: folder of the file that they come from, in which a `profile` is looked for; None: an entry can't name one.
     """
@@ -288,9 +288,9 @@ def profile_from_dict(
 
 
 def _based_on(named: str, values: Mapping[str, Any], source: str, folder: Path | None) -> dict[str, Any]:
-    """The fields of the profile `named`, replaced by `values`; those of `kinematics` one by one."""
+    """The fields of the profile `named`, overridden by `values`; `kinematics` is merged field by field."""
     if folder is None:
-        raise ValueError(f"{source} names a file; give its fields")
+        raise ValueError(f"{source}: profile {named!r} can be named only in a file; give its fields instead")
     beside = folder / named
     whole, kinematics = read_profile(beside if beside.is_file() else named).to_dict(), values.get("kinematics")
     merged = whole | dict(values)

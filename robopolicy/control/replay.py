@@ -7,7 +7,7 @@ import numpy as np
 
 from robopolicy.arrays import Float
 from robopolicy.control.profile import RobotProfile
-from robopolicy.control.smoothing import HEADING_SHARE
+from robopolicy.control.smoothing import TARGET_VELOCITY_SHARE
 from robopolicy.types import ActionSpec, Observation, Prefix
 
 CHUNK = 8
@@ -46,7 +46,7 @@ class Record:
         halfway = 1.5 * step - (slope[:-1] + slope[1:]) / 4
         leaving, arriving = 6 * step - 4 * slope[:-1] - 2 * slope[1:], 6 * step - 2 * slope[:-1] - 4 * slope[1:]
         fastest = np.abs(np.concatenate([slope, halfway])).max(0) * self.spec.rate_hz
-        velocity = fastest / (HEADING_SHARE * np.asarray(profile.velocity_rad_s))
+        velocity = fastest / (TARGET_VELOCITY_SHARE * np.asarray(profile.velocity_rad_s))
         acceleration = np.abs([leaving, arriving]).max((0, 1)) * self.spec.rate_hz**2 / profile.acceleration_rad_s2
         return float(1 / max(1.0, velocity.max(), np.sqrt(acceleration.max())))
 

@@ -1,8 +1,8 @@
 """Joint targets at the policy's rate -> joint positions at the robot's rate, with bounded velocity, acceleration and jerk.
 
 Ruckig computes the trajectories. Ruckig 0.19 ignores `max_position`, and its `position_extrema` leave out the overshoot of a
-trajectory that starts by braking (both covered by tests). So every trajectory is sampled and checked here before it is
-followed, up to the rest in which it ends.
+trajectory that starts by braking (both covered by tests). So every trajectory is sampled and checked here, until it comes
+to rest, before it is followed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 SAMPLE_DT = 0.01
 """Spacing of the samples at which a trajectory is checked [s]."""
 TOOL_SPEED_SHARE = 0.95
-"""Share of the tool speed limits allowed at a sample; in the 5 ms to the next it can grow by about 13 m/s2 (25 rad/s2)."""
+"""Share of the tool speed limits allowed at a sample; within 5 ms of one, the speed can grow at about 13 m/s2 (25 rad/s2)."""
 POSITION_SLACK_RAD = 2.5e-4
 WORKSPACE_SLACK_M = 5e-4
 """Largest overshoot of a trajectory between two samples: acceleration * SAMPLE_DT^2 / 8."""
-HEADING_SHARE = 0.9
+TARGET_VELOCITY_SHARE = 0.9
 """Largest velocity at a target, as a share of the velocity limits."""
 STRETCHES = (2.0, 4.0, 8.0)
-"""Durations tried, in control steps, if the tool would be too fast."""
+"""Durations tried if faster motions would break a limit [control steps]."""
 
 
 class JointSmoother:
@@ -102,41 +102,41 @@ class JointSmoother:
     def aim(
         self,
         target: Float[np.ndarray, " joints"],
-        heading_rad_s: Float[np.ndarray, " joints"] | None = None,
+        velocity_rad_s: Float[np.ndarray, " joints"] | None = None,
         between: Callable[[], object] = lambda: None,
     ) -> str | None:
         """Plan a motion from the current state to `target` [rad], which lies within the position limits.
 
-        The target is passed at the velocity `heading_rad_s`, reduced to what one control step can brake (`PASSING_SHARE`).
-        Without a heading it is passed at the velocity from the last target to this one if one control step suffices to
-        reach it; otherwise the motion ends there. `between` is called before each slower motion that is tried, and may call
-        `step`: the next one begins at the state it leaves.
+        The target is passed at the velocity `velocity_rad_s`, reduced so that one control step suffices to brake
+        (`PASSING_SHARE`). Without `velocity_rad_s` it is passed at the velocity from the last target to this one if one control
+        step suffices to reach it; otherwise the motion ends there. `between` is called before each slower motion that is
+        tried, and may call `step`; the next motion is planned from the state after it.
 
         Returns:
             None if the target is reached one control step from now. Otherwise the cause: `motion` (velocity, acceleration
             or jerk: it is reached later), `tool` (tool speed or workspace: it is reached later), `kept` (no motion to it
-            keeps the limits: the current motion continues).
+            stays within the limits: the current motion continues).
         """
-        fastest = HEADING_SHARE * self._planner.velocity
-        if heading_rad_s is None:
-            heading = (target - self._target) / self.control_dt
+        fastest = TARGET_VELOCITY_SHARE * self._planner.velocity
+        if velocity_rad_s is None:
+            velocity = (target - self._target) / self.control_dt
         else:
-            heading, fastest = (
-                heading_rad_s,
+            velocity, fastest = (
+                velocity_rad_s,
                 fastest.clip(max=PASSING_SHARE * self._planner.acceleration * self.control_dt),
             )
-        heading = heading.clip(-fastest, fastest)
+        velocity = velocity.clip(-fastest, fastest)
         self._target = np.array(target, np.float64)
         in_time_s = 1.5 * self.control_dt
-        passing = self._planned(target, heading, self.control_dt)
+        passing = self._planned(target, velocity, self.control_dt)
         if passing is not None and passing.aimed_s <= in_time_s:
             if self._allowed(passing):
                 self._follow(passing)
                 return None
             passing = None
-        stopping = self._planned(target, 0 * heading, self.control_dt)
+        stopping = self._planned(target, 0 * velocity, self.control_dt)
         late = [motion for motion in (stopping, passing) if motion is not None]
-        if heading_rad_s is not None:
+        if velocity_rad_s is not None:
             late.sort(key=lambda motion: motion.aimed_s)
         # Checking a motion takes ten times as long as planning it, so the checks end at the first that is allowed.
         if (chosen := next(filter(self._allowed, late), None)) is not None:
@@ -144,7 +144,7 @@ class JointSmoother:
             return None if chosen.aimed_s <= in_time_s else "motion"
         for stretch in STRETCHES:
             between()
-            motion = self._planned(target, 0 * heading, stretch * self.control_dt)
+            motion = self._planned(target, 0 * velocity, stretch * self.control_dt)
             if motion is not None and self._allowed(motion):
                 self._follow(motion)
                 return "tool"
@@ -203,7 +203,7 @@ class BaseRamp:
         return self.velocity
 
     def brake(self) -> None:
-        """Set the target to rest."""
+        """Set the target velocities to zero."""
         self.target = np.zeros_like(self._most)
 
     @property

@@ -46,20 +46,20 @@ class LoopStatistics:
     elapsed_s: float = 0.0
     """Time from the first control step to the last."""
     deviation_s: array = field(default_factory=_times)
-    """Delay of each control step against the grid."""
+    """Delay of each control step behind its scheduled time."""
     command_deviation_s: array = field(default_factory=_times)
-    """Delay of each command against the grid."""
+    """Delay of each command behind its scheduled time."""
     latency_s: array = field(default_factory=_times)
     """Time from each request to its chunk."""
     slack_s: array = field(default_factory=_times)
     """Time left in each control step when its chunk arrived; negative if the chunk was late."""
     interventions: int = 0
-    """Control steps whose target a limit changed."""
+    """Control steps whose target a limit changed; not those of the operator, which `operated` counts."""
     limited: Counter[str] = field(default_factory=Counter)
     """Control steps whose target a limit changed, by kind of limit."""
     deferred: Counter[str] = field(default_factory=Counter)
     """Control steps whose target is reached late, by cause: `motion` (velocity, acceleration or jerk), `tool` (tool speed
-    or workspace), `kept` (no motion to the target keeps the limits, so the earlier motion continues)."""
+    or workspace), `kept` (no motion to the target stays within the limits, so the earlier motion continues)."""
     stops: list[str] = field(default_factory=list)
     """Reason of each controlled stop."""
     stop_s: list[float] = field(default_factory=list)

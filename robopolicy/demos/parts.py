@@ -185,7 +185,7 @@ class PartWriter:
         os.close(self._lock)
 
 
-def begun(path: str | Path) -> Path | None:
+def file_or_first_part(path: str | Path) -> Path | None:
     """The file, or the first of its parts, whose attributes a writer continues with; None if neither exists."""
     if Path(path).exists():
         return Path(path)

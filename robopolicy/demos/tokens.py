@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float16
 from robopolicy.demos.checksums import checksum, require_seal
 from robopolicy.demos.guarded import attributes_of, dataset_in, group_in
 from robopolicy.demos.packing import CHECKSUMS, write_rows
-from robopolicy.demos.parts import PartWriter, begun
+from robopolicy.demos.parts import PartWriter, file_or_first_part
 from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.schema import is_integer, json_object, list_of
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, Demo, DemoFormatError
@@ -124,7 +124,7 @@ class TokenWriter(PartWriter):
     def __init__(self, path: Path, identity: Mapping[str, Any], marks: Mapping[str, int]) -> None:
         self._marks = marks
         text = json.dumps(identity)
-        if (first := begun(path)) is not None:
+        if (first := file_or_first_part(path)) is not None:
             with open_hdf5(first) as file:
                 found = attributes_of(group_in(file, "data", path.name), path.name).get(IDENTITY, "{}")
             if found != text:

@@ -133,7 +133,7 @@ def _join(join: Any, states: Sequence[MemoryState]) -> MemoryState:
     if other is not None:
         raise ValueError(
             f"states of different memories: history {first.history!r} with {len(first.tensors)} tensors and "
-            f"{other.history!r} with {len(other.tensors)}; join states of one head"
+            f"{other.history!r} with {len(other.tensors)}; join states of one memory"
         )
     tensors = zip(*(state.tensors for state in states), strict=True)
     return replace(

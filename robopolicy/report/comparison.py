@@ -52,7 +52,7 @@ def _evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _named_evaluations(run: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name, evaluation) pairs; a run's only evaluation is named after the run, several also after their files."""
+    """(name, evaluation) pairs; an evaluation is named after its run, and also after its file if the run has several."""
     found = _evaluations(run)
     if len(found) == 1:
         return [(str(run), found[0][1])]
@@ -93,7 +93,7 @@ def _instructions(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _training_seeds(runs: Sequence[Path]) -> str:
-    """A table with the mean of each group of runs whose configs differ only in their seed, and differences to the first group.
+    """A table with the mean of each group of runs whose configs differ only in their seed, and differences from the first.
 
     For each task, the newest evaluation of each run is used, on the seeds that all runs share.
     """
@@ -122,13 +122,13 @@ def _training_seeds(runs: Sequence[Path]) -> str:
             first = first or outcomes
     if len(runs) < 2 or not rows:
         return ""
-    head = ("config", "task", "runs", "mean", "std over runs", "95 % interval", "each run", "minus the first")
+    head = ("config", "task", "runs", "mean", "std over runs", "95 % interval", "each run", "difference from the first")
     note = "<p>Intervals account for training runs and episodes (bootstrap over both). Differences are on shared seeds.</p>"
     return f"<h2>Training seeds</h2>{table(head, rows, numbers_from=2)}{note}"
 
 
 def _difference(outcomes: Sequence[Outcomes], first: Sequence[Outcomes]) -> str:
-    """The difference to the first group with its interval and p-value; empty for the first group."""
+    """The difference from the first group with its interval and p-value; empty for the first group."""
     if not first or not set(first[0]).intersection(*first[1:], *outcomes):
         return ""
     difference = compare_runs(outcomes, first)
@@ -150,7 +150,14 @@ def _paired(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
                 shown_p(test["p_value"]).removeprefix("= "),
             )
             rows.append((name, second_name, *figures))
-    head = ("first", "second", "shared seeds", "only the first", "only the second", "p (McNemar, exact)")
+    head = (
+        "first",
+        "second",
+        "shared seeds",
+        "solved only by the first",
+        "solved only by the second",
+        "p (McNemar, exact)",
+    )
     return f"<h2>On the same seeds</h2>{table(head, rows, numbers_from=2)}" if rows else ""
 
 
@@ -169,7 +176,7 @@ def _trained(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         (name, *(found.get(key, "") for key in ("steps", "wall_s", "step_ms", "parameters")), _kept(found))
         for name, found in metrics.items()
     ]
-    head = ("run", "steps", "wall time [s]", "ms per batch", "parameters", "kept")
+    head = ("run", "steps", "wall time [s]", "ms per batch", "parameters", "best checkpoint")
     return f"<h2>Training</h2>{table(head, rows)}" if rows else ""
 
 
@@ -192,8 +199,8 @@ def _curves(runs: Sequence[Path], metrics: Mapping[str, Mapping[str, Any]]) -> s
             plots.append(f"<h2>{name}</h2>{line_plot(series, 'steps', log=True)}")
     for split, key, title, axis in (
         ("success", "rate", "Success while training", "steps"),
-        ("improve", "success", "Success in practice, with noise", "environment steps"),
-        ("improve", "anchor_kl", "Divergence from the start policy", "environment steps"),
+        ("improve", "success", "Success in training rollouts, with exploration noise", "environment steps"),
+        ("improve", "anchor_kl", "KL divergence from the start policy", "environment steps"),
     ):
         if series := _series(groups, metrics, split, key):
             plots.append(f"<h2>{title}</h2>{line_plot(series, axis, log=False)}")
@@ -208,13 +215,13 @@ def _series(
     suffix: str = "",
     positive: bool = False,
 ) -> list[Series]:
-    """One figure over the steps for each config, in its own color; means of runs are over the steps that all of them have.
+    """Curves of one metric over the steps, one color per config; a mean of runs covers the steps that all of them have.
 
     Args:
         groups: the runs of each config.
         metrics: `metrics.json` by run.
         split: name of the list of rows in it.
-        key: name of the figure; rows without it are skipped.
+        key: name of the metric; rows without it are skipped.
         suffix: appended to the names in the legend.
         positive: leave out values that a logarithmic axis can't show.
     """

@@ -17,13 +17,13 @@ from robopolicy.types import TOKENS_KEY, Demo, Policy
 SHOWN = 6
 """Number of frames with maps; each plot shows up to twice as many chunks."""
 CELLS = 8
-"""Rows and columns of the squares that are covered one after another."""
+"""Rows and columns of the occlusion grid, whose squares are covered one at a time."""
 GLOW = np.array([255.0, 150.0, 30.0])
-"""Color of highlighted places (red, green, blue)."""
+"""Color of highlighted regions (red, green, blue)."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class DemoOutputs:
     """A policy's outputs on one demo."""
 
     steps: np.ndarray
@@ -33,10 +33,10 @@ class Seen:
     maps: Mapping[str, Mapping[int, np.ndarray]]
     """Camera -> step -> (rows, columns), influence of each place on the prediction, 0 to 1."""
     by_attention: bool
-    """Whether the maps are the encoder's own attention; else the change of the chunk when a square is covered."""
+    """True: maps of the encoder's own attention; False: occlusion maps, the change of the chunk when a square is covered."""
     tokens: Mapping[int, np.ndarray]
-    """Step -> (N,), change of the chunk without each of the demo's tokens, relative to the largest one of the step; empty for a
-    policy that reads no tokens."""
+    """Step -> (N,), change of the chunk when each of the demo's tokens is masked out, divided by the largest change at that
+    step; empty for a policy that reads no tokens."""
 
 
 def write_policy_page(policy: Policy, demo: Demo, out: Path, title: str) -> Path:
@@ -49,7 +49,7 @@ def write_policy_page(policy: Policy, demo: Demo, out: Path, title: str) -> Path
         title: title of the page.
 
     Raises:
-        KeyError, ValueError: a key that the policy reads is missing, or has another shape.
+        KeyError, ValueError: a key that the policy reads is missing or has the wrong shape.
     """
     seen = look(policy, demo)
     return write_page(
@@ -60,7 +60,7 @@ def write_policy_page(policy: Policy, demo: Demo, out: Path, title: str) -> Path
 
 
 @torch.no_grad()
-def look(policy: Policy, demo: Demo) -> Seen:
+def look(policy: Policy, demo: Demo) -> DemoOutputs:
     """Run a policy over the observations of a demo."""
     stride = policy.spec.frame_stride
     steps = np.arange(0, len(demo), stride)
@@ -84,7 +84,7 @@ def look(policy: Policy, demo: Demo) -> Seen:
                 maps[camera][int(step)] = each / max(float(each.max()), 1e-9)
         if step in drawn and TOKENS_KEY in frame and isinstance(policy, ChunkPolicy):
             tokens[int(step)] = _left_out(policy, frame, before, chunks[-1])
-    return Seen(steps, np.stack(chunks), maps, by_attention, tokens)
+    return DemoOutputs(steps, np.stack(chunks), maps, by_attention, tokens)
 
 
 def _attention(policy: Policy, frame: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -93,19 +93,20 @@ def _attention(policy: Policy, frame: Mapping[str, Any]) -> dict[str, np.ndarray
         return {}
     obs = {key: torch.as_tensor(frame[key], device=policy.device) for key in policy.obs}
     text = policy.instruction_text(frame["instruction"], (1,))
-    read = policy.text(text) if policy.text is not None and text is not None else None
-    return {camera: _array(each)[0] for camera, each in policy.encoder.attention(policy.scaling(obs), read).items()}
+    text_tokens = policy.text(text) if policy.text is not None and text is not None else None
+    maps = policy.encoder.attention(policy.scaling(obs), text_tokens)
+    return {camera: _array(each)[0] for camera, each in maps.items()}
 
 
 def _left_out(policy: ChunkPolicy, frame: Mapping[str, Any], state: Any, chunk: np.ndarray) -> np.ndarray:
-    """Change of the chunk without each of the demo's tokens (N,), for any pooling; the largest is 1."""
+    """(N,) change of the chunk when each of the demo's tokens is masked out, scaled so that the largest is 1."""
     obs = {key: torch.as_tensor(frame[key], device=policy.device) for key in policy.obs}
     encoding = policy.encode(obs, policy.instruction_text(frame["instruction"], (1,)))
     count = frame[TOKENS_KEY].shape[-2]  # an encoder appends its own tokens after these
-    every = encoding.token_valid
-    if every is None:
-        every = torch.ones(encoding.tokens.shape[:-1], dtype=torch.bool, device=policy.device)
-    without = every.repeat(count, 1)
+    valid = encoding.token_valid
+    if valid is None:
+        valid = torch.ones(encoding.tokens.shape[:-1], dtype=torch.bool, device=policy.device)
+    without = valid.repeat(count, 1)
     without[range(count), range(count)] = False
     encoding = encoding._replace(tokens=encoding.tokens.expand(count, -1, -1), token_valid=without)
     moved, _ = policy.step(encoding, type(state).concat([state] * count))
@@ -115,7 +116,7 @@ def _left_out(policy: ChunkPolicy, frame: Mapping[str, Any], state: Any, chunk: 
 
 
 def _occlusion(policy: Policy, frame: Mapping[str, Any], state: Any, chunk: np.ndarray) -> dict[str, np.ndarray]:
-    """Change of the chunk if one square of an image is covered with the image's mean color."""
+    """For each camera, the change of the chunk when one square after another is filled with the image's mean color."""
     spread = np.maximum(np.abs(chunk).max(axis=0), 1e-6)
     many = {key: np.repeat(value, CELLS**2, axis=0) for key, value in frame.items() if key != "instruction"}
     states, found = type(state).concat([state] * CELLS**2), {}
@@ -140,7 +141,7 @@ def _instruction(demo: Demo) -> str:
     return f"<p>{html.escape(demo.name)}, {len(demo)} steps{said}</p>"
 
 
-def _maps(demo: Demo, seen: Seen) -> str:
+def _maps(demo: Demo, seen: DemoOutputs) -> str:
     if not seen.maps:
         return ""
     how = (
@@ -156,7 +157,7 @@ def _maps(demo: Demo, seen: Seen) -> str:
     return "".join(parts)
 
 
-def _tokens(seen: Seen) -> str:
+def _tokens(seen: DemoOutputs) -> str:
     """One row per drawn frame, one column per token."""
     if not seen.tokens:
         return ""
@@ -169,7 +170,7 @@ def _tokens(seen: Seen) -> str:
 
 
 def glowing(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """An image (height, width, channels) uint8 in dim gray, tinted in its colors where `weights` (rows, columns) are high."""
+    """Image (height, width, channels) uint8, dim gray where `weights` (rows, columns) are low, tinted color where high."""
     height, width = image.shape[:2]
     rows = np.arange(height) * weights.shape[0] // height
     columns = np.arange(width) * weights.shape[1] // width
@@ -180,8 +181,8 @@ def glowing(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (gray + amount * (lit - gray)).clip(0, 255).astype(np.uint8)
 
 
-def _errors(demo: Demo, seen: Seen) -> str:
-    """A table with the mean absolute error of each column, for the first action and the whole chunk, and its deviation."""
+def _errors(demo: Demo, seen: DemoOutputs) -> str:
+    """Table by action column: mean absolute error of the first action and of the chunk, standard deviation of the demo."""
     ahead = seen.chunks.shape[1]
     wanted = np.full((len(seen.steps), ahead, demo.actions.shape[1]), np.nan)
     for place, step in enumerate(seen.steps):
@@ -196,7 +197,7 @@ def _errors(demo: Demo, seen: Seen) -> str:
     return f"<h2>Predicted against demonstrated</h2>{table(head, rows)}"
 
 
-def _chunks(policy: Policy, demo: Demo, seen: Seen) -> str:
+def _chunks(policy: Policy, demo: Demo, seen: DemoOutputs) -> str:
     """A plot of each column: the demo's actions, and predicted chunks at the steps where they would be executed."""
     every = max(1, -(-len(seen.steps) // (2 * SHOWN)))
     spec, plots = policy.spec.action, []

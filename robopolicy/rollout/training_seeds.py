@@ -58,9 +58,9 @@ def summarize_runs(runs: Sequence[Outcomes]) -> TrainingSeeds:
     """Mean, spread and interval of several training runs.
 
     The bootstrap draws training runs and evaluation seeds, both with replacement. The seeds are drawn jointly for all runs,
-    since a scene is similarly hard for each of them. The interval is never narrower than Wilson's for all episodes together,
-    so that runs which always succeed do not get an interval of zero width. With R runs, the spread between them is
-    underestimated by a factor of about sqrt((R - 1) / R), as in any bootstrap.
+    since a seed gives all runs the same scene, which is hard or easy for all of them. The interval is never narrower than
+    Wilson's for all episodes together, so that runs which always succeed do not get an interval of zero width. With R
+    runs, the spread between them is underestimated by a factor of about sqrt((R - 1) / R), as in any bootstrap.
 
     Args:
         runs: success by evaluation seed, one or more runs.
@@ -137,13 +137,13 @@ class RunGroup:
     """Runs of one config."""
 
     name: str
-    """The fields in which this config differs from the other groups', or the runs themselves if it is the only one."""
+    """The fields in which this config differs from the other groups'; the names of its runs if there is nothing to compare."""
     runs: tuple[str, ...]
     """The runs, in the order given."""
 
 
 def config_values(run: str | Path) -> dict[str, Any]:
-    """The fields of a run folder's config by their dotted names; empty if it has none, as an exported policy."""
+    """The fields of a run folder's config by their dotted names; empty without a config, as for an exported policy."""
     try:
         return flat(read_yaml(Path(run) / CONFIG, aliases=False))
     except ConfigError:

@@ -53,7 +53,7 @@ class Shard:
         dist.gather_object(values, gathered)
         return gathered or []
 
-    def agree(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in all processes."""
         if self.count == 1:
             return value
@@ -94,7 +94,7 @@ def evaluate(
         policy: what `robopolicy.load_policy` returns, or an exported policy.
         env: worlds of the task, autoreset disabled.
         seeds: one episode each.
-        execution: which action of which chunk is executed when; None: as the policy was trained.
+        execution: the execution strategy; None: the one saved in the policy's spec.
         record: keep a demo of every episode, for videos.
         sink: where to append the episodes.
     """
@@ -153,8 +153,8 @@ def _rolled_out(
         return run_episodes(env, actor, seeds, record=record, timing=timing)
     if not isinstance(policy, ChunkPolicy):
         raise ValueError(
-            "worlds on a device run only the policy of a run folder; for an exported policy, or one with a backbone, give "
-            "--physics batch"
+            f"simulation on the GPU needs the ChunkPolicy of a run folder, got {type(policy).__name__}; for an exported "
+            "policy, or one with a backbone, use --physics batch"
         )
     actor = DevicePolicyActor(policy, env, execution)
     return run_episodes_on_device(env, actor, seeds, record=record, timing=timing)

@@ -1,4 +1,4 @@
-"""Our simulated arms as a robot: a separate process in real time that takes commands and returns observations."""
+"""The simulator's arms as a robot: a separate process in real time that takes commands and returns observations."""
 
 import multiprocessing
 import time
@@ -19,25 +19,25 @@ from robopolicy.sim.stepped import SteppedRobot, WorldOptions
 from robopolicy.types import Command, Observation
 
 START_TIMEOUT_S = 180.0
-"""The renderer's kernels may have to be compiled first."""
+"""Longest wait for the process to start or reset [s]; the renderer's kernels may have to be compiled first."""
 MAX_CATCH_UP = 100
-"""Most physics steps made at once after a delay; simulated time beyond that is skipped."""
+"""Maximum number of physics steps run at once after a delay; simulated time beyond that is skipped."""
 POLL_MARGIN_S = 0.0015
 """Time before a tick at which the process stops waiting for requests [s]: a poll's timeout is rounded up to whole ms."""
 SIM_PRIORITY = 30
 """Real-time priority of the simulator's process, if `ProcessOptions.priority` asks for one."""
 SUCCESS, FAILED, STOPPED, STAMP = range(-4, 0)
-"""What follows the joint positions in the row that the simulator's process publishes."""
+"""Indices of the values after the joint positions in the row that the simulator's process publishes."""
 
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """How long the two ends of a simulated robot in real time wait for each other."""
+    """Timeouts and priority of the process of a simulated robot in real time."""
 
     deadline_s: float = 0.05
-    """Longest silence of the commands [s]."""
+    """Longest time without a command during a motion [s]."""
     timeout_s: float = 0.25
-    """How long the process may stand still before it is reported as lost [s]."""
+    """Time without an update from the process after which the robot is reported as lost [s]."""
     priority: bool = False
     """Ask for real-time priority for the process."""
 
@@ -97,10 +97,10 @@ class SimRobot(AbstractContextManager["SimRobot", None]):
     def command(self, command: Command) -> None:
         """Follow one command."""
         if self._stopped:
-            raise RobotError("the robot was stopped; it takes no further command")
+            raise RobotError("the robot was stopped; it accepts no further commands")
         state = self._state.read()
         if (still_s := time.monotonic() - state[STAMP]) > self.timeout_s:
-            raise RobotError(f"the simulated robot has stood still for {still_s:.2f} s")
+            raise RobotError(f"the simulator's process has not updated its state for {still_s:.2f} s")
         if state[STOPPED]:
             raise RobotError("the robot stopped itself: no command arrived in time, or it refused one")
         openings_m = np.broadcast_to(command.gripper_opening_m, self.profile.grippers)
@@ -112,7 +112,7 @@ class SimRobot(AbstractContextManager["SimRobot", None]):
         self._stopped = False
 
     def stop(self) -> None:
-        """Hold, and take no further command."""
+        """Hold the position, and accept no further commands."""
         if not self._stopped:
             self._stopped = True
             with suppress(RobotError):
@@ -137,7 +137,7 @@ class SimRobot(AbstractContextManager["SimRobot", None]):
         try:
             self._pipe.send((self._requests, message))
         except OSError:
-            raise RobotError("the simulated robot has ended") from None
+            raise RobotError("the simulator's process has ended") from None
 
     def _asked(self, message: str | int, timeout_s: float) -> Any:
         """The reply to a request; a late one to an earlier request is dropped."""
@@ -154,12 +154,12 @@ class SimRobot(AbstractContextManager["SimRobot", None]):
                 if number == request:
                     return answer
         except (EOFError, OSError):
-            raise RobotError("the simulated robot has ended") from None
+            raise RobotError("the simulator's process has ended") from None
         raise RobotError(f"the simulated robot did not answer within {timeout_s:g} s")
 
 
 class _SharedRows:
-    """The latest rows of numbers, from one process to another, without a lock that a frozen process could hold."""
+    """A ring buffer of rows of numbers from one process to another, without a lock that a frozen process could hold."""
 
     SLOTS = 4096  # half of them are 2 s of commands at 1 kHz: a process that was held up must not miss any
 
@@ -185,7 +185,7 @@ class _SharedRows:
 
 
 def _state_row(robot: SteppedRobot) -> list[float]:
-    """Joint positions [rad], whether the task is solved or lost, whether the robot stopped itself, and the time [s]."""
+    """Joint positions [rad], whether the episode succeeded or failed, whether the robot stopped itself, and the time [s]."""
     flags = (robot.success, robot.failed, robot.guard.stopped is not None, time.monotonic())
     return [*robot.qpos().tolist(), *map(float, flags)]
 
@@ -235,6 +235,6 @@ def _run(robot: SteppedRobot, pipe: Connection, commands: _SharedRows, state: _S
                 robot.guard.stop("stop was called")
             else:
                 robot.reset(message)
-                commands.unread()  # those to the episode before
+                commands.unread()  # discard commands to the previous episode
                 state.write(_state_row(robot))
                 pipe.send((number, robot.control_dt))

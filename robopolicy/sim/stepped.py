@@ -1,4 +1,4 @@
-"""Our simulated arms on a simulated clock: their outcome does not depend on the machine's load."""
+"""The simulator's arms on a simulated clock: results do not depend on the machine's load."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class SteppedRobot:
 
     Args:
         options: its task, observations and rates.
-        deadline_s: longest silence of the commands in the middle of a motion [s].
+        deadline_s: longest time without a command during a motion [s].
     """
 
     def __init__(self, options: WorldOptions, deadline_s: float = 0.05) -> None:
@@ -96,7 +96,7 @@ class SteppedRobot:
         self._now_s = max(self._now_s, t_s)
 
     def step(self, due_s: float, ticks: int = 1) -> None:
-        """Make `ticks` physics steps under the command for the time `due_s`; the task is judged once every control step."""
+        """Advance the physics by `ticks` steps with the command due at `due_s`; the task is judged once every control step."""
         joints, n_substeps = self.profile.joints, self.env.scene.n_substeps
         self._ctrl[0, :joints] = self.guard.position(due_s)
         self._ctrl[0, joints:] = np.repeat(self._openings_m / 2, 2)
@@ -119,11 +119,11 @@ class SteppedRobot:
     def command(self, command: Command) -> None:
         """Take one command."""
         if self._stopped:
-            raise RobotError("the robot was stopped; it takes no further command")
+            raise RobotError("the robot was stopped; it accepts no further commands")
         self.receive(command, self._now_s)
 
     def receive(self, command: Command, now_s: float) -> None:
-        """Hand a command to the guard at `now_s`, on the clock of its stamp [s].
+        """Pass a command to the guard at time `now_s` [s], measured on the same clock as the command's stamp.
 
         Raises:
             RobotError: the guard refuses it.
@@ -133,11 +133,11 @@ class SteppedRobot:
         self._openings_m = np.where(np.isfinite(wanted_m), wanted_m, self._openings_m)
 
     def stop(self) -> None:
-        """Hold, and take no further command."""
+        """Hold the position, and accept no further commands."""
         self._stopped = True
         self.guard.stop("stop was called")
 
     def close(self) -> None:
-        """Free the world."""
+        """Stop, and close the environment."""
         self.stop()
         self.env.close()

@@ -97,7 +97,7 @@ def test_a_takeover_is_recorded_and_trained_on(policy: str, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("scripted_operator:nothing", "made a object without act and close: not an Operator"),
+        ("scripted_operator:nothing", "returned a value of type object; expected an Operator, with act and close"),
         ("scripted_operator:missing", "--intervene scripted_operator:missing can't be imported"),
         ("joystick", "operator 'joystick' is unknown; choose one of keyboard, leader, spacemouse"),
         ("rosbridge://h:1", "unknown scheme 'rosbridge'; expected ws, wss"),

@@ -96,7 +96,7 @@ def test_a_file_of_other_actions_is_refused_before_anything_moves(tmp_path):
     recorder = DemoRecorder(path, SPEC)
     recorder.record(tick(0))
     recorder.close()
-    with pytest.raises(ValueError, match="other action columns; choose another file"):
+    with pytest.raises(ValueError, match="a different action spec; choose another file"):
         DemoRecorder(path, ActionSpec(arm=1, gripper=1))
 
 

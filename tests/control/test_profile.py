@@ -44,7 +44,7 @@ def profile_with(**change: object) -> RobotProfile:
 
 def test_an_unknown_or_broken_profile_file_names_what_there_is(tmp_path):
     """Guards against: FileNotFoundError where a list of the shipped profiles would help."""
-    with pytest.raises(ValueError, match="no robot profile 'ur5'; shipped are: fr3, panda"):
+    with pytest.raises(ValueError, match="no robot profile 'ur5'; shipped profiles: fr3, panda"):
         read_profile("ur5")
     (tmp_path / "mine.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="it holds a list; expected a mapping"):

@@ -274,7 +274,7 @@ def test_a_profile_of_arms_is_read_with_what_an_arm_changes(tmp_path):
     assert profile_from_dict(PAIR.to_dict()) == PAIR
     with pytest.raises(ValueError, match="velocity_rad_s belongs to an arm"):
         profile_from_dict({"name": "x", "arms": {"left": {}}, "velocity_rad_s": [1.0]})
-    with pytest.raises(ValueError, match="arm 'left' names a file; give its fields"):
+    with pytest.raises(ValueError, match="arm 'left': profile 'panda' can be named only in a file; give its fields"):
         profile_from_dict({"name": "x", "arms": {"left": {"profile": "panda"}}})
     with pytest.raises(ValueError, match="assumed names 'speed'"):
         replace(PANDA, assumed=("speed",))

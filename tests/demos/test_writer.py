@@ -16,7 +16,7 @@ import pytest
 
 from robopolicy.demos.guarded import parts_folder
 from robopolicy.demos.hdf5 import DemoFile, DemoWriter
-from robopolicy.demos.parts import begun
+from robopolicy.demos.parts import file_or_first_part
 from robopolicy.types import Demo, DemoFormatError
 from tests.full_disk import full_disk
 
@@ -262,7 +262,7 @@ def test_a_part_that_a_kill_cut_short_is_not_continued(tmp_path):
     target = tmp_path / "a.hdf5"
     parts_folder(target).mkdir()
     (parts_folder(target) / f".demo_2-{'0a' * 8}.unfinished.hdf5").touch()
-    assert begun(target) is None
+    assert file_or_first_part(target) is None
     whole = parts_folder(target) / "demo_0.hdf5"
     whole.touch()
-    assert begun(target) == whole
+    assert file_or_first_part(target) == whole

@@ -206,7 +206,7 @@ def test_another_format_version_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match=f"format version {version}; this robopolicy reads 2"):
             load_policy(tmp_path)
     (tmp_path / "policy.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not JSON"):
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         load_policy(tmp_path)
 
 

@@ -39,7 +39,7 @@ def test_runs_of_improve_share_one_learning_curve(tmp_path, evaluation):
         metrics = json.loads((run / "metrics.json").read_text()) | {"improve": rows, "success": []}
         (run / "metrics.json").write_text(json.dumps(metrics))
     page = write_comparison(runs, tmp_path / "report.html").read_text()
-    assert "Success in practice" in page
+    assert "Success in training rollouts" in page
     assert "Divergence" not in page  # a single point is no curve
     assert page.count("<polyline") == 9  # train and valid loss and the success in practice: each run's, and their mean
 

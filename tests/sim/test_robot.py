@@ -109,7 +109,7 @@ def test_a_frozen_or_killed_process_is_a_robot_that_is_lost():
         assert robot.process.pid is not None
         os.kill(robot.process.pid, signal.SIGSTOP)
         time.sleep(0.7)
-        with pytest.raises(RobotError, match="has stood still for"):
+        with pytest.raises(RobotError, match="has not updated its state for"):
             robot.command(Command(robot.qpos(), 0.08, time.monotonic()))
         os.kill(robot.process.pid, signal.SIGKILL)
         robot.process.join()

@@ -17,7 +17,7 @@ def test_one_process_needs_no_network(monkeypatch):
     with open_shard() as shard:
         assert shard.first
         assert shard.gather("mine") == ["mine"]
-        assert shard.agree(3) == 3
+        assert shard.broadcast(3) == 3
         assert shard.device("cuda") == "cuda"
 
 

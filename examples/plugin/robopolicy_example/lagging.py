@@ -49,13 +49,13 @@ class LaggingRobot:
     def command(self, command: Command) -> None:
         """Approach these joint positions; the gripper opens at once."""
         if self._stopped:
-            raise RobotError("the robot was stopped; it takes no further command")
+            raise RobotError("the robot was stopped; it accepts no further commands")
         self._start, self._since_s = self.qpos(), self._clock.now()
         self._goal = np.array(command.joint_position_rad, np.float64)
         wanted_m = command.gripper_opening_m
         self._opening_m = np.where(np.isfinite(wanted_m), wanted_m, self._opening_m)
 
     def stop(self) -> None:
-        """Hold, and take no further command."""
+        """Hold the position, and accept no further commands."""
         self._goal = self._start = self.qpos()
         self._stopped = True

@@ -41,7 +41,7 @@ class LatencyOptions(ExecutionOptions):
     """Options of the strategies that expect inference to take time."""
 
     latency_s: float = option(0.0, ">= 0")
-    """Expected time from an observation to its chunk [s]; the planned actions of this time are not changed."""
+    """Expected time from an observation to its chunk [s]; actions already planned for this time are not changed."""
 
     def latency_steps(self, control_dt: float) -> int:
         """Control steps that begin during inference."""
@@ -57,12 +57,12 @@ class Plans:
     count: Int[Array, "*B chunk"]
     """Number of chunks that each step of the plan was made from; 0: no action."""
     new: Float[Array, "*B chunk width"]
-    """The new chunk; zeros where it covers no step."""
+    """The new chunk; zeros at steps that it does not cover."""
     covered: Bool[Array, "*B chunk"]
     """Which steps the new chunk covers."""
     late: Int[Array, "*B"]
-    """Control steps from the chunk's observation to the step being prepared, without those before the episode's first action;
-    negative where the robot observed later."""
+    """Control steps from the chunk's observation, or from the episode's first action if that is later, to the step being
+    prepared; negative if the observation was taken after that step began."""
     rotations: Sequence[RotationColumns] = ()
     """Columns that `blend` averages as rotations."""
 
@@ -71,12 +71,13 @@ class Plans:
 class Strategy(Protocol):
     """Merges a new chunk into the plan, for NumPy arrays (a robot's loop) and tensors (simulations); see `robopolicy.arrays`.
 
-    If its attribute `continues` is True, the policy continues the plan: the first `frozen` actions of a chunk are the
-    plan's, and a chunk is taken only if it continues the current plan.
+    If its attribute `continues` is True, each chunk is conditioned on the plan: its first `frozen` actions are copied from
+    the plan, and it is dropped if the plan has changed since the prediction began.
     """
 
     frozen: int
-    """Steps at the beginning of each chunk that the old plan is expected to fill; `replan_every` + `frozen` <= chunk."""
+    """First steps of each chunk, executed from the old plan since they pass during inference;
+    `replan_every` + `frozen` <= chunk."""
 
     def merge(self, plans: Plans) -> tuple[Float[Array, "*B chunk width"], Int[Array, "*B chunk"]]:
         """The merged plan, and the number of chunks in each of its steps; episodes must not influence each other."""
@@ -91,14 +92,14 @@ def blend(
 ) -> Float[Array, "*B steps width"]:
     """(1 - share) * old + share * new; rotations stay in the range that `old` and `new` use.
 
-    Quaternion columns whose length is not 1 are averaged as plain numbers.
+    Quaternions whose norm is not 1 are averaged as plain numbers.
     """
     xp, mean = namespace(old), mixed(old, new, share[..., None])
     between = ((share > 0) & (share < 1))[..., None]
     for part in rotations:
         columns = list(part.columns)
         before, after = old[..., columns], new[..., columns]
-        origin = xp.where(xp.minimum(before, after) < 0, -pi, 0.0)  # of the range of angles that both use
+        origin = xp.where(xp.minimum(before, after) < 0, -pi, 0.0)  # lower end of the range of angles
         turned = mixed(nearest(part.kind, before, after), after, share[..., None])
         rotation = between & is_rotation(part.kind, before) & is_rotation(part.kind, after)
         mean[..., columns] = xp.where(rotation, in_range(part.kind, turned, origin), mean[..., columns])

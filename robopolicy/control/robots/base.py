@@ -34,7 +34,7 @@ def host_and_port(address: str, prefix: str) -> tuple[str, int]:
     """The parts of HOST:PORT.
 
     Raises:
-        ConfigError: the address has another form; the message starts with `prefix`.
+        ConfigError: the address is not HOST:PORT; the message starts with `prefix`.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -47,8 +47,8 @@ def proprioception(
 ) -> dict[str, np.ndarray]:
     """Observations of every robot, from its joint positions [rad] and gripper openings [m].
 
-    `qpos` (joints,), and where it has them `gripper` (grippers,) and `ee_pose` (7,), of several arms `<arm>_ee_pose`: x y z
-    [m] and a quaternion w x y z in the base frame.
+    `qpos` (joints,); `gripper` (grippers,) if it has any; and if its kinematics are known `ee_pose` (7,), or one
+    `<arm>_ee_pose` for each of several arms: x y z [m] and a quaternion w x y z in the base frame.
     """
     obs = {"qpos": np.asarray(qpos, np.float32)}
     if profile.grippers:

@@ -68,7 +68,7 @@ class FakeRobot:
         """Move to the commanded position instantly; a gripper opening of NaN leaves the gripper as it is."""
         self._refuse_if_lost()
         if self._stopped:
-            raise RobotError("the robot was stopped; it takes no further command")
+            raise RobotError("the robot was stopped; it accepts no further commands")
         self.commands.append(command)
         self._qpos = command.joint_position_rad
         wanted_m = command.gripper_opening_m

@@ -119,7 +119,7 @@ class LerobotRobot:
             RobotError: the robot failed or was stopped, or sent no observation for `timeout_s`.
         """
         if self._stopped:
-            raise RobotError("the robot was stopped; it takes no further command")
+            raise RobotError("the robot was stopped; it accepts no further commands")
         if self._lost or (self._seen is not None and time.monotonic() - self._seen[0] > self._options.timeout_s):
             raise RobotError(self._lost or f"nothing from the robot for {self._options.timeout_s:g} s")
         self._command = command

@@ -151,7 +151,7 @@ class RosbridgeRobot:
     def command(self, command: Command) -> None:
         """Send each arm's joint positions, due one command period from now, and the openings that have changed."""
         if self._stopped:
-            raise RobotError("the robot was stopped; it takes no further command")
+            raise RobotError("the robot was stopped; it accepts no further commands")
         heard_s = min(self._bridge.newest(topic, 0.0, 0.0)[0] for topic in self._joint_topics)
         silent_s = time.monotonic() - heard_s
         if silent_s > self.timeout_s or not self._bridge.connected:

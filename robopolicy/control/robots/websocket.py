@@ -161,7 +161,7 @@ class WebsocketRobot(AbstractContextManager["WebsocketRobot", None]):
             RobotError: the robot was stopped, is lost, or has sent nothing for `timeout_s`.
         """
         if self._stopped:
-            raise RobotError("the robot was stopped; it takes no further command")
+            raise RobotError("the robot was stopped; it accepts no further commands")
         if (silent_s := self.clock.now() - self._heard_s) > self.timeout_s:
             self._lost = self._lost or f"no message from the robot for {silent_s:.2f} s"
         self._refuse_if_lost()

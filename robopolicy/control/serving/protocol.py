@@ -20,7 +20,7 @@ IMAGE_FACTOR = 16
 SMALLEST_CAP, LARGEST_CAP = 1920, 4096
 """Bounds of that limit [pixels]: common cameras are accepted even if the policy's images are small."""
 REPORTED = 64
-"""How many unknown names a server reports before it reports no more."""
+"""Maximum number of unknown keys that a server reports."""
 
 
 def largest_side(wanted: ArraySpec) -> int:
@@ -46,7 +46,7 @@ class ObservationReader:
         self._reported: set[str] = set()
 
     def largest_message_bytes(self) -> int:
-        """Bytes of the largest observation that is accepted: 4:3 images with the longest side, and 8 bytes per other number."""
+        """Bytes of the largest observation that is accepted: 4:3 images of the largest side, 8 bytes per other value."""
         return sum(
             3 * largest_side(wanted) ** 2 * 3 // 4 if wanted.is_image else 8 * wanted.width
             for wanted in self._fields.values()
@@ -115,7 +115,7 @@ class ObservationReader:
         if name is None:
             raise ProtocolError(self._missing(self.mapping.instruction[0], sent, spec))
         if not isinstance(sent[name], str):
-            raise ProtocolError(f"'{name}' is a {type(sent[name]).__name__}; expected the instruction as text")
+            raise ProtocolError(f"'{name}' has type {type(sent[name]).__name__}; expected the instruction as str")
         return sent[name]
 
     def _missing(self, name: str, sent: Mapping[str, Any], spec: PolicySpec) -> str:
@@ -128,11 +128,11 @@ class ObservationReader:
 def flatten(message: Any) -> dict[str, Any]:
     """A message's values by name; those of a map inside it as `outer/inner`, as ALOHA sends its `images`."""
     if not isinstance(message, dict):
-        raise ProtocolError(f"an observation is a map of names to values, not a {type(message).__name__}")
+        raise ProtocolError(f"the observation has type {type(message).__name__}; expected a map of keys to values")
     flat: dict[str, Any] = {}
     for key, value in message.items():
         if not isinstance(key, str):
-            raise ProtocolError("an observation's names must be text")
+            raise ProtocolError(f"keys of an observation must be strings, got {type(key).__name__}")
         if isinstance(value, dict):
             flat.update({f"{key}/{inner}": item for inner, item in value.items()})
         else:
@@ -144,7 +144,7 @@ def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.
     if isinstance(value, (bool, int, float)) and wanted.shape == (1,):
         value = np.asarray([value])
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise ProtocolError(f"'{name}' is a {type(value).__name__}; expected an array of {wanted.shape}")
+        raise ProtocolError(f"'{name}' has type {type(value).__name__}; expected an array of shape {wanted.shape}")
     array = np.asarray(value)
     if wanted.is_image:
         return _image(array, wanted, source, name)
@@ -163,7 +163,7 @@ def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.
 
 def _image(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str) -> np.ndarray:
     if array.dtype != np.uint8:
-        raise ProtocolError(f"'{name}' is {array.dtype}; expected an image of uint8, 0 to 255")
+        raise ProtocolError(f"'{name}' has dtype {array.dtype}; expected a uint8 image, 0 to 255")
     if source.layout == "chw" and array.ndim == 3:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] != wanted.shape[2] or not min(array.shape) > 0:

@@ -1,7 +1,7 @@
-"""Reads Minari data sets stored as Arrow or Parquet: a folder `<number>` for each episode, `part-0.arrow` in it.
+"""Reads Minari data sets stored as Arrow or Parquet: a folder `<number>` per episode, which holds `part-0.arrow`.
 
-The tables have T + 1 rows, of which the last one's action, reward and ends are padding. Arrays of several dimensions are
-stored flat; `observation_space` in `metadata.json` has their shapes. Needs pyarrow (extra `formats`).
+The tables have T + 1 rows; in the last one, action, reward, termination and truncation are padding. Arrays of several
+dimensions are stored flattened; `observation_space` in `metadata.json` has their shapes. Needs pyarrow (extra `formats`).
 """
 
 import json
@@ -22,7 +22,7 @@ from robopolicy.types import Demo, DemoFormatError
 STORED = ("arrow", "parquet")
 """Values of `data_format` of such data sets."""
 GREATEST_BYTES = 2**33
-"""A larger episode is refused [bytes]."""
+"""Largest total size of an episode's files [bytes]."""
 
 
 def arrow_folder(folder: Path) -> Path | None:
@@ -53,7 +53,7 @@ class ArrowReader(DemoReader):
         self.notes = ("the last observation of each episode, on which no action was taken, is left out",)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """One episode; nested observation keys are joined by `_`, `keys` limits which are read."""
+        """One episode, with all observation keys or only `keys`; nested keys are joined by `_`."""
         require_demo(self, name)
         where = f"{self.path.name}, {name}"
         with damage_named(where):
@@ -66,7 +66,10 @@ class ArrowReader(DemoReader):
         files = sorted(item for item in folder.iterdir() if item.suffix.lstrip(".") in STORED)
         size = sum(file.stat().st_size for file in files)
         if not files or any(file.is_symlink() for file in files) or size > GREATEST_BYTES:
-            raise DemoFormatError(f"{where}: expected regular files part-*.arrow of at most {GREATEST_BYTES} bytes")
+            raise DemoFormatError(
+                f"{where}: found {len(files)} files, {size} bytes in total; expected regular .arrow or .parquet files (no "
+                f"links) of at most {GREATEST_BYTES} bytes"
+            )
         table = dataset.dataset(files, format=files[0].suffix.lstrip(".")).to_table().combine_chunks()
         found = dict(_columns(table.column("observations").chunk(0), ""))
         texts = {key: found.pop(key) for key in list(found) if str(found[key].type) in ("string", "large_string")}
@@ -89,7 +92,7 @@ class ArrowReader(DemoReader):
 
 
 def _columns(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """The arrays of a struct, keys of nested ones joined by `_`; of a plain array, `observation`."""
+    """(key, array) for each field of a struct, nested keys joined by `_`; a plain array has the key `observation`."""
     if not str(values.type).startswith("struct"):
         yield prefix.rstrip("_") or "observation", values
         return
@@ -111,7 +114,7 @@ def _rows(values: Any, shape: Sequence[int] | None, where: str) -> np.ndarray:
         return rows.reshape(len(values), -1)
     if len(rows) != len(values) * int(np.prod(shape)):
         raise DemoFormatError(
-            f"{where}: {len(rows)} numbers in {len(values)} rows do not have the space's shape {tuple(shape)}"
+            f"{where}: {len(rows)} numbers in {len(values)} rows do not fit the shape {tuple(shape)} in observation_space"
         )
     return rows.reshape(len(values), *shape)
 
@@ -121,7 +124,7 @@ def _shapes(text: Any, where: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
     def below(space: Any, prefix: str, depth: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         if not isinstance(space, Mapping) or depth > 8:
-            raise ValueError("a space is an object")
+            raise ValueError("each space must be a JSON object, nested at most 8 deep")
         if space.get("type") == "Dict":
             for key, inner in dict(space.get("subspaces") or {}).items():
                 yield from below(inner, f"{prefix}{key}_", depth + 1)

@@ -35,7 +35,7 @@ class RecurrentOptions(Options):
 class RecurrentMemory(StreamingMemory, nn.RNNBase):
     """An LSTM or GRU over the last W frames, or over the whole episode; see `Memory`.
 
-    Parameters are named, shaped and initialized as those of `nn.LSTM` and `nn.GRU`, and the arithmetic is theirs.
+    Parameters are named, shaped and initialized as in `nn.LSTM` and `nn.GRU`, and the outputs are computed in the same way.
     """
 
     cell: ClassVar[Literal["lstm", "gru"]]
@@ -44,7 +44,7 @@ class RecurrentMemory(StreamingMemory, nn.RNNBase):
         dropout = options.dropout if options.layers > 1 else 0.0  # between layers
         super().__init__(self.cell.upper(), width, options.hidden, options.layers, batch_first=True, dropout=dropout)
         self.state_count = 2 if self.cell == "lstm" else 1
-        """Tensors of a state: hidden and cell state of an LSTM, the hidden state of a GRU."""
+        """Number of tensors in a state: 2 for an LSTM (hidden and cell state), 1 for a GRU (hidden state)."""
         self.history, self.window, self.output_width = options.history, options.window, options.hidden
 
     def forward(self, pooled: Float[Tensor, "*batch window pooled"]) -> Float[Tensor, "*batch window hidden"]:

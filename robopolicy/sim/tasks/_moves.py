@@ -12,13 +12,13 @@ from robopolicy.types import Array
 Intent: TypeAlias = tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]
 """Next position of the fingertips [m], and whether the gripper should be closed."""
 GRASP_M = 0.016
-"""Offset of the fingertips from a cube's centre, along each axis, at which closing them grasps it [m]."""
+"""Largest offset of the fingertips from a cube's centre, along each axis, at which closing them grasps it [m]."""
 BLOCKED_M = (0.032, 0.062)
 """Range of the finger distance while a cube is held [m]; below the first, nothing is held."""
 HOVER_M = 0.07
-"""Least height of the fingertips above a cube's centre while they are not yet over it [m]."""
+"""Minimum height of the fingertips above a cube's centre while they are not yet over it [m]."""
 CARRY_M = 0.07
-"""Least height above its spot at which a cube is carried [m]."""
+"""Minimum height above its spot at which a cube is carried [m]."""
 CLEAR_M = 0.05
 """Height of the fingertips above the highest other object's centre while they travel [m]."""
 CARRY_CLEAR_M = 0.07
@@ -26,15 +26,15 @@ CARRY_CLEAR_M = 0.07
 SET_DOWN_M = 0.012
 """Height above its spot at which a cube is released [m]."""
 SET_OVER_M = 0.04
-"""Height above its spot at which a cube arrives from the side [m]; it is that high while it is at least as far away."""
+"""Height above its spot at which a cube approaches from the side [m]; it descends within this horizontal distance."""
 RETREAT_M = 0.15
-"""Height to which the empty hand rises in the end [m]."""
+"""Height to which the empty gripper rises after the release [m]."""
 LIFTED_M = 0.1
 """Height to which a cube is raised [m]."""
 
 
 def put_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> Intent:
-    """Grasp the named cube, carry it over the others, put its centre down at `spot` [m], release it and rise."""
+    """Grasp the cube that the instruction names, carry it over the others, centre it at `spot` [m], release it and rise."""
     xp, cube = namespace(spot), state.chosen(0)
     held = holding(state, cube)
     offset = spot - cube
@@ -56,7 +56,7 @@ def at_height(state: State, height_m: float) -> Float[Array, "worlds 3"]:
 
 
 def above(state: State, spot: Float[Array, "worlds 3"], resting_m: float = 0.0) -> Float[Array, "worlds 3"]:
-    """Where to go next to come down over `spot` [m]: high while off to the side, lower the better the alignment."""
+    """Next position on a path down to `resting_m` above `spot` [m]: the better the horizontal alignment, the lower."""
     xp, offset = namespace(spot), spot[:, :2] - state.ee_position[:, :2]
     side = xp.clip(((offset * offset).sum(-1) ** 0.5 - 0.012) / 0.03, 0.0, 1.0)
     low = spot[:, 2] + resting_m
@@ -65,7 +65,7 @@ def above(state: State, spot: Float[Array, "worlds 3"], resting_m: float = 0.0) 
 
 
 def approach(state: State, spot: Float[Array, "worlds 3"]) -> Float[Array, "worlds 3"]:
-    """Like `above`, but first straight up if the fingers, not open yet, would be pressed onto the object at the spot."""
+    """Like `above`, but straight up first if the fingers are still closed and would press on the object at `spot`."""
     height = state.ee_position[:, 2] - spot[:, 2]
     pressed = (state.opening < RELEASED_M) & (height > GRASP_M) & (height < HOVER_M)
     return choose(pressed, at_height(state, LIFTED_M), above(state, spot))
@@ -82,7 +82,7 @@ def rising_first(
 
 
 def highest_other(state: State) -> Float[Array, " worlds"]:
-    """Height of the highest centre among the free objects that are not the named one [m]; 0 without any."""
+    """Height of the highest centre among the free objects that the instruction does not name [m]; 0 if there are none."""
     if state.objects.shape[1] == 0:
         return state.opening * 0.0
     xp = namespace(state.opening)
@@ -90,14 +90,14 @@ def highest_other(state: State) -> Float[Array, " worlds"]:
 
 
 def around(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " worlds"]:
-    """The open fingers are on both sides of a cube: time to close."""
+    """Whether the open fingers are on both sides of a cube, so that closing them grasps it."""
     offset = abs(state.ee_position - cube)
     near = (offset < GRASP_M).all(-1)
     return near & (state.opening > BLOCKED_M[0])
 
 
 def holding(state: State, cube: Float[Array, "worlds 3"]) -> Bool[Array, " worlds"]:
-    """The fingers are closed on a cube."""
+    """Whether the fingers are closed on a cube."""
     near = (abs(state.ee_position - cube) < 0.03).all(-1)
     return near & (state.opening > BLOCKED_M[0]) & (state.opening < BLOCKED_M[1])
 
@@ -107,12 +107,12 @@ def nearness(offset: Float[Array, "worlds 3"], scale_m: float) -> Float[Array, "
     return namespace(offset).exp(-((offset * offset).sum(-1) ** 0.5) / scale_m)
 
 
-def way_over(offset: Float[Array, "worlds 3"]) -> Float[Array, "worlds 3"]:
-    """A cube's remaining way to its spot [m], with the height by which it must rise to come down on the spot from above."""
+def displacement_from_above(offset: Float[Array, "worlds 3"]) -> Float[Array, "worlds 3"]:
+    """Displacement from a cube to its spot [m], plus the height from which it must descend while it is off to the side."""
     sideways = (offset[:, 0] ** 2 + offset[:, 1] ** 2) ** 0.5
-    way = offset * 1.0
-    way[:, 2] += SET_OVER_M * namespace(offset).clip(sideways / SET_OVER_M, 0.0, 1.0)
-    return way
+    displacement = offset * 1.0
+    displacement[:, 2] += SET_OVER_M * namespace(offset).clip(sideways / SET_OVER_M, 0.0, 1.0)
+    return displacement
 
 
 def choose(

@@ -14,7 +14,7 @@ from robopolicy.sim.tasks._cubes import (
     placed_plates_and_cubes,
     rests_at,
 )
-from robopolicy.sim.tasks._moves import Intent, holding, nearness, put_at, way_over
+from robopolicy.sim.tasks._moves import Intent, displacement_from_above, holding, nearness, put_at
 from robopolicy.sim.tasks.base import Setup, State, Task
 from robopolicy.types import Array
 
@@ -55,7 +55,7 @@ class Place(Task):
         cube, spot = state.chosen(0), self.spot(state)
         there = rests_at(state, spot, self.tolerance_m)
         held = holding(state, cube) | there
-        at_hand, at_spot = nearness(state.ee_position - cube, 0.1), nearness(way_over(spot - cube), 0.1)
+        at_hand, at_spot = nearness(state.ee_position - cube, 0.1), nearness(displacement_from_above(spot - cube), 0.1)
         return ((at_hand + held * 1.0) * ~there + 2.0 * there + at_spot + there * 1.0) / 4
 
     def observe(self, state: State, scene: Scene) -> dict[str, Float[Array, "worlds _"]]:

@@ -28,13 +28,13 @@ def test_floats_are_cast_and_everything_else_is_left_as_it_came():
         ({"qpos": np.zeros(4)}, r"'qpos' has shape \(4,\); expected \(3,\)"),
         ({"qpos": np.array([1, np.nan, 0])}, "'qpos' holds NaN or infinite"),
         ({"qpos": np.array([1, 1e300, 0])}, "'qpos' holds NaN or infinite"),
-        ({"qpos": [1, 2, 3]}, "'qpos' is a list; expected an array"),
-        ({"qpos": "text"}, "'qpos' is a str"),
-        ({"front": np.full((8, 8, 3), np.nan, np.float32)}, "'front' is float32; expected an image of uint8"),
+        ({"qpos": [1, 2, 3]}, "'qpos' has type list; expected an array of shape"),
+        ({"qpos": "text"}, "'qpos' has type str"),
+        ({"front": np.full((8, 8, 3), np.nan, np.float32)}, "'front' has dtype float32; expected a uint8 image"),
         ({"front": np.zeros((8, 8, 4), np.uint8)}, r"'front' has shape \(8, 8, 4\); expected an image such as"),
         ({"front": np.zeros((0, 8, 3), np.uint8)}, "expected an image such as"),
         ({"front": np.zeros((8, SMALLEST_CAP + 1, 3), np.uint8)}, "sides of at most"),
-        ({"prompt": 5}, "'prompt' is a int; expected the instruction as text"),
+        ({"prompt": 5}, "'prompt' has type int; expected the instruction as str"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(change, words):

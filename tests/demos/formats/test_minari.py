@@ -203,7 +203,7 @@ def test_tables_hold_the_same_as_an_hdf5_file(tmp_path, kind):
     ("spoil", "message"),
     [
         (lambda data: (data / "1/part-0.arrow").write_bytes(b"ARROW1" + bytes(90)), "damaged"),
-        (lambda data: (data / "1/part-0.arrow").unlink(), "expected regular files"),
+        (lambda data: (data / "1/part-0.arrow").unlink(), "found 0 files, 0 bytes in total; expected regular"),
         (lambda data: change_metadata(data, observation_space="[" * 9000), "observation_space is not a space"),
         (lambda data: change_metadata(data, observation_space='{"type": "Box", "shape": [7]}'), None),
         (lambda data: change_metadata(data, data_format="zip"), "data_format is 'zip'"),

@@ -9,7 +9,7 @@ from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import ActionNoise, ExpertActor
 from robopolicy.sim.scene import build_scene
 from robopolicy.sim.tasks import make_task
-from robopolicy.sim.tasks._moves import nearness, way_over
+from robopolicy.sim.tasks._moves import displacement_from_above, nearness
 from robopolicy.sim.tasks.base import TABLE_X, TABLE_Y, place_apart
 
 
@@ -101,6 +101,6 @@ def test_beside_its_spot_a_cube_makes_progress_by_rising():
         "over": [0.0, 0.0, -0.03],
         "there": [0.0, 0.0, 0.0],
     }
-    near = nearness(way_over(np.array(list(at.values()))), 0.1)
+    near = nearness(displacement_from_above(np.array(list(at.values()))), 0.1)
     assert (np.diff(near) > 0.05).all()
     assert near[-1] == 1
