@@ -16,7 +16,7 @@ from robopolicy.report.video import episode_images, side_by_side, write_video
 
 
 def write_evaluation_report(
-    folder: Path, result: Mapping[str, Any], episodes: Sequence[Any] = (), videos: int = 4, fps: float = 20.0
+    folder: Path, result: Mapping[str, Any], episodes: Sequence[Any] = (), videos: int = 4
 ) -> Path:
     """Write `report.html` with the figures of one evaluation, and mp4 videos of successes and failures beside it.
 
@@ -25,7 +25,6 @@ def write_evaluation_report(
         result: `Evaluation.to_dict()`.
         episodes: recorded episodes (`rollout.episodes.Episode`) whose demos hold images.
         videos: number of successes, and of failures, to show.
-        fps: images per second of the videos.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "result.json", json.dumps(dict(result), indent=2))
@@ -36,7 +35,7 @@ def write_evaluation_report(
         success_table({"solved": result["per_instruction"]}),
         _lengths(result["outcomes"], result["control_dt"]),
         _faults(result.get("faults", {})),
-        *_videos(folder, episodes, videos, fps),
+        *_videos(folder, episodes, videos, result["control_dt"]),
         _provenance(provenance),
     ]
     whose = f": {provenance['policy']}" if "policy" in provenance else ""
@@ -79,7 +78,7 @@ def _faults(faults: Mapping[str, Sequence[int]]) -> str:
     return f"<h2>Simulator faults</h2>{table(('fault', 'episodes', 'seeds'), rows)}"
 
 
-def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> list[str]:
+def _videos(folder: Path, episodes: Iterable[Any], count: int, control_dt: float) -> list[str]:
     parts = []
     filmed = [episode for episode in episodes if _is_filmed(episode)]
     for title, name, wanted in (("Successes", "success", True), ("Failures", "failure", False)):
@@ -87,15 +86,16 @@ def _videos(folder: Path, episodes: Iterable[Any], count: int, fps: float) -> li
         figures = []
         for episode in chosen:
             caption = f"seed {episode.seed}: {episode.instruction}, {episode.steps} steps"
-            figures.append(_video(episode_images(episode), folder / f"{name}_{episode.seed}.mp4", caption, fps))
+            path = folder / f"{name}_{episode.seed}.mp4"
+            figures.append(_video(episode_images(episode), path, caption, control_dt))
         if figures:
             parts.append(f"<h2>{title}</h2>{''.join(figures)}")
     return parts
 
 
-def _video(images: np.ndarray, path: Path, caption: str, fps: float = 20.0) -> str:
-    """A video, written beside the page and embedded in it."""
-    data = base64.b64encode(write_video(images, path, fps).read_bytes()).decode()
+def _video(images: np.ndarray, path: Path, caption: str, control_dt: float) -> str:
+    """A video in real time, written beside the page and embedded in it."""
+    data = base64.b64encode(write_video(images, path, 1 / control_dt).read_bytes()).decode()
     video = f"<video controls loop muted autoplay playsinline src='data:video/mp4;base64,{data}'></video>"
     return f"<figure>{video}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
@@ -114,6 +114,7 @@ def write_side_by_side(
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = {name: result for name, (result, _) in runs.items()}
+    control_dt = next(iter(results.values()))["control_dt"]
     rows = {}
     for name, each in results.items():
         rate = f"{each['successes']} / {each['episodes']} = {percent(each['success_rate'])}"
@@ -136,7 +137,7 @@ def write_side_by_side(
             ends = ", ".join(f"{'solved' if e.success else 'failed'} in {e.steps} steps" for e in episodes)
             caption = f"seed {seed}: {episodes[0].instruction}; {ends}"
             images = side_by_side([episode_images(episode) for episode in episodes])
-            figures.append(_video(images, folder / f"seed_{seed}.mp4", caption))
+            figures.append(_video(images, folder / f"seed_{seed}.mp4", caption, control_dt))
         parts.append(f"<h2>Solved by {html.escape(who)}: {len(seeds)} seeds</h2>{''.join(figures)}")
     order = f"<p>In each video, from left to right: {html.escape(', '.join(runs))}.</p>" if videos else ""
     title = f"{next(iter(results.values()))['task']}: {len(runs)} policies on the same seeds"
