@@ -6,7 +6,8 @@ The action head's output becomes the mean of a distribution:
              does not depend on the state
     gripper  Bernoulli with the head's logit
 
-One decision is the first `decision_steps` actions of a chunk: 1, or several as one step of a semi-Markov decision process.
+A decision is the first `decision_steps` actions of a chunk, sampled together; if there are several, a decision is one step of
+a semi-Markov decision process.
 The critic is a copy of encoder, pooling and memory with a value head; it has its own memory state.
 
 Axes: T steps of a rollout, E worlds, k actions of a decision, A arm and G gripper columns.
@@ -38,16 +39,16 @@ from robopolicy.types import Chunk
 
 @dataclass(frozen=True)
 class ActionDistribution:
-    """Independent Gaussians for the arm and Bernoullis for the gripper, of k actions."""
+    """Independent Gaussians for the arm columns and Bernoullis for the gripper columns of k actions."""
 
     mean: Float[Tensor, "*batch k arm"]
     """Means of the Gaussians, in normalized units."""
     log_std: Float[Tensor, "arm"]
-    """Logarithms of their standard deviations, the same for all k actions."""
+    """Logarithms of the Gaussians' standard deviations, the same for all k actions."""
     logit: Float[Tensor, "*batch k gripper"]
     """Logits of gripper label 1."""
     learned: Bool[Tensor, "arm"]
-    """False for columns that never change; they are excluded from densities, entropy and divergence."""
+    """False for arm columns that are constant in the demos; they are excluded from densities, entropy and KL divergence."""
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "*batch k action"]:
         """The k actions: normalized arm columns, then gripper labels 0 or 1."""
@@ -56,18 +57,18 @@ class ActionDistribution:
         return torch.cat([self.mean + self.log_std.exp() * noise, (uniform < self.logit.sigmoid()).float()], -1)
 
     def log_prob(self, action: Float[Tensor, "*batch k action"]) -> Float[Tensor, "*batch"]:
-        """Log-density of the k actions together [nats]."""
+        """Joint log-density of the k actions [nats]."""
         arm, gripper = action.split([self.mean.shape[-1], self.logit.shape[-1]], -1)
         return self._total(*(part.log_prob(taken) for part, taken in zip(self._parts, (arm, gripper), strict=True)))
 
     def entropy(self) -> Float[Tensor, "*batch"]:
-        """Entropy of the k actions together [nats]."""
+        """Joint entropy of the k actions [nats]."""
         return self._total(*(part.entropy() for part in self._parts))
 
     def kl(self, other: "ActionDistribution") -> Float[Tensor, "*batch"]:
-        """Kullback-Leibler divergence of `other` from this one, of the k actions together [nats]."""
+        """Kullback-Leibler divergence KL(self || other) of the k actions together [nats]."""
         (arm, _), (other_arm, _) = self._parts, other._parts
-        # Bernoullis by their logits: torch's divergence is infinite where a probability is 1 in float32.
+        # Computed from the Bernoullis' logits: torch's kl_divergence is infinite where a probability rounds to 1 in float32.
         gripper = self.logit.sigmoid() * (self.logit - other.logit)
         gripper = gripper + functional.softplus(other.logit) - functional.softplus(self.logit)
         return self._total(kl_divergence(arm, other_arm), gripper)
@@ -85,7 +86,7 @@ class ActionDistribution:
 class Critic(nn.Module):
     """Predicts the value of a state, with a copy of the policy's encoder, pooling and memory.
 
-    Its predictions are scaled such that all value targets so far have mean 0 and standard deviation 1.
+    Values are predicted in a scale in which all value targets so far have mean 0 and standard deviation 1.
     """
 
     def __init__(self, policy: ChunkPolicy) -> None:
@@ -121,12 +122,12 @@ class Critic(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """The trained policy, its standard deviation, its critic, and a frozen copy of the start policy.
+    """The trained policy, the standard deviations of its actions, its critic, and a frozen copy of the start policy.
 
     Args:
-        policy: trained in place, in eval mode, so that dropout does not change the replay.
-        decision_steps: k, actions of a chunk that are one decision.
-        std: standard deviation of the arm at the start, in normalized action units.
+        policy: trained in place; kept in eval mode, since with dropout the replay would differ from the rollout.
+        decision_steps: k, number of actions of a chunk that form one decision.
+        std: initial standard deviation of arm actions, in normalized units.
         bptt_steps: steps of truncated back-propagation through time; None: whole trajectories.
 
     Raises:
@@ -161,12 +162,12 @@ class ActorCritic(nn.Module):
     def replay(
         self, batch: RecurrentMiniBatch, policy: ChunkPolicy, before: MemoryState
     ) -> Float[Tensor, "decisions hidden"]:
-        """The hidden vectors at a group's decisions, each trajectory unrolled from the state saved at its first step.
+        """The hidden vectors at a minibatch's decisions; each trajectory is unrolled from the state at its first step.
 
         Args:
             batch: observations, decisions, and where episodes begin.
             policy: the policy whose memory is unrolled.
-            before: state of all worlds before the rollout's first step.
+            before: memory states of all worlds before the rollout's first step.
         """
         decides = batch.steps["decides"]
         if self.memoryless:  # the frames between two decisions change nothing
@@ -177,7 +178,7 @@ class ActorCritic(nn.Module):
         return batch.layout.join(self._unroll(policy, frames, state).transpose(0, 1))[decides]
 
     def _unroll(self, policy: ChunkPolicy, frames: Tensor, state: MemoryState) -> Float[Tensor, "j s hidden"]:
-        """The hidden vectors of J trajectories of S pooled frames that continue from a state."""
+        """The hidden vectors of J trajectories of S pooled frames, unrolled from a state."""
         memory, hidden = policy.head.memory, []
         alone = max(memory.window - 1, 1) if memory.history == "window" else frames.shape[1]
         for part in frames[:, :alone].split(self.bptt_steps or frames.shape[1], dim=1):
@@ -185,26 +186,26 @@ class ActorCritic(nn.Module):
             hidden.append(out)
             state = state.detach()
         if alone < frames.shape[1]:
-            # Later windows hold frames of the trajectory only: the same numbers in one pass instead of one step per frame.
+            # Later windows hold no frames from before the trajectory: one pass over them gives the same as a step per frame.
             windows = cut_windows(frames, memory.window)[:, alone - memory.window + 1 :]
             hidden.append(memory(windows)[..., -1, :])
         return torch.cat(hidden, 1)
 
 
 def pool(policy: ChunkPolicy, frame: Mapping[str, Any] | TensorDict) -> Float[Tensor, "*batch pooled"]:
-    """The pooled vectors of frames `obs` (*B, ...) and, for an instruction-conditioned policy, `text` (*B, ...)."""
+    """The pooled vectors of frames, given as `obs` (*B, ...) and, for an instruction-conditioned policy, `text` (*B, ...)."""
     obs = {key: frame["obs"][key] for key in policy.obs}
     encoding = policy.encode(obs, frame["text"] if policy.text is not None else None)
     return policy.head.pool(encoding.tokens, encoding.token_valid)
 
 
 class Explorer:
-    """Samples the actions of a rollout, as its `Actor`, and stores for each step what `Learner.update` needs.
+    """The `Actor` of a rollout: samples the actions, and holds the data of the current step that `Learner.update` needs.
 
     Args:
         model: the policy and the critic.
         worlds: E, number of worlds.
-        generator: generator of the noise.
+        generator: random generator of the exploration noise.
     """
 
     def __init__(self, model: ActorCritic, worlds: int, generator: torch.Generator) -> None:
@@ -215,7 +216,7 @@ class Explorer:
         self.before = (self.states[0], self.states[1])
         """Memory states of the policy and the critic before the current step."""
         self.frame: dict[str, Any] = {}
-        """The current step's observations, and the latest decision with its distribution and value, for a `TensorDict`."""
+        """The current step's row for the storage: observations, and the latest decision with its distribution and value."""
         self._place = torch.zeros(worlds, dtype=torch.int64, device=model.policy.device)
         self._decisions: dict[str, Tensor] = {}
 
@@ -227,7 +228,7 @@ class Explorer:
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(label, action): here the same array (E, width) twice; arm actions are clipped to the demos' range."""
+        """(label, action), here the same array (E, width) twice; arm actions are clipped to the range of the demos."""
         model, frame, decides = self.model, self._inputs(obs, instructions), self._place == 0
         self.before = (self.states[0], self.states[1])
         if not model.memoryless or decides.any():
@@ -243,7 +244,7 @@ class Explorer:
         return row, row
 
     def _decide(self, frame: Mapping[str, Any], decides: Tensor) -> None:
-        """Bring the memories up to date, and draw decisions for the worlds that take one at this step."""
+        """Update the memory states, and sample decisions for the worlds that take one at this step."""
         model, hidden = self.model, []
         seen = TensorDict(dict(frame), decides.shape)
         for number, policy in enumerate((model.policy, model.critic.body, model.start)):
@@ -262,7 +263,7 @@ class Explorer:
 
     @torch.no_grad()
     def value(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> Float[Tensor, "worlds"]:
-        """The value of the states that follow the current step; the memory states are not changed."""
+        """The value of the states after the current step, observed as `obs`; the memory states are not changed."""
         critic = self.model.critic
         hidden, _ = critic.body.head.memory.step(pool(critic.body, self._inputs(obs, instructions)), self.states[1])
         return critic.unscaled(critic(hidden))

@@ -25,11 +25,11 @@ LOG_EVERY = 25
 
 
 class TrainingDivergedError(ValueError):
-    """The loss is NaN or infinite; the policy and the checkpoint saved before are unchanged."""
+    """The loss is NaN or infinite; the policy and the resume file saved earlier are unchanged."""
 
 
 class StepTimer:
-    """Time per batch, and the share of it spent waiting for batches; a run's first batch, which compiles, is left out."""
+    """Time per batch, and the share of it spent waiting for batches; the first batch, which may compile, is left out."""
 
     def __init__(self) -> None:
         self.batches = 0
@@ -62,7 +62,7 @@ class StepTimer:
 class RandomState(Callback):
     """Saves torch's random state of every process, and restores it before the first step of a resumed run.
 
-    Lightning saves the loader's state and the loops', but not this; without it dropout and augmentation would differ.
+    Lightning saves the state of the loader and of its loops only; dropout and augmentation would differ after a resume.
     """
 
     def __init__(self, seed: int) -> None:
@@ -100,7 +100,7 @@ class RandomState(Callback):
 
 
 class RunKeeper(Callback):
-    """Measures the policy during training, saves the best one in the run folder, and writes the resume file.
+    """Measures the policy during training, saves the best or last one in the run folder, and writes the resume file.
 
     After each optimizer step, in this order: log, validate, evaluate in closed loop, save the policy if it is the best, write
     the resume file, stop. Lightning's own validation would come after the checkpoint, and a resumed run would skip it.
@@ -108,9 +108,9 @@ class RunKeeper(Callback):
     Args:
         run_dir: folder of the run.
         save: writes a policy and the run's provenance into the run folder.
-        valid_batches: gives the held-out batches.
+        valid_batches: returns the held-out batches.
         settings: how often to measure and save, and which policy to keep.
-        evaluate: closed loop, policy -> success rate; every `eval_every` steps.
+        evaluate: policy -> success rate in closed loop, called every `eval_every` steps; None: no such evaluation.
         stop: set by a signal to end the training.
         facts: further entries of `metrics.json`.
     """
@@ -137,7 +137,7 @@ class RunKeeper(Callback):
         self._carried: list[dict[str, torch.Tensor] | None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """History, best policy and clock of the run."""
+        """The run's history, best step, training time and carried memory states."""
         return {"history": self.history, "best": self.best, "elapsed_s": self._elapsed_s, "carried": self._carried}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ class RunKeeper(Callback):
         """Log, validate, evaluate and save, if due after this step."""
         loader: Any = trainer.train_dataloader
         self.timer.stop(loader.waited_s)
-        if trainer.global_step != self.step:  # else gradients are accumulated
+        if trainer.global_step != self.step:  # equal while gradients are accumulated
             self.step = trainer.global_step
             self._after_step(trainer, pl_module, self.step)
         self.timer.start(loader.waited_s)
@@ -231,7 +231,7 @@ class RunKeeper(Callback):
         self._elapsed_s = module.schedule.elapsed_s
         self._carried = gathered(None if module.carried is None else module.carried.state_dict())
         path = self.run_dir / RESUME_FILE
-        with replacing(path) if trainer.is_global_zero else nullcontext(path) as own:  # the first process alone writes
+        with replacing(path) if trainer.is_global_zero else nullcontext(path) as own:  # only the first process writes
             trainer.save_checkpoint(own)
         if trainer.is_global_zero:
             metrics = {
@@ -249,7 +249,7 @@ class RunKeeper(Callback):
 
 
 def gathered(value: Any) -> list[Any]:
-    """The value of every process, in their order."""
+    """The values of all processes, in order of rank."""
     if not distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()

@@ -40,24 +40,24 @@ LOG = logging.getLogger(__name__)
 
 
 class DemoDataModule(LightningDataModule):
-    """The demos of an experiment: split by demo, statistics of the training split only, batches on the model's device.
+    """The demos of an experiment: split into training and held-out demos, statistics of the training demos, and batches.
 
     Args:
         config: the experiment.
-        device: where batches are made; default: this process's GPU if there is one, else the CPU.
+        device: device of the batches, that of the model; default: this process's GPU if there is one, else the CPU.
         read_images: False if only `facts` is needed: the images are not read, and there are no batches.
 
     Raises (in `setup`):
-        ConfigError: files, keys, filters or columns that the config names don't fit.
+        ConfigError: files, keys, filter keys or columns named in the config are missing or don't fit.
         DemoFormatError: a file can't be used.
     """
 
     action_spec: ActionSpec
     """The columns of the demos' action rows: from the config, the files, or the default rule."""
     obs: dict[str, ArraySpec]
-    """Observation key of the policy -> shape and type of one frame."""
+    """Observation key of the policy -> shape and data type of one frame."""
     privileged: dict[str, ArraySpec]
-    """Keys that auxiliary losses may use and that are not policy inputs."""
+    """Privileged key, used by auxiliary losses only -> shape and data type of one frame."""
     obs_statistics: dict[str, Statistics]
     """Statistics of each low-dimensional and privileged key, from the training split."""
     action_statistics: Statistics
@@ -106,7 +106,7 @@ class DemoDataModule(LightningDataModule):
         self._valid = self._load(held_out, read) if any(held_out) else None
         self.action_spec = choose_action_spec(self._readers, train, data)
         specs = {key: train.spec(key) for key in read}
-        # Memory may hold fewer tokens than the file: pooling may already have been applied.
+        # `train` holds fewer tokens than the file if they were pooled ahead of time; the spec is that of the file.
         in_file = (*images, *({TOKENS_KEY} & specs.keys()))
         specs |= {key: ArraySpec(types[key][0], types[key][1].name) for key in in_file}
         self.obs, self.privileged = ({key: specs[key] for key in part} for part in (keys, privileged))
@@ -121,11 +121,11 @@ class DemoDataModule(LightningDataModule):
 
     @property
     def segment(self) -> int:
-        """Frames of each entry of a training batch."""
+        """Frames of each segment of a training batch."""
         return self._store("train").segment
 
     def use_normalizer(self, normalizer: ActionNormalizer) -> None:
-        """Make action targets with this normalizer instead of one from these demos' own statistics."""
+        """Normalize action targets with this normalizer instead of one made from these demos' statistics."""
         self._normalizer, self._stores = normalizer.to(self.device), {}
 
     def train_dataloader(self) -> BatchLoader:
@@ -146,7 +146,7 @@ class DemoDataModule(LightningDataModule):
         return BatchLoader(store, order, rank, processes, self._files.require_unchanged)
 
     def val_dataloader(self) -> BatchLoader | list[Batch]:
-        """The held-out segments in order, the same each time; empty where no demo is held out."""
+        """The held-out segments in order, the same each time; empty if no demo is held out."""
         if self._valid is None:
             return []
         store, size = self._store("valid"), self.experiment.data.batch_size
@@ -248,7 +248,7 @@ class DemoDataModule(LightningDataModule):
         return load_rows(sources, keys, placement=data.placement, device=self.device, threads=threads, pool_tokens=pool)
 
     def _take_statistics(self, train: DemoRows) -> None:
-        """Compute the statistics of the training split; the forms of rotations are fitted to it too."""
+        """Find the rotations in keys and actions, align them, and compute the statistics of the training split."""
         scaling = self.experiment.normalization
         form, declared = scaling.rotation, scaling.rotations
         if unknown := [name for name in declared if name.partition("[")[0] not in (*train.low_dim, ACTIONS)]:
@@ -284,7 +284,7 @@ class DemoDataModule(LightningDataModule):
         return self._stores[split]
 
     def _segment(self, rows: DemoRows) -> int:
-        """Frames of a segment: as the config says, else the longest demo for a carried memory, and one window otherwise."""
+        """Frames of a segment: `data.segment`; if not given, the longest demo for a carried memory, otherwise one window."""
         longest = -(-int(rows.lengths.max()) // self.experiment.data.frame_stride)
         default = longest if self.experiment.history == "carry" else self.experiment.window
         return self.experiment.data.segment or default

@@ -1,7 +1,7 @@
-"""Random changes to training batches, drawn per segment and computed where the batch is.
+"""Random changes to training batches, drawn per segment and computed on the batch's device.
 
-A kind of the family `augmentation` is built as `Kind(options, inputs)` and called as `kind(batch) -> batch`. All frames of
-a segment are changed alike: a camera that jumps between two frames would teach the memory a motion that never happened.
+A component of the family `augmentation` is built as `Kind(options, inputs)` and called as `kind(batch) -> batch`. All images of
+a camera in a segment get the same change: a jump between two frames would teach the memory a motion that never happened.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,9 +21,9 @@ class AugmentationInputs:
     cameras: tuple[str, ...] = ()
     """Keys of the images, uint8 (B, S, height, width, channels)."""
     obs_mean: Mapping[str, Tensor] = field(default_factory=dict)
-    """Low-dimensional keys and their mean (d,) in the training split, in the demos' units."""
+    """Low-dimensional key -> its mean (d,) in the training split, in the demos' units."""
     obs_std: Mapping[str, Tensor] = field(default_factory=dict)
-    """Their standard deviation (d,); 0 where a dimension never changes."""
+    """Low-dimensional key -> its standard deviation (d,) in the training split; 0 where a dimension is constant."""
 
     def require_cameras(self, kind: str) -> tuple[str, ...]:
         """The cameras.
@@ -48,10 +48,10 @@ class AugmentationInputs:
 
 
 def make_augmentation(kinds: Mapping[str, Any], inputs: AugmentationInputs) -> Callable[[Batch], Batch] | None:
-    """All augmentations of a config, one after another; None where there are none.
+    """A function that applies all augmentations of a config, one after another; None if there are none.
 
     Args:
-        kinds: kind -> its options.
+        kinds: name of an augmentation -> its options.
         inputs: the parts of a batch that can be changed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Scales and shifts images: each pixel is copied from the nearest one of the source, beyond an edge from the edge."""
+"""Crops, scales and shifts images by nearest-neighbor sampling; beyond an edge, the edge pixels are repeated."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -10,7 +10,7 @@ def resampled(
     share: Float[Tensor, "batch 1"],
     shift: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Each segment's window of side `share` at a random corner, scaled back, then shifted by (rows, columns) pixels."""
+    """Images cropped to `share` of each side at a random place, shifted by (rows, columns) pixels, scaled back to full size."""
     count, segment, height, width, _ = images.shape
     rows, columns = (_sources(size, share, by) for size, by in zip((height, width), shift, strict=True))
     batch = torch.arange(count, device=images.device)[:, None, None, None]
@@ -19,7 +19,7 @@ def resampled(
 
 
 def _sources(size: int, share: Tensor, shift: Tensor) -> Tensor:
-    """(B, size): the source row or column of each row or column of the result."""
+    """(B, size): the source row or column for each row or column of the result, for a crop at a random place."""
     corner = torch.rand_like(share) * (1 - share) * size
     centres = corner + (torch.arange(size, device=share.device) + 0.5) * share + shift
     return centres.floor().long().clamp(0, size - 1)

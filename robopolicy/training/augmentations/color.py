@@ -16,19 +16,19 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class ColorOptions(Options):
-    """Options of `color`; each is the largest relative change, 0 is off."""
+    """Options of `color`: largest relative changes; 0 switches a change off."""
 
     brightness: float = option(0.0, ">= 0")
-    """Change of all values."""
+    """Largest relative change of all pixel values."""
     contrast: float = option(0.0, ">= 0")
-    """Change of the distance from the segment's mean."""
+    """Largest relative change of the pixel values' distance from the segment's mean."""
     saturation: float = option(0.0, ">= 0")
-    """Change of the distance from gray."""
+    """Largest relative change of the colors' distance from gray."""
 
 
 @register("augmentation", "color", ColorOptions)
 class Color:
-    """Every camera changes by its own random factors."""
+    """Changes images by random factors, drawn for each camera and segment."""
 
     def __init__(self, options: ColorOptions, inputs: AugmentationInputs) -> None:
         self.options, self.cameras = options, inputs.require_cameras("color")

@@ -15,12 +15,12 @@ class CropOptions(Options):
     """Options of `crop`."""
 
     share: float = option(0.9, "> 0 and <= 1")
-    """Smallest side of the crop as a share of the image's side; sizes between it and 1 are equally likely."""
+    """Smallest side of the crop, as a fraction of the image's side; drawn uniformly from this value to 1."""
 
 
 @register("augmentation", "crop", CropOptions)
 class Crop:
-    """Every camera shows its own random crop."""
+    """Crops images at random, drawn for each camera and segment."""
 
     def __init__(self, options: CropOptions, inputs: AugmentationInputs) -> None:
         self.share, self.cameras = options.share, inputs.require_cameras("crop")

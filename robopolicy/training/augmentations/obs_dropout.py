@@ -1,4 +1,4 @@
-"""The augmentation `obs_dropout`: low-dimensional observations hidden at random."""
+"""The augmentation `obs_dropout`: low-dimensional keys of random segments replaced by their means."""
 
 from dataclasses import dataclass
 
@@ -19,14 +19,14 @@ class ObsDropoutOptions(Options):
 
 @register("augmentation", "obs_dropout", ObsDropoutOptions)
 class ObsDropout:
-    """A hidden segment loses all its low-dimensional keys, so that the policy has to use its images."""
+    """Replaces all low-dimensional keys of random segments by their means, so that the policy has to use the images."""
 
     def __init__(self, options: ObsDropoutOptions, inputs: AugmentationInputs) -> None:
         inputs.require_keys("obs_dropout")
         self.probability, self.mean = options.probability, inputs.obs_mean
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with some segments hidden."""
+        """The batch with the low-dimensional keys of some segments replaced."""
         first = batch.obs[next(iter(self.mean))]
         hidden = torch.rand(len(first), device=first.device) < self.probability
         changed = {}

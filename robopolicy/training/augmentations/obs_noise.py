@@ -14,14 +14,14 @@ class ObsNoiseOptions(Options):
     """Options of `obs_noise`."""
 
     std: float = option(0.02, ">= 0")
-    """Standard deviation of the noise, in standard deviations of each dimension; constant dimensions get none."""
+    """Standard deviation of the noise, relative to each dimension's own; constant dimensions get no noise."""
     past_std: float | None = option(None, ">= 0")
-    """The same for every frame of a segment but its last; null: as `std`."""
+    """Standard deviation for all frames of a segment except the last; null: as `std`."""
 
 
 @register("augmentation", "obs_noise", ObsNoiseOptions)
 class ObsNoise:
-    """Independent noise on every frame."""
+    """Adds independent noise to every frame."""
 
     def __init__(self, options: ObsNoiseOptions, inputs: AugmentationInputs) -> None:
         inputs.require_keys("obs_noise")

@@ -20,7 +20,7 @@ class ShiftOptions(Options):
 
 @register("augmentation", "shift", ShiftOptions)
 class Shift:
-    """Every camera moves by its own random shift."""
+    """Shifts images by a random number of pixels, drawn for each camera and segment."""
 
     def __init__(self, options: ShiftOptions, inputs: AugmentationInputs) -> None:
         self.pixels, self.cameras = options.pixels, inputs.require_cameras("shift")
