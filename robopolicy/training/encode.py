@@ -1,8 +1,8 @@
 """Encodes all frames of a demo file once with a frozen vision-language backbone, and writes the tokens.
 
-They are written to a file beside the demos (`robopolicy.demos.tokens`), or together with the demos to a new demo file. The
-tokens of each demo are (T, N, D) float16, with the mask `token_valid` (N): 0 where a token is padding, which repeats the
-last real one. A policy trained on a file with padded tokens reads `token_valid` as an observation and leaves padding out
+The tokens are written to a file beside the demos (`robopolicy.demos.tokens`), or together with the demos to a new demo file.
+Each demo's tokens are (T, N, D) float16, with the mask `token_valid` (N,): 1 for a real token, 0 for padding, which repeats
+the last real token. A policy trained on a file with padded tokens reads `token_valid` as an observation and leaves padding out
 when it pools. An interrupted run is resumed.
 """
 
@@ -35,9 +35,9 @@ class EncodeOptions:
     cameras: tuple[str, ...] = ()
     """Cameras that are encoded, in this order; empty: all, sorted by name."""
     template: str = "{instruction}"
-    """The prompt; `{instruction}` stands for a demo's instruction."""
+    """Template of the prompt; `{instruction}` stands for a demo's instruction."""
     prompt_tokens: int | None = None
-    """Tokens of every prompt; must be equal in files that are trained on together; None: as this file's instructions need."""
+    """Tokens per prompt; must be the same in all files of a training; None: as many as this file's instructions need."""
     reading: Reading = field(default_factory=Reading)
     """Which hidden states of the backbone become tokens."""
     dtype: Dtype = "auto"
@@ -53,7 +53,7 @@ class Encoded:
     path: Path
     """The file with the tokens."""
     demos: int
-    """Demos encoded now; those that an earlier run encoded are kept."""
+    """Number of demos encoded in this call, not counting those of an interrupted earlier run."""
     frames: int
     token_count: int
     token_width: int
@@ -67,19 +67,19 @@ def encode_file(
     out: str | Path | None = None,
     progress: Any = iter,
 ) -> Encoded:
-    """Write the backbone's tokens of every frame of a native demo file, which itself is not changed.
+    """Encode every frame of a native demo file and write the tokens; the demo file itself is not changed.
 
     Args:
-        path: a file in the native layout; other formats are converted first.
+        path: a file in the native layout; convert other formats first.
         model: local folder or hub name of the backbone.
-        options: how it reads the demos.
+        options: how the backbone reads the demos.
         out: a new demo file for the demos and their tokens; None: the tokens alone, beside the demo file.
         progress: wraps the iterable of demo names, to show progress.
 
     Raises:
-        DemoFormatError: the file can't be used, or the target holds tokens of another encoder.
+        DemoFormatError: the file can't be used, or the output file holds tokens of a different encoder.
         FileExistsError: `out` exists.
-        ConfigError: there is no such model, or it can't be read in this way.
+        ConfigError: the model does not exist, or can't be used with these options.
     """
     path, options = Path(path), options or EncodeOptions()
     with _without_tokens(path) as demos:
@@ -107,7 +107,7 @@ def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
     """Identity of the encoder that made the tokens of all these files; empty if none of them records it.
 
     Raises:
-        DemoFormatError: a file has no tokens, or those of another encoder than the first.
+        DemoFormatError: a file has no tokens, or its encoder differs from that of the first file.
     """
     first: tuple[str, dict[str, Any]] | None = None
     for reader in readers:
@@ -179,7 +179,7 @@ def _frame_tokens(demos: DemoFile, model: str, options: EncodeOptions) -> FrameT
 def _encode_demo(
     demo: Demo, made: FrameTokens, where: str
 ) -> tuple[Float16[np.ndarray, "time tokens width"], np.ndarray]:
-    """Tokens of one demo, and which of them are real, (N,) bool."""
+    """Tokens of one demo, and the mask of real tokens, (N,) bool."""
     images = {camera: torch.from_numpy(demo.obs[camera]) for camera in made.image_sizes}
     tokens, valid = made(images, made.prompts([demo.instruction]))
     found = tokens.cpu().numpy()

@@ -1,7 +1,7 @@
 """Trains one network for several robots: each group of demo files has its own action spec, normalizers and action head.
 
 Each group has a `ChunkPolicy`; all of them share encoder, text model, pooling and memory. A step takes one batch of every
-group, and its loss is the weighted mean of theirs.
+group, and its loss is the weighted mean of the groups' losses.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ from robopolicy.types import Batch
 
 
 def group_configs(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
-    """The experiment of each group alone."""
+    """Group -> the config for training on its files and columns alone."""
     configs = {}
     for name, group in config.data.groups.items():
         columns = {"arm": group.arm, "gripper": group.gripper}
@@ -39,7 +39,7 @@ def group_configs(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
 class GroupLoader:
     """Yields one batch of every group at a time.
 
-    An epoch is as long as that of the group with the most batches; the others start over.
+    An epoch has as many batches as the largest group; the loaders of smaller groups start over.
 
     Args:
         loaders: group -> its loader.
@@ -72,7 +72,7 @@ class GroupLoader:
         return {"position": self._position, **{name: loader.state_dict() for name, loader in self.loaders.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after those batches."""
+        """Continue from that position."""
         self._position = state_dict["position"]
         for name, loader in self.loaders.items():
             loader.load_state_dict(state_dict[name])
@@ -85,7 +85,7 @@ class GroupData(LightningDataModule):
         config: the experiment, with `data.groups`.
 
     Raises (in `setup`):
-        ConfigError: the groups' policies would not see the same keys, or the tokens of one encoder.
+        ConfigError: the groups differ in the keys or their shapes, or have tokens of different encoders.
         DemoFormatError: a file can't be used.
     """
 
@@ -122,7 +122,7 @@ class GroupData(LightningDataModule):
         return GroupLoader({name: data.train_dataloader() for name, data in self.groups.items()})
 
     def val_dataloader(self) -> list[tuple[str, Any]]:
-        """The held-out batches of each group that has some."""
+        """(group, held-out batches) of each group with held-out demos."""
         loaders = {name: data.val_dataloader() for name, data in self.groups.items()}
         return [(name, loader) for name, loader in loaders.items() if len(loader)]
 
@@ -137,10 +137,10 @@ class GroupData(LightningDataModule):
 
 
 class GroupPolicies(nn.Module):
-    """A policy for each group; they share everything except normalizers and action head.
+    """A policy for each group; they share everything except normalizers and action heads.
 
     Args:
-        policies: group -> its policy; the first one's encoder, text model, pooling and memory replace those of the others.
+        policies: group -> its policy; encoder, text model, pooling and memory of the first replace those of the others.
     """
 
     def __init__(self, policies: Mapping[str, ChunkPolicy]) -> None:
@@ -153,7 +153,7 @@ class GroupPolicies(nn.Module):
 
     @classmethod
     def build(cls, data: GroupData) -> "GroupPolicies":
-        """Untrained policies of these demos; they read the instructions of all groups."""
+        """Untrained policies for these demos; each vocabulary covers the instructions of all groups."""
         texts = tuple(dict.fromkeys(text for each in data.groups.values() for text in each.instructions))
         vocabulary = Vocabulary.of(texts) if texts else None
         policies = {}
@@ -168,7 +168,7 @@ class GroupPolicies(nn.Module):
 
 
 class GroupObjective(nn.Module):
-    """The weighted mean of the groups' losses; see `Objective`. A batch is a dictionary of one batch of each group.
+    """The weighted mean of the groups' losses; see `Objective`. A batch is a dictionary with one batch per group.
 
     Args:
         objectives: group -> its objective.
@@ -192,7 +192,7 @@ class GroupObjective(nn.Module):
         return torch.stack([self.objectives[name].count(own) for name, own in batches.items()]).sum()
 
     def measure(self, policies: GroupPolicies, batches: Iterable[tuple[str, Iterable[Batch]]]) -> dict[str, float]:
-        """Means of `loss` and `loss_<group>` over the batches of each group; empty where there are none."""
+        """Means of `loss` and `loss_<group>` over the batches of each group; empty if there are no batches."""
         losses = {name: self.objectives[name].measure(policies.members[name], own)["loss"] for name, own in batches}
         return self._mean(losses) if losses else {}
 

@@ -1,8 +1,8 @@
 """`improve`: fine-tunes a policy by reinforcement learning (`robopolicy.training.reinforce`) and writes a new run folder.
 
 The folder is an ordinary run folder (`save_policy`) that also holds `resume.ckpt`, `metrics.json` and `tensorboard/`. At
-every checkpoint all worlds begin new episodes with recorded seeds, so that everything afterwards depends on the checkpoint
-alone: in worlds that are determined by their seed, a resumed run equals one that was never interrupted.
+every checkpoint all worlds begin new episodes with recorded seeds, so that the rest of the run depends on the checkpoint
+alone: if the seed of an episode determines it, a resumed run equals one that was never interrupted.
 """
 
 import json
@@ -38,7 +38,7 @@ MAX_SEED = 300
 BOARD = "tensorboard"
 """Folder for TensorBoard's curves, in the run folder."""
 VIDEOS = "videos"
-"""Folder for videos, in the run folder; it has one folder for each evaluation."""
+"""Folder for videos, in the run folder; it has a subfolder for each evaluation."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class ImproveConfig(Options):
     max_minutes: float | None = option(None, "> 0")
     """Time limit [min]; the run ends after the iteration that exceeds it; null: none."""
     reward: Reward = "auto"
-    """success: 1 at the step that makes the episode a success, else 0; progress: the same plus the increase of
-    the task's own measure of progress; auto: progress if the worlds report it, else success; env: the environment's
-    reward."""
+    """success: 1 at the step that makes the episode a success, else 0; progress: also
+    (1 - gamma) times the task's progress at every step before success; auto: progress if the worlds report it, else success;
+    env: the environment's reward."""
     checkpoint_every: int = option(100, ">= 1")
     """Iterations between two checkpoints. It affects the result, since all worlds begin new episodes at a checkpoint."""
     eval_every: int | None = option(None, ">= 1")
@@ -222,7 +222,7 @@ class _Run:
         save_policy(self.learner.averaged, self.run_dir, {**self.provenance, "practice": practice})
 
     def _save(self, finished: bool) -> None:
-        """Write the policy, the metrics and last the resume file; then begin new episodes in all worlds."""
+        """Write the policy, the metrics, and finally the resume file; then begin new episodes in all worlds."""
         if self.config.select == "last":
             self._keep()
         metrics = {

@@ -23,7 +23,7 @@ PREFETCHED = 2
 
 @runtime_checkable
 class Order(Protocol):
-    """The segments of the batches of an epoch; they depend only on the epoch's number."""
+    """Which segments form the batches of an epoch; depends only on the epoch's number."""
 
     @property
     def length(self) -> int:
@@ -31,13 +31,13 @@ class Order(Protocol):
         ...
 
     def epoch(self, number: int) -> tuple[Tensor, Tensor | None]:
-        """(batches, batch) int64: first row of each segment, -1 for none; and for carried memory whether it begins a demo."""
+        """(batches, batch) int64: first row of each segment, -1 for none; and for carried memory, True where a demo begins."""
         ...
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Every step of every demo starts one segment an epoch, in random order; the remainder of a batch is left out."""
+    """Every step of every demo starts one segment per epoch, in random order; an incomplete last batch is left out."""
 
     rows: DemoRows
     batch_size: int
@@ -47,7 +47,7 @@ class Shuffled:
     first_step_share: float = 0.0
     """Fraction of the segments that are moved to the first step of their demo."""
     row_weights: np.ndarray | None = None
-    """(rows,) sampling weight of each row within its source, as the start of a segment; if given, drawn with replacement."""
+    """(rows,) sampling weight of each row as the start of a segment; if given, segments are drawn with replacement."""
 
     @property
     def length(self) -> int:
@@ -79,7 +79,7 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class InOrder:
-    """Segments starting at every step, or at evenly spaced ones if there are too many; the same each epoch; for validation."""
+    """For validation: segments that start at every step, or at `limit` evenly spaced steps; the same each epoch."""
 
     rows: DemoRows
     batch_size: int
@@ -101,7 +101,7 @@ class InOrder:
 
 @dataclass(frozen=True)
 class Carried:
-    """Whole demos distributed to episode streams, segment after segment from the first step on: truncated BPTT."""
+    """Whole demos distributed to episode streams, each cut into consecutive segments, for truncated BPTT."""
 
     rows: DemoRows
     batch_size: int
@@ -112,7 +112,7 @@ class Carried:
 
     @property
     def length(self) -> int:
-        """See `Order`; for the first epoch. Other epochs may have a few batches more or fewer."""
+        """Batches of the first epoch; other epochs may have a few batches more or fewer."""
         return len(self.epoch(0)[0])
 
     def epoch(self, number: int) -> tuple[Tensor, Tensor]:
@@ -132,14 +132,14 @@ def episode_streams(
     Each demo in turn goes to the shortest stream, so that all streams end at about the same time.
 
     Args:
-        lengths: steps of every demo; their rows lie one after another.
-        order: numbers of the demos, in the order in which they are distributed.
+        lengths: steps of every demo; the rows of a demo follow those of the demo before it.
+        order: indices of the demos, in the order in which they are distributed.
         count: number of streams, which is the number of segments of one batch.
         segment: S, frames of a segment.
         stride: rows from one frame to the next.
 
     Returns:
-        The row at which each segment starts, -1 where its stream has no demo left, and whether it begins its demo.
+        The row at which each segment starts (-1 where the stream has no demo left), and whether the segment begins a demo.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     starts: list[list[int]] = [[] for _ in range(count)]
@@ -218,7 +218,7 @@ class BatchLoader:
         """Continue at that position.
 
         Raises:
-            ValueError: the state belongs to other demos or another batch size.
+            ValueError: the state was saved with different demos or a different batch size.
         """
         now = self.state_dict()
         if (state_dict["steps"], state_dict["length"]) != (now["steps"], now["length"]):

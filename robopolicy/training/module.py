@@ -18,7 +18,7 @@ from robopolicy.training.objective import Tally
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _GROUP = re.compile(r"^0\.members\.[^.]+\.")
-"""Prefix of parameter names if several groups are trained; replaced by `0.`, the prefix with one group."""
+"""Prefix of parameter names with `data.groups`; replaced by `0.`, the prefix without groups."""
 
 
 class Schedule:
@@ -64,7 +64,7 @@ class PolicyTraining(LightningModule):
 
     Args:
         policy: the policy to train: a `ChunkPolicy`, or `GroupPolicies` (`robopolicy.training.groups`).
-        objective: computes its losses: an `Objective`, or a `GroupObjective`.
+        objective: computes the policy's losses: an `Objective`, or a `GroupObjective`.
         schedule: the learning rate, and when training ends.
         optimizer: settings of AdamW; with `ema`, a moving average of the weights is evaluated and saved.
         augmentation: random changes of a training batch, on its device; None: no changes.
@@ -85,7 +85,7 @@ class PolicyTraining(LightningModule):
         self.schedule, self.settings, self.augmentation = schedule, optimizer, augmentation
         self.tally = Tally()
         self.carried: MemoryState | None = None
-        """Memory state after the last batch, from which the next one continues (`history: carry`); else None."""
+        """Memory state after the latest batch, from which the next batch continues; None unless `history: carry`."""
         learned = [parameter.requires_grad for parameter in self.trained.parameters()]
         self._parameters_trained = list(compress(self.trained.parameters(), learned))
         self._averages = [] if self.averaged is None else list(compress(self.averaged.parameters(), learned))
@@ -145,12 +145,12 @@ class PolicyTraining(LightningModule):
             torch._foreach_lerp_(self._averages, self._parameters_trained, 1 - decay)  # pyright: ignore
 
     def progress(self) -> float:
-        """Fraction of the training done, 0 .. 1; with a time limit, all processes use the first one's, since clocks differ."""
+        """Fraction of the training done, 0 .. 1; with a time limit, that of the first process, since clocks differ."""
         share = self.schedule.progress(self.trainer.global_step)
         return self.from_first(share) if math.isfinite(self.schedule.limit_s) else share
 
     def from_first(self, value: float) -> float:
-        """The value in the first process, so that all processes take the same decision."""
+        """The value in the first process, so that all processes make the same decision."""
         if not distributed.is_initialized():
             return value
         agreed = torch.tensor(value, dtype=torch.float64, device=self.device)

@@ -24,7 +24,7 @@ class Tally:
         self._sums: Tensor | None = None
 
     def add(self, terms: Mapping[str, Tensor], count: Tensor) -> None:
-        """Count a batch of `count` valid actions."""
+        """Add the terms of a batch with `count` valid actions."""
         self._names = tuple(terms)
         values = (
             torch.stack([*(term.detach().float() for term in terms.values()), torch.ones_like(count).float()]) * count
@@ -51,7 +51,7 @@ class Objective(nn.Module):
         privileged: scaling of the keys that only losses use; None: there are none.
 
     Raises:
-        ConfigError: neither the action head nor the family `loss` provides one of the losses, or there are none.
+        ConfigError: the action head and the family `loss` both lack a loss, its options are refused, or no loss is given.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Objective(nn.Module):
                 require(not options, f"--losses.{name} takes a weight only; its options belong to --action_head")
             else:
                 _check_auxiliary(name, head.action_head.loss_names)
-                if not weight:  # so that an option can leave out a loss that a config file names
+                if not weight:  # lets the command line switch off a loss of the config file
                     continue
                 self.auxiliary.append(build(options_from("loss", name, options), context))
                 self.auxiliary_names.append(name)
@@ -90,11 +90,11 @@ class Objective(nn.Module):
     def forward(
         self, policy: ChunkPolicy, batch: Batch, state: MemoryState | None = None
     ) -> tuple[dict[str, Tensor], MemoryState | None]:
-        """The weighted sum `loss`, each loss as `loss_<name>`, the head's metrics, and the state afterwards.
+        """The weighted sum `loss`, each loss as `loss_<name>`, the action head's metrics, and the memory state after the batch.
 
-        Each frame is encoded and pooled once; all S - W + 1 windows of a segment are then cut from the pooled frames. With a
-        carried memory the segment is unrolled from `state`, without the gradient of the segments before it, after resetting
-        the episodes that `batch.episode_start` marks.
+        Each frame is encoded and pooled once; all S - W + 1 windows of a segment are then cut from the pooled frames. A
+        carried memory is unrolled over the segment from `state`, which is first reset where `batch.episode_start` is True; no
+        gradient flows into earlier segments.
         """
         head = policy.head
         obs = checked_inputs(batch.obs, _as_stored(policy, batch), policy.device)
@@ -124,7 +124,7 @@ class Objective(nn.Module):
         return torch.as_tensor(batch.action_valid).sum()
 
     def measure(self, policy: ChunkPolicy, batches: Iterable[Batch]) -> dict[str, float]:
-        """Means of `loss` and its terms over consecutive batches; empty if there are none."""
+        """Means of `loss` and its terms over consecutive batches; empty if there are no batches."""
         tally, state = Tally(), None
         for batch in batches:
             terms, state = self(policy, batch, state)
@@ -158,7 +158,7 @@ def _start(policy: ChunkPolicy, batch: Batch, state: MemoryState | None) -> Memo
 
 
 def _as_stored(policy: ChunkPolicy, batch: Batch) -> Mapping[str, ArraySpec]:
-    """The keys as the batch holds them: tokens that were pooled ahead of time are fewer, and all are valid."""
+    """The specs of the keys in the batch: tokens pooled ahead of time are fewer and, being all valid, have no mask."""
     tokens, obs = batch.obs.get(TOKENS_KEY), policy.obs
     if tokens is None or TOKENS_KEY not in obs or tokens.shape[-2] == obs[TOKENS_KEY].shape[0]:
         return obs

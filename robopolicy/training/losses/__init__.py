@@ -39,10 +39,10 @@ class LossContext:
     """Width of each privileged key after scaling."""
 
     def privileged_keys(self, loss: str, options: PrivilegedKeysOptions) -> tuple[tuple[str, ...], int]:
-        """The privileged keys that the loss named `loss` predicts, and their width side by side.
+        """The privileged keys that the loss named `loss` predicts, and their total width.
 
         Raises:
-            ConfigError: there are none, or a key is not among `--data.privileged_keys`.
+            ConfigError: there are no privileged keys, or a key is not among `--data.privileged_keys`.
         """
         keys = tuple(self.privileged) if options.keys is None else options.keys
         require(keys, f"--losses.{loss} needs privileged keys; give --data.privileged_keys, such as target_pos")
@@ -64,11 +64,11 @@ class LossInputs:
     privileged: Mapping[str, Tensor]
     """Key -> scaled values (B, S, d); B segments of S frames."""
     predictions: Mapping[str, Tensor]
-    """Name -> the encoder's output in addition to its tokens, (B, S, d)."""
+    """Name -> the encoder's prediction in addition to its tokens, (B, S, d)."""
     pooled: Tensor
     """(B, S, P) pooled frames."""
     hidden: Tensor
-    """(B, V, W, H) memory outputs of the V windows, or (B, 1, S, H) of one unrolled segment."""
+    """(B, V, W, H) memory outputs of the V windows, or, of a carried memory, (B, 1, S, H) for the whole segment."""
 
     @property
     def frame_valid(self) -> Tensor:

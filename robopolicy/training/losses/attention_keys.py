@@ -17,10 +17,10 @@ class AttentionKeysOptions(PrivilegedKeysOptions):
 
 @register("loss", "attention_keys", AttentionKeysOptions)
 class AttentionKeys(nn.Module):
-    """Mean squared error of privileged keys, such as the named object's position.
+    """Mean squared error of predicted privileged keys, such as the named object's position.
 
-    A policy learns from time and proprioception first, and from images late; this loss teaches the attention where to look
-    from the first step on. The prediction is the encoder's own (`encoder.predict` columns), so that the policy sees it too.
+    Early in training, a policy relies on time and proprioception more than on images; this loss trains the attention from the
+    first step on. The prediction is part of the encoder's output (`encoder.predict` columns), so the policy sees it too.
     """
 
     def __init__(self, options: AttentionKeysOptions, context: LossContext) -> None:
@@ -33,7 +33,7 @@ class AttentionKeys(nn.Module):
             )
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        """A scalar, over the real frames."""
+        """The loss, a scalar: mean over the real frames."""
         valid = inputs.frame_valid[..., None]
         wanted = torch.where(valid, inputs.joined(self.keys), 0.0)
         error = torch.where(valid, inputs.predictions["attended"].float() - wanted, 0.0).square()

@@ -12,7 +12,7 @@ from robopolicy.training.losses import LossContext, LossInputs
 class ForwardPrediction(nn.Module):
     """Mean squared error of the next frame's pooled vector, predicted linearly from the memory's output.
 
-    The predicted frame gets no gradient: otherwise the encoder would make it easy to predict by making it constant.
+    No gradient flows into the frame to predict: otherwise the encoder could lower the error by making all frames equal.
     """
 
     def __init__(self, options: NoOptions, context: LossContext) -> None:
@@ -20,7 +20,7 @@ class ForwardPrediction(nn.Module):
         self.predict = nn.Linear(context.hidden_width, context.pooled_width)
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        """A scalar, over the pairs of real frames.
+        """The loss, a scalar: mean over the next frames that are real.
 
         Raises:
             ConfigError: windows of one frame have no next frame.

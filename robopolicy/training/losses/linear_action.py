@@ -33,7 +33,7 @@ class LinearAction(nn.Module):
             "--losses.linear_action needs an encoder that selects from a group; give --encoder.groups",
         )
         self.act = nn.Linear(widths["selected"], context.arm_width)
-        # From zero, so that the demonstrated actions, not random weights, decide the sign with which it follows an object.
+        # Zeros, so that the demonstrated actions, not random weights, decide whether it moves towards an object or away.
         nn.init.zeros_(self.act.weight)
         self.each = nn.ModuleDict()
         for group, choices in choices_of(widths).items():
@@ -43,7 +43,7 @@ class LinearAction(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        """The loss, a scalar: mean over the valid actions."""
+        """The loss, a scalar: sum of the three terms, averaged over the valid actions."""
         seen = inputs.predictions
         predicted = self.act(seen["selected"]).float()
         wanted = torch.as_tensor(inputs.batch.target, device=predicted.device)[..., 0, : predicted.shape[-1]]

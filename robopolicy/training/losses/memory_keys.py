@@ -17,7 +17,7 @@ class MemoryKeysOptions(PrivilegedKeysOptions):
 
 @register("loss", "memory_keys", MemoryKeysOptions)
 class MemoryKeys(nn.Module):
-    """Mean squared error of privileged keys predicted linearly from the memory, also after they have gone out of view."""
+    """Mean squared error of privileged keys predicted linearly from the memory, even when their objects are out of view."""
 
     def __init__(self, options: MemoryKeysOptions, context: LossContext) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class MemoryKeys(nn.Module):
         self.predict = nn.Linear(context.hidden_width, width)
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        """A scalar, over the real frames of every window."""
+        """The loss, a scalar: mean over the real frames of every window."""
         window = inputs.hidden.shape[2]
         predicted = self.predict(inputs.hidden).float()
         wanted = cut_windows(inputs.joined(self.keys), window)
