@@ -29,7 +29,7 @@ from robopolicy.types import Demo
 LOG = logging.getLogger(__name__)
 
 MIXING_STREAM = 2
-"""Second word of the seed for the turns; it keeps their random numbers independent of the scene's and the demos' noise."""
+"""Second entry of the seed that draws the turns; makes them independent of the scene and of the noise of demos."""
 TURN_STEPS = 20
 """Mean length of a turn of the student or the expert."""
 ROUNDS_FILE = "dagger.json"
@@ -44,9 +44,9 @@ class RelabelingActor:
 
     Args:
         student: the policy being trained, such as a `PolicyActor`.
-        expert: its labels are recorded; it sees every frame, so it may have its own memory. In its turns it may execute
-            another action than its label, such as one with noise.
-        expert_share: fraction of the turns that are the expert's, drawn from the episode's seed.
+        expert: its labels are recorded; it sees every frame, so it may have its own memory. In its turns, the
+            executed action may differ from its label, for example by added noise.
+        expert_share: probability that a turn is the expert's; turns are drawn with the episode's seed.
     """
 
     def __init__(self, student: Actor, expert: Actor, expert_share: float = 0.0) -> None:
@@ -57,7 +57,7 @@ class RelabelingActor:
         self._begins = self._by_expert = np.zeros(0, dtype=bool)
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Clear both memories in the worlds where `done`: an episode of `seeds` begins there."""
+        """Clear both memories in the worlds where `done` is True; an episode with the world's entry of `seeds` begins there."""
         self.student.reset(done, seeds)
         self.expert.reset(done, seeds)
         fresh = [np.random.default_rng([seed, MIXING_STREAM]) for seed in seeds]
@@ -67,10 +67,10 @@ class RelabelingActor:
         self._by_expert = self._by_expert if self._by_expert.size else np.zeros_like(self._begins)
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The expert's action as label, and the action to execute.
+        """The expert's actions as labels, and the actions to execute.
 
         Raises:
-            ConfigError: the expert's actions are not shaped as the student's.
+            ConfigError: the expert's actions have a different shape from the student's.
         """
         label, executed = map(np.asarray, self.expert.act(obs, instructions))
         _, action = self.student.act(obs, instructions)
@@ -92,14 +92,14 @@ def relabeled_episodes(
     expert: Actor,
     expert_share: float = 0.0,
 ) -> Iterator[Episode]:
-    """One recorded episode of the policy per seed, as they end; its demo holds the expert's labels.
+    """Yields one recorded episode per seed, in the order in which they end; its demo holds the expert's labels.
 
     Args:
-        policy: the policy being trained; executed as it was trained, by the executor that also runs on a robot.
-        env: worlds; no more of them than seeds.
+        policy: the policy being trained; executed with its own execution strategy, by the executor also used on a robot.
+        env: the worlds; at most as many as seeds.
         seeds: one episode each.
         expert: labels every state.
-        expert_share: fraction of the turns in which the expert acts.
+        expert_share: probability that a turn is the expert's.
     """
     student = PolicyActor(policy, env.num_envs, env.control_dt)
     return run_episodes(env, RelabelingActor(student, expert, expert_share), seeds, record=True)
@@ -110,13 +110,13 @@ class Rounds(Options):
     """The number of rounds of `dagger`, and what it trains on."""
 
     rounds: int = option(1, ">= 1")
-    """Rollouts, each followed by training."""
+    """Number of rounds; each is a rollout followed by training."""
     round_steps: int | None = option(None, ">= 1")
-    """Optimizer steps of each later training run; None: as many as the first."""
+    """Optimizer steps of each training run after the first; None: as many as the first."""
     keep_rounds: int | None = option(None, ">= 1")
-    """Newest rounds of relabeled demos to train on beside the first demos; None: all."""
+    """Number of latest rounds whose relabeled demos are trained on, besides the initial demos; None: all."""
     weights: Literal["new", "last"] = "new"
-    """Each training run begins from new weights, or from those of the last round, which costs fewer steps."""
+    """new: each training run starts from random weights; last: from those of the previous round, which needs fewer steps."""
 
 
 def dagger(
@@ -131,8 +131,8 @@ def dagger(
     """Train on `config.data.files`, then after each rollout on these and the relabeled demos; returns the last run folder.
 
     `run_dir` holds a run folder `round_<i>` per round, 0 being the first training, a demo file `round_<i>.hdf5` for each later
-    round, and `dagger.json`. A call with the folder of an interrupted one continues it; of a rollout, only the unfinished
-    episodes are lost.
+    round, and `dagger.json`. Called again with the same folder, it continues an interrupted run; of an interrupted
+    rollout, only the unfinished episodes are lost.
 
     Args:
         config: the experiment.
@@ -141,7 +141,7 @@ def dagger(
         roll_out: (policy, number of the round from 1 on, seeds already written) -> the demos of each episode as it ends, with
             the expert's labels as `actions`.
         evaluate: as for `train`.
-        measure: policy -> figures of a round to record in `dagger.json`, such as the success rate.
+        measure: policy -> metrics of a round to record in `dagger.json`, such as the success rate.
 
     Raises:
         ConfigError: the config has file weights, or no files.

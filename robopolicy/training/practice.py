@@ -26,10 +26,10 @@ class Practice:
         model: the policy and the critic.
         worlds: the worlds, whose episodes continue from one rollout to the next.
         steps: T, control steps of each world in a rollout.
-        reward: `success`: 1 at the step that makes the episode a success; `progress`: a return that is the discounted mean of
-            the worlds' `progress`; `auto`: progress if the worlds report it, else success; `env`: the worlds' own reward.
+        reward: `success`: 1 at the step that makes the episode a success; `progress`: rewards whose return is the discounted
+            mean of the worlds' `progress`; `auto`: progress if the worlds report it, else success; `env`: the worlds' reward.
         gamma: discount per step.
-        first_seed: seed of the first episode; the following episodes have the following seeds.
+        first_seed: seed of the first episode; later episodes have consecutive seeds.
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class Practice:
         """Fill the storage.
 
         Returns:
-            The memory states of policy and critic before its first step, and means over the episodes that ended.
+            The memory states of policy and critic before the rollout's first step, and the number of episodes that ended,
+            with the means of their return, length and success.
 
         Raises:
             ConfigError: the reward is `progress` and the worlds don't report it.
@@ -92,7 +93,7 @@ class Practice:
         return before, {"episodes": float(count), **means}
 
     def _rewards(self, step: Step) -> np.ndarray:
-        """(N,) the reward of a step, by the setting `reward`."""
+        """(N,) rewards of a step, as `self.reward` selects."""
         if self.reward == "env":
             return np.asarray(step.reward)
         now = np.asarray(step.info["success"], dtype=bool)
@@ -104,7 +105,7 @@ class Practice:
             "--reward progress: these worlds don't report their progress; use --reward success",
         )
         if self.reward != "success" and PROGRESS in step.info:
-            # The return is the discounted mean of progress, which counts as 1 from a success on.
+            # The return is then the discounted mean of progress, which counts as 1 from the success on.
             reward = np.where(solved, reward, (1 - self.gamma) * step.info[PROGRESS])
         return reward
 

@@ -15,7 +15,7 @@ LIGHTNING_ADVICE = (
     r"Found \d+ module\(s\) in eval mode",  # a frozen backbone
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
 )
-"""Beginnings of warnings about deliberate choices, or about code that isn't ours."""
+"""Beginnings of the warnings to ignore, about deliberate choices or other packages' code (regular expressions)."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, otherwise lines of the log."""
+"""Progress of a run: a bar on a terminal, otherwise lines in the log."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ LOG = logging.getLogger(__name__)
 
 
 class ShownProgress(Callback):
-    """A bar on a terminal, updated every `LOG_EVERY` steps; otherwise a line of the log at every validation."""
+    """A bar on a terminal, updated every `LOG_EVERY` steps; otherwise a line in the log at every validation."""
 
     def __init__(self, keeper: RunKeeper, max_steps: int) -> None:
         self.keeper, self.max_steps = keeper, max_steps

@@ -1,4 +1,4 @@
-"""Recurrent PPO (Schulman et al. 2017) from a policy that was trained on demos, on its own memory and action space.
+"""Recurrent PPO (Schulman et al. 2017): fine-tunes a policy trained on demos, with the policy's own memory and action space.
 
 During a rollout the policy acts with its streaming state. The update replays the trajectories through `memory.unroll`, from
 the states saved when the rollout began, so that the replayed log-probabilities equal those of the rollout for windowed and
@@ -35,8 +35,8 @@ class PPOConfig(Options):
     rollout_steps: int = option(32, ">= 1")
     """T, control steps of each world between two updates."""
     decision_steps: int | None = option(None, ">= 1")
-    """k, actions of a chunk that are one decision; the policy is executed in the same way afterwards; null: 4, or the chunk
-    if it is shorter."""
+    """k, number of actions of a chunk that form one decision; the new policy also replans every k steps; null: 4, or the
+    chunk's length if that is less."""
     warmup_iterations: int = option(3, ">= 0")
     """Iterations in which only the critic learns."""
     epochs: int = option(4, ">= 1")
@@ -63,12 +63,12 @@ class PPOConfig(Options):
     critic_lr: float = option(1e-3, "> 0")
     """Learning rate of the critic."""
     lr_schedule: Literal["adaptive", "fixed"] = "adaptive"
-    """adaptive: lowered when an update's KL divergence exceeds twice `target_kl`, raised when it is below half of it."""
+    """adaptive: after each pass, lowered if the mean KL divergence exceeds twice `target_kl`, raised if below half of it."""
     target_kl: float = option(0.02, "> 0")
-    """Target KL divergence of one update, per action. A step that leads beyond 4 times this value is taken back, and the
-    learning rate lowered; at a fixed rate, the update of the policy stops."""
+    """Target KL divergence of one update, per action. An optimizer step that leads beyond 4 times this value is undone and
+    the learning rate lowered; with a fixed learning rate, the update of the policy ends."""
     average: int = option(20, ">= 1")
-    """Iterations over which the weights that are evaluated and saved are averaged; 1: the last weights."""
+    """Number of iterations over which weights are averaged for evaluation and saving; 1: the latest weights."""
     clip_norm: float = option(0.5, "> 0")
     """Largest gradient norm."""
 
@@ -104,7 +104,7 @@ def advantages(
     """
     result = torch.zeros_like(reward)
     following = torch.where(terminated[-1], 0.0, final_value[-1])  # value of what comes after the step
-    discount = torch.zeros_like(following)  # between the step's decision and the next one's advantage
+    discount = torch.zeros_like(following)  # from the step's decision to the next decision
     upcoming = torch.zeros_like(following)  # the next decision's advantage
     for t in reversed(range(len(reward))):
         if t < len(reward) - 1:
@@ -119,7 +119,7 @@ def advantages(
 
 
 class Learner(ActorCritic):
-    """An actor and a critic with their optimizers: everything that a checkpoint holds.
+    """An actor and a critic with their optimizers; every checkpoint holds their states.
 
     Args:
         policy: trained in place.
@@ -155,8 +155,8 @@ class Learner(ActorCritic):
 
         Args:
             storage: the rollout, as `Explorer` and `advantages` filled it.
-            before: states of the policy's and the critic's memory before its first step.
-            anchor: weight of the divergence from the start policy.
+            before: memory states of the policy and the critic before the rollout's first step.
+            anchor: weight of the KL divergence from the start policy.
             generator: shuffles the worlds.
             critic_only: do not update the policy.
         """
@@ -192,7 +192,7 @@ class Learner(ActorCritic):
         return {name: sum(values) / len(values) for name, values in sums.items()}
 
     def _critic_step(self, batch: RecurrentMiniBatch, before: MemoryState) -> dict[str, Tensor]:
-        """Regression on the value targets of the decisions, in the critic's scale."""
+        """One optimizer step of the critic: regression on the scaled value targets of the decisions."""
         at = batch.steps["decides"]
         value = self.critic(self.replay(batch, self.critic.body, before))
         wanted = self.critic.scaled((batch.steps["advantage"] + batch.steps["value"])[at])
@@ -203,7 +203,7 @@ class Learner(ActorCritic):
     def _policy_loss(
         self, batch: RecurrentMiniBatch, before: MemoryState, anchor: float, scale: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO's clipped surrogate with the entropy bonus and the divergence from the start policy; and statistics."""
+        """PPO's clipped surrogate loss, with the entropy bonus and the KL divergence from the start policy; and statistics."""
         at, clip = batch.steps["decides"], self.config.clip
         steps = batch.steps[at]
         found = self.distribution(self.replay(batch, self.policy, before), self.policy)
@@ -220,7 +220,7 @@ class Learner(ActorCritic):
         return loss, {name: figure.detach() for name, figure in figures.items()}
 
     def _undo(self, weights: list[Tensor]) -> bool:
-        """Take back the policy's latest step, which went too far; returns whether the update ends: it does at a fixed rate."""
+        """Undo the policy's latest step and lower the learning rate; at a fixed rate, return True, which ends the update."""
         with torch.no_grad():
             for part, weight in zip(self.moved, weights, strict=True):
                 part.copy_(weight)

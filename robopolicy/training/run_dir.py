@@ -21,7 +21,7 @@ from robopolicy.options import read_yaml
 RESUME_FILE = "resume.ckpt"
 METRICS_FILE = "metrics.json"
 LOCK_FILE = "train.lock"
-"""Locked while a process trains in the run folder; left behind, it shows that a training run began there."""
+"""Locked while a process trains in the run folder; the file stays there, which shows that a training run began."""
 
 FREE_TO_CHANGE = (
     "task",
@@ -34,9 +34,9 @@ FREE_TO_CHANGE = (
 
 
 def is_resumed(run_dir: Path, resume: bool) -> bool:
-    """Whether the run in a folder is continued; False if a run begins there.
+    """Whether the run in a folder is continued; False if a new run begins there.
 
-    A run that was killed before its first resume file begins again, with and without `resume`.
+    A run that was killed before it wrote a resume file starts again from scratch, with or without `resume`.
 
     Raises:
         ConfigError: the folder holds a run and `resume` is False, or it holds none and `resume` is True.
@@ -56,7 +56,7 @@ def is_resumed(run_dir: Path, resume: bool) -> bool:
 
 
 def require_same_options(config: ExperimentConfig, run_dir: Path) -> None:
-    """Refuse to resume a run with another value of an option, except those in `FREE_TO_CHANGE`.
+    """Refuse to resume a run if an option has changed, except for those in `FREE_TO_CHANGE`.
 
     Raises:
         ConfigError: an option differs; the message names it.
@@ -77,8 +77,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     Temporary files that a killed training left are removed.
 
     Raises:
-        ConfigError: another training run is writing into it.
-        OSError: the lock's path is taken by a link or something else that is not a file.
+        ConfigError: another training run is writing into the folder.
+        OSError: the path of the lock file is a link, or otherwise not a regular file.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank != 0:

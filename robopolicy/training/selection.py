@@ -20,7 +20,7 @@ from robopolicy.model.poolings.mean import MeanOptions
 from robopolicy.types import TOKENS_KEY, ActionSpec, DemoFormatError
 
 SPLIT_SEED = 0
-"""Seed of the split where a file has no masks: the same demos are held out whatever the training's seed."""
+"""Seed of the split of a file without filter keys: the same demos are held out for every training seed."""
 
 LOG = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ LOG = logging.getLogger(__name__)
 def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[str]]:
     """Names of the training and of the held-out demos of one file.
 
-    They are those of the file's filter keys; without these a fraction of the demos is held out, at least one of two.
+    The file's filter keys name them. Without a filter key for held-out demos, the fraction `data.valid_fraction` of the
+    training demos is held out: at least one demo if there are two or more, none if the fraction is 0.
 
     Raises:
         ConfigError: a filter key is missing, or both splits hold the same demo.
@@ -43,7 +44,7 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
             f"--data.{option} {key}: {where} has no such filter key; it has: {_listed(masks)}",
         )
     train = list(masks.get(data.train_filter, reader.names))
-    # If both name one key, its demos are split below.
+    # If both options name the same filter key, its demos are split at random below.
     if data.valid_filter in masks and data.valid_filter != data.train_filter:
         valid = list(masks[data.valid_filter])
         if data.train_filter not in masks:
@@ -60,9 +61,9 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
 
 
 def choose_keys(reader: DemoReader, name: str, data: DataConfig, with_tokens: bool) -> tuple[list[str], list[str]]:
-    """The observation keys of the policy, `tokens` included if `with_tokens`, and those for auxiliary losses only.
+    """The policy's observation keys, including `tokens` if `with_tokens`, and the keys for auxiliary losses only.
 
-    One demo shows which keys there are.
+    The keys of the demo `name` stand for those of all demos.
 
     Raises:
         DemoFormatError: a key or camera that the config names is missing; those present are listed.
@@ -98,8 +99,8 @@ def choose_action_spec(readers: Sequence[DemoReader], rows: DemoRows, data: Data
     """The action spec: from the config, else from the files, else by the default rule.
 
     Raises:
-        DemoFormatError: the files contradict each other, or their own rows.
-        ConfigError: the config names columns that are not there, or a gripper without exactly two values.
+        DemoFormatError: the files' action specs differ from each other, or do not fit the action rows.
+        ConfigError: the config names columns that do not exist, or a gripper column without exactly two values.
     """
     declared = {reader.path.name: reader.action_spec for reader in readers if reader.action_spec is not None}
     where = ", ".join(declared) or "the demos"
@@ -143,7 +144,7 @@ def _values(actions: np.ndarray, column: int, declared: tuple[float, float]) -> 
 
 
 def _ends(actions: np.ndarray, column: int, ends: tuple[float, float]) -> tuple[float, float]:
-    """The two ends of a continuous gripper: as declared, or inferred from its actions (rows,) if the default is declared."""
+    """The ends of a continuous gripper: as declared, or inferred from its actions (rows,) if these do not fit the default."""
     low, high = float(actions.min()), float(actions.max())
     beyond = low < -1.002 or high > 1.002
     # Values that are never negative, or that span little of -1 .. 1, are openings in metres or fractions.
@@ -160,7 +161,7 @@ def intervention_weights(
     """Sampling weight of each row of these demos as the start of a segment; None: all equal.
 
     Raises:
-        ConfigError: the config weighs interventions, and the demos hold none.
+        ConfigError: the config sets a weight for interventions, but the demos have none.
     """
     if data.intervention_weight is None:
         return None
@@ -171,9 +172,10 @@ def intervention_weights(
 
 
 def pooling_ahead(encoder: Any, pooling: Any) -> TokenPooling | None:
-    """The head's pooling, if it can be applied to the file's tokens ahead of time; None if learned weights come before it.
+    """The policy's pooling, to be applied to the file's tokens ahead of time; None if that is not possible.
 
-    Pooling the kept vectors again changes nothing: each of the `latent` vectors is a bin of its own.
+    It is possible for max or mean pooling of the stored tokens themselves, without learned weights before it. The policy
+    pools the kept vectors again, which changes nothing: each of the `latent` vectors is a bin of its own.
     """
     passes_on = isinstance(encoder, PrecomputedOptions) and encoder.hidden == 0
     if not passes_on or not isinstance(pooling, MaxOptions | MeanOptions):

@@ -74,7 +74,7 @@ def start_states(recorded: CellState, steps: int, chunks: int) -> list[CellState
     Args:
         recorded: each tensor (S, layers, E, H).
         steps: T, the steps of one chunk.
-        chunks: C, how many there are.
+        chunks: C, number of chunks.
     """
     return [map_state(lambda saved, first=chunk * steps: saved[first].detach(), recorded) for chunk in range(chunks)]
 
@@ -84,7 +84,7 @@ def unroll_truncated(
 ) -> Iterator[Any]:
     """Run `unroll(frames (T, E, ...), state) -> (output, state)` over chunks (C, T, E, ...), without gradients between chunks.
 
-    Yields each chunk's output, ready for a loss and `backward()`; with one chunk this is the full pass.
+    Yields each chunk's output, ready for a loss and `backward()`; with one chunk, this is full back-propagation through time.
     """
     for frames in chunks:
         output, state = unroll(frames, state)
@@ -101,7 +101,8 @@ def map_state(function: Callable[[Tensor], Tensor], state: CellState) -> CellSta
 class Trajectories:
     """Where the episodes of a rollout begin and end: T steps of E environments hold J trajectories.
 
-    A trajectory begins at step 0 and after every step that was done; they are numbered by environment, then time.
+    In each environment, a trajectory begins at step 0 and after every step where `done` is True. Trajectories are numbered by
+    environment, then time.
     """
 
     done: Bool[Tensor, "time environments"]
@@ -126,7 +127,7 @@ class Trajectories:
 
     @cached_property
     def valid(self) -> Bool[Tensor, "steps trajectories"]:
-        """True where a padded step is real; as many steps as the longest trajectory has."""
+        """(S, J) True where a step of the padded trajectories is real; S is the length of the longest one."""
         longest = int(self.lengths.max())
         return torch.arange(longest, device=self.done.device).unsqueeze(1) < self.lengths
 
@@ -157,7 +158,7 @@ class Trajectories:
         )
 
     def start_states(self, before: MemoryState) -> MemoryState:
-        """A memory's state before the rollout's first step, of E environments -> before each trajectory's, of J.
+        """Memory state of E environments before the rollout's first step -> that of J trajectories before their first steps.
 
         The first trajectory of each environment continues the state; the others begin an episode.
         """
@@ -192,8 +193,8 @@ class RecurrentMiniBatch:
 class SequenceStorage:
     """A rollout of E environments in one TensorDict of batch size [T, E], filled a step at a time.
 
-    Every step needs the keys `terminated` and `truncated` (E,) bool: an episode ends with either, but only after
-    `terminated` is the value of the next state 0 (`bootstrap`).
+    Every step needs the keys `terminated` and `truncated` (E,) bool: an episode ends with either, but the
+    value of the next state is 0 only after `terminated` (`bootstrap`).
     """
 
     def __init__(self, steps: int, environments: int, device: str | torch.device = "cpu") -> None:
@@ -210,7 +211,7 @@ class SequenceStorage:
 
         Raises:
             OverflowError: all T steps are filled; `clear()` first.
-            KeyError: `terminated` or `truncated` is missing, or the step holds other keys than those before it.
+            KeyError: `terminated` or `truncated` is missing, or the step's keys differ from those of earlier steps.
         """
         if self._filled == self._data.shape[0]:
             raise OverflowError(f"the storage holds {self._filled} steps already; clear() it before the next rollout")
@@ -246,7 +247,7 @@ class SequenceStorage:
         self._data[name] = values
 
     def clear(self) -> None:
-        """Start again at step 0; the next rollout may hold other keys."""
+        """Start again at step 0; the next rollout may have different keys."""
         self._filled = 0
         self._data = self._empty
 
@@ -323,7 +324,7 @@ def _each(function: Callable[[Tensor], Tensor], steps: Steps, leading: tuple[int
 
 
 def _names(steps: TensorDict) -> list[str]:
-    """Every key, those of nested entries as `outer.inner`."""
+    """All keys; those of nested entries as `outer.inner`."""
     keys = steps.keys(include_nested=True, leaves_only=True)
     return sorted(key if isinstance(key, str) else ".".join(key) for key in keys)
 

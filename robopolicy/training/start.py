@@ -31,12 +31,12 @@ BEYOND = 1.02
 
 @dataclass(frozen=True)
 class Start:
-    """The run that a new training run starts from, and what it takes from it."""
+    """The run that a new training run starts from, and what is taken over from it."""
 
     folder: str
     """Run folder of the weights to start with."""
     statistics: Literal["keep", "refit"] = "keep"
-    """keep: those of the start policy, which its weights were trained with; refit: those of the new demos."""
+    """keep: statistics of the start policy, with which its weights were trained; refit: statistics of the new demos."""
     freeze: tuple[str, ...] = ()
     """Parts whose weights are frozen."""
 
@@ -45,7 +45,7 @@ class Start:
             raise ConfigError(f"--freeze {unknown[0]}: no such part; a policy has {', '.join(PARTS)}")
 
     def write(self, run_dir: Path) -> None:
-        """Save it in the run folder, so that `--resume` builds the same policy."""
+        """Save these options in the run folder, so that `--resume` builds the same policy."""
         write_file(run_dir / START_FILE, json.dumps(asdict(self), indent=1))
 
     @classmethod
@@ -65,12 +65,12 @@ def open_start(start: Start, token_encoder: dict[str, Any] | None) -> ChunkPolic
     """The policy that a training run starts from, on the CPU.
 
     Args:
-        start: the run to start from, and what to take from it.
+        start: the run to start from, and what is taken over from it.
         token_encoder: identity of the encoder of the new demos' tokens.
 
     Raises:
         CheckpointError: the folder can't be read.
-        ConfigError: it was trained on the tokens of another encoder.
+        ConfigError: the start policy was trained on tokens of a different encoder.
     """
     policy, before = read_policy(start.folder), read_provenance(start.folder).get("token_encoder")
     if before and token_encoder and (difference := identity_difference(token_encoder, before)):
@@ -81,7 +81,7 @@ def open_start(start: Start, token_encoder: dict[str, Any] | None) -> ChunkPolic
 
 
 def vocabulary_after(begun: ChunkPolicy, demos: Vocabulary | None, start: Start) -> Vocabulary | None:
-    """The start's vocabulary, with the new words of the demos unless the text model is frozen."""
+    """The start policy's vocabulary, extended by the new words of the demos unless the text model is frozen."""
     if begun.vocabulary is None or demos is None or "text" in start.freeze:
         return begun.vocabulary
     extended = begun.vocabulary.extended(demos)
@@ -92,10 +92,10 @@ def vocabulary_after(begun: ChunkPolicy, demos: Vocabulary | None, start: Start)
 
 
 def take_over(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:
-    """Put the start's weights, and with `keep` its statistics, into a new policy; freeze the parts that are named.
+    """Copy the start policy's weights, and with `keep` its statistics, into a new policy; then freeze `start.freeze`.
 
     Raises:
-        ConfigError: the config or the demos make a policy with other weights, or other action columns.
+        ConfigError: the policies differ in action columns or in names or shapes of weights, or all weights are frozen.
     """
     _require_same(policy, begun, start)
     earlier = begun.state_dict() if start.statistics == "keep" else dict(begun.named_parameters())
@@ -107,7 +107,7 @@ def take_over(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None:
         for name, value in earlier.items():
             if name in WORDS:
                 own[name][: len(value)] = value
-                if name == EMBEDDING:  # so that the first loss is the start's
+                if name == EMBEDDING:  # so that the first loss equals the start policy's
                     own[name][len(value) :] = value[UNKNOWN]
             elif name in own:
                 own[name].copy_(value)

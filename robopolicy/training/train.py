@@ -1,7 +1,7 @@
 """`train`: trains a policy on demos as a config specifies, and writes a run folder.
 
-The run folder is the policy's folder (`save_policy`), with `resume.ckpt`, `metrics.json`, `train.lock` and `tensorboard/`
-beside it.
+The run folder is the policy's folder (`save_policy`), which also holds `resume.ckpt`, `metrics.json`, `train.lock` and
+`tensorboard/`.
 """
 
 import logging
@@ -57,15 +57,15 @@ def train(
     Args:
         config: the experiment.
         run_dir: folder for policy, logs and resume file; must not contain a run unless it is resumed. A run that was
-            interrupted before its first resume file starts again, with and without `resume`.
-        evaluate: closed loop, policy -> success rate, called every `training.eval_every` steps.
+            interrupted before it wrote a resume file starts again from scratch, with or without `resume`.
+        evaluate: policy -> success rate in closed loop, called every `training.eval_every` steps.
         resume: continue the run in `run_dir`, exactly as if it had not been interrupted.
         start: run folder of the policy to start from, or a `Start` with further options; ignored if the run is resumed.
         callbacks: further Lightning callbacks, called before the run's own.
 
     Raises:
-        ConfigError: the run folder is taken or another training run is writing into it, there is nothing to resume, or the
-            config contradicts itself.
+        ConfigError: the run folder already contains a run, another training run is writing into it, there is nothing to
+            resume, or the config contradicts itself.
         TrainingDivergedError: the loss is no longer finite.
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP; `resume` continues from there.
     """
@@ -119,7 +119,7 @@ def _check(
 
 
 def _prepare(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, DemoDataModule, TrainingConfig]:
-    """The policy to train, new or from `start`; its demos, opened; and the settings with the number of steps."""
+    """The module that trains a policy, new or from `start`; the opened demos; and the settings with the number of steps."""
     data = DemoDataModule(config)
     data.setup("fit")
     frames = config.data.batch_size * config.optimizer.accumulate * data.segment
@@ -173,7 +173,7 @@ def _fit(
     parameters = sum(parameter.numel() for parameter in module.policy.parameters())
 
     def save(kept: Any) -> None:
-        """Write the policy, or those of the groups."""
+        """Write the policy, or the policies of all groups."""
         if config.data.groups:
             kept.save(run_dir, provenance)
         else:
@@ -195,11 +195,11 @@ def _fit(
 def make_trainer(
     training: TrainingConfig, encoder: Any, accumulate: int, run_dir: Path, callbacks: list[Callback]
 ) -> Trainer:
-    """Lightning's trainer without the features that cost time in every step; in one process, or those of torchrun or SLURM.
+    """Lightning's trainer without the features that cost time in every step; for one process, or those of torchrun or SLURM.
 
     Args:
         training: length and precision.
-        encoder: options of the encoder, which decide about precision and unused weights.
+        encoder: options of the encoder, on which precision and the handling of unused weights depend.
         accumulate: batches per optimizer step.
         run_dir: where TensorBoard's log goes.
         callbacks: called in this order.
@@ -252,7 +252,7 @@ def _processes(cuda: bool, unused: bool) -> dict[str, Any]:
 
 
 def make_training(config: ExperimentConfig, data: DemoDataModule, policy: ChunkPolicy) -> PolicyTraining:
-    """The policy under training: its objective, schedule, optimizer settings and augmentation, as the config says."""
+    """The module that trains `policy`, with objective, schedule, optimizer settings and augmentation from the config."""
     seen = [key for key in data.obs_statistics if key in policy.obs]
     inputs = AugmentationInputs(
         cameras=policy.cameras,
