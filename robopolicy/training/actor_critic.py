@@ -51,7 +51,7 @@ class ActionDistribution:
     """False for arm columns that are constant in the demos; they are excluded from densities, entropy and KL divergence."""
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "*batch k action"]:
-        """The k actions: normalized arm columns, then gripper labels 0 or 1."""
+        """Samples of the k actions: normalized arm columns, then gripper labels 0 or 1."""
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
         uniform = torch.rand(self.logit.shape, generator=generator).to(self.logit)
         return torch.cat([self.mean + self.log_std.exp() * noise, (uniform < self.logit.sigmoid()).float()], -1)
@@ -221,7 +221,7 @@ class Explorer:
         self._decisions: dict[str, Tensor] = {}
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Clear memories and plans of the worlds where an episode begins."""
+        """Clear the memory states and the current decisions of the worlds where an episode begins."""
         mask = torch.as_tensor(np.asarray(done)).to(self._place.device)
         self.states = [state.reset(mask) for state in self.states]
         self._place = self._place.masked_fill(mask, 0)

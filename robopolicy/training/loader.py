@@ -18,7 +18,7 @@ from robopolicy.demos.store import DemoStore
 from robopolicy.types import Batch
 
 PREFETCHED = 2
-"""Batches prefetched while the model computes, if making one needs the disk or a copy."""
+"""Number of batches prefetched while the model computes, if making a batch reads the disk or copies data."""
 
 
 @runtime_checkable

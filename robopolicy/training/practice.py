@@ -16,7 +16,7 @@ from robopolicy.training.sequences import EpisodeStatistics, SequenceStorage
 
 Reward: TypeAlias = Literal["auto", "success", "progress", "env"]
 PROGRESS = "progress"
-"""Key of the worlds' `info` with the progress towards the goal (N,), 0 .. 1."""
+"""Key in the worlds' `info` that holds the progress towards the goal, (N,), 0 .. 1."""
 
 
 class Practice:

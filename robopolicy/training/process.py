@@ -34,7 +34,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """The first Ctrl-C, SIGTERM or SIGHUP ends training after the current step, with a resume file; the second one at once."""
+    """The first Ctrl-C, SIGTERM or SIGHUP ends training after the current step, with a resume file; a second, at once."""
     stop = Stop()
 
     def request(*_: Any) -> None:

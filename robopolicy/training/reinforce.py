@@ -98,7 +98,7 @@ def advantages(
         final_value: value of the state after each step; used where `truncated`, and at the last step.
         terminated: True where the episode terminated.
         truncated: True where the episode was truncated.
-        decides: True where a decision was taken; its reward is the discounted sum up to the next decision.
+        decides: True where a decision was taken; its reward is the discounted sum of rewards up to the next decision.
         gamma: discount per step.
         gae_lambda: decay per decision.
     """

@@ -1,11 +1,11 @@
 """Converts between episodes and the sequences on which a recurrent policy is trained.
 
-Two ways of cutting, each with its inverse:
+There are two ways of cutting, each with its inverse:
 
 - Truncated back-propagation through time: episodes (E, S, ...) -> chunks of T steps (C, T, E, ...), each with the
-  state at its first step, (layers, E, H). `split_episodes`, `join_episodes`, `start_states`, `unroll_truncated`.
+  state at its first step, (layers, E, H). See `split_episodes`, `join_episodes`, `start_states`, `unroll_truncated`.
 - Recurrent mini-batches: a time-major rollout (T, E, ...) in which episodes end and begin -> one trajectory per episode,
-  padded to the longest, with a mask and the saved state of its first step. `Trajectories`, `SequenceStorage`.
+  padded to the longest, with a mask and the state saved at its first step. See `Trajectories`, `SequenceStorage`.
 
 A cell's state is as in `torch.nn`: for an LSTM a pair of tensors (layers, E, H), for a GRU a single tensor. A policy's
 `MemoryState`, of any kind, only needs to be saved at the rollout's first step, since every later trajectory begins an

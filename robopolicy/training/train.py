@@ -137,7 +137,7 @@ def _prepare(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTrain
 
 
 def _prepare_groups(config: ExperimentConfig, start: Start | None) -> tuple[PolicyTraining, GroupData, TrainingConfig]:
-    """As `_prepare`, for the demos of several robots."""
+    """Like `_prepare`, for the demos of several robots."""
     require(config.training.passes is None, "--training.passes with --data.groups; give --training.max_steps")
     require(start is None, "--start with --data.groups: groups begin from random weights; leave --start out")
     data = GroupData(config)
