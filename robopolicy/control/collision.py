@@ -21,7 +21,7 @@ class Capsule:
     """0: the base link, which carries the first joint; n: the link that joint n moves."""
     start_m: tuple[float, float, float]
     end_m: tuple[float, float, float]
-    """The segment's ends in the joint's frame of the profile's `kinematics`, or for link 0 in the arm's base frame [m]."""
+    """The segment's ends [m] in the frame of joint `link` of the profile's `kinematics`; link 0: in the arm's base frame."""
     radius_m: float
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class LinkDistances:
     """Distances between capsules of links that are not adjacent.
 
     Args:
-        arms: per arm, its kinematics, its capsules, and pairs of its links to leave out.
+        arms: per arm, its kinematics, its capsules, and the pairs of its links that are not compared.
         within: also compare links of the same arm; False: compare only links of different arms.
 
     Raises:
@@ -58,7 +58,7 @@ class LinkDistances:
             for j, (other, second) in enumerate(owners[:i])
             if one != other or (within and abs(first - second) > 1 and not _listed(arms[one][2], first, second))
         ]
-        """Index pairs of the capsules that are compared; the indices count through all arms."""
+        """Index pairs of the capsules that are compared; the capsules of all arms are numbered consecutively."""
         self.owners = owners
         """(arm, link) of each capsule."""
         place = np.array(self.pairs, int).reshape(-1, 2)
@@ -81,8 +81,8 @@ class LinkDistances:
 def segment_distance(one: Float[Array, "*B 2 3"], other: Float[Array, "*B 2 3"]) -> Float[Array, "*B"]:
     """Smallest distance between two segments, each given by its two end points; in the unit of the points.
 
-    It is either a distance from an end of one segment to the other, or the distance between the two infinite lines, if the
-    lines' nearest points lie inside both segments.
+    It is the smallest of the four distances from an end of one segment to the other segment and, if the nearest points of
+    the two infinite lines lie inside both segments, the distance between the lines.
     """
     xp = namespace(one)
     start, way = one[..., 0, :], one[..., 1, :] - one[..., 0, :]

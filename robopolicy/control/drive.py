@@ -33,14 +33,14 @@ class RobotDrive:
         self.smoother = JointSmoother(robot.profile, robot.command_dt, control_dt)
         self.smoother.start(driven(robot, "qpos"))
         self._base = BaseRamp(robot.profile, robot.command_dt)
-        # NaN leaves a gripper as it is, until the first action that sets it.
+        # NaN: a gripper stays as it is until the first action that sets its opening.
         self._opening_m = np.full(robot.profile.grippers, np.nan)
 
     def go_home(self, home_rad: Float[np.ndarray, " joints"] | None = None) -> None:
         """Move the joints slowly to `home_rad` (default: the profile's home pose) and wait until they are at rest.
 
         Raises:
-            ValueError: every planned motion to it would break a limit.
+            ValueError: no motion to the home pose stays within the limits.
         """
         profile = self.robot.profile
         home = np.asarray(profile.home_rad if home_rad is None else home_rad, np.float64)
@@ -49,7 +49,7 @@ class RobotDrive:
                 raise ValueError(
                     f"{profile.name}: the motion home would break a limit; first move the robot nearer with its own controls"
                 )
-            grid = FixedGrid(self.clock, self.robot.command_dt)  # begins once the motion is planned, which takes ticks
+            grid = FixedGrid(self.clock, self.robot.command_dt)  # starts after planning, which takes several ticks
             with self._braked_at_last(grid):
                 self._follow_to_rest(grid)
 
@@ -76,7 +76,7 @@ class RobotDrive:
         self._base.brake()
 
     def _follow_to_rest(self, grid: FixedGrid) -> None:
-        """Send the rest of the motion, then repeat its last command, which marks the end of the motion for the robot."""
+        """Send the rest of the motion's commands, then repeat the last one: it marks the end of the motion for the robot."""
         while not (self.smoother.at_rest and self._base.at_rest):
             self._advance(grid)
         self._rested_s = grid.t_s
@@ -88,7 +88,7 @@ class RobotDrive:
         """On any exception except RobotError, including Ctrl-C: brake to rest, then stop the robot permanently."""
         try:
             yield
-        except RobotError:  # the robot takes no further command, so it cannot be braked
+        except RobotError:  # the robot accepts no further commands, so it cannot be braked
             raise
         except BaseException:
             try:

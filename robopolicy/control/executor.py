@@ -1,9 +1,9 @@
 """Decides which action of which chunk is executed at each control step; batched, for one robot or many simulated worlds.
 
 Chunks are aligned by time: action k of a chunk belongs to t_obs + k * control_dt, rounded to the control grid, which starts
-at the first chunk's observation. Late actions are dropped, as in Diffusion Policy (Chi et al. 2023), except those of an
-episode's first chunk: the robot has rested since the observation, so its first action is still to be executed. A strategy of
-`robopolicy.control.execution` decides how a new chunk is merged into the plan.
+at the first chunk's observation. Actions whose time has passed are dropped, as in Diffusion Policy (Chi et al. 2023). An
+episode's first chunk is an exception: the robot has been at rest since the observation, so the chunk is executed from its
+first action on. A strategy of `robopolicy.control.execution` decides how a new chunk is merged into the plan.
 """
 
 import math
@@ -25,11 +25,12 @@ class StaleChunkError(RuntimeError):
 class ChunkExecutor:
     """Holds the plan of each episode: the actions of the current and the following control steps.
 
-    One executor serves any leading axes `*B` (none for a robot), which share one clock. Episodes never influence each
-    other: each takes a chunk when its own plan needs one. `reset` clears plans.
+    One executor serves a batch of episodes with any leading axes `*B` (none for one robot); they share one clock. Episodes
+    never influence each other: each accepts a chunk when its own plan needs one. `reset` clears plans.
 
-    Chunks are tensors, and the plans then are on their device, or NumPy arrays, whose plans are float64; from one `reset`
-    to the next they are of one kind. On a device, no call waits for it unless `max_chunk_age_s` is given.
+    Chunks may be tensors, whose plans are kept on the same device, or NumPy arrays, whose plans are float64. The kind may
+    change only after a `reset` of all episodes. With tensors on a GPU, no call waits for the GPU unless `max_chunk_age_s`
+    is given.
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class ChunkExecutor:
             control_dt: time between two actions [s].
             execution: options of the strategy; None: `receding` with its defaults.
             batch: the leading axes B: none for one robot, a number of worlds, or a shape.
-            action_spec: names the binary gripper columns and says whether an arm at rest means zero (`delta`) or the
-                last action again (`absolute`); None: no gripper column, zero is rest.
-            max_chunk_age_s: `action` raises StaleChunkError beyond this age of the observation behind it [s].
-            rotations: columns that are rotations, as for `--normalization.rotations`; the action spec shows those of an
-                absolute pose. Chunks are averaged along the shorter rotation.
+            action_spec: gives the binary gripper columns, and whether an arm at rest is commanded by zeros (`delta`) or by
+                repeating the last action (`absolute`); None: no gripper columns, and zeros for rest.
+            max_chunk_age_s: largest age of the observation of an episode's newest chunk [s]; beyond it, `action` raises
+                StaleChunkError. None: no limit.
+            rotations: columns that are rotations, as for `--normalization.rotations`; those of an absolute pose are already
+                known from the action spec. Rotations are averaged along the shorter way.
 
         Raises:
             ValueError: `replan_every` and the strategy's frozen steps don't fit into a chunk.
@@ -81,16 +83,16 @@ class ChunkExecutor:
         self.reset()
 
     def reset(self, done: Bool[Array, "*B"] | None = None) -> None:
-        """Forget the plans of the episodes in `done` (*B), or everything, batch shape and time grid included."""
+        """Clear the plans of the episodes where `done` (*B) is True; without `done`, clear everything, time grid included."""
         if done is None:
             self._origin_s: float | None = None
             self._head = 0  # the grid step that plan[..., 0, :] belongs to
             self._handed: dict[int, Array] = {}
-            """Grid step of an observation -> `_merges` when the plan was handed to the policy for it."""
+            """Grid step of an observation -> value of `_merges` when the policy received the plan for that observation."""
             self.held: Array = np.ones(self.batch, bool)
-            """(*B) bool: the last action was rest, for lack of a planned one."""
+            """(*B) bool: the last call of `action` returned rest, because no action was planned."""
             self.refused: Array = np.zeros(self.batch, np.int64)
-            """(*B) chunks refused since then because they were not finite."""
+            """(*B) number of chunks refused, since everything was reset, because they were not finite."""
             return
         if self._origin_s is None:
             return
@@ -111,9 +113,9 @@ class ChunkExecutor:
         return due | (self._count[..., ahead] == 0) if ahead < self.chunk else due | True
 
     def prefix(self, t_s: float) -> Prefix | None:
-        """The plan from the control step at t_s [s] on, for the policy that is about to observe.
+        """The plan from the control step at t_s [s] on, for the policy's next observation.
 
-        None if nothing is planned, or if neither the strategy nor `best_of` uses the plan.
+        None before the first chunk, or if neither the strategy nor `best_of` uses the plan.
         """
         if self._origin_s is None or not (self._continues or self._best_of > 1):
             return None
@@ -140,14 +142,15 @@ class ChunkExecutor:
     ) -> None:
         """Offer a chunk to every episode. Episodes that need no chunk yet, or whose chunk is not finite, keep their plan.
 
-        If the policy continues the plan, episodes whose plan has changed since the call of `prefix` also keep theirs.
+        If the strategy continues plans, episodes whose plan has changed since the call of `prefix` for this observation also
+        keep their plan, unless it has no action for the current step.
 
         Args:
             actions: (*B, K, width), columns and units of the demos.
-            t_obs_s: when the observation behind it was taken [s].
-            now_s: time of the control step being prepared [s], if inference took time. Actions before it are dropped, those
-                before the episode's first action excepted; if all are late, the last one is used for this step. None: no time
-                has passed.
+            t_obs_s: time of the chunk's observation [s].
+            now_s: time of the control step being prepared [s], if inference took time; None: `t_obs_s`. Actions for earlier
+                steps are dropped; steps before the episode's first action don't count. If all actions are late, the last one
+                is used for this step.
             gripper_logit: (*B, K, G) logits of the gripper columns, if the policy outputs them.
         """
         self._check(actions, gripper_logit)
@@ -167,8 +170,8 @@ class ChunkExecutor:
             take = take & ((self._handed[observed] == self._merges) | (self._count[..., 0] == 0))
         first = take & (self._observed_s == -math.inf)
         self._began = xp.where(first, self._head, self._began)
-        # What was seen before the first action is still what the robot saw as it began. Negative: the robot observed after
-        # the step being prepared had begun.
+        # Steps before the episode's first action don't count, since the robot was at rest. Negative: the observation was
+        # taken after the step being prepared had begun.
         late = (self._head - self._began.clip(observed)).clip(1 - self.chunk, self.chunk - 1)
         self._merge(xp.nan_to_num(scores), take, late)
         self._merges = self._merges + take
@@ -178,11 +181,12 @@ class ChunkExecutor:
     def action(self, t_s: float) -> Float[Array, "*B width"]:
         """The action of the control step at t_s [s], (*B, width) in the demos' units; always finite.
 
-        Episodes without one (`held` is True for them) get rest: zero for delta actions, the last action for absolute
-        ones, and the gripper as it was.
+        Episodes without a planned action (`held` is True for them) get rest: zeros for delta actions, the last action for
+        absolute ones, and the gripper's last value.
 
         Raises:
-            StaleChunkError: no chunk was ever added, or with `max_chunk_age_s` an episode's newest one is older.
+            StaleChunkError: no chunk was added since everything was reset, or the newest chunk of an episode is older than
+                `max_chunk_age_s`.
         """
         if self._origin_s is None:
             raise StaleChunkError("no chunk since the last reset; add one before asking for an action")
@@ -204,7 +208,7 @@ class ChunkExecutor:
         return copied(action)
 
     def _merge(self, scores: Array, take: Array, late: Array) -> None:
-        """Merge a chunk (*B, K, width) whose action number `late` (*B) belongs to the current step into the plans of `take`."""
+        """Merge a chunk (*B, K, width), whose action `late` (*B) belongs to the current step, where `take` (*B) is True."""
         xp, place = namespace(scores), like(scores, self._steps) + late[..., None]
         covered = (place >= 0) & (place < self.chunk)
         fresh = xp.where(covered[..., None], rows_at(scores, place.clip(0, self.chunk - 1)), 0.0)
@@ -252,7 +256,7 @@ class ChunkExecutor:
             self._head = step
 
     def _allocate(self, actions: Array, t_obs_s: float) -> None:
-        """Create empty plans like the first chunk, whose observation time starts the control grid."""
+        """Create empty plans of the first chunk's shape and device; its observation time is the origin of the control grid."""
         xp, spec = namespace(actions), self._spec
         rest, stays = np.zeros(actions.shape[-1]), np.full(actions.shape[-1], spec.kind == "absolute")
         for column, value in spec.constant.items():

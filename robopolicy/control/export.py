@@ -1,7 +1,7 @@
 """A policy as one ONNX graph, with the memory as explicit inputs and outputs.
 
-Normalization, encoder, pooling, recurrence (staggered window included), action head and un-normalization are inside;
-what remains outside is turning the instruction into word numbers, which `runtime.py` does in NumPy.
+The graph contains normalization, encoder, pooling, recurrence (staggered window included), action head and
+un-normalization. Only the conversion of the instruction to word numbers is outside; `runtime.py` does it in NumPy.
 """
 
 import json
@@ -27,13 +27,13 @@ from robopolicy.model.texts.vocabulary import VocabularyText
 from robopolicy.types import PolicySpec
 
 TOLERANCE = 1e-4
-"""Largest difference of a float32 export from torch, relative to each action column's range."""
+"""Largest difference between the actions of a float32 export and torch's, as a share of each action column's range."""
 INT8_TOLERANCE = 0.02
-"""Default of the largest difference of an int8 export."""
+"""Default of the same tolerance for an int8 export."""
 FRAMES, ROWS = 512, 8
-"""Number of recorded frames on which int8 is measured, and of the sequences that they are divided into."""
+"""Maximum number of recorded frames on which the int8 error is measured, and number of sequences that they are split into."""
 EXAMPLE_BATCH = 3
-"""Episodes of the example that is traced; an example of 1 would make the batch axis static."""
+"""Batch size of the example inputs for tracing; a batch size of 1 would make the batch axis static."""
 
 
 class GraphPolicy(nn.Module):
@@ -48,7 +48,7 @@ class GraphPolicy(nn.Module):
         self.state_count = len(policy.initial_state(1).tensors)
         states = [f"state.{i}" for i in range(self.state_count)]
         self.noise: Tensor | None = getattr(policy.head.action_head, "fixed_noise", None)
-        """(K, A) the noise without a generator, for an action head that turns noise into actions; None for others."""
+        """(K, A) the fixed noise of an action head that turns noise into actions; None for other heads."""
         optional = [TEXT] * (policy.text is not None) + [NOISE] * (self.noise is not None)
         self.inputs = [*policy.obs, *optional, AGE, *states]
         self.outputs = [ACTIONS, f"next.{AGE}", *(f"next.{name}" for name in states)]
@@ -86,17 +86,17 @@ def export_policy(
 ) -> Path:
     """Export a policy into the folder `out`: the graph and `manifest.json`.
 
-    The graph is run against torch before it is kept, for batches of 1, 2 and 5 over twice the window, and with int8 on
-    recorded frames.
+    Before the graph is kept, its actions are compared with torch's on random observations, in batches of 1, 2 and 5 over
+    2 * window + 1 frames. An int8 graph is compared on recorded frames.
 
     Args:
         policy: as `robopolicy.load_policy` returns it, on the CPU.
-        out: made if it doesn't exist.
-        int8: dynamic int8 weights in matrix products. The layers to which the actions are most sensitive stay float until
-            the error is within `int8_tolerance`; the manifest names them and the remaining error.
-        int8_tolerance: largest difference of an action to torch's, as a share of its column's range.
-        frames: consecutive observations of demos, without batch axes, on which int8 is measured; up to 512 are used.
-            Without recorded frames, random observations are used.
+        out: the folder; created if it doesn't exist.
+        int8: dynamic quantization of the matrix products, with int8 weights. As many of the most sensitive layers stay float
+            as needed for an error within `int8_tolerance`; the manifest lists them and the remaining error.
+        int8_tolerance: largest difference of an action from torch's, as a share of its column's range.
+        frames: consecutive observations of demos, without batch axes, on which the int8 error is measured; up to 512 are
+            used. If there are fewer than 8, or a key is missing, random observations are used.
 
     Raises:
         ExportError: the policy can't be exported, the float32 graph differs from torch by more than 1e-4, or no int8 graph
@@ -138,7 +138,7 @@ def _program(graph: GraphPolicy) -> torch.export.ExportedProgram:
     with torch.no_grad():
         program = torch.export.export(graph, example, dynamic_shapes=(axes,), strict=False)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        node.meta.pop("stack_trace", None)  # contains paths on this machine
     program.example_inputs = None
     return program
 
@@ -151,9 +151,9 @@ def _write_onnx(graph: GraphPolicy, path: Path) -> None:
         raise ImportError(
             f"export to ONNX needs {error.name}, which isn't installed; pip install 'robopolicy[export]'"
         ) from error
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which is not used
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which is not used
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecation warnings about the exporter's own code
         program = torch.onnx.export(
             _program(graph),
             dynamo=True,
@@ -173,7 +173,7 @@ def _manifest(graph: GraphPolicy, spec: PolicySpec, int8: bool) -> dict[str, Any
         answer = graph(*example)
     text = policy.text
     vocabulary = text.vocabulary if isinstance(text, VocabularyText) else None
-    samples = graph.noise is not None  # the graph holds no other randomness than noise as an input
+    samples = graph.noise is not None  # its noise input is the graph's only source of randomness
     inputs, values = _described(graph.inputs, example), replace(spec, samples=samples, prefix=0).to_dict()
     return {
         "format_version": FORMAT,
@@ -212,11 +212,11 @@ def _require_exportable(policy: ChunkPolicy) -> None:
 
 
 class Reference:
-    """Torch's actions for runs of observations, against which exported graphs are measured.
+    """Torch's actions for sequences of observations; the actions of exported graphs are compared with them.
 
     Args:
         policy: the policy in torch.
-        runs: each a batch size and consecutive observations with that batch axis; the memory starts empty.
+        runs: (batch size, consecutive observations with that batch axis) of each sequence; the memory starts empty.
     """
 
     def __init__(self, policy: ChunkPolicy, runs: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> None:
@@ -231,7 +231,7 @@ class Reference:
                 self._expected.append(actions.numpy()[..., self._columns])
 
     def largest_error(self, folder: Path) -> float:
-        """Largest difference of an action to torch's, as a share of its column's range."""
+        """Largest difference between an action of the export in `folder` and torch's, as a share of its column's range."""
         exported, expected, worst = runtime.load(folder), iter(self._expected), 0.0
         for batch, observations in self.runs:
             state = exported.initial_state(batch)
@@ -254,7 +254,7 @@ def _random_runs(policy: ChunkPolicy) -> list[tuple[int, list[dict[str, Any]]]]:
 
 
 def _recorded_runs(policy: ChunkPolicy, frames: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[dict[str, Any]]]]:
-    """Up to 512 recorded frames as one batch of 8 stretches; nothing if they lack a key or are too few."""
+    """Up to 512 recorded frames as one batch of 8 sequences; empty if a key is missing or there are fewer than 8 frames."""
     steps = min(len(frames), FRAMES) // ROWS
     if not steps or any(key not in frame for frame in frames[: steps * ROWS] for key in policy.obs):
         return []
@@ -267,7 +267,7 @@ def _recorded_runs(policy: ChunkPolicy, frames: Sequence[Mapping[str, Any]]) -> 
 
 
 def _random_observation(policy: ChunkPolicy, batch: int, seed: int) -> dict[str, Any]:
-    """A random observation: keys drawn around the demos' mean, images of noise."""
+    """A random observation: low-dimensional keys are drawn around the demos' mean, images are noise."""
     rng = np.random.default_rng(seed)
     observation: dict[str, Any] = {}
     for key, spec in policy.obs.items():

@@ -1,4 +1,4 @@
-"""Safety on the robot's side: plays back commands by their time stamps, within the limits, and brakes when they stop."""
+"""Safety on the robot's side: plays back commands by their time stamps, within the limits, and brakes when none arrive."""
 
 import math
 from collections import deque
@@ -11,39 +11,41 @@ from robopolicy.control.robot import RobotError
 from robopolicy.control.trajectories import JointTracker
 
 SLOWING = 0.001
-"""Fraction by which playback slows down while commands arrive later than before; a larger one would jerk the arm."""
+"""Fraction by which playback slows down while the newest command is less than `delay_s` / 2 ahead; more would jerk the arm."""
 LEAP_RAD = 0.02
-"""Largest distance of the first command from the robot's position [rad]; measured and commanded positions differ a little."""
+"""Largest distance of the first command from the robot's position [rad]; not 0, as measured and commanded positions differ."""
 SPEED_SHARE = 1.05
 """Largest velocity between two consecutive commands, as a share of the limits; beyond it the guard stops the robot."""
 AHEAD_S = 1.0
 """Largest lead of a command's stamp over the playback time [s]; beyond it the guard stops the robot."""
 CHECK_DT = 0.01
-"""Time between two commands whose links' distances are checked [s]; each check takes up to 1 ms."""
+"""Minimum time between two checks of the distances between links [s]; each check takes up to 1 ms."""
 BRAKING_SAMPLES = 9
-"""Postures on the way to rest whose links' distances are checked."""
+"""Number of postures on the way to rest at which the distances between links are checked."""
 TOUCHING_SHARE = 0.25
-"""Links count as touching within this share of `collision_margin_m`, since they are checked at samples only."""
+"""Links count as touching when they are nearer than this share of `collision_margin_m`, since only samples are checked."""
 MAX_WAITING = 10_000
-"""Most commands that may wait for playback; beyond it the guard stops the robot."""
+"""Maximum number of commands that may wait for playback; beyond it the guard stops the robot."""
 
 
 class CommandGuard:
     """Checks the commands that arrive for one robot, and turns them into joint positions within its limits.
 
-    Commands are played back by their time stamps after a short delay, interpolated between neighbours, so that commands
+    Commands are played back at their time stamps plus a short delay, with linear interpolation between them, so that commands
     that arrive in bursts still move the joints evenly. A gap is bridged at constant velocity. Playback goes through a
     `JointTracker`, which keeps it within the limits of position, velocity, acceleration and jerk, whatever is sent and
-    whenever it arrives. The guard brakes, and accepts no further command, after a gap longer than `deadline_s`, a command
-    that is not finite or beyond a joint's limit, one too far from the last one or from the robot's position, or one that
-    brings links nearer than the profile's `collision_margin_m`, or so fast that they would touch before the arm is at rest.
-    Each connection gets a new guard.
+    whenever it arrives. Each connection gets a new guard.
+
+    The guard brakes, and accepts no further commands, after a gap longer than `deadline_s`, or after a command that has a
+    wrong time stamp, is not finite, is beyond a joint's limits, is too far from the last command or from the robot's
+    position, brings links nearer to each other than the profile's `collision_margin_m`, or moves them towards each other so
+    fast that they would touch before the arm is at rest.
 
     Args:
         profile: the robot's limits.
         period_s: time between two calls of `position` [s].
         qpos: measured joint positions [rad].
-        deadline_s: longest gap in the middle of a motion [s]; at rest, a gap may be of any length.
+        deadline_s: longest gap during a motion [s]; at rest, a gap may be of any length.
         delay_s: delay from a command's arrival to its playback [s]; None: four periods.
     """
 
@@ -66,8 +68,8 @@ class CommandGuard:
         self._velocity = np.zeros_like(self._wanted)
         self._asked_s: float | None = None  # time of the last call of `position`
         self._waiting: deque[tuple[float, np.ndarray]] = deque()
-        self._behind_s: float | None = None  # now - the stamp being played; None if nothing is
-        self._checked_s, self._clearance_m = -math.inf, float(profile.clearance_m(self._wanted))  # of the last check
+        self._behind_s: float | None = None  # now - the stamp being played; None if no command is
+        self._checked_s, self._clearance_m = -math.inf, float(profile.clearance_m(self._wanted))  # at the last check
 
     @property
     def at_rest(self) -> bool:
@@ -78,7 +80,7 @@ class CommandGuard:
         """Accept a command [rad] for the time `stamp_s` on the sender's clock [s].
 
         Raises:
-            RobotError: it is refused; `stopped` says why.
+            RobotError: the command is refused; `stopped` says why.
         """
         position_rad = np.asarray(position_rad, np.float64)
         if self.stopped is None and (wrong := self._wrong(position_rad, stamp_s, now_s)) is not None:
@@ -87,7 +89,7 @@ class CommandGuard:
             raise RobotError(f"the robot stopped itself: {self.stopped}")
         behind_s = now_s - stamp_s + self.delay_s
         if self._behind_s is None or (behind_s < self._behind_s and self._resting):
-            self._behind_s = behind_s  # only the first commands were late; playback does not have to be
+            self._behind_s = behind_s  # the first commands were late; the motion need not be
         self._waiting.append(
             (stamp_s, position_rad.clip(self.profile.position_lower_rad, self.profile.position_upper_rad))
         )
@@ -97,7 +99,7 @@ class CommandGuard:
         self.stopped = self.stopped or reason
 
     def position(self, t_s: float) -> Float[np.ndarray, " joints"]:
-        """Joint positions to command at t_s [rad]; called every `period_s`, or later if that is missed."""
+        """Joint positions to command at t_s [rad]. Must be called every `period_s`; after a late call, playback catches up."""
         passed_s = self.period_s if self._asked_s is None else max(t_s - self._asked_s, self.period_s / 2)
         self._asked_s = t_s
         wanted = self._wanted if self._behind_s is None or self.stopped else self._play(t_s, self._behind_s)
@@ -157,7 +159,7 @@ class CommandGuard:
         before_s, before = self._waiting[-1]
         if stamp_s <= before_s:
             return "stamps of commands must increase"
-        # Measured from the playback time too: the oldest waiting command is old if `position` was called late.
+        # Measured from the playback time if that is later: when `position` is called late, old commands are still waiting.
         playing_s = now_s - (self._behind_s or 0.0)
         if stamp_s - max(playing_s, self._waiting[0][0]) > AHEAD_S + self.delay_s:
             return f"commands are stamped more than {AHEAD_S:g} s ahead of the one being played"
@@ -169,7 +171,7 @@ class CommandGuard:
         return self._too_near(position_rad, (position_rad - before) / (stamp_s - before_s), stamp_s)
 
     def _too_near(self, position: np.ndarray, velocity: np.ndarray, stamp_s: float) -> str | None:
-        """Why a command brings links too near to one another; None if it does not, or if they were at least as near before."""
+        """Why a command brings links too near to each other; None if not, or if they were too near before and get no nearer."""
         if stamp_s - self._checked_s < CHECK_DT:
             return None
         acceleration, jerk = np.asarray(self.profile.acceleration_rad_s2), np.asarray(self.profile.jerk_rad_s3)

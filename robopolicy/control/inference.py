@@ -1,4 +1,4 @@
-"""Policy inference beside the control loop: one thread observes and predicts, the control thread collects the chunks."""
+"""Policy inference in parallel with the control loop: one thread observes and predicts, the control thread takes the chunks."""
 
 import queue
 import threading
@@ -22,7 +22,7 @@ POLICY_PRIORITY = 10
 STILL_S = 0.5
 """Time without a new image after which a camera may be frozen [s]; cameras may be slower than the control loop."""
 MOVED_RAD = 0.2
-"""Joint motion in that time that makes it an error [rad]: while the robot is at rest, rendered images stay the same."""
+"""An unchanged image is an error if a joint moved more than this [rad]; rendered images don't change while the robot rests."""
 
 
 class _Seen(NamedTuple):
@@ -75,20 +75,20 @@ class TimedChunk:
     actions: Float[np.ndarray, "chunk width"]
     """Action rows in the demos' units and columns; action k belongs to the observation's time + k control steps."""
     latency_s: float
-    """Time from the request to the chunk [s]."""
+    """Time from the start of the observation to the chunk [s]; 0 with a simulated clock."""
     gripper_logit: Float[np.ndarray, "chunk gripper"] | None = None
     """None if the policy has no gripper logits."""
 
     def mistimed(self, now_s: float, ahead_s: float, old_s: float) -> str | None:
-        """Describe a wrong time stamp: the observation is in the future, or was already old when it was taken; None if neither.
+        """Describe a wrong time stamp: in the future, or already old when the observation was taken; None if it is valid.
 
         Args:
             now_s: time on the loop's clock [s].
             ahead_s: largest lead over `now_s` [s].
-            old_s: largest age when the observation was taken [s].
+            old_s: largest age of the observation at the time it was taken [s].
         """
         late_s = now_s - self.observation.stamp_s
-        if not -late_s <= ahead_s:  # nan too
+        if not -late_s <= ahead_s:  # also true for NaN
             return f"an observation is stamped {-late_s:.3g} s in the future; stamp observations with the loop's clock"
         if (before_s := late_s - self.latency_s) > old_s:
             return f"an observation was already {before_s:.3g} s old when it was taken: a sensor or its clock is wrong"
@@ -97,7 +97,7 @@ class TimedChunk:
 
 @runtime_checkable
 class Inference(Protocol):
-    """Source of a control loop's chunks; no call blocks."""
+    """Source of a control loop's chunks; in a real-time loop, no call may block."""
 
     @property
     def missed(self) -> int:
@@ -151,7 +151,7 @@ class SteppedInference:
         self._chunks: list[TimedChunk] = []
 
     def request(self, t_s: float, prefix: Prefix | None = None) -> None:
-        """Infer at the first control step of an episode, and at every n-th after it."""
+        """Infer at the first control step of an episode, then once every `every` steps."""
         if self._steps % self.every == 0:
             self._start(prefix)
         self._steps += 1
@@ -170,7 +170,7 @@ class SteppedInference:
         """Do nothing; there is no thread."""
 
     def _start(self, prefix: Prefix | None) -> None:
-        self._chunks.append(replace(self._infer(prefix), latency_s=0.0))  # on the robot's clock
+        self._chunks.append(replace(self._infer(prefix), latency_s=0.0))  # inference takes no time on a simulated clock
 
     def _forget(self) -> None:
         """Clear the memory of the policy and of the frozen-camera check."""
@@ -197,15 +197,15 @@ class SteppedInference:
 class ThreadedInference(SteppedInference):
     """Observes `robot` and runs `stream` in a separate thread.
 
-    Each inference is one frame of the policy's memory. One that is requested before the last one has finished is dropped
+    Each inference adds one frame to the policy's memory. A request made before the last inference has finished is dropped
     and counted in `missed`; the memory then lacks that frame.
 
     Args:
         robot: source of the observations.
         stream: as for `SteppedInference`.
         instruction: as for `SteppedInference`.
-        priority: request real-time priority, below the control loop's. A policy thread that is preempted while it holds
-            the interpreter lock would delay the commands.
+        priority: request real-time priority, below the control loop's. Without it, other processes may preempt the policy's
+            thread while it holds the interpreter lock, which delays the commands.
         options: `cameras`, `every` and `adapt`, as for `SteppedInference`.
     """
 
@@ -239,7 +239,7 @@ class ThreadedInference(SteppedInference):
         self._episode += 1
 
     def close(self) -> None:
-        """End the thread; do not wait longer than a second for one that hangs."""
+        """End the thread; wait for it at most one second, since it may hang."""
         self._requests.put(None)
         self._thread.join(timeout=1.0)
 
@@ -267,5 +267,5 @@ class ThreadedInference(SteppedInference):
 
 
 def _array(actions: Array) -> np.ndarray:
-    """A NumPy array of a tensor, or in memory of its own."""
+    """The tensor as a NumPy array; a NumPy array is copied."""
     return actions.cpu().numpy() if hasattr(actions, "cpu") else np.array(actions)

@@ -1,7 +1,7 @@
 """Batched kinematics of a serial arm: pose, Jacobian, damped least squares.
 
-Every function takes NumPy arrays or torch tensors with any leading axes and returns the same kind, so that one code runs
-in the CPU simulator, on the GPU and on the robot. A rotation is a matrix (*B, 3, 3); a twist is (*B, 6): linear [m], then
+Every function takes NumPy arrays or torch tensors with any leading axes and returns the same kind, so that the same code
+runs in the CPU simulator, on the GPU and on the robot. A rotation is a matrix (*B, 3, 3); a twist is (*B, 6): linear [m], then
 rotation vector [rad], both in the base frame.
 """
 
@@ -23,15 +23,15 @@ class Arm:
     """A serial arm of revolute joints, given by its `dh` table or by the `frames` of its joints, with a tool at its end.
 
     Raises:
-        ValueError: both or none of the two are given, or a row has the wrong length.
+        ValueError: both or neither of the two are given, or `axes` do not fit `frames` or contain a zero vector.
     """
 
     dh: tuple[tuple[float, float, float], ...] | None = None
     """Modified (Craig) Denavit-Hartenberg parameters of each joint: a [m], d [m], alpha [rad]."""
     frames: tuple[tuple[float, float, float, float, float, float], ...] | None = None
-    """Each joint's frame in the previous one at angle 0, as a URDF's `origin`: x y z [m], roll pitch yaw [rad]."""
+    """Each joint's frame in the previous one at angle 0, like `origin` in a URDF: x y z [m], roll pitch yaw [rad]."""
     axes: tuple[tuple[float, float, float], ...] | None = None
-    """Each joint's axis in its own frame, with `frames` only; None: z."""
+    """Each joint's axis in its own frame, only with `frames`; None: z."""
     tool: tuple[float, float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     """The tool's frame in the last joint's: x y z [m], roll pitch yaw [rad]."""
     base: tuple[float, float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -71,12 +71,12 @@ class Arm:
 
     @cached_property
     def aligned(self) -> list[np.ndarray]:
-        """Transform (4, 4) of each joint's own frame in that of `affine`, whose z is its axis."""
+        """Transform (4, 4) of each joint's own frame in its frame of `affine`, whose z axis is the joint's axis."""
         return [_z_to(axis).T for axis in self.axes or ((0.0, 0.0, 1.0),) * self.joints]
 
     @cached_property
     def _origins(self) -> list[np.ndarray]:
-        """Transform (4, 4) of each joint's frame in the previous one at angle 0; of the first in the robot's frame."""
+        """Transform (4, 4) of each joint's frame in the previous one at angle 0; the first joint's is in the robot's frame."""
         first, *others = self._frames_of_joints()
         return [_transform(self.base) @ first, *others]
 
@@ -91,7 +91,7 @@ class Arm:
 
 
 def _transform(frame: Sequence[float]) -> np.ndarray:
-    """Transform (4, 4) of x y z [m] and roll pitch yaw [rad]: turns about the fixed x, y and z axes, in this order."""
+    """Transform (4, 4) of x y z [m] and roll pitch yaw [rad]: rotations about the fixed x, y and z axes, in this order."""
     transform = np.eye(4)
     transform[:3, 3] = frame[:3]
     for axis, angle in enumerate(frame[3:]):
@@ -100,7 +100,7 @@ def _transform(frame: Sequence[float]) -> np.ndarray:
 
 
 def _z_to(axis: Sequence[float]) -> np.ndarray:
-    """A rotation, as a transform (4, 4), that turns z into this direction."""
+    """Transform (4, 4) of a rotation that turns the z axis to the direction of `axis`."""
     transform, direction = np.eye(4), np.asarray(axis, float) / np.linalg.norm(axis)
     turn, cosine = np.cross([0.0, 0.0, 1.0], direction), direction[2]
     sine = np.linalg.norm(turn)
@@ -171,7 +171,7 @@ def damped_least_squares(
 ) -> Float[Array, "*B joints"]:
     """Joint displacement [rad] that moves the tool by `twist`: J^T (J J^T + damping^2 I)^-1 twist (Wampler 1986).
 
-    `posture` is a second joint displacement [rad], of which only the part that leaves the tool at rest is added.
+    `posture` is a second joint displacement [rad], of which only the part that does not move the tool is added.
     """
     transposed = jacobian.mT
     gram = jacobian @ transposed + damping**2 * like(jacobian, _EYE_6)
@@ -181,9 +181,9 @@ def damped_least_squares(
 
 
 def _solve(gram: Float[Array, "*B n n"], wanted: Float[Array, "*B n 1"]) -> Float[Array, "*B n 1"]:
-    """The solution x of gram x = wanted, for a positive definite matrix.
+    """The solution x of gram @ x = wanted, for a positive definite matrix `gram`.
 
-    Tensors go through Gauss-Jordan elimination, which needs no pivots here: torch's own solver waits for the device.
+    For tensors by Gauss-Jordan elimination, which needs no pivoting here; torch's own solver would wait for the GPU.
     """
     if isinstance(gram, np.ndarray):
         return np.linalg.solve(gram, wanted)
@@ -213,7 +213,7 @@ def matrix_to_quaternion(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 4
     entries = rotation.reshape(*rotation.shape[:-2], 9)
     slopes, offsets, eye = (like(entries, constant) for constant in (_PRODUCT_SLOPES, _PRODUCT_OFFSETS, _EYE_4))
     products = entries @ slopes + offsets
-    largest = eye[xp.argmax(products[..., ::5], -1)]  # of the diagonal
+    largest = eye[xp.argmax(products[..., ::5], -1)]  # one-hot, by the diagonal
     quaternion = (largest[..., None, :] @ products.reshape(*entries.shape[:-1], 4, 4))[..., 0, :]
     norm = xp.sqrt((quaternion * quaternion).sum(-1))[..., None]
     return quaternion / norm * xp.where(quaternion[..., :1] < 0, -1.0, 1.0)
@@ -240,7 +240,7 @@ _PRODUCT_SLOPES, _PRODUCT_OFFSETS = _quaternion_products()
 
 
 def quaternion_to_matrix(quaternion: Float[Array, "*B 4"]) -> Float[Array, "*B 3 3"]:
-    """The rotation of a quaternion w x y z of any length but 0."""
+    """The rotation matrix of a quaternion w x y z of any norm but 0."""
     xp = namespace(quaternion)
     w, x, y, z = (quaternion[..., place] for place in range(4))
     twice = 2 / (quaternion * quaternion).sum(-1).clip(1e-12)

@@ -1,7 +1,7 @@
 """Limits joint targets to what a robot's profile allows; batched over any leading axes, for NumPy arrays and torch tensors.
 
 `targets` computes the targets that an action asks for; this module limits them. The simulator's worlds and the real-time loop
-call both with the same robot profile. How the joints move to a limited target is up to `smoothing` (in the
+use both with the same robot profile. How the joints move to a limited target is up to `smoothing` (in the
 loop: velocity, acceleration, jerk) and `motion` (in the worlds: velocity, acceleration).
 """
 
@@ -24,9 +24,9 @@ from robopolicy.control.targets import Targets, either, side_by_side
 from robopolicy.types import ActionSpec, Array
 
 DEGREES_RAD = 3.2
-"""A first target further away than half a turn suggests actions in degrees."""
+"""A first target further away than this, about half a turn, suggests actions in degrees [rad]."""
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Fractions of a displacement that are tried, largest first, until the tool stays in its box and the links apart."""
+"""Fractions of a displacement that are tried, largest first, until the tool stays in the workspace and the links stay apart."""
 UNCHANGED = 1e-9
 """Changes up to this [rad, m, or share of a displacement] don't count as interventions."""
 
@@ -41,7 +41,7 @@ def limit_targets(
 ) -> Targets:
     """The targets, limited to the profile's limits.
 
-    With NaN or infinity in any target, joints and grippers hold; a gripper opening of NaN holds that gripper only. The
+    NaN or infinity in the action or a joint target holds joints and grippers; an opening of NaN holds that gripper only. The
     displacement from the measured joints is shortened to `joint_step_rad`, and to `step_m` and `step_rad` of the tool; the
     displacement from the commanded positions is shortened to the velocity limits of joints and tool. Targets stay inside
     the soft joint limits and the workspace box, and links stay `collision_margin_m` apart. A robot that is already outside
@@ -101,7 +101,7 @@ def _limited_opening(profile: RobotProfile, asked: Array, opening_m: Array) -> t
 def wrong_position(
     profile: RobotProfile, qpos: Float[np.ndarray, " joints"], commanded: Float[np.ndarray, " joints"]
 ) -> str | None:
-    """Why a robot must be stopped because of where it is [rad]; None if it follows its commands."""
+    """Why a robot with the joint positions `qpos` [rad] must be stopped; None if it follows its commands."""
     if not np.isfinite(qpos).all():
         return "the robot reports joint positions that are not finite"
     behind_rad = np.abs(qpos - commanded)
@@ -114,7 +114,7 @@ def wrong_position(
 def wrong_first_target(
     profile: RobotProfile, targets: Targets, qpos: Float[np.ndarray, " joints"], allowed_rad: float | None
 ) -> str | None:
-    """Why an absolute first target is too far away; None if it is within `allowed_rad`, by default the profile's."""
+    """Why an absolute first target is too far away; None if it is within `allowed_rad` (default: `first_jump_rad`)."""
     jump_rad = np.abs(targets.joint_position_rad - qpos).max()
     allowed_rad = profile.first_jump_rad if allowed_rad is None else allowed_rad
     if not jump_rad > allowed_rad:
@@ -131,7 +131,7 @@ def base_target(
     Zero where the action has no base columns or is not finite.
 
     Raises:
-        ValueError: the action has another number of base columns than the robot.
+        ValueError: the action's number of base columns differs from the robot's.
     """
     most = np.asarray(profile.base_velocity)
     if not spec.base:
@@ -176,8 +176,9 @@ def _shortened(
 ) -> tuple[Array, dict[str, Array]]:
     """The target moved towards `start` until the displacement is within three limits, and where each limit shortened it.
 
-    The limits are those of the joints' displacement [rad], and of the tool's [m] and [rad]; the tool's are linearized. The
-    joint limit is applied first, so that an outlier does not overflow in the tool's.
+    The limits are, in this order, those of the displacement of the joints [rad], the translation of the tool [m] and its
+    rotation [rad]; the tool's motion is linearized with `jacobian`. The joint limit comes first, so that the tool's motion
+    does not overflow for an outlier.
     """
     xp = namespace(start)
     displacement, limited = target - start, {}
@@ -203,7 +204,7 @@ def _until_within(qpos: Array, target: Array, excess: Callable[[Array], Array]) 
     xp = namespace(qpos)
     shares = SHARES
     if xp is np and (excess(target) <= 0).all():
-        return target, np.zeros(target.shape[:-1], bool)  # the usual case; on a device, this check would wait for it
+        return target, np.zeros(target.shape[:-1], bool)  # the usual case; on a GPU, this check would wait
     ways = xp.stack([target, *(qpos + share * (target - qpos) for share in shares[1:])])
     outside = excess(ways)
     fits = outside <= outside[-1].clip(0.0) + 1e-9

@@ -28,7 +28,7 @@ CONTROL_PRIORITY = 20
 POLL_S = 0.001
 """Polling interval for a chunk between two commands [s]."""
 ACT_S = 0.002
-"""Time kept free before the next command for turning an action into a motion [s]; at most a quarter of its period."""
+"""Time kept free before the next command to turn an action into a motion [s]; at most a quarter of `command_dt` is used."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class LoopOptions:
     startup_s: float = 10.0
     """How long the first chunk may take [s]."""
     first_jump_rad: float | None = None
-    """Largest distance of a first absolute target from where the joint is [rad]; None: the profile's."""
+    """Largest distance of the first absolute target from the measured joint position [rad]; None: the profile's."""
     dry_run: bool = False
-    """Compute and record commands, and send none."""
+    """Compute and record commands, but do not send them."""
     priority: bool = False
     """Ask for real-time priority for the calling thread; if it is refused, the loop logs that and runs without."""
 
@@ -64,7 +64,7 @@ class ControlLoop(RobotDrive):
         clock: source of time; None: the machine's.
 
     Raises:
-        ValueError: the robot can't execute such actions, has other grippers, or another control rate.
+        ValueError: the robot can't execute such actions, or its grippers or control rate do not match.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ControlLoop(RobotDrive):
         """Why the robot was stopped; None while armed."""
 
     def rearm(self) -> None:
-        """Allow the robot to move again after a stop, from where it stands.
+        """Allow the robot to move again after a stop, from its current position.
 
         Raises:
             ValueError: a joint is beyond its limits.
@@ -119,7 +119,7 @@ class ControlLoop(RobotDrive):
             try:
                 with self._braked_at_last(grid):
                     self._drive(grid, self.clock.now() + duration_s, finished)
-            except RobotError as error:  # lost, or stopped by itself: it takes no more commands
+            except RobotError as error:  # the robot is lost or has stopped itself: it accepts no more commands
                 self._stop(str(error), grid)
         if self.stopped is not None:
             self.statistics.stop_s.append(max(self._rested_s - self._stop_began_s, 0.0))
@@ -143,7 +143,7 @@ class ControlLoop(RobotDrive):
             if self.stopped is None:
                 self._run(grid)
             self._wait_within_step(grid)
-        self.statistics.waiting += self._to_act  # cut short by the episode's end
+        self.statistics.waiting += self._to_act  # a step cut short by the episode's end
         if self.stopped is None and self._newest_s is None and self.clock.now() >= ends_s:
             self._stop(f"the policy did not answer within {ends_s - self._began_s:g} s", grid)
         self._brake()
@@ -166,7 +166,7 @@ class ControlLoop(RobotDrive):
     def _wait_within_step(self, grid: FixedGrid) -> None:
         """Wait for the chunk between two commands if the next command belongs to the next control step.
 
-        With one command per control step, a decision left to the next command would always be one step late.
+        With one command per control step, acting only at the next command would always be one step late.
         """
         if (grid.index + 1) // self._commands_per_step == self._step:
             return
@@ -179,7 +179,7 @@ class ControlLoop(RobotDrive):
             self._act_when_due(grid, last)
 
     def _act_when_due(self, grid: FixedGrid, last: bool = False) -> None:
-        """Take finished chunks; act on the current step once its own chunk is here, if none is due, or when waiting is over."""
+        """Collect chunks; act on the current step when its own chunk has arrived, if it needs none, or when waiting is over."""
         self._collect(grid)
         over = last or self.clock.now() >= self._step_s + self._patience_s
         if self.stopped is None and self._to_act and (self._fresh() is not None or not self._due or over):
@@ -267,7 +267,7 @@ class ControlLoop(RobotDrive):
         return ["non_finite_chunk"] if int(self.executor.refused) > refused else []
 
     def _planned(self) -> np.ndarray | None:
-        """The plan's action (width,) for the current control step; None where it has none."""
+        """The plan's action (width,) for the current control step; None without one."""
         try:
             action = np.asarray(self.executor.action(self._step_s))
         except StaleChunkError:
@@ -326,10 +326,11 @@ class ControlLoop(RobotDrive):
         return targets.joint_position_rad, [*kinds, *(["base_velocity"] if slowed else [])]
 
     def _keep_up(self, grid: FixedGrid) -> None:
-        """Send the control step's commands, of the earlier motion, that are due within 1 ms while its action is prepared.
+        """While the step's action is prepared, send its commands that are due within 1 ms; they follow the earlier motion.
 
-        An action of two arms takes 1 to 4 ms; at 500 commands a second, one or two would otherwise be missed each time. The
-        first command of the next step waits for the action: with one command a step, the action would be a step late.
+        Preparing an action for two arms takes 1 to 4 ms; at 500 commands per second, one or two would otherwise be missed
+        each time. The first command of the next step is not sent before the action is ready: with one command per step, the
+        action would otherwise be executed one step late.
         """
         period_s = grid.period_s
         while (

@@ -1,7 +1,7 @@
 """Moves the simulator's arms to their targets within velocity and acceleration limits; batched and in closed form.
 
-The real-time loop follows the same targets by `smoothing`, which also bounds jerk. At the Panda's jerk limits an
-acceleration builds up in 2 ms, so the two differ little; `tests/sim/test_law.py` measures the difference.
+The real-time loop follows the same targets by `smoothing`, which also bounds jerk. At the Panda's jerk limits, full
+acceleration is reached in 2 ms, so the two differ little; `tests/sim/test_law.py` measures the difference.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ ACCELERATION_SHARE = 0.75
 """Share of the acceleration limits that the worlds use; the real-time loop needs the rest for jerk and corrections when it
 replays a recorded motion."""
 PASSING_SHARE = 0.5
-"""Largest velocity at a target, as a share of the velocity that one control step can brake to rest. A stream of small
+"""Largest velocity at a target, as a share of the velocity that can be braked to rest in one control step. A stream of small
 displacements then moves evenly, and a large one stops at its target instead of overshooting."""
 
 
@@ -54,7 +54,7 @@ def move(
 
 
 def _shortest_s(way: Array, velocity: Array, hardest: Array) -> tuple[Array, Array]:
-    """The shortest time [s] of each joint to rest at a distance `way` [rad], and the sign of its first acceleration."""
+    """The shortest time [s] in which each joint comes to rest at a distance `way` [rad], and its first acceleration's sign."""
     xp = namespace(way)
     direction = xp.sign(way - velocity * abs(velocity) / (2 * hardest))
     peak = xp.sqrt((hardest * direction * way + velocity * velocity / 2).clip(0.0))
@@ -62,7 +62,7 @@ def _shortest_s(way: Array, velocity: Array, hardest: Array) -> tuple[Array, Arr
 
 
 def _cruise(way: Array, velocity: Array, hardest: Array, arrival_s: Array) -> Array:
-    """The cruise velocity [rad/s], between the two accelerations, with which a joint comes to rest after `arrival_s`.
+    """The constant velocity [rad/s] between the two accelerations with which a joint comes to rest after `arrival_s`.
 
     `way` and `velocity` are positive in the direction of the first acceleration of the fastest motion.
     """

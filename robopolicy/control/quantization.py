@@ -9,7 +9,7 @@ from robopolicy.control.runtime import GRAPH, MANIFEST, ExportError
 from robopolicy.files import replacing
 
 PRODUCTS = ("MatMul", "Gemm")
-"""Operators that can be quantized."""
+"""ONNX operators that can be quantized."""
 
 
 def quantize(folder: Path, measure: Callable[[Path], float], tolerance: float) -> tuple[list[str], float]:
@@ -17,11 +17,11 @@ def quantize(folder: Path, measure: Callable[[Path], float], tolerance: float) -
 
     Weights get one scale per column; activations are quantized dynamically. If the error with all layers quantized
     exceeds the tolerance, each layer is measured alone, and the most sensitive ones stay float, one after another, until
-    the error of the rest is within it.
+    the remaining error is within it.
 
     Args:
         folder: the exported folder.
-        measure: an exported folder -> the largest difference to torch's actions, as a share of the action's range.
+        measure: an exported folder -> the largest difference from torch's actions, as a share of the action's range.
         tolerance: largest difference that is accepted.
 
     Returns:
@@ -64,7 +64,7 @@ def quantize(folder: Path, measure: Callable[[Path], float], tolerance: float) -
 def _layers_to_keep(
     layers: Sequence[str], error_with: Callable[[Sequence[str]], float], tolerance: float
 ) -> tuple[list[str], float]:
-    """Names of the layers that must stay float for an error within the tolerance, sorted, and the error of the others."""
+    """Names of the layers that must stay float for an error within the tolerance, sorted, and the error that remains."""
     error, kept = error_with(layers), list[str]()
     if error <= tolerance:
         return kept, error

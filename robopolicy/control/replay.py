@@ -38,7 +38,7 @@ class Record:
     """Commanded joint positions at the beginning of each step [rad], if recorded; the joints lag behind them."""
 
     def speed_within(self, profile: RobotProfile) -> float:
-        """The largest speed, up to 1, at which the interpolated path stays within the profile's velocity and acceleration."""
+        """The largest speed, up to 1, at which the interpolated path stays within the velocity and acceleration limits."""
         if self.path_rad is None or len(self.path_rad) < 2 or not self.spec.rate_hz:
             return 1.0
         places = np.asarray(self.path_rad, np.float64)
@@ -80,7 +80,7 @@ def along_path(record: Record) -> Record:
     """The record with its joint path as absolute targets instead of its actions; gripper columns are kept.
 
     Absolute targets bring the arm back to the recorded path after a disturbance or a limit, while deltas, each relative to
-    the current position, would keep the error to the end. The targets are the commanded positions if they were recorded,
+    the current position, would keep the error until the end. The targets are the commanded positions if they were recorded,
     so that the arm lags behind them as it did in the record.
 
     Raises:
@@ -153,7 +153,7 @@ class RecordedStream:
         """Start from the first action."""
         self._began_s: float | None = None
         self.step = -1
-        """The step of the record of the last observation."""
+        """The record's step at the last observation; -1 before the first."""
         self.visited: list[tuple[int, np.ndarray]] = []
         """Steps, and the joint positions observed at their beginning [rad]."""
 
@@ -183,7 +183,7 @@ def first_place(record: Record, profile: RobotProfile) -> Float[np.ndarray, " jo
     """Joint positions at the beginning of the record [rad]; None if they were not recorded.
 
     Raises:
-        ValueError: the record has another number of joints than the robot.
+        ValueError: the record's number of joints differs from the robot's.
     """
     if record.path_rad is None:
         return None

@@ -1,8 +1,9 @@
 """Execution strategies: they merge the chunks of a policy into a plan, of which one action is executed per control step.
 
 `make(options, chunk, control_dt)` builds a `Strategy`; its options derive from `ExecutionOptions`. Built in: `receding`
-(the newest chunk replaces the plan), `ensemble` (the weighted mean of all chunks), `freeze` (soft blend behind the steps
-that pass during inference), `rtc` (real-time chunking: as `freeze`, and the policy continues the plan).
+(the newest chunk replaces the plan), `ensemble` (the weighted mean of all chunks), `freeze` (keeps the plan for the steps
+executed during inference, then blends it into the new chunk), `rtc` (real-time chunking: as `freeze`, with chunks that are
+predicted as continuations of the plan).
 """
 
 from collections.abc import Mapping
@@ -21,17 +22,18 @@ def execution_from(values: Mapping[str, Any]) -> ExecutionOptions:
     """Options from a mapping such as `PolicySpec.execution`, {"kind": "receding", "replan_every": 2}.
 
     Raises:
-        ConfigError: the kind is unknown, has no option of one of these names, or a value has the wrong type.
+        ConfigError: the kind is unknown, a name is not one of its options, or a value has the wrong type.
     """
     given = dict(values)
     return options_from("execution", given.pop("kind", DEFAULT_KIND), given)
 
 
 def require_supported(spec: PolicySpec, execution: ExecutionOptions, control_dt: float) -> None:
-    """Refuse a policy that can't be executed this way.
+    """Refuse a policy that does not support these execution options.
 
     Raises:
-        ConfigError: the execution samples chunks or continues plans, and the policy can't; or its prefixes are too short.
+        ConfigError: the options need sampled chunks or continued plans, which the policy does not support; or the policy's
+            longest prefix is shorter than the expected latency.
     """
     require(
         spec.samples or not execution.sample,

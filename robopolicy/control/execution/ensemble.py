@@ -15,7 +15,7 @@ class EnsembleOptions(ExecutionOptions):
     """Options of `ensemble`."""
 
     ensemble_decay: float = option(0.01, ">= 0")
-    """m of the weights exp(-m i), i = 0 for the oldest chunk that covers a step."""
+    """The decay m in the weights exp(-m i); i = 0 is the oldest chunk that covers a step."""
 
 
 @register("execution", "ensemble", EnsembleOptions)

@@ -1,4 +1,4 @@
-"""Receding horizon (Diffusion Policy, Chi et al. 2023): the newest chunk taken replaces the plan."""
+"""Receding horizon (Diffusion Policy, Chi et al. 2023): the newest chunk that is accepted replaces the plan."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from robopolicy.control.execution.base import ExecutionOptions, Plans
 
 @dataclass(frozen=True)
 class RecedingOptions(ExecutionOptions):
-    """Options of `receding`: the common ones."""
+    """Options of `receding`: those of every strategy."""
 
 
 @register("execution", "receding", RecedingOptions)

@@ -1,9 +1,9 @@
 """Real-time chunking (Black et al. 2025, arXiv 2506.07339): each new chunk continues the plan being executed.
 
-The policy receives the plan with each observation. Its chunk begins exactly with the actions that pass during inference. An
-action head that was trained with prefixes (arXiv 2512.05964) continues these; one that can be guided (`flow`) also agrees with
-the plan's later actions, with a weight that decreases over the chunk. Any remaining difference is blended as `freeze` does,
-which the paper does not do.
+The policy receives the plan with each observation. Its chunk begins with exact copies of the planned actions that are
+executed during inference. An action head that was trained with prefixes (arXiv 2512.05964) continues them; one that supports
+guidance (`flow`) is also guided towards the plan's later actions, with a weight that decreases over the chunk. Any remaining
+difference is blended as in `freeze`; the paper does not do this.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from robopolicy.control.execution.freeze import Freeze
 
 @dataclass(frozen=True)
 class RealTimeOptions(LatencyOptions):
-    """Options of `rtc`; with a latency of several steps, chunks are taken at most that often."""
+    """Options of `rtc`; with a latency of n > 1 control steps, a chunk is merged at most every n steps."""
 
 
 @register("execution", "rtc", RealTimeOptions)
 class RealTimeChunking(Freeze):
-    """Keeps the frozen actions, which are the same in the plan and the new chunk, and blends the rest into the chunk."""
+    """Keeps the frozen actions, which plan and new chunk have in common, and blends the rest of the plan into the chunk."""
 
     continues = True
 

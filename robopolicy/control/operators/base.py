@@ -13,7 +13,7 @@ from robopolicy.control.targets import POSITION_SCALE_M, ROTATION_SCALE_RAD, clo
 from robopolicy.types import ActionSpec
 
 TOOL = ActionSpec(arm=6, gripper=0, kind="delta", space="ee")
-"""Motions of the tool: x y z in units of 0.05 m, rotation vector in units of 0.5 rad, in the robot's base frame."""
+"""Action spec of tool motions: x y z in units of 0.05 m, rotation vector in units of 0.5 rad, in the robot's base frame."""
 DEAD_ZONE = 0.05
 """Largest deflection of a device, as a fraction of the full deflection, that counts as rest."""
 
@@ -92,7 +92,7 @@ class ToolDevice(Protocol):
     """An input device that moves the tool."""
 
     def read(self, t_s: float) -> tuple[Float[np.ndarray, "6"], int, int]:
-        """The tool's motion as `TOOL` describes it, and presses of the buttons `take over` and `gripper` since the last call.
+        """The tool's motion as in `TOOL`, and how often the take-over and gripper buttons were pressed since the last call.
 
         Args:
             t_s: current time on the loop's clock [s].
@@ -117,7 +117,7 @@ class ToolOperator:
         context: facts about the run.
 
     Raises:
-        ConfigError: the robot's tool can't be moved, since its profile has no kinematics.
+        ConfigError: the policy moves joints and the robot's profile has no kinematics, or it commands several grippers.
     """
 
     def __init__(self, device: ToolDevice, context: OperatorContext) -> None:

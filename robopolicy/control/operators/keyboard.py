@@ -33,10 +33,10 @@ class KeyboardOptions(Options):
 
 
 class Keyboard:
-    """The terminal behind a file descriptor, in a mode without echo and line editing until `close`.
+    """The terminal of a file descriptor, in cbreak mode (without echo and line editing) until `close`.
 
     Raises:
-        ConfigError: it is not a terminal.
+        ConfigError: the descriptor is not a terminal.
     """
 
     def __init__(self, options: KeyboardOptions, descriptor: int) -> None:

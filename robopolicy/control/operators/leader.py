@@ -1,4 +1,4 @@
-"""A second arm that the operator moves by hand, behind a `RobotServer`; the robot repeats its motion."""
+"""A second arm that the operator moves by hand, served by a `RobotServer`; the robot repeats its motion."""
 
 import threading
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ ENGAGED = "engaged"
 
 @dataclass(frozen=True)
 class LeaderOptions(WebsocketOptions):
-    """Options of `leader`: an arm with the robot's joints that observes `qpos` [rad], `engaged` and perhaps `gripper` [m]."""
+    """Options of `leader`: an arm with the robot's joints; it reports `qpos` [rad], `engaged` and optionally `gripper` [m]."""
 
 
 class LeaderOperator:
@@ -29,7 +29,8 @@ class LeaderOperator:
         context: facts about the run.
 
     Raises:
-        ConfigError: the leader has other joints or doesn't observe `engaged`, or the policy commands several grippers.
+        ConfigError: the leader's number of joints differs from the robot's, it doesn't observe `engaged`, or the policy
+            commands several grippers.
     """
 
     def __init__(self, leader: Robot, context: OperatorContext) -> None:

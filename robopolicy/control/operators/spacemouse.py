@@ -15,7 +15,7 @@ VENDORS = (0x256F, 0x046D)
 FULL = 350.0
 """Reading of an axis at full deflection."""
 TRANSLATION, ROTATION, BUTTONS = 1, 2, 3
-"""First byte of the reports; newer devices append the rotation to the report of the translation."""
+"""Report IDs (first byte of a report); newer devices append the rotation to the report of the translation."""
 GRIPPER_BIT, TAKE_OVER_BIT = 0, 1
 
 
@@ -34,7 +34,7 @@ class Spacemouse:
     """The state of the cap and its buttons, from the device's reports.
 
     Args:
-        options: the kind's options.
+        options: options of `spacemouse`.
         device: an opened `hid.device` in non-blocking mode.
     """
 
@@ -73,7 +73,7 @@ def make_spacemouse(options: SpacemouseOptions, context: OperatorContext) -> Too
     """A SpaceMouse on this machine.
 
     Raises:
-        ConfigError: none is connected.
+        ConfigError: no SpaceMouse is connected.
     """
     try:
         import hid
