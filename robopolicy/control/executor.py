@@ -56,7 +56,7 @@ class ChunkExecutor:
             max_chunk_age_s: largest age of the observation of an episode's newest chunk [s]; beyond it, `action` raises
                 StaleChunkError. None: no limit.
             rotations: columns that are rotations, as for `--normalization.rotations`; those of an absolute pose are already
-                known from the action spec. Rotations are averaged along the shorter way.
+                known from the action spec. Rotations are averaged along the shorter arc.
 
         Raises:
             ValueError: `replan_every` and the strategy's frozen steps don't fit into a chunk.

@@ -36,10 +36,10 @@ class CommandGuard:
     `JointTracker`, which keeps it within the limits of position, velocity, acceleration and jerk, whatever is sent and
     whenever it arrives. Each connection gets a new guard.
 
-    The guard brakes, and accepts no further commands, after a gap longer than `deadline_s`, or after a command that has a
-    wrong time stamp, is not finite, is beyond a joint's limits, is too far from the last command or from the robot's
-    position, brings links nearer to each other than the profile's `collision_margin_m`, or moves them towards each other so
-    fast that they would touch before the arm is at rest.
+    The guard brakes, and accepts no further commands, after a gap longer than `deadline_s`, or after a command that is not
+    finite, has a wrong time stamp, is beyond a joint's limits, requires too high a velocity, starts a motion too far from the
+    robot's position, brings links nearer to each other than the profile's `collision_margin_m`, or moves them towards each
+    other so fast that they would touch before the arm is at rest.
 
     Args:
         profile: the robot's limits.
@@ -89,7 +89,7 @@ class CommandGuard:
             raise RobotError(f"the robot stopped itself: {self.stopped}")
         behind_s = now_s - stamp_s + self.delay_s
         if self._behind_s is None or (behind_s < self._behind_s and self._resting):
-            self._behind_s = behind_s  # the first commands were late; the motion need not be
+            self._behind_s = behind_s  # only the first commands were late: play the motion with less delay
         self._waiting.append(
             (stamp_s, position_rad.clip(self.profile.position_lower_rad, self.profile.position_upper_rad))
         )

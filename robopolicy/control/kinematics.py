@@ -71,7 +71,7 @@ class Arm:
 
     @cached_property
     def aligned(self) -> list[np.ndarray]:
-        """Transform (4, 4) of each joint's own frame in its frame of `affine`, whose z axis is the joint's axis."""
+        """Transform (4, 4) of each joint's own frame in the joint's frame of `affine`, whose z is the joint's axis."""
         return [_z_to(axis).T for axis in self.axes or ((0.0, 0.0, 1.0),) * self.joints]
 
     @cached_property

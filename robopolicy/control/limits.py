@@ -24,7 +24,7 @@ from robopolicy.control.targets import Targets, either, side_by_side
 from robopolicy.types import ActionSpec, Array
 
 DEGREES_RAD = 3.2
-"""A first target further away than this, about half a turn, suggests actions in degrees [rad]."""
+"""Distance of a first target [rad], about half a turn, above which the error message suspects actions in degrees."""
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Fractions of a displacement that are tried, largest first, until the tool stays in the workspace and the links stay apart."""
 UNCHANGED = 1e-9

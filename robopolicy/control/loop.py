@@ -267,7 +267,7 @@ class ControlLoop(RobotDrive):
         return ["non_finite_chunk"] if int(self.executor.refused) > refused else []
 
     def _planned(self) -> np.ndarray | None:
-        """The plan's action (width,) for the current control step; None without one."""
+        """The plan's action (width,) for the current control step; None if nothing is planned for it."""
         try:
             action = np.asarray(self.executor.action(self._step_s))
         except StaleChunkError:

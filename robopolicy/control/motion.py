@@ -62,7 +62,7 @@ def _shortest_s(way: Array, velocity: Array, hardest: Array) -> tuple[Array, Arr
 
 
 def _cruise(way: Array, velocity: Array, hardest: Array, arrival_s: Array) -> Array:
-    """The constant velocity [rad/s] between the two accelerations with which a joint comes to rest after `arrival_s`.
+    """The cruise velocity [rad/s], between two phases of acceleration, that brings a joint to rest after `arrival_s`.
 
     `way` and `velocity` are positive in the direction of the first acceleration of the fastest motion.
     """

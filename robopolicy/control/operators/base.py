@@ -40,7 +40,7 @@ class OperatorContext:
             qpos: joint positions [rad].
 
         Raises:
-            ValueError: the policy moves joints and the robot's profile has no kinematics, or it commands several grippers.
+            ValueError: the policy moves joints and the robot's profile has no kinematics, or the policy has several grippers.
         """
         if self.action_spec.space == "ee":
             return self._row(motion, closed)
@@ -117,7 +117,7 @@ class ToolOperator:
         context: facts about the run.
 
     Raises:
-        ConfigError: the policy moves joints and the robot's profile has no kinematics, or it commands several grippers.
+        ConfigError: the policy moves joints and the robot's profile has no kinematics, or the policy commands several grippers.
     """
 
     def __init__(self, device: ToolDevice, context: OperatorContext) -> None:
