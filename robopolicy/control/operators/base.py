@@ -40,7 +40,7 @@ class OperatorContext:
             qpos: joint positions [rad].
 
         Raises:
-            ValueError: the policy moves joints and the robot's profile has no kinematics, or the policy has several grippers.
+            ValueError: the policy moves joints and the profile has no kinematics, or the policy commands several grippers.
         """
         if self.action_spec.space == "ee":
             return self._row(motion, closed)
