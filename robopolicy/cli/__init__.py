@@ -34,7 +34,7 @@ VERBS = {
     "profile": ("robopolicy.cli.profile", "write a robot's limits and kinematics from its URDF or MJCF"),
     "run": ("robopolicy.cli.run", "run a policy on a robot, in real time, within its limits"),
 }
-"""Verb -> the module whose function of the same name runs it, and its line of help."""
+"""Verb -> (module, line of help); the module's function of the same name runs the verb (of `eval`: `evaluate`)."""
 
 EXTRAS = {
     "sim": ("mujoco", "mujoco_warp", "warp", "av", "PIL", "imageio"),
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt_again(lost: Any) -> None:
-    """Send an interrupt again that Python dropped because it arrived within a callback, such as that of a weak reference."""
+    """Resend an interrupt that Python dropped because it arrived during a callback, such as that of a weak reference."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
         again = (threading.main_thread().ident, signal.SIGINT)
         threading.Timer(0.01, signal.pthread_kill, again).start()  # later, since it would be dropped again here
@@ -91,7 +91,7 @@ def _interrupt_again(lost: Any) -> None:
 
 
 def _with_plugins(arguments: Sequence[str]) -> list[str]:
-    """The arguments without `--plugins MODULE ...`, whose modules are imported."""
+    """Import the modules of `--plugins MODULE ...`; returns the other arguments."""
     from robopolicy.components import load_plugins
 
     rest, modules, reading = [], [], False
@@ -106,7 +106,7 @@ def _with_plugins(arguments: Sequence[str]) -> list[str]:
 
 
 def _name_extra(verb: str, error: Exception) -> str:
-    """The error's message; for a missing package of an extra, which extra to install."""
+    """The error's message or, if the package that is missing belongs to an extra, which extra to install."""
     package = (getattr(error, "name", None) or "").partition(".")[0]
     extras = [extra for extra, packages in EXTRAS.items() if package in packages]
     if not extras or not isinstance(error, ModuleNotFoundError) or "robopolicy[" in str(error):

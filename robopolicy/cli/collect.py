@@ -1,4 +1,4 @@
-"""`robopolicy collect`: the scripted expert's episodes, as a demo file."""
+"""`robopolicy collect`: records the scripted expert's episodes in a demo file."""
 
 import logging
 import time
@@ -31,9 +31,9 @@ from robopolicy.sim.worlds import PRIVILEGED
 
 LOG = logging.getLogger(__name__)
 ROUND = 4
-"""Episodes per world after which several processes send theirs to the first one."""
+"""Episodes per world in each round, if several processes collect; after a round they send their demos to the first process."""
 HOPELESS = 50
-"""Consecutive failures after which collecting stops with an error."""
+"""Number of episodes, all of them failures, after which collecting stops with an error."""
 
 
 def collect(arguments: Sequence[str]) -> int:
@@ -76,9 +76,9 @@ def collect(arguments: Sequence[str]) -> int:
 
 
 def _collect(options: Namespace, shard: Shard) -> int:
-    """Run rounds of episodes, shared among the processes, until enough succeeded; the first process writes and prints."""
+    """Run rounds of episodes, divided among the processes, until enough have succeeded; the first process writes and prints."""
     began, tally = time.perf_counter(), _Tally()
-    # The worlds come before the file, which a wrong task must not leave behind.
+    # The worlds are created before the file: if the task is wrong, no file must be left behind.
     with (
         closing(_Worlds(options, shard)) as worlds,
         _writer(options, worlds.env) if shard.first else nullcontext() as writer,
@@ -104,14 +104,14 @@ def _collect(options: Namespace, shard: Shard) -> int:
 
 
 def _gathered(episodes: Iterable[Episode], shard: Shard) -> Iterable[Episode]:
-    """The episodes of all processes, sorted by seed, in the first one; of a single process as they end."""
+    """The episodes of all processes, sorted by seed (empty except in the first process); of a single process, as they end."""
     if shard.count == 1:
         return episodes
     return sorted((each for part in shard.gather(list(episodes)) for each in part), key=lambda each: each.seed)
 
 
 class _Worlds:
-    """The expert's worlds of this process, made again when a round has fewer episodes than there are worlds."""
+    """This process's worlds for the expert; replaced by fewer when a round has fewer episodes than there are worlds."""
 
     def __init__(self, options: Namespace, shard: Shard) -> None:
         self._options = options
@@ -168,12 +168,12 @@ class _Tally:
 
 
 def _next_seeds(options: Namespace, writer: DemoWriter, tally: _Tally, shard: Shard) -> list[int]:
-    """Seeds of the next round: one for each episode that the file lacks, without those it has; empty when it is complete."""
+    """Seeds of the next round, none of them in the file: one for each missing episode; empty when the file is complete."""
     if tally.failed == tally.tried >= HOPELESS:
         raise ConfigError(f"none of {tally.tried} expert episodes of {options.task} succeeded; try --noise false")
     there = {*writer.seeds}
     missing = options.episodes - len(there)
-    if shard.count > 1:  # the demos gathered are written at the round's end
+    if shard.count > 1:  # short rounds, since gathered demos are written only at the end of a round
         missing = min(missing, ROUND * options.num_envs * shard.count)
     untried = (
         seed for seed in count(options.seed if tally.next_seed is None else tally.next_seed) if seed not in there

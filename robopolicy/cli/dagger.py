@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 DAGGER_SEED = 500_000_000
 """First seed of the episodes that `dagger` relabels."""
 SEEDS_PER_RUN, SEEDS_PER_ROUND = 10_000_000, 100_000
-"""Seeds set aside for one training seed, and for one round."""
+"""Number of episode seeds reserved for each training seed, and for each round."""
 
 
 def dagger(arguments: Sequence[str]) -> int:
@@ -126,7 +126,7 @@ def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
 def _relabeled(
     options: Namespace, task: str, policy: ChunkPolicy, seeds: Sequence[int], share: float
 ) -> Iterator[Sequence[Demo]]:
-    """The demos of one episode per seed, in which policy and expert act and the expert labels; failed episodes are kept."""
+    """The demos of one episode per seed: policy and expert take turns, the expert labels each step; failures are kept."""
     if not seeds:
         return
     teacher = open_policy(options.expert) if options.expert and Path(options.expert).is_dir() else None
@@ -184,6 +184,6 @@ class FunctionExpert:
         """Do nothing."""
 
     def act(self, obs: Any, instructions: Sequence[str]) -> tuple[Any, Any]:
-        """The function's actions, as label and as action."""
+        """(label, action), both the function's actions (N, width)."""
         action = self.function(obs, instructions)
         return action, action

@@ -1,4 +1,4 @@
-"""`robopolicy export`, `serve`, `push` and `pull`: a policy as a graph, behind a socket, or on a hub."""
+"""`robopolicy export`, `serve`, `push` and `pull`: a policy as an ONNX graph, behind a websocket, or on a hub."""
 
 import shutil
 from collections.abc import Sequence
@@ -70,13 +70,13 @@ RUNTIME = (
     ),
     *("control/robots/*.py", "control/serving/__init__.py", "control/serving/access.py"),
 )
-"""The files of the package that run an exported folder and a robot: they import NumPy only, and others where needed."""
+"""Files of the package that run an exported policy on a robot; importing them needs only NumPy."""
 NEEDS_TORCH = ("export.py", "quantization.py", "server.py")
-"""Those of `control/` that don't."""
+"""Files of `control/` that are not copied, since they need torch."""
 
 
 def _copy_runtime(folder: Path) -> Path:
-    """Copy these files into the exported folder as `runtime/robopolicy/`, the robot profiles as JSON; returns `runtime`."""
+    """Copy the `RUNTIME` files into `folder`/runtime/robopolicy, and the robot profiles as JSON; returns `folder`/runtime."""
     package, copy = Path(__file__).parents[1], folder / "runtime" / "robopolicy"
     for path in (path for name in RUNTIME for path in package.glob(name) if path.name not in NEEDS_TORCH):
         target = copy / path.relative_to(package)

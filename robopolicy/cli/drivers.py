@@ -32,9 +32,9 @@ from robopolicy.types import ActionSpec, Observation, PolicySpec
 logger = logging.getLogger(__name__)
 
 MAX_SPEED = 4.0
-"""Largest speed of a replay, relative to the recorded speed; a larger one is taken for a mistake."""
+"""Largest speed of a replay, relative to the recorded speed; a larger one is refused as a mistake."""
 AUTO_SPEED = "auto"
-"""Value of `--speed` for the recorded speed, or the largest one within the robot's limits."""
+"""Value of `--speed` that stands for the largest speed within the robot's limits, at most the recorded speed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Driver:
 
     stream: Stream
     spec: PolicySpec
-    """Its observation and its actions; the observation of a recorded demo is empty."""
+    """What it observes and its actions; a recorded demo observes nothing."""
     control_dt: float
     """Time between two actions [s]."""
     execution: ExecutionOptions
@@ -57,7 +57,7 @@ def driver_of(options: Namespace) -> Driver:
     """The driver that the options of `robopolicy run` choose.
 
     Raises:
-        ConfigError: no driver is given, or several, or it does not declare its actions.
+        ConfigError: none or several of them are given, or the one given does not declare its actions.
     """
     given = [name for name in ("policy", "server", "replay") if options[name] is not None]
     require(len(given) == 1, "give one of: a policy's folder, --server HOST:PORT, or --replay FILE")
@@ -91,7 +91,7 @@ def _served(options: Namespace) -> Driver:
     client = PolicyClient(host or "127.0.0.1", int(port), api_key=key, timeout_s=5.0, connect_timeout_s=10.0, tls=tls)
     spec = _announced(client.metadata, options.server)
     texts = [key for key, field in client.metadata["observation"].items() if field["dtype"] == "str"]
-    spacing = {ACTIONS_PER_CALL_KEY: _steps_per_call(options, spec)}  # whatever is executed of a chunk
+    spacing = {ACTIONS_PER_CALL_KEY: _steps_per_call(options, spec)}  # however many actions of a chunk are executed
     stream = ServedStream(client, *texts[:1], keys=tuple(spec.observation), constants=spacing)
     execution, drawn = execution_of(options, spec.execution), bool(spec.samples and spec.execution.get("sample"))
     if spec.samples and (execution.sample != drawn or execution.best_of > 1):
@@ -131,7 +131,7 @@ def _steps_per_call(options: Namespace, spec: PolicySpec) -> int:
     """Number of control steps from one call of the policy to the next.
 
     Raises:
-        ConfigError: the policy's frame stride is not a multiple of it, or its chunks are shorter.
+        ConfigError: the policy's frame stride is not a multiple of this number, or its chunks are shorter.
     """
     every = options.actions_per_call
     if every < 1 or spec.frame_stride % every or every > spec.chunk:
@@ -166,7 +166,7 @@ def _replayed(options: Namespace) -> Driver:
 
 
 def _joint_path(rows: np.ndarray | None, spec: ActionSpec) -> np.ndarray | None:
-    """Joint positions (T, joints); from rows in the action's columns, as ALOHA records them, those of the joints."""
+    """Joint positions (T, joints); if `rows` have the action's columns, as ALOHA records them, only the joints' columns."""
     if rows is None or rows.shape[1] != spec.width or spec.space != "joint_position":
         return rows
     return rows[:, list(spec.joint_columns)]
@@ -176,7 +176,8 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
     """The driver, adapted to this robot's observations.
 
     Raises:
-        ConfigError: the robot lacks a key, a key has another shape, or a gripper opens at the other value.
+        ConfigError: the robot lacks a key, a key has the wrong shape, or a gripper opens at the value that closed it in the
+            policy's demos.
     """
     _check_grippers(driver, robot.profile)
     if not driver.spec.observation:
@@ -205,10 +206,10 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
 
 
 def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -> Driver:
-    """The driver of a replay with `--speed auto`, at the largest speed within the robot's limits, which is set in the options.
+    """The driver of a replay with `--speed auto`: sets `options.speed` to the largest speed, up to 1, within the robot's limits.
 
     Raises:
-        ConfigError: it is not a replay, or its joint positions were not recorded.
+        ConfigError: the driver is not a replay, or joint positions were not recorded.
     """
     if not isinstance(driver.stream, RecordedStream) or driver.stream.record.path_rad is None:
         raise ConfigError(f"--speed {AUTO_SPEED} needs a replay with recorded joint positions; give --speed a number")

@@ -1,4 +1,4 @@
-"""`robopolicy eval`: success rates in closed loop, in our simulator or in any gymnasium environment."""
+"""`robopolicy eval`: success rates in closed loop, in the simulator or in any gymnasium environment."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ from robopolicy.rollout.statistics import Evaluation, refuse_seen_seeds
 from robopolicy.sim.randomization import Randomization
 from robopolicy.types import TOKENS_KEY, Policy
 
-if TYPE_CHECKING:  # needs MuJoCo, which --env does without
+if TYPE_CHECKING:  # imports MuJoCo, which --env does not need
     from robopolicy.sim.evaluation import Shard
 
 Evaluated: TypeAlias = tuple[Evaluation, Sequence[Episode]]
@@ -109,7 +109,7 @@ def _parser() -> ArgumentParser:
 
 
 def _check_options(options: Namespace) -> None:
-    """Check before the episodes that their result can be written."""
+    """Check the options, and that results can be written, before any episode runs."""
     check_simulator(options)
     at_least(options, 0, "videos")
     if options.videos and not options.report:
@@ -191,7 +191,7 @@ def _in_environment(
     facts: Mapping[str, Any],
     sink: list[Episode],
 ) -> Evaluation:
-    """The result in copies of a third-party environment; takes what `_in_simulator` takes."""
+    """The result in copies of a third-party environment; arguments as for `_in_simulator`."""
     env_map = read_env_map(options, policy)
     described = {name: value for name, value in asdict(env_map).items() if name != "folder"}
     facts = {**facts, "environment": {"env": options.env, "python": options.env_python, "map": described}}
@@ -210,16 +210,16 @@ def _in_simulator(
     sink: list[Episode],
     shard: "Shard",
 ) -> Evaluation | None:
-    """This process's share of the episodes; the first process returns the result of all.
+    """Run this process's share of the episodes; the first process returns the result of all of them, the others None.
 
     Args:
-        policy: what acts.
+        policy: the policy to evaluate.
         task: task of the simulator.
-        options: of the command line.
-        execution: which action of which chunk is executed when.
+        options: options of the command line.
+        execution: how chunks become actions.
         facts: provenance of the result.
-        sink: where to append the episodes.
-        shard: this process.
+        sink: list to which the episodes are appended.
+        shard: rank of this process, and the number of processes.
     """
     from robopolicy.sim.evaluation import evaluate_shard
 
@@ -244,7 +244,7 @@ def _finish(
     result: Evaluation,
     others: Sequence[Mapping[int, bool]],
 ) -> None:
-    """Print one run's result, and write its files and its line in the run's README."""
+    """Print one run's result, write its files, and update the results in the run's README."""
     if len(options.policy) > 1:
         say(f"policy    {run}")
     print_evaluation(result)
@@ -267,7 +267,7 @@ def _write_page(options: Namespace, done: Sequence[Evaluated]) -> None:
 
 
 def _result_files(run: str, options: Namespace, task: str) -> list[Path]:
-    """Paths of one run's result: --json, and in the run folder, where `robopolicy report` finds it."""
+    """Files to write one run's result to: that of --json, and one in the run folder, where `robopolicy report` finds it."""
     alone = len(options.policy) == 1
     asked = [Path(options.json)] if options.json and alone else []
     folder = Path(run)

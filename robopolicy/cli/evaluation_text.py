@@ -24,8 +24,8 @@ from robopolicy.rollout.training_seeds import (
 def report_runs(options: Namespace, results: Sequence[Evaluation]) -> int:
     """Print and write a summary of several runs; returns the exit code.
 
-    Runs whose configs differ in their seed only are training seeds of one config. Other runs are rows of a table, each
-    compared with the first on the same seeds.
+    Runs whose configs differ only in the seed count as training seeds of one config. With several configs, a table has one
+    row per config, each compared with the first config on the same evaluation seeds.
     """
     if len(results) == 0 or (len(results) == 1 and len(options.against) < 2):
         return 0
@@ -50,7 +50,7 @@ def report_runs(options: Namespace, results: Sequence[Evaluation]) -> int:
 
 
 def _summary(results: Sequence[Evaluation], others: Sequence[Mapping[int, bool]], options: Namespace) -> dict[str, Any]:
-    """Mean, spread and interval of one config's runs, by instruction too, and against other runs."""
+    """Mean, spread and interval of one config's runs, their rates by instruction, and the difference from other runs."""
     runs = [success_by_seed(result.to_dict()) for result in results]
     values = {**asdict(summarize_runs(runs)), "per_instruction": _rates_by_instruction(results)}
     if others:
@@ -60,7 +60,7 @@ def _summary(results: Sequence[Evaluation], others: Sequence[Mapping[int, bool]]
 
 
 def _print_group(row: Mapping[str, Any]) -> None:
-    """One config: the mean of its runs, by instruction too, and the difference to other runs."""
+    """Print one config: the mean of its runs, also by instruction, and their difference from the runs of --against."""
     rates = ", ".join(f"{100 * rate:.0f}" for rate in row["rates"])
     if len(row["rates"]) > 1:
         low, high = (round(100 * bound) for bound in row["interval"])
@@ -77,7 +77,7 @@ def _print_group(row: Mapping[str, Any]) -> None:
 
 
 def _print_differences(rows: Sequence[dict[str, Any]], evaluations: Mapping[str, Evaluation]) -> None:
-    """A table of all configs, each with its difference to the first; the differences are kept in `rows`."""
+    """Print a table of all configs, each with its difference from the first; also store the differences in `rows`."""
     outcomes = [[success_by_seed(evaluations[run].to_dict()) for run in row["runs"]] for row in rows]
     width = max(len(row["config"]) for row in rows)
     for row, mine in zip(rows, outcomes, strict=True):
@@ -111,7 +111,7 @@ def _rates_by_instruction(results: Sequence[Evaluation]) -> dict[str, list[float
 
 
 def print_evaluation(result: Evaluation) -> None:
-    """The result in a few lines, with units."""
+    """Print the result in a few lines, with units."""
     low, high = (round(100 * bound) for bound in result.interval)
     limited = "" if result.limited_share is None else f"   limited commands {100 * result.limited_share:.1f} %"
     say(
@@ -143,7 +143,7 @@ def read_others(options: Namespace, task: str) -> list[dict[int, bool]]:
     """Success by seed of each evaluation in the files of --against.
 
     Raises:
-        ConfigError: a file holds no evaluation, one of another task, or one of other seeds.
+        ConfigError: a file can't be read, holds no evaluation or one of another task, or no seed of `options` is in all files.
     """
     others = [each for path in options.against for each in _read_evaluations(Path(path), task)]
     seeds = range(options.seed, options.seed + options.episodes)
@@ -170,7 +170,7 @@ def _read_evaluations(path: Path, task: str) -> list[dict[int, bool]]:
 
 
 def print_paired(result: Evaluation, other: Mapping[int, bool], name: str) -> None:
-    """McNemar's test against one other evaluation, in a line."""
+    """Print McNemar's test against one other evaluation, in one line."""
     test = paired_test({outcome["seed"]: outcome["success"] for outcome in result.outcomes}, other)
     say(
         f"paired    {test['seeds']} shared seeds: only this {test['only_first']}, only {name} {test['only_second']}, "

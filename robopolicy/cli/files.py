@@ -1,4 +1,4 @@
-"""`robopolicy check`, `convert`, `edit` and `encode`: demo files checked, converted, changed, and encoded as tokens."""
+"""`robopolicy check`, `convert`, `edit` and `encode`: check, convert and edit demo files, and encode images as tokens."""
 
 import json
 from collections.abc import Sequence
@@ -53,8 +53,8 @@ def run_check(
 
     Args:
         files: files or folders of demos of any known format.
-        html: write a page with action histograms and contact sheets there.
-        salvage_to: write the demos without problems there, as a native file; for one source file.
+        html: page to write, with action histograms and contact sheets.
+        salvage_to: native file to write the demos without problems to; needs exactly one source file.
         console: where to print.
 
     Returns:
@@ -180,7 +180,7 @@ def edit(arguments: Sequence[str]) -> int:
 
 
 def _words(option: str, words: Sequence[str]) -> dict[str, str]:
-    """`KEY=TEXT` words as a mapping; each key once."""
+    """The words NAME=VALUE as a mapping; a name that is given twice is refused."""
     found: dict[str, str] = {}
     for word in words:
         key, equals, text = word.rpartition("=")
@@ -191,7 +191,7 @@ def _words(option: str, words: Sequence[str]) -> dict[str, str]:
 
 
 def _values(option: str, words: Sequence[str]) -> dict[str, Any]:
-    """As `_words`; a value that is a JSON number or boolean is one."""
+    """As `_words`, with values that are valid JSON, such as numbers and booleans, decoded."""
     found: dict[str, Any] = _words(option, words)
     for key, text in found.items():
         with suppress(ValueError):

@@ -61,7 +61,7 @@ def _parser() -> ArgumentParser:
         ("ppo", PPOConfig, None, ""),
         *SIMULATOR,
     )
-    parser.set_defaults(num_envs=128)  # with more worlds, a step of each takes less time
+    parser.set_defaults(num_envs=128)  # with more worlds, each world's step takes less time
     return parser
 
 

@@ -13,7 +13,7 @@ def check_file(option: str, path: str | Path) -> None:
     """Check that a file can be written at this path; nothing is created.
 
     Raises:
-        ConfigError: it is a folder, a link or a device, or its folder can't be written into.
+        ConfigError: the path is a folder, a link or a device, or its folder can't be written to.
     """
     path = Path(path)
     try:
@@ -27,7 +27,7 @@ def check_folder(option: str, folder: str | Path) -> None:
     """Check that this folder can be created and written to; nothing is left behind.
 
     Raises:
-        ConfigError: a part of the path is a file, or its folder can't be written to.
+        ConfigError: a part of the path is a file, or the innermost existing folder can't be written to.
     """
     there = Path(folder).absolute()
     while not there.exists():
