@@ -206,7 +206,7 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
 
 
 def at_robots_speed(options: Namespace, driver: Driver, profile: RobotProfile) -> Driver:
-    """The driver of a replay with `--speed auto`: sets `options.speed` to the largest speed, up to 1, within the robot's limits.
+    """The driver of a replay with `--speed auto`: sets `options.speed` to the largest speed (<= 1) within the robot's limits.
 
     Raises:
         ConfigError: the driver is not a replay, or joint positions were not recorded.
