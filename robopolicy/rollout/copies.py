@@ -47,7 +47,7 @@ class LocalCopy:
 
         Raises:
             EnvSetupError: the environment can't be used as given.
-            CopyLostError: it crashed, or gave no reply within `timeout_s`; the next request must be `open`.
+            CopyLostError: the environment crashed, or gave no reply within `timeout_s`; the next request must be `open`.
         """
         request, action = self._request
         try:
@@ -171,7 +171,7 @@ class _ExpiredError(Exception):
 
 @contextlib.contextmanager
 def _alarm(timeout_s: float) -> Iterator[None]:
-    """Raise `_ExpiredError` after `timeout_s` if this is the main thread; there is no time limit in others."""
+    """Raise `_ExpiredError` after `timeout_s` if this is the main thread; in other threads there is no time limit."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return

@@ -4,7 +4,7 @@
 imports only numpy and the environment's own packages (gymnasium only for gymnasium ids), nothing of robopolicy, and keeps to
 the syntax of Python 3.9.
 
-As a program, its argument is the number of an inherited pipe. Each message is a JSON header and raw arrays; see `send`.
+As a program, its argument is the file descriptor of an inherited pipe. A message is a JSON header and raw arrays; see `send`.
 """
 
 import importlib
@@ -82,7 +82,7 @@ class Session:
         return {**frame, **about}, {**arrays, **limits}
 
     def reset(self, seed: int) -> tuple[dict[str, Any], Arrays]:
-        """Begin the episode of `seed`, which depends on nothing else."""
+        """Begin the episode of `seed`; its start depends on the seed alone."""
         self._steps, self._held, self._return, self.success = 0, 0, 0.0, False
         raw = getattr(self.env, "unwrapped", self.env)
         for name, value in (self.spec.get("attributes") or {}).items():
@@ -123,7 +123,7 @@ class Session:
         return self._frame(obs, info, reward, terminated, truncated)
 
     def answer(self, request: Mapping[str, Any], action: Optional[np.ndarray]) -> tuple[dict[str, Any], Arrays]:
-        """Carry out a request: a step, or `open` or `reset`, after which replies contain the observations in `reads`."""
+        """Carry out a step, `open` or `reset`; later replies contain the observations in `reads` of the last open or reset."""
         if action is not None:
             return self.step(action)
         opens = request["do"] == "open"
@@ -141,7 +141,7 @@ class Session:
         result = self.env.step(fitting_action(self.env, action))
         if len(result) == 5:
             obs, reward, terminated, truncated, info = result
-        else:  # Gym before 0.26: one flag for both ends
+        else:  # Gym before 0.26: one flag for termination and truncation
             obs, reward, done, info = result
             truncated = bool(done) and bool(info.get("TimeLimit.truncated", False))
             terminated = bool(done) and not truncated
@@ -285,7 +285,7 @@ def call_factory(module: Any, path: str, kwargs: Mapping[str, Any], env: str) ->
 
 
 def substitute(values: Any, name: str) -> Any:
-    """The values with `{name}` replaced in every text."""
+    """The values with `{name}` replaced in every string."""
     if isinstance(values, str):
         return values.replace("{name}", name)
     if isinstance(values, dict):
@@ -350,7 +350,7 @@ def load_starts(options: Optional[Mapping[str, Any]]) -> Optional[np.ndarray]:
 
 
 def flatten(obs: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of an observation by path: `agent/qpos` in nested dicts, `0`, `1` in tuples, `observation` for one."""
+    """(path, array) for each array: `agent/qpos` in nested dicts, `0`, `1` in tuples, `observation` for a single array."""
     if hasattr(obs, "items"):
         for key, value in obs.items():
             yield from flatten(value, f"{prefix}{key}/")
@@ -409,7 +409,7 @@ def receive(connection: Connection) -> tuple[dict[str, Any], Arrays]:
     Raises:
         EOFError: the other end closed the connection.
         OSError: the connection broke, or a part is larger than the limits.
-        ValueError: `send` did not send the message.
+        ValueError: the message was not sent by `send`, or an array's dtype is not allowed.
     """
     header = json.loads(connection.recv_bytes(MAX_HEADER_BYTES))
     arrays = {}

@@ -17,7 +17,7 @@ from robopolicy.types import Policy
 LOG = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 300.0
-"""Time limit for creating an environment [s], which may include compiling and loading; beyond it, it counts as hung."""
+"""Time limit for creating an environment [s], including any compiling and loading; one that takes longer counts as hung."""
 LOCAL_COPIES = 8
 """Default number of copies in this process; the policy computes their actions as one batch."""
 
@@ -33,7 +33,7 @@ class EnvWorlds:
         env_map: how the environment's names and units map to the policy's.
         policy: a `Policy`; its `spec` describes observations and actions.
         task: name for results.
-        seed: seed of an episode that is begun to find the shapes of observations and actions.
+        seed: seed of an episode that is started only to read the shapes of observations and actions.
         film: also return the image of the environment's `render()`, as observation key `render`.
 
     Raises:
@@ -86,7 +86,7 @@ class EnvWorlds:
     def reset(
         self, *, seed: Sequence[int], options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin an episode of each seed, or only where `options["reset_mask"]` is True."""
+        """Begin an episode for each seed, or only in the copies where `options["reset_mask"]` (N,) is True."""
         mask = np.ones(self.num_envs, dtype=bool) if options is None else np.asarray(options["reset_mask"])
         places = np.flatnonzero(mask).tolist()
         for place in places:
@@ -106,7 +106,7 @@ class EnvWorlds:
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One control step of the copies whose episode runs; rows are in the demos' units and columns."""
+        """One control step of the copies whose episode is running; `actions` (N, width) have the demos' units and columns."""
         mapped, clipped = self._map.action(actions, self._bounds)
         reward, terminated = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, dtype=bool)
         truncated = np.zeros(self.num_envs, dtype=bool)
@@ -199,7 +199,7 @@ def open_worlds(
         seeds: seeds of the episodes; there are never more copies than seeds.
         env_map: how names and units map to the policy's.
         python: interpreter of the copies' processes; None: in this process.
-        num_envs: copies; None: as many as the machine has cores in processes of their own, 8 in this process.
+        num_envs: number of copies; None: one per CPU core in processes of their own, or 8 in this process.
         film: also return the image of the environment's `render()`, if the policy reads no camera.
     """
     env_map = env_map or EnvMap()

@@ -1,7 +1,7 @@
 """Closed-loop episodes in many worlds at once: the loop that `collect`, `eval`, `dagger` and `improve` share.
 
-The episode of every seed runs to its end, and a world whose episode ended begins that of the next seed at once. A rollout does
-not stop after the first n finished episodes, since those would be the short ones.
+Every seed's episode runs to its end; a world whose episode has ended begins the next seed's episode at once. A rollout does
+not stop after the first n finished episodes, since short episodes would be over-represented among them.
 """
 
 import time
@@ -20,7 +20,7 @@ class Actor(Protocol):
     """Decides the actions of all worlds at every control step."""
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Clear the memory of the worlds where `done` (N,) is True: an episode of `seeds` (N,) begins there."""
+        """Clear the memory of the worlds where `done` (N,) is True: new episodes begin there, with seeds from `seeds` (N,)."""
         ...
 
     def act(self, obs: Mapping[str, np.ndarray], instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,7 @@ class Actor(Protocol):
 
 @runtime_checkable
 class EpisodeWorlds(Protocol):
-    """N worlds with autoreset disabled: our simulator's, or copies of a third-party environment."""
+    """N worlds with autoreset disabled: the simulator's, or copies of a third-party environment."""
 
     num_envs: int
 
@@ -56,7 +56,7 @@ class EpisodeWorlds(Protocol):
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As `gymnasium.vector.VectorEnv.step`; a world that ended is left as it is."""
+        """As `gymnasium.vector.VectorEnv.step`; between the end of an episode and the reset, a world's rows are meaningless."""
         ...
 
     def states(self) -> np.ndarray | None:
@@ -79,7 +79,7 @@ class Episode:
     info: Mapping[str, int | float] = field(default_factory=dict)
     """Metrics at the end of the episode, such as `solved` for a chain of instructions."""
     demos: tuple[Demo, ...] = ()
-    """The recorded episode, if the rollout records: one demo for each of its instructions in order."""
+    """The recorded episode, one demo for each instruction in order; empty if the rollout does not record."""
     faults: tuple[str, ...] = ()
     """Faults of the simulator; an episode with a fault has failed."""
 
@@ -94,7 +94,7 @@ class Timing:
 
     @classmethod
     def together(cls, parts: Sequence["Timing"]) -> "Timing":
-        """The total of processes that ran in parallel: the longest times, and the steps of all."""
+        """The timing of processes that ran in parallel: the longest of their times, and the sum of their steps."""
         return cls(
             max(part.inference_s for part in parts),
             max(part.physics_s for part in parts),
@@ -117,7 +117,7 @@ class Step:
     action: np.ndarray
     """(N, width) the executed action."""
     reward: np.ndarray
-    """(N,)."""
+    """(N,) rewards."""
     terminated: np.ndarray
     """(N,) True where the episode terminated."""
     truncated: np.ndarray
@@ -155,7 +155,7 @@ def run_steps(
     Args:
         env: worlds with autoreset disabled.
         actor: decides the actions.
-        seeds: one episode each, at least as many as worlds; may be endless.
+        seeds: one per episode, at least as many as worlds; may be infinite.
         states: also record the simulator's states.
         timing: adds up the time of inference and physics.
     """
@@ -221,7 +221,7 @@ def run_episodes(
 
 
 def episodes_of(env: EpisodeWorlds, steps: Iterable[Step], count: int, record: bool = False) -> Iterator[Episode]:
-    """The episodes that end in a rollout's steps, `count` of them, with their demos if `record`."""
+    """The episodes that end in a rollout's steps, with their demos if `record`; `count` is the number of seeds."""
     if env.num_envs > count:
         raise ValueError(f"{env.num_envs} worlds for {count} episodes; make no more worlds than there are seeds")
     records = [Record() for _ in range(env.num_envs)]
@@ -236,7 +236,7 @@ def episodes_of(env: EpisodeWorlds, steps: Iterable[Step], count: int, record: b
 
 
 def finished_episode(env: EpisodeWorlds, step: Step, world: int, demos: tuple[Demo, ...] = ()) -> Episode:
-    """The episode of a world that ended with this step."""
+    """The episode that ended in `world` with this step."""
     faults = env.faults(step.info, world)
     return Episode(
         seed=int(step.seeds[world]),
@@ -278,7 +278,7 @@ class Record:
         self.instructions.append(step.instructions[world])
 
     def to_demos(self, seed: int) -> tuple[Demo, ...]:
-        """One demo for each instruction of the episode, in order."""
+        """One demo for each run of consecutive steps with the same instruction, in order."""
         spans = [list(span) for _, span in groupby(range(len(self.rows)), key=lambda row: self.instructions[row])]
         return tuple(self._demo(span[0], span[-1] + 1, seed) for span in spans)
 

@@ -27,16 +27,16 @@ def evaluate(
 ) -> Evaluation:
     """Run `policy` once per seed in copies of an environment and count successes.
 
-    Every episode runs to its end. An episode whose simulator crashes, hangs or returns values that are not finite has failed;
-    `Evaluation.faults` lists these.
+    Every episode runs to its end. An episode whose simulator crashes, hangs or returns values that are not finite counts as
+    failed, and is listed in `Evaluation.faults`.
 
     Args:
         policy: what `robopolicy.load_policy` returns, or an exported policy.
         env_factory: function that makes one environment; or `MODULE:ID`, `ID`, `MODULE:FACTORY` as for `eval --env`.
         seeds: one episode each; passed to the environment's `reset`.
-        env_map: how the environment's names, units and signals map to the policy's: a map, its dictionary or its file.
-        env_python: interpreter with the simulator; each copy then runs in its own process, and `env_factory` is a text.
-        num_envs: copies at once; default: 8 in this process, the number of cores in processes.
+        env_map: how the environment's names, units and signals map to the policy's: an `EnvMap`, a dictionary or a YAML file.
+        env_python: interpreter with the simulator; each copy then runs in its own process, and `env_factory` must be a string.
+        num_envs: number of copies; default: 8 in this process, or one per CPU core in processes of their own.
         execution: how chunks become actions; default: the options stored with the policy.
 
     Raises:

@@ -12,7 +12,7 @@ from robopolicy.rollout.episodes import Episode, Timing
 LOG = logging.getLogger(__name__)
 
 Z = 1.959964
-"""Quantile of the normal distribution for 95 % intervals."""
+"""97.5 % quantile of the standard normal distribution, for 95 % intervals."""
 
 
 class SeenSeedsError(ValueError):
@@ -31,15 +31,15 @@ class Evaluation:
     mean_steps: float
     """Mean length of an episode [control steps]."""
     control_dt: float
-    """Seconds of one control step."""
+    """Duration of one control step [s]."""
     per_instruction: Mapping[str, tuple[int, int]]
-    """Successes and episodes of each instruction."""
+    """Instruction -> (successes, episodes)."""
     figures: Mapping[str, float]
-    """Means of the task's own figures, such as `solved` of a chain."""
+    """Means of the task's own metrics, such as `solved`, the number of instructions solved in a chain."""
     in_a_row: Sequence[float]
     """Fraction of a chain's episodes that solved at least 1, 2, ... instructions; empty for other tasks."""
     outcomes: Sequence[Mapping[str, Any]]
-    """Seed, instruction, success and steps of every episode, by seed."""
+    """Seed, instruction, success, steps and metrics of every episode, sorted by seed."""
     inference_s: float
     """Wall time of policy inference [s]."""
     physics_s: float
@@ -103,7 +103,7 @@ def summarize(
         episodes: one or more.
         control_dt: time of one control step [s].
         timing: time and steps of the rollout.
-        wall_s: wall time of everything [s].
+        wall_s: total wall time [s].
         provenance: kept in the result.
         instructions_in_a_row: number of instructions in an episode of a chain; 0 for other tasks.
     """
@@ -180,7 +180,8 @@ def paired_test(first: Mapping[int, bool], second: Mapping[int, bool]) -> dict[s
         second: success by seed of the other.
 
     Returns:
-        `only_first` and `only_second`, the seeds that just one of them solved, and the two-sided `p_value`.
+        `only_first` and `only_second`, the numbers of seeds that only one policy solved; `seeds`, the number of shared seeds;
+        and the two-sided `p_value`.
 
     Raises:
         ValueError: they share no seed.
