@@ -32,8 +32,8 @@ from robopolicy.types import one_line
 Option: TypeAlias = tuple[str, Any, Any, str]
 """Flag (or name of a positional argument), type, default and help of an option.
 
-`list[T]` and `tuple[T, ...]` take one or more values; `bool` with default False takes none and is True where the flag is
-given. A dataclass has an option for each of its fields, with its own default and help: `--NAME.field`.
+`list[T]` and `tuple[T, ...]` take one or more values; `bool` with default False takes none and is True if the flag is
+given. A dataclass becomes one option per field, `--NAME.field`, with the field's default and docstring.
 """
 REQUIRED: Any = object()
 """Default of an option that must be given."""
@@ -92,7 +92,7 @@ def verb_parser(verb: str, description: str, *options: Option) -> ArgumentParser
 
 
 def field_options(kind: type, of: str = "") -> list[Option]:
-    """A dataclass's fields as options of the verb itself, `max_minutes` as `--max-minutes`; `of` is put before their help."""
+    """A dataclass's fields as the verb's own options, `max_minutes` as `--max-minutes`; `of` is prepended to their help."""
     helps = meanings(kind)
     return [
         (f"--{each.name.replace('_', '-')}", each.type, each.default, of + helps[each.name]) for each in fields(kind)
@@ -100,13 +100,13 @@ def field_options(kind: type, of: str = "") -> list[Option]:
 
 
 def made_from(kind: type[Made], options: Namespace) -> Made:
-    """The dataclass, from the values of the options that `field_options` made of it."""
+    """An instance of the dataclass, from the values of the options that `field_options` made from its fields."""
     given = {each.name: options[each.name] for each in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """The parsed options, with dataclasses built; the command line overrides `--config`, in any order.
+    """The parsed options, with dataclasses instantiated; the command line overrides `--config`, wherever that stands.
 
     Raises:
         ConfigError: an unknown option, a missing one, or a value of the wrong type.
@@ -146,7 +146,7 @@ def of_group(folder: str, group: str | None) -> str:
     """The run folder of `--group`; of a run without groups, the folder itself.
 
     Raises:
-        CheckpointError: the run has groups and none, or an unknown one, is named; or it has none.
+        CheckpointError: the run has groups and `group` is None or unknown, or it has none and `group` is given.
     """
     return str(group_folder(folder, group))
 
@@ -158,7 +158,7 @@ def opened(options: Namespace, folder: str, device: str = "cpu", threads: int | 
 
 
 def execution_options() -> list[Option]:
-    """`--execution.kind` and the options of every known kind; `execution_of` refuses those of another kind."""
+    """`--execution.kind` and the options of every known kind; `execution_of` refuses options of a kind not chosen."""
     shown: dict[str, tuple[Any, str, list[str]]] = {}
     for kind in kinds("execution"):
         kind_options = component("execution", kind).options
@@ -173,7 +173,7 @@ def execution_options() -> list[Option]:
 
 
 def execution_of(options: Namespace, trained: Mapping[str, Any]) -> ExecutionOptions:
-    """The execution options of the command line; those that aren't given are as in `trained`, a policy's own.
+    """The execution options of the command line; options that aren't given are taken from `trained`, the policy's own.
 
     Raises:
         ConfigError: the kind is unknown, or an option belongs to another kind.
@@ -240,7 +240,7 @@ def imported(flag: str, source: str, argument: str) -> Callable[[Any], Any]:
 
 
 def _plain_message(parser: ArgumentParser, error: Exception) -> str:
-    """A parser error in one line, in terms of the command line, with the option that was meant."""
+    """A parser error in one line, in terms of the command line; for an unknown option, with the most similar known one."""
     message = one_line(error)
     known = [option for action in parser._actions for option in action.option_strings]
     typed: dict[str, Any] = {action.dest: action for action in parser._actions if hasattr(action, "_typehint")}

@@ -95,7 +95,7 @@ class DemoRecorder:
 
     def close(self) -> None:
         """Wait until the demo is written and set `recorded`, or log the error; if there was no step, no demo is written."""
-        with suppress(BrokenPipeError):  # it has ended, and reported why
+        with suppress(BrokenPipeError):  # the process has ended, and reported why
             self._input.close()
         answer = self._answer()
         self.recorded = answer == WRITTEN

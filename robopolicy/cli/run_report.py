@@ -1,4 +1,4 @@
-"""Output of `robopolicy run`: a live table of figures, and a summary at the end."""
+"""Output of `robopolicy run`: a live table of statistics, and a summary at the end."""
 
 import math
 import threading
@@ -22,7 +22,7 @@ from robopolicy.control.statistics import MISSED_SHARE, LoopStatistics
 
 @contextmanager
 def shown(statistics: LoopStatistics, title: str) -> Iterator[None]:
-    """Show the figures in a live table within the context; on a terminal only."""
+    """Show the statistics in a live table within the context; on a terminal only."""
     console = Console()
     if not console.is_terminal:
         yield
@@ -47,12 +47,12 @@ def shown(statistics: LoopStatistics, title: str) -> Iterator[None]:
 def summarize(
     options: Namespace, loop: ControlLoop, robot: Robot, record: RecordedStream | None, unrecorded: bool
 ) -> bool:
-    """Print the figures and write them as JSON; False if the run failed in any way.
+    """Print the statistics and write them as JSON; returns False if the run failed in any way.
 
     Args:
         options: options of the command line.
         loop: the control loop, after its run.
-        robot: its robot.
+        robot: the robot that the loop controlled.
         record: the demo that was replayed, if any.
         unrecorded: whether a recording was requested and is missing.
     """
@@ -87,7 +87,7 @@ def summarize(
 
 
 def _print_steps(options: Namespace, loop: ControlLoop, figures: Mapping[str, Any], replay: bool) -> None:
-    """Rate, latency, missed frames, interventions and limited commands, each in a line."""
+    """Print the rate, the latency and missed frames, the operator's steps, and the limited commands, each in a line."""
     statistics, late, latency = loop.statistics, figures["deviation_ms"], figures["latency_ms"]
     say(
         f"steps     {statistics.steps} at {statistics.rate_hz:.2f} Hz, p99 {late.get('p99', 0.0):.2f} ms behind the grid, "

@@ -17,7 +17,7 @@ from robopolicy.types import Demo
 
 VIDEO_ENDINGS = (".mp4", ".gif")
 RATE_HZ = 20.0
-"""Steps per second at which demos are shown whose file doesn't say."""
+"""Control rate assumed for demos whose file does not state one [Hz]."""
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -35,7 +35,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def view(arguments: Sequence[str]) -> int:
-    """Write a demo or a recorded episode as a video, or as a page with a policy's predictions on it; returns the exit code."""
+    """Show a demo as a video, in the rerun viewer, or as a page with a policy's predictions on it; returns the exit code."""
     parser = verb_parser(
         "view",
         "Show a demo: write its images as mp4 or GIF, open it in rerun (extra `view`), or write a policy's output.",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # needs MuJoCo
     from robopolicy.sim.env import RobotVectorEnv
 
 MAX_SEED = 2**62
-"""Seeds are held as 64-bit integers."""
+"""Upper bound of the seeds, which are held as 64-bit integers."""
 SELECTION_SEED = 5_000_000
 """First seed of the episodes that measure a policy while it is trained; far from those of demos and of reported evaluations."""
 SIMULATOR: tuple[Option, ...] = (
@@ -74,10 +74,10 @@ def simulator_options(options: Namespace, device: str) -> dict[str, Any]:
 
 
 def options_on_host(options: Namespace) -> dict[str, Any]:
-    """As `simulator_options`, for the worlds on the CPU in which a policy learns.
+    """As `simulator_options`, for the worlds on the CPU in which a policy is trained.
 
     Raises:
-        ConfigError: the options ask for others.
+        ConfigError: the options request the physics engine warp.
     """
     if options.physics == "warp":
         raise ConfigError("--physics warp: learning in closed loop steps its worlds with batch; leave --physics out")
@@ -87,14 +87,14 @@ def options_on_host(options: Namespace) -> dict[str, Any]:
 def open_worlds(
     policy: Policy, task: str, count: int, simulator: Mapping[str, Any], cameras: Sequence[str] = ()
 ) -> "RobotVectorEnv":
-    """Worlds that show the policy's keys and cameras, and further cameras, at the size of the policy's images.
+    """Worlds with the policy's cameras, and further ones, whose images have the size that the policy reads.
 
     Args:
-        policy: what acts in them.
+        policy: its `spec` gives the cameras and the image size.
         task: task of the simulator.
         count: number of worlds.
         simulator: further options, as `simulator_options` gives them.
-        cameras: further ones, such as of an expert.
+        cameras: further cameras, such as those of an expert.
     """
     from robopolicy.sim.env import RobotVectorEnv
 
@@ -114,9 +114,9 @@ def success_in_simulator(
 
     Args:
         task: task of the simulator.
-        episodes: one for each seed from `SELECTION_SEED` on.
+        episodes: number of episodes; their seeds are consecutive, from `SELECTION_SEED` on.
         simulator: options of the worlds, as `simulator_options` gives them.
-        execution: which action of which chunk is executed when; None: as the policy was trained.
+        execution: how chunks become actions; None: the options stored with the policy.
     """
     from robopolicy.sim.evaluation import evaluate
 
@@ -144,10 +144,10 @@ def film(policy: Policy, task: str, episodes: int, simulator: Mapping[str, Any],
 def open_practice(
     policy: ChunkPolicy, task: str, count: int, options: Namespace, cameras: Sequence[str] = ()
 ) -> "RobotVectorEnv":
-    """As `open_worlds`, for a policy that learns in them.
+    """As `open_worlds`, on the CPU, for a policy that is trained in them.
 
     Raises:
-        ConfigError: the policy's actions are not the task's.
+        ConfigError: the policy's actions do not fit the task.
     """
     env = open_worlds(policy, task, count, options_on_host(options), cameras)
     try:
@@ -159,10 +159,10 @@ def open_practice(
 
 
 def check_actions(policy: ChunkPolicy, task: str, width: int) -> None:
-    """Refuse a policy whose actions are not the task's.
+    """Refuse a policy whose actions do not fit the task.
 
     Raises:
-        ConfigError: another number of columns, or no gripper for a task that needs one.
+        ConfigError: the number of columns differs, or the policy moves no gripper and the task needs one.
     """
     from robopolicy.sim.tasks import make_task
 

@@ -23,7 +23,7 @@ class Runner:
     Args:
         policy: what `robopolicy.load_policy` returns, or an exported policy.
         batch: leading axes of the observations: () for one robot, or a number of environments.
-        control_dt: duration of one control step [s]; each call counts as one step, independent of the real time.
+        control_dt: duration of one control step [s]; each call of `act` counts as one step, however much time has passed.
         execution: how chunks become actions, such as `replan_every`; None: the options stored with the policy.
 
     Raises:
@@ -76,7 +76,7 @@ class Runner:
 
 
 class SteppedExecution:
-    """A `ChunkExecutor` without a real clock: each call is one control step; inference takes a fixed number of steps, or none.
+    """A `ChunkExecutor` on a simulated clock: one control step per `action`; inference takes a fixed number of steps (>= 0).
 
     Args:
         spec: the policy's specification.

@@ -55,7 +55,7 @@ class EnvMap:
     reset_on_instruction: bool = False
     """Whether the policy's memory is cleared when the instruction changes within an episode."""
     instructions_in_a_row: int = 0
-    """Number of consecutive instructions in an episode, if its figure `solved` counts the solved ones; 0 for single tasks."""
+    """Number of consecutive instructions in an episode; needs a figure `solved`, the number solved. 0 for single tasks."""
     seeding: Mapping[str, Any] = field(default_factory=dict)
     """`reset: true` (default: `reset(seed=...)`), `method: NAME` called with the seed, `generators: [PATH, ...]` attributes
     that get a NumPy generator, `numpy: true` for NumPy's global one."""
@@ -64,11 +64,11 @@ class EnvMap:
     start_states: Mapping[str, str] = field(default_factory=dict)
     """`file` (.npy, .npz with `key`) of stored states, and the `method` that sets one after a reset; seed s uses row s."""
     settle: Mapping[str, Any] = field(default_factory=dict)
-    """`steps` with a fixed `action` after each reset, before the policy acts."""
+    """After each reset, the fixed `action` is executed for `steps` control steps, before the policy acts."""
     step_timeout_s: float = 60.0
     """Time limit for a step or a reset [s], beyond which the environment counts as hung."""
     figures: Mapping[str, str] = field(default_factory=dict)
-    """Name -> info key, reported as the mean over the episodes' last steps."""
+    """Name -> info key; the values at the episodes' last steps are averaged over the episodes and reported."""
     folder: str | None = None
     """Folder of the map file; factories may be in a Python file there."""
 

@@ -39,7 +39,7 @@ class ActionMap:
     columns: tuple[int, ...] | None = None
     """Columns of the row that are used, in the environment's order; None: all."""
     scale: float | tuple[float, ...] = 1.0
-    """Factor of these columns."""
+    """Factor by which these columns are multiplied: one for all, or one for each."""
     offset: float | tuple[float, ...] = 0.0
     """Added after scaling."""
     sign: tuple[int, ...] = ()
