@@ -43,9 +43,10 @@ class EnvMap:
     action: ActionMap = field(default_factory=ActionMap)
     """How action rows become the environment's actions."""
     success: Mapping[str, Any] = field(default_factory=dict)
-    """One signal: `info: KEY` (with `at_least`), `reward: LEAST`, `return: LEAST` (or `threshold`: gymnasium's own),
-    `terminated: true` or `method: NAME`. It must hold at any step (`when: any`, the default; the episode then ends, unless
-    `stop: false`) or at the `end`, for `hold_steps` consecutive steps. Default: the info key `is_success` or `success`."""
+    """One signal: `info: KEY` (>= `at_least`, default 0.5), `reward: LEAST`, `return: LEAST` (or `threshold`: gymnasium's own),
+    `terminated: true` or `method: NAME`; default: the info key `is_success` or `success`. It must hold for `hold_steps`
+    consecutive steps (default 1): at any time (`when: any`, the default; the episode then ends, unless `stop: false`), or up
+    to the episode's end (`when: end`)."""
     max_episode_steps: int | None = None
     """Control steps after which an episode has failed; default: the environment's own limit."""
     control_dt: float | None = None
@@ -62,7 +63,8 @@ class EnvMap:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Attributes of the unwrapped environment that are set before each reset."""
     start_states: Mapping[str, str] = field(default_factory=dict)
-    """`file` (.npy, .npz with `key`) of stored states, and the `method` that sets one after a reset; seed s uses row s."""
+    """`file` of stored states (.npy, or .npz with `key`), and `method`, which sets one after a reset; seed s uses row s modulo
+    their number."""
     settle: Mapping[str, Any] = field(default_factory=dict)
     """After each reset, the fixed `action` is executed for `steps` control steps, before the policy acts."""
     step_timeout_s: float = 60.0

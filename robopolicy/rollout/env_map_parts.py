@@ -43,7 +43,7 @@ class ActionMap:
     offset: float | tuple[float, ...] = 0.0
     """Added after scaling."""
     sign: tuple[int, ...] = ()
-    """Columns of the environment's action that are replaced by their sign, -1 or 1: a gripper that opens or closes."""
+    """Columns of the environment's action replaced by 1 if positive, otherwise by -1: a gripper that opens or closes."""
     clip: Literal["space"] | tuple[float, float] | None = None
     """[low, high], or `space`: the environment's own bounds. None: not clipped. Clipped actions are counted."""
 
