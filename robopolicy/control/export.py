@@ -238,7 +238,7 @@ class Reference:
             for observation in observations:
                 actions, state = exported.act(observation, state)
                 difference = np.abs(actions[..., self._columns] - next(expected)) / self._range
-                worst = max(worst, float(difference.max(initial=0.0)))
+                worst = float(np.maximum(worst, difference.max(initial=0.0)))  # NaN stays, unlike with max()
         return worst
 
 

@@ -65,7 +65,9 @@ def test_a_factory_that_the_caller_names_makes_the_robot(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     robot = robot_of("our_lab_arm:make")
     assert (robot.profile.name, robot.control_dt) == ("fr3", 0.1)
-    with pytest.raises(ConfigError, match="made a object without profile, control_dt, command_dt, observe"):
+    with pytest.raises(
+        ConfigError, match="a value of type object, which lacks profile, control_dt, command_dt, observe"
+    ):
         robot_of("our_lab_arm:nothing")
     with pytest.raises(ConfigError, match="our_lab_arm:other can't be imported: AttributeError"):
         robot_of("our_lab_arm:other")

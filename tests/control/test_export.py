@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from robopolicy.control import runtime
-from robopolicy.control.export import ExportError, export_policy
+from robopolicy.control.export import ExportError, Reference, export_policy
 from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy, load_policy
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.model.texts import Vocabulary
@@ -118,6 +119,22 @@ def test_int8_that_cannot_keep_to_its_tolerance_is_refused(slow_cases, tmp_path)
     manifest = json.loads((tmp_path / "close" / "manifest.json").read_text())
     assert manifest["float_layers"]
     assert manifest["error_to_torch"] <= 1e-3
+
+
+def test_a_graph_that_gives_nan_is_not_taken_for_exact(monkeypatch):
+    """Guards against: max(0.0, nan), which is 0.0, so that a graph full of NaN would count as exact."""
+    given = {"torch": torch.zeros(1, 2, 3), "graph": np.full((1, 2, 3), np.nan)}
+    policy = SimpleNamespace(
+        action_spec=ActionSpec(arm=3, gripper=0),
+        action_normalizer=SimpleNamespace(arm_scale=torch.ones(3)),
+        initial_state=lambda batch: None,
+        act=lambda observation, state: (given["torch"], state),
+    )
+    graph = SimpleNamespace(initial_state=lambda batch: None, act=lambda observation, state: (given["graph"], state))
+    monkeypatch.setattr(runtime, "load", lambda folder: graph)
+    assert np.isnan(Reference(policy, [(1, [{}, {}])]).largest_error(Path("exported")))
+    given["graph"] = np.full((1, 2, 3), 0.5)
+    assert Reference(policy, [(1, [{}, {}])]).largest_error(Path("exported")) == 0.25
 
 
 def test_the_manifest_tells_names_shapes_rates_and_words(cases):
