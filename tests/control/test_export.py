@@ -121,20 +121,21 @@ def test_int8_that_cannot_keep_to_its_tolerance_is_refused(slow_cases, tmp_path)
     assert manifest["error_to_torch"] <= 1e-3
 
 
-def test_a_graph_that_gives_nan_is_not_taken_for_exact(monkeypatch):
-    """Guards against: max(0.0, nan), which is 0.0, so that a graph full of NaN would count as exact."""
-    given = {"torch": torch.zeros(1, 2, 3), "graph": np.full((1, 2, 3), np.nan)}
-    policy = SimpleNamespace(
-        action_spec=ActionSpec(arm=3, gripper=0),
-        action_normalizer=SimpleNamespace(arm_scale=torch.ones(3)),
-        initial_state=lambda batch: None,
-        act=lambda observation, state: (given["torch"], state),
-    )
-    graph = SimpleNamespace(initial_state=lambda batch: None, act=lambda observation, state: (given["graph"], state))
+@pytest.mark.parametrize("given", [np.nan, 0.0])
+def test_a_graph_that_gives_nan_is_not_taken_for_exact(monkeypatch, given):
+    """Guards against: max(0.0, nan), which is 0.0."""
+    config = ExperimentConfig().change({"memory.hidden": 8})
+    policy = build_policy(config, DemoFacts(ActionSpec(), {"ee_pose": ArraySpec((7,))}))
+    observation = {"ee_pose": np.zeros((1, 7), np.float32)}
+    reference = Reference(policy, [(1, [observation, observation])])
+
+    def act(observation, state):
+        actions, state = policy.act(observation, state)
+        return actions.numpy() + given, state
+
+    graph = SimpleNamespace(initial_state=policy.initial_state, act=act)
     monkeypatch.setattr(runtime, "load", lambda folder: graph)
-    assert np.isnan(Reference(policy, [(1, [{}, {}])]).largest_error(Path("exported")))
-    given["graph"] = np.full((1, 2, 3), 0.5)
-    assert Reference(policy, [(1, [{}, {}])]).largest_error(Path("exported")) == 0.25
+    np.testing.assert_equal(reference.largest_error(Path("exported")), given)
 
 
 def test_the_manifest_tells_names_shapes_rates_and_words(cases):
