@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -68,17 +69,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         run = getattr(importlib.import_module(VERBS[verb][0]), verb if verb != "eval" else "evaluate")
-        return run(rest if verb == "train" else _with_plugins(rest))
+        code = run(rest if verb == "train" else _with_plugins(rest))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt as interruption:
         print(str(interruption) or "interrupted", file=sys.stderr)
         return 130
     except (ValueError, KeyError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) and _output_closed():
+            return 128 + signal.SIGPIPE  # as a shell reports a program that this signal ended
         if os.environ.get("ROBOPOLICY_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else _name_extra(verb, error)
         return _refuse(f"{verb}: {one_line(message)}")
     finally:
         sys.unraisablehook = before
+
+
+def _output_closed() -> bool:
+    """Whether standard output is a pipe without a reader, as after `robopolicy ... | head`; if so, discard the rest of it."""
+    poll = select.poll()
+    poll.register(1, 0)
+    if closed := any(events & select.POLLERR for _, events in poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return closed
 
 
 def _interrupt_again(lost: Any) -> None:

@@ -89,6 +89,10 @@ def _collect(options: Namespace, shard: Shard) -> int:
         while seeds := shard.broadcast(_next_seeds(options, writer, tally, shard) if writer else None):
             for episode in _gathered(worlds.episodes(shard.part(seeds)), shard):
                 tally.count(episode)
+                if tally.failed == tally.tried >= HOPELESS:
+                    raise ConfigError(
+                        f"none of {HOPELESS} expert episodes of {options.task} succeeded; try --noise false"
+                    )
                 if writer and episode.success:
                     writer.write_together(episode.demos)
                     bar.advance(progress)
@@ -169,8 +173,6 @@ class _Tally:
 
 def _next_seeds(options: Namespace, writer: DemoWriter, tally: _Tally, shard: Shard) -> list[int]:
     """Seeds of the next round, none of them in the file: one for each missing episode; empty when the file is complete."""
-    if tally.failed == tally.tried >= HOPELESS:
-        raise ConfigError(f"none of {tally.tried} expert episodes of {options.task} succeeded; try --noise false")
     there = {*writer.seeds}
     missing = options.episodes - len(there)
     if shard.count > 1:  # short rounds, since gathered demos are written only at the end of a round

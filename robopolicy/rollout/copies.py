@@ -157,8 +157,11 @@ class ProcessCopy:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         self.close()
-        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        return f"{self._python} ended ({how}){f': {lines[-1][:200]}' if lines else ''}"
+        if code is None:
+            how = "closed its connection without ending"
+        else:
+            how = f"ended ({f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'})"
+        return f"{self._python} {how}{f': {lines[-1][:200]}' if lines else ''}"
 
 
 Copy: TypeAlias = LocalCopy | ProcessCopy

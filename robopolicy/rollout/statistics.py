@@ -98,6 +98,8 @@ def summarize(
 ) -> Evaluation:
     """The statistics of finished episodes, given in any order.
 
+    A figure that is not finite, such as one that the environment did not report, is left out of its episode and of the mean.
+
     Args:
         task: name of the task or environment.
         episodes: one or more.
@@ -113,7 +115,8 @@ def summarize(
     for episode in ordered:
         solved, tried = table[episode.instruction]
         table[episode.instruction] = (solved + episode.success, tried + 1)
-    names = ordered[0].info if ordered else {}
+    infos = [{name: value for name, value in e.info.items() if math.isfinite(value)} for e in ordered]
+    given = {name: [info[name] for info in infos if name in info] for name in ordered[0].info}
     return Evaluation(
         task=task,
         successes=successes,
@@ -122,11 +125,11 @@ def summarize(
         mean_steps=sum(episode.steps for episode in ordered) / len(ordered),
         control_dt=control_dt,
         per_instruction=dict(sorted(table.items())),
-        figures={name: sum(episode.info[name] for episode in ordered) / len(ordered) for name in names},
+        figures={name: sum(values) / len(values) for name, values in given.items() if values},
         in_a_row=_in_a_row(ordered, instructions_in_a_row),
         outcomes=[
-            {"seed": e.seed, "instruction": e.instruction, "success": e.success, "steps": e.steps, **e.info}
-            for e in ordered
+            {"seed": e.seed, "instruction": e.instruction, "success": e.success, "steps": e.steps, **info}
+            for e, info in zip(ordered, infos, strict=True)
         ],
         inference_s=timing.inference_s,
         physics_s=timing.physics_s,

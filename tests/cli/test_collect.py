@@ -111,10 +111,10 @@ def test_a_few_failures_of_a_disturbed_expert_are_no_reason_to_give_up(tmp_path)
 
 
 def test_a_hopeless_collection_ends_without_a_file(tmp_path, capsys):
-    """Guards against: seeds that are tried for ever, and an empty file that is in the way of the next attempt."""
+    """Guards against: hundreds of seeds tried without a success, and an empty file in the way of the next attempt."""
     out = tmp_path / "none.hdf5"
     hopeless = ["--disturbance.std", "50", "--disturbance.share", "1"]  # leaves nothing of the expert's own motion
-    assert main(["collect", "--task", "recall_long", "--episodes", "25", *hopeless, "--out", str(out)]) == 2
+    assert main(["collect", "--task", "recall_long", "--episodes", "500", *hopeless, "--out", str(out)]) == 2
     assert "none of 50 expert episodes of recall_long succeeded; try --noise false" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,8 @@
 """What the verbs share of argument parsing."""
 
+import signal
+import subprocess
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -92,6 +95,17 @@ def test_a_null_in_a_config_file_is_no_file(tmp_path: Path) -> None:
     parser = verb_parser("tried", "A verb.", ("--json", str | None, None, "a file"))
     (tmp_path / "a.yaml").write_text("json: null\n")
     assert parse(parser, ["--config", str(tmp_path / "a.yaml")]).json is None
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """Guards against: "Broken pipe" or a traceback after `robopolicy ... | head`."""
+    command = [sys.executable, "-m", "robopolicy", "components"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_an_interrupt_that_is_lost_in_a_callback_still_ends_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 """Properties of the statistics behind a reported success rate."""
 
+import json
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,3 +74,12 @@ def test_summary_does_not_depend_on_the_order_in_which_episodes_end():
     assert first.per_instruction == {"lift 0": (3, 5), "lift 1": (3, 4)}
     assert first.failed_seeds == (0, 3, 6)
     assert first.to_dict()["success_rate"] == pytest.approx(6 / 9)
+
+
+def test_a_figure_that_an_episode_does_not_report_is_left_out():
+    """Guards against: NaN in a result file, which other readers of JSON refuse."""
+    infos = [{"grasped": 1.0, "lifted": math.nan}, {"grasped": math.nan, "lifted": math.nan}]
+    episodes = [Episode(seed=seed, instruction="", success=True, steps=1, info=info) for seed, info in enumerate(infos)]
+    result = summarize("lift", episodes, 0.05, Timing(), 1.0, {})
+    assert result.figures == {"grasped": 1.0}
+    json.dumps(result.to_dict(), allow_nan=False)

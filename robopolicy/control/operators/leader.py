@@ -74,7 +74,7 @@ class LeaderOperator:
         leader = np.asarray(obs["qpos"], np.float64)
         if self._offset is None:
             self._offset = qpos - leader
-        if "gripper" in obs:
+        if "gripper" in obs and profile.opening_m > 0:
             self._closed = 1.0 - float(np.ravel(obs["gripper"])[0]) / profile.opening_m
         return self.context.joint_action(leader + self._offset, self._closed, qpos)
 

@@ -79,7 +79,8 @@ def make_spacemouse(options: SpacemouseOptions, context: OperatorContext) -> Too
         import hid
     except ImportError:
         raise ImportError("a SpaceMouse needs hidapi; pip install 'robopolicy[spacemouse]'") from None
-    found = [each for vendor in VENDORS for each in hid.enumerate(vendor) if "space" in each["product_string"].lower()]
+    devices = [each for vendor in VENDORS for each in hid.enumerate(vendor)]
+    found = [each for each in devices if "space" in (each["product_string"] or "").lower()]
     if not found:
         raise ConfigError("--intervene spacemouse: none found; is it connected, and may this user read it (udev)?")
     device = hid.device()
