@@ -1,6 +1,7 @@
-"""Plain baselines for few demos: an MLP, an LSTM over windows of 10 and a convolutional network, each in plain PyTorch.
+"""Baselines for few demos: an MLP, an LSTM over windows of 10 and a convolutional network in plain PyTorch; robomimic's BC-RNN.
 
     python eval/floors.py mlp --data push.hdf5 --demos 10 --env metaworld:push-v3 --env-map eval/maps/metaworld.yaml
+    python eval/floors.py robomimic --minutes 5 --data push.hdf5 ...
 
 They read any file of the robomimic layout, train by steps and are evaluated on seeds that no demo has seen, in the environment
 and through the map that `robopolicy eval` takes. The script runs in the simulator's own interpreter, which also needs torch,
@@ -8,6 +9,9 @@ h5py and pyyaml.
 Every low-dimensional key is concatenated and z-scored; constant columns are dropped; actions are clipped to `--clip`, then
 scaled to [-1, 1]. `conv` also reads every image key. Adam with weight decay 1e-4, learning rate 1e-3 on a cosine, MSE, one
 action per frame.
+
+`robomimic` is the algorithm of robomimic 0.3 with its defaults: LSTM of 2 x 400, 5 Gaussians, 100 windows of 10 a batch,
+learning rate 1e-4. They name no number of steps for a few demos; it is trained for `--minutes` of wall time.
 """
 
 import argparse
@@ -64,6 +68,7 @@ RECIPES = {
     "lstm": Recipe(steps=1200, batch=64, window=10),
     "conv": Recipe(steps=3000, batch=64),
 }
+ROBOMIMIC = Recipe(steps=0, batch=100, window=10, learning_rate=1e-4)
 
 
 @dataclass(frozen=True)
@@ -258,7 +263,47 @@ class FloorPolicy:
         return self._network(lows, stacks)[0, -1].numpy() * self._scaling.half_range + self._scaling.middle
 
 
-def evaluate(policy: FloorPolicy, simulator: Any, seeds: Sequence[int]) -> list[bool]:
+class RobomimicPolicy:
+    """robomimic's BC-RNN with a mixture of Gaussians, trained for some minutes on low-dimensional keys."""
+
+    def __init__(self, demos: Sequence[Demo], minutes: float, seed: int) -> None:
+        from robomimic.algo import algo_factory
+        from robomimic.config import config_factory
+        from robomimic.utils.obs_utils import initialize_obs_utils_with_config
+
+        config = config_factory("bc")
+        with config.values_unlocked():
+            config.algo.rnn.enabled = config.algo.gmm.enabled = True
+            config.observation.modalities.obs.low_dim = ["low"]
+        initialize_obs_utils_with_config(config)
+        torch.manual_seed(seed)
+        low = torch.from_numpy(np.concatenate([demo.low for demo in demos]))
+        actions = torch.from_numpy(np.concatenate([demo.actions for demo in demos]))
+        starts = torch.from_numpy(window_starts([len(demo.actions) for demo in demos], ROBOMIMIC.window))
+        shapes = {"low": [low.shape[1]]}
+        self._algo: Any = algo_factory("bc", config, shapes, actions.shape[1], torch.device("cpu"))
+        self._algo.set_train()
+        self.steps, end = 0, time.perf_counter() + 60 * minutes
+        while time.perf_counter() < end:
+            first = starts[torch.randint(len(starts), (ROBOMIMIC.batch,))]
+            frames = first[:, None] + torch.arange(ROBOMIMIC.window)
+            batch = {"obs": {"low": low[frames]}, "actions": actions[frames]}
+            self._algo.train_on_batch(self._algo.process_batch_for_training(batch), epoch=1)
+            self.steps += 1
+        self._algo.set_eval()
+
+    def reset(self) -> None:
+        """Start an episode with a zero state."""
+        self._algo.reset()
+
+    @torch.inference_mode()
+    def act(self, obs: Obs) -> np.ndarray:
+        """The action (A,) for the newest observation; robomimic resets its state every 10 frames."""
+        low, _ = split_obs({key: np.asarray(value)[None] for key, value in obs.items()})
+        return self._algo.get_action({"low": torch.from_numpy(low)})[0].numpy()
+
+
+def evaluate(policy: FloorPolicy | RobomimicPolicy, simulator: Any, seeds: Sequence[int]) -> list[bool]:
     """Whether the policy reaches the goal at any step, for each seed's episode."""
     outcomes = []
     for seed in seeds:
@@ -294,14 +339,15 @@ def load_simulator(env: str, env_map: Path | None, data: Path) -> Any:
 
 
 def main() -> None:
-    """Train one floor with each seed and print its success."""
+    """Train one baseline with each seed and print its success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=tuple(RECIPES))
+    parser.add_argument("kind", choices=(*RECIPES, "robomimic"))
     parser.add_argument("--data", type=Path, required=True, help="robomimic HDF5 file")
     parser.add_argument("--demos", type=int, default=10, help="demos to train on, the first of the file")
     parser.add_argument("--env", required=True, help="MODULE:ID, as for `robopolicy eval`")
     parser.add_argument("--env-map", type=Path, help="YAML file, as for `robopolicy eval`")
     parser.add_argument("--clip", type=float, default=1.0, help="bound of the actions that the simulator executes")
+    parser.add_argument("--minutes", type=float, default=5.0, help="wall time of each training of robomimic")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16, evaluate in float32")
     parser.add_argument("--train-seeds", type=int, nargs="+", default=[0, 1, 2], help="one training each")
     parser.add_argument("--episodes", type=int, default=50, help="episodes of each training")
@@ -314,10 +360,15 @@ def main() -> None:
     rows = []
     for seed in options.train_seeds:
         started = time.perf_counter()
-        policy = train(options.kind, demos, RECIPES[options.kind], seed, options.bf16)
+        if options.kind == "robomimic":
+            policy = RobomimicPolicy(demos, options.minutes, seed)
+            steps = policy.steps
+        else:
+            steps = RECIPES[options.kind].steps
+            policy = train(options.kind, demos, RECIPES[options.kind], seed, options.bf16)
         seconds = time.perf_counter() - started
         outcomes = evaluate(policy, simulator, range(options.seed, options.seed + options.episodes))
-        rows.append({"train_seed": seed, "train_s": round(seconds, 1), "outcomes": outcomes})
+        rows.append({"train_seed": seed, "steps": steps, "train_s": round(seconds, 1), "outcomes": outcomes})
         print(f"seed {seed}  success {sum(outcomes)} / {len(outcomes)}  trained in {seconds:.0f} s", flush=True)
     if options.json is not None:
         result = {"kind": options.kind, "task": options.env, "demos": options.demos, "bf16": options.bf16, "rows": rows}
