@@ -1,7 +1,7 @@
 """Masked losses of actions.
 
 Every mean here is a sum over valid entries divided by their number, so that padding has no influence: an empty mask gives 0,
-and a value at an invalid place (NaN included) affects neither the loss nor the gradient.
+and a value at an invalid entry (NaN included) affects neither the loss nor the gradient.
 """
 
 from collections.abc import Sequence
@@ -119,7 +119,7 @@ def cut_windows(frames: Tensor, window: int) -> Tensor:
 
 
 def expand_mask(action_valid: Tensor | None, arm: Tensor) -> Tensor:
-    """The mask as (*B, W, K, 1) for arm predictions (*B, W, K, A); None is all valid, (*B, W) is for whole frames."""
+    """The mask as (*B, W, K, 1) for arm predictions (*B, W, K, A); None means all valid; (*B, W) holds one flag per frame."""
     if action_valid is None:
         return torch.ones((*arm.shape[:-1], 1), dtype=torch.bool, device=arm.device)
     if action_valid.shape == arm.shape[:-1]:

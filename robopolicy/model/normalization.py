@@ -113,7 +113,7 @@ class KeyScaling(nn.Module):
 
     @property
     def units(self) -> dict[str, Tensor]:
-        """Key -> what a step of 1 of each scaled column is before scaling."""
+        """Key -> size of a change by 1 in each scaled column, in the units before scaling."""
         return {key: part.scale for key, part in zip(self.keys, self.normalizers, strict=True)}
 
     def forward(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@
 oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `linear` if the matrix is stored in its own
 blocked order (see `PackedLinear`). `freeze` makes such a copy once; it does not follow later changes of the original.
 
-Staggered rows are advanced in tiles, so that the products stay large for a batch of episodes, too. Compared with
-running each window again from its frames, this is 1.26 times faster at 64 episodes and 0.96 to 1.10 times at 1024, and it
+The staggered rows of a window memory (W partial states per episode, one for each frame at which a window may begin) are
+advanced in tiles, so that the products stay large for a batch of episodes, too. Compared with running each window again from
+its frames, this is 1.26 times faster at 64 episodes and 0.96 to 1.10 times at 1024, and it
 does not store frames (`eval/bench_head.py`).
 """
 

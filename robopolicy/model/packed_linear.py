@@ -12,8 +12,8 @@ Precision: TypeAlias = Literal["float32", "bf16", "int8"]
 PACKED_ROWS = 16
 """Number of rows for which oneDNN chooses a matrix's layout; the layout for 1 row is slower, even for a single row."""
 FLOAT32_SIZE = 1 << 16
-"""Matrices with fewer entries stay in float32 at any precision, unpacked: they take little time, the output layer is one of
-them, and a packed product has an overhead of 11 us, while `linear` takes 3 us for a single row."""
+"""Matrices with fewer entries, such as the output layer, stay in float32 and unpacked at any precision. They take little time:
+a packed product has an overhead of 11 us, while `linear` takes 3 us for a single row."""
 _FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 _QUANTIZED = "_make_per_channel_quantized_tensor"
 _VNNI = bool(getattr(torch.cpu, "_is_vnni_supported", bool)())

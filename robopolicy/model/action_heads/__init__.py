@@ -1,8 +1,9 @@
 """Action heads: they map hidden vectors to chunks of K actions.
 
 `Cls(options, hidden_width, action)` builds a head for hidden vectors `hidden_width` = H wide and the arm and gripper
-columns of `action`, normalized: arm columns in [-1, 1], binary gripper labels in {0, 1}. The options of its losses are
-the head's own; the weights of the losses are in the config's `losses`. The options of every kind have the field `chunk`, K.
+columns of `action`, normalized: arm columns in [-1, 1], binary gripper labels in {0, 1}. Options of
+its loss functions belong to the head; the weights of the losses are in the config's `losses`. The options of every kind have
+the field `chunk`, K.
 """
 
 from collections.abc import Sequence
@@ -19,14 +20,14 @@ class ActionHead(Protocol):
     """Interface of every action head, which is an `nn.Module`. `robopolicy.testing.action_head` checks it."""
 
     loss_names: Sequence[str]
-    """The losses among what `losses` returns, in order; the others are metrics."""
+    """Names of the losses among the entries that `losses` returns, in order; the other entries are metrics."""
     samples: bool
     """Whether `decode` samples with `generator`; False: the output is the same with and without a generator."""
     uses_prefix: bool
-    """Whether `decode` takes a prefix; a head that does not refuses one."""
+    """Whether `decode` accepts a `prefix`; if False, it raises ValueError when given one."""
     chunk: int
     """K, actions per hidden vector."""
-    # Optional: `guided` True says that `decode` also takes `frozen`, and `max_prefix` limits the prefix to fewer than K.
+    # Optional attributes: `guided`, whether `decode` also takes `frozen`; `max_prefix`, the longest prefix, if less than K.
 
     def losses(self, hidden: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Named scalars, unweighted: each of `loss_names`, and metrics such as `gripper_accuracy`.
@@ -48,9 +49,9 @@ class ActionHead(Protocol):
 
         Args:
             hidden: any number of leading axes.
-            generator: source of randomness for a head that samples; None: its most probable action, or, where that has no
-                closed form, the same draw every time.
-            prefix: actions already committed to, (*B, k, A+G) with k <= K, for a head that uses them; the chunk then
-                begins with exactly these. Rows of NaN stand for no action: episodes of a batch may have fewer, or none.
+            generator: random numbers for a head that samples; None: the output is deterministic, the most probable action where
+                that has a closed form.
+            prefix: (*B, k, A+G) with k <= K, actions that will be executed in any case; the chunk begins with exactly these.
+                A row of NaN holds no action: the episodes of a batch may have different numbers of them.
         """
         ...

@@ -43,11 +43,11 @@ class BoundedOptions(HeadOptions):
     """Options of the heads whose perceptron predicts the action itself."""
 
     bound: Literal["tanh", "clamp"] = "tanh"
-    """How outputs are kept in [-1, 1], the demos' range: by tanh, as in RoboVLMs, or linear in the loss, clamped when decoded.
-    If demos often act at the ends of the range, tanh saturates and its gradient vanishes."""
+    """How outputs are kept in [-1, 1], the demos' range. tanh: by tanh, as in RoboVLMs. clamp: linear in the loss, clamped by
+    `decode`. If demos often act at the ends of the range, tanh saturates and its gradient vanishes."""
 
     def squashed(self, outputs: Tensor) -> Tensor:
-        """The outputs' tanh, or with `clamp` the outputs themselves, whatever their range."""
+        """The tanh of the outputs; with `clamp` the outputs unchanged, even outside [-1, 1]."""
         return outputs.tanh() if self.bound == "tanh" else outputs
 
 
@@ -83,7 +83,7 @@ class PerceptronHead(nn.Module):
     loss_names: ClassVar[tuple[str, ...]] = ("arm", "gripper")
     samples: ClassVar[bool] = False
     guided = False
-    """Whether `decode` takes `frozen`: rows of the prefix that it should only agree with."""
+    """Whether `decode` takes `frozen`, the number of prefix rows kept exactly; the chunk is only guided towards the rest."""
     uniforms = 0
     """Random numbers per hidden vector in the loss `arm`."""
 
@@ -134,8 +134,8 @@ class PerceptronHead(nn.Module):
     ) -> dict[str, Tensor]:
         """`arm`, `gripper` (cross-entropy) and the metric `gripper_accuracy`; see `ActionHead`.
 
-        With the option `prefix`, each row continues a prefix of its own labels, of a length drawn uniformly from 0 to
-        `prefix` by torch's global generator, and the losses are those of the actions after it.
+        With the option `prefix`, each row is given the first n of its own labels as its prefix, with n drawn uniformly from 0
+        to `prefix` by torch's global generator. Only the actions after the prefix count in the losses.
         """
         arm_labels, gripper_labels, mask = split_labels(labels, valid, self.arm_width, self.gripper_width)
         # One call for all random numbers of a row, so that they do not depend on the rows after it.
@@ -162,7 +162,7 @@ class PerceptronHead(nn.Module):
         generator: torch.Generator | None = None,
         prefix: Tensor | None = None,
     ) -> Chunk:
-        """See `ActionHead`. The gripper's logits are those of its label 1; they are never sampled."""
+        """See `ActionHead`. `gripper_logit` is the logit of label 1; the gripper is never sampled."""
         self.check_prefix(hidden, prefix)
         hidden = self.with_prefix(hidden, prefix)
         chunk = Chunk(arm=self.decode_arm(hidden, generator), gripper_logit=self.gripper_logit(hidden))
@@ -189,7 +189,10 @@ class PerceptronHead(nn.Module):
             raise ValueError(f"prefix of {prefix.shape[-2]} actions; expected at most {limit} {self.max_prefix}")
 
     def with_prefix(self, hidden: Tensor, prefix: Tensor | None) -> Tensor:
-        """Hidden vectors (*B, H) plus the output of a trained prefix layer for the prefix (*B, k, A+G), or for none."""
+        """Hidden vectors (*B, H) plus the prefix layer's output for a prefix (*B, k, A+G); None is an empty prefix.
+
+        A head trained without prefixes has no such layer, and the hidden vectors are returned unchanged.
+        """
         if self.prefix is None:
             return hidden
         if prefix is None:

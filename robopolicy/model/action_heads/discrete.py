@@ -30,7 +30,7 @@ class DiscreteOptions(HeadOptions):
 
 @register("action_head", "discrete", DiscreteOptions)
 class DiscreteHead(PerceptronHead):
-    """Each arm column one of `bins` over [-1, 1], trained with cross-entropy and decoded to the bin's centre."""
+    """Classifies each arm column into one of `bins` bins over [-1, 1], with cross-entropy; decodes to the bin's centre."""
 
     samples: ClassVar[bool] = True
 

@@ -25,8 +25,8 @@ ACTION_STD = 0.5
 TIME_POWER = 1.5
 """Above 1, integration steps are shorter towards the end, where narrow distributions take shape."""
 FIXED_NOISE_STD = 0.3
-"""Standard deviation of the noise without a generator: less than a sample's 1, so that the flow ends in the middle of a mode,
-where a chunk is probable; above 0, where it would start between two modes and end there."""
+"""Standard deviation of the noise that is used without a generator. It is less than 1, so that the flow ends near the middle of
+a mode. It is not 0, since a flow that starts midway between two modes may end between them."""
 FREQUENCIES = 8
 """Number of sines, and of cosines, that encode the time, of 1/8 to 1 period: a flow is smooth in time."""
 
@@ -125,21 +125,21 @@ class FlowHead(PerceptronHead):
         self.draws, self.guidance = options.draws, options.guidance
         self.uniforms = options.draws * (1 + options.chunk * action.arm_width)
         self.network = VelocityNetwork(hidden_width, options.chunk * action.arm_width, options)
-        # Not a submodule: a frozen copy keeps these weights, since packed ones have no gradient to guide by.
+        # In a tuple, so that it is not a submodule and `freeze` does not pack it: guidance needs gradients.
         self._differentiable = (self.network,)
         generator = torch.Generator().manual_seed(0)
         noise = FIXED_NOISE_STD * torch.randn(options.chunk, action.arm_width, generator=generator)
         self.register_buffer("fixed_noise", noise, persistent=False)
 
     def arm_loss(self, hidden: Tensor, labels: Tensor, valid: Tensor, drawn: Tensor) -> Tensor:
-        """Mean squared error per valid arm column of the flow's end, relative to its variance; `drawn`: times and noise."""
+        """Mean squared error of the predicted end of the flow over its variance, per valid column; `drawn`: times and noise."""
         shape = (self.draws, *labels.shape)
         drawn = drawn.unflatten(-1, (self.draws, -1)).movedim(-2, 0)
         time = drawn[..., :1]
         if self.times == "beta":
             time = 1 - time ** (2 / 3)  # the inverse of the cumulative distribution
         time = time.clamp(max=0.999)  # at the very end nothing is left to predict
-        # 1e-7 is more than the least positive step of torch.rand, so that no draw is infinite.
+        # torch.rand can give 0, of which the inverse normal distribution function is infinite.
         noise = torch.special.ndtri(drawn[..., 1:].clamp(1e-7, 1 - 1e-7))
         clean = labels.flatten(-2).expand(*shape[:-2], -1)
         noisy = (1 - time) * noise + time * clean
@@ -162,7 +162,7 @@ class FlowHead(PerceptronHead):
             hidden: (*B, H).
             generator: source of the noise; None: `fixed_noise`.
             prefix: (*B, k, A+G), rows of NaN where an episode has no action.
-            frozen: rows of the prefix that are kept exactly, for a head that is `guided`; None: all.
+            frozen: number of prefix rows that are kept exactly, for a head that is `guided`; None: all.
             noise: (*B, K, A) standard normal, instead of a generator; what an exported graph takes.
         """
         self.check_prefix(hidden, prefix)
@@ -191,7 +191,7 @@ class FlowHead(PerceptronHead):
         times: list[float] = []
         for time, after in itertools.pairwise(borders):
             times += [time, (time + after) / 2] if midpoint else [time]
-        # Those of all times at once: their weights are read once instead of at every time.
+        # The modulations of all times in one call, which reads their weights once instead of once per time.
         stacked = hidden.new_tensor(times).reshape(-1, *(1,) * hidden.dim())
         modulations = self.network.modulations(hidden, stacked)
 
@@ -235,7 +235,7 @@ class FlowHead(PerceptronHead):
 
 
 def _deviations(time: Any) -> tuple[Any, Any]:
-    """Standard deviation of a noisy chunk, and of its flow's end given it, where demonstrated ones are normal.
+    """Standard deviation of a noisy chunk, and of the flow's end given that chunk, for normally distributed actions.
 
     The demonstrated actions are taken to have the standard deviation `ACTION_STD`.
     """

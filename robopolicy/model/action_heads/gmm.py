@@ -42,8 +42,8 @@ class Mixture(NamedTuple):
 class GaussianMixtureHead(PerceptronHead):
     """A mixture of diagonal Gaussians over each action, trained by maximum likelihood.
 
-    Standard deviations are softplus above a minimum. Without a generator the decoded action is the mean of the most probable
-    mode: robomimic's low-noise evaluation with neither its noise nor its random choice of mode.
+    Standard deviations are `min_std` plus a softplus. Without a generator the decoded action is the mean of the most probable
+    mode; robomimic's low-noise evaluation draws the mode at random and adds a little noise.
     """
 
     samples: ClassVar[bool] = True

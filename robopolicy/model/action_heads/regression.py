@@ -17,7 +17,7 @@ class RegressionOptions(BoundedOptions):
     """Options of the action head `regression`."""
 
     huber_delta: float = option(1.0, "> 0")
-    """Where the loss `arm` turns from quadratic to linear, in normalized action units."""
+    """Error at which the loss `arm` changes from quadratic to linear, in normalized action units."""
 
 
 @register("action_head", "regression", RegressionOptions)

@@ -106,7 +106,7 @@ class GenerativeBackbone(Backbone):
     def _generated(self, pixels: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """The words that the model generates greedily for each frame, as (frames, words, 2): position and 0.
 
-        A position counts back from the end of the vocabulary, without its last words, which RoboVLMs doesn't use; they are -1.
+        A position is counted backwards from the word before `words_end`. Later words, which RoboVLMs doesn't use, have -1.
         """
         count, images = self.reading.action_tokens, pixels.shape[1]
         places = pixels.new_zeros((len(pixels), count, 2), dtype=torch.float32)

@@ -37,7 +37,7 @@ class ImagePreparation(nn.Module):
 
 
 def image_preparation(config: Any, processor: Mapping[str, Any], image_size: tuple[int, int]) -> ImagePreparation:
-    """How the images of a model are prepared.
+    """The image preparation of a model.
 
     Args:
         config: the model's config.

@@ -84,8 +84,8 @@ class ConcatEncoder(TokenEncoder):
 def differences_of_similar(statistics: Sequence[Statistics], unit: Tensor, count: int) -> Tensor:
     """Rows (count, d) that map the normalized columns to differences in the demos' units, each scaled to a variance of about 1.
 
-    Two columns are similar if neither is constant, their standard deviations are within a factor of 3, and their means are no
-    further apart than the sum of these. The `count` most similar pairs are used; unused rows are 0.
+    Two columns are similar if neither is constant, their standard deviations are within a factor of 3, and their means are at
+    most the sum of their standard deviations apart. The `count` most similar pairs are used; unused rows are 0.
 
     Args:
         statistics: statistics of each key, in the order of their columns.

@@ -42,7 +42,7 @@ class StreamingMemory(nn.Module):
 
     def initial_state(self, batch: tuple[int, ...]) -> MemoryState:
         """The state before the first frame, zeros on the device and in the dtype of the memory's weights."""
-        weight = next(self.parameters(), torch.empty(0))  # frozen copies have none: they are on the CPU in float32
+        weight = next(self.parameters(), torch.empty(0))  # a frozen copy has no parameters; it is on the CPU in float32
         age = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         return MemoryState(self.history, age, tuple(weight.new_zeros(shape) for shape in self.state_shapes(batch)))
 

@@ -21,7 +21,7 @@ class GatedLSTMOptions(RecurrentOptions):
     layers: int = 1
     """Layers of the LSTM."""
     recurrent: int = option(128, ">= 1")
-    """Width of the LSTM; `hidden` is that of the perceptron and of the hidden vectors."""
+    """Width of the LSTM; `hidden` is the width of the perceptron and of the hidden vectors."""
 
 
 @register("memory", "gated_lstm", GatedLSTMOptions)

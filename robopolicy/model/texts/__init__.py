@@ -19,7 +19,7 @@ from torch import Tensor
 LOG = logging.getLogger(__name__)
 PAD, UNKNOWN = 0, 1
 MIN_LENGTH = 8
-"""Smallest limit on the words read from an instruction, if those of the training demos are shorter."""
+"""Least number of words read from an instruction, even if all training instructions are shorter."""
 
 
 class TextTokens(NamedTuple):
