@@ -15,15 +15,15 @@ connection."""
 
 
 class RobotError(PrintableError, ConnectionError):
-    """The robot can't be reached, or refuses: it was stopped, or has stopped itself."""
+    """The robot can't be reached, or refuses commands because it was stopped or has stopped itself."""
 
 
 class DriverError(PrintableError, OSError):
-    """A robot's driver raised something else than RobotError: the message names the robot, the method and the cause."""
+    """A robot's driver raised an exception other than RobotError; the message names the robot, the method and the cause."""
 
 
 def driven(robot: "Robot", method: Literal["observe", "qpos", "command"], *arguments: Any) -> Any:
-    """What this method of the robot returns.
+    """Call a method of the robot; returns its result.
 
     Raises:
         RobotError: the robot is lost, or refuses.
@@ -47,9 +47,9 @@ class Robot(Protocol):
 
     profile: RobotProfile
     control_dt: float
-    """Time between two actions that it is set up for [s]."""
+    """Time between two actions for which the robot is configured [s]."""
     command_dt: float
-    """Time between two commands that it expects [s]."""
+    """Time between two commands for which the robot is configured [s]."""
 
     def observe(self) -> Observation:
         """The current observation, stamped on the loop's clock; may block (cameras).
@@ -77,10 +77,10 @@ class Robot(Protocol):
 
 
 def commands_per_step(robot: Robot, control_dt: float) -> int:
-    """Commands that a robot takes in one control step of the policy.
+    """Number of commands to a robot in one control step of the policy.
 
     Raises:
-        ValueError: the robot is set up for another control rate, or its command rate is no whole multiple of it.
+        ValueError: the robot is configured for another control rate, or its command rate is not an integer multiple of it.
     """
     name, wanted_hz = robot.profile.name, 1 / control_dt
     if abs(robot.control_dt - control_dt) > 1e-6:
@@ -110,7 +110,7 @@ class Tick:
     command: Command
     """The resulting joint and gripper targets."""
     limited: tuple[str, ...]
-    """Kinds of limits that changed it."""
+    """Kinds of limits that changed the command."""
     policy_action: np.ndarray | None = None
     """(width,) the policy's action, whether executed or not; None if it had none."""
     intervention: bool = False
@@ -119,7 +119,7 @@ class Tick:
 
 @runtime_checkable
 class Operator(Protocol):
-    """A person who may take the robot over and hand it back. Called from the control thread."""
+    """A person who may take over control of the robot and hand it back. Called from the control thread."""
 
     def act(
         self, t_s: float, qpos: Float[np.ndarray, " joints"], policy_action: np.ndarray | None

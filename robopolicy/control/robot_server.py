@@ -1,10 +1,10 @@
 """The robot's end of `WebsocketRobot`: serves any `Robot` to one client at a time over a websocket.
 
-Messages are msgpack maps as `robopolicy.client` packs them. The server begins, with `profile`, `control_dt`,
-`command_dt` and `qpos`. It then sends `qpos` all the time; `obs`, their `age_s` and `instruction` in reply to a request
-`observe`, whose number it repeats; and `error` when it has stopped itself. The client sends commands (`qpos`; `opening_m`, a
-number for each gripper, or one for a single gripper; `stamp_s`; for a mobile base also its velocities `base`), requests
-`observe` with a number, and `stop`.
+Messages are msgpack maps as `robopolicy.client` packs them. The server sends the first one, with `profile`,
+`control_dt`, `command_dt` and `qpos`. It then sends `qpos` continuously; `obs`, their `age_s` and `instruction` in reply to a
+request `observe`, together with the request's number; and `error` when the robot has stopped itself. The client
+sends commands (`qpos`; `opening_m`, a number for each gripper, or one for a single gripper; `stamp_s`; for a mobile base also
+its velocities `base`), requests `observe` with a number, and `stop`.
 """
 
 import http

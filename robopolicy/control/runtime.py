@@ -1,6 +1,6 @@
 """Runs an exported policy with onnxruntime and NumPy alone: no torch on the robot computer.
 
-`robopolicy export` copies this file and the four it needs into the exported folder's `runtime/`.
+`robopolicy export` copies this file and the modules that it needs into the exported folder's `runtime/`.
 
 policy = load("exported/")
 state = policy.initial_state(1)
@@ -217,7 +217,7 @@ def require_as_exported(folder: str | Path, precision: str, flow_steps: int | No
     """Refuse a precision, or a number of flow steps, other than that of the exported policy.
 
     Raises:
-        ExportError: one was asked for; the message says what to do.
+        ExportError: another one was requested; the message says what to do.
     """
     if precision != "float32":
         raise ExportError(

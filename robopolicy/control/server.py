@@ -202,7 +202,7 @@ class PolicyServer:
         except ProtocolError as error:
             self.metrics.count("errors_total")
             if self._may_log():
-                logger.warning("%s: %s", session.name, str(error))  # the text: a log must not keep the message alive
+                logger.warning("%s: %s", session.name, str(error))  # text: the log must not hold the message
             with contextlib.suppress(ConnectionClosed):
                 await connection.send(str(error)[:500])
                 await connection.close(CloseCode.INTERNAL_ERROR, "see the text message before")

@@ -35,7 +35,7 @@ POSE_STEP_RAD = 0.4
 POSE_DAMPING = 0.02
 """Damping of these steps: smaller than for deltas, since each step corrects the error of the last one."""
 ROUNDING = 1e-6
-"""Excess of an action over [-1, 1] that is not counted as an intervention: rounding in single precision."""
+"""Excess of an action over [-1, 1] that is not counted as limited: rounding in single precision."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ DECLARE = "where training doesn't list it among its rotations, declare it in --n
 OVERSHOOT = 0.5
 """Fraction of the stroke by which commands may exceed the declared ends of a continuous gripper. A leader arm's gripper, which
 closes without an object, exceeds them slightly; values in another unit exceed them more."""
-LEAST_STROKE = 0.25
+MIN_STROKE = 0.25
 """A continuous gripper that uses a smaller fraction of its declared range may be recorded in other units."""
 JOINTS = re.compile(r"(.*_)?(qpos|joints?|joint_(states?|pos|positions?|angles?))", re.IGNORECASE)
 """Names of observation keys that hold joint positions."""
@@ -201,7 +201,7 @@ def gripper_findings(rows: np.ndarray, spec: ActionSpec) -> Iterator[Finding]:
         beyond = max(min(ends) - low, high - max(ends)) / stroke
         if beyond > OVERSHOOT and tuple(ends) != (-1.0, 1.0):
             yield Finding("problem", text)
-        elif beyond > 1e-3 or high - low < LEAST_STROKE * stroke:
+        elif beyond > 1e-3 or high - low < MIN_STROKE * stroke:
             yield Finding("note", text)
 
 

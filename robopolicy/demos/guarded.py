@@ -15,7 +15,7 @@ from robopolicy.types import DemoFormatError, one_line
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """First bytes of an HDF5 file (HDF5 file format specification, version 0 superblock)."""
-GREATEST_ATTRIBUTES = 1024
+MAX_ATTRIBUTES = 1024
 """Largest number of attributes of one object; objects in our files and in robomimic's have fewer than ten."""
 
 BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
@@ -115,11 +115,11 @@ def attributes_of(item: h5py.Group | h5py.Dataset, where: str) -> dict[str, Any]
     """All attributes of a group as plain Python values: bytes decoded, NumPy arrays as lists.
 
     Raises:
-        DemoFormatError: more than `GREATEST_ATTRIBUTES`, or one that is neither text nor numbers.
+        DemoFormatError: more than `MAX_ATTRIBUTES`, or one that is neither text nor numbers.
     """
     with damage_named(f"{where}: attributes"):
-        if len(item.attrs) > GREATEST_ATTRIBUTES:
-            raise DemoFormatError(f"{where}: {len(item.attrs)} attributes; at most {GREATEST_ATTRIBUTES} are read")
+        if len(item.attrs) > MAX_ATTRIBUTES:
+            raise DemoFormatError(f"{where}: {len(item.attrs)} attributes; at most {MAX_ATTRIBUTES} are read")
         if odd := [key for key in item.attrs if not isinstance(key, str)]:
             raise DemoFormatError(f"{where}: an attribute is named {odd[0]!r}; expected UTF-8 text")
         return {key: _plain(value, f"{where}: attribute {key}") for key, value in item.attrs.items()}

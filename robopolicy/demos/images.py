@@ -4,7 +4,7 @@ import numpy as np
 
 from robopolicy.types import DemoFormatError
 
-LEAST_PX = 8
+MIN_PX = 8
 """Arrays with a smaller side are not treated as images [pixels]."""
 
 
@@ -61,14 +61,14 @@ def _layout(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
     """Layout of one image: color (channels last), first (channels first), gray, or gray with a channel axis; None: no image."""
     if dtype != np.uint8 and dtype.kind != "f":
         return None
-    if len(shape) == 2 and min(shape) >= LEAST_PX and dtype == np.uint8:
+    if len(shape) == 2 and min(shape) >= MIN_PX and dtype == np.uint8:
         return "gray"
     if len(shape) != 3:
         return None
     for place, name in ((2, ("color", "gray last")), (0, ("first", "gray first"))):
         sides = shape[:2] if place == 2 else shape[1:]
         if shape[place] in (1, 3) and (
-            min(sides) >= LEAST_PX or (dtype == np.uint8 and shape[place] == 3 and place == 2)
+            min(sides) >= MIN_PX or (dtype == np.uint8 and shape[place] == 3 and place == 2)
         ):
             return name[0] if shape[place] == 3 else name[1]
     return None

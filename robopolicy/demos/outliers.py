@@ -15,7 +15,7 @@ from robopolicy.demos.formats.base import is_image
 from robopolicy.demos.idle import DEFAULT_RATE_HZ, IdleSteps, runs
 from robopolicy.types import ActionSpec, Demo
 
-LEAST_DEMOS = 8
+MIN_DEMOS = 8
 """Smallest number of demos in which outliers are reported."""
 IDLE_S = 1.0
 """Shorter stretches without motion are not reported [s]."""
@@ -27,15 +27,15 @@ MOVING = 0.8
 """Smallest fraction of a frozen stretch during which the robot is commanded to move."""
 OUTLIER = 5.0
 """Distance of an outlier's logarithm from the median [robust standard deviations, 1.4826 x median absolute deviation]."""
-LEAST_SPREAD = 0.05
+MIN_SPREAD = 0.05
 """Smallest robust standard deviation of the logarithm, so that in similar demos a few percent do not count as an outlier."""
 LENGTH_RATIO, TREMOR_RATIO, SPIKE_RATIO = 2.0, 1.5, 3.0
 """Smallest ratio of an outlier to the median: of lengths, of the actions' mean jerk, and of their largest jerk."""
 GLITCH, GLITCH_RATIO = 0.5, 3.0
-"""A single reading is off by more than this fraction of its key's usual range, and by more than this factor times the 90th
-percentile over the demos."""
+"""A single reading is reported if it is off by more than this fraction of its key's usual range, and by more than this factor
+times the 90th percentile over the demos."""
 RANGE_RATIO = 3.0
-"""A column leaves its usual range by more than this factor times the usual range of its key."""
+"""A column is reported if it leaves its usual range by more than this factor times the usual range of its key."""
 
 
 class SetComparison:
@@ -82,7 +82,7 @@ class SetComparison:
         yield from _jerks(actions, spec)
         yield from self._frozen(actions, idle, rate_hz)
         for key, known in self._keys.items():
-            if len(known) >= LEAST_DEMOS:
+            if len(known) >= MIN_DEMOS:
                 yield from _readings(key, known)
         yield from self._drifts()
 
@@ -106,7 +106,7 @@ class SetComparison:
 
     def _drifts(self) -> Iterator[Finding]:
         for key, known in self._keys.items():
-            if len(known) >= LEAST_DEMOS:
+            if len(known) >= MIN_DEMOS:
                 first, low, high, _ = np.stack(list(known.values()), axis=1)
                 for text in column_drifts(key, first, np.subtract(*_usual(low, high)[::-1])):
                     yield Finding("note", text, None, ("--drop-keys", key))
@@ -145,7 +145,7 @@ def _jerks(actions: Mapping[str, np.ndarray], spec: ActionSpec) -> Iterator[Find
     """Demos whose commanded motion has more jerk than that of the others, on average or at a single step."""
     joints = list(spec.joint_columns)
     rows = {name: values[:, joints].astype(np.float64) for name, values in actions.items() if len(values) > 3}
-    if not joints or len(rows) < LEAST_DEMOS:
+    if not joints or len(rows) < MIN_DEMOS:
         return
     targets = spec.kind == "absolute" and spec.space != "joint_velocity"
     speeds = {name: np.diff(values, axis=0) if targets else values for name, values in rows.items()}
@@ -196,11 +196,11 @@ def _single_readings(rows: np.ndarray) -> np.ndarray:
 
 def _outliers(values: Mapping[str, float], least_ratio: float, above: bool = False) -> Iterator[tuple[str, float]]:
     """Names whose value is far from the median, with its ratio to the median; `above`: only larger values."""
-    if len(values) < LEAST_DEMOS:
+    if len(values) < MIN_DEMOS:
         return
     logarithms = np.log(np.maximum(list(values.values()), 1e-12))
     middle = np.median(logarithms)
-    spread = max(1.4826 * float(np.median(np.abs(logarithms - middle))), LEAST_SPREAD)
+    spread = max(1.4826 * float(np.median(np.abs(logarithms - middle))), MIN_SPREAD)
     for name, distance in zip(values, logarithms - middle, strict=True):
         far = distance if above else abs(distance)
         if far > OUTLIER * spread and far > np.log(least_ratio):

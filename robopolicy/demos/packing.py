@@ -12,7 +12,7 @@ from robopolicy import __version__
 from robopolicy.types import STEP_ARRAYS, ActionSpec, Demo, DemoFormatError
 
 DEMO_NAME = re.compile(r"demo_(\d+)")
-"""robomimic sorts demos by the integer behind `demo_`."""
+"""robomimic sorts demos by the integer after `demo_`."""
 CHECKSUMS = "checksums"
 """Attribute with checksums: of the whole file, as text; of a demo, as JSON (name of each part -> its checksum)."""
 IMAGE_CHUNK_FRAMES = 8
@@ -80,7 +80,7 @@ def write_rows(group: h5py.Group, key: str, values: np.ndarray) -> None:
 
 
 def demo_number(name: str, where: str) -> int:
-    """The number behind `demo_`.
+    """The number after `demo_`.
 
     Raises:
         DemoFormatError: the name is not `demo_<i>`; `where` begins the message.

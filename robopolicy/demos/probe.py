@@ -35,9 +35,9 @@ READ_BYTES = 64 * 2**20
 """Amount of data that is read in full [bytes]; of further datasets only the first and the last row are read."""
 MEMORY_BYTES = 4 * 2**30
 """Limit on the child's address space [bytes]."""
-SMALL_BYTES, GREATEST_RATIO = 256 * 2**20, 100
-"""A file may declare at most SMALL_BYTES + GREATEST_RATIO * file size of data [bytes], which bounds its readers' memory."""
-GREATEST_DEPTH = 8
+SMALL_BYTES, MAX_RATIO = 256 * 2**20, 100
+"""A file may declare at most SMALL_BYTES + MAX_RATIO * file size of data [bytes], which bounds its readers' memory."""
+MAX_DEPTH = 8
 """Largest nesting depth of groups; deeper ones are refused."""
 CHUNK_BYTES = 2**20
 """Larger compressed chunks are decompressed as a test; smaller ones can't exceed about 1 GiB (zlib: at most 1032 : 1)."""
@@ -172,7 +172,7 @@ def fault(path: str, alive: Callable[[], object]) -> str | None:
                 attributes_of(item, name)
                 if isinstance(item, h5py.Dataset):
                     declared += _declared_bytes(name, item)
-                    if declared > SMALL_BYTES + GREATEST_RATIO * held:
+                    if declared > SMALL_BYTES + MAX_RATIO * held:
                         text = f"{name} declares {item.nbytes} bytes, {declared} with those before"
                         raise UnsafeFileError(f"{text}; the file holds {held}; refused")
                     # A dataset with several names is read once, but declared for each: its readers would read each.
@@ -198,8 +198,8 @@ def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]
             name = f"{prefix}/{key}" if prefix else key
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise UnsafeFileError(f"{name} is a link to elsewhere; refused, since it may read any file here")
-            if name.count("/") > GREATEST_DEPTH:
-                raise UnsafeFileError(f"groups nested more than {GREATEST_DEPTH} deep at {name}; refused")
+            if name.count("/") > MAX_DEPTH:
+                raise UnsafeFileError(f"groups nested more than {MAX_DEPTH} deep at {name}; refused")
             item = group[key]
             if isinstance(item, h5py.Dataset):
                 yield name, item

@@ -71,7 +71,7 @@ def _times(path: Path) -> list[tuple[Any, ...]]:
 
 EDITS = "edits"
 """Attribute of a demo file that `edit` wrote: JSON {"history": [...]}, the newest edit last."""
-GREATEST_HISTORY = 2**15
+MAX_HISTORY = 2**15
 """Largest number of characters; beyond it the oldest edits are dropped. HDF5 holds attributes of up to 64 KiB."""
 NAMED_SOURCES = 20
 """Largest number of source files that are named in one edit."""
@@ -91,8 +91,8 @@ def edit_history(sources: Sequence[tuple[Path, Mapping[str, Any]]], operations: 
     files = [{"name": path.name, **fingerprint(path)} for path, _ in sources]
     named = files[:NAMED_SOURCES] + ([{"and": len(files) - NAMED_SOURCES}] if len(files) > NAMED_SOURCES else [])
     history.append({"version": __version__, "sources": named, **operations})
-    while len(text := json.dumps({"history": history})) > GREATEST_HISTORY and len(history) > 1:
+    while len(text := json.dumps({"history": history})) > MAX_HISTORY and len(history) > 1:
         history.pop(0)
-    if len(text) > GREATEST_HISTORY:
+    if len(text) > MAX_HISTORY:
         return json.dumps({"history": [{"sources": named, "edit": "too long to keep"}]})
     return text

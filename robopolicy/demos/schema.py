@@ -10,26 +10,26 @@ from typing import Any, TypeAlias, get_args
 from robopolicy.action_spec import ActionKind, ActionSpace
 from robopolicy.types import ActionSpec, DemoFormatError, one_line
 
-GREATEST_DEPTH = 16
+MAX_DEPTH = 16
 """JSON nested deeper than this is refused."""
-GREATEST_CHARS = 2**24
+MAX_CHARS = 2**24
 """Largest number of characters of a JSON text that is read."""
-GREATEST_PATH = 512
+MAX_PATH = 512
 """Largest length of a path within a data set [characters]."""
-GREATEST_WIDTH = 4096
+MAX_WIDTH = 4096
 """Largest number of columns of an action row."""
 
 Check: TypeAlias = Callable[[Any], bool]
 
 
 def json_object(text: Any, where: str) -> dict[str, Any]:
-    """The JSON object in an attribute: finite numbers of 64 bits, nested no deeper than `GREATEST_DEPTH`.
+    """The JSON object in an attribute: finite numbers of 64 bits, nested no deeper than `MAX_DEPTH`.
 
     Raises:
         DemoFormatError: the text is not such an object; the message begins with `where`.
     """
     try:
-        if not isinstance(text, str) or len(text) > GREATEST_CHARS:
+        if not isinstance(text, str) or len(text) > MAX_CHARS:
             raise ValueError(f"{type(text).__name__} where JSON text is expected")
         found = json.loads(text)
         _require_plain(found, 0)
@@ -91,7 +91,7 @@ def _are_objects(value: Any) -> bool:
 
 
 def _is_column(value: Any) -> bool:
-    return is_integer(value) and 0 <= value < GREATEST_WIDTH
+    return is_integer(value) and 0 <= value < MAX_WIDTH
 
 
 def _are_columns(value: Any) -> bool:
@@ -112,7 +112,7 @@ def json_file(path: Path) -> dict[str, Any]:
     """The JSON object in a file, as `json_object`.
 
     Raises:
-        DemoFormatError: it is something else.
+        DemoFormatError: the file holds something else.
     """
     return json_object(text_of(path), path.name)
 
@@ -121,11 +121,11 @@ def text_of(path: Path) -> str:
     """The text of a small file.
 
     Raises:
-        DemoFormatError: not a regular file of at most `GREATEST_CHARS` bytes of UTF-8.
+        DemoFormatError: not a regular file of at most `MAX_CHARS` bytes of UTF-8.
     """
     try:
-        if not path.is_file() or path.stat().st_size > GREATEST_CHARS:
-            raise OSError(f"missing, or not a file of at most {GREATEST_CHARS} bytes")
+        if not path.is_file() or path.stat().st_size > MAX_CHARS:
+            raise OSError(f"missing, or not a file of at most {MAX_CHARS} bytes")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DemoFormatError(f"{path.name}: can't be read ({error})") from None
@@ -162,9 +162,9 @@ def filled(template: str, values: Mapping[str, str | int], where: str) -> str:
         return str(values[field["name"]]).rjust(int(field["width"] or 0), "0")
 
     text = re.sub(r"\{(?P<name>[a-z_]+)(?::0(?P<width>\d{1,2})d)?\}", put, template)
-    if "{" in text or "}" in text or "\0" in text or len(text) > GREATEST_PATH:
+    if "{" in text or "}" in text or "\0" in text or len(text) > MAX_PATH:
         raise DemoFormatError(
-            f"{where}: {template[:80]!r} is not a template of at most {GREATEST_PATH} characters; "
+            f"{where}: {template[:80]!r} is not a template of at most {MAX_PATH} characters; "
             "expected fields such as {episode_index:06d}"
         )
     return text
@@ -197,8 +197,8 @@ LEROBOT_FEATURE: dict[str, tuple[str, Check]] = {
     "shape": ("a list of whole numbers", list_of(lambda value: is_integer(value) and 0 < value <= 2**16)),
 }
 ACTION_SPEC: dict[str, tuple[str, Check]] = {
-    "arm": (f"columns below {GREATEST_WIDTH}", _are_columns),
-    "gripper": (f"columns below {GREATEST_WIDTH}", _are_columns),
+    "arm": (f"columns below {MAX_WIDTH}", _are_columns),
+    "gripper": (f"columns below {MAX_WIDTH}", _are_columns),
     "constant": ("an object of column -> number", _are_constants),
     "gripper_values": ("a list of pairs of numbers", list_of(list_of(is_number, 2))),
     "continuous_gripper": ("a list of columns", list_of(_is_column)),
@@ -220,8 +220,8 @@ def _require_fields(found: Mapping[str, Any], fields: Mapping[str, tuple[str, Ch
 
 
 def _require_plain(value: Any, depth: int) -> None:
-    if depth > GREATEST_DEPTH:
-        raise ValueError(f"nested more than {GREATEST_DEPTH} deep")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not is_number(value):
         raise ValueError("a number is not finite, or beyond 64 bits")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

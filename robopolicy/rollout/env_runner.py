@@ -61,7 +61,7 @@ class Session:
             self._success["return"] = getattr(getattr(self.env, "spec", None), "reward_threshold", None)
             if self._success["return"] is None:
                 raise EnvSetupError(
-                    "success: {return: threshold}, but the environment states none; give success: {return: LEAST}"
+                    "success: {return: threshold}, but the environment states none; give success: {return: MINIMUM}"
                 )
         self._starts = load_starts(spec.get("start_states"))
 
@@ -163,7 +163,7 @@ class Session:
         if not found:
             raise EnvSetupError(
                 f"info has no {' or '.join(names)} (it has: {', '.join(map(str, info)) or 'nothing'}); the map could say "
-                f"success: {{info: KEY}}, {{reward: LEAST}}, {{return: LEAST}}, {{terminated: true}} or {{method: NAME}}"
+                f"success: {{info: KEY}}, {{reward: MINIMUM}}, {{return: MINIMUM}}, {{terminated: true}} or {{method: NAME}}"
             )
         return bool(np.all(np.asarray(found[0]) >= signal.get("at_least", 0.5)))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robopolicy.components import ConfigError, build, require
 from robopolicy.demos.actions import infer_action_spec
-from robopolicy.demos.findings import LEAST_STROKE, gripper_findings
+from robopolicy.demos.findings import MIN_STROKE, gripper_findings
 from robopolicy.demos.formats import DemoReader
 from robopolicy.demos.rows import DemoRows, TokenPooling, read_flags, row_types
 from robopolicy.experiment.config import DataConfig
@@ -148,7 +148,7 @@ def _ends(actions: np.ndarray, column: int, ends: tuple[float, float]) -> tuple[
     low, high = float(actions.min()), float(actions.max())
     beyond = low < -1.002 or high > 1.002
     # Values that are never negative, or that span little of -1 .. 1, are openings in metres or fractions.
-    opening = high > low and (low >= 0 or high - low < LEAST_STROKE * 2)
+    opening = high > low and (low >= 0 or high - low < MIN_STROKE * 2)
     if ends != (-1.0, 1.0) or not (beyond or opening):
         return ends
     LOG.info("gripper   action %d holds %g .. %g; the first end is taken to be %g", column, low, high, high)

@@ -79,7 +79,7 @@ class Bridge:
         return self._newest[topic]
 
     def wait_for(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait for messages until `ready()`; whether it became so within `timeout_s`.
+        """Wait for messages until `ready()` is True; returns whether that happened within `timeout_s`.
 
         Raises:
             RobotError: a message could not be decoded.

@@ -150,7 +150,7 @@ def joint_trajectory(
 def _time(seconds: float) -> dict[str, int]:
     """A time or duration under the field names of ROS 2 and of ROS 1.
 
-    Both servers ignore the names of the other one; without its own, a server of ROS 1 takes a duration as zero.
+    Each server ignores the other version's names. A ROS 1 server takes a duration without its own names as zero.
     """
     sec, nanosec = divmod(round(1e9 * seconds), 10**9)
     return {"sec": sec, "nanosec": nanosec, "secs": sec, "nsecs": nanosec}

@@ -205,7 +205,7 @@ class RosbridgeRobot:
         directions = len(self.profile.base_velocity)
         if not directions:
             raise ConfigError(f"robot: base_topic {topic}: the profile {self.profile.name} has no `base_velocity`")
-        _ros.base_twist(np.zeros(directions))  # whether there is a Twist of them
+        _ros.base_twist(np.zeros(directions))  # raises if a Twist can't have this number of directions
         return self._bridge.publisher(topic, "geometry_msgs/Twist")
 
     def _openings_m(self) -> Float[np.ndarray, " grippers"]:

@@ -21,7 +21,7 @@ from robopolicy.types import Demo, DemoFormatError
 
 STORED = ("arrow", "parquet")
 """Values of `data_format` of such data sets."""
-GREATEST_BYTES = 2**33
+MAX_BYTES = 2**33
 """Largest total size of an episode's files [bytes]."""
 
 
@@ -65,10 +65,10 @@ class ArrowReader(DemoReader):
         folder = self._folder / name.removeprefix("demo_")
         files = sorted(item for item in folder.iterdir() if item.suffix.lstrip(".") in STORED)
         size = sum(file.stat().st_size for file in files)
-        if not files or any(file.is_symlink() for file in files) or size > GREATEST_BYTES:
+        if not files or any(file.is_symlink() for file in files) or size > MAX_BYTES:
             raise DemoFormatError(
                 f"{where}: found {len(files)} files, {size} bytes in total; expected regular .arrow or .parquet files (no "
-                f"links) of at most {GREATEST_BYTES} bytes"
+                f"links) of at most {MAX_BYTES} bytes"
             )
         table = dataset.dataset(files, format=files[0].suffix.lstrip(".")).to_table().combine_chunks()
         found = dict(_columns(table.column("observations").chunk(0), ""))

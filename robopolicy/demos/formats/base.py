@@ -112,7 +112,7 @@ class DemoFormat:
         raise NotImplementedError
 
     def open(self, path: Path) -> DemoReader:
-        """A reader of it.
+        """A reader of the file or folder.
 
         Raises:
             DemoFormatError: it is of this format, but can't be used.
@@ -156,7 +156,7 @@ class Omissions:
         self._found.update(f"the observation {key}" for key in keys)
 
     def lines(self) -> list[str]:
-        """One line for each kind of thing left out; the action spec and the filter keys are the format's to report."""
+        """One line for each kind of thing left out; the format itself reports the action spec and the filter keys."""
         lines = [
             f"{self._format_name} has no place for {what}: left out of {count} of {self._demos} demos"
             for what, count in sorted(self._found.items())

@@ -24,7 +24,7 @@ from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.images import as_image
 from robopolicy.demos.packing import by_number
 from robopolicy.demos.probe import open_hdf5
-from robopolicy.demos.schema import GREATEST_CHARS, action_spec_from, json_file, json_object, list_of
+from robopolicy.demos.schema import MAX_CHARS, action_spec_from, json_file, json_object, list_of
 from robopolicy.types import Demo, DemoFormatError
 
 EPISODE = re.compile(r"episode_(\d+)")
@@ -221,4 +221,4 @@ def _main_file(folder: Path) -> Path | None:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """The metadata that newer versions of Minari write beside the HDF5 file; empty if the file is too large to be read."""
-    return json_file(path) if path.is_file() and path.stat().st_size <= GREATEST_CHARS else {}
+    return json_file(path) if path.is_file() and path.stat().st_size <= MAX_CHARS else {}
