@@ -43,7 +43,7 @@ class EnvMap:
     action: ActionMap = field(default_factory=ActionMap)
     """How action rows become the environment's actions."""
     success: Mapping[str, Any] = field(default_factory=dict)
-    """One signal: `info: KEY` (>= `at_least`, default 0.5), `reward: MINIMUM`, `return: MINIMUM` (`threshold`: gymnasium's own),
+    """Signal: `info: KEY` (>= `at_least`, default 0.5), `reward: MINIMUM`, `return: MINIMUM` (`threshold`: gymnasium's own),
     `terminated: true` or `method: NAME`; default: the info key `is_success` or `success`. It must hold for `hold_steps`
     consecutive steps (default 1): at any time (`when: any`, the default; the episode then ends, unless `stop: false`), or up
     to the episode's end (`when: end`)."""
