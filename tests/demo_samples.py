@@ -20,7 +20,7 @@ LENGTHS = (9, 6, 7)
 
 
 def images(steps: int, height: int = 16, width: int = 24, seed: int = 0) -> np.ndarray:
-    """Smooth colourful frames, which survive video and JPEG, with a bright bar that moves one row a step from the top."""
+    """Smooth colorful frames, which survive video and JPEG, with a bright bar that moves one row a step from the top."""
     y, x = np.mgrid[:height, :width]
     frames = np.stack(
         [np.stack([4 * y + 3 * t, 5 * x + seed, 90 + 2 * x - y], axis=-1) % 200 for t in range(steps)]

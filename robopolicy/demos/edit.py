@@ -117,7 +117,7 @@ def edit_demos(
         if unknown := [name for name in changes.instructions if name not in merged.names]:
             raise DemoFormatError(f"no demo {unknown[0]!r} to give an instruction to; there are {listed(merged.names)}")
         operations = {key: value for key, value in asdict(changes).items() if value and key != "instructions"}
-        operations |= {"relabelled": len(changes.instructions)} if changes.instructions else {}
+        operations |= {"relabeled": len(changes.instructions)} if changes.instructions else {}
         readers = [(reader.path, reader.attributes) for reader in opened]
         parts = parts_of(outputs, names, merged.filter_keys, changes.seed)
         keys = parts_of(changes.filter_keys, names, merged.filter_keys, changes.seed)

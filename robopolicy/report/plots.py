@@ -1,4 +1,4 @@
-"""Plots as inline SVG: readable axes and distinguishable colours."""
+"""Plots as inline SVG: readable axes and distinguishable colors."""
 
 import html
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 COLORS = tuple(f"var(--c{place})" for place in range(6))
-"""Colours that the page's style defines, for light and dark."""
+"""Colors that the page's style defines, for light and dark."""
 LEFT, TOP, BOTTOM, SIDE = 50, 10, 36, 16
 """Margins for the labels of the axes, and around a whole drawing [pixels]."""
 

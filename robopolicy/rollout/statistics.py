@@ -168,10 +168,10 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
             f"{successes} successes of {episodes} episodes; expected 0 <= successes <= episodes, episodes > 0"
         )
     rate, spread = successes / episodes, Z**2 / episodes
-    centre = (rate + spread / 2) / (1 + spread)
+    center = (rate + spread / 2) / (1 + spread)
     half = Z * math.sqrt(rate * (1 - rate) / episodes + spread / (4 * episodes)) / (1 + spread)
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == episodes else centre + half
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == episodes else center + half
     return low, high
 
 

@@ -1,7 +1,7 @@
 """Our MuJoCo simulator: scene, physics, tasks, renderer, environments, scripted experts.
 
-Importing it registers each task with gymnasium, as `robopolicy/<Task>-v0`; a task that a plug-in registers later is
-registered with gymnasium at that moment.
+Importing this package registers each task with gymnasium, as `robopolicy/<Task>-v0`. The task of a plug-in is registered with
+gymnasium when the plug-in registers it.
 """
 
 import gymnasium

@@ -26,7 +26,7 @@ BESIDE_THE_BODIES = (
     *("sensors", "actuators", "tendons", "equalities", "keys", "pairs", "excludes"),
     *("materials", "textures"),
 )
-"""Elements of an MJCF that say nothing about its links, and may name others that are deleted."""
+"""Elements of an MJCF that don't describe its links, and may refer to elements that are deleted here."""
 
 
 JOINT_KINDS = ("floating", "ball", "prismatic", "revolute")
@@ -42,7 +42,7 @@ def profile_values(path: Path, tool: str | None = None, base: str | None = None)
         base: link that is the base; None: the root.
 
     Raises:
-        ValueError: it is no such file, the chain holds a joint that is not revolute, or a joint has no limits.
+        ValueError: the file is neither, the chain holds a joint that is not revolute, or a joint has no limits.
     """
     speeds, model = _speeds(path), _model(path)
     data = _at_rest(model)
@@ -123,7 +123,7 @@ def _arm(model: Any, tool: str | None, base: str | None, where: str) -> tuple[li
 
 
 def _path(model: Any, body: int, base: int) -> list[int]:
-    """The bodies from the base, which is left out, to this one; empty if it does not hang on the base."""
+    """The bodies from the base (excluded) to this one; empty if this one is not a descendant of the base."""
     path: list[int] = []
     while body not in (0, base):
         path.insert(0, body)
@@ -165,9 +165,9 @@ def _roll_pitch_yaw(rotation: np.ndarray) -> list[float]:
 def capsules_of(path: Path, profile: RobotProfile, base: str | None = None) -> tuple[Capsule, ...]:
     """Capsules that cover the collision shapes of an arm, or all shapes of a link that has no collision shapes.
 
-    A capsule, a sphere and a cylinder become one of the same radius; a box or mesh the tightest along its longest axis. What
-    hangs on other joints, such as fingers, counts as a part of the link that carries it, at joint position 0. Meshes that
-    do not lie beside the description are left out.
+    A capsule, sphere or cylinder becomes a capsule of the same radius; a box or mesh becomes the tightest capsule along its
+    longest axis. Bodies on other joints, such as fingers, count as parts of the link that carries them, at joint position 0.
+    Meshes whose files are missing are left out.
 
     Args:
         path: URDF or MJCF file.
@@ -209,7 +209,7 @@ def capsules_of(path: Path, profile: RobotProfile, base: str | None = None) -> t
 
 
 def _model(path: Path) -> Any:
-    """The description's compiled model: links, joints, sites and collision shapes, without meshes that are not there."""
+    """The description's compiled model: links, joints, sites and collision shapes, without meshes whose files are missing."""
     import mujoco
 
     try:
@@ -246,7 +246,7 @@ def _model(path: Path) -> Any:
 
 
 def _at_rest(model: Any) -> Any:
-    """The model's data with every joint where the description draws it."""
+    """The model's data with every joint in the position in which the description draws it."""
     import mujoco
 
     data = mujoco.MjData(model)
@@ -273,13 +273,13 @@ def _segment(model: Any, geom: int) -> tuple[float, float, np.ndarray] | None:
     frame = np.eye(4)
     frame[:3, :3] = rotation.T
     along = (points - middle) @ rotation.T
-    centre = np.r_[(along[:, :2].min(0) + along[:, :2].max(0)) / 2, 0.0]
-    aside = np.linalg.norm(along[:, :2] - centre[:2], axis=1)
+    center = np.r_[(along[:, :2].min(0) + along[:, :2].max(0)) / 2, 0.0]
+    aside = np.linalg.norm(along[:, :2] - center[:2], axis=1)
     radius = float(aside.max())
     reach = np.sqrt(np.maximum(radius**2 - aside**2, 0.0))  # a vertex beside the axis is covered by the round end
     top, bottom = (along[:, 2] - reach).max(), (along[:, 2] + reach).min()
-    centre[2], half = (top + bottom) / 2, max(0.0, float(top - bottom) / 2)
-    frame[:3, 3] = middle + rotation.T @ centre
+    center[2], half = (top + bottom) / 2, max(0.0, float(top - bottom) / 2)
+    frame[:3, 3] = middle + rotation.T @ center
     return half, radius, frame
 
 

@@ -32,7 +32,7 @@ NOT_RECORDED = np.zeros(0)
 
 @runtime_checkable
 class DeviceActor(Protocol):
-    """Computes the actions of all worlds at every control step, on their device."""
+    """Computes the actions of all worlds at every control step, on the worlds' device."""
 
     def reset(self, done: Tensor, rows: Tensor, /) -> None:
         """Reset the worlds where `done` (N,) is True; the episode with seed number `rows` (N,) begins there."""
@@ -59,7 +59,7 @@ class DevicePolicyActor:
         self._generator = noise_for(policy, execution)
         stride = policy.spec.frame_stride
         self._states = [policy.initial_state(env.num_envs) for _ in range(stride)]
-        self._ticks = [Captured(self._think) for _ in range(stride)]
+        self._ticks = [Captured(self._tick) for _ in range(stride)]
         self._texts: Tensor | None = None
         self._tick = 0
 
@@ -90,7 +90,7 @@ class DevicePolicyActor:
             action = self._execution.action(infer)
         return action, action
 
-    def _think(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def _tick(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One tick with plain tensors in and out."""
         count, history = len(self.policy.obs), self._states[0].history
         obs = dict(zip(self.policy.obs, tensors[:count], strict=True))

@@ -24,7 +24,7 @@ from robopolicy.sim.worlds import Worlds
 from robopolicy.types import Array
 
 FARTHEST = 1e3
-"""Bound of the observation space [m]: an object that falls off the table ends the episode long before."""
+"""Bound of the observation space [m]: an object that falls off the table ends the episode long before it is so far away."""
 
 
 @dataclass(frozen=True)

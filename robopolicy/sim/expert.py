@@ -121,7 +121,7 @@ class ActionNoise(Options):
     std: float = option(0.25, ">= 0")
     """Standard deviation of the jitter on the arm's displacement, in the action's units of [-1, 1]; 0 is off."""
     rotation_std: float = option(0.02, ">= 0")
-    """The same for the rotation, in which policies make smaller errors."""
+    """The same for the rotation; smaller, since policies make smaller errors in it."""
     share: float = option(0.7, "0 .. 1")
     """Share of the steps with jitter."""
     push_std: float = option(0.4, ">= 0")

@@ -1,6 +1,6 @@
 """Domain randomization: appearance, physics and noise of each episode, drawn from its seed alone.
 
-Values drawn once per episode (placement, colours, light, camera, friction, mass, latency) change the initial state and
+Values drawn once per episode (placement, colors, light, camera, friction, mass, latency) change the initial state and
 fields of the MuJoCo model, which every `Physics` supports. Noise differs at each step. It is computed from the episode's
 seed and the step number, so worlds need no generator state, and on a GPU nothing is copied from the host.
 """
@@ -112,7 +112,7 @@ class Randomization(Options):
         return Change(joints, turn, delay, {name: drawn[name] for name in self.fields})
 
     def _looks(self, scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Colours, lights and cameras."""
+        """Colors, lights and cameras."""
         model = scene.model
         rgba = model.geom_rgba.astype(np.float64)
         rgba[:, :3] = np.clip(rgba[:, :3] + self.color * rng.uniform(-1, 1, (model.ngeom, 3)), 0, 1)

@@ -28,7 +28,7 @@ PHYSICS_DT = 0.005
 
 @dataclass(frozen=True)
 class SceneRobot:
-    """A robot that scenes are built with: its MJCF, whose actuators are the joints and then two fingers a gripper."""
+    """A robot from which scenes are built. The actuators in its MJCF are the joints, then two fingers per gripper."""
 
     part: str
     """File in `assets`, without `.xml`."""
@@ -70,7 +70,7 @@ PANDA = SceneRobot(
     ),
     cameras=("front", "wrist"),
 )
-"""One arm, 20 Hz as robosuite and LIBERO; gripper -1 open, +1 closed. Its home points the open hand straight down at x 0.45,
+"""One arm, 20 Hz as in robosuite and LIBERO; gripper -1 open, +1 closed. At home, the open hand points straight down at x 0.45,
 y 0, z 0.22 m."""
 _SIDES = ("left", "right")
 _VIPERX = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -101,7 +101,7 @@ CAMERAS = PANDA.cameras
 
 @dataclass(frozen=True)
 class Scene:
-    """A compiled model and where its parts are.
+    """A compiled model, and the addresses of its parts.
 
     In `qpos` the robot's joints and fingers come first (of one arm: 7, then 2), then 7 numbers for each free object, then
     other joints.

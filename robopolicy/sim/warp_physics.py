@@ -64,7 +64,7 @@ class WarpStage:
         num_worlds: N.
         device: `cpu`, `cuda` or `cuda:<n>`.
         fields: Names of model fields that differ between worlds.
-        nconmax: Size of the shared contact buffer, per world on average [contacts].
+        nconmax: Size of the shared contact buffer, as an average per world [contacts].
         njmax: Size of each world's constraint buffer [rows].
     """
 

@@ -151,7 +151,7 @@ def _differences(policy: ChunkPolicy, begun: ChunkPolicy) -> Iterator[str]:
         spread = (new.scale / old.scale).clamp(min=1e-6)
         place, wide = int(moved.argmax()), int(spread.log().abs().argmax())
         yield (
-            f"          {key}: centre moved by {float(moved[place]):.2g} of its scale (dimension {place}), scale times "
+            f"          {key}: center moved by {float(moved[place]):.2g} of its scale (dimension {place}), scale times "
             f"{float(spread[wide]):.2g} (dimension {wide})"
         )
     (new_offset, new_scale), (offset, scale) = (each.action_normalizer._scaling for each in (policy, begun))

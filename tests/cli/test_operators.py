@@ -1,4 +1,4 @@
-"""`robopolicy run --intervene`: from a takeover to a demo file to a training that favours it."""
+"""`robopolicy run --intervene`: from a takeover to a demo file to a training that favors it."""
 
 import json
 from pathlib import Path

@@ -95,7 +95,7 @@ def test_control_steps_equal_those_of_the_c_engine(physics, scene):
 
 
 def test_reset_of_some_worlds_leaves_the_rest_bit_equal(physics, scene):
-    """Guards against: an episode's end in one world that disturbs its neighbours, then or later."""
+    """Guards against: an episode's end in one world that disturbs its neighbors, then or later."""
     qpos, mocap_pos = start(physics, scene)
     states = (physics.qpos, physics.qvel, physics.mocap_pos)
     mask = np.array([True, False, True, False])
@@ -140,7 +140,7 @@ def test_bodies_moved_by_hand_are_where_they_were_put(physics, scene):
 
 
 def test_worlds_keep_their_own_model_fields(physics, scene):
-    """Guards against: friction or colours of one world in another, which would make an episode depend on its neighbours."""
+    """Guards against: friction or colors of one world in another, which would make an episode depend on its neighbors."""
     mask = np.array([False, True, False, False])
     friction = np.repeat(scene.model.geom_friction[None] * 0.0 + 0.01, WORLDS, 0)
     physics.change(given(physics, mask), {"geom_friction": given(physics, friction)})
@@ -151,7 +151,7 @@ def test_worlds_keep_their_own_model_fields(physics, scene):
 
 
 def test_numbers_that_are_none_are_a_fault_of_their_world_alone_until_its_reset(physics, scene, tmp_path, monkeypatch):
-    """Guards against: an episode gone wrong that counts, or spoils its neighbours."""
+    """Guards against: an episode gone wrong that counts, or spoils its neighbors."""
     monkeypatch.chdir(tmp_path)  # where MuJoCo writes its log
     qpos, mocap_pos = start(physics, scene)
     physics.qvel[2, 3] = float("nan")

@@ -222,7 +222,7 @@ def test_a_held_episode_rests_with_its_gripper_as_it_was():
 
 
 def test_a_reset_of_one_episode_leaves_the_others_bit_equal():
-    """Guards against: replanning everyone when one episode ends, so that a result depends on its neighbours."""
+    """Guards against: replanning everyone when one episode ends, so that a result depends on its neighbors."""
     offered = chunks(10, (2,), 6, 3)
     alone, together = (ChunkExecutor(6, CONTROL_DT, RecedingOptions(3), batch=n, action_spec=SPEC) for n in (1, 2))
     for step in range(10):

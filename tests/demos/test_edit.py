@@ -138,7 +138,7 @@ def test_demos_of_one_name_are_renumbered_with_their_masks(tiny_demos, tmp_path)
         assert_same(merged.read("demo_6"), replace(file.read("demo_4"), name="demo_6"))
 
 
-def test_demos_and_keys_are_chosen_renamed_and_relabelled(tiny_demos, tmp_path):
+def test_demos_and_keys_are_chosen_renamed_and_relabeled(tiny_demos, tmp_path):
     """Guards against: a change that touches another demo, or another array of the demo."""
     changes = Edit(
         select=["train"],

@@ -28,7 +28,7 @@ ENV_ARGS += [
 ]
 ENV_ARGS += ['{"rate": NaN}', '{"rate": 1e999}', '{"seed": ' + "1" * 400 + "}"]
 SPECS = ["[]", "null", '{"arm": 1000000000}', '{"arm": [0, 1, 1000000000]}', '{"arm": -1}', '{"arm": "six"}']
-SPECS += ['{"rate_hz": Infinity}', '{"rate_hz": 1e308}', '{"rate_hz": "20"}', '{"constant": {"x": 1}}', '{"colour": 1}']
+SPECS += ['{"rate_hz": Infinity}', '{"rate_hz": 1e308}', '{"rate_hz": "20"}', '{"constant": {"x": 1}}', '{"color": 1}']
 SPECS += [
     '{"gripper_values": [[1]]}',
     '{"kind": []}',

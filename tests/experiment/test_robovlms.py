@@ -181,8 +181,8 @@ def written_action(model, pixels, numbers):
         hidden = model.model.language_model(inputs_embeds=sequence, attention_mask=mask).last_hidden_state
         words.append(int((hidden[0, -1] @ model.lm_head.weight.T).argmax()))
     edges = np.linspace(-1, 1, BINS)
-    centres = (edges[:-1] + edges[1:]) / 2
-    action = centres[np.clip(32 - 3 - 10 - np.array(words) - 1, 0, BINS - 2)]
+    centers = (edges[:-1] + edges[1:]) / 2
+    action = centers[np.clip(32 - 3 - 10 - np.array(words) - 1, 0, BINS - 2)]
     action[-1] = 1 if action[-1] > 0 else -1
     return action
 
@@ -225,18 +225,18 @@ def test_the_words_of_the_discrete_decoder_become_its_actions(discrete, backbone
             expected = written_action(writer, pixels, [4, *(WORDS[word] for word in instruction.split())])
             np.testing.assert_allclose(rows[entry, 0], expected * [*[0.5] * 6, 1], atol=1e-5)
             places |= set(expected[:6])
-    assert len(places) > 3, "of the fifteen centres"
+    assert len(places) > 3, "of the fifteen centers"
 
 
 @pytest.mark.parametrize("place", [-1, 0, 7, 127, 128, 254, 255, 2048])
-def test_every_place_becomes_the_centre_of_its_bin(place):
+def test_every_place_becomes_the_center_of_its_bin(place):
     """Guards against: rounding among 256 bins, or a word outside of them that does not count as the outermost."""
     head = words_head(6, 256)
     tokens = torch.tensor([[float(place), 0.0]]).half().repeat(1, 7, 1).float()
     chunk, _ = head.step(tokens, head.initial_state(1))
     edges = np.linspace(-1, 1, 256)
-    centre = ((edges[:-1] + edges[1:]) / 2)[min(max(place, 0), 254)]
-    np.testing.assert_allclose(chunk.arm[0, 0], [centre] * 6, atol=1e-6)
+    center = ((edges[:-1] + edges[1:]) / 2)[min(max(place, 0), 254)]
+    np.testing.assert_allclose(chunk.arm[0, 0], [center] * 6, atol=1e-6)
     assert bool(chunk.gripper_logit > 0) == (place > 127)
 
 

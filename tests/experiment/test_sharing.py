@@ -399,7 +399,7 @@ def test_a_missing_package_names_its_extra(run, monkeypatch, capsys):
     assert "needs the package huggingface_hub; pip install 'robopolicy[hub]'" in capsys.readouterr().err
 
 
-def test_the_verbs_say_what_travelled(run, tmp_path, capsys):
+def test_the_verbs_say_what_traveled(run, tmp_path, capsys):
     """Guards against: a push of which nobody knows what it made public."""
     assert main(["push", str(run), f"file://{tmp_path}/hub"]) == 0
     said = capsys.readouterr().out

@@ -173,15 +173,15 @@ def test_a_low_temperature_draws_the_most_probable_action(kind):
     assert (warm.decode(hidden, generator=torch.Generator().manual_seed(0)).arm - mode).abs().max() > 0.1
 
 
-def test_a_bin_decodes_to_its_own_centre():
-    """Guards against: edges and centres mixed up, which shifts every action by half a bin."""
+def test_a_bin_decodes_to_its_own_center():
+    """Guards against: edges and centers mixed up, which shifts every action by half a bin."""
     head = make_head("discrete", bins=256)
-    centres = (torch.arange(256) + 0.5) / 128 - 1
+    centers = (torch.arange(256) + 0.5) / 128 - 1
     logits = torch.full((256, K, 4, 256), -10.0)
     logits[torch.arange(256), :, :, torch.arange(256)] = 10.0
     head.logits = lambda hidden: logits
     arm = head.decode(torch.zeros(256, H)).arm
-    assert torch.equal(arm, centres[:, None, None].expand(256, K, 4))
+    assert torch.equal(arm, centers[:, None, None].expand(256, K, 4))
     labels = torch.cat([arm, torch.zeros(256, K, 2)], dim=-1)
     assert head.losses(torch.zeros(256, H), labels, all_valid(256))["arm"] < 1e-6
     for edge in (-1.5, 1.5):

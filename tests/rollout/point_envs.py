@@ -81,7 +81,7 @@ class GoalPoint(Point):
 
 
 class NestedPoint(Point):
-    """Nested dicts with a camera, colours first and upside down, and an instruction."""
+    """Nested dicts with a camera, colors first and upside down, and an instruction."""
 
     observation_space = Dict({})
 

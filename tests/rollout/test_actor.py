@@ -40,7 +40,7 @@ def test_a_runner_executes_the_chunk_as_the_policy_was_trained(policy):
 
 
 def test_a_reset_begins_an_episode_in_the_chosen_rows_only(policy):
-    """Guards against: a memory that outlives its episode, and one that is lost with its neighbour's."""
+    """Guards against: a memory that outlives its episode, and one that is lost with its neighbor's."""
     fresh = robopolicy.Runner(policy, batch=2)
     first = fresh.act({"state": ROWS[[0, 1]]})
     runner, kept = robopolicy.Runner(policy, batch=2), robopolicy.Runner(policy, batch=2)

@@ -59,7 +59,7 @@ def test_goal_conditioned_arrays_are_joined_in_the_order_given(policy):
 
 
 def test_an_image_is_turned_upright_and_resized(walker):
-    """Guards against: a camera that is upside down, mirrored in its colours or of another size than in training."""
+    """Guards against: a camera that is upside down, mirrored in its colors or of another size than in training."""
     seeing = walker({"state": ArraySpec((2,)), "front": ArraySpec((8, 8, 3), "uint8")})
     keys = {"state": "agent/state", "front": {"from": "images/front", "layout": "chw", "flip": "vertical"}}
     assert (
@@ -160,7 +160,7 @@ def test_a_broken_simulator_fails_its_episode_only(policy, python):
 
 
 def test_an_observation_that_is_not_finite_fails_its_episode(policy):
-    """Guards against: NaN out of a simulator in the memory of a policy, and in its neighbours' batch."""
+    """Guards against: NaN out of a simulator in the memory of a policy, and in its neighbors' batch."""
     given = {**LIMIT, "action": {"scale": 0.2}}
     result = robopolicy.evaluate(policy, "point_envs:BrokenPoint", [0, 3, 6], env_map=given)
     assert result.faults == {"observation 'state' is not finite": [3]}
@@ -188,7 +188,7 @@ def test_memory_begins_with_each_episode_and_sees_every_frame(policy):
         ("point_envs:PointInTime-v9", {}, "--env point_envs:PointInTime-v9: .*PointInTime"),
         ("no_such_module:Task", {}, "No module named 'no_such_module' .needed for --env no_such_module:Task"),
         ("point_envs:Point", {}, "give --env-map FILE with a line max_episode_steps: N"),
-        ("point_envs:Point", {"make": {"kwargs": {"colour": 1}}}, "unexpected keyword argument 'colour'"),
+        ("point_envs:Point", {"make": {"kwargs": {"color": 1}}}, "unexpected keyword argument 'color'"),
         ("point_envs:Discrete", LIMIT, "action space is Discrete.3.; expected a Box"),
         ("point_envs:PointInTime-v0", {"success": {"info": "won"}}, "info has no won .it has: is_success, task"),
         ("point_envs:Point", {"make": {"factory": "Nothing"}}, "no Nothing in point_envs; it has: .*GoalPoint"),

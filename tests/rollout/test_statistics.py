@@ -62,7 +62,7 @@ def test_seeds_of_the_training_demos_are_refused():
 
 
 def test_summary_does_not_depend_on_the_order_in_which_episodes_end():
-    """Guards against: Short episodes end first; a summary that cared would favour them."""
+    """Guards against: Short episodes end first; a summary that cared would favor them."""
     episodes = [
         Episode(seed=seed, instruction=f"lift {seed % 2}", success=seed % 3 > 0, steps=10 + seed, info={"solved": seed})
         for seed in range(9)

@@ -58,7 +58,7 @@ def test_episodes_are_those_of_the_cpu(device_env):
 
 
 def test_reset_mask_leaves_the_other_worlds_alone(device_env):
-    """Guards against: a reset of one world that disturbs its neighbours."""
+    """Guards against: a reset of one world that disturbs its neighbors."""
     device_env.reset(seed=0)
     obs, *_, info = steps(device_env, 2)
     mask = torch.tensor([False, True, False, False])

@@ -22,7 +22,7 @@ def assert_same(one: dict, other: dict) -> None:
 
 @pytest.mark.parametrize("task", kinds("task"))
 def test_an_episode_depends_on_its_seed_alone(task):
-    """Guards against: a world that depends on its index or neighbours, so that evaluations of different width differ."""
+    """Guards against: a world that depends on its index or neighbors, so that evaluations of different width differ."""
     many, one = RobotVectorEnv(task, 3), RobotVectorEnv(task, 1)
     obs, info = many.reset(seed=[7, 8, 9])
     single, single_info = one.reset(seed=[9])
@@ -73,7 +73,7 @@ def test_observation_holds_pose_gripper_and_relative_positions():
 
 
 def test_reset_mask_leaves_the_other_worlds_alone():
-    """Guards against: a reset of one world that disturbs its neighbours."""
+    """Guards against: a reset of one world that disturbs its neighbors."""
     env = RobotVectorEnv("lift", 3)
     env.reset(seed=0)
     for step in range(3):

@@ -88,7 +88,7 @@ def test_expert_recovers_from_a_missed_grasp():
 
 
 def test_expert_is_a_function_of_the_present_alone():
-    """Guards against: a hidden counter, which would give a relabelled state another action than the same state in a demo."""
+    """Guards against: a hidden counter, which would give a relabeled state another action than the same state in a demo."""
     env = RobotVectorEnv("stack", 2)
     env.reset(seed=0)
     for _ in range(9):

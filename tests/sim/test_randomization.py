@@ -113,7 +113,7 @@ def test_late_actions_are_those_of_some_steps_ago():
 
 
 def test_noise_is_normal_and_depends_on_seed_step_and_stream_alone():
-    """Guards against: noise of one generator for all worlds, which would make an episode depend on its neighbours."""
+    """Guards against: noise of one generator for all worlds, which would make an episode depend on its neighbors."""
     seeds, steps = np.arange(400), np.full(400, 7)
     values = noise(seeds, steps, 0, 6)
     assert abs(values.mean()) < 0.06

@@ -171,7 +171,7 @@ def test_the_average_shares_what_is_not_trained(data: DemoDataModule) -> None:
 
 
 def test_means_over_batches_weigh_each_valid_action_alike() -> None:
-    """Guards against: the mean of batch means, which favours the actions of sparsely filled batches."""
+    """Guards against: the mean of batch means, which favors the actions of sparsely filled batches."""
     tally = Tally()
     tally.add({"arm": torch.tensor(1.0)}, torch.tensor(30))
     tally.add({"arm": torch.tensor(4.0)}, torch.tensor(10))

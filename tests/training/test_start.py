@@ -117,7 +117,7 @@ def test_how_far_the_new_demos_differ_is_printed(begun, other_demos, caplog):
     """Guards against: demos that lie outside what the kept statistics cover, unnoticed."""
     with caplog.at_level(logging.INFO):
         _prepare(without_noise(other_demos), Start(str(begun)))
-    assert "ee_pose: centre moved by" in caplog.text
+    assert "ee_pose: center moved by" in caplog.text
     assert "actions: they reach 1.64" in caplog.text
     assert "--statistics refit scales actions to the new range" in caplog.text
 

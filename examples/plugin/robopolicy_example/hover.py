@@ -15,7 +15,7 @@ class HoverOptions(Options):
     """Options of the task `hover`."""
 
     height_m: float = option(0.1, "> 0")
-    """Height of the fingertips over the cube's centre [m]."""
+    """Height of the fingertips over the cube's center [m]."""
 
 
 @register("task", "hover", HoverOptions)

@@ -107,8 +107,8 @@ def key_source(entry: Any, where: str) -> KeySource:
 
 
 def place_image(
-    image: UInt8[np.ndarray, "height width colour"], height: int, width: int, source: KeySource
-) -> UInt8[np.ndarray, "new_height new_width colour"]:
+    image: UInt8[np.ndarray, "height width color"], height: int, width: int, source: KeySource
+) -> UInt8[np.ndarray, "new_height new_width color"]:
     """The image upright and in the size that the policy expects."""
     if source.flip != "none":
         image = image[::-1] if source.flip == "vertical" else image[::-1, ::-1]
@@ -125,8 +125,8 @@ def place_image(
 
 
 def resize(
-    image: UInt8[np.ndarray, "height width colour"], height: int, width: int
-) -> UInt8[np.ndarray, "new_height new_width colour"]:
+    image: UInt8[np.ndarray, "height width color"], height: int, width: int
+) -> UInt8[np.ndarray, "new_height new_width color"]:
     """Bilinear resizing with antialiasing: when an image shrinks, the filter widens by the same factor, as in Pillow."""
     rows, columns = _weights(image.shape[0], height), _weights(image.shape[1], width)
     shrunk = rows @ image.reshape(image.shape[0], -1).astype(np.float32)
@@ -138,7 +138,7 @@ def resize(
 def _weights(source: int, target: int) -> Float[np.ndarray, "target source"]:
     """Triangle-filter weights of the source pixels for each target pixel, along one axis; each row sums to 1."""
     scale = source / target
-    centres = (np.arange(target) + 0.5) * scale
-    distance = np.abs(np.arange(source) + 0.5 - centres[:, None]) / max(scale, 1.0)
+    centers = (np.arange(target) + 0.5) * scale
+    distance = np.abs(np.arange(source) + 0.5 - centers[:, None]) / max(scale, 1.0)
     weights = np.clip(1.0 - distance, 0.0, None)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -30,7 +30,7 @@ class DiscreteOptions(HeadOptions):
 
 @register("action_head", "discrete", DiscreteOptions)
 class DiscreteHead(PerceptronHead):
-    """Classifies each arm column into one of `bins` bins over [-1, 1], with cross-entropy; decodes to the bin's centre."""
+    """Classifies each arm column into one of `bins` bins over [-1, 1], with cross-entropy; decodes to the bin's center."""
 
     samples: ClassVar[bool] = True
 

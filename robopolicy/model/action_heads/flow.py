@@ -40,7 +40,7 @@ class FlowOptions(HeadOptions):
     solver: Literal["euler", "midpoint"] = "midpoint"
     """euler evaluates the network once per step, midpoint twice."""
     times: Literal["beta", "uniform"] = "beta"
-    """Distribution of the training times: beta (1 - Beta(1.5, 1), which favours noise) or uniform."""
+    """Distribution of the training times: beta (1 - Beta(1.5, 1), which favors noise) or uniform."""
     draws: int = option(4, ">= 1")
     """Pairs of noise and time per hidden vector in the loss."""
     width: int = option(256, ">= 1")

@@ -98,7 +98,7 @@ class PixelsEncoder(TokenEncoder):
 class CameraEncoder(nn.Module):
     """One camera: patches to a feature map, and queries from the sentence vector that attend to it.
 
-    The convolution sees each patch with its neighbours, so that an attended feature encodes where in the patch the
+    The convolution sees each patch with its neighbors, so that an attended feature encodes where in the patch the
     object is. Patches make it several times cheaper than strided convolutions on pixels.
     """
 
@@ -136,7 +136,7 @@ class CameraEncoder(nn.Module):
 
 
 def cell_positions(height: int, width: int, like: Tensor) -> Tensor:
-    """(height * width, 2) centres of the cells of a feature map, x right and y down, each in [-1, 1]."""
+    """(height * width, 2) centers of the cells of a feature map, x right and y down, each in [-1, 1]."""
     rows = (2 * torch.arange(height, device=like.device, dtype=like.dtype) + 1) / height - 1
     columns = (2 * torch.arange(width, device=like.device, dtype=like.dtype) + 1) / width - 1
     y, x = torch.meshgrid(rows, columns, indexing="ij")

@@ -1,4 +1,4 @@
-"""Parts shared by the tasks with three coloured 4 cm cubes."""
+"""Parts shared by the tasks with three colored 4 cm cubes."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -18,13 +18,13 @@ not touch the table yet [m]."""
 PLATE_TOP_M = 0.006
 """Height of a plate's upper side above the table [m]."""
 RELEASED_M = 0.065
-"""Distance between the fingers beyond which they hold no cube [m]."""
+"""Distance between the fingers above which they don't hold a cube [m]."""
 REST_M_S = 0.05
 """A cube slower than this is at rest [m/s]."""
 GAP_M = 0.1
-"""Least distance between the centres of two cubes at the start: room for an open finger [m]."""
+"""Least distance between the centers of two cubes at the start: room for an open finger [m]."""
 PLATE_GAP_M = 0.12
-"""Least distance between the centres of plates, and of a plate and a cube, at the start [m]."""
+"""Least distance between the centers of plates, and of a plate and a cube, at the start [m]."""
 YAW_RAD = 0.3
 """Largest turn of a cube about the vertical at the start [rad]."""
 JOINT_NOISE_RAD = 0.02

@@ -21,11 +21,11 @@ TOUCH_M = 0.06
 """Fingertips this near to the middle of a lid's top touch it, if no other is nearer [m]: more than half the gap, so that
 coming down on the row always touches one."""
 GAP_M = 0.105
-"""Distance between the centres of neighbours in the row [m]."""
+"""Distance between the centers of neighbors in the row [m]."""
 TURN_RAD = 0.2
 """Largest turn of the row away from left-to-right [rad]."""
 TOP = np.array([0.0, 0.0, LID_HALF_M])
-"""From a lid's centre to the middle of its top [m]."""
+"""From a lid's center to the middle of its top [m]."""
 
 
 class LidTask(Task):
@@ -45,7 +45,7 @@ class LidTask(Task):
         return ((offset * offset).sum(-1) > STILL_M**2) & ~self.may_move(state)
 
     def touched(self, state: State) -> Bool[Array, "worlds lids"]:
-        """The lid of the row whose top the fingertips touch, if any."""
+        """True for the lid of the row whose top the fingertips touch."""
         offset = state.mocap_pos[:, :LIDS] + like(state.mocap_pos, TOP) - state.ee_position[:, None]
         squares = (offset * offset).sum(-1)
         return (squares == namespace(squares).amin(squares, -1)[:, None]) & (squares < TOUCH_M**2)

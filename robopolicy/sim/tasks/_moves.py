@@ -12,17 +12,17 @@ from robopolicy.types import Array
 Intent: TypeAlias = tuple[Float[Array, "worlds 3"], Bool[Array, " worlds"]]
 """Next position of the fingertips [m], and whether the gripper should be closed."""
 GRASP_M = 0.016
-"""Largest offset of the fingertips from a cube's centre, along each axis, at which closing them grasps it [m]."""
+"""Largest offset of the fingertips from a cube's center, along each axis, at which closing them grasps it [m]."""
 BLOCKED_M = (0.032, 0.062)
 """Range of the finger distance while a cube is held [m]; below the first, nothing is held."""
 HOVER_M = 0.07
-"""Minimum height of the fingertips above a cube's centre while they are not yet over it [m]."""
+"""Minimum height of the fingertips above a cube's center while they are not yet over it [m]."""
 CARRY_M = 0.07
 """Minimum height above its spot at which a cube is carried [m]."""
 CLEAR_M = 0.05
-"""Height of the fingertips above the highest other object's centre while they travel [m]."""
+"""Height of the fingertips above the highest other object's center while they travel [m]."""
 CARRY_CLEAR_M = 0.07
-"""Height of the fingertips above the highest other object's centre while they carry a cube [m]."""
+"""Height of the fingertips above the highest other object's center while they carry a cube [m]."""
 SET_DOWN_M = 0.012
 """Height above its spot at which a cube is released [m]."""
 SET_OVER_M = 0.04
@@ -34,7 +34,7 @@ LIFTED_M = 0.1
 
 
 def put_at(state: State, spot: Float[Array, "worlds 3"], tolerance_m: float) -> Intent:
-    """Grasp the cube that the instruction names, carry it over the others, centre it at `spot` [m], release it and rise."""
+    """Grasp the cube that the instruction names, carry it over the others, center it at `spot` [m], release it and rise."""
     xp, cube = namespace(spot), state.chosen(0)
     held = holding(state, cube)
     offset = spot - cube
@@ -82,7 +82,7 @@ def rising_first(
 
 
 def highest_other(state: State) -> Float[Array, " worlds"]:
-    """Height of the highest centre among the free objects that the instruction does not name [m]; 0 if there are none."""
+    """Height of the highest center among the free objects that the instruction does not name [m]; 0 if there are none."""
     if state.objects.shape[1] == 0:
         return state.opening * 0.0
     xp = namespace(state.opening)

@@ -13,7 +13,7 @@ from robopolicy.types import Array
 
 TABLE_X = (0.35, 0.65)
 TABLE_Y = (-0.2, 0.2)
-"""Objects are placed with their centres in this area of the table [m]: 30 x 40 cm."""
+"""Objects are placed with their centers in this area of the table [m]: 30 x 40 cm."""
 
 FALLEN_M = -0.05
 """An object below this height fell off the table [m]."""

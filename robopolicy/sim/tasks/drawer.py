@@ -16,12 +16,12 @@ HANDLE_OFFSET_M = ((0.0, -0.09, 0.045), (0.0, 0.09, 0.045))
 """Middle of each handle, relative to the cabinet, while the drawer is shut [m]."""
 CABINET_X = (0.44, 0.74)
 CABINET_Y = (-0.11, 0.11)
-"""Where the cabinet is put, so that handles lie on 30 x 40 cm [m]."""
+"""Range of the cabinet's position, chosen so that handles lie within 30 x 40 cm [m]."""
 
 GRIPPED_HANDLE_M = (0.006, 0.03)
-"""Distances between fingers that a drawer's handle keeps from closing [m]."""
+"""Range of the distance between fingers that are closed on a drawer's handle [m]."""
 PULL_M = 0.04
-"""How far ahead of the handle its puller aims [m]."""
+"""How far ahead of the handle the expert aims while pulling [m]."""
 
 
 @register("task", "drawer")

@@ -31,14 +31,14 @@ BAR_X, BAR_Y = (0.03, 0.17), (-0.1, 0.1)
 HAND_OVER_M = (0.0, 0.0, 0.2)
 """Where the bar's middle is handed over [m]."""
 KEPT_M = (-0.1, 0.0, 0.2)
-"""Where the left hand takes it [m]."""
+"""Where the left hand brings it [m]."""
 WAITING_M = (-0.16, 0.0, 0.3)
 AWAY_M = (0.2, 0.0, 0.25)
 """Where the left hand waits, and where the right one goes at the end [m]."""
 GRIPPED_M = (0.016, 0.034)
-"""Distances between fingers that the bar keeps from closing [m]."""
+"""Range of the distance between fingers that are closed on the bar [m]."""
 RELEASED_M = 0.055
-"""Distance between the fingers from which on they hold no bar [m]."""
+"""Distance between the fingers above which they don't hold the bar [m]."""
 NEAR_M = 0.012
 """Offset along each axis of fingertips from a grip at which closing them grips the bar [m]."""
 HOVER_M = 0.08

@@ -19,11 +19,11 @@ SIDES = {"left": 1, "right": -1}
 """Sign of y on each side, seen from the robot's base."""
 PILLAR_M = (0.53, 0.0, 0.2)
 LID_M = (0.64, 0.0, 0.032)
-"""Centres before each is shifted at random [m]."""
+"""Centers before each is shifted at random [m]."""
 SHIFT_M = 0.01
 """Largest shift along x and y [m]."""
 LID_TOP_M = 0.032
-"""Height of the lid's top above its centre [m]."""
+"""Height of the lid's top above its center [m]."""
 WAYPOINT_M = (0.02, 0.11)
 """Where the expert passes the pillar: beyond its axis, and beside it [m]."""
 PASSING_HEIGHT_M = 0.14

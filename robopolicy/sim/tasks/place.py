@@ -21,7 +21,7 @@ from robopolicy.types import Array
 
 @register("task", "place")
 class Place(Task):
-    """Put the named cube on the named plate, within 3 cm of its centre, and let go."""
+    """Put the named cube on the named plate, within 3 cm of its center, and let go."""
 
     parts = ("cubes", "plates")
     max_episode_steps = 250
@@ -37,7 +37,7 @@ class Place(Task):
         return Setup((instruction,), np.array([[cube, plate]]), *placed_plates_and_cubes(scene, rng))
 
     def spot(self, state: State) -> Float[Array, "worlds 3"]:
-        """Where the centre of the named cube should come to rest [m]."""
+        """Where the center of the named cube should come to rest [m]."""
         spot = state.mocap_pos[state.worlds, state.goal[:, 1]] * 1.0
         spot[:, 2] = PLATE_TOP_M + HALF_M
         return spot

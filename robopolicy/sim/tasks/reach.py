@@ -20,7 +20,7 @@ class Reach(Task):
     max_episode_steps = 100
     template = "touch the {} cube"
     touch_m = 0.03
-    """Fingertips this near to a cube's centre touch it [m]."""
+    """Fingertips this near to a cube's center touch it [m]."""
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Setup:
         """Three cubes apart from each other, one of them named."""
@@ -29,7 +29,7 @@ class Reach(Task):
         return Setup((self.template.format(COLORS[cube]),), np.array([[cube]]), qpos, scene.home_mocap)
 
     def distance(self, state: State) -> Float[Array, "worlds objects"]:
-        """Distance of the fingertips from each cube's centre [m]."""
+        """Distance of the fingertips from each cube's center [m]."""
         offset = state.positions - state.ee_position[:, None]
         return (offset * offset).sum(-1) ** 0.5
 

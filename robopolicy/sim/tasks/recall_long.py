@@ -16,4 +16,4 @@ class LongRecallOptions(RecallOptions):
 
 @register("task", "recall_long", LongRecallOptions)
 class LongRecall(Recall):
-    """`recall` with a wait that no window covers."""
+    """`recall` with a wait that is longer than any window used here."""

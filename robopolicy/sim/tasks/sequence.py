@@ -17,7 +17,7 @@ from robopolicy.types import Array
 CLEARANCE_M = 0.05
 """How much higher than usual the expert travels, so that it passes over a lid without a touch [m]."""
 LAMP_ABOVE_M = np.array([0.0, 0.0, LID_HALF_M + 0.025])
-"""From the centre of a lid to that of the lamp over it [m]."""
+"""From the center of a lid to that of the lamp over it [m]."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Stack(Place):
         return Setup((instruction,), np.array([[cube, base]]), qpos, scene.home_mocap)
 
     def spot(self, state: State) -> Float[Array, "worlds 3"]:
-        """Right on top of the other named cube [m]."""
+        """Directly on top of the other named cube [m]."""
         spot = state.chosen(1) * 1.0
         spot[:, 2] += 2 * HALF_M
         return spot

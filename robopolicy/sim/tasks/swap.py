@@ -17,7 +17,7 @@ from robopolicy.types import Array
 CUBE = LIDS + 1
 """Place of the cube in `mocap_pos`, behind the lids and the lamp."""
 ASIDE_M = 0.075
-"""How far in front of the row, or behind it, a lid passes the others [m]."""
+"""Distance from the row at which a lid passes the others, in front of it or behind it [m]."""
 CUBE_XML = """<mujoco><worldbody><body name="hidden_cube" mocap="true" pos="-0.6 0.6 0.02">
 <geom type="box" size="0.02 0.02 0.02" group="1" contype="0" conaffinity="0" rgba="0.8 0.1 0.1 1"/>
 </body></worldbody></mujoco>"""

@@ -21,5 +21,5 @@ def resampled(
 def _sources(size: int, share: Tensor, shift: Tensor) -> Tensor:
     """(B, size): the source row or column for each row or column of the result, for a crop at a random place."""
     corner = torch.rand_like(share) * (1 - share) * size
-    centres = corner + (torch.arange(size, device=share.device) + 0.5) * share + shift
-    return centres.floor().long().clamp(0, size - 1)
+    centers = corner + (torch.arange(size, device=share.device) + 0.5) * share + shift
+    return centers.floor().long().clamp(0, size - 1)

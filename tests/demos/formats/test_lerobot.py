@@ -14,12 +14,12 @@ from robopolicy.types import DemoFormatError
 from tests.demo_samples import LENGTHS, images, write_lerobot
 
 VIDEO_TOLERANCE = 6.0
-"""Mean absolute difference of a channel value after H.264 at crf 10 and half the colour resolution."""
+"""Mean absolute difference of a channel value after H.264 at crf 10 and half the color resolution."""
 
 
 @pytest.mark.parametrize("version", ["v3.0", "v2.1"])
 def test_both_layouts_give_the_same_episodes(tmp_path, version):
-    """Guards against: a neighbouring episode's rows, since v3.0 keeps many episodes in one table and one video."""
+    """Guards against: a neighboring episode's rows, since v3.0 keeps many episodes in one table and one video."""
     with open_demos(write_lerobot(tmp_path / "set", version)) as demos:
         assert demos.format_name == "lerobot"
         assert list(demos.names) == ["demo_0", "demo_1", "demo_2"]
