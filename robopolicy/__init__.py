@@ -35,7 +35,7 @@ _HOME = {
     "evaluate": "robopolicy.rollout.evaluate",
     "Runner": "robopolicy.rollout.actor",
 }
-"""Where each public name lives."""
+"""Module of each public name."""
 
 
 def __getattr__(name: str) -> object:

@@ -63,7 +63,7 @@ class Component:
     family: str
     kind: str
     make: Callable[..., Any]
-    """Builds it; the first argument is the options, the others are those of the family's contract."""
+    """Builds the component. Its first argument is the options, the other arguments are those of the family's contract."""
     options: type
     """Frozen dataclass of its options."""
     origin: str

@@ -12,11 +12,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`, from glibc's malloc.h."""
 LARGEST_BLOCK = 32 * 2**20
 """Size of the largest block that is allocated on the heap [bytes]; glibc maps larger blocks separately."""
-MOST = 2**31 - 1
+MAX_KEPT_BYTES = 2**31 - 1
 """Largest amount of memory to keep that glibc accepts [bytes]."""
 
 
-def keep_freed_memory(at_most: int = MOST) -> bool:
+def keep_freed_memory(at_most: int = MAX_KEPT_BYTES) -> bool:
     """Keep up to `at_most` free bytes at the end of this process's heap; returns False if its C library has no such setting.
 
     The process's peak memory is unchanged, but memory is not returned to the system before the process ends.

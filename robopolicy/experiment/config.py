@@ -23,7 +23,7 @@ COMPONENT_SECTIONS: Mapping[str, str | None] = {
 """Sections whose fields depend on their `kind`, and the default kind; the default text is the encoder's."""
 
 DEFAULT_LOSSES: Mapping[str, float] = {"arm": 1.0, "gripper": 0.01}
-"""Losses of a config that names none; one from the command line joins them."""
+"""Losses of a config that names none; losses given on the command line are added to these."""
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from robopolicy.files import TEMPORARY, read_json, remove, sync
 MARKS = (DESCRIPTION, runtime.MANIFEST)
 """The file by which a run folder or an export is recognized; sent last, so that an incomplete push is not taken for one."""
 BINARY = (".safetensors", ".onnx", ".model")
-MOST_FILES = 1000
+MAX_FILES = 1000
 """Largest number of files that is pulled."""
-MOST_TEXT = 64 * 2**20
+MAX_TEXT_BYTES = 64 * 2**20
 """Largest text file that is pulled [bytes]."""
 LIMIT_GB = 20.0
 """Default limit on the size of all files together [GB]."""
@@ -114,10 +114,10 @@ def pull(url: str, folder: str | Path, limit_gb: float = LIMIT_GB) -> Shared:
     files = {name: size for name, size in there.items() if SHARED.fullmatch(name)}
     _require_marks(files, there, url)
     total, texts = sum(files.values()), [size for name, size in files.items() if Path(name).suffix not in BINARY]
-    if total > limit_gb * 1e9 or len(files) > MOST_FILES or max(texts) > MOST_TEXT:
+    if total > limit_gb * 1e9 or len(files) > MAX_FILES or max(texts) > MAX_TEXT_BYTES:
         raise SharingError(
             f"{url}: {len(files)} files, {total / 1e9:.3g} GB, the largest text {max(texts) / 1e6:.3g} MB; at most "
-            f"{MOST_FILES} files, {limit_gb:g} GB (--limit-gb) and {MOST_TEXT / 1e6:.3g} MB are allowed"
+            f"{MAX_FILES} files, {limit_gb:g} GB (--limit-gb) and {MAX_TEXT_BYTES / 1e6:.3g} MB are allowed"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _unfinished(folder) as partial:

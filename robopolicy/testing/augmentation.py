@@ -1,4 +1,4 @@
-"""The conformance kit of augmentations; each check takes what builds one from `AugmentationInputs`.
+"""The conformance kit of augmentations; each check takes a function that builds one from `AugmentationInputs`.
 
 Give it options that change something with near certainty: `it_changes_the_batch` tries a few draws.
 """

@@ -1,4 +1,4 @@
-"""The conformance kit of encoders; each check takes an `EncoderCase`: what builds one, and what it sees."""
+"""The conformance kit of encoders; each check takes an `EncoderCase`: a function that builds the encoder, and its observation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,7 +122,7 @@ def the_instruction_reaches_other_tokens_than_its_own(case: EncoderCase) -> None
     red, blue = (case.text([instruction]) for instruction in INSTRUCTIONS)
     others = case.encoder(with_text=False).token_count
     before, after = _encode(encoder, frames, red), _encode(encoder, frames, blue)
-    if not red.tokens.is_floating_point():  # a prompt, whose tokens are the backbone's business
+    if not red.tokens.is_floating_point():  # a prompt: the backbone embeds its tokens
         require(not torch.equal(before.tokens, after.tokens), "the prompt changes no token")
         return
     if (before.tokens[:, :others] - after.tokens[:, :others]).abs().max() > 1e-6:

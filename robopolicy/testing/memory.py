@@ -20,7 +20,7 @@ from robopolicy.testing._assert import (
 )
 
 TOLERANCE = 2e-6
-"""A few float32 roundings of hidden vectors of unit scale."""
+"""A few rounding errors of float32, for hidden vectors of magnitude 1."""
 
 
 def a_stream_equals_the_zero_state_pass(memory: Memory, width: int) -> None:

@@ -1,4 +1,4 @@
-"""The conformance kit of text models; each check takes what builds one from `TextInputs`, and those inputs.
+"""The conformance kit of text models; each check takes a function that builds one from `TextInputs`, and those inputs.
 
 A model that embeds tokens itself returns floats of the encoder's width; one whose tokens the encoder's backbone embeds
 (`prompt`) returns token numbers, int64 (*B, words, 1), and is checked for less.
