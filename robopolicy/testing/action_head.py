@@ -1,4 +1,4 @@
-"""The conformance kit of action heads; each check takes a function that builds a head from an ActionSpec, and the hidden width."""
+"""Conformance kit of action heads; each check takes a function that builds a head from an ActionSpec, and the hidden width."""
 
 from collections.abc import Callable
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""The conformance kit of encoders; each check takes an `EncoderCase`: a function that builds the encoder, and its observation."""
+"""Conformance kit of encoders; each check takes an `EncoderCase`: a function that builds the encoder, and its observation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
