@@ -1,4 +1,4 @@
-"""Access to the large keys of demos (images, tokens): gathered from memory, or read from disk on demand."""
+"""Access to the large keys of demos (images, tokens), either in memory or read from disk for each batch."""
 
 import math
 import os
@@ -23,9 +23,9 @@ from robopolicy.types import DemoFormatError
 class Recycler:
     """Host memory for batches, reused as soon as no tensor refers to it.
 
-    A batch of images is tens of megabytes. The C library returns that memory to the system whenever a batch is freed, and
-    the page faults of a new batch take longer than filling it. A tensor made from a NumPy array holds a reference to the
-    array as long as any view of the tensor exists, so the array's reference count shows when it is free.
+    A batch of images takes tens of megabytes. The C library returns that memory to the system whenever a batch is freed,
+    and the page faults on a new batch take longer than filling it. A tensor made from a NumPy array holds a reference to the
+    array as long as the tensor or a view of it exists, so the array's reference count shows whether it can be reused.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Recycler:
         size = math.prod(shape) * dtype.itemsize
         free = [place for place in range(len(self._arrays)) if _references(self._arrays, place) == self._unused]
         fitting = [place for place in free if self._arrays[place].nbytes == size]
-        if not fitting:  # release the memory of batches of another size
+        if not fitting:  # release all unused arrays, which have the wrong size
             self._arrays = [array for place, array in enumerate(self._arrays) if place not in free]
             self._arrays.append(np.empty(size, dtype=np.uint8))
             fitting = [len(self._arrays) - 1]
@@ -51,7 +51,7 @@ def _references(arrays: list[np.ndarray], place: int) -> int:
 
 
 class MemoryFrames:
-    """Rows of one key in one tensor, on the model's device or in host memory; `shape` and `dtype` are those of one row."""
+    """All rows of one key as one tensor, on the model's device or in host memory; `shape` and `dtype` are those of a row."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -59,7 +59,7 @@ class MemoryFrames:
         self._recycler = Recycler()
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
-        """(B, S, *shape): these rows, on the device of the tensor."""
+        """These rows (B, S, *shape), on the device that holds all rows."""
         wanted = rows.reshape(-1).to(self.values.device)
         if self.values.device.type != "cpu":
             return self.values.index_select(0, wanted).view(*rows.shape, *self.shape)
@@ -69,11 +69,11 @@ class MemoryFrames:
 
 
 class DiskFrames:
-    """Rows that stay in their demo files; threads read and unpack those of a batch.
+    """All rows of one key, left in the demo files; threads read and decompress the rows of each batch.
 
-    Nothing is memory-mapped or cached, so resident memory is that of a few batches, whatever the size of the files. Rows
-    stored contiguously are read directly into the batch; gzip chunks are read and unpacked here, which releases Python's
-    global lock; any other storage is read through HDF5, one thread at a time.
+    Nothing is memory-mapped or cached, so the resident memory is that of a few batches, whatever the size of the files. Rows
+    stored contiguously are read directly into the batch. Gzip chunks are read and decompressed without HDF5, which releases
+    Python's global interpreter lock. Rows stored in any other way are read through HDF5, one thread at a time.
     """
 
     def __init__(self, readers: Sequence["RowReader"], threads: int, files: Sequence["Descriptor"] = ()) -> None:
@@ -85,14 +85,14 @@ class DiskFrames:
         self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="demo-reader")
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
-        """(B, S, *shape): these rows, in host memory; the rows of each segment ascend within one demo."""
+        """These rows (B, S, *shape), in host memory; the rows of a segment must ascend and belong to one demo."""
         for file in self._files:
             file.require_unchanged()
         wanted = rows.cpu().numpy()
         batch = self._recycler.empty((*rows.shape, *self.shape), self.dtype)
         demos = np.searchsorted(self._starts, wanted[:, 0], side="right") - 1
         local = wanted - self._starts[demos][:, None]
-        # One task per thread and not per segment: handing over a task costs as much as reading a few frames.
+        # One task per thread, not per segment: submitting a task costs as much as reading a few frames.
         shares = np.array_split(np.arange(len(wanted)), self._pool._max_workers)
         into = batch.numpy()
 
@@ -105,7 +105,7 @@ class DiskFrames:
 
 
 Frames: TypeAlias = MemoryFrames | DiskFrames
-"""One key's rows of all demos, one after another."""
+"""The rows of one key, of all demos one after another."""
 
 
 class RowReader:
@@ -127,7 +127,7 @@ def torch_type(dtype: np.dtype) -> torch.dtype:
 
 
 class Descriptor:
-    """A file descriptor shared by readers; it detects that the file has changed since it was opened."""
+    """A file descriptor that several readers share; it detects whether the file has changed since it was opened."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -138,7 +138,7 @@ class Descriptor:
         """Refuse a file whose size or modification time has changed since it was opened.
 
         Raises:
-            DemoFormatError: rows read before and after the change would come from two data sets.
+            DemoFormatError: the file has changed, so that rows read from now on may not match those read before.
         """
         if self._now() != self._state:
             raise DemoFormatError(
@@ -154,12 +154,12 @@ class Descriptor:
 
 
 def row_reader(dataset: h5py.Dataset, file: Descriptor, where: str) -> RowReader:
-    """The fastest reader for how a dataset is stored.
+    """The fastest reader that supports the dataset's storage layout.
 
     Args:
-        dataset: one row per step.
-        file: the file that it is in.
-        where: beginning of error messages.
+        dataset: a dataset with one row per step.
+        file: the file that holds the dataset.
+        where: the beginning of error messages.
     """
     with damage_named(where):
         native = dataset.dtype.isnative and dataset.dtype.kind in "biuf"
@@ -190,7 +190,7 @@ class ContiguousReader(RowReader):
 
 
 class GzipReader(RowReader):
-    """Rows in chunks of whole rows, packed by gzip alone, read and unpacked without HDF5."""
+    """Rows in gzip-compressed chunks of whole rows without other filters, read and decompressed without HDF5."""
 
     def __init__(self, dataset: h5py.Dataset, file: Descriptor, where: str) -> None:
         super().__init__(dataset, where)
@@ -218,7 +218,7 @@ class GzipReader(RowReader):
         offset, size, filter_mask = self._chunks[chunk]
         packed = os.pread(self._file.number, size, offset)
         try:
-            # The length is capped, since a damaged or malicious chunk may unpack to any size.
+            # The output length is limited, since a damaged or malicious chunk may decompress to any size.
             stream = zlib.decompressobj()
             raw = packed if filter_mask else stream.decompress(packed, self._chunk_bytes + 1)
         except zlib.error as error:
@@ -231,7 +231,7 @@ class GzipReader(RowReader):
 
 
 class LibraryReader(RowReader):
-    """Rows read through HDF5, which serves one thread at a time."""
+    """Rows read through the HDF5 library, which allows only one thread at a time."""
 
     def __init__(self, dataset: h5py.Dataset, where: str) -> None:
         super().__init__(dataset, where)

@@ -1,8 +1,9 @@
 """Minari datasets: `data/main_data.hdf5` with a group `episode_<i>` each (minari.farama.org, Dataset Standards).
 
-`observations` has T + 1 rows, an array or nested groups; `actions`, `rewards`, `terminations` and `truncations` have T. The
-text observation `mission` (MiniGrid, BabyAI) is the instruction; other text observations are left out. Our own writer adds
-`data/robopolicy.json`, which Minari ignores, for what the layout can't hold. `_minari_arrow` reads Arrow and Parquet.
+`observations` is an array or nested groups of arrays, with T + 1 rows; `actions`, `rewards`, `terminations` and `truncations`
+have T rows. The text observation `mission` (MiniGrid, BabyAI) is read as the instruction; other text observations are left
+out. `robopolicy.demos.formats._minari_writer` adds the file `data/robopolicy.json`, which Minari ignores, with what the layout
+can't hold. `_minari_arrow` reads data sets stored as Arrow or Parquet.
 """
 
 import re
@@ -38,11 +39,11 @@ DESCRIBED = (
     "data_format",
     "jpeg_encoding",
 )
-"""Entries of `metadata.json` that describe the files and not the demos."""
+"""Attributes, and entries of `metadata.json`, that describe the files rather than the demos."""
 STEP_NUMBERS = ("rewards", "terminations", "truncations")
-"""Parts of an episode with one number for each step."""
+"""Datasets of an episode with one number per step."""
 READ = {"observations", "actions", *STEP_NUMBERS}
-"""Parts of an episode that are read."""
+"""Names in an episode's group that are read; any others are reported in the reader's `notes`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class MinariOptions:
     """Options for writing data sets."""
 
     dataset_id: str = "robopolicy/demos-v0"
-    """The name by which Minari knows the data set, `(namespace/)name-v0`."""
+    """Minari's ID of the data set, `(namespace/)name-v0`."""
 
     def __post_init__(self) -> None:
         known = bool(DATASET_ID.fullmatch(self.dataset_id))
@@ -62,7 +63,7 @@ class MinariFormat(WritableFormat):
     """Minari datasets, by their folder or their `main_data.hdf5`."""
 
     def matches(self, path: Path) -> bool:
-        """A folder that holds `main_data.hdf5`, or an HDF5 file with `episode_<i>/observations` at its root."""
+        """A folder with `main_data.hdf5` or with Arrow episodes, or an HDF5 file with `episode_<i>/observations`."""
         if path.is_dir():
             return _main_file(path) is not None or arrow_folder(path) is not None
         with open_hdf5(path) as file:
@@ -83,7 +84,7 @@ class MinariFormat(WritableFormat):
 
 
 class MinariReader(DemoReader):
-    """Reads one Minari data set; the last of the T + 1 observations, on which no action was taken, is left out."""
+    """Reads a Minari data set in HDF5; the last of an episode's T + 1 observations, which no action follows, is left out."""
 
     format_name = "minari"
 
@@ -110,7 +111,7 @@ class MinariReader(DemoReader):
                 self.notes += (f"the text {MISSION} at an episode's first step is taken as its instruction",)
 
     def _take_own(self, sidecar: Path, episodes: Sequence[int]) -> None:
-        """Read what our writer added: names, action columns, filter keys."""
+        """Read the demo names, action spec and filter keys that `_minari_writer` stored in its sidecar file, if any."""
         self._own = own = json_file(sidecar) if sidecar.is_file() else {}
         where = f"{self.path.name}: {SIDECAR}"
         names = own.get("names", [f"demo_{number}" for number in episodes])
@@ -126,7 +127,7 @@ class MinariReader(DemoReader):
             self.action_spec = action_spec_from(spec, where)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """One episode; nested observation keys are joined by `_`, `keys` limits which are read."""
+        """Read one episode, or only its observation `keys`; nested keys are joined by `_`."""
         require_demo(self, name)
         where = f"{self._where}, {name}"
         episode = group_in(self._file, f"episode_{self._episodes[name]}", where)
@@ -163,7 +164,7 @@ class MinariReader(DemoReader):
         )
 
     def _step_numbers(self, episode: h5py.Group, key: str, steps: int, where: str) -> np.ndarray | None:
-        """(T,) rewards or ends; None if there are none, or if our writer put them there because Minari requires them."""
+        """(T,) values of one of `STEP_NUMBERS`; None if missing, or if `_minari_writer` added them only for Minari."""
         field = "rewards" if key == "rewards" else "dones"
         if key not in episode or field in self._own.get("absent", ()):
             return None
@@ -180,7 +181,7 @@ class MinariReader(DemoReader):
 
 
 def _observations(episode: h5py.Group, where: str) -> dict[str, h5py.Dataset]:
-    """The observation datasets, texts included; keys of nested groups are joined by `_`."""
+    """The observation datasets, including text; keys of nested groups are joined by `_`."""
     whole = episode.get("observations")
     if isinstance(whole, h5py.Dataset):
         return {"observation": whole}
@@ -188,7 +189,7 @@ def _observations(episode: h5py.Group, where: str) -> dict[str, h5py.Dataset]:
 
 
 def _below(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
-    """All datasets below a group of an examined file, text included."""
+    """(key, dataset) of all datasets below a group, including text, in a file that `open_hdf5` has checked."""
     for key in sorted(group):
         item = group[key]
         if isinstance(item, h5py.Group):
@@ -198,14 +199,14 @@ def _below(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Data
 
 
 def _values(dataset: h5py.Dataset, rows: int, where: str) -> np.ndarray:
-    """The first rows: numbers as they are, byte strings as the JPEG images that Minari writes."""
+    """The first `rows` rows; byte strings are JPEG images and are decoded."""
     if dataset.dtype.kind == "S":
         return np.stack([decode_image(bytes(data), where) for data in dataset[:rows]])
     return read_rows(dataset, where, slice(0, rows))
 
 
 def _described(about: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The attributes of the set, without those that describe its files, and with `env_args` from its `env_spec`."""
+    """The attributes of the data set without those that describe its files; `env_args` is added from its `env_spec`."""
     found = {key: value for key, value in about.items() if key not in DESCRIBED}
     spec = found.get("env_spec")
     env = json_object(spec, f"{where}: env_spec") if isinstance(spec, str) else spec
@@ -220,5 +221,5 @@ def _main_file(folder: Path) -> Path | None:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """The metadata that newer versions of Minari write beside the HDF5 file; empty if the file is too large to be read."""
+    """`metadata.json`, which newer versions of Minari write beside the HDF5 file; empty if missing or over `MAX_CHARS`."""
     return json_file(path) if path.is_file() and path.stat().st_size <= MAX_CHARS else {}

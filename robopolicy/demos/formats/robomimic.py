@@ -1,4 +1,4 @@
-"""The robomimic v1 layout, which is our native one: robomimic, MimicGen, RoboCasa, and robosuite's files with observations."""
+"""The robomimic v1 layout, also this package's native one: robomimic, MimicGen, RoboCasa, and robosuite with observations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from robopolicy.demos.probe import open_hdf5
 from robopolicy.demos.writer import write_demo_file
 
 DESCRIPTIONS = ("env_args", "action_spec", "total", TOKENS_PADDED)
-"""File attributes that the writer makes itself."""
+"""File attributes that are not copied from the source: the writer computes them, or they hold only for the source."""
 
 
 @register("demo_format", "robomimic")
@@ -22,14 +22,14 @@ class RobomimicFormat(WritableFormat):
     reader = DemoFile
 
     def matches(self, path: Path) -> bool:
-        """An HDF5 file with a group `data`."""
+        """Whether the path is an HDF5 file with a group `data`."""
         if path.is_dir():
             return False
         with open_hdf5(path) as file:
             return "data" in file
 
     def write(self, source: DemoReader, target: Path, names: Sequence[str]) -> list[str]:
-        """Write a native file, which holds every field of a Demo."""
+        """Write a native file, which holds every field of a `Demo`."""
         plain = {key: value for key, value in source.attributes.items() if isinstance(value, (str, int, float))}
         attributes = {key: value for key, value in plain.items() if key not in DESCRIPTIONS}
         env_args = source.attributes.get("env_args") or {}
