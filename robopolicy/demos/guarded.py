@@ -1,6 +1,6 @@
-"""Reads untrusted HDF5 files: every error of the HDF5 library becomes a message of one line.
+"""Reads untrusted HDF5 files: every error of the HDF5 library becomes a one-line message.
 
-`robopolicy.demos.probe` has examined the file before; it refuses links to other files and implausible sizes.
+Call `robopolicy.demos.probe.examine` on a file first: it refuses links to other files and implausible sizes.
 """
 
 from collections.abc import Iterator
@@ -16,22 +16,22 @@ from robopolicy.types import DemoFormatError, one_line
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """First bytes of an HDF5 file (HDF5 file format specification, version 0 superblock)."""
 MAX_ATTRIBUTES = 1024
-"""Largest number of attributes of one object; objects in our files and in robomimic's have fewer than ten."""
+"""Maximum number of attributes of one object; objects in native files and in robomimic's have fewer than ten."""
 
 BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 """Exceptions that h5py, and code that processes what it reads, raise on damaged files."""
 
 
 def parts_folder(target: str | Path) -> Path:
-    """Folder of a file's parts until the file is complete (`robopolicy.demos.parts`)."""
+    """The folder that holds the parts of a file until the file is complete (see `robopolicy.demos.parts`)."""
     return Path(f"{target}.parts")
 
 
 def open_checked(path: str | Path) -> h5py.File:
-    """An HDF5 file opened for reading; nothing is ever written.
+    """Open an HDF5 file, for reading only.
 
     Raises:
-        DemoFormatError: the file is missing, empty, not HDF5, or cut short.
+        DemoFormatError: the file is missing, empty, not HDF5, truncated, damaged, or locked by a process that writes it.
     """
     path = Path(path)
     require_file(path)
@@ -58,7 +58,7 @@ def require_file(path: Path) -> None:
     """Refuse a path that is neither a file nor a link to one.
 
     Raises:
-        DemoFormatError: in one line; it names the parts that an unfinished writer left.
+        DemoFormatError: the path is neither; the message names the parts, if an unfinished writer left any.
     """
     if not path.is_file():
         parts = parts_folder(path)
@@ -68,7 +68,7 @@ def require_file(path: Path) -> None:
 
 @contextmanager
 def damage_named(where: str) -> Iterator[None]:
-    """Turn any exception that h5py raises for damaged data into one line that begins with `where`."""
+    """Turn any exception that h5py raises on damaged data into a DemoFormatError whose message begins with `where`."""
     try:
         yield
     except DemoFormatError:
@@ -78,7 +78,11 @@ def damage_named(where: str) -> Iterator[None]:
 
 
 def group_in(parent: h5py.Group, key: str, where: str) -> h5py.Group:
-    """The group `key` of `parent`; `where` begins the message if it is missing, or not a group."""
+    """The group `key` of `parent`.
+
+    Raises:
+        DemoFormatError: `key` is missing or not a group; the message begins with `where`.
+    """
     found = _child(parent, key, where)
     if not isinstance(found, h5py.Group):
         raise DemoFormatError(f"{where}: {key} is a dataset; expected a group")
@@ -89,7 +93,7 @@ def dataset_in(parent: h5py.Group, key: str, where: str, *, text: bool = False) 
     """The numeric dataset `key` of `parent`; with `text` it may hold byte strings.
 
     Raises:
-        DemoFormatError: missing (available keys are listed), or of a type that training can't use.
+        DemoFormatError: `key` is missing (available keys are listed), is a group, or has a type that training can't use.
     """
     found = _child(parent, key, where)
     if not isinstance(found, h5py.Dataset):
@@ -101,7 +105,7 @@ def dataset_in(parent: h5py.Group, key: str, where: str, *, text: bool = False) 
 
 
 def datasets_below(parent: h5py.Group, where: str, prefix: str = "", *, text: bool = False) -> dict[str, h5py.Dataset]:
-    """All datasets below a group by their path, nested groups as `outer/inner`, sorted by name; `text` as above."""
+    """All datasets below a group, path -> dataset, sorted; nested paths are `outer/inner`; `text` as in `dataset_in`."""
     found: dict[str, h5py.Dataset] = {}
     for key in sorted(parent):
         if isinstance(inner := _child(parent, key, where), h5py.Group):
@@ -112,10 +116,10 @@ def datasets_below(parent: h5py.Group, where: str, prefix: str = "", *, text: bo
 
 
 def attributes_of(item: h5py.Group | h5py.Dataset, where: str) -> dict[str, Any]:
-    """All attributes of a group as plain Python values: bytes decoded, NumPy arrays as lists.
+    """All attributes of a group or dataset as plain Python values: bytes decoded, NumPy arrays converted to lists.
 
     Raises:
-        DemoFormatError: more than `MAX_ATTRIBUTES`, or one that is neither text nor numbers.
+        DemoFormatError: there are more than `MAX_ATTRIBUTES`, or the value of one is neither text nor numbers.
     """
     with damage_named(f"{where}: attributes"):
         if len(item.attrs) > MAX_ATTRIBUTES:
@@ -133,7 +137,7 @@ def _child(parent: h5py.Group, key: str, where: str) -> Any:
 
 
 def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, np.floating):  # also long doubles, whose item() is no Python float
+    if isinstance(value, np.floating):  # also long doubles, whose item() does not return a Python float
         return float(value)
     if isinstance(value, np.generic):
         value = value.item()

@@ -1,13 +1,13 @@
 """The native demo file: the robomimic v1 HDF5 layout, plus instructions, seeds, tokens and executed actions.
 
     data                          attributes: total (steps), env_args, action_spec (JSON), renderer, robopolicy_version
-    data/demo_<i>                 attributes: num_samples, instruction, seed, and whatever else a demo carries
-    data/demo_<i>/actions         (T, width); likewise executed_actions, rewards, dones, states, tokens (T, N, D)
+    data/demo_<i>                 attributes: num_samples, instruction, seed, and the demo's own attributes
+    data/demo_<i>/actions         (T, width); optional: executed_actions, rewards, dones, states, tokens (T, N, D)
     data/demo_<i>/obs/<key>       (T, ...); images uint8 (T, height, width, 3); nested groups read as `outer/inner`
     mask/<filter key>             byte strings b"demo_3"
 
-Files of robomimic, robosuite, MimicGen and LIBERO can be opened without conversion. Tokens may also be in a file beside it,
-see `robopolicy.demos.tokens`. Reading never writes.
+Files of robomimic, robosuite, MimicGen and LIBERO can be opened without conversion. Tokens may also be in a second file beside
+the demo file, see `robopolicy.demos.tokens`. Reading never changes a file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ __all__ = ["DemoFile", "DemoWriter", "read_rows"]
 
 
 TOKENS_PADDED = "tokens_padded"
-"""Attribute that is added when a file is read: whether some of its tokens are padding."""
+"""Attribute that `DemoFile` adds to a file with tokens: whether any of the tokens are padding."""
 OBS = "obs/"
 """Prefix of the names of observation datasets."""
 
@@ -44,11 +44,11 @@ class DemoFile(DemoReader):
     """A demo file opened for reading; a context manager.
 
     Args:
-        path: the file.
-        tokens: whether to look for tokens beside it.
+        path: the demo file.
+        tokens: whether to look for a token file beside the demo file; tokens in the demo file itself are always read.
 
     Raises:
-        DemoFormatError: the file can't be read as demonstrations; one line that names file, demo and key.
+        DemoFormatError: the file can't be read as demonstrations; the one-line message names the file, demo and key.
     """
 
     format_name = "robomimic"
@@ -95,21 +95,21 @@ class DemoFile(DemoReader):
             self._tokens.close()
 
     def datasets(self, name: str) -> Mapping[str, h5py.Dataset] | None:
-        """The demo's step datasets by name (`actions`, `obs/<key>`, `tokens`, ...), lengths checked, nothing read.
+        """The datasets with one row per step, by name (`actions`, `obs/<key>`, `tokens`, ...); only their lengths are checked.
 
         Raises:
-            DemoFormatError: no actions or no observations, or lengths that differ from each other or from num_samples.
+            DemoFormatError: actions or observations are missing, or the lengths differ from each other or from num_samples.
         """
         return self._datasets(name)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
-        """One demo, its images in the form of `images.as_image`; `keys` limits which observations are read.
+        """Read one demo, or only its observation `keys`; images are converted by `images.as_image`.
 
-        A demo without the attribute `instruction` gets the one in `ep_meta`, where RoboCasa keeps it.
+        If a demo lacks the attribute `instruction`, the instruction is taken from `ep_meta`, where RoboCasa keeps it.
 
         Raises:
-            DemoFormatError: an observation key is missing (those present are listed), a length differs, a value of the
-                actions or of a low-dimensional observation is not finite, or something changed since it was written.
+            DemoFormatError: an observation key is missing (available keys are listed), lengths differ, a value that was read
+                is not finite, or the data does not match the checksums stored with it.
         """
         datasets, where = self._datasets(name), f"{self.path.name}, {name}"
         wanted = wanted_keys([key.removeprefix(OBS) for key in datasets if key.startswith(OBS)], keys, where)
@@ -137,20 +137,20 @@ class DemoFile(DemoReader):
         return demo
 
     def demo_attributes(self, name: str) -> dict[str, Any]:
-        """All attributes of one demo: num_samples, instruction, seed, model_file, ..., and `token_valid` of its tokens."""
+        """All attributes of one demo: num_samples, instruction, seed, model_file, ..., and `token_valid` if it has tokens."""
         found = attributes_of(self._group(name), f"{self.path.name}, {name}")
         beside = self._tokens_of(name)
         return found if beside is None else {**found, TOKEN_VALID_KEY: beside.valid(name)}
 
     def mark(self, name: str) -> int:
-        """The demo's mark, which is stored with tokens made from it (`tokens.mark_of`)."""
+        """A number that identifies the demo's content (`tokens.mark_of`); it is stored with tokens made from the demo."""
         where = f"{self.path.name}, {name}"
         actions = read_rows(dataset_in(self._group(name), "actions", where), f"{where}: actions")
         return mark_of(attributes_of(self._group(name), where), actions)
 
     @property
     def has_tokens_inside(self) -> bool:
-        """Whether tokens are in the file itself."""
+        """Whether the tokens are in the demo file itself, judged by the first demo."""
         return TOKENS_KEY in self._group(self.names[0])
 
     def _datasets(self, name: str) -> dict[str, h5py.Dataset]:
@@ -173,7 +173,7 @@ class DemoFile(DemoReader):
         return found
 
     def _masks(self) -> dict[str, list[str]]:
-        """The demos of each filter key; all must be in the file."""
+        """Filter key -> names of its demos; all of them must be in the file."""
         if "mask" not in self._file:
             return {}
         where, masks = self.path.name, {}
@@ -188,7 +188,7 @@ class DemoFile(DemoReader):
         return masks
 
     def _left_out(self) -> tuple[str, ...]:
-        """Notes on what is not read from the demos, judged by the first one, and on images that are converted."""
+        """Notes on what is not read from the demos and on images that are converted, judged by the first demo."""
         group, datasets = self._group(self.names[0]), self._datasets(self.names[0])
         unread = [key for key in sorted(group) if key not in ("obs", *datasets)]
         notes = (f"of each demo, {', '.join(unread)} is not read",) if unread else ()
@@ -198,7 +198,7 @@ class DemoFile(DemoReader):
         return notes
 
     def _open_tokens(self, beside: bool) -> None:
-        """Look for tokens, in the file or beside it, and add the encoder that made them to `attributes`."""
+        """Open the token file if there is one; add its encoder, and whether any tokens are padding, to `attributes`."""
         path = tokens_beside(self.path)
         if beside and not self.has_tokens_inside and path.is_file():
             self._tokens = TokenFile(path)
@@ -208,7 +208,7 @@ class DemoFile(DemoReader):
             self.attributes[TOKENS_PADDED] = any(isinstance(mask, list) and 0 in mask for mask in masks)
 
     def _tokens_of(self, name: str) -> TokenFile | None:
-        """The file beside this one, if it holds the demo's tokens."""
+        """The token file beside the demo file, if it holds the tokens of this demo; otherwise None."""
         return self._tokens if self._tokens is not None and name in self._tokens else None
 
     def _group(self, name: str) -> h5py.Group:
@@ -216,7 +216,11 @@ class DemoFile(DemoReader):
 
 
 def read_rows(dataset: h5py.Dataset, where: str, rows: slice = slice(None)) -> np.ndarray:
-    """Rows of a step dataset in the machine's byte order, bool as int64; refused where a value is not finite."""
+    """Rows of a dataset, in the machine's byte order, with bool converted to int64.
+
+    Raises:
+        DemoFormatError: the data is damaged or not numeric, or a value is not finite; the message begins with `where`.
+    """
     with damage_named(where):
         values = np.asarray(dataset[rows])
     if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
