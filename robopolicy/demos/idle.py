@@ -1,4 +1,4 @@
-"""Idle stretches of a demo: consecutive steps on which no joint, base or gripper is commanded to move."""
+"""Idle stretches of a demo: consecutive steps at which no joint, base or gripper is commanded to move."""
 
 from collections.abc import Iterable
 
@@ -7,19 +7,20 @@ import numpy as np
 from robopolicy.types import ActionSpec
 
 IDLE_SHARE = 0.05
-"""A column moves on a step if it is commanded to move more than this fraction of its fast motion (`IdleSteps`)."""
+"""A column moves at a step if it is commanded to move more than this fraction of its fast motion (see `IdleSteps`)."""
 GRIPPER_WAIT_S = 0.5
 """Time that the arm may wait for the gripper after a gripper command [s]; steps within it are not idle."""
 DEFAULT_RATE_HZ = 20.0
-"""Rate that is assumed if the demos declare none [Hz]."""
+"""Control rate that is assumed if the action spec declares none [Hz]."""
 
 
 class IdleSteps:
     """Finds the idle steps in the demos of a set.
 
     Args:
-        actions: (T, width) of each demo; the fast motion of a column is the 99th percentile over all demos.
-        spec: describes their columns. Columns of unknown kind are treated as deltas.
+        actions: (T, width) of each demo; the fast motion of a column is the 99th percentile of its motion per step, over the
+            steps of all demos.
+        spec: describes the columns. Columns of unknown kind are treated as deltas.
     """
 
     def __init__(self, actions: Iterable[np.ndarray], spec: ActionSpec) -> None:
@@ -45,14 +46,14 @@ class IdleSteps:
         return [(start, stop) for start, stop in runs(self.of(actions)) if stop - start > longer_than]
 
     def kept(self, actions: np.ndarray, longest: int) -> np.ndarray:
-        """Indices of the remaining steps if each idle stretch is cut to its last `longest` steps, ascending."""
+        """Ascending indices of the steps that remain if each idle stretch is cut to its last `longest` steps."""
         keep = np.ones(len(actions), bool)
         for start, stop in self.stretches(actions, longest):
             keep[start : stop - longest] = False
         return np.flatnonzero(keep)
 
     def _motion(self, actions: np.ndarray) -> np.ndarray:
-        """(T, columns): how far each column of joints and base is commanded to move on each step."""
+        """(T, columns): how far each joint or base column is commanded to move at each step, in the units of the actions."""
         joints, base = list(self._spec.joint_columns), list(self._spec.base)
         moved = actions[:, joints]
         if self._spec.kind == "absolute" and self._spec.space != "joint_velocity":
@@ -61,6 +62,6 @@ class IdleSteps:
 
 
 def runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """Start and end (exclusive) of each stretch of True in (T,)."""
+    """Start and end (exclusive) of each run of True values in `flags` (T,)."""
     edges = np.flatnonzero(np.diff(np.r_[False, flags, False]))
     return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,17 +1,21 @@
-"""Converts camera images from other forms found in files to the package's own, uint8 (T, height, width, 3)."""
+"""Converts camera images from the layouts and types found in demo files to this package's, uint8 (T, height, width, 3)."""
 
 import numpy as np
 
 from robopolicy.types import DemoFormatError
 
 MIN_PX = 8
-"""Arrays with a smaller side are not treated as images [pixels]."""
+"""Arrays whose height or width is smaller are not treated as images, except uint8 (height, width, 3) [pixels]."""
 
 
 def image_form(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
-    """How rows of images differ from uint8 (height, width, 3), in words; None if they do not, or if they are not images.
+    """Describe how images differ from uint8 (height, width, 3); None if they do not differ, or are not images.
 
     Only uint8 and float arrays are taken as images. The values of a float image must be in [0, 1], which `as_image` checks.
+
+    Args:
+        shape: shape of one row.
+        dtype: type of the rows.
     """
     layout = _layout(shape, dtype)
     if layout is None or (layout == "color" and dtype == np.uint8):
@@ -21,7 +25,10 @@ def image_form(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
 
 
 def as_image(values: np.ndarray) -> np.ndarray:
-    """Images in the rows (T, ...) as uint8 (T, height, width, 3), if `image_form` describes them; other rows unchanged."""
+    """Convert images (T, ...) that `image_form` describes to uint8 (T, height, width, 3).
+
+    All other arrays, and float arrays with values outside [0, 1], are returned unchanged.
+    """
     shape, dtype = values.shape[1:], values.dtype
     if image_form(shape, dtype) is None:
         return values
@@ -38,15 +45,15 @@ def as_image(values: np.ndarray) -> np.ndarray:
 
 
 def scaled_image(values: np.ndarray, white: float, where: str) -> np.ndarray:
-    """Rows (T, ...) of numbers 0 .. white as uint8 images (T, height, width, 3).
+    """Scale images (T, ...) with values 0 .. white to uint8 (T, height, width, 3).
 
     Args:
-        values: images of any layout that `as_image` knows, of any type of number.
+        values: images of any layout that `as_image` accepts, with any numeric type.
         white: the value of full brightness, such as 65535 or 4095.
-        where: beginning of error messages.
+        where: the beginning of error messages.
 
     Raises:
-        DemoFormatError: the rows have another shape than an image's, or lie outside 0 .. white.
+        DemoFormatError: the rows do not have the shape of an image, or a value lies outside 0 .. white.
     """
     if _layout(values.shape[1:], np.dtype(np.uint8)) is None:
         raise DemoFormatError(
@@ -58,7 +65,10 @@ def scaled_image(values: np.ndarray, white: float, where: str) -> np.ndarray:
 
 
 def _layout(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
-    """Layout of one image: color (channels last), first (channels first), gray, or gray with a channel axis; None: no image."""
+    """Layout of one image: color (channels last), first (channels first), gray, gray last, gray first; None: no image.
+
+    "gray" has the shape (height, width), "gray last" and "gray first" a channel axis of length 1.
+    """
     if dtype != np.uint8 and dtype.kind != "f":
         return None
     if len(shape) == 2 and min(shape) >= MIN_PX and dtype == np.uint8:

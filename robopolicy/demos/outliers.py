@@ -1,6 +1,6 @@
-"""Finds demos unlike the others: pauses, jerky motion, unusual lengths and ranges, frozen sensors, drifting calibration.
+"""Finds demos that differ from the others: pauses, jerks, unusual lengths and ranges, frozen sensors, drifting calibration.
 
-All findings are notes, since each may be intended. Each names the option of `robopolicy edit` that removes it.
+All findings are notes, since any of them may be intended. Most name the option of `robopolicy edit` that removes the cause.
 """
 
 from collections import defaultdict
@@ -16,21 +16,22 @@ from robopolicy.demos.idle import DEFAULT_RATE_HZ, IdleSteps, runs
 from robopolicy.types import ActionSpec, Demo
 
 MIN_DEMOS = 8
-"""Smallest number of demos in which outliers are reported."""
+"""Outliers and drifts are reported only if there are at least this many demos to compare."""
 IDLE_S = 1.0
 """Shorter stretches without motion are not reported [s]."""
 LEFT_S = 0.2
-"""Length to which the proposed `--trim-idle` shortens them [s]."""
+"""Length to which the proposed `--trim-idle` shortens stretches without motion [s]."""
 FROZEN_S = 1.0
 """A camera or sensor is frozen if its reading stays the same for this long while the robot moves [s]."""
 MOVING = 0.8
-"""Smallest fraction of a frozen stretch during which the robot is commanded to move."""
+"""A reading is frozen only if the robot is commanded to move during at least this fraction of the steps."""
 OUTLIER = 5.0
-"""Distance of an outlier's logarithm from the median [robust standard deviations, 1.4826 x median absolute deviation]."""
+"""Minimum distance of an outlier's logarithm from the median [robust standard deviations, which are 1.4826 times the median
+absolute deviation]."""
 MIN_SPREAD = 0.05
-"""Smallest robust standard deviation of the logarithm, so that in similar demos a few percent do not count as an outlier."""
+"""Minimum robust standard deviation of the logarithm, so that a few percent do not make an outlier among similar demos."""
 LENGTH_RATIO, TREMOR_RATIO, SPIKE_RATIO = 2.0, 1.5, 3.0
-"""Smallest ratio of an outlier to the median: of lengths, of the actions' mean jerk, and of their largest jerk."""
+"""Minimum ratio of an outlier to the median: of lengths (or median to outlier), of mean jerk, and of the largest jerk."""
 GLITCH, GLITCH_RATIO = 0.5, 3.0
 """A single reading is reported if it is off by more than this fraction of its key's usual range, and by more than this factor
 times the 90th percentile over the demos."""
@@ -39,14 +40,14 @@ RANGE_RATIO = 3.0
 
 
 class SetComparison:
-    """Collects a few numbers and small images of each demo, and compares the demos when all have been read."""
+    """Collects a few numbers and small images from each demo, and compares the demos after all have been added."""
 
     def __init__(self) -> None:
         self._keys: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
-        """Low-dimensional key -> demo -> (4, columns): the first, smallest and largest reading, and the largest distance of a
-        reading from the range of its two neighbors."""
+        """Low-dimensional key -> demo -> (4, columns): the first, smallest and largest reading, and the largest distance by
+        which a reading lies outside the range of its two neighbors."""
         self._still: dict[str, dict[str, list[tuple[int, int]]]] = defaultdict(dict)
-        """Key -> demo -> stretches on which it repeats itself."""
+        """Key -> demo -> (start, end) of the stretches of steps whose reading equals that of the step after."""
         self._backgrounds: dict[str, list[np.ndarray]] = defaultdict(list)
         self._steps: dict[str, int] = {}
         """Camera -> side of the block of image pixels that is averaged to one background pixel."""
@@ -74,7 +75,13 @@ class SetComparison:
     def findings(
         self, actions: Mapping[str, np.ndarray], spec: ActionSpec, instruction_of: Mapping[str, str | None]
     ) -> Iterator[Finding]:
-        """Findings from comparing the demos; `actions` (T, width) of each."""
+        """Compare the demos that were added.
+
+        Args:
+            actions: demo -> its actions (T, width).
+            spec: describes the columns of the actions.
+            instruction_of: demo -> its instruction.
+        """
         rate_hz = spec.rate_hz or DEFAULT_RATE_HZ
         idle = IdleSteps(actions.values(), spec)
         yield from _idle(actions, idle, spec, rate_hz)
@@ -87,7 +94,7 @@ class SetComparison:
         yield from self._drifts()
 
     def _frozen(self, actions: Mapping[str, np.ndarray], idle: IdleSteps, rate_hz: float) -> Iterator[Finding]:
-        """Cameras and sensors whose reading stays the same while the robot moves; sensors only if they change in most demos."""
+        """Cameras and sensors that do not change while the robot moves; sensors only if this is rare in most demos."""
         moving = {name: ~idle.of(rows) for name, rows in actions.items()}
         for key, demos in self._still.items():
             longest = {}
@@ -142,7 +149,7 @@ def _lengths(actions: Mapping[str, np.ndarray], instruction_of: Mapping[str, str
 
 
 def _jerks(actions: Mapping[str, np.ndarray], spec: ActionSpec) -> Iterator[Finding]:
-    """Demos whose commanded motion has more jerk than that of the others, on average or at a single step."""
+    """Demos whose commanded motion is jerkier than that of the others, on average or at a single step."""
     joints = list(spec.joint_columns)
     rows = {name: values[:, joints].astype(np.float64) for name, values in actions.items() if len(values) > 3}
     if not joints or len(rows) < MIN_DEMOS:
@@ -166,7 +173,7 @@ def _readings(key: str, known: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     """Single readings far from their neighbors, and columns far outside their usual range."""
     _, lows, highs, glitch = np.stack(list(known.values()), axis=1)
     low, high = _usual(lows, highs)
-    # The range of the key's widest column, since a column that hardly changes in most demos, such as a cube's tilt, has none.
+    # The largest range of any column, since one that hardly changes in most demos, such as a cube's tilt, has a range near 0.
     usual = float((high - low).max())
     if not usual > 0:
         return
@@ -184,18 +191,18 @@ def _readings(key: str, known: Mapping[str, np.ndarray]) -> Iterator[Finding]:
 
 
 def _usual(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high end (columns,) of the usual range: 10th and 90th percentile of the demos' own ranges (demos, columns)."""
+    """Ends (columns,) of the usual range: 10th percentile of the minima, 90th percentile of the maxima (demos, columns)."""
     return np.percentile(lows, 10, axis=0), np.percentile(highs, 90, axis=0)
 
 
 def _single_readings(rows: np.ndarray) -> np.ndarray:
-    """(T - 2, columns): how far each reading lies outside the range of the one before and the one after."""
+    """(T - 2, columns): how far each reading lies outside the range between the reading before it and the one after it."""
     before, here, after = rows[:-2], rows[1:-1], rows[2:]
     return np.maximum(here - np.maximum(before, after), np.minimum(before, after) - here).clip(min=0)
 
 
 def _outliers(values: Mapping[str, float], least_ratio: float, above: bool = False) -> Iterator[tuple[str, float]]:
-    """Names whose value is far from the median, with its ratio to the median; `above`: only larger values."""
+    """Names whose value is far from the median, each with the value's ratio to the median; `above`: only larger values."""
     if len(values) < MIN_DEMOS:
         return
     logarithms = np.log(np.maximum(list(values.values()), 1e-12))

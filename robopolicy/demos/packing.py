@@ -14,19 +14,20 @@ from robopolicy.types import STEP_ARRAYS, ActionSpec, Demo, DemoFormatError
 DEMO_NAME = re.compile(r"demo_(\d+)")
 """robomimic sorts demos by the integer after `demo_`."""
 CHECKSUMS = "checksums"
-"""Attribute with checksums: of the whole file, as text; of a demo, as JSON (name of each part -> its checksum)."""
+"""Attribute with checksums as JSON: in `data` of the file's attributes, masks and demo names; in a demo of its content."""
 IMAGE_CHUNK_FRAMES = 8
-"""Frames of images in one chunk: a window of 10 reads 2 or 3 chunks. For 84x84 images gzip-1 writes 140-230 MB/s, reads
-460 MB/s and compresses to a quarter; lzf, which only h5py reads, writes 230 MB/s, reads 385 MB/s and compresses to a half."""
+"""Images in one chunk; a window of 10 frames needs 2 or 3 chunks. For 84x84 images, gzip-1 writes at 140-230 MB/s, reads at
+460 MB/s and compresses to a quarter. lzf, which only h5py supports, writes at 230 MB/s, reads at 385 MB/s and compresses to a
+half."""
 IMAGE_CHUNK_BYTES = 512 * 1024
-"""Upper limit on the size of a chunk, so that it fits HDF5's chunk cache of 1 MiB; larger images have fewer frames in one."""
+"""Maximum size of a chunk of several images, so that it fits HDF5's chunk cache of 1 MiB; large images are fewer per chunk."""
 
 
 def file_facts(
     env_args: Mapping[str, Any] | None, action_spec: ActionSpec | None, attributes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The attributes of a new file's group `data`."""
-    # The keys that robomimic needs; type 2 is its number for a gymnasium environment.
+    # The keys that robomimic needs; it uses the number 2 for the type of a gymnasium environment.
     environment = {"env_name": "", "type": 2, "env_version": "", "env_kwargs": {}, **(env_args or {})}
     facts = {**attributes, "env_args": json.dumps(environment), "total": 0, "robopolicy_version": __version__}
     facts[CHECKSUMS] = ""  # computed when the file is complete
@@ -59,10 +60,10 @@ def write_demo(group: h5py.Group, demo: Demo) -> None:
 
 
 def write_rows(group: h5py.Group, key: str, values: np.ndarray) -> None:
-    """Write an array of one row per step; bool becomes int64, as robomimic stores `dones`.
+    """Write an array with one row per step; bool is converted to int64, the type that robomimic uses for `dones`.
 
     Raises:
-        DemoFormatError: the values are not numbers, or not finite; they could not be read back.
+        DemoFormatError: a value is not a number or not finite; a reader would refuse it.
     """
     values = np.asarray(values)
     if values.dtype.kind not in "biuf":
@@ -92,5 +93,5 @@ def demo_number(name: str, where: str) -> int:
 
 
 def by_number(names: Iterable[str], where: str) -> list[str]:
-    """Names of demos in the order of their numbers; raises as `demo_number`."""
+    """Names of demos sorted by their numbers; raises the errors of `demo_number`."""
     return sorted(names, key=lambda name: demo_number(name, where))

@@ -1,9 +1,10 @@
-"""Writes a file of groups `data/demo_<i>` in parts, so that a crash loses no finished group.
+"""Writes an HDF5 file with groups `data/demo_<i>` in parts, so that a crash loses no finished group.
 
-HDF5 updates its index in place, in several writes: a process that is killed between them leaves a file that can't be
-opened. Here no existing file is changed: each part is a file in the folder `<file>.parts`; at the end all parts are copied
-into a new file, which is renamed to the target, and the folder is removed. A kill loses at most the unfinished part, and a
-writer that resumes continues with the parts. The folder is locked while the writer's process runs.
+HDF5 updates its index in place, in several writes: a process that is killed between two of them leaves a file that can't be
+opened. Here no existing file is changed. Each part is a file of its own in the folder `<file>.parts`. At the end, all parts
+are copied into a new file, which is renamed to the target, and the folder is removed. If the process is killed, at most the
+unfinished part is lost, and a writer that resumes continues with the other parts. The folder is locked while the writer is
+open.
 """
 
 import fcntl
@@ -32,21 +33,21 @@ class FileInUseError(OSError):
 
 
 class PartWriter:
-    """Writes a file of groups; as a context manager it closes the file at the end of the block.
+    """Writes a file of groups `data/demo_<i>`; as a context manager, it calls `close` at the end of the block.
 
     After an exception in the block, the parts remain for a writer with `resume`. Every part has the layout of the whole file.
-    A closed file is never changed: resuming it writes a new file in its place.
+    A complete file is never changed: resuming it writes a new file, which replaces it.
 
     Args:
-        path: the file; its folder is created if needed.
+        path: the file; its folder is created if missing.
         facts: attributes of `data`; a resumed file keeps its own.
         resume: continue an existing file, or the parts of an unfinished one.
 
     Raises:
         FileExistsError: the file or its parts exist and `resume` is False.
-        FileInUseError: another process writes the file.
-        OSError: the path of the parts is taken by something else, such as a link.
-        DemoFormatError: the existing file can't be continued.
+        FileInUseError: another process is writing the file.
+        OSError: the path of the folder of parts is taken by something else, such as a link.
+        DemoFormatError: the existing file or a part can't be read, or both hold a demo of the same name.
     """
 
     def __init__(self, path: str | Path, facts: Mapping[str, Any], *, resume: bool) -> None:
@@ -56,7 +57,7 @@ class PartWriter:
             raise FileExistsError(f"{self.path} exists; resume to add to it, or choose another name")
         self._facts = dict(facts)
         self._groups: dict[str, tuple[Path, Mapping[str, Any]]] = {}
-        """The file in which each group lies, and its attributes."""
+        """Name of a group -> the file that holds it, and the group's attributes."""
         self._next = 0
         self._folder = parts_folder(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,14 +90,14 @@ class PartWriter:
 
     @property
     def names(self) -> list[str]:
-        """The demos written so far, by number."""
+        """Names of the demos written so far, sorted by number."""
         return by_number(self._groups, self.path.name)
 
     def close(self) -> None:
-        """Merge the parts into the file, synced and renamed; nothing is written if there are no demos.
+        """Merge the parts into the file, atomically, and remove them; without demos, nothing is written.
 
         Raises:
-            OSError: it can't be written, such as on a full disk; the parts stay.
+            OSError: the file can't be written, such as on a full disk; the parts remain.
         """
         try:
             if self._groups and self._changed:
@@ -111,7 +112,7 @@ class PartWriter:
         return bool(self._parts)
 
     def _add(self, groups: Mapping[str, tuple[Callable[[h5py.Group], None], Mapping[str, Any]]]) -> None:
-        """Write a part with these groups, name -> (function that fills it, its attributes); on disk when this returns."""
+        """Write a part with these groups: name -> (function that fills it, its attributes); it is on disk on return."""
 
         def fill(file: h5py.File) -> None:
             data = data_group(file, self._facts)
@@ -126,11 +127,11 @@ class PartWriter:
             self._register(name, part, attributes)
 
     def _keeps(self, name: str, attributes: Mapping[str, Any]) -> bool:
-        """Whether a group that an earlier writer wrote is kept."""
+        """Whether a resumed writer keeps this existing group; a subclass may override it."""
         return True
 
     def _register_file(self, path: Path, merged: Sequence[Any]) -> list[Any]:
-        """Register the groups of an existing file, except those with checksums in `merged`; returns their checksums."""
+        """Register the groups of an existing file, except those whose checksums are in `merged`; returns their checksums."""
         found = []
         with open_hdf5(path) as file:
             data = group_in(file, "data", path.name)
@@ -155,7 +156,7 @@ class PartWriter:
         data = data_group(target, self._facts)
         for name, new_name in self._order().items():
             path, _ = self._groups[name]
-            # Not examined again: this writer wrote it, or examined it when registering it.
+            # Not examined again: this writer wrote the file, or examined it when registering its groups.
             with open_checked(path) as file, damage_named(f"{path.name}, {name}"):
                 file.copy(file[f"data/{name}"], data, new_name)
             yield
@@ -163,15 +164,15 @@ class PartWriter:
         self._seal(target)
 
     def _add_rest(self, target: h5py.File) -> None:
-        """Write the contents of the file other than its groups."""
+        """Write the contents of the file other than its groups; a subclass overrides it if there are any."""
 
     def _seal(self, file: h5py.File) -> None:
-        """Write the file's checksums, if its demos have them."""
+        """Write the checksum of the file as a whole (`seal_of`), if `facts` has the attribute for it."""
         if CHECKSUMS in self._facts:
             file["data"].attrs[CHECKSUMS] = seal_of(file, self.path.name)
 
     def _order(self) -> dict[str, str]:
-        """The groups in their order in the file, with the name of each there."""
+        """Name of each group -> its name in the complete file, in the order of that file."""
         return {name: name for name in self.names}
 
     def _remove(self, part: Path) -> None:
@@ -186,7 +187,7 @@ class PartWriter:
 
 
 def file_or_first_part(path: str | Path) -> Path | None:
-    """The file, or the first of its parts, whose attributes a writer continues with; None if neither exists."""
+    """The file whose attributes a resumed writer keeps: that at `path`, otherwise its first part; None if neither exists."""
     if Path(path).exists():
         return Path(path)
     return min((part for part in parts_folder(path).glob("*.hdf5") if TEMPORARY not in part.name), default=None)
@@ -196,7 +197,7 @@ def _left_behind(folder: Path) -> list[Path]:
     """The parts in a folder, sorted; temporary files of a killed process are removed.
 
     Raises:
-        OSError: something else is in it.
+        OSError: the folder holds anything else.
     """
     found = []
     for path in sorted(folder.iterdir()):
@@ -213,13 +214,13 @@ def _left_behind(folder: Path) -> list[Path]:
 
 
 def _locked_folder(folder: Path) -> int:
-    """A locked descriptor of the folder, which is created if missing; never of a link, or of a folder that was removed."""
+    """Create the folder if missing, lock it, and return its file descriptor; a link is refused."""
     while True:
         with suppress(FileExistsError):
             folder.mkdir()
         try:
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:  # its writer has finished in the meantime
+        except FileNotFoundError:  # another writer has finished and removed the folder in the meantime
             continue
         except OSError:
             raise OSError(f"{folder} is in the way and not a folder of parts; move it away") from None
@@ -230,6 +231,7 @@ def _locked_folder(folder: Path) -> int:
             raise FileInUseError(f"another process is writing {folder.with_suffix('')}; wait until it ends") from None
         except OSError:
             pass  # a file system without locks: only the exclusive mkdir protects the folder
+        # Otherwise another writer removed the folder before it was locked here.
         if folder.exists() and os.path.samestat(os.fstat(fd), os.stat(folder)):
             return fd
         os.close(fd)

@@ -13,11 +13,15 @@ LOG = logging.getLogger(__name__)
 Placement: TypeAlias = Literal["auto", "device", "host", "disk"]
 
 MEMORY_SHARE = 0.5
-"""Fraction of the free memory that the demos may use."""
+"""Fraction of the free memory that images and tokens may use."""
 
 
 def choose_placement(placement: Placement, wide_bytes: int, device: torch.device) -> Literal["device", "host", "disk"]:
-    """Choose where images and tokens of this size [bytes] are held; logs the choice and its reason unless the size is 0."""
+    """Choose where images and tokens of `wide_bytes` bytes are held.
+
+    `auto` takes the first of device, host and disk with enough free memory, and logs the sizes and the choice unless there are
+    no bytes to hold; any other placement is returned unchanged.
+    """
     if placement != "auto":
         return placement
     if wide_bytes == 0:
@@ -36,7 +40,7 @@ def choose_placement(placement: Placement, wide_bytes: int, device: torch.device
 
 
 def _free_host_bytes() -> int:
-    """Memory that can be used without swapping: the machine's, or the rest of this container's limit if that is less."""
+    """Memory that can be used without swapping: the machine's, or what is left of this container's limit if that is less."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
