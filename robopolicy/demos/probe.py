@@ -2,9 +2,9 @@
 
 The HDF5 library can crash or loop forever on a damaged file. A malicious file can make it read other files (external
 storage, external links, virtual datasets), or declare terabytes of data in a few kilobytes. A helper process, started
-once, forks a child for each file. The child visits every group, attribute and chunk index, and reads the data. If the
-child dies or stalls, the file is refused, and the calling process is not affected. The result is cached until the file
-changes.
+once, forks a child for each file. The child visits every group, attribute and chunk index, and reads up to `READ_BYTES` of
+the data. If the child dies or stalls, the file is refused, and the calling process is not affected. The result is cached
+until the file changes.
 """
 
 import atexit
@@ -32,15 +32,16 @@ from robopolicy.types import DemoFormatError, one_line
 SILENCE_S = 20.0
 """Time limit for examining one object (group or dataset) of the file [s]."""
 READ_BYTES = 64 * 2**20
-"""Amount of data that is read in full [bytes]; of further datasets only the first and the last row are read."""
+"""Total size of the datasets that are read in full [bytes]; of one that exceeds the rest, the first and last row are read."""
 MEMORY_BYTES = 4 * 2**30
 """Limit on the child's address space [bytes]."""
 SMALL_BYTES, MAX_RATIO = 256 * 2**20, 100
-"""A file may declare at most SMALL_BYTES + MAX_RATIO * file size of data [bytes], which bounds its readers' memory."""
+"""A file may declare at most SMALL_BYTES + MAX_RATIO * (file size) of data [bytes], which limits its readers' memory."""
 MAX_DEPTH = 8
-"""Largest nesting depth of groups; deeper ones are refused."""
+"""Maximum nesting depth of groups; a file with deeper ones is refused."""
 CHUNK_BYTES = 2**20
-"""Larger compressed chunks are decompressed as a test; smaller ones can't exceed about 1 GiB (zlib: at most 1032 : 1)."""
+"""Larger compressed chunks [bytes] are decompressed as a test. Smaller ones decompress to at most about 1 GiB, since zlib's
+ratio is at most 1032 : 1."""
 DEFLATE, SHUFFLE, FLETCHER = 1, 2, 3
 """HDF5's identifiers of the filters gzip, shuffle and checksum."""
 
@@ -56,7 +57,7 @@ def open_hdf5(path: Path | str) -> h5py.File:
 
 
 def examine(path: Path | str) -> None:
-    """Read through the whole file in a child process; the result is cached until the file changes.
+    """Examine the file in a child process, and refuse it if it is unsafe; the result is cached until the file changes.
 
     Raises:
         UnsafeFileError: the file is not HDF5, is damaged, refers to other files or declares too much data, or the child died
@@ -74,7 +75,7 @@ def examine(path: Path | str) -> None:
 
 
 class _Examiner:
-    """The helper process, started on first use; a process forked from this one starts its own helper."""
+    """Starts the helper process on first use, and asks it about files; a process forked from this one starts its own helper."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -103,7 +104,7 @@ class _Examiner:
                 process.communicate()
 
     def _running(self) -> subprocess.Popen[str]:
-        """The helper process; started if there is none, or if it belongs to the parent of this process."""
+        """The helper process; a new one is started if there is none, or if it belongs to the parent of this process."""
         if self._process is None or self._owner != os.getpid():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from robopolicy.demos.probe import serve; serve()"],
@@ -122,8 +123,8 @@ atexit.register(_examiner.close)
 
 
 def serve() -> None:
-    """The loop of the helper: for each JSON line `[path, seconds]` on stdin, one JSON line (reason, or null) on stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent closes the helper itself
+    """Run the helper process: for each JSON line `[path, silence_s]` on stdin, write one (reason, or null) to stdout."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent closes the helper
     for line in sys.stdin:
         print(json.dumps(_in_child(*json.loads(line))), flush=True)
 
@@ -131,7 +132,7 @@ def serve() -> None:
 def _in_child(path: str, silence_s: float) -> str | None:
     """Examine the file in a forked child; returns the reason for refusing it, or None.
 
-    A timer, restarted for each object, kills a child that stalls.
+    A timer, restarted for each object, kills the child if it stalls.
     """
     receiver, sender = os.pipe()
     child = os.fork()
@@ -158,9 +159,9 @@ def _in_child(path: str, silence_s: float) -> str | None:
 
 
 def fault(path: str, alive: Callable[[], object]) -> str | None:
-    """The reason for refusing the file, or None. Call it in a child process, since the file may crash it.
+    """The reason for refusing the file, or None. Call this in a child process, since the file may crash the HDF5 library.
 
-    `alive` is called before each object, to show progress.
+    `alive` is called before each object is examined, to show progress.
     """
     try:
         held = os.stat(path).st_size
@@ -175,7 +176,7 @@ def fault(path: str, alive: Callable[[], object]) -> str | None:
                     if declared > SMALL_BYTES + MAX_RATIO * held:
                         text = f"{name} declares {item.nbytes} bytes, {declared} with those before"
                         raise UnsafeFileError(f"{text}; the file holds {held}; refused")
-                    # A dataset with several names is read once, but declared for each: its readers would read each.
+                    # A dataset with several names is read once, but counts under each name: readers would read it each time.
                     if (address := h5o.get_info(item.id).addr) not in seen:
                         seen.add(address)
                         unread = _read_dataset(name, item, unread)
@@ -189,7 +190,7 @@ def fault(path: str, alive: Callable[[], object]) -> str | None:
 
 
 def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
-    """Every object under each of its names; a group with several names is refused, since links may form a cycle."""
+    """(name, object) for every name of every object; a group with several names is refused, since links may form a cycle."""
     waiting: list[tuple[str, h5py.Group]] = [("", file)]
     while waiting:
         prefix, group = waiting.pop()
@@ -213,7 +214,8 @@ def _declared_bytes(name: str, dataset: h5py.Dataset) -> int:
     """Memory needed to read the dataset [bytes].
 
     Raises:
-        UnsafeFileError: it is stored in another file, or its chunks decompress to more than they declare.
+        UnsafeFileError: the dataset is stored in another file, is compressed by an unknown combination of filters, or has a
+            chunk that decompresses to more than its declared size.
     """
     if dataset.external or dataset.is_virtual:
         raise UnsafeFileError(f"{name} is stored in another file; refused, since it may read any file here")
@@ -249,7 +251,7 @@ def _require_chunks(name: str, dataset: h5py.Dataset, chunk_bytes: int) -> None:
 def _read_dataset(name: str, dataset: h5py.Dataset, budget: int) -> int:
     """Read the dataset, or only its first and last row if it exceeds the budget; returns the remaining budget [bytes].
 
-    Data that can't be decompressed does not refuse the file: its reader reports it, and the other demos remain readable.
+    A file is not refused for data that can't be decompressed: the data's reader reports it, and other demos remain readable.
     """
     with suppress(*(kind for kind in BROKEN if kind is not MemoryError)):
         if dataset.ndim == 0 or dataset.nbytes <= budget:

@@ -17,7 +17,7 @@ from robopolicy.types import DemoFormatError
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Size [bytes] and a hash: of a file's first and last MiB, which is fast for any size, or of a folder's names and sizes."""
+    """Size [bytes] and SHA-256, of a file's first and last MiB (fast at any size) or of the names and sizes in a folder."""
     digest = hashlib.sha256()
     if path.is_dir():
         sizes = {str(item.relative_to(path)): item.stat().st_size for item in sorted(path.rglob("*")) if item.is_file()}
@@ -34,13 +34,13 @@ class WatchedFiles:
         self._known = {path: (_times(path), fingerprint(path)) for path in paths}
 
     def require_unchanged(self) -> None:
-        """Compare the size and times of each file with those at the start; files removed since then are accepted.
+        """Compare the size and times of each file with those at the start; removed files are accepted.
 
-        If only the time of the last status change differs, as after `cp -p` or a change of permissions, the fingerprint is
-        compared, and every demo of an HDF5 file with its checksums.
+        If only the inode or the time of the last status change differs, as after `cp -p` or a change of permissions, the
+        fingerprint is compared, and every demo of an HDF5 file is compared with its checksums.
 
         Raises:
-            DemoFormatError: a file was written to or replaced, so that the run would mix two data sets.
+            DemoFormatError: a file was written to or replaced, so that the run would mix two versions of the data.
         """
         for path, (times, content) in self._known.items():
             if not path.exists() or (now := _times(path)) == times:
@@ -54,7 +54,7 @@ class WatchedFiles:
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether every demo of an HDF5 file can be read and matches its checksums; True for a folder or another file."""
+    """Whether every demo of an HDF5 file can be read and matches its checksums; always True for a folder or any other file."""
     if not path.is_file() or not h5py.is_hdf5(path):
         return True
     with suppress(DemoFormatError), open_demos(path) as demos:
@@ -63,22 +63,26 @@ def _is_sound(path: Path) -> bool:
 
 
 def _times(path: Path) -> list[tuple[Any, ...]]:
-    """Name, size, and the times of the last change of content and of status, of a file or of those in a folder."""
+    """(name, size, modification time, status change time, inode) of the file, or of each file in the folder."""
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
     states = [(str(file.relative_to(path)), file.stat()) for file in files]
     return [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for name, state in states]
 
 
 EDITS = "edits"
-"""Attribute of a demo file that `edit` wrote: JSON {"history": [...]}, the newest edit last."""
+"""Attribute of a demo file that `robopolicy edit` wrote: JSON {"history": [...]}, the newest edit last."""
 MAX_HISTORY = 2**15
-"""Largest number of characters; beyond it the oldest edits are dropped. HDF5 holds attributes of up to 64 KiB."""
+"""Maximum length of the attribute [characters]; the oldest edits are dropped to fit. HDF5 limits attributes to 64 KiB."""
 NAMED_SOURCES = 20
-"""Largest number of source files that are named in one edit."""
+"""Maximum number of source files that are named in one edit."""
 
 
 def edit_history(sources: Sequence[tuple[Path, Mapping[str, Any]]], operations: Mapping[str, Any]) -> str:
-    """The attribute `edits` of a file made of `sources` (path, and attributes of the set) by these operations.
+    """The attribute `edits` of a file made from `sources` by these operations.
+
+    Args:
+        sources: (path, attributes of the set) of each source.
+        operations: the options of the edit.
 
     Raises:
         DemoFormatError: a source's own history is not valid JSON.
