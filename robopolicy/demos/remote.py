@@ -1,7 +1,7 @@
-"""Demo files named by URL (`s3://`, `https://`, any that fsspec reads): copied to a local cache, then read like other files.
+"""Demo files at a URL (`s3://`, `https://`, or any other that fsspec reads): copied to a local cache, then read like any file.
 
-Training reads at random positions, and a file of unknown origin is examined by a child process before it is opened: both
-need a local file. Each version of the remote file is copied once, by one of the processes that need it.
+Training reads at random positions, and a child process examines an untrusted file before it is opened: both need a local
+file. Each version of a remote file or folder is copied once; other processes that need it wait for the copy.
 """
 
 import fcntl
@@ -18,15 +18,15 @@ from robopolicy.types import DemoFormatError, one_line
 LOG = logging.getLogger(__name__)
 
 CACHE = "ROBOPOLICY_CACHE"
-"""Environment variable with the folder for the copies; default: `robopolicy` in the user's cache folder."""
+"""Environment variable with the folder of the cache; default: `robopolicy` in the user's cache folder."""
 
 
 def local_path(path: str | Path) -> Path:
-    """The path itself, or that of a local copy of the file or folder at a URL.
+    """The path itself, or, for a URL, the path of a local copy of the file or folder there, made if needed.
 
     Raises:
-        DemoFormatError: the URL names no file, or the copy is incomplete.
-        ImportError: fsspec, or its part for this kind of URL, isn't installed.
+        DemoFormatError: nothing is found at the URL, it can't be reached, or the copy is incomplete.
+        ImportError: fsspec, or the package that it needs for this kind of URL, is not installed.
     """
     if isinstance(path, Path) or "://" not in path:
         return Path(path)
@@ -39,7 +39,7 @@ def local_path(path: str | Path) -> Path:
     target = Path(os.environ.get(CACHE) or default) / version / (PurePosixPath(root).name or "demos")
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes that need the same copy wait
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes that need the same copy wait here
         if target.exists():
             LOG.info("%s: copied before to %s", url, target)
         else:
@@ -69,11 +69,11 @@ def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], ta
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """The fsspec file system behind a URL, and the path in it.
+    """The fsspec file system for a URL, and the path in that file system.
 
     Raises:
-        DemoFormatError: fsspec doesn't read such URLs.
-        ImportError: fsspec, or its part for this kind of URL, isn't installed.
+        DemoFormatError: fsspec does not support this kind of URL.
+        ImportError: fsspec, or the package that it needs for this kind of URL, is not installed.
     """
     try:
         import fsspec
@@ -87,7 +87,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
 
 def listed(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
-    """The file, or the files below the folder, each with the size, time or hash that the storage reports.
+    """Path -> what the storage reports (size, time, hash), for the file at `root` or for each file below that folder.
 
     Raises:
         DemoFormatError: no file is found, or the storage can't be reached.

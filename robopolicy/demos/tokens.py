@@ -1,11 +1,11 @@
-"""The file of tokens beside a demo file: `robopolicy encode` writes `demos.tokens.hdf5`, and `DemoFile` reads both.
+"""The token file beside a demo file: `robopolicy encode` writes `demos.tokens.hdf5`, and `DemoFile` reads both.
 
     data                      attributes: token_encoder (JSON: which backbone made the tokens), checksums
-    data/demo_<i>             attributes: num_samples, token_valid (N,) with 0 where a token is padding, source (mark of the
-                              demo), checksums
+    data/demo_<i>             attributes: num_samples, token_valid (N,) with 0 where a token is padding, source (identifies
+                              the demo's content), checksums
     data/demo_<i>/tokens      (T, N, D) float16
 
-Beside each demo's tokens is a mark of the demo that they were made from; if that demo has changed since, they are refused.
+If a demo has changed since its tokens were made, its `source` no longer matches, and the tokens are refused.
 """
 
 import json
@@ -33,28 +33,28 @@ SOURCE = "source"
 
 
 def tokens_beside(path: str | Path) -> Path:
-    """Path of the tokens of a demo file: `demos.hdf5` -> `demos.tokens.hdf5`."""
+    """Path of the token file of a demo file: `demos.hdf5` -> `demos.tokens.hdf5`."""
     return Path(path).with_suffix(".tokens.hdf5")
 
 
 def mark_of(attributes: Mapping[str, Any], actions: np.ndarray) -> int:
-    """A number that identifies a demo's content, from its checksums; in a file without checksums, from its actions."""
+    """A number that identifies a demo's content: the CRC-32 of its checksums, or of its actions if it has no checksums."""
     written = attributes.get(CHECKSUMS)
     return checksum(actions) if written is None else zlib.crc32(str(written).encode())
 
 
 def encoder_described(identity: Mapping[str, Any]) -> str:
-    """A backbone's identity in words."""
+    """Describe a backbone for an error message, from the attribute `token_encoder`."""
     if not identity:
         return "an encoder that the file does not name"
     return f"{identity.get('model')} ({identity.get('weights')}) on {', '.join(identity.get('cameras', []))}"
 
 
 class TokenFile:
-    """The tokens of a demo file, opened for reading.
+    """A token file opened for reading.
 
     Raises:
-        DemoFormatError: the file can't be read.
+        DemoFormatError: the file can't be read, or does not match its checksums.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +64,7 @@ class TokenFile:
             self._data = group_in(self._file, "data", path.name)
             require_seal(self._file, path.name)
             self.identity = attributes_of(self._data, path.name).get(IDENTITY)
-            """JSON text."""
+            """The attribute `token_encoder`, JSON text; None if missing."""
             if self.identity is not None:
                 json_object(self.identity, f"{path.name}: {IDENTITY}")
         except BaseException:
@@ -79,14 +79,18 @@ class TokenFile:
         return dataset_in(group_in(self._data, name, self.path.name), TOKENS_KEY, f"{self.path.name}, {name}")
 
     def valid(self, name: str) -> list[int]:
-        """(N,): 1, or 0 where a token of the demo is padding."""
+        """The demo's token mask (N,): 1 where a token is real, 0 where it is padding."""
         return self._attributes(name)[TOKEN_VALID_KEY]
 
     def require_match(self, demo: Demo, mark: int) -> None:
-        """Refuse tokens that were not made from this demo, or that have changed since then.
+        """Refuse tokens that were not made from this demo, or that have changed since they were written.
+
+        Args:
+            demo: the demo, with its tokens.
+            mark: `mark_of` the demo as it is now.
 
         Raises:
-            DemoFormatError: they do not match.
+            DemoFormatError: the tokens were made from other content, or do not match their checksums.
         """
         stored, where = self._attributes(demo.name), f"{self.path.name}, {demo.name}"
         if stored.get(SOURCE) != mark:
@@ -110,15 +114,15 @@ class TokenFile:
 
 
 class TokenWriter(PartWriter):
-    """Writes the tokens of a demo file, demo by demo, as `PartWriter` does; always resumes.
+    """Writes a token file, demo by demo; like every `PartWriter`, it is safe against crashes; it always resumes.
 
     Args:
-        path: the file of tokens.
+        path: the token file.
         identity: describes the backbone that makes the tokens.
-        marks: demo -> its mark; tokens in the file that match no demo are dropped.
+        marks: name of a demo -> `mark_of` it; existing tokens whose name and mark match none of these are not kept.
 
     Raises:
-        DemoFormatError: the file holds tokens of another backbone.
+        DemoFormatError: the file holds tokens of a different backbone.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], marks: Mapping[str, int]) -> None:
@@ -137,7 +141,7 @@ class TokenWriter(PartWriter):
     def write(
         self, name: str, tokens: Float16[np.ndarray, "time tokens width"], valid: Bool[np.ndarray, " tokens"]
     ) -> None:
-        """Add the tokens of one demo, and which of them are real; on disk when this returns."""
+        """Add the tokens of one demo, and their mask `valid` (True: real); they are on disk when this returns."""
         mask = valid.astype(np.int64).tolist()
         attributes = {
             "num_samples": len(tokens),
