@@ -15,35 +15,35 @@ from robopolicy.demos.placement import Placement, choose_placement
 from robopolicy.types import TOKEN_VALID_KEY, TOKENS_KEY, ArraySpec, Demo, DemoFormatError
 
 Picked: TypeAlias = Sequence[tuple[DemoReader, str]]
-"""Demos to read, as (reader, name of the demo) pairs."""
+"""Demos to read: (reader, name of the demo) pairs."""
 Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
 """Shape and type of one row of a key."""
 TokenPooling: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
-"""Tokens (T, N, D), and which of them are valid (N,) where that is known -> fewer tokens (T, L, D)."""
+"""Maps tokens (T, N, D), and their mask (N,) or None if all are valid, to fewer tokens (T, L, D)."""
 
 
 @dataclass(frozen=True)
 class DemoRows:
-    """The rows of a set of demos: demo d has the rows offsets[d] .. offsets[d + 1] - 1 of every array."""
+    """The rows of all demos, concatenated: demo d has the rows offsets[d] .. offsets[d + 1] - 1 of every array."""
 
     lengths: np.ndarray
-    """(demos,) int64: steps of each."""
+    """(demos,) int64: number of steps of each demo."""
     actions: np.ndarray
-    """(rows, width) float32, as in the files."""
+    """(rows, width) float32, with the values and columns of the files."""
     low_dim: Mapping[str, np.ndarray]
-    """Low-dimensional keys (rows, ...) float32."""
+    """Low-dimensional key -> its rows (rows, ...) float32."""
     large: Mapping[str, Frames]
-    """Images uint8, and tokens."""
+    """Large key -> access to its rows: images uint8, and tokens."""
     instruction_id: np.ndarray
-    """(demos,) int64: place in `instructions`, -1 for a demo without one."""
+    """(demos,) int64: index of each demo's instruction in `instructions`; -1 for a demo without one."""
     instructions: tuple[str, ...]
-    """All instructions of the set, sorted."""
+    """All distinct instructions, sorted."""
     source_id: np.ndarray
-    """(demos,) int64: which of the sources each demo came from."""
+    """(demos,) int64: index of the source that each demo was read from."""
     seeds: tuple[int, ...]
-    """Seeds of those demos that came from a simulator."""
+    """Seeds of the demos that have one, which are those recorded in a simulator."""
     placement: Literal["device", "host", "disk"]
-    """Where the large keys are held."""
+    """Where the large keys are stored."""
 
     @property
     def offsets(self) -> np.ndarray:
@@ -52,7 +52,7 @@ class DemoRows:
 
     @property
     def steps(self) -> int:
-        """Rows of all demos."""
+        """Total number of rows, one per step."""
         return int(self.lengths.sum())
 
     def spec(self, key: str) -> ArraySpec:
@@ -72,19 +72,22 @@ def load_rows(
     threads: int = 2,
     pool_tokens: TokenPooling | None = None,
 ) -> DemoRows:
-    """Read the named demos, source by source. Memory use: the arrays, and one complete demo.
+    """Read the named demos, source by source.
+
+    Besides the arrays that are returned, at most one complete demo with its images is in memory.
 
     Args:
         sources: readers, each with the names of the demos to read from it.
-        keys: observation keys; `tokens` stands for tokens encoded ahead of time, `token_valid` for their mask, which is
-            all ones for a demo that has none.
-        placement: where large keys are held; `auto` chooses the first of device, host and disk where they fit, and logs it.
+        keys: observation keys; `tokens` stands for precomputed tokens, `token_valid` for their mask, which is all ones for a
+            demo whose tokens have no mask.
+        placement: where large keys are stored; `auto` takes the first of device, host and disk where they fit, and logs it.
         device: the model's device.
         threads: number of reading threads if the placement is `disk`.
-        pool_tokens: reduces tokens that are held in memory; tokens on the disk are not reduced.
+        pool_tokens: reduces the number of tokens that are stored in memory; tokens on disk are not reduced.
 
     Raises:
-        DemoFormatError: no demos, a key is missing, or shapes differ between demos.
+        DemoFormatError: there are no demos, a key is missing, shapes or types differ between demos, or a file has changed
+            while it was read.
     """
     picked = [(source, name) for source, names in sources for name in names]
     if not picked:
@@ -107,7 +110,7 @@ def load_rows(
     else:
         room = _room(kept, int(lengths.sum()), device if chosen == "device" else "cpu")
         frames = _load_large(picked, large, room, pool_tokens, masked)
-    for file in files:  # else rows of two versions of a file could be mixed
+    for file in files:  # otherwise rows of two versions of a file could be mixed
         file.require_unchanged()
     return DemoRows(
         lengths=lengths,
@@ -123,9 +126,10 @@ def load_rows(
 
 
 def row_types(source: DemoReader, name: str) -> dict[str, Row]:
-    """Shape and type of one row of each observation key of a demo, `tokens` included where it has them.
+    """Shape and type of one row of each observation key of a demo, including `tokens` if it has any.
 
-    If the format has HDF5 datasets, only their descriptions are read, since one demo's images may be gigabytes.
+    If the format has HDF5 datasets, only their shapes and types are read, except for images that need a conversion: the images
+    of one demo may take gigabytes.
     """
     if (datasets := source.datasets(name)) is not None:
         seen = [key for key in datasets if key.startswith("obs/") or key == TOKENS_KEY]
@@ -139,7 +143,10 @@ def row_types(source: DemoReader, name: str) -> dict[str, Row]:
 
 
 def read_flags(sources: Sequence[tuple[DemoReader, Sequence[str]]], key: str) -> np.ndarray:
-    """(rows,) bool, in the order of `load_rows`: where a key (1,) is above 0.5; False in a demo without the key."""
+    """(rows,) bool, in the order of `load_rows`: True where the key, one number per step, is above 0.5.
+
+    False at all steps of a demo without the key.
+    """
     flags = []
     for source, names in sources:
         for name in names:
@@ -149,7 +156,7 @@ def read_flags(sources: Sequence[tuple[DemoReader, Sequence[str]]], key: str) ->
 
 
 def _large_row_types(first: tuple[DemoReader, str], keys: Sequence[str]) -> dict[str, Row]:
-    """The images and tokens among the keys, with the shape and type of their rows in the first demo."""
+    """The images and tokens among the keys, each with the shape and type of one row in the first demo."""
     where, rows, large = _where(*first), row_types(*first), {}
     for key in keys:
         if key not in rows:
@@ -162,9 +169,9 @@ def _large_row_types(first: tuple[DemoReader, str], keys: Sequence[str]) -> dict
 
 
 def _low_dim_demo(demo: Demo, tokens: int, where: str) -> Demo:
-    """The part of a demo that is kept in memory: actions, low-dimensional observations (T, d, ...), instruction and seed.
+    """The part of a demo that is always kept in memory: actions, low-dimensional observations (T, d, ...), instruction, seed.
 
-    If `tokens`, the number of tokens in a row, is not 0, their mask is one of the observations.
+    If `tokens`, the number of tokens per step, is not 0, the token mask (T, N) is added to the observations.
     """
     obs = {
         key: np.asarray(values, dtype=np.float32).reshape(len(demo), *(values.shape[1:] or (1,)))
@@ -176,7 +183,7 @@ def _low_dim_demo(demo: Demo, tokens: int, where: str) -> Demo:
 
 
 def _token_valid(demo: Demo, tokens: int, where: str) -> np.ndarray:
-    """(N,) float32: the mask of a demo's tokens."""
+    """(N,) float32: the mask of a demo's tokens; 1 for a valid one, 0 for padding."""
     valid = np.asarray(demo.attributes.get(TOKEN_VALID_KEY, np.ones(tokens)))
     if valid.shape != (tokens,) or not np.isin(valid, (0, 1)).all() or not valid.any():
         raise DemoFormatError(f"{where}: {TOKEN_VALID_KEY} is not a mask of its {tokens} tokens; encode the file again")
@@ -184,7 +191,7 @@ def _token_valid(demo: Demo, tokens: int, where: str) -> np.ndarray:
 
 
 def _room(kept: Mapping[str, Tensor], steps: int, device: torch.device | str) -> dict[str, Tensor]:
-    """Allocate memory for all rows of each key; pinned if a GPU copies from it."""
+    """Allocate memory for all rows of each key; host memory is pinned if there is a GPU to copy it to."""
     pinned = torch.device(device).type == "cpu" and torch.cuda.is_available()
     return {
         key: torch.empty((steps, *rows.shape[1:]), dtype=rows.dtype, device=device, pin_memory=pinned)
@@ -199,7 +206,7 @@ def _load_large(
     pool_tokens: TokenPooling | None,
     masked: bool,
 ) -> dict[str, Frames]:
-    """Each key in one tensor, filled demo by demo; tokens are pooled, with their mask where they are `masked`."""
+    """Fill the tensor of each key, demo by demo; tokens are pooled, if `masked` with regard to their mask."""
     row = 0
     for source, name in picked if large else ():
         where = _where(source, name)
@@ -219,7 +226,7 @@ def _load_large(
 
 
 def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], threads: int) -> dict[str, Frames]:
-    """Frames of each key that are read from the files on demand."""
+    """Key -> access to its rows in the files, which are read for each batch."""
     descriptors: dict[str, Descriptor] = {}
     readers: dict[str, list[RowReader]] = {key: [] for key in large}
     for source, name in picked:
@@ -239,7 +246,7 @@ def _open_large(picked: Picked, lengths: np.ndarray, large: Mapping[str, Row], t
                     "`robopolicy convert` makes a file of uint8 images, or set --data.placement host"
                 )
             _require_rows(datasets[path].shape, datasets[path].dtype, row, where, key)
-            inside = datasets[path].file.filename  # tokens may lie in a file of their own
+            inside = datasets[path].file.filename  # tokens may be in a token file beside the demo file
             if inside not in descriptors:
                 descriptors[inside] = Descriptor(inside)
             readers[key].append(row_reader(datasets[path], descriptors[inside], f"{where}: {path}"))

@@ -11,22 +11,22 @@ from robopolicy.action_spec import ActionKind, ActionSpace
 from robopolicy.types import ActionSpec, DemoFormatError, one_line
 
 MAX_DEPTH = 16
-"""JSON nested deeper than this is refused."""
+"""Maximum nesting depth of JSON that is read."""
 MAX_CHARS = 2**24
-"""Largest number of characters of a JSON text that is read."""
+"""Maximum length of a JSON text that is read [characters]; for a file [bytes]."""
 MAX_PATH = 512
-"""Largest length of a path within a data set [characters]."""
+"""Maximum length of a path within a data set [characters]."""
 MAX_WIDTH = 4096
-"""Largest number of columns of an action row."""
+"""Maximum number of action columns."""
 
 Check: TypeAlias = Callable[[Any], bool]
 
 
 def json_object(text: Any, where: str) -> dict[str, Any]:
-    """The JSON object in an attribute: finite numbers of 64 bits, nested no deeper than `MAX_DEPTH`.
+    """Parse a JSON object whose numbers are finite and fit 64 bits, nested at most `MAX_DEPTH` deep.
 
     Raises:
-        DemoFormatError: the text is not such an object; the message begins with `where`.
+        DemoFormatError: `text` is not such an object, or too long; the message begins with `where`.
     """
     try:
         if not isinstance(text, str) or len(text) > MAX_CHARS:
@@ -41,10 +41,10 @@ def json_object(text: Any, where: str) -> dict[str, Any]:
 
 
 def env_args_of(text: Any, where: str) -> dict[str, Any]:
-    """The environment as robomimic stores it.
+    """Parse robomimic's attribute `env_args`, which describes the environment.
 
     Raises:
-        DemoFormatError: not a JSON object, or a field of another type.
+        DemoFormatError: it is not a JSON object, or a field has the wrong type.
     """
     found = json_object(text, f"{where}: env_args")
     _require_fields(found, ENV_ARGS, f"{where}: env_args")
@@ -53,10 +53,10 @@ def env_args_of(text: Any, where: str) -> dict[str, Any]:
 
 
 def action_spec_from(found: Mapping[str, Any], where: str) -> ActionSpec:
-    """The ActionSpec in a JSON object.
+    """The ActionSpec that a JSON object describes.
 
     Raises:
-        DemoFormatError: a field is unknown or has another type, or the columns contradict each other.
+        DemoFormatError: a field is unknown or has the wrong type, or fields contradict each other.
     """
     if unknown := sorted(set(found) - set(ACTION_SPEC)):
         raise DemoFormatError(f"{where}: unknown field {unknown[0]!r}; it has: {', '.join(ACTION_SPEC)}")
@@ -78,7 +78,7 @@ def is_integer(value: Any) -> bool:
 
 
 def list_of(check: Check, length: int | None = None) -> Check:
-    """A check whether a value is a list of entries that pass `check`, and of this length if one is given."""
+    """A check whether a value is a list whose entries pass `check`, and which has the length `length`, if given."""
     return lambda value: isinstance(value, list) and (length is None or len(value) == length) and all(map(check, value))
 
 
@@ -109,19 +109,19 @@ def _are_arms(value: Any) -> bool:
 
 
 def json_file(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, as `json_object`.
+    """Parse the JSON object in a file, with the limits of `json_object`.
 
     Raises:
-        DemoFormatError: the file holds something else.
+        DemoFormatError: the file can't be read, or does not hold such an object.
     """
     return json_object(text_of(path), path.name)
 
 
 def text_of(path: Path) -> str:
-    """The text of a small file.
+    """The text of a file of at most `MAX_CHARS` bytes.
 
     Raises:
-        DemoFormatError: not a regular file of at most `MAX_CHARS` bytes of UTF-8.
+        DemoFormatError: the file is missing, not a regular file, too large, unreadable, or not UTF-8.
     """
     try:
         if not path.is_file() or path.stat().st_size > MAX_CHARS:
@@ -132,10 +132,10 @@ def text_of(path: Path) -> str:
 
 
 def lerobot_info(path: Path) -> dict[str, Any]:
-    """LeRobot's `meta/info.json`.
+    """Read LeRobot's `meta/info.json`.
 
     Raises:
-        DemoFormatError: a field is missing, or of another type.
+        DemoFormatError: the file can't be read, or a field is missing or has the wrong type.
     """
     found, where = json_file(path), "meta/info.json"
     if missing := [name for name in ("codebase_version", "fps", "features") if name not in found]:
@@ -147,13 +147,13 @@ def lerobot_info(path: Path) -> dict[str, Any]:
 
 
 def filled(template: str, values: Mapping[str, str | int], where: str) -> str:
-    """A template of LeRobot's paths, such as `data/chunk-{chunk_index:03d}/file.parquet`, with the values put in.
+    """Fill in a template of LeRobot's paths, such as `data/chunk-{chunk_index:03d}/file.parquet`.
 
-    `str.format` on an untrusted template could read attributes and produce strings of any length; here a field is a name
-    with a width of at most two digits.
+    `str.format` is not used, since an untrusted template could read attributes and produce strings of any length. Here a field
+    is only a name and, optionally, a width of at most two digits.
 
     Raises:
-        DemoFormatError: an unknown field, or unmatched braces.
+        DemoFormatError: a field is unknown or malformed, or the path is too long or has unmatched braces.
     """
 
     def put(field: re.Match[str]) -> str:
