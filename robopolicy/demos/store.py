@@ -1,4 +1,4 @@
-"""The demos as flat arrays on the model's device, and batches of segments gathered there without a Python loop over samples."""
+"""Holds the demos as flat arrays on the model's device, and gathers batches of segments without a Python loop over samples."""
 
 from collections.abc import Callable
 
@@ -12,19 +12,19 @@ from robopolicy.types import Batch
 
 
 class DemoStore:
-    """Gathers segments of S frames, the K actions from each frame on, and their masks.
+    """Gathers segments of S frames, the chunk of K actions that starts at each frame, and their masks.
 
-    The low-dimensional keys are concatenated to one row per frame, so that the frames of a segment are one block of memory
-    and a batch is one `index_select` over overlapping blocks. Each demo is followed by copies of its last row, for segments
-    that extend beyond its end. Images and tokens are not copied: for rows beyond the end the last one is read.
+    The low-dimensional keys are concatenated to one row per step, so that a segment is one contiguous block of memory and a
+    batch is one `index_select` over overlapping blocks. Each demo is followed by copies of its last row, for segments that
+    extend beyond its end. Images and tokens are not padded with copies: beyond the end of a demo, its last row is read again.
 
     Args:
         rows: the demos.
-        segment: S, frames of a segment.
-        chunk: K, actions from each frame on.
-        stride: control steps between two frames.
-        action_transform: action rows (rows, width) -> targets (rows, A+G); None: unchanged.
-        device: where batches are made.
+        segment: S, number of frames of a segment.
+        chunk: K, number of actions from each frame on.
+        stride: number of control steps from one frame to the next.
+        action_transform: maps the actions (rows, width) to the action targets (rows, A+G); None: they are the same.
+        device: the device on which batches are made.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class DemoStore:
     ) -> None:
         self.rows, self.segment, self.chunk, self.stride = rows, segment, chunk, stride
         self.device = torch.device(device)
-        # Number of rows from the segment's start to each action of each frame.
+        # (S, K): number of rows from the segment's start to each action of each frame.
         offsets = stride * np.arange(segment)[:, None] + np.arange(chunk)
         self._offsets = torch.from_numpy(offsets).to(self.device)
         self._columns: dict[str, tuple[slice, tuple[int, ...]]] = {}
@@ -62,7 +62,7 @@ class DemoStore:
 
     @property
     def gathers_at_once(self) -> bool:
-        """Whether making a batch needs neither the disk nor a copy from the host."""
+        """Whether `gather` needs neither the disk nor a copy from host memory to the device."""
         return (
             not self.rows.large
             or self.rows.placement == "device"
@@ -71,17 +71,17 @@ class DemoStore:
 
     @property
     def start_device(self) -> torch.device:
-        """Device on which `gather` expects `starts`: that of the images, so that no copy between devices is needed."""
+        """The device on which `gather` expects `starts`: the one where rows of images and tokens are looked up."""
         return self.device if self.gathers_at_once else torch.device("cpu")
 
     def gather(self, starts: Int[Tensor, " batch"], episode_start: Tensor | None = None) -> Batch:
-        """The segments that start at these rows; -1 returns one without a valid frame."""
+        """The segments that start at these rows (B,); the start -1 gives a segment without valid frames."""
         number = (starts % (len(self) + 1)).to(self.device, non_blocking=True)
         place, remaining, instruction = self._lookup.index_select(1, number).unbind(0)
         count, width = len(starts), self._target_width
         action_valid = self._offsets < remaining.view(-1, 1, 1)
         actions = self._targets.index_select(0, place)
-        # Action k of frame s is in row s * stride + k of the block.
+        # Action k of frame s is row s * stride + k of the block.
         sizes, strides = (
             (count, self.segment, self.chunk, width),
             (actions.shape[1], self.stride * width, width, 1),
@@ -115,7 +115,7 @@ class DemoStore:
         return {key: large.gather(rows).to(self.device, non_blocking=True) for key, large in self.rows.large.items()}
 
     def _side_by_side(self) -> np.ndarray:
-        """The low-dimensional keys, concatenated: (rows, sum of widths); sets `_columns`, the columns of each key."""
+        """Concatenate the low-dimensional keys to (rows, sum of widths); sets `_columns`, the columns and shape of each key."""
         flat = [np.zeros((self.rows.steps, 0), dtype=np.float32)]
         column = 0
         for key, values in self.rows.low_dim.items():
@@ -125,7 +125,10 @@ class DemoStore:
         return np.concatenate(flat, axis=1)
 
     def _start_table(self) -> Tensor:
-        """(3, rows + 1): for each start its padded row, its remaining steps and its instruction; the last column is for -1."""
+        """(3, rows + 1) int64: for each start, its padded row, the demo's remaining steps, and its instruction's index.
+
+        The last column is for the start -1.
+        """
         demos = np.repeat(np.arange(len(self.rows.lengths)), self.rows.lengths)
         row = np.arange(self.rows.steps)
         table = np.zeros((3, self.rows.steps + 1), dtype=np.int64)
@@ -137,7 +140,7 @@ class DemoStore:
 
 
 def _padded_rows(lengths: np.ndarray, padding: int) -> np.ndarray:
-    """Rows of all demos, each followed by `padding` repetitions of its last."""
+    """Row indices of all demos, each demo followed by `padding` repetitions of its last row."""
     ends = np.cumsum(lengths)
     row = np.concatenate([[0], np.cumsum(lengths + padding)])[:-1]
     demos = np.repeat(np.arange(len(lengths)), lengths + padding)
@@ -146,7 +149,7 @@ def _padded_rows(lengths: np.ndarray, padding: int) -> np.ndarray:
 
 
 def _blocks(rows: Tensor, span: int) -> Tensor:
-    """(rows - span + 1, span * width): every run of `span` rows as one row, without a copy."""
+    """(rows - span + 1, span * width): a view in which every `span` consecutive rows (overlapping) are one row."""
     rows = rows.contiguous()
     count, width = rows.shape
     return rows.as_strided((count - span + 1, span * width), (width, 1))

@@ -1,4 +1,4 @@
-"""Writes HDF5 files atomically, also when the disk becomes full."""
+"""Writes HDF5 files atomically, even if the disk becomes full."""
 
 import io
 from collections.abc import Callable, Iterable
@@ -11,14 +11,15 @@ from robopolicy.files import replacing
 
 
 def write_hdf5(path: Path, fill: Callable[[h5py.File], Iterable[object] | None]) -> None:
-    """Write an HDF5 file, renamed to its name when it is complete.
+    """Write an HDF5 file under a temporary name, and rename it to `path` when it is complete.
 
     Args:
-        path: the file; its folder exists.
-        fill: writes the content into the empty file. If it yields from time to time, it is stopped early on a full disk.
+        path: the file; its folder must exist.
+        fill: writes the content into the empty file. If it is a generator, it is stopped at the next `yield` after a write
+            error, such as on a full disk.
 
     Raises:
-        OSError: the first error of a write, such as a full disk.
+        OSError: the first write error.
     """
     with replacing(path) as temporary, _DeferringFile(temporary, "r+b") as raw:
         try:
@@ -35,13 +36,13 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], Iterable[object] | None])
 class _DeferringFile(io.FileIO):
     """A file for h5py's file-object driver whose write errors are raised only after HDF5 has finished.
 
-    HDF5 can't report an error of a write during flushing or closing: it keeps the file open, and crashes when the process
-    ends. After the first error, writes are kept in memory, from which HDF5 may read them, and `write_hdf5` raises the error
-    when HDF5 has finished.
+    HDF5 can't handle a write error while it flushes or closes a file: the file stays open, and the process crashes when it
+    ends. So after the first error, all writes go to memory, from which HDF5 can read them back, and `write_hdf5` raises the
+    error after HDF5 has closed the file.
     """
 
     failure: OSError | None = None
-    """The first error of a write."""
+    """The first write error."""
 
     def __init__(self, path: Path, mode: str) -> None:
         super().__init__(path, mode)

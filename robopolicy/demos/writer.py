@@ -18,15 +18,15 @@ from robopolicy.types import ActionSpec, Demo, DemoFormatError
 
 
 class DemoWriter(PartWriter):
-    """Writes a demo file, demo by demo, as `PartWriter` does.
+    """Writes a demo file, demo by demo; like every `PartWriter`, it is safe against crashes.
 
     Args:
         path: the file; its folder is created if missing.
         env_args: the environment, as robomimic stores it (`env_name`, `type`, `env_version`, `env_kwargs`).
-        action_spec: the action columns, where known.
+        action_spec: describes the action columns; None: not declared in the file.
         attributes: further attributes of the whole file, such as `renderer`.
-        resume: continue a file, or the parts of one; their attributes are kept.
-        by_seed: number the demos by their seeds when closing, independent of the order in which they were written.
+        resume: continue an existing file, or the parts of an unfinished one; their attributes are kept.
+        by_seed: renumber the demos in the order of their seeds when closing, whatever the order in which they were written.
     """
 
     def __init__(
@@ -45,22 +45,22 @@ class DemoWriter(PartWriter):
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds of those demos that came from a simulator."""
+        """Seeds of the demos that have one, which are those recorded in a simulator."""
         return [int(facts["seed"]) for _, facts in self._groups.values() if facts.get("seed") is not None]
 
     def write(self, demo: Demo) -> str:
-        """Add a demo under its own name, or the next free number where that is taken; returns the name.
+        """Add a demo under its own name, or under the next free number if that name is taken; returns the name.
 
         The demo is on disk when this returns.
 
         Raises:
-            DemoFormatError: the name is not `demo_<i>`, or an array is not finite numbers.
-            OSError: it can't be written, such as on a full disk; the demos before it stay.
+            DemoFormatError: the name is not `demo_<i>`, or an array holds values that are not finite numbers.
+            OSError: the demo can't be written, such as on a full disk; the demos written before remain.
         """
         return self.write_together([demo])[0]
 
     def write_together(self, demos: Sequence[Demo]) -> list[str]:
-        """As `write`, for several demos, such as those of one episode: if the process is killed, the file has all or none."""
+        """Like `write`, for demos that belong together, such as those of one episode: a crash leaves all of them or none."""
         named: dict[str, Demo] = {}
         following = self._next
         for demo in demos:
@@ -116,17 +116,17 @@ class DemoWriter(PartWriter):
 def write_demo_file(
     path: Path, facts: Mapping[str, Any], demos: Iterable[Demo], masks: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write a whole demo file at once, for demos that can be read again; after an error nothing is left.
+    """Write a whole demo file without parts, for demos that can be produced again: after an error, nothing is left.
 
     Args:
         path: the file.
         facts: attributes of `data`, from `file_facts`.
         demos: the demos, written under their own names.
-        masks: filter key -> its demos.
+        masks: filter key -> names of its demos.
 
     Raises:
-        DemoFormatError: an array is not finite numbers.
-        OSError: it can't be written, such as on a full disk.
+        DemoFormatError: an array holds values that are not finite numbers.
+        OSError: the file can't be written, such as on a full disk.
     """
 
     def fill(file: h5py.File) -> Iterator[None]:
@@ -143,7 +143,7 @@ def write_demo_file(
 
 
 def _write_checked(group: h5py.Group, demo: Demo) -> None:
-    """Write a demo and its checksums; refuse invalid arrays first."""
+    """Write a demo and its checksums; invalid arrays are refused by `write_demo`, before their checksums are computed."""
     write_demo(group, demo)
     group.attrs[CHECKSUMS] = with_checksums(demo).attributes[CHECKSUMS]
 
@@ -154,7 +154,7 @@ def _write_masks(file: h5py.File, masks: Mapping[str, Sequence[str]]) -> None:
 
 
 def _copy_rest(source: h5py.File, target: h5py.File) -> dict[str, list[str]]:
-    """Copy the content of a file except its demos and masks; returns its masks."""
+    """Copy the content of a file other than its groups `data` and `mask`; returns its masks, filter key -> names of demos."""
     for key, value in source.attrs.items():
         target.attrs[key] = value
     for key in source:
