@@ -31,7 +31,7 @@ absolute deviation]."""
 MIN_SPREAD = 0.05
 """Minimum robust standard deviation of the logarithm, so that a few percent do not make an outlier among similar demos."""
 LENGTH_RATIO, TREMOR_RATIO, SPIKE_RATIO = 2.0, 1.5, 3.0
-"""Minimum ratio of an outlier to the median: of lengths (or median to outlier), of mean jerk, and of the largest jerk."""
+"""Minimum ratio between an outlier and the median: of lengths (longer or shorter), of mean jerk, and of the largest jerk."""
 GLITCH, GLITCH_RATIO = 0.5, 3.0
 """A single reading is reported if it is off by more than this fraction of its key's usual range, and by more than this factor
 times the 90th percentile over the demos."""

@@ -19,7 +19,7 @@ Picked: TypeAlias = Sequence[tuple[DemoReader, str]]
 Row: TypeAlias = tuple[tuple[int, ...], np.dtype]
 """Shape and type of one row of a key."""
 TokenPooling: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
-"""Maps tokens (T, N, D), and their mask (N,) or None if all are valid, to fewer tokens (T, L, D)."""
+"""Maps tokens (T, N, D) and their mask (N,), None if not used, to fewer tokens (T, L, D)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DemoRows:
     source_id: np.ndarray
     """(demos,) int64: index of the source that each demo was read from."""
     seeds: tuple[int, ...]
-    """Seeds of the demos that have one, which are those recorded in a simulator."""
+    """Seeds of the demos that have one (demos recorded in a simulator)."""
     placement: Literal["device", "host", "disk"]
     """Where the large keys are stored."""
 
@@ -206,7 +206,7 @@ def _load_large(
     pool_tokens: TokenPooling | None,
     masked: bool,
 ) -> dict[str, Frames]:
-    """Fill the tensor of each key, demo by demo; tokens are pooled, if `masked` with regard to their mask."""
+    """Fill the tensor of each key, demo by demo; `pool_tokens` gets the tokens' mask only if `masked`."""
     row = 0
     for source, name in picked if large else ():
         where = _where(source, name)

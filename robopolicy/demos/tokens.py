@@ -114,7 +114,7 @@ class TokenFile:
 
 
 class TokenWriter(PartWriter):
-    """Writes a token file, demo by demo; like every `PartWriter`, it is safe against crashes; it always resumes.
+    """Writes a token file, demo by demo, safe against crashes like every `PartWriter`; an existing file is always resumed.
 
     Args:
         path: the token file.

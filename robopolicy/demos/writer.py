@@ -45,7 +45,7 @@ class DemoWriter(PartWriter):
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds of the demos that have one, which are those recorded in a simulator."""
+        """Seeds of the demos that have one (demos recorded in a simulator)."""
         return [int(facts["seed"]) for _, facts in self._groups.values() if facts.get("seed") is not None]
 
     def write(self, demo: Demo) -> str:
