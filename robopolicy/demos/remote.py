@@ -58,7 +58,12 @@ def _copy(filesystem: Any, root: str, files: Mapping[str, Mapping[str, Any]], ta
                 raise DemoFormatError(f"{url}: holds {inside}, which would be written outside its folder; refused")
             place = partial / inside
             place.parent.mkdir(parents=True, exist_ok=True)
-            filesystem.get_file(name, str(place))
+            try:
+                filesystem.get_file(name, str(place))
+            except OSError as error:
+                raise DemoFormatError(
+                    f"{url}: {inside} can't be copied: {one_line(error) or type(error).__name__}"
+                ) from error
             if info.get("size") not in (None, place.stat().st_size):
                 raise DemoFormatError(f"{url}: {place.stat().st_size} of {info['size']} bytes arrived; try again")
         partial.rename(target)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from robopolicy.demos.checksums import seal_of, with_checksums
-from robopolicy.demos.guarded import damage_named
+from robopolicy.demos.guarded import damage_named, datasets_below
 from robopolicy.demos.packing import CHECKSUMS, data_group, demo_number, file_facts, write_demo
 from robopolicy.demos.parts import PartWriter
 from robopolicy.demos.probe import open_hdf5
@@ -163,4 +163,5 @@ def _copy_rest(source: h5py.File, target: h5py.File) -> dict[str, list[str]]:
     masks = source.get("mask")
     if not isinstance(masks, h5py.Group):
         return {}
-    return {key: [bytes(name).decode() for name in np.atleast_1d(names[()])] for key, names in masks.items()}
+    found = datasets_below(masks, Path(source.filename).name, text=True)
+    return {key: [bytes(name).decode() for name in np.atleast_1d(names[()])] for key, names in found.items()}

@@ -74,6 +74,17 @@ def test_a_copy_that_is_not_whole_leaves_nothing(storage, cache, monkeypatch):
     assert [path.name for path in cache.rglob("*") if path.is_file()] == [".lock"]
 
 
+def test_a_storage_that_fails_while_a_file_is_copied_is_named(storage, cache, monkeypatch):
+    """Guards against: a traceback, or a message that doesn't say which file failed."""
+
+    def fail(self, source, target, **options):
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(type(storage), "get_file", fail)
+    with pytest.raises(DemoFormatError, match=r"memory://bucket/tiny.hdf5: .* can't be copied: connection reset"):
+        local_path("memory://bucket/tiny.hdf5")
+
+
 def test_names_that_leave_the_folder_are_refused(storage, cache, tiny_demos, monkeypatch):
     """Guards against: an object's name with `..`, by which a stranger's bucket writes any file."""
     named = {"/bucket/tiny.hdf5/../../../evil": {"size": 1, "type": "file"}}

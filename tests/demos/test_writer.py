@@ -228,6 +228,7 @@ def test_a_resumed_file_is_a_new_one_that_keeps_what_the_old_held(tmp_path, make
     with DemoWriter(path, attributes={"renderer": "ray"}) as writer:
         writer.write(make_demo(0))
         writer.write_filter_key("train", ["demo_0"])
+        writer.write_filter_key("few/first", ["demo_0"])
     before = path.stat().st_ino
     with DemoFile(path) as reader:
         with DemoWriter(path, resume=True) as writer:
@@ -235,7 +236,7 @@ def test_a_resumed_file_is_a_new_one_that_keeps_what_the_old_held(tmp_path, make
         assert reader.read("demo_0").seed == 0
     assert path.stat().st_ino != before
     with DemoFile(path) as file:
-        assert (file.names, file.filter_keys) == (["demo_0", "demo_1"], {"train": ["demo_0"]})
+        assert (file.names, file.filter_keys) == (["demo_0", "demo_1"], {"few/first": ["demo_0"], "train": ["demo_0"]})
         assert (file.attributes["renderer"], file.attributes["total"]) == ("ray", 20)
 
 
