@@ -1,12 +1,12 @@
 """Frozen copies of memories and action heads, with weights laid out for the CPU's matrix units: streaming without gradients.
 
-oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `linear` if the matrix is stored in its own
-blocked order (see `PackedLinear`). `freeze` makes such a copy once; it does not follow later changes of the original.
+oneDNN multiplies a few rows by a weight matrix at more than twice the rate of `linear` if the matrix is stored in oneDNN's
+blocked layout (see `PackedLinear`). `freeze` makes such a copy once; the copy does not follow later changes of the original.
 
 The staggered rows of a window memory (W partial states per episode, one for each frame at which a window may begin) are
 advanced in tiles, so that the products stay large for a batch of episodes, too. Compared with running each window again from
-its frames, this is 1.26 times faster at 64 episodes and 0.96 to 1.10 times at 1024, and it
-does not store frames (`eval/bench_head.py`).
+its frames, this is 1.26 times as fast at 64 episodes and 0.96 to 1.10 times as fast at 1024, and it does not store
+frames (`eval/bench_head.py`).
 """
 
 import copy
@@ -66,7 +66,7 @@ def _packable(module: nn.Module) -> bool:
 
 
 class FrozenRecurrent(StreamingMemory):
-    """An LSTM or GRU memory whose rows advance from packed weights, frame by frame; see `Memory`."""
+    """An LSTM or GRU memory with packed weights, which processes one frame at a time; see `Memory`."""
 
     def __init__(self, memory: RecurrentMemory, precision: Precision) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class FrozenRecurrent(StreamingMemory):
                 weight_ih, weight_hh, bias_ih = (_scaled_g(w) for w in (weight_ih, weight_hh, bias_ih + bias_hh))
                 bias_hh = None
             single = self.history == "carry" or self.window == 1
-            # The first layer's inputs are frames, which are not bounded like hidden states, and one per episode, not per row.
+            # The first layer's inputs are frames: unbounded, unlike hidden states, and one per episode rather than per row.
             self.input.append(PackedLinear(weight_ih, bias_ih, precision, layer > 0, single or layer == 0))
             self.hidden.append(PackedLinear(weight_hh, bias_hh, precision, True, single))
 
@@ -159,7 +159,7 @@ def _pack(module: nn.Module, precision: Precision) -> nn.Module:
 
 
 def _scaled_g(weight: Tensor) -> Tensor:
-    """LSTM weights or biases with the rows of gate g times -2, so that one sigmoid serves all four gates.
+    """LSTM weights or biases with the rows of gate g multiplied by -2, so that one sigmoid serves all four gates.
 
     tanh(x) = 1 - 2 sigmoid(-2x), and torch's sigmoid is several times faster than its tanh.
     """
@@ -168,7 +168,7 @@ def _scaled_g(weight: Tensor) -> Tensor:
 
 
 def _lstm_into(gates: Tensor, cell_before: Tensor, hidden: Tensor, cell: Tensor) -> None:
-    """Write the new hidden and cell state; `gates` (..., 4H), g times -2, are overwritten."""
+    """Write the new hidden and cell state; `gates` (..., 4H), with gate g multiplied by -2, is overwritten."""
     i, f, g, o = gates.sigmoid_().chunk(4, dim=-1)
     torch.addcmul(i, i, g, value=-2, out=cell).addcmul_(f, cell_before)
     torch.mul(cell, -2, out=hidden).sigmoid_()

@@ -18,7 +18,7 @@ _FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 _QUANTIZED = "_make_per_channel_quantized_tensor"
 _VNNI = bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
 STEPS = 127 if _VNNI else 63
-"""Steps of an int8 row between 0 and 1; without VNNI, the sum of two 8-bit products would overflow its 16 bits."""
+"""Number of int8 quantization steps from 0 to 1. Without VNNI, 127 would overflow the 16-bit sum of two 8-bit products."""
 ZERO = STEPS + 1
 """The unsigned integer that represents 0."""
 
@@ -32,8 +32,9 @@ class PackedLinear(nn.Module):
         weight: (out, in).
         bias: (out,), or None.
         precision: arithmetic of the product.
-        bounded: whether values of rows are in [-1, 1], as in hidden states. `int8` then rounds them to steps of 1/127. Other
-            rows are rounded to 15 bits of their own largest value, so that small columns beside large ones keep precision.
+        bounded: whether x is within [-1, 1], as hidden states are. `int8` then rounds x to multiples of 1 / STEPS. Otherwise
+            it rounds each row of x to about 15 bits (13 without VNNI) relative to the row's largest absolute value, so that
+            small values beside large ones keep their precision.
         single: whether single rows are common: float32 then keeps a second copy of W, which is 1.4 times faster for one row.
     """
 
@@ -58,7 +59,7 @@ class PackedLinear(nn.Module):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
 
     def forward(self, rows: Tensor, plus: Tensor | None = None) -> Tensor:
-        """Rows x W^T + b, of rows (..., in).
+        """The product `rows @ W^T + b` (..., out), for rows (..., in).
 
         Args:
             rows: with any number of leading axes.
@@ -76,9 +77,10 @@ class PackedLinear(nn.Module):
         return result if plus is None else result.add_(plus)
 
     def _unbounded_int8(self, rows: Tensor, product: "_Int8Product") -> Tensor:
-        """The product with rows of any range: each is scaled by its largest value and split into a rounded row and a remainder.
+        """The product with rows of any range, each scaled by its largest absolute value.
 
-        The remainder is scaled up and rounded too. Two rows take little longer than one, since the weight is read once.
+        A scaled row is split into its rounded values and a remainder, which is scaled up and rounded too.
+        Two rows take little longer than one, since the weight is read once.
         """
         unit = torch.linalg.vector_norm(rows, float("inf"), 1, True).clamp_(min=1e-30).div_(STEPS)
         remainder = rows / unit

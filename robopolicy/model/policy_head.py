@@ -24,21 +24,22 @@ class PolicyHead(nn.Module):
     """Pools each frame's tokens, runs the memory over frames, and predicts the next K actions at every frame.
 
     In training, `head(tokens)` runs a window from a zero state. On the robot, `head.step(tokens, state)` gives the same
-    numbers for the newest frame from a state that the caller holds.
+    outputs for the newest frame from a state that the caller holds.
 
     Args:
         token_width: D, the width of one token.
-        action: which action columns are arm and which binary gripper.
+        action: which action columns belong to the arm, and which are binary gripper columns.
         window: W, frames of memory; None: the memory's default.
         chunk: K, actions predicted per frame; None: the action head's default.
         pooling: kind, or options of a pooling.
         memory: kind, or options of a memory.
         action_head: kind, or options of an action head.
-        options: options of those parts that are given by kind, such as `layers=2, hidden=400, latent=4, modes=5`; the
-            memory of a head with `latent` vectors per frame is `latent * hidden` wide, as in RoboVLMs.
+        options: options of those parts that are given by kind, such as `layers=2, hidden=400, latent=4, modes=5`; sizes that
+            are not given come from `ROBOVLMS_SIZES`. A memory given by kind is `latent * hidden` wide, as in RoboVLMs.
 
     Raises:
-        ConfigError: a kind is unknown, or no part has an option of that name.
+        ConfigError: a kind is unknown.
+        TypeError: no part has an option of that name.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class PolicyHead(nn.Module):
         """Each frame's tokens -> one vector; a frame that several windows share is pooled once.
 
         Raises:
-            ValueError: there are no tokens, their width is not the head's, or there isn't one flag for each.
+            ValueError: there are no tokens, their width is not the head's, or `token_valid` doesn't have one flag per token.
         """
         if tokens.shape[-1] != self.token_width or not tokens.shape[-2]:
             raise ValueError(
@@ -133,7 +134,7 @@ class PolicyHead(nn.Module):
             state: memory state of the episodes so far.
             token_valid: False where a token is padding.
             generator: source of noise, for an action head that samples; None: its most likely chunk.
-            prefix: actions that are already being executed, as action targets (*B, k, A+G), if the action head supports it.
+            prefix: planned actions that the chunk continues, as action targets (*B, k, A+G), if the action head supports this.
         """
         hidden, state = self.memory.step(self.pool(tokens, token_valid), state)
         return self.decode(hidden, generator, prefix), state
@@ -195,7 +196,7 @@ class PolicyHead(nn.Module):
 
 
 COHERENCE_DECAY = 0.5
-"""Factor by which the weight of an action's distance to the plan decreases from one action to the next."""
+"""Weight of an action's distance to the plan, relative to the weight of the action before it."""
 
 
 def _most_coherent(chunks: Chunk, actions: Tensor) -> Chunk:
@@ -213,7 +214,11 @@ def _most_coherent(chunks: Chunk, actions: Tensor) -> Chunk:
 
 
 def _options(family: str, choice: Any, given: Mapping[str, Any]) -> Any:
-    """The options of one part: `choice` itself, or those of the kind of this name, filled from `given`."""
+    """The options of one part.
+
+    An options object `choice` is kept, except for `window` and `chunk` if `given` has them. A kind's options are filled from
+    `given`, then from `ROBOVLMS_SIZES`.
+    """
     if not isinstance(choice, str):
         own = {"memory": ("window",), "action_head": ("chunk",)}.get(family, ())
         changes = {name: given[name] for name in own if name in given and hasattr(choice, name)}

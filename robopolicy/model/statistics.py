@@ -32,9 +32,9 @@ class Statistics:
     quantile_high: np.ndarray
     """99 % quantile."""
     rotations: RotationFit | None = None
-    """Statistics of the rotations among the dimensions; the other fields are then those of their aligned values."""
+    """Statistics of the rotations among the dimensions; if set, the other fields describe the array with aligned rotations."""
     coded: "Statistics | None" = None
-    """Statistics of the learned form, if it has another width."""
+    """Statistics of the array in the form that the policy learns, if that form has a different width."""
 
     @classmethod
     def of(
@@ -49,11 +49,11 @@ class Statistics:
         Args:
             rows: the array.
             rotations: which of its dimensions are rotations.
-            form: form in which they are learned.
-            where: beginning of messages about values that are not such a rotation.
+            form: form in which the policy learns the rotations.
+            where: start of error messages about values that are not valid rotations.
 
         Raises:
-            ValueError: there are no rows, a value is not finite, or a declared rotation isn't one.
+            ValueError: there are no rows, a value is not finite, or a declared rotation isn't valid.
         """
         if not rotations:
             return cls._plain(rows)

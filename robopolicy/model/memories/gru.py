@@ -1,4 +1,4 @@
-"""Gated recurrent units (Cho et al. 2014) in several layers, with torch's parameters and arithmetic."""
+"""Gated recurrent units (Cho et al. 2014) in several layers, with the parameters and outputs of `nn.GRU`."""
 
 from dataclasses import dataclass
 

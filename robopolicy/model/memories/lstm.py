@@ -1,4 +1,4 @@
-"""A long short-term memory (Hochreiter and Schmidhuber 1997) of several layers, with torch's parameters and arithmetic."""
+"""A long short-term memory (Hochreiter and Schmidhuber 1997) of several layers; parameters and outputs as in `nn.LSTM`."""
 
 from dataclasses import dataclass
 

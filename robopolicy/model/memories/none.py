@@ -1,4 +1,4 @@
-"""No memory: each frame separately through an MLP, RoboVLMs' `FCDecoder`."""
+"""No memory: an MLP maps each frame separately, as RoboVLMs' `FCDecoder` does."""
 
 from dataclasses import dataclass
 

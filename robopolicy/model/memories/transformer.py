@@ -1,4 +1,4 @@
-"""A causal transformer over the window's frames, built as GPT-2 is (Radford et al. 2019)."""
+"""A causal transformer over the window's frames, with GPT-2's architecture (Radford et al. 2019)."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ class TransformerOptions(Options):
 
 @register("memory", "transformer", TransformerOptions)
 class TransformerMemory(StreamingMemory):
-    """Pre-normalized blocks with learned positions, counted from the oldest frame in the window; see `Memory`.
+    """Pre-norm blocks with learned position embeddings, counted from the oldest frame in the window; see `Memory`.
 
     The state is the last W pooled frames, and a step is one parallel pass over them. A sliding key-value cache would be
     faster but would not give the output of the window pass: the deeper layers' keys would still depend on frames that
@@ -100,7 +100,7 @@ class TransformerMemory(StreamingMemory):
 
 
 class _Block(nn.Module):
-    """Causal self-attention and a perceptron, both residual."""
+    """Causal self-attention, then an MLP, both residual and pre-norm."""
 
     def __init__(self, options: TransformerOptions) -> None:
         super().__init__()

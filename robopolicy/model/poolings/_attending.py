@@ -42,7 +42,7 @@ class AttendingPooling(nn.Module):
         """Pool the valid tokens; a frame without one gives 0."""
         valid = None
         if token_valid is not None:
-            tokens = tokens.masked_fill(~token_valid[..., None], 0.0)  # so that no NaN in them spreads
+            tokens = tokens.masked_fill(~token_valid[..., None], 0.0)  # keeps NaN in invalid tokens from spreading
             valid = token_valid.reshape(-1, token_valid.shape[-1])
         pooled = self.latent_vectors(tokens.reshape(-1, *tokens.shape[-2:]), valid).flatten(-2)
         if valid is not None:
@@ -51,9 +51,9 @@ class AttendingPooling(nn.Module):
 
 
 def attend(queries: Tensor, keys_and_values: Tensor, heads: int, valid: Tensor | None) -> Tensor:
-    """Multi-head attention of queries (b, l, D) over keys and values side by side (b, n, 2 D), masked by `valid` (b, n).
+    """Multi-head attention of queries (b, l, D) over concatenated keys and values (b, n, 2 D), masked by `valid` (b, n).
 
-    Rows without a valid entry attend to everything, since a softmax over no entries is NaN; `AttendingPooling` clears them.
+    Rows without a valid entry attend to everything, since a softmax over no entries is NaN; `AttendingPooling` sets them to 0.
     """
     queries = rearrange(queries, "b l (h d) -> b h l d", h=heads)
     keys, values = rearrange(keys_and_values, "b n (two h d) -> two b h n d", two=2, h=heads)

@@ -42,5 +42,5 @@ class BinPooling(nn.Module):
         return pooled[0] if self.latent == 1 else torch.cat(pooled, dim=-1)
 
     def extra_repr(self) -> str:
-        """What `print(head)` shows."""
+        """The options that `print` shows for this module."""
         return f"latent={self.latent}"

@@ -41,7 +41,7 @@ class ResamplerPooling(AttendingPooling):
 
 
 class _Layer(nn.Module):
-    """Cross-attention to [tokens, latents], then a perceptron, both residual and pre-normalized."""
+    """Cross-attention to [tokens, latents], then an MLP, both residual and pre-norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
