@@ -22,10 +22,11 @@ Kind: TypeAlias = Literal["min-max", "mean-std", "quantile", "none"]
 
 
 class Normalizer(nn.Module):
-    """One observation key: rotations into their learned form, then scaling per dimension; `unnormalize` is the inverse.
+    """Normalizes one observation key: converts rotations to their learned form, then scales each dimension.
 
-    min-max puts the training range on [-1, 1], quantile the 1 % and 99 % quantiles, mean-std gives mean 0 and standard
-    deviation 1. Without statistics it is the identity, to be filled by `load_state_dict`.
+    `min-max` maps the training range to [-1, 1], `quantile` maps the 1 % and 99 % quantiles to -1 and 1, and `mean-std` gives
+    mean 0 and standard deviation 1. Without statistics, values are not scaled until `load_state_dict` loads the scaling.
+    `unnormalize` is the inverse of `normalize`.
     """
 
     def __init__(
@@ -130,9 +131,9 @@ class KeyScaling(nn.Module):
 class ActionNormalizer(nn.Module):
     """Action rows in the demos' units and column order <-> the policy's targets, arm in [-1, 1] first, gripper labels last.
 
-    Arm columns are scaled to [-1, 1] by the training split's min and max. A binary gripper's value becomes the label, 0 or
-    1, of the nearer of its two values; the inverse is logit > 0. Rotations of absolute poses are first converted to their
-    learned form.
+    Arm columns are scaled to [-1, 1] by the training split's min and max. A binary gripper's value becomes the label of the
+    nearer of its two values, 0 for open and 1 for closed; the inverse is closed if logit > 0. Rotations of absolute poses are
+    first converted to their learned form.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class ActionNormalizer(nn.Module):
             statistics: statistics of the rows, from the training split; None if weights are loaded afterwards.
             rotations: the rotations among the arm columns.
             form: form in which they are learned.
-            common_scale: one scale for all arm columns, the largest.
+            common_scale: scale all arm columns by the largest of their scales.
         """
         super().__init__()
         self.spec = spec

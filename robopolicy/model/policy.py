@@ -101,14 +101,14 @@ class ChunkPolicy(nn.Module):
 
         Args:
             observation: key -> array or tensor (*B, ...), and `instruction`: a string, one per entry of the batch, or None.
-            state: memory state, from `initial_state` or from the last call.
+            state: memory state, from `initial_state` or from the previous call.
             generator: source of noise for an action head that samples; None: return the most likely chunk.
-            prefix: actions that are already being executed, or action rows (*B, k, width); the chunk begins with exactly
-                these. Only for action heads that support it.
+            prefix: action rows (*B, k, width) that are already being executed, alone or in a `Prefix`. The chunk begins with
+                exactly these rows, or with the first `frozen` of them. Only for action heads that support it.
 
         Raises:
             KeyError: a camera or key is missing.
-            ValueError: a shape or type is not that of the training demos, or a value is not finite.
+            ValueError: a shape or type differs from the training demos, or a value is not finite.
         """
         prediction, state = self.predict(observation, state, generator=generator, prefix=prefix)
         return prediction.actions, state
@@ -138,7 +138,7 @@ class ChunkPolicy(nn.Module):
         generator: torch.Generator | None = None,
         prefix: Prefix | Array | None = None,
     ) -> tuple[Prediction, MemoryState]:
-        """As `predict`, from an encoded frame (*B, N, D); never waits for the device."""
+        """As `predict`, from an encoded frame (*B, N, D); never synchronizes with the device."""
         head = self._frozen[0] if self._frozen else self.head
         if prefix is not None and not isinstance(prefix, Prefix):
             prefix = Prefix(prefix)
@@ -197,7 +197,7 @@ class ChunkPolicy(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> "ChunkPolicy":
-        """As `nn.Module.train`; training undoes `freeze`."""
+        """As `nn.Module.train`; train mode undoes `freeze`."""
         if mode:
             self._frozen = []
         return super().train(mode)

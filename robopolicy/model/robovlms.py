@@ -62,7 +62,7 @@ def read_head(
     """RoboVLMs' head as a `PolicyHead`, in eval mode. Every key of the head is used; all other keys are logged.
 
     Args:
-        source: a checkpoint (torch file, read with `weights_only`, or safetensors), or a state dict, prefixes and all.
+        source: a checkpoint (torch file, read with `weights_only`, or safetensors), or a state dict with its prefixes.
         window: W, frames of memory. For a GPT head, the number of its positions, since the original keeps that
             number of frames; files of other heads don't contain it.
         latent: tokens kept per frame, RoboVLMs' `latent`; the shapes hold only its product with the widths.
@@ -117,7 +117,7 @@ def is_discrete(state: Mapping[str, Any]) -> bool:
 def read_checkpoint(
     source: str | Path | Mapping[str, Any], window: int | None, latent: int, pooling: Literal["max", "none"]
 ) -> tuple[PolicyHead, tuple[str, ...]]:
-    """As `read_head`, but also returns the keys that are not the head's, instead of logging them."""
+    """As `read_head`, but also returns the keys outside the head instead of logging them."""
     name = "this state dict" if isinstance(source, Mapping) else str(source)
     tensors, unused = _head_tensors(state_dict(source), name)
     head = _empty_head(tensors, window, latent, pooling, name)
@@ -139,7 +139,7 @@ def read_checkpoint(
 
 
 def log_unused(source: str | Path | Mapping[str, Any], unused: Sequence[str]) -> None:
-    """Warn of unused keys of a checkpoint."""
+    """Log a warning that lists unused keys of a checkpoint."""
     if unused:
         name = "this state dict" if isinstance(source, Mapping) else str(source)
         more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""

@@ -1,6 +1,6 @@
-"""Which columns of an array are rotations, the choice among equivalent values, and the mean; for NumPy and torch.
+"""Finds an array's rotation columns, chooses among equivalent values and averages rotations; for NumPy and torch.
 
-Quaternions may be in either order, x y z w or w x y z, as long as it is the same throughout. Rotation vectors and
+Quaternions may be in either order, x y z w or w x y z, as long as one order is used throughout. Rotation vectors and
 angles are in [rad].
 """
 
@@ -22,7 +22,7 @@ RotationForm: TypeAlias = Literal["aligned", "6d", "none"]
 """The form of a rotation that the network learns."""
 
 TOLERANCE = 1e-2
-"""Tolerance of a quaternion's length, and of the range of a rotation vector or an angle [rad]."""
+"""Tolerance of a quaternion's norm, and of the range of a rotation vector or an angle [rad]."""
 TINY = 1e-9
 ACTIONS = "actions"
 """Name of the action rows in declarations of rotations by key."""
@@ -38,10 +38,10 @@ class RotationColumns:
     columns: tuple[int, ...]
     kind: RotationKind
     declared: bool = False
-    """Whether the rotation was declared: other values are then an error; if not declared, they are left unchanged."""
+    """True: values that are not valid rotations are an error; False: such values are left unchanged."""
 
     def learned_width(self, form: RotationForm) -> int:
-        """Columns that are learned."""
+        """Number of columns of the learned form."""
         if form == "6d":
             return 2 * len(self.columns) if self.kind == "angle" else 6
         return len(self.columns)
@@ -62,7 +62,7 @@ def why_not(kind: RotationKind, values: np.ndarray) -> str | None:
 
 
 def turn_origin(values: np.ndarray) -> np.ndarray:
-    """(d,) lower end of the range of angles (n, d): -pi or 0, or NaN if it is neither."""
+    """(d,) lower end of the range of angles (n, d): -pi or 0, or NaN if the angles fit neither range."""
     low, high = values.min(axis=0), values.max(axis=0)
     symmetric = (low >= -pi - TOLERANCE) & (high <= pi + TOLERANCE)
     positive = (low >= -TOLERANCE) & (high <= 2 * pi + TOLERANCE)
@@ -99,7 +99,7 @@ def nearest(kind: RotationKind, values: Array, reference: Array) -> Array:
 
 
 def in_range(kind: RotationKind, values: Array, origin: Array) -> Array:
-    """The same rotation in the range of the files: of unit length, no longer than pi, or within one turn from `origin` on."""
+    """The same rotation in the files' range: norm 1, length at most pi, or angle in [origin, origin + 2 pi)."""
     xp = namespace(values)
     if kind == "quaternion":
         return values / _length(values).clip(TINY)
@@ -110,7 +110,7 @@ def in_range(kind: RotationKind, values: Array, origin: Array) -> Array:
 
 
 def is_rotation(kind: RotationKind, values: Array) -> Array:
-    """(..., 1) bool: False for quaternions whose length is not 1."""
+    """(..., 1) bool: False for quaternions whose norm is not 1."""
     xp = namespace(values)
     if kind != "quaternion":
         return xp.ones_like(values[..., :1], dtype=xp.bool)
@@ -124,7 +124,7 @@ def _length(values: Array) -> Array:
 def key_rotations(
     key: str, width: int, form: RotationForm, declared: Mapping[str, RotationKind]
 ) -> tuple[RotationColumns, ...]:
-    """The rotations of an observation key: those declared for it, else by its name.
+    """The rotations of an observation key: those declared for it, else a quaternion if its name is that of one.
 
     Raises:
         ValueError: a declaration doesn't fit the key.

@@ -2,10 +2,10 @@
 
 A quaternion and its negative are the same rotation, and an angle jumps by a full turn at the end of its range. Without
 conversion, a network would see two very different values for the same pose. `aligned` keeps the columns and replaces each
-rotation by the equivalent value that is nearest to the training demos' mean rotation. It depends on the current frame only,
-so streaming does not need to remember the last sign. `6d` is continuous everywhere: the first two columns of the rotation
-matrix (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks"), or cosine and sine of a single
-angle.
+rotation by the equivalent value that is nearest to the training demos' mean rotation. The result depends on the current frame
+only, so streaming does not need to remember the last sign. `6d` is continuous everywhere: the first two columns of the
+rotation matrix (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks"), or cosine and sine of a
+single angle.
 """
 
 import logging
@@ -42,7 +42,7 @@ class RotationFit:
     origin: np.ndarray
     """(d,) lower end of the file's range of angles: -pi or 0 [rad]."""
     known: np.ndarray
-    """(rotations,) bool: False where the values are not such rotations and are left unchanged."""
+    """(rotations,) bool: False for rotations whose values are not of the expected kind; these are left unchanged."""
 
 
 class Rotations(nn.Module):
@@ -121,11 +121,11 @@ def fit_rotations(
 
     Args:
         rows: rows of the training split.
-        parts: their rotations.
-        where: beginning of messages about values that are not such a rotation.
+        parts: the rotations among their columns.
+        where: start of error messages about values that are not valid rotations.
 
     Raises:
-        ValueError: values that were declared a rotation are not one.
+        ValueError: values that were declared as rotations are not valid rotations.
     """
     if not parts:
         return None
@@ -153,7 +153,7 @@ def _take(values: Tensor, columns: tuple[int, ...]) -> Tensor:
 
 
 def _put(values: Tensor, columns: tuple[int, ...], part: Tensor) -> Tensor:
-    """The values with these columns replaced."""
+    """The values with these columns replaced by `part`."""
     width, first, last = values.shape[-1], columns[0], columns[-1] + 1
     if len(columns) == width and columns == tuple(range(width)):
         return part
@@ -178,7 +178,7 @@ def code(kind: RotationKind, values: Tensor) -> Tensor:
 
 
 def decode(kind: RotationKind, coded: Tensor, reference: Tensor) -> Tensor:
-    """The inverse of `code`, for any numbers: the frame is orthogonalized by Gram-Schmidt first."""
+    """The inverse of `code`, for any numbers: the matrix columns are first made orthonormal by Gram-Schmidt."""
     if kind == "angle":
         cosines, sines = coded.chunk(2, dim=-1)
         return torch.atan2(sines, cosines)

@@ -16,7 +16,7 @@ class AttentionOptions(AttendingOptions):
 
 @register("pooling", "attention", AttentionOptions)
 class AttentionPooling(AttendingPooling):
-    """Learned queries, one per latent vector, attend to the tokens (multi-head, pre-normalized); see `Pooling`."""
+    """Learned queries, one per latent vector, attend to the tokens (multi-head, pre-norm); see `Pooling`."""
 
     def __init__(self, options: AttentionOptions, width: int) -> None:
         super().__init__(options, width)

@@ -18,7 +18,7 @@ class FlattenOptions(Options):
 
 @register("pooling", "none", FlattenOptions)
 class FlattenTokens(nn.Module):
-    """All N = latent tokens, concatenated, invalid ones as 0; see `Pooling`."""
+    """All N = `latent` tokens concatenated, with invalid tokens set to 0; see `Pooling`."""
 
     def __init__(self, options: FlattenOptions, width: int) -> None:
         super().__init__()

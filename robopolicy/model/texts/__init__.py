@@ -30,7 +30,7 @@ class TextTokens(NamedTuple):
     valid: Bool[Tensor, "*batch words"]
     """False beyond the end of the instruction, and everywhere without an instruction."""
     sentence: Float[Tensor, "*batch width"]
-    """One vector for the whole instruction, in which the order of the words counts; 0 without an instruction."""
+    """One vector for the whole instruction, which depends on the order of the words; 0 without an instruction."""
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class Text(Protocol):
     """Interface of every text model, which is an `nn.Module`."""
 
     token_count: int
-    """Tokens of one instruction, the same for all."""
+    """Number of tokens per instruction, padding included; the same for all instructions."""
 
     def prepare(self, instructions: Sequence[str | None]) -> Tensor:
         """One row of numbers per instruction (instructions, n); None and the empty string are no instruction."""
@@ -56,7 +56,7 @@ class Vocabulary:
     words: tuple[str, ...]
     """Known words, each once; the first has number 2."""
     length: int
-    """Words read of one instruction; the rest is cut off and logged once."""
+    """Number of words read from an instruction; further words are cut off, and each is logged once."""
     weights: tuple[float, ...] = ()
     """How well each word distinguishes the instructions: log(instructions / instructions with the word), so 0 for a word in
     all of them; empty: all 1."""
@@ -108,9 +108,9 @@ class TextInputs:
     vocabulary: Vocabulary
     """The words of the training instructions."""
     width: int
-    """D, width of its tokens: the encoder's."""
+    """D, token width of the encoder and so of the text model."""
     model: str | None = None
-    """The encoder's backbone, a folder or model name, where it has one."""
+    """Folder or model name of the encoder's backbone; None if it has none."""
 
 
 def split_words(instruction: str) -> list[str]:

@@ -17,7 +17,7 @@ SPARE_TOKENS = 8
 """Tokens in addition to those of the longest training instruction, since a shorter text may need a few more tokens."""
 END, IMAGES, ACTION, FIRST_CAMERA = -1, -2, -3, -4
 """Markers in place of token ids: beyond the end of a prompt, at all images, at the action tokens, and at the images of the
-first camera; the markers of further cameras are the numbers below it."""
+first camera; the markers of further cameras are the next lower numbers."""
 MARKERS = {"{images}": IMAGES, "{action}": ACTION} | {f"{{image_{1 + n}}}": FIRST_CAMERA - n for n in range(9)}
 """Marks in a template -> markers; a template with images is tokenized without the tokenizer's special tokens."""
 
@@ -41,7 +41,7 @@ class Prompter:
     Args:
         model: local folder or hub name of the backbone.
         template: the prompt; see `PromptOptions.template`.
-        token_count: tokens of every prompt; None: as many as the backbone reads.
+        token_count: tokens of every prompt, at most the backbone's limit; None: that limit.
 
     Raises:
         ConfigError: the backbone reads no text, or the template has no place for the instruction.
@@ -71,7 +71,7 @@ class Prompter:
         return numbers
 
     def prepare(self, instructions: Sequence[str | None]) -> Int[Tensor, "instructions words"]:
-        """Token ids, -1 beyond the end; without an instruction, those of the template with an empty one."""
+        """Token ids and markers, -1 beyond the end; None is read as an empty instruction."""
         ids = torch.full((len(instructions), self.token_count), END, dtype=torch.int64)
         for row, instruction in enumerate(instructions):
             numbers = self.numbers(instruction or "")
@@ -86,7 +86,7 @@ class Prompter:
         return ids
 
     def fit(self, instructions: Iterable[str]) -> None:
-        """Read as many tokens as the longest of the instructions needs and a few more, within what the backbone reads."""
+        """Set `token_count` to what the longest instruction needs plus `SPARE_TOKENS`, at most its current value."""
         longest = max(map(self.numbers, instructions), key=len, default=self.numbers(""))
         needed, limit = len(longest), self.token_count
         self.token_count = min(needed + SPARE_TOKENS, limit)

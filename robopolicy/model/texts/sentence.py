@@ -23,7 +23,7 @@ class SentenceOptions:
 
 @register("text", "sentence", SentenceOptions)
 class SentenceText(nn.Module):
-    """The mean of a sentence model's last layer over the words, at unit length, through a learned linear map.
+    """A sentence model's last layer, averaged over the words and scaled to unit length, then a learned linear map.
 
     The sentence model is not part of the policy's weights: it is loaded by its name when the first instruction is prepared.
     """

@@ -18,7 +18,7 @@ class VocabularyOptions:
 
 @register("text", "vocabulary", VocabularyOptions)
 class VocabularyText(nn.Module):
-    """Learned word tokens: embedding and position through one hidden layer, so that the sentence vector depends on the order.
+    """Learned word tokens: word and position embeddings, mixed by an MLP so that word order affects the sentence vector.
 
     The sentence vector is the mean over the words that distinguish the instructions. Words that all instructions share
     would dominate a plain mean, and an encoder that selects by it would make the same selection for every instruction
