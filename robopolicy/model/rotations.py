@@ -122,7 +122,7 @@ def fit_rotations(
     Args:
         rows: rows of the training split.
         parts: the rotations among their columns.
-        where: start of error messages about values that are not valid rotations.
+        where: start of messages about values that are not valid rotations.
 
     Raises:
         ValueError: values that were declared as rotations are not valid rotations.
