@@ -108,6 +108,18 @@ def test_a_prefix_is_refused_by_heads_that_do_not_use_it(kind):
         head.decode(torch.randn(2, H), prefix=torch.zeros(2, 1, 6))
 
 
+def test_half_of_the_rows_are_trained_without_a_prefix(monkeypatch):
+    """Guards against: first actions that are seldom trained, since most rows have a prefix: a policy that fails without one."""
+    head, supervised = make_head("regression", prefix=2), []
+    monkeypatch.setattr(
+        head, "arm_loss", lambda hidden, labels, valid, drawn: supervised.append(valid[..., 0]) or hidden.sum()
+    )
+    head.losses(torch.randn(4000, H), labels_of(4000), all_valid(4000))
+    lengths = K - supervised[0].sum(dim=-1)
+    shares = torch.bincount(lengths, minlength=3) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.25, 0.25]), atol=0.03, rtol=0)
+
+
 def test_outputs_of_a_step_lie_side_by_side():
     """Guards against: RoboVLMs' files, which hold arm output k * A + a, loaded in another order."""
     head = make_head("regression")

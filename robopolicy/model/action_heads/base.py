@@ -134,8 +134,8 @@ class PerceptronHead(nn.Module):
     ) -> dict[str, Tensor]:
         """`arm`, `gripper` (cross-entropy) and the metric `gripper_accuracy`; see `ActionHead`.
 
-        With the option `prefix`, each row is given the first n of its own labels as its prefix, with n drawn uniformly from 0
-        to `prefix` by torch's global generator. Only the actions after the prefix count in the losses.
+        With the option `prefix`, half of the rows are given the first n of their own labels as a prefix, with n drawn
+        uniformly from 1 to `prefix` by torch's global generator. Only the actions after the prefix count in the losses.
         """
         arm_labels, gripper_labels, mask = split_labels(labels, valid, self.arm_width, self.gripper_width)
         # One call for all random numbers of a row, so that they do not depend on the rows after it.
@@ -143,7 +143,7 @@ class PerceptronHead(nn.Module):
         if count := self.uniforms + (self.prefix is not None):
             drawn = torch.rand(*valid.shape[:-1], count, device=labels.device)
         if self.prefix is not None:
-            length, drawn = (drawn[..., :1] * (self.max_prefix + 1)).long(), drawn[..., 1:]
+            length, drawn = ((2 * drawn[..., :1] - 1) * self.max_prefix).ceil().clamp(min=0), drawn[..., 1:]
             committed = mask & (torch.arange(self.chunk, device=labels.device) < length)[..., None]
             known = torch.cat([arm_labels, gripper_labels], dim=-1)[..., : self.max_prefix, :]
             hidden = hidden + self._prefix_features(known, committed[..., : self.max_prefix, :])
