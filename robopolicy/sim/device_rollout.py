@@ -59,7 +59,7 @@ class DevicePolicyActor:
         self._generator = noise_for(policy, execution)
         stride = policy.spec.frame_stride
         self._states = [policy.initial_state(env.num_envs) for _ in range(stride)]
-        self._ticks = [Captured(self._tick) for _ in range(stride)]
+        self._ticks = [Captured(self._one_tick) for _ in range(stride)]
         self._texts: Tensor | None = None
         self._tick = 0
 
@@ -90,7 +90,7 @@ class DevicePolicyActor:
             action = self._execution.action(infer)
         return action, action
 
-    def _tick(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def _one_tick(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One tick with plain tensors in and out."""
         count, history = len(self.policy.obs), self._states[0].history
         obs = dict(zip(self.policy.obs, tensors[:count], strict=True))
