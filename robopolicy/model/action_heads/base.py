@@ -70,14 +70,14 @@ class Perceptron(nn.Module):
 class PerceptronHead(nn.Module):
     """K steps of A arm columns and G binary gripper columns from two perceptrons; see `ActionHead`.
 
-    Subclasses define the meaning of the arm's outputs: `arm_loss` and `decode_arm`. Outputs of one step are adjacent: arm
-    output k * A + a, gripper output k * G + g.
+    Subclasses define the meaning of the arm's outputs in `arm_loss` and `decode_arm`. The outputs of one action are adjacent:
+    with `arm_outputs` = N, output n of action k has index k * N + n; gripper column g has index k * G + g.
 
     Args:
         options: sizes.
         hidden_width: H.
         action: which columns are arm and which gripper.
-        arm_outputs: outputs per step of the arm's perceptron `actions`; 0: a subclass has its own network.
+        arm_outputs: outputs of the arm's perceptron `actions` per action; 0: the subclass has its own network.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("arm", "gripper")
@@ -169,10 +169,10 @@ class PerceptronHead(nn.Module):
         return self.keep_prefix(chunk, prefix)
 
     def check_prefix(self, hidden: Tensor, prefix: Tensor | None) -> None:
-        """Refuse a prefix for (*B, H) hidden vectors that this head can't continue.
+        """Check that this head can use `prefix` with the hidden vectors (*B, H).
 
         Raises:
-            ValueError: the head does not use prefixes, or this one has another shape or is too long.
+            ValueError: the head does not use prefixes, or `prefix` has the wrong shape or is too long.
         """
         if prefix is None:
             return
@@ -201,7 +201,7 @@ class PerceptronHead(nn.Module):
         return hidden + self._prefix_features(padded, is_committed(padded))
 
     def keep_prefix(self, chunk: Chunk, prefix: Tensor | None) -> Chunk:
-        """The chunk with its first actions replaced by the prefix (*B, k, A+G), where that is not NaN."""
+        """The chunk with its first actions replaced by the rows of the prefix (*B, k, A+G) that are not NaN."""
         if prefix is None:
             return chunk
         arm, label = prefix.to(chunk.arm).split([self.arm_width, self.gripper_width], dim=-1)
@@ -215,7 +215,7 @@ class PerceptronHead(nn.Module):
         )
 
     def _prefix_features(self, actions: Tensor, committed: Tensor) -> Tensor:
-        """(*B, H) from actions (*B, P, A+G) and flags (*B, P, 1), False where there is no committed action."""
+        """The prefix layer's output (*B, H) for actions (*B, P, A+G), ignored where `committed` (*B, P, 1) is False."""
         assert self.prefix is not None
         known = torch.cat([torch.where(committed, actions, 0.0), committed.to(actions)], dim=-1)
         return self.prefix(known.flatten(-2))
@@ -228,5 +228,5 @@ class PerceptronHead(nn.Module):
 
 
 def is_committed(actions: Float[Tensor, "*batch k width"]) -> Bool[Tensor, "*batch k 1"]:
-    """Which rows are actions: those without NaN."""
+    """True for rows that hold an action: those without NaN."""
     return ~actions.isnan().any(dim=-1, keepdim=True)

@@ -1,7 +1,7 @@
 """The action head `flow`: conditional flow matching, which samples chunks from a distribution with several modes.
 
-Sources: flow matching, Lipman et al. 2023 (arXiv 2210.02747); distribution of training times, pi0 (arXiv 2410.24164); guided
-inpainting of a prefix, real-time chunking (arXiv 2506.07339).
+Sources: Lipman et al. 2023 (arXiv 2210.02747) for flow matching, pi0 (arXiv 2410.24164) for the distribution of training
+times, real-time chunking (arXiv 2506.07339) for the guided inpainting of a prefix.
 """
 
 import itertools
@@ -23,12 +23,13 @@ from robopolicy.types import ActionSpec, Chunk
 ACTION_STD = 0.5
 """Standard deviation of normalized actions that the scaling of the network's input assumes."""
 TIME_POWER = 1.5
-"""Above 1, integration steps are shorter towards the end, where narrow distributions take shape."""
+"""Exponent of the spacing of integration times. Above 1, steps are shorter towards the end, where narrow distributions form."""
 FIXED_NOISE_STD = 0.3
 """Standard deviation of the noise that is used without a generator. It is less than 1, so that the flow ends near the middle of
 a mode. It is not 0, since a flow that starts midway between two modes may end between them."""
 FREQUENCIES = 8
-"""Number of sines, and of cosines, that encode the time, of 1/8 to 1 period: a flow is smooth in time."""
+"""Number of sines, and of cosines, that encode the time. Their frequencies are low, 1/8 to 1 period over the whole flow, since
+the flow is smooth in time."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class FlowOptions(HeadOptions):
 class VelocityNetwork(nn.Module):
     """A residual perceptron over the whole chunk, modulated (FiLM) by the hidden vector and the time.
 
-    It predicts where the flow ends, which gives the velocity, (end - chunk) / (1 - time). Its output is a correction of
-    unit variance to the end expected for normally distributed actions (as the preconditioning of Karras et al. 2022).
+    It predicts the chunk at the end of the flow; the velocity is (end - chunk) / (1 - time). The last layer predicts a
+    correction, scaled to unit variance, to the end that would be expected if actions were normally distributed (the
+    preconditioning of Karras et al. 2022).
 
     Args:
         hidden_width: H.
@@ -87,7 +89,7 @@ class VelocityNetwork(nn.Module):
 
         Args:
             flat: (*B, K * A), the flattened noisy chunk.
-            time: (*B, 1), or one for all.
+            time: (*B, 1), or one number for all chunks.
             modulations: the result of `modulations` for these times.
         """
         deviation, spread = _deviations(time)
@@ -104,15 +106,17 @@ class VelocityNetwork(nn.Module):
 class FlowHead(PerceptronHead):
     """The arm's chunk is the end of a flow from Gaussian noise; the gripper has logits, as in the other heads.
 
-    A chunk at time t lies on the straight line from noise (t = 0) to the demonstrated chunk (t = 1). The network is trained
-    on the line's end, each squared error divided by the variance that the end has at time t.
+    In training, the noisy chunk at time t is the point at t on the straight line from noise (t = 0) to the demonstrated chunk
+    (t = 1). The network learns to predict the demonstrated chunk; its squared errors are divided by the variance of the
+    demonstrated chunk given the noisy one.
 
-    Without a generator the noise is one fixed draw of a small standard deviation, the same for every hidden vector
-    (`fixed_noise`): the chunk is near the mean of one mode.
+    Without a generator the noise is `fixed_noise`, one draw with a small standard deviation that is the same for every hidden
+    vector, so that the chunk is near the mean of one mode.
 
-    A prefix is kept exactly. A head trained with prefixes (`prefix` > 0) is conditioned on it. A head trained without is
-    guided towards chunks that agree with it, by a gradient through the network at each step. Guidance also accepts actions
-    that the chunk should only be close to, with a weight that falls with time.
+    A head trained with prefixes (`prefix` > 0) is conditioned on the prefix. A head trained without is guided: at each
+    evaluation of the network, a gradient through it pulls the chunk towards the prefix. In both cases the chunk begins with
+    exactly the prefix. With `frozen`, a guided head keeps only that many rows exactly; the others pull the chunk with weights
+    that decrease towards the end of the prefix.
     """
 
     samples: ClassVar[bool] = True
@@ -137,8 +141,8 @@ class FlowHead(PerceptronHead):
         drawn = drawn.unflatten(-1, (self.draws, -1)).movedim(-2, 0)
         time = drawn[..., :1]
         if self.times == "beta":
-            time = 1 - time ** (2 / 3)  # the inverse of the cumulative distribution
-        time = time.clamp(max=0.999)  # at the very end nothing is left to predict
+            time = 1 - time ** (2 / 3)  # u ** (2 / 3) has the distribution Beta(1.5, 1) if u is uniform
+        time = time.clamp(max=0.999)  # at time 1 the variance that divides the error is 0
         # torch.rand can give 0, of which the inverse normal distribution function is infinite.
         noise = torch.special.ndtri(drawn[..., 1:].clamp(1e-7, 1 - 1e-7))
         clean = labels.flatten(-2).expand(*shape[:-2], -1)
