@@ -36,7 +36,7 @@ def main() -> int:
         row = replay(task, options.demos, options.runs)
         print(row, flush=True)
         rows.append(row)
-        bars.append(bar(f"{task}: interventions", row["interventions"], 0, better="lower"))
+        bars.append(bar(f"{task}: limited steps", row["limited_steps"], 0, better="lower"))
         bars.append(bar(f"{task}: success", row["success"], round(0.96 * options.demos)))
     show(rows, bars, options.json)
     return 0
@@ -49,7 +49,7 @@ def replay(task: str, count: int, folder: Path) -> dict[str, Any]:
         collected = ["--task", task, "--episodes", str(count), "--seed", str(FIRST_SEED), "--out", str(demos)]
         if robopolicy(["collect", *collected]):
             sys.exit(1)
-    row = {"task": task, "demos": count, "success": 0, "followed": 0, "interventions": 0, "steps": 0}
+    row = {"task": task, "demos": count, "success": 0, "followed": 0, "limited_steps": 0, "steps": 0}
     for number in range(count):
         words = ["--replay", str(demos), "--demo", f"demo_{number}", "--robot", "sim", "--realtime", "false"]
         figures.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def replay(task: str, count: int, folder: Path) -> dict[str, Any]:
         found = json.loads(figures.read_text())
         row["success"] += found["success"]
         row["followed"] += found["replay"]["followed"]
-        row["interventions"] += found["interventions"]
+        row["limited_steps"] += found["limited_steps"]
         row["steps"] += found["steps"]
     return row
 

@@ -67,7 +67,7 @@ def drive(policy: Any, task: str, seed: int, command_hz: float) -> dict[str, Any
     loop = ControlLoop(robot, inference, executor, spec.action, clock=robot.simulated_clock)
     loop.go_home()
     loop.run(make_task(task).max_episode_steps * robot.control_dt, lambda: robot.success or robot.failed)
-    figures = {"success": robot.success, "stopped": loop.stopped, "interventions": loop.statistics.interventions}
+    figures = {"success": robot.success, "stopped": loop.stopped, "limited_steps": loop.statistics.limited_steps}
     robot.close()
     return figures
 

@@ -208,11 +208,11 @@ def _check_out(out: Path, options: Namespace) -> None:
     require(options.resume, f"{found} exists; choose another --out, or --resume to continue it")
     with DemoFile(found) as demos:
         about = demos.attributes["env_args"]
-    wanted = _env_args(options)
+    expected = _env_args(options)
     for name in ("env_name", "env_kwargs", "disturbance"):
-        if about.get(name, wanted[name]) != wanted[name]:
+        if about.get(name, expected[name]) != expected[name]:
             raise ConfigError(
-                f"{found}: its demos have {name} {about[name]}, which is not {wanted[name]}; "
+                f"{found}: its demos have {name} {about[name]}, which is not {expected[name]}; "
                 "--resume with the options it was collected with, or choose another --out"
             )
 

@@ -88,7 +88,7 @@ def summarize(
 
 def _print_steps(options: Namespace, loop: ControlLoop, figures: Mapping[str, Any], replay: bool) -> None:
     """Print the rate, the latency and missed frames, the operator's steps, and the limited commands, each in a line."""
-    statistics, late, latency = loop.statistics, figures["deviation_ms"], figures["latency_ms"]
+    statistics, late, latency = loop.statistics, figures["delay_ms"], figures["latency_ms"]
     say(
         f"steps     {statistics.steps} at {statistics.rate_hz:.2f} Hz, p99 {late.get('p99', 0.0):.2f} ms behind the grid, "
         f"{statistics.overruns} of {statistics.commands} commands overrun"
@@ -105,8 +105,8 @@ def _print_steps(options: Namespace, loop: ControlLoop, figures: Mapping[str, An
     if options.intervene:
         say(f"operator  {statistics.operated} of {statistics.steps} steps")
     say(
-        f"limited   {statistics.interventions} of {statistics.steps} commands "
-        f"({100 * statistics.interventions / max(statistics.steps, 1):.1f} %): {dict(statistics.limited)}"
+        f"limited   {statistics.limited_steps} of {statistics.steps} commands "
+        f"({100 * statistics.limited_steps / max(statistics.steps, 1):.1f} %): {dict(statistics.limited)}"
     )
 
 
@@ -136,8 +136,8 @@ def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Tab
     for column in ("", "p50", "p99", "max"):
         table.add_column(column, justify="right" if column else "left")
     for name, label in (
-        ("deviation_ms", "step behind the grid [ms]"),
-        ("command_deviation_ms", "command behind the grid [ms]"),
+        ("delay_ms", "step behind the grid [ms]"),
+        ("command_delay_ms", "command behind the grid [ms]"),
         ("latency_ms", "latency of the policy [ms]"),
         ("slack_ms", "slack of the step [ms]"),
     ):
@@ -146,8 +146,8 @@ def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Tab
         shown = (times.get("p50"), times.get("p99") if name != "slack_ms" else None, worst)
         table.add_row(label, *("" if value is None else f"{value:.2f}" for value in shown))
     table.add_section()
-    wanted_hz = 1 / statistics.control_dt
-    table.add_row("rate", f"{statistics.rate_hz:.2f} of {wanted_hz:g} Hz", f"{figures['commands']} commands", "")
+    nominal_hz = 1 / statistics.control_dt
+    table.add_row("rate", f"{statistics.rate_hz:.2f} of {nominal_hz:g} Hz", f"{figures['commands']} commands", "")
     table.add_row("overruns", f"{figures['overruns']} ticks", f"{figures['missed_steps']} steps", "")
     table.add_row("policy", f"{figures['missed_frames']} frames missed", f"{figures['late_chunks']} late", "")
     table.add_row("held", f"{figures['held']} steps", "", "")

@@ -65,7 +65,7 @@ class RobotDrive:
         position, velocity = self.smoother.step(passed), self._base.step(passed)
         self.statistics.overruns += passed - 1
         self.statistics.commands += 1
-        self.statistics.command_deviation_s.append(self.clock.now() - grid.t_s)
+        self.statistics.command_delay_s.append(self.clock.now() - grid.t_s)
         if not self._dry_run:
             driven(self.robot, "command", Command(position, self._opening_m, grid.t_s, velocity))
         return blocked_s if blocked_s > self._deadline_s else 0.0

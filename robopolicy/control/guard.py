@@ -64,12 +64,12 @@ class CommandGuard:
         self.stopped: str | None = None
         """Why commands are no longer accepted; None while they are."""
         self.tracker = JointTracker(profile, period_s, qpos)
-        self._wanted = self.tracker.position
-        self._velocity = np.zeros_like(self._wanted)
+        self._desired = self.tracker.position
+        self._velocity = np.zeros_like(self._desired)
         self._asked_s: float | None = None  # time of the last call of `position`
         self._waiting: deque[tuple[float, np.ndarray]] = deque()
         self._behind_s: float | None = None  # now - the stamp being played; None if no command is
-        self._checked_s, self._clearance_m = -math.inf, float(profile.clearance_m(self._wanted))  # at the last check
+        self._checked_s, self._clearance_m = -math.inf, float(profile.clearance_m(self._desired))  # at the last check
 
     @property
     def at_rest(self) -> bool:
@@ -102,18 +102,18 @@ class CommandGuard:
         """Joint positions to command at t_s [rad]. Must be called every `period_s`; after a late call, playback catches up."""
         passed_s = self.period_s if self._asked_s is None else max(t_s - self._asked_s, self.period_s / 2)
         self._asked_s = t_s
-        wanted = self._wanted if self._behind_s is None or self.stopped else self._play(t_s, self._behind_s)
+        desired = self._desired if self._behind_s is None or self.stopped else self._play(t_s, self._behind_s)
         if self.stopped is not None:
             return self.tracker.brake(passed_s)
-        velocity = (wanted - self._wanted) / passed_s
+        velocity = (desired - self._desired) / passed_s
         acceleration = (velocity - self._velocity) / passed_s
-        self._wanted, self._velocity = wanted, velocity
-        return self.tracker.follow(wanted, velocity, acceleration, passed_s)
+        self._desired, self._velocity = desired, velocity
+        return self.tracker.follow(desired, velocity, acceleration, passed_s)
 
     @property
     def _resting(self) -> bool:
         """Whether all waiting commands keep the robot where it is."""
-        return not any((position != self._wanted).any() for _, position in self._waiting)
+        return not any((position != self._desired).any() for _, position in self._waiting)
 
     def _play(self, t_s: float, behind_s: float) -> np.ndarray:
         """The commanded position [rad] at the playback time `t_s - behind_s`, interpolated between waiting commands."""
@@ -127,7 +127,7 @@ class CommandGuard:
             return self._bridge(playing_s - newest_s, newest)
         (from_s, start), (to_s, end) = waiting[0], waiting[1] if len(waiting) > 1 else waiting[0]
         if playing_s <= from_s:
-            return self._wanted if playing_s < from_s else start
+            return self._desired if playing_s < from_s else start
         share = (playing_s - from_s) / (to_s - from_s)
         return (1 - share) * start + share * end
 
@@ -152,7 +152,7 @@ class CommandGuard:
         if beyond.max() > 1e-6:
             return f"a command for {profile.joint_names[int(beyond.argmax())]} is beyond its limits"
         if not self._waiting:
-            leap = np.abs(position_rad - self._wanted).max()
+            leap = np.abs(position_rad - self._desired).max()
             return (
                 f"the first command is {leap:.2f} rad away, at most {LEAP_RAD} rad allowed" if leap > LEAP_RAD else None
             )

@@ -175,20 +175,20 @@ def damped_least_squares(
     """
     transposed = jacobian.mT
     gram = jacobian @ transposed + damping**2 * like(jacobian, _EYE_6)
-    wanted = twist[..., None] if posture is None else twist[..., None] - jacobian @ posture[..., None]
-    step = (transposed @ _solve(gram, wanted))[..., 0]
+    rhs = twist[..., None] if posture is None else twist[..., None] - jacobian @ posture[..., None]
+    step = (transposed @ _solve(gram, rhs))[..., 0]
     return step if posture is None else step + posture
 
 
-def _solve(gram: Float[Array, "*B n n"], wanted: Float[Array, "*B n 1"]) -> Float[Array, "*B n 1"]:
-    """The solution x of gram @ x = wanted, for a positive definite matrix `gram`.
+def _solve(gram: Float[Array, "*B n n"], rhs: Float[Array, "*B n 1"]) -> Float[Array, "*B n 1"]:
+    """The solution x of gram @ x = rhs, for a positive definite matrix `gram`.
 
     For tensors by Gauss-Jordan elimination, which needs no pivoting here; torch's own solver would wait for the GPU.
     """
     if isinstance(gram, np.ndarray):
-        return np.linalg.solve(gram, wanted)
+        return np.linalg.solve(gram, rhs)
     xp = namespace(gram)
-    table = xp.concatenate([gram, wanted], -1)
+    table = xp.concatenate([gram, rhs], -1)
     for pivot in range(gram.shape[-1]):
         chosen = table[..., pivot : pivot + 1, :] / table[..., pivot : pivot + 1, pivot : pivot + 1]
         table = table - table[..., pivot : pivot + 1] * chosen

@@ -28,7 +28,7 @@ DEGREES_RAD = 3.2
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Fractions of a displacement that are tried, largest first, until the tool stays in the workspace and the links stay apart."""
 UNCHANGED = 1e-9
-"""Changes up to this [rad, m, or share of a displacement] don't count as interventions."""
+"""Changes up to this [rad, m, or share of a displacement] are not counted as limited."""
 
 
 def limit_targets(
@@ -59,24 +59,24 @@ def limit_targets(
         return _limited_by_arm(profile, targets, qpos, opening_m, control_dt, commanded)
     xp = namespace(qpos)
     commanded = qpos if commanded is None else commanded
-    wanted, limited = targets.joint_position_rad, dict(targets.limited)
-    finite = xp.isfinite(wanted).all(-1) & ~limited["non_finite"]
-    wanted = xp.where(finite[..., None], wanted, qpos)
+    desired, limited = targets.joint_position_rad, dict(targets.limited)
+    finite = xp.isfinite(desired).all(-1) & ~limited["non_finite"]
+    desired = xp.where(finite[..., None], desired, qpos)
     limited["non_finite"] = ~finite
     jacobian = None if profile.arm is None else pose_and_jacobian(profile.arm, qpos)[2]
     steps = {"joint_step": profile.joint_step_rad, "step_m": profile.step_m, "step_rad": profile.step_rad}
-    wanted, shortened = _shortened(qpos, wanted, jacobian, steps)
+    desired, shortened = _shortened(qpos, desired, jacobian, steps)
     limited |= shortened
     speeds = {
         "joint_velocity": np.multiply(profile.velocity_rad_s, control_dt),
         "tool_speed": (profile.speed_m_s or math.inf) * control_dt,
         "tool_rotation_speed": (profile.rotation_speed_rad_s or math.inf) * control_dt,
     }
-    wanted, shortened = _shortened(commanded, wanted, jacobian, speeds)
+    desired, shortened = _shortened(commanded, desired, jacobian, speeds)
     limited |= shortened
     lower, upper = (like(qpos, limit) for limit in profile.soft_limits_rad)
-    allowed = xp.maximum(xp.minimum(wanted, xp.maximum(upper, qpos)), xp.minimum(lower, qpos))
-    limited["joint_position"] = (abs(allowed - wanted) > UNCHANGED).any(-1)
+    allowed = xp.maximum(xp.minimum(desired, xp.maximum(upper, qpos)), xp.minimum(lower, qpos))
+    limited["joint_position"] = (abs(allowed - desired) > UNCHANGED).any(-1)
     if profile.workspace_lower_m is not None:
         arm: Any = profile.arm
         allowed, limited["workspace"] = _until_within(
@@ -141,11 +141,11 @@ def base_target(
             f"the actions command a base in {len(spec.base)} directions (columns {', '.join(map(str, spec.base))}), robot "
             f"{profile.name} has {len(most) or 'no base: `base_velocity` of its profile is empty'}"
         )
-    wanted = np.asarray(action, np.float64)[list(spec.base)]
-    if not np.isfinite(wanted).all():
+    desired = np.asarray(action, np.float64)[list(spec.base)]
+    if not np.isfinite(desired).all():
         return np.zeros_like(most), True
-    within = wanted.clip(-most, most)
-    return within, bool((np.abs(within - wanted) > UNCHANGED).any())
+    within = desired.clip(-most, most)
+    return within, bool((np.abs(within - desired) > UNCHANGED).any())
 
 
 def _limited_by_arm(

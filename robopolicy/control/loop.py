@@ -212,7 +212,7 @@ class ControlLoop(RobotDrive):
     def _begin_step(self, step: int, grid: FixedGrid) -> None:
         statistics = self.statistics
         self._step_s = grid.origin_s + step * self.executor.control_dt
-        statistics.deviation_s.append(self.clock.now() - self._step_s)
+        statistics.delay_s.append(self.clock.now() - self._step_s)
         statistics.elapsed_s += (step - self._step) * self.executor.control_dt if self._step >= 0 else 0.0
         statistics.missed_steps += step - self._step - 1
         statistics.steps += 1
@@ -277,7 +277,7 @@ class ControlLoop(RobotDrive):
     def _count_limited(self, limited: list[str]) -> None:
         """Count the limits that changed the current step's action, and log when they differ from the last step's."""
         self.statistics.limited.update(limited)
-        self.statistics.interventions += bool(limited)
+        self.statistics.limited_steps += bool(limited)
         if limited != self._limited:
             self._limited = limited
             into_s = self._step_s - self._began_s

@@ -44,10 +44,10 @@ def move(
     path = []
     for tick in range(ticks):
         way = target - position
-        wanted = xp.where(in_time, way / (control_dt - tick * tick_s), cruise)
+        desired = xp.where(in_time, way / (control_dt - tick * tick_s), cruise)
         braking = xp.sqrt(passing * passing + 2 * hardest * abs(way))
-        wanted = _bounded(wanted, xp.minimum(braking, fastest))
-        velocity = velocity + _bounded(wanted - velocity, hardest * tick_s)
+        desired = _bounded(desired, xp.minimum(braking, fastest))
+        velocity = velocity + _bounded(desired - velocity, hardest * tick_s)
         position = position + velocity * tick_s
         path.append(position)
     return xp.stack(path), velocity

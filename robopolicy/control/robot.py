@@ -82,11 +82,11 @@ def commands_per_step(robot: Robot, control_dt: float) -> int:
     Raises:
         ValueError: the robot is configured for another control rate, or its command rate is not an integer multiple of it.
     """
-    name, wanted_hz = robot.profile.name, 1 / control_dt
+    name, nominal_hz = robot.profile.name, 1 / control_dt
     if abs(robot.control_dt - control_dt) > 1e-6:
         raise ValueError(
-            f"robot {name} is set up for {1 / robot.control_dt:g} actions/s, the policy was trained for {wanted_hz:g}; "
-            f"set the robot to {wanted_hz:g} Hz, or train at its rate"
+            f"robot {name} is set up for {1 / robot.control_dt:g} actions/s, the policy was trained for {nominal_hz:g}; "
+            f"set the robot to {nominal_hz:g} Hz, or train at its rate"
         )
     count = round(control_dt / robot.command_dt)
     if count < 1 or abs(count * robot.command_dt - control_dt) > 1e-6:

@@ -109,8 +109,8 @@ class ExportedPolicy:
         shape = (batch,) if isinstance(batch, int) else tuple(batch)
         count = math.prod(shape)
         tensors = tuple(
-            np.zeros([axis if isinstance(axis, int) else count for axis in wanted], np.float32)
-            for wanted in self.state_shapes
+            np.zeros([axis if isinstance(axis, int) else count for axis in axes], np.float32)
+            for axes in self.state_shapes
         )
         return ExportedState(shape, np.zeros(count, np.int64), tensors, carried=self.spec.history == "carry")
 
@@ -162,12 +162,12 @@ class ExportedPolicy:
         return actions, replace(state, age=given[f"next.{AGE}"], tensors=after)
 
     def _input(self, key: str, observation: Mapping[str, Any], batch: tuple[int, ...]) -> np.ndarray:
-        wanted = self.spec.observation[key]
+        expected = self.spec.observation[key]
         if key not in observation:
-            kind = "camera" if wanted.is_image else "key"
+            kind = "camera" if expected.is_image else "key"
             raise KeyError(f"{kind} {key!r} is not in this observation. It has: {', '.join(observation)}")
-        array = wanted.checked(np.asarray(observation[key]), f"observation {key!r}", batch)
-        return np.ascontiguousarray(array.reshape(-1, *wanted.shape))
+        array = expected.checked(np.asarray(observation[key]), f"observation {key!r}", batch)
+        return np.ascontiguousarray(array.reshape(-1, *expected.shape))
 
     def _words(self, instruction: Any, count: int, batch: tuple[int, ...]) -> np.ndarray:
         """Word numbers (episodes, words), as `Vocabulary.encode` gives them."""

@@ -45,15 +45,15 @@ class LoopStatistics:
     """Control steps that used an earlier observation's chunk because their own was late."""
     elapsed_s: float = 0.0
     """Time from the first control step to the last."""
-    deviation_s: array = field(default_factory=_times)
+    delay_s: array = field(default_factory=_times)
     """Delay of each control step behind its scheduled time."""
-    command_deviation_s: array = field(default_factory=_times)
+    command_delay_s: array = field(default_factory=_times)
     """Delay of each command behind its scheduled time."""
     latency_s: array = field(default_factory=_times)
     """Time from each request to its chunk."""
     slack_s: array = field(default_factory=_times)
     """Time left in each control step when its chunk arrived; negative if the chunk was late."""
-    interventions: int = 0
+    limited_steps: int = 0
     """Control steps whose target a limit changed; not those of the operator, which `operated` counts."""
     limited: Counter[str] = field(default_factory=Counter)
     """Control steps whose target a limit changed, by kind of limit."""
@@ -68,7 +68,7 @@ class LoopStatistics:
     def to_dict(self, last_steps: int | None = None) -> dict[str, Any]:
         """A JSON-ready summary; times as percentiles in milliseconds, over the last `last_steps` steps or all."""
         commands = None if last_steps is None else round(last_steps * self.control_dt / self.command_dt)
-        names = ("deviation", "command_deviation", "latency", "slack")
+        names = ("delay", "command_delay", "latency", "slack")
         counts = (
             "steps",
             "acted",
@@ -80,7 +80,7 @@ class LoopStatistics:
             "missed_frames",
             "held",
             "late_chunks",
-            "interventions",
+            "limited_steps",
         )
         return {
             "rate_hz": self.rate_hz,

@@ -184,7 +184,7 @@ def parts_of(
     numbers = {part: _number(part, text, filter_keys) for part, text in counted.items()}
     for part, (start, stop) in _ranges(numbers, len(names)).items():
         if stop > len(order):
-            raise ConfigError(f"{part}={parts[part]}: {stop} demos are wanted; there are {len(order)} to draw from")
+            raise ConfigError(f"{part}={parts[part]}: {stop} demos are needed; there are {len(order)} to draw from")
         found[part] = set(order[start:stop])
     rest = set(names).difference(*found.values())
     found |= {part: rest for part, text in parts.items() if text == REST}
@@ -218,15 +218,15 @@ def _number(part: Any, text: str, filter_keys: Mapping[str, Sequence[str]]) -> i
 
 def _changed(opened: Sequence[DemoReader], changes: Edit) -> list[DemoReader]:
     """Apply the edits of single sources; a key that is dropped or renamed must be in at least one source."""
-    wanted = dict.fromkeys((*changes.drop_keys, *changes.rename))
-    there = [set(reader.read(reader.names[0]).obs) if wanted else set() for reader in opened]
-    for key in wanted:
+    edited = dict.fromkeys((*changes.drop_keys, *changes.rename))
+    there = [set(reader.read(reader.names[0]).obs) if edited else set() for reader in opened]
+    for key in edited:
         if not any(key in keys for keys in there):
             raise DemoFormatError(f"{opened[0].path.name}: no key {key!r}; it has: {', '.join(sorted(there[0]))}")
     found = []
     for reader, keys in zip(opened, there, strict=True):
         changed = reader
-        if wanted:
+        if edited:
             rename = {key: new for key, new in changes.rename.items() if key in keys}
             changed = OtherKeys(changed, [key for key in changes.drop_keys if key in keys], rename)
         if changes.trim_idle is not None:

@@ -60,11 +60,11 @@ class MemoryFrames:
 
     def gather(self, rows: Int[Tensor, "batch segment"]) -> Tensor:
         """These rows (B, S, *shape), on the device that holds all rows."""
-        wanted = rows.reshape(-1).to(self.values.device)
+        requested = rows.reshape(-1).to(self.values.device)
         if self.values.device.type != "cpu":
-            return self.values.index_select(0, wanted).view(*rows.shape, *self.shape)
+            return self.values.index_select(0, requested).view(*rows.shape, *self.shape)
         batch = self._recycler.empty((*rows.shape, *self.shape), self.dtype)
-        torch.index_select(self.values, 0, wanted, out=batch.view(-1, *self.shape))
+        torch.index_select(self.values, 0, requested, out=batch.view(-1, *self.shape))
         return batch
 
 
@@ -88,12 +88,12 @@ class DiskFrames:
         """These rows (B, S, *shape), in host memory; the rows of a segment must ascend and belong to one demo."""
         for file in self._files:
             file.require_unchanged()
-        wanted = rows.cpu().numpy()
+        requested = rows.cpu().numpy()
         batch = self._recycler.empty((*rows.shape, *self.shape), self.dtype)
-        demos = np.searchsorted(self._starts, wanted[:, 0], side="right") - 1
-        local = wanted - self._starts[demos][:, None]
+        demos = np.searchsorted(self._starts, requested[:, 0], side="right") - 1
+        local = requested - self._starts[demos][:, None]
         # One task per thread, not per segment: submitting a task costs as much as reading a few frames.
-        shares = np.array_split(np.arange(len(wanted)), self._pool._max_workers)
+        shares = np.array_split(np.arange(len(requested)), self._pool._max_workers)
         into = batch.numpy()
 
         def fill(share: np.ndarray) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from robopolicy.demos.actions import robosuite_action_facts
 from robopolicy.demos.checksums import require_seal, verified
-from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, requested_keys, require_demo
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, datasets_below, group_in
 from robopolicy.demos.images import as_image, image_form
 from robopolicy.demos.packing import CHECKSUMS, by_number
@@ -112,14 +112,14 @@ class DemoFile(DemoReader):
                 is not finite, or the data does not match the checksums stored with it.
         """
         datasets, where = self._datasets(name), f"{self.path.name}, {name}"
-        wanted = wanted_keys([key.removeprefix(OBS) for key in datasets if key.startswith(OBS)], keys, where)
+        requested = requested_keys([key.removeprefix(OBS) for key in datasets if key.startswith(OBS)], keys, where)
         beside = self._tokens_of(name)
         inside = [key for key in STEP_ARRAYS if key in datasets and not (key == TOKENS_KEY and beside)]
         written = attributes_of(self._group(name), where)
         seed, instruction = _demo_facts(written, where)
         demo = Demo(
             name=name,
-            obs={key: read_rows(datasets[OBS + key], f"{where}: {OBS}{key}") for key in wanted},
+            obs={key: read_rows(datasets[OBS + key], f"{where}: {OBS}{key}") for key in requested},
             actions=read_rows(datasets["actions"], f"{where}: actions"),
             instruction=instruction,
             seed=seed,

@@ -33,11 +33,11 @@ class LivePolicy:
     def __init__(self, policy: Policy, frame_tokens: FrameTokens, prompted: bool) -> None:
         self.policy, self.frame_tokens = policy, frame_tokens
         self.prompted = prompted and frame_tokens.prompter is not None
-        wanted = policy.spec.observation[TOKENS_KEY].shape
-        if frame_tokens.shape != wanted:
+        expected = policy.spec.observation[TOKENS_KEY].shape
+        if frame_tokens.shape != expected:
             raise ConfigError(
                 f"the backbone gives {frame_tokens.shape[0]} tokens of width {frame_tokens.shape[1]}; the policy was trained "
-                f"on {wanted[0]} of width {wanted[1]}"
+                f"on {expected[0]} of width {expected[1]}"
             )
         self.image_specs = {camera: ArraySpec((*size, 3), "uint8") for camera, size in frame_tokens.image_sizes.items()}
         others = {k: s for k, s in policy.spec.observation.items() if k not in (TOKENS_KEY, TOKEN_VALID_KEY)}

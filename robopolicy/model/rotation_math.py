@@ -37,7 +37,7 @@ class RotationColumns:
 
     columns: tuple[int, ...]
     kind: RotationKind
-    declared: bool = False
+    strict: bool = False
     """True: values that are not valid rotations are an error; False: such values are left unchanged."""
 
     def learned_width(self, form: RotationForm) -> int:
@@ -134,7 +134,7 @@ def key_rotations(
     if own := _declared(key, width, declared):
         return tuple(part for part in own if part.kind != "none")
     named = width == 4 and QUATERNION_KEY.fullmatch(key)
-    return (RotationColumns((0, 1, 2, 3), "quaternion", declared=form == "6d"),) if named else ()
+    return (RotationColumns((0, 1, 2, 3), "quaternion", strict=form == "6d"),) if named else ()
 
 
 def action_rotations(
@@ -160,7 +160,7 @@ def action_rotations(
                 "--normalization.rotation 6d needs them all, use aligned"
             )
         if columns and part.kind != "none":
-            found.append(RotationColumns(columns, part.kind, part.declared))
+            found.append(RotationColumns(columns, part.kind, part.strict))
     return tuple(found)
 
 
@@ -184,5 +184,5 @@ def _declared(key: str, width: int, declared: Mapping[str, RotationKind]) -> tup
             raise ValueError(
                 f"--normalization.rotations {text!r}: column {twice[0]} of {key} already belongs to another rotation"
             )
-        found.append(RotationColumns(columns, kind, declared=True))
+        found.append(RotationColumns(columns, kind, strict=True))
     return tuple(found)

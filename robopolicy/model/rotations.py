@@ -125,7 +125,7 @@ def fit_rotations(
         where: start of messages about values that are not valid rotations.
 
     Raises:
-        ValueError: values that were declared as rotations are not valid rotations.
+        ValueError: values of `strict` columns are not valid rotations.
     """
     if not parts:
         return None
@@ -135,8 +135,8 @@ def fit_rotations(
         columns = list(part.columns)
         values = rows[:, columns]
         reason = why_not(part.kind, values)
-        if reason and part.declared:
-            raise ValueError(f"{where}: {reason}; say what it is, or none, in --normalization.rotations")
+        if reason and part.strict:
+            raise ValueError(f"{where}: {reason}; give its kind, or none, in --normalization.rotations")
         if reason:
             LOG.info("%s: columns %s look like a %s, but %s; left unchanged", where, columns, part.kind, reason)
         fit.known[index] = reason is None

@@ -81,8 +81,8 @@ def _faults(faults: Mapping[str, Sequence[int]]) -> str:
 def _videos(folder: Path, episodes: Iterable[Any], count: int, control_dt: float) -> list[str]:
     parts = []
     filmed = [episode for episode in episodes if _is_filmed(episode)]
-    for title, name, wanted in (("Successes", "success", True), ("Failures", "failure", False)):
-        chosen = sorted((e for e in filmed if e.success == wanted), key=lambda e: e.seed)[:count]
+    for title, name, expected in (("Successes", "success", True), ("Failures", "failure", False)):
+        chosen = sorted((e for e in filmed if e.success == expected), key=lambda e: e.seed)[:count]
         figures = []
         for episode in chosen:
             caption = f"seed {episode.seed}: {episode.instruction}, {episode.steps} steps"

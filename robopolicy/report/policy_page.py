@@ -184,11 +184,11 @@ def glowing(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _errors(demo: Demo, seen: DemoOutputs) -> str:
     """Table by action column: mean absolute error of the first action and of the chunk, standard deviation of the demo."""
     ahead = seen.chunks.shape[1]
-    wanted = np.full((len(seen.steps), ahead, demo.actions.shape[1]), np.nan)
+    expected = np.full((len(seen.steps), ahead, demo.actions.shape[1]), np.nan)
     for place, step in enumerate(seen.steps):
         rows = demo.actions[step : step + ahead]
-        wanted[place, : len(rows)] = rows
-    errors = np.abs(seen.chunks - wanted)
+        expected[place, : len(rows)] = rows
+    errors = np.abs(seen.chunks - expected)
     rows = [
         (column, f"{np.nanmean(errors[:, 0, column]):.3g}", f"{np.nanmean(errors[..., column]):.3g}", f"{spread:.3g}")
         for column, spread in enumerate(demo.actions.std(axis=0))

@@ -142,16 +142,16 @@ class EnvMap:
             starts["file"] = str(Path(self.folder, starts["file"]))
         return spec | {"start_states": starts, "python_path": [*([self.folder] if self.folder else []), os.getcwd()]}
 
-    def sources(self, wanted: Mapping[str, ArraySpec], has: Mapping[str, Sequence[Any]]) -> dict[str, KeySource]:
+    def sources(self, expected: Mapping[str, ArraySpec], has: Mapping[str, Sequence[Any]]) -> dict[str, KeySource]:
         """The source of each of the policy's keys in an environment with the observation `has`: path -> [shape, dtype].
 
         Raises:
             EnvMapError: a key is missing or does not fit; the message suggests an entry for the map.
         """
-        return {key: self._source(key, spec, wanted, has) for key, spec in wanted.items()}
+        return {key: self._source(key, spec, expected, has) for key, spec in expected.items()}
 
     def _source(
-        self, key: str, wanted: ArraySpec, every: Mapping[str, ArraySpec], has: Mapping[str, Sequence[Any]]
+        self, key: str, expected: ArraySpec, every: Mapping[str, ArraySpec], has: Mapping[str, Sequence[Any]]
     ) -> KeySource:
         shown = ", ".join(f"{path} {tuple(shape)} {dtype}" for path, (shape, dtype) in has.items())
         source = self.observation.get(key)
@@ -160,22 +160,22 @@ class EnvMap:
             path = FLAT if key not in has and FLAT in has and alone and len(has) == 1 else key
             source = KeySource((path,))
         missing = [path for path in source.names if path not in has]
-        kind = "camera" if wanted.is_image else "key"
+        kind = "camera" if expected.is_image else "key"
         if missing:
             raise EnvMapError(
-                f"the policy's {kind} '{key}' {wanted.shape} is not in the environment's observation as '{missing[0]}'; "
+                f"the policy's {kind} '{key}' {expected.shape} is not in the environment's observation as '{missing[0]}'; "
                 f"the map could say observation: {{{key}: {{from: NAME}}}}. It has: {shown}"
             )
         shapes = [tuple(has[path][0]) for path in source.names]
-        if wanted.is_image:
-            _check_image(key, wanted, source, has[source.names[0]])
+        if expected.is_image:
+            _check_image(key, expected, source, has[source.names[0]])
             return source
         width = sum(int(np.prod(shape)) for shape in shapes)
         taken = width if source.columns is None else min(source.columns[1], width) - source.columns[0]
-        if taken != wanted.width:
+        if taken != expected.width:
             given = " + ".join(f"{path} {shape}" for path, shape in zip(source.names, shapes, strict=True))
             raise EnvMapError(
-                f"the policy's key '{key}' has shape {wanted.shape}, the environment gives {given}: {taken} numbers; the map "
+                f"the policy's key '{key}' has shape {expected.shape}, the environment gives {given}: {taken} numbers; the map "
                 f"could say observation: {{{key}: {{from: [NAME, ...], columns: [first, last + 1]}}}}. It has: {shown}"
             )
         return source
@@ -205,12 +205,12 @@ class EnvMap:
             raise EnvMapError("action: clip: space, but the environment states no bounds; give clip: [low, high]")
 
 
-def _check_image(key: str, wanted: ArraySpec, source: KeySource, has: Sequence[Any]) -> None:
+def _check_image(key: str, expected: ArraySpec, source: KeySource, has: Sequence[Any]) -> None:
     shape, dtype = tuple(has[0]), has[1]
     shape = (*shape[1:], shape[0]) if source.layout == "chw" and len(shape) == 3 else shape
-    if len(source.names) != 1 or dtype != "uint8" or len(shape) != 3 or shape[2] != wanted.shape[2]:
+    if len(source.names) != 1 or dtype != "uint8" or len(shape) != 3 or shape[2] != expected.shape[2]:
         raise EnvMapError(
-            f"the policy's camera '{key}' takes uint8 images such as {wanted.shape}; {' + '.join(source.names)} is "
+            f"the policy's camera '{key}' takes uint8 images such as {expected.shape}; {' + '.join(source.names)} is "
             f"{dtype} {tuple(has[0])}; the map could say observation: {{{key}: {{from: IMAGE, layout: chw}}}}"
         )
 

@@ -20,16 +20,16 @@ class EnvMapError(ValueError):
     """An environment map can't be read, or does not fit the policy or the environment; the message is one line."""
 
 
-def read_source(source: KeySource, arrays: Mapping[str, np.ndarray], wanted: ArraySpec) -> np.ndarray:
-    """The policy's array of shape `wanted.shape` from an environment's arrays: a uint8 image, or float32 values."""
-    if wanted.is_image:
+def read_source(source: KeySource, arrays: Mapping[str, np.ndarray], expected: ArraySpec) -> np.ndarray:
+    """The policy's array of shape `expected.shape` from an environment's arrays: a uint8 image, or float32 values."""
+    if expected.is_image:
         image = arrays[source.names[0]]
         image = image.transpose(1, 2, 0) if source.layout == "chw" else image
-        return place_image(image, wanted.shape[0], wanted.shape[1], source)
+        return place_image(image, expected.shape[0], expected.shape[1], source)
     parts = [np.asarray(arrays[path], np.float32).ravel() for path in source.names]
     row = np.concatenate(parts) if len(parts) > 1 else parts[0]
     row = row if source.columns is None else row[slice(*source.columns)]
-    return row.reshape(wanted.shape)
+    return row.reshape(expected.shape)
 
 
 @dataclass(frozen=True)

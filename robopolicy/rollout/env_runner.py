@@ -181,8 +181,8 @@ class Session:
         }
         if self.spec.get("render"):
             seen[RENDER] = np.asarray(self.env.render())
-        wanted = seen if self.reads is None else {path: seen[path] for path in self.reads}
-        return frame, {path: value for path, value in wanted.items() if value.dtype.kind in "biuf"}
+        requested = seen if self.reads is None else {path: seen[path] for path in self.reads}
+        return frame, {path: value for path, value in requested.items() if value.dtype.kind in "biuf"}
 
     def _instruction(self, seen: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> Optional[str]:
         source = self.spec.get("instruction")

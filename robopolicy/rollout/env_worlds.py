@@ -54,7 +54,7 @@ class EnvWorlds:
         self.num_envs, self.task = len(copies), task
         self.instructions_in_a_row = env_map.instructions_in_a_row
         self.reset_on_instruction = env_map.reset_on_instruction
-        self._copies, self._map, self._wanted = copies, env_map, dict(policy.spec.observation)
+        self._copies, self._map, self._expected = copies, env_map, dict(policy.spec.observation)
         self._step_timeout_s = env_map.step_timeout_s
         self._open = [False] * len(copies)
         self._running = np.zeros(len(copies), dtype=bool)
@@ -62,7 +62,7 @@ class EnvWorlds:
         first, arrays = self._look(seed)
         renders = any(RENDER in source.names for source in env_map.observation.values())
         has = {path: given for path, given in first["observation"].items() if path != RENDER or renders}
-        self._sources = env_map.sources(self._wanted, has)
+        self._sources = env_map.sources(self._expected, has)
         shape = first["action"]["shape"]
         env_map.check_action(policy.spec.action.width, shape, first["action"]["space"])
         self._bounds = None if shape is None else (arrays["action/low"], arrays["action/high"])
@@ -74,7 +74,7 @@ class EnvWorlds:
         self.episode_figures = (*first["figures"], "clipped_actions")
         self._obs = {
             key: np.zeros((len(copies), *spec.shape), np.uint8 if spec.is_image else np.float32)
-            for key, spec in self._wanted.items()
+            for key, spec in self._expected.items()
         }
         if self._film:
             shape, dtype = first["observation"][RENDER]
@@ -154,7 +154,7 @@ class EnvWorlds:
         """Write a reply into the arrays of all worlds; returns its frame."""
         frame, arrays = reply
         for key, source in self._sources.items():
-            row = read_source(source, arrays, self._wanted[key])
+            row = read_source(source, arrays, self._expected[key])
             if row.dtype != np.uint8 and not np.isfinite(row).all():
                 raise CopyLostError(f"observation '{key}' is not finite")
             self._obs[key][place] = row

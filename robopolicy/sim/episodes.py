@@ -119,11 +119,11 @@ class EpisodePool:
 
     def take(self, mask: Bool[Tensor, " worlds"]) -> Int[Tensor, " worlds"]:
         """The row of `episodes` for each world of `mask`; rows stay valid until the next call."""
-        wanted = int(self._seen[0]) + self._size - self._drawn
-        if wanted > 0:  # replace the episodes that the host knows to be used
-            used = (torch.arange(wanted, device=self._taken.device) + self._drawn) % self._size
-            self.episodes.put(used, self._draw(self._seeds(wanted)))
-            self._drawn += wanted
+        missing = int(self._seen[0]) + self._size - self._drawn
+        if missing > 0:  # replace the episodes that the host knows to be used
+            used = (torch.arange(missing, device=self._taken.device) + self._drawn) % self._size
+            self.episodes.put(used, self._draw(self._seeds(missing)))
+            self._drawn += missing
         rows = turns(mask, self._taken) % self._size
         self._taken += mask.sum()
         if self._seen_tensor is not self._taken:

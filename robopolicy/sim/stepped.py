@@ -129,8 +129,8 @@ class SteppedRobot:
             RobotError: the guard refuses it.
         """
         self.guard.receive(command.joint_position_rad, command.stamp_s, now_s)
-        wanted_m = command.gripper_opening_m
-        self._openings_m = np.where(np.isfinite(wanted_m), wanted_m, self._openings_m)
+        opening_m = command.gripper_opening_m
+        self._openings_m = np.where(np.isfinite(opening_m), opening_m, self._openings_m)
 
     def stop(self) -> None:
         """Hold the position, and accept no further commands."""

@@ -137,17 +137,17 @@ class Worlds:
     def _executed(self, actions: Array) -> Float[Array, "worlds width"]:
         """The actions that are executed: checked, with the episode's noise, clipped to -1 .. 1 (deltas only), and delayed."""
         config = self.randomization
-        wanted = self._checked(actions)
+        desired = self._checked(actions)
         if self.actions.kind == "absolute":
             if config.action_noise:
                 joints, std = list(self.actions.joint_columns), JOINT_NOISE_RAD * config.action_noise
-                wanted = copied(wanted)
-                wanted[:, joints] += std * noise(self._seed, self._steps, 0, len(joints))
-            return wanted
+                desired = copied(desired)
+                desired[:, joints] += std * noise(self._seed, self._steps, 0, len(joints))
+            return desired
         if config.action_noise:
-            disturbed = wanted[:, :6] + config.action_noise * noise(self._seed, self._steps, 0, 6)
-            wanted = self._xp.concatenate([disturbed, wanted[:, 6:]], -1)
-        clipped = wanted.clip(-1.0, 1.0)
+            disturbed = desired[:, :6] + config.action_noise * noise(self._seed, self._steps, 0, 6)
+            desired = self._xp.concatenate([disturbed, desired[:, 6:]], -1)
+        clipped = desired.clip(-1.0, 1.0)
         if not config.delay_steps:
             return clipped
         # The queue holds differences from `_REST`, so that a reset to zeros means: rest until the first action arrives.
@@ -166,15 +166,15 @@ class Worlds:
         if found != expected:
             raise ValueError(f"actions have shape {found}; expected {expected}: a row for each world")
         if self._xp is np:
-            wanted = np.asarray(actions, np.float64)
-            if not np.isfinite(wanted).all():
-                worlds = np.flatnonzero(~np.isfinite(wanted).all(1)).tolist()
+            desired = np.asarray(actions, np.float64)
+            if not np.isfinite(desired).all():
+                worlds = np.flatnonzero(~np.isfinite(desired).all(1)).tolist()
                 raise ValueError(f"actions of worlds {worlds} are not finite numbers; check the policy's output")
-            return wanted
-        wanted = self._xp.asarray(actions, dtype=self.physics.qpos.dtype, device=self.physics.qpos.device)
-        finite = self._xp.isfinite(wanted)
+            return desired
+        desired = self._xp.asarray(actions, dtype=self.physics.qpos.dtype, device=self.physics.qpos.device)
+        finite = self._xp.isfinite(desired)
         self.fault |= int(Fault.ACTION) * ~finite.all(-1)
-        return self._xp.where(finite, wanted, 0.0)
+        return self._xp.where(finite, desired, 0.0)
 
     def _commands(self, actions: Float[Array, "worlds width"]) -> Float[Array, "..."]:
         """Joint [rad] and finger [m] targets: (substeps, N, nu), or (N, nu) for the whole control step without limits."""

@@ -82,10 +82,10 @@ def leaves_the_gripper_at_nan(robot: Robot) -> None:
 
 def opens_the_gripper_as_commanded(robot: Robot) -> None:
     """An opening [m] is reached."""
-    wanted_m = robot.profile.openings_m * np.linspace(0.4, 0.6, robot.profile.grippers)
-    move(robot, joint=-1, by_rad=0.02, opening_m=wanted_m)
+    opening_m = robot.profile.openings_m * np.linspace(0.4, 0.6, robot.profile.grippers)
+    move(robot, joint=-1, by_rad=0.02, opening_m=opening_m)
     found = robot.observe().obs.get("gripper", np.zeros(0))
-    assert (np.abs(found - wanted_m) < 2e-3).all(), f"commanded an opening of {wanted_m} m, found {found} m"
+    assert (np.abs(found - opening_m) < 2e-3).all(), f"commanded an opening of {opening_m} m, found {found} m"
 
 
 def takes_no_command_after_stop(robot: Robot) -> None:

@@ -91,7 +91,8 @@ class RandomState(Callback):
             return
         if len(self._loaded) != trainer.world_size:
             raise ValueError(
-                f"the run was saved by {len(self._loaded)} processes, this is {trainer.world_size}; use as many"
+                f"the run was saved by {len(self._loaded)} processes and is resumed by {trainer.world_size}; "
+                f"start {len(self._loaded)} processes"
             )
         state, self._loaded = self._loaded[trainer.global_rank], None
         torch.set_rng_state(state["cpu"].cpu())

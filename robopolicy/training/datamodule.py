@@ -97,10 +97,10 @@ class DemoDataModule(LightningDataModule):
         keys, privileged = choose_keys(*first, data, self._token_encoder is not None)
         if TOKENS_KEY in keys and any(reader.attributes.get(TOKENS_PADDED) for reader in self._readers):
             keys.append(TOKEN_VALID_KEY)
-        wanted = tuple(dict.fromkeys((*keys, *privileged)))
+        requested = tuple(dict.fromkeys((*keys, *privileged)))
         types = row_types(*first)
-        images = [] if self._read_images else [key for key in wanted if key in types and len(types[key][0]) == 3]
-        read = [key for key in wanted if key not in images]
+        images = [] if self._read_images else [key for key in requested if key in types and len(types[key][0]) == 3]
+        read = [key for key in requested if key not in images]
         self._train = train = self._load(chosen, read)
         self._row_weights = intervention_weights(self._readers, chosen, data)
         self._valid = self._load(held_out, read) if any(held_out) else None

@@ -117,8 +117,8 @@ def require_one_encoder(readers: Iterable[DemoReader]) -> dict[str, Any]:
         first = first or (reader.path.name, identity)
         if difference := identity_difference(identity, first[1]):
             raise DemoFormatError(
-                f"{reader.path.name}: tokens of {encoder_described(identity)}, those of {first[0]} are of "
-                f"{encoder_described(first[1])}: {difference}; encode one of them again"
+                f"{reader.path.name} has tokens of {encoder_described(identity)}, and {first[0]} has tokens of "
+                f"{encoder_described(first[1])}: {difference}; encode one of them again with the other's encoder"
             )
     if first is None:
         raise DemoFormatError("no demo files to look for tokens in")

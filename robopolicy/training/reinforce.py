@@ -195,8 +195,8 @@ class Learner(ActorCritic):
         """One optimizer step of the critic: regression on the scaled value targets of the decisions."""
         at = batch.steps["decides"]
         value = self.critic(self.replay(batch, self.critic.body, before))
-        wanted = self.critic.scaled((batch.steps["advantage"] + batch.steps["value"])[at])
-        loss = functional.mse_loss(value, wanted)
+        expected = self.critic.scaled((batch.steps["advantage"] + batch.steps["value"])[at])
+        loss = functional.mse_loss(value, expected)
         self._step(self.critic_optimizer, loss, list(self.critic.parameters()))
         return {"value_error": (loss.detach() * self.critic.variance).sqrt()}
 

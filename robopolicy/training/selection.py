@@ -51,7 +51,8 @@ def split_names(reader: DemoReader, data: DataConfig) -> tuple[list[str], list[s
             train = [name for name in train if name not in set(valid)]
         if shared := sorted(set(train) & set(valid)):
             raise ConfigError(
-                f"{where}: {shared[0]} is both in {data.train_filter} and in {data.valid_filter}; use others"
+                f"{where}: {shared[0]} is in both {data.train_filter} and {data.valid_filter}; choose filter keys "
+                "without common demos"
             )
     else:
         train, valid = _held_out(train, data.valid_fraction)

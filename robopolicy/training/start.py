@@ -58,7 +58,9 @@ class Start:
             values = json.loads(path.read_text())
             return cls(values["folder"], values["statistics"], tuple(values["freeze"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: not as robopolicy writes it") from error
+            raise ConfigError(
+                f"{path}: expected JSON with folder, statistics and freeze; delete the file and train again"
+            ) from error
 
 
 def open_start(start: Start, token_encoder: dict[str, Any] | None) -> ChunkPolicy:
@@ -137,8 +139,9 @@ def _require_same(policy: ChunkPolicy, begun: ChunkPolicy, start: Start) -> None
     if changed := [name for name in names if ours.get(name) != theirs.get(name)]:
         name = changed[0]
         raise ConfigError(
-            f"--start {start.folder}: the policy there has other weights than this config makes: {name} is "
-            f"{theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here; start from one of the same config"
+            f"--start {start.folder}: its weights differ from those of this config: {name} is "
+            f"{theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here; start from a policy with the "
+            "same encoder, memory and action head"
         )
 
 

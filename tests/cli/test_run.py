@@ -73,7 +73,7 @@ def test_what_was_collected_solves_its_task_again_within_the_limits(lifts, tmp_p
         assert 0.85 < float(shown.partition("speed     ")[2].split()[0]) <= 1.0
     outcome = json.loads(figures.read_text())
     assert outcome["success"]
-    assert outcome["interventions"] == 0
+    assert outcome["limited_steps"] == 0
     assert outcome["replay"]["done"] == outcome["replay"]["steps"]
     assert outcome["replay"]["end_rad"] < 0.02
 

@@ -27,7 +27,7 @@ def test_the_rate_is_that_at_which_steps_really_came():
 def test_the_table_shows_what_a_robot_engineer_looks_for():
     """Guards against: a limit that is hit at every step, and a table that doesn't say so."""
     statistics = LoopStatistics(control_dt=0.05, command_dt=0.001, steps=10, elapsed_s=0.45, overruns=3)
-    statistics.deviation_s.extend([0.0001] * 10)
+    statistics.delay_s.extend([0.0001] * 10)
     statistics.limited.update(motion=5)
     statistics.stops.append("no fresh chunk within 0.25 s")
     page = io.StringIO()

@@ -340,7 +340,7 @@ def csv_file(folder: Path, text: str) -> str:
         (["--rate", "nan"], "rate is nan"),
         (["--trim-idle", "0"], "expected 1 step or more"),
         (["--filter-keys", "train=1.5"], "train=1.5: expected a count such as 20, a share such as 0.9 or 90%"),
-        (["--filter-keys", "train=6"], "6 demos are wanted; there are 5 to draw from"),
+        (["--filter-keys", "train=6"], "6 demos are needed; there are 5 to draw from"),
         (["--filter-keys", "train=0"], "train=0: expected a count"),
         (["--filter-keys", "train=1", "train=2"], "names 'train' twice"),
         (["--filter-keys", "a=1.0", "b=rest"], "b=rest: no demo would be in it"),

@@ -159,8 +159,8 @@ def test_rotations_are_found_by_name_and_by_the_action_spec():
 def test_what_is_no_rotation_is_refused_if_declared_and_left_alone_if_guessed(caplog):
     """Guards against: normalizing what merely is called `quat`, which would lose its length without a word."""
     rows = poses(2 * random_quaternions())
-    declared = RotationColumns(QUATERNION.columns, "quaternion", declared=True)
-    with pytest.raises(ValueError, match=r"of length 2 .* expected 1; say what it is, or none"):
+    declared = RotationColumns(QUATERNION.columns, "quaternion", strict=True)
+    with pytest.raises(ValueError, match=r"of length 2 .* expected 1; give its kind, or none"):
         Statistics.of(rows, (declared,), where="obs/pose")
     with caplog.at_level("INFO"):
         guessed = scaled(rows, QUATERNION, "aligned", kind="none")

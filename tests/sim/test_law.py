@@ -119,7 +119,7 @@ def test_limits_can_be_switched_off():
     assert counts[1] == 0
 
 
-def test_interventions_are_counted_per_episode_and_start_at_zero():
+def test_limited_steps_are_counted_per_episode_and_start_at_zero():
     """Guards against: limits that nobody counts, or that count on into the next episode."""
     env = RobotVectorEnv("reach", 2)
     env.reset(seed=0)

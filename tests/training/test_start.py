@@ -157,7 +157,7 @@ def test_a_resumed_run_keeps_its_start(begun, other_demos, tmp_path):
             "--freeze head: no such part; a policy has encoder, text, pooling",
         ),
         (["--start", "nowhere"], "nowhere: no such run folder"),
-        (["--start", "{begun}", "--memory.hidden", "16"], "has other weights than this config makes"),
+        (["--start", "{begun}", "--memory.hidden", "16"], "its weights differ from those of this config"),
     ],
 )
 def test_a_start_that_does_not_fit_is_one_line(words, message, begun, tiny_demos, tmp_path, capsys):

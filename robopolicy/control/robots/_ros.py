@@ -91,7 +91,7 @@ class GripperPublisher:
         import roslibpy
 
         self._topics, self._sent_m, self._sent_s = topics, math.nan, -math.inf
-        self._wanted_m, self._pursuing, self._lock = math.nan, False, threading.Lock()
+        self._target_m, self._pursuing, self._lock = math.nan, False, threading.Lock()
         if topics.topic is not None:
             kind = "std_msgs/Float64" if topics.message == "float64" else "control_msgs/GripperCommand"
             self._topic = bridge.publisher(topics.topic, kind)
@@ -105,18 +105,18 @@ class GripperPublisher:
     def send(self, opening_m: float) -> None:
         """Command an opening [m], unless it is about the one commanded last."""
         with self._lock:
-            self._wanted_m = opening_m
+            self._target_m = opening_m
             self._forward()
 
     def _forward(self) -> None:
-        now_s, changed_m = time.monotonic(), abs(self._wanted_m - self._sent_m)
+        now_s, changed_m = time.monotonic(), abs(self._target_m - self._sent_m)
         since_s = now_s - self._sent_s
         if changed_m == 0 or (changed_m < GRIPPER_STEP_M and since_s < GRIPPER_DT):
             return
         if self._pursuing and since_s < GOAL_S:
             return
-        self._sent_m, self._sent_s = self._wanted_m, now_s
-        position = float(self._topics.scale * self._wanted_m)
+        self._sent_m, self._sent_s = self._target_m, now_s
+        position = float(self._topics.scale * self._target_m)
         goal = {"position": position, "max_effort": float(self._topics.max_effort)}
         if self._topics.topic is None:
             self._pursuing = True

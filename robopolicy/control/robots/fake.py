@@ -71,8 +71,8 @@ class FakeRobot:
             raise RobotError("the robot was stopped; it accepts no further commands")
         self.commands.append(command)
         self._qpos = command.joint_position_rad
-        wanted_m = command.gripper_opening_m
-        self._opening_m = np.where(np.isfinite(wanted_m), wanted_m, self._opening_m)
+        opening_m = command.gripper_opening_m
+        self._opening_m = np.where(np.isfinite(opening_m), opening_m, self._opening_m)
 
     def stop(self) -> None:
         """Refuse all further commands."""

@@ -92,5 +92,5 @@ def key_fits(headers: Sequence[str], api_key: str | None) -> bool:
     """
     if api_key is None:
         return True
-    wanted = f"Api-Key {api_key}".encode()
-    return len(headers) == 1 and hmac.compare_digest(headers[0].encode("utf-8", "surrogateescape"), wanted)
+    expected = f"Api-Key {api_key}".encode()
+    return len(headers) == 1 and hmac.compare_digest(headers[0].encode("utf-8", "surrogateescape"), expected)

@@ -190,5 +190,7 @@ def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _blank(spec: PolicySpec) -> dict[str, Any]:
-    blank: dict[str, Any] = {key: np.zeros(wanted.shape, wanted.dtype) for key, wanted in spec.observation.items()}
+    blank: dict[str, Any] = {
+        key: np.zeros(expected.shape, expected.dtype) for key, expected in spec.observation.items()
+    }
     return blank | ({"instruction": ""} if spec.instruction else {})

@@ -23,9 +23,9 @@ REPORTED = 64
 """Maximum number of unknown keys that a server reports."""
 
 
-def largest_side(wanted: ArraySpec) -> int:
+def largest_side(expected: ArraySpec) -> int:
     """The longest side [pixels] of an image that is accepted for one of the policy's cameras."""
-    return min(max(IMAGE_FACTOR * max(wanted.shape[:2]), SMALLEST_CAP), LARGEST_CAP)
+    return min(max(IMAGE_FACTOR * max(expected.shape[:2]), SMALLEST_CAP), LARGEST_CAP)
 
 
 class ObservationReader:
@@ -48,21 +48,21 @@ class ObservationReader:
     def largest_message_bytes(self) -> int:
         """Bytes of the largest observation that is accepted: 4:3 images of the largest side, 8 bytes per other value."""
         return sum(
-            3 * largest_side(wanted) ** 2 * 3 // 4 if wanted.is_image else 8 * wanted.width
-            for wanted in self._fields.values()
+            3 * largest_side(expected) ** 2 * 3 // 4 if expected.is_image else 8 * expected.width
+            for expected in self._fields.values()
         )
 
     def metadata(self) -> dict[str, Any]:
         """The server's first message: the keys that a client should send, under the client's own names."""
         observation: dict[str, Any] = {}
-        for key, wanted in self.spec.observation.items():
-            source, shape = self._sources[key], list(wanted.shape)
+        for key, expected in self.spec.observation.items():
+            source, shape = self._sources[key], list(expected.shape)
             if source.columns is not None:
                 earlier = observation.get(source.names[0], {"shape": [0]})
                 shape = [max(source.columns[1], *earlier["shape"])]
             if source.layout == "chw":
                 shape = [shape[2], *shape[:2]]
-            observation[source.names[0]] = {"shape": shape, "dtype": wanted.dtype}
+            observation[source.names[0]] = {"shape": shape, "dtype": expected.dtype}
         if self.spec.instruction:
             observation[self.mapping.instruction[0]] = {"shape": [], "dtype": "str"}
         spec = self.spec.to_dict()
@@ -92,13 +92,13 @@ class ObservationReader:
         sent = flatten(message)
         spec = self.tokens if self.tokens and TOKENS_KEY in sent else self.spec
         observation: dict[str, Any] = {}
-        for key, wanted in spec.observation.items():
+        for key, expected in spec.observation.items():
             source = self._sources[key]
             name = next((name for name in (*source.names, key) if name in sent), None)
             if name is None:
                 raise ProtocolError(self._missing(source.names[0], sent, spec))
             taken = source if name in source.names else KeySource(names=(key,))
-            observation[key] = _fitting(sent[name], wanted, taken, _shown(name))
+            observation[key] = _fitting(sent[name], expected, taken, _shown(name))
         if spec.instruction:
             observation["instruction"] = self._instruction(sent, spec)
         return observation
@@ -140,15 +140,15 @@ def flatten(message: Any) -> dict[str, Any]:
     return flat
 
 
-def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.ndarray:
-    if isinstance(value, (bool, int, float)) and wanted.shape == (1,):
+def _fitting(value: Any, expected: ArraySpec, source: KeySource, name: str) -> np.ndarray:
+    if isinstance(value, (bool, int, float)) and expected.shape == (1,):
         value = np.asarray([value])
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise ProtocolError(f"'{name}' has type {type(value).__name__}; expected an array of shape {wanted.shape}")
+        raise ProtocolError(f"'{name}' has type {type(value).__name__}; expected an array of shape {expected.shape}")
     array = np.asarray(value)
-    if wanted.is_image:
-        return _image(array, wanted, source, name)
-    if array.shape == () and wanted.shape == (1,):
+    if expected.is_image:
+        return _image(array, expected, source, name)
+    if array.shape == () and expected.shape == (1,):
         array = array.reshape(1)
     if source.columns is not None:
         low, high = source.columns
@@ -156,21 +156,21 @@ def _fitting(value: Any, wanted: ArraySpec, source: KeySource, name: str) -> np.
             raise ProtocolError(f"'{name}' has shape {array.shape}; expected at least {high} numbers")
         array = array[low:high]
     try:
-        return wanted.checked(array, f"'{name}'")
+        return expected.checked(array, f"'{name}'")
     except ValueError as error:
         raise ProtocolError(str(error)) from None
 
 
-def _image(array: np.ndarray, wanted: ArraySpec, source: KeySource, name: str) -> np.ndarray:
+def _image(array: np.ndarray, expected: ArraySpec, source: KeySource, name: str) -> np.ndarray:
     if array.dtype != np.uint8:
         raise ProtocolError(f"'{name}' has dtype {array.dtype}; expected a uint8 image, 0 to 255")
     if source.layout == "chw" and array.ndim == 3:
         array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] != wanted.shape[2] or not min(array.shape) > 0:
-        raise ProtocolError(f"'{name}' has shape {array.shape}; expected an image such as {wanted.shape}")
-    if max(array.shape) > (side := largest_side(wanted)):
+    if array.ndim != 3 or array.shape[2] != expected.shape[2] or not min(array.shape) > 0:
+        raise ProtocolError(f"'{name}' has shape {array.shape}; expected an image such as {expected.shape}")
+    if max(array.shape) > (side := largest_side(expected)):
         raise ProtocolError(f"'{name}' has shape {array.shape}; expected sides of at most {side} pixels")
-    return place_image(array, wanted.shape[0], wanted.shape[1], source)
+    return place_image(array, expected.shape[0], expected.shape[1], source)
 
 
 def _shown(name: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robopolicy.demos.formats._detection import open_demos, writable_format
-from robopolicy.demos.formats.base import ChangedReader, DemoReader, WritableFormat, wanted_keys
+from robopolicy.demos.formats.base import ChangedReader, DemoReader, WritableFormat, requested_keys
 from robopolicy.demos.images import scaled_image
 from robopolicy.files import TEMPORARY, remove
 from robopolicy.types import Demo
@@ -90,6 +90,6 @@ class _Brightened(ChangedReader):
     def read(self, name: str, keys: Sequence[str] | None = None) -> Demo:
         """See `DemoReader`."""
         demo, where = self.source.read(name, keys), f"{self.path.name}, {name}"
-        wanted_keys(demo.obs, [*self._white], where)
+        requested_keys(demo.obs, [*self._white], where)
         changed = {key: scaled_image(demo.obs[key], top, f"{where}: {key}") for key, top in self._white.items()}
         return replace(demo, obs={**demo.obs, **changed})

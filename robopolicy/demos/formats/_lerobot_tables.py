@@ -38,9 +38,9 @@ class Episodes:
 
     def _read(self, path: Path, columns: Iterable[str]) -> Any:
         """These columns of a parquet file; the last file read is cached, since in v3.0 it holds many episodes."""
-        wanted = sorted(columns)
-        if self._cached[0] != (path, wanted):
-            self._cached = ((path, wanted), read_parquet(path, wanted))
+        requested = sorted(columns)
+        if self._cached[0] != (path, requested):
+            self._cached = ((path, requested), read_parquet(path, requested))
         return self._cached[1]
 
     def _inside(self, template: str, **values: Any) -> Path:
@@ -137,10 +137,10 @@ def read_parquet(path: Path, columns: Iterable[str] | None = None, except_prefix
         ) from error
     try:
         there = pq.read_schema(path).names
-        wanted = [name for name in there if columns is None or name in set(columns)]
+        requested = [name for name in there if columns is None or name in set(columns)]
         if except_prefix is not None:
-            wanted = [name for name in wanted if not name.startswith(except_prefix)]
-        return pq.read_table(path, columns=wanted)
+            requested = [name for name in requested if not name.startswith(except_prefix)]
+        return pq.read_table(path, columns=requested)
     except (OSError, pa.ArrowException) as error:
         if "footer" in str(error):
             reason = "cut off: no footer, which LeRobot writes when a recording is finalized; its rows can't be read"

@@ -13,7 +13,7 @@ import numpy as np
 
 from robopolicy.demos.formats._minari_writer import MISSION
 from robopolicy.demos.formats._video import decode_image
-from robopolicy.demos.formats.base import DemoReader, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, requested_keys, require_demo
 from robopolicy.demos.guarded import damage_named
 from robopolicy.demos.images import as_image
 from robopolicy.demos.schema import json_file
@@ -74,7 +74,7 @@ class ArrowReader(DemoReader):
         found = dict(_columns(table.column("observations").chunk(0), ""))
         texts = {key: found.pop(key) for key in list(found) if str(found[key].type) in ("string", "large_string")}
         obs = {}
-        for key in wanted_keys(found, keys, where):
+        for key in requested_keys(found, keys, where):
             rows = _rows(found[key], self._shapes.get(key), f"{where}: {key}")
             obs[key] = as_image(rows[:-1])
         ends = [np.asarray(table.column(key).to_numpy()[:-1], bool) for key in ("terminations", "truncations")]

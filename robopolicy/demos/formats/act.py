@@ -21,8 +21,8 @@ from robopolicy.demos.formats.base import (
     WritableFormat,
     action_spec_of,
     is_image,
+    requested_keys,
     require_demo,
-    wanted_keys,
 )
 from robopolicy.demos.guarded import attributes_of, damage_named, datasets_below
 from robopolicy.demos.hdf5 import read_rows
@@ -90,8 +90,8 @@ class ActReader(DemoReader):
                 for key, dataset in datasets.items()
                 if key.startswith("observations/")
             }
-            wanted = wanted_keys(found, keys, path.name)
-            obs = {key: as_image(_values(found[key], path.name)) for key in wanted}
+            requested = requested_keys(found, keys, path.name)
+            obs = {key: as_image(_values(found[key], path.name)) for key in requested}
             attributes = attributes_of(file, path.name)
         instruction = attributes.pop("instruction", None)
         if instruction is not None and not isinstance(instruction, str):

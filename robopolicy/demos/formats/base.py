@@ -203,7 +203,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" ... {names[-1]}" if len(names) > 8 else "")
 
 
-def wanted_keys(available: Iterable[str], keys: Sequence[str] | None, where: str) -> list[str]:
+def requested_keys(available: Iterable[str], keys: Sequence[str] | None, where: str) -> list[str]:
     """The observations to read: all, or those asked for.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy as np
 from robopolicy.components import register
 from robopolicy.demos.formats._lerobot_tables import Episodes, column_values, open_episodes
 from robopolicy.demos.formats._video import decode_image, read_video
-from robopolicy.demos.formats.base import DemoReader, WritableFormat, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, WritableFormat, requested_keys, require_demo
 from robopolicy.demos.guarded import damage_named
 from robopolicy.demos.schema import action_spec_from, json_file, lerobot_info
 from robopolicy.types import Demo, DemoFormatError
@@ -88,8 +88,8 @@ class LeRobotReader(DemoReader):
         require_demo(self, name)
         index, where = self._index[name], f"{self.path.name}, {name}"
         with damage_named(where):
-            wanted = wanted_keys(self._keys, keys, where)
-            features = {self._keys[key] for key in wanted}
+            requested = requested_keys(self._keys, keys, where)
+            features = {self._keys[key] for key in requested}
             stored = {feature for feature in features if self._features[feature]["dtype"] != "video"}
             optional = {field: column for field, column in STEP_COLUMNS.items() if column in self._features}
             table = self._episodes.table(index, {"action", "task_index", *stored, *optional.values()})
@@ -99,7 +99,7 @@ class LeRobotReader(DemoReader):
                 arrays[field] = values[:, 0] if field in ("rewards", "dones") else values
             return Demo(
                 name=name,
-                obs={key: self._values(key, index, table, where) for key in wanted},
+                obs={key: self._values(key, index, table, where) for key in requested},
                 actions=self._typed("actions", column_values(table, "action", where)),
                 instruction=self._episodes.instruction(table),
                 seed=self._own.get("seeds", {}).get(name),

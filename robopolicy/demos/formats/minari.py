@@ -19,7 +19,7 @@ from robopolicy.components import register, require
 from robopolicy.demos.formats._minari_arrow import ArrowReader, arrow_folder
 from robopolicy.demos.formats._minari_writer import KEPT, MISSION, SIDECAR, write_minari
 from robopolicy.demos.formats._video import decode_image
-from robopolicy.demos.formats.base import DemoReader, WritableFormat, require_demo, wanted_keys
+from robopolicy.demos.formats.base import DemoReader, WritableFormat, requested_keys, require_demo
 from robopolicy.demos.guarded import attributes_of, damage_named, dataset_in, group_in
 from robopolicy.demos.hdf5 import read_rows
 from robopolicy.demos.images import as_image
@@ -147,8 +147,8 @@ class MinariReader(DemoReader):
                     )
             texts = {key: found.pop(key) for key in list(found) if found[key].dtype.kind == "O"}
             instruction = str(texts[MISSION].asstr()[0]) or None if MISSION in texts else None
-            wanted = wanted_keys(found, keys, where)
-            obs = {key: as_image(_values(found[key], steps, f"{where}: {key}")) for key in wanted}
+            requested = requested_keys(found, keys, where)
+            obs = {key: as_image(_values(found[key], steps, f"{where}: {key}")) for key in requested}
             attributes = attributes_of(episode, where)
         ends = [each for each in ends if each is not None]
         seed = attributes.pop("seed", None)

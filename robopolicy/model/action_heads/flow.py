@@ -222,8 +222,8 @@ class FlowHead(PerceptronHead):
         known = committed.squeeze(-1).to(prefix.dtype)
         place = torch.arange(self.chunk, device=prefix.device, dtype=prefix.dtype)
         weight = (soft_mask(place, known.sum(dim=-1, keepdim=True), frozen) * known)[..., None]
-        wanted = torch.where(committed, padded[..., : self.arm_width], 0.0)
-        return wanted.flatten(-2), weight.expand_as(wanted).flatten(-2)
+        desired = torch.where(committed, padded[..., : self.arm_width], 0.0)
+        return desired.flatten(-2), weight.expand_as(desired).flatten(-2)
 
     def _guided(self, flat: Tensor, time: float, modulations: Sequence[Tensor], goal: Tensor, weight: Tensor) -> Tensor:
         """The velocity plus real-time chunking's guidance: the gradient of the predicted chunk's agreement with `goal`."""

@@ -25,16 +25,16 @@ class AttentionKeys(nn.Module):
 
     def __init__(self, options: AttentionKeysOptions, context: LossContext) -> None:
         super().__init__()
-        self.keys, wanted = context.privileged_keys("attention_keys", options)
-        if wanted != (given := context.predictions.get("attended", 0)):
+        self.keys, expected = context.privileged_keys("attention_keys", options)
+        if expected != (given := context.predictions.get("attended", 0)):
             raise ConfigError(
-                f"--losses.attention_keys has {wanted} columns of {', '.join(self.keys)}, and the encoder predicts {given}; "
-                f"set --encoder.predict {wanted}"
+                f"--losses.attention_keys has {expected} columns of {', '.join(self.keys)}, and the encoder predicts {given}; "
+                f"set --encoder.predict {expected}"
             )
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """The loss, a scalar: mean over the real frames."""
         valid = inputs.frame_valid[..., None]
-        wanted = torch.where(valid, inputs.joined(self.keys), 0.0)
-        error = torch.where(valid, inputs.predictions["attended"].float() - wanted, 0.0).square()
+        expected = torch.where(valid, inputs.joined(self.keys), 0.0)
+        error = torch.where(valid, inputs.predictions["attended"].float() - expected, 0.0).square()
         return masked_mean(error, valid)

@@ -46,13 +46,13 @@ class LinearAction(nn.Module):
         """The loss, a scalar: sum of the three terms, averaged over the valid actions."""
         seen = inputs.predictions
         predicted = self.act(seen["selected"]).float()
-        wanted = torch.as_tensor(inputs.batch.target, device=predicted.device)[..., 0, : predicted.shape[-1]]
+        expected = torch.as_tensor(inputs.batch.target, device=predicted.device)[..., 0, : predicted.shape[-1]]
         valid = torch.as_tensor(inputs.batch.action_valid, device=predicted.device)[..., :1]
-        wanted = torch.where(valid, wanted, 0.0)
-        error = masked_mean((predicted - wanted).square(), valid)
+        expected = torch.where(valid, expected, 0.0)
+        error = masked_mean((predicted - expected).square(), valid)
         for group, choices in choices_of(seen).items():
             actions = self._actions(group, seen["sentence"], seen[f"keys_{group}"])
-            errors = (actions - wanted[..., None, :]).square().mean(-1)
+            errors = (actions - expected[..., None, :]).square().mean(-1)
             error = error + masked_mean(errors, valid)
             for choice in choices:
                 error = error + masked_mean((seen[choice].float() * errors.detach()).sum(-1, keepdim=True), valid)

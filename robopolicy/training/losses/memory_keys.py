@@ -28,6 +28,6 @@ class MemoryKeys(nn.Module):
         """The loss, a scalar: mean over the real frames of every window."""
         window = inputs.hidden.shape[2]
         predicted = self.predict(inputs.hidden).float()
-        wanted = cut_windows(inputs.joined(self.keys), window)
+        expected = cut_windows(inputs.joined(self.keys), window)
         valid = cut_windows(inputs.frame_valid, window)[..., None]
-        return masked_mean((predicted - torch.where(valid, wanted, 0.0)).square(), valid)
+        return masked_mean((predicted - torch.where(valid, expected, 0.0)).square(), valid)
