@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from robopolicy.cli import say
 from robopolicy.cli.outputs import check_folder
 from robopolicy.cli.parsing import REQUIRED, at_least, imported, parse_experiment, verb_parser
-from robopolicy.cli.simulator import SIMULATOR, open_practice, options_on_host, success_in_simulator
+from robopolicy.cli.simulator import SIMULATOR, open_training_worlds, options_on_host, success_in_simulator
 from robopolicy.components import ConfigError
 from robopolicy.experiment import open_policy, read_provenance
 from robopolicy.experiment.config import ExperimentConfig
@@ -131,7 +131,7 @@ def _relabeled(
         return
     teacher = open_policy(options.expert) if options.expert and Path(options.expert).is_dir() else None
     cameras = () if teacher is None else teacher.spec.cameras
-    with closing(open_practice(policy, task, min(options.num_envs, len(seeds)), options, cameras)) as env:
+    with closing(open_training_worlds(policy, task, min(options.num_envs, len(seeds)), options, cameras)) as env:
         steps = successes = 0
         for episode in relabeled_episodes(
             policy, env, seeds, _expert(options.expert, teacher, env), expert_share=share

@@ -15,7 +15,7 @@ from robopolicy.cli.simulator import (
     SELECTION_SEED,
     SIMULATOR,
     film,
-    open_practice,
+    open_training_worlds,
     options_on_host,
     success_in_simulator,
 )
@@ -94,4 +94,6 @@ def _simulator(options: Namespace) -> Surroundings:
             film(policy, task, options.videos, simulator, folder)
         return success_rate(policy)
 
-    return Surroundings(lambda policy: open_practice(policy, task, options.num_envs, options), measured, {"task": task})
+    return Surroundings(
+        lambda policy: open_training_worlds(policy, task, options.num_envs, options), measured, {"task": task}
+    )

@@ -110,7 +110,7 @@ def filming(policy: Policy) -> tuple[str, ...]:
 def success_in_simulator(
     task: str, episodes: int, simulator: Mapping[str, Any], execution: ExecutionOptions | None = None
 ) -> Callable[[Any], float]:
-    """A function that measures a policy's success rate, on seeds that no demos, practice or reported evaluations use.
+    """A function that measures a policy's success rate, on seeds that no demos, training rollouts or reported evaluations use.
 
     Args:
         task: task of the simulator.
@@ -141,7 +141,7 @@ def film(policy: Policy, task: str, episodes: int, simulator: Mapping[str, Any],
         write_video(episode_images(episode), folder / name, fps=1 / env.control_dt)
 
 
-def open_practice(
+def open_training_worlds(
     policy: ChunkPolicy, task: str, count: int, options: Namespace, cameras: Sequence[str] = ()
 ) -> "RobotVectorEnv":
     """As `open_worlds`, on the CPU, for a policy that is trained in them.

@@ -22,14 +22,14 @@ from robopolicy.experiment.run_folder import read_policy, read_provenance, save_
 from robopolicy.files import replacing, write_file
 from robopolicy.model.policy import ChunkPolicy
 from robopolicy.rollout.episodes import EpisodeWorlds
-from robopolicy.training.practice import Practice, Reward
 from robopolicy.training.reinforce import Learner, PPOConfig, advantages
+from robopolicy.training.rollouts import Collector, Reward
 from robopolicy.training.run_dir import METRICS_FILE, RESUME_FILE, is_resumed, locked, read_resume
 from robopolicy.training.schedules import read_schedule
 
 LOG = logging.getLogger(__name__)
 
-PRACTICE_SEED = 1_000_000_000
+TRAINING_SEED = 1_000_000_000
 """Seed of the first episode for training seed 0; far from the seeds of demos and of evaluations."""
 SEEDS_PER_RUN = 10_000_000
 """Episode seeds reserved for each training seed."""
@@ -145,8 +145,8 @@ class _Run:
     ) -> None:
         self.learner, self.run_dir, self.config, self.provenance = learner, run_dir, config, dict(provenance)
         self.anchor = read_schedule(learner.config.anchor, "--ppo.anchor")
-        ppo, first_seed = learner.config, PRACTICE_SEED + SEEDS_PER_RUN * config.seed
-        self.practice = Practice(learner, worlds, ppo.rollout_steps, config.reward, ppo.gamma, first_seed)
+        ppo, first_seed = learner.config, TRAINING_SEED + SEEDS_PER_RUN * config.seed
+        self.collector = Collector(learner, worlds, ppo.rollout_steps, config.reward, ppo.gamma, first_seed)
         self.iteration, self.elapsed_s = 0, 0.0
         self.best: dict[str, float | int] | None = None
         self.history: dict[str, list[dict[str, float | int]]] = {"improve": [], "success": []}
@@ -161,9 +161,9 @@ class _Run:
             spent_s = time.monotonic() - began
             self.elapsed_s += spent_s
             figures = self.history["improve"][-1]
-            figures["steps_per_s"] = self.practice.storage.done.numel() / spent_s
+            figures["steps_per_s"] = self.collector.storage.done.numel() / spent_s
             for name in figures.keys() - {"step", "iteration"}:
-                self.board.add_scalar(f"improve/{name}", figures[name], self.practice.env_steps)
+                self.board.add_scalar(f"improve/{name}", figures[name], self.collector.env_steps)
             LOG.info("%s", _line(figures, config.iterations))
             out_of_time = config.max_minutes is not None and self.elapsed_s >= 60 * config.max_minutes
             finished = self.iteration == config.iterations or out_of_time
@@ -174,30 +174,30 @@ class _Run:
 
     def _iterate(self) -> None:
         """One rollout and one update; in the first `warmup_iterations` only the critic is updated."""
-        learner, practice, ppo = self.learner, self.practice, self.learner.config
+        learner, collector, ppo = self.learner, self.collector, self.learner.config
         # Seeded for each iteration, so that a resumed run draws the same noise.
-        practice.generator.manual_seed(1_000_003 * self.config.seed + self.iteration)
-        before, figures = practice.roll_out()
-        rows = practice.storage.steps
+        collector.generator.manual_seed(1_000_003 * self.config.seed + self.iteration)
+        before, figures = collector.collect()
+        rows = collector.storage.steps
         names = ("reward", "value", "final_value", "terminated", "truncated", "decides")
         estimate = advantages(**{name: rows[name] for name in names}, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
-        practice.storage.add("advantage", estimate)
+        collector.storage.add("advantage", estimate)
         anchor = self.anchor(self.iteration, self.config.iterations - 1)
         warming_up = self.iteration < ppo.warmup_iterations
-        figures |= learner.update(practice.storage, before, anchor, practice.generator, critic_only=warming_up)
+        figures |= learner.update(collector.storage, before, anchor, collector.generator, critic_only=warming_up)
         self._check_reward()
         self.iteration += 1
         std = learner.log_std.detach().exp().mean().item()
-        where = {"step": practice.env_steps, "iteration": self.iteration}
+        where = {"step": collector.env_steps, "iteration": self.iteration}
         self.history["improve"].append({**where, **figures, "std": std, "lr": learner.lr, "anchor": anchor})
 
     def _check_reward(self) -> None:
         """Raise at the end of the warm-up if no reward occurred: PPO would have nothing to learn from."""
-        practice = self.practice
-        if practice.rewarded or self.iteration + 1 < max(self.learner.config.warmup_iterations, 1):
+        collector = self.collector
+        if collector.rewarded or self.iteration + 1 < max(self.learner.config.warmup_iterations, 1):
             return
         raise ConfigError(
-            f"no reward in the warm-up: 0 of {practice.episodes} episodes ({practice.env_steps} steps) succeeded; start from a "
+            f"no reward in the warm-up: 0 of {collector.episodes} episodes ({collector.env_steps} steps) succeeded; start from a "
             "policy that sometimes succeeds (more demos, or `robopolicy dagger`), choose a smaller --ppo.std or more "
             "--ppo.warmup_iterations, or give --reward progress or env if the environment rewards progress"
         )
@@ -206,7 +206,7 @@ class _Run:
         """Evaluate the policy without noise, and save it if `select` is success and it is the best so far."""
         if evaluate is None:
             raise ConfigError("--eval-every needs worlds to evaluate in; leave it out")
-        steps = self.practice.env_steps
+        steps = self.collector.env_steps
         rate = float(evaluate(self.learner.averaged, self.run_dir / VIDEOS / f"iteration_{self.iteration:04}"))
         self.history["success"].append({"step": steps, "iteration": self.iteration, "rate": rate})
         self.board.add_scalar("success/rate", rate, steps)
@@ -217,16 +217,16 @@ class _Run:
 
     def _keep(self) -> None:
         """Write the current policy to the run folder, with the seeds and steps that it was trained on."""
-        done = self.practice
-        practice = {"seeds": [done.first_seed, done.next_seed - 1], "env_steps": done.env_steps}
-        save_policy(self.learner.averaged, self.run_dir, {**self.provenance, "practice": practice})
+        done = self.collector
+        trained_on = {"seeds": [done.first_seed, done.next_seed - 1], "env_steps": done.env_steps}
+        save_policy(self.learner.averaged, self.run_dir, {**self.provenance, "rollouts": trained_on})
 
     def _save(self, finished: bool) -> None:
         """Write the policy, the metrics, and finally the resume file; then begin new episodes in all worlds."""
         if self.config.select == "last":
             self._keep()
         metrics = {
-            "steps": self.practice.env_steps,
+            "steps": self.collector.env_steps,
             "iterations": self.iteration,
             "finished": finished,
             "wall_s": round(self.elapsed_s, 2),
@@ -239,17 +239,17 @@ class _Run:
         saved = {
             "options": self._options(),
             "run": {name: getattr(self, name) for name in RUN_STATE},
-            "practice": {name: getattr(self.practice, name) for name in PRACTICE_STATE},
+            "collector": {name: getattr(self.collector, name) for name in COLLECTOR_STATE},
             "learner": self.learner.state_dict(),
             "optimizers": [self.learner.optimizer.state_dict(), self.learner.critic_optimizer.state_dict()],
         }
         with replacing(self.run_dir / RESUME_FILE) as own:
             torch.save(saved, own)
-        self.practice.restart()
+        self.collector.restart()
 
     def load(self) -> None:
         """Continue from the resume file."""
-        fields = ("options", "run", "practice", "learner", "optimizers")
+        fields = ("options", "run", "collector", "learner", "optimizers")
         saved = read_resume(self.run_dir / RESUME_FILE, fields, self.learner.policy.device)
         for name, value in self._options().items():
             before = saved["options"].get(name)
@@ -257,25 +257,25 @@ class _Run:
                 before == value,
                 f"--{name} is {value} but the run in {self.run_dir} has {before}; resume with the same",
             )
-        for part, state in ((self, saved["run"]), (self.practice, saved["practice"])):
+        for part, state in ((self, saved["run"]), (self.collector, saved["collector"])):
             for name, value in state.items():
                 setattr(part, name, value)
         self.learner.load_state_dict(saved["learner"])
         self.learner.optimizer.load_state_dict(saved["optimizers"][0])
         self.learner.critic_optimizer.load_state_dict(saved["optimizers"][1])
-        self.practice.restart()
+        self.collector.restart()
 
     def _options(self) -> dict[str, Any]:
         """Settings that must not change when a run is resumed."""
         own = {name: getattr(self.config, name) for name in ("reward", "checkpoint_every", "seed")}
         ppo = {f"ppo.{name}": value for name, value in asdict(self.learner.config).items()}
-        return {**own, "num_envs": self.practice.worlds.num_envs, **ppo}
+        return {**own, "num_envs": self.collector.worlds.num_envs, **ppo}
 
 
 RUN_STATE = ("iteration", "elapsed_s", "best", "history")
 """Attributes of `_Run` that a checkpoint holds."""
-PRACTICE_STATE = ("next_seed", "env_steps", "episodes", "rewarded")
-"""Attributes of `Practice` that a checkpoint holds."""
+COLLECTOR_STATE = ("next_seed", "env_steps", "episodes", "rewarded")
+"""Attributes of `Collector` that a checkpoint holds."""
 
 
 def _line(figures: Mapping[str, float | int], iterations: int) -> str:

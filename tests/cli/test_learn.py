@@ -86,7 +86,7 @@ def test_every_option_of_the_document_exists(capsys: pytest.CaptureFixture[str])
 def test_a_policy_without_a_gripper_is_refused_for_a_gripper_task(
     start: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Guards against: practice that can never succeed."""
+    """Guards against: training that can never succeed."""
     fixed = ActionSpec(arm=6, gripper=0, constant={6: -1.0})
     out = str(tmp_path / "out")
     said = refused(capsys, "improve", start("fixed", fixed), "--task", "lift", "--run-dir", out, "--num-envs", "1")

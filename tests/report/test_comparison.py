@@ -32,7 +32,7 @@ def test_two_runs_are_compared_in_success_config_and_loss(tmp_path, evaluation):
 
 
 def test_runs_of_improve_share_one_learning_curve(tmp_path, evaluation):
-    """Guards against: practice whose progress is in a file that no page shows; iterations without an ended episode."""
+    """Guards against: an improve run whose progress is in a file that no page shows; iterations without an ended episode."""
     runs = [write_run(tmp_path / name, evaluation({1}), hidden=64) for name in ("one", "other")]
     for run in runs:
         rows = [{"step": 10, "success": 0.1}, {"step": 20}, {"step": 30, "success": 0.4, "anchor_kl": 0.1}]
@@ -41,7 +41,7 @@ def test_runs_of_improve_share_one_learning_curve(tmp_path, evaluation):
     page = write_comparison(runs, tmp_path / "report.html").read_text()
     assert "Success in training rollouts" in page
     assert "Divergence" not in page  # a single point is no curve
-    assert page.count("<polyline") == 9  # train and valid loss and the success in practice: each run's, and their mean
+    assert page.count("<polyline") == 9  # train and valid loss and the success in rollouts: each run's, and their mean
 
 
 def test_the_mean_of_training_seeds_is_over_the_steps_that_all_have(tmp_path, evaluation):

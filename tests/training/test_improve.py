@@ -1,4 +1,4 @@
-"""Practice from a run folder to a run folder: it gets better, survives kills, and says what it cannot work with."""
+"""From a run folder to a better run folder: it gets better, survives kills, and says what it cannot work with."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from robopolicy.rollout.env_map import EnvMap
 from robopolicy.rollout.env_worlds import open_worlds
 from robopolicy.rollout.evaluate import evaluate_in_worlds
 from robopolicy.sim.env import RobotVectorEnv
-from robopolicy.training.improve import PRACTICE_SEED, ImproveConfig, Surroundings, improve
+from robopolicy.training.improve import TRAINING_SEED, ImproveConfig, Surroundings, improve
 from robopolicy.training.reinforce import PPOConfig
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.demos.test_writer import dies_in_a_child
@@ -67,7 +67,7 @@ def weights(folder: Path) -> torch.Tensor:
 
 
 def test_the_result_is_a_run_folder_that_acts(tmp_path: Path) -> None:
-    """Guards against: a policy that only its trainer can run, and provenance that forgets the demos or the practice."""
+    """Guards against: a policy that only its trainer can run, and provenance that forgets the demos or the rollouts."""
     start = untrained(tmp_path / "start", {})
     metrics = run(start, tmp_path / "better")
     assert not torch.equal(weights(start), weights(tmp_path / "better"))
@@ -75,8 +75,8 @@ def test_the_result_is_a_run_folder_that_acts(tmp_path: Path) -> None:
     provenance = read_provenance(tmp_path / "better")
     assert provenance["improved_from"] == "start"
     assert provenance["demo_seeds"] == [1, 2]
-    assert provenance["practice"]["seeds"][0] == PRACTICE_SEED
-    assert provenance["practice"]["env_steps"] == metrics["steps"] == 6 * 12 * COPIES
+    assert provenance["rollouts"]["seeds"][0] == TRAINING_SEED
+    assert provenance["rollouts"]["env_steps"] == metrics["steps"] == 6 * 12 * COPIES
     assert [row["iteration"] for row in metrics["improve"]] == [1, 2, 3, 4, 5, 6]
     wanted = {"success", "return", "length", "kl", "anchor_kl", "entropy", "value_error", "steps_per_s", "anchor"}
     assert wanted <= metrics["improve"][-1].keys()
@@ -143,7 +143,7 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_warm_up_without_reward_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against: hours of practice without a signal."""
+    """Guards against: hours of training without a signal."""
     start = untrained(tmp_path / "start", {})
     monkeypatch.setattr(TMaze, "step", lambda self, action: (self.observe(), 0.0, True, False, {"is_success": False}))
     with pytest.raises(ConfigError, match=r"no reward in the warm-up: 0 of 192 episodes .* start from a policy that"):

@@ -19,7 +19,7 @@ PROGRESS = "progress"
 """Key in the worlds' `info` that holds the progress towards the goal, (N,), 0 .. 1."""
 
 
-class Practice:
+class Collector:
     """Worlds in which the policy acts with noise, and the steps of its last rollout.
 
     Args:
@@ -52,7 +52,7 @@ class Practice:
         self._succeeded = np.zeros(worlds, dtype=bool)
         self._loop = run_steps(self.worlds, self._explorer, self._seeds())
 
-    def roll_out(self) -> tuple[tuple[MemoryState, MemoryState], dict[str, float]]:
+    def collect(self) -> tuple[tuple[MemoryState, MemoryState], dict[str, float]]:
         """Fill the storage.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Rewards of practice: progress pays at every step, but never as much as success, and is refused where there is none."""
+"""Rewards of rollouts: progress pays at every step, but never as much as success, and is refused where there is none."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import torch
 
 from robopolicy.components import ConfigError
 from robopolicy.experiment import DemoFacts, ExperimentConfig, build_policy
-from robopolicy.training.practice import Practice, Reward
 from robopolicy.training.reinforce import Learner, PPOConfig
+from robopolicy.training.rollouts import Collector, Reward
 from robopolicy.types import ActionSpec, ArraySpec
 from tests.small_runs import SMALL
 
@@ -59,11 +59,11 @@ def practised(reward: Reward, tells: bool = True) -> torch.Tensor:
     """The rewards (12, N) of a rollout."""
     config = ExperimentConfig().change(SMALL)
     policy = build_policy(config, DemoFacts(ActionSpec(arm=2, gripper=0), {"state": ArraySpec((1,))}))
-    practice = Practice(Learner(policy, PPOConfig()), Walk(tells), 12, reward, GAMMA, 0)
-    practice.roll_out()
-    assert practice.episodes == 3 + 2 + 2
-    assert practice.rewarded
-    return practice.storage.steps["reward"]
+    collector = Collector(Learner(policy, PPOConfig()), Walk(tells), 12, reward, GAMMA, 0)
+    collector.collect()
+    assert collector.episodes == 3 + 2 + 2
+    assert collector.rewarded
+    return collector.storage.steps["reward"]
 
 
 def test_success_is_rewarded_once() -> None:
@@ -90,6 +90,6 @@ def test_progress_is_rewarded_where_the_worlds_give_it() -> None:
 
 
 def test_worlds_without_progress_are_refused() -> None:
-    """Guards against: practice on a reward that is silently another one."""
+    """Guards against: training on a reward that is silently another one."""
     with pytest.raises(ConfigError, match="--reward progress: these worlds don't report their progress"):
         practised("progress", tells=False)
