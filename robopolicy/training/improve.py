@@ -197,8 +197,8 @@ class _Run:
         if collector.rewarded or self.iteration + 1 < max(self.learner.config.warmup_iterations, 1):
             return
         raise ConfigError(
-            f"no reward in the warm-up: 0 of {collector.episodes} episodes ({collector.env_steps} steps) succeeded; start from a "
-            "policy that sometimes succeeds (more demos, or `robopolicy dagger`), choose a smaller --ppo.std or more "
+            f"no reward in the warm-up: 0 of {collector.episodes} episodes ({collector.env_steps} steps) succeeded; start "
+            "from a policy that sometimes succeeds (more demos, or `robopolicy dagger`), choose a smaller --ppo.std or more "
             "--ppo.warmup_iterations, or give --reward progress or env if the environment rewards progress"
         )
 
