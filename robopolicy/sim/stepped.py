@@ -82,6 +82,7 @@ class SteppedRobot:
         self.env.reset(seed=seed)
         self.guard = CommandGuard(self.profile, self.command_dt, self.qpos(), self.deadline_s)
         self._openings_m = self.env.scene.openings_of(self.env.physics.qpos)[0].copy()
+        self._ctrl[0, : self.profile.joints] = self.qpos()
         self._now_s, self._ticks = 0.0, 0
         self.success = self.failed = self._stopped = False
 
@@ -98,7 +99,9 @@ class SteppedRobot:
     def step(self, due_s: float, ticks: int = 1) -> None:
         """Advance the physics by `ticks` steps with the command due at `due_s`; the task is judged once every control step."""
         joints, n_substeps = self.profile.joints, self.env.scene.n_substeps
-        self._ctrl[0, :joints] = self.guard.position(due_s)
+        position, held = self.guard.position(due_s), self.env.task.held(self.env.state)
+        if held is None or not held[0]:
+            self._ctrl[0, :joints] = position
         self._ctrl[0, joints:] = np.repeat(self._openings_m / 2, 2)
         self._batch.step(nstep=ticks)
         judged, self._ticks = self._ticks // n_substeps, self._ticks + ticks

@@ -116,7 +116,10 @@ class Worlds:
 
     def act(self, actions: Float[Array, "worlds width"]) -> Bool[Array, " worlds"]:
         """Execute one control step in all worlds; returns True where the episode has succeeded or failed."""
-        self.physics.step(self._commands(self._executed(actions)))
+        executed = self._executed(actions)
+        if (held := self.task.held(self.state)) is not None:
+            executed = self._xp.where(held[:, None], executed * like(executed, _GRIPPER_ONLY), executed)
+        self.physics.step(self._commands(executed))
         return self.judge()
 
     def observe(self) -> dict[str, Array]:
@@ -292,5 +295,7 @@ class Worlds:
         return values if self._xp is np else like(self.physics.qpos, values).clone()
 
 
+_GRIPPER_ONLY = np.array([0.0] * 6 + [1.0])
+"""Factors that leave only the gripper of an action."""
 _REST = np.array([0.0] * 6 + [-1.0])
 """The action that moves nothing and opens the gripper."""

@@ -127,6 +127,10 @@ class Task:
         """Whether the episode can no longer succeed; here, whether an object fell off the table."""
         return (state.positions[..., 2] < FALLEN_M).any(-1)
 
+    def held(self, state: State) -> Bool[Array, " worlds"] | None:
+        """Whether the arm is held where it is, so that actions do not move it; None: never."""
+        return None
+
     def arrange(self, state: State, scene: Scene) -> Float[Array, "worlds nmocap 3"] | None:
         """Current positions of the mocap bodies [m]; None if they stay where the episode began."""
         return None

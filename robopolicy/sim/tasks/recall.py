@@ -28,6 +28,9 @@ class RecallOptions(Options):
     """Control steps for which the cubes are visible."""
     delay_steps: int = option(4, ">= 0")
     """Control steps between covering the cubes and lighting the lamp, which allows the arm to move."""
+    arm_held: bool = False
+    """Hold the arm at home until the lamp is lit. A policy trained by reinforcement otherwise learns to lean towards the right
+    lid while it waits, so that the arm's position replaces a memory."""
 
 
 @register("task", "recall", RecallOptions)
@@ -66,6 +69,10 @@ class Recall(LidTask):
             mocap_pos[state.worlds, lid] = xp.where(hidden, spot, spot + like(mocap_pos, _BEHIND))
         self.light_lamp(mocap_pos, self.may_move(state))
         return mocap_pos
+
+    def held(self, state: State) -> Bool[Array, " worlds"] | None:
+        """Until the lamp is lit, with the option `arm_held`."""
+        return ~self.may_move(state) if self.options.arm_held else None
 
     def right_lid(self, state: State) -> Int[Array, " worlds"]:
         """Index of the lid over the named cube."""

@@ -73,6 +73,22 @@ def test_staying_still_until_the_lamp_is_lit_is_allowed():
     assert not truncated.any()
 
 
+def test_an_arm_that_is_held_moves_only_once_the_lamp_is_lit():
+    """Guards against: a cue kept in the arm's position, which makes memory unnecessary."""
+    env = RobotVectorEnv("recall", 1, task_options={"cue_steps": 3, "delay_steps": 5, "arm_held": True})
+    obs, _ = env.reset(seed=1)
+    start, moved_m = env.state.ee_position.copy(), []
+    while not obs["lamp"].all():
+        obs, _, terminated, _, _ = env.step(np.array([[1.0, 1.0, 0, 0, 0, 0, 1.0]]))
+        moved_m.append(np.linalg.norm(env.state.ee_position - start))
+    assert len(moved_m) == 8
+    assert max(moved_m) < 0.01
+    assert not terminated.any()
+    for _ in range(5):
+        env.step(np.array([[1.0, 1.0, 0, 0, 0, 0, 1.0]]))
+    assert np.linalg.norm(env.state.ee_position - start) > 0.02
+
+
 def test_a_wrong_lid_is_a_failure_and_the_right_one_a_success():
     """Guards against: a policy that solves the task by trying all lids."""
     env, _ = hidden_env()
