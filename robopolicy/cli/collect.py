@@ -43,7 +43,7 @@ def collect(arguments: Sequence[str]) -> int:
         "Collect demonstrations of a task with the scripted expert and write them as HDF5.",
         ("--task", str, REQUIRED, "task of the simulator, such as lift"),
         ("--episodes", int, 200, "successful demonstrations to write"),
-        ("--seed", int, 0, "seed of the first episode; the others follow it"),
+        ("--seed", int, 0, "seed of the first episode; later ones have consecutive seeds"),
         ("--out", str, REQUIRED, "demo file to write"),
         ("--cameras", list[str], [], "cameras to record, such as front or wrist"),
         (
@@ -56,7 +56,7 @@ def collect(arguments: Sequence[str]) -> int:
         ("--noise", bool, True, "disturb what is executed; the label stays clean (DART)"),
         ("disturbance", ActionNoise, None, ""),
         *SIMULATOR,
-        ("--resume", bool, False, "continue a file, or what an interrupted collect left"),
+        ("--resume", bool, False, "add to the file in --out, or continue an interrupted run"),
     )
     options = parse(parser, arguments)
     check_simulator(options)

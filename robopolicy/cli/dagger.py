@@ -97,7 +97,7 @@ def _parser() -> ArgumentParser:
         ),
         ("--keep-rounds", int | None, None, "newest rounds to train on, besides the first demos; default: all"),
         ("--eval-episodes", int, 50, "episodes to evaluate each round's policy on; 0: none"),
-        ("--resume", bool, False, "continue what --run-dir holds"),
+        ("--resume", bool, False, "continue the run in --run-dir"),
         *SIMULATOR,
     )
 

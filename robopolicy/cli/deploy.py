@@ -145,7 +145,7 @@ def push(arguments: Sequence[str]) -> int:
         "Copy a run folder or an exported one to a hub, without what is private.",
         ("policy", str, REQUIRED, "run folder, or an exported folder"),
         ("url", str, REQUIRED, "hf://owner/name, or a URL that fsspec supports: s3://bucket/runs/lift"),
-        ("--public", bool, False, "on hf://, everyone may see a repository made by this push"),
+        ("--public", bool, False, "make a repository that this push creates on hf:// public"),
     )
     options = parse(parser, arguments)
     pushed = sharing.push(options.policy, options.url, options.public)

@@ -112,7 +112,7 @@ class ControlLoop(RobotDrive):
         unexpected, Ctrl-C included, brakes the robot, stops it permanently, and is raised.
         """
         if self.stopped is not None:
-            raise RobotError(f"not armed: {self.stopped}; rearm first")
+            raise RobotError(f"not armed: {self.stopped}; call rearm() first")
         with undisturbed():
             self._begin()
             grid = FixedGrid(self.clock, self.robot.command_dt)

@@ -33,7 +33,7 @@ STATE_DT = 0.005
 KNOWN_FIELDS = {"qpos", "opening_m", "stamp_s", "base", "observe", "stop"}
 """Fields of a client's messages."""
 MAX_COMMAND_BYTES = 4096
-"""A longer message from a client closes its connection."""
+"""Size of a client's message [bytes] above which its connection is closed."""
 
 
 class RobotServer(AbstractContextManager["RobotServer", None]):

@@ -112,7 +112,7 @@ class Rounds(Options):
     rounds: int = option(1, ">= 1")
     """Number of rounds; each is a rollout followed by training."""
     round_steps: int | None = option(None, ">= 1")
-    """Optimizer steps of each training run after the first; None: as many as the first."""
+    """Optimizer steps of each training run after the first; None: as many as in the first."""
     keep_rounds: int | None = option(None, ">= 1")
     """Number of latest rounds whose relabeled demos are trained on, besides the initial demos; None: all."""
     weights: Literal["new", "last"] = "new"
