@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
@@ -201,7 +202,27 @@ def _values(option: str, words: Sequence[str]) -> dict[str, Any]:
 
 def encode(arguments: Sequence[str]) -> int:
     """Write a backbone's tokens beside the demos; returns the exit code."""
-    parser = verb_parser(
+    options = parse(_encode_parser(), arguments)
+    require(
+        "://" not in options.file, f"{options.file}: tokens are written beside the file; copy it to this machine first"
+    )
+    at_least(options, 0, "tiles")
+    if options.prompt_tokens is not None:
+        at_least(options, 1, "prompt_tokens")
+    reading = Reading(options.readout, options.layer, tiles=options.tiles)
+    how = EncodeOptions(
+        tuple(options.cameras), options.template, options.prompt_tokens, reading, options.dtype, options.device
+    )
+    bar = (lambda names: track(names, description="encoding", transient=True)) if Console().is_terminal else iter
+    done = encode_file(options.file, options.model, how, out=options.out, progress=bar)
+    say(f"encoded   {done.demos} demos, {done.frames} frames")
+    say(f"tokens    {done.token_count} of width {done.token_width} a frame, float16")
+    say(f"written   {done.path}")
+    return 0
+
+
+def _encode_parser() -> ArgumentParser:
+    return verb_parser(
         "encode",
         "Run a frozen backbone over all frames of a demo file once.",
         ("file", str, REQUIRED, "demo file in the native layout; it is not changed"),
@@ -244,20 +265,3 @@ def encode(arguments: Sequence[str]) -> int:
         ("--device", str | None, None, "cpu or cuda; default: the GPU if there is one"),
         ("--out", str | None, None, "new demo file with the tokens; default: X.tokens.hdf5 beside X.hdf5"),
     )
-    options = parse(parser, arguments)
-    require(
-        "://" not in options.file, f"{options.file}: tokens are written beside the file; copy it to this machine first"
-    )
-    at_least(options, 0, "tiles")
-    if options.prompt_tokens is not None:
-        at_least(options, 1, "prompt_tokens")
-    reading = Reading(options.readout, options.layer, tiles=options.tiles)
-    how = EncodeOptions(
-        tuple(options.cameras), options.template, options.prompt_tokens, reading, options.dtype, options.device
-    )
-    bar = (lambda names: track(names, description="encoding", transient=True)) if Console().is_terminal else iter
-    done = encode_file(options.file, options.model, how, out=options.out, progress=bar)
-    say(f"encoded   {done.demos} demos, {done.frames} frames")
-    say(f"tokens    {done.token_count} of width {done.token_width} a frame, float16")
-    say(f"written   {done.path}")
-    return 0

@@ -96,11 +96,7 @@ def load_rows(
     masked = TOKEN_VALID_KEY in keys
     large = _large_row_types(picked[0], [key for key in keys if key != TOKEN_VALID_KEY])
     low_dim = [key for key in keys if key not in large and key != TOKEN_VALID_KEY]
-    if masked and TOKENS_KEY not in large:
-        raise DemoFormatError(
-            f"the key {TOKEN_VALID_KEY} is the mask of {TOKENS_KEY}, which is not among the keys; name both"
-        )
-    tokens = large[TOKENS_KEY][0][0] if masked else 0
+    tokens = _masked_tokens(large) if masked else 0
     demos = [_low_dim_demo(source.read(name, low_dim), tokens, _where(source, name)) for source, name in picked]
     lengths = np.array([len(demo.actions) for demo in demos], dtype=np.int64)
     instructions = tuple(sorted({demo.instruction for demo in demos if demo.instruction is not None}))
@@ -127,6 +123,19 @@ def load_rows(
         seeds=tuple(demo.seed for demo in demos if demo.seed is not None),
         placement=chosen,
     )
+
+
+def _masked_tokens(large: Mapping[str, Row]) -> int:
+    """Number of tokens per frame, for demos whose mask of tokens is read.
+
+    Raises:
+        DemoFormatError: the mask is read without the tokens.
+    """
+    if TOKENS_KEY not in large:
+        raise DemoFormatError(
+            f"the key {TOKEN_VALID_KEY} is the mask of {TOKENS_KEY}, which is not among the keys; name both"
+        )
+    return large[TOKENS_KEY][0][0]
 
 
 def row_types(source: DemoReader, name: str) -> dict[str, Row]:

@@ -1,4 +1,4 @@
-"""Rewards of rollouts: progress pays at every step, but never as much as success, and is refused where there is none."""
+"""Rewards of rollouts: progress pays at every step, but never as much as success; worlds without it are refused."""
 
 from typing import Any
 
