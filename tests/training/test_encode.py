@@ -167,7 +167,7 @@ def test_files_of_different_encoders_can_t_be_mixed(file, model, tiny_demos, tmp
     with (
         open_demos(file) as one,
         open_demos(second) as other,
-        pytest.raises(DemoFormatError, match=r"second.hdf5: tokens of clip.*those of demos.hdf5"),
+        pytest.raises(DemoFormatError, match=r"second.hdf5 has tokens of clip.*and demos.hdf5 has tokens"),
     ):
         require_one_encoder([one, other])
 
