@@ -63,7 +63,7 @@ class Component:
     family: str
     kind: str
     make: Callable[..., Any]
-    """Builds the component. Its first argument is the options, the other arguments are those of the family's contract."""
+    """Makes an instance of this kind from its options and the arguments of the family's contract."""
     options: type
     """Frozen dataclass of its options."""
     origin: str
@@ -205,7 +205,7 @@ def load_plugins(modules: Iterable[str]) -> None:
 
 
 def find_in_current_folder(module: str) -> None:
-    """Make a module that the user named importable from the current folder, as `python -m` does, if it lies there.
+    """If a module given by the user lies in the current folder, add the folder to the search path.
 
     The folder comes last in the search path, so that nothing in it hides an installed package.
     """

@@ -100,15 +100,15 @@ def _collect(options: Namespace, shard: Shard) -> int:
         before = f" in addition to {done} collected earlier" if done else ""
         say(
             f"collected {tally.tried - tally.failed} episodes of {options.task}{before}: {tally.demos} demos, "
-            f"{tally.steps} steps; {tally.failed} of {tally.tried} tries failed; limited commands "
-            f"{100 * tally.limited / max(tally.steps, 1):.1f} %; {time.perf_counter() - began:.1f} s"
+            f"{tally.steps} steps; {tally.failed} of {tally.tried} tries failed; limits changed "
+            f"{100 * tally.limited / max(tally.steps, 1):.1f} % of the steps; {time.perf_counter() - began:.1f} s"
         )
         say(f"demos     {options.out}")
     return 0
 
 
 def _gathered(episodes: Iterable[Episode], shard: Shard) -> Iterable[Episode]:
-    """The episodes of all processes, sorted by seed (empty except in the first process); of a single process, as they end."""
+    """All processes' episodes, sorted by seed, in the first process, and none in the others; with one process, as they end."""
     if shard.count == 1:
         return episodes
     return sorted((each for part in shard.gather(list(episodes)) for each in part), key=lambda each: each.seed)

@@ -1,4 +1,4 @@
-"""`robopolicy components`: lists the kinds that a config can choose, their options, and the package of a plug-in."""
+"""`robopolicy components`: lists the component families, or a family's kinds with their options and origin."""
 
 import dataclasses
 import inspect

@@ -78,22 +78,27 @@ def _parser() -> ArgumentParser:
             "--expert",
             str | None,
             None,
-            "source of the labels: a run folder, such as one of a teacher that reads privileged keys, or MODULE:FACTORY, "
-            "called with the worlds; default: the task's scripted expert",
+            "source of the labels: a run folder (for example of a teacher that reads privileged keys), or MODULE:FACTORY, "
+            "where FACTORY is called with the worlds; default: the task's scripted expert",
         ),
         (
             "--expert-share",
             str,
             "linear:0.75:0.25",
-            "fraction of the turns (of about 20 steps) in which the expert acts, over the rounds: a number, linear:1:0, "
-            "exponential:1:0.5, piecewise:0=1,2=0.5",
+            "fraction of the turns (of about 20 steps) in which the expert acts, as a schedule over the rounds: a number, "
+            "linear:1:0, exponential:1:0.5 or piecewise:0=1,2=0.5",
         ),
-        ("--round-steps", int | None, None, "optimizer steps of each later training run"),
+        (
+            "--round-steps",
+            int | None,
+            None,
+            "optimizer steps of each training run after the first; default: as many as in the first",
+        ),
         (
             "--round-weights",
             Literal["new", "last"],
             "new",
-            "each training run begins from new weights, or from the last round's, which takes fewer --round-steps",
+            "new: each training run starts from random weights; last: from the previous round's, for fewer --round-steps",
         ),
         ("--keep-rounds", int | None, None, "newest rounds to train on, besides the first demos; default: all"),
         ("--eval-episodes", int, 50, "episodes to evaluate each round's policy on; 0: none"),
@@ -103,7 +108,7 @@ def _parser() -> ArgumentParser:
 
 
 def _checked_task(options: Namespace, config: ExperimentConfig) -> str:
-    """The task, after a check of all options, so that mistakes are reported before the first training.
+    """The task, after a check of all options, so that mistakes are reported before the first training run.
 
     Raises:
         ConfigError: an option is wrong.

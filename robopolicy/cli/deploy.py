@@ -49,7 +49,7 @@ def export(arguments: Sequence[str]) -> int:
     policy = load_policy(options.policy, flow_steps=options.flow_steps)
     folder = export_policy(policy, options.out, options.int8, options.int8_tolerance, frames)
     manifest = read_json(folder / "manifest.json")
-    say(f"differs   {manifest['error_to_torch']:.2g} of an action's range from torch, at most")
+    say(f"error     at most {manifest['error_to_torch']:.2g} of an action's range, compared with torch")
     if options.int8:
         say(f"float     {len(manifest['float_layers'])} layers that are too sensitive for int8")
     if tokens := save_token_encoder(policy, options.policy, folder):
@@ -95,7 +95,7 @@ def serve(arguments: Sequence[str]) -> int:
         "serve",
         "Serve a policy over openpi's websocket protocol; also GET /healthz and /metrics.",
         ("policy", str, REQUIRED, "run folder, or an exported folder"),
-        ("--host", str, "127.0.0.1", "address to listen on; other machines need a key"),
+        ("--host", str, "127.0.0.1", "address to listen on; one that other machines can reach requires --api-key-file"),
         ("--port", int, 8000, "port; 0 takes a free one"),
         ("--api-key-file", str | None, None, "file whose first line is the key"),
         ("--tls-cert", str | None, None, "certificate chain (PEM)"),
@@ -142,7 +142,7 @@ def push(arguments: Sequence[str]) -> int:
     """Copy a folder to a hub; returns the exit code."""
     parser = verb_parser(
         "push",
-        "Copy a run folder or an exported one to a hub, without what is private.",
+        "Copy a run folder or an exported one to a hub, without logs, code, pickles, local paths and private URLs.",
         ("policy", str, REQUIRED, "run folder, or an exported folder"),
         ("url", str, REQUIRED, "hf://owner/name, or a URL that fsspec supports: s3://bucket/runs/lift"),
         ("--public", bool, False, "make a repository that this push creates on hf:// public"),
@@ -161,7 +161,7 @@ def pull(arguments: Sequence[str]) -> int:
     """Copy a folder from a hub; returns the exit code."""
     parser = verb_parser(
         "pull",
-        "Copy a pushed folder from a hub; it is checked as untrusted, and kept only if it is valid.",
+        "Copy a pushed folder from a hub; its content is treated as untrusted, and kept only if it passes all checks.",
         ("url", str, REQUIRED, "as for push; hf://owner/name@revision for a branch, tag or commit"),
         ("folder", str, REQUIRED, "new folder"),
         (

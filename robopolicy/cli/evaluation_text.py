@@ -113,7 +113,7 @@ def _rates_by_instruction(results: Sequence[Evaluation]) -> dict[str, list[float
 def print_evaluation(result: Evaluation) -> None:
     """Print the result in a few lines, with units."""
     low, high = (round(100 * bound) for bound in result.interval)
-    limited = "" if result.limited_share is None else f"   limited commands {100 * result.limited_share:.1f} %"
+    limited = "" if result.limited_share is None else f"   limited steps {100 * result.limited_share:.1f} %"
     say(
         f"success   {result.successes} / {result.episodes} = {100 * result.success_rate:.0f} %  "
         f"(95 % interval {low}-{high} %)   mean length {result.mean_steps:.0f} steps of {result.control_dt:.3g} s{limited}"

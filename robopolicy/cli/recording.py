@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from robopolicy.cli.record_writer import WRITTEN, framed
-from robopolicy.control.robot import Recorder, Tick
+from robopolicy.control.robot import Recorder, StepRecord
 from robopolicy.report.video import RerunViewer
 from robopolicy.types import ActionSpec
 
@@ -73,25 +73,25 @@ class DemoRecorder:
             self.close()
             raise ValueError(f"--record {path}: {answer or 'the recorder did not start'}")
 
-    def record(self, tick: Tick) -> None:
+    def record(self, step: StepRecord) -> None:
         """Send one control step to the process."""
-        if tick.observation is None or tick.action is None:
+        if step.observation is None or step.action is None:
             return
-        seen, command = tick.observation, tick.command
+        seen, command = step.observation, step.command
         obs = {key: np.asarray(value) for key, value in seen.obs.items()}
         obs["command_qpos"] = np.asarray(command.joint_position_rad, np.float32)
         if command.gripper_opening_m.size and np.isfinite(command.gripper_opening_m).all():  # NaN: never commanded
             obs["command_gripper"] = command.gripper_opening_m.astype(np.float32)
         if command.base_velocity.size:  # of a mobile base
             obs["command_base"] = command.base_velocity.astype(np.float32)
-        obs["limited"] = np.array([bool(tick.limited)], np.float32)
+        obs["limited"] = np.array([bool(step.limited)], np.float32)
         if self.operated:
-            policy_action = tick.action if tick.policy_action is None else tick.policy_action
-            obs["intervention"] = np.array([tick.intervention], np.float32)
+            policy_action = step.action if step.policy_action is None else step.policy_action
+            obs["intervention"] = np.array([step.intervention], np.float32)
             obs["policy_action"] = np.asarray(policy_action, np.float32)
         given = seen.instruction
         instruction = given if given is None or isinstance(given, str) else given[0]
-        self._send({"obs": obs, "action": np.asarray(tick.action, np.float32), "instruction": instruction})
+        self._send({"obs": obs, "action": np.asarray(step.action, np.float32), "instruction": instruction})
 
     def close(self) -> None:
         """Wait until the demo is written and set `recorded`, or log the error; if there was no step, no demo is written."""
@@ -118,12 +118,12 @@ class RerunRecorder:
     def __init__(self) -> None:
         self._viewer = RerunViewer("robopolicy run")
 
-    def record(self, tick: Tick) -> None:
+    def record(self, step: StepRecord) -> None:
         """Show one control step."""
-        values = {"command/qpos": tick.command.joint_position_rad, "limited": ", ".join(tick.limited)}
-        values |= {} if tick.action is None else {"action": tick.action}
-        seen = tick.observation.obs if tick.observation else {}
-        self._viewer.show(tick.t_s, values | {f"obs/{key}": value for key, value in seen.items()})
+        values = {"command/qpos": step.command.joint_position_rad, "limited": ", ".join(step.limited)}
+        values |= {} if step.action is None else {"action": step.action}
+        seen = step.observation.obs if step.observation else {}
+        self._viewer.show(step.t_s, values | {f"obs/{key}": value for key, value in seen.items()})
 
     def close(self) -> None:
         """Do nothing; the viewer stays open."""
@@ -134,27 +134,27 @@ class Recorders:
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self.recorders = list(recorders)
-        self._ticks: queue.SimpleQueue[Tick | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[StepRecord | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._pass_on, name="recorder", daemon=True)
         self._thread.start()
 
-    def record(self, tick: Tick) -> None:
+    def record(self, step: StepRecord) -> None:
         """Queue the control step for each recorder."""
-        self._ticks.put(tick)
+        self._steps.put(step)
 
     def close(self) -> None:
         """Pass the remaining steps to each recorder, and close it."""
-        self._ticks.put(None)
+        self._steps.put(None)
         self._thread.join()
         for recorder in self.recorders:
             recorder.close()
 
     def _pass_on(self) -> None:
         working = list(self.recorders)
-        while (tick := self._ticks.get()) is not None:
+        while (step := self._steps.get()) is not None:
             for recorder in list(working):
                 try:
-                    recorder.record(tick)
+                    recorder.record(step)
                 except Exception as error:
                     logger.error("recording stopped: %s: %s", type(error).__name__, error)
                     working.remove(recorder)

@@ -45,7 +45,7 @@ def shown(statistics: LoopStatistics, title: str) -> Iterator[None]:
 
 
 def summarize(
-    options: Namespace, loop: ControlLoop, robot: Robot, record: RecordedStream | None, unrecorded: bool
+    options: Namespace, loop: ControlLoop, robot: Robot, replayed: RecordedStream | None, unrecorded: bool
 ) -> bool:
     """Print the statistics and write them as JSON; returns False if the run failed in any way.
 
@@ -53,18 +53,18 @@ def summarize(
         options: options of the command line.
         loop: the control loop, after its run.
         robot: the robot that the loop controlled.
-        record: the demo that was replayed, if any.
+        replayed: the demo that was replayed, if any.
         unrecorded: whether a recording was requested and is missing.
     """
     figures = loop.statistics.to_dict()
-    _print_steps(options, loop, figures, replay=record is not None)
+    _print_steps(options, loop, figures, replay=replayed is not None)
     failures = [loop.statistics.failure] if loop.statistics.failure else []
-    if record is not None:
-        figures["replay"] = outcome = record.outcome()
+    if replayed is not None:
+        figures["replay"] = outcome = replayed.outcome()
         if options.dry_run:  # the robot does not move, so it can't follow a demo
-            say("dry run   no command was sent; the limits above are those of a robot that does not move")
+            say("dry run   no command was sent; the limited steps above are counted for a robot that does not move")
         else:
-            speed = options.speed * record.record.speed_within(robot.profile)
+            speed = options.speed * replayed.record.speed_within(robot.profile)
             say(f"replayed  {_outcome_text(outcome, robot.profile.joint_names, speed)}")
             if not outcome["followed"]:
                 failures.append("the robot did not follow the recorded demo to its end")
@@ -87,11 +87,11 @@ def summarize(
 
 
 def _print_steps(options: Namespace, loop: ControlLoop, figures: Mapping[str, Any], replay: bool) -> None:
-    """Print the rate, the latency and missed frames, the operator's steps, and the limited commands, each in a line."""
+    """Print the rate, the latency and missed frames, the operator's steps, and the limited steps, one line each."""
     statistics, late, latency = loop.statistics, figures["delay_ms"], figures["latency_ms"]
     say(
-        f"steps     {statistics.steps} at {statistics.rate_hz:.2f} Hz, p99 {late.get('p99', 0.0):.2f} ms behind the grid, "
-        f"{statistics.overruns} of {statistics.commands} commands overrun"
+        f"steps     {statistics.steps} at {statistics.rate_hz:.2f} Hz, p99 {late.get('p99', 0.0):.2f} ms late, "
+        f"{statistics.commands} commands sent, {statistics.overruns} command ticks missed"
     )
     if latency and not replay:
         missed = f"{statistics.missed_frames} frames missed"
@@ -105,7 +105,7 @@ def _print_steps(options: Namespace, loop: ControlLoop, figures: Mapping[str, An
     if options.intervene:
         say(f"operator  {statistics.operated} of {statistics.steps} steps")
     say(
-        f"limited   {statistics.limited_steps} of {statistics.steps} commands "
+        f"limited   {statistics.limited_steps} of {statistics.steps} steps "
         f"({100 * statistics.limited_steps / max(statistics.steps, 1):.1f} %): {dict(statistics.limited)}"
     )
 
@@ -114,14 +114,16 @@ def _outcome_text(outcome: Mapping[str, Any], joint_names: Sequence[str], slow_e
     """The outcome of a replay in one line; `slow_enough` is the largest --speed within the robot's limits."""
     line = f"{outcome['done']} of {outcome['steps']} steps"
     if "largest_rad" not in outcome:
-        return f"{line}; its distance from the record is unknown, since the record has no joint positions"
+        return f"{line}; the robot's distance from the demo is unknown, since the demo has no joint positions"
     line += (
-        f", at most {outcome['largest_rad']:.3f} rad from the record ({joint_names[outcome['joint']]} at "
+        f", at most {outcome['largest_rad']:.3f} rad from the demo ({joint_names[outcome['joint']]} at "
         f"{outcome['at_s']:.2f} s), {outcome['end_rad']:.3f} rad at the end"
     )
     if outcome["largest_rad"] > TOLERANCE_RAD:
         slower = math.floor(100 * slow_enough) / 100
-        line += f"; more than {TOLERANCE_RAD:g} rad: beyond the robot's limits; give --speed {slower:g}"
+        line += (
+            f"; more than {TOLERANCE_RAD:g} rad: the motion is too fast for the robot's limits; give --speed {slower:g}"
+        )
     return line
 
 
@@ -136,10 +138,10 @@ def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Tab
     for column in ("", "p50", "p99", "max"):
         table.add_column(column, justify="right" if column else "left")
     for name, label in (
-        ("delay_ms", "step behind the grid [ms]"),
-        ("command_delay_ms", "command behind the grid [ms]"),
+        ("delay_ms", "delay of a step [ms]"),
+        ("command_delay_ms", "delay of a command [ms]"),
         ("latency_ms", "latency of the policy [ms]"),
-        ("slack_ms", "slack of the step [ms]"),
+        ("slack_ms", "slack of a step [ms], least"),
     ):
         times = figures[name]
         worst = times.get("min" if name == "slack_ms" else "max")

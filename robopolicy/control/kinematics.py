@@ -1,8 +1,8 @@
 """Batched kinematics of a serial arm: pose, Jacobian, damped least squares.
 
 Every function takes NumPy arrays or torch tensors with any leading axes and returns the same kind, so that the same code
-runs in the CPU simulator, on the GPU and on the robot. A rotation is a matrix (*B, 3, 3); a twist is (*B, 6): linear [m], then
-rotation vector [rad], both in the base frame.
+runs in the CPU simulator, on the GPU and on the robot. A rotation is a matrix (*B, 3, 3); a displacement of the tool (`twist`)
+is (*B, 6): translation [m], then rotation vector [rad]. Poses and displacements are in the robot's frame.
 """
 
 from collections.abc import Sequence
@@ -39,9 +39,15 @@ class Arm:
 
     def __post_init__(self) -> None:
         if (self.dh is None) == (self.frames is None):
-            raise ValueError("kinematics need either `dh` (a, d, alpha of each joint) or `frames`, not both")
+            found = "both" if self.dh is not None else "neither"
+            raise ValueError(
+                f"kinematics have {found} of `dh` (a, d, alpha of each joint) and `frames`; give one of them"
+            )
         if self.axes is not None and (self.frames is None or len(self.axes) != len(self.frames)):
-            raise ValueError(f"kinematics have {len(self.axes)} axes; give one for each of `frames`, or none")
+            frames = "no `frames`" if self.frames is None else f"{len(self.frames)} `frames`"
+            raise ValueError(
+                f"kinematics have {len(self.axes)} `axes` and {frames}; give one axis for each frame, or no axes"
+            )
         if self.axes is not None and not all(np.linalg.norm(axis) > 0 for axis in self.axes):
             raise ValueError(f"kinematics have axes {self.axes}; expected directions, not zeros")
 
@@ -71,7 +77,7 @@ class Arm:
 
     @cached_property
     def aligned(self) -> list[np.ndarray]:
-        """Transform (4, 4) of each joint's own frame in the joint's frame of `affine`, whose z is the joint's axis."""
+        """Transform (4, 4) of each joint's original frame in its frame of `affine`, whose z is the joint's axis."""
         return [_z_to(axis).T for axis in self.axes or ((0.0, 0.0, 1.0),) * self.joints]
 
     @cached_property
@@ -112,12 +118,12 @@ def _z_to(axis: Sequence[float]) -> np.ndarray:
 
 
 def tool_position(arm: Arm, qpos: Float[Array, "*B joints"]) -> Float[Array, "*B 3"]:
-    """Position of the tool in the base frame [m]."""
+    """Position of the tool in the robot's frame [m]."""
     return _frames(arm, qpos)[-1][..., :3, 3]
 
 
 def tool_pose(arm: Arm, qpos: Float[Array, "*B joints"]) -> tuple[Float[Array, "*B 3"], Float[Array, "*B 3 3"]]:
-    """Position [m] and rotation of the tool in the base frame."""
+    """Position [m] and rotation of the tool in the robot's frame."""
     end = _frames(arm, qpos)[-1]
     return end[..., :3, 3], end[..., :3, :3]
 
@@ -125,7 +131,7 @@ def tool_pose(arm: Arm, qpos: Float[Array, "*B joints"]) -> tuple[Float[Array, "
 def pose_and_jacobian(
     arm: Arm, qpos: Float[Array, "*B joints"]
 ) -> tuple[Float[Array, "*B 3"], Float[Array, "*B 3 3"], Float[Array, "*B 6 joints"]]:
-    """Position [m] and rotation of the tool in the base frame, and the geometric Jacobian at its origin.
+    """Position [m] and rotation of the tool in the robot's frame, and the geometric Jacobian at its origin.
 
     Row order of the Jacobian is that of a twist: linear, then angular.
     """
@@ -141,7 +147,7 @@ def pose_and_jacobian(
 
 
 def _frames(arm: Arm, qpos: Array) -> list[Array]:
-    """Transforms (*B, 4, 4) of every joint's frame, turned by its angle, and of the tool, in the base frame."""
+    """Transforms (*B, 4, 4) of every joint's frame, turned by its angle, and of the tool, in the robot's frame."""
     xp = namespace(qpos)
     constant, cosine, sine, tool = (like(qpos, each) for each in arm.affine)
     transforms = constant + xp.cos(qpos)[..., None, None] * cosine + xp.sin(qpos)[..., None, None] * sine

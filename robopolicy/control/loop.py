@@ -1,7 +1,7 @@
 """The control loop: a policy's actions -> limited commands on a fixed grid, and a controlled stop when anything fails.
 
-The policy observes and predicts in its own thread (`inference`). The caller's thread, here, sends a command every
-`command_dt`, takes whatever chunks have arrived, and never waits for the other thread.
+The policy observes and predicts in its own thread (`inference`). The loop runs in the caller's thread: it sends a command
+every `command_dt`, takes whatever chunks have arrived, and never waits for the other thread.
 """
 
 import logging
@@ -15,7 +15,7 @@ from robopolicy.control.drive import RobotDrive
 from robopolicy.control.executor import ChunkExecutor, StaleChunkError
 from robopolicy.control.inference import Inference, TimedChunk
 from robopolicy.control.limits import base_target, limit_targets, wrong_first_target, wrong_position
-from robopolicy.control.robot import Operator, Recorder, Robot, RobotError, Tick, commands_per_step, driven
+from robopolicy.control.robot import Operator, Recorder, Robot, RobotError, StepRecord, commands_per_step, driven
 from robopolicy.control.statistics import LoopStatistics
 from robopolicy.control.targets import joint_targets
 from robopolicy.control.timing import Clock, FixedGrid, SystemClock, request_realtime, undisturbed
@@ -105,7 +105,7 @@ class ControlLoop(RobotDrive):
         self.stopped = None
 
     def run(self, duration_s: float, finished: Callable[[], bool] = lambda: False) -> LoopStatistics:
-        """Drive the robot for one episode: until the time is over, `finished()` is True, or something fails.
+        """Drive the robot for one episode: until `duration_s` has passed, `finished()` is True, or something fails.
 
         The episode begins with an empty memory and no chunk, and ends with the robot at rest.
         After a controlled stop, `stopped` holds the reason, and `rearm` must be called before the next run. Anything
@@ -251,8 +251,8 @@ class ControlLoop(RobotDrive):
         if self.recorder is not None:
             command = Command(target_rad, self._opening_m, self._step_s, self._base.target)
             seen = None if fresh is None else fresh.observation
-            tick = Tick(self._step_s, seen, action, command, tuple(limited), proposed, self._operated)
-            self.recorder.record(tick)
+            step = StepRecord(self._step_s, seen, action, command, tuple(limited), proposed, self._operated)
+            self.recorder.record(step)
 
     def _add_chunks(self) -> list[str]:
         """Add the chunks that have arrived to the plan; returns `non_finite_chunk` if one was refused."""
@@ -326,7 +326,7 @@ class ControlLoop(RobotDrive):
         return targets.joint_position_rad, [*kinds, *(["base_velocity"] if slowed else [])]
 
     def _keep_up(self, grid: FixedGrid) -> None:
-        """While the step's action is prepared, send its commands that are due within 1 ms; they follow the earlier motion.
+        """While a step's action is being prepared, send the commands that fall due; they continue the earlier motion.
 
         Preparing an action for two arms takes 1 to 4 ms; at 500 commands per second, one or two would otherwise be missed
         each time. The first command of the next step is not sent before the action is ready: with one command per step, the
@@ -341,7 +341,7 @@ class ControlLoop(RobotDrive):
             self._send_next(grid)
 
     def _send_next(self, grid: FixedGrid) -> None:
-        """Send the next command at its time; stop the robot if the loop was blocked until then."""
+        """Send the next command at its time; stop the robot if the loop was blocked for longer than the deadline."""
         if blocked_s := self._advance(grid):
             self._stop(f"the control loop itself was blocked for {blocked_s:.2f} s", grid)
 

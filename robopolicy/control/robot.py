@@ -43,13 +43,16 @@ def driven(robot: "Robot", method: Literal["observe", "qpos", "command"], *argum
 
 @runtime_checkable
 class Robot(Protocol):
-    """An arm with a gripper. `observe` is called from the policy's thread, everything else from the control thread."""
+    """One or more arms, with grippers and a mobile base if there are any.
+
+    `observe` is called from the policy's thread, everything else from the control thread.
+    """
 
     profile: RobotProfile
     control_dt: float
-    """Time between two actions for which the robot is configured [s]."""
+    """Configured time between two actions [s]."""
     command_dt: float
-    """Time between two commands for which the robot is configured [s]."""
+    """Configured time between two commands [s]."""
 
     def observe(self) -> Observation:
         """The current observation, stamped on the loop's clock; may block (cameras).
@@ -60,7 +63,7 @@ class Robot(Protocol):
         ...
 
     def qpos(self) -> Float[np.ndarray, " joints"]:
-        """Joint positions measured last [rad]; never waits."""
+        """The most recently measured joint positions [rad]; never waits."""
         ...
 
     def command(self, command: Command) -> None:
@@ -98,13 +101,13 @@ def commands_per_step(robot: Robot, control_dt: float) -> int:
 
 
 @dataclass(frozen=True)
-class Tick:
+class StepRecord:
     """What happened in one control step."""
 
     t_s: float
     """Its time on the loop's clock [s]."""
     observation: Observation | None
-    """The observation that the policy received in this step; None if it received none."""
+    """The observation of this step's own chunk; None if that chunk had not arrived when the step acted."""
     action: np.ndarray | None
     """(width,) in the demos' units; None if the robot held its position."""
     command: Command
@@ -128,7 +131,7 @@ class Operator(Protocol):
 
         Args:
             t_s: time of the step on the loop's clock [s].
-            qpos: joint positions measured last [rad].
+            qpos: the most recently measured joint positions [rad].
             policy_action: (width,) what the policy would do; None where it has no action.
 
         Raises:
@@ -145,7 +148,7 @@ class Operator(Protocol):
 class Recorder(Protocol):
     """Records what happened. Called from the control thread, so `record` must not block."""
 
-    def record(self, tick: Tick) -> None:
+    def record(self, step: StepRecord) -> None:
         """Record one control step."""
         ...
 

@@ -3,8 +3,8 @@
 Messages are msgpack maps as `robopolicy.client` packs them. The server sends the first one, with `profile`,
 `control_dt`, `command_dt` and `qpos`. It then sends `qpos` continuously; `obs`, their `age_s` and `instruction` in reply to a
 request `observe`, together with the request's number; and `error` when the robot has stopped itself. The client
-sends commands (`qpos`; `opening_m`, a number for each gripper, or one for a single gripper; `stamp_s`; for a mobile base also
-its velocities `base`), requests `observe` with a number, and `stop`.
+sends commands (`qpos`; `opening_m`, an array with a number for each gripper, or a number for a single one; `stamp_s`; for a
+mobile base also its velocities `base`), requests `observe` with a number, and `stop`.
 """
 
 import http
@@ -40,7 +40,7 @@ class RobotServer(AbstractContextManager["RobotServer", None]):
     """Serves `robot` from a separate thread until `close`.
 
     Commands are passed on at the robot's own rate through a `CommandGuard`, so a client that dies, hangs or is cut off
-    leaves a robot that comes to rest within its limits. The next connection starts again.
+    leaves a robot that comes to rest within its limits. Each connection starts with a new guard.
 
     Args:
         robot: the robot to serve.
@@ -48,11 +48,11 @@ class RobotServer(AbstractContextManager["RobotServer", None]):
         port: port to listen on; 0: a free one, which the attribute `port` holds.
         deadline_s: longest silence of the client in the middle of a motion [s].
         api_key: clients must send `Authorization: Api-Key <key>`.
-        tls: certificate (`robopolicy.control.serving.access.tls_context`); None: plain text.
+        tls: context of the certificate, from `robopolicy.control.serving.access.tls_context`; None: plain text.
         clock: source of time for playing commands; None: the system's.
 
     Raises:
-        ValueError: a public address without a key.
+        ValueError: other machines can reach `host`, and there is no key.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RobotServer(AbstractContextManager["RobotServer", None]):
     def _attend(self, connection: Any) -> None:
         """Serve one client, from its connection until the robot is at rest."""
         if not self._taken.acquire(blocking=False):
-            connection.close(1013, "another client drives this robot")
+            connection.close(1013, "another client is already driving this robot")
             return
         try:
             session = _Session(self.robot, connection, self.deadline_s, self.clock)
@@ -141,7 +141,7 @@ class _Session:
             for message in self.connection:
                 self._take(unpack(message.encode() if isinstance(message, str) else message))
         except ProtocolError as error:
-            reason = f"a message that can't be read: {error}"
+            reason = f"a message can't be read: {error}"
         except Exception as error:  # however a connection may end
             reason = f"the connection ended: {type(error).__name__}"
         with self._lock:
@@ -153,7 +153,7 @@ class _Session:
 
     def _take(self, message: Any) -> None:
         if not isinstance(message, dict):
-            raise ProtocolError("a message is a map")
+            raise ProtocolError(f"it has type {type(message).__name__}; expected a map")
         unknown = set(message) - KNOWN_FIELDS - self._reported
         if unknown:
             self._reported |= unknown
@@ -178,7 +178,9 @@ class _Session:
                     np.asarray(message.get("base", ()), np.float64),
                 )
             except (KeyError, TypeError, ValueError):
-                raise ProtocolError("a command has qpos, opening_m and stamp_s") from None
+                raise ProtocolError(
+                    f"a command needs qpos, opening_m and stamp_s as numbers; it has {', '.join(map(str, message))}"
+                ) from None
             with self._lock:
                 if self.guard.stopped is None:
                     self._command(command)
@@ -186,7 +188,9 @@ class _Session:
     def _command(self, command: Command) -> None:
         profile, opening_m, base = self.robot.profile, command.gripper_opening_m, command.base_velocity
         if np.isfinite(opening_m).any() and opening_m.shape != (profile.grippers,):
-            self.guard.stop(f"a command opens {len(opening_m)} grippers; the robot has {profile.grippers}")
+            self.guard.stop(
+                f"a command has {opening_m.size} gripper openings; the robot has {profile.grippers} grippers"
+            )
         if base.size and (base.shape != (len(profile.base_velocity),) or not np.isfinite(base).all()):
             self.guard.stop(f"a command's base velocities must be {len(profile.base_velocity)} finite numbers")
         try:

@@ -18,14 +18,15 @@ from robopolicy.training.objective import Tally
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _GROUP = re.compile(r"^0\.members\.[^.]+\.")
-"""Prefix of parameter names with `data.groups`; replaced by `0.`, the prefix without groups."""
+"""Prefix of parameter names when `data.groups` is set; replaced by `0.`, the prefix used otherwise."""
 
 
 class Schedule:
     """Training progress, by steps or by time, whichever is further, and the learning rate at that progress.
 
-    Linear warm-up, then a cosine decay from 1 to `min_lr_scale`. With `max_minutes`, the cosine follows the time if the time
-    limit will be reached before the last step, so that training always ends at the lowest learning rate.
+    A cosine decay from 1 to `min_lr_scale` over the whole training, multiplied by a linear warm-up. With `max_minutes`, the
+    cosine follows the time if the time limit will be reached before the last step, so that training always ends at the
+    lowest learning rate.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class PolicyTraining(LightningModule):
         augmentation: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
-        # The objective is trained too: auxiliary losses have their own weights.
+        # The objective is trained too: auxiliary losses have parameters of their own.
         self.trained = nn.ModuleList([policy, objective])
         self.averaged = copy_sharing_frozen(self.trained).requires_grad_(False) if optimizer.ema else None
         self.schedule, self.settings, self.augmentation = schedule, optimizer, augmentation

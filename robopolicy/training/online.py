@@ -57,7 +57,7 @@ class RelabelingActor:
         self._begins = self._by_expert = np.zeros(0, dtype=bool)
 
     def reset(self, done: np.ndarray, seeds: Sequence[int]) -> None:
-        """Clear both memories in the worlds where `done` is True; an episode with the world's entry of `seeds` begins there."""
+        """Clear both memories where `done` is True: an episode begins there, with the world's entry of `seeds` as seed."""
         self.student.reset(done, seeds)
         self.expert.reset(done, seeds)
         fresh = [np.random.default_rng([seed, MIXING_STREAM]) for seed in seeds]
@@ -130,8 +130,8 @@ def dagger(
 ) -> Path:
     """Train on `config.data.files`, then after each rollout on these and the relabeled demos; returns the last run folder.
 
-    `run_dir` holds a run folder `round_<i>` per round, 0 being the first training, a demo file `round_<i>.hdf5` for each later
-    round, and `dagger.json`. Called again with the same folder, it continues an interrupted run; of an interrupted
+    `run_dir` holds a run folder `round_<i>` per round, `round_0` of the first training run, a demo file `round_<i>.hdf5` for
+    each later round, and `dagger.json`. Called again with the same folder, it continues an interrupted run; of an interrupted
     rollout, only the unfinished episodes are lost.
 
     Args:
@@ -150,7 +150,7 @@ def dagger(
         not config.data.file_weights,
         "--data.file_weights can't be used with dagger, which adds a demo file in every round",
     )
-    require(config.data.files, "no demo file to train on first; name one or more with --data.files FILE ...")
+    require(config.data.files, "no demo file for the first training run; name one or more with --data.files FILE ...")
     run_dir = Path(run_dir)
     folder = _train_round(config, run_dir / "round_0", evaluate, start=None)
     _note(run_dir, 0, folder, measure, {})

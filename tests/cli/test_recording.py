@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 
 from robopolicy.cli.recording import DemoRecorder, Recorders, RerunRecorder
-from robopolicy.control.robot import Tick
+from robopolicy.control.robot import StepRecord
 from robopolicy.demos.hdf5 import DemoFile
 from robopolicy.types import ActionSpec, Command, Observation
 
 SPEC = ActionSpec(arm=2, gripper=0, rate_hz=20.0)
 
 
-def tick(number: int, seen: bool = True, side: int = 4) -> Tick:
+def tick(number: int, seen: bool = True, side: int = 4) -> StepRecord:
     obs = {"qpos": np.full(3, number, np.float32), "front": np.full((side, side, 3), number, np.uint8)}
     observation = Observation(obs, "lift the red cube", float(number)) if seen else None
     action = np.full(2, number / 10) if seen else None
-    return Tick(float(number), observation, action, Command(np.full(3, number), 0.04, 0.0), ("motion",) * (number % 2))
+    return StepRecord(
+        float(number), observation, action, Command(np.full(3, number), 0.04, 0.0), ("motion",) * (number % 2)
+    )
 
 
 def test_a_run_becomes_one_demo_of_the_steps_in_which_the_policy_saw_and_acted(tmp_path):
@@ -104,7 +106,7 @@ def test_a_recorder_that_fails_does_not_take_the_robot_or_the_other_recorder_wit
     """Guards against: a full disk that stops the arm, or ends its own record only."""
 
     class Full:
-        def record(self, tick: Tick) -> None:
+        def record(self, tick: StepRecord) -> None:
             raise OSError("no space left on device")
 
         def close(self) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from robopolicy.control.executor import ChunkExecutor
 from robopolicy.control.inference import TimedChunk
 from robopolicy.control.loop import ControlLoop, LoopOptions
-from robopolicy.control.robot import DriverError, RobotError, Tick
+from robopolicy.control.robot import DriverError, RobotError, StepRecord
 from robopolicy.control.robots.fake import FakeRobot
 from robopolicy.types import ActionSpec, Observation
 
@@ -57,13 +57,13 @@ class ScriptedInference:
 
 @dataclass
 class ListRecorder:
-    """Keeps ticks."""
+    """Keeps the records."""
 
-    ticks: list[Tick] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
 
-    def record(self, tick: Tick) -> None:
+    def record(self, step: StepRecord) -> None:
         """Keep it."""
-        self.ticks.append(tick)
+        self.steps.append(step)
 
     def close(self) -> None:
         """Nothing to write."""
@@ -103,9 +103,9 @@ def test_every_step_acts_on_its_own_observation_where_the_policy_is_fast(fake_ro
 
     loop = make_loop(fake_robot, fake_clock, script, latency_s=0.012, recorder=(recorder := ListRecorder()))
     statistics = loop.run(1.0)
-    acted = [tick.action[0] for tick in recorder.ticks if tick.action is not None]
+    acted = [tick.action[0] for tick in recorder.steps if tick.action is not None]
     np.testing.assert_allclose(acted, 0.01 * np.arange(len(acted)), atol=1e-6)
-    assert all(tick.observation is not None for tick in recorder.ticks)
+    assert all(tick.observation is not None for tick in recorder.steps)
     assert statistics.late_chunks == 0
     assert statistics.held == 0
     assert statistics.steps == 20
@@ -116,7 +116,7 @@ def test_a_slow_policy_is_executed_by_time_from_its_earlier_chunk(fake_robot, fa
     script = lambda step, observation: np.arange(4)[:, None] * [0.1, 0, 0, 0, 0, 0, 0] + [0, 0, 0, 0, 0, 0, -1]  # noqa: E731
     loop = make_loop(fake_robot, fake_clock, script, latency_s=0.045, recorder=(recorder := ListRecorder()))
     statistics = loop.run(1.0)
-    acted = [tick.action[0] for tick in recorder.ticks if tick.action is not None]
+    acted = [tick.action[0] for tick in recorder.steps if tick.action is not None]
     assert acted[0] == 0.0  # of the first chunk, for which the robot has waited
     np.testing.assert_allclose(acted[1:], 0.1, atol=1e-6)
     assert statistics.late_chunks == len(acted)
@@ -263,7 +263,7 @@ def test_a_dry_run_computes_and_records_but_sends_nothing(fake_robot, fake_clock
     statistics = loop.run(1.0)
     assert fake_robot.commands == []
     assert statistics.commands >= 100
-    assert sum(tick.action is not None for tick in recorder.ticks) == 20
+    assert sum(tick.action is not None for tick in recorder.steps) == 20
 
 
 @pytest.mark.parametrize("failures", [1, 10**9])
@@ -433,7 +433,7 @@ def test_every_control_step_is_acted_on_at_any_command_rate(panda, fake_clock, c
     assert statistics.idle == 0
     assert statistics.failure is None
     assert statistics.late_chunks == 0
-    assert sum(tick.action is not None for tick in recorder.ticks) == statistics.acted
+    assert sum(tick.action is not None for tick in recorder.steps) == statistics.acted
     assert np.abs(robot.qpos() - panda.home_rad).max() > 0.1
 
 

@@ -116,7 +116,9 @@ def test_who_is_no_robot_or_taken_refuses_in_one_line(arm):
     with (
         RobotServer(arm, port=0) as server,
         WebsocketRobot(port=server.port),
-        pytest.raises(RobotError, match=r"the robot at 127\.0\.0\.1:\d+ refuses: another client drives this robot"),
+        pytest.raises(
+            RobotError, match=r"the robot at 127\.0\.0\.1:\d+ refuses: another client is already driving this robot"
+        ),
     ):
         WebsocketRobot(port=server.port)
     with running_server() as policy, pytest.raises(RobotError, match="is not a RobotServer; give a policy"):

@@ -244,7 +244,7 @@ def test_a_command_for_other_grippers_stops_the_robot():
         ends_s = time.monotonic() + 5
         while client._lost is None and time.monotonic() < ends_s:
             time.sleep(0.01)
-        assert client._lost == "the robot stopped itself: a command opens 1 grippers; the robot has 2"
+        assert client._lost == "the robot stopped itself: a command has 1 gripper openings; the robot has 2 grippers"
         client.stop()
 
 

@@ -78,7 +78,7 @@ def test_a_split_that_can_not_be_made_is_refused():
     masks = {"train": TEN[:6], "valid": TEN[5:8]}
     with pytest.raises(ConfigError, match=r"--data.train_filter tarin: some.hdf5 has no such .* it has: train, valid"):
         split_names(Stub(TEN, masks), DataConfig(train_filter="tarin"))
-    with pytest.raises(ConfigError, match="demo_5 is both in train and in valid"):
+    with pytest.raises(ConfigError, match="demo_5 is in both train and valid"):
         split_names(Stub(TEN, masks), DataConfig())
     with pytest.raises(ConfigError, match="no training demo"):
         split_names(Stub(TEN, {"train": []}), DataConfig())

@@ -21,8 +21,9 @@ INTERVALS = 20
 class Session:
     """One client's connection: its memory and its rate.
 
-    A client may call a policy that was trained on every s-th frame more often, and announce it with `actions_per_call` k, a
-    divisor of s: then s / k memories take turns, as in `PolicyStream`, and each sees every s-th frame.
+    A policy that was trained on every s-th frame expects one call per s control steps. A client may call it every k steps
+    instead, if k divides s and it sends `actions_per_call` k: then s / k memories take turns, as in `PolicyStream`, and each
+    sees every s-th frame.
     """
 
     def __init__(self, reader: ObservationReader, metrics: Metrics, name: str = "client") -> None:

@@ -1,4 +1,4 @@
-"""Reads and writes images in video files and as PNG bytes, by PyAV and Pillow."""
+"""Reads and writes images in video files and as PNG or JPEG bytes, with PyAV and Pillow."""
 
 import io
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class VideoWriter:
     """Writes frames to one mp4; a context manager.
 
     Args:
-        target: the file, or an open one that can be rewound.
+        target: path of the file, or a seekable file object.
         height: height of the frames [pixels].
         width: width of the frames [pixels].
         rate_hz: frames per second.

@@ -1,4 +1,4 @@
-"""The contract of the family `demo_format`: a format finds and reads its files, and writes them if it has `write`.
+"""The contract of the family `demo_format`: a format recognizes and reads its files, and writes them if it has `write`.
 
 A format is a `DemoFormat` registered with `@register("demo_format", kind)`.
 """
@@ -32,7 +32,7 @@ class DemoReader:
         self.path = path
         """The file or folder."""
         self.names: Sequence[str] = ()
-        """Names of the demos, `demo_<i>`, by number."""
+        """Names of the demos, `demo_<i>`, in numeric order."""
         self.filter_keys: Mapping[str, Sequence[str]] = {}
         """Named subsets such as `train` and `valid`; empty where the format has none."""
         self.attributes: dict[str, Any] = {}
@@ -79,7 +79,7 @@ class DemoReader:
 
 
 class ChangedReader(DemoReader):
-    """A reader whose demos are those of another one, unchanged where a subclass does not change them."""
+    """Base class of readers that modify another reader's demos; by itself it changes nothing."""
 
     def __init__(self, source: DemoReader) -> None:
         super().__init__(source.path)
@@ -100,7 +100,7 @@ class DemoFormat:
     """A readable format of demonstrations; a subclass sets `reader` or overrides `open`."""
 
     refines: tuple[str, ...] = ()
-    """Kinds that this one extends: its files match theirs as well, and this one is used."""
+    """Kinds that this format extends: they match its files too, and this format takes precedence."""
     reader: type[DemoReader]
     """Its reader, which is made from the path of the file or folder."""
 
@@ -108,7 +108,7 @@ class DemoFormat:
         self.options = options
 
     def matches(self, path: Path) -> bool:
-        """Whether the existing file or folder has this format, by its content; HDF5 files are opened by `open_hdf5`."""
+        """Whether the file or folder has this format, judged by its content; open HDF5 files with `probe.open_hdf5` only."""
         raise NotImplementedError
 
     def open(self, path: Path) -> DemoReader:
@@ -150,7 +150,7 @@ class Omissions:
         self._found: Counter[str] = Counter()
 
     def add(self, demo: Demo, fields: Iterable[str], attributes: Iterable[str] = (), keys: Iterable[str] = ()) -> None:
-        """Count these optional fields, attributes and observation keys of one demo, as far as it has them."""
+        """Count the optional fields that the demo has, the attributes that are not kept, and these observation keys."""
         self._found.update(field for field in fields if getattr(demo, field) is not None)
         self._found.update(f"the attribute {name}" for name in attributes if name not in self._kept)
         self._found.update(f"the observation {key}" for key in keys)
@@ -225,7 +225,7 @@ def is_image(values: np.ndarray) -> bool:
 def row_shapes(demo: Demo, fields: Iterable[str] = (), exact: bool = False) -> RowShapes:
     """Shape and type of one row of the actions, of each observation, and of these optional fields as far as a demo has them.
 
-    The type says whether a row is uint8, as images are; or, where `exact`, which type it is.
+    With `exact` the type is the dtype; otherwise it is whether the dtype is uint8, as for images.
     """
     arrays = {"actions": demo.actions, **demo.obs, **{field: getattr(demo, field) for field in fields}}
     return {
@@ -243,5 +243,6 @@ def row_difference(expected: RowShapes, found: RowShapes) -> str | None:
         return f"the key {more[0]!r} is not in the demos before it; drop or rename it"
     for key, (shape, _) in found.items():
         if found[key] != expected[key]:
-            return f"{key} has rows of shape {shape}; in the demos before it they are {expected[key][0]}, or of another type"
+            what = "shape" if shape != expected[key][0] else "type"
+            return f"{key} has rows of another {what} (shape {shape}) than in the demos before it (shape {expected[key][0]})"
     return None

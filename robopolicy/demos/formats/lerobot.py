@@ -29,7 +29,7 @@ STEP_COLUMNS = {
     "rewards": "next.reward",
     "dones": "next.done",
 }
-"""Column of each optional field of a Demo."""
+"""Table column of each optional field of a Demo."""
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index", "action")
 
 
@@ -79,7 +79,7 @@ class LeRobotReader(DemoReader):
         self.notes = (*self._episodes.notes, *([f"columns left out: {', '.join(left_out)}"] if left_out else []))
 
     def columns(self, key: str) -> tuple[str, slice]:
-        """LeRobot's feature that holds an observation key, and which of its columns; all of them for an image."""
+        """LeRobot's feature that holds an observation key, and the slice of it: all, unless our writer merged several keys."""
         part = self._own.get("obs_columns", {}).get(key)
         return self._keys[key], slice(None) if part is None else slice(part["start"], part["stop"])
 

@@ -37,7 +37,7 @@ def load_backbone(
 
     Raises:
         ImportError: `transformers` isn't installed.
-        ConfigError: the model is not found, reads no images, or can't be read in this way.
+        ConfigError: the model is not found, takes no images, or does not support `reading`.
     """
     config, reading = read_config(name), reading or Reading()
     family = _family(config)
@@ -83,7 +83,7 @@ def load_backbone(
 
 
 def identity_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    """The first field in which two identities differ, with both values; None if they are equal."""
+    """The first field, other than `model` and `source`, in which two identities differ, with both values; None: they match."""
     for name in {**expected, **found}:
         if name not in ("model", "source") and found.get(name) != expected.get(name):
             return f"{name.replace('_', ' ')} {found.get(name)!r}, not {expected.get(name)!r}"
@@ -107,7 +107,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def prompt_facts(name: str) -> tuple[int, bool]:
-    """The longest prompt [tokens] of the model of a local folder or a hub name, and whether the prompt contains the images.
+    """A model's maximum prompt length [tokens], by local folder or hub name, and whether the prompt contains the images.
 
     Raises:
         ConfigError: it reads no text.
@@ -116,7 +116,7 @@ def prompt_facts(name: str) -> tuple[int, bool]:
     family = _family(config)
     if family is None or not family.reads_text:
         raise ConfigError(
-            f"{name} is a {config.model_type} model, which reads no prompt; give --text.kind vocabulary, or none"
+            f"{name} is a {config.model_type} model, which reads no prompt; give --text.kind vocabulary or --text.kind none"
         )
     text = config.text_config if family is ContrastiveBackbone else config.get_text_config()
     return text.max_position_embeddings, family is GenerativeBackbone
