@@ -160,9 +160,9 @@ def test_an_arm_given_by_joint_frames_and_axes_is_the_same_arm():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either `dh`"),
-        ({"dh": ((0.0,) * 3,), "frames": ((0.0,) * 6,)}, "either `dh`"),
-        ({"dh": ((0.0,) * 3,), "axes": ((0.0, 0.0, 1.0),)}, "1 axes; give one for each of `frames`"),
+        ({}, "neither of `dh`"),
+        ({"dh": ((0.0,) * 3,), "frames": ((0.0,) * 6,)}, "both of `dh`"),
+        ({"dh": ((0.0,) * 3,), "axes": ((0.0, 0.0, 1.0),)}, "1 `axes` and no `frames`"),
         ({"frames": ((0.0,) * 6,), "axes": ((0.0,) * 3,)}, "expected directions"),
     ],
 )
