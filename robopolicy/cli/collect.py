@@ -53,7 +53,7 @@ def collect(arguments: Sequence[str]) -> int:
             "solution that the expert demonstrates where a task has several, such as mixed, left or right for pillar",
         ),
         ("--image-size", int, 64, "width and height of the images [pixels]"),
-        ("--noise", bool, True, "disturb what is executed; the label stays clean (DART)"),
+        ("--noise", bool, True, "add noise to the executed actions; the labels stay without it (DART)"),
         ("disturbance", ActionNoise, None, ""),
         *SIMULATOR,
         ("--resume", bool, False, "add to the file in --out, or continue an interrupted run"),

@@ -200,7 +200,8 @@ def fitted(driver: Driver, robot: Robot, name: str) -> Driver:
             driver = replace(driver, adapt=(*driver.adapt, adapt))
         elif found != expected.shape:
             raise ConfigError(
-                f"the policy reads {key!r} of shape {expected.shape}, robot {name} observes {found}: another robot or camera"
+                f"the policy reads {key!r} of shape {expected.shape}, robot {name} observes {found}; "
+                "it was trained with another robot or camera"
             )
     return driver
 

@@ -87,7 +87,7 @@ def _parser() -> ArgumentParser:
         *ENVIRONMENT,
         ("--env-copies", int | None, None, "copies at once; default: 8, or one per core"),
         ("--episodes", int, 100, "episodes, one per seed"),
-        ("--seed", int, 10000, "seed of the first episode; the others follow it"),
+        ("--seed", int, 10000, "seed of the first episode; later ones have consecutive seeds"),
         *SIMULATOR,
         *POLICY,
         ("--json", str | None, None, "where to write the result as JSON"),

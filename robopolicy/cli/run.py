@@ -91,7 +91,7 @@ def _parser() -> ArgumentParser:
         *robot_options(),
         ("--instruction", str | None, None, "instruction for the policy; default: the task's own"),
         ("--seconds", float | None, None, "duration [s]; default: 30, or until the replay ends"),
-        ("--deadline", float, 0.25, "the robot is stopped when the observation of the newest chunk is older [s]"),
+        ("--deadline", float, 0.25, "age of the newest chunk's observation at which the robot is stopped [s]"),
         (
             "--first-jump",
             float | None,

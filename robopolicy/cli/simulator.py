@@ -32,7 +32,7 @@ SIMULATOR: tuple[Option, ...] = (
         "batch: MuJoCo's C engine on the CPU, whatever --device; warp: mujoco_warp on --device; auto: by --device",
     ),
     ("--num-envs", int, 64, "worlds simulated at once by each process"),
-    ("--limits", bool, True, "keep to the robot's limits; false shows what they cost"),
+    ("--limits", bool, True, "apply the robot's limits; false measures what they cost"),
     ("--task-options", dict[str, Any], {}, "options of the task, such as '{delay_steps: 20}' for recall"),
     ("randomization", Randomization, None, ""),
 )
