@@ -26,7 +26,7 @@ logger = logging.getLogger("robopolicy.client")
 RESET_KEY = "reset"
 """Observation key that resets the policy's memory before this observation."""
 ACTIONS_PER_CALL_KEY = "actions_per_call"
-"""Observation key with the number of actions that are executed of each reply; the server compares it with the frame stride used in training."""
+"""Observation key: number of actions of each reply that are executed; the server compares it with the policy's frame stride."""
 
 MAX_CONTAINERS = 256
 MAX_ENTRIES = 256
