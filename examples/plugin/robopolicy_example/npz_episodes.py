@@ -15,8 +15,8 @@ from robopolicy.demos.formats.base import (
     DemoReader,
     Omissions,
     WritableFormat,
+    requested_keys,
     require_demo,
-    wanted_keys,
 )
 from robopolicy.types import Demo, DemoFormatError
 
@@ -72,7 +72,7 @@ class NpzReader(DemoReader):
         try:
             with np.load(file, allow_pickle=False) as archive:
                 found = [key.removeprefix(PREFIX) for key in archive.files if key.startswith(PREFIX)]
-                obs = {key: archive[PREFIX + key] for key in wanted_keys(found, keys, file.name)}
+                obs = {key: archive[PREFIX + key] for key in requested_keys(found, keys, file.name)}
                 actions = archive["actions"]
                 instruction = str(archive["instruction"]) if "instruction" in archive.files else None
         except DemoFormatError:
