@@ -79,7 +79,7 @@ _plugin: list[str] = []
 
 
 def register(family: str, kind: str, options: type = NoOptions) -> Callable[[_T], _T]:
-    """Decorator: make a class or function known as `kind` of `family`.
+    """Decorator that registers a class or function as `kind` of `family`.
 
     Args:
         family: one of `FAMILIES`.
@@ -161,7 +161,7 @@ def component_of(options: Any) -> Component:
     """
     found = _by_options.get(type(options))
     if found is None:
-        raise ConfigError(f"{type(options).__name__} is not the options of any registered component")
+        raise ConfigError(f"{type(options).__name__} is not the options class of a registered component")
     return found
 
 
@@ -197,7 +197,7 @@ def load_plugins(modules: Iterable[str]) -> None:
     """Import modules that register components.
 
     Raises:
-        ConfigError: a module can't be imported; the message names it and why.
+        ConfigError: a module can't be imported; the message gives its name and the error.
     """
     for module in modules:
         find_in_current_folder(module)

@@ -42,7 +42,7 @@ def collect(arguments: Sequence[str]) -> int:
         "collect",
         "Collect demonstrations of a task with the scripted expert and write them as HDF5.",
         ("--task", str, REQUIRED, "task of the simulator, such as lift"),
-        ("--episodes", int, 200, "successful demonstrations to write"),
+        ("--episodes", int, 200, "successful episodes to collect"),
         ("--seed", int, 0, "seed of the first episode; later ones have consecutive seeds"),
         ("--out", str, REQUIRED, "demo file to write"),
         ("--cameras", list[str], [], "cameras to record, such as front or wrist"),

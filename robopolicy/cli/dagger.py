@@ -72,8 +72,8 @@ def _parser() -> ArgumentParser:
         "Train on demos; then, in each round, run the policy in the simulator, label every state it visits with the expert's "
         "action, and train on everything so far. Every option of the config can be given.",
         ("--run-dir", str, REQUIRED, "folder for the rounds: policies and demo files"),
-        ("--rounds", int, 3, "rollouts, each followed by training"),
-        ("--episodes", int, 50, "episodes of each rollout"),
+        ("--rounds", int, 3, "rounds of collecting and training"),
+        ("--episodes", int, 50, "episodes collected in each round"),
         (
             "--expert",
             str | None,

@@ -54,7 +54,7 @@ def export(arguments: Sequence[str]) -> int:
         say(f"float     {len(manifest['float_layers'])} layers that are too sensitive for int8")
     if tokens := save_token_encoder(policy, options.policy, folder):
         say(f"tokens    the graph reads tokens; {tokens.name} records the backbone that makes them")
-    say(f"runtime   {_copy_runtime(folder)}: what a robot computer with numpy and onnxruntime needs")
+    say(f"runtime   {_copy_runtime(folder)}: all that a robot computer needs besides numpy and onnxruntime")
     say(f"exported  {folder}")
     return 0
 
@@ -145,7 +145,7 @@ def push(arguments: Sequence[str]) -> int:
         "Copy a run folder or an exported one to a hub, without logs, code, pickles, local paths and private URLs.",
         ("policy", str, REQUIRED, "run folder, or an exported folder"),
         ("url", str, REQUIRED, "hf://owner/name, or a URL that fsspec supports: s3://bucket/runs/lift"),
-        ("--public", bool, False, "make a repository that this push creates on hf:// public"),
+        ("--public", bool, False, "if this push creates the repository on hf://, make it public"),
     )
     options = parse(parser, arguments)
     pushed = sharing.push(options.policy, options.url, options.public)

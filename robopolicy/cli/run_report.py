@@ -99,8 +99,8 @@ def _print_steps(options: Namespace, loop: ControlLoop, figures: Mapping[str, An
         needed = math.ceil(latency["p50"] / (1e3 * loop.executor.control_dt))
         if statistics.missed_frames > MISSED_SHARE * statistics.steps and needed > options.actions_per_call:
             say(
-                f"memory    lacks {statistics.missed_frames} of {statistics.steps} frames: a prediction takes {needed} control "
-                f"steps; train with --data.frame_stride {needed}, and run with --actions-per-call {needed}"
+                f"memory    missed {statistics.missed_frames} of {statistics.steps} frames, since a prediction takes {needed} "
+                f"control steps; train with --data.frame_stride {needed}, and run with --actions-per-call {needed}"
             )
     if options.intervene:
         say(f"operator  {statistics.operated} of {statistics.steps} steps")
@@ -135,13 +135,13 @@ def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Tab
     """The current figures as a rich table."""
     figures = statistics.to_dict(LIVE_STEPS)
     table = Table(title=title, title_justify="left")
-    for column in ("", "p50", "p99", "max"):
+    for column in ("", "p50", "p99", "worst"):
         table.add_column(column, justify="right" if column else "left")
     for name, label in (
         ("delay_ms", "delay of a step [ms]"),
         ("command_delay_ms", "delay of a command [ms]"),
         ("latency_ms", "latency of the policy [ms]"),
-        ("slack_ms", "slack of a step [ms], least"),
+        ("slack_ms", "slack of a step [ms]"),
     ):
         times = figures[name]
         worst = times.get("min" if name == "slack_ms" else "max")
@@ -150,7 +150,7 @@ def live_table(statistics: LoopStatistics, title: str = "robopolicy run") -> Tab
     table.add_section()
     nominal_hz = 1 / statistics.control_dt
     table.add_row("rate", f"{statistics.rate_hz:.2f} of {nominal_hz:g} Hz", f"{figures['commands']} commands", "")
-    table.add_row("overruns", f"{figures['overruns']} ticks", f"{figures['missed_steps']} steps", "")
+    table.add_row("overruns", f"{figures['overruns']} command ticks", f"{figures['missed_steps']} steps missed", "")
     table.add_row("policy", f"{figures['missed_frames']} frames missed", f"{figures['late_chunks']} late", "")
     table.add_row("held", f"{figures['held']} steps", "", "")
     for name in ("limited", "deferred"):

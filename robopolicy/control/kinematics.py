@@ -189,7 +189,8 @@ def damped_least_squares(
 def _solve(gram: Float[Array, "*B n n"], rhs: Float[Array, "*B n 1"]) -> Float[Array, "*B n 1"]:
     """The solution x of gram @ x = rhs, for a positive definite matrix `gram`.
 
-    For tensors by Gauss-Jordan elimination, which needs no pivoting here; torch's own solver would wait for the GPU.
+    Tensors are solved by Gauss-Jordan elimination, which needs no pivoting here, since torch's own solver would synchronize
+    with the GPU.
     """
     if isinstance(gram, np.ndarray):
         return np.linalg.solve(gram, rhs)
@@ -228,7 +229,7 @@ def matrix_to_quaternion(rotation: Float[Array, "*B 3 3"]) -> Float[Array, "*B 4
 def _quaternion_products() -> tuple[np.ndarray, np.ndarray]:
     """Matrix (9, 16) and offsets (16,) that map a rotation matrix to 4 q q^T, whose rows are multiples of the quaternion.
 
-    The row with the largest diagonal loses nothing to cancellation (Bar-Itzhack 2000 uses the same matrix).
+    The row with the largest diagonal entry suffers no cancellation (Bar-Itzhack 2000 uses the same matrix).
     """
     slopes, offsets = np.zeros((3, 3, 4, 4)), np.eye(4)
     signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])

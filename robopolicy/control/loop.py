@@ -164,7 +164,7 @@ class ControlLoop(RobotDrive):
         self._act_when_due(grid)
 
     def _wait_within_step(self, grid: FixedGrid) -> None:
-        """Wait for the chunk between two commands if the next command belongs to the next control step.
+        """Between two commands, wait for the chunk, but only if the next command belongs to the next control step.
 
         With one command per control step, acting only at the next command would always be one step late.
         """

@@ -17,7 +17,7 @@ class FreezeOptions(LatencyOptions):
 
 @register("execution", "freeze", FreezeOptions)
 class Freeze:
-    """Keeps the planned actions of the steps during inference, and blends the rest of the plan into the new chunk."""
+    """Keeps the planned actions for the steps that pass during inference; blends the rest of the plan into the new chunk."""
 
     def __init__(self, options: LatencyOptions, chunk: int, control_dt: float) -> None:
         self.frozen = options.latency_steps(control_dt)
