@@ -52,11 +52,11 @@ def test_takeover_and_return_keep_to_the_limits(fake_robot, fake_clock):
     loop = make_loop(fake_robot, fake_clock, forward, recorder=recorder, operator=ScriptedOperator())
     statistics = loop.run(1.0)
     assert_within_limits(fake_robot)
-    operated = [tick.intervention for tick in recorder.ticks]
+    operated = [tick.intervention for tick in recorder.steps]
     assert operated == [8 <= step < 14 for step in range(20)]
     assert statistics.operated == 6
     assert statistics.failure is None
-    for tick in recorder.ticks:
+    for tick in recorder.steps:
         np.testing.assert_allclose(tick.action, BACK if tick.intervention else forward(0, None)[0], atol=1e-6)
         np.testing.assert_allclose(tick.policy_action, forward(0, None)[0], atol=1e-6)
     moved = fake_robot.commands[-1].joint_position_rad - fake_robot.commands[0].joint_position_rad
@@ -78,7 +78,7 @@ def test_a_plan_made_before_the_return_is_dropped(fake_robot, fake_clock, latenc
     loop.executor.replan_every = 4
     statistics = loop.run(1.0)
     late = 0 if latency_s == 0 else 1
-    assert recorder.ticks[14].action[0] == pytest.approx(0.01 * (14 - late))
+    assert recorder.steps[14].action[0] == pytest.approx(0.01 * (14 - late))
     assert statistics.failure is None
 
 

@@ -183,7 +183,7 @@ def test_the_loop_executes_what_its_policy_was_told(fake_robot, fake_clock):
     loop = ControlLoop(fake_robot, inference, executor, EE, clock=fake_clock, recorder=recorder)
     loop.run(2.0)
     assert loop.stopped is None
-    executed = {round(tick.t_s / CONTROL_DT): tick.action for tick in recorder.ticks if tick.action is not None}
+    executed = {round(tick.t_s / CONTROL_DT): tick.action for tick in recorder.steps if tick.action is not None}
     assert len(taken) >= 10
     compared = 0
     for step in taken:

@@ -243,6 +243,7 @@ def row_difference(expected: RowShapes, found: RowShapes) -> str | None:
         return f"the key {more[0]!r} is not in the demos before it; drop or rename it"
     for key, (shape, _) in found.items():
         if found[key] != expected[key]:
-            what = "shape" if shape != expected[key][0] else "type"
-            return f"{key} has rows of another {what} (shape {shape}) than in the demos before it (shape {expected[key][0]})"
+            if shape != expected[key][0]:
+                return f"{key} has rows of shape {shape}; in the demos before it they are {expected[key][0]}"
+            return f"{key} has rows of another type than in the demos before it"
     return None
