@@ -33,7 +33,7 @@ def test_the_table_shows_what_a_robot_engineer_looks_for():
     page = io.StringIO()
     Console(file=page, width=100).print(live_table(statistics))
     shown = page.getvalue()
-    for words in ("20.00 of 20 Hz", "3 ticks", "limited: motion", "50.0 %", "no fresh chunk", "0.10"):
+    for words in ("20.00 of 20 Hz", "3 command ticks", "limited: motion", "50.0 %", "no fresh chunk", "0.10"):
         assert words in shown
     assert LoopStatistics(0.05, 0.001).to_dict()["latency_ms"] == {}
     Console(file=page).print(live_table(LoopStatistics(0.05, 0.001)))
