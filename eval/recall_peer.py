@@ -2,10 +2,11 @@
 
     PEERS/bin/python eval/recall_peer.py --data recall.hdf5 --demos 42 --start 0.54 --train-seeds 0 --json peer.json
 
-PEERS is an environment with robopolicy and sb3-contrib. The peer's LSTM is cloned on the same demos until it succeeds in
-`--start` of the episodes within 5 points, then learns for as many steps of the same worlds as ours. It sees the same keys,
-z-scored, and the named color as three more columns; its actions span -1 to 1 over the range of the demos, and constant
-columns are held, as in ours. Rollout, discounts, noise, epochs and minibatches are those given to `improve`.
+PEERS is an environment with robopolicy and sb3-contrib. The peer's LSTM is cloned on demos of the same file until it
+succeeds in `--start` of the episodes within 5 points, then learns for as many steps of the same worlds as ours. It sees the
+same keys, z-scored, and the named color as three more columns; its actions span -1 to 1 over the range of the demos, and
+constant columns are held, as in ours. Rollout, discounts, noise, epochs and minibatches are those given to `improve`; the
+learning rate is fixed, while `improve` adapts its own from 1e-4.
 """
 
 import argparse

@@ -5,8 +5,10 @@ import pytest
 
 from robopolicy.sim.env import RobotVectorEnv
 from robopolicy.sim.expert import expert_actions
+from robopolicy.sim.stepped import SteppedRobot, WorldOptions
 from robopolicy.sim.tasks import make_task
 from robopolicy.sim.tasks._lids import GAP_M, LID_HALF_M
+from robopolicy.types import Command
 
 STILL = np.zeros((1, 7))
 
@@ -87,6 +89,21 @@ def test_an_arm_that_is_held_moves_only_once_the_lamp_is_lit():
     for _ in range(5):
         env.step(np.array([[1.0, 1.0, 0, 0, 0, 0, 1.0]]))
     assert np.linalg.norm(env.state.ee_position - start) > 0.02
+
+
+def test_an_arm_that_is_held_ignores_a_robots_commands_until_the_lamp_is_lit():
+    """Guards against: `run --robot sim` moving an arm that `eval` holds."""
+    options = {"cue_steps": 3, "delay_steps": 5, "arm_held": True}
+    robot = SteppedRobot(WorldOptions("recall", seed=1, task_options=options))
+    start = robot.qpos()
+    moved_rad = []
+    for tick in range(1, 801):
+        goal = start + np.array([0.0002 * tick, 0, 0, 0, 0, 0, 0])
+        robot.command(Command(goal, np.array([0.0]), robot.now()))
+        robot.sleep_until(tick * robot.command_dt)
+        moved_rad.append(abs(robot.qpos()[0] - start[0]))
+    assert max(moved_rad[:399]) < 0.005  # the lamp is lit after 8 steps of 50 ms
+    assert moved_rad[-1] > 0.05
 
 
 def test_a_wrong_lid_is_a_failure_and_the_right_one_a_success():
